@@ -1,0 +1,34 @@
+"""Landslide polygons from georeferenced scenes, and the networks that find them.
+
+Names resolve on first use, so that ``import geolabel`` loads neither torch nor a raster library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geolabel.errors import GeolabelError as GeolabelError
+    from geolabel.run.extract import extract as extract
+    from geolabel.run.predict import predict as predict
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GeolabelError": "geolabel.errors",
+    "extract": "geolabel.run.extract",
+    "predict": "geolabel.run.predict",
+}
+
+__all__ = ["GeolabelError", "__version__", "extract", "predict"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

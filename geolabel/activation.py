@@ -1,0 +1,140 @@
+"""Activation maps: normalise, upsample, gate.
+
+Sources: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction" (APSAM), eq. 1 and 2;
+Zhou et al. (2016), "Learning Deep Features for Discriminative Localization".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from geolabel.types import Float32Array, UInt8Array
+
+LEVELS = 255
+"""Activations are thresholded and stored as grey values 0..255, as eq. 2 of APSAM has them."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Class activation maps of one image, at the stride of the network that made them.
+
+    The map alone cannot say that a class is absent (its maximum may have been scaled to one), so the raw maximum
+    and the class probability travel with it.
+    """
+
+    values: Float32Array
+    """(C, h, w), 0..1."""
+    local_probability: Float32Array
+    """(C, h, w), 0..1: probability of the class in the window of the training size around each cell."""
+    raw_max: Float32Array
+    """(C,) maximum of the linear map before normalisation."""
+    stride: int
+    """Image pixels per cell; cell ``i`` covers pixels ``[i * stride, (i + 1) * stride)``."""
+    classes: tuple[str, ...]
+
+    @property
+    def probability(self) -> Float32Array:
+        """(C,) largest class probability over all windows of the training size."""
+        return self.local_probability.max(axis=(1, 2))
+
+
+def normalise(raw: Float32Array, constant: float | None = None) -> Float32Array:
+    """Scale a linear activation map to 0..1, negative values to 0.
+
+    With `constant`, a given raw value becomes 1 (and what exceeds it is cut), so maps of many tiles compare. Without,
+    the map's own maximum becomes 1: eq. 1 of APSAM, right for a chip that is known to show the class. A map
+    without a positive value becomes all zeros, never inverted.
+
+    Parameters
+    ----------
+    raw : (..., h, w)
+    constant
+        Positive raw value that maps to 1.
+    """
+    positive = np.maximum(raw, 0, dtype=np.float32)
+    if constant is not None:
+        return np.minimum(positive / np.float32(constant), 1, dtype=np.float32)
+    peak = positive.max(axis=(-2, -1), keepdims=True)
+    return np.divide(positive, peak, out=np.zeros_like(positive), where=peak > 0)
+
+
+def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Float32Array:
+    """Class probability of the window of `cells` x `cells` around each cell.
+
+    The head of the network is linear, so the logit of any window is the mean of the raw map over it plus the bias.
+    Windows lie inside the map: a cell near its frame takes the window nearest to it.
+
+    Parameters
+    ----------
+    raw : (C, h, w)
+    bias : (C,)
+    cells
+        Side of the training window in cells of the map.
+
+    Returns
+    -------
+    (C, h, w), 0..1
+    """
+    _, height, width = raw.shape
+    kh, kw = min(cells, height), min(cells, width)
+    # Sums over every window that fits, from an integral image in double precision: the mean of any window then
+    # depends on that window alone and not on how a running sum arrived there.
+    integral = np.pad(raw.astype(np.float64).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    sums = integral[:, kh:, kw:] - integral[:, :-kh, kw:] - integral[:, kh:, :-kw] + integral[:, :-kh, :-kw]
+    logits = sums / (kh * kw) + bias[:, None, None]
+    rows = np.clip(np.arange(height) - kh // 2, 0, height - kh)
+    cols = np.clip(np.arange(width) - kw // 2, 0, width - kw)
+    nearest = logits[:, rows][:, :, cols]
+    return (1 / (1 + np.exp(-np.clip(nearest, -60, 60)))).astype(np.float32)
+
+
+def quantise(values: Float32Array) -> UInt8Array:
+    """Map 0..1 to grey values 0..255, to nearest."""
+    return np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
+
+
+def upsample(values: UInt8Array, stride: int, height: int, width: int) -> UInt8Array:
+    """Enlarge a grey map by `stride` with bilinear interpolation and cut it to (height, width).
+
+    Cell centres keep their place (the ``align_corners=False`` convention) and the frame repeats the outermost cells.
+
+    Parameters
+    ----------
+    values : (h, w) with ``h * stride >= height`` and ``w * stride >= width``
+    """
+    if stride == 1:
+        return values[:height, :width]
+    return _along(_along(values.astype(np.int32), stride, height, axis=0), stride, width, axis=1, final=True)
+
+
+def _along(values: np.ndarray, stride: int, length: int, *, axis: int, final: bool = False) -> np.ndarray:
+    # Fixed-point weights: a pixel's value is the same integer whichever part of the map is being enlarged.
+    twice = 2 * np.arange(length) + 1 - stride  # position of the pixel's centre, in units of 1 / (2 * stride) cells
+    low = twice // (2 * stride)
+    weight = (twice - low * 2 * stride).astype(np.int32)
+    last = values.shape[axis] - 1
+    a, b = values.take(np.clip(low, 0, last), axis), values.take(np.clip(low + 1, 0, last), axis)
+    shape = [1, 1]
+    shape[axis] = length
+    weight = weight.reshape(shape)
+    out = a * (2 * stride - weight) + b * weight
+    if not final:
+        return out
+    unit = (2 * stride) ** 2
+    return ((out + unit // 2) // unit).astype(np.uint8)
+
+
+def local_peaks(values: Float32Array, minimum: float, distance: int) -> np.ndarray:
+    """(N, 2) rows and columns of local maxima above `minimum`, at least `distance` apart, highest first."""
+    from skimage.feature import peak_local_max
+
+    return peak_local_max(values, min_distance=distance, threshold_abs=minimum, exclude_border=False)
+
+
+def label_components(binary: np.ndarray) -> tuple[np.ndarray, int]:
+    """Label the 8-connected components of a binary map, as contour tracing connects them."""
+    labels, count = ndimage.label(binary, structure=np.ones((3, 3), int))
+    return labels, int(count)

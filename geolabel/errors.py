@@ -1,0 +1,45 @@
+"""The errors that geolabel raises on purpose.
+
+::
+
+    GeolabelError
+    ├── OptionError     an option, or a combination of options, that cannot work
+    ├── SceneError      a raster that cannot be opened or lacks what the run needs
+    │   └── TileError   one window of a readable scene failed; the rest may go on
+    ├── VectorError     prompts, an area of interest or an inventory that cannot be used
+    ├── WeightsError    a network file that is missing, damaged, or not what it claims to be
+    └── OutputError     a result that cannot be written
+
+A message names the value, the limit and the way out. The command line maps `OptionError` to exit code 2
+and every other member to 1; with ``--on-error skip`` a `TileError` becomes a recorded gap and exit code 3.
+"""
+
+from __future__ import annotations
+
+
+class GeolabelError(Exception):
+    """Base of every error that geolabel raises on purpose."""
+
+
+class OptionError(GeolabelError):
+    """An option, or a combination of options, cannot work."""
+
+
+class SceneError(GeolabelError):
+    """A raster cannot be opened, or lacks what the run needs."""
+
+
+class TileError(SceneError):
+    """One window of a readable scene could not be processed."""
+
+
+class VectorError(GeolabelError):
+    """Prompts, an area of interest or an inventory cannot be used."""
+
+
+class WeightsError(GeolabelError):
+    """A network file is missing, damaged, or not what it claims to be."""
+
+
+class OutputError(GeolabelError):
+    """A result cannot be written."""

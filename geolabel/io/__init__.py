@@ -1,0 +1,1 @@
+"""The world outside: scenes, vectors, rasters, weights files."""

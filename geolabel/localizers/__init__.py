@@ -1,0 +1,1 @@
+"""Parts that say where in an image a class is likely."""

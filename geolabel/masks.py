@@ -1,0 +1,69 @@
+"""Masks: what the segmenter answers, and how candidates are judged and chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import numpy as np
+
+from geolabel.types import BoolArray, Float32Array, Int64Array, UInt8Array
+
+Selection = Literal["best_iou", "first", "whole", "single"]
+"""Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, or the single-mask token."""
+
+OUTSIDE = 255
+"""Score of a pixel that is not valid. Scores of valid pixels are 0..254."""
+
+EDGE = 127
+"""The score of probability one half, SAM's own mask edge (a logit of 0)."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """M masks of one image, each the answer to a prompt."""
+
+    scores: UInt8Array
+    """(M, H, W) sigmoid of the mask's logit, 0..254."""
+    predicted_iou: Float32Array
+    """(M,) the network's own guess of the mask's quality, 0..1."""
+    stability: Float32Array
+    """(M,) 0..1, see `stability_score`."""
+    prompt_ids: Int64Array
+    """(M,) `Prompts.ids` of the prompt that the mask answers."""
+    candidates: Int64Array
+    """(M,) which of the network's candidates it is."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: BoolArray | Int64Array | slice) -> Self:
+        """Masks chosen by boolean mask, indices or slice."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    @property
+    def binary(self) -> BoolArray:
+        """(M, H, W) the pixels inside SAM's edge."""
+        return self.scores >= EDGE
+
+    @property
+    def quality(self) -> Float32Array:
+        """(M,) predicted IoU times stability."""
+        return self.predicted_iou * self.stability
+
+
+def quantise_logits(logits: Float32Array) -> UInt8Array:
+    """Map mask logits to scores 0..254 so that a logit of 0 or more gives `EDGE` or more, and below 0 less."""
+    probability = 1 / (1 + np.exp(-np.clip(logits, -60, 60, dtype=np.float32)))
+    scores = np.rint(probability * 254).astype(np.uint8)
+    return np.where((logits < 0) & (scores >= EDGE), np.uint8(EDGE - 1), scores)
+
+
+def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
+    """IoU of the masks cut at ``+offset`` and ``-offset``, over the last two axes; 0 for an empty mask.
+
+    Source: segment-anything, ``calculate_stability_score`` (threshold 0).
+    """
+    inner = (logits > offset).sum(axis=(-2, -1), dtype=np.int64)
+    outer = (logits > -offset).sum(axis=(-2, -1), dtype=np.int64)
+    return np.divide(inner, outer, out=np.zeros(inner.shape), where=outer > 0).astype(np.float32)

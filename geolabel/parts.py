@@ -1,0 +1,86 @@
+"""The roles that a method is composed of, and the recipes by which networks travel to where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from geolabel.activation import Activation
+from geolabel.masks import Masks
+from geolabel.prompts import Prompts
+from geolabel.types import UInt8Array
+
+
+class Localizer(Protocol):
+    """Says where in an image its classes are likely."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the activation's first axis."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the images that it was trained on: the window of the gate."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of the activation."""
+        ...
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        ...
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activations of images (H, W, 3), red first; all of one size."""
+        ...
+
+
+class Prompter(Protocol):
+    """Turns one activation into prompts, in pixels of the image."""
+
+    def __call__(self, activation: Activation) -> Prompts:
+        """Prompts of one image."""
+        ...
+
+
+class Segmenter(Protocol):
+    """Answers prompts with masks. Calls are stateless: the image comes with its prompts."""
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the largest image it takes."""
+        ...
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        ...
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3), red first, H and W up to `window`; each is encoded once for all its prompts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a part where it is needed. Recipes are small, hashable and pickle; networks stay out of tasks."""
+
+    role: str
+    """``localizer`` or ``segmenter``."""
+    source: str
+    """``bundled``, the name of a published network, or the path of a weights file."""
+    sha256: str
+    """Of the weights file; checked when it is loaded."""
+    device: str = "cpu"
+    """A torch device."""
+    precision: str = "fp32"
+    """``fp32`` or ``bf16``."""
+    batch: int = 8
+    """Images per forward call; the last batch is padded, since a network's last digits depend on the batch."""
+    selection: str = "best_iou"
+    """Which candidate mask answers a prompt; segmenters only."""

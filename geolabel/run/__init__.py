@@ -1,0 +1,1 @@
+"""The run: plan, passes, execution, and the verbs of the package."""

@@ -1,0 +1,135 @@
+"""What is known of a scene before a pixel is read: its grid, its bands, and the grid that work happens on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pyproj
+from affine import Affine
+
+from geolabel.errors import SceneError
+from geolabel.tiles import Window
+
+SAME_GSD = 0.01
+"""A grid whose pixels differ from the wanted gsd by no more than this share is used as it is."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A raster's placement: coordinate reference system, affine transform and size.
+
+    Pixel ``(row, col)`` covers ``[col, col + 1) x [row, row + 1)`` in the frame that `transform` maps to the CRS.
+    The transform may be rotated or south-up.
+
+    Parameters
+    ----------
+    crs
+        None for a picture that lies nowhere on Earth; `unit_m` then says how long one unit of its transform is.
+    transform
+        Pixel to CRS coordinates.
+    height, width
+        Pixels.
+    unit_m
+        Metres per CRS unit where `crs` is None; ignored otherwise.
+    """
+
+    crs: pyproj.CRS | None
+    transform: Affine
+    height: int
+    width: int
+    unit_m: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise SceneError(f"a grid of {self.height} x {self.width} px holds no pixel")
+        if self.transform.determinant == 0 or not all(math.isfinite(v) for v in self.transform):
+            raise SceneError(f"the transform {tuple(self.transform)[:6]} cannot be inverted: it gives pixels no area")
+
+    @property
+    def window(self) -> Window:
+        """The whole grid as a window."""
+        return Window(0, 0, self.height, self.width)
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """CRS coordinates of the middle of the grid."""
+        x, y = self.transform * (self.width / 2, self.height / 2)
+        return float(x), float(y)
+
+    def pixel_size_m(self) -> tuple[float, float]:
+        """Width and height of the central pixel in metres, geodesic wherever the CRS lies on Earth.
+
+        Raises
+        ------
+        SceneError
+            If the CRS is missing and `unit_m` too, or the centre of the grid lies outside what the CRS can map.
+        """
+        if self.crs is None:
+            if self.unit_m is None:
+                raise SceneError("the scene has no CRS, so the size of its pixels is unknown: give --gsd METRES")
+            a, b, _, d, e, _ = tuple(self.transform)[:6]
+            return math.hypot(a, d) * self.unit_m, math.hypot(b, e) * self.unit_m
+        row, col = self.height / 2, self.width / 2
+        corners = [self.transform * p for p in ((col, row), (col + 1, row), (col, row + 1))]
+        geodetic = self.crs.geodetic_crs
+        if geodetic is None:  # an engineering CRS: metres or feet on a building site
+            factor = self.crs.axis_info[0].unit_conversion_factor if self.crs.axis_info else 1.0
+            (x0, y0), right, down = corners
+            return (
+                math.hypot(right[0] - x0, right[1] - y0) * factor,
+                math.hypot(down[0] - x0, down[1] - y0) * factor,
+            )
+        to_lonlat = pyproj.Transformer.from_crs(self.crs, geodetic, always_xy=True)
+        (lon, lat), right, down = (to_lonlat.transform(*p) for p in corners)
+        if not all(math.isfinite(v) for v in (lon, lat, *right, *down)):
+            raise SceneError(
+                f"the centre of the scene, {self.center}, lies outside what {self.crs.name} can map: "
+                "the CRS or the transform of the file is wrong"
+            )
+        geod = self.crs.get_geod() or pyproj.Geod(ellps="WGS84")
+        return float(geod.inv(lon, lat, *right)[2]), float(geod.inv(lon, lat, *down)[2])
+
+    @property
+    def gsd(self) -> float:
+        """Ground sample distance in metres: the geometric mean of the central pixel's sides."""
+        return math.sqrt(math.prod(self.pixel_size_m()))
+
+    def at_gsd(self, gsd: float) -> Grid:
+        """The same extent with pixels of `gsd` metres, scaled per axis; the grid itself where it differs by under 1 %."""
+        scale_x, scale_y = (size / gsd for size in self.pixel_size_m())
+        if abs(scale_x - 1) <= SAME_GSD and abs(scale_y - 1) <= SAME_GSD:
+            return self
+        width, height = max(1, round(self.width * scale_x)), max(1, round(self.height * scale_y))
+        transform = self.transform * Affine.scale(self.width / width, self.height / height)
+        return replace(self, transform=transform, height=height, width=width)
+
+    def working(self, gsd_range: tuple[float, float]) -> Grid:
+        """The grid to work on: the scene's own gsd where the networks' range allows, else the nearest end of it."""
+        return self.at_gsd(min(max(self.gsd, gsd_range[0]), gsd_range[1]))
+
+    def crop(self, window: Window) -> Grid:
+        """The part of the grid under `window`, pixel for pixel."""
+        if not self.window.contains(window):
+            raise SceneError(f"{window} does not lie in a grid of {self.height} x {self.width} px")
+        transform = self.transform * Affine.translation(window.col, window.row)
+        return replace(self, transform=transform, height=window.height, width=window.width)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A georeferenced raster as its header describes it."""
+
+    name: str
+    """What the user called it: a path, a URI, or the name of an array."""
+    grid: Grid
+    """The raster's own grid."""
+    bands: tuple[int, int, int]
+    """One-based band numbers that serve as red, green and blue; one band may serve as all three."""
+    dtype: str
+    band_count: int
+    size_bytes: int | None = None
+    modified: str | None = None
+    """ISO 8601 time of the last change of the file, if known."""
+    event_date: str | None = None
+    """ISO 8601 date of acquisition, if the scene carries one."""

@@ -1,0 +1,1 @@
+"""Parts that answer prompts with masks."""

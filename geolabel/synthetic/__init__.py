@@ -1,0 +1,1 @@
+"""Procedural landslide scenes with truth."""

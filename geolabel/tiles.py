@@ -1,0 +1,189 @@
+"""Where the work happens: windows, overlapping tiles and the blocks that partition a scene.
+
+Everything here is plain integer geometry on the working grid. Nothing holds a pixel, so a plan of a million
+tiles costs as much memory as a plan of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from geolabel.errors import OptionError
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A half-open rectangle of pixels: rows ``[row, row + height)``, columns ``[col, col + width)``."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def bottom(self) -> int:
+        """First row below the window."""
+        return self.row + self.height
+
+    @property
+    def right(self) -> int:
+        """First column right of the window."""
+        return self.col + self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Row and column slices into an array whose first pixel is the grid's."""
+        return slice(self.row, self.bottom), slice(self.col, self.right)
+
+    def intersection(self, other: Window) -> Window | None:
+        """Return the pixels in both windows, or None when there are none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
+        if bottom <= row or right <= col:
+            return None
+        return Window(row, col, bottom - row, right - col)
+
+    def within(self, outer: Window) -> tuple[slice, slice]:
+        """Row and column slices of this window into an array that holds exactly `outer`."""
+        return (
+            slice(self.row - outer.row, self.bottom - outer.row),
+            slice(self.col - outer.col, self.right - outer.col),
+        )
+
+    def contains(self, other: Window) -> bool:
+        """Whether every pixel of `other` lies in this window."""
+        return (
+            self.row <= other.row
+            and self.col <= other.col
+            and other.bottom <= self.bottom
+            and other.right <= self.right
+        )
+
+
+def tile_starts(length: int, size: int, stride: int) -> tuple[int, ...]:
+    """First pixels of the tiles along one axis: 0, stride, ..., the last one moved back to end at the edge.
+
+    An axis shorter than a tile has the single start 0.
+
+    Examples
+    --------
+    >>> tile_starts(600, 256, 153)
+    (0, 153, 306, 344)
+    """
+    if length <= size:
+        return (0,)
+    return (*range(0, length - size, stride), length - size)
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Overlapping square tiles over a grid of `height` x `width` pixels, numbered in raster order.
+
+    A tile of a grid smaller than `size` is cut to the grid; whoever feeds a network pads it.
+
+    Raises
+    ------
+    OptionError
+        If `size` is not positive or `overlap` leaves no step between tiles.
+    """
+
+    height: int
+    width: int
+    size: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise OptionError(f"tile size {self.size} px: it has to be at least 1 px")
+        if not 0 <= self.overlap < self.size:
+            raise OptionError(
+                f"overlap {self.overlap} px does not fit a tile size of {self.size} px: "
+                f"give an overlap from 0 to {self.size - 1} px"
+            )
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """First row of each line of tiles."""
+        return tile_starts(self.height, self.size, self.size - self.overlap)
+
+    @cached_property
+    def cols(self) -> tuple[int, ...]:
+        """First column of each file of tiles."""
+        return tile_starts(self.width, self.size, self.size - self.overlap)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.cols)
+
+    def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(f"tile {index} of {len(self)}")
+        i, j = divmod(index, len(self.cols))
+        return self._window(i, j)
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[index] for index in range(len(self)))
+
+    def _window(self, i: int, j: int) -> Window:
+        row, col = self.rows[i], self.cols[j]
+        return Window(row, col, min(self.size, self.height - row), min(self.size, self.width - col))
+
+    def covering(self, window: Window) -> list[int]:
+        """Indices, ascending, of the tiles that share a pixel with `window`."""
+        lines = [i for i, row in enumerate(self.rows) if row < window.bottom and row + self.size > window.row]
+        files = [j for j, col in enumerate(self.cols) if col < window.right and col + self.size > window.col]
+        return [i * len(self.cols) + j for i in lines for j in files]
+
+    def nearest(self, row: float, col: float) -> int:
+        """Index of the tile whose centre is nearest to a point (pixel edges at integers); ties to the lower index."""
+        half_h, half_w = min(self.size, self.height) / 2, min(self.size, self.width) / 2
+        i = min(range(len(self.rows)), key=lambda k: (abs(self.rows[k] + half_h - row), k))
+        j = min(range(len(self.cols)), key=lambda k: (abs(self.cols[k] + half_w - col), k))
+        return i * len(self.cols) + j
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """Blocks that partition a grid without overlap, numbered in raster order; the last ones may be smaller."""
+
+    height: int
+    width: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise OptionError(f"block size {self.size} px: it has to be at least 1 px")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of blocks down and across."""
+        return -(-self.height // self.size), -(-self.width // self.size)
+
+    def __len__(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        i, j = divmod(index, self.shape[1])
+        row, col = i * self.size, j * self.size
+        return Window(row, col, min(self.size, self.height - row), min(self.size, self.width - col))
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[index] for index in range(len(self)))
+
+    def covering(self, window: Window) -> list[int]:
+        """Indices, ascending, of the blocks that share a pixel with `window`."""
+        top, left = max(window.row, 0) // self.size, max(window.col, 0) // self.size
+        bottom = (min(window.bottom, self.height) - 1) // self.size
+        right = (min(window.right, self.width) - 1) // self.size
+        return [i * self.shape[1] + j for i in range(top, bottom + 1) for j in range(left, right + 1)]
+
+
+def window_around(row: float, col: float, size: int, height: int, width: int) -> Window:
+    """A window of `size` px a side centred on a point, moved inside the grid and cut where the grid is smaller."""
+    h, w = min(size, height), min(size, width)
+    top = min(max(round(row - h / 2), 0), height - h)
+    left = min(max(round(col - w / 2), 0), width - w)
+    return Window(top, left, h, w)

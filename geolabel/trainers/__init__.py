@@ -1,0 +1,1 @@
+"""Objectives and training loops; no raster library."""
