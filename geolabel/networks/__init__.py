@@ -1,1 +1,37 @@
-"""Network architectures, in torch alone."""
+"""The networks that ship with geolabel, and how any of them is built from a description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from geolabel.errors import WeightsError
+from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.networks.sam import build_sam
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {"pyramid": PyramidLocalizer, "sam": build_sam}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """Build a network with random weights from a description that survives JSON.
+
+    Parameters
+    ----------
+    architecture
+        ``name`` (``pyramid`` or ``sam``) and the builder's keyword arguments.
+
+    Raises
+    ------
+    WeightsError
+        If no builder has that name, or it does not take these arguments.
+    """
+    arguments = dict(architecture)
+    name = arguments.pop("name", None)
+    if name not in _BUILDERS:
+        raise WeightsError(f"no network is called {name!r}: known are {', '.join(sorted(_BUILDERS))}")
+    try:
+        return _BUILDERS[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the network {name!r} cannot be built from its description: {error}") from error

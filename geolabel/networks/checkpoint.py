@@ -1,0 +1,126 @@
+"""One file per network: half-precision tensors and a JSON description, as safetensors. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from geolabel.errors import WeightsError
+
+FORMAT = 1
+"""Version of the description; a reader refuses what is newer than it knows."""
+
+KEY = "geolabel"
+"""Where the description lies in the metadata of the file."""
+
+Kind = Literal["localizer", "segmenter"]
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What a network is, and what a caller must know to use it. All of it is plain JSON."""
+
+    kind: Kind
+    architecture: dict[str, Any]
+    """What `networks.build` makes the network from."""
+    classes: tuple[str, ...]
+    """Names of the localizer's classes; of a segmenter, what it was mostly trained to outline."""
+    window: int
+    """Side in pixels of the images it was trained on: of a localizer, the window of the gate."""
+    stride: int
+    """Image pixels per cell: of the localizer's map, of the segmenter's low-resolution masks."""
+    gsd_range: tuple[float, float]
+    """Finest and coarsest ground sample distance of its training, metres."""
+    mean: tuple[float, float, float]
+    """Of red, green and blue, 0..255: an image is normalised as ``(rgb - mean) / std``."""
+    std: tuple[float, float, float]
+    constant: float | None = None
+    """Raw value of a localizer's map that becomes activation 1, so that 120 of 255 is the operating point."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: seed, steps, data and their licences, figures on selection data."""
+
+    def to_json(self) -> str:
+        """Return the description as JSON, with the version of its format."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> NetworkInfo:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        WeightsError
+            If the text is no such description, or of a newer format.
+        """
+        try:
+            given = json.loads(text)
+            version = given.pop("format")
+            if version > FORMAT:
+                raise WeightsError(
+                    f"the network file has format {version}, this geolabel reads up to {FORMAT}: upgrade it"
+                )
+            known = {f.name for f in fields(cls)}
+            values = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"the description of the network cannot be read ({error}): use another file") from error
+
+
+def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], info: NetworkInfo) -> None:
+    """Write a network, its floating-point tensors rounded to half precision.
+
+    Beside `path` first, renamed at the end: a reader never sees half a file.
+    """
+    path = Path(path)
+    state = module.state_dict() if isinstance(module, nn.Module) else module
+    tensors = {name: _half(tensor) for name, tensor in sorted(state.items())}
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={KEY: info.to_json()})
+    part.replace(path)
+
+
+def read_info(path: Path | str) -> NetworkInfo:
+    """Read the description of a network without its tensors; raises as `load_checkpoint` does."""
+    return _read(Path(path), tensors=False)[1]
+
+
+def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], NetworkInfo]:
+    """Read the tensors, in single precision, and the description of a network.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or no network of geolabel.
+    """
+    return _read(Path(path), tensors=True)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], NetworkInfo]:
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist: give the path of a network file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            state = {name: _single(file.get_tensor(name)) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is no whole safetensors file ({error}): fetch or train it again") from error
+    if text is None:
+        raise WeightsError(f"{path} lacks the description that geolabel stores with a network: use a file made by it")
+    return state, NetworkInfo.from_json(text)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor.clone()
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
