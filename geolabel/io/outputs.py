@@ -1,0 +1,81 @@
+"""Outputs appear whole or not at all: written beside their place and renamed when finished."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from geolabel.errors import OutputError
+
+SIDECARS = ("", "-journal", "-wal", "-shm", ".aux.xml", ".msk", ".ovr", ".ovr.tmp")
+"""What GDAL and SQLite may leave beside a file they were writing."""
+
+
+def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse, before any work is done, a place where an output could not or should not be written.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a file that is there already may be replaced.
+    suffixes
+        File name extensions that fit the format, lower case.
+    inputs
+        Files that the run reads, none of which may be its output too.
+
+    Raises
+    ------
+    OutputError
+        If the name, the folder, the file that is there, or an input stands in the way.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: the name of this output has to end with {' or '.join(suffixes)}")
+    for source in inputs:
+        if _same_file(path, source):
+            raise OutputError(f"{path} is an input of this run: give the output another name")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: give --overwrite to replace it, or another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {path.parent} cannot be written to; choose another")
+
+
+def _same_file(path: Path, source: str | Path) -> bool:
+    try:
+        return path.samefile(source)
+    except OSError:  # one of them is no file: a URI, or not there yet
+        return path.absolute() == Path(source).absolute()
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield the name of a file beside `path` to write to, and rename it to `path` if the block ends without an error.
+
+    The name keeps the extension of `path`, which some drivers insist on, and is the same every time, so what a killed
+    run left behind is cleared away by the next. After an error nothing is left but what was there before.
+
+    Raises
+    ------
+    OutputError
+        If `path` exists and must not be replaced.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    check_target(path, overwrite=overwrite, suffixes=(path.suffix.lower(),))
+    _discard(part)
+    try:
+        yield part
+        # a second run may have finished in the meantime
+        check_target(path, overwrite=overwrite, suffixes=(path.suffix.lower(),))
+        part.replace(path)
+    finally:
+        _discard(part)
+
+
+def _discard(part: Path) -> None:
+    for sidecar in SIDECARS:
+        part.with_name(part.name + sidecar).unlink(missing_ok=True)
