@@ -10,10 +10,13 @@ import numpy as np
 from geolabel.types import BoolArray, Float32Array, Int64Array, UInt8Array
 
 Selection = Literal["best_iou", "first", "whole", "single"]
-"""Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, or the single-mask token."""
+"""Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, or the single mask."""
 
 OUTSIDE = 255
 """Score of a pixel that is not valid. Scores of valid pixels are 0..254."""
+
+FULL = 254
+"""The score of probability one."""
 
 EDGE = 127
 """The score of probability one half, SAM's own mask edge (a logit of 0)."""
@@ -32,7 +35,7 @@ class Masks:
     prompt_ids: Int64Array
     """(M,) `Prompts.ids` of the prompt that the mask answers."""
     candidates: Int64Array
-    """(M,) which of the network's candidates it is."""
+    """(M,) which of the network's mask tokens it is: 0 the single mask, 1 to 3 the candidates."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -55,7 +58,7 @@ class Masks:
 def quantise_logits(logits: Float32Array) -> UInt8Array:
     """Map mask logits to scores 0..254 so that a logit of 0 or more gives `EDGE` or more, and below 0 less."""
     probability = 1 / (1 + np.exp(-np.clip(logits, -60, 60, dtype=np.float32)))
-    scores = np.rint(probability * 254).astype(np.uint8)
+    scores = np.rint(probability * FULL).astype(np.uint8)
     return np.where((logits < 0) & (scores >= EDGE), np.uint8(EDGE - 1), scores)
 
 
