@@ -68,7 +68,7 @@ class NetworkInfo:
                     f"the network file has format {version}, this geolabel reads up to {FORMAT}: upgrade it"
                 )
             known = {f.name for f in fields(cls)}
-            values = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
             return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"the description of the network cannot be read ({error}): use another file") from error

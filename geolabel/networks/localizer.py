@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.networks.trunk import STRIDES, Trunk, conv_norm
+from geolabel.networks.trunk import STRIDES, Trunk, conv_norm, enlarge
 
 
 class PyramidLocalizer(nn.Module):
@@ -55,11 +55,7 @@ class PyramidLocalizer(nn.Module):
         -------
         (N, C, H / stride, W / stride)
         """
-        coarse: Tensor | None = None
-        levels = zip(reversed(self.lateral), reversed(self.trunk(images)[1:]), strict=True)
-        for lateral, features in levels:
-            x = lateral(features)
-            if coarse is not None:
-                x = x + functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
-            coarse = x
-        return self.head(self.smooth(functional.relu(coarse)))
+        at8, at16, at32 = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(images)[1:], strict=True))
+        features = at8 + enlarge(at16 + enlarge(at32))
+        maps: Tensor = self.head(self.smooth(functional.relu(features)))
+        return maps

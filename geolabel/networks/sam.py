@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
-from torch.nn import functional
 
-from geolabel.networks.trunk import STRIDES, Trunk, conv_norm
+from geolabel.networks.trunk import STRIDES, Trunk, conv_norm, enlarge
 
 EMBEDDING_STRIDE = STRIDES[2]
 LOW_RES_STRIDE = EMBEDDING_STRIDE // 4
@@ -42,8 +41,11 @@ class ConvEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed (N, 3, img_size, img_size) images as (N, out_channels, img_size / 16, img_size / 16)."""
         at4, at8, at16, at32 = self.trunk(images)
-        wide = functional.interpolate(self.lateral32(at32), scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.neck(self.merge(torch.cat([self.fold4(at4), self.fold8(at8), self.lateral16(at16), wide], dim=1)))
+        wide = enlarge(self.lateral32(at32))
+        embedding: Tensor = self.neck(
+            self.merge(torch.cat([self.fold4(at4), self.fold8(at8), self.lateral16(at16), wide], dim=1))
+        )
+        return embedding
 
 
 class DrawingPromptEncoder(PromptEncoder):  # type: ignore[misc]

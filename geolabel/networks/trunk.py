@@ -17,6 +17,11 @@ def conv_norm(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> n
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
+def enlarge(x: Tensor) -> Tensor:
+    """Double the height and width of (N, C, H, W) features, bilinearly."""
+    return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
 class Residual(nn.Module):
     """The basic block of He et al. (2016), "Deep Residual Learning for Image Recognition"."""
 
