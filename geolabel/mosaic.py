@@ -1,0 +1,114 @@
+"""One mosaic from overlapping tiles: dense maps are blended, masks meet by the maximum of their score.
+
+A tile without a prompt for an object has no vote on it, so a mask is never averaged with its absence. Every
+function fills one window of the mosaic from the tiles or masks that reach into it. Weights are integers that depend on
+a tile alone, and sums of integers do not depend on their order: a pixel has the same value in any window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from geolabel.masks import OUTSIDE
+from geolabel.tiles import Window
+from geolabel.types import BoolArray, Int32Array, UInt8Array
+
+NO_MASK = -1
+"""Winner of a pixel that no mask covers."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A window of the finished mosaic, and what lies beside it."""
+
+    scores: UInt8Array
+    """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
+    activation: UInt8Array | None = None
+    """(H, W) grey values 0..255; None for a mosaic that was made without prompts."""
+    winner: Int32Array | None = None
+    """(H, W) number of the mask that gave a pixel its score, or `NO_MASK`."""
+
+
+def feather(height: int, width: int, floor: int = 1) -> Int32Array:
+    """(height, width) weights of a tile: `floor` along its frame, one more for each pixel inward, per axis.
+
+    The weights of the two axes are multiplied. They are nowhere 0, so the frame of a scene, which has
+    no second tile, keeps its values.
+    """
+    rows, cols = (floor + np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (height, width))
+    return np.outer(rows, cols).astype(np.int32)
+
+
+@lru_cache(maxsize=16)
+def _weights(height: int, width: int) -> Int32Array:
+    weights = feather(height, width)
+    weights.setflags(write=False)  # shared between calls
+    return weights
+
+
+def blend(window: Window, parts: Iterable[tuple[Window, UInt8Array]]) -> UInt8Array:
+    """Average the tiles that cover a window, weighted by `feather`; halves are rounded up.
+
+    Parameters
+    ----------
+    window
+        What to fill.
+    parts
+        Tiles in any order: where they lie, and their values (h, w). What reaches out of `window` is ignored.
+
+    Returns
+    -------
+    (H, W), 0 where no tile is
+    """
+    total = np.zeros((window.height, window.width), np.int64)
+    weight = np.zeros((window.height, window.width), np.int64)
+    for tile, values in parts:
+        shared = tile.intersection(window)
+        if shared is None:
+            continue
+        source, target = shared.within(tile), shared.within(window)
+        share = _weights(tile.height, tile.width)[source]
+        total[target] += share * values[source].astype(np.int64)
+        weight[target] += share
+    covered = np.maximum(weight, 1)
+    mean: UInt8Array = ((2 * total + covered) // (2 * covered)).astype(np.uint8)
+    return mean
+
+
+def merge_scores(window: Window, parts: Iterable[tuple[Window, UInt8Array, int]]) -> tuple[UInt8Array, Int32Array]:
+    """Maximum of the scores of masks, and which mask it came from.
+
+    Parameters
+    ----------
+    window
+        What to fill.
+    parts
+        Masks in any order: the window of the crop, its scores (h, w), 0 where the mask is not, and the mask's number,
+        from 0. What reaches out of `window` is ignored.
+
+    Returns
+    -------
+    scores : (H, W), 0 where no mask is
+    winner : (H, W), `NO_MASK` where no mask is; where scores tie, the mask of the lowest number
+    """
+    scores = np.zeros((window.height, window.width), np.uint8)
+    winner = np.full((window.height, window.width), NO_MASK, np.int32)
+    for crop, values, number in parts:
+        shared = crop.intersection(window)
+        if shared is None:
+            continue
+        new, target = values[shared.within(crop)], shared.within(window)
+        best, by = scores[target], winner[target]
+        better = (new > best) | ((new == best) & (number < by))  # NO_MASK is less than any number: 0 does not beat 0
+        best[better] = new[better]
+        by[better] = number
+    return scores, winner
+
+
+def mark_outside(scores: UInt8Array, valid: BoolArray) -> UInt8Array:
+    """Scores with `geolabel.masks.OUTSIDE` where a pixel is not valid."""
+    return np.where(valid, scores, np.uint8(OUTSIDE))
