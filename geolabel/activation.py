@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from geolabel.types import Float32Array, UInt8Array
+from geolabel.types import Float32Array, Int32Array, UInt8Array
 
 LEVELS = 255
 """Activations are thresholded and stored as grey values 0..255, as eq. 2 of APSAM has them."""
@@ -54,11 +53,13 @@ def normalise(raw: Float32Array, constant: float | None = None) -> Float32Array:
     constant
         Positive raw value that maps to 1.
     """
-    positive = np.maximum(raw, 0, dtype=np.float32)
+    positive: Float32Array = np.maximum(raw, 0, dtype=np.float32)
     if constant is not None:
-        return np.minimum(positive / np.float32(constant), 1, dtype=np.float32)
+        np.minimum(positive / np.float32(constant), 1, out=positive)
+        return positive
     peak = positive.max(axis=(-2, -1), keepdims=True)
-    return np.divide(positive, peak, out=np.zeros_like(positive), where=peak > 0)
+    scaled: Float32Array = np.divide(positive, peak, out=np.zeros_like(positive), where=peak > 0)
+    return scaled
 
 
 def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Float32Array:
@@ -80,20 +81,22 @@ def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Floa
     """
     _, height, width = raw.shape
     kh, kw = min(cells, height), min(cells, width)
-    # Sums over every window that fits, from an integral image in double precision: the mean of any window then
-    # depends on that window alone and not on how a running sum arrived there.
+    # Sums over every window that fits, from an integral image. Double precision keeps the rounding of the running sums
+    # far below what single-precision results can show.
     integral = np.pad(raw.astype(np.float64).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     sums = integral[:, kh:, kw:] - integral[:, :-kh, kw:] - integral[:, kh:, :-kw] + integral[:, :-kh, :-kw]
     logits = sums / (kh * kw) + bias[:, None, None]
     rows = np.clip(np.arange(height) - kh // 2, 0, height - kh)
     cols = np.clip(np.arange(width) - kw // 2, 0, width - kw)
     nearest = logits[:, rows][:, :, cols]
-    return (1 / (1 + np.exp(-np.clip(nearest, -60, 60)))).astype(np.float32)
+    probability: Float32Array = (1 / (1 + np.exp(-np.clip(nearest, -60, 60)))).astype(np.float32)
+    return probability
 
 
 def quantise(values: Float32Array) -> UInt8Array:
     """Map 0..1 to grey values 0..255, to nearest."""
-    return np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
+    grey: UInt8Array = np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
+    return grey
 
 
 def upsample(values: UInt8Array, stride: int, height: int, width: int) -> UInt8Array:
@@ -107,10 +110,13 @@ def upsample(values: UInt8Array, stride: int, height: int, width: int) -> UInt8A
     """
     if stride == 1:
         return values[:height, :width]
-    return _along(_along(values.astype(np.int32), stride, height, axis=0), stride, width, axis=1, final=True)
+    scaled = _along(_along(values.astype(np.int32), stride, height, axis=0), stride, width, axis=1)
+    unit = (2 * stride) ** 2
+    return ((scaled + unit // 2) // unit).astype(np.uint8)
 
 
-def _along(values: np.ndarray, stride: int, length: int, *, axis: int, final: bool = False) -> np.ndarray:
+def _along(values: Int32Array, stride: int, length: int, *, axis: int) -> Int32Array:
+    # One axis, scaled by 2 * stride.
     # Fixed-point weights: a pixel's value is the same integer whichever part of the map is being enlarged.
     twice = 2 * np.arange(length) + 1 - stride  # position of the pixel's centre, in units of 1 / (2 * stride) cells
     low = twice // (2 * stride)
@@ -120,21 +126,4 @@ def _along(values: np.ndarray, stride: int, length: int, *, axis: int, final: bo
     shape = [1, 1]
     shape[axis] = length
     weight = weight.reshape(shape)
-    out = a * (2 * stride - weight) + b * weight
-    if not final:
-        return out
-    unit = (2 * stride) ** 2
-    return ((out + unit // 2) // unit).astype(np.uint8)
-
-
-def local_peaks(values: Float32Array, minimum: float, distance: int) -> np.ndarray:
-    """(N, 2) rows and columns of local maxima above `minimum`, at least `distance` apart, highest first."""
-    from skimage.feature import peak_local_max
-
-    return peak_local_max(values, min_distance=distance, threshold_abs=minimum, exclude_border=False)
-
-
-def label_components(binary: np.ndarray) -> tuple[np.ndarray, int]:
-    """Label the 8-connected components of a binary map, as contour tracing connects them."""
-    labels, count = ndimage.label(binary, structure=np.ones((3, 3), int))
-    return labels, int(count)
+    return a * (2 * stride - weight) + b * weight

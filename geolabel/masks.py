@@ -69,4 +69,5 @@ def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
     """
     inner = (logits > offset).sum(axis=(-2, -1), dtype=np.int64)
     outer = (logits > -offset).sum(axis=(-2, -1), dtype=np.int64)
-    return np.divide(inner, outer, out=np.zeros(inner.shape), where=outer > 0).astype(np.float32)
+    share: Float32Array = (inner / np.maximum(outer, 1)).astype(np.float32)
+    return share

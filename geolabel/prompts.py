@@ -78,12 +78,13 @@ class Prompts:
     @property
     def has_box(self) -> BoolArray:
         """(K,) whether an object has a box."""
-        return ~np.isnan(self.boxes).any(axis=1)
+        return np.logical_not(np.isnan(self.boxes).any(axis=1))
 
     @property
     def has_point(self) -> BoolArray:
         """(K,) whether an object has at least one point that is not padding."""
-        return (self.labels != PADDING).any(axis=1)
+        real: BoolArray = (self.labels != PADDING).any(axis=1)
+        return real
 
     @property
     def extents(self) -> Float64Array:
@@ -98,7 +99,7 @@ class Prompts:
 
     def shift(self, dx: float, dy: float) -> Self:
         """Move every object by (dx, dy) pixels."""
-        return replace(self, boxes=self.boxes + [dx, dy, dx, dy], points=self.points + [dx, dy])
+        return replace(self, boxes=np.add(self.boxes, (dx, dy, dx, dy)), points=np.add(self.points, (dx, dy)))
 
     def only(self, kind: str) -> Self:
         """Keep ``box``, ``point`` or ``both``; an object that has only the other kind keeps what it has."""
