@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyproj
+import shapely
 from affine import Affine
 
 from geolabel.errors import SceneError
 from geolabel.tiles import Window
+from geolabel.types import BoolArray
 
 SAME_GSD = 0.01
 """A grid whose pixels differ from the wanted gsd by no more than this share is used as it is."""
+
+PATCH = 64
+"""Side in pixels of the patches that are compared with an area as a whole."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Grid:
         return math.sqrt(math.prod(self.pixel_size_m()))
 
     def at_gsd(self, gsd: float) -> Grid:
-        """The same extent with pixels of `gsd` metres, scaled per axis; the grid itself where it differs by under 1 %."""
+        """The same extent with pixels of `gsd` metres, scaled per axis; the grid itself where it is within 1 %."""
         scale_x, scale_y = (size / gsd for size in self.pixel_size_m())
         if abs(scale_x - 1) <= SAME_GSD and abs(scale_y - 1) <= SAME_GSD:
             return self
@@ -133,3 +139,29 @@ class Scene:
     """ISO 8601 time of the last change of the file, if known."""
     event_date: str | None = None
     """ISO 8601 date of acquisition, if the scene carries one."""
+
+
+def inside(geometry: shapely.Geometry, grid: Grid, window: Window) -> BoolArray:
+    """Whether the centre of each pixel of `window` lies inside a geometry in the grid's CRS.
+
+    The geometry is prepared in place, so threads that share one have to take turns.
+
+    Returns
+    -------
+    (height, width)
+    """
+    shapely.prepare(geometry)
+    result = np.zeros((window.height, window.width), bool)
+    # Pixels are asked one by one only where an outline passes; elsewhere a patch is inside or outside as a whole.
+    for row in range(0, window.height, PATCH):
+        for col in range(0, window.width, PATCH):
+            patch = result[row : row + PATCH, col : col + PATCH]
+            top, left, (height, width) = window.row + row, window.col + col, patch.shape
+            corners = [grid.transform * (x, y) for x in (left, left + width) for y in (top, top + height)]
+            frame = shapely.MultiPoint(corners).envelope
+            if shapely.contains_properly(geometry, frame):
+                patch[...] = True
+            elif shapely.intersects(geometry, frame):
+                cols, rows = np.meshgrid(left + 0.5 + np.arange(width), top + 0.5 + np.arange(height))
+                patch[...] = shapely.contains_xy(geometry, *(grid.transform * (cols, rows)))
+    return result

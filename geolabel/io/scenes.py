@@ -1,0 +1,332 @@
+"""Read a scene window by window: three bands and where they are valid, on the scene's own grid or a scaled one."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections.abc import Sequence
+from datetime import date
+from fractions import Fraction
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from affine import Affine
+
+from geolabel.bands import choose_bands
+from geolabel.errors import OptionError, SceneError, TileError
+from geolabel.io.sources import ArraySource, FileSource, Header, Source, one_line
+from geolabel.resampling import Axis, axes, resample
+from geolabel.scene import Grid, Scene, inside
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, BoolArray
+
+if TYPE_CHECKING:
+    import shapely
+    import xarray
+
+MAX_WINDOW_PX = 1 << 28
+"""A larger window is a mistake of the caller or of the header, not a tile."""
+
+SOURCE_PX = 1 << 22
+"""Pixels of the source that are resampled at a time."""
+
+DATE_TAGS = (
+    "ACQUISITIONDATETIME",
+    "DATETIME",
+    "DATE_ACQUIRED",
+    "PRODUCT_START_TIME",
+    "SENSING_TIME",
+    "TIFFTAG_DATETIME",
+)
+"""Tags that may say when the scene was taken, the most telling first; case does not matter."""
+
+
+class SceneReader:
+    """A scene, opened when it is first read. It holds its arguments and travels to other processes as these.
+
+    A pixel is valid where every chosen band holds a finite value that is not nodata, no mask and no fully
+    transparent alpha hides it, and it lies in the area of interest. Values of other pixels mean nothing.
+
+    Parameters
+    ----------
+    source
+        A path, a VRT, any URI that GDAL opens, or a DataArray with rioxarray's conventions. An array's bands are named
+        by its ``long_name`` or its band coordinate; one named alpha is used as that.
+    bands
+        See `geolabel.bands.choose_bands`.
+    nodata
+        Value that marks pixels without data in every band, in place of the file's own.
+    gsd
+        Metres per pixel of a scene without CRS, and only of such.
+    aoi
+        Area of interest in the scene's CRS.
+
+    Raises
+    ------
+    OptionError
+        If `gsd` is not a positive number.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | xarray.DataArray,
+        *,
+        bands: Sequence[int] | str | None = None,
+        nodata: float | None = None,
+        gsd: float | None = None,
+        aoi: shapely.Geometry | None = None,
+    ) -> None:
+        if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
+            raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
+        self._recipe = partial(type(self), source, bands=bands, nodata=nodata, gsd=gsd, aoi=aoi)
+        self._source: Source = (
+            FileSource(os.fspath(source)) if isinstance(source, str | os.PathLike) else ArraySource(source)
+        )
+        self.aoi = aoi
+        self._bands, self._nodata, self._gsd = bands, nodata, gsd
+        self._outlining = threading.Lock()
+
+    def __reduce__(self) -> tuple[partial[SceneReader], tuple[()]]:
+        return self._recipe, ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def within(self, aoi: shapely.Geometry) -> SceneReader:
+        """The same scene with another area of interest."""
+        return self._recipe(aoi=aoi)
+
+    def close(self) -> None:
+        """Close what is open, in all threads; reading again opens again."""
+        self._source.close()
+
+    @property
+    def header(self) -> Header:
+        """What the raster says of itself."""
+        return self._source.header
+
+    @cached_property
+    def scene(self) -> Scene:
+        """What is known before a pixel is read.
+
+        Raises
+        ------
+        SceneError
+            If the scene cannot be opened, has no usable grid, or lacks the wanted bands.
+        """
+        header = self.header
+        bands, _ = self._choice
+        complex_band = next((b for b in bands if header.dtypes[b - 1].startswith("complex")), None)
+        if complex_band:
+            raise SceneError(
+                f"band {complex_band} of {header.name} is {header.dtypes[complex_band - 1]}: "
+                "choose real bands, or write the amplitude first"
+            )
+        return Scene(
+            name=header.name,
+            grid=_grid(header, self._gsd),
+            bands=bands,
+            dtype=str(_working_dtype(np.result_type(*(header.dtypes[band - 1] for band in bands)))),
+            band_count=header.count,
+            size_bytes=header.size_bytes,
+            modified=header.modified,
+            event_date=_event_date(header),
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be guessed, for the user to check."""
+        return self._choice[1]
+
+    @cached_property
+    def _choice(self) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+        return choose_bands(self.header.descriptions, self.header.colours, self._bands)
+
+    def read(self, window: Window, grid: Grid) -> tuple[AnyArray, BoolArray]:
+        """Read a window of a working grid.
+
+        A pixel has the same value whichever window it is read in. On a coarser grid it is the mean over the valid part
+        of the ground it covers, taken from the finest overview level that is coarse enough to save reading; on a
+        finer grid it is interpolated. It is valid where at least half of what it was made of is.
+
+        Parameters
+        ----------
+        window
+            Pixels of `grid`.
+        grid
+            The scene's own grid, scaled or cropped.
+
+        Returns
+        -------
+        bands : (3, height, width)
+            Red, green, blue; integers in the scene's dtype, everything else as float32.
+        valid : (height, width)
+
+        Raises
+        ------
+        TileError
+            If the window cannot be read, with the original error as its cause.
+        """
+        scene = self.scene
+        if not grid.window.contains(window):
+            raise ValueError(f"{window} is not in a grid of {grid.height} x {grid.width} px")
+        if window.height * window.width > MAX_WINDOW_PX:
+            raise TileError(
+                f"{scene.name}: a window of {window.height} x {window.width} px is larger than the {MAX_WINDOW_PX} px "
+                "that are read at once: use smaller tiles"
+            )
+        try:
+            bands, valid = self._on_grid(window, axes(scene.grid, grid))
+        except (OSError, RuntimeError, ValueError, MemoryError) as cause:
+            raise TileError(f"{scene.name}: {window} cannot be read: {one_line(cause)}") from cause
+        if self.aoi is not None:
+            with self._outlining:
+                valid &= inside(self.aoi, grid, window)
+        return bands, valid
+
+    def sample(self, max_pixels: int = 1 << 20) -> tuple[AnyArray, BoolArray]:
+        """The whole scene at no more than `max_pixels`, for statistics.
+
+        Pixels are picked, not averaged, from overviews where there are some. The area of interest does not count:
+        the same scene gives the same statistics whatever part of it is worked on.
+
+        Returns
+        -------
+        bands : (3, h, w)
+        valid : (h, w)
+
+        Raises
+        ------
+        SceneError
+            If the scene cannot be read.
+        """
+        grid = self.scene.grid
+        step = max(1.0, math.sqrt(grid.height * grid.width / max_pixels))
+        height, width = max(1, int(grid.height / step)), max(1, int(grid.width / step))
+        height, width = min(height, max_pixels // width), min(width, max_pixels // height)
+        try:
+            return self._finish(*self._source.decimate(self._unique, height, width))
+        except (OSError, RuntimeError, ValueError, MemoryError) as cause:
+            raise SceneError(f"{self.scene.name} cannot be sampled: {one_line(cause)}") from cause
+
+    @property
+    def _unique(self) -> list[int]:
+        return sorted(set(self.scene.bands))
+
+    def _on_grid(self, window: Window, placing: tuple[Axis, Axis]) -> tuple[AnyArray, BoolArray]:
+        rows, cols = placing
+        if rows.aligned and cols.aligned:
+            top, left = window.row + int(rows.offset), window.col + int(cols.offset)
+            return self._native(Window(top, left, window.height, window.width))
+        level = self._level(rows.scale, cols.scale)
+        height, width = self._source.levels[level]
+        rows, cols = rows.resized(height), cols.resized(width)
+        bands = np.empty((3, window.height, window.width), self.scene.dtype)
+        valid = np.empty((window.height, window.width), bool)
+        for part in _parts(window, rows.scale, cols.scale):
+            here = part.within(window)
+            tall, row_shares = rows.weights(part.row, part.bottom)
+            wide, col_shares = cols.weights(part.col, part.right)
+            behind = Window(tall.start, wide.start, tall.stop - tall.start, wide.stop - wide.start)
+            bands[:, *here], valid[here] = resample(*self._native(behind, level), row_shares, col_shares)
+        return bands, valid
+
+    def _level(self, *scales: Fraction) -> int:
+        """The coarsest level that is no coarser than the grid; the raster itself unless it shrinks on both axes."""
+        if min(scales) <= 1:
+            return 0
+        height, width = self._source.levels[0]
+        fits = [
+            level
+            for level, (h, w) in enumerate(self._source.levels)
+            if Fraction(height, h) <= scales[0] and Fraction(width, w) <= scales[1]
+        ]
+        return fits[-1]
+
+    def _native(self, window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
+        return self._finish(*self._source.read(self._unique, window, level))
+
+    def _finish(self, stored: AnyArray, valid: BoolArray) -> tuple[AnyArray, BoolArray]:
+        """Put the bands in order and find what is valid of the values themselves."""
+        unique = self._unique
+        for band, values in zip(unique, stored, strict=True):
+            nodata = self.header.nodata[band - 1] if self._nodata is None else self._nodata
+            if nodata is not None:
+                valid &= ~_equals(values, nodata)
+        if stored.dtype != self.scene.dtype:
+            with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 becomes infinite
+                stored = stored.astype(self.scene.dtype)
+        if stored.dtype.kind == "f":
+            valid &= np.isfinite(stored).all(axis=0)
+        order = [unique.index(band) for band in self.scene.bands]
+        return stored if order == [0, 1, 2] else stored[order], valid
+
+
+def _parts(window: Window, *scales: Fraction) -> list[Window]:
+    """Cut a window so that the pixels behind each part stay few, however much the grid shrinks."""
+    side = max(1, int(math.isqrt(SOURCE_PX) / max(map(float, scales))))
+    return [
+        Window(row, col, min(side, window.bottom - row), min(side, window.right - col))
+        for row in range(window.row, window.bottom, side)
+        for col in range(window.col, window.right, side)
+    ]
+
+
+def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    return dtype if dtype.kind in "iu" else np.dtype(np.float32)
+
+
+def _equals(values: AnyArray, nodata: float) -> BoolArray:
+    """Where a band holds nodata; nowhere when its dtype cannot hold that value, such as -9999 in bytes."""
+    if math.isnan(nodata):
+        return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # float32 files state their nodata as a double
+            return np.asarray(values == values.dtype.type(nodata))
+    # NumPy compares integers with Python's exactly, whatever their size.
+    whole = math.isfinite(nodata) and nodata == int(nodata)
+    return np.asarray(values == int(nodata)) if whole else np.zeros(values.shape, bool)
+
+
+def _grid(header: Header, gsd: float | None) -> Grid:
+    height, width = header.height, header.width
+    if header.approximate:
+        raise SceneError(
+            f"{header.name} is placed by {header.approximate}, not by a transform: "
+            "rectify it first (gdalwarp IN OUT), then give the result"
+        )
+    if header.crs is None:
+        if gsd is None:
+            raise SceneError(f"{header.name} has no CRS, so the size of its pixels is unknown: give --gsd METRES")
+        if header.transform is None:
+            return Grid(None, Affine(1, 0, 0, 0, -1, 0), height, width, unit_m=gsd)
+        side = math.sqrt(abs(header.transform.determinant))
+        return Grid(None, header.transform, height, width, unit_m=gsd / side)
+    if header.transform is None:
+        raise SceneError(
+            f"{header.name} has a CRS but no transform, so it lies nowhere: "
+            "place it first (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM IN OUT)"
+        )
+    if gsd is not None:
+        raise SceneError(f"{header.name} has a CRS, which says how large its pixels are: leave --gsd {gsd:g} away")
+    return Grid(header.crs, header.transform, height, width)
+
+
+def _event_date(header: Header) -> str | None:
+    tags = {key.upper(): value for key, value in header.tags.items()}
+    for name in DATE_TAGS:
+        match = re.match(r"(\d{4})[:/-]?(\d\d)[:/-]?(\d\d)(?!\d)", tags.get(name, "").strip())
+        if match:
+            try:
+                return date(*map(int, match.groups())).isoformat()
+            except ValueError:  # such as 0000:00:00, which some cameras write
+                continue
+    return None

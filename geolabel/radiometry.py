@@ -1,0 +1,141 @@
+"""One radiometric stretch for a whole scene: from whatever the sensor wrote to the 8-bit RGB that networks see.
+
+A stretch per tile would make the same ground look different on either side of a seam, so the numbers are taken
+once, from a sample of the scene, and travel with the run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+
+from geolabel.errors import OptionError
+from geolabel.types import AnyArray, BoolArray, UInt8Array
+
+DEFAULT = "p2-98"
+
+MID_GREY = 127
+"""What a band without contrast becomes."""
+
+_PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A linear stretch per band: `low` becomes 0 and `high` 255, what lies beyond is cut."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    """A band whose `high` is not above its `low` has no contrast and becomes mid-grey."""
+    spec: str = DEFAULT
+    """What the numbers come from."""
+    empty: bool = False
+    """Whether the sample had no valid pixel; the numbers then mean nothing."""
+
+    @classmethod
+    def from_sample(cls, bands: AnyArray, valid: BoolArray, spec: str = DEFAULT) -> Self:
+        """Find the stretch of a scene.
+
+        Parameters
+        ----------
+        bands : (3, h, w)
+            Sample of the scene.
+        valid : (h, w)
+        spec
+            ``pLOW-HIGH`` takes percentiles over the valid pixels of each band, or a band's extremes where both
+            percentiles agree; ``LOW,HIGH`` are values for all bands; ``none`` leaves 8-bit values as they are.
+
+        Raises
+        ------
+        OptionError
+            If `spec` is none of these, or is ``none`` for data that are not uint8.
+        """
+        percentiles = parse_stretch(spec)
+        empty = not valid.any()
+        if spec == "none":
+            if bands.dtype != np.uint8:
+                raise OptionError(
+                    f"stretch 'none' is for uint8 scenes, and this one is {bands.dtype}: give p2-98 or LOW,HIGH"
+                )
+            return cls((0.0,) * 3, (255.0,) * 3, spec, empty)
+        if not spec.startswith("p"):
+            return cls((percentiles[0],) * 3, (percentiles[1],) * 3, spec, empty)
+        if empty:
+            return cls((0.0,) * 3, (1.0,) * 3, spec, empty)
+        ranges = [_range(band[valid], percentiles) for band in bands]
+        (low_r, high_r), (low_g, high_g), (low_b, high_b) = ranges
+        return cls((low_r, low_g, low_b), (high_r, high_g, high_b), spec)
+
+    def apply(self, bands: AnyArray, valid: BoolArray) -> UInt8Array:
+        """Stretch a window.
+
+        Parameters
+        ----------
+        bands : (3, h, w)
+            Any real dtype.
+        valid : (h, w)
+
+        Returns
+        -------
+        (h, w, 3), red first
+            0 where not valid.
+        """
+        out = np.empty((*valid.shape, 3), np.uint8)
+        for i, (band, low, high) in enumerate(zip(bands, self.low, self.high, strict=True)):
+            if band.dtype.itemsize <= 2 and band.dtype.kind in "iu":
+                unsigned = band.view(f"u{band.dtype.itemsize}")
+                out[..., i] = _table(low, high, band.dtype.str)[unsigned]
+            else:
+                out[..., i] = _levels(band, low, high)
+        if not valid.all():
+            out[~valid] = 0
+        return out
+
+
+def parse_stretch(spec: str) -> tuple[float, float]:
+    """The two numbers of a stretch: percentiles for ``pLOW-HIGH``, values for ``LOW,HIGH`` and ``none``.
+
+    Raises
+    ------
+    OptionError
+        If the text is none of these, or its numbers are out of order.
+    """
+    if spec == "none":
+        return 0.0, 255.0
+    match = _PERCENTILES.fullmatch(spec)
+    try:
+        low, high = map(float, match.groups() if match else spec.split(","))
+    except ValueError:
+        raise OptionError(
+            f"stretch {spec!r}: give percentiles (p2-98), two values with a comma (0,3000), or none"
+        ) from None
+    if not (np.isfinite(low) and np.isfinite(high) and low < high) or (match and high > 100):
+        limit = "percentiles from 0 to 100, the lower first" if match else "two finite values, the lower first"
+        raise OptionError(f"stretch {spec!r}: it takes {limit}")
+    return low, high
+
+
+def _range(values: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float]:
+    low, high = np.percentile(values, percentiles)
+    if low == high:  # nearly all pixels are one value; the few others are what there is to see
+        low, high = values.min(), values.max()
+    return float(low), float(high)
+
+
+def _levels(values: AnyArray, low: float, high: float) -> UInt8Array:
+    if not high > low:
+        return np.full(values.shape, MID_GREY, np.uint8)
+    scaled = np.nan_to_num((np.clip(values.astype(np.float64), low, high) - low) * (255 / (high - low)))
+    return np.rint(scaled).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _table(low: float, high: float, dtype: str) -> UInt8Array:
+    """Grey value of every value that an 8- or 16-bit type can hold, in order of its bits read as unsigned."""
+    kind = np.dtype(dtype)
+    every = np.arange(1 << (8 * kind.itemsize), dtype=f"u{kind.itemsize}").view(kind)
+    return _levels(every, low, high)

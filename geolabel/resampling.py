@@ -1,0 +1,151 @@
+"""Bring a raster to another grid of the same orientation so that a pixel never depends on the window it is read in.
+
+Along each axis a pixel of the new grid covers an interval of source pixels whose ends are fractions, kept exact. Where
+the grid shrinks, the pixel is the mean over that interval, each source pixel weighted by its share; where it grows,
+it lies between the two nearest source centres (bilinear). Source pixels that are not valid have weight zero, so their
+values reach nobody. GDAL does the same arithmetic for whole rasters, but rounds the source window of a partial read to
+whole pixels, which makes a pixel's value depend on the tile it is read in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Self
+
+import numpy as np
+from scipy import sparse
+
+from geolabel.errors import SceneError
+from geolabel.scene import Grid
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
+
+MAX_DENOMINATOR = 1 << 20
+"""Scales are ratios of sizes in pixels; this bound finds the ratio again in a transform's floating-point numbers."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a grid on a source's pixels. Pixel ``i`` is ``[offset + i * scale, offset + (i + 1) * scale)``."""
+
+    scale: Fraction
+    """Source pixels per pixel."""
+    offset: Fraction
+    """Where the grid begins, in source pixels."""
+    length: int
+    """Pixels of the source."""
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every pixel is exactly one pixel of the source."""
+        return self.scale == 1 and self.offset.denominator == 1
+
+    def resized(self, length: int) -> Self:
+        """The same axis on a source of another `length` with the same extent, such as an overview."""
+        ratio = Fraction(length, self.length)
+        return type(self)(self.scale * ratio, self.offset * ratio, length)
+
+    def weights(self, start: int, stop: int) -> tuple[slice, sparse.csr_array]:
+        """The source pixels behind the pixels ``[start, stop)``, and the share of each.
+
+        Returns
+        -------
+        span
+            Source pixels to read.
+        shares : (stop - start, span)
+            Whole numbers with the same sum in every row, so that sums of integers stay exact.
+        """
+        taps, shares = self._mean(start, stop) if self.scale > 1 else self._between(start, stop)
+        taps = np.clip(taps, 0, self.length - 1)  # the frame repeats the outermost pixels
+        used = shares > 0
+        first, last = int(taps[used].min()), int(taps[used].max())
+        rows = np.broadcast_to(np.arange(len(taps))[:, None], taps.shape)
+        matrix = sparse.coo_array(
+            (shares[used].astype(np.float64), (rows[used], taps[used] - first)), shape=(len(taps), last - first + 1)
+        )
+        return slice(first, last + 1), matrix.tocsr()
+
+    def _mean(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
+        # In units of 1 / unit source pixels, both grids have whole numbers.
+        unit, begin, step = self._units()
+        low = begin + np.arange(start, stop, dtype=np.int64) * step
+        high = low + step
+        count = int((-(-high // unit) - low // unit).max())
+        taps = (low // unit)[:, None] + np.arange(count)
+        shares = np.minimum(high[:, None], (taps + 1) * unit) - np.maximum(low[:, None], taps * unit)
+        return taps, np.maximum(shares, 0)
+
+    def _between(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
+        unit, begin, step = self._units()
+        # Twice the units: the middle of a pixel is a whole number too.
+        centre = 2 * begin + (2 * np.arange(start, stop, dtype=np.int64) + 1) * step - unit
+        low = centre // (2 * unit)
+        beyond = centre - low * 2 * unit
+        return low[:, None] + np.arange(2), np.stack([2 * unit - beyond, beyond], axis=1)
+
+    def _units(self) -> tuple[int, int, int]:
+        unit = int(np.lcm(self.scale.denominator, self.offset.denominator))
+        return unit, int(self.offset * unit), int(self.scale * unit)
+
+
+def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
+    """Rows and columns of `grid` on the pixels of `source`.
+
+    Raises
+    ------
+    SceneError
+        If `grid` is not `source` scaled or cropped.
+    """
+    m = ~source.transform * grid.transform
+    skew = max(abs(m.b) * grid.height, abs(m.d) * grid.width)
+    rows = _axis(m.e, m.f, source.height)
+    cols = _axis(m.a, m.c, source.width)
+    ends = (rows.offset + rows.scale * grid.height, cols.offset + cols.scale * grid.width)
+    inside = min(rows.offset, cols.offset) >= 0 and ends[0] <= source.height and ends[1] <= source.width
+    if m.a <= 0 or m.e <= 0 or skew > 0.01 or not inside:
+        raise SceneError(f"the grid {tuple(grid.transform)[:6]} is not the scene's own, scaled or cropped")
+    return rows, cols
+
+
+def _axis(scale: float, offset: float, length: int) -> Axis:
+    # Floating-point transforms hold the ratio of two sizes to about fifteen digits, and an offset that is a multiple of
+    # its last unit to about seven: both are found again exactly, so a cropped grid weighs pixels as the whole one does.
+    exact = Fraction(scale).limit_denominator(MAX_DENOMINATOR)
+    return Axis(exact, Fraction(round(offset * exact.denominator), exact.denominator), length)
+
+
+def resample(
+    values: AnyArray, valid: BoolArray, rows: sparse.csr_array, cols: sparse.csr_array
+) -> tuple[AnyArray, BoolArray]:
+    """Weighted means over valid source pixels.
+
+    Parameters
+    ----------
+    values : (B, H, W)
+    valid : (H, W)
+    rows : (h, H)
+        Shares from `Axis.weights`.
+    cols : (w, W)
+
+    Returns
+    -------
+    values : (B, h, w)
+        Of the dtype of `values`, integers rounded to nearest; 0 where not valid.
+    valid : (h, w)
+        Where at least half of the weight falls on valid pixels.
+    """
+    total = rows.sum(axis=1)[:, None] * cols.sum(axis=1)[None, :]
+    weight = total if valid.all() else _apply(valid, rows, cols)
+    kept = 2 * weight >= total
+    divisor = np.where(kept, weight, 1)
+    out = np.empty((len(values), *kept.shape), values.dtype)
+    for band, result in zip(values, out, strict=True):
+        mean = np.where(kept, _apply(np.where(valid, band, 0), rows, cols) / divisor, 0)
+        result[...] = np.rint(mean) if out.dtype.kind in "iu" else mean
+    return out, kept
+
+
+def _apply(plane: AnyArray, rows: sparse.csr_array, cols: sparse.csr_array) -> Float64Array:
+    # Sparse products sum one row's terms in order of column: the same digits whatever else is in the window.
+    result: Float64Array = (cols @ (rows @ plane.astype(np.float64)).T).T
+    return result
