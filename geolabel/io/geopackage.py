@@ -1,0 +1,185 @@
+"""GeoPackages as QGIS, GDAL and the standard want them: typed layers, styles, metadata, one finished file.
+
+The same layers give the same bytes: the times of last change that the format asks for are a constant, so when a file
+was made stands in its metadata or nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pyproj
+import shapely
+
+from geolabel import __version__
+from geolabel.errors import OutputError
+from geolabel.io.outputs import check_target, replacing
+from geolabel.types import AnyArray, BoolArray
+
+SUFFIXES = (".gpkg",)
+
+GEOMETRY = "geom"
+"""Name of the geometry column; ``layer_styles`` has to repeat it or QGIS ignores the style."""
+
+VERSION = "1.3"
+"""Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
+
+TIME = "1970-01-01T00:00:00.000Z"
+
+Kind = Literal["int", "real", "text", "date"]
+
+STYLE_TABLE = """
+CREATE TABLE layer_styles (
+  id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), f_table_schema TEXT(256),
+  f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
+  useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30),
+  update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))
+"""
+"""As QGIS itself creates it. It looks styles up by an empty catalog and schema."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer to be written."""
+
+    name: str
+    geometry_type: Literal["Point", "Polygon", "MultiPolygon"]
+    description: str
+    columns: Mapping[str, Kind]
+    """In order. What `features` lacks is written as null."""
+    features: gpd.GeoDataFrame
+    """Columns that are not in `columns` are an error of the caller."""
+    qml: str
+    """The style that QGIS applies on opening."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.features.columns) - set(self.columns) - {self.features.geometry.name})
+        if unknown:
+            raise ValueError(f"layer {self.name} has no columns {unknown}: it knows {list(self.columns)}")
+
+
+def write_geopackage(
+    path: str | Path,
+    layers: Sequence[Layer],
+    crs: pyproj.CRS | None,
+    provenance: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write layers, in order, with their styles, and `provenance` as JSON in ``gpkg_metadata``.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or exists and must not be replaced.
+    """
+    path = Path(path)
+    check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
+    record = json.dumps(provenance, indent=1, ensure_ascii=False, allow_nan=False)
+    with replacing(path, overwrite=overwrite) as part:
+        try:
+            with _fixed_time():
+                for number, layer in enumerate(layers):
+                    _write_layer(part, layer, crs, append=number > 0)
+            with closing(sqlite3.connect(part)) as connection, connection:
+                _add_styles(connection, layers)
+                _add_provenance(connection, record)
+        except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
+            raise OutputError(f"{path} could not be written: {error}") from error
+
+
+def read_provenance(path: str | Path) -> Any:
+    """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none."""
+    with closing(sqlite3.connect(f"file:{Path(path).absolute().as_posix()}?mode=ro", uri=True)) as connection:
+        try:
+            row = connection.execute(
+                "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
+            ).fetchone()
+        except sqlite3.DatabaseError:
+            return None
+    return None if row is None else json.loads(row[0])
+
+
+@contextmanager
+def _fixed_time() -> Iterator[None]:
+    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": TIME})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+
+
+def _write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, *, append: bool) -> None:
+    columns = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
+    # the tables of gpkg_metadata come with the first entry, which also tells readers of GDAL what wrote the file
+    creation = {} if append else {"VERSION": VERSION}
+    metadata = {} if append else {"dataset_metadata": {"SOFTWARE": f"geolabel {__version__}"}}
+    with warnings.catch_warnings():
+        # a scene without CRS has none to give
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        pyogrio.raw.write(
+            path,
+            shapely.to_wkb(layer.features.geometry.to_numpy()),
+            [values for values, _ in columns],
+            list(layer.columns),
+            field_mask=[mask for _, mask in columns],
+            layer=layer.name,
+            driver="GPKG",
+            geometry_type=layer.geometry_type,
+            promote_to_multi=layer.geometry_type == "MultiPolygon",
+            crs=None if crs is None else crs.to_wkt(),
+            append=append,
+            dataset_options=creation,
+            layer_options={"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES", "DESCRIPTION": layer.description},
+            **metadata,
+        )
+
+
+def _column(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray, BoolArray]:
+    """Values of one column in the type of the file, and where they are null."""
+    series = features[name] if name in features else pd.Series([None] * len(features), dtype=object)
+    null = series.isna().to_numpy(bool)
+    if kind == "text":
+        return np.array([None if n else str(v) for v, n in zip(series, null, strict=True)], object), null
+    if kind == "date":
+        return pd.to_datetime(series).to_numpy("datetime64[D]"), null
+    numbers = pd.to_numeric(series).to_numpy(float if kind == "real" else np.int64, na_value=0)
+    return numbers, null
+
+
+def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+    connection.execute(STYLE_TABLE)
+    connection.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change) "
+        "VALUES ('layer_styles', 'attributes', 'layer_styles', 'How QGIS draws the layers', ?)",
+        (TIME,),
+    )
+    connection.executemany(
+        "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
+        "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
+        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'Graded by score', '', '', ?)",
+        [(layer.name, GEOMETRY, layer.name, layer.qml, TIME) for layer in layers],
+    )
+
+
+def _add_provenance(connection: sqlite3.Connection, record: str) -> None:
+    cursor = connection.execute(
+        "INSERT INTO gpkg_metadata (md_scope, md_standard_uri, mime_type, metadata) VALUES ('dataset', ?, ?, ?)",
+        ("https://www.rfc-editor.org/rfc/rfc8259", "application/json", record),
+    )
+    connection.execute(
+        "INSERT INTO gpkg_metadata_reference (reference_scope, timestamp, md_file_id) VALUES ('geopackage', ?, ?)",
+        (TIME, cursor.lastrowid),
+    )

@@ -1,0 +1,155 @@
+"""Vector files of a run: the inventory it writes, and the prompts and areas that a person drew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import pyproj
+import shapely
+
+from geolabel.errors import VectorError
+from geolabel.io.features import read_features, read_polygons, spatial_layers
+from geolabel.io.geopackage import Kind, Layer, write_geopackage
+from geolabel.io.promptlayers import BOX_COLUMNS, POINT_COLUMNS, box_features, gather_prompts, point_features
+from geolabel.io.styles import REVIEW_STATES, STYLES
+from geolabel.prompts import Prompts
+from geolabel.scene import Grid
+
+LANDSLIDE_COLUMNS: dict[str, Kind] = {
+    "id": "int",
+    "class": "text",
+    "area_m2": "real",
+    "perimeter_m": "real",
+    "length_m": "real",
+    "width_m": "real",
+    "elongation": "real",
+    "lon": "real",
+    "lat": "real",
+    "score_mean": "real",
+    "score_max": "real",
+    "predicted_iou": "real",
+    "stability": "real",
+    "activation_mean": "real",
+    "n_prompts": "int",
+    "gsd_m": "real",
+    "source": "text",
+    "event_date": "date",
+    "status": "text",
+    "notes": "text",
+}
+"""Attributes of a landslide and their kinds, in the order of the file."""
+
+PROMPT_LAYERS = ("prompts", "prompt_points")
+
+TILE_COLUMNS: dict[str, Kind] = {"tile": "int", "status": "text", "probability": "real", "message": "text"}
+
+
+def write_inventory(
+    path: str | Path,
+    landslides: gpd.GeoDataFrame,
+    prompts: Prompts | None,
+    tiles: gpd.GeoDataFrame | None,
+    provenance: Mapping[str, Any],
+    *,
+    grid: Grid,
+    classes: tuple[str, ...] = ("landslide",),
+    overwrite: bool = False,
+) -> None:
+    """Write a GeoPackage with the layers ``landslides``, ``prompts``, ``prompt_points`` and ``tiles``.
+
+    Every layer is typed and styled, also when it is empty. The file appears when it is finished; the same input gives
+    the same bytes.
+
+    Parameters
+    ----------
+    landslides
+        Polygons in the CRS of `grid` with columns of `LANDSLIDE_COLUMNS`. What is missing becomes null, a missing
+        status ``unreviewed``.
+    prompts
+        In pixels of `grid`; `read_prompts` reads them back. None leaves their two layers out.
+    tiles
+        Polygons with columns of `TILE_COLUMNS`; None leaves the layer out.
+    provenance
+        What the run was made of and with; plain values that JSON knows.
+    grid
+        The working grid, whose CRS all layers have.
+    classes
+        Names that `Prompts.class_ids` count.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or exists and must not be replaced.
+    """
+    features = landslides.copy()
+    unreviewed = REVIEW_STATES[0]
+    features["status"] = features["status"].fillna(unreviewed) if "status" in features else unreviewed
+    layers = [_layer("landslides", "MultiPolygon", "Landslides, one row each", LANDSLIDE_COLUMNS, features)]
+    if prompts is not None:
+        boxes, points = box_features(prompts, grid, classes), point_features(prompts, grid, classes)
+        layers += [
+            _layer("prompts", "Polygon", "Boxes that the segmenter was asked for", BOX_COLUMNS, boxes),
+            _layer("prompt_points", "Point", "Points of the same prompts: 1 inside, 0 outside", POINT_COLUMNS, points),
+        ]
+    if tiles is not None:
+        layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
+    write_geopackage(path, layers, grid.crs, provenance, overwrite=overwrite)
+
+
+def _layer(
+    name: str, geometry_type: Any, description: str, columns: Mapping[str, Kind], features: gpd.GeoDataFrame
+) -> Layer:
+    return Layer(name, geometry_type, description, columns, features, STYLES[name].qml())
+
+
+def read_prompts(path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("landslide",)) -> Prompts:
+    """Read the prompts that a person drew or corrected.
+
+    Any vector file of points and polygons will do, in any CRS. Of a file with the layers ``prompts`` or
+    ``prompt_points`` these are read, of another all layers. A polygon becomes its bounding box on the grid. Columns are
+    optional:
+
+    ``prompt``
+        Number of the object. A point joins the box of the same number; a point without a number joins the smallest box
+        that it lies in, else it is an object of its own. A box without a number, or with one that is taken, gets a new
+        one.
+    ``label``
+        Of a point: 1 inside the landslide (the default), 0 outside.
+    ``class``, ``score``
+        Name of the class, by default the first, and 0..1, by default 1.
+    ``status``
+        Of a box: what is ``rejected`` is left out, with its points.
+
+    Boxes are cut to the scene. What lies outside, and points labelled 0 whose object has nothing else, is left out with
+    a warning. Objects come in the order of their numbers.
+
+    Returns
+    -------
+    Prompts in pixels of `grid`, rounded to a millionth.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, holds other geometry, a column holds what it cannot, or all prompts lie outside.
+    """
+    names = spatial_layers(path)
+    ours = [name for name in names if name in PROMPT_LAYERS]
+    layers = {f"layer {name} of {path}": read_features(path, grid.crs, name) for name in ours or names}
+    return gather_prompts(layers, grid, classes)
+
+
+def read_aoi(path: str | Path, crs: pyproj.CRS | None) -> shapely.Geometry:
+    """Read the area of interest: all polygons of a file's first layer as one, in the CRS of the scene.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, or holds no area.
+    """
+    area = shapely.union_all(read_polygons(path, crs).geometry.to_numpy())
+    if area.is_empty or area.area == 0:
+        raise VectorError(f"{path} encloses no area: give a file with at least one polygon")
+    return area
