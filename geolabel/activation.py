@@ -37,7 +37,8 @@ class Activation:
     @property
     def probability(self) -> Float32Array:
         """(C,) largest class probability over all windows of the training size."""
-        return self.local_probability.max(axis=(1, 2))
+        largest: Float32Array = self.local_probability.max(axis=(1, 2))
+        return largest
 
 
 def normalise(raw: Float32Array, constant: float | None = None) -> Float32Array:

@@ -1,0 +1,75 @@
+"""Where networks run, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+
+from geolabel.errors import OptionError
+
+Precision = Literal["fp32", "bf16"]
+
+
+def resolve_device(name: str = "auto") -> str:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+
+    ``auto`` is CUDA where torch sees a GPU and the CPU elsewhere; never ``mps``, whose results nobody has checked.
+
+    Raises
+    ------
+    OptionError
+        If the name means no device, or one that this machine lacks.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(f"device {name!r} is unknown: give auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise OptionError(f"device {name}: torch sees {count} CUDA devices here; use --device cpu or auto")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise OptionError("device mps: torch sees no Apple GPU here; use --device cpu or auto")
+    elif device.type != "cpu":
+        raise OptionError(f"device {name!r} is not supported: give auto, cpu, cuda, cuda:N or mps")
+    return str(device)
+
+
+def resolve_precision(name: str, device: str) -> Precision:
+    """Turn ``auto``, ``fp32`` or ``bf16`` into what `device` can do; ``auto`` is bf16 on a CUDA device that has it.
+
+    Raises
+    ------
+    OptionError
+        If the name is unknown or the device has no bf16.
+    """
+    kind = torch.device(device).type
+    has_bf16 = kind == "cpu" or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    if name == "auto":
+        return "bf16" if kind == "cuda" and has_bf16 else "fp32"
+    if name == "bf16" and not has_bf16:
+        raise OptionError(f"precision bf16: the device {device} has none; use --precision fp32 or auto")
+    if name not in get_args(Precision):
+        raise OptionError(f"precision {name!r} is unknown: give auto, {' or '.join(get_args(Precision))}")
+    return "bf16" if name == "bf16" else "fp32"
+
+
+@contextmanager
+def forward(device: str, precision: str) -> Iterator[None]:
+    """Run networks without gradients, their products in bf16 where that is the precision.
+
+    On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32.
+    """
+    kind = torch.device(device).type
+    with (
+        torch.inference_mode(),
+        torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+    ):
+        yield

@@ -1,0 +1,127 @@
+"""Class activation maps: where a classifier with a linear head finds its evidence.
+
+Sources: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geolabel.activation import Activation, local_probability, normalise
+from geolabel.devices import forward
+from geolabel.errors import WeightsError
+from geolabel.networks.checkpoint import NetworkInfo
+from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.types import Float32Array, UInt8Array
+
+Normalisation = Literal["constant", "maximum"]
+"""What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
+of each image, as eq. 1 of APSAM has it for chips."""
+
+
+class CamLocalizer:
+    """A classifier whose head is linear, as a `parts.Localizer`.
+
+    Parameters
+    ----------
+    network
+        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``; is moved to `device` and set to evaluate.
+    info
+        Its description.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``.
+    batch
+        Images per forward call. The last batch is padded: a network's last digits depend on the batch.
+    normalisation
+        What becomes activation 1.
+
+    Raises
+    ------
+    WeightsError
+        If the constant is to be used and the description has none.
+    """
+
+    def __init__(
+        self,
+        network: PyramidLocalizer,
+        info: NetworkInfo,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch: int = 8,
+        normalisation: Normalisation = "constant",
+    ) -> None:
+        self._constant = info.constant if normalisation == "constant" else None
+        if normalisation == "constant" and not (self._constant and self._constant > 0):
+            raise WeightsError(
+                f"the localizer has the constant {info.constant}, scenes need a positive one: calibrate it, "
+                "or normalise each image by its maximum"
+            )
+        self._network = network.to(device).eval()
+        self._info = info
+        self._device = device
+        self._precision = precision
+        self._batch = batch
+        self._bias: Float32Array = network.bias.detach().float().cpu().numpy()
+        self._mean = torch.tensor(info.mean, device=device)[:, None, None]
+        self._std = torch.tensor(info.std, device=device)[:, None, None]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self._info.classes
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the images that it was trained on."""
+        return self._info.window
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of the activation."""
+        return self._info.stride
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._info.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activations of images (H, W, 3), red first.
+
+        Raises
+        ------
+        ValueError
+            If the images are not all of one size.
+        """
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(f"images of one call have one size, not {sorted({image.shape for image in images})}")
+        raw: list[Float32Array] = []
+        with forward(self._device, self._precision):
+            for start in range(0, len(images), self._batch):
+                raw.extend(self._raw_maps(images[start : start + self._batch]))
+        return [self._activation(maps) for maps in raw]
+
+    def _raw_maps(self, images: Sequence[UInt8Array]) -> Float32Array:
+        # (n, C, ceil(H / stride), ceil(W / stride)): cells that lie wholly outside the image are cut away.
+        height, width = images[0].shape[:2]
+        multiple = self._network.multiple
+        missing = ((0, self._batch - len(images)), (0, -height % multiple), (0, -width % multiple), (0, 0))
+        pixels = torch.from_numpy(np.pad(np.stack(images), missing, mode="edge")).to(self._device)
+        maps: Tensor = self._network((pixels.permute(0, 3, 1, 2) - self._mean) / self._std)
+        cut = maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
+        return cut.float().cpu().numpy()
+
+    def _activation(self, raw: Float32Array) -> Activation:
+        return Activation(
+            values=normalise(raw, self._constant),
+            local_probability=local_probability(raw, self._bias, max(1, self.window // self.stride)),
+            raw_max=raw.max(axis=(1, 2)),
+            stride=self.stride,
+            classes=self.classes,
+        )

@@ -1,0 +1,212 @@
+"""Segment Anything: an image is encoded once, and all its prompts are decoded in batches.
+
+Any network of that shape will do: the official ViT-B, -L and -H, and the small one that ships with geolabel.
+Source: Kirillov et al. (2023), "Segment Anything", and the package ``segment_anything``, whose predictor this equals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from geolabel.devices import forward
+from geolabel.masks import EDGE, FULL, Masks, Selection
+from geolabel.prompts import PADDING, Prompts
+from geolabel.types import Float32Array, Float64Array, Int64Array, UInt8Array
+
+
+class SamSegmenter:
+    """A SAM-shaped network as a `parts.Segmenter`.
+
+    Parameters
+    ----------
+    sam
+        Is moved to `device` and set to evaluate.
+    gsd_range
+        Finest and coarsest ground sample distance, metres, that it knows.
+    resize
+        Whether images are first enlarged until their longest side is the encoder's, as the official networks need
+        it. If not, they keep their pixels and are padded with zeros at the bottom and the right.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``. Positions of prompts are always encoded in single precision, since eight
+        bits cannot tell neighbouring pixels apart.
+    batch
+        Images per call of the encoder. The last batch is padded: a network's last digits depend on the batch.
+    selection
+        Which candidate answers a prompt.
+    prompts_per_batch
+        Objects per call of the decoder, all of one image. Which share a call depends on that image's prompts alone.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        *,
+        gsd_range: tuple[float, float],
+        resize: bool = True,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch: int = 8,
+        selection: Selection = "best_iou",
+        prompts_per_batch: int = 64,
+    ) -> None:
+        self._sam = sam.to(device).eval()
+        self._gsd_range = gsd_range
+        self._resize = ResizeLongestSide(self.window) if resize else None
+        self._device = device
+        self._precision = precision
+        self._batch = batch
+        self._selection = selection
+        self._prompts_per_batch = prompts_per_batch
+        with torch.inference_mode():
+            self._positions = sam.prompt_encoder.get_dense_pe()
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the largest image it takes."""
+        return int(self._sam.image_encoder.img_size)
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3), red first; an image without prompts is not encoded.
+
+        Raises
+        ------
+        ValueError
+            If an image is larger than `window`.
+        """
+        asked = [i for i, of_image in enumerate(prompts) if len(of_image)]
+        masks = [_no_masks(image) for image in images]
+        with forward(self._device, self._precision):
+            for start in range(0, len(asked), self._batch):
+                group = asked[start : start + self._batch]
+                for i, embedding in zip(group, self._encode([images[i] for i in group]), strict=False):
+                    masks[i] = self._decode(embedding[None], images[i], prompts[i])
+        return masks
+
+    def _encode(self, images: list[UInt8Array]) -> Tensor:
+        frames = [self._frame(image) for image in images]
+        frames += [torch.zeros_like(frames[0])] * (self._batch - len(frames))
+        embeddings: Tensor = self._sam.image_encoder(torch.stack(frames))
+        return embeddings.float()
+
+    def _frame(self, image: UInt8Array) -> Tensor:
+        # (3, window, window): normalised, then padded, so that the padding is the mean colour.
+        if max(image.shape[:2]) > self.window:
+            raise ValueError(f"an image of {image.shape[:2]} px exceeds the segmenter's window of {self.window} px")
+        pixels = self._resize.apply_image(image) if self._resize else np.ascontiguousarray(image)
+        frame: Tensor = self._sam.preprocess(torch.from_numpy(pixels).to(self._device).permute(2, 0, 1))
+        return frame
+
+    def _frame_size(self, height: int, width: int) -> tuple[int, int]:
+        if self._resize is None:
+            return height, width
+        size: tuple[int, int] = self._resize.get_preprocess_shape(height, width, self.window)
+        return size
+
+    def _decode(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
+        height, width = image.shape[:2]
+        answers = Masks(
+            scores=np.empty((len(prompts), height, width), np.uint8),
+            predicted_iou=np.empty(len(prompts), np.float32),
+            stability=np.empty(len(prompts), np.float32),
+            prompt_ids=prompts.ids,
+            candidates=np.empty(len(prompts), np.int64),
+        )
+        for rows in _alike(prompts, self._prompts_per_batch):
+            logits, predicted_iou, candidates = self._answer(embedding, (height, width), prompts[rows])
+            answers.scores[rows] = quantise(logits).cpu().numpy()
+            answers.stability[rows] = stability(logits).cpu().numpy()
+            answers.predicted_iou[rows] = predicted_iou.clamp(0, 1).cpu().numpy()
+            answers.candidates[rows] = candidates.cpu().numpy()
+        return answers
+
+    def _answer(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+        # Of K prompts of one kind: logits (K, H, W) of the chosen masks, predicted IoU (K,), mask token (K,).
+        frame_size = self._frame_size(*size)
+        points, boxes = self._to_sam(prompts, frame_size[1] / size[1], frame_size[0] / size[0])
+        with torch.autocast(torch.device(self._device).type, enabled=False):
+            sparse, dense = self._sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+        single = self._selection == "single"
+        low_res, quality = self._sam.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=self._positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=not single,
+        )
+        low_res, quality = low_res.float(), quality.float()
+        chosen = _choose(quality, self._selection)
+        each = torch.arange(len(chosen), device=chosen.device)
+        # The choice needs no pixels, so only the chosen masks are enlarged.
+        logits = self._sam.postprocess_masks(low_res[each, chosen][:, None], frame_size, size)[:, 0]
+        return logits, quality[each, chosen], chosen if single else chosen + 1
+
+    def _to_sam(
+        self, prompts: Prompts, scale_x: float, scale_y: float
+    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        # Prompts of one kind as the prompt encoder takes them: padding left out, in pixels of the frame.
+        scale = np.array([scale_x, scale_y])
+        points = boxes = None
+        count = int((prompts.labels[0] != PADDING).sum())
+        if count:
+            order = np.argsort(prompts.labels == PADDING, axis=1, kind="stable")[:, :count]
+            coords = np.take_along_axis(prompts.points, order[..., None], axis=1) * scale
+            labels = np.take_along_axis(prompts.labels, order, axis=1)
+            points = self._tensor(coords), torch.from_numpy(labels.astype(np.int32)).to(self._device)
+        if prompts.has_box[0]:
+            boxes = self._tensor(corner_pixels(prompts.boxes) * np.tile(scale, 2))
+        return points, boxes
+
+    def _tensor(self, values: Float64Array) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).to(self._device)
+
+
+def corner_pixels(boxes: Float64Array) -> Float64Array:
+    """First and last pixel of half-open boxes (K, 4): what SAM calls a box, as it adds half a pixel to each corner."""
+    return boxes - [0, 0, 1, 1]
+
+
+def quantise(logits: Tensor) -> Tensor:
+    """Scores of mask logits as `masks.quantise_logits` defines them, on the logits' device."""
+    scores = torch.round(torch.sigmoid(logits) * FULL)
+    return torch.where(logits < 0, scores.clamp(max=EDGE - 1), scores).to(torch.uint8)
+
+
+def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
+    """Stability of masks as `masks.stability_score` defines it, on the logits' device."""
+    inner = (logits > offset).sum(dim=(-2, -1))
+    outer = (logits > -offset).sum(dim=(-2, -1))
+    return inner / outer.clamp(min=1)
+
+
+def _choose(quality: Tensor, selection: Selection) -> Tensor:
+    if selection == "best_iou":
+        return quality.argmax(dim=1)
+    last = quality.shape[1] - 1
+    return torch.full((len(quality),), last if selection == "whole" else 0, device=quality.device)
+
+
+def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:
+    # Rows that may share a call: all with a box or all without, and with equally many points. SAM adds a token of its
+    # own to points without box, and evening out by padding would add tokens that it never saw.
+    kinds = np.stack([prompts.has_box, (prompts.labels != PADDING).sum(axis=1)], axis=1)
+    for kind in np.unique(kinds, axis=0):
+        rows = np.flatnonzero((kinds == kind).all(axis=1))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+
+def _no_masks(image: UInt8Array) -> Masks:
+    none: Float32Array = np.empty(0, np.float32)
+    ids: Int64Array = np.empty(0, np.int64)
+    return Masks(np.empty((0, *image.shape[:2]), np.uint8), none, none, ids, ids)

@@ -1,0 +1,155 @@
+"""Stand-ins for the networks, and hypothesis strategies: for the tests of geolabel and of whoever builds on it.
+
+The stand-ins are real implementations of the Protocols in `parts`, fast and predictable to the pixel. The strategies
+need hypothesis, which is imported when one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyproj
+from affine import Affine
+from scipy import ndimage
+
+from geolabel.activation import Activation
+from geolabel.masks import FULL, Masks
+from geolabel.parts import Localizer, Segmenter
+from geolabel.prompts import FOREGROUND, Prompts
+from geolabel.scene import Grid
+from geolabel.types import BoolArray, Float32Array, UInt8Array
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+
+def brightness(image: UInt8Array) -> Float32Array:
+    """Mean of red, green and blue as a map (H, W) of 0..1."""
+    share: Float32Array = (image.mean(axis=2) / 255).astype(np.float32)
+    return share
+
+
+@dataclass(frozen=True)
+class FakeLocalizer:
+    """Finds what a function of the image marks; brightness unless told otherwise.
+
+    The activation of a cell is the mean of the function over its pixels; the class probability around it is the largest
+    activation in a window of the training size.
+    """
+
+    function: Callable[[UInt8Array], Float32Array] = brightness
+    """Image (H, W, 3) to map (H, W) of 0..1."""
+    classes: tuple[str, ...] = ("landslide",)
+    """One name; the map is that class's."""
+    window: int = 64
+    stride: int = 8
+    gsd_range: tuple[float, float] = (0.01, 1000.0)
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activations of images (H, W, 3)."""
+        return [self._activation(self.function(image)) for image in images]
+
+    def _activation(self, marked: Float32Array) -> Activation:
+        step = self.stride
+        height, width = (-(-side // step) for side in marked.shape)
+        padded = np.pad(marked, [(0, -side % step) for side in marked.shape], mode="edge")
+        cells = padded.reshape(height, step, width, step).mean(axis=(1, 3), dtype=np.float32)
+        nearby = ndimage.maximum_filter(cells, size=max(1, self.window // step), mode="nearest")
+        return Activation(cells[None], nearby[None], cells.max(keepdims=True)[0], step, self.classes)
+
+
+@dataclass(frozen=True)
+class FakeSegmenter:
+    """Fills the box of a prompt or, where it has none, the discs round its foreground points."""
+
+    radius: float = 8.0
+    """Of a disc, pixels."""
+    window: int = 128
+    gsd_range: tuple[float, float] = (0.01, 1000.0)
+    predicted_iou: float = 1.0
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3)."""
+        return [self._masks(image.shape[:2], asked) for image, asked in zip(images, prompts, strict=True)]
+
+    def _masks(self, size: tuple[int, ...], prompts: Prompts) -> Masks:
+        filled = np.zeros((len(prompts), *size), bool)
+        for k, has_box in enumerate(prompts.has_box):
+            filled[k] = self._box(size, prompts, k) if has_box else self._discs(size, prompts, k)
+        return Masks(
+            scores=filled.astype(np.uint8) * np.uint8(FULL),
+            predicted_iou=np.full(len(prompts), self.predicted_iou, np.float32),
+            stability=np.ones(len(prompts), np.float32),
+            prompt_ids=prompts.ids,
+            candidates=np.zeros(len(prompts), np.int64),
+        )
+
+    def _box(self, size: tuple[int, ...], prompts: Prompts, k: int) -> BoolArray:
+        rows, cols = np.ogrid[: size[0], : size[1]]
+        x0, y0, x1, y1 = prompts.boxes[k] - 0.5  # a pixel is in the box when its centre is
+        inside: BoolArray = (cols > x0) & (cols < x1) & (rows > y0) & (rows < y1)
+        return inside
+
+    def _discs(self, size: tuple[int, ...], prompts: Prompts, k: int) -> BoolArray:
+        rows, cols = np.ogrid[: size[0], : size[1]]
+        near = np.zeros(size, bool)
+        for x, y in prompts.points[k][prompts.labels[k] == FOREGROUND]:
+            near |= (cols - x) ** 2 + (rows - y) ** 2 <= self.radius**2
+        return near
+
+
+def binary_masks(max_side: int = 24) -> SearchStrategy[BoolArray]:
+    """Masks (H, W) of up to `max_side` pixels a side: noise, blobs, nothing and everything."""
+    from hypothesis import strategies as st
+
+    def build(height: int, width: int, seed: int, share: float, size: int) -> BoolArray:
+        noise = np.random.default_rng(seed).random((height, width))
+        return np.asarray(ndimage.uniform_filter(noise, size, mode="nearest") < share)
+
+    side = st.integers(1, max_side)
+    share = st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.1])
+    return st.builds(build, side, side, st.integers(0, 2**32 - 1), share, st.integers(1, 4))
+
+
+def grids(max_side: int = 64) -> SearchStrategy[Grid]:
+    """Grids of up to `max_side` pixels a side: projected, in degrees, in feet; north-up, south-up and rotated."""
+    from hypothesis import strategies as st
+
+    def build(place: tuple[int, float, float, float], height: int, width: int, south_up: bool, angle: float) -> Grid:
+        epsg, x, y, pixel = place
+        flip = pixel if south_up else -pixel
+        transform = Affine.translation(x, y) * Affine.rotation(angle) * Affine.scale(pixel, flip)
+        return Grid(pyproj.CRS.from_epsg(epsg), transform, height, width)
+
+    places = [
+        (32648, 350_000.0, 3_450_000.0, 0.5),
+        (4326, 103.5, 31.0, 5e-6),
+        (2263, 980_000.0, 200_000.0, 2.0),  # New York, US survey feet
+    ]
+    side = st.integers(1, max_side)
+    return st.builds(build, st.sampled_from(places), side, side, st.booleans(), st.sampled_from([0.0, 30.0, -111.0]))
+
+
+def prompts(max_side: int = 64, max_objects: int = 5) -> SearchStrategy[Prompts]:
+    """Prompts inside an image of `max_side` pixels a side: with box, with up to two points, or both."""
+    from hypothesis import strategies as st
+
+    def build(count: int, seed: int) -> Prompts:
+        random = np.random.default_rng(seed)
+        corners = np.sort(random.integers(0, max_side, (count, 2, 2)), axis=1) + [[[0, 0], [1, 1]]]
+        boxes = corners.reshape(count, 4).astype(float)
+        labels = random.integers(-1, 2, (count, 2)).astype(np.int8)
+        boxless = random.random(count) < 0.3
+        labels[boxless, 0] = FOREGROUND
+        boxes[boxless] = np.nan
+        points = random.integers(0, max_side, (count, 2, 2)).astype(float)
+        return Prompts.build(boxes=boxes, points=points, labels=labels)
+
+    return st.builds(build, st.integers(0, max_objects), st.integers(0, 2**32 - 1))
+
+
+_localizer: Localizer = FakeLocalizer()
+_segmenter: Segmenter = FakeSegmenter()
