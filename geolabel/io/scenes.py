@@ -86,7 +86,8 @@ class SceneReader:
             FileSource(os.fspath(source)) if isinstance(source, str | os.PathLike) else ArraySource(source)
         )
         self.aoi = aoi
-        self._bands, self._nodata, self._gsd = bands, nodata, gsd
+        self.nodata = nodata
+        self._bands, self._gsd = bands, gsd
         self._outlining = threading.Lock()
 
     def __reduce__(self) -> tuple[partial[SceneReader], tuple[()]]:
@@ -256,7 +257,7 @@ class SceneReader:
         """Put the bands in order and find what is valid of the values themselves."""
         unique = self._unique
         for band, values in zip(unique, stored, strict=True):
-            nodata = self.header.nodata[band - 1] if self._nodata is None else self._nodata
+            nodata = self.header.nodata[band - 1] if self.nodata is None else self.nodata
             if nodata is not None:
                 valid &= ~_equals(values, nodata)
         if stored.dtype != self.scene.dtype:
