@@ -7,10 +7,15 @@ Zhou et al. (2016), "Learning Deep Features for Discriminative Localization".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from geolabel.types import Float32Array, Int32Array, UInt8Array
+
+Normalisation = Literal["constant", "maximum"]
+"""What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
+of each image, as eq. 1 of APSAM has it for chips."""
 
 LEVELS = 255
 """Activations are thresholded and stored as grey values 0..255, as eq. 2 of APSAM has them."""

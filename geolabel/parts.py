@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from geolabel.activation import Activation
-from geolabel.masks import Masks
+from geolabel.activation import Activation, Normalisation
+from geolabel.masks import Masks, Selection
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array
 
@@ -82,5 +82,9 @@ class Recipe:
     """``fp32`` or ``bf16``."""
     batch: int = 8
     """Images per forward call; the last batch is padded, since a network's last digits depend on the batch."""
-    selection: str = "best_iou"
+    selection: Selection = "best_iou"
     """Which candidate mask answers a prompt; segmenters only."""
+    normalisation: Normalisation = "constant"
+    """What becomes activation 1; localizers only."""
+    architecture: str = ""
+    """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""

@@ -139,7 +139,8 @@ def prompts(max_side: int = 64, max_objects: int = 5) -> SearchStrategy[Prompts]
 
     def build(count: int, seed: int) -> Prompts:
         random = np.random.default_rng(seed)
-        corners = np.sort(random.integers(0, max_side, (count, 2, 2)), axis=1) + [[[0, 0], [1, 1]]]
+        corners = np.sort(random.integers(0, max_side, (count, 2, 2)), axis=1)
+        corners[:, 1] += 1
         boxes = corners.reshape(count, 4).astype(float)
         labels = random.integers(-1, 2, (count, 2)).astype(np.int8)
         boxless = random.random(count) < 0.3

@@ -6,22 +6,17 @@ Sources: Zhou et al. (2016), "Learning Deep Features for Discriminative Localiza
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geolabel.activation import Activation, local_probability, normalise
+from geolabel.activation import Activation, Normalisation, local_probability, normalise
 from geolabel.devices import forward
 from geolabel.errors import WeightsError
 from geolabel.networks.checkpoint import NetworkInfo
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.types import Float32Array, UInt8Array
-
-Normalisation = Literal["constant", "maximum"]
-"""What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
-of each image, as eq. 1 of APSAM has it for chips."""
 
 
 class CamLocalizer:
