@@ -130,10 +130,18 @@ class TileGrid:
         return Window(row, col, min(self.size, self.height - row), min(self.size, self.width - col))
 
     def covering(self, window: Window) -> list[int]:
-        """Indices, ascending, of the tiles that share a pixel with `window`."""
+        """Indices, ascending, of the tiles that share a pixel with `window`; none when it lies outside the grid."""
+        window = window.intersection(Window(0, 0, self.height, self.width)) or Window(0, 0, 0, 0)
         lines = [i for i, row in enumerate(self.rows) if row < window.bottom and row + self.size > window.row]
         files = [j for j, col in enumerate(self.cols) if col < window.right and col + self.size > window.col]
         return [i * len(self.cols) + j for i in lines for j in files]
+
+    def core(self, index: int) -> Window:
+        """The pixels that lie nearer to the centre of this tile than to any other's; cores partition the grid."""
+        i, j = divmod(index, len(self.cols))
+        top, bottom = _core(self.rows, i, self.size, self.height)
+        left, right = _core(self.cols, j, self.size, self.width)
+        return Window(top, left, bottom - top, right - left)
 
     def nearest(self, row: float, col: float) -> int:
         """Index of the tile whose centre is nearest to a point (pixel edges at integers); ties to the lower index."""
@@ -141,6 +149,12 @@ class TileGrid:
         i = min(range(len(self.rows)), key=lambda k: (abs(self.rows[k] + half_h - row), k))
         j = min(range(len(self.cols)), key=lambda k: (abs(self.cols[k] + half_w - col), k))
         return i * len(self.cols) + j
+
+
+def _core(starts: tuple[int, ...], i: int, size: int, length: int) -> tuple[int, int]:
+    first = 0 if i == 0 else (starts[i - 1] + starts[i] + size) // 2
+    last = length if i == len(starts) - 1 else (starts[i] + starts[i + 1] + size) // 2
+    return first, last
 
 
 @dataclass(frozen=True)
@@ -174,10 +188,10 @@ class BlockGrid:
         return (self[index] for index in range(len(self)))
 
     def covering(self, window: Window) -> list[int]:
-        """Indices, ascending, of the blocks that share a pixel with `window`."""
-        top, left = max(window.row, 0) // self.size, max(window.col, 0) // self.size
-        bottom = (min(window.bottom, self.height) - 1) // self.size
-        right = (min(window.right, self.width) - 1) // self.size
+        """Indices, ascending, of the blocks that share a pixel with `window`; none when it lies outside the grid."""
+        window = window.intersection(Window(0, 0, self.height, self.width)) or Window(0, 0, 0, 0)
+        top, left = window.row // self.size, window.col // self.size
+        bottom, right = (window.bottom - 1) // self.size, (window.right - 1) // self.size
         return [i * self.shape[1] + j for i in range(top, bottom + 1) for j in range(left, right + 1)]
 
 
