@@ -22,7 +22,6 @@ import pyogrio
 import pyproj
 import shapely
 
-from geolabel import __version__
 from geolabel.errors import OutputError
 from geolabel.io.outputs import check_target, replacing
 from geolabel.types import AnyArray, BoolArray
@@ -67,6 +66,10 @@ class Layer:
         unknown = sorted(set(self.features.columns) - set(self.columns) - {self.features.geometry.name})
         if unknown:
             raise ValueError(f"layer {self.name} has no columns {unknown}: it knows {list(self.columns)}")
+        fitting = {self.geometry_type, self.geometry_type.removeprefix("Multi")}
+        other = sorted(set(self.features.geom_type.astype(str)) - fitting)
+        if other:
+            raise ValueError(f"layer {self.name} takes no {other}: its features are of type {self.geometry_type}")
 
 
 def write_geopackage(
@@ -123,9 +126,9 @@ def _fixed_time() -> Iterator[None]:
 
 def _write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, *, append: bool) -> None:
     columns = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
-    # the tables of gpkg_metadata come with the first entry, which also tells readers of GDAL what wrote the file
     creation = {} if append else {"VERSION": VERSION}
-    metadata = {} if append else {"dataset_metadata": {"SOFTWARE": f"geolabel {__version__}"}}
+    # any entry makes GDAL create the tables of gpkg_metadata; the provenance takes its place
+    metadata = {} if append else {"dataset_metadata": {"provenance": ""}}
     with warnings.catch_warnings():
         # a scene without CRS has none to give
         warnings.filterwarnings("ignore", message="'crs' was not provided")
@@ -175,11 +178,8 @@ def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None
 
 
 def _add_provenance(connection: sqlite3.Connection, record: str) -> None:
-    cursor = connection.execute(
-        "INSERT INTO gpkg_metadata (md_scope, md_standard_uri, mime_type, metadata) VALUES ('dataset', ?, ?, ?)",
-        ("https://www.rfc-editor.org/rfc/rfc8259", "application/json", record),
-    )
+    # beside a file with an entry of GDAL's own kind, GDAL 3.12 leaves an .aux.xml whenever the file is read
     connection.execute(
-        "INSERT INTO gpkg_metadata_reference (reference_scope, timestamp, md_file_id) VALUES ('geopackage', ?, ?)",
-        (TIME, cursor.lastrowid),
+        "UPDATE gpkg_metadata SET md_standard_uri = ?, mime_type = 'application/json', metadata = ?",
+        ("https://www.rfc-editor.org/rfc/rfc8259", record),
     )
