@@ -142,7 +142,7 @@ def _all_valid(
     gaps: Spans,
     labels: Int32Array,
     count: int,
-    map: Map,  # noqa: A002
+    apply: Map,
 ) -> BoolArray:
     """(count,) which holes are valid throughout; only blocks that hold both invalid pixels and holes are read."""
     parts = [(blocks[index], *gaps.clip(blocks[index])) for index in np.flatnonzero(gapped).tolist()]
