@@ -92,7 +92,7 @@ class Stretch:
             else:
                 out[..., i] = _levels(band, low, high)
         if not valid.all():
-            out[~valid] = 0
+            out *= valid[..., None]
         return out
 
 
@@ -129,8 +129,9 @@ def _range(values: AnyArray, percentiles: tuple[float, float]) -> tuple[float, f
 def _levels(values: AnyArray, low: float, high: float) -> UInt8Array:
     if not high > low:
         return np.full(values.shape, MID_GREY, np.uint8)
-    scaled = np.nan_to_num((np.clip(values.astype(np.float64), low, high) - low) * (255 / (high - low)))
-    return np.rint(scaled).astype(np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):  # the far ends of float64 are nobody's brightness
+        levels = (np.clip(values.astype(np.float64), low, high) - low) * 255 / (high - low)
+    return np.rint(np.nan_to_num(levels, posinf=255)).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)

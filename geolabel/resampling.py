@@ -97,12 +97,11 @@ def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
         If `grid` is not `source` scaled or cropped.
     """
     m = ~source.transform * grid.transform
-    skew = max(abs(m.b) * grid.height, abs(m.d) * grid.width)
-    rows = _axis(m.e, m.f, source.height)
-    cols = _axis(m.a, m.c, source.width)
+    rows, cols = _axis(m.e, m.f, source.height), _axis(m.a, m.c, source.width)
+    astray = max(abs(m.b) * grid.height, abs(m.d) * grid.width, abs(m.f - rows.offset), abs(m.c - cols.offset))
     ends = (rows.offset + rows.scale * grid.height, cols.offset + cols.scale * grid.width)
     inside = min(rows.offset, cols.offset) >= 0 and ends[0] <= source.height and ends[1] <= source.width
-    if m.a <= 0 or m.e <= 0 or skew > 0.01 or not inside:
+    if m.a <= 0 or m.e <= 0 or astray > 0.01 or not inside:
         raise SceneError(f"the grid {tuple(grid.transform)[:6]} is not the scene's own, scaled or cropped")
     return rows, cols
 
