@@ -32,34 +32,15 @@ BATCH_SPANS = 1 << 20
 """Spans that are outlined at a time, rounded up to whole objects: a bound on memory, not on results."""
 
 
-class Mosaic(Protocol):
+class MosaicReader(Protocol):
     """A finished mosaic, read window by window. Copies of it travel to where the windows are read."""
 
     def scores(self, window: Window) -> UInt8Array:
         """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
         ...
 
-    def layers(self, window: Window) -> Layers:
-        """The scores and what lies beside them."""
-        ...
-
-
-class MaskTable(Protocol):
-    """What is known of the masks whose numbers `Layers.winner` holds."""
-
-    @property
-    def prompt_ids(self) -> Int64Array:
-        """(M,) the prompt that each mask answers."""
-        ...
-
-    @property
-    def predicted_iou(self) -> Float32Array:
-        """(M,) 0..1."""
-        ...
-
-    @property
-    def stability(self) -> Float32Array:
-        """(M,) 0..1."""
+    def read(self, window: Window) -> Layers:
+        """The scores and what lies beside them. A layer is there in all windows that hold an object, or in none."""
         ...
 
 
@@ -95,36 +76,37 @@ class Objects:
 
 
 def find_objects(
-    mosaic: Mosaic,
+    mosaic: MosaicReader,
     blocks: BlockGrid,
     *,
     threshold: int,
-    min_area: float = 0,
-    max_hole: float = 0,
+    min_area_px: float = 0,
+    max_hole_px: float = 0,
     apply: Map = map,
 ) -> Objects:
     """Find the 4-connected components of what scores at least `threshold`.
 
-    First components below `min_area` pixels are dropped, then holes up to `max_hole` pixels are filled. A hole is
-    8-connected background that neither reaches the frame of the grid nor holds a pixel that is not valid.
+    First components of fewer than `min_area_px` pixels are dropped, then holes of up to `max_hole_px` pixels filled. A
+    hole is 8-connected background that neither reaches the frame of the grid nor holds a pixel that is not valid.
 
     Parameters
     ----------
     apply
         Runs the work on blocks.
     """
-    found = list(apply(partial(_find_spans, mosaic, threshold, min_area), blocks))
+    found = list(apply(partial(_find_spans, mosaic, threshold, min_area_px), blocks))
     spans, _ = join([part for part, _ in found])
-    if min_area > 1:
-        spans = drop_small(spans, min_area)
-    if max_hole >= 1:
-        gaps, labels, count = holes(spans, max_hole, blocks.height)
-        gapped = np.asarray([gappy for _, gappy in found], bool)
-        spans, _ = join([spans, gaps[_all_valid(mosaic, blocks, gapped, gaps, labels, count, apply)[labels]]])
+    if min_area_px > 1:
+        spans = drop_small(spans, min_area_px)
+    if max_hole_px >= 1:
+        gaps, labels, count = holes(spans, max_hole_px, blocks.height)
+        suspects = [blocks[index] for index, (_, any_outside) in enumerate(found) if any_outside]
+        filled = _all_valid(mosaic, suspects, gaps, labels, count, apply)[labels]
+        spans, _ = join([spans, gaps[filled]])
     return Objects(spans, *spans.components(4))
 
 
-def _find_spans(mosaic: Mosaic, threshold: int, min_area: float, window: Window) -> tuple[Spans, bool]:
+def _find_spans(mosaic: MosaicReader, threshold: int, min_area_px: float, window: Window) -> tuple[Spans, bool]:
     """Spans of one block, and whether it holds a pixel that is not valid."""
     scores = mosaic.scores(window)
     outside = scores == OUTSIDE
@@ -132,28 +114,22 @@ def _find_spans(mosaic: Mosaic, threshold: int, min_area: float, window: Window)
     mask = scores >= threshold
     spans = Spans.of_mask(mask & ~outside if any_outside else mask, window)
     # Specks end here, so what travels and what is joined stays small however noisy the scores are.
-    return drop_small(spans, min_area, frame=window) if min_area > 1 else spans, any_outside
+    return drop_small(spans, min_area_px, frame=window) if min_area_px > 1 else spans, any_outside
 
 
 def _all_valid(
-    mosaic: Mosaic,
-    blocks: BlockGrid,
-    gapped: BoolArray,
-    gaps: Spans,
-    labels: Int32Array,
-    count: int,
-    apply: Map,
+    mosaic: MosaicReader, suspects: Iterable[Window], gaps: Spans, labels: Int32Array, count: int, apply: Map
 ) -> BoolArray:
-    """(count,) which holes are valid throughout; only blocks that hold both invalid pixels and holes are read."""
-    parts = [(blocks[index], *gaps.clip(blocks[index])) for index in np.flatnonzero(gapped).tolist()]
-    asked = [(window, part, labels[index]) for window, part, index in parts if len(part)]
+    """(count,) which holes are valid throughout; `suspects` are the blocks that hold a pixel that is not."""
+    parts = ((window, *gaps.clip(window)) for window in suspects)
+    jobs = [(window, part, labels[index]) for window, part, index in parts if len(part)]
     valid = np.ones(count, bool)
-    for invalid in apply(partial(_invalid_holes, mosaic), asked):
+    for invalid in apply(partial(_invalid_holes, mosaic), jobs):
         valid[invalid] = False
     return valid
 
 
-def _invalid_holes(mosaic: Mosaic, job: tuple[Window, Spans, Int32Array]) -> Int32Array:
+def _invalid_holes(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> Int32Array:
     window, gaps, labels = job
     _, highest = pixel_sums(gaps, window, mosaic.scores(window))
     return np.unique(labels[highest == OUTSIDE])
@@ -164,31 +140,37 @@ def _invalid_holes(mosaic: Mosaic, job: tuple[Window, Spans, Int32Array]) -> Int
 
 @dataclass(frozen=True)
 class Sums:
-    """Exact integers behind the attributes of K objects, over their pixels."""
+    """Exact integers behind the attributes of K objects, or of those in one block."""
 
+    labels: Int32Array
+    """(K,) the objects."""
     score: Int64Array
+    """(K,) sum over the object's pixels."""
     score_max: Int64Array
     activation: Int64Array | None
-    """None where the mosaic has no activation."""
-    wins: Int64Array
-    """(P, 3) object, mask, and how many pixels of the object have that mask as winner; in ascending order."""
+    """(K,) sum over the object's pixels; None where the mosaic has no activation."""
+    wins: Int64Array | None
+    """(P, 3) object, mask, and how many of the object's pixels the mask won, in ascending order; None without masks."""
 
 
-def sum_objects(mosaic: Mosaic, blocks: BlockGrid, objects: Objects, *, apply: Map = map) -> Sums:
+def sum_objects(mosaic: MosaicReader, blocks: BlockGrid, objects: Objects, *, apply: Map = map) -> Sums:
     """Sum the mosaic's layers over the pixels of every object."""
-    score, score_max, activation = (np.zeros(objects.count, np.int64) for _ in range(3))
-    activated = False
-    wins = [np.zeros((0, 3), np.int64)]
-    for part in apply(partial(_sum_block, mosaic), _shares(blocks, objects)):
-        np.add.at(score, part.labels, part.score)
-        np.maximum.at(score_max, part.labels, part.score_max)
-        if part.activation is not None:
-            activated = True
-            np.add.at(activation, part.labels, part.activation)
-        wins.append(part.wins)
-    pairs, place = np.unique(np.concatenate(wins)[:, :2], axis=0, return_inverse=True)
-    pixels = total(np.concatenate(wins)[:, 2], place.reshape(-1), len(pairs))
-    return Sums(score, score_max, activation if activated else None, np.column_stack([pairs, pixels]))
+    parts = list(apply(partial(_sum_block, mosaic), _shares(blocks, objects)))
+    labels = np.concatenate([np.zeros(0, np.int32), *(part.labels for part in parts)])
+
+    def gather(values: list[Int64Array]) -> Int64Array:
+        return np.concatenate([np.zeros(0, np.int64), *values])
+
+    activation = [part.activation for part in parts if part.activation is not None]
+    wins = [part.wins for part in parts if part.wins is not None]
+    assert len(activation) in (0, len(parts)), "the activation is missing in some windows"
+    return Sums(
+        labels=np.arange(objects.count, dtype=np.int32),
+        score=total(gather([part.score for part in parts]), labels, objects.count),
+        score_max=largest(gather([part.score_max for part in parts]), labels, objects.count),
+        activation=total(gather(activation), labels, objects.count) if activation else None,
+        wins=_merge_wins(np.concatenate(wins)) if wins else None,
+    )
 
 
 def _shares(blocks: BlockGrid, objects: Objects) -> Iterator[tuple[Window, Spans, Int32Array]]:
@@ -199,39 +181,34 @@ def _shares(blocks: BlockGrid, objects: Objects) -> Iterator[tuple[Window, Spans
             yield window, spans, objects.labels[index]
 
 
-@dataclass(frozen=True)
-class _BlockSums:
-    labels: Int32Array
-    """Objects with a pixel in the block."""
-    score: Int64Array
-    score_max: Int64Array
-    activation: Int64Array | None
-    wins: Int64Array
-
-
-def _sum_block(mosaic: Mosaic, job: tuple[Window, Spans, Int32Array]) -> _BlockSums:
+def _sum_block(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> Sums:
     window, spans, labels = job
-    layers = mosaic.layers(window)
+    layers = mosaic.read(window)
     present, local = np.unique(labels, return_inverse=True)
     score, score_max = pixel_sums(spans, window, layers.scores)
-    activation = None
+    activation, wins = None, None
     if layers.activation is not None:
         activation = total(pixel_sums(spans, window, layers.activation)[0], local, len(present))
-    return _BlockSums(
+    if layers.winner is not None:
+        winner = layers.winner.reshape(-1)[spans.pixels(window)]
+        pairs = np.repeat(labels.astype(np.int64) << 32, spans.lengths) | winner
+        wins = _unpack(*np.unique(pairs[winner != NO_MASK], return_counts=True))
+    return Sums(
         labels=present,
         score=total(score, local, len(present)),
         score_max=largest(score_max, local, len(present)),
         activation=activation,
-        wins=_count_wins(window, spans, labels, layers.winner),
+        wins=wins,
     )
 
 
-def _count_wins(window: Window, spans: Spans, labels: Int32Array, winner: Int32Array | None) -> Int64Array:
-    if winner is None:
-        return np.zeros((0, 3), np.int64)
-    by = winner.reshape(-1)[spans.pixels(window)].astype(np.int64)
-    pairs = (np.repeat(labels.astype(np.int64), spans.lengths) << 32 | by)[by != NO_MASK]
-    pairs, pixels = np.unique(pairs, return_counts=True)
+def _merge_wins(wins: Int64Array) -> Int64Array:
+    """Add up the pixels of the rows that name the same object and mask."""
+    pairs, place = np.unique(wins[:, 0] << 32 | wins[:, 1], return_inverse=True)
+    return _unpack(pairs, total(wins[:, 2], place, len(pairs)))
+
+
+def _unpack(pairs: Int64Array, pixels: Int64Array) -> Int64Array:
     return np.column_stack([pairs >> 32, pairs & 0xFFFFFFFF, pixels])
 
 
@@ -239,16 +216,17 @@ def _count_wins(window: Window, spans: Spans, labels: Int32Array, winner: Int32A
 
 
 def vectorize(
-    mosaic: Mosaic,
+    mosaic: MosaicReader,
     grid: Grid,
     blocks: BlockGrid,
     *,
     threshold: int,
-    min_area: float = 0,
-    max_hole: float = 0,
-    simplify: float = 0,
-    smooth: float = 0,
-    masks: MaskTable | None = None,
+    min_area_px: float = 0,
+    max_hole_px: float = 0,
+    simplify_px: float = 0,
+    smooth_px: float = 0,
+    predicted_iou: Float32Array | None = None,
+    stability: Float32Array | None = None,
     class_name: str = "landslide",
     apply: Map = map,
 ) -> gpd.GeoDataFrame:
@@ -260,11 +238,11 @@ def vectorize(
         The mosaic, where it lies, and the blocks to read it in, which change nothing but memory and speed.
     threshold
         Least score of a landslide's pixels, 1..254.
-    min_area, max_hole
+    min_area_px, max_hole_px
         Pixels, see `find_objects`.
-    simplify, smooth
+    simplify_px, smooth_px
         Sides of pixels, see `geolabel.polygons`.
-    masks
+    predicted_iou, stability : (M,)
         Qualities of the masks that `Layers.winner` counts.
     class_name
         Of every row.
@@ -277,9 +255,20 @@ def vectorize(
         Columns ``id`` (from 1, by first pixel in raster order) to ``gsd_m`` of `geolabel.io.vectors.LANDSLIDE_COLUMNS`,
         with nothing where the mosaic has no such thing.
     """
-    objects = find_objects(mosaic, blocks, threshold=threshold, min_area=min_area, max_hole=max_hole, apply=apply)
-    return describe(objects, sum_objects(mosaic, blocks, objects, apply=apply), grid, simplify=simplify, smooth=smooth,
-                    masks=masks, class_name=class_name)  # fmt: skip
+    objects = find_objects(
+        mosaic, blocks, threshold=threshold, min_area_px=min_area_px, max_hole_px=max_hole_px, apply=apply
+    )
+    sums = sum_objects(mosaic, blocks, objects, apply=apply)
+    return describe(
+        objects,
+        sums,
+        grid,
+        simplify_px=simplify_px,
+        smooth_px=smooth_px,
+        predicted_iou=predicted_iou,
+        stability=stability,
+        class_name=class_name,
+    )
 
 
 def describe(
@@ -287,16 +276,17 @@ def describe(
     sums: Sums,
     grid: Grid,
     *,
-    simplify: float = 0,
-    smooth: float = 0,
-    masks: MaskTable | None = None,
+    simplify_px: float = 0,
+    smooth_px: float = 0,
+    predicted_iou: Float32Array | None = None,
+    stability: Float32Array | None = None,
     class_name: str = "landslide",
 ) -> gpd.GeoDataFrame:
     """Outline and measure objects; see `vectorize`."""
     import geopandas as gpd
 
     outlines = np.concatenate([np.zeros(0, object)] + [
-        polygons.outlines(part.spans, part.labels, part.count, grid.transform, tolerance=simplify, reach=smooth)
+        polygons.outlines(part.spans, part.labels, part.count, grid.transform, tolerance=simplify_px, reach=smooth_px)
         for part in objects.batches()
     ])  # fmt: skip
     sizes = geodesy.measure(outlines, grid.crs, 1.0 if grid.unit_m is None else grid.unit_m)
@@ -312,28 +302,21 @@ def describe(
         "lat": sizes.lat,
         "score_mean": sums.score / (objects.areas * FULL),
         "score_max": sums.score_max / FULL,
-        **_from_masks(sums.wins, objects.count, masks),
+        "predicted_iou": _mean_over_winners(sums.wins, objects.count, predicted_iou),
+        "stability": _mean_over_winners(sums.wins, objects.count, stability),
         "activation_mean": None if sums.activation is None else sums.activation / (objects.areas * 255),
-        "n_prompts": None if masks is None else _count_prompts(sums.wins, objects.count, masks),
+        "n_prompts": None if sums.wins is None else np.bincount(sums.wins[:, 0], minlength=objects.count),
         "gsd_m": grid.gsd,
     }
     return gpd.GeoDataFrame(columns, geometry=outlines, crs=grid.crs)
 
 
-def _from_masks(wins: Int64Array, count: int, masks: MaskTable | None) -> dict[str, Float64Array | None]:
-    """Means over the pixels of every object that have a winning mask, of what the network thinks of that mask."""
-    if masks is None:
-        return {"predicted_iou": None, "stability": None}
+def _mean_over_winners(wins: Int64Array | None, count: int, quality: Float32Array | None) -> Float64Array | None:
+    """(count,) mean quality of the winning masks, weighted by the pixels of the object that each won."""
+    if wins is None or quality is None:
+        return None
     owner, mask, pixels = wins.T
+    weighted = np.bincount(owner, weights=quality[mask].astype(np.float64) * pixels, minlength=count)
     weight = total(pixels, owner, count)
-    means: dict[str, Float64Array | None] = {}
-    for name, values in (("predicted_iou", masks.predicted_iou), ("stability", masks.stability)):
-        weighted = np.bincount(owner, weights=values[mask].astype(np.float64) * pixels, minlength=count)
-        means[name] = np.divide(weighted, weight, out=np.full(count, np.nan), where=weight > 0)
-    return means
-
-
-def _count_prompts(wins: Int64Array, count: int, masks: MaskTable) -> Int64Array:
-    """Prompts of which a mask is the winner of a pixel of the object."""
-    answered = np.unique(np.column_stack([wins[:, 0], masks.prompt_ids[wins[:, 1]]]), axis=0)
-    return np.bincount(answered[:, 0], minlength=count)
+    mean: Float64Array = np.divide(weighted, weight, out=np.full(count, np.nan), where=weight > 0)
+    return mean
