@@ -50,7 +50,7 @@ def resolve_precision(name: str, device: str) -> Precision:
         If the name is unknown or the device has no bf16.
     """
     kind = torch.device(device).type
-    has_bf16 = kind == "cpu" or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    has_bf16 = kind == "cpu" or (kind == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
     if name == "auto":
         return "bf16" if kind == "cuda" and has_bf16 else "fp32"
     if name == "bf16" and not has_bf16:

@@ -1,0 +1,120 @@
+"""Weights files into networks: geolabel's own safetensors, and the official files of Segment Anything."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from geolabel.errors import WeightsError
+from geolabel.networks import build
+from geolabel.networks.checkpoint import NetworkInfo, load_checkpoint
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+SAM_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""Channels of the official encoders, by which their files are told apart."""
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: eight bytes of length, then JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def load_own(path: Path, role: str) -> tuple[nn.Module, NetworkInfo]:
+    """Make the network that a file of geolabel describes.
+
+    Parameters
+    ----------
+    role
+        ``localizer`` or ``segmenter``: what the file has to hold.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds something else.
+    """
+    state, info = load_checkpoint(path)
+    if info.kind != role:
+        raise WeightsError(f"{path} holds a {info.kind}, a {role} is needed: give another file")
+    network = build(info.architecture)
+    _fill(network, state, path)
+    return network, info
+
+
+def load_official(path: Path, expected: str = "") -> Sam:
+    """Make the network of an official Segment Anything file, which is a pickle; nothing but tensors is unpickled.
+
+    Parameters
+    ----------
+    expected
+        ``vit_b``, ``vit_l`` or ``vit_h`` if the file is said to hold it; empty to believe the file.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds something else.
+    """
+    from segment_anything import sam_model_registry
+
+    state = official_state(path)
+    name = official_name(state, path)
+    if expected not in ("", name):
+        raise WeightsError(f"{path} holds {name}, {expected} was asked for: give --sam {name}")
+    with torch.device("meta"):  # millions of random numbers that the file replaces anyway
+        sam = sam_model_registry[name]()
+    _fill(sam, state, path)
+    return sam
+
+
+def official_state(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of an official file, mapped from disk until they are used.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds anything but named tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist: give the path of a weights file") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise WeightsError(
+            f"{path} is damaged or no weights file ({type(error).__name__}): give an official Segment Anything "
+            "file or a safetensors file of geolabel"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds {type(state).__name__} in place of named tensors: it is no weights file")
+    return state
+
+
+def official_name(state: dict[str, Tensor], path: Path) -> str:
+    """Which of the official networks some tensors are.
+
+    Raises
+    ------
+    WeightsError
+        If they are none of them.
+    """
+    positions = state.get("image_encoder.pos_embed")
+    width = positions.shape[-1] if positions is not None and positions.ndim else None
+    if width not in SAM_WIDTHS:
+        raise WeightsError(
+            f"{path} holds no Segment Anything network of {', '.join(SAM_WIDTHS.values())}: give one of these"
+        )
+    return SAM_WIDTHS[width]
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"the tensors in {path} do not fit its network ({first}): the file is another's") from error
+    network.float().requires_grad_(False)

@@ -1,0 +1,82 @@
+"""Files from the web appear whole, with the hash that they should have, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from geolabel.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1 << 20
+"""Bytes per read from the network."""
+
+TIMEOUT = 60
+"""Seconds without a byte after which a server is given up."""
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, computed once per process unless its size or time of change differ.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read.
+    """
+    try:
+        found = path.stat()
+        return _digest(path, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): give the path of a network file") from error
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed: int) -> str:
+    del size, changed  # part of the key only
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(url: str, path: Path, *, size: int, sha256_expected: str, progress: Any = None) -> None:
+    """Download a file beside `path`, check it, and rename it into place.
+
+    Parameters
+    ----------
+    size, sha256_expected
+        Of the whole file.
+    progress
+        A progress bar as pooch takes it: ``total``, ``update(n)``, ``reset()`` and ``close()``.
+
+    Raises
+    ------
+    WeightsError
+        If the server cannot be reached or sends something else, or the folder cannot be written to. Nothing is left.
+    """
+    from pooch import HTTPDownloader
+
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    fetch = HTTPDownloader(progressbar=progress or False, chunk_size=CHUNK, timeout=TIMEOUT)
+    logger.info("downloading %s (%.0f MB) to %s", url, size / 1e6, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fetch(url, part, None)
+        _check(part, url, size, sha256_expected)
+        part.replace(path)
+    except OSError as error:  # those of requests are OSErrors too
+        raise WeightsError(f"{url} could not be downloaded to {path.parent}: {error}; try again later") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check(part: Path, url: str, size: int, expected: str) -> None:
+    found = part.stat().st_size
+    if found != size:
+        raise WeightsError(f"{url} sent {found} bytes in place of {size}: try again, or fetch the file by hand")
+    digest = sha256(part)
+    if digest != expected:
+        raise WeightsError(f"{url} sent a file with SHA-256 {digest} in place of {expected}: do not use that source")

@@ -1,0 +1,310 @@
+"""Networks by name or by file: where their weights are, whether they are what they claim to be, and how they load.
+
+Nothing here unpickles more than tensors: the official SAM files are read with ``weights_only=True``, all others are
+safetensors. Downloads stay in a cache folder (`cache_folder`), and ``GEOLABEL_OFFLINE`` forbids them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from geolabel.activation import Normalisation
+from geolabel.errors import WeightsError
+from geolabel.io.downloads import download, sha256
+from geolabel.masks import Selection
+from geolabel.parts import Localizer, Recipe, Segmenter
+
+Role = Literal["localizer", "segmenter"]
+
+SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+SAM_GSD_RANGE = (0.01, 1000.0)
+"""Metres. The official networks saw photographs of every scale, so the localizer's range decides."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network that geolabel knows by name."""
+
+    name: str
+    role: Role
+    filename: str
+    summary: str
+    licence: str
+    url: str | None = None
+    """None for what ships with geolabel."""
+    size: int | None = None
+    """Bytes of the published file."""
+    sha256: str | None = None
+    """Of the published file."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the network ships with geolabel."""
+        return self.url is None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or would be."""
+        if self.bundled:
+            return Path(str(resources.files("geolabel.weights") / self.filename))
+        return cache_folder() / self.filename
+
+
+def _official(name: str, filename: str, size: int, digest: str) -> Published:
+    summary = f"Segment Anything, ViT-{name[-1].upper()} encoder"
+    return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest)
+
+
+PUBLISHED = (
+    Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
+    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0"),
+    _official(
+        "vit_b", "sam_vit_b_01ec64.pth", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    ),
+    _official(
+        "vit_l", "sam_vit_l_0b3195.pth", 1249524607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    ),
+    _official(
+        "vit_h", "sam_vit_h_4b8939.pth", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    ),
+)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
+    given = os.environ.get("GEOLABEL_CACHE")
+    return Path(given) if given else platformdirs.user_cache_path("geolabel")
+
+
+def offline() -> bool:
+    """Whether ``GEOLABEL_OFFLINE`` forbids downloads: set to anything but nothing or 0."""
+    return os.environ.get("GEOLABEL_OFFLINE", "0") not in ("", "0")
+
+
+def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
+    """Published networks of a name, and of a role if one is given.
+
+    Raises
+    ------
+    WeightsError
+        If there is none.
+    """
+    found = tuple(p for p in PUBLISHED if p.name == name and role in (None, p.role))
+    if not found:
+        known = dict.fromkeys(p.name for p in PUBLISHED if role in (None, p.role))
+        raise WeightsError(f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file")
+    return found
+
+
+def find(network: Published) -> Path | None:
+    """Return the path of a published network if its file is here and of the right size."""
+    path = network.path
+    if not path.is_file() or (network.size is not None and path.stat().st_size != network.size):
+        return None
+    return path
+
+
+def fetch(network: Published, *, progress: Any = None) -> Path:
+    """Return the path of a published network, downloaded if need be.
+
+    Parameters
+    ----------
+    progress
+        See `downloads.download`.
+
+    Raises
+    ------
+    WeightsError
+        If it is not here and cannot be had.
+    """
+    path = find(network)
+    if path is not None:
+        return path
+    if network.url is None or network.size is None or network.sha256 is None:
+        raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
+    if offline():
+        raise WeightsError(
+            f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
+            f"{network.url} by hand and give it with --sam-checkpoint"
+        )
+    download(network.url, network.path, size=network.size, sha256_expected=network.sha256, progress=progress)
+    return network.path
+
+
+def verify(network: Published) -> str:
+    """Check the file of a published network and return its SHA-256.
+
+    What ships with geolabel has no published hash (its package manager has); it is loaded instead.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or another.
+    """
+    path = network.path
+    if not path.is_file():
+        raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
+    digest = sha256(path)
+    if network.sha256 is None:
+        from geolabel.io.checkpoints import load_own
+
+        load_own(path, network.role)
+    elif digest != network.sha256:
+        raise WeightsError(
+            f"{path} has SHA-256 {digest}, the published {network.name} has {network.sha256}: "
+            f"delete the file and run geolabel models fetch {network.name}"
+        )
+    return digest
+
+
+def recipe(
+    role: Role,
+    name: str | Path = "bundled",
+    *,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch: int = 8,
+    selection: Selection = "best_iou",
+    normalisation: Normalisation = "constant",
+) -> Recipe:
+    """Decide how a network will be made, wherever that is. Downloads it if it is a published one that is not here.
+
+    Parameters
+    ----------
+    name
+        A published network, or the path of a file.
+    checkpoint
+        A file in place of the published one; `name` then says which of the official networks it holds, unless it is
+        ``bundled``.
+    device, precision
+        See `devices.resolve_device` and `devices.resolve_precision`.
+    batch, selection, normalisation
+        See `parts.Recipe`.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or not the published one.
+    OptionError
+        If the device or the precision cannot be had.
+    """
+    from geolabel.devices import resolve_device, resolve_precision
+
+    device = resolve_device(device)
+    source, digest, architecture = _source(role, name, checkpoint)
+    return Recipe(
+        role=role,
+        source=source,
+        sha256=digest,
+        device=device,
+        precision=resolve_precision(precision, device),
+        batch=batch,
+        selection=selection,
+        normalisation=normalisation,
+        architecture=architecture,
+    )
+
+
+def _source(role: Role, name: str | Path, checkpoint: str | Path | None) -> tuple[str, str, str]:
+    # What a recipe holds of where the weights are: source, SHA-256, architecture.
+    if checkpoint is not None:
+        path = Path(checkpoint).absolute()
+        official = not lookup(str(name), role)[0].bundled
+        return str(path), sha256(path), str(name) if official else ""
+    if any(p.name == name and p.role == role for p in PUBLISHED):
+        network = lookup(str(name), role)[0]
+        fetch(network)
+        return network.name, verify(network) if network.sha256 else sha256(network.path), ""
+    path = Path(name).absolute()
+    if not path.is_file():
+        lookup(str(name), role)  # raises, and names what is known
+    return str(path), sha256(path), ""
+
+
+def load(recipe: Recipe) -> Localizer | Segmenter:
+    """Make the part that a recipe describes.
+
+    Raises
+    ------
+    WeightsError
+        If its file is missing, has changed since the recipe was written, or is no such network.
+    """
+    published = next((p for p in PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
+    path = fetch(published) if published else Path(recipe.source)
+    digest = sha256(path)
+    if digest != recipe.sha256:
+        raise WeightsError(f"{path} has SHA-256 {digest}, the run was planned with {recipe.sha256}: plan it again")
+    return _localizer(recipe, path) if recipe.role == "localizer" else _segmenter(recipe, path)
+
+
+def _localizer(recipe: Recipe, path: Path) -> Localizer:
+    from geolabel.io.checkpoints import load_own
+    from geolabel.localizers.cam import CamLocalizer
+    from geolabel.networks.localizer import PyramidLocalizer
+
+    network, info = load_own(path, "localizer")
+    if not isinstance(network, PyramidLocalizer):
+        raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")
+    return CamLocalizer(
+        network,
+        info,
+        device=recipe.device,
+        precision=recipe.precision,
+        batch=recipe.batch,
+        normalisation=recipe.normalisation,
+    )
+
+
+def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
+    from segment_anything.modeling import Sam
+
+    from geolabel.io.checkpoints import is_safetensors, load_official, load_own
+    from geolabel.segmenters.sam import SamSegmenter
+
+    gsd_range, resize = SAM_GSD_RANGE, True
+    if is_safetensors(path):
+        sam, info = load_own(path, "segmenter")
+        if not isinstance(sam, Sam):
+            raise WeightsError(f"{path} calls itself a segmenter and holds a {type(sam).__name__}: give another file")
+        gsd_range, resize = info.gsd_range, False
+    else:
+        sam = load_official(path, recipe.architecture)
+    return SamSegmenter(
+        sam,
+        gsd_range=gsd_range,
+        resize=resize,
+        device=recipe.device,
+        precision=recipe.precision,
+        batch=recipe.batch,
+        selection=recipe.selection,
+    )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a weights file says of itself: SHA-256, bytes, number of parameters, and its description.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing, damaged, or holds no network.
+    """
+    from geolabel.io.checkpoints import is_safetensors, official_name, official_state
+    from geolabel.networks.checkpoint import load_checkpoint
+
+    digest = sha256(path)
+    if is_safetensors(path):
+        state, info = load_checkpoint(path)
+        described = asdict(info)
+    else:
+        state = official_state(path)
+        described = {"kind": "segmenter", "architecture": official_name(state, path)}
+    parameters = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    return {"file": str(path), "sha256": digest, "bytes": path.stat().st_size, "parameters": parameters} | described
