@@ -1,0 +1,76 @@
+"""``geolabel extract``: a scene to landslide polygons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar, warn
+
+GAPS = 3
+"""Exit code of a run that finished without a part of the scene."""
+
+
+@click.command()
+@click.argument("scene")
+@click.argument("output", required=False, type=click.Path(dir_okay=False))
+@click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@click.option("--score-out", type=click.Path(dir_okay=False), help="Also write the scores, a Cloud Optimized GeoTIFF.")
+@click.option("--mask-out", type=click.Path(dir_okay=False), help="Also write the mask, a Cloud Optimized GeoTIFF.")
+@options.scene_options
+@options.prediction_options
+@options.polygon_options
+@options.network_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def extract(
+    ctx: click.Context,
+    /,
+    scene: str,
+    output: str | None,
+    out: str | None,
+    score_out: str | None,
+    mask_out: str | None,
+    prompts_from: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    r"""Find the landslides of SCENE and write them as polygons.
+
+    SCENE is anything that GDAL opens: a GeoTIFF, a VRT, a URL. The GeoPackage (OUTPUT, or --out) holds the landslides,
+    the prompts behind them and the tiles, each with a style that QGIS applies.
+
+    \b
+    geolabel extract scene.tif --out slides.gpkg
+    geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
+    """
+    from geolabel.errors import OptionError
+    from geolabel.run.dry import estimate
+    from geolabel.run.extract import run_extract
+    from geolabel.run.outcome import Targets
+    from geolabel.run.request import prepare
+
+    if out and output:
+        raise OptionError(f"two outputs, {output} and {out}: give one")
+    target = out or output
+    if target is None and not dry_run:
+        raise OptionError("no output: give --out FILE.gpkg")
+    targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from))
+    request = options.Request.of(given)
+    plan = prepare(scene, request.reading, request.networks, request.parameters)
+    warn(ctx, plan.reader.warnings)
+    if dry_run:
+        announce(estimate(plan), as_json=as_json)
+        return 0
+    with progress_bar(ctx) as progress:
+        found = run_extract(plan, targets, prompts_from=prompts_from, progress=progress)
+    warn(ctx, found.report.gaps)
+    announce({"output": target, **found.summary()}, as_json=as_json)
+    return GAPS if found.report.gaps else 0

@@ -1,0 +1,76 @@
+"""The ``geolabel`` command: finds the subcommand, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from geolabel import __version__
+from geolabel.errors import GeolabelError, OptionError
+
+from .options import Session
+
+COMMANDS = ("extract", "predict", "polygonize", "evaluate", "synthesize", "info", "models", "train")
+"""Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
+
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the subcommands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one subcommand; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"geolabel.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "GEOLABEL", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="geolabel")
+def cli() -> None:
+    """Find landslides in georeferenced scenes and write them as polygons.
+
+    Every option of a subcommand can also be given in the environment: GEOLABEL_EXTRACT_TILE_SIZE is
+    --tile-size of extract.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 ok, 1 error, 2 usage, 3 finished with gaps, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    session = Session()
+    try:
+        code = cli.main(args=arguments, prog_name="geolabel", standalone_mode=False, obj=session)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("geolabel: interrupted; no output was written", err=True)
+        return INTERRUPTED
+    except GeolabelError as error:
+        if session.debug:
+            raise
+        click.echo(f"geolabel: {error}", err=True)
+        return 2 if isinstance(error, OptionError) else 1
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if session.debug:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no message"
+        click.echo(f"geolabel: unexpected {type(error).__name__}: {reason} (--debug shows where)", err=True)
+        return 1
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,223 @@
+"""Options that several commands share, each named once, and how a command talks to the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from geolabel.run.plan import Parameters
+    from geolabel.run.request import Networks, Reading
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Session:
+    """What ``-v``, ``-q`` and ``--debug`` decided for one call of the command line."""
+
+    debug: bool = False
+    quiet: bool = False
+    verbose: int = 0
+
+    def level(self) -> int:
+        """Logging level."""
+        if self.debug or self.verbose > 1:
+            return logging.DEBUG
+        if self.quiet:
+            return logging.ERROR
+        return logging.INFO if self.verbose else logging.WARNING
+
+
+def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        session = ctx.ensure_object(Session)
+        if value:
+            setattr(session, name, value)
+        _configure_logging(session)
+
+    return callback
+
+
+def _configure_logging(session: Session) -> None:
+    root = logging.getLogger("geolabel")
+    root.setLevel(session.level())
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+
+
+def terminal(command: F) -> F:
+    """Add ``-v``, ``-q`` and ``--debug``."""
+    for decorate in (
+        click.option("--debug", is_flag=True, expose_value=False, callback=_remember("debug"),
+                     help="Show tracebacks and every log line."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_remember("quiet"),
+                     help="No progress, no warnings."),
+        click.option("-v", "--verbose", count=True, expose_value=False, callback=_remember("verbose"),
+                     help="Say what happens; twice for more."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+class MeasureType(click.ParamType):  # type: ignore[type-arg]
+    """A length or an area with its unit, such as 2px, 1.5m or 400m2."""
+
+    name = "measure"
+
+    def __init__(self, *units: str) -> None:
+        self.units = units
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Show the units in the help."""
+        return "|".join(f"N{unit}" for unit in self.units)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text; a bare number is an error that names the units."""
+        from geolabel.errors import OptionError
+        from geolabel.units import Measure
+
+        if isinstance(value, Measure):
+            return value
+        try:
+            return Measure.parse(value, units=self.units)
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The shared options of a run, as the library takes them."""
+
+    reading: Reading
+    networks: Networks
+    parameters: Parameters
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Request:
+        """Sort the options of a command into the library's records."""
+        from geolabel.run.plan import Parameters
+        from geolabel.run.request import Networks, Reading
+
+        def pick(record: type) -> dict[str, Any]:
+            names = {field.name for field in fields(record)}
+            return {name: value for name, value in given.items() if name in names and value is not None}
+
+        bounds = given["bounds"]
+        reading = pick(Reading) | ({"bounds": parse_bounds(bounds)} if bounds else {})
+        return cls(Reading(**reading), Networks(**pick(Networks)), Parameters(**pick(Parameters)))
+
+
+def parse_bounds(text: str) -> tuple[float, float, float, float]:
+    """Read four numbers."""
+    from geolabel.errors import OptionError
+
+    try:
+        left, bottom, right, top = (float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(f"bounds {text!r}: give four numbers, LEFT,BOTTOM,RIGHT,TOP in the scene's CRS") from None
+    if not (left < right and bottom < top):
+        raise OptionError(f"bounds {text!r} enclose nothing: LEFT has to be less than RIGHT and BOTTOM than TOP")
+    return left, bottom, right, top
+
+
+overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def scene_options(command: F) -> F:
+    """Add the options that say how a scene is read, and which part of it."""
+    for decorate in (
+        click.option("--bounds", type=str, metavar="LEFT,BOTTOM,RIGHT,TOP",
+                     help="Work on this rectangle only, in the scene's CRS."),
+        click.option("--aoi", type=click.Path(dir_okay=False), help="Work inside the polygons of this file only."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return reading_options(command)
+
+
+def reading_options(command: F) -> F:
+    """Add the options that say how a scene is read."""
+    for decorate in (
+        click.option("--stretch", default="p2-98", show_default=True,
+                     help="Radiometric stretch of the whole scene: pLOW-HIGH percentiles, LOW,HIGH values, or none."),
+        click.option("--working-gsd", type=float, metavar="METRES",
+                     help="Pixel size to work at; the default is the scene's own, within the networks' range."),
+        click.option("--gsd", type=float, metavar="METRES", help="Pixel size of a scene without CRS, such as a plain PNG."),
+        click.option("--nodata", type=float, help="Value that marks pixels without data, in place of the file's own."),
+        click.option("-b", "--bands", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def prediction_options(command: F) -> F:
+    """Add the options that lead from the scene to the mosaic of scores."""
+    for decorate in (
+        click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
+                     help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3."),
+        click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+                     help="Least score of a landslide's pixels."),
+        click.option("--min-quality", type=click.FloatRange(0, 1), default=0.3, show_default=True,
+                     help="Least predicted IoU x stability of a mask that counts."),
+        click.option("--activation-threshold", type=click.IntRange(0, 255), default=120, show_default=True,
+                     help="Grey value that the activation has to exceed."),
+        click.option("--gate", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+                     help="Least class probability around an activation that is followed up."),
+        click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",
+                     help="Side of the blocks that the mosaic is kept in; no result depends on it."),
+        click.option("--overlap", type=click.IntRange(min=0), metavar="PX",
+                     help="Pixels that neighbouring tiles share; default a quarter of the tile."),
+        click.option("--tile-size", type=click.IntRange(min=32), metavar="PX",
+                     help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones."),
+        click.option("--prompts-from", type=click.Path(dir_okay=False), metavar="FILE",
+                     help="Points and boxes that replace the activation, such as an edited output of extract."),
+        click.option("--prompts", type=click.Choice(["box", "point", "both"]), default="both", show_default=True,
+                     help="What the segmenter is given of each object."),
+        click.option("--method", type=click.Choice(["apsam"]), default="apsam", show_default=True,
+                     help="The published system to follow."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def network_options(command: F) -> F:
+    """Add the options that choose the networks and where they run."""
+    for decorate in (
+        click.option("--threads", type=click.IntRange(min=1), help="Threads per network call; default all cores."),
+        click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
+                     help="Images per network call."),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+                     help="auto is bf16 on CUDA and fp32 elsewhere."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+        click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam."),
+        click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
+                     show_default=True, help="The segmenter."),
+        click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",
+                     help="The network that makes the activation maps."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def polygon_options(command: F) -> F:
+    """Add the options that shape the polygons."""
+    for decorate in (
+        click.option("--smooth", type=MeasureType("m", "px"), default=None,
+                     help="Round corners: cut every corner back by at most this length."),
+        click.option("--simplify", type=MeasureType("m", "px"), default="0.75px", show_default=True,
+                     help="Largest distance by which simplifying may move an outline."),
+        click.option("--max-hole", type=MeasureType("m2", "px"), default="50px", show_default=True,
+                     help="Fill holes smaller than this."),
+        click.option("--min-area", type=MeasureType("m2", "px"), default="50px", show_default=True,
+                     help="Drop landslides smaller than this."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command

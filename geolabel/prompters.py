@@ -1,0 +1,97 @@
+"""From activation to prompts: APSAM's adaptive prompt generation.
+
+Source: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction", eq. 2 to 8.
+
+What the paper leaves open is decided as follows.
+
+* The grey value has to exceed the threshold (eq. 2), so 120 itself is background.
+* Components are 8-connected and only their outer extent counts: a hole asks for nothing.
+* Moments are sums over pixels, as eq. 5 reads. Every component has a pixel, so its zeroth moment is positive and its
+  centroid defined: the box and the point of an object never part, down to a single pixel or a line.
+* The centroid of a bow or a ring lies outside it and is asked for all the same, as in the paper; ``point="inside"`` takes
+  the pixel farthest from the edge instead.
+* Boxes are half-open here and become the inclusive corners that SAM expects in the segmenter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from geolabel.activation import Activation, quantise, upsample
+from geolabel.prompts import Prompts
+from geolabel.seams import Shapes, Spans
+from geolabel.tiles import Window
+from geolabel.types import Float32Array, Float64Array, Int32Array
+
+THRESHOLD = 120
+"""Grey value of eq. 2: the paper's choice."""
+
+
+def shape_prompts(shapes: Shapes, scores: Float32Array, class_ids: Int32Array | None = None) -> Prompts:
+    """One prompt per object: its bounding box (eq. 4) and its centroid (eq. 5 and 6)."""
+    return Prompts.build(boxes=shapes.boxes, points=shapes.centroids[:, None], scores=scores, class_ids=class_ids)
+
+
+def centroid_outside(spans: Spans, labels: Int32Array, shapes: Shapes) -> int:
+    """Count the objects whose centroid, to the nearest pixel, is none of their own."""
+    x, y = np.rint(shapes.centroids).astype(np.int64).T
+    order = np.lexsort((spans.start, spans.row))
+    pitch = int(spans.stop.max(initial=0)) + 1
+    keys = spans.row[order].astype(np.int64) * pitch + spans.start[order]
+    at = np.searchsorted(keys, y * pitch + x, side="right") - 1
+    found = order[np.maximum(at, 0)] if len(order) else np.zeros(0, np.int64)
+    inside = (at >= 0) & (spans.row[found] == y) & (spans.stop[found] > x) & (labels[found] == np.arange(len(x)))
+    return len(x) - int(inside.sum())
+
+
+@dataclass(frozen=True)
+class ContourPrompter:
+    """Box and centroid of every component of the thresholded activation of one image.
+
+    Parameters
+    ----------
+    threshold
+        Grey value 0..255 that the activation has to exceed.
+    point
+        ``centroid`` as in eq. 6, or ``inside``: the pixel of the component that is farthest from its edge.
+    """
+
+    threshold: int = THRESHOLD
+    point: Literal["centroid", "inside"] = "centroid"
+
+    def __call__(self, activation: Activation) -> Prompts:
+        """Prompts of every class, in the order of the classes and then of each component's first pixel."""
+        prompts = Prompts.concatenate([self._of_class(activation, c) for c in range(len(activation.classes))])
+        return replace(prompts, ids=np.arange(len(prompts), dtype=np.int64))
+
+    def _of_class(self, activation: Activation, class_id: int) -> Prompts:
+        _, rows, cols = activation.values.shape
+        height, width = rows * activation.stride, cols * activation.stride
+        grey = upsample(quantise(activation.values[class_id]), activation.stride, height, width)
+        binary = grey > self.threshold
+        spans = Spans.of_mask(binary, Window(0, 0, height, width))
+        labels, count = spans.components(8)
+        shapes = Shapes.of(spans, labels, count)
+        prompts = shape_prompts(
+            shapes,
+            scores=np.full(count, activation.probability[class_id], np.float32),
+            class_ids=np.full(count, class_id, np.int32),
+        )
+        if self.point == "centroid" or not count:
+            return prompts
+        return Prompts.build(
+            boxes=prompts.boxes,
+            points=_deepest(spans.paint(Window(0, 0, height, width), labels + 1), count)[:, None],
+            scores=prompts.scores,
+            class_ids=prompts.class_ids,
+        )
+
+
+def _deepest(labels: Int32Array, count: int) -> Float64Array:
+    depth = ndimage.distance_transform_edt(np.pad(labels > 0, 1))[1:-1, 1:-1]
+    places = ndimage.maximum_position(depth, labels, np.arange(1, count + 1))
+    return np.asarray([(col, row) for row, col in places], np.float64)

@@ -1,0 +1,67 @@
+"""What a run would do, and how long it would take, from one warm tile of each network."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from geolabel.prompts import Prompts
+from geolabel.run import worker
+from geolabel.run.plan import TASK_TILES, Plan
+from geolabel.tiles import Window
+
+NETWORK_BYTES_PER_PX = 1_500
+"""Memory per pixel of a batch inside a network: features at full width, in single precision."""
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """Count the work of a plan and time one warm tile of each network on real pixels.
+
+    How many windows the segmenter will see is not known before the activation is; the time of all is given for
+    none and for every tile.
+    """
+    tile = plan.localize_tiles[len(plan.localize_tiles) // 2]
+    image = _read(plan, tile)
+    locate, segment = worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)
+    middle = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
+    with worker.network(plan.parameters.threads):
+        localize_s = _warm(lambda: locate([image] * plan.localizer.batch)) / plan.localizer.batch
+        window = _read(plan, plan.segment_tiles[len(plan.segment_tiles) // 2])
+        segment_s = _warm(lambda: segment([window], [middle]))
+    read_s = _warm(lambda: _read(plan, tile))
+    tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
+    per_tile = max(localize_s, read_s)
+    memory = (
+        TASK_TILES * tile.height * tile.width * 8
+        + plan.localizer.batch * tile.height * tile.width * NETWORK_BYTES_PER_PX
+        + plan.blocks.size**2 * 24
+    )
+    return {
+        "scene": plan.reader.scene.name,
+        "working_grid": f"{plan.grid.height} x {plan.grid.width} px at {plan.grid.gsd:.4g} m",
+        "bands": ",".join(map(str, plan.reader.scene.bands)),
+        "device": plan.localizer.device,
+        "localizer_tiles": tiles,
+        "localizer_tile_px": plan.localize_tiles.size,
+        "segmenter_tile_px": plan.segment_tiles.size,
+        "overlap_px": plan.segment_tiles.overlap,
+        "blocks": len(plan.blocks),
+        "memory_mb": round(memory / 2**20),
+        "seconds_per_localizer_tile": round(per_tile, 4),
+        "seconds_per_segmenter_window": round(segment_s, 4),
+        "seconds_without_landslides": round(tiles * per_tile, 1),
+        "seconds_with_landslides_everywhere": round(tiles * per_tile + windows * segment_s, 1),
+    }
+
+
+def _read(plan: Plan, window: Window) -> Any:
+    return plan.stretch.apply(*plan.reader.read(window, plan.grid))
+
+
+def _warm(call: Any) -> float:
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,269 @@
+"""From a scene to landslide polygons.
+
+scene -> tiles -> activation -> prompts -> masks -> mosaic blocks -> polygons -> GeoPackage
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from geolabel.io.vectors import read_prompts
+from geolabel.prompters import centroid_outside, shape_prompts
+from geolabel.prompts import Prompts
+from geolabel.run import execute, passes
+from geolabel.run.outcome import Targets, complete, run_folder, tile_table, write_outputs
+from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
+from geolabel.run.plan import TASK_TILES, Parameters, Plan
+from geolabel.run.report import Progress, Report, Silent
+from geolabel.run.request import Networks, Reading, prepare
+from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects
+from geolabel.run.windows import assign, clip_to_tiles, oversized
+from geolabel.seams import Shapes, Spans, join, largest
+from geolabel.tiles import TileGrid, Window
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+    import xarray as xr
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Everything that a run found."""
+
+    landslides: gpd.GeoDataFrame
+    prompts: Prompts
+    """In pixels of the working grid."""
+    tiles: gpd.GeoDataFrame
+    """Windows of the localizer: status, class probability, message."""
+    objects: Objects
+    """The landslides as pixels."""
+    run: Run
+    report: Report
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that a user wants to see at the end."""
+        report = self.report
+        return {
+            "landslides": report.landslides,
+            "area_m2": round(float(self.landslides["area_m2"].sum()), 1),
+            "prompts": report.prompts,
+            "tiles": report.tiles,
+            "tiles_without_data": report.tiles_without_data,
+            "tiles_failed": report.tiles_failed,
+            "gaps": len(report.gaps),
+            "seconds": report.seconds,
+        }
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided before."""
+        return self.run.plan
+
+
+def extract(
+    scene: str | Path | xr.DataArray,
+    *,
+    out: str | Path | None = None,
+    reading: Reading | None = None,
+    networks: Networks | None = None,
+    parameters: Parameters | None = None,
+    prompts_from: str | Path | None = None,
+    score_out: str | Path | None = None,
+    mask_out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> gpd.GeoDataFrame:
+    """Find the landslides of a scene.
+
+    Parameters
+    ----------
+    scene
+        Anything that GDAL opens, or an array as rioxarray makes them.
+    out
+        GeoPackage to write; None to write nothing.
+    reading, networks, parameters
+        How the scene is read, which networks run where, and every number that the result depends on.
+    prompts_from
+        A vector file whose points and boxes replace the activation.
+    score_out, mask_out
+        Cloud Optimized GeoTIFFs to write on the working grid.
+    overwrite
+        Whether files that exist may be replaced.
+    progress
+        Whoever wants to follow the run.
+
+    Returns
+    -------
+    geopandas.GeoDataFrame
+        One row per landslide in the scene's CRS, as in the layer ``landslides`` of the GeoPackage.
+
+    Raises
+    ------
+    GeolabelError
+        See `geolabel.errors`.
+
+    Examples
+    --------
+    >>> import geolabel
+    >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
+    """
+    targets = Targets.of(out, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from))
+    plan = prepare(scene, reading or Reading(), networks or Networks(), parameters or Parameters())
+    return run_extract(plan, targets, prompts_from=prompts_from, progress=progress).landslides
+
+
+def run_extract(
+    plan: Plan, targets: Targets, *, prompts_from: str | Path | None = None, progress: Progress | None = None
+) -> Extraction:
+    """Do what was planned and write what was asked for; the records of the run are gone at the end."""
+    drawn = None if prompts_from is None else read_prompts(prompts_from, plan.grid, classes=plan.classes)
+    with run_folder(targets) as store:
+        found = find_landslides(Run(plan, store, localized=drawn is None), drawn, progress)
+        write_outputs(found, targets)
+    return found
+
+
+def find_landslides(run: Run, drawn: Prompts | None = None, progress: Progress | None = None) -> Extraction:
+    """Run the five passes. Each leaves its pixels in the store and returns a table of small numbers.
+
+    Parameters
+    ----------
+    drawn
+        Prompts that replace the activation, in pixels of the working grid.
+    """
+    work = Work(run, Report(), progress or Silent())
+    tiles = localize(work)
+    prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, run.plan.segment_tiles)
+    masks = segment(work, prompts)
+    merge(work, masks)
+    objects, landslides = polygonize(work, masks)
+    return Extraction(landslides, prompts, tiles, objects, run, work.report)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run under way."""
+
+    run: Run
+    report: Report
+    progress: Progress
+
+    def each(self, name: str, function: Callable[[Run, T], R], jobs: Sequence[T]) -> Iterator[R]:
+        """Results of a pass, one per job, in order."""
+        with self.report.timed(name):
+            yield from self.progress.track(execute.ordered(partial(function, self.run), jobs), name, len(jobs))
+
+
+def localize(work: Work) -> gpd.GeoDataFrame:
+    """Pass 1: the activation of every tile that holds a valid pixel."""
+    plan = work.run.plan
+    reports = [tile for batch in work.each("localize", passes.localize, plan.localize_tasks) for tile in batch]
+    work.report.count_tiles(reports)
+    return tile_table(reports, plan)
+
+
+def find_prompts(work: Work) -> Prompts:
+    """Pass 2: box and centroid of every component of the thresholded, blended activation that passes the gate."""
+    plan = work.run.plan
+    regions = list(work.each("prompt", passes.find_regions, range(len(plan.blocks))))
+    spans, index = join([region.spans for region in regions])
+    labels, count = spans.components(8)
+    probability = largest(np.concatenate([region.probability for region in regions]), labels[index], count) / 255
+    open_gate = probability >= plan.parameters.gate
+    inside = open_gate[labels]
+    spans, labels = spans[inside], (np.cumsum(open_gate, dtype=np.int32) - 1)[labels[inside]]
+    shapes = Shapes.of(spans, labels, int(open_gate.sum()))
+    prompts = shape_prompts(shapes, probability[open_gate].astype(np.float32))
+    large = oversized(prompts, plan.segment_tiles)
+    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], plan.segment_tiles) for k in np.flatnonzero(large)]
+    work.report.points_outside = centroid_outside(spans, labels, shapes)
+    return numbered(Prompts.concatenate([prompts[~large], *parts]))
+
+
+def tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:
+    """Prompts of an object larger than a tile: box and centroid of its part in every tile whose core it reaches."""
+    x0, y0, x1, y1 = (int(v) for v in whole.boxes[0])
+    parts = []
+    for index in tiles.covering(Window(y0, x0, y1 - y0, x1 - x0)):
+        part, _ = spans.clip(tiles[index])
+        if len(part) and len(part.clip(tiles.core(index))[0]):
+            parts.append(
+                shape_prompts(Shapes.of(part, np.zeros(len(part), np.int32), 1), whole.scores, whole.class_ids)
+            )
+    return Prompts.concatenate(parts)
+
+
+def fit_to_tiles(prompts: Prompts, tiles: TileGrid) -> Prompts:
+    """Prompts that a person drew, those larger than a tile cut to tiles."""
+    large = oversized(prompts, tiles)
+    return (
+        numbered(Prompts.concatenate([prompts[~large], clip_to_tiles(prompts[large], tiles)]))
+        if large.any()
+        else prompts
+    )
+
+
+def numbered(prompts: Prompts) -> Prompts:
+    """The same prompts with ids 1, 2, ..."""
+    return replace(prompts, ids=np.arange(1, len(prompts) + 1, dtype=np.int64))
+
+
+def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
+    """Pass 3: masks of the windows that hold a prompt, each window once for all its prompts, and of no other."""
+    plan = work.run.plan
+    windows = assign(prompts, plan.segment_tiles)
+    batches = [windows[start : start + TASK_TILES] for start in range(0, len(windows), TASK_TILES)]
+    tables = list(work.each("segment", passes.segment, list(enumerate(batches))))
+    work.report.count_masks(prompts, windows, tables)
+    return tables
+
+
+def merge(work: Work, masks: Sequence[MaskTable]) -> None:
+    """Pass 4: the mosaic of every block, from the masks that reach into it."""
+    blocks = work.run.plan.blocks
+    places: dict[int, list[MaskPlace]] = defaultdict(list)
+    number = 0
+    for task, table in enumerate(masks):
+        for position, crop in enumerate(table.windows.tolist()):
+            for block in blocks.covering(Window(*crop)):
+                places[block].append(MaskPlace(number, task, position))
+            number += 1
+    for _ in work.each("merge", passes.merge, [(block, places.get(block, [])) for block in range(len(blocks))]):
+        pass
+
+
+def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.GeoDataFrame]:
+    """Pass 5: objects of every block joined across seams, cleaned, outlined and measured."""
+    plan, parameters, mosaic = work.run.plan, work.run.plan.parameters, MosaicSource(work.run)
+    gsd = plan.grid.gsd
+    with work.report.timed("polygons"):
+        objects = find_objects(
+            mosaic,
+            plan.blocks,
+            threshold=plan.mask_threshold,
+            min_area_px=parameters.min_area.pixels(gsd),
+            max_hole_px=parameters.max_hole.pixels(gsd),
+            apply=execute.ordered,
+        )
+        landslides = describe(
+            objects,
+            sum_objects(mosaic, plan.blocks, objects, apply=execute.ordered),
+            plan.grid,
+            simplify_px=parameters.simplify.pixels(gsd),
+            smooth_px=parameters.smooth.pixels(gsd),
+            predicted_iou=np.concatenate([np.zeros(0, np.float32), *(table.predicted_iou for table in masks)]),
+            stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
+            class_name=plan.classes[plan.class_index],
+        )
+    work.report.landslides = objects.count
+    return objects, complete(landslides, plan)

@@ -1,0 +1,195 @@
+"""What a run leaves behind: where it may write, what it adds to the polygons, and the files themselves."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+import geolabel
+from geolabel.errors import OptionError
+from geolabel.io.outputs import check_target
+from geolabel.io.rasters import SUFFIXES, write_cog
+from geolabel.io.store import Store
+from geolabel.io.styles import REVIEW_STATES
+from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
+from geolabel.masks import OUTSIDE
+from geolabel.run.passes import MosaicSource, TileReport
+from geolabel.run.plan import Plan
+
+if TYPE_CHECKING:
+    from geolabel.run.extract import Extraction
+    from geolabel.tiles import Window
+    from geolabel.types import UInt8Array
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The files that a run is to write; checked before any work is done."""
+
+    inventory: Path | None
+    scores: Path | None
+    mask: Path | None
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls,
+        inventory: str | Path | None,
+        scores: str | Path | None = None,
+        mask: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        inputs: Sequence[object] = (),
+    ) -> Self:
+        """Check that every file may be written.
+
+        Raises
+        ------
+        OptionError
+            If two outputs share a name.
+        OutputError
+            If a file exists and may not be replaced, is an input, or its folder cannot be written to.
+        """
+        first, second, third = (None if path is None else Path(path) for path in (inventory, scores, mask))
+        targets = cls(first, second, third, overwrite)
+        paths = [path for path in (targets.inventory, targets.scores, targets.mask) if path is not None]
+        if len({path.absolute() for path in paths}) < len(paths):
+            raise OptionError(f"two outputs share a name: {', '.join(map(str, paths))}")
+        sources = [source for source in inputs if isinstance(source, str | Path)]
+        for path in paths:
+            suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES
+            check_target(path, overwrite=overwrite, suffixes=suffixes, inputs=sources)
+        return targets
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the first output goes."""
+        return next((path.parent for path in (self.inventory, self.scores, self.mask) if path is not None), None)
+
+
+@contextmanager
+def run_folder(targets: Targets) -> Iterator[Store]:
+    """A store for the records of a run, beside its output, that goes when the run ends."""
+    with tempfile.TemporaryDirectory(prefix=".geolabel-", dir=targets.folder, ignore_cleanup_errors=True) as folder:
+        yield Store(Path(folder))
+
+
+def tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
+    """Outline, status and class probability of every tile of the localizer."""
+    corners = np.asarray(
+        [
+            [(tile.col, tile.row), (tile.right, tile.row), (tile.right, tile.bottom), (tile.col, tile.bottom)]
+            for tile in (plan.localize_tiles[report.index] for report in reports)
+        ],
+        float,
+    )
+    a, b, c, d, e, f = tuple(plan.grid.transform)[:6]
+    col, row = corners[..., 0], corners[..., 1]
+    x, y = a * col + b * row + c, d * col + e * row + f
+    return gpd.GeoDataFrame(
+        {
+            "tile": [report.index for report in reports],
+            "status": [report.status for report in reports],
+            "probability": [report.probability for report in reports],
+            "message": [report.message for report in reports],
+        },
+        geometry=shapely.polygons(np.stack([x, y], axis=-1)),
+        crs=plan.grid.crs,
+    )
+
+
+def complete(landslides: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
+    """Add what all landslides of a scene share, and put the columns in the order of the inventory."""
+    shared = {"source": plan.reader.scene.name, "event_date": plan.reader.scene.event_date, "notes": None}
+    return landslides.assign(**shared, status=REVIEW_STATES[0])[[*LANDSLIDE_COLUMNS, "geometry"]]
+
+
+def write_outputs(found: Extraction, targets: Targets) -> None:
+    """Write what was asked for; each file appears when it is whole."""
+    plan, overwrite = found.plan, targets.overwrite
+    mosaic = MosaicSource(found.run)
+    if targets.scores is not None:
+        blocks = ((window, mosaic.scores(window)) for window in plan.blocks)
+        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
+    if targets.mask is not None:
+        blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
+        write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
+    if targets.inventory is not None:
+        write_inventory(
+            targets.inventory,
+            found.landslides,
+            found.prompts,
+            found.tiles,
+            provenance(found),
+            grid=plan.grid,
+            classes=plan.classes,
+            overwrite=overwrite,
+        )
+
+
+def _mask(found: Extraction, mosaic: MosaicSource, window: Window) -> UInt8Array:
+    """1 inside a landslide, 0 outside, 255 where the scene is not valid."""
+    mask = found.objects.mask(window)
+    mask[mosaic.scores(window) == OUTSIDE] = OUTSIDE
+    return mask
+
+
+def provenance(found: Extraction) -> dict[str, Any]:
+    """Everything that is needed to tell how an inventory was made, as plain values."""
+    import pyogrio
+    import rasterio
+    import torch
+
+    plan, scene = found.plan, found.plan.reader.scene
+    return {
+        "software": {
+            "geolabel": geolabel.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "gdal": rasterio.__gdal_version__,
+            "gdal_vectors": pyogrio.__gdal_version_string__,
+            "geos": shapely.geos_version_string,
+            "numpy": np.__version__,
+        },
+        "scene": {
+            "name": scene.name,
+            "size_bytes": scene.size_bytes,
+            "modified": scene.modified,
+            "event_date": scene.event_date,
+            "bands": list(scene.bands),
+            "band_count": scene.band_count,
+            "dtype": scene.dtype,
+            "height": scene.grid.height,
+            "width": scene.grid.width,
+            "gsd_m": round(scene.grid.gsd, 6),
+        },
+        "working_grid": {
+            "height": plan.grid.height,
+            "width": plan.grid.width,
+            "gsd_m": round(plan.grid.gsd, 6),
+            "transform": list(plan.grid.transform)[:6],
+            "crs": None if plan.grid.crs is None else plan.grid.crs.to_wkt(),
+        },
+        "stretch": asdict(plan.stretch),
+        "networks": {recipe.role: asdict(recipe) for recipe in (plan.localizer, plan.segmenter)},
+        "parameters": plan.parameters.as_dict()
+        | {
+            "localizer_tile": plan.localize_tiles.size,
+            "localizer_overlap": plan.localize_tiles.overlap,
+            "segmenter_tile": plan.segment_tiles.size,
+            "segmenter_overlap": plan.segment_tiles.overlap,
+        },
+        "counts": found.report.counts(),
+    }

@@ -1,0 +1,370 @@
+"""The passes over a scene: the only functions that workers run.
+
+Each takes the run and the number of a task, reads what earlier passes left in the store, writes one record, and returns
+the few numbers that the client needs. No two tasks write the same record.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from geolabel import activation, mosaic
+from geolabel.activation import Activation
+from geolabel.errors import TileError
+from geolabel.io.store import Store
+from geolabel.mosaic import Layers
+from geolabel.run import worker
+from geolabel.run.plan import TASK_TILES, Plan
+from geolabel.run.windows import PromptedWindow
+from geolabel.seams import Spans, pixel_sums
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
+
+log = logging.getLogger(__name__)
+
+NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
+"""What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
+since the prompts came from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan and the place where its records are kept."""
+
+    plan: Plan
+    store: Store
+    localized: bool = True
+    """False where prompts that a person drew replace the activation: tiles are read for their validity only."""
+
+
+@dataclass(frozen=True)
+class TileReport:
+    """What the first pass says of one tile."""
+
+    index: int
+    status: str
+    probability: float | None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """Where the masks of one segmentation task lie, and what the network thinks of them."""
+
+    windows: Int64Array
+    """(M, 4) row, col, height, width of the crop that holds the mask."""
+    prompt_ids: Int64Array
+    predicted_iou: Float32Array
+    stability: Float32Array
+    failures: tuple[tuple[Window, str], ...] = ()
+    """Windows that could not be segmented, and why."""
+
+
+# --- 1. localize -----------------------------------------------------------------------------------------------------
+
+
+def localize(run: Run, task: int) -> list[TileReport]:
+    """Write the activation, the class probability and the validity of a batch of tiles."""
+    plan = run.plan
+    tiles, c = plan.tiles_of(task), plan.class_index
+    images, valid, failures = _read(plan, [plan.localize_tiles[index] for index in tiles])
+    seen = [k for k, mask in enumerate(valid) if mask.any()]
+    activations = _locate(plan, [images[k] for k in seen]) if run.localized else []
+    probabilities = {k: float(maps.probability[c]) for k, maps in zip(seen, activations, strict=run.localized)}
+    run.store.write(
+        "localize",
+        task,
+        {
+            "seen": np.asarray(seen[: len(activations)], np.int32),
+            "activation": _stack([activation.quantise(maps.values[c]) for maps in activations]),
+            "probability": _stack([activation.quantise(maps.local_probability[c]) for maps in activations]),
+            "stride": np.asarray(activations[0].stride if activations else 1, np.int32),
+            "valid": np.packbits(np.stack(valid), axis=-1),
+            "whole": np.asarray([mask.all() for mask in valid]),
+        },
+    )
+    return [
+        TileReport(
+            index, _status(run, failures.get(k), valid[k], probabilities.get(k)), probabilities.get(k), failures.get(k)
+        )
+        for k, index in enumerate(tiles)
+    ]
+
+
+def _locate(plan: Plan, images: list[UInt8Array]) -> list[Activation]:
+    with worker.network(plan.parameters.threads):
+        return worker.localizer(plan.localizer)(images)
+
+
+def _read(plan: Plan, windows: list[Window]) -> tuple[list[UInt8Array], list[BoolArray], dict[int, str]]:
+    """Stretched images and validity of windows; the messages of those that failed, which count as not valid."""
+    images, valid, failures = [], [], {}
+    for k, window in enumerate(windows):
+        try:
+            bands, mask = plan.reader.read(window, plan.grid)
+        except TileError as error:
+            if plan.parameters.on_error == "fail":
+                raise
+            log.warning("%s", error)
+            failures[k] = str(error)
+            bands = np.zeros((3, window.height, window.width), np.uint8)
+            mask = np.zeros((window.height, window.width), bool)
+        images.append(plan.stretch.apply(bands, mask))
+        valid.append(mask)
+    return images, valid, failures
+
+
+def _stack(arrays: list[UInt8Array]) -> UInt8Array:
+    return np.stack(arrays) if arrays else np.zeros((0, 1, 1), np.uint8)
+
+
+def _status(run: Run, failure: str | None, valid: BoolArray, probability: float | None) -> str:
+    if failure is not None:
+        return FAILED
+    if not valid.any():
+        return NO_DATA
+    if probability is None:
+        return UNSEEN
+    return FOUND if probability >= run.plan.parameters.gate else CLEAR
+
+
+@dataclass(frozen=True)
+class TileMaps:
+    """What the first pass left of one tile."""
+
+    window: Window
+    activation: UInt8Array | None
+    """At the network's stride; None where the tile went to no network."""
+    probability: UInt8Array | None
+    stride: int
+    valid: BoolArray | None
+    """None where every pixel is valid."""
+
+
+@lru_cache(maxsize=64)
+def _localize_record(store: Store, task: int) -> Mapping[str, AnyArray]:
+    return store.read("localize", task)
+
+
+def tile_maps(run: Run, window: Window) -> Iterator[TileMaps]:
+    """Yield what the first pass left of every tile that shares a pixel with `window`, in the order of the tiles."""
+    plan = run.plan
+    for index in plan.localize_tiles.covering(window):
+        task, k = divmod(index, TASK_TILES)
+        record = _localize_record(run.store, task)
+        tile = plan.localize_tiles[index]
+        at = int(np.searchsorted(record["seen"], k))
+        seen = at < len(record["seen"]) and record["seen"][at] == k
+        valid = (
+            None if record["whole"][k] else np.unpackbits(record["valid"][k], axis=-1, count=tile.width).astype(bool)
+        )
+        yield TileMaps(
+            window=tile,
+            activation=record["activation"][at] if seen else None,
+            probability=record["probability"][at] if seen else None,
+            stride=int(record["stride"]),
+            valid=valid,
+        )
+
+
+def blend_activation(run: Run, window: Window, *, above: int = -1) -> UInt8Array | None:
+    """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
+
+    None when no tile reaches a value greater than `above`: the blend, an average, cannot either.
+    """
+    tiles = list(tile_maps(run, window))
+    if not any(maps.activation is not None and int(maps.activation.max()) > above for maps in tiles):
+        return None
+    return mosaic.blend(window, ((maps.window, _full_size(maps)) for maps in tiles))
+
+
+def _full_size(maps: TileMaps) -> UInt8Array:
+    height, width = maps.window.height, maps.window.width
+    if maps.activation is None:
+        return np.zeros((height, width), np.uint8)
+    return activation.upsample(maps.activation, maps.stride, height, width)
+
+
+def validity(run: Run, window: Window) -> BoolArray | None:
+    """(H, W) which pixels of a window any tile found valid; None when all are."""
+    tiles = list(tile_maps(run, window))
+    if all(maps.valid is None for maps in tiles):
+        return None
+    valid = np.zeros((window.height, window.width), bool)
+    for maps in tiles:
+        shared = maps.window.intersection(window)
+        assert shared is not None
+        inside = True if maps.valid is None else maps.valid[shared.within(maps.window)]
+        valid[shared.within(window)] |= inside
+    return valid
+
+
+def class_probability(run: Run, window: Window) -> UInt8Array:
+    """(H, W) 0..255, the largest probability that any tile gives the class around each pixel of a window."""
+    best = np.zeros((window.height, window.width), np.uint8)
+    for maps in tile_maps(run, window):
+        if maps.probability is None:
+            continue
+        shared = maps.window.intersection(window)
+        assert shared is not None
+        rows, cols = shared.within(maps.window)
+        cells = maps.probability[
+            np.arange(rows.start, rows.stop)[:, None] // maps.stride, np.arange(cols.start, cols.stop) // maps.stride
+        ]
+        into = best[shared.within(window)]
+        np.maximum(into, cells, out=into)
+    return best
+
+
+# --- 2. prompt -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Spans of a block whose blended activation exceeds the threshold (APSAM, eq. 2)."""
+
+    spans: Spans
+    activation: Int64Array
+    """(N,) sum of the grey values under each span."""
+    probability: Int64Array
+    """(N,) largest class probability under each span, 0..255."""
+
+
+def find_regions(run: Run, block: int) -> Regions:
+    """Threshold the blended activation of a block."""
+    window = run.plan.blocks[block]
+    threshold = run.plan.parameters.activation_threshold
+    grey = blend_activation(run, window, above=threshold)
+    if grey is None:
+        return Regions(Spans.empty(), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    binary = grey > threshold
+    valid = validity(run, window)
+    if valid is not None:
+        binary &= valid
+    spans = Spans.of_mask(binary, window)
+    sums, _ = pixel_sums(spans, window, grey)
+    _, probability = pixel_sums(spans, window, class_probability(run, window))
+    return Regions(spans, sums, probability)
+
+
+# --- 3. segment ------------------------------------------------------------------------------------------------------
+
+
+def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
+    """Write the masks that answer the prompts of a batch of windows."""
+    task, prompted = job
+    plan = run.plan
+    images, valid, failures = _read(plan, [item.window for item in prompted])
+    kept = [k for k in range(len(prompted)) if k not in failures]
+    local = [prompted[k].prompts.shift(-prompted[k].window.col, -prompted[k].window.row) for k in kept]
+    with worker.network(plan.parameters.threads):
+        answers = worker.segmenter(plan.segmenter)([images[k] for k in kept], local)
+    windows, crops, rows = [], [], []
+    for k, masks in zip(kept, answers, strict=True):
+        good = masks[masks.quality >= plan.parameters.min_quality]
+        for m in range(len(good)):
+            scores = np.where(valid[k], good.scores[m], np.uint8(0))
+            crop = _bounding_window(scores)
+            if crop is None:
+                continue
+            crops.append(scores[crop.slices].ravel())
+            windows.append(
+                (prompted[k].window.row + crop.row, prompted[k].window.col + crop.col, crop.height, crop.width)
+            )
+            rows.append((good.prompt_ids[m], good.predicted_iou[m], good.stability[m]))
+    table = MaskTable(
+        windows=np.asarray(windows, np.int64).reshape(-1, 4),
+        prompt_ids=np.asarray([row[0] for row in rows], np.int64),
+        predicted_iou=np.asarray([row[1] for row in rows], np.float32),
+        stability=np.asarray([row[2] for row in rows], np.float32),
+        failures=tuple((prompted[k].window, message) for k, message in failures.items()),
+    )
+    flat = np.concatenate(crops) if crops else np.zeros(0, np.uint8)
+    run.store.write("segment", task, {"windows": table.windows, "scores": flat})
+    return table
+
+
+def _bounding_window(scores: UInt8Array) -> Window | None:
+    rows, cols = np.flatnonzero(scores.any(axis=1)), np.flatnonzero(scores.any(axis=0))
+    if not len(rows):
+        return None
+    return Window(int(rows[0]), int(cols[0]), int(rows[-1] - rows[0] + 1), int(cols[-1] - cols[0] + 1))
+
+
+# --- 4. merge --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaskPlace:
+    """One mask that reaches into a block: its number in the run, and where its scores are stored."""
+
+    number: int
+    task: int
+    position: int
+
+
+@lru_cache(maxsize=16)
+def _segment_record(store: Store, task: int) -> tuple[Int64Array, Int64Array, UInt8Array]:
+    record = store.read("segment", task)
+    sizes = record["windows"][:, 2] * record["windows"][:, 3]
+    return record["windows"], np.concatenate([[0], np.cumsum(sizes)]), record["scores"]
+
+
+def _mask_crops(store: Store, places: list[MaskPlace]) -> Iterator[tuple[Window, UInt8Array, int]]:
+    for place in places:
+        windows, offsets, scores = _segment_record(store, place.task)
+        window = Window(*(int(v) for v in windows[place.position]))
+        flat = scores[offsets[place.position] : offsets[place.position + 1]]
+        yield window, flat.reshape(window.height, window.width), place.number
+
+
+def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
+    """Write the mosaic of one block: the largest score of any mask, and whose it is. False where there is nothing.
+
+    A block without a record has score 0 everywhere and no winner.
+    """
+    block, places = job
+    window = run.plan.blocks[block]
+    valid = validity(run, window)
+    if not places and valid is None:
+        return False
+    scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places))
+    if valid is not None:
+        scores = mosaic.mark_outside(scores, valid)
+        winner[~valid] = mosaic.NO_MASK
+    run.store.write("mosaic", block, {"scores": scores, "winner": winner})
+    return True
+
+
+@dataclass(frozen=True)
+class MosaicSource:
+    """The finished mosaic, read window by window for its polygons and rasters."""
+
+    run: Run
+
+    def scores(self, window: Window) -> UInt8Array:
+        """(H, W) 0..254, or `OUTSIDE`."""
+        return self._gather("scores", window, np.zeros((window.height, window.width), np.uint8))
+
+    def read(self, window: Window) -> Layers:
+        """The scores, the masks they came from, and the activation if there is one."""
+        no_mask = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
+        return Layers(
+            scores=self.scores(window),
+            activation=blend_activation(self.run, window) if self.run.localized else None,
+            winner=self._gather("winner", window, no_mask),
+        )
+
+    def _gather(self, name: str, window: Window, into: AnyArray) -> AnyArray:
+        for block in self.run.plan.blocks.covering(window):
+            if self.run.store.has("mosaic", block):
+                place = self.run.plan.blocks[block]
+                shared = place.intersection(window)
+                assert shared is not None
+                into[shared.within(window)] = self.run.store.read("mosaic", block)[name][shared.within(place)]
+        return into

@@ -1,0 +1,200 @@
+"""Decide everything before a pixel is touched: grids, tiles, blocks, stretch, networks and parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from geolabel.errors import OptionError, VectorError
+from geolabel.masks import Selection
+from geolabel.parts import Recipe
+from geolabel.radiometry import Stretch
+from geolabel.scene import Grid
+from geolabel.tiles import BlockGrid, TileGrid, Window
+from geolabel.units import Measure
+
+if TYPE_CHECKING:
+    from geolabel.io.scenes import SceneReader
+
+TASK_TILES = 32
+"""Tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
+
+LOCALIZER_TILE = 512
+"""Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Every number and choice that the polygons depend on, beside the scene and the networks."""
+
+    method: Literal["apsam"] = "apsam"
+    tile_size: int | None = None
+    """Side in pixels of the segmenter's windows; None for the network's own."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; None for a quarter of the tile."""
+    block_size: int = 2048
+    """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
+    gate: float = 0.5
+    """Least class probability, in some window of the training size, of an activation that is followed up."""
+    activation_threshold: int = 120
+    """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
+    prompts: Literal["box", "point", "both"] = "both"
+    selection: Selection = "best_iou"
+    min_quality: float = 0.3
+    """Least predicted IoU x stability of a mask that takes part in the mosaic."""
+    score_threshold: float = 0.5
+    """Least score of a landslide's pixels in the mosaic."""
+    min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
+    max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
+    simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
+    smooth: Measure = field(default_factory=lambda: Measure(0, "px"))
+    on_error: Literal["fail", "skip"] = "fail"
+    threads: int | None = None
+    """Threads per network call; None for as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "gate": (self.gate, 0, 1),
+            "activation threshold": (self.activation_threshold, 0, 255),
+            "score threshold": (self.score_threshold, 0, 1),
+            "min quality": (self.min_quality, 0, 1),
+        }
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+        if self.tile_size is not None and self.tile_size < 32:
+            raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
+        if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
+            raise OptionError(f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance."""
+        return {key: str(value) if isinstance(value, Measure) else value for key, value in asdict(self).items()} | {
+            name: str(getattr(self, name)) for name in ("min_area", "max_hole", "simplify", "smooth")
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Small, and the same wherever it is opened."""
+
+    reader: SceneReader
+    grid: Grid
+    """The working grid, cut to the bounds or the area of interest."""
+    stretch: Stretch
+    localizer: Recipe
+    segmenter: Recipe
+    classes: tuple[str, ...]
+    localize_tiles: TileGrid
+    segment_tiles: TileGrid
+    blocks: BlockGrid
+    parameters: Parameters
+
+    @property
+    def class_index(self) -> int:
+        """Which of the localizer's classes is wanted: landslides, or the only one there is."""
+        return self.classes.index("landslide") if "landslide" in self.classes else 0
+
+    @property
+    def mask_threshold(self) -> int:
+        """Least score, 1..254, of a landslide's pixels."""
+        return max(1, math.ceil(self.parameters.score_threshold * 254))
+
+    @property
+    def localize_tasks(self) -> range:
+        """Numbers of the tasks of the first pass."""
+        return range(-(-len(self.localize_tiles) // TASK_TILES))
+
+    def tiles_of(self, task: int) -> range:
+        """Indices of the localizer's tiles that a task works on."""
+        return range(task * TASK_TILES, min((task + 1) * TASK_TILES, len(self.localize_tiles)))
+
+
+def make_plan(
+    reader: SceneReader,
+    localizer: Recipe,
+    segmenter: Recipe,
+    parameters: Parameters,
+    *,
+    bounds: tuple[float, float, float, float] | None = None,
+    working_gsd: float | None = None,
+    stretch: str = "p2-98",
+) -> Plan:
+    """Decide a run over one scene.
+
+    Parameters
+    ----------
+    bounds
+        Left, bottom, right, top in the scene's CRS; only this part is worked on.
+    working_gsd
+        Metres per pixel of the working grid; by default the scene's own within the networks' range.
+    stretch
+        See `geolabel.radiometry.Stretch.from_sample`.
+
+    Raises
+    ------
+    OptionError
+        If numbers contradict each other.
+    VectorError
+        If the bounds or the area of interest miss the scene.
+    """
+    from geolabel.run import worker
+
+    locate, segment = worker.localizer(localizer), worker.segmenter(segmenter)
+    finest = max(locate.gsd_range[0], segment.gsd_range[0])
+    coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
+    native = reader.scene.grid
+    if working_gsd is None:
+        grid = native.working((finest, coarsest))
+    elif working_gsd > 0 and math.isfinite(working_gsd):
+        grid = native.at_gsd(working_gsd)
+    else:
+        raise OptionError(f"working gsd {working_gsd} m: it has to be a positive length")
+    for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
+        if region is not None:
+            grid = crop_to(grid, region)
+    tile = segment.window if parameters.tile_size is None else parameters.tile_size
+    if tile > segment.window:
+        raise OptionError(
+            f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"
+        )
+    overlap = tile // 4 if parameters.overlap is None else parameters.overlap
+    smaller = min(tile, LOCALIZER_TILE)
+    return Plan(
+        reader=reader,
+        grid=grid,
+        stretch=Stretch.from_sample(*reader.sample(), stretch),
+        localizer=localizer,
+        segmenter=segmenter,
+        classes=locate.classes,
+        localize_tiles=TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile),
+        segment_tiles=TileGrid(grid.height, grid.width, tile, overlap),
+        blocks=BlockGrid(grid.height, grid.width, parameters.block_size),
+        parameters=parameters,
+    )
+
+
+def crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
+    """Cut a grid to the pixels that a rectangle of its CRS touches.
+
+    Raises
+    ------
+    VectorError
+        If the rectangle misses the grid.
+    """
+    left, bottom, right, top = bounds
+    inverse = ~grid.transform
+    corners = [inverse * corner for corner in ((left, top), (right, top), (right, bottom), (left, bottom))]
+    cols, rows = [x for x, _ in corners], [y for _, y in corners]
+    # a hair's breadth is no pixel: bounds that lie on pixel edges pick exactly those pixels
+    row, col = math.floor(min(rows) + 1e-6), math.floor(min(cols) + 1e-6)
+    height, width = math.ceil(max(rows) - 1e-6) - row, math.ceil(max(cols) - 1e-6) - col
+    window = grid.window.intersection(Window(row, col, height, width))
+    if window is None:
+        (x0, y0), (x1, y1) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
+        raise VectorError(
+            f"the bounds {tuple(bounds)} miss the scene, which reaches from ({x0}, {y0}) to ({x1}, {y1}): "
+            "give bounds in the scene's CRS, or an area of interest with a CRS of its own"
+        )
+    return grid.crop(window)

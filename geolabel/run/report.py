@@ -1,0 +1,80 @@
+"""How a run tells what it is doing, and what it says of itself at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from geolabel.prompts import Prompts
+from geolabel.run.passes import FAILED, FOUND, NO_DATA, MaskTable, TileReport
+from geolabel.run.windows import PromptedWindow
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Whoever wants to follow a run."""
+
+    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
+        """Pass `results` through, one for each of `total` tasks of the pass `name`."""
+        ...
+
+
+class Silent:
+    """Follows nothing."""
+
+    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:  # noqa: ARG002
+        """Pass `results` through."""
+        return iter(results)
+
+
+@dataclass
+class Report:
+    """What a run did: counts, gaps, and seconds per pass."""
+
+    tiles: int = 0
+    tiles_without_data: int = 0
+    tiles_above_gate: int = 0
+    tiles_failed: int = 0
+    prompts: int = 0
+    points_outside: int = 0
+    """Prompts whose centroid lies outside the region that it stands for (a bow, a ring)."""
+    windows: int = 0
+    masks: int = 0
+    landslides: int = 0
+    gaps: list[str] = field(default_factory=list)
+    """Why a part of the scene is missing, one line each."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the wall time of a pass."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
+        log.info("%s: %.1f s", name, self.seconds[name])
+
+    def count_tiles(self, reports: Sequence[TileReport]) -> None:
+        """Take in what became of the tiles."""
+        found = Counter(report.status for report in reports)
+        self.tiles = len(reports)
+        self.tiles_without_data, self.tiles_failed = found[NO_DATA], found[FAILED]
+        self.tiles_above_gate = found[FOUND]
+        self.gaps += [f"tile {report.index}: {report.message}" for report in reports if report.status == FAILED]
+
+    def count_masks(self, prompts: Prompts, windows: Sequence[PromptedWindow], tables: Sequence[MaskTable]) -> None:
+        """Take in what was asked of the segmenter and what it answered."""
+        self.prompts, self.windows = len(prompts), len(windows)
+        self.masks = sum(len(table.windows) for table in tables)
+        self.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
+
+    def counts(self) -> dict[str, Any]:
+        """Plain values that the same run gives again: everything but the times."""
+        return {name: value for name, value in vars(self).items() if name != "seconds"}
