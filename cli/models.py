@@ -1,0 +1,180 @@
+"""``geolabel models``: the networks that geolabel knows by name, and what a weights file holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+from .terminal import announce
+
+if TYPE_CHECKING:
+    from geolabel.io.weights import Published
+
+
+@click.group()
+def models() -> None:
+    """List, download, check and describe networks.
+
+    Downloads are kept in the user's cache folder, or in GEOLABEL_CACHE. With GEOLABEL_OFFLINE=1 nothing is downloaded.
+    """
+
+
+@models.command("list")
+@options.as_json
+@options.terminal
+def list_models(as_json: bool) -> None:
+    """List the networks and say which are here."""
+    from geolabel.io.weights import PUBLISHED
+
+    rows = [_row(network) for network in PUBLISHED]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        shown = [row | {"size": _megabytes(row["size"])} for row in rows]
+        _print_table(["name", "role", "size", "state", "file"], shown)
+
+
+@models.command()
+@click.argument("name")
+@options.as_json
+@options.terminal
+@click.pass_context
+def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Download the network NAME, check it, and keep it in the cache folder."""
+    from geolabel.io import weights
+
+    for network in weights.lookup(name):
+        show = sys.stderr.isatty() and not ctx.ensure_object(options.Session).quiet
+        with closing(_DownloadBar(name)) if show and not weights.find(network) else nullcontext() as bar:
+            path = weights.fetch(network, progress=bar)
+        announce({"name": name, "role": network.role, "file": path, "sha256": weights.verify(network)}, as_json=as_json)
+
+
+@models.command()
+@click.argument("name", required=False)
+@options.as_json
+@options.terminal
+def verify(name: str | None, as_json: bool) -> int:
+    """Check the files of the network NAME, or of all networks that are here; exit code 1 if one is damaged."""
+    from geolabel.errors import WeightsError
+    from geolabel.io import weights
+
+    asked = weights.lookup(name) if name else [p for p in weights.PUBLISHED if p.path.is_file()]
+    rows = []
+    for network in asked:
+        row: dict[str, Any] = {"name": network.name, "role": network.role, "ok": True}
+        try:
+            row["sha256"] = weights.verify(network)
+        except WeightsError as error:
+            row |= {"ok": False, "sha256": None, "message": str(error)}
+            click.echo(f"geolabel: {error}", err=True)
+        rows.append(row)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        shown = [row | {"state": "ok" if row["ok"] else "failed", "sha256": row["sha256"] or ""} for row in rows]
+        _print_table(["name", "role", "state", "sha256"], shown)
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+@models.command()
+@click.argument("name", metavar="NAME|FILE")
+@options.as_json
+@options.terminal
+def info(name: str, as_json: bool) -> None:
+    """Describe the network NAME, or the one that FILE holds."""
+    from pathlib import Path
+
+    from geolabel.io import weights
+
+    if Path(name).is_file():
+        described = [weights.describe(Path(name))]
+    else:
+        described = [_describe(network) for network in weights.lookup(name)]
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    for number, values in enumerate(described):
+        if number:
+            click.echo()
+        announce(values, as_json=False)
+
+
+def _describe(network: Published) -> dict[str, Any]:
+    from geolabel.io import weights
+
+    values = {"name": network.name, "role": network.role, "summary": network.summary, "licence": network.licence}
+    if network.url is not None:
+        values["url"] = network.url
+    path = weights.find(network)
+    if path is None:
+        return values | {"state": _state(network), "bytes": network.size, "sha256": network.sha256}
+    return values | {"state": _state(network)} | weights.describe(path)
+
+
+def _row(network: Published) -> dict[str, Any]:
+    path = network.path
+    size = network.size or (path.stat().st_size if path.is_file() else None)
+    return {"name": network.name, "role": network.role, "size": size, "state": _state(network), "file": str(path)}
+
+
+def _state(network: Published) -> str:
+    from geolabel.io import weights
+
+    if weights.find(network) is not None:
+        return "here"
+    if network.path.is_file():
+        return "damaged"
+    return "missing" if network.bundled else "not fetched"
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    # Plain columns: paths and hashes stay whole, whatever the terminal's width, so that they can be cut and pasted.
+    lines = [list(columns), *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+class _DownloadBar:
+    """A bar on stderr that speaks pooch's protocol."""
+
+    def __init__(self, name: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._display = Progress(*columns, console=Console(stderr=True))
+        self._task = self._display.add_task(name, total=None)
+        self._display.start()
+
+    @property
+    def total(self) -> float | None:
+        """Bytes to come."""
+        return self._display.tasks[0].total
+
+    @total.setter
+    def total(self, size: float) -> None:
+        self._display.update(self._task, total=size)
+
+    def update(self, size: float) -> None:
+        """Count `size` bytes more."""
+        self._display.advance(self._task, size)
+
+    def reset(self) -> None:
+        """Count from nothing again."""
+        self._display.reset(self._task)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._display.stop()
