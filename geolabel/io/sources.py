@@ -56,6 +56,8 @@ class Header:
     """Colour interpretation per band, lower case, ``undefined`` where there is none."""
     masked: tuple[bool, ...]
     """Whether a band comes with a mask, inside the file or beside it."""
+    scaling: tuple[tuple[float, float], ...] = ()
+    """Factor and offset per band that turn stored values into what they stand for; empty for an array."""
     approximate: str | None = None
     """How the raster is placed where that is no transform: ``ground control points`` or ``RPCs``."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -272,6 +274,7 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
             not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flags)
             for flags in dataset.mask_flag_enums
         ),
+        scaling=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
         approximate=None if placed else approximate,
         tags={**dataset.tags(), **dataset.tags(ns="IMAGERY")},
         size_bytes=status.st_size if status else None,

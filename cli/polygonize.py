@@ -1,0 +1,51 @@
+"""``geolabel polygonize``: any mask or score raster to landslide polygons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+
+@click.command()
+@click.argument("raster")
+@click.argument("output", required=False, type=click.Path(dir_okay=False))
+@click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@click.option("--band", type=click.IntRange(min=1), default=1, show_default=True, help="Number of the band to read.")
+@click.option("--threshold", type=float, default=0.5, show_default=True, help="Least value of a landslide's pixels.")
+@click.option("--nodata", type=float, help="Value of pixels without data, in place of the file's own.")
+@click.option("--gsd", type=float, metavar="METRES", help="Pixel size of a raster without CRS, such as a plain PNG.")
+@click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",
+              help="Side of the blocks that are read at a time; no result depends on it.")  # fmt: skip
+@options.polygon_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def polygonize(
+    ctx: click.Context, /, raster: str, output: str | None, out: str | None, as_json: bool, **given: Any
+) -> None:
+    r"""Turn RASTER, a mask or scores of any origin, into the GeoPackage that extract writes.
+
+    Bands of floating-point numbers, and those with a scale, hold scores from 0 to 1. Bands of integers are masks or
+    labels: with the default threshold all values above zero are landslide, and labels that touch become one.
+
+    \b
+    geolabel polygonize mask.tif --out slides.gpkg
+    geolabel polygonize scores.tif --out slides.gpkg --threshold 0.4 --min-area 400m2
+    """
+    from geolabel.errors import OptionError
+    from geolabel.run.polygonize import polygonize as run_polygonize
+
+    if out and output:
+        raise OptionError(f"two outputs, {output} and {out}: give one")
+    target = out or output
+    if target is None:
+        raise OptionError("no output: give --out FILE.gpkg")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    with progress_bar(ctx) as progress:
+        found = run_polygonize(raster, out=target, progress=progress, **chosen)
+    announce({"output": target, "landslides": len(found), "area_m2": float(found["area_m2"].sum())}, as_json=as_json)

@@ -1,0 +1,111 @@
+"""From any raster of masks or scores to landslide polygons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import geolabel
+from geolabel.io.outputs import check_target
+from geolabel.io.scores import ScoreRaster
+from geolabel.run import execute
+from geolabel.run.report import Progress, Silent
+from geolabel.run.vectorize import vectorize
+from geolabel.tiles import BlockGrid
+from geolabel.units import Measure
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+NOTHING = Measure(0, "px")
+
+
+def polygonize(
+    raster: str | Path,
+    *,
+    out: str | Path | None = None,
+    band: int = 1,
+    threshold: float = 0.5,
+    nodata: float | None = None,
+    gsd: float | None = None,
+    min_area: Measure = NOTHING,
+    max_hole: Measure = NOTHING,
+    simplify: Measure = NOTHING,
+    smooth: Measure = NOTHING,
+    block_size: int = 2048,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> gpd.GeoDataFrame:
+    """Turn a raster of masks, labels or scores into landslides with attributes.
+
+    Parameters
+    ----------
+    raster, band, threshold, nodata, gsd
+        See `geolabel.io.scores.ScoreRaster`.
+    out
+        GeoPackage to write; None to write nothing.
+    min_area, max_hole, simplify, smooth
+        See `geolabel.run.vectorize.vectorize`.
+    block_size
+        Side in pixels of the blocks that are read at a time; no result depends on it.
+    overwrite
+        Whether `out` may be replaced.
+    progress
+        Whoever wants to follow the run.
+
+    Returns
+    -------
+    geopandas.GeoDataFrame
+        One row per landslide, as in the layer ``landslides`` of the GeoPackage; ``score_mean`` and ``score_max`` are
+        null unless the raster holds scores.
+
+    Raises
+    ------
+    GeolabelError
+        See `geolabel.errors`.
+    """
+    from geolabel.io.geopackage import SUFFIXES
+    from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
+
+    if out is not None:
+        check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
+    source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
+    scene, level, size = source.reader.scene, source.level, source.grid.gsd
+    blocks = BlockGrid(source.grid.height, source.grid.width, block_size)
+    found = vectorize(
+        source,
+        source.grid,
+        blocks,
+        threshold=level,
+        min_area_px=min_area.pixels(size),
+        max_hole_px=max_hole.pixels(size),
+        simplify_px=simplify.pixels(size),
+        smooth_px=smooth.pixels(size),
+        apply=partial(_followed, progress or Silent(), len(blocks)),
+    )
+    if not source.scored:
+        found = found.assign(score_mean=None, score_max=None)
+    found = found.assign(source=scene.name, event_date=scene.event_date, status="unreviewed", notes=None)
+    found = found[[*LANDSLIDE_COLUMNS, found.geometry.name]]
+    if out is not None:
+        made = {
+            "software": {"geolabel": geolabel.__version__},
+            "raster": {"name": scene.name, "size_bytes": scene.size_bytes, "modified": scene.modified, "band": band},
+            "parameters": {
+                "threshold": threshold,
+                "nodata": nodata,
+                "gsd": gsd,
+                "min_area": str(min_area),
+                "max_hole": str(max_hole),
+                "simplify": str(simplify),
+                "smooth": str(smooth),
+            },
+        }
+        write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite)
+    return found
+
+
+def _followed(progress: Progress, total: int, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[Any]:
+    return progress.track(execute.ordered(function, jobs), "polygonize", total)
