@@ -52,11 +52,16 @@ class Prompts:
         scores: Float32Array | None = None,
         ids: Int64Array | None = None,
     ) -> Self:
-        """Fill in what is not given: no boxes, no points, foreground, class 0, score 1, ids 0, 1, ..."""
+        """Fill in what is not given: no boxes, no points, foreground, class 0, score 1, ids 0, 1, ...
+
+        `points` may be (K, 2): one for each object.
+        """
         given = boxes if boxes is not None else points
         k = 0 if given is None else len(given)
-        boxes = np.full((k, 4), np.nan) if boxes is None else np.asarray(boxes, float).reshape(k, 4)
-        points = np.zeros((k, 0, 2)) if points is None else np.asarray(points, float).reshape(k, -1, 2)
+        boxes = np.full((k, 4), np.nan) if boxes is None else np.asarray(boxes, float)
+        points = np.zeros((k, 0, 2)) if points is None else np.asarray(points, float)
+        if points.ndim == 2:
+            points = points[:, None]
         if labels is None:
             labels = np.full(points.shape[:2], FOREGROUND, np.int8)
         return cls(
