@@ -58,10 +58,24 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
     features = features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
-    return _in_crs(features, crs, path)
+    return in_crs(features, crs, path)
 
 
-def _in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, path: str | Path) -> gpd.GeoDataFrame:
+def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Path) -> gpd.GeoDataFrame:
+    """Bring features to a CRS; the long sides of polygons bend as they should.
+
+    Without a CRS on either side, or where one has no place on Earth, coordinates are taken as they are.
+
+    Parameters
+    ----------
+    source
+        Where the features come from, for the error.
+
+    Raises
+    ------
+    VectorError
+        If coordinates have no place in `crs`.
+    """
     own = features.crs
     if crs is None or own is None or own.geodetic_crs is None or crs.geodetic_crs is None:
         return features.set_crs(crs, allow_override=True)
@@ -73,7 +87,7 @@ def _in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, path: str | Path
     features = features.set_geometry(shapely.segmentize(features.geometry.to_numpy(), pieces), crs=own).to_crs(crs)
     if not np.isfinite(features.geometry.bounds.to_numpy()).all():
         raise VectorError(
-            f"{path}: coordinates in {own.name} have no place in {crs.name}, the scene's CRS: "
+            f"{source}: coordinates in {own.name} have no place in {crs.name}, the scene's CRS: "
             "the CRS or the coordinates of the file are wrong"
         )
     return features

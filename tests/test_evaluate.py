@@ -1,0 +1,263 @@
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from click.testing import CliRunner
+from geolabel.cli.evaluate import SECTIONS
+from geolabel.cli.evaluate import evaluate as command
+from rasterio.features import shapes
+from scipy import ndimage
+from shapely import Polygon, box
+
+from geolabel.errors import OptionError, SceneError, VectorError
+from geolabel.io.vectors import write_inventory
+from geolabel.run import evaluate as module
+from geolabel.run.evaluate import evaluate
+from geolabel.scene import Grid
+
+UTM = pyproj.CRS(32648)
+TRANSFORM = Affine(2, 0, 500_000, 0, -2, 3_000_000)
+SCORE_SCENE = Path(__file__).parents[2] / "shared" / "tools" / "score_scene.py"
+
+
+def pixel_box(col: float, row: float, width: float, height: float) -> Polygon:
+    """A rectangle of pixels of the grid at `TRANSFORM`."""
+    corners = [(col, row), (col + width, row), (col + width, row + height), (col, row + height)]
+    return Polygon([TRANSFORM * corner for corner in corners])
+
+
+def write_slides(path: Path, polygons: list, crs: object = UTM, layer: str = "landslides") -> Path:
+    gpd.GeoDataFrame({"id": range(1, len(polygons) + 1)}, geometry=polygons, crs=crs).to_file(path, layer=layer)
+    return path
+
+
+def write_truth(path: Path, values: np.ndarray, **changes: object) -> Path:
+    profile = {"driver": "GTiff", "count": 1, "dtype": values.dtype, "crs": UTM.to_wkt(), "transform": TRANSFORM}
+    height, width = values.shape
+    with rasterio.open(path, "w", **(profile | {"height": height, "width": width} | changes)) as dataset:
+        dataset.write(values, 1)
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    """12 x 20 px: landslides of 4 x 4 and 2 x 5 px, and two unknown columns at the right."""
+    values = np.zeros((12, 20), np.uint8)
+    values[2:6, 2:6] = 1
+    values[8:10, 10:15] = 1
+    values[:, 18:] = 255
+    return write_truth(tmp_path / "truth.tif", values)
+
+
+def test_pixels_and_objects_by_hand(tmp_path: Path, truth: Path):
+    # 8 of the first landslide's 16 pixels and 4 beside it; 10 on background, 4 of them unknown; nothing of the second
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4), pixel_box(15, 0, 5, 2)])
+    result = evaluate(slides, truth)
+    assert (result.areas.tp, result.areas.fp, result.areas.fn, result.areas.tn) == (8, 10, 18, 12 * 18 - 36)
+    assert (result.objects.true_objects, result.objects.found) == (2, 1)
+    assert (result.objects.polygons, result.objects.right) == (2, 1)
+    assert result.objects.matched == 0  # 8 of 20 pixels of the union
+    assert result.true_ha == pytest.approx(26 * 4 / 1e4, rel=2e-3)  # geodesic, so a little off the grid's metres
+    assert result.predicted_ha == pytest.approx(18 * 4 / 1e4, rel=2e-3)
+
+
+def test_polygons_like_the_truth_score_one(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(2, 2, 4, 4), pixel_box(10, 8, 5, 2)])
+    figures = evaluate(slides, truth).as_dict()
+    ones = {k for k, v in figures.items() if v == 1}
+    assert ones == {
+        *("overall_accuracy", "precision", "recall", "f1", "iou", "miou", "kappa"),
+        *("found", "right", "object_precision", "object_recall", "object_f1"),
+    }
+    assert figures["matched"] == 2
+
+
+def random_scene(folder: Path, seed: int = 1) -> tuple[Path, Path]:
+    """Blobs as truth, other blobs as polygons: both cross blocks, and some landslides touch at corners only."""
+    rng = np.random.default_rng(seed)
+    fields = [ndimage.gaussian_filter(rng.normal(size=(150, 170)), 3) for _ in range(2)]
+    true = fields[0] > 0.08
+    values = true.astype(np.uint8)
+    values[20:40, 100:] = 255
+    predicted = (fields[0] + 0.6 * fields[1] > 0.09).astype(np.uint8)
+    polygons = [shapely.geometry.shape(g) for g, v in shapes(predicted, connectivity=4, transform=TRANSFORM) if v]
+    return write_slides(folder / "s.gpkg", polygons), write_truth(folder / "t.tif", values)
+
+
+@pytest.mark.parametrize("block", [7, 64, 149])
+def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int):
+    slides, truth = random_scene(tmp_path)
+    whole = evaluate(slides, truth)
+    assert whole.objects.matched > 3
+    monkeypatch.setattr(module, "BLOCK", block)
+    assert evaluate(slides, truth) == whole
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SCORE_SCENE.exists(), reason="needs ../shared/tools beside the project")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_figures_agree_with_an_independent_script(tmp_path: Path, seed: int):
+    slides, truth = random_scene(tmp_path, seed)
+    done = subprocess.run(
+        [sys.executable, SCORE_SCENE, slides, truth, "--json"], capture_output=True, text=True, check=True
+    )
+    peer, own = json.loads(done.stdout), evaluate(slides, truth).as_dict()
+    for name in ("precision", "recall", "f1", "iou", "true_landslides", "found", "polygons", "right"):
+        assert own[name] == pytest.approx(peer[name], abs=5e-5), name
+    for name in ("true_ha", "predicted_ha"):
+        assert own[name] == pytest.approx(peer[name], rel=2e-3), name
+
+
+def test_an_area_of_interest_limits_what_is_judged(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4)])
+    aoi = write_slides(tmp_path / "aoi.gpkg", [pixel_box(0, 0, 10, 7)])
+    areas = evaluate(slides, truth, aoi=aoi).areas
+    assert (areas.tp, areas.fp, areas.fn, areas.total) == (8, 4, 8, 70)
+
+
+def test_other_values_and_nodata(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(0, 0, 4, 1)])
+    values = np.array([[1, 2, -9, np.nan]], np.float32)
+    areas = evaluate(slides, write_truth(tmp_path / "a.tif", values, nodata=-9)).areas
+    assert (areas.tp, areas.fp, areas.total) == (1, 1, 2)
+    areas = evaluate(slides, write_truth(tmp_path / "b.tif", np.array([[1, 0, 0, 0]], np.uint8), nodata=0)).areas
+    assert (areas.tp, areas.fp, areas.total) == (1, 3, 4)
+    with caplog.at_level(logging.WARNING):
+        evaluate(slides, write_truth(tmp_path / "c.tif", np.array([[0, 0, 0, 255]], np.uint8)))
+    assert "holds no landslide: these are pixels of value 1" in caplog.text
+
+
+def test_a_scene_without_crs(tmp_path: Path):
+    grid = Grid(None, Affine(1, 0, 0, 0, -1, 0), 12, 20, unit_m=0.5)
+    slides = gpd.GeoDataFrame({"id": [1]}, geometry=[box(2, -6, 6, -2)])
+    write_inventory(tmp_path / "s.gpkg", slides, None, None, {}, grid=grid)
+    values = np.zeros((12, 20), np.uint8)
+    values[2:6, 2:6] = 1
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        truth = write_truth(tmp_path / "t.tif", values, crs=None, transform=Affine.identity())
+    result = evaluate(tmp_path / "s.gpkg", truth)
+    assert (result.areas.tp, result.areas.fp, result.areas.fn) == (16, 0, 0)
+    assert math.isnan(result.true_ha)
+    assert result.as_dict()["true_ha"] is None
+
+
+def test_polygons_are_brought_to_the_truth(tmp_path: Path, truth: Path):
+    slides = gpd.GeoDataFrame(geometry=[pixel_box(2, 2, 4, 4)], crs=UTM).to_crs(4326)
+    slides.to_file(tmp_path / "s.geojson")
+    assert evaluate(tmp_path / "s.geojson", truth).areas.tp == 16
+
+
+def test_no_polygons_at_all(tmp_path: Path, truth: Path):
+    empty = gpd.GeoDataFrame({"id": []}, geometry=[], crs=UTM)
+    write_inventory(tmp_path / "s.gpkg", empty, None, None, {}, grid=Grid(UTM, TRANSFORM, 12, 20))
+    figures = evaluate(tmp_path / "s.gpkg", truth).as_dict()
+    assert (figures["recall"], figures["precision"], figures["polygons"], figures["found"]) == (0, None, 0, 0)
+
+
+# --- a truth of polygons ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+@pytest.mark.parametrize("crs", [32648, 4326, None], ids=["utm", "degrees", "none"])
+def test_areas_of_polygons_are_exact(tmp_path: Path, crs: int | None):
+    # squares of 100 units at the equator of the UTM zone's middle, or of the plane
+    def place(*squares: tuple[float, float, float, float]) -> list[Polygon]:
+        scale, x, y = (1e-5, 100.0, 30.0) if crs == 4326 else (1.0, 500_000.0, 3_000_000.0)
+        return [box(x + a * scale, y + b * scale, x + c * scale, y + d * scale) for a, b, c, d in squares]
+
+    slides = write_slides(tmp_path / "s.gpkg", place((0, 0, 100, 100), (300, 0, 400, 100)), crs=crs)
+    truth = write_slides(tmp_path / "t.gpkg", place((20, 0, 120, 100), (600, 0, 700, 50)), crs=crs)
+    result = evaluate(slides, truth)
+    areas = result.areas
+    # in squares: 0.8 shared, 1.2 predicted in vain, 0.2 + 0.5 missed
+    assert [areas.fp / areas.tp, areas.fn / areas.tp] == pytest.approx([1.2 / 0.8, 0.7 / 0.8], rel=1e-5)
+    assert areas.iou == pytest.approx(0.8 / 2.7, rel=1e-5)
+    assert math.isnan(areas.overall_accuracy)
+    assert result.objects == evaluate(slides, truth, aoi=None).objects
+    assert (result.objects.found, result.objects.right, result.objects.matched) == (1, 1, 1)
+    if crs is not None:
+        geod = pyproj.CRS(crs).get_geod()
+        first = gpd.GeoSeries(place((20, 0, 120, 100), (600, 0, 700, 50)), crs=crs).to_crs(4326)
+        true_m2 = sum(abs(geod.geometry_area_perimeter(polygon)[0]) for polygon in first)
+        assert result.true_ha == pytest.approx(true_m2 / 1e4, rel=1e-6)
+
+
+def test_the_background_needs_an_extent(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(0, 0, 10, 12), pixel_box(30, 0, 5, 5)])
+    other = write_slides(tmp_path / "t.gpkg", [pixel_box(5, 0, 10, 12)])
+    figures = evaluate(slides, other).as_dict()
+    assert figures["overall_accuracy"] is figures["kappa"] is figures["miou"] is None
+    by_scene = evaluate(slides, other, scene=truth)
+    # the scene is 20 columns wide: 5 right, 5 and 5 wrong, 5 empty; what lies beside it counts nowhere
+    assert by_scene.areas.overall_accuracy == pytest.approx(0.5, rel=1e-6)
+    assert by_scene.objects.polygons == 1
+    aoi = write_slides(tmp_path / "aoi.gpkg", [pixel_box(0, 0, 10, 12)])
+    both = evaluate(slides, other, scene=truth, aoi=aoi)
+    assert (both.areas.precision, both.areas.recall) == (pytest.approx(0.5, rel=1e-6), pytest.approx(1, rel=1e-6))
+
+
+def test_overlapping_polygons_count_once(tmp_path: Path):
+    square = pixel_box(0, 0, 10, 10)
+    slides = write_slides(tmp_path / "s.gpkg", [square, square])
+    truth = write_slides(tmp_path / "t.gpkg", [square])
+    result = evaluate(slides, truth)
+    assert result.areas.precision == pytest.approx(1)
+    assert (result.objects.right, result.objects.matched) == (2, 1)
+
+
+def test_raster_and_polygons_agree(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4), pixel_box(9, 8, 5, 2)])
+    polygons = write_slides(tmp_path / "t.gpkg", [pixel_box(2, 2, 4, 4), pixel_box(10, 8, 5, 2)])
+    judged = write_slides(tmp_path / "aoi.gpkg", [pixel_box(0, 0, 18, 12)])
+    one, two = evaluate(slides, truth).as_dict(), evaluate(slides, polygons, aoi=judged).as_dict()
+    for name in one.keys() - {"true_ha", "predicted_ha"}:
+        assert one[name] == pytest.approx(two[name], rel=1e-5), name
+    assert one["true_ha"] == pytest.approx(two["true_ha"], rel=1e-5)
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_errors_name_the_file_and_the_way_out(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4)])
+    with pytest.raises(VectorError, match="has no layer slides: it has landslides"):
+        evaluate(slides, truth, layer="slides")
+    with pytest.raises(VectorError, match=r"missing\.gpkg cannot be read"):
+        evaluate(tmp_path / "missing.gpkg", truth)
+    with pytest.raises(VectorError, match=r"missing\.tif opens neither as a raster nor as a vector file"):
+        evaluate(slides, tmp_path / "missing.tif")
+    with pytest.raises(OptionError, match="has an outline of its own"):
+        evaluate(slides, truth, scene=truth)
+    cut = tmp_path / "cut.tif"
+    write_truth(cut, np.random.default_rng(0).integers(0, 2, (300, 300), np.uint8), compress="deflate")
+    cut.write_bytes(cut.read_bytes()[:4000])
+    with pytest.raises(SceneError, match=r"cut\.tif cannot be read"):
+        evaluate(slides, cut)
+
+
+def test_the_command_prints_a_table_or_json(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4)])
+    table = CliRunner().invoke(command, [str(slides), str(truth)])
+    assert table.exit_code == 0, table.output
+    assert "F1" in table.output
+    assert "0.4211" in table.output  # 2 x 8 / (12 + 26)
+    done = CliRunner().invoke(command, [str(slides), str(truth), "--json"])
+    figures = json.loads(done.output)
+    assert figures == evaluate(slides, truth).as_dict()
+    assert figures["f1"] == 16 / 38
+
+
+def test_every_figure_has_a_place_in_the_table(tmp_path: Path, truth: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4)])
+    result = evaluate(slides, truth)
+    assert sorted(key for names in SECTIONS.values() for key in names) == sorted(result.as_dict())
