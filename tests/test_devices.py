@@ -1,0 +1,84 @@
+"""Devices and precisions: what ``auto`` means, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from geolabel.devices import forward, resolve_device, resolve_precision
+from geolabel.errors import OptionError
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device == "cuda:1" else (8, 0))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_everything_runs_on_the_cpu_in_single_precision():
+    assert resolve_device() == resolve_device("cpu") == "cpu"
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("bf16", "cpu") == "bf16"
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_with_gpus_the_first_is_taken_in_bf16_if_it_has_that():
+    assert resolve_device("auto") == "cuda"
+    assert resolve_device("cuda:1") == "cuda:1"
+    assert resolve_precision("auto", "cuda") == "bf16"
+    assert resolve_precision("auto", "cuda:1") == "fp32"
+    assert resolve_precision("fp32", "cuda") == "fp32"
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda", "torch sees 0 CUDA devices here; use --device cpu"),
+        ("cuda:0", "torch sees 0 CUDA devices"),
+        ("mps", "no Apple GPU"),
+        ("gpu", "device 'gpu' is unknown: give auto, cpu, cuda, cuda:N or mps"),
+        ("meta", "device 'meta' is not supported"),
+    ],
+)
+def test_devices_that_are_not_here_are_refused(name, message):
+    with pytest.raises(OptionError, match=message):
+        resolve_device(name)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_beyond_the_last_is_refused():
+    with pytest.raises(OptionError, match="cuda:2: torch sees 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+def test_bf16_is_refused_where_there_is_none(device):
+    with pytest.raises(OptionError, match=f"bf16: the device {device} has none"):
+        resolve_precision("bf16", device)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(OptionError, match="precision 'fp16' is unknown: give auto, fp32 or bf16"):
+        resolve_precision("fp16", "cpu")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_forward_decides_precision_and_gradients(precision, dtype):
+    weight = torch.ones(2, 2, requires_grad=True)
+    tf32 = torch.backends.cudnn.allow_tf32
+    with forward("cpu", precision):
+        product = weight @ torch.ones(2, 2)
+        assert not torch.backends.cudnn.allow_tf32
+    assert product.dtype == dtype
+    assert not product.requires_grad
+    assert torch.backends.cudnn.allow_tf32 == tf32
