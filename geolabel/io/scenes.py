@@ -209,8 +209,8 @@ class SceneReader:
         """
         grid = self.scene.grid
         step = max(1.0, math.sqrt(grid.height * grid.width / max_pixels))
-        height, width = max(1, int(grid.height / step)), max(1, int(grid.width / step))
-        height, width = min(height, max_pixels // width), min(width, max_pixels // height)
+        height = min(max(1, int(grid.height / step)), max_pixels)
+        width = max(1, min(int(grid.width / step), max_pixels // height))
         try:
             return self._finish(*self._source.decimate(self._unique, height, width))
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 CACHE_BYTES = 256 << 20
 """GDAL's cache of decoded blocks; by default it takes 5 % of the machine's memory. ``GDAL_CACHEMAX`` is respected."""
 
+PROBE = 512
+"""Side in pixels at which the mask of a raster is compared with the masks of its overviews."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -120,12 +123,17 @@ class FileSource:
     @cached_property
     def levels(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the raster and of the overviews that kept its masks."""
+        base = (self.header.height, self.header.width)
+        probe = (min(base[0], PROBE), min(base[1], PROBE))
         with self._dataset() as dataset:
-            base, count = dataset.mask_flag_enums, len(dataset.overviews(1))
-        levels = [(self.header.height, self.header.width)]
+            count = len(dataset.overviews(1))
+            hidden = any(self.header.masked) and not dataset.read_masks(1, out_shape=probe).all()
+        levels = [base]
         for level in range(1, count + 1):
             with self._dataset(level) as dataset:
-                if dataset.mask_flag_enums != base or dataset.count != self.header.count:
+                # A mask that came after the overviews has none itself; GDAL then calls all of them valid.
+                if hidden and dataset.read_masks(1, out_shape=probe).all():
+                    logger.info("%s: its overviews lost the mask and are not used", self.uri)
                     break
                 levels.append(dataset.shape)
         return tuple(levels)
@@ -141,16 +149,20 @@ class FileSource:
 
     def close(self) -> None:
         """Close the handles of all threads; reading again opens again."""
-        for dataset in list(self._opened):
-            dataset.close()
+        with _OPENING:
+            for dataset in self._opened:
+                dataset.close()
 
     def _read(
         self, bands: Sequence[int], shape: tuple[int, int], level: int, part: RasterWindow | None
     ) -> tuple[AnyArray, BoolArray]:
         header = self.header
-        dtype = np.result_type(*(header.dtypes[band - 1] for band in bands))
+        dtypes = {header.dtypes[band - 1] for band in bands}
         with self._dataset(level) as dataset:
-            values = dataset.read(list(bands), window=part, out_shape=(len(bands), *shape), out_dtype=dtype)
+            if len(dtypes) == 1:
+                values = dataset.read(list(bands), window=part, out_shape=(len(bands), *shape))
+            else:  # as only a VRT has them; rasterio reads one type at a time
+                values = np.stack([dataset.read(band, window=part, out_shape=shape) for band in bands])
             valid = np.ones(shape, bool)
             for band in header.alpha:
                 valid &= dataset.read(band, window=part, out_shape=shape) > 0
@@ -165,7 +177,6 @@ class FileSource:
         with rasterio.Env(**_settings(self.uri)):
             if level not in handles or handles[level].closed:
                 handles[level] = self._open(level)
-                self._opened.add(handles[level])
             yield handles[level]
 
     def _open(self, level: int) -> DatasetReader:
@@ -173,9 +184,11 @@ class FileSource:
         try:
             with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the header says so, as an error or not
-                return rasterio.open(self.uri, **options)
+                dataset = rasterio.open(self.uri, **options)
+                self._opened.add(dataset)
         except RasterioError as cause:
             raise SceneError(_why_not(self.uri, cause)) from cause
+        return dataset
 
 
 _OPENING = threading.Lock()
@@ -291,7 +304,10 @@ def _array_header(array: xarray.DataArray, stack: xarray.DataArray) -> Header:
     elif isinstance(names, str) or names is None or len(names) != count:
         names = (names,) * count if count == 1 and isinstance(names, str) else (None,) * count
     name = str(array.name or "array")
-    nodata = array.rio.nodata
+    try:
+        nodata = array.rio.nodata
+    except OverflowError:  # left over from another dtype, which this one cannot hold
+        nodata = None
     return Header(
         name=name,
         height=height,
@@ -343,7 +359,9 @@ def _crs(crs: rasterio.crs.CRS | None, name: str) -> pyproj.CRS | None:
 
 
 def one_line(cause: BaseException) -> str:
-    """The message of a foreign error as a single line."""
+    """The message of a foreign error as a single line; what GDAL said, where rasterio only points to it."""
+    while "previous exception" in str(cause) and cause.__cause__ is not None:
+        cause = cause.__cause__
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
@@ -363,8 +381,8 @@ def _why_not(uri: str, cause: RasterioError) -> str:
             start = file.read(512)
     except OSError as denied:
         return f"{uri} cannot be read: {denied.strerror}"
-    if re.match(rb"\s*<(!doctype html|html|\?xml)", start, re.IGNORECASE):
+    if re.match(rb"\s*<(!doctype html|html|\?xml)", start, re.IGNORECASE) and b"<VRTDataset" not in start:
         return f"{uri} is a web page or XML, not a raster: it may be the error page of a failed download"
-    if not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
+    if not re.match(rb"\s*<", start) and not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
         return f"{uri} is a text file, not a raster: give a GeoTIFF or another format that GDAL reads"
     return f"{uri} is damaged, or in no format that GDAL reads here: {one_line(cause)}"
