@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,24 @@ def test_a_failed_run_leaves_what_was_there(tmp_path: Path):
     with pytest.raises(TileError):
         write_cog(path, failing(), GRID, nodata=255, kind="score", overwrite=True)
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [20_000, 900_000, 1_150_000])
+def test_a_full_disk_is_an_error_at_every_stage(tmp_path: Path, size: int):
+    path = tmp_path / "score.tif"
+    noise = np.random.default_rng(0).integers(0, 255, (GRID.height, GRID.width), dtype=np.uint8)
+    write_cog(path, blocks_of(noise, 512), GRID, nodata=255, kind="score")
+    before = path.read_bytes()
+    assert len(before) > size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OutputError, match=r"score\.tif could not be written"):
+            write_cog(path, blocks_of(noise, 512), GRID, nodata=255, kind="score", overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 

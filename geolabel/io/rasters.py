@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import rasterio
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
@@ -27,6 +28,9 @@ OVERVIEWS = {"score": "AVERAGE", "mask": "NEAREST"}
 
 TILE = 512
 """Side in pixels of the file's own tiles."""
+
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, SystemError, OSError)
+"""What rasterio raises when a disk is full: `rasterio.shutil.copy` lets GDAL's own errors through, known or not."""
 
 CACHE_BYTES = 128 << 20
 """Bound on GDAL's block cache, which otherwise takes a share of the machine's memory."""
@@ -82,8 +86,8 @@ def write_cog(
                 OVERVIEW_RESAMPLING=OVERVIEWS[kind],
                 BIGTIFF="IF_SAFER",
             )
-        except RasterioError as error:
-            raise OutputError(f"{path} could not be written: {error}") from error
+        except GDAL_ERRORS as error:
+            raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
         finally:
             scratch.unlink(missing_ok=True)
 

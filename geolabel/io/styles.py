@@ -108,7 +108,7 @@ def _filled(colour: str) -> Symbol:
             "style": "solid",
             "color": f"{colour},120",
             "outline_style": "solid",
-            "outline_color": "60,0,20,255",
+            "outline_color": "128,0,38,255",
             "outline_width": "0.4",
             "outline_width_unit": "MM",
             "joinstyle": "round",

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+
+from geolabel.errors import OutputError
+from geolabel.io.outputs import SIDECARS, check_target, replacing
+
+
+def test_an_input_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scene = tmp_path / "scene.tif"
+    scene.write_bytes(b"")
+    (tmp_path / "link.tif").symlink_to(scene)
+    monkeypatch.chdir(tmp_path)
+    for name in (scene, tmp_path / "link.tif", Path("scene.tif")):
+        with pytest.raises(OutputError, match="is an input of this run"):
+            check_target(name, overwrite=True, suffixes=(".tif",), inputs=["s3://bucket/other.tif", str(scene)])
+    check_target(tmp_path / "out.tif", overwrite=False, suffixes=(".tif",), inputs=["s3://bucket/out.tif", scene])
+
+
+def test_suffixes_are_compared_without_case(tmp_path: Path):
+    check_target(tmp_path / "OUT.GPKG", overwrite=False, suffixes=(".gpkg",))
+    with pytest.raises(OutputError, match=r"has to end with \.tif or \.tiff"):
+        check_target(tmp_path / "out.gpkg", overwrite=False, suffixes=(".tif", ".tiff"))
+
+
+def test_a_finished_file_takes_its_place_and_leaves_nothing_beside(tmp_path: Path):
+    path = tmp_path / "out.gpkg"
+    for text in ("one", "two"):
+        with replacing(path, overwrite=text == "two") as part:
+            assert (part.parent, part.suffix) == (tmp_path, ".gpkg")
+            part.write_text(text)
+            for sidecar in SIDECARS[1:]:
+                part.with_name(part.name + sidecar).touch()
+            assert path.exists() == (text == "two")
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path):
+    with replacing(tmp_path / "out.tif", overwrite=False) as part:
+        left = part
+        part.touch()
+    left.write_text("half")
+    with replacing(tmp_path / "out.tif", overwrite=True) as part:
+        assert part == left
+        assert not part.exists()
+        part.touch()
+
+
+def test_after_an_error_the_old_file_is_there(tmp_path: Path):
+    path = tmp_path / "out.tif"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path, overwrite=True) as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_appeared_in_the_meantime_is_kept(tmp_path: Path):
+    path = tmp_path / "out.tif"
+
+    def race() -> None:
+        with replacing(path, overwrite=False) as part:
+            part.write_text("late")
+            path.write_text("first")
+
+    with pytest.raises(OutputError, match="exists: give --overwrite"):
+        race()
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["nowhere/out.tif", "file.txt/out.tif"])
+def test_folders_that_are_none(tmp_path: Path, name: str):
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(OutputError, match=r"the folder .* does not exist"):
+        check_target(tmp_path / name, overwrite=False, suffixes=(".tif",))
