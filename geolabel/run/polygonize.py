@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,4 +109,4 @@ def polygonize(
 
 
 def _followed(progress: Progress, total: int, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[Any]:
-    return progress.track(execute.ordered(function, jobs), "polygonize", total)
+    return progress.track(execute.ordered(function, jobs), "polygonize", length_hint(jobs, total))

@@ -124,6 +124,8 @@ def _all_valid(
     parts = ((window, *gaps.clip(window)) for window in suspects)
     jobs = [(window, part, labels[index]) for window, part, index in parts if len(part)]
     valid = np.ones(count, bool)
+    if not jobs:
+        return valid
     for invalid in apply(partial(_invalid_holes, mosaic), jobs):
         valid[invalid] = False
     return valid
