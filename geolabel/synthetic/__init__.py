@@ -42,9 +42,7 @@ class SyntheticScene:
     seed: int
 
 
-def synthesize(
-    size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, slides: bool = True
-) -> SyntheticScene:
+def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, slides: bool = True) -> SyntheticScene:
     """Draw a scene.
 
     Parameters
@@ -73,8 +71,8 @@ def synthesize(
     classes, variant = make_cover(terrain, gsd, land)
     found = make_slides(terrain, _share(classes, fall), fall) if slides else []
     ids = _number(shape, found)
-    classes[ids > 0] = LANDSLIDE
     rgb = photograph(reflectance(classes, variant, found, terrain, gsd, light), camera)
+    classes[ids > 0] = LANDSLIDE
     return SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, classes, terrain.dem, gsd, seed)
 
 

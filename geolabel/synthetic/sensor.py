@@ -22,7 +22,14 @@ SEASONS = {
 }
 """Reflectance in red, green and blue of forest and of grass."""
 
-SOILS = ((0.42, 0.33, 0.24), (0.36, 0.26, 0.18), (0.45, 0.41, 0.35), (0.33, 0.30, 0.27), (0.48, 0.36, 0.22), (0.3, 0.22, 0.17))
+SOILS = (
+    (0.42, 0.33, 0.24),
+    (0.36, 0.26, 0.18),
+    (0.45, 0.41, 0.35),
+    (0.33, 0.30, 0.27),
+    (0.48, 0.36, 0.22),
+    (0.3, 0.22, 0.17),
+)
 """Reflectance of bare ground: what fields, quarries, river banks and landslides of a region are made of."""
 
 
@@ -34,7 +41,13 @@ def reflectance(
     gsd: float,
     rng: np.random.Generator,
 ) -> Float32Array:
-    """(H, W, 3) reflectance under the sun: colour, texture and shade of every class."""
+    """(H, W, 3) reflectance under the sun: colour, texture and shade of every class, landslides laid over them.
+
+    Parameters
+    ----------
+    classes : (H, W)
+        The cover before the landslides, which shows through at their edges.
+    """
     shape = (classes.shape[0], classes.shape[1])
     forest, grass = (np.asarray(c, np.float32) for c in SEASONS[rng.choice(list(SEASONS))])
     first, second = (_vary(SOILS[k], 0.12, rng) for k in rng.choice(len(SOILS), 2, replace=False))
@@ -46,11 +59,13 @@ def reflectance(
     layers = {
         cover.FOREST: _vary(forest, 0.15, rng) * (1 + 0.12 * broad) * _crowns(shape, gsd, terrain, rng)[..., None],
         cover.GRASS: _vary(grass, 0.15, rng) * (1 + 0.18 * broad + 0.08 * fine) + 0.05 * first * np.clip(broad, 0, 2),
-        cover.FIELD: (grass * (0.7 + 0.5 * v) + 0.35 * (first - grass) * np.clip(2 * v - 1, 0, 1)) * _rows(shape, gsd, rng),
+        cover.FIELD: (grass * (0.7 + 0.5 * v) + 0.35 * (first - grass) * np.clip(2 * v - 1, 0, 1))
+        * _rows(shape, gsd, rng),
         cover.BARE: soil,
         cover.ROCK: np.float32(0.34) * np.asarray([1, 0.98, 0.93], np.float32) * (1 + 0.25 * fine),
         cover.ROAD: np.float32(rng.uniform(0.22, 0.42)) * (1 + 0.04 * fine) * np.ones(3, np.float32),
-        cover.RIVER: _vary((0.10, 0.15, 0.15), 0.3, rng) * (1 + 0.05 * broad) + 0.4 * first * np.float32(rng.random() ** 2 * 0.6),
+        cover.RIVER: _vary((0.10, 0.15, 0.15), 0.3, rng) * (1 + 0.05 * broad)
+        + 0.4 * first * np.float32(rng.random() ** 2 * 0.6),
         cover.ROOF: _vary((0.45, 0.36, 0.33), 0.2, rng) * (0.5 + v),
     }
     for number, layer in layers.items():
@@ -84,7 +99,12 @@ def _rows(shape: tuple[int, int], gsd: float, rng: np.random.Generator) -> Float
 
 
 def _lay_bare(
-    image: Float32Array, slide: Slide, first: Float32Array, second: Float32Array, grass: Float32Array, rng: np.random.Generator
+    image: Float32Array,
+    slide: Slide,
+    first: Float32Array,
+    second: Float32Array,
+    grass: Float32Array,
+    rng: np.random.Generator,
 ) -> None:
     """Paint a landslide: streaks along its way, blocks in its deposit, a dark scarp, grass coming back."""
     shape = slide.mask.shape

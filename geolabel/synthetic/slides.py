@@ -64,7 +64,9 @@ def _release(terrain: Terrain, start: Float64Array, length: float, rng: np.rando
     # a scarp that opens quickly, a track that narrows, a lobe at the foot that widens again
     scarp = np.sqrt(np.clip(t / 0.12, 0, 1)) * np.exp(-((t / rng.uniform(0.5, 1.5)) ** 2))
     lobe = rng.uniform(0.2, 1.0) * np.exp(-(((t - rng.uniform(0.75, 0.92)) / 0.18) ** 2))
-    half = np.maximum(length * run * slim * np.maximum(0.25 + 0.75 * scarp, lobe) * np.sqrt(np.clip((1.02 - t) / 0.1, 0, 1)), 1.2)
+    half = np.maximum(
+        length * run * slim * np.maximum(0.25 + 0.75 * scarp, lobe) * np.sqrt(np.clip((1.02 - t) / 0.1, 0, 1)), 1.2
+    )
     return _fill(terrain, axis, half, rng)
 
 
