@@ -121,7 +121,7 @@ def read_prompts(path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("l
     ``class``, ``score``
         Name of the class, by default the first, and 0..1, by default 1.
     ``status``
-        Of a box: what is ``rejected`` is left out, with its points.
+        Of a box: what is ``rejected`` is left out, with its points. (A box that is deleted leaves its points behind.)
 
     Boxes are cut to the scene. What lies outside, and points labelled 0 whose object has nothing else, is left out with
     a warning. Objects come in the order of their numbers.
