@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +75,7 @@ def load_official(path: Path, expected: str = "") -> Sam:
 
 
 def official_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of an official file, mapped from disk until they are used.
+    """Read the tensors of an official file, mapped from disk where its format allows.
 
     Raises
     ------
@@ -81,7 +83,9 @@ def official_state(path: Path) -> dict[str, Tensor]:
         If the file is missing, damaged, or holds anything but named tensors.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders about pickle protocols before it fails; one error is enough
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist: give the path of a weights file") from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
@@ -112,9 +116,13 @@ def official_name(state: dict[str, Tensor], path: Path) -> str:
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"the tensors in {path} do not fit its network ({first}): the file is another's") from error
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in state.items()}
+    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if wrong:
+        raise WeightsError(
+            f"the tensors in {path} do not fit its network: {len(wrong)} of {len(wanted)} are missing, unknown or of "
+            f"another shape, such as {wrong[0]}; the file is damaged or another's"
+        )
+    network.load_state_dict(state, assign=True)
     network.float().requires_grad_(False)

@@ -64,6 +64,11 @@ def download(url: str, path: Path, *, size: int, sha256_expected: str, progress:
     logger.info("downloading %s (%.0f MB) to %s", url, size / 1e6, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"the cache folder {path.parent} cannot be made ({error.strerror}): set GEOLABEL_CACHE"
+        ) from error
+    try:
         fetch(url, part, None)
         _check(part, url, size, sha256_expected)
         part.replace(path)
