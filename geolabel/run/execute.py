@@ -8,6 +8,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import dask
+from numpy.typing import DTypeLike
+
+from geolabel.tiles import BlockGrid, Window
+from geolabel.types import AnyArray
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +31,22 @@ def ordered(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """
     client = _client()
     return _local(function, items) if client is None else _distributed(client, function, items)
+
+
+def lazy(function: Callable[[Window], AnyArray], blocks: BlockGrid, dtype: DTypeLike) -> Any:
+    """Return a ``dask.array`` of the grid that `blocks` partition, each block made by `function` when it is asked for."""
+    import dask.array as da
+
+    read = dask.delayed(function, pure=False, traverse=False)
+    down, across = blocks.shape
+    rows = [
+        [
+            da.from_delayed(read(window), shape=(window.height, window.width), dtype=dtype)
+            for window in (blocks[i * across + j] for j in range(across))
+        ]
+        for i in range(down)
+    ]
+    return da.block(rows)
 
 
 def _client() -> Any | None:

@@ -142,12 +142,18 @@ def find_landslides(run: Run, drawn: Prompts | None = None, progress: Progress |
         Prompts that replace the activation, in pixels of the working grid.
     """
     work = Work(run, Report(), progress or Silent())
-    tiles = localize(work)
-    prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, run.plan.segment_tiles)
-    masks = segment(work, prompts)
-    merge(work, masks)
+    tiles, prompts, masks = find_scores(work, drawn)
     objects, landslides = polygonize(work, masks)
     return Extraction(landslides, prompts, tiles, objects, run, work.report)
+
+
+def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
+    """Run the passes up to the mosaic: tiles, prompts, masks."""
+    tiles = localize(work)
+    prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, work.run.plan.segment_tiles)
+    masks = segment(work, prompts)
+    merge(work, masks)
+    return tiles, prompts, masks
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""From a scene to a raster of scores, read from where the run left them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geolabel.io.store import Store
+from geolabel.masks import FULL, OUTSIDE
+from geolabel.run import execute
+from geolabel.run.extract import Work, find_scores
+from geolabel.run.passes import MosaicSource, Run
+from geolabel.run.plan import Parameters
+from geolabel.run.report import Progress, Report, Silent
+from geolabel.run.request import Networks, Reading, prepare
+from geolabel.types import Float32Array
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from geolabel.scene import Grid
+    from geolabel.tiles import BlockGrid, Window
+
+
+def predict(
+    scene: str | Path | xr.DataArray,
+    *,
+    reading: Reading | None = None,
+    networks: Networks | None = None,
+    parameters: Parameters | None = None,
+    run_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> xr.DataArray:
+    """Score every pixel of a scene: 0..1, one half at the edge of a landslide, NaN where the scene is not valid.
+
+    The networks run now; blocks of scores are read when they are asked for.
+
+    Parameters
+    ----------
+    scene, reading, networks, parameters, progress
+        As in `geolabel.extract`.
+    run_dir
+        Empty folder that keeps what the networks found, for as long as the array is used. By default a temporary one
+        that goes with the array; on a cluster it has to be one that all workers see.
+
+    Returns
+    -------
+    xarray.DataArray
+        (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them.
+    """
+    plan = prepare(scene, reading or Reading(), networks or Networks(), parameters or Parameters())
+    scratch = tempfile.TemporaryDirectory(prefix="geolabel-") if run_dir is None else None
+    run = Run(plan, Store(Path(scratch.name if scratch else run_dir or "")))
+    find_scores(Work(run, Report(), progress or Silent()))
+    return _to_xarray(_Scores(MosaicSource(run), scratch), plan.grid, plan.blocks)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Reads scores as fractions. Holds the temporary folder, so that it lives as long as the array that reads from it."""
+
+    source: MosaicSource
+    scratch: Any = None
+
+    def __reduce__(self) -> tuple[type[_Scores], tuple[MosaicSource]]:
+        return type(self), (self.source,)
+
+    def __call__(self, window: Window) -> Float32Array:
+        scores = self.source.scores(window)
+        return np.where(scores == OUTSIDE, np.float32(np.nan), scores.astype(np.float32) / np.float32(FULL))
+
+
+def _to_xarray(read: _Scores, grid: Grid, blocks: BlockGrid) -> xr.DataArray:
+    import rioxarray  # noqa: F401  # registers .rio
+    import xarray as xr
+
+    array = xr.DataArray(execute.lazy(read, blocks, np.float32), dims=("y", "x"), name="score")
+    array = array.rio.write_transform(grid.transform)
+    return array if grid.crs is None else array.rio.write_crs(grid.crs.to_wkt())
