@@ -296,6 +296,16 @@ def test_a_recipe_says_all_that_is_needed_and_pickles(files):
     assert len({made, replace(made)}) == 1
 
 
+def test_batches_are_of_one_on_the_cpu_unless_told_otherwise(files, monkeypatch):
+    path = files / "localizer.safetensors"
+    assert weights.recipe("localizer", path, device="cpu").batch == 1
+    assert weights.recipe("localizer", path, device="cpu", batch=4).batch == 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert weights.recipe("localizer", path, device="cuda").batch == 8
+
+
 def test_a_relative_path_becomes_absolute(files, monkeypatch):
     monkeypatch.chdir(files)
     made = weights.recipe("localizer", "localizer.safetensors", device="cpu")

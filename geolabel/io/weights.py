@@ -171,7 +171,7 @@ def recipe(
     checkpoint: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
-    batch: int = 8,
+    batch: int | None = None,
     selection: Selection = "best_iou",
     normalisation: Normalisation = "constant",
 ) -> Recipe:
@@ -186,7 +186,10 @@ def recipe(
         ``bundled``.
     device, precision
         See `devices.resolve_device` and `devices.resolve_precision`.
-    batch, selection, normalisation
+    batch
+        Images per forward call; None for 8 on a GPU, and 1 on the CPU, where more are no faster and padding a last
+        batch costs as much as filling it.
+    selection, normalisation
         See `parts.Recipe`.
 
     Raises
@@ -206,7 +209,7 @@ def recipe(
         sha256=digest,
         device=device,
         precision=resolve_precision(precision, device),
-        batch=batch,
+        batch=(1 if device == "cpu" else 8) if batch is None else batch,
         selection=selection,
         normalisation=normalisation,
         architecture=architecture,

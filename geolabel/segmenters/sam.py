@@ -13,6 +13,7 @@ import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from geolabel.devices import forward
 from geolabel.masks import EDGE, FULL, Masks, Selection
@@ -148,8 +149,16 @@ class SamSegmenter:
         chosen = _choose(quality, self._selection)
         each = torch.arange(len(chosen), device=chosen.device)
         # The choice needs no pixels, so only the chosen masks are enlarged.
-        logits = self._sam.postprocess_masks(low_res[each, chosen][:, None], frame_size, size)[:, 0]
+        logits = self._enlarge(low_res[each, chosen], frame_size, size)
         return logits, quality[each, chosen], chosen if single else chosen + 1
+
+    def _enlarge(self, low_res: Tensor, frame_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
+        frames = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
+        logits = frames[..., : frame_size[0], : frame_size[1]]
+        if frame_size != size:
+            logits = interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits[:, 0]
 
     def _to_sam(
         self, prompts: Prompts, scale_x: float, scale_y: float
@@ -178,14 +187,15 @@ def corner_pixels(boxes: Float64Array) -> Float64Array:
 
 def quantise(logits: Tensor) -> Tensor:
     """Scores of mask logits as `masks.quantise_logits` defines them, on the logits' device."""
-    scores = torch.round(torch.sigmoid(logits) * FULL)
-    return torch.where(logits < 0, scores.clamp(max=EDGE - 1), scores).to(torch.uint8)
+    scores = torch.sigmoid(logits).mul_(FULL).round_().to(torch.uint8)
+    rounded_over_the_edge = (logits < 0) & (scores == EDGE)
+    return scores.sub_(rounded_over_the_edge.view(torch.uint8))
 
 
 def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
     """Stability of masks as `masks.stability_score` defines it, on the logits' device."""
-    inner = (logits > offset).sum(dim=(-2, -1))
-    outer = (logits > -offset).sum(dim=(-2, -1))
+    inner = (logits > offset).sum(dim=(-2, -1), dtype=torch.int32)
+    outer = (logits > -offset).sum(dim=(-2, -1), dtype=torch.int32)
     return inner / outer.clamp(min=1)
 
 
