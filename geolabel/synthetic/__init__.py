@@ -41,6 +41,11 @@ class SyntheticScene:
     gsd: float
     seed: int
 
+    @property
+    def count(self) -> int:
+        """Number of landslides to be seen; one may hide another."""
+        return len(np.unique(self.ids[self.truth > 0]))
+
 
 def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, slides: bool = True) -> SyntheticScene:
     """Draw a scene.
@@ -52,20 +57,22 @@ def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, sli
     gsd
         Metres per pixel, 0.05 to 100.
     seed
-        The same seed gives the same bytes.
+        0 or more; the same seed gives the same bytes.
     slides
         False for a scene without landslides.
 
     Raises
     ------
     OptionError
-        If the size or the gsd is out of range.
+        If the size, the gsd or the seed is out of range.
     """
     shape = (size, size) if isinstance(size, int) else size
     if min(shape) < 16 or max(shape) > 1 << 15:
         raise OptionError(f"size {shape[0]} x {shape[1]} px: a synthetic scene has 16 to {1 << 15} px a side")
     if not 0.05 <= gsd <= 100:
         raise OptionError(f"gsd {gsd} m: a synthetic scene has 0.05 to 100 m")
+    if seed < 0:
+        raise OptionError(f"seed {seed}: it has to be 0 or more")
     relief, land, fall, light, camera = (np.random.default_rng((seed, k)) for k in range(5))
     terrain = make_terrain(shape, gsd, relief)
     classes, variant = make_cover(terrain, gsd, land)

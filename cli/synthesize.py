@@ -1,0 +1,53 @@
+"""``geolabel synthesize``: a landslide scene with truth, drawn from a seed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+
+import click
+
+from . import options
+from .terminal import announce
+
+
+@click.command()
+@click.argument("scene", type=click.Path(dir_okay=False))
+@click.option("--size", default="1024", show_default=True, metavar="N|HxW", help="Side, or height x width, in pixels.")
+@click.option("--gsd", type=float, default=0.5, show_default=True, metavar="METRES", help="Pixel size.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Number to draw from: the same seed gives the same bytes.")  # fmt: skip
+@click.option("--epsg", type=int, default=32648, show_default=True,
+              help="CRS, projected in metres; the place in it is invented.")  # fmt: skip
+@options.overwrite
+@options.as_json
+@options.terminal
+def synthesize(scene: str, size: str, gsd: float, seed: int, epsg: int, overwrite: bool, as_json: bool) -> None:
+    r"""Draw a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
+
+    \b
+    scene.tif           the picture
+    scene_truth.gpkg    outlines of the landslides
+    scene_truth.tif     1 where a landslide is, else 0
+    scene_classes.tif   land cover
+    scene_dem.tif       heights in metres
+
+    \b
+    geolabel synthesize scene.tif --size 2048 --gsd 0.5 --seed 0
+    """
+    from geolabel.run.synthesize import SceneFiles
+    from geolabel.run.synthesize import synthesize as run_synthesize
+
+    drawn = run_synthesize(scene, size=_parse_size(size), gsd=gsd, seed=seed, epsg=epsg, overwrite=overwrite)
+    facts = {"landslides": drawn.count, "landslide_share": round(float(drawn.truth.mean()), 4)}
+    announce({**asdict(SceneFiles.beside(scene)), **facts}, as_json=as_json)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    from geolabel.errors import OptionError
+
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if not found:
+        raise OptionError(f"size {text!r}: give a side such as 2048, or height and width such as 1024x2048")
+    height, width = found.groups()
+    return int(height), int(width or height)
