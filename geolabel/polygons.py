@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import shapely
@@ -156,7 +156,10 @@ def _polygons(vertices: Float64Array, offsets: Int64Array, rings: Int64Array) ->
 
 
 def simplify(polygons: Geometries, tolerance: float) -> Geometries:
-    """Drop vertices, moving outlines by at most `tolerance` (Douglas and Peucker 1973) and keeping their topology."""
+    """Drop vertices, moving outlines by at most `tolerance` (Douglas and Peucker 1973) and keeping their topology.
+
+    Where a ring begins it may move by up to twice as much, since GEOS looks at that vertex last and by itself.
+    """
     if tolerance == 0:
         return polygons
     result: Geometries = shapely.simplify(polygons, tolerance, preserve_topology=True)
@@ -196,18 +199,15 @@ def _cut_corners(vertices: Float64Array, offsets: Int64Array, reach: float) -> F
 
 def multipolygons(polygons: Geometries) -> Geometries:
     """Make polygons valid where they are not, keep what has an area, and make all of them multipolygons."""
-    result = polygons.copy()
+    mended = polygons.copy()
     for index in np.flatnonzero(~shapely.is_valid(polygons)):
-        result[index] = shapely.make_valid(polygons[index])
-    return np.fromiter((_multipolygon(geometry) for geometry in result), object, len(result))
-
-
-def _multipolygon(geometry: Any) -> shapely.MultiPolygon:
-    if geometry.geom_type == "MultiPolygon":
-        return geometry
-    # a collection may hold multipolygons in turn
-    parts = shapely.get_parts(shapely.get_parts([geometry]))
-    return shapely.MultiPolygon([part for part in parts if part.geom_type == "Polygon"])
+        # lines and points may be left over, and the collection that holds them may hold multipolygons
+        parts = shapely.get_parts(shapely.get_parts([shapely.make_valid(polygons[index])]))
+        mended[index] = shapely.MultiPolygon([part for part in parts if part.geom_type == "Polygon"])
+    parts, owner = shapely.get_parts(mended, return_index=True)
+    result: Geometries = shapely.multipolygons(parts, indices=owner)
+    assert len(result) == len(polygons), "an outline encloses nothing"
+    return result
 
 
 def place(polygons: Geometries, transform: Affine) -> Geometries:
