@@ -75,7 +75,7 @@ class MeasureType(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, *units: str) -> None:
         self.units = units
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
         """Show the units in the help."""
         return "|".join(f"N{unit}" for unit in self.units)
 
@@ -150,7 +150,8 @@ def reading_options(command: F) -> F:
                      help="Radiometric stretch of the whole scene: pLOW-HIGH percentiles, LOW,HIGH values, or none."),
         click.option("--working-gsd", type=float, metavar="METRES",
                      help="Pixel size to work at; the default is the scene's own, within the networks' range."),
-        click.option("--gsd", type=float, metavar="METRES", help="Pixel size of a scene without CRS, such as a plain PNG."),
+        click.option("--gsd", type=float, metavar="METRES",
+                     help="Pixel size of a scene without CRS, such as a plain PNG."),
         click.option("--nodata", type=float, help="Value that marks pixels without data, in place of the file's own."),
         click.option("-b", "--bands", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."),
     ):  # fmt: skip
@@ -192,8 +193,7 @@ def network_options(command: F) -> F:
     """Add the options that choose the networks and where they run."""
     for decorate in (
         click.option("--threads", type=click.IntRange(min=1), help="Threads per network call; default all cores."),
-        click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True,
-                     help="Images per network call."),
+        click.option("--batch", type=click.IntRange(min=1), help="Images per network call; default 1 on the CPU, 8 on a GPU."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
                      help="auto is bf16 on CUDA and fp32 elsewhere."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),

@@ -41,7 +41,7 @@ class Lines:
 class Nothing:
     """No progress."""
 
-    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
+    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:  # noqa: ARG002
         """Pass `results` through."""
         return iter(results)
 
@@ -80,7 +80,7 @@ class Bars:
 
 @contextmanager
 def progress_bar(ctx: click.Context) -> Iterator[Bars | Lines | Nothing]:
-    """Progress fit for where stderr goes: bars on a terminal, else lines; nothing with ``-q`` or GEOLABEL_NO_PROGRESS."""
+    """Progress fit for where stderr goes: bars on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS."""
     if ctx.ensure_object(Session).quiet or os.environ.get("GEOLABEL_NO_PROGRESS"):
         yield Nothing()
     elif sys.stderr.isatty():

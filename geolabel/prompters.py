@@ -8,8 +8,8 @@ What the paper leaves open is decided as follows.
 * Components are 8-connected and only their outer extent counts: a hole asks for nothing.
 * Moments are sums over pixels, as eq. 5 reads. Every component has a pixel, so its zeroth moment is positive and its
   centroid defined: the box and the point of an object never part, down to a single pixel or a line.
-* The centroid of a bow or a ring lies outside it and is asked for all the same, as in the paper; ``point="inside"`` takes
-  the pixel farthest from the edge instead.
+* The centroid of a bow or a ring lies outside it and is asked for all the same, as in the paper; ``point="inside"``
+  takes the pixel farthest from the edge instead.
 * Boxes are half-open here and become the inclusive corners that SAM expects in the segmenter.
 """
 
@@ -33,7 +33,8 @@ THRESHOLD = 120
 
 def shape_prompts(shapes: Shapes, scores: Float32Array, class_ids: Int32Array | None = None) -> Prompts:
     """One prompt per object: its bounding box (eq. 4) and its centroid (eq. 5 and 6)."""
-    return Prompts.build(boxes=shapes.boxes, points=shapes.centroids[:, None], scores=scores, class_ids=class_ids)
+    points = np.round(shapes.centroids, 6)[:, None]
+    return Prompts.build(boxes=shapes.boxes, points=points, scores=scores, class_ids=class_ids)
 
 
 def centroid_outside(spans: Spans, labels: Int32Array, shapes: Shapes) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from fractions import Fraction
 from functools import cached_property, partial
@@ -27,11 +29,16 @@ if TYPE_CHECKING:
     import shapely
     import xarray
 
+logger = logging.getLogger(__name__)
+
 MAX_WINDOW_PX = 1 << 28
 """A larger window is a mistake of the caller or of the header, not a tile."""
 
 SOURCE_PX = 1 << 22
 """Pixels of the source that are resampled at a time."""
+
+PATCHES_ACROSS, PATCH_PX = 24, 32
+"""Patches along each axis, and their side in pixels, that a damaged scene is sampled by."""
 
 DATE_TAGS = (
     "ACQUISITIONDATETIME",
@@ -191,11 +198,16 @@ class SceneReader:
                 valid &= inside(self.aoi, grid, window)
         return bands, valid
 
-    def sample(self, max_pixels: int = 1 << 20) -> tuple[AnyArray, BoolArray]:
+    def sample(self, max_pixels: int = 1 << 20, *, lenient: bool = False) -> tuple[AnyArray, BoolArray]:
         """The whole scene at no more than `max_pixels`, for statistics.
 
         Pixels are picked, not averaged, from overviews where there are some. The area of interest does not count:
         the same scene gives the same statistics whatever part of it is worked on.
+
+        Parameters
+        ----------
+        lenient
+            If a part of the scene cannot be read, sample small patches all over it and leave out those that fail.
 
         Returns
         -------
@@ -214,7 +226,25 @@ class SceneReader:
         try:
             return self._finish(*self._source.decimate(self._unique, height, width))
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:
-            raise SceneError(f"{self.scene.name} cannot be sampled: {one_line(cause)}") from cause
+            patches = self._patches() if lenient else []
+            if not patches:
+                raise SceneError(f"{self.scene.name} cannot be sampled: {one_line(cause)}") from cause
+            logger.warning("%s is damaged: its statistics come from the patches that can be read", self.scene.name)
+        bands, valid = zip(*patches, strict=True)
+        return np.concatenate([b.reshape(3, 1, -1) for b in bands], axis=2), np.concatenate(
+            [v.reshape(1, -1) for v in valid], axis=1
+        )
+
+    def _patches(self) -> list[tuple[AnyArray, BoolArray]]:
+        """Those of some patches on a regular grid that can be read."""
+        grid, patches = self.scene.grid, []
+        side_h, side_w = min(PATCH_PX, grid.height), min(PATCH_PX, grid.width)
+        rows = np.linspace(0, grid.height - side_h, PATCHES_ACROSS).astype(int)
+        cols = np.linspace(0, grid.width - side_w, PATCHES_ACROSS).astype(int)
+        for row, col in sorted({(int(row), int(col)) for row in rows for col in cols}):
+            with suppress(OSError, RuntimeError, ValueError):
+                patches.append(self._native(Window(row, col, side_h, side_w)))
+        return patches
 
     @property
     def _unique(self) -> list[int]:

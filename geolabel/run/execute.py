@@ -34,19 +34,19 @@ def ordered(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def lazy(function: Callable[[Window], AnyArray], blocks: BlockGrid, dtype: DTypeLike) -> Any:
-    """Return a ``dask.array`` of the grid that `blocks` partition, each block made by `function` when it is asked for."""
+    """Return a ``dask.array`` of the grid that `blocks` partition; `function` makes a block when it is asked for."""
     import dask.array as da
 
     read = dask.delayed(function, pure=False, traverse=False)
     down, across = blocks.shape
     rows = [
         [
-            da.from_delayed(read(window), shape=(window.height, window.width), dtype=dtype)
+            da.from_delayed(read(window), (window.height, window.width), dtype)  # type: ignore[no-untyped-call]
             for window in (blocks[i * across + j] for j in range(across))
         ]
         for i in range(down)
     ]
-    return da.block(rows)
+    return da.block(rows)  # type: ignore[no-untyped-call]
 
 
 def _client() -> Any | None:
@@ -68,7 +68,7 @@ def _local(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     scheduler = dask.config.get("scheduler", None) or "threads"
     remaining = iter(items)
     while chunk := list(islice(remaining, LOCAL_WORKERS * AHEAD)):
-        yield from dask.compute(
+        yield from dask.compute(  # type: ignore[no-untyped-call]
             *(delayed(item) for item in chunk),
             scheduler=scheduler,
             num_workers=LOCAL_WORKERS,

@@ -227,7 +227,10 @@ def numbered(prompts: Prompts) -> Prompts:
 def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
     """Pass 3: masks of the windows that hold a prompt, each window once for all its prompts, and of no other."""
     plan = work.run.plan
-    windows = assign(prompts, plan.segment_tiles)
+    windows = [
+        replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
+        for seen in assign(prompts, plan.segment_tiles)
+    ]
     batches = [windows[start : start + TASK_TILES] for start in range(0, len(windows), TASK_TILES)]
     tables = list(work.each("segment", passes.segment, list(enumerate(batches))))
     work.report.count_masks(prompts, windows, tables)

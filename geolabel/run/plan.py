@@ -164,7 +164,7 @@ def make_plan(
     return Plan(
         reader=reader,
         grid=grid,
-        stretch=Stretch.from_sample(*reader.sample(), stretch),
+        stretch=Stretch.from_sample(*reader.sample(lenient=parameters.on_error == "skip"), stretch),
         localizer=localizer,
         segmenter=segmenter,
         classes=locate.classes,

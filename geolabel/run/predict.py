@@ -61,7 +61,7 @@ def predict(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Reads scores as fractions. Holds the temporary folder, so that it lives as long as the array that reads from it."""
+    """Reads scores as fractions. Holds the temporary folder, which so lives as long as the array that reads from it."""
 
     source: MosaicSource
     scratch: Any = None
@@ -78,6 +78,8 @@ def _to_xarray(read: _Scores, grid: Grid, blocks: BlockGrid) -> xr.DataArray:
     import rioxarray  # noqa: F401  # registers .rio
     import xarray as xr
 
-    array = xr.DataArray(execute.lazy(read, blocks, np.float32), dims=("y", "x"), name="score")
+    array: xr.DataArray = xr.DataArray(execute.lazy(read, blocks, np.float32), dims=("y", "x"), name="score")
     array = array.rio.write_transform(grid.transform)
-    return array if grid.crs is None else array.rio.write_crs(grid.crs.to_wkt())
+    if grid.crs is not None:
+        array = array.rio.write_crs(grid.crs.to_wkt())
+    return array

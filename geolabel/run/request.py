@@ -42,7 +42,8 @@ class Networks:
     sam_checkpoint: str | Path | None = None
     device: str = "auto"
     precision: str = "auto"
-    batch: int = 8
+    batch: int | None = None
+    """Images per network call; None for 1 on the CPU and 8 on a GPU."""
 
     def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
         """Recipes of the localizer and the segmenter."""
