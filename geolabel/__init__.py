@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geolabel.errors import GeolabelError as GeolabelError
     from geolabel.run.extract import extract as extract
+    from geolabel.run.plan import Parameters as Parameters
     from geolabel.run.predict import predict as predict
+    from geolabel.run.request import Networks as Networks
+    from geolabel.run.request import Reading as Reading
+    from geolabel.units import Measure as Measure
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "GeolabelError": "geolabel.errors",
+    "Measure": "geolabel.units",
+    "Networks": "geolabel.run.request",
+    "Parameters": "geolabel.run.plan",
+    "Reading": "geolabel.run.request",
     "extract": "geolabel.run.extract",
     "predict": "geolabel.run.predict",
 }
 
-__all__ = ["GeolabelError", "__version__", "extract", "predict"]
+__all__ = ["GeolabelError", "Measure", "Networks", "Parameters", "Reading", "__version__", "extract", "predict"]
 
 
 def __getattr__(name: str) -> Any:
