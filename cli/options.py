@@ -193,7 +193,8 @@ def network_options(command: F) -> F:
     """Add the options that choose the networks and where they run."""
     for decorate in (
         click.option("--threads", type=click.IntRange(min=1), help="Threads per network call; default all cores."),
-        click.option("--batch", type=click.IntRange(min=1), help="Images per network call; default 1 on the CPU, 8 on a GPU."),
+        click.option("--batch", type=click.IntRange(min=1),
+                     help="Images per network call; default 1 on the CPU, 8 on a GPU."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
                      help="auto is bf16 on CUDA and fp32 elsewhere."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),

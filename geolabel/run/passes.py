@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -255,38 +255,48 @@ def find_regions(run: Run, block: int) -> Regions:
 # --- 3. segment ------------------------------------------------------------------------------------------------------
 
 
+FAINT = 13
+"""Scores below this, one in twenty, are taken as 0: a mask then ends somewhere, and its crop with it."""
+
+
 def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
-    """Write the masks that answer the prompts of a batch of windows."""
+    """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
     task, prompted = job
-    plan = run.plan
-    images, valid, failures = _read(plan, [item.window for item in prompted])
-    kept = [k for k in range(len(prompted)) if k not in failures]
-    local = [prompted[k].prompts.shift(-prompted[k].window.col, -prompted[k].window.row) for k in kept]
-    with worker.network(plan.parameters.threads):
-        answers = worker.segmenter(plan.segmenter)([images[k] for k in kept], local)
-    windows, crops, rows = [], [], []
-    for k, masks in zip(kept, answers, strict=True):
-        good = masks[masks.quality >= plan.parameters.min_quality]
-        for m in range(len(good)):
-            scores = np.where(valid[k], good.scores[m], np.uint8(0))
-            crop = _bounding_window(scores)
-            if crop is None:
-                continue
-            crops.append(scores[crop.slices].ravel())
-            windows.append(
-                (prompted[k].window.row + crop.row, prompted[k].window.col + crop.col, crop.height, crop.width)
-            )
-            rows.append((good.prompt_ids[m], good.predicted_iou[m], good.stability[m]))
+    crops: list[UInt8Array] = []
+    rows: list[tuple[Window, int, float, float]] = []
+    failures: list[tuple[Window, str]] = []
+    for start in range(0, len(prompted), run.plan.segmenter.batch):
+        part = prompted[start : start + run.plan.segmenter.batch]
+        images, valid, failed = _read(run.plan, [item.window for item in part])
+        failures += [(part[k].window, message) for k, message in failed.items()]
+        kept = [k for k in range(len(part)) if k not in failed]
+        answers = _answer(run.plan, [images[k] for k in kept], [part[k] for k in kept])
+        for k, masks in zip(kept, answers, strict=True):
+            for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
+                scores = np.where(valid[k] & (masks.scores[m] >= FAINT), masks.scores[m], np.uint8(0))
+                crop = _bounding_window(scores)
+                if crop is not None:
+                    place = Window(
+                        part[k].window.row + crop.row, part[k].window.col + crop.col, crop.height, crop.width
+                    )
+                    rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
+                    crops.append(scores[crop.slices].ravel())
     table = MaskTable(
-        windows=np.asarray(windows, np.int64).reshape(-1, 4),
-        prompt_ids=np.asarray([row[0] for row in rows], np.int64),
-        predicted_iou=np.asarray([row[1] for row in rows], np.float32),
-        stability=np.asarray([row[2] for row in rows], np.float32),
-        failures=tuple((prompted[k].window, message) for k, message in failures.items()),
+        windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
+        prompt_ids=np.asarray([row[1] for row in rows], np.int64),
+        predicted_iou=np.asarray([row[2] for row in rows], np.float32),
+        stability=np.asarray([row[3] for row in rows], np.float32),
+        failures=tuple(failures),
     )
-    flat = np.concatenate(crops) if crops else np.zeros(0, np.uint8)
+    flat = np.concatenate([np.zeros(0, np.uint8), *crops])
     run.store.write("segment", task, {"windows": table.windows, "scores": flat})
     return table
+
+
+def _answer(plan: Plan, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
+    prompts = [item.prompts.shift(-item.window.col, -item.window.row) for item in prompted]
+    with worker.network(plan.parameters.threads):
+        return worker.segmenter(plan.segmenter)(images, prompts)
 
 
 def _bounding_window(scores: UInt8Array) -> Window | None:

@@ -1,0 +1,176 @@
+"""What a run costs beside its networks, and whether its memory grows with the scene.
+
+Usage: python tests/benchmarks/extract.py overhead [--size 4096] [--localizer NAME|FILE] [--sam-checkpoint FILE]
+       python tests/benchmarks/extract.py memory [--sizes 4096 8192]
+
+overhead
+    CPU seconds of ``extract`` outside the forward calls of its networks, over those of the least work that any program
+    has to do: reading the same tiles with rasterio and one ``rasterio.features.shapes`` of the final mask. One thread,
+    all in one process, median of three runs in turn.
+memory
+    Peak resident memory of a process that extracts, for growing scenes, with GDAL's cache fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GDAL_CACHEMAX", "64")
+
+import dask
+import numpy as np
+import rasterio
+import rasterio.features
+import torch
+from rasterio.windows import Window as RasterWindow
+
+from geolabel.run import worker
+from geolabel.run.extract import run_extract
+from geolabel.run.outcome import Targets
+from geolabel.run.plan import Parameters
+from geolabel.run.request import Networks, Reading, prepare
+
+REPEATS = 3
+
+
+class ForwardClock:
+    """CPU seconds inside the forward calls of modules."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+        self._depth = 0
+
+    def watch(self, module: torch.nn.Module) -> None:
+        """Count the calls of a module; calls inside another watched call count once."""
+        module.register_forward_pre_hook(self._enter)
+        module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, *_: object) -> None:
+        if self._depth == 0:
+            self._start = time.process_time()
+        self._depth += 1
+
+    def _leave(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.process_time() - self._start
+
+
+def modules_of(part: object) -> list[torch.nn.Module]:
+    """The torch modules that a part calls."""
+    found = [value for value in vars(part).values() if isinstance(value, torch.nn.Module)]
+    return [child for module in found for child in ([module] if not hasattr(module, "mask_decoder") else
+            [module.image_encoder, module.prompt_encoder, module.mask_decoder])]  # fmt: skip
+
+
+def least_work(scene: Path, windows: list, mask: Path) -> float:
+    """CPU seconds of reading windows with rasterio and of one polygonization of the whole mask."""
+    start = time.process_time()
+    with rasterio.open(scene) as source:
+        for window in windows:
+            source.read(window=RasterWindow(window.col, window.row, window.width, window.height))
+    with rasterio.open(mask) as source:
+        whole = source.read(1)
+        list(rasterio.features.shapes(whole, mask=whole == 1, transform=source.transform))
+    return time.process_time() - start
+
+
+def overhead(size: int, networks: Networks) -> None:
+    """Print the ratio and where the time goes."""
+    dask.config.set(scheduler="synchronous")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        scene = make_scene(Path(folder), size)
+        plan = prepare(scene, Reading(), networks, Parameters(threads=1))
+        clock = ForwardClock()
+        for part in (worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)):
+            for module in modules_of(part):
+                clock.watch(module)
+        ratios = []
+        for repeat in range(REPEATS):
+            clock.seconds = 0.0
+            targets = Targets.of(Path(folder) / "slides.gpkg", None, Path(folder) / "mask.tif", overwrite=True)
+            start = time.process_time()
+            found = run_extract(plan, targets)
+            total = time.process_time() - start
+            outside = total - clock.seconds
+            least = least_work(scene, list(plan.localize_tiles), Path(folder) / "mask.tif")
+            ratios.append(outside / least)
+            print(
+                f"run {repeat}: {total:.2f} s CPU, {clock.seconds:.2f} s in networks, {outside:.2f} s outside, "
+                f"{least:.2f} s least work, ratio {ratios[-1]:.2f}, {len(found.landslides)} landslides, "
+                f"{found.report.windows} windows, {found.report.seconds}"
+            )
+        print(f"median ratio {statistics.median(ratios):.2f} at {size} px")
+
+
+def memory(sizes: list[int], options: list[str]) -> None:
+    """Print the peak of every size and the ratio of the last to the first."""
+    peaks = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            scene = make_scene(Path(folder), size)
+            script = (
+                "import resource, sys; from geolabel.cli.main import run; code = run(sys.argv[1:]); "
+                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", script, "extract", str(scene), "--out", f"{folder}/slides.gpkg", *options],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            peaks.append(int(done.stderr.split()[-1]) / 1024)
+            print(f"{size} px: peak {peaks[-1]:.0f} MiB")
+    print(f"ratio {peaks[-1] / peaks[0]:.3f}")
+
+
+def make_scene(folder: Path, size: int) -> Path:
+    """Lay synthetic patches of 2048 px side by side, so that a scene of any size costs little memory to make."""
+    from geolabel.synthetic import synthesize
+
+    path = folder / "scene.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint8", count=3, height=size, width=size, crs="EPSG:32648", tiled=True,
+        transform=rasterio.transform.from_origin(500000, 3000000, 0.5, 0.5), compress="deflate", photometric="rgb",
+        blockxsize=512, blockysize=512,
+    ) as target:  # fmt: skip
+        patch = min(2048, size)
+        pictures = [np.moveaxis(synthesize(patch, 0.5, 990000 + k).rgb, 2, 0) for k in range(2)]
+        for number, row in enumerate(range(0, size, patch)):
+            for col in range(0, size, patch):
+                picture = pictures[(number + col // patch) % 2]
+                height, width = min(patch, size - row), min(patch, size - col)
+                target.write(picture[:, :height, :width], window=RasterWindow(col, row, width, height))
+    return path
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["overhead", "memory"])
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--localizer", default="bundled")
+    parser.add_argument("--sam-checkpoint")
+    given = parser.parse_args()
+    if given.what == "overhead":
+        overhead(given.size, Networks(localizer=given.localizer, sam_checkpoint=given.sam_checkpoint, device="cpu"))
+    else:
+        options = [
+            "--localizer",
+            given.localizer,
+            *(["--sam-checkpoint", given.sam_checkpoint] if given.sam_checkpoint else []),
+        ]
+        memory(given.sizes, options)
+
+
+if __name__ == "__main__":
+    main()
