@@ -17,6 +17,7 @@ from geolabel import activation, mosaic
 from geolabel.activation import Activation
 from geolabel.errors import TileError
 from geolabel.io.store import Store
+from geolabel.masks import Masks
 from geolabel.mosaic import Layers
 from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
