@@ -54,27 +54,31 @@ def reflectance(
     broad = smooth_noise(shape, 180, rng)[..., None]
     fine = fractal_noise(shape, 12, 2, rng, persistence=0.7)[..., None]
     v = variant[..., None]
-    soil = (first + (second - first) * v) * (1 + 0.08 * broad + rng.uniform(0.05, 0.12) * fine)
+    roughness = rng.uniform(0.05, 0.12)
     image = np.empty((*shape, 3), np.float32)
-    layers = {
-        cover.FOREST: _vary(forest, 0.15, rng) * (1 + 0.12 * broad) * _crowns(shape, gsd, terrain, rng)[..., None],
-        cover.GRASS: _vary(grass, 0.15, rng) * (1 + 0.18 * broad + 0.08 * fine) + 0.05 * first * np.clip(broad, 0, 2),
-        cover.FIELD: (grass * (0.7 + 0.5 * v) + 0.35 * (first - grass) * np.clip(2 * v - 1, 0, 1))
-        * _rows(shape, gsd, rng),
-        cover.BARE: soil,
-        cover.ROCK: np.float32(0.34) * np.asarray([1, 0.98, 0.93], np.float32) * (1 + 0.25 * fine),
-        cover.ROAD: np.float32(rng.uniform(0.22, 0.42)) * (1 + 0.04 * fine) * np.ones(3, np.float32),
-        cover.RIVER: _vary((0.10, 0.15, 0.15), 0.3, rng) * (1 + 0.05 * broad)
-        + 0.4 * first * np.float32(rng.random() ** 2 * 0.6),
-        cover.ROOF: _vary((0.45, 0.36, 0.33), 0.2, rng) * (0.5 + v),
-    }
-    for number, layer in layers.items():
+
+    def paint(number: int, layer: Float32Array) -> None:
+        # each layer covers the scene, so no two of them are kept in memory
         where = classes == number
         image[where] = np.broadcast_to(layer, image.shape)[where]
+
+    paint(cover.FOREST, _vary(forest, 0.15, rng) * (1 + 0.12 * broad) * _crowns(shape, gsd, terrain, rng)[..., None])
+    meadow = _vary(grass, 0.15, rng)
+    paint(cover.GRASS, meadow * (1 + 0.18 * broad + 0.08 * fine) + 0.05 * first * np.clip(broad, 0, 2))
+    crop = grass * (0.7 + 0.5 * v) + 0.35 * (first - grass) * np.clip(2 * v - 1, 0, 1)
+    paint(cover.FIELD, crop * _rows(shape, gsd, rng))
+    del crop
+    paint(cover.BARE, (first + (second - first) * v) * (1 + 0.08 * broad + roughness * fine))
+    paint(cover.ROCK, np.float32(0.34) * np.asarray([1, 0.98, 0.93], np.float32) * (1 + 0.25 * fine))
+    paint(cover.ROAD, np.float32(rng.uniform(0.22, 0.42)) * (1 + 0.04 * fine))
+    water, silt = _vary((0.10, 0.15, 0.15), 0.3, rng), np.float32(rng.random() ** 2 * 0.6)
+    paint(cover.RIVER, water * (1 + 0.05 * broad) + 0.4 * first * silt)
+    paint(cover.ROOF, _vary((0.45, 0.36, 0.33), 0.2, rng) * (0.5 + v))
     for slide in slides:
         _lay_bare(image, slide, first, second, grass, rng)
-    flat_light = np.where(np.isin(classes, (cover.RIVER,)), 0.8, 0.25 + 0.95 * terrain.shade).astype(np.float32)
-    return image * flat_light[..., None] * _cloud_shadow(shape, rng)[..., None]
+    image *= np.where(classes == cover.RIVER, 0.8, 0.25 + 0.95 * terrain.shade).astype(np.float32)[..., None]
+    image *= _cloud_shadow(shape, rng)[..., None]
+    return image
 
 
 def _vary(colour: object, spread: float, rng: np.random.Generator) -> Float32Array:
@@ -88,7 +92,7 @@ def _crowns(shape: tuple[int, int], gsd: float, terrain: Terrain, rng: np.random
     canopy = smooth_noise(shape, size * 1.6, rng) + 0.5 * smooth_noise(shape, size * 4, rng)
     lit = -(np.gradient(canopy, axis=0) * -terrain.sun[0] + np.gradient(canopy, axis=1) * -terrain.sun[1]) * size
     contrast = rng.uniform(0.15, 0.4) * min(1.0, size / 4)
-    return np.clip(1 + contrast * lit * 0.5 + 0.15 * canopy, 0.25, 2).astype(np.float32)
+    return np.asarray(np.clip(1 + contrast * lit * 0.5 + 0.15 * canopy, 0.25, 2), np.float32)
 
 
 def _rows(shape: tuple[int, int], gsd: float, rng: np.random.Generator) -> Float32Array:
@@ -129,7 +133,7 @@ def _cloud_shadow(shape: tuple[int, int], rng: np.random.Generator) -> Float32Ar
     if rng.random() > 0.3:
         return np.ones(shape, np.float32)
     field = smooth_noise(shape, 500, rng)
-    return (1 - rng.uniform(0.2, 0.45) * np.clip((field - 1.0) * 4, 0, 1)).astype(np.float32)
+    return np.asarray(1 - rng.uniform(0.2, 0.45) * np.clip((field - 1.0) * 4, 0, 1), np.float32)
 
 
 def photograph(light: Float32Array, rng: np.random.Generator) -> UInt8Array:
@@ -137,11 +141,21 @@ def photograph(light: Float32Array, rng: np.random.Generator) -> UInt8Array:
     haze = np.asarray([0.6, 0.8, 1.0], np.float32) * np.float32(rng.uniform(0, 0.08))
     gains = 1 + rng.normal(0, 0.06, 3).astype(np.float32)
     sigma = rng.uniform(0.4, 1.1)
-    blurred = ndimage.gaussian_filter(light * (1 - haze) + haze, (sigma, sigma, 0))
-    mixed = blurred * gains
-    grey = mixed.mean(axis=2, keepdims=True)
-    mixed = grey + np.float32(rng.uniform(0.6, 1.25)) * (mixed - grey)  # saturation
-    high = np.quantile(mixed[::8, ::8], 0.995)
-    exposed = np.clip(mixed / max(float(high), 1e-3), 0, 1.2) ** np.float32(rng.uniform(0.6, 1.0))
-    noise = rng.standard_normal(light.shape, dtype=np.float32) * np.float32(rng.uniform(0.002, 0.015))
-    return np.clip((exposed + noise) * rng.uniform(200, 250), 1, 255).astype(np.uint8)
+    # in place from here on: the scene may be large
+    image = light * (1 - haze)
+    image += haze
+    ndimage.gaussian_filter(image, (sigma, sigma, 0), output=image)
+    image *= gains
+    grey = image.mean(axis=2, keepdims=True)
+    image -= grey
+    image *= np.float32(rng.uniform(0.6, 1.25))  # saturation
+    image += grey
+    high = np.quantile(image[::8, ::8], 0.995)
+    image /= max(float(high), 1e-3)
+    np.clip(image, 0, 1.2, out=image)
+    image **= np.float32(rng.uniform(0.6, 1.0))
+    noise = rng.standard_normal(light.shape, dtype=np.float32)
+    noise *= np.float32(rng.uniform(0.002, 0.015))
+    image += noise
+    image *= rng.uniform(200, 250)
+    return np.clip(image, 1, 255, out=image).astype(np.uint8)
