@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before numpy or torch are imported: two processes of tests on two cores would only get in each other's way, and the
 # last digits of a network's output depend on the number of threads.
@@ -14,6 +15,10 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
 
 for _name in [name for name in os.environ if name.startswith("GEOLABEL_")]:
     del os.environ[_name]
+
+# A machine that is busy with something else has to fail no test.
+settings.register_profile("geolabel", deadline=None)
+settings.load_profile("geolabel")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real imagery beside the project."""

@@ -13,7 +13,14 @@ from geolabel.polygons import multipolygons, outlines, place, simplify, smooth, 
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 
-masks = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+dense = st.builds(
+    lambda shape, share, seed: np.random.default_rng(seed).random(shape) < share,
+    shapes,
+    st.sampled_from([0.3, 0.6, 0.8]),
+    st.integers(0, 10**6),
+)
+masks = hnp.arrays(bool, shapes) | dense
 
 TRANSFORMS = [
     Affine(0.5, 0, 400000, 0, -0.5, 3000000),

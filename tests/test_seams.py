@@ -13,7 +13,14 @@ from geolabel.tiles import BlockGrid, Window
 
 ALL_EIGHT = np.ones((3, 3), int)
 
-masks = hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
+dense = st.builds(
+    lambda shape, share, seed: np.random.default_rng(seed).random(shape) < share,
+    shapes,
+    st.sampled_from([0.3, 0.6, 0.8]),
+    st.integers(0, 10**6),
+)
+masks = hnp.arrays(bool, shapes) | dense
 block_sizes = st.integers(1, 13)
 
 
@@ -142,7 +149,9 @@ def test_holes_are_those_of_the_whole_array(mask, maximum):
         ("### #.# ###", 1),
         ("#.# #.# ###", 0),  # reaches the frame
         (".### ##.# ####", 1),
-        ("##.# #.## ####", 0),  # by a corner
+        ("#### #.## .### ####", 0),  # by the left end of the next row, at a corner
+        ("#### ##.# ###. ####", 0),
+        ("###. ##.# #### ####", 0),
         ("##### #...# #.#.# #...# #####", 8),  # an island does not count
         ("#### #.## ##.# ####", 2),  # one hole of two pixels
     ],
