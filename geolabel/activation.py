@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from geolabel.types import Float32Array, Int32Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Int32Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]
 """What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
@@ -114,22 +114,39 @@ def upsample(values: UInt8Array, stride: int, height: int, width: int) -> UInt8A
     ----------
     values : (h, w) with ``h * stride >= height`` and ``w * stride >= width``
     """
-    if stride == 1:
-        return values[:height, :width]
-    scaled = _along(_along(values.astype(np.int32), stride, height, axis=0), stride, width, axis=1)
-    unit = (2 * stride) ** 2
-    return ((scaled + unit // 2) // unit).astype(np.uint8)
+    return Enlarged(values, stride)[:height, :width]
 
 
-def _along(values: Int32Array, stride: int, length: int, *, axis: int) -> Int32Array:
-    # One axis, scaled by 2 * stride.
-    # Fixed-point weights: a pixel's value is the same integer whichever part of the map is being enlarged.
-    twice = 2 * np.arange(length) + 1 - stride  # position of the pixel's centre, in units of 1 / (2 * stride) cells
+@dataclass(frozen=True)
+class Enlarged:
+    """A grey map that is enlarged as `upsample` does it, but only where it is sliced."""
+
+    values: UInt8Array
+    """(h, w)"""
+    stride: int
+
+    def __getitem__(self, part: tuple[slice, slice]) -> UInt8Array:
+        """Pixels of a part of the enlarged map; the same wherever the part begins and ends."""
+        if self.stride == 1:
+            return self.values[part]
+        rows, cols = (np.arange(*s.indices(n * self.stride)) for s, n in zip(part, self.values.shape, strict=True))
+        scaled = _along(_along(self.values.astype(np.int32), self.stride, rows, axis=0), self.stride, cols, axis=1)
+        unit = (2 * self.stride) ** 2
+        return ((scaled + unit // 2) // unit).astype(np.uint8)
+
+    def reaches(self, level: int, part: tuple[slice, slice]) -> bool:
+        """Whether a pixel of a part may exceed `level`: one of the cells that it is interpolated from does."""
+        near = (slice(max(0, s.start // self.stride - 1), -(-s.stop // self.stride) + 1) for s in part)
+        return bool(self.values[tuple(near)].max(initial=0) > level)
+
+
+def _along(values: Int32Array, stride: int, positions: AnyArray, *, axis: int) -> Int32Array:
+    # One axis, scaled by 2 * stride. Weights are integers: a pixel is the same in whichever part it is asked for.
+    twice = 2 * positions + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
     low = twice // (2 * stride)
     weight = (twice - low * 2 * stride).astype(np.int32)
     last = values.shape[axis] - 1
     a, b = values.take(np.clip(low, 0, last), axis), values.take(np.clip(low + 1, 0, last), axis)
-    shape = [1, 1]
-    shape[axis] = length
-    weight = weight.reshape(shape)
-    return a * (2 * stride - weight) + b * weight
+    weight = np.expand_dims(weight, 1 - axis)
+    scaled: Int32Array = a * (2 * stride - weight) + b * weight
+    return scaled

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -33,13 +34,26 @@ class Layers:
     """(H, W) number of the mask that gave a pixel its score, or `NO_MASK`."""
 
 
+STEPS = 128
+"""Most steps of a feather along an axis: weights, and sums of grey values under them, then fit 32 bits."""
+
+
+class Sliceable(Protocol):
+    """Grey values of a tile, given or made where they are asked for."""
+
+    def __getitem__(self, part: tuple[slice, slice]) -> UInt8Array:
+        """Pixels of a part of the tile."""
+        ...
+
+
 def feather(height: int, width: int, floor: int = 1) -> Int32Array:
-    """(height, width) weights of a tile: `floor` along its frame, one more for each pixel inward, per axis.
+    """(height, width) weights of a tile: `floor` along its frame, rising inward along each axis in up to `STEPS` steps.
 
     The weights of the two axes are multiplied. They are nowhere 0, so the frame of a scene, which has
     no second tile, keeps its values.
     """
-    rows, cols = (floor + np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (height, width))
+    inward = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (height, width))
+    rows, cols = (floor + steps // -(-(int(steps.max()) + 1) // STEPS) for steps in inward)
     return np.outer(rows, cols).astype(np.int32)
 
 
@@ -50,7 +64,7 @@ def _weights(height: int, width: int) -> Int32Array:
     return weights
 
 
-def blend(window: Window, parts: Iterable[tuple[Window, UInt8Array]]) -> UInt8Array:
+def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Array:
     """Average the tiles that cover a window, weighted by `feather`; halves are rounded up.
 
     Parameters
@@ -64,15 +78,15 @@ def blend(window: Window, parts: Iterable[tuple[Window, UInt8Array]]) -> UInt8Ar
     -------
     (H, W), 0 where no tile is
     """
-    total = np.zeros((window.height, window.width), np.int64)
-    weight = np.zeros((window.height, window.width), np.int64)
+    total = np.zeros((window.height, window.width), np.int32)
+    weight = np.zeros((window.height, window.width), np.int32)
     for tile, values in parts:
         shared = tile.intersection(window)
         if shared is None:
             continue
         source, target = shared.within(tile), shared.within(window)
         share = _weights(tile.height, tile.width)[source]
-        total[target] += share * values[source].astype(np.int64)
+        total[target] += share * values[source]
         weight[target] += share
     covered = np.maximum(weight, 1)
     mean: UInt8Array = ((2 * total + covered) // (2 * covered)).astype(np.uint8)

@@ -46,7 +46,7 @@ class Mosaic:
     def scores(self, window):
         return self.whole[window.slices]
 
-    def read(self, window):
+    def read(self, window, spans):
         return Layers(self.scores(window))
 
 

@@ -47,7 +47,7 @@ class Arrays:
     def scores(self, window):
         return self.whole[window.slices]
 
-    def read(self, window):
+    def read(self, window, spans):
         assert (self.whole[window.slices] >= 0).all()
         parts = (None if layer is None else layer[window.slices] for layer in (self.activation, self.winner))
         return Layers(self.whole[window.slices], *parts)

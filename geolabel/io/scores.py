@@ -13,6 +13,7 @@ from geolabel.io.scenes import SceneReader
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers, mark_outside
 from geolabel.scene import Grid
+from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
 
@@ -79,7 +80,7 @@ class ScoreRaster:
         """Least score, 1..254, of a landslide's pixels in what `scores` returns."""
         return max(1, math.ceil(self.threshold * FULL)) if self.scored else FULL
 
-    def read(self, window: Window) -> Layers:
+    def read(self, window: Window, spans: Spans) -> Layers:  # noqa: ARG002
         """The scores; a raster has nothing beside them."""
         return Layers(self.scores(window))
 

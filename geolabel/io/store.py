@@ -58,8 +58,8 @@ class Store:
             if part is not None:
                 part.unlink(missing_ok=True)
 
-    def read(self, kind: str, index: int) -> dict[str, AnyArray]:
-        """Read a record.
+    def read(self, kind: str, index: int, *names: str) -> dict[str, AnyArray]:
+        """Read a record, or only the arrays of these names.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class Store:
         try:
             # opened here, since np.load leaves a file open that turns out to be no archive
             with path.open("rb") as file, np.load(file, allow_pickle=False) as record:
-                return {name: record[name] for name in record.files}
+                return {name: record[name] for name in names or record.files}
         except FileNotFoundError as error:
             raise OutputError(f"record {path} is missing: run again from the start") from error
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

@@ -7,14 +7,15 @@ the few numbers that the client needs. No two tasks write the same record.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache, partial
+from typing import TypeAlias
 
 import numpy as np
 
 from geolabel import activation, mosaic
-from geolabel.activation import Activation
+from geolabel.activation import Activation, Enlarged
 from geolabel.errors import TileError
 from geolabel.io.store import Store
 from geolabel.masks import Masks
@@ -23,10 +24,12 @@ from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
 from geolabel.run.windows import PromptedWindow
 from geolabel.seams import Spans, pixel_sums
-from geolabel.tiles import Window
+from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
+
+Slices: TypeAlias = tuple[slice, slice]
 
 NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
 """What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
@@ -146,6 +149,12 @@ class TileMaps:
     valid: BoolArray | None
     """None where every pixel is valid."""
 
+    @property
+    def enlarged(self) -> Enlarged:
+        """The activation at the size of the tile."""
+        nothing = np.zeros((self.window.height, self.window.width), np.uint8)
+        return Enlarged(nothing, 1) if self.activation is None else Enlarged(self.activation, self.stride)
+
 
 @lru_cache(maxsize=64)
 def _localize_record(store: Store, task: int) -> Mapping[str, AnyArray]:
@@ -173,22 +182,37 @@ def tile_maps(run: Run, window: Window) -> Iterator[TileMaps]:
         )
 
 
-def blend_activation(run: Run, window: Window, *, above: int = -1) -> UInt8Array | None:
+PATCH = 256
+"""Side in pixels of the patches of a window that are blended, or left out as empty, one by one."""
+
+
+def blend_activation(run: Run, window: Window, wanted: Callable[[Window, list[TileMaps]], bool]) -> UInt8Array:
     """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
 
-    None when no tile reaches a value greater than `above`: the blend, an average, cannot either.
+    Parameters
+    ----------
+    wanted
+        Whether a patch, which these tiles cover, matters; where it does not, the values are 0.
     """
     tiles = list(tile_maps(run, window))
-    if not any(maps.activation is not None and int(maps.activation.max()) > above for maps in tiles):
-        return None
-    return mosaic.blend(window, ((maps.window, _full_size(maps)) for maps in tiles))
+    grey = np.zeros((window.height, window.width), np.uint8)
+    for patch in BlockGrid(window.height, window.width, PATCH):
+        place = replace(patch, row=window.row + patch.row, col=window.col + patch.col)
+        here = [maps for maps in tiles if maps.window.intersection(place)]
+        if wanted(place, here):
+            grey[patch.slices] = mosaic.blend(place, ((maps.window, maps.enlarged) for maps in here))
+    return grey
 
 
-def _full_size(maps: TileMaps) -> UInt8Array:
-    height, width = maps.window.height, maps.window.width
-    if maps.activation is None:
-        return np.zeros((height, width), np.uint8)
-    return activation.upsample(maps.activation, maps.stride, height, width)
+def _reaches(level: int, place: Window, tiles: list[TileMaps]) -> bool:
+    """Whether the blend, an average of the tiles, may exceed a level."""
+    return any(maps.enlarged.reaches(level, _shared(maps.window, place).within(maps.window)) for maps in tiles)
+
+
+def _shared(tile: Window, place: Window) -> Window:
+    shared = tile.intersection(place)
+    assert shared is not None
+    return shared
 
 
 def validity(run: Run, window: Window) -> BoolArray | None:
@@ -198,27 +222,22 @@ def validity(run: Run, window: Window) -> BoolArray | None:
         return None
     valid = np.zeros((window.height, window.width), bool)
     for maps in tiles:
-        shared = maps.window.intersection(window)
-        assert shared is not None
+        shared = _shared(maps.window, window)
         inside = True if maps.valid is None else maps.valid[shared.within(maps.window)]
         valid[shared.within(window)] |= inside
     return valid
 
 
-def class_probability(run: Run, window: Window) -> UInt8Array:
-    """(H, W) 0..255, the largest probability that any tile gives the class around each pixel of a window."""
+def class_probability(run: Run, window: Window, wanted: BoolArray) -> UInt8Array:
+    """(H, W) 0..255, the largest probability that any tile gives the class around each wanted pixel of a window."""
     best = np.zeros((window.height, window.width), np.uint8)
     for maps in tile_maps(run, window):
-        if maps.probability is None:
+        shared = _shared(maps.window, window)
+        if maps.probability is None or not wanted[shared.within(window)].any():
             continue
-        shared = maps.window.intersection(window)
-        assert shared is not None
-        rows, cols = shared.within(maps.window)
-        cells = maps.probability[
-            np.arange(rows.start, rows.stop)[:, None] // maps.stride, np.arange(cols.start, cols.stop) // maps.stride
-        ]
+        rows, cols = (np.arange(part.start, part.stop) // maps.stride for part in shared.within(maps.window))
         into = best[shared.within(window)]
-        np.maximum(into, cells, out=into)
+        np.maximum(into, maps.probability[rows[:, None], cols], out=into)
     return best
 
 
@@ -230,8 +249,6 @@ class Regions:
     """Spans of a block whose blended activation exceeds the threshold (APSAM, eq. 2)."""
 
     spans: Spans
-    activation: Int64Array
-    """(N,) sum of the grey values under each span."""
     probability: Int64Array
     """(N,) largest class probability under each span, 0..255."""
 
@@ -240,17 +257,12 @@ def find_regions(run: Run, block: int) -> Regions:
     """Threshold the blended activation of a block."""
     window = run.plan.blocks[block]
     threshold = run.plan.parameters.activation_threshold
-    grey = blend_activation(run, window, above=threshold)
-    if grey is None:
-        return Regions(Spans.empty(), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    binary = grey > threshold
+    binary = blend_activation(run, window, partial(_reaches, threshold)) > threshold
     valid = validity(run, window)
     if valid is not None:
         binary &= valid
     spans = Spans.of_mask(binary, window)
-    sums, _ = pixel_sums(spans, window, grey)
-    _, probability = pixel_sums(spans, window, class_probability(run, window))
-    return Regions(spans, sums, probability)
+    return Regions(spans, pixel_sums(spans, window, class_probability(run, window, binary))[1])
 
 
 # --- 3. segment ------------------------------------------------------------------------------------------------------
@@ -327,11 +339,11 @@ def _segment_record(store: Store, task: int) -> tuple[Int64Array, Int64Array, UI
 
 
 def _mask_crops(store: Store, places: list[MaskPlace]) -> Iterator[tuple[Window, UInt8Array, int]]:
-    for place in places:
+    for k, place in enumerate(places):
         windows, offsets, scores = _segment_record(store, place.task)
         window = Window(*(int(v) for v in windows[place.position]))
         flat = scores[offsets[place.position] : offsets[place.position + 1]]
-        yield window, flat.reshape(window.height, window.width), place.number
+        yield window, flat.reshape(window.height, window.width), k
 
 
 def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
@@ -348,7 +360,10 @@ def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     if valid is not None:
         scores = mosaic.mark_outside(scores, valid)
         winner[~valid] = mosaic.NO_MASK
-    run.store.write("mosaic", block, {"scores": scores, "winner": winner})
+    # Few masks reach into a block: who won is kept in 16 bits where that will do, as a place in `numbers`.
+    few = np.uint16 if len(places) < np.iinfo(np.uint16).max else np.uint32
+    numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
+    run.store.write("mosaic", block, {"scores": scores, "winner": (winner + 1).astype(few), "numbers": numbers})
     return True
 
 
@@ -360,22 +375,27 @@ class MosaicSource:
 
     def scores(self, window: Window) -> UInt8Array:
         """(H, W) 0..254, or `OUTSIDE`."""
-        return self._gather("scores", window, np.zeros((window.height, window.width), np.uint8))
+        scores = np.zeros((window.height, window.width), np.uint8)
+        for record, source, target in self._records(window, "scores"):
+            scores[target] = record["scores"][source]
+        return scores
 
-    def read(self, window: Window) -> Layers:
-        """The scores, the masks they came from, and the activation if there is one."""
-        no_mask = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
-        return Layers(
-            scores=self.scores(window),
-            activation=blend_activation(self.run, window) if self.run.localized else None,
-            winner=self._gather("winner", window, no_mask),
-        )
+    def read(self, window: Window, spans: Spans) -> Layers:
+        """The scores, the masks they came from, and the activation under the spans if there is one."""
+        winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
+        for record, source, target in self._records(window, "winner", "numbers"):
+            winner[target] = record["numbers"][record["winner"][source]]
 
-    def _gather(self, name: str, window: Window, into: AnyArray) -> AnyArray:
-        for block in self.run.plan.blocks.covering(window):
-            if self.run.store.has("mosaic", block):
-                place = self.run.plan.blocks[block]
-                shared = place.intersection(window)
-                assert shared is not None
-                into[shared.within(window)] = self.run.store.read("mosaic", block)[name][shared.within(place)]
-        return into
+        def wanted(place: Window, _: list[TileMaps]) -> bool:
+            return len(spans.clip(place)[0]) > 0
+
+        grey = blend_activation(self.run, window, wanted) if self.run.localized else None
+        return Layers(self.scores(window), grey, winner)
+
+    def _records(self, window: Window, *names: str) -> Iterator[tuple[Mapping[str, AnyArray], Slices, Slices]]:
+        """Yield what a window shares with records: arrays of the block, where in the block, where in the window."""
+        blocks, store = self.run.plan.blocks, self.run.store
+        for block in blocks.covering(window):
+            if store.has("mosaic", block):
+                shared = _shared(blocks[block], window)
+                yield store.read("mosaic", block, *names), shared.within(blocks[block]), shared.within(window)

@@ -39,8 +39,11 @@ class MosaicReader(Protocol):
         """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
         ...
 
-    def read(self, window: Window) -> Layers:
-        """The scores and what lies beside them. A layer is there in all windows that hold an object, or in none."""
+    def read(self, window: Window, spans: Spans) -> Layers:
+        """The scores and what lies beside them, as far as it lies under `spans`; elsewhere values mean nothing.
+
+        A layer is there in all windows that hold an object, or in none.
+        """
         ...
 
 
@@ -185,7 +188,7 @@ def _shares(blocks: BlockGrid, objects: Objects) -> Iterator[tuple[Window, Spans
 
 def _sum_block(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> Sums:
     window, spans, labels = job
-    layers = mosaic.read(window)
+    layers = mosaic.read(window, spans)
     present, local = np.unique(labels, return_inverse=True)
     score, score_max = pixel_sums(spans, window, layers.scores)
     activation, wins = None, None

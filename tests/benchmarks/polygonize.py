@@ -49,7 +49,7 @@ class Scores:
     def scores(self, window):
         return np.asarray(self.whole[window.slices])
 
-    def read(self, window):
+    def read(self, window, spans):
         return Layers(self.scores(window))
 
 
