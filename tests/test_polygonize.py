@@ -10,9 +10,9 @@ import rasterio
 import shapely
 from affine import Affine
 from click.testing import CliRunner
-from geolabel.cli.polygonize import polygonize as command
 from PIL import Image
 
+from geolabel.cli.polygonize import polygonize as command
 from geolabel.errors import GeolabelError, OptionError, OutputError, SceneError
 from geolabel.io.rasters import write_cog
 from geolabel.io.vectors import LANDSLIDE_COLUMNS
@@ -130,6 +130,11 @@ def test_limits_count_square_metres_and_pixels(tmp_path, mask):
     assert len(polygonize(path, min_area=Measure(8, "px"))) == 2
     filled = polygonize(path, max_hole=Measure(0.3, "m2"))
     assert filled["area_m2"].tolist() == pytest.approx([3, 2.25], rel=1e-3)
+
+
+def test_background_that_a_mask_calls_nodata_may_be_a_hole(tmp_path, mask):
+    path = write(tmp_path / "mask.tif", mask * np.uint8(255), nodata=0)
+    assert polygonize(path, max_hole=Measure(1, "px"))["area_m2"].tolist() == pytest.approx([3, 2.25], rel=1e-3)
 
 
 def test_a_picture_without_crs(tmp_path, mask):
