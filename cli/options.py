@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -128,8 +129,16 @@ def parse_bounds(text: str) -> tuple[float, float, float, float]:
     return left, bottom, right, top
 
 
+class _Named(click.Option):
+    """An option whose environment variable has the option's name where the function's parameter has another."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Look up GEOLABEL_COMMAND_OPTION."""
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_{self.opts[0].removeprefix('--').upper()}") or None
+
+
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+as_json = click.option("--json", "as_json", cls=_Named, is_flag=True, help="Print the result as JSON.")
 
 
 def scene_options(command: F) -> F:

@@ -13,12 +13,12 @@ import rasterio
 import shapely
 from affine import Affine
 from click.testing import CliRunner
-from geolabel.cli.evaluate import SECTIONS
-from geolabel.cli.evaluate import evaluate as command
 from rasterio.features import shapes
 from scipy import ndimage
 from shapely import Polygon, box
 
+from geolabel.cli.evaluate import SECTIONS
+from geolabel.cli.evaluate import evaluate as command
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.vectors import write_inventory
 from geolabel.run import evaluate as module

@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from affine import Affine
 from click.testing import CliRunner
-from geolabel.cli.info import info
 
+from geolabel.cli.info import info
 from geolabel.errors import OptionError, SceneError
 
 

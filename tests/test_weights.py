@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import segment_anything
 import torch
-from geolabel.cli.main import run
 from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from geolabel.cli.main import run
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io import checkpoints, downloads, weights
 from geolabel.networks import build

@@ -1,0 +1,75 @@
+"""The front door: what `geolabel` exports, and that opening it costs nothing."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import geolabel
+from geolabel.cli.main import COMMANDS, cli
+from geolabel.errors import GeolabelError
+
+HEAVY = ("torch", "rasterio", "geopandas", "pyogrio", "xarray", "dask", "scipy", "numpy", "matplotlib")
+
+
+def test_all_is_sorted_and_complete():
+    assert list(geolabel.__all__) == sorted(geolabel.__all__)
+    assert set(geolabel.__all__) == {*geolabel._HOMES, "__version__"}
+    assert set(geolabel.__all__) <= set(dir(geolabel))
+
+
+@pytest.mark.parametrize("name", sorted(geolabel._HOMES))
+def test_every_name_is_the_one_of_its_home(name: str):
+    home = sys.modules.get(geolabel._HOMES[name])
+    assert getattr(geolabel, name).__module__ == geolabel._HOMES[name]
+    assert home is None or getattr(home, name) is getattr(geolabel, name)
+
+
+def test_type_checkers_see_the_names_that_resolve():
+    tree = ast.parse(Path(geolabel.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    seen = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
+    assert seen == geolabel._HOMES
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'landslide'"):
+        geolabel.landslide  # noqa: B018
+    assert issubclass(geolabel.GeolabelError, GeolabelError)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "import geolabel",
+        "from geolabel.cli.main import run; assert run(['--help']) == 0",
+        "from geolabel.cli.main import run; assert run(['--version']) == 0",
+        "from geolabel.cli.main import run; assert run(['extract', '--help']) == 0",
+    ],
+)
+def test_nothing_heavy_is_imported(work: str):
+    script = f"import sys\n{work}\nprint('heavy:', *sorted({set(HEAVY)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["heavy:"]
+
+
+def test_help_answers_at_once():
+    command = [sys.executable, "-c", "from geolabel.cli.main import main; main()", "--help"]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_help_lists_every_command():
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(cli, ["--help"])
+    assert done.exit_code == 0
+    listed = done.stdout.split("Commands:")[1].split()
+    assert [word for word in listed if word in COMMANDS] == list(COMMANDS)
