@@ -1,0 +1,246 @@
+"""The networks that ship with geolabel, made again from a seed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from segment_anything.modeling import Sam
+from torch import nn
+
+from geolabel.networks import build
+from geolabel.networks.checkpoint import Kind, NetworkInfo, save_checkpoint
+from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.networks.sam import LOW_RES_STRIDE
+from geolabel.trainers.cards import write_card
+from geolabel.trainers.fit import Schedule, fit
+from geolabel.trainers.localizer import WINDOW, LocalizerObjective, settle
+from geolabel.trainers.pictures import Picture, read_pictures, synthetic_pictures
+from geolabel.trainers.segmenter import SegmenterObjective
+
+logger = logging.getLogger(__name__)
+
+Preset = Literal["full", "short"]
+
+MEAN = (110.0, 110.0, 110.0)
+STD = (65.0, 65.0, 65.0)
+"""A stretched scene is centred and spread about like this, whatever its sensor."""
+
+GSDS = (0.5, 1.0, 0.5, 0.3, 0.5, 2.0, 0.5, 5.0, 0.5, 0.7, 0.5, 10.0, 0.5, 0.2, 1.0, 30.0)
+"""Ground sample distances of the synthetic scenes, metres, in turn: mostly orthophotos, up to Landsat."""
+
+SELECTION_SEED = 800_000
+"""First seed of the scenes that weights are selected on. Training has those from 0; 900000 and up are for reports."""
+
+REPORTED = ("003", "010", "017", "020", "027", "034")
+"""Ends of the names of real images that are kept for reports, wherever a folder of images has them."""
+
+CLASSES = ("landslide",)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, beside the seed and the data given."""
+
+    scenes: int
+    scene_size: int
+    selection: int
+    selection_size: int
+    localizer: dict[str, Any]
+    """Architecture."""
+    localizer_schedule: Schedule
+    localizer_samples: tuple[int, int]
+    """Pixels a side, and number, of the samples of a step."""
+    segmenter: dict[str, Any]
+    segmenter_schedule: Schedule
+    segmenter_samples: tuple[int, int]
+    judged: int
+    """Samples that the segmenter is selected on."""
+
+
+_SAM = {"name": "sam", "decoder_depth": 2, "heads": 4, "pixel_mean": list(MEAN), "pixel_std": list(STD)}
+
+RECIPES: dict[Preset, Recipe] = {
+    "full": Recipe(
+        scenes=96,
+        scene_size=1024,
+        selection=8,
+        selection_size=768,
+        localizer={
+            "name": "pyramid",
+            "classes": 1,
+            "widths": [40, 72, 128, 192],
+            "depths": [1, 2, 2, 2],
+            "features": 96,
+        },
+        localizer_schedule=Schedule(steps=2400, rate=2e-3, evaluations=8),
+        localizer_samples=(192, 20),
+        segmenter=_SAM
+        | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
+        segmenter_schedule=Schedule(steps=1400, rate=1e-3, evaluations=7),
+        segmenter_samples=(256, 12),
+        judged=24,
+    ),
+    "short": Recipe(
+        scenes=2,
+        scene_size=256,
+        selection=1,
+        selection_size=256,
+        localizer={"name": "pyramid", "classes": 1, "widths": [16, 16, 16, 16], "depths": [1, 1, 1, 1], "features": 16},
+        localizer_schedule=Schedule(steps=12, rate=4e-3, evaluations=2),
+        localizer_samples=(128, 4),
+        segmenter=_SAM
+        | {"img_size": 256, "widths": [16, 16, 16, 16], "depths": [1, 1, 1, 1], "embed_dim": 32, "mlp_dim": 32},
+        segmenter_schedule=Schedule(steps=12, rate=4e-3, evaluations=2),
+        segmenter_samples=(128, 4),
+        judged=2,
+    ),
+}
+"""``full`` takes about 40 minutes on two quiet cores; ``short`` a few seconds, to see that everything runs."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures to train and to select on, and where they come from."""
+
+    pictures: list[Picture]
+    selection: list[Picture]
+    sources: list[str]
+
+
+def train_bundled(
+    out: Path,
+    *,
+    seed: int = 0,
+    preset: Preset = "full",
+    minutes: float | None = None,
+    device: str = "cpu",
+    data: Path | None = None,
+    negatives: Path | None = None,
+    credit: Sequence[str] = (),
+    networks: Sequence[Kind] = get_args(Kind),
+    scenes: Path | None = None,
+    workers: int = 1,
+    resume: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Train the localizer and the segmenter, and write each with a model card to `out`.
+
+    Parameters
+    ----------
+    minutes
+        Wall clock limit of both trainings together; without one the number of steps alone decides, and so the weights
+        depend on seed, data and kind of machine only.
+    data
+        Folder with images/ and masks/ of real landslides to train on besides.
+    negatives
+        Folder with images without landslides.
+    credit
+        Sources and licences of both folders, for the model cards.
+    networks
+        Which to train.
+    scenes
+        Folder that keeps the synthetic scenes for another run; a temporary one otherwise.
+    workers
+        Processes that draw synthetic scenes.
+    resume
+        Go on from the states that an interrupted run left in `out`.
+
+    Returns
+    -------
+    figures on the selection scenes, of each network
+    """
+    recipe = RECIPES[preset]
+    out.mkdir(parents=True, exist_ok=True)
+    with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        pool = gather(recipe, Path(folder), data=data, negatives=negatives, workers=workers)
+    results = {}
+    for kind in networks:
+        schedule = recipe.localizer_schedule if kind == "localizer" else recipe.segmenter_schedule
+        # Outlining is learned more slowly than finding.
+        share = {"localizer": 0.4, "segmenter": 0.6}[kind] if len(networks) > 1 else 1.0
+        schedule = replace(schedule, minutes=minutes * share if minutes else math.inf)
+        train = _train_localizer if kind == "localizer" else _train_segmenter
+        torch.manual_seed(seed)
+        network, info, figures = train(recipe, schedule, pool, seed, out / kind, device, resume)
+        trained = {
+            "seed": seed,
+            "preset": preset,
+            "data": [*pool.sources, *credit],
+            "steps": int(figures.pop("steps")),
+            "selection": figures,
+        }
+        info = replace(info, trained=trained)
+        save_checkpoint(out / f"{kind}.safetensors", network, info)
+        write_card(out / f"{kind}.md", info, parameters=sum(p.numel() for p in network.parameters()))
+        results[kind] = figures
+    return results
+
+
+def gather(recipe: Recipe, folder: Path, *, data: Path | None, negatives: Path | None, workers: int) -> Data:
+    """Draw the synthetic scenes and read the real images."""
+    logger.info("drawing %d synthetic scenes", recipe.scenes + recipe.selection)
+    kept = range(SELECTION_SEED, SELECTION_SEED + recipe.selection)
+    selection = synthetic_pictures(kept, recipe.selection_size, GSDS, folder=folder, workers=workers)
+    pictures = synthetic_pictures(range(recipe.scenes), recipe.scene_size, GSDS, folder=folder, workers=workers)
+    sources = [f"{recipe.scenes} synthetic scenes of geolabel (seeds 0 to {recipe.scenes - 1})"]
+    # Every fifth sample or so is real: enough to learn real texture from few images, too few to learn them by heart.
+    for source, share, zooms in ((data, 0.18, (0.25, 1.0)), (negatives, 0.06, (0.5, 1.5))):
+        if source is not None:
+            real = read_pictures(source, exclude=REPORTED, zooms=zooms)
+            pictures += [replace(picture, weight=share * recipe.scenes / len(real)) for picture in real]
+            sources.append(f"{len(real)} real images ({source.name})")
+    return Data(pictures, selection, sources)
+
+
+def _train_localizer(
+    recipe: Recipe, schedule: Schedule, data: Data, seed: int, folder: Path, device: str, resume: bool
+) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
+    network = cast("PyramidLocalizer", build(recipe.localizer))
+    size, batch = recipe.localizer_samples
+    objective = LocalizerObjective(
+        network, data.pictures, data.selection, seed=seed, size=size, batch=batch, mean=MEAN, std=STD
+    )
+    figures = fit(objective, schedule, folder, device=device, resume=resume)
+    constant = settle(objective.module, figures)
+    return network, _info("localizer", recipe.localizer, WINDOW, network.stride, constant), figures
+
+
+def _train_segmenter(
+    recipe: Recipe, schedule: Schedule, data: Data, seed: int, folder: Path, device: str, resume: bool
+) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
+    sam = cast("Sam", build(recipe.segmenter))
+    size, batch = recipe.segmenter_samples
+    objective = SegmenterObjective(
+        sam,
+        data.pictures,
+        data.selection,
+        seed=seed,
+        size=size,
+        batch=batch,
+        mean=MEAN,
+        std=STD,
+        judged=recipe.judged,
+    )
+    figures = fit(objective, schedule, folder, device=device, resume=resume)
+    return sam, _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None), figures
+
+
+def _info(kind: Kind, architecture: dict[str, Any], window: int, stride: int, constant: float | None) -> NetworkInfo:
+    return NetworkInfo(
+        kind=kind,
+        architecture=architecture,
+        classes=CLASSES,
+        window=window,
+        stride=stride,
+        gsd_range=(min(GSDS), max(GSDS)),
+        mean=MEAN,
+        std=STD,
+        constant=constant,
+    )

@@ -1,0 +1,67 @@
+"""Model cards: what a network is for, what it learned from, how well it does, what not to expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from geolabel.networks.checkpoint import NetworkInfo
+
+_PURPOSE = {
+    "localizer": "Says where in an image landslides are likely: a class activation map, and the probability of a "
+    "landslide in any window. Its maximum over a scene is what prompts are cut from.",
+    "segmenter": "Outlines what a box, a point or both ask for: a small network of the Segment Anything shape.",
+}
+
+_LIMITS = {
+    "localizer": "It learned mostly from synthetic scenes. On real ground it mistakes bare soil, quarries, river "
+    "gravel and snow for slides, and misses old slides that plants have taken back. Look at what it finds.",
+    "segmenter": "It outlines bare ground best, since landslides are what it saw most; it is no general replacement "
+    "for the official networks. Masks have a resolution of four pixels before they are enlarged.",
+}
+
+_MEANING = {
+    "score": "what the weights were selected by",
+    "map/f1": "F1 of the map's cells at the operating point",
+    "map/threshold": "raw value of that point, before calibration",
+    "map/hit": "share of windows with slides in which the map's maximum lies on one",
+    "gate/auc": "area under the ROC curve of the class probability of windows",
+    "gate/scale": "calibration, folded into the weights",
+    "gate/shift": "calibration, folded into the bias",
+    "iou/chosen": "mean IoU with the slide asked for, of the candidate that the network prefers",
+    "iou/best": "the same of the best candidate",
+    "iou/single": "the same of the single-mask token",
+    "iou/error": "mean error of the predicted IoU",
+}
+
+
+def write_card(path: Path, info: NetworkInfo, *, parameters: int) -> None:
+    """Write the model card of a network as Markdown."""
+    trained = info.trained
+    finest, coarsest = info.gsd_range
+    command = f"geolabel train bundled --preset {trained['preset']} --seed {trained['seed']}"
+    lines = [
+        f"# The bundled {info.kind}",
+        "",
+        _PURPOSE[info.kind],
+        "",
+        f"- {parameters / 1e6:.2f} million parameters, half precision, architecture `{info.architecture['name']}`",
+        f"- classes: {', '.join(info.classes)}; window {info.window} px, stride {info.stride} px",
+        f"- ground sample distance {finest:g} to {coarsest:g} m; red, green, blue, stretched to 8 bits over the scene",
+        f"- made by `{command}`, {trained['steps']} steps",
+        "",
+        "## Data",
+        "",
+        *(f"- {source}" for source in trained["data"]),
+        "",
+        "## Figures on the scenes it was selected by",
+        "",
+        "| figure | value | |",
+        "|---|---|---|",
+        *(f"| {name} | {value:.3f} | {_MEANING[name]} |" for name, value in trained["selection"].items()),
+        "",
+        "## Limits",
+        "",
+        _LIMITS[info.kind],
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")

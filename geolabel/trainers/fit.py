@@ -1,0 +1,203 @@
+"""The one fit loop: AdamW, a one-cycle rate, an average of the weights, curves as CSV, and a state to go on from."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Objective(Protocol):
+    """What is trained, on what, and how it is judged."""
+
+    module: nn.Module
+    """Called with a batch, returns losses by name; their sum is what falls."""
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return the samples of one step, the same whenever asked."""
+        ...
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Judge a module on data kept for selection; ``score`` is to be high."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast."""
+
+    steps: int
+    rate: float
+    """Highest learning rate."""
+    evaluations: int = 6
+    """How often the averaged weights are judged, evenly over the training."""
+    warmup: float = 0.05
+    """Share of the training in which the rate rises."""
+    decay: float = 0.02
+    """Weight decay of AdamW."""
+    average: float = 0.998
+    """Decay of the moving average of the weights, once enough steps have passed."""
+    minutes: float = math.inf
+    """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the training that lies behind."""
+        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+
+    def rate_at(self, progress: float) -> float:
+        """Learning rate: a linear rise, then half a cosine down to a hundredth."""
+        if progress < self.warmup:
+            return self.rate * (0.01 + 0.99 * progress / self.warmup)
+        fall = (progress - self.warmup) / (1 - self.warmup)
+        return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * fall)) / 2)
+
+
+@dataclass
+class _State:
+    """What a training goes on from."""
+
+    fabric: Fabric
+    module: nn.Module
+    average: AveragedModel
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Tensor] | None = None
+    score: float = -math.inf
+
+    def save(self, path: Path) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("module", "average", "optimiser")}
+        rest = {name: getattr(self, name) for name in ("step", "seconds", "best", "score")}
+        part = path.with_suffix(".part")
+        torch.save(parts | rest, part)
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        kept = torch.load(path, weights_only=True, map_location="cpu")
+        for name in ("module", "average", "optimiser"):
+            getattr(self, name).load_state_dict(kept[name])
+        self.step, self.seconds, self.best, self.score = (kept[n] for n in ("step", "seconds", "best", "score"))
+
+
+def fit(
+    objective: Objective, schedule: Schedule, folder: Path, *, device: str = "cpu", resume: bool = False
+) -> dict[str, float]:
+    """Train ``objective.module`` and leave in it the averaged weights that scored highest.
+
+    Parameters
+    ----------
+    folder
+        Gets ``curves.csv`` and ``state.pt``.
+    resume
+        Go on from ``state.pt`` where there is one, as if the training had not been interrupted.
+
+    Returns
+    -------
+    figures of the weights kept, and how many ``steps`` were taken
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _start(objective.module, schedule, device)
+    if resume and (folder / "state.pt").is_file():
+        state.load(folder / "state.pt")
+        logger.info("going on from step %d", state.step)
+    else:
+        (folder / "curves.csv").unlink(missing_ok=True)
+    last_judged = _stage(schedule, state)
+    began = time.monotonic() - state.seconds
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(objective.batch, state.step)
+        while (progress := schedule.progress(state.step, state.seconds)) < 1:
+            batch = coming.result()
+            coming = ahead.submit(objective.batch, state.step + 1)
+            losses = _step(state, batch, schedule.rate_at(progress))
+            state.seconds = time.monotonic() - began
+            row = {"step": state.step, "seconds": round(state.seconds, 2), **losses}
+            if (stage := _stage(schedule, state)) > last_judged:
+                last_judged = stage
+                _judge(objective, state, row)
+                state.save(folder / "state.pt")
+            _append(folder / "curves.csv", row)
+    assert state.best is not None
+    objective.module.load_state_dict(state.best)
+    return objective.figures(objective.module) | {"steps": float(state.step)}
+
+
+def _start(module: nn.Module, schedule: Schedule, device: str) -> _State:
+    kind, _, index = device.partition(":")
+    fabric = Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1)
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    kept = [p for p in module.parameters() if p.ndim <= 1]  # norms and biases have no size to hold down
+    groups = [{"params": decayed, "weight_decay": schedule.decay}, {"params": kept, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=schedule.rate)
+    average = AveragedModel(module, avg_fn=_moving_average(schedule.average), use_buffers=True)
+    wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
+    return _State(fabric, wrapped, fabric.to_device(average), wrapped_optimiser)
+
+
+def _moving_average(decay: float) -> Any:
+    def blend(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        # A plain mean of a tenth of the steps at first: the random start must not linger in a short training.
+        weight = max(1 - decay, 1 / (1 + int(count) / 10))
+        return average + (new - average) * weight
+
+    return blend
+
+
+def _stage(schedule: Schedule, state: _State) -> int:
+    return int(schedule.progress(state.step, state.seconds) * schedule.evaluations + 1e-9)
+
+
+def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, float]:
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.module.train()
+    losses = state.module(**state.fabric.to_device(dict(batch)))
+    state.optimiser.zero_grad()
+    state.fabric.backward(sum(losses.values()))
+    state.fabric.clip_gradients(state.module, state.optimiser, max_norm=5.0)
+    state.optimiser.step()
+    state.average.update_parameters(state.module)
+    state.step += 1
+    return {"rate": rate} | {name: round(loss.item(), 6) for name, loss in losses.items()}
+
+
+def _judge(objective: Objective, state: _State, row: dict[str, float]) -> None:
+    averaged = state.average.module
+    averaged.eval()
+    with torch.inference_mode():
+        figures = objective.figures(averaged)
+    logger.info("step %d, %.0f s: %s", state.step, state.seconds, {k: round(v, 4) for k, v in figures.items()})
+    if figures["score"] > state.score:
+        state.score = figures["score"]
+        state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
+    row |= figures
+
+
+def _append(path: Path, row: dict[str, float]) -> None:
+    # Figures come with few rows, losses with all: a file of its own keeps the columns of each.
+    figures = {k: v for k, v in row.items() if "/" in k or k == "score"}
+    losses = {k: v for k, v in row.items() if k not in figures}
+    for target, values in (
+        (path, losses),
+        (path.with_name("selection.csv"), figures and {"step": row["step"]} | figures),
+    ):
+        if values:
+            fresh = not target.exists()
+            with target.open("a", newline="") as file:
+                writer = csv.DictWriter(file, values)
+                if fresh:
+                    writer.writeheader()
+                writer.writerow(values)

@@ -1,0 +1,202 @@
+"""Training of the localizer: image-level labels of windows, and the map held to the slide where a mask says where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.activation import LEVELS
+from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.trainers.losses import gate_loss, window_logits
+from geolabel.trainers.pictures import Picture
+from geolabel.trainers.samples import draw, generator, to_tensor
+from geolabel.types import Float64Array
+
+WINDOW = 128
+"""Side in pixels of the windows whose image-level label is learned. In larger ones a small slide drowns."""
+
+LEAST = 0.02
+"""Share of a window that a slide must cover to label it."""
+
+CENTRE = 4.0
+"""Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
+
+OPERATING_POINT = 120
+"""Grey value at which eq. 2 of APSAM cuts the activation."""
+
+
+class LocalizerLosses(nn.Module):
+    """The localizer and its two losses.
+
+    The map serves two ends. Its mean over a window is the class logit: the gate. Its values are the evidence that
+    prompts are cut from. A classifier left alone puts its evidence on whatever comes with slides, such as the forest
+    around them, so a dense loss holds it to the slide. One gain lets the two differ in scale; `absorb_gain` ends that.
+    """
+
+    def __init__(self, network: PyramidLocalizer) -> None:
+        super().__init__()
+        self.network = network
+        self.log_gain = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images: Tensor, slides: Tensor) -> dict[str, Tensor]:
+        """Losses of normalised images (N, 3, S, S) with landslides (N, 1, S, S), 0 or 1."""
+        maps = self.network(images)
+        coverage = functional.avg_pool2d(slides, self.network.stride)
+        cells = WINDOW // self.network.stride
+        logits = window_logits(maps * self.log_gain.exp(), self.network.bias, cells, cells // 2)
+        share = functional.avg_pool2d(coverage, cells, cells // 2)
+        dense = functional.binary_cross_entropy_with_logits(maps - CENTRE, coverage, pos_weight=maps.new_tensor(2.0))
+        return {"dense": dense, "gate": 0.3 * gate_loss(logits, share, LEAST)}
+
+    @torch.no_grad()
+    def absorb_gain(self) -> float:
+        """Fold the gain into the head, so that the class logit is the mean of the map itself; return the gain."""
+        gain = self.log_gain.exp().item()
+        self.network.head.weight *= gain
+        self.log_gain.zero_()
+        return gain
+
+
+class LocalizerObjective:
+    """Trains on samples of `pictures`, selects on whole pictures.
+
+    Parameters
+    ----------
+    size, batch
+        Pixels a side and number of the samples of a step.
+    mean, std
+        Normalisation of red, green and blue.
+    """
+
+    def __init__(
+        self,
+        network: PyramidLocalizer,
+        pictures: Sequence[Picture],
+        selection: Sequence[Picture],
+        *,
+        seed: int,
+        size: int,
+        batch: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.module = LocalizerLosses(network)
+        self._pictures, self._selection = pictures, selection
+        self._seed, self._size, self._batch = seed, size, batch
+        self._mean, self._std = mean, std
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Samples of one step."""
+        rng = generator(self._seed, 1, step)
+        samples = [draw(self._pictures, self._size, rng) for _ in range(self._batch)]
+        slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
+        return {"images": to_tensor([s.rgb for s in samples], self._mean, self._std), "slides": slides}
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Figures of `measure` on the selection; the score is the map's F1 and, for a third, the gate's AUC."""
+        assert isinstance(module, LocalizerLosses)
+        found = measure(module.network, self._selection, self._mean, self._std, gain=module.log_gain.exp().item())
+        return {"score": found["map/f1"] + found["gate/auc"] / 3, **found}
+
+
+@torch.inference_mode()
+def measure(
+    network: PyramidLocalizer,
+    pictures: Sequence[Picture],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    gain: float = 1.0,
+) -> dict[str, float]:
+    """How well the map lies on the slides, and the gate tells windows with slides from windows without.
+
+    Returns
+    -------
+    ``map/f1`` at ``map/threshold``, the raw value of highest F1 over all cells; ``gate/auc`` of windows; ``map/hit``,
+    the share of windows with slides in which the maximum lies on one; ``gate/scale`` and ``gate/shift``, which make
+    the class logit a calibrated one.
+    """
+    network.eval()
+    device = network.bias.device
+    values, truths, logits, shares, hits = [], [], [], [], []
+    cells = WINDOW // network.stride
+    for picture in pictures:
+        height, width = (n // network.multiple * network.multiple for n in picture.slides.shape)
+        maps = network(to_tensor([picture.rgb[:height, :width]], mean, std).to(device)).cpu() * gain
+        slides = torch.from_numpy(picture.slides[:height, :width])[None, None].float()
+        coverage = functional.avg_pool2d(slides, network.stride)
+        values.append(maps.flatten())
+        truths.append(coverage.flatten() >= 0.5)
+        logits.append(window_logits(maps, network.bias.cpu(), cells, cells // 2).flatten())
+        shares.append(functional.avg_pool2d(coverage, cells, cells // 2).flatten())
+        peak = functional.unfold(maps, cells, stride=cells // 2).argmax(dim=1, keepdim=True)
+        hits.append(functional.unfold(coverage, cells, stride=cells // 2).gather(1, peak).flatten() > 0)
+    logit, share = torch.cat(logits).double().numpy(), torch.cat(shares).numpy()
+    told = (share >= LEAST) | (share == 0)
+    threshold, f1 = best_threshold(torch.cat(values).double().numpy(), torch.cat(truths).numpy())
+    scale, shift = calibrate(logit[told], share[told] >= LEAST)
+    return {
+        "map/f1": f1,
+        "map/threshold": threshold,
+        "map/hit": float(torch.cat(hits).numpy()[share >= LEAST].mean()),
+        "gate/auc": area_under_curve(logit[told], share[told] >= LEAST),
+        "gate/scale": scale,
+        "gate/shift": shift,
+    }
+
+
+def best_threshold(values: Float64Array, truth: np.ndarray) -> tuple[float, float]:
+    """Positive value above which `values` agree best with a boolean `truth`, and the F1 they reach there."""
+    order = np.argsort(-values, kind="stable")
+    hits = np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + max(1, truth.sum()))
+    f1[values[order] <= 0] = 0
+    best = int(f1.argmax())
+    return max(float(values[order[best]]), 1e-3), float(f1[best])
+
+
+def area_under_curve(values: Float64Array, truth: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive ranks above a negative, ties counting half; NaN without either."""
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    if not positive or not negative:
+        return float("nan")
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def calibrate(logits: Float64Array, truth: np.ndarray) -> tuple[float, float]:
+    """Scale and shift that make ``sigmoid(scale * logit + shift)`` a probability (Platt 1999); 1, 0 for one label."""
+    if truth.all() or not truth.any():
+        return 1.0, 0.0
+    x = torch.from_numpy(logits)
+    y = torch.from_numpy(truth.astype(np.float64))
+    # Not in inference mode: the two numbers are found by gradient.
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = x.clone(), y.clone()
+        weights = torch.tensor([0.0, 0.0], dtype=torch.float64, requires_grad=True)  # log of the scale, shift
+        optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            value = functional.binary_cross_entropy_with_logits(weights[0].exp() * x + weights[1], y)
+            value.backward()
+            return value
+
+        optimiser.step(loss)
+    log_scale, shift = weights.detach().tolist()
+    return float(np.exp(log_scale)), shift
+
+
+@torch.no_grad()
+def settle(losses: LocalizerLosses, figures: dict[str, float]) -> float:
+    """Fold gain and calibration into head and bias; return the raw value of activation 1."""
+    network = losses.network
+    losses.absorb_gain()
+    network.head.weight *= figures["gate/scale"]
+    network.bias.mul_(figures["gate/scale"]).add_(figures["gate/shift"])
+    return figures["map/threshold"] * figures["gate/scale"] * LEVELS / OPERATING_POINT

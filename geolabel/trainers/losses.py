@@ -1,0 +1,93 @@
+"""Losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def window_logits(maps: Tensor, bias: Tensor, cells: int, step: int) -> Tensor:
+    """Class logits of every window of `cells` x `cells`: the mean of a linear map over the window, plus the bias.
+
+    Parameters
+    ----------
+    maps : (N, C, h, w)
+    bias : (C,)
+    cells, step
+        Side of a window and distance between windows, in cells of the map.
+    """
+    return functional.avg_pool2d(maps, cells, step) + bias[:, None, None]
+
+
+def gate_loss(logits: Tensor, share: Tensor, least: float) -> Tensor:
+    """Binary cross-entropy of image-level labels, derived from the `share` of each window that the class covers.
+
+    A window with at least `least` of it shows the class, one without any does not; those between say nothing.
+
+    Parameters
+    ----------
+    logits, share : same shape
+    """
+    label = (share >= least).float()
+    told = ((share >= least) | (share == 0)).float()
+    each = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    return (each * told).sum() / told.sum().clamp(min=1)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Focal loss of each mask, its mean over the last two axes.
+
+    The target may lie between 0 and 1, as the coverage of a coarse cell does: the weight is the distance from it, which
+    for hard targets is that of Lin et al. (2017), "Focal Loss for Dense Object Detection", without their alpha.
+
+    Parameters
+    ----------
+    logits, target : (..., h, w)
+    """
+    each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    weight = (target - logits.sigmoid()).abs() ** gamma
+    return (weight * each).mean(dim=(-2, -1))
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus the Dice overlap of each mask, over the last two axes.
+
+    Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is added to both sides, so that two
+    empty masks agree.
+    """
+    probability = logits.sigmoid()
+    both = (probability * target).sum(dim=(-2, -1))
+    total = probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1))
+    return 1 - (2 * both + 1) / (total + 1)
+
+
+def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU of each mask, cut at a logit of 0, with its target, cut at 1/2; 0 where both are empty."""
+    predicted, true = logits > 0, target >= 0.5
+    both = (predicted & true).sum(dim=(-2, -1))
+    either = (predicted | true).sum(dim=(-2, -1))
+    return both / either.clamp(min=1)
+
+
+def best_candidate(losses: Tensor, rest: float) -> Tensor:
+    """Loss of a set of candidates: its lowest, and a share `rest` of the mean so that none is left untrained.
+
+    Source: Kirillov et al. (2023), "Segment Anything", appendix A: only the lowest loss is backpropagated. A short
+    training cannot wait for every candidate to win.
+
+    Parameters
+    ----------
+    losses : (K, M)
+
+    Returns
+    -------
+    (K,)
+    """
+    return (1 - rest) * losses.min(dim=1).values + rest * losses.mean(dim=1)
+
+
+def smooth_noise(count: int, cells: int, coarse: int, generator: torch.Generator) -> Tensor:
+    """Noise fields (count, cells, cells) of unit variance at their nodes, `coarse` nodes a side, bilinear between."""
+    nodes = torch.randn((count, 1, coarse, coarse), generator=generator)
+    return functional.interpolate(nodes, (cells, cells), mode="bilinear", align_corners=True)[:, 0]

@@ -1,0 +1,150 @@
+"""What networks are trained on: pictures with their landslides outlined, synthetic or read from a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from geolabel.errors import OptionError
+from geolabel.radiometry import Stretch
+from geolabel.synthetic import synthesize
+from geolabel.types import AnyArray, Int32Array, Int64Array, UInt8Array
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+"""Pictures that are read from a folder."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image to cut samples from."""
+
+    rgb: UInt8Array
+    """(H, W, 3), stretched as the product stretches a scene."""
+    slides: UInt8Array
+    """(H, W), 1 on landslides."""
+    regions: Int32Array
+    """(H, W) numbered connected regions of land cover, 0 where none is known."""
+    weight: float
+    """How often it is drawn, relative to the others."""
+    zooms: tuple[float, float]
+    """Range of enlargements that keep its ground sample distance within the networks' range."""
+
+    @cached_property
+    def slide_pixels(self) -> Int64Array:
+        """Flat indices of the pixels on landslides."""
+        return np.flatnonzero(self.slides)
+
+
+def stretch(rgb: AnyArray) -> UInt8Array:
+    """Stretch (H, W, 3), every pixel valid, as the product stretches a scene."""
+    bands, valid = np.moveaxis(rgb, 2, 0), np.ones(rgb.shape[:2], bool)
+    return Stretch.from_sample(bands, valid).apply(bands, valid)
+
+
+def number_regions(classes: UInt8Array, least: int = 64) -> Int32Array:
+    """Number the 4-connected regions of equal class that have at least `least` pixels; 0 elsewhere.
+
+    Parameters
+    ----------
+    classes : (H, W)
+    """
+    regions = np.zeros(classes.shape, np.int32)
+    count = 0
+    for value in np.unique(classes):
+        labels, found = ndimage.label(classes == value)
+        keep = np.bincount(labels.ravel(), minlength=found + 1) >= least
+        keep[0] = False
+        numbers = np.where(keep, count + np.cumsum(keep), 0).astype(np.int32)
+        regions += numbers[labels]
+        count += int(keep.sum())
+    return regions
+
+
+def synthetic_pictures(
+    seeds: Sequence[int], size: int, gsds: Sequence[float], *, folder: Path, workers: int
+) -> list[Picture]:
+    """Draw one synthetic scene per seed, or read it from `folder` where an earlier call left it.
+
+    Parameters
+    ----------
+    size
+        Pixels a side.
+    gsds
+        Ground sample distances, metres, taken in turn.
+    workers
+        Processes that draw.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(seed, size, gsds[i % len(gsds)]) for i, seed in enumerate(seeds)]
+    make = partial(_make_scene, folder=folder)
+    if workers <= 1:
+        paths = [make(job) for job in jobs]
+    else:
+        # Fork would copy a process that already runs torch's threads.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            paths = list(pool.map(make, jobs))
+    return [_read_scene(path) for path in paths]
+
+
+def _make_scene(job: tuple[int, int, float], folder: Path) -> Path:
+    seed, size, gsd = job
+    path = folder / f"scene_{seed}_{size}px_{gsd}m.npz"
+    if not path.is_file():
+        scene = synthesize(size, gsd=gsd, seed=seed)
+        part = path.with_suffix(".part.npz")
+        slides = (scene.truth > 0).astype(np.uint8)
+        np.savez(part, rgb=stretch(scene.rgb), slides=slides, regions=number_regions(scene.classes))
+        part.replace(path)
+    return path
+
+
+def _read_scene(path: Path) -> Picture:
+    with np.load(path, allow_pickle=False) as layers:
+        return Picture(layers["rgb"], layers["slides"], layers["regions"], weight=1.0, zooms=(0.6, 1.6))
+
+
+def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, float]) -> list[Picture]:
+    """Read ``images/*`` of a folder with ``masks/*`` of the same stem; without a masks folder none shows a landslide.
+
+    Parameters
+    ----------
+    exclude
+        Ends of stems that are left out, such as images that are kept for reports.
+
+    Raises
+    ------
+    OptionError
+        If the folder holds no image, or an image of a folder with masks lacks its mask.
+    """
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    masks = folder / "masks"
+    paths = [
+        p for p in sorted(images.iterdir()) if p.suffix.lower() in SUFFIXES and not p.stem.endswith(tuple(exclude))
+    ]
+    if not paths:
+        raise OptionError(f"{folder} holds no image ({', '.join(SUFFIXES)}): give a folder with images/ and masks/")
+    pictures = []
+    for path in paths:
+        rgb = np.asarray(Image.open(path).convert("RGB"))
+        slides = np.zeros(rgb.shape[:2], np.uint8)
+        if masks.is_dir():
+            mask = masks / f"{path.stem}.png"
+            if not mask.is_file():
+                raise OptionError(
+                    f"{path.name} has no {mask}: add its mask, or keep images without landslides elsewhere"
+                )
+            slides = (np.asarray(Image.open(mask).convert("L")) > 0).astype(np.uint8)
+        pictures.append(Picture(stretch(rgb), slides, np.zeros(slides.shape, np.int32), 1.0, zooms))
+    logger.info("%d pictures from %s", len(pictures), folder)
+    return pictures

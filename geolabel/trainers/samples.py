@@ -1,0 +1,148 @@
+"""Square samples from pictures: where they are cut, and how their colours are changed.
+
+Every draw takes a generator of its own, made from the seed and the step, so that a resumed training sees what an
+uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from geolabel.trainers.pictures import Picture
+from geolabel.types import AnyArray, Float64Array, Int32Array, UInt8Array
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Part of a picture, turned, scaled and recoloured."""
+
+    rgb: UInt8Array
+    """(S, S, 3)"""
+    slides: UInt8Array
+    """(S, S), 1 on landslides."""
+    regions: Int32Array
+    """(S, S) numbers of land cover regions, 0 where none is known."""
+
+
+def generator(seed: int, *key: int) -> Generator:
+    """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
+    return np.random.default_rng([seed, *key])
+
+
+def draw(pictures: Sequence[Picture], size: int, rng: Generator, *, on_slide: float = 0.6) -> Sample:
+    """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it."""
+    weights = np.array([picture.weight for picture in pictures])
+    picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
+    zoom = np.exp(rng.uniform(*np.log(picture.zooms)))
+    centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
+    sample = _resample(picture, centre, _turn(rng) / zoom, size)
+    return Sample(recolour(sample.rgb, rng), sample.slides, sample.regions)
+
+
+def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> Float64Array:
+    """(2,) x and y of the middle of a sample that reaches `reach` pixels to each side."""
+    shape = np.array(picture.slides.shape)
+    centre = rng.uniform(0, shape)
+    pixels = picture.slide_pixels
+    if len(pixels) and rng.random() < on_slide:
+        at = np.array(np.unravel_index(pixels[rng.integers(len(pixels))], picture.slides.shape))
+        centre = at + rng.uniform(-reach, reach, 2)
+    # A sample reaches outside its picture only where the picture is smaller than the sample.
+    margin = np.minimum(reach, shape / 2)
+    inside: Float64Array = np.clip(centre, margin, shape - margin)[::-1]
+    return inside
+
+
+def _turn(rng: Generator) -> Float64Array:
+    """(2, 2) a quarter turn or, one time in three, any angle; flipped half of the time."""
+    angle = rng.integers(4) * np.pi / 2 if rng.random() < 2 / 3 else rng.uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]]) @ np.diag([rng.choice([-1.0, 1.0]), 1.0])
+
+
+def _resample(picture: Picture, centre: Float64Array, matrix: Float64Array, size: int) -> Sample:
+    # Pixels of the sample, from its centre, times the matrix are pixels of the picture, from `centre`; x before y.
+    half = np.abs(matrix).sum(axis=1) * size / 2 + 2
+    low, high = np.floor(centre - half).astype(int), np.ceil(centre + half).astype(int)
+    offset = centre - low - matrix @ np.full(2, size / 2)
+    rgb, slides, regions = (_cut(layer, low, high) for layer in (picture.rgb, picture.slides, picture.regions))
+    image = Image.fromarray(rgb)
+    # Pixels are averaged where a picture is made coarser, as a sensor would; Pillow's transform only picks.
+    shrink = max(1, int(np.sqrt(abs(np.linalg.det(matrix)))))
+    image = image.reduce(shrink) if shrink > 1 else image
+    return Sample(
+        _warp(image, matrix / shrink, offset / shrink, size, Image.Resampling.BILINEAR),
+        _warp(Image.fromarray(slides), matrix, offset, size, Image.Resampling.NEAREST),
+        _warp(Image.fromarray(regions), matrix, offset, size, Image.Resampling.NEAREST),
+    )
+
+
+def _warp(image: Image.Image, matrix: Float64Array, offset: Float64Array, size: int, how: Image.Resampling) -> AnyArray:
+    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, data, how))
+
+
+def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
+    # Reflected beyond the picture's frame: no straight black edges to learn.
+    (x0, y0), (x1, y1) = low, high
+    if x0 >= 0 and y0 >= 0 and y1 <= layer.shape[0] and x1 <= layer.shape[1]:
+        return np.ascontiguousarray(layer[y0:y1, x0:x1])
+    return layer[_reflect(y0, y1, layer.shape[0])[:, None], _reflect(x0, x1, layer.shape[1])]
+
+
+def _reflect(first: int, end: int, length: int) -> AnyArray:
+    at = np.arange(first, end) % (2 * length)
+    return np.minimum(at, 2 * length - 1 - at)
+
+
+def recolour(rgb: UInt8Array, rng: Generator) -> UInt8Array:
+    """Change colours, contrast, haze, sharpness and noise of (H, W, 3) as sensors, seasons and processing do."""
+    image = Image.fromarray(rgb)
+    if rng.random() < 0.7:
+        image = image.convert("RGB", _mix(rng))
+    image = image.point(_tones(rng))
+    if rng.random() < 0.35:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
+    out = np.asarray(image)
+    if rng.random() < 0.05:
+        out = np.ascontiguousarray(out[..., rng.permutation(3)])
+    if rng.random() < 0.5:
+        noise = rng.standard_normal(out.shape, np.float32) * np.float32(rng.uniform(1, 12))
+        out = np.clip(out + noise, 0, 255).astype(np.uint8)
+    return _jpeg(out, int(rng.integers(30, 92))) if rng.random() < 0.3 else out
+
+
+def _mix(rng: Generator) -> tuple[float, ...]:
+    """A colour matrix for Pillow, in rows of four, that keeps grey grey; one in twenty takes all colour away."""
+    matrix = np.eye(3) + rng.normal(0, 0.08, (3, 3)) if rng.random() < 0.95 else np.ones((3, 3))
+    matrix /= matrix.sum(axis=1, keepdims=True)
+    return tuple(np.pad(matrix, ((0, 0), (0, 1))).ravel().tolist())
+
+
+def _tones(rng: Generator) -> list[int]:
+    """Contrast, brightness and gamma as 256 tones for each of three bands; only brightness differs between bands."""
+    level = np.linspace(-0.5, 0.5, 256)
+    gamma, contrast, brightness = np.exp(rng.normal(0, 0.25)), np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.06)
+    tones = [np.clip(level * contrast + 0.5 + brightness + rng.normal(0, 0.03), 0, 1) ** gamma for _ in range(3)]
+    return np.rint(np.concatenate(tones) * 255).astype(int).tolist()
+
+
+def _jpeg(rgb: UInt8Array, quality: int) -> UInt8Array:
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream))
+
+
+def to_tensor(images: Sequence[UInt8Array], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised images (N, 3, H, W) of images (H, W, 3)."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    shape = (1, 3, 1, 1)
+    return (stacked - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(shape)

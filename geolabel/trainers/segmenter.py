@@ -1,0 +1,203 @@
+"""Training of the segmenter, as Segment Anything is trained: many objects per image, three candidates, the best counts.
+
+Source: Kirillov et al. (2023), "Segment Anything", appendix A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.networks.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
+from geolabel.trainers.losses import best_candidate, dice_loss, focal_loss, mask_iou
+from geolabel.trainers.objects import Prompt, choose_objects, localizer_prompt, sloppy_prompt
+from geolabel.trainers.pictures import Picture
+from geolabel.trainers.samples import draw, generator, to_tensor
+
+Kind = Literal["both", "box", "point"]
+KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
+"""What prompts a step consists of; extraction asks with box and point."""
+
+OBJECTS = 6
+"""Objects that are asked for per image."""
+
+
+class SegmenterLosses(nn.Module):
+    """The segmenter and its losses."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(
+        self,
+        images: Tensor,
+        index: Tensor,
+        target: Tensor,
+        origin: Tensor,
+        points: Tensor | None = None,
+        boxes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of K objects, each with the coverage of the decoder's cells, (K, h, w), as its target.
+
+        The other arguments are those of `answer`.
+        """
+        logits, quality = self.answer(images, index, origin, points, boxes)
+        true = target[:, None].expand_as(logits)
+        each = 20 * focal_loss(logits, true) + dice_loss(logits, true)
+        masks = best_candidate(each[:, 1:], rest=0.15) + 0.5 * each[:, 0]
+        wrong = functional.mse_loss(quality, mask_iou(logits, true).detach(), reduction="none")
+        return {"masks": masks.mean(), "quality": 2 * wrong.mean()}
+
+    def answer(
+        self, images: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (K, 4, h, w) and predicted IoU (K, 4) of all four mask tokens, the single one first.
+
+        An image may be smaller than the encoder's: it then lies somewhere inside the frame that positions refer to.
+        Small ones show more of the data in the same time.
+
+        Parameters
+        ----------
+        images : (N, 3, S, S)
+            Normalised.
+        index : (K,)
+            Image of each object.
+        origin : (2,)
+            x and y of the images' first pixel in the encoder's frame, multiples of the embedding's stride.
+        points : (K, 2)
+            In pixels of the image.
+        boxes : (K, 4)
+            In pixels of the image.
+        """
+        encoder = self.sam.prompt_encoder
+        embeddings = self.sam.image_encoder(images)
+        shift = origin.float()
+        asked_points = None
+        if points is not None:
+            asked_points = (points + shift)[:, None], points.new_ones(len(points), 1)
+        asked_boxes = None if boxes is None else boxes + shift.repeat(2)
+        drawn = encoder.draw(asked_points, asked_boxes)
+        masks = _part(drawn, origin // LOW_RES_STRIDE, images.shape[-1] // LOW_RES_STRIDE)
+        positions = _part(encoder.get_dense_pe(), origin // EMBEDDING_STRIDE, embeddings.shape[-1])
+        sparse, dense = encoder(points=asked_points, boxes=asked_boxes, masks=masks)
+        # The decoder takes one image and adds the dense prompts to it: objects of many images share a call when their
+        # image comes as part of the prompt.
+        logits, quality = self.sam.mask_decoder.predict_masks(
+            image_embeddings=torch.zeros_like(embeddings[:1]),
+            image_pe=positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense + embeddings[index],
+        )
+        return logits, quality
+
+
+def _part(maps: Tensor, origin: Tensor, cells: int) -> Tensor:
+    x, y = origin.tolist()
+    return maps[..., y : y + cells, x : x + cells]
+
+
+class SegmenterObjective:
+    """Trains on samples of two sizes, selects on samples of the encoder's size with a localizer's prompts.
+
+    Parameters
+    ----------
+    size, batch
+        Pixels a side and number of the samples of a step; every fourth step has fewer samples of twice the side.
+    slides
+        Share of objects that are landslides.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        pictures: Sequence[Picture],
+        selection: Sequence[Picture],
+        *,
+        seed: int,
+        size: int,
+        batch: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        slides: float = 0.7,
+        judged: int = 24,
+    ) -> None:
+        self.module = SegmenterLosses(sam)
+        self._pictures = pictures
+        self._seed, self._size, self._batch = seed, size, batch
+        self._mean, self._std = mean, std
+        self._slides = slides
+        self._frame = int(sam.image_encoder.img_size)
+        self._judged = [self._kept(selection, i) for i in range(judged)]
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Samples of one step."""
+        rng = generator(self._seed, 2, step)
+        large = step % 4 == 3 and 2 * self._size <= self._frame
+        size, count = (2 * self._size, max(1, self._batch // 4)) if large else (self._size, self._batch)
+        samples = [draw(self._pictures, size, rng, on_slide=0.8) for _ in range(count)]
+        prompts: list[Prompt] = []
+        index: list[int] = []
+        while not prompts:
+            for i, sample in enumerate(samples):
+                for mask, is_slide in choose_objects(sample, OBJECTS, self._slides, rng):
+                    ask = localizer_prompt if is_slide and rng.random() < 0.5 else sloppy_prompt
+                    prompts.append(ask(mask, rng))
+                    index.append(i)
+            if not prompts:
+                samples = [draw(self._pictures, size, rng, on_slide=1.0) for _ in range(count)]
+        kind = KINDS[rng.integers(len(KINDS))]
+        steps = (self._frame - size) // EMBEDDING_STRIDE
+        origin = rng.integers(0, steps + 1, 2) * EMBEDDING_STRIDE
+        images = to_tensor([sample.rgb for sample in samples], self._mean, self._std)
+        return {"images": images, "index": torch.tensor(index), "origin": torch.from_numpy(origin)} | _ask(
+            prompts, kind
+        )
+
+    def _kept(self, selection: Sequence[Picture], number: int) -> dict[str, Tensor]:
+        rng = generator(self._seed, 3, number)
+        while True:
+            sample = draw(selection, self._frame, rng, on_slide=1.0)
+            prompts = [localizer_prompt(mask, rng) for mask, _ in choose_objects(sample, OBJECTS, 1.0, rng)]
+            if prompts:
+                images = to_tensor([sample.rgb], self._mean, self._std)
+                index = torch.zeros(len(prompts), dtype=torch.long)
+                return {"images": images, "index": index, "origin": torch.zeros(2, dtype=torch.long)} | _ask(
+                    prompts, "both"
+                )
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Mean IoU with landslides: of the candidate that the network prefers (the score), the best, the single one."""
+        assert isinstance(module, SegmenterLosses)
+        device = module.sam.device
+        chosen, best, single, error = [], [], [], []
+        for kept in self._judged:
+            batch = {name: tensor.to(device) for name, tensor in kept.items()}
+            target = batch.pop("target")
+            logits, quality = module.answer(**batch)
+            iou = mask_iou(logits, target[:, None].expand_as(logits)).cpu()
+            preferred = quality[:, 1:].argmax(dim=1, keepdim=True).cpu()
+            chosen.append(iou[:, 1:].gather(1, preferred)[:, 0])
+            best.append(iou[:, 1:].max(dim=1).values)
+            single.append(iou[:, 0])
+            error.append((quality.cpu() - iou).abs().mean(dim=1))
+        means = [float(torch.cat(values).mean()) for values in (chosen, best, single, error)]
+        return dict(zip(("score", "iou/best", "iou/single", "iou/error"), means, strict=True)) | {
+            "iou/chosen": means[0]
+        }
+
+
+def _ask(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:
+    masks = torch.from_numpy(np.stack([prompt.mask for prompt in prompts])).float()
+    asked = {"target": functional.avg_pool2d(masks[:, None], LOW_RES_STRIDE)[:, 0]}
+    if kind != "box":
+        asked["points"] = torch.from_numpy(np.stack([prompt.point for prompt in prompts])).float()
+    if kind != "point":
+        asked["boxes"] = torch.from_numpy(np.stack([prompt.box for prompt in prompts])).float()
+    return asked
