@@ -99,7 +99,7 @@ def _rows(shape: tuple[int, int], gsd: float, rng: np.random.Generator) -> Float
     angle, pitch = rng.uniform(0, np.pi), max(rng.uniform(1.5, 6) / gsd, 3)
     row, col = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     wave = np.sin((row * np.sin(angle) + col * np.cos(angle)) * np.float32(2 * np.pi / pitch))
-    return (1 + rng.uniform(0, 0.1) * wave)[..., None].astype(np.float32)
+    return np.asarray(1 + rng.uniform(0, 0.1) * wave, np.float32)[..., None]
 
 
 def _lay_bare(
