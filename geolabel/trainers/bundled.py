@@ -84,20 +84,20 @@ RECIPES: dict[Preset, Recipe] = {
         localizer_samples=(192, 20),
         segmenter=_SAM
         | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
-        segmenter_schedule=Schedule(steps=1400, rate=1e-3, evaluations=7),
+        segmenter_schedule=Schedule(steps=1100, rate=1e-3, evaluations=6),
         segmenter_samples=(256, 12),
         judged=24,
     ),
     "short": Recipe(
         scenes=2,
         scene_size=256,
-        selection=1,
-        selection_size=256,
-        localizer={"name": "pyramid", "classes": 1, "widths": [16, 16, 16, 16], "depths": [1, 1, 1, 1], "features": 16},
+        selection=2,
+        selection_size=384,
+        localizer={"name": "pyramid", "classes": 1, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "features": 16},
         localizer_schedule=Schedule(steps=12, rate=4e-3, evaluations=2),
         localizer_samples=(128, 4),
         segmenter=_SAM
-        | {"img_size": 256, "widths": [16, 16, 16, 16], "depths": [1, 1, 1, 1], "embed_dim": 32, "mlp_dim": 32},
+        | {"img_size": 256, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "embed_dim": 32, "mlp_dim": 32},
         segmenter_schedule=Schedule(steps=12, rate=4e-3, evaluations=2),
         segmenter_samples=(128, 4),
         judged=2,
@@ -160,7 +160,7 @@ def train_bundled(
     out.mkdir(parents=True, exist_ok=True)
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         pool = gather(recipe, Path(folder), data=data, negatives=negatives, workers=workers)
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     for kind in networks:
         schedule = recipe.localizer_schedule if kind == "localizer" else recipe.segmenter_schedule
         # Outlining is learned more slowly than finding.

@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 class Objective(Protocol):
     """What is trained, on what, and how it is judged."""
 
-    module: nn.Module
-    """Called with a batch, returns losses by name; their sum is what falls."""
+    @property
+    def module(self) -> nn.Module:
+        """Called with a batch, returns losses by name; their sum is what falls."""
+        ...
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return the samples of one step, the same whenever asked."""
@@ -132,7 +134,9 @@ def fit(
             _append(folder / "curves.csv", row)
     assert state.best is not None
     objective.module.load_state_dict(state.best)
-    return objective.figures(objective.module) | {"steps": float(state.step)}
+    objective.module.eval()
+    with torch.inference_mode():
+        return objective.figures(objective.module) | {"steps": float(state.step)}
 
 
 def _start(module: nn.Module, schedule: Schedule, device: str) -> _State:
@@ -144,7 +148,7 @@ def _start(module: nn.Module, schedule: Schedule, device: str) -> _State:
     optimiser = torch.optim.AdamW(groups, lr=schedule.rate)
     average = AveragedModel(module, avg_fn=_moving_average(schedule.average), use_buffers=True)
     wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
-    return _State(fabric, wrapped, fabric.to_device(average), wrapped_optimiser)
+    return _State(fabric, wrapped, average.to(fabric.device), wrapped_optimiser)
 
 
 def _moving_average(decay: float) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import optimize, special
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.trainers.losses import gate_loss, window_logits
 from geolabel.trainers.pictures import Picture
 from geolabel.trainers.samples import draw, generator, to_tensor
-from geolabel.types import Float64Array
+from geolabel.types import BoolArray, Float64Array
 
 WINDOW = 128
 """Side in pixels of the windows whose image-level label is learned. In larger ones a small slide drowns."""
@@ -100,7 +101,7 @@ class LocalizerObjective:
         """Figures of `measure` on the selection; the score is the map's F1 and, for a third, the gate's AUC."""
         assert isinstance(module, LocalizerLosses)
         found = measure(module.network, self._selection, self._mean, self._std, gain=module.log_gain.exp().item())
-        return {"score": found["map/f1"] + found["gate/auc"] / 3, **found}
+        return {"score": found["map/f1"] + float(np.nan_to_num(found["gate/auc"])) / 3, **found}
 
 
 @torch.inference_mode()
@@ -137,19 +138,20 @@ def measure(
         hits.append(functional.unfold(coverage, cells, stride=cells // 2).gather(1, peak).flatten() > 0)
     logit, share = torch.cat(logits).double().numpy(), torch.cat(shares).numpy()
     told = (share >= LEAST) | (share == 0)
+    hit = torch.cat(hits).numpy()[share >= LEAST]
     threshold, f1 = best_threshold(torch.cat(values).double().numpy(), torch.cat(truths).numpy())
     scale, shift = calibrate(logit[told], share[told] >= LEAST)
     return {
         "map/f1": f1,
         "map/threshold": threshold,
-        "map/hit": float(torch.cat(hits).numpy()[share >= LEAST].mean()),
+        "map/hit": float(hit.mean()) if len(hit) else float("nan"),
         "gate/auc": area_under_curve(logit[told], share[told] >= LEAST),
         "gate/scale": scale,
         "gate/shift": shift,
     }
 
 
-def best_threshold(values: Float64Array, truth: np.ndarray) -> tuple[float, float]:
+def best_threshold(values: Float64Array, truth: BoolArray) -> tuple[float, float]:
     """Positive value above which `values` agree best with a boolean `truth`, and the F1 they reach there."""
     order = np.argsort(-values, kind="stable")
     hits = np.cumsum(truth[order])
@@ -159,7 +161,7 @@ def best_threshold(values: Float64Array, truth: np.ndarray) -> tuple[float, floa
     return max(float(values[order[best]]), 1e-3), float(f1[best])
 
 
-def area_under_curve(values: Float64Array, truth: np.ndarray) -> float:
+def area_under_curve(values: Float64Array, truth: BoolArray) -> float:
     """Area under the ROC curve: how often a positive ranks above a negative, ties counting half; NaN without either."""
     positive, negative = int(truth.sum()), int((~truth).sum())
     if not positive or not negative:
@@ -169,27 +171,20 @@ def area_under_curve(values: Float64Array, truth: np.ndarray) -> float:
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def calibrate(logits: Float64Array, truth: np.ndarray) -> tuple[float, float]:
+def calibrate(logits: Float64Array, truth: BoolArray) -> tuple[float, float]:
     """Scale and shift that make ``sigmoid(scale * logit + shift)`` a probability (Platt 1999); 1, 0 for one label."""
     if truth.all() or not truth.any():
         return 1.0, 0.0
-    x = torch.from_numpy(logits)
-    y = torch.from_numpy(truth.astype(np.float64))
-    # Not in inference mode: the two numbers are found by gradient.
-    with torch.inference_mode(False), torch.enable_grad():
-        x, y = x.clone(), y.clone()
-        weights = torch.tensor([0.0, 0.0], dtype=torch.float64, requires_grad=True)  # log of the scale, shift
-        optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            value = functional.binary_cross_entropy_with_logits(weights[0].exp() * x + weights[1], y)
-            value.backward()
-            return value
+    def loss(parameters: Float64Array) -> tuple[float, Float64Array]:
+        scaled = np.exp(parameters[0]) * logits  # the logarithm of the scale is sought: it stays positive
+        margin = scaled + parameters[1]
+        excess = special.expit(margin) - truth
+        value = np.logaddexp(0, margin).mean() - (margin * truth).mean()
+        return float(value), np.array([(excess * scaled).mean(), excess.mean()])
 
-        optimiser.step(loss)
-    log_scale, shift = weights.detach().tolist()
-    return float(np.exp(log_scale)), shift
+    log_scale, shift = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS").x
+    return float(np.exp(log_scale)), float(shift)
 
 
 @torch.no_grad()

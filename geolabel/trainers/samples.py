@@ -132,7 +132,7 @@ def _tones(rng: Generator) -> list[int]:
     level = np.linspace(-0.5, 0.5, 256)
     gamma, contrast, brightness = np.exp(rng.normal(0, 0.25)), np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.06)
     tones = [np.clip(level * contrast + 0.5 + brightness + rng.normal(0, 0.03), 0, 1) ** gamma for _ in range(3)]
-    return np.rint(np.concatenate(tones) * 255).astype(int).tolist()
+    return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
 
 
 def _jpeg(rgb: UInt8Array, quality: int) -> UInt8Array:

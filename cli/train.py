@@ -1,0 +1,98 @@
+"""``geolabel train``: make networks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from . import options
+from .terminal import announce
+
+KINDS = ("localizer", "segmenter")
+
+
+@click.group()
+def train() -> None:
+    """Train networks. Needs the extra: pip install "geolabel[train]"."""
+
+
+@train.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for the weights, their model cards and the curves.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
+@click.option("--preset", type=click.Choice(["full", "short"]), default="full", show_default=True,
+              help="full: about 40 minutes on two cores; short: some seconds, to see that everything runs.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
+              help="End by then; the weights then depend on the machine's speed.")  # fmt: skip
+@click.option("--network", "networks", type=click.Choice(KINDS), multiple=True, default=KINDS, show_default=True,
+              help="What to train; give it twice for both.")  # fmt: skip
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Real landslides to learn from besides: a folder with images/ and masks/.")  # fmt: skip
+@click.option("--negatives", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="A folder with images that show no landslide.")  # fmt: skip
+@click.option("--credit", multiple=True, metavar="TEXT", help="Source and licence of such images, for the model cards.")
+@click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--resume", is_flag=True, help="Go on from the last state that an interrupted training left in --out.")
+@options.overwrite
+@options.as_json
+@options.terminal
+def bundled(
+    out: Path,
+    seed: int,
+    preset: str,
+    minutes: float | None,
+    networks: tuple[str, ...],
+    data: Path | None,
+    negatives: Path | None,
+    credit: tuple[str, ...],
+    scenes: Path | None,
+    threads: int | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make the networks that ship with geolabel again, from a seed and synthetic scenes."""
+    from geolabel.errors import GeolabelError, OutputError
+
+    files = {kind: out / f"{kind}.safetensors" for kind in dict.fromkeys(networks)}
+    finished = [path for path in files.values() if path.exists()]
+    if finished and not overwrite:
+        raise OutputError(f"{finished[0]} exists: choose another --out, or give --overwrite")
+    try:
+        import lightning.fabric  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise GeolabelError(
+            'training needs lightning, which is not installed: pip install "geolabel[train]"'
+        ) from error
+    import torch
+
+    from geolabel.devices import resolve_device
+    from geolabel.trainers.bundled import train_bundled
+
+    workers = threads or os.cpu_count() or 1
+    torch.set_num_threads(workers)
+    figures = train_bundled(
+        out,
+        seed=seed,
+        preset=preset,  # type: ignore[arg-type]
+        minutes=minutes,
+        device=resolve_device(device),
+        data=data,
+        negatives=negatives,
+        credit=credit,
+        networks=tuple(files),  # type: ignore[arg-type]
+        scenes=scenes,
+        workers=workers,
+        resume=resume,
+    )
+    facts: dict[str, object] = {}
+    for kind, path in files.items():
+        facts[kind] = str(path)
+        facts |= {f"{kind} {name}": round(value, 4) for name, value in figures[kind].items()}
+    announce(facts, as_json=as_json)
