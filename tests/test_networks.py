@@ -1,0 +1,195 @@
+"""The bundled networks' architectures and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything.modeling import PromptEncoder, Sam
+
+from geolabel.activation import local_probability
+from geolabel.errors import WeightsError
+from geolabel.networks import build
+from geolabel.networks.checkpoint import KEY, NetworkInfo, load_checkpoint, read_info, save_checkpoint
+from geolabel.networks.sam import DrawingPromptEncoder
+
+PYRAMID = {"name": "pyramid", "classes": 2, "widths": [24, 24, 24, 24], "depths": [1, 1, 1, 1], "features": 12}
+SAM = {
+    "name": "sam",
+    "img_size": 128,
+    "widths": [24, 24, 24, 24],
+    "depths": [1, 1, 1, 1],
+    "embed_dim": 32,
+    "decoder_depth": 1,
+    "heads": 2,
+    "mlp_dim": 32,
+    "pixel_mean": [110.0, 110.0, 110.0],
+    "pixel_std": [65.0, 65.0, 65.0],
+}
+INFO = NetworkInfo(
+    kind="localizer",
+    architecture=PYRAMID,
+    classes=("landslide", "debris flow"),
+    window=128,
+    stride=8,
+    gsd_range=(0.2, 30.0),
+    mean=(110.0, 110.0, 110.0),
+    std=(65.0, 65.0, 65.0),
+    constant=12.5,
+    trained={"seed": 0},
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def prompts() -> DrawingPromptEncoder:
+    encoder = build(SAM).prompt_encoder
+    assert isinstance(encoder, DrawingPromptEncoder)
+    return encoder
+
+
+def test_localizer_maps_have_the_stride_of_the_class():
+    network = build(PYRAMID).eval()
+    assert network(torch.zeros(2, 3, 64, 96)).shape == (2, 2, 64 // network.stride, 96 // network.stride)
+
+
+def test_mean_of_the_map_is_the_logit_of_pooled_features():
+    # Zhou et al. 2016: pooling first or last is the same for a linear head.
+    network = build(PYRAMID).eval()
+    torch.nn.init.normal_(network.bias)
+    seen = []
+    network.head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    with torch.inference_mode():
+        maps = network(torch.randn(1, 3, 64, 64))
+        pooled = seen[0].mean(dim=(2, 3)) @ network.head.weight[:, :, 0, 0].T + network.bias
+    expected = local_probability(maps[0].numpy(), network.bias.detach().numpy(), cells=8)
+    np.testing.assert_allclose(pooled.sigmoid()[0].numpy(), expected[:, 0, 0], atol=1e-6)
+
+
+def test_sam_embeds_at_stride_16_and_answers_at_stride_4():
+    sam = build(SAM).eval()
+    assert isinstance(sam, Sam)
+    with torch.inference_mode():
+        embedding = sam.image_encoder(torch.randn(1, 3, 128, 128))
+        assert embedding.shape == (1, 32, 8, 8)
+        sparse, dense = sam.prompt_encoder(points=None, boxes=torch.tensor([[8.0, 8.0, 40.0, 30.0]] * 3), masks=None)
+        masks, quality = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+    assert masks.shape == (3, 3, 32, 32)
+    assert quality.shape == (3, 3)
+
+
+def test_drawn_box_covers_its_pixels_and_no_others(prompts):
+    # Pixels 4 to 11 across and 8 to 9 down: two whole cells of 4 px, half a cell in height.
+    drawn = prompts.draw(None, torch.tensor([[4.0, 8.0, 11.0, 9.0]]))
+    expected = torch.zeros(1, 1, 32, 32)
+    expected[0, 0, 2, 1:3] = 0.5
+    torch.testing.assert_close(drawn, expected)
+
+
+def test_drawn_box_keeps_the_area_of_any_box(prompts):
+    boxes = torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, 5.0, 100.0, 77.0], [0.0, 0.0, 127.0, 127.0]])
+    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    torch.testing.assert_close(prompts.draw(None, boxes).sum(dim=(1, 2, 3)) * 16, area)
+
+
+def test_drawn_points_are_bumps_dents_and_nothing(prompts):
+    where = torch.tensor([[[21.5, 13.5]]]).repeat(3, 1, 1)  # the centre of cell (3, 5)
+    drawn = prompts.draw((where, torch.tensor([[1], [0], [-1]])), None)[:, 0]
+    assert drawn[0].argmax() == 3 * 32 + 5
+    assert drawn[0, 3, 5] == pytest.approx(1)
+    torch.testing.assert_close(drawn[1], -drawn[0])
+    assert not drawn[2].any()
+
+
+def test_given_mask_is_encoded_as_segment_anything_does(prompts):
+    boxes, masks = torch.tensor([[3.0, 4.0, 50.0, 60.0]]), torch.randn(1, 1, 32, 32)
+    for ours, theirs in zip(
+        prompts(None, boxes, masks), PromptEncoder.forward(prompts, None, boxes, masks), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_build_names_what_it_knows():
+    with pytest.raises(WeightsError, match=r"'resnet'.*pyramid, sam"):
+        build({"name": "resnet"})
+    with pytest.raises(WeightsError, match="depth"):
+        build(PYRAMID | {"depth": 3})
+    with pytest.raises(WeightsError, match="4 stages"):
+        build(PYRAMID | {"widths": [8, 8]})
+
+
+def test_checkpoint_comes_back_rounded_to_half_precision(tmp_path):
+    network = build(PYRAMID).eval()
+    path = tmp_path / "network.safetensors"
+    save_checkpoint(path, network, INFO)
+    state, info = load_checkpoint(path)
+    assert info == INFO == read_info(path)
+    assert list(tmp_path.iterdir()) == [path]
+    for name, tensor in network.state_dict().items():
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        torch.testing.assert_close(state[name], expected, rtol=0, atol=0)
+    again = build(info.architecture)
+    again.load_state_dict(state)
+
+
+def test_sam_comes_back_from_its_description(tmp_path):
+    sam = build(SAM).eval()
+    path = tmp_path / "sam.safetensors"
+    save_checkpoint(path, sam, replace(INFO, kind="segmenter", architecture=SAM, constant=None))
+    state, info = load_checkpoint(path)
+    again = build(info.architecture).eval()
+    again.load_state_dict(state)
+    image = torch.randn(1, 3, 128, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.image_encoder(image), sam.image_encoder(image), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(again.pixel_mean, sam.pixel_mean)
+
+
+def test_same_network_same_bytes(tmp_path):
+    network = build(PYRAMID)
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / name, network, INFO)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (b"PK\x03\x04 not safetensors", "no whole safetensors file"),
+        ({"tensors": {}}, "lacks the description"),
+        ({KEY: "[]"}, "cannot be read"),
+        ({KEY: json.dumps({"format": 1, "kind": "localizer"})}, "cannot be read"),
+        ({KEY: INFO.to_json().replace('"format": 1', '"format": 99')}, "format 99.*up to 1"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_apart(tmp_path, content, message):
+    path = tmp_path / "x.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        metadata = {key: text for key, text in content.items() if isinstance(text, str)}
+        save_file({"x": torch.zeros(1)}, path, metadata=metadata)
+    with pytest.raises(WeightsError, match=message):
+        load_checkpoint(path)
+
+
+def test_truncated_checkpoint_is_an_error(tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_checkpoint(path, build(PYRAMID), INFO)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="fetch or train it again"):
+        load_checkpoint(path)
+
+
+def test_later_fields_of_a_description_are_left_alone():
+    text = json.loads(INFO.to_json()) | {"added_later": 1}
+    assert NetworkInfo.from_json(json.dumps(text)) == INFO
