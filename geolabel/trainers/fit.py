@@ -19,6 +19,9 @@ from torch.optim.swa_utils import AveragedModel
 
 logger = logging.getLogger(__name__)
 
+CURVES, SELECTION, STATE = "curves.csv", "selection.csv", "state.pt"
+"""Losses of every step, figures of every evaluation, and what a training goes on from."""
+
 
 class Objective(Protocol):
     """What is trained, on what, and how it is judged."""
@@ -102,9 +105,9 @@ def fit(
     Parameters
     ----------
     folder
-        Gets ``curves.csv`` and ``state.pt``.
+        Gets `CURVES`, `SELECTION` and `STATE`.
     resume
-        Go on from ``state.pt`` where there is one, as if the training had not been interrupted.
+        Go on from `STATE` where there is one, as if the training had not been interrupted.
 
     Returns
     -------
@@ -112,11 +115,11 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _start(objective.module, schedule, device)
-    if resume and (folder / "state.pt").is_file():
-        state.load(folder / "state.pt")
+    if resume and (folder / STATE).is_file():
+        state.load(folder / STATE)
         logger.info("going on from step %d", state.step)
-    else:
-        (folder / "curves.csv").unlink(missing_ok=True)
+    for name in (CURVES, SELECTION):
+        _drop_rows(folder / name, after=state.step)
     last_judged = _stage(schedule, state)
     began = time.monotonic() - state.seconds
     with ThreadPoolExecutor(1) as ahead:
@@ -126,12 +129,12 @@ def fit(
             coming = ahead.submit(objective.batch, state.step + 1)
             losses = _step(state, batch, schedule.rate_at(progress))
             state.seconds = time.monotonic() - began
-            row = {"step": state.step, "seconds": round(state.seconds, 2), **losses}
+            at = {"step": state.step, "seconds": round(state.seconds, 2)}
+            _append(folder / CURVES, at | losses)
             if (stage := _stage(schedule, state)) > last_judged:
                 last_judged = stage
-                _judge(objective, state, row)
-                state.save(folder / "state.pt")
-            _append(folder / "curves.csv", row)
+                _append(folder / SELECTION, at | _judge(objective, state))
+                state.save(folder / STATE)
     assert state.best is not None
     objective.module.load_state_dict(state.best)
     objective.module.eval()
@@ -178,7 +181,7 @@ def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, 
     return {"rate": rate} | {name: round(loss.item(), 6) for name, loss in losses.items()}
 
 
-def _judge(objective: Objective, state: _State, row: dict[str, float]) -> None:
+def _judge(objective: Objective, state: _State) -> dict[str, float]:
     averaged = state.average.module
     averaged.eval()
     with torch.inference_mode():
@@ -187,21 +190,21 @@ def _judge(objective: Objective, state: _State, row: dict[str, float]) -> None:
     if figures["score"] > state.score:
         state.score = figures["score"]
         state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
-    row |= figures
+    return figures
 
 
-def _append(path: Path, row: dict[str, float]) -> None:
-    # Figures come with few rows, losses with all: a file of its own keeps the columns of each.
-    figures = {k: v for k, v in row.items() if "/" in k or k == "score"}
-    losses = {k: v for k, v in row.items() if k not in figures}
-    for target, values in (
-        (path, losses),
-        (path.with_name("selection.csv"), figures and {"step": row["step"]} | figures),
-    ):
-        if values:
-            fresh = not target.exists()
-            with target.open("a", newline="") as file:
-                writer = csv.DictWriter(file, values)
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(values)
+def _append(path: Path, row: Mapping[str, float]) -> None:
+    fresh = not path.exists() or not path.stat().st_size
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _drop_rows(path: Path, after: int) -> None:
+    # An interrupted run wrote rows that the resumed one writes again.
+    if path.exists() and path.stat().st_size:
+        header, *rows = path.read_text().splitlines()
+        kept = [row for row in rows if int(row.split(",")[0]) <= after]
+        path.write_text("\n".join([header, *kept, ""]) if kept else "")

@@ -125,7 +125,7 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
     Raises
     ------
     OptionError
-        If the folder holds no image, or an image of a folder with masks lacks its mask.
+        If the folder holds no image, one cannot be read, or an image of a folder with masks lacks its mask.
     """
     images = folder / "images" if (folder / "images").is_dir() else folder
     masks = folder / "masks"
@@ -136,7 +136,7 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
         raise OptionError(f"{folder} holds no image ({', '.join(SUFFIXES)}): give a folder with images/ and masks/")
     pictures = []
     for path in paths:
-        rgb = np.asarray(Image.open(path).convert("RGB"))
+        rgb = _read_image(path, "RGB")
         slides = np.zeros(rgb.shape[:2], np.uint8)
         if masks.is_dir():
             mask = masks / f"{path.stem}.png"
@@ -144,7 +144,15 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
                 raise OptionError(
                     f"{path.name} has no {mask}: add its mask, or keep images without landslides elsewhere"
                 )
-            slides = (np.asarray(Image.open(mask).convert("L")) > 0).astype(np.uint8)
+            slides = (_read_image(mask, "L") > 0).astype(np.uint8)
         pictures.append(Picture(stretch(rgb), slides, np.zeros(slides.shape, np.int32), 1.0, zooms))
     logger.info("%d pictures from %s", len(pictures), folder)
     return pictures
+
+
+def _read_image(path: Path, mode: str) -> UInt8Array:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert(mode))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise OptionError(f"{path} cannot be read ({error}): remove it, or save it again as PNG or JPEG") from error

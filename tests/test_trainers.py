@@ -1,0 +1,401 @@
+"""Losses by hand, samples and prompts by property, and both trainings in miniature."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.metrics import precision_recall_curve, roc_auc_score
+from torch import nn
+
+from geolabel.cli.train import train
+from geolabel.errors import OptionError
+from geolabel.networks import build
+from geolabel.networks.checkpoint import load_checkpoint
+from geolabel.trainers import losses
+from geolabel.trainers.bundled import RECIPES, train_bundled
+from geolabel.trainers.fit import Schedule, fit
+from geolabel.trainers.localizer import (
+    CENTRE,
+    LocalizerLosses,
+    area_under_curve,
+    best_threshold,
+    calibrate,
+    settle,
+)
+from geolabel.trainers.objects import choose_objects, localizer_prompt, sloppy_prompt
+from geolabel.trainers.pictures import Picture, number_regions, read_pictures, stretch, synthetic_pictures
+from geolabel.trainers.samples import Sample, draw, generator, recolour, to_tensor
+from geolabel.trainers.segmenter import SegmenterLosses
+
+LN2 = math.log(2)
+
+
+def checkerboard(size: int = 64) -> Picture:
+    """A bright square, the slide, on dark ground; three regions."""
+    slides = np.zeros((size, size), np.uint8)
+    slides[20:36, 28:52] = 1
+    rgb = np.where(slides[..., None], [200, 180, 160], [40, 60, 30]).astype(np.uint8)
+    regions = 1 + slides.astype(np.int32)
+    regions[:10, :10] = 3
+    return Picture(rgb, slides, regions, weight=1.0, zooms=(1.0, 1.0))
+
+
+# Losses
+
+
+def test_window_logits_average_windows():
+    maps = torch.arange(16.0).reshape(1, 1, 4, 4)
+    expected = torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]) + 1
+    torch.testing.assert_close(losses.window_logits(maps, torch.tensor([1.0]), cells=2, step=2), expected)
+
+
+def test_gate_loss_ignores_windows_that_say_nothing():
+    logits = torch.tensor([0.0, 0.0, 50.0])
+    share = torch.tensor([0.5, 0.0, 0.01])
+    assert losses.gate_loss(logits, share, least=0.02).item() == pytest.approx(LN2)
+    assert losses.gate_loss(logits[2:], share[2:], least=0.02).item() == 0
+
+
+def test_focal_loss_by_hand():
+    # At probability 1/2 the weight is 1/4 and the cross-entropy ln 2.
+    assert losses.focal_loss(torch.zeros(1, 2, 2), torch.ones(1, 2, 2)).item() == pytest.approx(LN2 / 4)
+    # A cell half covered, predicted half covered, has no weight.
+    assert losses.focal_loss(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.5)).item() == 0
+
+
+def test_dice_loss_by_hand():
+    logits = torch.full((1, 2, 2), 100.0)
+    target = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
+    assert losses.dice_loss(logits, target).item() == pytest.approx(1 - (2 * 2 + 1) / (4 + 2 + 1))
+    assert losses.dice_loss(-logits, torch.zeros(1, 2, 2)).item() == pytest.approx(0)
+
+
+def test_mask_iou_by_hand():
+    logits = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]).repeat(3, 1, 1)
+    target = torch.tensor([[[1.0, 0.4], [0.5, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]])
+    torch.testing.assert_close(losses.mask_iou(logits, target), torch.tensor([1 / 3, 0.0, 1.0]))
+    assert losses.mask_iou(torch.full((1, 2, 2), -1.0), torch.zeros(1, 2, 2)).item() == 0
+
+
+def test_best_candidate_trains_the_best_and_a_little_the_rest():
+    each = torch.tensor([[3.0, 1.0, 2.0]], requires_grad=True)
+    loss = losses.best_candidate(each, rest=0.3)
+    assert loss.item() == pytest.approx(0.7 * 1 + 0.3 * 2)
+    loss.sum().backward()
+    torch.testing.assert_close(each.grad, torch.tensor([[0.1, 0.8, 0.1]]))
+
+
+# Judging
+
+
+def test_area_under_curve_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    truth = rng.random(200) < 0.3
+    values = np.round(rng.normal(size=200) + truth, 1)  # with ties
+    assert area_under_curve(values, truth) == pytest.approx(roc_auc_score(truth, values))
+    assert math.isnan(area_under_curve(values, np.ones(200, bool)))
+
+
+def test_best_threshold_is_scikit_learns():
+    rng = np.random.default_rng(1)
+    truth = rng.random(300) < 0.2
+    values = rng.normal(size=300) + 2 + 1.5 * truth
+    threshold, f1 = best_threshold(values, truth)
+    precision, recall, _ = precision_recall_curve(truth, values)
+    assert f1 == pytest.approx(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
+    found = values >= threshold
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) == pytest.approx(f1)
+
+
+def test_calibration_makes_frequencies_probabilities():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, 20000)
+    truth = rng.random(20000) < 1 / (1 + np.exp(-(0.5 * logits - 1)))
+    scale, shift = calibrate(logits, truth)
+    assert (scale, shift) == pytest.approx((0.5, -1), abs=0.06)
+    assert calibrate(logits, np.zeros(20000, bool)) == (1.0, 0.0)
+
+
+def test_settling_keeps_what_the_gate_says():
+    torch.manual_seed(0)
+    network = build(RECIPES["short"].localizer).eval()
+    module = LocalizerLosses(network)
+    images = torch.randn(1, 3, 128, 128)
+    with torch.inference_mode():
+        gain = module.log_gain.exp()
+        before = losses.window_logits(network(images) * gain, network.bias, 16, 8)
+        peak = (network(images) * gain).max()
+    constant = settle(module, {"gate/scale": 0.5, "gate/shift": -1.0, "map/threshold": peak.item()})
+    with torch.inference_mode():
+        after = losses.window_logits(network(images), network.bias, 16, 8)
+        torch.testing.assert_close(after, 0.5 * before - 1)
+        # What was the threshold is grey value 120 of 255.
+        assert 255 * network(images).max().item() / constant == pytest.approx(120, abs=1e-3)
+    assert module.log_gain.item() == 0
+
+
+def test_localizer_losses_reward_a_map_on_the_slide():
+    class Given(nn.Module):
+        stride, bias = 8, torch.zeros(1)
+
+        def __init__(self, maps: torch.Tensor) -> None:
+            super().__init__()
+            self.maps = maps
+
+        def forward(self, _images: torch.Tensor) -> torch.Tensor:
+            return self.maps
+
+    slides = torch.zeros(1, 1, 128, 128)
+    slides[..., :32, :32] = 1
+    on = torch.full((1, 1, 16, 16), 0.0)
+    on[..., :4, :4] = 2 * CENTRE
+    right, wrong = (LocalizerLosses(Given(maps))(slides, slides)["dense"].item() for maps in (on, on.flip(-1)))
+    assert right < 0.05 < 0.5 < wrong
+
+
+# Pictures and samples
+
+
+def test_regions_are_numbered_by_class_and_connection():
+    classes = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 1, 0], [2, 1, 1, 0]], np.uint8)
+    regions = number_regions(classes, least=2)
+    assert len(np.unique(regions[regions > 0])) == 3
+    assert regions[0, 0] != regions[0, 3]
+    assert regions[0, 2] == regions[3, 1]
+    assert regions[3, 0] == 0  # too small
+
+
+def test_stretch_is_the_products():
+    rgb = np.arange(256 * 3, dtype=np.uint16).reshape(16, 16, 3)
+    low, high = np.percentile(rgb.reshape(-1, 3), (2, 98), axis=0)
+    expected = np.clip((rgb - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(stretch(rgb), expected, atol=1.01)
+
+
+def test_scenes_are_drawn_once(tmp_path):
+    first = synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)[0]
+    stamp = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+    again = synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)[0]
+    assert stamp == [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
+    for name in ("rgb", "slides", "regions"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+def test_folder_of_real_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:9, 6:12] = 255
+    for stem in ("a001", "a003"):
+        Image.new("RGB", (30, 20), (10, 20, 30)).save(tmp_path / "images" / f"{stem}.png")
+    Image.fromarray(mask).save(tmp_path / "masks" / "a001.png")
+    (picture,) = read_pictures(tmp_path, exclude=("003",), zooms=(1, 1))
+    np.testing.assert_array_equal(picture.slides, mask // 255)
+    with pytest.raises(OptionError, match=r"a003.png has no .*a003.png"):
+        read_pictures(tmp_path, exclude=(), zooms=(1, 1))
+    with pytest.raises(OptionError, match="holds no image"):
+        read_pictures(tmp_path, exclude=("1", "3"), zooms=(1, 1))
+    (tmp_path / "images" / "b.png").write_bytes(b"no image")
+    with pytest.raises(OptionError, match=r"b.png .*cannot be read"):
+        read_pictures(tmp_path, exclude=("001", "003"), zooms=(1, 1))
+
+
+def test_samples_depend_on_seed_and_step_alone():
+    def cut(seed: int, step: int) -> Sample:
+        return draw([checkerboard()], 48, generator(seed, step))
+
+    same = [cut(0, 1), cut(0, 1)]
+    np.testing.assert_array_equal(same[0].rgb, same[1].rgb)
+    assert not np.array_equal(cut(0, 2).rgb, same[0].rgb)
+    assert not np.array_equal(cut(1, 1).rgb, same[0].rgb)
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_labels_turn_with_the_image(step, monkeypatch):
+    monkeypatch.setattr("geolabel.trainers.samples.recolour", lambda rgb, _rng: rgb)
+    picture = replace(checkerboard(), zooms=(0.5, 2.0))
+    sample = draw([picture], 48, generator(5, step), on_slide=1.0)
+    bright = sample.rgb[..., 0] > 120
+    disagree = (bright != (sample.slides > 0)).sum()
+    outline = (np.diff(sample.slides, axis=0) != 0).sum() + (np.diff(sample.slides, axis=1) != 0).sum()
+    assert sample.slides.any()
+    assert disagree <= 0.7 * outline  # only at the edge, where one is interpolated
+    np.testing.assert_array_equal(sample.regions == 2, sample.slides == 1)
+
+
+def test_recolouring_keeps_shape_and_changes_values():
+    rgb = checkerboard().rgb
+    changed = [recolour(rgb, generator(0, i)) for i in range(20)]
+    assert all(image.shape == rgb.shape and image.dtype == np.uint8 for image in changed)
+    assert all(not np.array_equal(image, rgb) for image in changed)
+
+
+def test_to_tensor_normalises():
+    image = np.full((2, 3, 3), 100, np.uint8)
+    image[..., 2] = 50
+    out = to_tensor([image], mean=(90.0, 100.0, 50.0), std=(10.0, 1.0, 1.0))
+    assert out.shape == (1, 3, 2, 3)
+    torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+
+
+# Objects and prompts
+
+
+def test_objects_are_slides_first_and_no_region_inside_one():
+    picture = checkerboard()
+    sample = Sample(picture.rgb, picture.slides, picture.regions)
+    chosen = choose_objects(sample, 4, 1.0, generator(0))
+    slides = [mask for mask, is_slide in chosen if is_slide]
+    others = [mask for mask, is_slide in chosen if not is_slide]
+    assert len(slides) == 1
+    np.testing.assert_array_equal(slides[0], picture.slides == 1)
+    # Region 1 fills more than half of the sample, region 2 is the slide itself.
+    assert len(others) == 1
+    np.testing.assert_array_equal(others[0], picture.regions == 3)
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_prompts_belong_to_their_object(step):
+    mask = checkerboard().slides == 1
+    sloppy = sloppy_prompt(mask, generator(0, step))
+    x, y = sloppy.point.astype(int)
+    assert mask[y, x]
+    assert np.abs(sloppy.box - [28, 20, 51, 35]).max() < 12
+    coarse = localizer_prompt(mask, generator(1, step), noise=0.0)
+    # Whole cells that are at least half covered; 20 and 36 lie in the middle of a cell.
+    assert (coarse.box[:2] % 8 == 0).all()
+    assert (coarse.box[2:] % 8 == 7).all()
+    assert np.abs(coarse.box - [28, 20, 51, 35]).max() <= 8
+    x0, y0, x1, y1 = coarse.box
+    assert x0 <= coarse.point[0] <= x1
+    assert y0 <= coarse.point[1] <= y1
+
+
+def test_segmenter_answers_a_batch_as_segment_anything_answers_one_image():
+    torch.manual_seed(0)
+    sam = build(RECIPES["short"].segmenter).eval()
+    module = SegmenterLosses(sam)
+    images = torch.randn(2, 3, 256, 256)
+    points, boxes = torch.tensor([[40.0, 50.0], [90.0, 80.0]]), torch.tensor([[20.0, 30, 70, 90], [60.0, 60, 200, 120]])
+    with torch.inference_mode():
+        logits, quality = module.answer(images, torch.tensor([1, 0]), torch.tensor([0, 0]), points, boxes)
+        for row, image in enumerate((1, 0)):
+            sparse, dense = sam.prompt_encoder((points[row, None, None], torch.ones(1, 1)), boxes[row, None], None)
+            embedding = sam.image_encoder(images[image, None])
+            position = sam.prompt_encoder.get_dense_pe()
+            expected, iou = sam.mask_decoder(embedding, position, sparse, dense, multimask_output=True)
+            torch.testing.assert_close(logits[row, 1:], expected[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(quality[row, 1:], iou[0], atol=1e-4, rtol=1e-4)
+
+
+# Fitting
+
+
+class Line:
+    """An objective small enough to follow: the slope of y = 3 x."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = Slope()
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.from_numpy(generator(0, step).normal(size=(16, 1))).float()}
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        return {"score": -abs(module.line.weight.item() - 3)}
+
+
+class Slope(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"square": (self.line(x) - 3 * x).square().mean()}
+
+
+def read_curves(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_finds_the_slope_and_keeps_the_best(tmp_path):
+    objective = Line()
+    figures = fit(objective, Schedule(steps=120, rate=0.2, evaluations=4, average=0.9, decay=0), tmp_path)
+    assert objective.module.line.weight.item() == pytest.approx(3, abs=0.05)
+    assert figures["steps"] == 120
+    curves = read_curves(tmp_path / "curves.csv")
+    assert len(curves) == 120
+    assert float(curves[-1]["square"]) < 0.01 < float(curves[0]["square"])
+    judged = [float(row["score"]) for row in read_curves(tmp_path / "selection.csv")]
+    assert len(judged) == 4
+    assert figures["score"] == pytest.approx(max(judged))
+
+
+def test_resumed_fit_equals_an_uninterrupted_one(tmp_path):
+    schedule = Schedule(steps=40, rate=0.1, evaluations=4)
+    whole = Line()
+    fit(whole, schedule, tmp_path / "whole")
+
+    class Interrupted(Line):
+        def batch(self, step: int) -> dict[str, torch.Tensor]:
+            if step == 27:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Interrupted(), schedule, tmp_path / "parts")
+    resumed = Line()
+    fit(resumed, schedule, tmp_path / "parts", resume=True)
+    assert resumed.module.line.weight.item() == whole.module.line.weight.item()
+    steps = [int(row["step"]) for row in read_curves(tmp_path / "parts" / "curves.csv")]
+    assert steps == list(range(1, 41))
+
+
+def test_schedule_ends_in_time():
+    schedule = Schedule(steps=1000, rate=1.0, minutes=2)
+    assert schedule.progress(10, seconds=60) == 0.5
+    assert schedule.progress(10, seconds=121) == 1
+    assert schedule.rate_at(schedule.warmup) == pytest.approx(1)
+    assert schedule.rate_at(1) == pytest.approx(0.01)
+
+
+# The whole
+
+
+def test_bundled_training_in_miniature(tmp_path):
+    runner = CliRunner()
+    common = ["bundled", "--preset", "short", "--threads", "1", "--scenes", str(tmp_path / "scenes"), "--json"]
+    result = runner.invoke(train, [*common, "--out", str(tmp_path / "a")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["localizer"] == str(tmp_path / "a" / "localizer.safetensors")
+    for kind in ("localizer", "segmenter"):
+        state, info = load_checkpoint(tmp_path / "a" / f"{kind}.safetensors")
+        build(info.architecture).load_state_dict(state)
+        assert info.kind == kind
+        assert (info.constant is not None) == (kind == "localizer")
+        assert f"# The bundled {kind}" in (tmp_path / "a" / f"{kind}.md").read_text()
+        curves = read_curves(tmp_path / "a" / kind / "curves.csv")
+        total = [sum(float(row[name]) for name in row if name not in {"step", "seconds", "rate"}) for row in curves]
+        assert np.mean(total[-4:]) < np.mean(total[:4])
+    # The same seed makes the same weights.
+    train_bundled(tmp_path / "b", preset="short", networks=("localizer",), scenes=tmp_path / "scenes")
+    again = load_checkpoint(tmp_path / "b" / "localizer.safetensors")[0]
+    for name, tensor in load_checkpoint(tmp_path / "a" / "localizer.safetensors")[0].items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
+
+
+def test_finished_weights_are_not_replaced_unasked(tmp_path):
+    (tmp_path / "segmenter.safetensors").touch()
+    result = CliRunner().invoke(train, ["bundled", "--out", str(tmp_path), "--preset", "short"])
+    assert result.exit_code != 0
+    assert "give --overwrite" in str(result.exception)
