@@ -21,6 +21,7 @@ GAPS = 3
 @click.option("--mask-out", type=click.Path(dir_okay=False), help="Also write the mask, a Cloud Optimized GeoTIFF.")
 @options.scene_options
 @options.prediction_options
+@options.score_threshold
 @options.polygon_options
 @options.network_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")

@@ -168,13 +168,15 @@ def reading_options(command: F) -> F:
     return command
 
 
+score_threshold = click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+                               help="Least score of a landslide's pixels.")  # fmt: skip
+
+
 def prediction_options(command: F) -> F:
     """Add the options that lead from the scene to the mosaic of scores."""
     for decorate in (
         click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
                      help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3."),
-        click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-                     help="Least score of a landslide's pixels."),
         click.option("--min-quality", type=click.FloatRange(0, 1), default=0.3, show_default=True,
                      help="Least predicted IoU x stability of a mask that counts."),
         click.option("--activation-threshold", type=click.IntRange(0, 255), default=120, show_default=True,

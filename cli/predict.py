@@ -42,8 +42,8 @@ def predict(
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.6
     """
     from geolabel.errors import OptionError
-    from geolabel.run.extract import run_extract
     from geolabel.run.outcome import Targets
+    from geolabel.run.predict import run_predict
     from geolabel.run.request import prepare
 
     if out and output:
@@ -56,7 +56,7 @@ def predict(
     plan = prepare(scene, request.reading, request.networks, request.parameters)
     warn(ctx, plan.reader.warnings)
     with progress_bar(ctx) as progress:
-        found = run_extract(plan, targets, prompts_from=prompts_from, progress=progress)
-    warn(ctx, found.report.gaps)
-    announce({"output": target, **found.summary()}, as_json=as_json)
-    return GAPS if found.report.gaps else 0
+        report = run_predict(plan, targets, prompts_from=prompts_from, progress=progress)
+    warn(ctx, report.gaps)
+    announce({"output": target, **report.summary()}, as_json=as_json)
+    return GAPS if report.gaps else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from affine import Affine
 from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 
+import geolabel
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.io.scenes import SceneReader
 from geolabel.io.vectors import read_prompts
@@ -28,6 +30,8 @@ from geolabel.run import worker
 from geolabel.run.extract import Extraction, run_extract
 from geolabel.run.outcome import Targets
 from geolabel.run.plan import Parameters, make_plan
+from geolabel.run.predict import run_predict
+from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer
 from geolabel.types import UInt8Array
 from geolabel.units import Measure
@@ -416,3 +420,45 @@ def test_the_landslide_class_is_found_by_its_name(tmp_path: Path) -> None:
     plan = run(write(tmp_path / "scene.tif", np.zeros((60, 60), bool))).plan
     assert plan.class_index == 0
     assert replace(plan, classes=("other", "landslide")).class_index == 1
+
+
+def test_predict_gives_scores_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = country()
+    scene = write(tmp_path / "scene.tif", mask, nodata=7)
+    monkeypatch.setattr(Networks, "recipes", lambda self, selection: RECIPES)
+    parameters = Parameters(tile_size=128, block_size=100)
+    scores = geolabel.predict(scene, parameters=parameters, reading=geolabel.Reading(stretch="0,255"))
+    assert scores.chunks is not None
+    assert scores.chunksizes["x"] == (100, 100, 100, 100, 20)
+    assert scores.rio.crs == "EPSG:32648"
+    assert scores.rio.transform() == UTM
+    assert np.array_equal(scores.values >= 0.5, mask)
+    expected = run(scene, tmp_path / "slides.gpkg", rasters=True, block_size=64)
+    with rasterio.open(tmp_path / "slides_score.tif") as written:
+        assert np.array_equal(np.rint(scores.values * 254), written.read(1))
+    assert expected.report.masks > 0
+
+
+def test_the_temporary_folder_of_predict_goes_with_the_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Networks, "recipes", lambda self, selection: RECIPES)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+    (tmp_path / "temp").mkdir()
+    scene = write(tmp_path / "scene.tif", country())
+    scores = geolabel.predict(scene, parameters=Parameters(tile_size=128), reading=geolabel.Reading(stretch="0,255"))
+    assert len(list((tmp_path / "temp").iterdir())) == 1
+    part = scores[:50, :50]
+    del scores
+    gc.collect()
+    assert part.values.shape == (50, 50)
+    del part
+    gc.collect()
+    assert not list((tmp_path / "temp").iterdir())
+
+
+def test_predict_writes_the_scores_alone(tmp_path: Path) -> None:
+    plan = make_plan(
+        SceneReader(write(tmp_path / "scene.tif", country())), *RECIPES, Parameters(tile_size=128), stretch="0,255"
+    )
+    report = run_predict(plan, Targets.of(None, tmp_path / "scores.tif"))
+    assert report.masks > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.tif", "scores.tif"]

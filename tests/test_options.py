@@ -33,7 +33,16 @@ def test_every_parameter_has_its_option() -> None:
 
 def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
     missing = {option.name for option in extract.params} - {option.name for option in predict.params}
-    assert missing == {"score_out", "mask_out", "min_area", "max_hole", "simplify", "smooth", "dry_run"}
+    assert missing == {
+        "score_out",
+        "mask_out",
+        "score_threshold",
+        "min_area",
+        "max_hole",
+        "simplify",
+        "smooth",
+        "dry_run",
+    }
 
 
 def test_options_arrive_in_their_records() -> None:

@@ -52,17 +52,8 @@ class Extraction:
 
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
-        report = self.report
-        return {
-            "landslides": report.landslides,
-            "area_m2": round(float(self.landslides["area_m2"].sum()), 1),
-            "prompts": report.prompts,
-            "tiles": report.tiles,
-            "tiles_without_data": report.tiles_without_data,
-            "tiles_failed": report.tiles_failed,
-            "gaps": len(report.gaps),
-            "seconds": report.seconds,
-        }
+        area = round(float(self.landslides["area_m2"].sum()), 1)
+        return {"landslides": len(self.landslides), "area_m2": area, **self.report.summary()}
 
     @property
     def plan(self) -> Plan:
@@ -126,11 +117,16 @@ def run_extract(
     plan: Plan, targets: Targets, *, prompts_from: str | Path | None = None, progress: Progress | None = None
 ) -> Extraction:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
-    drawn = None if prompts_from is None else read_prompts(prompts_from, plan.grid, classes=plan.classes)
+    drawn = read_drawn(prompts_from, plan)
     with run_folder(targets) as store:
         found = find_landslides(Run(plan, store, localized=drawn is None), drawn, progress)
         write_outputs(found, targets)
     return found
+
+
+def read_drawn(path: str | Path | None, plan: Plan) -> Prompts | None:
+    """Read the prompts that replace the activation, if a file of such is given."""
+    return None if path is None else read_prompts(path, plan.grid, classes=plan.classes)
 
 
 def find_landslides(run: Run, drawn: Prompts | None = None, progress: Progress | None = None) -> Extraction:

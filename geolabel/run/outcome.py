@@ -23,7 +23,7 @@ from geolabel.io.store import Store
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
 from geolabel.masks import OUTSIDE
-from geolabel.run.passes import MosaicSource, TileReport
+from geolabel.run.passes import MosaicSource, Run, TileReport
 from geolabel.run.plan import Plan
 
 if TYPE_CHECKING:
@@ -119,11 +119,9 @@ def complete(landslides: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
 def write_outputs(found: Extraction, targets: Targets) -> None:
     """Write what was asked for; each file appears when it is whole."""
     plan, overwrite = found.plan, targets.overwrite
-    mosaic = MosaicSource(found.run)
-    if targets.scores is not None:
-        blocks = ((window, mosaic.scores(window)) for window in plan.blocks)
-        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
+    write_scores(found.run, targets)
     if targets.mask is not None:
+        mosaic = MosaicSource(found.run)
         blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
         write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
     if targets.inventory is not None:
@@ -137,6 +135,14 @@ def write_outputs(found: Extraction, targets: Targets) -> None:
             classes=plan.classes,
             overwrite=overwrite,
         )
+
+
+def write_scores(run: Run, targets: Targets) -> None:
+    """Write the raster of scores, if it was asked for."""
+    if targets.scores is not None:
+        mosaic, plan = MosaicSource(run), run.plan
+        blocks = ((window, mosaic.scores(window)) for window in plan.blocks)
+        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=targets.overwrite)
 
 
 def _mask(found: Extraction, mosaic: MosaicSource, window: Window) -> UInt8Array:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.run import execute
-from geolabel.run.extract import Work, find_scores
+from geolabel.run.extract import Work, find_scores, read_drawn
+from geolabel.run.outcome import Targets, run_folder, write_scores
 from geolabel.run.passes import MosaicSource, Run
-from geolabel.run.plan import Parameters
+from geolabel.run.plan import Parameters, Plan
 from geolabel.run.report import Progress, Report, Silent
 from geolabel.run.request import Networks, Reading, prepare
 from geolabel.types import Float32Array
@@ -53,10 +56,30 @@ def predict(
         (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them.
     """
     plan = prepare(scene, reading or Reading(), networks or Networks(), parameters or Parameters())
-    scratch = tempfile.TemporaryDirectory(prefix="geolabel-") if run_dir is None else None
-    run = Run(plan, Store(Path(scratch.name if scratch else run_dir or "")))
+    scratch = _Scratch() if run_dir is None else None
+    run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")))
     find_scores(Work(run, Report(), progress or Silent()))
     return _to_xarray(_Scores(MosaicSource(run), scratch), plan.grid, plan.blocks)
+
+
+def run_predict(
+    plan: Plan, targets: Targets, *, prompts_from: str | Path | None = None, progress: Progress | None = None
+) -> Report:
+    """Do what was planned as far as the scores and write them; the records of the run are gone at the end."""
+    drawn = read_drawn(prompts_from, plan)
+    with run_folder(targets) as store:
+        work = Work(Run(plan, store, localized=drawn is None), Report(), progress or Silent())
+        find_scores(work, drawn)
+        write_scores(work.run, targets)
+    return work.report
+
+
+class _Scratch:
+    """A temporary folder that lives as long as this object."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="geolabel-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ class _Scores:
     """Reads scores as fractions. Holds the temporary folder, which so lives as long as the array that reads from it."""
 
     source: MosaicSource
-    scratch: Any = None
+    scratch: _Scratch | None = None
 
     def __reduce__(self) -> tuple[type[_Scores], tuple[MosaicSource]]:
         return type(self), (self.source,)

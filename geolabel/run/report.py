@@ -75,6 +75,11 @@ class Report:
         self.masks = sum(len(table.windows) for table in tables)
         self.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
 
+    def summary(self) -> dict[str, Any]:
+        """The figures that a user wants to see at the end."""
+        names = ("prompts", "masks", "tiles", "tiles_without_data", "tiles_failed")
+        return {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps), "seconds": self.seconds}
+
     def counts(self) -> dict[str, Any]:
         """Plain values that the same run gives again: everything but the times."""
         return {name: value for name, value in vars(self).items() if name != "seconds"}
