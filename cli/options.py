@@ -129,7 +129,7 @@ def parse_bounds(text: str) -> tuple[float, float, float, float]:
     return left, bottom, right, top
 
 
-class _Named(click.Option):
+class Named(click.Option):
     """An option whose environment variable has the option's name where the function's parameter has another."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
@@ -138,7 +138,7 @@ class _Named(click.Option):
 
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-as_json = click.option("--json", "as_json", cls=_Named, is_flag=True, help="Print the result as JSON.")
+as_json = click.option("--json", "as_json", cls=Named, is_flag=True, help="Print the result as JSON.")
 
 
 def scene_options(command: F) -> F:

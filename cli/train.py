@@ -26,8 +26,8 @@ def train() -> None:
               help="full: about 40 minutes on two cores; short: seconds, to see that everything runs.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="End by then; the weights then depend on the machine's speed.")  # fmt: skip
-@click.option("--network", "networks", type=click.Choice(KINDS), multiple=True, default=KINDS, show_default=True,
-              help="What to train; give it twice for both.")  # fmt: skip
+@click.option("--network", "networks", cls=options.Named, type=click.Choice(KINDS), multiple=True,
+              default=KINDS, show_default=True, help="What to train; give it twice for both.")  # fmt: skip
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Real landslides to learn from besides: a folder with images/ and masks/.")  # fmt: skip
 @click.option("--negatives", type=click.Path(exists=True, file_okay=False, path_type=Path),

@@ -131,14 +131,13 @@ def commands() -> list[str]:
 def test_the_commands_of_the_readme_parse(call: str):
     context = click.Context(cli, info_name="geolabel")
     words = shlex.split(call)[1:]
-    if words[-1] == "--help":
-        words.pop()
     command: click.Command = cli
     while isinstance(command, click.Group):
         found = command.get_command(context, words.pop(0))
         assert found is not None
         command = found
-    command.make_context(command.name, words, parent=context)
+    if words != ["--help"]:
+        command.make_context(command.name, words, parent=context)
 
 
 def test_the_readme_names_only_options_that_exist():
@@ -159,7 +158,7 @@ def test_both_lines_stand_alone():
     for name in ("sample", "tests"):
         steps = [shlex.split(step) for step in line_of(name).split("&&")]
         assert steps[0] == ["python3", "-m", "venv", ".venv"]
-        assert all(step[0].startswith(".venv/bin/") for step in steps[1:])
+        assert all(step[0].startswith(".venv/bin/") or step[0] == "mkdir" for step in steps[1:])
     assert ".venv/bin/geolabel extract" in line_of("sample")
     assert line_of("tests").split("&&")[-1].split()[0] == ".venv/bin/pytest"
 
