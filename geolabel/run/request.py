@@ -62,8 +62,9 @@ def prepare(scene: str | Path | xr.DataArray, reading: Reading, networks: Networ
     from geolabel.io.vectors import read_aoi
 
     reader = SceneReader(_source(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd)
+    crs = reader.scene.grid.crs  # the header comes first: most mistakes show there, before a network is loaded
     if reading.aoi is not None:
-        reader = reader.within(read_aoi(reading.aoi, reader.scene.grid.crs))
+        reader = reader.within(read_aoi(reading.aoi, crs))
     return make_plan(
         reader,
         *networks.recipes(parameters.selection),

@@ -78,14 +78,22 @@ def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, sli
     classes, variant = make_cover(terrain, gsd, land)
     found = make_slides(terrain, _share(classes, fall), fall) if slides else []
     ids = _number(shape, found)
+    while _too_many(ids, classes):
+        found.pop()
+        ids = _number(shape, found)
     rgb = photograph(reflectance(classes, variant, found, terrain, gsd, light), camera)
     classes[ids > 0] = LANDSLIDE
     return SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, classes, terrain.dem, gsd, seed)
 
 
 def _share(classes: UInt8Array, rng: np.random.Generator) -> float:
-    """How much of the scene landslides are to cover: never more than half of what other bare ground does."""
+    """How much of the scene landslides are to cover; the last one to come down may exceed it."""
     return min(rng.uniform(*SHARE), 0.45 * float((classes == BARE).mean()))
+
+
+def _too_many(ids: Int32Array, classes: UInt8Array) -> bool:
+    """Whether landslides cover more than half of what other bare ground is left."""
+    return 2 * int((ids > 0).sum()) > int((classes[ids == 0] == BARE).sum()) and bool((ids > 0).any())
 
 
 def _number(shape: tuple[int, int], slides: list[Slide]) -> Int32Array:

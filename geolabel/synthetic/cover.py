@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from geolabel.synthetic.fields import Float32Array, Shape, fractal_noise, share, smooth_noise
+from geolabel.synthetic.fields import Shape, fractal_noise, share, smooth_noise
 from geolabel.synthetic.terrain import Terrain
-from geolabel.types import UInt8Array
+from geolabel.types import Float32Array, Int64Array, UInt8Array
 
 CLASSES = ("forest", "grass", "field", "bare soil", "rock", "road", "river", "roof", "landslide")
 """Names of the classes, in the order of their numbers."""
@@ -34,23 +34,24 @@ def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> tuple[
     _plough(classes, variant, flat, rng)
     classes[share(terrain.slope + 0.1 * smooth_noise(shape, 20, rng), rng.uniform(0.002, 0.02))] = ROCK
     _strip_bare(classes, variant, terrain, rng)
-    _dig_quarries(classes, variant, gsd, rng)
-    _let_rivers_run(classes, variant, terrain, gsd, rng)
+    _dig_quarries(classes, variant, rng)
+    _let_rivers_run(classes, variant, gsd, rng)
     _lay_roads(classes, variant, terrain, gsd, rng)
     _build(classes, variant, flat, gsd, rng)
     return classes, variant
 
 
-def _cells(shape: Shape, size: float, rng: np.random.Generator) -> np.ndarray:
+def _cells(shape: Shape, size: float, rng: np.random.Generator) -> Int64Array:
     """(H, W) numbers of crooked quadrangles about `size` pixels wide, as fields are laid out."""
     angle = rng.uniform(0, np.pi)
     row, col = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     bend = smooth_noise(shape, 6 * size, rng) * size * 0.5
     u = (row * np.sin(angle) + col * np.cos(angle) + bend) / size
     v = (row * np.cos(angle) - col * np.sin(angle) - bend) / (size * rng.uniform(0.3, 1))
-    strip = np.floor(u).astype(np.int64)
+    strip: Int64Array = np.floor(u).astype(np.int64)
     shift = np.random.default_rng(int(rng.integers(1 << 31))).random(4096)
-    return strip * 7919 + np.floor(v + shift[strip % 4096]).astype(np.int64)
+    cell: Int64Array = strip * 7919 + np.floor(v + shift[strip % 4096]).astype(np.int64)
+    return cell
 
 
 def _plough(classes: UInt8Array, variant: Float32Array, flat: np.ndarray, rng: np.random.Generator) -> None:
@@ -75,7 +76,7 @@ def _strip_bare(classes: UInt8Array, variant: Float32Array, terrain: Terrain, rn
         variant[patch] = rng.random()
 
 
-def _dig_quarries(classes: UInt8Array, variant: Float32Array, gsd: float, rng: np.random.Generator) -> None:
+def _dig_quarries(classes: UInt8Array, variant: Float32Array, rng: np.random.Generator) -> None:
     """Quarries, pads and building sites: straight or round edges, terraces inside."""
     height, width = classes.shape
     for _ in range(rng.poisson(height * width / 160_000)):
@@ -102,9 +103,7 @@ def _frame(
     return window, r * np.sin(angle) + c * np.cos(angle), r * np.cos(angle) - c * np.sin(angle)
 
 
-def _let_rivers_run(
-    classes: UInt8Array, variant: Float32Array, terrain: Terrain, gsd: float, rng: np.random.Generator
-) -> None:
+def _let_rivers_run(classes: UInt8Array, variant: Float32Array, gsd: float, rng: np.random.Generator) -> None:
     """Water along the lowest contour of a broad field that follows the relief, gravel on both sides."""
     shape = classes.shape
     for _ in range(rng.integers(0, 3)):

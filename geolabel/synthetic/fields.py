@@ -48,7 +48,7 @@ def _cubic(values: Float32Array, positions: np.ndarray, axis: int) -> Float32Arr
 def fractal_noise(
     shape: Shape, longest: float, shortest: float, rng: np.random.Generator, persistence: float = 0.5
 ) -> Float32Array:
-    """(H, W) sum of octaves from `longest` to `shortest` pixels, each `persistence` times as strong as the one before."""
+    """(H, W) sum of octaves from `longest` to `shortest` pixels, each `persistence` times as strong as the last."""
     total = np.zeros(shape, np.float32)
     weight, power, wavelength = 1.0, 0.0, longest
     while True:

@@ -14,6 +14,9 @@ from geolabel.types import BoolArray, Float32Array, Float64Array
 SMALLEST, LARGEST = 14.0, 420.0
 """Length of a landslide from crown to toe, pixels."""
 
+MOST_TRIES = 400
+"""Landslides that are let loose per 2**20 pixels before a scene is taken to hold no more."""
+
 
 @dataclass(frozen=True)
 class Slide:
@@ -42,7 +45,7 @@ def make_slides(terrain: Terrain, share: float, rng: np.random.Generator) -> lis
     if not len(steep):
         return slides
     left, largest = share * height * width, min(LARGEST, 0.45 * max(height, width))
-    for _ in range(400):
+    for _ in range(max(MOST_TRIES, MOST_TRIES * height * width >> 20)):
         if left <= 0:
             break
         length = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(max(largest, SMALLEST + 1)))))
