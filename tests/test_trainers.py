@@ -211,7 +211,7 @@ def test_folder_of_real_images(tmp_path):
 
 def test_samples_depend_on_seed_and_step_alone():
     def cut(seed: int, step: int) -> Sample:
-        return draw([checkerboard()], 48, generator(seed, step))
+        return draw([checkerboard()], 48, generator(seed, step), on_slide=0.5)
 
     same = [cut(0, 1), cut(0, 1)]
     np.testing.assert_array_equal(same[0].rgb, same[1].rgb)

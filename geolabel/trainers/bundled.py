@@ -58,9 +58,13 @@ class Recipe:
     localizer_schedule: Schedule
     localizer_samples: tuple[int, int]
     """Pixels a side, and number, of the samples of a step."""
+    localizer_real: float
+    """Samples of real landslides for each synthetic sample. Real ones fill half of a sample with bare ground that is a
+    slide, and many of them teach a localizer that all bare ground is."""
     segmenter: dict[str, Any]
     segmenter_schedule: Schedule
     segmenter_samples: tuple[int, int]
+    segmenter_real: float
     judged: int
     """Samples that the segmenter is selected on."""
 
@@ -77,15 +81,17 @@ RECIPES: dict[Preset, Recipe] = {
             "name": "pyramid",
             "classes": 1,
             "widths": [40, 72, 128, 192],
-            "depths": [1, 2, 2, 2],
+            "depths": [2, 2, 2, 2],
             "features": 96,
         },
-        localizer_schedule=Schedule(steps=2400, rate=2e-3, evaluations=8),
-        localizer_samples=(192, 20),
+        localizer_schedule=Schedule(steps=3200, rate=2e-3, evaluations=8),
+        localizer_samples=(192, 12),
+        localizer_real=0.06,
         segmenter=_SAM
         | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
         segmenter_schedule=Schedule(steps=1100, rate=1e-3, evaluations=6),
         segmenter_samples=(256, 12),
+        segmenter_real=0.18,
         judged=24,
     ),
     "short": Recipe(
@@ -96,10 +102,12 @@ RECIPES: dict[Preset, Recipe] = {
         localizer={"name": "pyramid", "classes": 1, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "features": 16},
         localizer_schedule=Schedule(steps=12, rate=4e-3, evaluations=2),
         localizer_samples=(128, 4),
+        localizer_real=0.06,
         segmenter=_SAM
         | {"img_size": 256, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "embed_dim": 32, "mlp_dim": 32},
         segmenter_schedule=Schedule(steps=12, rate=4e-3, evaluations=2),
         segmenter_samples=(128, 4),
+        segmenter_real=0.18,
         judged=2,
     ),
 }
@@ -110,9 +118,19 @@ RECIPES: dict[Preset, Recipe] = {
 class Data:
     """Pictures to train and to select on, and where they come from."""
 
-    pictures: list[Picture]
+    synthetic: list[Picture]
     selection: list[Picture]
+    real: list[Picture]
+    negatives: list[Picture]
     sources: list[str]
+
+    def mix(self, real: float) -> list[Picture]:
+        """All pictures to train on; of the real ones about `real` samples come for each synthetic one.
+
+        Few, since they are: enough to learn what real ground looks like, not enough to learn them by heart.
+        """
+        shares = ((self.synthetic, 1.0), (self.real, real), (self.negatives, 0.06))
+        return [replace(p, weight=share / len(group)) for group, share in shares for p in group]
 
 
 def train_bundled(
@@ -188,15 +206,13 @@ def gather(recipe: Recipe, folder: Path, *, data: Path | None, negatives: Path |
     logger.info("drawing %d synthetic scenes", recipe.scenes + recipe.selection)
     kept = range(SELECTION_SEED, SELECTION_SEED + recipe.selection)
     selection = synthetic_pictures(kept, recipe.selection_size, GSDS, folder=folder, workers=workers)
-    pictures = synthetic_pictures(range(recipe.scenes), recipe.scene_size, GSDS, folder=folder, workers=workers)
+    synthetic = synthetic_pictures(range(recipe.scenes), recipe.scene_size, GSDS, folder=folder, workers=workers)
+    real = read_pictures(data, exclude=REPORTED, zooms=(0.25, 1.0)) if data else []
+    without = read_pictures(negatives, exclude=REPORTED, zooms=(0.5, 1.5)) if negatives else []
     sources = [f"{recipe.scenes} synthetic scenes of geolabel (seeds 0 to {recipe.scenes - 1})"]
-    # Every fifth sample or so is real: enough to learn real texture from few images, too few to learn them by heart.
-    for source, share, zooms in ((data, 0.18, (0.25, 1.0)), (negatives, 0.06, (0.5, 1.5))):
-        if source is not None:
-            real = read_pictures(source, exclude=REPORTED, zooms=zooms)
-            pictures += [replace(picture, weight=share * recipe.scenes / len(real)) for picture in real]
-            sources.append(f"{len(real)} real images ({source.name})")
-    return Data(pictures, selection, sources)
+    sources += [f"{len(real)} real images with landslides ({data.name})"] if data else []
+    sources += [f"{len(without)} real images without landslides ({negatives.name})"] if negatives else []
+    return Data(synthetic, selection, real, without, sources)
 
 
 def _train_localizer(
@@ -205,7 +221,7 @@ def _train_localizer(
     network = cast("PyramidLocalizer", build(recipe.localizer))
     size, batch = recipe.localizer_samples
     objective = LocalizerObjective(
-        network, data.pictures, data.selection, seed=seed, size=size, batch=batch, mean=MEAN, std=STD
+        network, data.mix(recipe.localizer_real), data.selection, seed=seed, size=size, batch=batch, mean=MEAN, std=STD
     )
     figures = fit(objective, schedule, folder, device=device, resume=resume)
     constant = settle(objective.module, figures)
@@ -219,7 +235,7 @@ def _train_segmenter(
     size, batch = recipe.segmenter_samples
     objective = SegmenterObjective(
         sam,
-        data.pictures,
+        data.mix(recipe.segmenter_real),
         data.selection,
         seed=seed,
         size=size,

@@ -26,6 +26,9 @@ LEAST = 0.02
 CENTRE = 4.0
 """Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
 
+STRENGTH = 0.5
+"""Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
+
 OPERATING_POINT = 120
 """Grey value at which eq. 2 of APSAM cuts the activation."""
 
@@ -93,7 +96,7 @@ class LocalizerObjective:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
         rng = generator(self._seed, 1, step)
-        samples = [draw(self._pictures, self._size, rng) for _ in range(self._batch)]
+        samples = [draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH) for _ in range(self._batch)]
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
         return {"images": to_tensor([s.rgb for s in samples], self._mean, self._std), "slides": slides}
 

@@ -37,14 +37,20 @@ def generator(seed: int, *key: int) -> Generator:
     return np.random.default_rng([seed, *key])
 
 
-def draw(pictures: Sequence[Picture], size: int, rng: Generator, *, on_slide: float = 0.6) -> Sample:
-    """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it."""
+def draw(pictures: Sequence[Picture], size: int, rng: Generator, *, on_slide: float, strength: float = 1.0) -> Sample:
+    """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it.
+
+    Parameters
+    ----------
+    strength
+        Of the changes in colour and sharpness.
+    """
     weights = np.array([picture.weight for picture in pictures])
     picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
     zoom = np.exp(rng.uniform(*np.log(picture.zooms)))
     centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
     sample = _resample(picture, centre, _turn(rng) / zoom, size)
-    return Sample(recolour(sample.rgb, rng), sample.slides, sample.regions)
+    return Sample(recolour(sample.rgb, rng, strength), sample.slides, sample.regions)
 
 
 def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> Float64Array:
@@ -103,35 +109,39 @@ def _reflect(first: int, end: int, length: int) -> AnyArray:
     return np.minimum(at, 2 * length - 1 - at)
 
 
-def recolour(rgb: UInt8Array, rng: Generator) -> UInt8Array:
-    """Change colours, contrast, haze, sharpness and noise of (H, W, 3) as sensors, seasons and processing do."""
+def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0) -> UInt8Array:
+    """Change colours, contrast, sharpness and noise of (H, W, 3) as sensors, seasons and processing do.
+
+    The strength scales how far colours go and how often blur, noise and compression come.
+    """
     image = Image.fromarray(rgb)
     if rng.random() < 0.7:
-        image = image.convert("RGB", _mix(rng))
-    image = image.point(_tones(rng))
-    if rng.random() < 0.35:
+        image = image.convert("RGB", _mix(rng, 0.08 * strength))
+    image = image.point(_tones(rng, strength))
+    if rng.random() < 0.35 * strength:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
     out = np.asarray(image)
     if rng.random() < 0.05:
         out = np.ascontiguousarray(out[..., rng.permutation(3)])
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 * strength:
         noise = rng.standard_normal(out.shape, np.float32) * np.float32(rng.uniform(1, 12))
         out = np.clip(out + noise, 0, 255).astype(np.uint8)
-    return _jpeg(out, int(rng.integers(30, 92))) if rng.random() < 0.3 else out
+    return _jpeg(out, int(rng.integers(30, 92))) if rng.random() < 0.3 * strength else out
 
 
-def _mix(rng: Generator) -> tuple[float, ...]:
+def _mix(rng: Generator, spread: float) -> tuple[float, ...]:
     """A colour matrix for Pillow, in rows of four, that keeps grey grey; one in twenty takes all colour away."""
-    matrix = np.eye(3) + rng.normal(0, 0.08, (3, 3)) if rng.random() < 0.95 else np.ones((3, 3))
+    matrix = np.eye(3) + rng.normal(0, spread, (3, 3)) if rng.random() < 0.95 else np.ones((3, 3))
     matrix /= matrix.sum(axis=1, keepdims=True)
     return tuple(np.pad(matrix, ((0, 0), (0, 1))).ravel().tolist())
 
 
-def _tones(rng: Generator) -> list[int]:
+def _tones(rng: Generator, strength: float) -> list[int]:
     """Contrast, brightness and gamma as 256 tones for each of three bands; only brightness differs between bands."""
     level = np.linspace(-0.5, 0.5, 256)
-    gamma, contrast, brightness = np.exp(rng.normal(0, 0.25)), np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.06)
-    tones = [np.clip(level * contrast + 0.5 + brightness + rng.normal(0, 0.03), 0, 1) ** gamma for _ in range(3)]
+    gamma, contrast, brightness = rng.normal(0, [0.25, 0.2, 0.06]) * strength
+    middle = 0.5 + brightness + rng.normal(0, 0.03 * strength, 3)
+    tones = [np.clip(level * np.exp(contrast) + m, 0, 1) ** np.exp(gamma) for m in middle]
     return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
 
 
