@@ -23,7 +23,7 @@ from geolabel.io.store import Store
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
 from geolabel.masks import OUTSIDE
-from geolabel.run.passes import MosaicSource, Run, TileReport
+from geolabel.run.passes import MosaicSource, Run, TileReport, forget
 from geolabel.run.plan import Plan
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ class Targets:
 def run_folder(targets: Targets) -> Iterator[Store]:
     """A store for the records of a run, beside its output, that goes when the run ends."""
     with tempfile.TemporaryDirectory(prefix=".geolabel-", dir=targets.folder, ignore_cleanup_errors=True) as folder:
-        yield Store(Path(folder))
+        try:
+            yield Store(Path(folder))
+        finally:
+            forget()
 
 
 def tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:

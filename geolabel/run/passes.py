@@ -30,6 +30,7 @@ from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8A
 log = logging.getLogger(__name__)
 
 Slices: TypeAlias = tuple[slice, slice]
+Tiles: TypeAlias = list[tuple[Window, Enlarged]]
 
 NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
 """What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
@@ -142,23 +143,24 @@ class TileMaps:
     """What the first pass left of one tile."""
 
     window: Window
-    activation: UInt8Array | None
-    """At the network's stride; None where the tile went to no network."""
+    activation: Enlarged | None
+    """Of the size of the tile; None where the tile went to no network."""
     probability: UInt8Array | None
+    """At the network's stride."""
     stride: int
     valid: BoolArray | None
     """None where every pixel is valid."""
-
-    @property
-    def enlarged(self) -> Enlarged:
-        """The activation at the size of the tile."""
-        nothing = np.zeros((self.window.height, self.window.width), np.uint8)
-        return Enlarged(nothing, 1) if self.activation is None else Enlarged(self.activation, self.stride)
 
 
 @lru_cache(maxsize=64)
 def _localize_record(store: Store, task: int) -> Mapping[str, AnyArray]:
     return store.read("localize", task)
+
+
+def forget() -> None:
+    """Let go of the records that this process keeps in memory, when the run that they belong to is over."""
+    _localize_record.cache_clear()
+    _segment_record.cache_clear()
 
 
 def tile_maps(run: Run, window: Window) -> Iterator[TileMaps]:
@@ -175,7 +177,7 @@ def tile_maps(run: Run, window: Window) -> Iterator[TileMaps]:
         )
         yield TileMaps(
             window=tile,
-            activation=record["activation"][at] if seen else None,
+            activation=Enlarged(record["activation"][at], int(record["stride"])) if seen else None,
             probability=record["probability"][at] if seen else None,
             stride=int(record["stride"]),
             valid=valid,
@@ -186,27 +188,29 @@ PATCH = 256
 """Side in pixels of the patches of a window that are blended, or left out as empty, one by one."""
 
 
-def blend_activation(run: Run, window: Window, wanted: Callable[[Window, list[TileMaps]], bool]) -> UInt8Array:
+def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], bool]) -> UInt8Array:
     """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
+
+    A tile that went to no network has no vote on what its neighbours saw.
 
     Parameters
     ----------
     wanted
         Whether a patch, which these tiles cover, matters; where it does not, the values are 0.
     """
-    tiles = list(tile_maps(run, window))
+    tiles = [(maps.window, maps.activation) for maps in tile_maps(run, window) if maps.activation is not None]
     grey = np.zeros((window.height, window.width), np.uint8)
     for patch in BlockGrid(window.height, window.width, PATCH):
         place = replace(patch, row=window.row + patch.row, col=window.col + patch.col)
-        here = [maps for maps in tiles if maps.window.intersection(place)]
+        here = [(tile, values) for tile, values in tiles if tile.intersection(place)]
         if wanted(place, here):
-            grey[patch.slices] = mosaic.blend(place, ((maps.window, maps.enlarged) for maps in here))
+            grey[patch.slices] = mosaic.blend(place, here)
     return grey
 
 
-def _reaches(level: int, place: Window, tiles: list[TileMaps]) -> bool:
+def _reaches(level: int, place: Window, tiles: Tiles) -> bool:
     """Whether the blend, an average of the tiles, may exceed a level."""
-    return any(maps.enlarged.reaches(level, _shared(maps.window, place).within(maps.window)) for maps in tiles)
+    return any(values.reaches(level, _shared(tile, place).within(tile)) for tile, values in tiles)
 
 
 def _shared(tile: Window, place: Window) -> Window:
@@ -386,7 +390,7 @@ class MosaicSource:
         for record, source, target in self._records(window, "winner", "numbers"):
             winner[target] = record["numbers"][record["winner"][source]]
 
-        def wanted(place: Window, _: list[TileMaps]) -> bool:
+        def wanted(place: Window, _: Tiles) -> bool:
             return len(spans.clip(place)[0]) > 0
 
         grey = blend_activation(self.run, window, wanted) if self.run.localized else None
