@@ -221,7 +221,7 @@ def test_samples_depend_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("step", range(12))
 def test_labels_turn_with_the_image(step, monkeypatch):
-    monkeypatch.setattr("geolabel.trainers.samples.recolour", lambda rgb, _rng: rgb)
+    monkeypatch.setattr("geolabel.trainers.samples.recolour", lambda rgb, *_: rgb)
     picture = replace(checkerboard(), zooms=(0.5, 2.0))
     sample = draw([picture], 48, generator(5, step), on_slide=1.0)
     bright = sample.rgb[..., 0] > 120
@@ -330,7 +330,7 @@ def read_curves(path: Path) -> list[dict[str, str]]:
 
 def test_fit_finds_the_slope_and_keeps_the_best(tmp_path):
     objective = Line()
-    figures = fit(objective, Schedule(steps=120, rate=0.2, evaluations=4, average=0.9, decay=0), tmp_path)
+    figures = fit(objective, Schedule(cycles=(120,), rate=0.2, evaluations=4, average=0.9, decay=0), tmp_path)
     assert objective.module.line.weight.item() == pytest.approx(3, abs=0.05)
     assert figures["steps"] == 120
     curves = read_curves(tmp_path / "curves.csv")
@@ -342,7 +342,7 @@ def test_fit_finds_the_slope_and_keeps_the_best(tmp_path):
 
 
 def test_resumed_fit_equals_an_uninterrupted_one(tmp_path):
-    schedule = Schedule(steps=40, rate=0.1, evaluations=4)
+    schedule = Schedule(cycles=(20, 20), rate=0.1, evaluations=4)
     whole = Line()
     fit(whole, schedule, tmp_path / "whole")
 
@@ -362,11 +362,13 @@ def test_resumed_fit_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_schedule_ends_in_time():
-    schedule = Schedule(steps=1000, rate=1.0, minutes=2)
+    schedule = Schedule(cycles=(600, 400), rate=1.0, minutes=2)
     assert schedule.progress(10, seconds=60) == 0.5
     assert schedule.progress(10, seconds=121) == 1
-    assert schedule.rate_at(schedule.warmup) == pytest.approx(1)
-    assert schedule.rate_at(1) == pytest.approx(0.01)
+    assert schedule.rate_at(0.6 * schedule.warmup) == pytest.approx(1)
+    assert schedule.rate_at(0.6 + 0.4 * schedule.warmup) == pytest.approx(0.5)
+    assert schedule.rate_at(0.6 - 1e-9) == pytest.approx(0.01, abs=1e-4)
+    assert schedule.rate_at(1) == pytest.approx(0.005)
 
 
 # The whole

@@ -1,4 +1,4 @@
-"""The one fit loop: AdamW, a one-cycle rate, an average of the weights, curves as CSV, and a state to go on from."""
+"""The one fit loop: AdamW, a cyclic rate, an average of the weights, curves as CSV, and a state to go on from."""
 
 from __future__ import annotations
 
@@ -44,13 +44,14 @@ class Objective(Protocol):
 class Schedule:
     """How long and how fast."""
 
-    steps: int
+    cycles: tuple[int, ...]
+    """Steps of each cycle: the rate rises, falls, and rises again, half as high each time."""
     rate: float
-    """Highest learning rate."""
+    """Highest learning rate of the first cycle."""
     evaluations: int = 6
     """How often the averaged weights are judged, evenly over the training."""
     warmup: float = 0.05
-    """Share of the training in which the rate rises."""
+    """Share of a cycle in which the rate rises."""
     decay: float = 0.02
     """Weight decay of AdamW."""
     average: float = 0.998
@@ -58,16 +59,34 @@ class Schedule:
     minutes: float = math.inf
     """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
 
+    @property
+    def steps(self) -> int:
+        """Steps of all cycles."""
+        return sum(self.cycles)
+
     def progress(self, step: int, seconds: float) -> float:
         """Share of the training that lies behind."""
         return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
 
     def rate_at(self, progress: float) -> float:
-        """Learning rate: a linear rise, then half a cosine down to a hundredth."""
-        if progress < self.warmup:
-            return self.rate * (0.01 + 0.99 * progress / self.warmup)
-        fall = (progress - self.warmup) / (1 - self.warmup)
-        return self.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * fall)) / 2)
+        """Learning rate: in each cycle a linear rise, then half a cosine down to a hundredth.
+
+        Source: Loshchilov and Hutter (2017), "SGDR: Stochastic Gradient Descent with Warm Restarts".
+        """
+        left, peak = progress * self.steps, self.rate
+        for steps in self.cycles[:-1]:
+            if left < steps:
+                break
+            left, peak = left - steps, peak / 2
+        else:
+            steps = self.cycles[-1]
+        at = left / steps
+        share = at / self.warmup if at < self.warmup else _half_cosine((at - self.warmup) / (1 - self.warmup))
+        return peak * (0.01 + 0.99 * share)
+
+
+def _half_cosine(x: float) -> float:
+    return (1 + math.cos(math.pi * x)) / 2
 
 
 @dataclass
