@@ -51,7 +51,8 @@ def main() -> None:
             print(f"{seed}: IoU {result.areas.iou:.3f}, Otsu {green.iou:.3f}", flush=True)
     for name, total in (("extract", ours), ("Otsu", theirs)):
         print(
-            f"{name}: precision {total.precision:.3f}, recall {total.recall:.3f}, F1 {total.f1:.3f}, IoU {total.iou:.3f}"
+            f"{name}: precision {total.precision:.3f}, recall {total.recall:.3f}, "
+            f"F1 {total.f1:.3f}, IoU {total.iou:.3f}"
         )
 
 
