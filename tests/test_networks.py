@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -193,3 +194,28 @@ def test_truncated_checkpoint_is_an_error(tmp_path):
 def test_later_fields_of_a_description_are_left_alone():
     text = json.loads(INFO.to_json()) | {"added_later": 1}
     assert NetworkInfo.from_json(json.dumps(text)) == INFO
+
+
+@pytest.mark.parametrize("kind", ["localizer", "segmenter"])
+def test_bundled_network_is_what_its_description_says(kind):
+    folder = resources.files("geolabel.weights")
+    state, info = load_checkpoint(folder / f"{kind}.safetensors")
+    network = build(info.architecture)
+    network.load_state_dict(state)
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert info.kind == kind
+    assert info.classes == ("landslide",)
+    assert info.gsd_range == (0.2, 30)
+    assert info.mean == tuple(info.architecture.get("pixel_mean", info.mean))
+    if kind == "localizer":
+        assert info.stride == network.stride
+        assert info.window % network.stride == 0
+        assert info.constant > 0
+    else:
+        assert info.window == network.image_encoder.img_size == 512
+    assert "CC BY 4.0" in (folder / f"{kind}.md").read_text()
+
+
+def test_bundled_networks_stay_small():
+    folder = resources.files("geolabel.weights")
+    assert sum((folder / f"{kind}.safetensors").stat().st_size for kind in ("localizer", "segmenter")) <= 12e6
