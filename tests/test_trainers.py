@@ -20,7 +20,7 @@ from geolabel.cli.train import train
 from geolabel.errors import OptionError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import load_checkpoint
-from geolabel.trainers import losses
+from geolabel.trainers import losses, segmenter
 from geolabel.trainers.bundled import RECIPES, train_bundled
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import (
@@ -295,6 +295,32 @@ def test_segmenter_answers_a_batch_as_segment_anything_answers_one_image():
             expected, iou = sam.mask_decoder(embedding, position, sparse, dense, multimask_output=True)
             torch.testing.assert_close(logits[row, 1:], expected[0], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(quality[row, 1:], iou[0], atol=1e-4, rtol=1e-4)
+
+
+def test_logits_become_probabilities():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 1, 50_000)
+    truth = rng.random(50_000) < 1 / (1 + np.exp(-2.5 * logits))
+    assert segmenter.logit_scale(np.where(truth, logits, -logits)) == pytest.approx(2.5, rel=0.05)
+
+
+def test_settling_scales_every_mask_and_nothing_else():
+    torch.manual_seed(0)
+    module = SegmenterLosses(build(RECIPES["short"].segmenter)).eval()
+    asked = (
+        torch.randn(1, 3, 128, 128),
+        torch.tensor([0]),
+        torch.tensor([0, 0]),
+        None,
+        torch.tensor([[9.0, 9, 60, 70]]),
+    )
+    with torch.inference_mode():
+        logits, quality = module.answer(*asked)
+    segmenter.settle(module, {"logit/scale": 3.0})
+    with torch.inference_mode():
+        scaled, same = module.answer(*asked)
+    torch.testing.assert_close(scaled, 3 * logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(same, quality)
 
 
 # Fitting

@@ -19,9 +19,10 @@ from geolabel.networks import build
 from geolabel.networks.checkpoint import Kind, NetworkInfo, save_checkpoint
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.networks.sam import LOW_RES_STRIDE
+from geolabel.trainers import localizer, segmenter
 from geolabel.trainers.cards import write_card
 from geolabel.trainers.fit import Schedule, fit
-from geolabel.trainers.localizer import WINDOW, LocalizerObjective, settle
+from geolabel.trainers.localizer import WINDOW, LocalizerObjective
 from geolabel.trainers.pictures import Picture, read_pictures, synthetic_pictures
 from geolabel.trainers.segmenter import SegmenterObjective
 
@@ -224,7 +225,7 @@ def _train_localizer(
         network, data.mix(recipe.localizer_real), data.selection, seed=seed, size=size, batch=batch, mean=MEAN, std=STD
     )
     figures = fit(objective, schedule, folder, device=device, resume=resume)
-    constant = settle(objective.module, figures)
+    constant = localizer.settle(objective.module, figures)
     return network, _info("localizer", recipe.localizer, WINDOW, network.stride, constant), figures
 
 
@@ -245,6 +246,7 @@ def _train_segmenter(
         judged=recipe.judged,
     )
     figures = fit(objective, schedule, folder, device=device, resume=resume)
+    segmenter.settle(objective.module, figures)
     return sam, _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None), figures
 
 

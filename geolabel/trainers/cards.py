@@ -7,8 +7,8 @@ from pathlib import Path
 from geolabel.networks.checkpoint import NetworkInfo
 
 _PURPOSE = {
-    "localizer": "Says where in an image landslides are likely: a class activation map, and the probability of a "
-    "landslide in any window. Its maximum over a scene is what prompts are cut from.",
+    "localizer": "Says where in an image landslides are likely: a class activation map, from which prompts are cut, "
+    "and the probability of a landslide in any window, which is the gate.",
     "segmenter": "Outlines what a box, a point or both ask for: a small network of the Segment Anything shape.",
 }
 
@@ -28,9 +28,10 @@ _MEANING = {
     "gate/scale": "calibration, folded into the weights",
     "gate/shift": "calibration, folded into the bias",
     "iou/chosen": "mean IoU with the slide asked for, of the candidate that the network prefers",
-    "iou/best": "the same of the best candidate",
-    "iou/single": "the same of the single-mask token",
+    "iou/best": "mean IoU of the best candidate",
+    "iou/single": "mean IoU of the single-mask token",
     "iou/error": "mean error of the predicted IoU",
+    "logit/scale": "calibration of the masks' logits, folded into the weights",
 }
 
 

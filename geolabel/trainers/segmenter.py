@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy import optimize
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +20,7 @@ from geolabel.trainers.losses import best_candidate, dice_loss, focal_loss, mask
 from geolabel.trainers.objects import Prompt, choose_objects, localizer_prompt, sloppy_prompt
 from geolabel.trainers.pictures import Picture
 from geolabel.trainers.samples import draw, generator, to_tensor
+from geolabel.types import Float64Array
 
 Kind = Literal["both", "box", "point"]
 KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
@@ -173,24 +175,52 @@ class SegmenterObjective:
                 )
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Mean IoU with landslides: of the candidate that the network prefers (the score), the best, the single one."""
+        """Mean IoU with landslides: of the candidate that the network prefers (the score), the best, the single one.
+
+        And ``logit/scale``, which makes the sigmoid of the preferred masks' logits a probability.
+        """
         assert isinstance(module, SegmenterLosses)
         device = module.sam.device
-        chosen, best, single, error = [], [], [], []
+        chosen, best, single, error, margins = [], [], [], [], []
         for kept in self._judged:
             batch = {name: tensor.to(device) for name, tensor in kept.items()}
             target = batch.pop("target")
             logits, quality = module.answer(**batch)
             iou = mask_iou(logits, target[:, None].expand_as(logits)).cpu()
-            preferred = quality[:, 1:].argmax(dim=1, keepdim=True).cpu()
-            chosen.append(iou[:, 1:].gather(1, preferred)[:, 0])
+            preferred = quality[:, 1:].argmax(dim=1, keepdim=True)
+            chosen.append(iou[:, 1:].gather(1, preferred.cpu())[:, 0])
             best.append(iou[:, 1:].max(dim=1).values)
             single.append(iou[:, 0])
             error.append((quality.cpu() - iou).abs().mean(dim=1))
+            # On the right side of a mask's edge the margin is positive.
+            masks = logits[torch.arange(len(logits), device=device), 1 + preferred[:, 0]]
+            margins.append((masks * (2 * (target >= 0.5) - 1)).flatten().cpu())
         means = [float(torch.cat(values).mean()) for values in (chosen, best, single, error)]
-        return dict(zip(("score", "iou/best", "iou/single", "iou/error"), means, strict=True)) | {
-            "iou/chosen": means[0]
-        }
+        figures = dict(zip(("iou/chosen", "iou/best", "iou/single", "iou/error"), means, strict=True))
+        return {"score": means[0], **figures, "logit/scale": logit_scale(torch.cat(margins).double().numpy())}
+
+
+def logit_scale(margins: Float64Array) -> float:
+    """Scale of least cross-entropy for logits, given as margins: times 1 where the truth is 1, times -1 where it is 0.
+
+    Source: temperature scaling, Guo et al. (2017), "On Calibration of Modern Neural Networks".
+    """
+
+    def loss(log_scale: float) -> float:
+        return float(np.logaddexp(0, -np.exp(log_scale) * margins).mean())
+
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
+
+
+@torch.no_grad()
+def settle(losses: SegmenterLosses, figures: dict[str, float]) -> None:
+    """Fold the scale into the decoder. Focal loss leaves logits timid, and masks seem less stable than they are.
+
+    The edge of a mask, at a logit of 0, stays where it is.
+    """
+    for branch in losses.sam.mask_decoder.output_hypernetworks_mlps:
+        branch.layers[-1].weight *= figures["logit/scale"]
+        branch.layers[-1].bias *= figures["logit/scale"]
 
 
 def _ask(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:

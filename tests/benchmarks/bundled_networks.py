@@ -45,13 +45,13 @@ def describe(counts):
     return f"precision {precision:.3f}  recall {recall:.3f}  F1 {f1:.3f}  IoU {iou:.3f}"
 
 
-def extract_mask(path, shape, transform, networks, *, gsd=None, gate=0.5):
-    slides = extract(path, networks=networks, reading=Reading(gsd=gsd), parameters=Parameters(gate=gate))
+def extract_mask(path, shape, transform, networks, parameters, *, gsd=None):
+    slides = extract(path, networks=networks, reading=Reading(gsd=gsd), parameters=parameters)
     shapes = [(outline, 1) for outline in slides.geometry]
     return rasterize(shapes, shape, transform=transform).astype(bool) if shapes else np.zeros(shape, bool)
 
 
-def on_synthetic(count, size, gsd, networks, gate):
+def on_synthetic(count, size, gsd, networks, parameters):
     total = np.zeros(3)
     transform = Affine(gsd, 0, 500_000, 0, -gsd, 3_400_000)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,18 +61,18 @@ def on_synthetic(count, size, gsd, networks, gate):
             profile = {"driver": "GTiff", "height": size, "width": size, "count": 3, "dtype": "uint8"}
             with rasterio.open(path, "w", crs="EPSG:32648", transform=transform, photometric="RGB", **profile) as file:
                 file.write(np.moveaxis(scene.rgb, 2, 0))
-            counts = score(extract_mask(path, (size, size), transform, networks, gate=gate), scene.truth > 0)
+            counts = score(extract_mask(path, (size, size), transform, networks, parameters), scene.truth > 0)
             total += counts
             print(f"  seed {seed}: {describe(counts)}", flush=True)
     print(f"synthetic, {count} scenes: {describe(total)}", flush=True)
 
 
-def on_sichuan(folder, networks, gate):
+def on_sichuan(folder, networks, parameters):
     total = np.zeros(3)
     for path in sorted((folder / "images").iterdir()):
         if path.stem.endswith(REPORTED):
             truth = np.asarray(Image.open(folder / "masks" / f"{path.stem}.png").convert("L")) > 0
-            counts = score(extract_mask(path, truth.shape, Affine.scale(1, -1), networks, gsd=0.5, gate=gate), truth)
+            counts = score(extract_mask(path, truth.shape, Affine.scale(1, -1), networks, parameters, gsd=0.5), truth)
             total += counts
             print(f"  {path.stem}: {describe(counts)}", flush=True)
     print(f"sichuan, images kept for reports: {describe(total)}", flush=True)
@@ -116,7 +116,9 @@ def main():
     parser.add_argument("--scenes", type=int, default=10)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--gsd", type=float, default=0.5)
-    parser.add_argument("--gate", type=float, default=0.5)
+    parser.add_argument("--gate", type=float, default=Parameters.gate)
+    parser.add_argument("--min-quality", type=float, default=Parameters.min_quality)
+    parser.add_argument("--activation-threshold", type=int, default=Parameters.activation_threshold)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--localizer", default="bundled")
     parser.add_argument("--segmenter")
@@ -124,13 +126,18 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     networks = Networks(localizer=options.localizer, sam_checkpoint=options.segmenter, device="cpu")
+    parameters = Parameters(
+        gate=options.gate,
+        min_quality=options.min_quality,
+        activation_threshold=options.activation_threshold,
+    )
     localizer, segmenter = (weights.load(recipe) for recipe in networks.recipes())
     speed(localizer, segmenter)
     torch.set_num_threads(options.threads)
     if (options.shared / "bijie").is_dir():
         on_bijie(options.shared / "bijie" / "val", localizer)
-        on_sichuan(options.shared / "sichuan", networks, options.gate)
-    on_synthetic(options.scenes, options.size, options.gsd, networks, options.gate)
+        on_sichuan(options.shared / "sichuan", networks, parameters)
+    on_synthetic(options.scenes, options.size, options.gsd, networks, parameters)
 
 
 if __name__ == "__main__":
