@@ -214,10 +214,7 @@ def logit_scale(margins: Float64Array) -> float:
 
 @torch.no_grad()
 def settle(losses: SegmenterLosses, figures: dict[str, float]) -> None:
-    """Fold the scale into the decoder. Focal loss leaves logits timid, and masks seem less stable than they are.
-
-    The edge of a mask, at a logit of 0, stays where it is.
-    """
+    """Fold the scale into the decoder, so that scores are probabilities; masks keep their edge, at a logit of 0."""
     for branch in losses.sam.mask_decoder.output_hypernetworks_mlps:
         branch.layers[-1].weight *= figures["logit/scale"]
         branch.layers[-1].bias *= figures["logit/scale"]
