@@ -85,7 +85,7 @@ RECIPES: dict[Preset, Recipe] = {
             "depths": [2, 2, 2, 2],
             "features": 96,
         },
-        localizer_schedule=Schedule(cycles=(3200, 1600), rate=2e-3, evaluations=12),
+        localizer_schedule=Schedule(cycles=(3200, 1600, 1600), rate=2e-3, evaluations=16),
         localizer_samples=(192, 12),
         localizer_real=0.06,
         segmenter=_SAM

@@ -51,11 +51,11 @@ def extract_mask(path, shape, transform, networks, parameters, *, gsd=None):
     return rasterize(shapes, shape, transform=transform).astype(bool) if shapes else np.zeros(shape, bool)
 
 
-def on_synthetic(count, size, gsd, networks, parameters):
+def on_synthetic(first, count, size, gsd, networks, parameters):
     total = np.zeros(3)
     transform = Affine(gsd, 0, 500_000, 0, -gsd, 3_400_000)
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(FIRST_SEED, FIRST_SEED + count):
+        for seed in range(first, first + count):
             scene = synthesize(size, gsd=gsd, seed=seed)
             path = Path(folder) / f"{seed}.tif"
             profile = {"driver": "GTiff", "height": size, "width": size, "count": 3, "dtype": "uint8"}
@@ -114,6 +114,7 @@ def speed(localizer, segmenter):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--gsd", type=float, default=0.5)
     parser.add_argument("--gate", type=float, default=Parameters.gate)
@@ -137,7 +138,7 @@ def main():
     if (options.shared / "bijie").is_dir():
         on_bijie(options.shared / "bijie" / "val", localizer)
         on_sichuan(options.shared / "sichuan", networks, parameters)
-    on_synthetic(options.scenes, options.size, options.gsd, networks, parameters)
+    on_synthetic(options.first_seed, options.scenes, options.size, options.gsd, networks, parameters)
 
 
 if __name__ == "__main__":
