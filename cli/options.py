@@ -177,7 +177,7 @@ def prediction_options(command: F) -> F:
     for decorate in (
         click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
                      help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3."),
-        click.option("--min-quality", type=click.FloatRange(0, 1), default=0.3, show_default=True,
+        click.option("--min-quality", type=click.FloatRange(0, 1), default=0.0, show_default=True,
                      help="Least predicted IoU x stability of a mask that counts."),
         click.option("--activation-threshold", type=click.IntRange(0, 255), default=120, show_default=True,
                      help="Grey value that the activation has to exceed."),

@@ -41,8 +41,8 @@ class Parameters:
     """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
     selection: Selection = "best_iou"
-    min_quality: float = 0.3
-    """Least predicted IoU x stability of a mask that takes part in the mosaic."""
+    min_quality: float = 0.0
+    """Least predicted IoU x stability of a mask that takes part in the mosaic; the paper leaves out none."""
     score_threshold: float = 0.5
     """Least score of a landslide's pixels in the mosaic."""
     min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
