@@ -25,7 +25,6 @@ from geolabel.trainers.bundled import RECIPES, train_bundled
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import (
     CENTRE,
-    MARGIN,
     LocalizerLosses,
     area_under_curve,
     best_threshold,
@@ -139,8 +138,8 @@ def test_settling_keeps_what_the_gate_says():
     with torch.inference_mode():
         after = losses.window_logits(network(images), network.bias, 16, 8)
         torch.testing.assert_close(after, 0.5 * before - 1)
-        # The operating point, a margin above the threshold of cells, is grey value 120 of 255.
-        assert 255 * MARGIN * network(images).max().item() / constant == pytest.approx(120, abs=1e-3)
+        # What was the threshold is grey value 120 of 255.
+        assert 255 * network(images).max().item() / constant == pytest.approx(120, abs=1e-3)
     assert module.log_gain.item() == 0
 
 

@@ -21,8 +21,8 @@ _LIMITS = {
 
 _MEANING = {
     "score": "what the weights were selected by",
-    "map/f1": "highest F1 of the map's cells",
-    "map/threshold": "raw value at which they reach it, before calibration",
+    "map/f1": "F1 of the map's cells at the operating point",
+    "map/threshold": "raw value of that point, before calibration",
     "map/hit": "share of windows with slides in which the map's maximum lies on one",
     "gate/auc": "area under the ROC curve of the class probability of windows",
     "gate/scale": "calibration, folded into the weights",

@@ -29,10 +29,6 @@ CENTRE = 4.0
 STRENGTH = 0.5
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
 
-MARGIN = 7 / 6
-"""Operating point over the raw value of highest F1 of cells. Masks grow beyond the cells that asked for them, so whole
-extractions of the selection scenes do best a little higher (IoU 0.49 against 0.46)."""
-
 OPERATING_POINT = 120
 """Grey value at which eq. 2 of APSAM cuts the activation."""
 
@@ -201,4 +197,4 @@ def settle(losses: LocalizerLosses, figures: dict[str, float]) -> float:
     losses.absorb_gain()
     network.head.weight *= figures["gate/scale"]
     network.bias.mul_(figures["gate/scale"]).add_(figures["gate/shift"])
-    return MARGIN * figures["map/threshold"] * figures["gate/scale"] * LEVELS / OPERATING_POINT
+    return figures["map/threshold"] * figures["gate/scale"] * LEVELS / OPERATING_POINT
