@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 
 import click
@@ -61,16 +62,19 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo("geolabel: interrupted; no output was written", err=True)
         return INTERRUPTED
     except GeolabelError as error:
-        if session.debug:
-            raise
-        click.echo(f"geolabel: {error}", err=True)
+        _say(session, str(error))
         return 2 if isinstance(error, OptionError) else 1
     except BrokenPipeError:
         return 1
-    except Exception as error:
-        if session.debug:
-            raise
+    except Exception as error:  # noqa: BLE001  # the last resort: no traceback for users who did not ask for one
         reason = str(error).splitlines()[0] if str(error) else "no message"
-        click.echo(f"geolabel: unexpected {type(error).__name__}: {reason} (--debug shows where)", err=True)
+        _say(session, f"unexpected {type(error).__name__}: {reason} (--debug shows where)")
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _say(session: Session, message: str) -> None:
+    """Print one line about the error at hand; after its traceback with ``--debug``."""
+    if session.debug:
+        traceback.print_exc()
+    click.echo(f"geolabel: {message}", err=True)
