@@ -228,7 +228,9 @@ class SceneReader:
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:
             patches = self._patches() if lenient else []
             if not patches:
-                raise SceneError(f"{self.scene.name} cannot be sampled: {one_line(cause)}") from cause
+                raise SceneError(
+                    f"{self.scene.name} cannot be sampled: {one_line(cause)}; --on-error skip works on what can be read"
+                ) from cause
             logger.warning("%s is damaged: its statistics come from the patches that can be read", self.scene.name)
         bands, valid = zip(*patches, strict=True)
         return np.concatenate([b.reshape(3, 1, -1) for b in bands], axis=2), np.concatenate(
