@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 
 from geolabel.prompts import Prompts
-from geolabel.run import worker
+from geolabel.run import execute, worker
 from geolabel.run.plan import TASK_TILES, Plan
 from geolabel.tiles import Window
 
+BASE_BYTES = 400 << 20
+"""Memory of the process with its libraries and GDAL's cache, before there is work."""
+
 NETWORK_BYTES_PER_PX = 1_500
 """Memory per pixel of a batch inside a network: features at full width, in single precision."""
+
+TILE_BYTES_PER_PX = 7
+"""Of a tile in a task: three bands, the stretched image, and where it is valid."""
+
+BLOCK_BYTES_PER_PX = 24
+"""Of a block at work: sums, weights, scores, winners."""
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
@@ -33,10 +42,11 @@ def estimate(plan: Plan) -> dict[str, Any]:
     read_s = _warm(lambda: _read(plan, tile))
     tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
     per_tile = max(localize_s, read_s)
+    tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
     memory = (
-        TASK_TILES * tile.height * tile.width * 8
-        + plan.localizer.batch * tile.height * tile.width * NETWORK_BYTES_PER_PX
-        + plan.blocks.size**2 * 24
+        BASE_BYTES
+        + execute.LOCAL_WORKERS * (TASK_TILES * tile_px * TILE_BYTES_PER_PX + block_px * BLOCK_BYTES_PER_PX)
+        + plan.localizer.batch * tile_px * NETWORK_BYTES_PER_PX
     )
     return {
         "scene": plan.reader.scene.name,

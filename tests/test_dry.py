@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from geolabel.io.scenes import SceneReader
+from geolabel.parts import Recipe
+from geolabel.run import worker
+from geolabel.run.dry import estimate
+from geolabel.run.plan import Parameters, make_plan
+from geolabel.testing import FakeLocalizer, FakeSegmenter
+
+RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=2), Recipe("segmenter", "stand-in", "0" * 64)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SceneReader:
+    monkeypatch.setattr(
+        worker, "_load", lambda recipe: FakeLocalizer() if recipe.role == "localizer" else FakeSegmenter()
+    )
+    path = tmp_path / "scene.tif"
+    image = np.random.default_rng(0).integers(1, 255, (3, 300, 420), np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint8", count=3, height=300, width=420, crs="EPSG:32648", photometric="rgb",
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+    ) as target:  # fmt: skip
+        target.write(image)
+    return SceneReader(path)
+
+
+def test_an_estimate_counts_the_work_and_writes_nothing(scene: SceneReader, tmp_path: Path) -> None:
+    plan = make_plan(scene, *RECIPES, Parameters(tile_size=128, overlap=32, block_size=200))
+    figures = estimate(plan)
+    assert figures["localizer_tiles"] == 3 * 5
+    assert figures["blocks"] == 2 * 3
+    assert figures["localizer_tile_px"] == figures["segmenter_tile_px"] == 128
+    assert figures["seconds_without_landslides"] <= figures["seconds_with_landslides_everywhere"]
+    assert figures["seconds_per_segmenter_window"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_memory_grows_with_tiles_and_batches_and_not_with_the_scene(scene: SceneReader) -> None:
+    def memory(**parameters: int) -> int:
+        return int(estimate(make_plan(scene, *RECIPES, Parameters(**parameters)))["memory_mb"])
+
+    assert memory(tile_size=128, overlap=32) > memory(tile_size=64, overlap=16)
