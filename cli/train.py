@@ -37,6 +37,9 @@ def train() -> None:
               help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+              help="Of the training steps. auto: bf16 on a GPU that has it; bf16 halves the time on processors with "
+              "instructions for it too.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the last state that an interrupted training left in --out.")
 @options.overwrite
 @options.as_json
@@ -53,6 +56,7 @@ def bundled(
     scenes: Path | None,
     threads: int | None,
     device: str,
+    precision: str,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -72,17 +76,19 @@ def bundled(
         ) from error
     import torch
 
-    from geolabel.devices import resolve_device
+    from geolabel.devices import resolve_device, resolve_precision
     from geolabel.trainers.bundled import train_bundled
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)
+    device = resolve_device(device)
     figures = train_bundled(
         out,
         seed=seed,
         preset=preset,  # type: ignore[arg-type]
         minutes=minutes,
-        device=resolve_device(device),
+        device=device,
+        precision=resolve_precision(precision, device),
         data=data,
         negatives=negatives,
         credit=credit,

@@ -20,7 +20,8 @@ from geolabel.cli.train import train
 from geolabel.errors import OptionError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import load_checkpoint
-from geolabel.trainers import losses, segmenter
+from geolabel.synthetic.cover import FOREST, LANDSLIDE
+from geolabel.trainers import losses, pictures, segmenter
 from geolabel.trainers.bundled import RECIPES, train_bundled
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import (
@@ -32,7 +33,14 @@ from geolabel.trainers.localizer import (
     settle,
 )
 from geolabel.trainers.objects import choose_objects, localizer_prompt, sloppy_prompt
-from geolabel.trainers.pictures import Picture, number_regions, read_pictures, stretch, synthetic_pictures
+from geolabel.trainers.pictures import (
+    Picture,
+    number_regions,
+    read_pictures,
+    segment_regions,
+    stretch,
+    synthetic_pictures,
+)
 from geolabel.trainers.samples import Sample, draw, generator, recolour, to_tensor
 from geolabel.trainers.segmenter import SegmenterLosses
 
@@ -44,9 +52,10 @@ def checkerboard(size: int = 64) -> Picture:
     slides = np.zeros((size, size), np.uint8)
     slides[20:36, 28:52] = 1
     rgb = np.where(slides[..., None], [200, 180, 160], [40, 60, 30]).astype(np.uint8)
-    regions = 1 + slides.astype(np.int32)
+    regions = 1 + slides.astype(np.uint16)
     regions[:10, :10] = 3
-    return Picture(rgb, slides, regions, weight=1.0, zooms=(1.0, 1.0))
+    classes = np.where(slides, LANDSLIDE, FOREST).astype(np.uint8)
+    return Picture(rgb, classes, regions, weight=1.0, zooms=(1.0, 1.0))
 
 
 # Losses
@@ -165,6 +174,25 @@ def test_localizer_losses_reward_a_map_on_the_slide():
 # Pictures and samples
 
 
+def test_cover_loss_by_hand():
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, 3.0, 0.5]]).T[None, :, :, None]  # two cells, three classes
+    told = losses.cover_loss(logits, torch.tensor([[[1], [0]]]), one=2, unknown=255)
+    first, second = torch.tensor([1.0, 2.0, -1.0]).softmax(0), torch.tensor([0.0, 3.0, 0.5]).softmax(0)
+    assert told.item() == pytest.approx(-(first[1].log() + second[0].log()).item() / 2, rel=1e-5)
+    partly = losses.cover_loss(logits, torch.tensor([[[255], [0]]]), one=2, unknown=255)
+    assert partly.item() == pytest.approx(-((1 - first[2]).log() + second[0].log()).item() / 2, rel=1e-5)
+
+
+def test_regions_of_a_real_picture_follow_its_edges():
+    rgb = np.full((80, 120, 3), 60, np.uint8)
+    rgb[20:60, 30:90] = 200
+    regions = segment_regions(rgb, 200.0)
+    inside, outside = regions[24:56, 34:86], regions[:16, :26]
+    assert (inside == inside[0, 0]).all()
+    assert (outside == outside[0, 0]).all()
+    assert inside[0, 0] != outside[0, 0]
+
+
 def test_regions_are_numbered_by_class_and_connection():
     classes = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 1, 0], [2, 1, 1, 0]], np.uint8)
     regions = number_regions(classes, least=2)
@@ -186,8 +214,15 @@ def test_scenes_are_drawn_once(tmp_path):
     stamp = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
     again = synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)[0]
     assert stamp == [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
-    for name in ("rgb", "slides", "regions"):
+    for name in ("rgb", "classes", "regions"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+def test_scenes_of_another_generator_are_not_reused(tmp_path, monkeypatch):
+    synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)
+    monkeypatch.setattr(pictures, "generator_version", lambda: "another")
+    synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_folder_of_real_images(tmp_path):
@@ -252,7 +287,7 @@ def test_to_tensor_normalises():
 
 def test_objects_are_slides_first_and_no_region_inside_one():
     picture = checkerboard()
-    sample = Sample(picture.rgb, picture.slides, picture.regions)
+    sample = Sample(picture.rgb, picture.classes, picture.regions)
     chosen = choose_objects(sample, 4, 1.0, generator(0))
     slides = [mask for mask, is_slide in chosen if is_slide]
     others = [mask for mask, is_slide in chosen if not is_slide]
@@ -414,7 +449,7 @@ def test_bundled_training_in_miniature(tmp_path):
         assert f"# The bundled {kind}" in (tmp_path / "a" / f"{kind}.md").read_text()
         curves = read_curves(tmp_path / "a" / kind / "curves.csv")
         total = [sum(float(row[name]) for name in row if name not in {"step", "seconds", "rate"}) for row in curves]
-        assert np.mean(total[-4:]) < np.mean(total[:4])
+        assert np.mean(total[-8:]) < np.mean(total[:8])
     # The same seed makes the same weights.
     train_bundled(tmp_path / "b", preset="short", networks=("localizer",), scenes=tmp_path / "scenes")
     again = load_checkpoint(tmp_path / "b" / "localizer.safetensors")[0]

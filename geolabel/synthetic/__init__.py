@@ -12,16 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from geolabel.errors import OptionError
-from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, make_cover
-from geolabel.synthetic.sensor import photograph, reflectance
+from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, RIVER, make_cover
+from geolabel.synthetic.light import reflect
+from geolabel.synthetic.sensor import photograph
 from geolabel.synthetic.slides import Slide, make_slides
 from geolabel.synthetic.terrain import make_terrain
 from geolabel.types import Float32Array, Int32Array, UInt8Array
 
 __all__ = ["CLASSES", "SyntheticScene", "synthesize"]
 
-SHARE = (0.02, 0.08)
+SHARE = (0.02, 0.1)
 """Least and largest part of a scene that landslides are meant to cover."""
+
+BARE_RATIO = 2.05
+"""Bare ground that is no landslide covers at least this many times the landslides' area."""
 
 
 @dataclass(frozen=True)
@@ -73,32 +77,33 @@ def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, sli
         raise OptionError(f"gsd {gsd} m: a synthetic scene has 0.05 to 100 m")
     if seed < 0:
         raise OptionError(f"seed {seed}: it has to be 0 or more")
-    relief, land, fall, light, camera = (np.random.default_rng((seed, k)) for k in range(5))
+    relief, ground, fall, light, camera = (np.random.default_rng((seed, k)) for k in range(5))
     terrain = make_terrain(shape, gsd, relief)
-    classes, variant = make_cover(terrain, gsd, land)
-    found = make_slides(terrain, _share(classes, fall), fall) if slides else []
-    ids = _number(shape, found)
-    while _too_many(ids, classes):
-        found.pop()
-        ids = _number(shape, found)
-    rgb = photograph(reflectance(classes, variant, found, terrain, gsd, light), camera)
-    classes[ids > 0] = LANDSLIDE
-    return SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, classes, terrain.dem, gsd, seed)
+    land = make_cover(terrain, gsd, ground)
+    found: list[Slide] = []
+    if slides:
+        share = min(fall.uniform(*SHARE), float((land.classes == BARE).mean()) / BARE_RATIO)
+        found = make_slides(terrain, share, fall, water=land.classes == RIVER)
+    ids, found = _number(land.classes, found)
+    rgb = photograph(reflect(land, found, terrain, gsd, light), camera)
+    land.classes[ids > 0] = LANDSLIDE
+    return SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, land.classes, terrain.dem, gsd, seed)
 
 
-def _share(classes: UInt8Array, rng: np.random.Generator) -> float:
-    """How much of the scene landslides are to cover; the last one to come down may exceed it."""
-    return min(rng.uniform(*SHARE), 0.45 * float((classes == BARE).mean()))
+def _number(classes: UInt8Array, slides: list[Slide]) -> tuple[Int32Array, list[Slide]]:
+    """Number the landslides, but for those that would leave too little other bare ground.
 
-
-def _too_many(ids: Int32Array, classes: UInt8Array) -> bool:
-    """Whether landslides cover more than half of what other bare ground is left."""
-    return 2 * int((ids > 0).sum()) > int((classes[ids == 0] == BARE).sum()) and bool((ids > 0).any())
-
-
-def _number(shape: tuple[int, int], slides: list[Slide]) -> Int32Array:
-    ids = np.zeros(shape, np.int32)
-    for number, slide in enumerate(slides, 1):
+    Where two overlap, the one that came first keeps the ground; one that lies wholly under others has no number.
+    """
+    ids = np.zeros(classes.shape, np.int32)
+    bare, slid, kept = int((classes == BARE).sum()), 0, list[Slide]()
+    for slide in slides:
         view = ids[slide.window]
-        view[slide.mask & (view == 0)] = number
-    return ids
+        new = slide.mask & (view == 0)
+        area = int(new.sum())
+        left = bare - int((new & (classes[slide.window] == BARE)).sum())
+        if area and left >= BARE_RATIO * (slid + area):
+            kept.append(slide)
+            view[new] = len(kept)
+            bare, slid = left, slid + area
+    return ids, kept

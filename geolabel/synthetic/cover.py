@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from scipy import ndimage
+from dataclasses import dataclass
 
-from geolabel.synthetic.fields import Shape, fractal_noise, share, smooth_noise
+import numpy as np
+
+from geolabel.synthetic.fields import fractal_noise, frame, share, smooth_noise, wander
 from geolabel.synthetic.terrain import Terrain
-from geolabel.types import Float32Array, Int64Array, UInt8Array
+from geolabel.types import BoolArray, Float32Array, UInt8Array
 
 CLASSES = ("forest", "grass", "field", "bare soil", "rock", "road", "river", "roof", "landslide")
 """Names of the classes, in the order of their numbers."""
@@ -15,142 +16,156 @@ CLASSES = ("forest", "grass", "field", "bare soil", "rock", "road", "river", "ro
 FOREST, GRASS, FIELD, BARE, ROCK, ROAD, RIVER, ROOF, LANDSLIDE = range(len(CLASSES))
 
 
-def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> tuple[UInt8Array, Float32Array]:
-    """Draw the land cover before any landslide.
+@dataclass(frozen=True)
+class Cover:
+    """What the ground carries before any landslide."""
 
-    Returns
-    -------
-    classes : (H, W)
-    variant : (H, W)
-        0..1, constant per field, roof or patch of soil: what tells neighbours of one class apart.
-    """
-    shape = terrain.dem.shape
-    assert len(shape) == 2
-    classes = np.full(shape, GRASS, np.uint8)
-    variant = np.full(shape, 0.5, np.float32)
-    woods = fractal_noise(shape, 300, 8, rng, persistence=0.6) + 1.2 * np.tanh(2 * terrain.slope - 0.6)
-    classes[share(woods, rng.uniform(0.25, 0.8))] = FOREST
-    flat = terrain.slope < rng.uniform(0.15, 0.3)
-    _plough(classes, variant, flat, rng)
-    classes[share(terrain.slope + 0.1 * smooth_noise(shape, 20, rng), rng.uniform(0.002, 0.02))] = ROCK
-    _strip_bare(classes, variant, terrain, rng)
-    _dig_quarries(classes, variant, rng)
-    _let_rivers_run(classes, variant, gsd, rng)
-    _lay_roads(classes, variant, terrain, gsd, rng)
-    _build(classes, variant, flat, gsd, rng)
-    return classes, variant
+    classes: UInt8Array
+    """(H, W)"""
+    variant: Float32Array
+    """(H, W) 0..1, one value per field, roof or patch of soil: what tells neighbours of one class apart."""
+    grain: Float32Array
+    """(H, W) share by which furrows, terraces and tracks lighten the ground."""
+    weeds: Float32Array
+    """(H, W) 0..1, how much has grown on ground that is called bare."""
+
+    def paint(
+        self,
+        number: int,
+        where: BoolArray,
+        variant: float | Float32Array,
+        window: tuple[slice, slice],
+        weeds: float = 0.0,
+    ) -> None:
+        """Give the pixels of a window that `where` marks a class and a variant, with so many weeds."""
+        self.classes[window][where] = number
+        self.variant[window][where] = variant if isinstance(variant, float) else variant[where]
+        self.weeds[window][where] = weeds
 
 
-def _cells(shape: Shape, size: float, rng: np.random.Generator) -> Int64Array:
-    """(H, W) numbers of crooked quadrangles about `size` pixels wide, as fields are laid out."""
+WHOLE = (slice(None), slice(None))
+
+
+def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> Cover:
+    """Draw the land cover: woods on the slopes, fields on the floors, and what people and rivers lay bare."""
+    shape = (terrain.dem.shape[0], terrain.dem.shape[1])
+    none = np.zeros(shape, np.float32)
+    cover = Cover(np.full(shape, FOREST, np.uint8), np.full(shape, 0.5, np.float32), none, none.copy())
+    meadows = fractal_noise(shape, 256, 8, rng, persistence=0.6) - 1.5 * terrain.slope
+    cover.classes[share(meadows, rng.uniform(0.08, 0.5))] = GRASS
+    gentle = terrain.slope < rng.uniform(0.2, 0.35)
+    _plough(cover, gentle, gsd, rng)
+    cliffs = terrain.slope + 0.15 * fractal_noise(shape, 64, 4, rng, persistence=0.7)
+    cover.classes[share(cliffs, rng.uniform(0.002, 0.03))] = ROCK
+    _erode(cover, rng)
+    _dig(cover, rng)
+    _let_river_run(cover, terrain, gsd, rng)
+    _lay_roads(cover, terrain, gsd, rng)
+    _build(cover, gentle, gsd, rng)
+    return cover
+
+
+def _plough(cover: Cover, gentle: BoolArray, gsd: float, rng: np.random.Generator) -> None:
+    """Crooked strips of fields in a few directions; a fallow one is bare soil."""
+    shape = (gentle.shape[0], gentle.shape[1])
+    tilled = gentle & share(smooth_noise(shape, 256, rng), rng.uniform(0.2, 0.75))
+    size = np.clip(rng.uniform(20, 60) / gsd, 10, 120)
+    quarter = smooth_noise(shape, 8 * size, rng) > 0
     angle = rng.uniform(0, np.pi)
-    row, col = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
-    bend = smooth_noise(shape, 6 * size, rng) * size * 0.5
-    u = (row * np.sin(angle) + col * np.cos(angle) + bend) / size
-    v = (row * np.cos(angle) - col * np.sin(angle) - bend) / (size * rng.uniform(0.3, 1))
-    strip: Int64Array = np.floor(u).astype(np.int64)
-    shift = np.random.default_rng(int(rng.integers(1 << 31))).random(4096)
-    cell: Int64Array = strip * 7919 + np.floor(v + shift[strip % 4096]).astype(np.int64)
-    return cell
+    fallow = rng.uniform(0.1, 0.3)
+    pitch = np.float32(2 * np.pi / max(rng.uniform(1.5, 6) / gsd, 3))
+    bend = smooth_noise(shape, 8 * size, rng) * np.float32(0.4 * size)
+    for part, turn in ((quarter, 0.0), (~quarter, rng.uniform(0.5, 1.5))):
+        _, u, v = frame(shape, (0, 0), angle + turn, sum(shape))
+        u += bend
+        strip = np.floor(u / np.float32(size)).astype(np.int32)
+        shift = rng.random(4096, dtype=np.float32)
+        piece = np.floor(v / np.float32(size * rng.uniform(1, 3)) + shift[strip % 4096]).astype(np.int32)
+        value = rng.random(8191, dtype=np.float32)[(strip * 7919 + piece) % 8191]
+        where = tilled & part
+        cover.paint(FIELD, where, (value - np.float32(fallow)) / np.float32(1 - fallow), WHOLE)
+        cover.paint(BARE, where & (value < fallow), value / np.float32(fallow), WHOLE, rng.uniform(0, 0.6))
+        cover.grain[where] = (np.float32(rng.uniform(0, 0.12)) * np.sin(u[where] * pitch)).astype(np.float32)
 
 
-def _plough(classes: UInt8Array, variant: Float32Array, flat: np.ndarray, rng: np.random.Generator) -> None:
-    shape = classes.shape
-    where = flat & share(smooth_noise(shape, 250, rng), rng.uniform(0.3, 0.9))
-    cells = _cells(shape, rng.uniform(25, 110), rng)
-    table = rng.random(8191).astype(np.float32)
-    value = table[cells % 8191]
-    classes[where] = FIELD
-    variant[where] = value[where]
-    # a fallow field is bare soil
-    classes[where & (value < rng.uniform(0.15, 0.4))] = BARE
+def _erode(cover: Cover, rng: np.random.Generator) -> None:
+    """Dry, grazed or cleared ground: ragged patches anywhere, some on steep ground, without a way down."""
+    shape = (cover.classes.shape[0], cover.classes.shape[1])
+    for size, fraction in ((32, 0.008), (64, 0.02), (256, 0.025)):
+        field = fractal_noise(shape, size, 4, rng, persistence=0.55)
+        where = share(field, fraction * rng.uniform(0.4, 1.6))
+        cover.paint(BARE, where, float(rng.random()), WHOLE, rng.uniform(0.1, 0.8))
 
 
-def _strip_bare(classes: UInt8Array, variant: Float32Array, terrain: Terrain, rng: np.random.Generator) -> None:
-    """Dry or grazed ground: patches with soft or hard edges anywhere, some on steep ground."""
-    shape = classes.shape
-    for size, fraction in ((30, 0.012), (90, 0.03), (220, 0.03)):
-        field = fractal_noise(shape, size, 5, rng, persistence=0.5)
-        patch = share(field - 0.3 * terrain.slope * rng.uniform(-1, 1), fraction * rng.uniform(0.5, 1.6))
-        classes[patch] = BARE
-        variant[patch] = rng.random()
-
-
-def _dig_quarries(classes: UInt8Array, variant: Float32Array, rng: np.random.Generator) -> None:
-    """Quarries, pads and building sites: straight or round edges, terraces inside."""
-    height, width = classes.shape
-    for _ in range(rng.poisson(height * width / 160_000)):
-        half = np.exp(rng.uniform(np.log(8), np.log(70))) * np.asarray([1, rng.uniform(0.4, 1)])
-        row, col, angle = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(0, np.pi)
-        window, u, v = _frame(classes.shape, row, col, angle, float(half.max()) * 1.5)
-        if u.size == 0:
-            continue
+def _dig(cover: Cover, rng: np.random.Generator) -> None:
+    """Quarries, pads and building sites: straight or round edges, terraces and wheel tracks inside."""
+    height, width = cover.classes.shape
+    for _ in range(rng.poisson(height * width / 130_000)):
+        half = np.exp(rng.uniform(np.log(6), np.log(75))) * np.asarray([1, rng.uniform(0.35, 1)])
+        center = (rng.uniform(0, height), rng.uniform(0, width))
+        window, u, v = frame((height, width), center, rng.uniform(0, np.pi), float(half.max()) * 1.5)
         power = rng.choice([2.0, 8.0])  # an ellipse or nearly a rectangle
-        inside = (np.abs(u / half[0]) ** power + np.abs(v / half[1]) ** power) < 1
-        classes[window][inside] = BARE
-        step = np.floor((u + half[0]) / max(half[0] / rng.integers(1, 5), 3)) % 2
-        variant[window][inside] = (0.35 + 0.3 * step + rng.uniform(-0.2, 0.2))[inside]
+        ragged = np.float32(rng.uniform(0, 0.25)) * smooth_noise((u.shape[0], u.shape[1]), half.min(), rng)
+        inside = np.abs(u / half[0]) ** power + np.abs(v / half[1]) ** power < 1 + ragged
+        cover.paint(BARE, inside, float(rng.random()), window)
+        step = np.sin(u * np.float32(2 * np.pi / max(half[0] / rng.integers(1, 6), 4)) + 3 * ragged)
+        cover.grain[window][inside] = (rng.uniform(0, 0.2) * step)[inside]
 
 
-def _frame(
-    shape: Shape, row: float, col: float, angle: float, reach: float
-) -> tuple[tuple[slice, slice], Float32Array, Float32Array]:
-    """A window around a point and its pixels' coordinates along and across a direction."""
-    top, left = max(0, int(row - reach)), max(0, int(col - reach))
-    window = (slice(top, min(shape[0], int(row + reach) + 1)), slice(left, min(shape[1], int(col + reach) + 1)))
-    r, c = np.mgrid[window].astype(np.float32)
-    r, c = r - row, c - col
-    return window, r * np.sin(angle) + c * np.cos(angle), r * np.cos(angle) - c * np.sin(angle)
+def _let_river_run(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generator) -> None:
+    """Water that swings over the floor of the valley, banks of gravel beside it; some valleys are dry."""
+    if rng.random() < 0.3:
+        return
+    shape = (terrain.dem.shape[0], terrain.dem.shape[1])
+    half = np.clip(rng.uniform(3, 14) / gsd, 1.2, 0.6 * terrain.flat + 2)
+    swing = smooth_noise(shape, 256, rng)
+    distance = np.abs(terrain.valley + np.float32(max(terrain.flat - half, 0) * 0.5) * swing)
+    ragged = fractal_noise(shape, 128, 4, rng, persistence=0.6)
+    gravel = half * (1 + rng.uniform(0.2, 1.5) * np.clip(0.4 + ragged, 0, 2))
+    cover.paint(BARE, distance < gravel, 0.8, WHOLE)
+    cover.grain[distance < gravel] = 0
+    cover.classes[distance < half * (1 + 0.15 * smooth_noise(shape, 128, rng))] = RIVER
 
 
-def _let_rivers_run(classes: UInt8Array, variant: Float32Array, gsd: float, rng: np.random.Generator) -> None:
-    """Water along the lowest contour of a broad field that follows the relief, gravel on both sides."""
-    shape = classes.shape
-    for _ in range(rng.integers(0, 3)):
-        field = smooth_noise(shape, rng.uniform(400, 900), rng) + 0.12 * smooth_noise(shape, 80, rng)
-        gradient = np.hypot(*np.gradient(field)) + 1e-4
-        distance = ndimage.gaussian_filter(np.abs(field - rng.uniform(-0.5, 0.5)) / gradient, 2)
-        width = np.clip(rng.uniform(4, 18) / max(gsd, 0.5) * (1 + 0.3 * smooth_noise(shape, 120, rng)), 1.5, 40)
-        gravel = width * (1.2 + 1.3 * np.clip(smooth_noise(shape, 90, rng), -0.8, 2))
-        banks = distance < gravel
-        classes[banks] = BARE
-        variant[banks] = 0.8
-        classes[distance < width] = RIVER
-
-
-def _lay_roads(
-    classes: UInt8Array, variant: Float32Array, terrain: Terrain, gsd: float, rng: np.random.Generator
-) -> None:
-    """Roads along contours of broad fields; on slopes with a cut of bare soil on the uphill side."""
-    shape = classes.shape
-    for _ in range(rng.integers(1, 5)):
-        field = smooth_noise(shape, rng.uniform(250, 800), rng) + 0.05 * smooth_noise(shape, 60, rng)
-        gradient = np.hypot(*np.gradient(field)) + 1e-4
-        signed = (field - rng.uniform(-0.8, 0.8)) / gradient
-        half = np.clip(rng.uniform(1.5, 5) / gsd, 0.8, 14)
+def _lay_roads(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generator) -> None:
+    """Roads that wind through the scene or follow the valley; on slopes with a cut of bare soil on the uphill side."""
+    shape = (terrain.dem.shape[0], terrain.dem.shape[1])
+    for _ in range(rng.integers(1, 4)):
+        half = np.clip(rng.uniform(1.8, 4.5) / gsd, 0.7, 11)
+        offset = rng.uniform(-0.4, 0.4) * min(shape)
         if rng.random() < 0.6:
-            cut = half * (1.3 + 2.5 * np.clip(smooth_noise(shape, 70, rng), 0, 2))
-            side = (signed > 0) & (signed < cut) & (terrain.slope > 0.2)
-            classes[side] = BARE
-            variant[side] = 0.4
-        line = np.abs(signed) < half
-        paved = rng.random() < 0.6
-        classes[line] = ROAD if paved else BARE
-        variant[line] = 0.7
+            signed = terrain.valley - np.float32(offset) + 18 * smooth_noise(shape, 128, rng)
+        else:
+            center = (shape[0] / 2, shape[1] / 2)
+            _, along, signed = frame(shape, center, rng.uniform(0, np.pi), sum(shape))
+            wave = rng.uniform(120, 300)
+            signed = signed + np.float32(offset) + np.float32(0.25 * wave) * wander(along, wave, rng)
+        signed = signed / np.maximum(np.hypot(*np.gradient(signed)), 0.3)  # as wide across every bend
+        uphill = np.sign(np.gradient(terrain.dem, axis=0) * np.gradient(signed, axis=0)
+                         + np.gradient(terrain.dem, axis=1) * np.gradient(signed, axis=1))  # fmt: skip
+        cut = half * (1 + rng.uniform(0.5, 3) * np.clip(smooth_noise(shape, 64, rng), 0, 2))
+        side = (signed * uphill > 0) & (np.abs(signed) < cut) & (terrain.slope > 0.25)
+        cover.paint(BARE, side & (cover.classes != RIVER), float(rng.random()), WHOLE)
+        paved = rng.random() < 0.65
+        cover.paint(ROAD if paved else BARE, np.abs(signed) < half, float(rng.random()), WHOLE)
+        cover.grain[np.abs(signed) < half] = 0
 
 
-def _build(classes: UInt8Array, variant: Float32Array, flat: np.ndarray, gsd: float, rng: np.random.Generator) -> None:
-    """Villages: rectangles of a few metres, in groups."""
-    height, width = classes.shape
-    for _ in range(rng.integers(0, 6)):
-        center = np.asarray([rng.uniform(0, height), rng.uniform(0, width)])
-        spread, angle = rng.uniform(20, 90), rng.uniform(0, np.pi)
-        for _ in range(rng.integers(5, 40)):
+def _build(cover: Cover, gentle: BoolArray, gsd: float, rng: np.random.Generator) -> None:
+    """Hamlets: houses of a few metres side by side."""
+    height, width = cover.classes.shape
+    for _ in range(rng.poisson(3 * max(1.0, height * width / (1 << 20)))):
+        center, angle = rng.uniform(0, (height, width)), rng.uniform(0, np.pi)
+        spread = np.clip(rng.uniform(15, 60) / gsd, 8, 150)
+        for _ in range(rng.integers(3, 30)):
+            half = np.clip(rng.uniform(3, 9, 2) / gsd, 0.8, 40)
             row, col = center + rng.normal(0, spread, 2)
-            if not (0 <= row < height and 0 <= col < width) or not flat[int(row), int(col)]:
+            if not (0 <= row < height and 0 <= col < width) or not gentle[int(row), int(col)]:
                 continue
-            half = np.clip(rng.uniform(3, 12, 2) / gsd, 1, 40)
-            window, u, v = _frame(classes.shape, row, col, angle + rng.choice([0, np.pi / 2]), float(half.max()) * 1.5)
+            turn = angle + rng.choice([0, np.pi / 2])
+            window, u, v = frame((height, width), (row, col), turn, float(half.max()) * 1.5)
             inside = (np.abs(u) < half[0]) & (np.abs(v) < half[1])
-            classes[window][inside] = ROOF
-            variant[window][inside] = rng.random()
+            free = ~np.isin(cover.classes[window], (RIVER, ROAD, ROOF))
+            if free[inside].all():
+                cover.paint(ROOF, inside, float(rng.random()), window)
+                cover.grain[window][inside] = np.where(u > 0, -0.12, 0.12)[inside]

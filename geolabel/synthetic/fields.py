@@ -2,64 +2,116 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy import ndimage
 
-from geolabel.types import Float32Array
+from geolabel.types import BoolArray, Float32Array, Float64Array
 
 Shape = tuple[int, int]
-
-
-def smooth_noise(shape: Shape, wavelength: float, rng: np.random.Generator) -> Float32Array:
-    """(H, W) noise of zero mean and unit spread whose features are about `wavelength` pixels long.
-
-    Long waves are drawn on a coarse grid and enlarged, so the cost does not grow with the wavelength.
-    """
-    step = max(1.0, wavelength / 4)
-    coarse_shape = tuple(int(np.ceil(side / step)) + 4 for side in shape)
-    coarse = ndimage.gaussian_filter(
-        rng.standard_normal(coarse_shape, dtype=np.float32), wavelength / step / 4, mode="wrap"
-    )
-    field = coarse if step == 1 else _enlarge(coarse, step, shape)
-    field = field[: shape[0], : shape[1]]
-    spread = float(coarse.std())
-    return np.asarray((field - coarse.mean()) / max(spread, 1e-6), np.float32)
-
-
-def _enlarge(coarse: Float32Array, step: float, shape: Shape) -> Float32Array:
-    rows = (np.arange(shape[0], dtype=np.float64) / step + 1.5)[:, None]
-    cols = np.arange(shape[1], dtype=np.float64) / step + 1.5
-    return np.asarray(_cubic(_cubic(coarse, rows.ravel(), 0), cols, 1), np.float32)
-
-
-def _cubic(values: Float32Array, positions: np.ndarray, axis: int) -> Float32Array:
-    # cubic B-spline weights: smooth to the second derivative, so hillshades show no grid
-    base = np.floor(positions).astype(int)
-    t = (positions - base).astype(np.float32)
-    weights = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
-    last = values.shape[axis] - 1
-    out = 0
-    for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
-        w = weight[:, None] if axis == 0 else weight
-        out = out + values.take(np.clip(base + offset, 0, last), axis) * w
-    return np.asarray(out, np.float32)
 
 
 def fractal_noise(
     shape: Shape, longest: float, shortest: float, rng: np.random.Generator, persistence: float = 0.5
 ) -> Float32Array:
-    """(H, W) sum of octaves from `longest` to `shortest` pixels, each `persistence` times as strong as the last."""
-    total = np.zeros(shape, np.float32)
-    weight, power, wavelength = 1.0, 0.0, longest
-    while True:
-        total += np.float32(weight) * smooth_noise(shape, wavelength, rng)
-        power += weight**2
-        wavelength, weight = wavelength / 2, weight * persistence
-        if wavelength < shortest:
-            return total / np.float32(np.sqrt(power))
+    """(H, W) noise of zero mean and unit spread: octaves, each `persistence` times as strong as the one before.
+
+    Successive random additions (Saupe, 1988): white noise on a lattice of pitch `longest` is refined by subdivision
+    and joined by new noise at every octave, so all octaves together cost little more than the last.
+    Wavelengths, in pixels, are rounded to powers of two.
+    """
+    first = max(0, round(math.log2(max(longest, 1))))
+    last = min(first, max(0, round(math.log2(max(shortest, 1)))))
+    # each refinement eats a cell at both ends: the margin is what is left after all of them
+    field = rng.standard_normal([-(-side // 2**first) + 3 for side in shape], dtype=np.float32)
+    for level in range(first - 1, -1, -1):
+        field = refine(field)
+        if level >= last:
+            strength = np.float32(persistence ** (first - level))
+            field += strength * rng.standard_normal(field.shape, dtype=np.float32)
+    top, left = ((have - want) // 2 for have, want in zip(field.shape, shape, strict=True))
+    field = np.ascontiguousarray(field[top : top + shape[0], left : left + shape[1]])
+    field -= np.float32(field.mean(dtype=np.float64))
+    field /= np.float32(max(float(field.std(dtype=np.float64)), 1e-6))
+    return field
 
 
-def share(field: Float32Array, fraction: float) -> np.ndarray:
-    """(H, W) bool, the highest `fraction` of a field."""
+def smooth_noise(shape: Shape, wavelength: float, rng: np.random.Generator) -> Float32Array:
+    """(H, W) noise of zero mean and unit spread with the single wavelength `wavelength`, in pixels."""
+    return fractal_noise(shape, wavelength, wavelength, rng)
+
+
+def refine(field: Float32Array) -> Float32Array:
+    """Halve the pitch of a lattice by quadratic B-spline subdivision (Chaikin, 1974) along both axes.
+
+    (h, w) becomes (2 h - 2, 2 w - 2): new nodes lie a quarter of a cell on either side of the middle between old ones.
+    """
+    near, far = np.float32(0.75), np.float32(0.25)
+    tall = np.empty((2 * len(field) - 2, field.shape[1]), np.float32)
+    tall[0::2] = near * field[:-1] + far * field[1:]
+    tall[1::2] = far * field[:-1] + near * field[1:]
+    fine = np.empty((len(tall), 2 * field.shape[1] - 2), np.float32)
+    fine[:, 0::2] = near * tall[:, :-1] + far * tall[:, 1:]
+    fine[:, 1::2] = far * tall[:, :-1] + near * tall[:, 1:]
+    return fine
+
+
+def wander(positions: Float32Array, wavelength: float, rng: np.random.Generator) -> Float32Array:
+    """Smooth noise of unit spread along a line, at any positions on it (pixels)."""
+    low = float(positions.min())
+    count = int((float(positions.max()) - low) / wavelength) + 5
+    knots = ndimage.spline_filter1d(rng.standard_normal(count), order=3)
+    # a table of fine steps: to interpolate in it linearly is much quicker than to evaluate the spline everywhere
+    steps = np.linspace(1, count - 2, 32 * count)
+    table = ndimage.map_coordinates(knots, steps[None], order=3, prefilter=False)
+    return np.asarray(np.interp((positions - low) / wavelength + 1, steps, table), np.float32)
+
+
+def crowns(shape: Shape, spacing: float, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
+    """Tree crowns: paraboloids on a jittered lattice of pitch `spacing` pixels, the highest one seen at each pixel.
+
+    Returns
+    -------
+    dome : (H, W)
+        Height of the crowns' surface: 0 between crowns, 1 on the tallest tops.
+    tone : (H, W)
+        One random number from 0 to 1 per tree.
+    """
+    cells = [math.ceil(side / spacing) + 2 for side in shape]
+    offset = rng.uniform(0.1, 0.9, (2, *cells)).astype(np.float32)
+    top = rng.uniform(0.6, 1.0, cells).astype(np.float32)
+    steepness = top / rng.uniform(0.45, 0.85, cells).astype(np.float32) ** 2
+    shade = rng.random(cells, dtype=np.float32)
+    # the four nearest cells decide; a tree of a fifth one reaches a pixel too rarely to be missed
+    y, x = ((np.arange(side, dtype=np.float32) + 0.5) / np.float32(spacing) for side in shape)
+    dome, tone = np.zeros(shape, np.float32), np.full(shape, 0.5, np.float32)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        rows, cols = ((np.floor(p + 0.5)).astype(np.intp) + step for p, step in ((y, down), (x, right)))
+        cell = np.ix_(rows, cols)
+        dy = offset[0][cell] + (rows - 1 - y).astype(np.float32)[:, None]
+        dx = offset[1][cell] + (cols - 1 - x).astype(np.float32)[None]
+        surface = top[cell] - steepness[cell] * (dy * dy + dx * dx)
+        higher = surface > dome
+        np.copyto(dome, surface, where=higher)
+        np.copyto(tone, shade[cell], where=higher)
+    return dome, tone
+
+
+def share(field: Float32Array, fraction: float) -> BoolArray:
+    """(H, W) the highest `fraction` of a field."""
     sample = field[:: max(1, field.shape[0] // 256), :: max(1, field.shape[1] // 256)]
     return field > np.quantile(sample, 1 - fraction)
+
+
+def frame(
+    shape: Shape, center: Float64Array | tuple[float, float], angle: float, reach: float
+) -> tuple[tuple[slice, slice], Float32Array, Float32Array]:
+    """The window within `reach` pixels of a point, and its pixels' coordinates along and across a direction."""
+    row, col = (float(v) for v in center)
+    top, left = max(0, int(row - reach)), max(0, int(col - reach))
+    window = (slice(top, min(shape[0], int(row + reach) + 1)), slice(left, min(shape[1], int(col + reach) + 1)))
+    r, c = (np.asarray(a, np.float32) for a in np.ogrid[window])
+    r, c = r - np.float32(row), c - np.float32(col)
+    sin, cos = np.float32(np.sin(angle)), np.float32(np.cos(angle))
+    return window, r * sin + c * cos, r * cos - c * sin

@@ -40,6 +40,7 @@ def write_card(path: Path, info: NetworkInfo, *, parameters: int) -> None:
     trained = info.trained
     finest, coarsest = info.gsd_range
     command = f"geolabel train bundled --preset {trained['preset']} --seed {trained['seed']}"
+    command += f" --precision {trained['precision']}" if "precision" in trained else ""
     lines = [
         f"# The bundled {info.kind}",
         "",

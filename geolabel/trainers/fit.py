@@ -17,6 +17,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from geolabel.devices import Precision
+
 logger = logging.getLogger(__name__)
 
 CURVES, SELECTION, STATE = "curves.csv", "selection.csv", "state.pt"
@@ -117,7 +119,13 @@ class _State:
 
 
 def fit(
-    objective: Objective, schedule: Schedule, folder: Path, *, device: str = "cpu", resume: bool = False
+    objective: Objective,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    resume: bool = False,
 ) -> dict[str, float]:
     """Train ``objective.module`` and leave in it the averaged weights that scored highest.
 
@@ -125,6 +133,8 @@ def fit(
     ----------
     folder
         Gets `CURVES`, `SELECTION` and `STATE`.
+    precision
+        Of the steps; weights are kept, averaged and judged in single precision.
     resume
         Go on from `STATE` where there is one, as if the training had not been interrupted.
 
@@ -133,7 +143,7 @@ def fit(
     figures of the weights kept, and how many ``steps`` were taken
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = _start(objective.module, schedule, device)
+    state = _start(objective.module, schedule, device, precision)
     if resume and (folder / STATE).is_file():
         state.load(folder / STATE)
         logger.info("going on from step %d", state.step)
@@ -161,9 +171,13 @@ def fit(
         return objective.figures(objective.module) | {"steps": float(state.step)}
 
 
-def _start(module: nn.Module, schedule: Schedule, device: str) -> _State:
+def _start(module: nn.Module, schedule: Schedule, device: str, precision: Precision) -> _State:
     kind, _, index = device.partition(":")
-    fabric = Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1)
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(index or 0)] if kind == "cuda" else 1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
     decayed = [p for p in module.parameters() if p.ndim > 1]
     kept = [p for p in module.parameters() if p.ndim <= 1]  # norms and biases have no size to hold down
     groups = [{"params": decayed, "weight_decay": schedule.decay}, {"params": kept, "weight_decay": 0.0}]

@@ -26,7 +26,7 @@ LEAST = 0.02
 CENTRE = 4.0
 """Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
 
-STRENGTH = 0.5
+STRENGTH = 0.8
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
 
 OPERATING_POINT = 120
@@ -48,7 +48,7 @@ class LocalizerLosses(nn.Module):
 
     def forward(self, images: Tensor, slides: Tensor) -> dict[str, Tensor]:
         """Losses of normalised images (N, 3, S, S) with landslides (N, 1, S, S), 0 or 1."""
-        maps = self.network(images)
+        maps = self.network(images).float()
         coverage = functional.avg_pool2d(slides, self.network.stride)
         cells = WINDOW // self.network.stride
         logits = window_logits(maps * self.log_gain.exp(), self.network.bias, cells, cells // 2)

@@ -62,6 +62,23 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * both + 1) / (total + 1)
 
 
+def cover_loss(logits: Tensor, classes: Tensor, one: int, unknown: int) -> Tensor:
+    """Mean cross-entropy of land cover; where it is unknown, that of "anything but class `one`".
+
+    Parameters
+    ----------
+    logits : (N, C, h, w)
+    classes : (N, h, w)
+        0 to C - 1, or `unknown`.
+    """
+    open_ = classes == unknown
+    each = functional.cross_entropy(logits, classes.masked_fill(open_, 0), reduction="none")
+    # -log(1 - p) of the one class: the log-odds of it against all others are its logit less their log-sum.
+    others = torch.cat([logits[:, :one], logits[:, one + 1 :]], dim=1).logsumexp(dim=1)
+    not_one = functional.softplus(logits[:, one] - others)
+    return torch.where(open_, not_one, each).mean()
+
+
 def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
     """IoU of each mask, cut at a logit of 0, with its target, cut at 1/2; 0 where both are empty."""
     predicted, true = logits > 0, target >= 0.5

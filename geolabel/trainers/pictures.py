@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage.segmentation import felzenszwalb
 
+from geolabel import synthetic
 from geolabel.errors import OptionError
 from geolabel.radiometry import Stretch
 from geolabel.synthetic import synthesize
-from geolabel.types import AnyArray, Int32Array, Int64Array, UInt8Array
+from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.types import AnyArray, Int64Array, UInt8Array, UInt16Array
 
 logger = logging.getLogger(__name__)
+
+UNKNOWN = 255
+"""Land cover that is no landslide, and nothing more is known."""
+
+SCALES = (200.0, 600.0, 1800.0)
+"""Of the regions that real pictures are segmented into, in turn: from a boulder field to a whole slope."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 """Pictures that are read from a folder."""
@@ -31,19 +41,30 @@ class Picture:
 
     rgb: UInt8Array
     """(H, W, 3), stretched as the product stretches a scene."""
-    slides: UInt8Array
-    """(H, W), 1 on landslides."""
-    regions: Int32Array
-    """(H, W) numbered connected regions of land cover, 0 where none is known."""
+    classes: UInt8Array
+    """(H, W) land cover as an index into `synthetic.CLASSES`; `UNKNOWN` where all that is known is: no landslide."""
+    regions: UInt16Array
+    """(H, W) numbered regions that look like one thing: of land cover, or of a segmentation; 0 where there is none."""
     weight: float
     """How often it is drawn, relative to the others."""
     zooms: tuple[float, float]
     """Range of enlargements that keep its ground sample distance within the networks' range."""
 
+    @property
+    def slides(self) -> UInt8Array:
+        """(H, W), 1 on landslides."""
+        return on_slides(self.classes)
+
     @cached_property
     def slide_pixels(self) -> Int64Array:
         """Flat indices of the pixels on landslides."""
         return np.flatnonzero(self.slides)
+
+
+def on_slides(classes: UInt8Array) -> UInt8Array:
+    """1 where the land cover is a landslide, else 0."""
+    marked: UInt8Array = (classes == LANDSLIDE).astype(np.uint8)
+    return marked
 
 
 def stretch(rgb: AnyArray) -> UInt8Array:
@@ -52,20 +73,21 @@ def stretch(rgb: AnyArray) -> UInt8Array:
     return Stretch.from_sample(bands, valid).apply(bands, valid)
 
 
-def number_regions(classes: UInt8Array, least: int = 64) -> Int32Array:
+def number_regions(classes: AnyArray, least: int = 64) -> UInt16Array:
     """Number the 4-connected regions of equal class that have at least `least` pixels; 0 elsewhere.
 
     Parameters
     ----------
     classes : (H, W)
+        Of at most ``65535 * least`` pixels.
     """
-    regions = np.zeros(classes.shape, np.int32)
+    regions = np.zeros(classes.shape, np.uint16)
     count = 0
     for value in np.unique(classes):
         labels, found = ndimage.label(classes == value)
         keep = np.bincount(labels.ravel(), minlength=found + 1) >= least
         keep[0] = False
-        numbers = np.where(keep, count + np.cumsum(keep), 0).astype(np.int32)
+        numbers = np.where(keep, count + np.cumsum(keep), 0).astype(np.uint16)
         regions += numbers[labels]
         count += int(keep.sum())
     return regions
@@ -99,19 +121,27 @@ def synthetic_pictures(
 
 def _make_scene(job: tuple[int, int, float], folder: Path) -> Path:
     seed, size, gsd = job
-    path = folder / f"scene_{seed}_{size}px_{gsd}m.npz"
+    path = folder / f"scene_{generator_version()}_{seed}_{size}px_{gsd}m.npz"
     if not path.is_file():
         scene = synthesize(size, gsd=gsd, seed=seed)
         part = path.with_suffix(".part.npz")
-        slides = (scene.truth > 0).astype(np.uint8)
-        np.savez(part, rgb=stretch(scene.rgb), slides=slides, regions=number_regions(scene.classes))
+        np.savez(part, rgb=stretch(scene.rgb), classes=scene.classes, regions=number_regions(scene.classes))
         part.replace(path)
     return path
 
 
+@cache
+def generator_version() -> str:
+    """Short hash of the generator's source: scenes that another version drew are not taken for its own."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(synthetic.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def _read_scene(path: Path) -> Picture:
     with np.load(path, allow_pickle=False) as layers:
-        return Picture(layers["rgb"], layers["slides"], layers["regions"], weight=1.0, zooms=(0.6, 1.6))
+        return Picture(layers["rgb"], layers["classes"], layers["regions"], weight=1.0, zooms=(0.6, 1.6))
 
 
 def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, float]) -> list[Picture]:
@@ -135,19 +165,32 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
     if not paths:
         raise OptionError(f"{folder} holds no image ({', '.join(SUFFIXES)}): give a folder with images/ and masks/")
     pictures = []
-    for path in paths:
+    for number, path in enumerate(paths):
         rgb = _read_image(path, "RGB")
-        slides = np.zeros(rgb.shape[:2], np.uint8)
+        classes = np.full(rgb.shape[:2], UNKNOWN, np.uint8)
         if masks.is_dir():
             mask = masks / f"{path.stem}.png"
             if not mask.is_file():
                 raise OptionError(
                     f"{path.name} has no {mask}: add its mask, or keep images without landslides elsewhere"
                 )
-            slides = (_read_image(mask, "L") > 0).astype(np.uint8)
-        pictures.append(Picture(stretch(rgb), slides, np.zeros(slides.shape, np.int32), 1.0, zooms))
+            classes[_read_image(mask, "L") > 0] = LANDSLIDE
+        stretched = stretch(rgb)
+        regions = segment_regions(stretched, SCALES[number % len(SCALES)])
+        pictures.append(Picture(stretched, classes, regions, 1.0, zooms))
     logger.info("%d pictures from %s", len(pictures), folder)
     return pictures
+
+
+def segment_regions(rgb: UInt8Array, scale: float) -> UInt16Array:
+    """Number regions of a picture (H, W, 3) that nobody has outlined, larger ones for a larger `scale`.
+
+    Source: Felzenszwalb and Huttenlocher (2004), "Efficient Graph-Based Image Segmentation".
+    """
+    half = np.asarray(Image.fromarray(rgb).reduce(2))  # a quarter of the time; edges of noise are no loss
+    found = felzenszwalb(half, scale=scale, sigma=0.8, min_size=max(16, int(scale / 8)))
+    height, width = rgb.shape[:2]
+    return number_regions(found.repeat(2, axis=0).repeat(2, axis=1)[:height, :width])
 
 
 def _read_image(path: Path, mode: str) -> UInt8Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from geolabel.trainers.pictures import Picture
-from geolabel.types import AnyArray, Float64Array, Int32Array, UInt8Array
+from geolabel.trainers.pictures import Picture, on_slides
+from geolabel.types import AnyArray, Float64Array, UInt8Array, UInt16Array
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,15 @@ class Sample:
 
     rgb: UInt8Array
     """(S, S, 3)"""
-    slides: UInt8Array
-    """(S, S), 1 on landslides."""
-    regions: Int32Array
-    """(S, S) numbers of land cover regions, 0 where none is known."""
+    classes: UInt8Array
+    """(S, S) land cover, as `Picture.classes`."""
+    regions: UInt16Array
+    """(S, S) numbered regions, as `Picture.regions`."""
+
+    @property
+    def slides(self) -> UInt8Array:
+        """(S, S), 1 on landslides."""
+        return on_slides(self.classes)
 
 
 def generator(seed: int, *key: int) -> Generator:
@@ -50,7 +55,7 @@ def draw(pictures: Sequence[Picture], size: int, rng: Generator, *, on_slide: fl
     zoom = np.exp(rng.uniform(*np.log(picture.zooms)))
     centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
     sample = _resample(picture, centre, _turn(rng) / zoom, size)
-    return Sample(recolour(sample.rgb, rng, strength), sample.slides, sample.regions)
+    return replace(sample, rgb=recolour(sample.rgb, rng, strength))
 
 
 def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> Float64Array:
@@ -79,14 +84,14 @@ def _resample(picture: Picture, centre: Float64Array, matrix: Float64Array, size
     half = np.abs(matrix).sum(axis=1) * size / 2 + 2
     low, high = np.floor(centre - half).astype(int), np.ceil(centre + half).astype(int)
     offset = centre - low - matrix @ np.full(2, size / 2)
-    rgb, slides, regions = (_cut(layer, low, high) for layer in (picture.rgb, picture.slides, picture.regions))
+    rgb, classes, regions = (_cut(layer, low, high) for layer in (picture.rgb, picture.classes, picture.regions))
     image = Image.fromarray(rgb)
     # Pixels are averaged where a picture is made coarser, as a sensor would; Pillow's transform only picks.
     shrink = max(1, int(np.sqrt(abs(np.linalg.det(matrix)))))
     image = image.reduce(shrink) if shrink > 1 else image
     return Sample(
         _warp(image, matrix / shrink, offset / shrink, size, Image.Resampling.BILINEAR),
-        _warp(Image.fromarray(slides), matrix, offset, size, Image.Resampling.NEAREST),
+        _warp(Image.fromarray(classes), matrix, offset, size, Image.Resampling.NEAREST),
         _warp(Image.fromarray(regions), matrix, offset, size, Image.Resampling.NEAREST),
     )
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geolabel.networks.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
-from geolabel.trainers.losses import best_candidate, dice_loss, focal_loss, mask_iou
+from geolabel.synthetic import CLASSES
+from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.trainers.losses import best_candidate, cover_loss, dice_loss, focal_loss, mask_iou
 from geolabel.trainers.objects import Prompt, choose_objects, localizer_prompt, sloppy_prompt
-from geolabel.trainers.pictures import Picture
+from geolabel.trainers.pictures import UNKNOWN, Picture
 from geolabel.trainers.samples import draw, generator, to_tensor
-from geolabel.types import Float64Array
+from geolabel.types import Float64Array, UInt8Array
 
 Kind = Literal["both", "box", "point"]
 KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
@@ -31,34 +33,56 @@ OBJECTS = 6
 
 
 class SegmenterLosses(nn.Module):
-    """The segmenter and its losses."""
+    """The segmenter and its losses.
+
+    Few objects are asked for per step, and each tells the encoder little. So a head that is thrown away after training
+    reads the land cover of every cell from the embedding: what two sides of an edge are is what puts a mask on it.
+    """
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.sam = sam
+        channels = sam.mask_decoder.transformer_dim
+        fold = EMBEDDING_STRIDE // LOW_RES_STRIDE
+        self.cover = nn.Sequential(nn.Conv2d(channels, len(CLASSES) * fold**2, 1), nn.PixelShuffle(fold))
 
     def forward(
         self,
         images: Tensor,
+        classes: Tensor,
         index: Tensor,
         target: Tensor,
         origin: Tensor,
         points: Tensor | None = None,
         boxes: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of K objects, each with the coverage of the decoder's cells, (K, h, w), as its target.
+        """Losses of K objects and of the land cover under them.
+
+        Parameters
+        ----------
+        classes : (N, h, w)
+            Land cover in the decoder's cells, `UNKNOWN` where it is only known to be no landslide.
+        target : (K, h, w)
+            Coverage of the decoder's cells by each object.
 
         The other arguments are those of `answer`.
         """
-        logits, quality = self.answer(images, index, origin, points, boxes)
+        embeddings = self.sam.image_encoder(images)
+        logits, quality = self.decode(embeddings, index, origin, points, boxes)
         true = target[:, None].expand_as(logits)
         each = 20 * focal_loss(logits, true) + dice_loss(logits, true)
         masks = best_candidate(each[:, 1:], rest=0.15) + 0.5 * each[:, 0]
         wrong = functional.mse_loss(quality, mask_iou(logits, true).detach(), reduction="none")
-        return {"masks": masks.mean(), "quality": 2 * wrong.mean()}
+        cover = cover_loss(self.cover(embeddings).float(), classes, LANDSLIDE, UNKNOWN)
+        return {"masks": masks.mean(), "quality": 2 * wrong.mean(), "cover": 0.5 * cover}
 
     def answer(
-        self, images: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
+        self,
+        images: Tensor,
+        index: Tensor,
+        origin: Tensor,
+        points: Tensor | None = None,
+        boxes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (K, 4, h, w) and predicted IoU (K, 4) of all four mask tokens, the single one first.
 
@@ -78,17 +102,14 @@ class SegmenterLosses(nn.Module):
         boxes : (K, 4)
             In pixels of the image.
         """
-        encoder = self.sam.prompt_encoder
-        embeddings = self.sam.image_encoder(images)
-        shift = origin.float()
-        asked_points = None
-        if points is not None:
-            asked_points = (points + shift)[:, None], points.new_ones(len(points), 1)
-        asked_boxes = None if boxes is None else boxes + shift.repeat(2)
-        drawn = encoder.draw(asked_points, asked_boxes)
-        masks = _part(drawn, origin // LOW_RES_STRIDE, images.shape[-1] // LOW_RES_STRIDE)
-        positions = _part(encoder.get_dense_pe(), origin // EMBEDDING_STRIDE, embeddings.shape[-1])
-        sparse, dense = encoder(points=asked_points, boxes=asked_boxes, masks=masks)
+        return self.decode(self.sam.image_encoder(images), index, origin, points, boxes)
+
+    def decode(
+        self, embeddings: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Answer as `answer` does, from embeddings (N, D, S / 16, S / 16)."""
+        with torch.autocast(embeddings.device.type, enabled=False):  # eight bits cannot tell pixels apart
+            sparse, dense, positions = self._ask(embeddings.shape[-1], origin, points, boxes)
         # The decoder takes one image and adds the dense prompts to it: objects of many images share a call when their
         # image comes as part of the prompt.
         logits, quality = self.sam.mask_decoder.predict_masks(
@@ -97,7 +118,24 @@ class SegmenterLosses(nn.Module):
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense + embeddings[index],
         )
-        return logits, quality
+        return logits.float(), quality.float()
+
+    def _ask(
+        self, cells: int, origin: Tensor, points: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Sparse and dense embeddings of prompts, and the positions of the cells that the images lie in.
+        encoder = self.sam.prompt_encoder
+        shift = origin.float()
+        asked_points = None
+        if points is not None:
+            asked_points = (points + shift)[:, None], points.new_ones(len(points), 1)
+        asked_boxes = None if boxes is None else boxes + shift.repeat(2)
+        drawn = encoder.draw(asked_points, asked_boxes)
+        fold = EMBEDDING_STRIDE // LOW_RES_STRIDE
+        masks = _part(drawn, origin // LOW_RES_STRIDE, cells * fold)
+        positions = _part(encoder.get_dense_pe(), origin // EMBEDDING_STRIDE, cells)
+        sparse, dense = encoder(points=asked_points, boxes=asked_boxes, masks=masks)
+        return sparse, dense, positions
 
 
 def _part(maps: Tensor, origin: Tensor, cells: int) -> Tensor:
@@ -157,10 +195,13 @@ class SegmenterObjective:
         kind = KINDS[rng.integers(len(KINDS))]
         steps = (self._frame - size) // EMBEDDING_STRIDE
         origin = rng.integers(0, steps + 1, 2) * EMBEDDING_STRIDE
-        images = to_tensor([sample.rgb for sample in samples], self._mean, self._std)
-        return {"images": images, "index": torch.tensor(index), "origin": torch.from_numpy(origin)} | _ask(
-            prompts, kind
-        )
+        classes = np.stack([_in_cells(sample.classes) for sample in samples])
+        return {
+            "images": to_tensor([sample.rgb for sample in samples], self._mean, self._std),
+            "classes": torch.from_numpy(classes).long(),
+            "index": torch.tensor(index),
+            "origin": torch.from_numpy(origin),
+        } | _question(prompts, kind)
 
     def _kept(self, selection: Sequence[Picture], number: int) -> dict[str, Tensor]:
         rng = generator(self._seed, 3, number)
@@ -170,9 +211,8 @@ class SegmenterObjective:
             if prompts:
                 images = to_tensor([sample.rgb], self._mean, self._std)
                 index = torch.zeros(len(prompts), dtype=torch.long)
-                return {"images": images, "index": index, "origin": torch.zeros(2, dtype=torch.long)} | _ask(
-                    prompts, "both"
-                )
+                origin = torch.zeros(2, dtype=torch.long)
+                return {"images": images, "index": index, "origin": origin} | _question(prompts, "both")
 
     def figures(self, module: nn.Module) -> dict[str, float]:
         """Mean IoU with landslides: of the candidate that the network prefers (the score), the best, the single one.
@@ -220,7 +260,11 @@ def settle(losses: SegmenterLosses, figures: dict[str, float]) -> None:
         branch.layers[-1].bias *= figures["logit/scale"]
 
 
-def _ask(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:
+def _in_cells(classes: UInt8Array) -> UInt8Array:
+    return classes[LOW_RES_STRIDE // 2 :: LOW_RES_STRIDE, LOW_RES_STRIDE // 2 :: LOW_RES_STRIDE]
+
+
+def _question(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:
     masks = torch.from_numpy(np.stack([prompt.mask for prompt in prompts])).float()
     asked = {"target": functional.avg_pool2d(masks[:, None], LOW_RES_STRIDE)[:, 0]}
     if kind != "box":
