@@ -57,6 +57,8 @@ class SamSegmenter:
         prompts_per_batch: int = 64,
     ) -> None:
         self._sam = sam.to(device).eval()
+        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        self._sam.image_encoder.to(memory_format=torch.channels_last)
         self._gsd_range = gsd_range
         self._resize = ResizeLongestSide(self.window) if resize else None
         self._device = device
@@ -95,18 +97,21 @@ class SamSegmenter:
         return masks
 
     def _encode(self, images: list[UInt8Array]) -> Tensor:
-        frames = [self._frame(image) for image in images]
-        frames += [torch.zeros_like(frames[0])] * (self._batch - len(frames))
-        embeddings: Tensor = self._sam.image_encoder(torch.stack(frames))
+        # As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
+        frames = torch.zeros((self._batch, 3, self.window, self.window), device=self._device)
+        for frame, image in zip(frames, images, strict=False):
+            pixels = self._pixels(image)
+            inside = frame[:, : pixels.shape[1], : pixels.shape[2]]
+            inside.copy_(pixels).sub_(self._sam.pixel_mean).div_(self._sam.pixel_std)
+        embeddings: Tensor = self._sam.image_encoder(frames)
         return embeddings.float()
 
-    def _frame(self, image: UInt8Array) -> Tensor:
-        # (3, window, window): normalised, then padded, so that the padding is the mean colour.
+    def _pixels(self, image: UInt8Array) -> Tensor:
+        # (3, h, w), 0..255, on the scale of the frame.
         if max(image.shape[:2]) > self.window:
             raise ValueError(f"an image of {image.shape[:2]} px exceeds the segmenter's window of {self.window} px")
-        pixels = self._resize.apply_image(image) if self._resize else np.ascontiguousarray(image)
-        frame: Tensor = self._sam.preprocess(torch.from_numpy(pixels).to(self._device).permute(2, 0, 1))
-        return frame
+        pixels = self._resize.apply_image(image) if self._resize else image
+        return torch.from_numpy(np.moveaxis(pixels, 2, 0))
 
     def _frame_size(self, height: int, width: int) -> tuple[int, int]:
         if self._resize is None:
