@@ -21,13 +21,16 @@ FULL = 254
 EDGE = 127
 """The score of probability one half, SAM's own mask edge (a logit of 0)."""
 
+FAINT = 13
+"""Scores below this, one in twenty, are 0: a mask then ends somewhere, and nothing is to be done where it is not."""
+
 
 @dataclass(frozen=True)
 class Masks:
     """M masks of one image, each the answer to a prompt."""
 
     scores: UInt8Array
-    """(M, H, W) sigmoid of the mask's logit, 0..254."""
+    """(M, H, W) sigmoid of the mask's logit, 0..254; 0 where that is less than `FAINT`."""
     predicted_iou: Float32Array
     """(M,) the network's own guess of the mask's quality, 0..1."""
     stability: Float32Array
@@ -56,9 +59,10 @@ class Masks:
 
 
 def quantise_logits(logits: Float32Array) -> UInt8Array:
-    """Map mask logits to scores 0..254 so that a logit of 0 or more gives `EDGE` or more, and below 0 less."""
+    """Map mask logits to scores 0..254, 0 for less than `FAINT`. Logits from 0 on give `EDGE` or more, others less."""
     probability = 1 / (1 + np.exp(-np.clip(logits, -60, 60, dtype=np.float32)))
     scores = np.rint(probability * FULL).astype(np.uint8)
+    scores[scores < FAINT] = 0
     return np.where((logits < 0) & (scores >= EDGE), np.uint8(EDGE - 1), scores)
 
 

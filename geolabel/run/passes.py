@@ -18,7 +18,7 @@ from geolabel import activation, mosaic
 from geolabel.activation import Activation, Enlarged
 from geolabel.errors import TileError
 from geolabel.io.store import Store
-from geolabel.masks import Masks
+from geolabel.masks import FAINT, Masks
 from geolabel.mosaic import Layers
 from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
@@ -272,10 +272,6 @@ def find_regions(run: Run, block: int) -> Regions:
 # --- 3. segment ------------------------------------------------------------------------------------------------------
 
 
-FAINT = 13
-"""Scores below this, one in twenty, are taken as 0: a mask then ends somewhere, and its crop with it."""
-
-
 def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
     task, prompted = job
@@ -290,14 +286,10 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
         answers = _answer(run.plan, [images[k] for k in kept], [part[k] for k in kept])
         for k, masks in zip(kept, answers, strict=True):
             for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
-                scores = np.where(valid[k] & (masks.scores[m] >= FAINT), masks.scores[m], np.uint8(0))
-                crop = _bounding_window(scores)
-                if crop is not None:
-                    place = Window(
-                        part[k].window.row + crop.row, part[k].window.col + crop.col, crop.height, crop.width
-                    )
+                place, scores = _crop(masks.scores[m], valid[k], part[k].window)
+                if scores.size:
                     rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
-                    crops.append(scores[crop.slices].ravel())
+                    crops.append(scores.ravel())
     table = MaskTable(
         windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
         prompt_ids=np.asarray([row[1] for row in rows], np.int64),
@@ -316,11 +308,21 @@ def _answer(plan: Plan, images: list[UInt8Array], prompted: list[PromptedWindow]
         return worker.segmenter(plan.segmenter)(images, prompts)
 
 
-def _bounding_window(scores: UInt8Array) -> Window | None:
-    rows, cols = np.flatnonzero(scores.any(axis=1)), np.flatnonzero(scores.any(axis=0))
+def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:
+    """Where a mask of a window counts, and its scores there; an empty array where it counts nowhere."""
+    near = _bounding_slices(scores)
+    scores = np.where(valid[near] & (scores[near] >= FAINT), scores[near], np.uint8(0))
+    inner = _bounding_slices(scores)  # smaller where the mask reaches into what is not valid
+    row, col = (outer.start + part.start for outer, part in zip(near, inner, strict=True))
+    scores = scores[inner]
+    return Window(window.row + row, window.col + col, *scores.shape), scores
+
+
+def _bounding_slices(scores: UInt8Array) -> Slices:
+    rows, cols = (np.flatnonzero(scores.max(axis=axis, initial=0) >= FAINT) for axis in (1, 0))
     if not len(rows):
-        return None
-    return Window(int(rows[0]), int(cols[0]), int(rows[-1] - rows[0] + 1), int(cols[-1] - cols[0] + 1))
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
 
 
 # --- 4. merge --------------------------------------------------------------------------------------------------------
