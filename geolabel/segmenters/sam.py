@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from geolabel.devices import forward
-from geolabel.masks import EDGE, FAINT, FULL, Masks, Selection
+from geolabel.masks import FAINT, FULL, Masks, Selection, quantise_logits, stability_score
 from geolabel.prompts import PADDING, Prompts
 from geolabel.types import Float32Array, Float64Array, Int64Array, UInt8Array
 
@@ -138,8 +138,8 @@ class SamSegmenter:
             answers.candidates[rows] = candidates.cpu().numpy()
             for row, mask, cells in zip(rows, low_res, _boxes(low_res >= FAINT_LOGIT), strict=True):
                 (top, left), logits = self._enlarge(mask, cells, (height, width))
-                answers.scores[row, top : top + len(logits), left : left + logits.shape[1]] = quantise(logits).cpu()
-                answers.stability[row] = stability(logits).cpu()
+                answers.scores[row, top : top + len(logits), left : left + logits.shape[1]] = quantise_logits(logits)
+                answers.stability[row] = stability_score(logits)
         return answers
 
     def _answer(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +163,7 @@ class SamSegmenter:
 
     def _enlarge(
         self, low_res: Tensor, cells: tuple[slice, slice], size: tuple[int, int]
-    ) -> tuple[tuple[int, int], Tensor]:
+    ) -> tuple[tuple[int, int], Float32Array]:
         # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
         # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
         frame_size, step = self._frame_size(*size), self.window // low_res.shape[-1]
@@ -177,7 +177,7 @@ class SamSegmenter:
         logits = part[: max(0, frame_size[0] - top), : max(0, frame_size[1] - left)]
         if frame_size != size:
             logits = interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        return (top, left), logits
+        return (top, left), logits.cpu().numpy()
 
     def _to_sam(
         self, prompts: Prompts, scale_x: float, scale_y: float
@@ -202,21 +202,6 @@ class SamSegmenter:
 def corner_pixels(boxes: Float64Array) -> Float64Array:
     """First and last pixel of half-open boxes (K, 4): what SAM calls a box, as it adds half a pixel to each corner."""
     return boxes - [0, 0, 1, 1]
-
-
-def quantise(logits: Tensor) -> Tensor:
-    """Scores of mask logits as `masks.quantise_logits` defines them, on the logits' device."""
-    scores = torch.sigmoid(logits).mul_(FULL).round_().to(torch.uint8)
-    scores.masked_fill_(scores < FAINT, 0)
-    rounded_over_the_edge = (logits < 0) & (scores == EDGE)
-    return scores.sub_(rounded_over_the_edge.view(torch.uint8))
-
-
-def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
-    """Stability of masks as `masks.stability_score` defines it, on the logits' device."""
-    inner = (logits > offset).sum(dim=(-2, -1), dtype=torch.int32)
-    outer = (logits > -offset).sum(dim=(-2, -1), dtype=torch.int32)
-    return inner / outer.clamp(min=1)
 
 
 def _boxes(reached: Tensor) -> Iterator[tuple[slice, slice]]:
