@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from geolabel.types import AnyArray, Float32Array, Int32Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]
 """What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
@@ -129,10 +129,14 @@ class Enlarged:
         """Pixels of a part of the enlarged map; the same wherever the part begins and ends."""
         if self.stride == 1:
             return self.values[part]
-        rows, cols = (np.arange(*s.indices(n * self.stride)) for s, n in zip(part, self.values.shape, strict=True))
-        scaled = _along(_along(self.values.astype(np.int32), self.stride, rows, axis=0), self.stride, cols, axis=1)
         unit = (2 * self.stride) ** 2
-        return ((scaled + unit // 2) // unit).astype(np.uint8)
+        kind = np.uint16 if LEVELS * unit + unit // 2 < 1 << 16 else np.uint32
+        rows, cols = (np.arange(*s.indices(n * self.stride)) for s, n in zip(part, self.values.shape, strict=True))
+        # Columns first: the few rows of cells then become rows of pixels by copies of whole lines.
+        scaled = _along(_along(self.values.astype(kind).T, self.stride, cols).T, self.stride, rows)
+        scaled += unit // 2
+        scaled //= unit
+        return scaled.astype(np.uint8)
 
     def reaches(self, level: int, part: tuple[slice, slice]) -> bool:
         """Whether a pixel of a part may exceed `level`: one of the cells that it is interpolated from does."""
@@ -140,13 +144,14 @@ class Enlarged:
         return bool(self.values[tuple(near)].max(initial=0) > level)
 
 
-def _along(values: Int32Array, stride: int, positions: AnyArray, *, axis: int) -> Int32Array:
-    # One axis, scaled by 2 * stride. Weights are integers: a pixel is the same in whichever part it is asked for.
+def _along(values: AnyArray, stride: int, positions: Int64Array) -> AnyArray:
+    # The first axis, scaled by 2 * stride. Weights are integers: a pixel is the same in whichever part it is asked for.
     twice = 2 * positions + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
     low = twice // (2 * stride)
-    weight = (twice - low * 2 * stride).astype(np.int32)
-    last = values.shape[axis] - 1
-    a, b = values.take(np.clip(low, 0, last), axis), values.take(np.clip(low + 1, 0, last), axis)
-    weight = np.expand_dims(weight, 1 - axis)
-    scaled: Int32Array = a * (2 * stride - weight) + b * weight
+    weight = (twice - low * 2 * stride).astype(values.dtype)[:, None]
+    last = len(values) - 1
+    scaled, other = values[np.clip(low, 0, last)], values[np.clip(low + 1, 0, last)]
+    scaled *= 2 * stride - weight
+    other *= weight
+    scaled += other
     return scaled

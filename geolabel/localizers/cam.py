@@ -58,7 +58,7 @@ class CamLocalizer:
                 "or normalise each image by its maximum"
             )
         # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
-        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
         self._info = info
         self._device = device
         self._precision = precision
