@@ -23,6 +23,9 @@ class Window:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"row {self.row}, col {self.col}, {self.height} x {self.width} px"
+
     @property
     def bottom(self) -> int:
         """First row below the window."""
