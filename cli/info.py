@@ -13,9 +13,6 @@ from .terminal import announce, warn
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
 
-GSD_RANGE = (0.2, 30.0)
-"""Metres per pixel that the bundled networks know."""
-
 
 @click.command()
 @click.argument("scene")
@@ -46,6 +43,7 @@ def info(
 
 
 def _facts(reader: SceneReader, stretch: str, working_gsd: float | None) -> dict[str, Any]:
+    from geolabel.io.weights import bundled_gsd_range
     from geolabel.radiometry import Stretch, parse_stretch
 
     parse_stretch(stretch)  # a wrong option should not wait for the sample
@@ -53,7 +51,7 @@ def _facts(reader: SceneReader, stretch: str, working_gsd: float | None) -> dict
     grid = scene.grid
     sample, valid = reader.sample()
     fitted = Stretch.from_sample(sample, valid, stretch)
-    working = grid.working(GSD_RANGE) if working_gsd is None else grid.at_gsd(working_gsd)
+    working = grid.working(bundled_gsd_range()) if working_gsd is None else grid.at_gsd(working_gsd)
     nodata = [value if reader.nodata is None else reader.nodata for value in header.nodata]
     return {
         "scene": scene.name,

@@ -7,11 +7,12 @@ Zhou et al. (2016), "Learning Deep Features for Discriminative Localization".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from geolabel.types import AnyArray, Float32Array, Int32Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]
 """What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
@@ -129,10 +130,14 @@ class Enlarged:
         """Pixels of a part of the enlarged map; the same wherever the part begins and ends."""
         if self.stride == 1:
             return self.values[part]
-        rows, cols = (np.arange(*s.indices(n * self.stride)) for s, n in zip(part, self.values.shape, strict=True))
-        scaled = _along(_along(self.values.astype(np.int32), self.stride, rows, axis=0), self.stride, cols, axis=1)
         unit = (2 * self.stride) ** 2
-        return ((scaled + unit // 2) // unit).astype(np.uint8)
+        rows, cols = (_taps(n, self.stride, *s.indices(n * self.stride)[:2])
+                      for n, s in zip(self.values.shape, part, strict=True))  # fmt: skip
+        # Columns first: the few rows of cells then become rows of pixels by copies of whole lines.
+        scaled = _along(_along(self.values[rows.cells, cols.cells].T, cols).T, rows)
+        scaled += unit // 2
+        scaled //= unit
+        return scaled.astype(np.uint8)
 
     def reaches(self, level: int, part: tuple[slice, slice]) -> bool:
         """Whether a pixel of a part may exceed `level`: one of the cells that it is interpolated from does."""
@@ -140,13 +145,33 @@ class Enlarged:
         return bool(self.values[tuple(near)].max(initial=0) > level)
 
 
-def _along(values: Int32Array, stride: int, positions: AnyArray, *, axis: int) -> Int32Array:
-    # One axis, scaled by 2 * stride. Weights are integers: a pixel is the same in whichever part it is asked for.
-    twice = 2 * positions + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
+class _Taps(NamedTuple):
+    # What the pixels of a part of an axis are made of.
+    cells: slice
+    before: Int64Array
+    """Of `cells`, the one whose centre is the last before the pixel's."""
+    after: Int64Array
+    share: AnyArray
+    """Of the cell before, in 2 * stride."""
+    rest: AnyArray
+
+
+@lru_cache(maxsize=256)
+def _taps(length: int, stride: int, start: int, stop: int) -> _Taps:
+    # All are integers: a pixel is the same in whichever part it is asked for.
+    twice = 2 * np.arange(start, stop) + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
     low = twice // (2 * stride)
-    weight = (twice - low * 2 * stride).astype(np.int32)
-    last = values.shape[axis] - 1
-    a, b = values.take(np.clip(low, 0, last), axis), values.take(np.clip(low + 1, 0, last), axis)
-    weight = np.expand_dims(weight, 1 - axis)
-    scaled: Int32Array = a * (2 * stride - weight) + b * weight
+    weight = twice - low * 2 * stride
+    before, after = np.clip(low, 0, length - 1), np.clip(low + 1, 0, length - 1)
+    cells = slice(int(before[0]), int(after[-1]) + 1) if len(low) else slice(0, 0)
+    # Scaled on both axes, and half a unit added to round, grey values fit 16 bits up to a stride of 8.
+    kind = np.uint16 if LEVELS * (2 * stride) ** 2 + 2 * stride**2 < 1 << 16 else np.uint32
+    share, rest = (2 * stride - weight).astype(kind)[:, None], weight.astype(kind)[:, None]
+    return _Taps(cells, before - cells.start, after - cells.start, share, rest)
+
+
+def _along(values: AnyArray, taps: _Taps) -> AnyArray:
+    # The first axis, scaled by 2 * stride.
+    scaled: AnyArray = values[taps.before] * taps.share
+    scaled += values[taps.after] * taps.rest
     return scaled

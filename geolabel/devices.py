@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -66,10 +66,9 @@ def forward(device: str, precision: str) -> Iterator[None]:
 
     On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32.
     """
-    kind = torch.device(device).type
     with (
         torch.inference_mode(),
-        torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"),
+        torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else nullcontext(),
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
     ):
         yield

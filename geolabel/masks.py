@@ -21,13 +21,16 @@ FULL = 254
 EDGE = 127
 """The score of probability one half, SAM's own mask edge (a logit of 0)."""
 
+FAINT = 13
+"""Scores below this, one in twenty, are 0: a mask then ends somewhere, and nothing is to be done where it is not."""
+
 
 @dataclass(frozen=True)
 class Masks:
     """M masks of one image, each the answer to a prompt."""
 
     scores: UInt8Array
-    """(M, H, W) sigmoid of the mask's logit, 0..254."""
+    """(M, H, W) sigmoid of the mask's logit, 0..254; 0 where that is less than `FAINT`."""
     predicted_iou: Float32Array
     """(M,) the network's own guess of the mask's quality, 0..1."""
     stability: Float32Array
@@ -56,10 +59,16 @@ class Masks:
 
 
 def quantise_logits(logits: Float32Array) -> UInt8Array:
-    """Map mask logits to scores 0..254 so that a logit of 0 or more gives `EDGE` or more, and below 0 less."""
-    probability = 1 / (1 + np.exp(-np.clip(logits, -60, 60, dtype=np.float32)))
-    scores = np.rint(probability * FULL).astype(np.uint8)
-    return np.where((logits < 0) & (scores >= EDGE), np.uint8(EDGE - 1), scores)
+    """Map mask logits to scores 0..254, 0 for less than `FAINT`. Logits from 0 on give `EDGE` or more, others less."""
+    with np.errstate(over="ignore"):  # of a logit far below 0, whose score is 0 either way
+        score = np.exp(-np.asarray(logits, np.float32))
+    score += 1
+    np.divide(FULL, score, out=score)
+    scores: UInt8Array = np.rint(score, out=score).astype(np.uint8)
+    scores *= scores >= FAINT
+    at_edge = scores == EDGE
+    scores[at_edge] -= logits[at_edge] < 0  # rounded over it
+    return scores
 
 
 def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
@@ -67,7 +76,7 @@ def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
 
     Source: segment-anything, ``calculate_stability_score`` (threshold 0).
     """
-    inner = (logits > offset).sum(axis=(-2, -1), dtype=np.int64)
-    outer = (logits > -offset).sum(axis=(-2, -1), dtype=np.int64)
+    masks = logits.reshape(-1, *logits.shape[-2:])
+    inner, outer = (np.asarray([np.count_nonzero(mask > cut) for mask in masks]) for cut in (offset, -offset))
     share: Float32Array = (inner / np.maximum(outer, 1)).astype(np.float32)
-    return share
+    return share.reshape(logits.shape[:-2])

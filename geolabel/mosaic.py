@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from geolabel.masks import OUTSIDE
 from geolabel.tiles import Window
-from geolabel.types import BoolArray, Int32Array, UInt8Array
+from geolabel.types import AnyArray, BoolArray, Int32Array, UInt8Array
 
 NO_MASK = -1
 """Winner of a pixel that no mask covers."""
@@ -78,6 +78,9 @@ def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Arr
     -------
     (H, W), 0 where no tile is
     """
+    parts = list(parts)
+    if len(parts) == 1 and parts[0][0].contains(window):
+        return parts[0][1][window.within(parts[0][0])]
     total = np.zeros((window.height, window.width), np.int32)
     weight = np.zeros((window.height, window.width), np.int32)
     for tile, values in parts:
@@ -89,11 +92,14 @@ def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Arr
         total[target] += share * values[source]
         weight[target] += share
     covered = np.maximum(weight, 1)
-    mean: UInt8Array = ((2 * total + covered) // (2 * covered)).astype(np.uint8)
+    # In double precision a quotient of such integers lies on the right side of every whole number.
+    mean: UInt8Array = ((2 * total + covered) / (2 * covered)).astype(np.uint8)
     return mean
 
 
-def merge_scores(window: Window, parts: Iterable[tuple[Window, UInt8Array, int]]) -> tuple[UInt8Array, Int32Array]:
+def merge_scores(
+    window: Window, parts: Iterable[tuple[Window, UInt8Array, int]], kind: type[np.unsignedinteger[Any]] = np.uint32
+) -> tuple[UInt8Array, AnyArray]:
     """Maximum of the scores of masks, and which mask it came from.
 
     Parameters
@@ -102,24 +108,26 @@ def merge_scores(window: Window, parts: Iterable[tuple[Window, UInt8Array, int]]
         What to fill.
     parts
         Masks in any order: the window of the crop, its scores (h, w), 0 where the mask is not, and the mask's number,
-        from 0. What reaches out of `window` is ignored.
+        from 1. What reaches out of `window` is ignored.
+    kind
+        Holds the numbers; a window is large, and the masks that reach into it are few.
 
     Returns
     -------
     scores : (H, W), 0 where no mask is
-    winner : (H, W), `NO_MASK` where no mask is; where scores tie, the mask of the lowest number
+    winner : (H, W), of type `kind`, 0 where no mask is; where scores tie, the mask of the lowest number
     """
     scores = np.zeros((window.height, window.width), np.uint8)
-    winner = np.full((window.height, window.width), NO_MASK, np.int32)
+    winner = np.zeros((window.height, window.width), kind)
     for crop, values, number in parts:
         shared = crop.intersection(window)
         if shared is None:
             continue
         new, target = values[shared.within(crop)], shared.within(window)
         best, by = scores[target], winner[target]
-        better = (new > best) | ((new == best) & (number < by))  # NO_MASK is less than any number: 0 does not beat 0
-        best[better] = new[better]
-        by[better] = number
+        better = (new > best) | ((new == best) & (number < by))  # 0, no mask, is less than any number: it is not beaten
+        np.maximum(best, new, out=best)
+        np.copyto(by, kind(number), where=better)
     return scores, winner
 
 

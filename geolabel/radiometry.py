@@ -82,18 +82,21 @@ class Stretch:
         Returns
         -------
         (h, w, 3), red first
-            0 where not valid.
+            0 where not valid. Each band is contiguous, as in `bands`: networks take them so.
         """
-        out = np.empty((*valid.shape, 3), np.uint8)
-        for i, (band, low, high) in enumerate(zip(bands, self.low, self.high, strict=True)):
-            if band.dtype.itemsize <= 2 and band.dtype.kind in "iu":
-                unsigned = band.view(f"u{band.dtype.itemsize}")
-                out[..., i] = _table(low, high, band.dtype.str)[unsigned]
+        out = np.empty((3, *valid.shape), np.uint8)
+        for band, low, high, grey in zip(bands, self.low, self.high, out, strict=True):
+            if band.dtype.itemsize > 2 or band.dtype.kind not in "iu":
+                grey[...] = _levels(band, low, high)
+                continue
+            table = _table(low, high, band.dtype.str)
+            if band.dtype.itemsize == 1:
+                grey.reshape(-1)[...] = np.frombuffer(band.tobytes().translate(table.tobytes()), np.uint8)
             else:
-                out[..., i] = _levels(band, low, high)
+                np.take(table, band.view(np.uint16), out=grey, mode="clip")  # which checks no index: all are in range
         if not valid.all():
-            out *= valid[..., None]
-        return out
+            out *= valid
+        return np.moveaxis(out, 0, 2)
 
 
 def parse_stretch(spec: str) -> tuple[float, float]:

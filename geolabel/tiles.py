@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from geolabel.errors import OptionError
 
@@ -21,6 +22,9 @@ class Window:
     col: int
     height: int
     width: int
+
+    def __str__(self) -> str:
+        return f"row {self.row}, col {self.col}, {self.height} x {self.width} px"
 
     @property
     def bottom(self) -> int:
@@ -135,6 +139,23 @@ class TileGrid:
         lines = [i for i, row in enumerate(self.rows) if row < window.bottom and row + self.size > window.row]
         files = [j for j, col in enumerate(self.cols) if col < window.right and col + self.size > window.col]
         return [i * len(self.cols) + j for i in lines for j in files]
+
+    def patches(self, window: Window) -> Iterator[tuple[Window, list[int]]]:
+        """Cut `window` wherever a tile begins or ends: its parts, and the tiles that cover each as a whole.
+
+        Parameters
+        ----------
+        window
+            Inside the grid.
+        """
+        for row, bottom in pairwise(self._cuts(self.rows, window.row, window.bottom)):
+            for col, right in pairwise(self._cuts(self.cols, window.col, window.right)):
+                patch = Window(row, col, bottom - row, right - col)
+                yield patch, self.covering(patch)
+
+    def _cuts(self, starts: tuple[int, ...], first: int, last: int) -> list[int]:
+        ends = {end for start in starts for end in (start, start + self.size) if first < end < last}
+        return sorted({first, last} | ends)
 
     def core(self, index: int) -> Window:
         """The pixels that lie nearer to the centre of this tile than to any other's; cores partition the grid."""

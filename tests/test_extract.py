@@ -462,3 +462,15 @@ def test_predict_writes_the_scores_alone(tmp_path: Path) -> None:
     report = run_predict(plan, Targets.of(None, tmp_path / "scores.tif"))
     assert report.masks > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.tif", "scores.tif"]
+
+
+@pytest.mark.parametrize(("pixel", "warned"), [(0.5, False), (2.0, False), (50.0, True)])
+def test_pixels_coarser_than_the_networks_know_are_spoken_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, pixel: float, warned: bool
+) -> None:
+    locate = FakeLocalizer(gsd_range=(0.1, 2.01))
+    monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else BrightSegmenter())
+    transform = Affine(pixel, 0, 500_000, 0, -pixel, 3_000_000)
+    path = write(tmp_path / "scene.tif", np.zeros((8, 8), bool), transform=transform)
+    make_plan(SceneReader(path), *RECIPES, Parameters())
+    assert ("landslides less than" in caplog.text) == warned

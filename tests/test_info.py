@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from geolabel.cli.info import info
 from geolabel.errors import OptionError, SceneError
+from geolabel.io import weights
 
 
 @pytest.fixture
@@ -80,3 +81,11 @@ def test_the_text_is_plain(scene):
 def test_what_cannot_work_says_why(scene, arguments, error, message):
     with pytest.raises(error, match=message):
         run(scene, *arguments)
+
+
+def test_the_working_grid_is_that_of_the_bundled_networks():
+    recipes = [weights.recipe(role, "bundled", device="cpu") for role in ("localizer", "segmenter")]
+    parts = [weights.load(recipe) for recipe in recipes]
+    finest, coarsest = weights.bundled_gsd_range()
+    assert finest == max(part.gsd_range[0] for part in parts)
+    assert coarsest == min(part.gsd_range[1] for part in parts)

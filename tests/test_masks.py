@@ -28,7 +28,18 @@ def masks_of(scores):
 
 @pytest.mark.parametrize(
     ("logit", "score"),
-    [(-1e4, 0), (-1e-7, 126), (-0.0, 127), (0.0, 127), (1e-7, 127), (1.0, 186), (-1.0, 68), (1e4, 254)],
+    [
+        (-1e4, 0),
+        (-2.97, 0),
+        (-2.95, 13),
+        (-1e-7, 126),
+        (-0.0, 127),
+        (0.0, 127),
+        (1e-7, 127),
+        (1.0, 186),
+        (-1.0, 68),
+        (1e4, 254),
+    ],
 )
 def test_quantise_by_hand(logit, score):
     assert quantise_logits(np.array([logit], np.float32)) == score

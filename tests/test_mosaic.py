@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geolabel.masks import OUTSIDE
-from geolabel.mosaic import NO_MASK, blend, feather, mark_outside, merge_scores
+from geolabel.mosaic import blend, feather, mark_outside, merge_scores
 from geolabel.tiles import BlockGrid, TileGrid, Window
 
 
@@ -53,13 +53,13 @@ def test_a_pixel_is_blended_alike_in_any_block_and_order(scene, random):
 @given(tiled_scenes(), st.randoms())
 def test_masks_meet_alike_in_any_block_and_order(scene, random):
     whole, parts, blocks = scene
-    masks = [(window, values // 64, number) for number, (window, values) in enumerate(parts)]
+    masks = [(window, values // 64, number) for number, (window, values) in enumerate(parts, 1)]
     scores, winner = merge_scores(whole, masks)
     every = np.zeros((len(masks), whole.height, whole.width), np.uint8)
     for (window, values, _), layer in zip(masks, every, strict=True):
         layer[window.slices] = values
     assert (scores == every.max(axis=0)).all()
-    assert (winner == np.where(every.max(axis=0) > 0, every.argmax(axis=0), NO_MASK)).all()
+    assert (winner == np.where(every.max(axis=0) > 0, every.argmax(axis=0) + 1, 0)).all()
     random.shuffle(masks)
     for block in blocks:
         part = merge_scores(block, masks)
@@ -69,12 +69,13 @@ def test_masks_meet_alike_in_any_block_and_order(scene, random):
 
 def test_a_mask_is_not_averaged_with_its_absence():
     masks = [
-        (Window(0, 0, 1, 2), np.array([[200, 90]], np.uint8), 0),
-        (Window(0, 1, 1, 2), np.array([[90, 0]], np.uint8), 1),
+        (Window(0, 0, 1, 2), np.array([[200, 90]], np.uint8), 1),
+        (Window(0, 1, 1, 2), np.array([[90, 0]], np.uint8), 2),
     ]
-    scores, winner = merge_scores(Window(0, 0, 1, 4), masks)
+    scores, winner = merge_scores(Window(0, 0, 1, 4), masks, np.uint8)
+    assert winner.dtype == np.uint8
     assert scores.tolist() == [[200, 90, 0, 0]]
-    assert winner.tolist() == [[0, 0, NO_MASK, NO_MASK]]  # a tie goes to the first, a score of 0 to nobody
+    assert winner.tolist() == [[1, 1, 0, 0]]  # a tie goes to the first, a score of 0 to nobody
 
 
 def test_pixels_that_are_not_valid_are_marked():

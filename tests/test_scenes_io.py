@@ -680,7 +680,7 @@ def test_absurd_windows_take_no_memory(tmp_path):
         with pytest.raises(TileError, match="use smaller tiles"):
             reader.read(grid.window, grid)
         assert (reader.read(Window(1_999_999_000, 5, 10, 10), grid)[0] == 0).all()
-    with pytest.raises(ValueError, match="is not in a grid"):
+    with pytest.raises(SceneError, match="row 1999999999, col 5, 10 x 10 px reaches out of the grid"):
         reader.read(Window(1_999_999_999, 5, 10, 10), grid)
 
 

@@ -138,3 +138,18 @@ def test_a_tile_that_is_not_there():
         TileGrid(20, 20, 10, 0)[4]
     with pytest.raises(IndexError, match="block -1 of 4"):
         BlockGrid(20, 20, 10)[-1]
+
+
+@given(tile_grids(), windows)
+def test_patches_partition_a_window_and_no_tile_ends_inside_one(grid, window):
+    window = window.intersection(Window(0, 0, grid.height, grid.width))
+    if window is None:
+        return
+    hits = np.zeros((grid.height, grid.width), int)
+    for patch, indices in grid.patches(window):
+        hits[patch.slices] += 1
+        shared = [index for index in range(len(grid)) if grid[index].intersection(patch)]
+        assert indices == shared
+        assert all(grid[index].contains(patch) for index in indices)
+    assert hits[window.slices].min() == 1
+    assert hits.sum() == window.height * window.width

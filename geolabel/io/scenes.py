@@ -96,6 +96,7 @@ class SceneReader:
         self.nodata = nodata
         self._bands, self._gsd = bands, gsd
         self._outlining = threading.Lock()
+        self._placed: tuple[Grid | None, tuple[Axis, Axis] | None] = (None, None)
 
     def __reduce__(self) -> tuple[partial[SceneReader], tuple[()]]:
         return self._recipe, ()
@@ -178,21 +179,26 @@ class SceneReader:
 
         Raises
         ------
+        SceneError
+            If the window reaches out of the grid.
         TileError
             If the window cannot be read, with the original error as its cause.
         """
         scene = self.scene
         if not grid.window.contains(window):
-            raise ValueError(f"{window} is not in a grid of {grid.height} x {grid.width} px")
+            raise SceneError(
+                f"{scene.name}: the window at {window} reaches out of the grid of {grid.height} x {grid.width} px: "
+                "read windows of the grid that is given with them"
+            )
         if window.height * window.width > MAX_WINDOW_PX:
             raise TileError(
                 f"{scene.name}: a window of {window.height} x {window.width} px is larger than the {MAX_WINDOW_PX} px "
                 "that are read at once: use smaller tiles"
             )
         try:
-            bands, valid = self._on_grid(window, axes(scene.grid, grid))
+            bands, valid = self._on_grid(window, self._axes(grid))
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:
-            raise TileError(f"{scene.name}: {window} cannot be read: {one_line(cause)}") from cause
+            raise TileError(f"{scene.name}: the window at {window} cannot be read: {one_line(cause)}") from cause
         if self.aoi is not None:
             with self._outlining:
                 valid &= inside(self.aoi, grid, window)
@@ -269,6 +275,14 @@ class SceneReader:
             behind = Window(tall.start, wide.start, tall.stop - tall.start, wide.stop - wide.start)
             bands[:, *here], valid[here] = resample(*self._native(behind, level), row_shares, col_shares)
         return bands, valid
+
+    def _axes(self, grid: Grid) -> tuple[Axis, Axis]:
+        # Where the grid of the last window lies on the scene: windows come by the thousand, grids one by one.
+        known, placing = self._placed
+        if placing is None or known is not grid:
+            placing = axes(self.scene.grid, grid)
+            self._placed = grid, placing
+        return placing
 
     def _level(self, *scales: Fraction) -> int:
         """The coarsest level that is no coarser than the grid; the raster itself unless it shrinks on both axes."""

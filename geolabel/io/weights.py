@@ -6,6 +6,7 @@ safetensors. Downloads stay in a cache folder (`cache_folder`), and ``GEOLABEL_O
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -230,6 +231,27 @@ def _source(role: Role, name: str | Path, checkpoint: str | Path | None) -> tupl
     if not path.is_file():
         lookup(str(name), role)  # raises, and names what is known
     return str(path), sha256(path), ""
+
+
+def bundled_gsd_range() -> tuple[float, float]:
+    """Finest and coarsest ground sample distance, metres, that both bundled networks know; read without torch.
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    ranges = []
+    for path in (fetch(network) for network in PUBLISHED if network.bundled):
+        try:
+            with safe_open(path, framework="np") as file:
+                ranges.append(json.loads(file.metadata()["geolabel"])["gsd_range"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{path} does not say what it knows ({error}): install geolabel again") from error
+    finest, coarsest = zip(*ranges, strict=True)
+    return max(finest), min(coarsest)
 
 
 def load(recipe: Recipe) -> Localizer | Segmenter:

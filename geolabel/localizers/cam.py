@@ -57,7 +57,8 @@ class CamLocalizer:
                 f"the localizer has the constant {info.constant}, scenes need a positive one: calibrate it, "
                 "or normalise each image by its maximum"
             )
-        self._network = network.to(device).eval()
+        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
         self._info = info
         self._device = device
         self._precision = precision
@@ -106,9 +107,12 @@ class CamLocalizer:
         # (n, C, ceil(H / stride), ceil(W / stride)): cells that lie wholly outside the image are cut away.
         height, width = images[0].shape[:2]
         multiple = self._network.multiple
-        missing = ((0, self._batch - len(images)), (0, -height % multiple), (0, -width % multiple), (0, 0))
-        pixels = torch.from_numpy(np.pad(np.stack(images), missing, mode="edge")).to(self._device)
-        maps: Tensor = self._network((pixels.permute(0, 3, 1, 2) - self._mean) / self._std)
+        missing = ((0, self._batch - len(images)), (0, 0), (0, -height % multiple), (0, -width % multiple))
+        stack = np.stack([np.moveaxis(image, 2, 0) for image in images])
+        if np.any(missing):
+            stack = np.pad(stack, missing, mode="edge")
+        pixels = torch.from_numpy(stack).to(self._device).float().sub_(self._mean).div_(self._std)
+        maps: Tensor = self._network(pixels)
         cut = maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
         return cut.float().cpu().numpy()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
 from typing import TypeAlias
 
@@ -18,13 +18,13 @@ from geolabel import activation, mosaic
 from geolabel.activation import Activation, Enlarged
 from geolabel.errors import TileError
 from geolabel.io.store import Store
-from geolabel.masks import Masks
+from geolabel.masks import FAINT, Masks
 from geolabel.mosaic import Layers
 from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
 from geolabel.run.windows import PromptedWindow
 from geolabel.seams import Spans, pixel_sums
-from geolabel.tiles import BlockGrid, Window
+from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
@@ -148,8 +148,13 @@ class TileMaps:
     probability: UInt8Array | None
     """At the network's stride."""
     stride: int
-    valid: BoolArray | None
-    """None where every pixel is valid."""
+    bits: UInt8Array | None
+    """Which pixels are valid, eight to a byte along a row; None where every pixel is."""
+
+    @property
+    def valid(self) -> BoolArray | None:
+        """(h, w), or None where every pixel is valid."""
+        return None if self.bits is None else np.unpackbits(self.bits, axis=-1, count=self.window.width).astype(bool)
 
 
 @lru_cache(maxsize=64)
@@ -163,29 +168,23 @@ def forget() -> None:
     _segment_record.cache_clear()
 
 
-def tile_maps(run: Run, window: Window) -> Iterator[TileMaps]:
-    """Yield what the first pass left of every tile that shares a pixel with `window`, in the order of the tiles."""
-    plan = run.plan
-    for index in plan.localize_tiles.covering(window):
-        task, k = divmod(index, TASK_TILES)
-        record = _localize_record(run.store, task)
-        tile = plan.localize_tiles[index]
-        at = int(np.searchsorted(record["seen"], k))
-        seen = at < len(record["seen"]) and record["seen"][at] == k
-        valid = (
-            None if record["whole"][k] else np.unpackbits(record["valid"][k], axis=-1, count=tile.width).astype(bool)
-        )
-        yield TileMaps(
-            window=tile,
-            activation=Enlarged(record["activation"][at], int(record["stride"])) if seen else None,
-            probability=record["probability"][at] if seen else None,
-            stride=int(record["stride"]),
-            valid=valid,
-        )
+def tile_maps(run: Run, window: Window) -> dict[int, TileMaps]:
+    """What the first pass left of every tile that shares a pixel with `window`, by the number of the tile."""
+    return {index: _tile_maps(run, index) for index in run.plan.localize_tiles.covering(window)}
 
 
-PATCH = 256
-"""Side in pixels of the patches of a window that are blended, or left out as empty, one by one."""
+def _tile_maps(run: Run, index: int) -> TileMaps:
+    task, k = divmod(index, TASK_TILES)
+    record = _localize_record(run.store, task)
+    at = int(np.searchsorted(record["seen"], k))
+    seen = at < len(record["seen"]) and record["seen"][at] == k
+    return TileMaps(
+        window=run.plan.localize_tiles[index],
+        activation=Enlarged(record["activation"][at], int(record["stride"])) if seen else None,
+        probability=record["probability"][at] if seen else None,
+        stride=int(record["stride"]),
+        bits=None if record["whole"][k] else record["valid"][k],
+    )
 
 
 def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], bool]) -> UInt8Array:
@@ -198,19 +197,18 @@ def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles],
     wanted
         Whether a patch, which these tiles cover, matters; where it does not, the values are 0.
     """
-    tiles = [(maps.window, maps.activation) for maps in tile_maps(run, window) if maps.activation is not None]
+    maps = tile_maps(run, window)
     grey = np.zeros((window.height, window.width), np.uint8)
-    for patch in BlockGrid(window.height, window.width, PATCH):
-        place = replace(patch, row=window.row + patch.row, col=window.col + patch.col)
-        here = [(tile, values) for tile, values in tiles if tile.intersection(place)]
-        if wanted(place, here):
-            grey[patch.slices] = mosaic.blend(place, here)
+    for patch, indices in run.plan.localize_tiles.patches(window):
+        tiles = [(maps[i].window, values) for i in indices if (values := maps[i].activation) is not None]
+        if wanted(patch, tiles):
+            grey[patch.within(window)] = mosaic.blend(patch, tiles)
     return grey
 
 
-def _reaches(level: int, place: Window, tiles: Tiles) -> bool:
+def _reaches(level: int, patch: Window, tiles: Tiles) -> bool:
     """Whether the blend, an average of the tiles, may exceed a level."""
-    return any(values.reaches(level, _shared(tile, place).within(tile)) for tile, values in tiles)
+    return any(values.reaches(level, patch.within(tile)) for tile, values in tiles)
 
 
 def _shared(tile: Window, place: Window) -> Window:
@@ -221,27 +219,29 @@ def _shared(tile: Window, place: Window) -> Window:
 
 def validity(run: Run, window: Window) -> BoolArray | None:
     """(H, W) which pixels of a window any tile found valid; None when all are."""
-    tiles = list(tile_maps(run, window))
-    if all(maps.valid is None for maps in tiles):
+    tiles = list(tile_maps(run, window).values())
+    if all(maps.bits is None for maps in tiles):
         return None
     valid = np.zeros((window.height, window.width), bool)
     for maps in tiles:
         shared = _shared(maps.window, window)
-        inside = True if maps.valid is None else maps.valid[shared.within(maps.window)]
-        valid[shared.within(window)] |= inside
+        own = maps.valid
+        valid[shared.within(window)] |= True if own is None else own[shared.within(maps.window)]
     return valid
 
 
 def class_probability(run: Run, window: Window, wanted: BoolArray) -> UInt8Array:
     """(H, W) 0..255, the largest probability that any tile gives the class around each wanted pixel of a window."""
+    maps = tile_maps(run, window)
     best = np.zeros((window.height, window.width), np.uint8)
-    for maps in tile_maps(run, window):
-        shared = _shared(maps.window, window)
-        if maps.probability is None or not wanted[shared.within(window)].any():
+    for patch, indices in run.plan.localize_tiles.patches(window):
+        into = best[patch.within(window)]
+        if not wanted[patch.within(window)].any():
             continue
-        rows, cols = (np.arange(part.start, part.stop) // maps.stride for part in shared.within(maps.window))
-        into = best[shared.within(window)]
-        np.maximum(into, maps.probability[rows[:, None], cols], out=into)
+        for tile in (maps[index] for index in indices):
+            if tile.probability is not None:
+                rows, cols = (np.arange(at.start, at.stop) // tile.stride for at in patch.within(tile.window))
+                np.maximum(into, tile.probability[:, cols][rows], out=into)
     return best
 
 
@@ -272,10 +272,6 @@ def find_regions(run: Run, block: int) -> Regions:
 # --- 3. segment ------------------------------------------------------------------------------------------------------
 
 
-FAINT = 13
-"""Scores below this, one in twenty, are taken as 0: a mask then ends somewhere, and its crop with it."""
-
-
 def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
     task, prompted = job
@@ -290,14 +286,10 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
         answers = _answer(run.plan, [images[k] for k in kept], [part[k] for k in kept])
         for k, masks in zip(kept, answers, strict=True):
             for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
-                scores = np.where(valid[k] & (masks.scores[m] >= FAINT), masks.scores[m], np.uint8(0))
-                crop = _bounding_window(scores)
-                if crop is not None:
-                    place = Window(
-                        part[k].window.row + crop.row, part[k].window.col + crop.col, crop.height, crop.width
-                    )
+                place, scores = _crop(masks.scores[m], valid[k], part[k].window)
+                if scores.size:
                     rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
-                    crops.append(scores[crop.slices].ravel())
+                    crops.append(scores.ravel())
     table = MaskTable(
         windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
         prompt_ids=np.asarray([row[1] for row in rows], np.int64),
@@ -316,11 +308,21 @@ def _answer(plan: Plan, images: list[UInt8Array], prompted: list[PromptedWindow]
         return worker.segmenter(plan.segmenter)(images, prompts)
 
 
-def _bounding_window(scores: UInt8Array) -> Window | None:
-    rows, cols = np.flatnonzero(scores.any(axis=1)), np.flatnonzero(scores.any(axis=0))
+def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:
+    """Where a mask of a window counts, and its scores there; an empty array where it counts nowhere."""
+    near = _bounding_slices(scores)
+    scores = np.where(valid[near] & (scores[near] >= FAINT), scores[near], np.uint8(0))
+    inner = _bounding_slices(scores)  # smaller where the mask reaches into what is not valid
+    row, col = (outer.start + part.start for outer, part in zip(near, inner, strict=True))
+    scores = scores[inner]
+    return Window(window.row + row, window.col + col, *scores.shape), scores
+
+
+def _bounding_slices(scores: UInt8Array) -> Slices:
+    rows, cols = (np.flatnonzero(scores.max(axis=axis, initial=0) >= FAINT) for axis in (1, 0))
     if not len(rows):
-        return None
-    return Window(int(rows[0]), int(cols[0]), int(rows[-1] - rows[0] + 1), int(cols[-1] - cols[0] + 1))
+        return slice(0, 0), slice(0, 0)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
 
 
 # --- 4. merge --------------------------------------------------------------------------------------------------------
@@ -343,7 +345,7 @@ def _segment_record(store: Store, task: int) -> tuple[Int64Array, Int64Array, UI
 
 
 def _mask_crops(store: Store, places: list[MaskPlace]) -> Iterator[tuple[Window, UInt8Array, int]]:
-    for k, place in enumerate(places):
+    for k, place in enumerate(places, 1):
         windows, offsets, scores = _segment_record(store, place.task)
         window = Window(*(int(v) for v in windows[place.position]))
         flat = scores[offsets[place.position] : offsets[place.position + 1]]
@@ -360,14 +362,14 @@ def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     valid = validity(run, window)
     if not places and valid is None:
         return False
-    scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places))
+    # Few masks reach into a block: who won is kept as a place in `numbers`, most often in a byte.
+    numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
+    kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if len(places) <= np.iinfo(kind).max)
+    scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places), kind)
     if valid is not None:
         scores = mosaic.mark_outside(scores, valid)
-        winner[~valid] = mosaic.NO_MASK
-    # Few masks reach into a block: who won is kept in 16 bits where that will do, as a place in `numbers`.
-    few = np.uint16 if len(places) < np.iinfo(np.uint16).max else np.uint32
-    numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
-    run.store.write("mosaic", block, {"scores": scores, "winner": (winner + 1).astype(few), "numbers": numbers})
+        winner *= valid
+    run.store.write("mosaic", block, {"scores": scores, "winner": winner, "numbers": numbers})
     return True
 
 
@@ -380,26 +382,27 @@ class MosaicSource:
     def scores(self, window: Window) -> UInt8Array:
         """(H, W) 0..254, or `OUTSIDE`."""
         scores = np.zeros((window.height, window.width), np.uint8)
-        for record, source, target in self._records(window, "scores"):
-            scores[target] = record["scores"][source]
+        for block, shared, record in self._records(window, "scores"):
+            scores[shared.within(window)] = record["scores"][shared.within(block)]
         return scores
 
     def read(self, window: Window, spans: Spans) -> Layers:
-        """The scores, the masks they came from, and the activation under the spans if there is one."""
+        """The scores, and under the spans the masks they came from and the activation if there is one."""
         winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
-        for record, source, target in self._records(window, "winner", "numbers"):
-            winner[target] = record["numbers"][record["winner"][source]]
+        for block, shared, record in self._records(window, "winner", "numbers"):
+            under, _ = spans.clip(shared)
+            won = record["winner"].reshape(-1)[under.pixels(block)]
+            winner.reshape(-1)[under.pixels(window)] = record["numbers"][won]
 
-        def wanted(place: Window, _: Tiles) -> bool:
-            return len(spans.clip(place)[0]) > 0
+        def wanted(patch: Window, _: Tiles) -> bool:
+            return len(spans.clip(patch)[0]) > 0
 
         grey = blend_activation(self.run, window, wanted) if self.run.localized else None
         return Layers(self.scores(window), grey, winner)
 
-    def _records(self, window: Window, *names: str) -> Iterator[tuple[Mapping[str, AnyArray], Slices, Slices]]:
-        """Yield what a window shares with records: arrays of the block, where in the block, where in the window."""
+    def _records(self, window: Window, *names: str) -> Iterator[tuple[Window, Window, Mapping[str, AnyArray]]]:
+        """Yield the blocks that have a record and share pixels with a window: block, what they share, its arrays."""
         blocks, store = self.run.plan.blocks, self.run.store
         for block in blocks.covering(window):
             if store.has("mosaic", block):
-                shared = _shared(blocks[block], window)
-                yield store.read("mosaic", block, *names), shared.within(blocks[block]), shared.within(window)
+                yield blocks[block], _shared(blocks[block], window), store.read("mosaic", block, *names)

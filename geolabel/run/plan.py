@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,18 +11,23 @@ from geolabel.errors import OptionError, VectorError
 from geolabel.masks import Selection
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
-from geolabel.scene import Grid
+from geolabel.scene import SAME_GSD, Grid
 from geolabel.tiles import BlockGrid, TileGrid, Window
 from geolabel.units import Measure
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
 
+log = logging.getLogger(__name__)
+
 TASK_TILES = 32
 """Tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
 
 LOCALIZER_TILE = 512
 """Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
+
+LEAST_PIXELS = 4
+"""Pixels that a landslide has to measure across to be told from what surrounds it: a word of warning, no limit."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,13 @@ def make_plan(
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
     native = reader.scene.grid
+    if native.gsd > coarsest * (1 + SAME_GSD):
+        log.warning(
+            "pixels of %.3g m, where the networks know up to %.3g m: landslides less than %.2g m across cannot be seen",
+            native.gsd,
+            coarsest,
+            LEAST_PIXELS * native.gsd,
+        )
     if working_gsd is None:
         grid = native.working((finest, coarsest))
     elif working_gsd > 0 and math.isfinite(working_gsd):

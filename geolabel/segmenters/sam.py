@@ -6,6 +6,7 @@ Source: Kirillov et al. (2023), "Segment Anything", and the package ``segment_an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,9 +17,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from geolabel.devices import forward
-from geolabel.masks import EDGE, FULL, Masks, Selection
+from geolabel.masks import FAINT, FULL, Masks, Selection, quantise_logits, stability_score
 from geolabel.prompts import PADDING, Prompts
 from geolabel.types import Float32Array, Float64Array, Int64Array, UInt8Array
+
+FAINT_LOGIT = math.log((FAINT - 1) / (FULL - FAINT + 1))
+"""Logit of the score below `FAINT`: what does not reach it scores 0, nor do the means of what does not."""
 
 
 class SamSegmenter:
@@ -57,6 +61,8 @@ class SamSegmenter:
         prompts_per_batch: int = 64,
     ) -> None:
         self._sam = sam.to(device).eval()
+        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        self._sam.image_encoder.to(memory_format=torch.channels_last)
         self._gsd_range = gsd_range
         self._resize = ResizeLongestSide(self.window) if resize else None
         self._device = device
@@ -95,18 +101,21 @@ class SamSegmenter:
         return masks
 
     def _encode(self, images: list[UInt8Array]) -> Tensor:
-        frames = [self._frame(image) for image in images]
-        frames += [torch.zeros_like(frames[0])] * (self._batch - len(frames))
-        embeddings: Tensor = self._sam.image_encoder(torch.stack(frames))
+        # As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
+        frames = torch.zeros((self._batch, 3, self.window, self.window), device=self._device)
+        for frame, image in zip(frames, images, strict=False):
+            pixels = self._pixels(image)
+            inside = frame[:, : pixels.shape[1], : pixels.shape[2]]
+            inside.copy_(pixels).sub_(self._sam.pixel_mean).div_(self._sam.pixel_std)
+        embeddings: Tensor = self._sam.image_encoder(frames)
         return embeddings.float()
 
-    def _frame(self, image: UInt8Array) -> Tensor:
-        # (3, window, window): normalised, then padded, so that the padding is the mean colour.
+    def _pixels(self, image: UInt8Array) -> Tensor:
+        # (3, h, w), 0..255, on the scale of the frame.
         if max(image.shape[:2]) > self.window:
             raise ValueError(f"an image of {image.shape[:2]} px exceeds the segmenter's window of {self.window} px")
-        pixels = self._resize.apply_image(image) if self._resize else np.ascontiguousarray(image)
-        frame: Tensor = self._sam.preprocess(torch.from_numpy(pixels).to(self._device).permute(2, 0, 1))
-        return frame
+        pixels = self._resize.apply_image(image) if self._resize else image
+        return torch.from_numpy(np.moveaxis(pixels, 2, 0))
 
     def _frame_size(self, height: int, width: int) -> tuple[int, int]:
         if self._resize is None:
@@ -117,22 +126,24 @@ class SamSegmenter:
     def _decode(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
         height, width = image.shape[:2]
         answers = Masks(
-            scores=np.empty((len(prompts), height, width), np.uint8),
+            scores=np.zeros((len(prompts), height, width), np.uint8),
             predicted_iou=np.empty(len(prompts), np.float32),
             stability=np.empty(len(prompts), np.float32),
             prompt_ids=prompts.ids,
             candidates=np.empty(len(prompts), np.int64),
         )
         for rows in _alike(prompts, self._prompts_per_batch):
-            logits, predicted_iou, candidates = self._answer(embedding, (height, width), prompts[rows])
-            answers.scores[rows] = quantise(logits).cpu().numpy()
-            answers.stability[rows] = stability(logits).cpu().numpy()
+            low_res, predicted_iou, candidates = self._answer(embedding, (height, width), prompts[rows])
             answers.predicted_iou[rows] = predicted_iou.clamp(0, 1).cpu().numpy()
             answers.candidates[rows] = candidates.cpu().numpy()
+            for row, mask, cells in zip(rows, low_res, _boxes(low_res >= FAINT_LOGIT), strict=True):
+                (top, left), logits = self._enlarge(mask, cells, (height, width))
+                answers.scores[row, top : top + len(logits), left : left + logits.shape[1]] = quantise_logits(logits)
+                answers.stability[row] = stability_score(logits)
         return answers
 
     def _answer(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
-        # Of K prompts of one kind: logits (K, H, W) of the chosen masks, predicted IoU (K,), mask token (K,).
+        # Of K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
         frame_size = self._frame_size(*size)
         points, boxes = self._to_sam(prompts, frame_size[1] / size[1], frame_size[0] / size[0])
         with torch.autocast(torch.device(self._device).type, enabled=False):
@@ -148,17 +159,25 @@ class SamSegmenter:
         low_res, quality = low_res.float(), quality.float()
         chosen = _choose(quality, self._selection)
         each = torch.arange(len(chosen), device=chosen.device)
-        # The choice needs no pixels, so only the chosen masks are enlarged.
-        logits = self._enlarge(low_res[each, chosen], frame_size, size)
-        return logits, quality[each, chosen], chosen if single else chosen + 1
+        return low_res[each, chosen], quality[each, chosen], chosen if single else chosen + 1
 
-    def _enlarge(self, low_res: Tensor, frame_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
-        frames = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
-        logits = frames[..., : frame_size[0], : frame_size[1]]
+    def _enlarge(
+        self, low_res: Tensor, cells: tuple[slice, slice], size: tuple[int, int]
+    ) -> tuple[tuple[int, int], Float32Array]:
+        # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
+        # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
+        frame_size, step = self._frame_size(*size), self.window // low_res.shape[-1]
         if frame_size != size:
-            logits = interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits[:, 0]
+            cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
+        part = low_res[cells]
+        top, left = (s.start * step for s in cells)
+        if part.numel():
+            enlarged = (part.shape[0] * step, part.shape[1] * step)
+            part = interpolate(part[None, None], enlarged, mode="bilinear", align_corners=False)[0, 0]
+        logits = part[: max(0, frame_size[0] - top), : max(0, frame_size[1] - left)]
+        if frame_size != size:
+            logits = interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        return (top, left), logits.cpu().numpy()
 
     def _to_sam(
         self, prompts: Prompts, scale_x: float, scale_y: float
@@ -185,18 +204,14 @@ def corner_pixels(boxes: Float64Array) -> Float64Array:
     return boxes - [0, 0, 1, 1]
 
 
-def quantise(logits: Tensor) -> Tensor:
-    """Scores of mask logits as `masks.quantise_logits` defines them, on the logits' device."""
-    scores = torch.sigmoid(logits).mul_(FULL).round_().to(torch.uint8)
-    rounded_over_the_edge = (logits < 0) & (scores == EDGE)
-    return scores.sub_(rounded_over_the_edge.view(torch.uint8))
-
-
-def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
-    """Stability of masks as `masks.stability_score` defines it, on the logits' device."""
-    inner = (logits > offset).sum(dim=(-2, -1), dtype=torch.int32)
-    outer = (logits > -offset).sum(dim=(-2, -1), dtype=torch.int32)
-    return inner / outer.clamp(min=1)
+def _boxes(reached: Tensor) -> Iterator[tuple[slice, slice]]:
+    # Of each of K masks (K, h, w): the rows and columns that hold something, and one more on every side. What is
+    # interpolated from there has the values that it has in the whole mask, or is made of nothing that counts.
+    rows, cols = reached.any(dim=2).cpu().numpy(), reached.any(dim=1).cpu().numpy()
+    for along in zip(rows, cols, strict=True):
+        found = [np.flatnonzero(line) for line in along]
+        row, col = (slice(max(0, at[0] - 1), at[-1] + 2) if len(at) else slice(0, 0) for at in found)
+        yield row, col
 
 
 def _choose(quality: Tensor, selection: Selection) -> Tensor:
