@@ -37,6 +37,13 @@ class Masks:
     candidates: Int64Array
     """(M,) which of the network's mask tokens it is: 0 the single mask, 1 to 3 the candidates."""
 
+    @staticmethod
+    def none(height: int, width: int) -> Masks:
+        """No masks of an image of that size."""
+        ids: Int64Array = np.empty(0, np.int64)
+        quality: Float32Array = np.empty(0, np.float32)
+        return Masks(np.empty((0, height, width), np.uint8), quality, quality, ids, ids)
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -53,6 +60,14 @@ class Masks:
     def quality(self) -> Float32Array:
         """(M,) predicted IoU times stability."""
         return self.predicted_iou * self.stability
+
+
+@dataclass(frozen=True)
+class FeaturedMasks(Masks):
+    """Masks with what the network's encoder saw inside each."""
+
+    features: Float32Array
+    """(M, D) mean of the image embedding over the mask (ALPS, eq. 4)."""
 
 
 def quantise_logits(logits: Float32Array) -> UInt8Array:
