@@ -10,7 +10,7 @@ import numpy as np
 
 from geolabel.activation import Activation, Normalisation
 from geolabel.labels import LabelMap
-from geolabel.masks import Masks, Selection
+from geolabel.masks import Filters, Masks, Selection
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array
 
@@ -116,6 +116,10 @@ class NoMasks:
         return [Masks.none(*image.shape[:2]) for image in images]
 
 
+EVERYWHERE = "everywhere"
+"""What a recipe names in place of a file when the localizer is `Everywhere`."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to make a part where it is needed. Recipes are small, hashable and pickle; networks stay out of tasks."""
@@ -136,5 +140,9 @@ class Recipe:
     """Which candidate mask answers a prompt; segmenters only."""
     normalisation: Normalisation = "constant"
     """What becomes activation 1; localizers only."""
+    filters: Filters | None = None
+    """Makes a segmenter answer with every candidate that passes; see `segmenters.everything`."""
+    features: bool = False
+    """Whether such a segmenter's masks come with features."""
     architecture: str = ""
     """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
