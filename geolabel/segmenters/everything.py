@@ -22,9 +22,9 @@ from torch.nn.functional import interpolate
 from torchvision.ops import nms
 
 from geolabel.devices import forward
-from geolabel.masks import FeaturedMasks, Filters, Masks
+from geolabel.masks import FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.prompts import Prompts
-from geolabel.segmenters.sam import corner_pixels, quantise, stability
+from geolabel.segmenters.sam import corner_pixels
 from geolabel.types import UInt8Array
 
 ENLARGED = 64
@@ -145,7 +145,7 @@ class EverythingSegmenter:
         pooled = []
         for rows in _chunks(len(best)):
             logits = self._enlarge(kept.low_res[rows], size)
-            masks.scores[rows] = quantise(logits).cpu().numpy()
+            masks.scores[rows] = quantise_logits(logits.cpu().numpy())
             if self._features:
                 pooled.append(pool(embedding[0], logits > 0, self._step(size)))
         if not self._features:
@@ -173,7 +173,8 @@ class EverythingSegmenter:
         inside = logits > 0
         boxes = batched_mask_to_box(inside)
         boxes[~inside.flatten(1).any(dim=1), 2] = -1
-        return stability(logits, self._filters.offset), boxes
+        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
+        return inner / outer.clamp(min=1), boxes
 
     def _decode(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor]:
         # All candidates of K prompts of one kind: logits (K, 3, h, w) and predicted IoU (K, 3).
