@@ -204,6 +204,13 @@ def prediction_options(command: F) -> F:
 
 def network_options(command: F) -> F:
     """Add the options that choose the networks and where they run."""
+    decorate = click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",
+                            help="The network that makes the activation maps.")  # fmt: skip
+    return decorate(segmenter_options(command))
+
+
+def segmenter_options(command: F) -> F:
+    """Add the options that choose the segmenter and where networks run."""
     for decorate in (
         click.option("--threads", type=click.IntRange(min=1), help="Threads per network call; default all cores."),
         click.option("--batch", type=click.IntRange(min=1),
@@ -214,8 +221,6 @@ def network_options(command: F) -> F:
         click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam."),
         click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
                      show_default=True, help="The segmenter."),
-        click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",
-                     help="The network that makes the activation maps."),
     ):  # fmt: skip
         command = decorate(command)
     return command

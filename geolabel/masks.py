@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from geolabel.errors import OptionError
 from geolabel.types import BoolArray, Float32Array, Int64Array, UInt8Array
 
 Selection = Literal["best_iou", "first", "whole", "single"]
@@ -40,6 +41,13 @@ class Masks:
     candidates: Int64Array
     """(M,) which of the network's mask tokens it is: 0 the single mask, 1 to 3 the candidates."""
 
+    @staticmethod
+    def none(height: int, width: int) -> Masks:
+        """No masks of an image of that size."""
+        ids: Int64Array = np.empty(0, np.int64)
+        quality: Float32Array = np.empty(0, np.float32)
+        return Masks(np.empty((0, height, width), np.uint8), quality, quality, ids, ids)
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -56,6 +64,45 @@ class Masks:
     def quality(self) -> Float32Array:
         """(M,) predicted IoU times stability."""
         return self.predicted_iou * self.stability
+
+
+@dataclass(frozen=True)
+class FeaturedMasks(Masks):
+    """Masks with what the network's encoder saw inside each."""
+
+    features: Float32Array
+    """(M, D) mean of the image embedding over the mask (ALPS, eq. 4)."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which candidates count as answers. The defaults are those of segment-anything's mask generator.
+
+    Raises
+    ------
+    OptionError
+        If a share does not lie between 0 and 1, or the offset is negative.
+    """
+
+    predicted_iou: float = 0.88
+    """A candidate's predicted IoU has to exceed this."""
+    stability: float = 0.95
+    """Least stability, see `stability_score`; an empty mask is never an answer."""
+    offset: float = 1.0
+    """Of the stability, logits."""
+    duplicate: float = 0.7
+    """Of candidates whose boxes have a larger IoU only the one of the highest predicted IoU is kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("predicted_iou", "stability", "duplicate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name.replace('_', ' ')} {getattr(self, name)}: it has to lie between 0 and 1")
+        if not self.offset >= 0:
+            raise OptionError(f"stability offset {self.offset}: it must not be negative")
+
+
+EVERY_CANDIDATE = Filters(predicted_iou=0, stability=0, duplicate=1)
+"""Nothing is left out but empty masks: the choice is made elsewhere."""
 
 
 def quantise_logits(logits: Float32Array) -> UInt8Array:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from geolabel.activation import Activation, Normalisation
-from geolabel.masks import Masks, Selection
+from geolabel.labels import LabelMap
+from geolabel.masks import Filters, Masks, Selection
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array
 
@@ -66,6 +69,57 @@ class Segmenter(Protocol):
         ...
 
 
+class Labeler(Protocol):
+    """Turns the masks of one image into its label map."""
+
+    def __call__(self, masks: Any, prompts: Prompts, activation: Activation) -> LabelMap:
+        """Label an image; `masks` are `Masks`, or of the kind that the segmenter beside it makes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """The localizer of a method that has none: everything is equally likely everywhere."""
+
+    classes: tuple[str, ...] = ("anything",)
+    window: int = 1
+    stride: int = 1
+    gsd_range: tuple[float, float] = (0.0, float("inf"))
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activation 1 for every pixel of images (H, W, 3)."""
+        return [self._ones(*image.shape[:2]) for image in images]
+
+    def _ones(self, height: int, width: int) -> Activation:
+        maps = np.ones((len(self.classes), height, width), np.float32)
+        return Activation(maps, maps, np.ones(len(self.classes), np.float32), 1, self.classes)
+
+
+@dataclass(frozen=True)
+class NoPrompts:
+    """The prompter of a method that asks no segmenter."""
+
+    def __call__(self, activation: Activation) -> Prompts:  # noqa: ARG002
+        """No prompts."""
+        return Prompts.build()
+
+
+@dataclass(frozen=True)
+class NoMasks:
+    """The segmenter of a method that has none; what it answers has the size of the image and no mask in it."""
+
+    window: int = 1 << 30
+    gsd_range: tuple[float, float] = (0.0, float("inf"))
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:  # noqa: ARG002
+        """No masks of images (H, W, 3)."""
+        return [Masks.none(*image.shape[:2]) for image in images]
+
+
+EVERYWHERE = "everywhere"
+"""What a recipe names in place of a file when the localizer is `Everywhere`."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to make a part where it is needed. Recipes are small, hashable and pickle; networks stay out of tasks."""
@@ -86,5 +140,9 @@ class Recipe:
     """Which candidate mask answers a prompt; segmenters only."""
     normalisation: Normalisation = "constant"
     """What becomes activation 1; localizers only."""
+    filters: Filters | None = None
+    """Makes a segmenter answer with every candidate that passes; see `segmenters.everything`."""
+    features: bool = False
+    """Whether such a segmenter's masks come with features."""
     architecture: str = ""
     """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""

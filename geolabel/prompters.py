@@ -1,4 +1,4 @@
-"""From activation to prompts: APSAM's adaptive prompt generation.
+"""From activation to prompts: APSAM's adaptive prompt generation, and the grid of everything mode.
 
 Source: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction", eq. 2 to 8.
 
@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from geolabel.activation import Activation, quantise, upsample
+from geolabel.errors import OptionError
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans
 from geolabel.tiles import Window
@@ -90,6 +91,39 @@ class ContourPrompter:
             scores=prompts.scores,
             class_ids=prompts.class_ids,
         )
+
+
+@dataclass(frozen=True)
+class GridPrompter:
+    """A regular grid of points over an image, whatever it shows: what everything mode asks.
+
+    Parameters
+    ----------
+    points_per_side
+        Along each axis; 32 as in segment-anything's mask generator.
+
+    Raises
+    ------
+    OptionError
+        If there is no point.
+    """
+
+    points_per_side: int = 32
+
+    def __post_init__(self) -> None:
+        if self.points_per_side < 1:
+            raise OptionError(f"points per side {self.points_per_side}: at least one is needed")
+
+    def __call__(self, activation: Activation) -> Prompts:
+        """Points of the image that the activation is of, row by row."""
+        _, rows, cols = activation.values.shape
+        return self.over(rows * activation.stride, cols * activation.stride)
+
+    def over(self, height: int, width: int) -> Prompts:
+        """Points of an image of that size, row by row."""
+        steps = (np.arange(self.points_per_side) + 0.5) / self.points_per_side
+        y, x = np.meshgrid(steps * height, steps * width, indexing="ij")
+        return Prompts.build(points=np.stack([x.ravel(), y.ravel()], axis=1))
 
 
 def _deepest(labels: Int32Array, count: int) -> Float64Array:

@@ -12,13 +12,16 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
-    "mosaic", "seams", "polygons", "geodesy", "metrics",
+    "mosaic", "labels", "seams", "identity", "polygons", "geodesy", "metrics",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
-PARTS = ("devices", "localizers", "networks", "parts", "prompters", "segmenters", "synthetic", "trainers")
-WORLD = ("io", "weights")
-RUN = ("cli", "run", "testing", "__init__")
+PARTS = (
+    "devices", "labelers", "localizers", "networks", "parts", "pipeline", "prompters", "segmenters", "synthetic",
+    "trainers",
+)  # fmt: skip
+WORLD = ("datasets", "io", "weights")
+RUN = ("cli", "methods", "run", "testing", "__init__")
 
 RING = dict.fromkeys(ORDER, 0) | dict.fromkeys(PARTS, 1) | dict.fromkeys(WORLD, 2) | dict.fromkeys(RUN, 3)
 

@@ -172,6 +172,9 @@ STYLES = {
     "landslides": Style(
         'coalesce("score_mean", 1)', _graded(UPPER_HALF, [_filled(colour) for colour in WARM]), review=True
     ),
+    "segments": Style(
+        'coalesce("predicted_iou", 1)', _graded(EVEN, [_outlined(colour, "0.4", "solid") for colour in COOL])
+    ),
     "prompts": Style(
         'coalesce("score", 1)', _graded(EVEN, [_outlined(colour, "0.4", "dash") for colour in COOL]), review=True
     ),
@@ -190,4 +193,4 @@ STYLES = {
         ),
     ),
 }
-"""The style of each layer of an inventory."""
+"""The style of each layer of an inventory, and of the segments of a scene."""

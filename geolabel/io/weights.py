@@ -19,7 +19,7 @@ from geolabel.activation import Normalisation
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import download, sha256
 from geolabel.masks import Selection
-from geolabel.parts import Localizer, Recipe, Segmenter
+from geolabel.parts import EVERYWHERE, Everywhere, Localizer, Recipe, Segmenter
 
 Role = Literal["localizer", "segmenter"]
 
@@ -262,6 +262,8 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     WeightsError
         If its file is missing, has changed since the recipe was written, or is no such network.
     """
+    if recipe.source == EVERYWHERE:
+        return Everywhere()
     published = next((p for p in PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
     path = fetch(published) if published else Path(recipe.source)
     digest = sha256(path)
@@ -292,6 +294,7 @@ def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
     from segment_anything.modeling import Sam
 
     from geolabel.io.checkpoints import is_safetensors, load_official, load_own
+    from geolabel.segmenters.everything import EverythingSegmenter
     from geolabel.segmenters.sam import SamSegmenter
 
     gsd_range, resize = SAM_GSD_RANGE, True
@@ -302,15 +305,16 @@ def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
         gsd_range, resize = info.gsd_range, False
     else:
         sam = load_official(path, recipe.architecture)
-    return SamSegmenter(
-        sam,
-        gsd_range=gsd_range,
-        resize=resize,
-        device=recipe.device,
-        precision=recipe.precision,
-        batch=recipe.batch,
-        selection=recipe.selection,
-    )
+    shared: dict[str, Any] = {
+        "gsd_range": gsd_range,
+        "resize": resize,
+        "device": recipe.device,
+        "precision": recipe.precision,
+        "batch": recipe.batch,
+    }
+    if recipe.filters is not None:
+        return EverythingSegmenter(sam, filters=recipe.filters, features=recipe.features, **shared)
+    return SamSegmenter(sam, selection=recipe.selection, **shared)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -157,11 +157,16 @@ def _mask(found: Extraction, mosaic: MosaicSource, window: Window) -> UInt8Array
 
 def provenance(found: Extraction) -> dict[str, Any]:
     """Everything that is needed to tell how an inventory was made, as plain values."""
+    return plan_provenance(found.plan) | {"counts": found.report.counts()}
+
+
+def plan_provenance(plan: Plan) -> dict[str, Any]:
+    """Everything that was decided before a run, as plain values."""
     import pyogrio
     import rasterio
     import torch
 
-    plan, scene = found.plan, found.plan.reader.scene
+    scene = plan.reader.scene
     return {
         "software": {
             "geolabel": geolabel.__version__,
@@ -200,5 +205,4 @@ def provenance(found: Extraction) -> dict[str, Any]:
             "segmenter_tile": plan.segment_tiles.size,
             "segmenter_overlap": plan.segment_tiles.overlap,
         },
-        "counts": found.report.counts(),
     }

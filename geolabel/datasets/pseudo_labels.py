@@ -1,0 +1,298 @@
+"""Pseudo-labels on disk: one folder that any training reads, and that a stopped run goes on with.
+
+::
+
+    pseudo/
+      images/NAME.png     what the networks saw: 8-bit RGB
+      labels/NAME.png     8-bit label map: index into the classes of the manifest, 255 = ignored
+      instances.json      the closed regions of every map, as COCO has instances: category id = label value
+      manifest.json       format, classes, provenance and the names of the images; written last
+
+While a run is under way, ``run.json`` says what it is and ``annotations/NAME.json`` holds the instances of an image;
+both go when it is finished. The label map of an image is written last, so whatever has one is whole. Memory does not
+grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from geolabel.errors import OptionError, OutputError, SceneError
+from geolabel.io.outputs import replacing
+from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
+from geolabel.types import AnyArray, UInt8Array
+
+FORMAT = 1
+"""Version of the folder; a reader refuses what is newer than it knows."""
+
+FOLDERS = ("images", "labels", "annotations")
+FILES = ("run.json", "instances.json", "manifest.json")
+"""Everything that a writer makes, and all that it ever deletes."""
+
+
+@dataclass(frozen=True)
+class PseudoLabelWriter:
+    """Writes a folder of pseudo-labels, image by image, each whole or not at all.
+
+    Parameters
+    ----------
+    root
+        The folder; see `start`.
+    classes
+        Names of the label values from 0.
+    provenance
+        What the labels are made of and with; plain values that JSON knows.
+    min_area
+        Pixels of the smallest closed region that counts as an instance.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    min_area: int = 1
+
+    def start(self, *, overwrite: bool = False) -> None:
+        """Make the folder, or go on with one that a stopped run of the same provenance left.
+
+        Raises
+        ------
+        OutputError
+            If the folder holds something else, or finished pseudo-labels that must not be replaced.
+        """
+        run = self.root / "run.json"
+        record = _plain({"classes": self.classes, "provenance": self.provenance, "min_area": self.min_area})
+        if self.root.exists() and not self.root.is_dir():
+            raise OutputError(f"{self.root} is a file: give the name of a folder")
+        present = {entry.name for entry in self.root.iterdir()} if self.root.is_dir() else set()
+        if present and not present & set(FILES):
+            raise OutputError(f"{self.root} holds other things than pseudo-labels: give a new folder")
+        if overwrite:
+            self._clear()
+        elif "manifest.json" in present:
+            raise OutputError(f"{self.root} holds finished pseudo-labels: give --overwrite, or another folder")
+        elif run.exists() and _read_json(run) != record:
+            raise OutputError(
+                f"{self.root} holds the beginning of another run, of other images, networks or settings: "
+                "give these again to go on with it, --overwrite, or another folder"
+            )
+        for name in FOLDERS:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        _write_json(run, record)
+
+    def has(self, name: str) -> bool:
+        """Whether an image is done."""
+        return (self.root / "labels" / f"{name}.png").exists()
+
+    def write(self, name: str, image: UInt8Array, labels: LabelMap) -> None:
+        """Write an image (H, W, 3) and its labels.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full or the folder cannot be written to.
+        """
+        if labels.classes != self.classes or labels.values.shape != image.shape[:2]:
+            raise ValueError(f"labels {labels.classes} of {labels.values.shape} do not fit image {name} {image.shape}")
+        objects = closed_regions(labels, self.min_area)
+        _write_png(self.root / "images" / f"{name}.png", image)
+        _write_json(self.root / "annotations" / f"{name}.json", {
+            "image": {"file_name": f"images/{name}.png", "height": image.shape[0], "width": image.shape[1]},
+            "annotations": [_annotation(objects, index) for index in range(len(objects))],
+        })  # fmt: skip
+        _write_png(self.root / "labels" / f"{name}.png", labels.values)
+
+    def finish(self, names: Sequence[str], results: Mapping[str, Any] | None = None) -> None:
+        """Put the instances of all images into one file and write the manifest.
+
+        Parameters
+        ----------
+        names
+            The images, all of them written, in the order of the manifest.
+        results
+            Figures of the run, kept beside its provenance.
+        """
+        with replacing(self.root / "instances.json", overwrite=True) as part, part.open("w", encoding="utf-8") as file:
+            for piece in self._coco(names):
+                file.write(piece)
+        manifest = {
+            "format": FORMAT,
+            "classes": self.classes,
+            "ignore": IGNORE,
+            "images": list(names),
+            "provenance": self.provenance,
+            "results": dict(results or {}),
+        }
+        _write_json(self.root / "manifest.json", _plain(manifest))
+        shutil.rmtree(self.root / "annotations", ignore_errors=True)
+        (self.root / "run.json").unlink(missing_ok=True)
+
+    def _coco(self, names: Sequence[str]) -> Iterator[str]:
+        # Two passes over the images, since COCO lists them before their annotations; each is in memory for a moment.
+        things = [
+            {"id": value, "name": name, "supercategory": ""}
+            for value, name in enumerate(self.classes)
+            if name != BACKGROUND
+        ]
+        yield f'{{"info": {{"description": "pseudo-labels"}}, "categories": {json.dumps(things)},\n"images": ['
+        records = (_read_json(self.root / "annotations" / f"{name}.json") for name in names)
+        for number, record in enumerate(records, 1):
+            yield (",\n" if number > 1 else "\n") + json.dumps({"id": number, **record["image"]})
+        yield '\n],\n"annotations": ['
+        count = 0
+        records = (_read_json(self.root / "annotations" / f"{name}.json") for name in names)
+        for number, record in enumerate(records, 1):
+            for annotation in record["annotations"]:
+                count += 1
+                yield (",\n" if count > 1 else "\n") + json.dumps({"id": count, "image_id": number, **annotation})
+        yield "\n]}\n"
+
+    def _clear(self) -> None:
+        for name in FOLDERS:
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for name in FILES:
+            (self.root / name).unlink(missing_ok=True)
+
+
+def _annotation(objects: Instances, index: int) -> dict[str, Any]:
+    mask = objects.mask(index)
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(cols[0])
+    return {
+        "category_id": int(objects.class_ids[index]),
+        "score": round(float(objects.scores[index]), 6),
+        "area": int(objects.areas[index]),
+        "bbox": [left, top, int(cols[-1]) - left + 1, int(rows[-1]) - top + 1],
+        "iscrowd": 0,
+        "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+    }
+
+
+class PseudoLabels(Sequence["PseudoLabel"]):
+    """A finished folder of pseudo-labels; images are read when they are asked for.
+
+    Raises
+    ------
+    SceneError
+        If the folder is not there, is not finished, or was written by a newer geolabel.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        path = self.root / "manifest.json"
+        if not path.is_file():
+            reason = "its run was stopped: run it again to go on" if (self.root / "run.json").exists() else "no such"
+            raise SceneError(f"{self.root} holds no finished pseudo-labels ({reason}): give a folder of geolabel label")
+        manifest = _read_json(path)
+        if manifest.get("format", 0) > FORMAT:
+            raise SceneError(f"{self.root} has format {manifest['format']}, this geolabel reads {FORMAT}: upgrade it")
+        self.names: tuple[str, ...] = tuple(manifest["images"])
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.provenance: dict[str, Any] = manifest["provenance"]
+        self.results: dict[str, Any] = manifest["results"]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One image with its labels, or a list of such for a slice."""
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        return PseudoLabel(self.root, self.names[index])
+
+    @property
+    def coco(self) -> Path:
+        """The file of instances."""
+        return self.root / "instances.json"
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """One image of a folder and its label map."""
+
+    root: Path
+    name: str
+
+    @cached_property
+    def image(self) -> UInt8Array:
+        """(H, W, 3) red first."""
+        return _read_png(self.root / "images" / f"{self.name}.png", "RGB")
+
+    @cached_property
+    def values(self) -> UInt8Array:
+        """(H, W) index into the classes, 255 where ignored.
+
+        Raises
+        ------
+        SceneError
+            If the map is missing, damaged or of another size than the image.
+        """
+        values = _read_png(self.root / "labels" / f"{self.name}.png", "L")
+        if values.shape != self.image.shape[:2]:
+            raise SceneError(
+                f"{self.root}: labels of {self.name} are {values.shape}, the image is {self.image.shape[:2]} px: "
+                "one of the files was replaced"
+            )
+        return values
+
+
+def unique_names(paths: Sequence[Path], root: Path) -> list[str]:
+    """Names of images below a folder: their paths without suffix, folders joined by two underscores.
+
+    Raises
+    ------
+    OptionError
+        If two images would have the same name.
+    """
+    names = ["__".join(path.relative_to(root).with_suffix("").parts) for path in paths]
+    seen: dict[str, Path] = {}
+    for name, path in zip(names, paths, strict=True):
+        if name in seen:
+            raise OptionError(f"{seen[name]} and {path} have one name, {name}: rename one of them")
+        seen[name] = path
+    return names
+
+
+def _write_png(path: Path, pixels: UInt8Array) -> None:
+    try:
+        with replacing(path, overwrite=True) as part:
+            Image.fromarray(pixels).save(part)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _read_png(path: Path, mode: str) -> AnyArray:
+    try:
+        with Image.open(path) as picture:
+            if picture.mode != mode:
+                raise SceneError(f"{path} has mode {picture.mode}, {mode} is needed: it was replaced by another file")
+            return np.asarray(picture)
+    except (OSError, UnidentifiedImageError) as error:
+        raise SceneError(f"{path} cannot be read: {error}") from error
+
+
+def _write_json(path: Path, record: Any) -> None:
+    try:
+        with replacing(path, overwrite=True) as part:
+            part.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SceneError(f"{path} cannot be read: {error}") from error
+
+
+def _plain(record: Any) -> Any:
+    return json.loads(json.dumps(record))

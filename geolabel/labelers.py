@@ -1,0 +1,137 @@
+"""From masks to a label map: the last of the four steps of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from geolabel.activation import Activation, quantise, upsample
+from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins, smallest_wins
+from geolabel.masks import FULL, FeaturedMasks, Masks
+from geolabel.mosaic import NO_MASK
+from geolabel.prompts import Prompts
+from geolabel.types import BoolArray, Float32Array, Int32Array
+
+
+@dataclass(frozen=True)
+class UnionLabeler:
+    """A pixel inside any mask has the class of its prompt: APSAM, and the last step of DiffuPrompter.
+
+    Masks of one class are united. Where those of several classes overlap, the highest score decides; where that ties,
+    the first prompt. What no mask covers is background.
+    """
+
+    def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
+        """Label the image that the masks are of."""
+        scores = np.where(masks.binary, masks.scores, np.uint8(0))
+        owner = highest_wins(scores)
+        covered = owner != NO_MASK
+        values = np.zeros(owner.shape, np.uint8)
+        values[covered] = classes_of(masks, prompts)[owner[covered]] + 1
+        highest = scores.max(axis=0, initial=0).astype(np.float32) / FULL
+        confidence = np.where(covered, highest, 1 - masks.scores.max(axis=0, initial=0) / np.float32(FULL))
+        return LabelMap(values, confidence.astype(np.float32), (BACKGROUND, *activation.classes))
+
+
+@dataclass(frozen=True)
+class ConfidenceLabeler:
+    """S2C, eq. 8 to 11: the class whose masks are most stable and most active at a pixel, if they are so enough.
+
+    Every mask of a class c has the confidence ``alpha = stability x mean of A^c over the mask`` (eq. 9 and 10); at a
+    pixel the highest alpha decides, and a pixel whose highest is below `threshold` is background (eq. 11). The released
+    code of S2C has no such threshold: 0 does as it does.
+    """
+
+    threshold: float = 0.5
+    """The tau of eq. 11."""
+
+    def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
+        """Label the image that the masks are of."""
+        inside, class_ids = masks.binary, classes_of(masks, prompts)
+        maps = enlarged(activation, *masks.scores.shape[1:])
+        active = np.asarray(
+            [maps[c][mask].mean() if mask.any() else 0 for c, mask in zip(class_ids, inside, strict=True)], np.float32
+        )
+        alpha = inside * (masks.stability * active)[:, None, None]
+        owner, highest = highest_wins(alpha), alpha.max(axis=0, initial=0).astype(np.float32)
+        sure = (owner != NO_MASK) & (highest >= self.threshold)
+        values = np.zeros(owner.shape, np.uint8)
+        values[sure] = class_ids[owner[sure]] + 1
+        return LabelMap(values, np.where(sure, highest, 1 - highest), (BACKGROUND, *activation.classes))
+
+
+@dataclass(frozen=True)
+class ThresholdLabeler:
+    """The most active class of a pixel, or background where none is as active as `threshold`; no mask takes part.
+
+    CISM's last step, and eq. 10 of DiffuPrompter without its dense CRF: the threshold is the activation of a background
+    class that is the same everywhere. Activation at the threshold itself is background.
+    """
+
+    threshold: float = 0.4
+
+    def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:  # noqa: ARG002
+        """Label the image that the activation is of, which has the size of the masks, be there any or none."""
+        maps = enlarged(activation, *masks.scores.shape[1:])
+        highest: Float32Array = maps.max(axis=0)
+        active = highest > self.threshold
+        values = np.where(active, maps.argmax(axis=0) + 1, 0).astype(np.uint8)
+        return LabelMap(values, np.where(active, highest, 1 - highest), (BACKGROUND, *activation.classes))
+
+
+@dataclass(frozen=True)
+class ClusterLabeler:
+    """ALPS: masks of an image become clusters of their features (its eq. 2 to 4); pixels outside all are ignored.
+
+    The smallest mask that covers a pixel decides. Cluster 0 is a cluster like any other, never what is not covered.
+    """
+
+    assign: Callable[[Float32Array], Int32Array]
+    """Clusters (M,) of features (M, D)."""
+    classes: tuple[str, ...]
+    """Names of the clusters."""
+    max_share: float = 0.3
+    """The filtering gate of eq. 3: a mask that covers more of the image is background and left out."""
+
+    def __call__(self, masks: FeaturedMasks, prompts: Prompts, activation: Activation) -> LabelMap:  # noqa: ARG002
+        """Label the image that the masks are of."""
+        masks = masks[gate(masks.binary, self.max_share)]
+        owner = smallest_wins(masks.binary)
+        covered = owner != NO_MASK
+        values = np.full(owner.shape, IGNORE, np.uint8)
+        confidence = np.zeros(owner.shape, np.float32)
+        if len(masks):
+            values[covered] = self.assign(masks.features)[owner[covered]]
+            confidence[covered] = np.clip(masks.quality, 0, 1)[owner[covered]]
+        return LabelMap(values, confidence, self.classes)
+
+
+def gate(masks: BoolArray, max_share: float) -> BoolArray:
+    """(M,) which masks (M, H, W) are objects: not empty, and at most `max_share` of the image (ALPS, eq. 2 and 3)."""
+    areas = masks.sum(axis=(1, 2), dtype=np.int64)
+    return np.asarray((areas > 0) & (areas <= max_share * masks.shape[1] * masks.shape[2]))
+
+
+def classes_of(masks: Masks, prompts: Prompts) -> Int32Array:
+    """(M,) class of the prompt that each mask answers.
+
+    Raises
+    ------
+    ValueError
+        If a mask answers none of the prompts.
+    """
+    order = np.argsort(prompts.ids, kind="stable")
+    at = np.searchsorted(prompts.ids, masks.prompt_ids, sorter=order)
+    found = order[np.minimum(at, max(len(order) - 1, 0))] if len(order) else np.zeros(len(at), np.int64)
+    if len(masks) and (not len(order) or (prompts.ids[found] != masks.prompt_ids).any()):
+        raise ValueError(f"masks answer prompts {masks.prompt_ids.tolist()}, asked were {prompts.ids.tolist()}")
+    classes: Int32Array = prompts.class_ids[found]
+    return classes
+
+
+def enlarged(activation: Activation, height: int, width: int) -> Float32Array:
+    """(C, height, width) the activation at the size of its image, in the steps of a grey value that it is stored in."""
+    grey = [upsample(quantise(values), activation.stride, height, width) for values in activation.values]
+    return np.stack(grey).astype(np.float32) / np.float32(255)

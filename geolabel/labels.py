@@ -1,0 +1,168 @@
+"""Label maps: one class per pixel of an image, the rules by which masks that overlap share it, and its closed regions.
+
+A rule says which mask owns each pixel, as an index into the masks; what the mask means is looked up afterwards. So the
+same rules serve classes (a prompt's), clusters (a feature's) and segments (the mask's own number).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from scipy import ndimage
+
+from geolabel.mosaic import NO_MASK
+from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
+
+IGNORE = 255
+"""Value of a pixel that no label covers: it takes part in no training and in no score."""
+
+BACKGROUND = "background"
+"""Name of the class of pixels that show none of the others; it has no instances."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """What each pixel of an image shows, and how sure its source was.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there are more classes than values, or a value names no class.
+    """
+
+    values: UInt8Array
+    """(H, W) index into `classes`, or `IGNORE`."""
+    confidence: Float32Array
+    """(H, W) 0..1; of background and of ignored pixels too."""
+    classes: tuple[str, ...]
+    """Name of every value from 0, at most 255."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.confidence.shape != self.values.shape:
+            raise ValueError(f"values {self.values.shape} and confidence {self.confidence.shape} are no maps of a size")
+        if not 0 < len(self.classes) <= IGNORE:
+            raise ValueError(
+                f"{len(self.classes)} classes: a label map holds 1 to {IGNORE}, {IGNORE} itself is ignored"
+            )
+        highest = int(self.values.max(initial=0, where=self.values != IGNORE))
+        if highest >= len(self.classes):
+            raise ValueError(f"value {highest} is none of the {len(self.classes)} classes")
+
+    @classmethod
+    def background(cls, height: int, width: int, classes: tuple[str, ...]) -> Self:
+        """A map of the first class everywhere: an image of which it is known that it shows nothing else."""
+        return cls(np.zeros((height, width), np.uint8), np.ones((height, width), np.float32), classes)
+
+    @property
+    def labelled(self) -> BoolArray:
+        """(H, W) where a class is known."""
+        return np.asarray(self.values != IGNORE)
+
+
+# --- overlap rules ---------------------------------------------------------------------------------------------------
+
+
+def smallest_wins(masks: BoolArray) -> Int32Array:
+    """The smallest of the masks (M, H, W) that cover a pixel owns it, so that parts show on top of wholes.
+
+    Masks of one size are ranked by their number, the lower first; the order of the masks then changes nothing else.
+
+    Returns
+    -------
+    (H, W) index of the owner, or `geolabel.mosaic.NO_MASK`
+    """
+    owner = np.full(masks.shape[1:], NO_MASK, np.int32)
+    areas = masks.sum(axis=(1, 2), dtype=np.int64)
+    for index in np.lexsort((np.arange(len(masks)), areas))[::-1]:  # largest first, the others are painted over it
+        owner[masks[index]] = index
+    return owner
+
+
+def highest_wins(scores: UInt8Array | Float32Array) -> Int32Array:
+    """The mask of the highest score (M, H, W) at a pixel owns it; where scores tie, the lower number.
+
+    Returns
+    -------
+    (H, W) index of the owner, or `geolabel.mosaic.NO_MASK` where every score is 0
+    """
+    if not len(scores):
+        return np.full(scores.shape[1:], NO_MASK, np.int32)
+    covered = scores.max(axis=0) > 0
+    return np.where(covered, scores.argmax(axis=0), NO_MASK).astype(np.int32)
+
+
+# --- closed regions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instances:
+    """N objects of an image that do not overlap, numbered from 1 in a map."""
+
+    ids: Int32Array
+    """(H, W) number of the object, 0 where there is none."""
+    class_ids: Int32Array
+    """(N,) index into the classes of the label map that they come from."""
+    scores: Float32Array
+    """(N,) 0..1."""
+    areas: Int64Array
+    """(N,) pixels."""
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def mask(self, index: int) -> BoolArray:
+        """(H, W) the pixels of one object, by its index from 0."""
+        return np.asarray(self.ids == index + 1)
+
+
+def closed_regions(labels: LabelMap, min_area: int = 1) -> Instances:
+    """Every closed region of a class becomes an object, as DiffuPrompter counts them (its section 2.2.3).
+
+    Regions are 4-connected; one of fewer than `min_area` pixels is left out. The score of an object is the mean
+    confidence of its pixels. Background and ignored pixels belong to none.
+
+    Returns
+    -------
+    Instances, by class and then by first pixel in raster order
+    """
+    ids = np.zeros(labels.values.shape, np.int32)
+    class_ids: list[int] = []
+    for value, name in enumerate(labels.classes):
+        if name == BACKGROUND:
+            continue
+        regions, found = ndimage.label(labels.values == value)
+        large = np.bincount(regions.ravel(), minlength=found + 1) >= min_area
+        large[0] = False
+        numbers = np.where(large, np.cumsum(large) + len(class_ids), 0)
+        ids += numbers[regions].astype(np.int32)  # regions of different values share no pixel
+        class_ids += [value] * int(large.sum())
+    count = len(class_ids)
+    areas = np.bincount(ids.ravel(), minlength=count + 1)[1:]
+    sums = np.bincount(ids.ravel(), weights=labels.confidence.ravel().astype(np.float64), minlength=count + 1)[1:]
+    scores = (sums / np.maximum(areas, 1)).astype(np.float32)
+    return Instances(ids, np.asarray(class_ids, np.int32), scores, areas.astype(np.int64))
+
+
+def run_lengths(mask: BoolArray) -> list[int]:
+    """COCO's run lengths of a mask (H, W): down the columns, outside and inside in turn, beginning outside."""
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    counts: list[int] = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *counts] if flat.size and flat[0] else counts
+
+
+def from_run_lengths(counts: list[int], height: int, width: int) -> BoolArray:
+    """The mask (height, width) of COCO's run lengths.
+
+    Raises
+    ------
+    ValueError
+        If they do not add up to the size.
+    """
+    if sum(counts) != height * width:
+        raise ValueError(f"run lengths of {sum(counts)} pixels do not fill an image of {height} x {width} px")
+    inside = np.arange(len(counts)) % 2 == 1
+    mask: BoolArray = np.repeat(inside, counts).reshape(width, height).T
+    return mask

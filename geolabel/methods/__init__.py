@@ -1,0 +1,67 @@
+"""The published methods, each a composition of the parts and a module of this package.
+
+A module that labels images has a frozen dataclass ``Settings``, whose fields are the method's own options with their
+defaults, and a function ``label`` of the shape of `Label`. A new method is one more line in `METHODS` and its module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from geolabel.errors import OptionError
+
+if TYPE_CHECKING:
+    from geolabel.run.report import Progress
+    from geolabel.run.request import Networks
+
+
+class Label(Protocol):
+    """Labels every image of a folder and writes the pseudo-labels."""
+
+    def __call__(
+        self, chips: Path, out: Path, settings: Any, networks: Networks, *, overwrite: bool, progress: Progress
+    ) -> dict[str, Any]:
+        """Return the figures that a user wants to see at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of a method before anything heavy is imported."""
+
+    summary: str
+    """For the help: what it needs."""
+    home: str
+    """The module with its `Settings` and `label`."""
+
+    @property
+    def label(self) -> Label:
+        """The function that labels a folder."""
+        function: Label = import_module(self.home).label
+        return function
+
+    def settings(self, given: Mapping[str, Any]) -> Any:
+        """The method's settings from options by name; those that are None keep their defaults.
+
+        Raises
+        ------
+        OptionError
+            If an option was given that the method does not have, or a value cannot be.
+        """
+        record = import_module(self.home).Settings
+        known = {field.name for field in fields(record)}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        foreign = sorted(set(chosen) - known)
+        if foreign:
+            names = ", ".join("--" + name.replace("_", "-") for name in foreign)
+            own = ", ".join("--" + name.replace("_", "-") for name in sorted(known))
+            raise OptionError(f"{names}: no option of this method, which has {own}")
+        return record(**chosen)
+
+
+METHODS: dict[str, Method] = {}
+"""By the name that ``--method`` takes."""

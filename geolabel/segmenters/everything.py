@@ -1,0 +1,264 @@
+"""Everything mode: all candidate masks of many prompts, filtered and freed of duplicates.
+
+With a grid of points and the same thresholds this answers what ``SamAutomaticMaskGenerator`` of segment-anything does,
+in the same order, by less work: images are encoded in batches, only candidates of a high enough predicted IoU are
+enlarged, some at a time, and only those that are no duplicates are kept at the size of the image.
+
+Sources: Kirillov et al. (2023), "Segment Anything", section 5 and appendix B; for features of masks, ALPS, eq. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import batched_mask_to_box
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.ops import nms
+
+from geolabel.devices import forward
+from geolabel.masks import FeaturedMasks, Filters, Masks, quantise_logits
+from geolabel.prompts import Prompts
+from geolabel.segmenters.sam import corner_pixels
+from geolabel.types import UInt8Array
+
+ENLARGED = 64
+"""Masks that are held at the size of the image at a time."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """M masks that passed the filters, at low resolution."""
+
+    low_res: Tensor
+    """(M, h, w) logits"""
+    quality: Tensor
+    stability: Tensor
+    boxes: Tensor
+    """(M, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1."""
+    prompt: Tensor
+    """(M,) row of the prompt."""
+    token: Tensor
+
+
+class EverythingSegmenter:
+    """A SAM-shaped network as a `parts.Segmenter` that answers a prompt with none, one or several masks.
+
+    Parameters
+    ----------
+    sam, gsd_range, resize, device, precision, batch, prompts_per_batch
+        See `geolabel.segmenters.sam.SamSegmenter`.
+    filters
+        Which candidates are answers.
+    features
+        Whether masks come with what the encoder saw inside them, as `FeaturedMasks`.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        *,
+        gsd_range: tuple[float, float],
+        filters: Filters | None = None,
+        resize: bool = True,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch: int = 8,
+        prompts_per_batch: int = 64,
+        features: bool = False,
+    ) -> None:
+        self._sam = sam.to(device).eval()
+        self._gsd_range = gsd_range
+        self._filters = filters or Filters()
+        self._resize = ResizeLongestSide(self.window) if resize else None
+        self._device = device
+        self._precision = precision
+        self._batch = batch
+        self._prompts_per_batch = prompts_per_batch
+        self._features = features
+        with torch.inference_mode():
+            self._positions = sam.prompt_encoder.get_dense_pe()
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the largest image it takes."""
+        return int(self._sam.image_encoder.img_size)
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3), red first, by falling predicted IoU; an image without prompts is not encoded.
+
+        Raises
+        ------
+        ValueError
+            If an image is larger than `window`, or the prompts of an image are not all of one kind: one point, a box,
+            or both.
+        """
+        found: list[Masks] = [self._nothing(image) for image in images]
+        asked = [i for i, of_image in enumerate(prompts) if len(of_image)]
+        with forward(self._device, self._precision):
+            for start in range(0, len(asked), self._batch):
+                group = asked[start : start + self._batch]
+                for i, embedding in zip(group, self._encode([images[i] for i in group]), strict=False):
+                    found[i] = self._answer(embedding[None], images[i], prompts[i])
+        return found
+
+    def _nothing(self, image: UInt8Array) -> Masks:
+        none = Masks.none(*image.shape[:2])
+        width = self._sam.prompt_encoder.embed_dim
+        return FeaturedMasks(**vars(none), features=np.empty((0, width), np.float32)) if self._features else none
+
+    def _encode(self, images: list[UInt8Array]) -> Tensor:
+        frames = torch.zeros((self._batch, 3, self.window, self.window), device=self._device)
+        for frame, image in zip(frames, images, strict=False):
+            if max(image.shape[:2]) > self.window:
+                raise ValueError(f"an image of {image.shape[:2]} px exceeds the window of {self.window} px")
+            pixels = self._resize.apply_image(image) if self._resize else np.ascontiguousarray(image)
+            frame[...] = self._sam.preprocess(torch.from_numpy(pixels).to(self._device).permute(2, 0, 1))
+        embeddings: Tensor = self._sam.image_encoder(frames)
+        return embeddings.float()
+
+    def _answer(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
+        size: tuple[int, int] = image.shape[:2]
+        calls = range(0, len(prompts), self._prompts_per_batch)
+        parts = [self._candidates(embedding, size, prompts, start) for start in calls]
+        names = list(vars(parts[0]))
+        every = _Candidates(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        best = nms(every.boxes.float(), every.quality, self._filters.duplicate)
+        kept = _Candidates(*(getattr(every, name)[best] for name in names))
+        masks = Masks(
+            scores=np.empty((len(best), *size), np.uint8),
+            predicted_iou=kept.quality.clamp(0, 1).cpu().numpy(),
+            stability=kept.stability.cpu().numpy(),
+            prompt_ids=prompts.ids[kept.prompt.cpu().numpy()],
+            candidates=kept.token.cpu().numpy() + 1,
+        )
+        pooled = []
+        for rows in _chunks(len(best)):
+            logits = self._enlarge(kept.low_res[rows], size)
+            masks.scores[rows] = quantise_logits(logits.cpu().numpy())
+            if self._features:
+                pooled.append(pool(embedding[0], logits > 0, self._step(size)))
+        if not self._features:
+            return masks
+        features = torch.cat([embedding.new_zeros((0, embedding.shape[1])), *pooled])
+        return FeaturedMasks(**vars(masks), features=features.cpu().numpy())
+
+    def _candidates(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
+        # What is left of the three candidates of one call's prompts.
+        low_res, quality = self._decode(embedding, size, prompts[start : start + self._prompts_per_batch])
+        likely = torch.nonzero(quality.flatten() > self._filters.predicted_iou)[:, 0]
+        low_res, quality = low_res.flatten(0, 1)[likely], quality.flatten()[likely]
+        judged = [self._judge(low_res[rows], size) for rows in _chunks(len(likely))]
+        firm = torch.cat([low_res.new_zeros(0), *(part for part, _ in judged)])
+        boxes = torch.cat([torch.zeros((0, 4), dtype=torch.long, device=firm.device), *(part for _, part in judged)])
+        good = torch.nonzero((firm >= self._filters.stability) & (boxes[:, 2] >= 0))[:, 0]
+        tokens = self._sam.mask_decoder.num_multimask_outputs
+        prompt = torch.div(likely, tokens, rounding_mode="floor") + start
+        parts = (low_res, quality, firm, boxes, prompt, likely % tokens)
+        return _Candidates(*(part[good] for part in parts))
+
+    def _judge(self, low_res: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        # Stability and box of masks; an empty mask has a box that ends before it begins.
+        logits = self._enlarge(low_res, size)
+        inside = logits > 0
+        boxes = batched_mask_to_box(inside)
+        boxes[~inside.flatten(1).any(dim=1), 2] = -1
+        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
+        return inner / outer.clamp(min=1), boxes
+
+    def _decode(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor]:
+        # All candidates of K prompts of one kind: logits (K, 3, h, w) and predicted IoU (K, 3).
+        points, boxes = self._to_sam(prompts, size)
+        with torch.autocast(torch.device(self._device).type, enabled=False):
+            sparse, dense = self._sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+        low_res, quality = self._sam.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=self._positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
+        return low_res.float(), quality.float()
+
+    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
+        if not one_point or len(set(prompts.has_box.tolist())) > 1:
+            raise ValueError("the prompts of an image are of several kinds: give each one point, a box, or both")
+        frame = self._frame_size(size)
+        scale = np.array([frame[1] / size[1], frame[0] / size[0]])
+        points = boxes = None
+        if prompts.has_point[0]:
+            labels = torch.from_numpy(prompts.labels.astype(np.int32)).to(self._device)
+            points = torch.from_numpy(prompts.points * scale).to(self._device), labels
+        if prompts.has_box[0]:
+            corners = corner_pixels(prompts.boxes) * np.tile(scale, 2)
+            boxes = torch.from_numpy(corners.astype(np.float32)).to(self._device)
+        return points, boxes
+
+    def _frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self._resize is None:
+            return size
+        frame: tuple[int, int] = self._resize.get_preprocess_shape(*size, self.window)
+        return frame
+
+    def _step(self, size: tuple[int, int]) -> float:
+        # image pixels per cell of the embedding
+        cells = self._sam.prompt_encoder.image_embedding_size[0]
+        return float(self.window / cells * max(size) / max(self._frame_size(size)))
+
+    def _enlarge(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+        # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
+        frame = self._frame_size(size)
+        if frame != size:
+            logits: Tensor = self._sam.postprocess_masks(low_res[:, None], frame, size)
+            return logits[:, 0]
+        whole = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
+        return whole[:, 0, : size[0], : size[1]]
+
+
+def pool(embedding: Tensor, masks: Tensor, step: float) -> Tensor:
+    """Mean of an embedding over masks, each cell weighted by the share of it that the mask covers (ALPS, eq. 4).
+
+    ALPS enlarges the embedding to the mask; averaging the mask down to the embedding gives the same weighted mean but
+    for the interpolation, with a small part of the memory, and loses no mask that is smaller than a cell.
+
+    Parameters
+    ----------
+    embedding : (D, h, w)
+    masks : (M, H, W) boolean, none of them empty
+    step
+        Image pixels per cell; cell ``i`` covers pixels ``[i * step, (i + 1) * step)``.
+
+    Returns
+    -------
+    (M, D)
+    """
+    rows, cols = (
+        _shares(cells, pixels, step).to(masks.device)
+        for cells, pixels in zip(embedding.shape[1:], masks.shape[1:], strict=True)
+    )
+    weights = torch.einsum("ih,mhw,jw->mij", rows, masks.float(), cols)
+    total = weights.sum(dim=(1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.einsum("mij,dij->md", weights, embedding.float()) / total[:, None]
+
+
+def _shares(cells: int, pixels: int, step: float) -> Tensor:
+    # (cells, pixels) how much of each pixel lies in each cell
+    edges = torch.arange(cells + 1, dtype=torch.float64) * step
+    low = torch.arange(pixels, dtype=torch.float64)
+    shared = torch.minimum(edges[1:, None], low + 1) - torch.maximum(edges[:-1, None], low)
+    return shared.clamp(min=0).float()
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, min(start + ENLARGED, count)) for start in range(0, count, ENLARGED)]

@@ -1,0 +1,128 @@
+"""Labelers by hand: union, S2C's confidence, a threshold, clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from geolabel.activation import Activation
+from geolabel.labelers import ClusterLabeler, ConfidenceLabeler, ThresholdLabeler, UnionLabeler, gate
+from geolabel.labels import IGNORE
+from geolabel.masks import FULL, FeaturedMasks, Masks
+from geolabel.parts import Labeler
+from geolabel.prompts import Prompts
+
+
+def masks_of(*filled: np.ndarray, stability: list[float] | None = None, score: int = FULL) -> Masks:
+    count = len(filled)
+    return Masks(
+        scores=np.stack(filled).astype(np.uint8) * np.uint8(score),
+        predicted_iou=np.ones(count, np.float32),
+        stability=np.asarray(stability or [1.0] * count, np.float32),
+        prompt_ids=np.arange(count) + 10,
+        candidates=np.zeros(count, np.int64),
+    )
+
+
+def prompts_of(*class_ids: int) -> Prompts:
+    points = np.zeros((len(class_ids), 2))
+    return Prompts.build(points=points, class_ids=np.asarray(class_ids), ids=np.arange(len(class_ids)) + 10)
+
+
+def activation(*maps: list[list[float]]) -> Activation:
+    values = np.asarray(maps, np.float32)
+    return Activation(values, values, values.max(axis=(1, 2)), 1, ("slide", "quarry")[: len(values)])
+
+
+def columns(first: int, last: int) -> np.ndarray:
+    mask = np.zeros((1, 4), bool)
+    mask[:, first:last] = True
+    return mask
+
+
+def test_masks_of_one_class_are_united_and_counted_once() -> None:
+    labels = UnionLabeler()(masks_of(columns(0, 2), columns(1, 3)), prompts_of(0, 0), activation([[1, 1, 1, 1]]))
+    assert labels.values.tolist() == [[1, 1, 1, 0]]
+    assert labels.classes == ("background", "slide")
+    assert labels.confidence.tolist() == [[1, 1, 1, 1]]
+
+
+def test_of_two_classes_the_higher_score_has_the_pixel() -> None:
+    masks = masks_of(columns(0, 3), columns(1, 4))
+    masks.scores[0, 0, 1] = 200
+    labels = UnionLabeler()(masks, prompts_of(1, 0), activation([[1] * 4], [[1] * 4]))
+    assert labels.values.tolist() == [[2, 1, 2, 1]]
+
+
+def test_without_masks_all_is_background() -> None:
+    labels = UnionLabeler()(Masks.none(1, 4), Prompts.build(), activation([[1, 1, 1, 1]]))
+    assert labels.values.tolist() == [[0, 0, 0, 0]]
+
+
+def test_a_mask_that_answers_nothing_asked_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"masks answer prompts \[10\], asked were \[\]"):
+        UnionLabeler()(masks_of(columns(0, 1)), Prompts.build(), activation([[1, 1, 1, 1]]))
+
+
+def test_confidence_is_stability_times_mean_activation() -> None:
+    # alpha: 0.75 x 0.8 = 0.6 for the slide, 1 x 0.7 for the quarry; they share the pixels 1 and 2
+    masks = masks_of(columns(0, 3), columns(1, 4), stability=[0.75, 1])
+    maps = activation([[0.8, 0.8, 0.8, 0]], [[0, 0.7, 0.7, 0.7]])
+    labels = ConfidenceLabeler(threshold=0.5)(masks, prompts_of(0, 1), maps)
+    assert labels.values.tolist() == [[1, 2, 2, 2]]
+    np.testing.assert_allclose(labels.confidence, [[0.6, 0.7, 0.7, 0.7]], atol=0.01)
+
+
+def test_who_is_not_confident_enough_is_background_unless_there_is_no_threshold() -> None:
+    masks, maps = masks_of(columns(0, 3), columns(1, 4)), activation([[0.4] * 4], [[0.3] * 4])
+    assert ConfidenceLabeler(0.5)(masks, prompts_of(0, 1), maps).values.tolist() == [[0, 0, 0, 0]]
+    assert ConfidenceLabeler(0)(masks, prompts_of(0, 1), maps).values.tolist() == [[1, 1, 1, 2]]
+
+
+def test_an_empty_mask_has_no_confidence() -> None:
+    masks = masks_of(columns(0, 0), columns(0, 1))
+    labels = ConfidenceLabeler()(masks, prompts_of(0, 1), activation([[1] * 4], [[1] * 4]))
+    assert labels.values.tolist() == [[2, 0, 0, 0]]
+
+
+def test_the_threshold_is_the_activation_of_background() -> None:
+    maps = activation([[0.2, 0.4, 0.6, 0.6]], [[0.1, 0.0, 0.5, 0.8]])
+    labels = ThresholdLabeler(0.4)(Masks.none(1, 4), Prompts.build(), maps)
+    assert labels.values.tolist() == [[0, 0, 1, 2]]
+    np.testing.assert_allclose(labels.confidence, [[0.8, 0.6, 0.6, 0.8]], atol=0.002)
+
+
+def featured(*filled: np.ndarray, features: list[list[float]]) -> FeaturedMasks:
+    return FeaturedMasks(**vars(masks_of(*filled)), features=np.asarray(features, np.float32))
+
+
+def test_clusters_are_painted_smallest_on_top_and_the_rest_is_ignored() -> None:
+    masks = featured(columns(0, 2), columns(0, 1), columns(0, 4), features=[[0], [1], [1]])
+    labeler = ClusterLabeler(lambda features: features[:, 0].astype(np.int32), ("a", "b"), max_share=0.5)
+    labels = labeler(masks, Prompts.build(), activation([[1] * 4]))
+    assert labels.values.tolist() == [[1, 0, IGNORE, IGNORE]]
+    assert labels.confidence.tolist() == [[1, 1, 0, 0]]
+
+
+def test_an_image_without_any_mask_is_ignored_as_a_whole() -> None:
+    masks = featured(columns(0, 4), features=[[0.0]])
+    labels = ClusterLabeler(lambda _: pytest.fail("nothing to assign"), ("a",))(
+        masks, Prompts.build(), activation([[1] * 4])
+    )
+    assert (labels.values == IGNORE).all()
+
+
+@pytest.mark.parametrize(("pixels", "kept"), [(0, False), (2999, True), (3000, True), (3001, False)])
+def test_the_gate_keeps_what_covers_up_to_three_tenths(pixels: int, kept: bool) -> None:
+    mask = (np.arange(10_000) < pixels).reshape(1, 100, 100)
+    assert gate(mask, 0.3).tolist() == [kept]
+
+
+def test_they_are_labelers() -> None:
+    labelers: list[Labeler] = [
+        UnionLabeler(),
+        ConfidenceLabeler(),
+        ThresholdLabeler(),
+        ClusterLabeler(lambda features: features[:, 0].astype(np.int32), ("a",)),
+    ]
+    assert len(labelers) == 4
