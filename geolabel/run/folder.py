@@ -6,7 +6,6 @@ run is going on; and the records of `geolabel.io.store`. It goes when the run ha
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -76,7 +75,6 @@ class Folder:
         RunError
             If the folder holds something else and is not to be overwritten.
         """
-        key = json.loads(json.dumps(key))
         found = None
         with suppress(FileNotFoundError):
             found = self._read(overwrite=overwrite)

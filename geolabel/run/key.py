@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 import shapely
 
-import geolabel
 from geolabel.io.fingerprints import fingerprint
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
@@ -79,7 +78,7 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
     if mark is None:
         return None
     grid, reader = plan.grid, plan.reader
-    return {
+    values = {
         "scene": mark
         | {
             "bands": list(reader.scene.bands),
@@ -106,8 +105,10 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
         },
         "parameters": plan.parameters.as_dict(),
         "prompts": None if drawn is None else _digest(*(getattr(drawn, f.name) for f in fields(drawn))),
-        "versions": {"geolabel": geolabel.__version__} | execute.where_networks_run(worker.versions),
+        "versions": execute.where_networks_run(worker.versions),
     }
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def _digest(*parts: Any) -> str:
