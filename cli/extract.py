@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from . import options
+from .cluster import at_work, cluster_options
 from .terminal import announce, progress_bar, warn
 
 GAPS = 3
@@ -24,6 +25,8 @@ GAPS = 3
 @options.score_threshold
 @options.polygon_options
 @options.network_options
+@cluster_options
+@options.run_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
 @options.overwrite
 @options.as_json
@@ -38,6 +41,8 @@ def extract(
     score_out: str | None,
     mask_out: str | None,
     prompts_from: str | None,
+    run_dir: str | None,
+    keep: bool,
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -55,6 +60,7 @@ def extract(
     from geolabel.errors import OptionError
     from geolabel.run.dry import estimate
     from geolabel.run.extract import run_extract
+    from geolabel.run.folder import Keeping
     from geolabel.run.outcome import Targets
     from geolabel.run.request import prepare
 
@@ -63,15 +69,19 @@ def extract(
     target = out or output
     if target is None and not dry_run:
         raise OptionError("no output: give --out FILE.gpkg")
-    targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from))
+    keeping = Keeping(run_dir, keep)
+    targets = Targets.of(
+        target, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from), run_dir=run_dir
+    )
     request = options.Request.of(given)
-    plan = prepare(scene, request.reading, request.networks, request.parameters)
-    warn(ctx, plan.reader.warnings)
-    if dry_run:
-        announce(estimate(plan), as_json=as_json)
-        return 0
-    with progress_bar(ctx) as progress:
-        found = run_extract(plan, targets, prompts_from=prompts_from, progress=progress)
+    with at_work(given):
+        plan = prepare(scene, request.reading, request.networks, request.parameters)
+        warn(ctx, plan.reader.warnings)
+        if dry_run:
+            announce(estimate(plan), as_json=as_json)
+            return 0
+        with progress_bar(ctx) as progress:
+            found = run_extract(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
     warn(ctx, found.report.gaps)
     announce({"output": target, **found.summary()}, as_json=as_json)
     return GAPS if found.report.gaps else 0

@@ -13,7 +13,9 @@ from geolabel.errors import GeolabelError, OptionError
 
 from .options import Session
 
-COMMANDS = ("extract", "predict", "segment", "polygonize", "evaluate", "synthesize", "info", "models", "train")
+COMMANDS = (
+    "extract", "predict", "segment", "polygonize", "evaluate", "synthesize", "info", "models", "runs", "train",
+)  # fmt: skip
 """Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
 
 INTERRUPTED = 130
@@ -58,11 +60,12 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("geolabel: interrupted; no output was written", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        reason = str(error.__cause__ or error)  # click puts its own in the place of what was raised
+        click.echo(f"geolabel: {reason or 'interrupted; no output was written'}", err=True)
         return INTERRUPTED
     except GeolabelError as error:
-        _say(session, str(error))
+        _say(session, "; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2 if isinstance(error, OptionError) else 1
     except BrokenPipeError:
         return 1

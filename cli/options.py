@@ -141,6 +141,18 @@ overwrite = click.option("--overwrite", is_flag=True, help="Replace the output i
 as_json = click.option("--json", "as_json", cls=Named, is_flag=True, help="Print the result as JSON.")
 
 
+def run_options(command: F) -> F:
+    """Add the options that say where the records of a run are kept, and for how long."""
+    for decorate in (
+        click.option("--keep", is_flag=True, help="Keep the records when the run has succeeded."),
+        click.option("--run-dir", metavar="FOLDER|URL",
+                     help="Where the records are kept from which an interrupted run goes on; all workers have to see "
+                     "it. Default: a folder beside the output."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def scene_options(command: F) -> F:
     """Add the options that say how a scene is read, and which part of it."""
     for decorate in (

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from . import options
+from .cluster import at_work, cluster_options
 from .extract import GAPS
 from .terminal import announce, progress_bar, warn
 
@@ -18,6 +19,8 @@ from .terminal import announce, progress_bar, warn
 @options.scene_options
 @options.prediction_options
 @options.network_options
+@cluster_options
+@options.run_options
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -29,6 +32,8 @@ def predict(
     output: str | None,
     out: str | None,
     prompts_from: str | None,
+    run_dir: str | None,
+    keep: bool,
     overwrite: bool,
     as_json: bool,
     **given: Any,
@@ -42,6 +47,7 @@ def predict(
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.6
     """
     from geolabel.errors import OptionError
+    from geolabel.run.folder import Keeping
     from geolabel.run.outcome import Targets
     from geolabel.run.predict import run_predict
     from geolabel.run.request import prepare
@@ -51,12 +57,14 @@ def predict(
     target = out or output
     if target is None:
         raise OptionError("no output: give --out FILE.tif")
-    targets = Targets.of(None, target, overwrite=overwrite, inputs=(scene, prompts_from))
+    keeping = Keeping(run_dir, keep)
+    targets = Targets.of(None, target, overwrite=overwrite, inputs=(scene, prompts_from), run_dir=run_dir)
     request = options.Request.of(given)
-    plan = prepare(scene, request.reading, request.networks, request.parameters)
-    warn(ctx, plan.reader.warnings)
-    with progress_bar(ctx) as progress:
-        report = run_predict(plan, targets, prompts_from=prompts_from, progress=progress)
+    with at_work(given):
+        plan = prepare(scene, request.reading, request.networks, request.parameters)
+        warn(ctx, plan.reader.warnings)
+        with progress_bar(ctx) as progress:
+            report = run_predict(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
     warn(ctx, report.gaps)
     announce({"output": target, **report.summary()}, as_json=as_json)
     return GAPS if report.gaps else 0

@@ -8,7 +8,9 @@
     │   └── TileError   one window of a readable scene failed; the rest may go on
     ├── VectorError     prompts, an area of interest or an inventory that cannot be used
     ├── WeightsError    a network file that is missing, damaged, or not what it claims to be
-    └── OutputError     a result that cannot be written
+    ├── OutputError     a result that cannot be written
+    ├── RunError        a run folder that is in use, or belongs to another run
+    └── ClusterError    workers or a scheduler that cannot be had, or are gone
 
 A message names the value, the limit and the way out. The command line maps `OptionError` to exit code 2
 and every other member to 1; with ``--on-error skip`` a `TileError` becomes a recorded gap and exit code 3.
@@ -43,3 +45,11 @@ class WeightsError(GeolabelError):
 
 class OutputError(GeolabelError):
     """A result cannot be written."""
+
+
+class RunError(GeolabelError):
+    """A run folder is in use, or belongs to another run."""
+
+
+class ClusterError(GeolabelError):
+    """Workers or a scheduler cannot be had, or are gone."""

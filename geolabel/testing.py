@@ -6,9 +6,10 @@ need hypothesis, which is imported when one is asked for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyproj
@@ -17,7 +18,7 @@ from scipy import ndimage
 
 from geolabel.activation import Activation
 from geolabel.masks import FULL, Masks
-from geolabel.parts import Localizer, Segmenter
+from geolabel.parts import Localizer, Recipe, Segmenter
 from geolabel.prompts import FOREGROUND, Prompts
 from geolabel.scene import Grid
 from geolabel.types import BoolArray, Float32Array, UInt8Array
@@ -99,6 +100,36 @@ class FakeSegmenter:
         for x, y in prompts.points[k][prompts.labels[k] == FOREGROUND]:
             near |= (cols - x) ** 2 + (rows - y) ** 2 <= self.radius**2
         return near
+
+
+RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=1), Recipe("segmenter", "stand-in", "0" * 64, batch=1)
+"""Recipes of stand-ins, for runs whose tasks go to other processes."""
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A stand-in that takes its time."""
+
+    part: FakeLocalizer | FakeSegmenter
+    seconds: float
+    """Per image."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
+
+    def __call__(self, images: Sequence[UInt8Array], *prompts: Any) -> Any:
+        """Answer as the part does, later."""
+        time.sleep(self.seconds * len(images))
+        return self.part(images, *prompts)
+
+
+def stand_in(recipe: Recipe) -> Localizer | Segmenter:
+    """Make the stand-in of a recipe whose source is ``stand-in``, or ``stand-in:SECONDS`` for one that sleeps."""
+    seconds = float(recipe.source.partition(":")[2] or 0)
+    part = FakeLocalizer(stride=4) if recipe.role == "localizer" else FakeSegmenter()
+    slow: Any = Slow(part, seconds) if seconds else part
+    made: Localizer | Segmenter = slow
+    return made
 
 
 def binary_masks(max_side: int = 24) -> SearchStrategy[BoolArray]:

@@ -37,7 +37,7 @@ NETWORKS = {
     "torchmetrics",
     "torchvision",
 }
-FILES = {"geopandas", "pandas", "platformdirs", "pooch", "pyogrio", "rasterio", "rioxarray", "xarray"}
+FILES = {"fsspec", "geopandas", "pandas", "platformdirs", "pooch", "pyogrio", "rasterio", "rioxarray", "xarray"}
 LIBRARIES = {0: NUMBERS, 1: NUMBERS | NETWORKS, 2: NUMBERS | NETWORKS | FILES}
 """What each ring may use; ring 3 may use everything."""
 

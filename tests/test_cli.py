@@ -86,7 +86,13 @@ def test_the_environment_speaks_as_the_command_line_does(
 
 def test_commands_are_the_files_of_the_folder():
     folder = Path(__file__).parents[1] / "cli"
-    assert {path.stem for path in folder.glob("*.py")} - set(COMMANDS) == {"__init__", "main", "options", "terminal"}
+    assert {path.stem for path in folder.glob("*.py")} - set(COMMANDS) == {
+        "__init__",
+        "cluster",
+        "main",
+        "options",
+        "terminal",
+    }
 
 
 def test_no_word_is_a_call_for_help(capsys):

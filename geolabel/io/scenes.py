@@ -70,6 +70,8 @@ class SceneReader:
         Metres per pixel of a scene without CRS, and only of such.
     aoi
         Area of interest in the scene's CRS.
+    name
+        What to call the scene, where that is not how it is opened.
 
     Raises
     ------
@@ -85,16 +87,17 @@ class SceneReader:
         nodata: float | None = None,
         gsd: float | None = None,
         aoi: shapely.Geometry | None = None,
+        name: str | None = None,
     ) -> None:
         if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
             raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
-        self._recipe = partial(type(self), source, bands=bands, nodata=nodata, gsd=gsd, aoi=aoi)
+        self._recipe = partial(type(self), source, bands=bands, nodata=nodata, gsd=gsd, aoi=aoi, name=name)
         self._source: Source = (
             FileSource(os.fspath(source)) if isinstance(source, str | os.PathLike) else ArraySource(source)
         )
         self.aoi = aoi
         self.nodata = nodata
-        self._bands, self._gsd = bands, gsd
+        self._bands, self._gsd, self._name = bands, gsd, name
         self._outlining = threading.Lock()
         self._placed: tuple[Grid | None, tuple[Axis, Axis] | None] = (None, None)
 
@@ -114,6 +117,11 @@ class SceneReader:
     def close(self) -> None:
         """Close what is open, in all threads; reading again opens again."""
         self._source.close()
+
+    @property
+    def source(self) -> Source:
+        """Where the pixels come from."""
+        return self._source
 
     @property
     def header(self) -> Header:
@@ -138,7 +146,7 @@ class SceneReader:
                 "choose real bands, or write the amplitude first"
             )
         return Scene(
-            name=header.name,
+            name=self._name or header.name,
             grid=_grid(header, self._gsd),
             bands=bands,
             dtype=str(_working_dtype(np.result_type(*(header.dtypes[band - 1] for band in bands)))),

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from geolabel.errors import OutputError
+from geolabel.io.places import Place, place
 from geolabel.types import AnyArray
+
+DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+"""What reading a record raises that is not as it was written."""
 
 
 @dataclass(frozen=True)
 class Store:
     """A folder of records, each known by a kind and a number.
 
-    The store holds no open file, so it travels to any worker that sees its folder. Records are ``.npz`` files without
-    compression, which are written as fast as the disk takes them and carry a checksum per array.
+    The store holds no open file, so it travels to any worker that sees its folder, which may be a URL of any store that
+    fsspec knows. Records are ``.npz`` files without compression, which are written as fast as the disk takes them and
+    carry a checksum per array.
     """
 
-    root: Path
+    root: Path | str
     """Created when the first record is written."""
 
-    def path(self, kind: str, index: int) -> Path:
-        """Where a record is kept."""
-        return self.root / kind / f"{index:08d}.npz"
+    @property
+    def place(self) -> Place:
+        """The folder."""
+        return _place(self.root)
+
+    def name(self, kind: str, index: int) -> str:
+        """Where a record is kept, below the root."""
+        return f"{kind}/{index:08d}.npz"
 
     def has(self, kind: str, index: int) -> bool:
         """Whether the record has been written."""
-        return self.path(kind, index).exists()
+        return self.place.exists(self.name(kind, index))
 
     def write(self, kind: str, index: int, arrays: Mapping[str, AnyArray]) -> None:
         """Write a record under a name of its own and move it into place.
@@ -43,20 +53,15 @@ class Store:
         OutputError
             If the folder cannot be written to.
         """
-        target = self.path(kind, index)
-        part = None
+        name = self.name(kind, index)
+        entries: dict[str, Any] = dict(arrays)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-                part = Path(file.name)
-                entries: dict[str, Any] = dict(arrays)
-                np.savez(file, **entries)
-            part.replace(target)
+            self.place.write(name, lambda file: np.savez(file, **entries))
         except OSError as error:
-            raise OutputError(f"record {target} could not be written: {error.strerror or error}") from error
-        finally:
-            if part is not None:
-                part.unlink(missing_ok=True)
+            raise OutputError(
+                f"record {self.root}/{name} could not be written: {error.strerror or error}; "
+                "mend that, and the same command goes on from here"
+            ) from error
 
     def read(self, kind: str, index: int, *names: str) -> dict[str, AnyArray]:
         """Read a record, or only the arrays of these names.
@@ -66,23 +71,38 @@ class Store:
         OutputError
             If the record is missing or not as it was written.
         """
-        path = self.path(kind, index)
+        name = self.name(kind, index)
         try:
             # opened here, since np.load leaves a file open that turns out to be no archive
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as record:
-                return {name: record[name] for name in names or record.files}
+            with self.place.open(name) as file, np.load(file, allow_pickle=False) as record:
+                return {array: record[array] for array in names or record.files}
         except FileNotFoundError as error:
-            raise OutputError(f"record {path} is missing: run again from the start") from error
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            raise OutputError(f"record {path} is damaged ({error}): delete {self.root} and run again") from error
+            raise OutputError(f"record {self.root}/{name} is missing: run again from the start") from error
+        except DAMAGE as error:
+            raise OutputError(
+                f"record {self.root}/{name} is damaged ({error}): delete {self.root} and run again"
+            ) from error
+
+    def whole(self, kind: str, index: int) -> bool:
+        """Whether the record is there to its last byte; those in between are checked when it is read."""
+        try:
+            with self.place.open(self.name(kind, index)) as file:
+                return zipfile.is_zipfile(file)
+        except OSError:
+            return False
+
+    def count(self, kind: str) -> int:
+        """Number of records of a kind."""
+        return sum(name.startswith(f"{kind}/") and name.endswith(".npz") for name in self.place.names())
 
     def remove(self) -> None:
         """Delete every record, and the folders that are empty then; files that the store did not write stay."""
-        for pattern in ("*/*.npz", "*/*.part"):
-            for record in self.root.glob(pattern):
-                record.unlink(missing_ok=True)
-        if not self.root.is_dir():
-            return
-        for folder in (*(entry for entry in self.root.iterdir() if entry.is_dir()), self.root):
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        for name in list(self.place.names()):
+            if name.count("/") == 1 and name.endswith((".npz", ".part")):
+                self.place.remove(name)
+        self.place.prune()
+
+
+@lru_cache(maxsize=32)
+def _place(root: Path | str) -> Place:
+    return place(root)

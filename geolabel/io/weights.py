@@ -188,8 +188,7 @@ def recipe(
     device, precision
         See `devices.resolve_device` and `devices.resolve_precision`.
     batch
-        Images per forward call; None for 8 on a GPU, and 1 on the CPU, where more are no faster and padding a last
-        batch costs as much as filling it.
+        Images per forward call; None for `default_batch`.
     selection, normalisation
         See `parts.Recipe`.
 
@@ -210,11 +209,16 @@ def recipe(
         sha256=digest,
         device=device,
         precision=resolve_precision(precision, device),
-        batch=(1 if device == "cpu" else 8) if batch is None else batch,
+        batch=default_batch(device) if batch is None else batch,
         selection=selection,
         normalisation=normalisation,
         architecture=architecture,
     )
+
+
+def default_batch(device: str) -> int:
+    """8 on a GPU, and 1 on the CPU, where more are no faster and padding a last batch costs as much as filling it."""
+    return 1 if device == "cpu" else 8
 
 
 def _source(role: Role, name: str | Path, checkpoint: str | Path | None) -> tuple[str, str, str]:

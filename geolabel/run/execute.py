@@ -1,36 +1,79 @@
-"""Run the tasks of a pass on whatever dask scheduler is active. The only file that names dask."""
+"""Run the tasks of a pass on whatever dask scheduler is active. The only file that names dask.
+
+The active scheduler is the ``distributed.Client`` that is open, else the one that dask is configured for
+(``synchronous``, ``threads``, ``processes``, or an executor), else a few threads of this process. A task is a function
+and one item; the function is pickled, and opened once in every process that works.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import sys
+import threading
+import uuid
+from asyncio import CancelledError as AsyncCancelledError
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import islice
-from typing import Any, TypeVar
+from multiprocessing import get_context
+from typing import Any, Generic, Protocol, TypeVar
 
 import dask
 from numpy.typing import DTypeLike
 
+from geolabel.errors import ClusterError, OptionError
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray
 
 T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 LOCAL_WORKERS = 3
-"""Tasks at work at once in this process: one reads and one writes while one is in the network."""
+"""Tasks at work at once in a process with a fast network: one reads and one writes while one is in the network."""
 
 AHEAD = 4
-"""Tasks in flight per worker of a cluster: enough that none waits for the client."""
+"""Tasks in flight per task at work: enough that no worker waits for the client, and few enough to be held."""
+
+RECOUNT = 64
+"""Tasks after which the workers of a cluster are counted again; they may come and go."""
+
+GPU = "GPU"
+"""The resource that workers with a GPU announce; where any does, networks run only there."""
 
 
-def ordered(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = False) -> Iterator[R]:
     """Yield ``function(item)`` in the order of `items`, working on a bounded number of them at once.
 
-    Runs on the active ``distributed.Client`` if there is one, else on the scheduler that dask is configured for, else
-    on a few threads of this process.
+    Parameters
+    ----------
+    network
+        Whether the function runs a network, so that workers with a GPU should do it.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler is gone, or a task took several workers with it.
     """
-    client = _client()
-    return _local(function, items) if client is None else _distributed(client, function, items)
+    with _crew(network) as crew:
+        remaining = iter(items)
+        task = _Shared(function)
+        flying = deque(crew.submit(task, item) for item in islice(remaining, crew.width()))
+        done = 0
+        try:
+            while flying:
+                yield _result(flying.popleft(), done)
+                done += 1
+                room = crew.width() - len(flying) if done % RECOUNT == 0 else 1
+                flying.extend(crew.submit(task, item) for item in islice(remaining, max(0, room)))
+        finally:
+            for future in flying:
+                future.cancel()
 
 
 def lazy(function: Callable[[Window], AnyArray], blocks: BlockGrid, dtype: DTypeLike) -> Any:
@@ -49,10 +92,158 @@ def lazy(function: Callable[[Window], AnyArray], blocks: BlockGrid, dtype: DType
     return da.block(rows)  # type: ignore[no-untyped-call]
 
 
+# --- who works -------------------------------------------------------------------------------------------------------
+
+
+def clustered() -> bool:
+    """Whether tasks go to other processes, on this machine or elsewhere."""
+    return _client() is not None
+
+
+def everywhere(function: Callable[..., R], *arguments: Any) -> dict[str, R]:
+    """Call a function once in every worker, or here where there are none; results by the worker's address.
+
+    Raises
+    ------
+    ClusterError
+        If a worker fails.
+    """
+    client = _client()
+    if client is None:
+        return {"": function(*arguments)}
+    with _explained():
+        _await_workers(client)
+        return dict(client.run(function, *arguments))
+
+
+def where_networks_run(function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function once in a worker of the cluster that may run networks, or here where there is no cluster."""
+    if not clustered():
+        return function(*arguments)
+    return next(ordered(partial(_call, function), [arguments], network=True))
+
+
+def _call(function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
+    return function(*arguments)
+
+
+class _Promise(Protocol[R_co]):
+    def result(self) -> R_co: ...
+    def cancel(self) -> Any: ...
+
+
+class _Crew(Protocol):
+    """Whoever does the tasks."""
+
+    def width(self) -> int:
+        """Tasks to have in flight."""
+        ...
+
+    def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
+        """Begin a task."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Threads or processes of this machine."""
+
+    executor: Executor
+    workers: int
+
+    def width(self) -> int:
+        return self.workers * AHEAD
+
+    def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
+        return self.executor.submit(function, item)
+
+
+class _Here:
+    """The thread that asks."""
+
+    def width(self) -> int:
+        return 1
+
+    def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
+        future: Future[R] = Future()
+        future.set_result(function(item))
+        return future
+
+
+class _Cluster:
+    """The workers of a scheduler. A task may be repeated elsewhere when its worker dies."""
+
+    def __init__(self, client: Any, *, network: bool) -> None:
+        self.client = client
+        with _explained():
+            _await_workers(client)
+            gpu = network and any(_has_gpu(worker) for worker in self._workers())
+        self.wanted = _has_gpu if gpu else bool
+        # A part of a GPU, not all of it: the next task reads while one is in the network, which lets in one at a time.
+        self.share = {GPU: 1 / LOCAL_WORKERS} if gpu else None
+
+    def width(self) -> int:
+        with _explained():
+            threads = sum(int(worker["nthreads"]) for worker in self._workers() if self.wanted(worker))
+        return AHEAD * max(1, threads)
+
+    def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
+        with _explained():
+            promise: _Promise[R] = self.client.submit(function, item, pure=False, resources=self.share)
+            return promise
+
+    def _workers(self) -> list[dict[str, Any]]:
+        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+
+
+def _has_gpu(worker: dict[str, Any]) -> bool:
+    return bool((worker.get("resources") or {}).get(GPU))
+
+
+@contextmanager
+def _crew(network: bool) -> Iterator[_Crew]:
+    client = _client()
+    if client is not None:
+        yield _Cluster(client, network=network)
+        return
+    scheduler = dask.config.get("scheduler", None) or "threads"
+    if scheduler in ("sync", "synchronous", "single-threaded"):
+        yield _Here()
+    elif isinstance(scheduler, Executor):
+        yield _Pool(scheduler, getattr(scheduler, "_max_workers", LOCAL_WORKERS))
+    elif scheduler in ("threads", "threading"):
+        with _closing(ThreadPoolExecutor(LOCAL_WORKERS, "geolabel")) as executor:
+            yield _Pool(executor, LOCAL_WORKERS)
+    elif scheduler in ("processes", "multiprocessing"):
+        count = int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
+        try:
+            yield _Pool(_processes(count), count)
+        except TaskLostError:
+            _processes.cache_clear()  # a pool that lost a process takes no more tasks
+            raise
+    else:
+        raise OptionError(
+            f"scheduler {scheduler!r}: geolabel works on synchronous, threads, processes, an executor or a "
+            "distributed.Client; set one of these with dask.config.set(scheduler=...)"
+        )
+
+
+@cache
+def _processes(count: int) -> ProcessPoolExecutor:
+    """Processes that stay from pass to pass, with the networks that they loaded."""
+    return ProcessPoolExecutor(count, get_context("spawn"))
+
+
+@contextmanager
+def _closing(executor: Executor) -> Iterator[Executor]:
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
 def _client() -> Any | None:
     # distributed takes half a second to import: whoever opened a client has imported it already
-    import sys
-
     if "distributed" not in sys.modules:
         return None
     import distributed
@@ -63,27 +254,75 @@ def _client() -> Any | None:
         return None
 
 
-def _local(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    delayed = dask.delayed(function, pure=False, traverse=False)
-    scheduler = dask.config.get("scheduler", None) or "threads"
-    remaining = iter(items)
-    while chunk := list(islice(remaining, LOCAL_WORKERS * AHEAD)):
-        yield from dask.compute(  # type: ignore[no-untyped-call]
-            *(delayed(item) for item in chunk),
-            scheduler=scheduler,
-            num_workers=LOCAL_WORKERS,
-            traverse=False,
-            optimize_graph=False,
-        )
+def _await_workers(client: Any) -> None:
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        client.wait_for_workers(1)
 
 
-def _distributed(client: Any, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    remaining = iter(items)
-    flying = deque(client.submit(function, item, pure=False) for item in islice(remaining, workers * AHEAD))
+# --- what travels ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shared(Generic[T, R]):
+    """A function that is the same object in all tasks of a process, so that what it opened stays open."""
+
+    function: Callable[[T], R]
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(self, item: T) -> R:
+        return self.function(item)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _recall, (self.function, self.token)
+
+
+_known: OrderedDict[str, _Shared[Any, Any]] = OrderedDict()
+_knowing = threading.Lock()
+
+KNOWN = 8
+"""Functions that a process keeps: those of one run's passes."""
+
+
+def _recall(function: Callable[[T], R], token: str) -> _Shared[T, R]:
+    with _knowing:
+        shared = _known.setdefault(token, _Shared(function, token))
+        _known.move_to_end(token)
+        while len(_known) > KNOWN:
+            _known.popitem(last=False)
+    return shared
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+class TaskLostError(ClusterError):
+    """A task took with it every worker that tried it."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+        """Which of the items."""
+
+
+def _result(promise: _Promise[R], number: int) -> R:
+    with _explained(number):
+        return promise.result()
+
+
+@contextmanager
+def _explained(number: int = 0) -> Iterator[None]:
+    """Turn what dask raises of itself, not of a task, into errors that say what to do."""
     try:
-        while flying:
-            yield flying.popleft().result()
-            flying.extend(client.submit(function, item, pure=False) for item in islice(remaining, 1))
-    finally:
-        client.cancel(list(flying))
+        yield
+    except BrokenProcessPool as error:
+        raise TaskLostError("its process died, most likely because memory ran out", number) from error
+    except BaseException as error:
+        if type(error).__name__ == "KilledWorker":
+            raise TaskLostError(
+                "every worker that tried it died, most likely because memory ran out", number
+            ) from error
+        if isinstance(error, CancelledError | AsyncCancelledError) or type(error).__module__.startswith("distributed"):
+            raise ClusterError(
+                f"the scheduler is gone ({type(error).__name__}: {error}): start it again, and the same command goes on"
+            ) from error
+        raise

@@ -6,34 +6,32 @@ scene -> tiles -> activation -> prompts -> masks -> mosaic blocks -> polygons ->
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geolabel.io.vectors import read_prompts
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
-from geolabel.run import execute, passes
-from geolabel.run.outcome import Targets, complete, run_folder, tile_table, write_outputs
+from geolabel.run import passes
+from geolabel.run.folder import Keeping
+from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
 from geolabel.run.plan import TASK_TILES, Parameters, Plan
-from geolabel.run.report import Progress, Report, Silent
+from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.run.windows import assign, clip_to_tiles, oversized
+from geolabel.run.work import Work, under_way
 from geolabel.seams import Shapes, Spans, join, largest
 from geolabel.tiles import TileGrid, Window
 
 if TYPE_CHECKING:
     import geopandas as gpd
     import xarray as xr
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ def extract(
     score_out: str | Path | None = None,
     mask_out: str | Path | None = None,
     overwrite: bool = False,
+    keeping: Keeping | None = None,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
     """Find the landslides of a scene.
@@ -90,6 +89,9 @@ def extract(
         Cloud Optimized GeoTIFFs to write on the working grid.
     overwrite
         Whether files that exist may be replaced.
+    keeping
+        Where the records of the run are kept, from which the same call goes on when this one ends early; by default in
+        a folder beside the first output that goes when the run succeeds.
     progress
         Whoever wants to follow the run.
 
@@ -108,19 +110,27 @@ def extract(
     >>> import geolabel
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
-    targets = Targets.of(out, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from))
+    keeping = keeping or Keeping()
+    targets = Targets.of(
+        out, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from), run_dir=keeping.run_dir
+    )
     plan = prepare(scene, reading or Reading(), networks or Networks(), parameters or Parameters())
-    return run_extract(plan, targets, prompts_from=prompts_from, progress=progress).landslides
+    return run_extract(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress).landslides
 
 
 def run_extract(
-    plan: Plan, targets: Targets, *, prompts_from: str | Path | None = None, progress: Progress | None = None
+    plan: Plan,
+    targets: Targets,
+    *,
+    prompts_from: str | Path | None = None,
+    keeping: Keeping | None = None,
+    progress: Progress | None = None,
 ) -> Extraction:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
     drawn = read_drawn(prompts_from, plan)
-    with run_folder(targets) as store:
-        found = find_landslides(Run(plan, store, localized=drawn is None), drawn, progress)
-        write_outputs(found, targets)
+    with under_way(plan, targets, keeping or Keeping(), drawn, progress) as work:
+        found = find_landslides(work, drawn)
+        write_outputs(found, targets, work.folder)
     return found
 
 
@@ -129,7 +139,7 @@ def read_drawn(path: str | Path | None, plan: Plan) -> Prompts | None:
     return None if path is None else read_prompts(path, plan.grid, classes=plan.classes)
 
 
-def find_landslides(run: Run, drawn: Prompts | None = None, progress: Progress | None = None) -> Extraction:
+def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
     """Run the five passes. Each leaves its pixels in the store and returns a table of small numbers.
 
     Parameters
@@ -137,10 +147,9 @@ def find_landslides(run: Run, drawn: Prompts | None = None, progress: Progress |
     drawn
         Prompts that replace the activation, in pixels of the working grid.
     """
-    work = Work(run, Report(), progress or Silent())
     tiles, prompts, masks = find_scores(work, drawn)
     objects, landslides = polygonize(work, masks)
-    return Extraction(landslides, prompts, tiles, objects, run, work.report)
+    return Extraction(landslides, prompts, tiles, objects, work.run, work.report)
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
@@ -152,24 +161,12 @@ def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFr
     return tiles, prompts, masks
 
 
-@dataclass(frozen=True)
-class Work:
-    """A run under way."""
-
-    run: Run
-    report: Report
-    progress: Progress
-
-    def each(self, name: str, function: Callable[[Run, T], R], jobs: Sequence[T]) -> Iterator[R]:
-        """Results of a pass, one per job, in order."""
-        with self.report.timed(name):
-            yield from self.progress.track(execute.ordered(partial(function, self.run), jobs), name, len(jobs))
-
-
 def localize(work: Work) -> gpd.GeoDataFrame:
     """Pass 1: the activation of every tile that holds a valid pixel."""
     plan = work.run.plan
-    reports = [tile for batch in work.each("localize", passes.localize, plan.localize_tasks) for tile in batch]
+    reports = [
+        tile for batch in work.each("localize", passes.localize, plan.localize_tasks, network=True) for tile in batch
+    ]
     work.report.count_tiles(reports)
     return tile_table(reports, plan)
 
@@ -228,7 +225,7 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
         for seen in assign(prompts, plan.segment_tiles)
     ]
     batches = [windows[start : start + TASK_TILES] for start in range(0, len(windows), TASK_TILES)]
-    tables = list(work.each("segment", passes.segment, list(enumerate(batches))))
+    tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=True))
     work.report.count_masks(prompts, windows, tables)
     return tables
 
@@ -258,11 +255,11 @@ def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.Geo
             threshold=plan.mask_threshold,
             min_area_px=parameters.min_area.pixels(gsd),
             max_hole_px=parameters.max_hole.pixels(gsd),
-            apply=execute.ordered,
+            apply=work.apply,
         )
         landslides = describe(
             objects,
-            sum_objects(mosaic, plan.blocks, objects, apply=execute.ordered),
+            sum_objects(mosaic, plan.blocks, objects, apply=work.apply),
             plan.grid,
             simplify_px=parameters.simplify.pixels(gsd),
             smooth_px=parameters.smooth.pixels(gsd),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import platform
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,11 +17,11 @@ import geolabel
 from geolabel.errors import OptionError
 from geolabel.io.outputs import check_target
 from geolabel.io.rasters import SUFFIXES, write_cog
-from geolabel.io.store import Store
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
 from geolabel.masks import OUTSIDE
-from geolabel.run.passes import MosaicSource, Run, TileReport, forget
+from geolabel.run.folder import SUFFIX, Folder, written_by
+from geolabel.run.passes import MosaicSource, Run, TileReport
 from geolabel.run.plan import Plan
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ class Targets:
     scores: Path | None
     mask: Path | None
     overwrite: bool
+    own: frozenset[Path] = frozenset()
+    """Files that the unfinished run to go on with has written itself, which it may replace."""
 
     @classmethod
     def of(
@@ -52,6 +52,7 @@ class Targets:
         *,
         overwrite: bool = False,
         inputs: Sequence[object] = (),
+        run_dir: str | Path | None = None,
     ) -> Self:
         """Check that every file may be written.
 
@@ -64,29 +65,27 @@ class Targets:
         """
         first, second, third = (None if path is None else Path(path) for path in (inventory, scores, mask))
         targets = cls(first, second, third, overwrite)
+        root = targets.root(run_dir)
+        targets = replace(targets, own=frozenset() if root is None else written_by(root))
         paths = [path for path in (targets.inventory, targets.scores, targets.mask) if path is not None]
         if len({path.absolute() for path in paths}) < len(paths):
             raise OptionError(f"two outputs share a name: {', '.join(map(str, paths))}")
         sources = [source for source in inputs if isinstance(source, str | Path)]
         for path in paths:
             suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES
-            check_target(path, overwrite=overwrite, suffixes=suffixes, inputs=sources)
+            check_target(path, overwrite=targets.may_replace(path), suffixes=suffixes, inputs=sources)
         return targets
 
-    @property
-    def folder(self) -> Path | None:
-        """Where the first output goes."""
-        return next((path.parent for path in (self.inventory, self.scores, self.mask) if path is not None), None)
+    def root(self, run_dir: str | Path | None = None) -> str | Path | None:
+        """Where the records of the run are kept: as given, else beside the first output; None without any."""
+        if run_dir is not None:
+            return run_dir
+        first = next((path for path in (self.inventory, self.scores, self.mask) if path is not None), None)
+        return None if first is None else first.with_name(first.name + SUFFIX).absolute()
 
-
-@contextmanager
-def run_folder(targets: Targets) -> Iterator[Store]:
-    """A store for the records of a run, beside its output, that goes when the run ends."""
-    with tempfile.TemporaryDirectory(prefix=".geolabel-", dir=targets.folder, ignore_cleanup_errors=True) as folder:
-        try:
-            yield Store(Path(folder))
-        finally:
-            forget()
+    def may_replace(self, path: Path) -> bool:
+        """Whether a file that is there may be replaced."""
+        return self.overwrite or path.absolute() in self.own
 
 
 def tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
@@ -119,14 +118,16 @@ def complete(landslides: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     return landslides.assign(**shared, status=REVIEW_STATES[0])[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
-def write_outputs(found: Extraction, targets: Targets) -> None:
+def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
     """Write what was asked for; each file appears when it is whole."""
-    plan, overwrite = found.plan, targets.overwrite
-    write_scores(found.run, targets)
+    plan = found.plan
+    write_scores(found.run, targets, folder)
     if targets.mask is not None:
         mosaic = MosaicSource(found.run)
         blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
+        overwrite = targets.may_replace(targets.mask)
         write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
+        note(folder, targets.mask)
     if targets.inventory is not None:
         write_inventory(
             targets.inventory,
@@ -136,16 +137,25 @@ def write_outputs(found: Extraction, targets: Targets) -> None:
             provenance(found),
             grid=plan.grid,
             classes=plan.classes,
-            overwrite=overwrite,
+            overwrite=targets.may_replace(targets.inventory),
         )
+        note(folder, targets.inventory)
 
 
-def write_scores(run: Run, targets: Targets) -> None:
+def note(folder: Folder | None, path: Path) -> None:
+    """Say in the folder of the run that an output is whole."""
+    if folder is not None:
+        folder.note_written(path)
+
+
+def write_scores(run: Run, targets: Targets, folder: Folder | None = None) -> None:
     """Write the raster of scores, if it was asked for."""
     if targets.scores is not None:
         mosaic, plan = MosaicSource(run), run.plan
         blocks = ((window, mosaic.scores(window)) for window in plan.blocks)
-        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=targets.overwrite)
+        overwrite = targets.may_replace(targets.scores)
+        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
+        note(folder, targets.scores)
 
 
 def _mask(found: Extraction, mosaic: MosaicSource, window: Window) -> UInt8Array:

@@ -80,6 +80,12 @@ def localize(run: Run, task: int) -> list[TileReport]:
     images, valid, failures = _read(plan, [plan.localize_tiles[index] for index in tiles])
     seen = [k for k, mask in enumerate(valid) if mask.any()]
     activations = _locate(plan, [images[k] for k in seen]) if run.localized else []
+    for k, maps in list(zip(seen, activations, strict=run.localized)):
+        if not (np.isfinite(maps.values).all() and np.isfinite(maps.local_probability).all()):
+            failures[k] = _not_numbers(plan, "localizer", plan.localize_tiles[tiles[k]])
+            valid[k] = np.zeros_like(valid[k])
+            seen.remove(k)
+            activations = [other for other in activations if other is not maps]
     probabilities = {k: float(maps.probability[c]) for k, maps in zip(seen, activations, strict=run.localized)}
     run.store.write(
         "localize",
@@ -104,6 +110,18 @@ def localize(run: Run, task: int) -> list[TileReport]:
 def _locate(plan: Plan, images: list[UInt8Array]) -> list[Activation]:
     with worker.network(plan.parameters.threads):
         return worker.localizer(plan.localizer)(images)
+
+
+def _not_numbers(plan: Plan, role: str, window: Window) -> str:
+    """Say that a network failed on a window; raises where that ends the run."""
+    message = (
+        f"{plan.reader.scene.name}: the {role} answers {window} with values that are no numbers: "
+        "check its weights, try --precision fp32, or leave such parts out with --on-error skip"
+    )
+    if plan.parameters.on_error == "fail":
+        raise TileError(message)
+    log.warning("%s", message)
+    return message
 
 
 def _read(plan: Plan, windows: list[Window]) -> tuple[list[UInt8Array], list[BoolArray], dict[int, str]]:
@@ -285,6 +303,9 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
         kept = [k for k in range(len(part)) if k not in failed]
         answers = _answer(run.plan, [images[k] for k in kept], [part[k] for k in kept])
         for k, masks in zip(kept, answers, strict=True):
+            if not np.isfinite(masks.quality).all():
+                failures.append((part[k].window, _not_numbers(run.plan, "segmenter", part[k].window)))
+                continue
             for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
                 place, scores = _crop(masks.scores[m], valid[k], part[k].window)
                 if scores.size:

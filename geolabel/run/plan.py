@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from geolabel.errors import OptionError, VectorError
@@ -145,9 +145,11 @@ def make_plan(
     VectorError
         If the bounds or the area of interest miss the scene.
     """
-    from geolabel.run import worker
+    from geolabel.run import execute, worker
 
-    locate, segment = worker.localizer(localizer), worker.segmenter(segmenter)
+    # What is asked of the networks here is the same on every device, and a cluster's client may lack the workers'.
+    here: dict[str, Any] = {"device": "cpu", "precision": "fp32"} if execute.clustered() else {}
+    locate, segment = worker.localizer(replace(localizer, **here)), worker.segmenter(replace(segmenter, **here))
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
     native = reader.scene.grid

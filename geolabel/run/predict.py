@@ -14,12 +14,14 @@ import numpy as np
 from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.run import execute
-from geolabel.run.extract import Work, find_scores, read_drawn
-from geolabel.run.outcome import Targets, run_folder, write_scores
+from geolabel.run.extract import find_scores, read_drawn
+from geolabel.run.folder import Keeping
+from geolabel.run.outcome import Targets, write_scores
 from geolabel.run.passes import MosaicSource, Run
 from geolabel.run.plan import Parameters, Plan
 from geolabel.run.report import Progress, Report, Silent
 from geolabel.run.request import Networks, Reading, prepare
+from geolabel.run.work import Work, under_way
 from geolabel.types import Float32Array
 
 if TYPE_CHECKING:
@@ -63,14 +65,18 @@ def predict(
 
 
 def run_predict(
-    plan: Plan, targets: Targets, *, prompts_from: str | Path | None = None, progress: Progress | None = None
+    plan: Plan,
+    targets: Targets,
+    *,
+    prompts_from: str | Path | None = None,
+    keeping: Keeping | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Do what was planned as far as the scores and write them; the records of the run are gone at the end."""
     drawn = read_drawn(prompts_from, plan)
-    with run_folder(targets) as store:
-        work = Work(Run(plan, store, localized=drawn is None), Report(), progress or Silent())
+    with under_way(plan, targets, keeping or Keeping(), drawn, progress) as work:
         find_scores(work, drawn)
-        write_scores(work.run, targets)
+        write_scores(work.run, targets, work.folder)
     return work.report
 
 

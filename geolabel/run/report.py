@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from geolabel.prompts import Prompts
+from geolabel.run.ledger import Outcome
 from geolabel.run.passes import FAILED, FOUND, NO_DATA, MaskTable, TileReport
 from geolabel.run.windows import PromptedWindow
 
@@ -35,6 +36,10 @@ class Silent:
         return iter(results)
 
 
+EFFORT = ("seconds", "pixels", "tasks", "tasks_kept", "peak_bytes")
+"""Fields that differ between runs that find the same."""
+
+
 @dataclass
 class Report:
     """What a run did: counts, gaps, and seconds per pass."""
@@ -52,6 +57,13 @@ class Report:
     gaps: list[str] = field(default_factory=list)
     """Why a part of the scene is missing, one line each."""
     seconds: dict[str, float] = field(default_factory=dict)
+    pixels: int = 0
+    """Of the working grid."""
+    tasks: int = 0
+    tasks_kept: int = 0
+    """Tasks that an earlier run of the same had done."""
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Most memory that each process has held."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -75,11 +87,28 @@ class Report:
         self.masks = sum(len(table.windows) for table in tables)
         self.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
 
+    def count_task(self, outcome: Outcome[Any]) -> None:
+        """Take in how a task went."""
+        self.tasks += 1
+        self.tasks_kept += outcome.kept
+        self.peak_bytes[outcome.worker] = max(self.peak_bytes.get(outcome.worker, 0), outcome.peak_bytes)
+
+    def effort(self) -> dict[str, Any]:
+        """What the run took: other figures each time."""
+        total = sum(self.seconds.values())
+        return {
+            "tasks": self.tasks,
+            "tasks_kept": self.tasks_kept,
+            "seconds": self.seconds,
+            "pixels_per_second": round(self.pixels / total) if total and not self.tasks_kept else None,
+            "peak_mb": {worker: round(peak / 2**20) for worker, peak in sorted(self.peak_bytes.items())},
+        }
+
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
         names = ("prompts", "masks", "tiles", "tiles_without_data", "tiles_failed")
-        return {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps), "seconds": self.seconds}
+        return {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps)} | self.effort()
 
     def counts(self) -> dict[str, Any]:
-        """Plain values that the same run gives again: everything but the times."""
-        return {name: value for name, value in vars(self).items() if name != "seconds"}
+        """Plain values that the same run gives again: everything but the effort."""
+        return {name: value for name, value in vars(self).items() if name not in EFFORT}

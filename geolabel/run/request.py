@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from geolabel.errors import OptionError
 from geolabel.masks import Selection
 from geolabel.parts import Recipe
+from geolabel.run import execute, worker
 from geolabel.run.plan import Parameters, Plan, make_plan
 
 if TYPE_CHECKING:
@@ -49,22 +51,37 @@ class Networks:
         """Recipes of the localizer and the segmenter."""
         from geolabel.io import weights
 
-        where: dict[str, Any] = {"device": self.device, "precision": self.precision, "batch": self.batch}
-        return (
-            weights.recipe("localizer", self.localizer, **where),
-            weights.recipe("segmenter", self.sam, checkpoint=self.sam_checkpoint, selection=selection, **where),
+        # Decided where the networks will run: the client of a cluster may have no GPU.
+        device, precision = execute.where_networks_run(worker.device_and_precision, self.device, self.precision)
+        batch = weights.default_batch(device) if self.batch is None else self.batch
+        recipes = (
+            weights.recipe("localizer", self.localizer, device="cpu"),
+            weights.recipe("segmenter", self.sam, checkpoint=self.sam_checkpoint, selection=selection, device="cpu"),
         )
+        localizer, segmenter = (replace(r, device=device, precision=precision, batch=batch) for r in recipes)
+        return localizer, segmenter
 
 
 def prepare(scene: str | Path | xr.DataArray, reading: Reading, networks: Networks, parameters: Parameters) -> Plan:
-    """Open the header of a scene, load the networks and decide the run."""
+    """Open the header of a scene, load the networks and decide the run.
+
+    In workers a network call takes one thread unless more are asked for.
+
+    Raises
+    ------
+    GeolabelError
+        See `geolabel.errors`.
+    """
     from geolabel.io.scenes import SceneReader
     from geolabel.io.vectors import read_aoi
 
-    reader = SceneReader(_source(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd)
+    source, name = _source(scene)
+    reader = SceneReader(source, bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd, name=name)
     crs = reader.scene.grid.crs  # the header comes first: most mistakes show there, before a network is loaded
     if reading.aoi is not None:
         reader = reader.within(read_aoi(reading.aoi, crs))
+    if execute.clustered() and parameters.threads is None:
+        parameters = replace(parameters, threads=1)
     return make_plan(
         reader,
         *networks.recipes(parameters.selection),
@@ -75,5 +92,18 @@ def prepare(scene: str | Path | xr.DataArray, reading: Reading, networks: Networ
     )
 
 
-def _source(scene: str | Path | xr.DataArray) -> str | xr.DataArray:
-    return str(scene) if isinstance(scene, Path) else scene
+MESSAGE_BYTES = 16 << 20
+"""A larger array in memory is not sent along with every task."""
+
+
+def _source(scene: str | Path | xr.DataArray) -> tuple[str | xr.DataArray, str | None]:
+    """What to open, and what to call it: workers may have another current folder, so paths are made absolute."""
+    if not isinstance(scene, str | Path):
+        if execute.clustered() and scene.chunks is None and scene.nbytes > MESSAGE_BYTES:
+            raise OptionError(
+                f"the array of {scene.nbytes >> 20} MB lies in the memory of this process, and workers cannot see it: "
+                "write it to a file, or open it with chunks"
+            )
+        return scene, None
+    name = str(scene)
+    return (str(Path(name).absolute()), name) if Path(name).exists() else (name, None)

@@ -1,0 +1,187 @@
+"""The workers of a run: processes of this machine, or those of a scheduler that is there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HOST = "127.0.0.1"
+"""Schedulers and dashboards that geolabel starts talk to this machine only."""
+
+CONNECT_S = 30.0
+"""Seconds that a scheduler has to answer."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who is to work, as the command line says it."""
+
+    workers: int | None = None
+    scheduler: str | None = None
+    worker_memory: str = "auto"
+    tls_ca_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    @property
+    def tls(self) -> dict[str, str]:
+        """The TLS options that were given."""
+        return {name: value for name in ("tls_ca_file", "tls_cert", "tls_key") if (value := getattr(self, name))}
+
+
+def cluster_options(command: F) -> F:
+    """Add the options that say who works."""
+    for decorate in (
+        click.option("--tls-key", type=click.Path(dir_okay=False), help="Private key for a tls:// scheduler."),
+        click.option("--tls-cert", type=click.Path(dir_okay=False), help="Certificate for a tls:// scheduler."),
+        click.option("--tls-ca-file", type=click.Path(dir_okay=False),
+                     help="Certificate authority for a tls:// scheduler."),
+        click.option("--worker-memory", default="auto", show_default=True, metavar="SIZE",
+                     help="Memory of each of the --workers, such as 4GB; auto shares out the machine's."),
+        click.option("--scheduler", metavar="ADDRESS|FILE",
+                     help="Work on a dask cluster: tcp://HOST:8786, tls://HOST:8786, or a scheduler file."),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                     help="Work in N processes of this machine; one per core, or one per GPU."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+@contextmanager
+def at_work(given: dict[str, Any]) -> Iterator[None]:
+    """Have the workers that were asked for; without any, the run works in this process.
+
+    Parameters
+    ----------
+    given
+        Options of the command, of which those of `Crew` are taken out, and ``device`` is looked at.
+
+    Raises
+    ------
+    OptionError
+        If options contradict each other.
+    ClusterError
+        If the scheduler does not answer.
+    """
+    from geolabel.errors import OptionError
+
+    crew = Crew(**{field.name: given.pop(field.name) for field in fields(Crew)})
+    if crew.workers and crew.scheduler:
+        raise OptionError("--workers starts processes here and --scheduler uses those of a cluster: give one of them")
+    if crew.tls and not crew.scheduler:
+        raise OptionError("--tls-ca-file, --tls-cert and --tls-key are for a --scheduler")
+    with ExitStack() as stack:
+        if crew.workers:
+            stack.enter_context(_local(crew.workers, crew.worker_memory, str(given.get("device"))))
+        elif crew.scheduler:
+            stack.enter_context(_remote(crew.scheduler, crew.tls))
+        yield
+
+
+@contextmanager
+def _local(count: int, memory: str, device: str) -> Iterator[None]:
+    import distributed
+
+    from geolabel.errors import OptionError
+    from geolabel.run import execute
+
+    gpus = _gpus(device)
+    try:
+        cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=count,
+            threads_per_worker=execute.LOCAL_WORKERS if gpus else 1,
+            processes=True,
+            memory_limit=memory,
+            host=HOST,
+            dashboard_address=f"{HOST}:0",
+            silence_logs=logging.ERROR,
+            resources={execute.GPU: 1} if gpus else None,
+        )
+    except ValueError as error:
+        raise OptionError(f"worker memory {memory!r}: {error}; give a size such as 4GB, or auto") from error
+    with cluster, distributed.Client(cluster) as client:  # type: ignore[no-untyped-call]
+        log.info("dashboard at %s", cluster.dashboard_link)
+        _settle(client, gpus, local=True)
+        yield
+
+
+@contextmanager
+def _remote(scheduler: str, tls: dict[str, str]) -> Iterator[None]:
+    import distributed
+
+    from geolabel.errors import ClusterError
+
+    address: dict[str, Any] = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
+    if tls:
+        names = {"tls_ca_file": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
+        options = {names[name]: value for name, value in tls.items()}
+        address["security"] = distributed.Security(  # type: ignore[no-untyped-call]
+            require_encryption=True, **options
+        )
+    try:
+        client = distributed.Client(**address, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
+    except (OSError, TimeoutError, ValueError, TypeError, KeyError) as error:
+        raise ClusterError(
+            f"no scheduler answers at {scheduler} ({error}): start one with dask scheduler, and give its address "
+            "or the file that it writes with --scheduler-file"
+        ) from error
+    with client:
+        _check_versions(client)
+        _settle(client, 0, local=False)
+        yield
+
+
+def _gpus(device: str) -> int:
+    if device.partition(":")[0] not in ("auto", "cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _check_versions(client: Any) -> None:
+    """Refuse workers whose versions are not all the same: their results would not be either."""
+    from geolabel.errors import ClusterError
+    from geolabel.run import execute, worker
+
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        click.echo("geolabel: the scheduler has no workers yet; waiting for them", err=True)
+    here = worker.versions()["geolabel"]
+    try:
+        found = execute.everywhere(worker.versions)
+    except ModuleNotFoundError as error:
+        raise ClusterError(f"the workers lack a package ({error}): install geolabel {here} there") from error
+    different = {address: versions for address, versions in found.items() if versions["geolabel"] != here}
+    if different:
+        address, versions = next(iter(different.items()))
+        raise ClusterError(
+            f"the worker {address} has geolabel {versions['geolabel']}, here it is {here}: install the same everywhere"
+        )
+    if len({tuple(versions.values()) for versions in found.values()}) > 1:
+        raise ClusterError(f"the workers have different versions, so their results would differ: {found}")
+
+
+def _settle(client: Any, gpus: int, *, local: bool) -> None:
+    """Fit out every worker that is there, and every one that will come."""
+    import distributed
+
+    class Settle(distributed.WorkerPlugin):
+        name = "geolabel"
+
+        def setup(self, worker: Any) -> None:
+            from geolabel.run.worker import settle
+
+            number = worker.name if isinstance(worker.name, int) else 0
+            settle(number, gpus=gpus, local=local)
+
+    client.register_plugin(Settle())

@@ -1,0 +1,82 @@
+"""``geolabel runs``: the folders of runs that ended early, or were kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce
+
+
+@click.group()
+def runs() -> None:
+    """List, describe and delete the folders of unfinished work.
+
+    A run keeps its records in a folder beside its output (or in --run-dir) until it succeeds. One that was interrupted
+    goes on from there when the same command is given again.
+    """
+
+
+@runs.command("list")
+@click.argument("folder", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options.as_json
+@options.terminal
+def list_runs(folder: Path, as_json: bool) -> None:
+    """List the runs that have their folders in FOLDER; by default the current one."""
+    from geolabel.errors import RunError
+    from geolabel.run.runs import find_runs, summarize
+
+    rows: list[dict[str, Any]] = []
+    for path in find_runs(folder):
+        try:
+            found = summarize(path)
+        except RunError as error:
+            click.echo(f"warning: {error}", err=True)
+            continue
+        done, total = (sum(pair[place] for pair in found.done.values()) for place in (0, 1))
+        rows.append({"folder": found.folder, "status": found.status, "started": found.started, "tasks_done": done,
+                     "tasks": total, "size_bytes": found.size_bytes})  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        size = f"{(row['size_bytes'] or 0) / 1e6:.1f} MB"
+        tasks = f"{row['tasks_done']} of {row['tasks']} tasks"
+        click.echo(f"{row['folder']}  {row['status']}  {tasks}  {size}  since {row['started']}")
+
+
+@runs.command()
+@click.argument("run")
+@options.as_json
+@options.terminal
+def show(run: str, as_json: bool) -> None:
+    """Say how far RUN, the folder of a run, has come, and what it is a run of."""
+    from geolabel.run.runs import summarize
+
+    found = summarize(run)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    scene = found.key.get("scene")
+    facts: dict[str, Any] = {"folder": found.folder, "status": found.status, "started": found.started}
+    facts |= {"message": found.message} if found.message else {}
+    facts |= {"scene": scene.get("uri", scene.get("key"))} if isinstance(scene, dict) else {}
+    facts |= {f"pass_{name}": f"{done} of {total} tasks" for name, (done, total) in found.done.items()}
+    announce(facts, as_json=False)
+
+
+@runs.command()
+@click.argument("run", nargs=-1, required=True)
+@options.terminal
+def clean(run: tuple[str, ...]) -> None:
+    """Delete the folder of each RUN that is not going on."""
+    from geolabel.run.runs import clean as clean_run
+
+    for root in run:
+        clean_run(root)
+        click.echo(f"deleted {root}")

@@ -1,0 +1,103 @@
+"""By what a scene is known again: where it is, how large and how old its files are, and a look at its pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from geolabel.errors import SceneError
+from geolabel.io.scenes import SceneReader
+from geolabel.io.sources import FileSource, is_remote
+from geolabel.tiles import Window
+
+LOOK = 512
+"""Side in pixels of what is looked at: the middle of the coarsest overview, or of the scene itself."""
+
+ANSWER_S = 10.0
+"""Seconds that a server has to say how old a scene is; without an answer its header and pixels have to do."""
+
+
+def fingerprint(reader: SceneReader) -> dict[str, Any] | None:
+    """Plain values that change when the scene does; None for an array, which has no name to be known by.
+
+    Raises
+    ------
+    SceneError
+        If the scene cannot be opened.
+    """
+    source = reader.source
+    if not isinstance(source, FileSource):
+        return None
+    uri = source.uri
+    return {
+        "uri": uri if is_remote(uri) or not Path(uri).exists() else str(Path(uri).absolute()),
+        "files": _files(uri),
+        "tag": _tag(uri) if is_remote(uri) else None,
+        "header": hashlib.sha256(repr(source.header).encode()).hexdigest(),
+        "pixels": _look(source),
+    }
+
+
+def _files(uri: str) -> list[list[Any]]:
+    """Name, size and modification time of every file behind a scene: a VRT has many, a TIFF may have sidecars."""
+    if is_remote(uri):
+        return []
+    try:
+        with rasterio.Env(GDAL_VRT_ENABLE_PYTHON=False), rasterio.open(uri) as dataset:
+            names = sorted({os.fspath(name) for name in dataset.files})
+    except RasterioError as cause:
+        raise SceneError(f"{uri} cannot be opened: {cause}") from cause
+    marks = []
+    for name in names:
+        with suppress(OSError):
+            status = Path(name).stat()
+            marks.append([name, status.st_size, status.st_mtime_ns])
+    return marks
+
+
+def _tag(uri: str) -> str | None:
+    """What the server says of the version of a scene."""
+    url = uri.removeprefix("/vsicurl/")
+    if url.startswith(("http://", "https://")):
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310
+        with (
+            suppress(urllib.error.URLError, OSError, ValueError),
+            urllib.request.urlopen(request, timeout=ANSWER_S) as answer,  # noqa: S310
+        ):
+            said = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+            return None if said is None else str(said)
+        return None
+    return _store_tag(url)
+
+
+def _store_tag(url: str) -> str | None:
+    import fsspec
+
+    # whatever a store's package raises: its word is a help, and header and pixels do without
+    with suppress(Exception):
+        files, path = fsspec.core.url_to_fs(url)
+        facts = files.info(path)
+        said = next((facts[name] for name in ("ETag", "etag", "LastModified", "last_modified") if name in facts), None)
+        return None if said is None else str(said)
+    return None
+
+
+def _look(source: FileSource) -> str:
+    level = len(source.levels) - 1
+    height, width = source.levels[level]
+    tall, wide = min(height, LOOK), min(width, LOOK)
+    window = Window((height - tall) // 2, (width - wide) // 2, tall, wide)
+    try:
+        values, _ = source.read([1], window, level)
+    except (OSError, RuntimeError, ValueError) as cause:
+        return f"cannot be read: {type(cause).__name__}"
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

@@ -1,0 +1,221 @@
+"""Where the records of a run are kept: a folder of this machine, or one of any store that fsspec knows.
+
+A file is written whole or not at all, so that no reader needs a lock: beside its place and renamed in a folder, as one
+object in a store. What fails for a while is tried again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+
+from geolabel.errors import OptionError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds to wait before each further try of what may pass: a busy store, a network that is away for a moment."""
+
+LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+"""Errors that no waiting mends."""
+
+LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL}
+"""A full disk is for the user to mend; the run goes on where it stopped."""
+
+
+class Place(Protocol):
+    """A folder of files, each known by its name relative to the folder, with slashes."""
+
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file to read."""
+        ...
+
+    def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
+        """Write a file with what `fill` puts into it, whole or not at all; replaces what is there."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; False where it is."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+    def names(self) -> Iterator[str]:
+        """Names of all files, in no order; none where the folder is missing."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        ...
+
+    def prune(self) -> None:
+        """Delete the folders that are empty, the place itself among them."""
+        ...
+
+
+def place(root: str | os.PathLike[str]) -> Place:
+    """Return the place of a path or a URL such as ``s3://bucket/run``.
+
+    Raises
+    ------
+    OptionError
+        If fsspec knows no such store, or lacks the package for it.
+    """
+    text = os.fspath(root)
+    if "://" in text and not text.startswith("file://"):
+        return RemotePlace(text)
+    return FolderPlace(Path(text.removeprefix("file://")))
+
+
+def is_url(root: str | os.PathLike[str]) -> bool:
+    """Whether a place lies outside the file system."""
+    return isinstance(place(root), RemotePlace)
+
+
+def patient(action: Callable[[], T], what: str) -> T:
+    """Do what may fail for a while, again and again with longer waits; the last error stands."""
+    for wait in WAITS:
+        try:
+            return action()
+        except (OSError, TimeoutError) as error:
+            if isinstance(error, LASTING) or error.errno in LASTING_NUMBERS:
+                raise
+            log.warning("%s: %s; trying again in %g s", what, error, wait)
+            time.sleep(wait)
+    return action()
+
+
+class FolderPlace:
+    """A folder of this machine, or one that is mounted."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file to read."""
+        return patient(lambda: (self.root / name).open("rb"), name)
+
+    def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
+        """Write beside the place of the file and rename."""
+        patient(lambda: self._write(self.root / name, fill), name)
+
+    def _write(self, target: Path, fill: Callable[[IO[bytes]], Any]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
+                part = Path(file.name)
+                fill(file)
+            part.replace(target)
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; of several that try, one succeeds."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.root / name).exists()
+
+    def names(self) -> Iterator[str]:
+        """Names of all files."""
+        for folder, _, files in os.walk(self.root):
+            inner = Path(folder).relative_to(self.root)
+            yield from ((inner / file).as_posix() for file in files)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def prune(self) -> None:
+        """Delete the folders that are empty."""
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            with suppress(OSError):  # one that is not empty stays
+                Path(folder).rmdir()
+
+
+class RemotePlace:
+    """A folder of a store that fsspec knows; an object appears when it is whole."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        try:
+            self.files, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise OptionError(f"{url} cannot be used as a folder of a run: {error}") from error
+        self.root = root.rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Fetch a file and open it to read."""
+        return BytesIO(patient(lambda: self.files.cat_file(self._path(name)), name))
+
+    def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
+        """Write a file as one object."""
+        data = BytesIO()
+        fill(data)
+        patient(lambda: self._put(name, data.getvalue()), name)
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self.files.pipe_file(path, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; where two try at once, both read it again to see whose it is."""
+        if self.exists(name):
+            return False
+        self.write(name, lambda file: file.write(data))
+        with self.open(name) as file:
+            return file.read() == data
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(patient(lambda: self.files.exists(self._path(name)), name))
+
+    def names(self) -> Iterator[str]:
+        """Names of all files."""
+        self.files.invalidate_cache()
+        for path in self.files.find(self.root):
+            yield path.removeprefix(self.root).lstrip("/")
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with suppress(FileNotFoundError):
+            patient(lambda: self.files.rm_file(self._path(name)), name)
+
+    def prune(self) -> None:
+        """Stores have no folders; those that do lose theirs with the run's."""
+        with suppress(OSError):
+            if not any(self.names()) and self.files.isdir(self.root):
+                self.files.rm(self.root, recursive=True)

@@ -1,0 +1,252 @@
+"""The folder of a run: its records, what it is a run of, and its lock. A run that ended early goes on from here.
+
+A folder holds ``run.json``, which says by what the run is known (its key) and how far it has come; ``lock``, while the
+run is going on; and the records of `geolabel.io.store`. It goes when the run has succeeded.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
+from geolabel.io.places import place
+from geolabel.io.store import Store
+from geolabel.run import execute
+from geolabel.run.key import RUN, State, difference
+from geolabel.run.ledger import DONE, STOP
+from geolabel.run.lock import LOCK, locked
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".run"
+"""What the folder beside an output is called: ``slides.gpkg.run``."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where the records of a run are kept, and how long."""
+
+    run_dir: str | Path | None = None
+    """Path, or URL of any store that fsspec knows; None for a folder beside the output."""
+    keep: bool = False
+    """Whether the records stay when the run has succeeded."""
+    scene_key: str | None = None
+    """What stands for the scene in the key, for a scene that is no file: a run over an array resumes only with one."""
+
+
+class Folder:
+    """The folder of a run that is going on.
+
+    Parameters
+    ----------
+    store
+        Where it is.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.place = store.place
+        self.stopping = threading.Event()
+        """Set when no further task is to begin."""
+        self.lost = False
+        """Whether another run has taken the folder over."""
+        self._state: State | None = None
+
+    @property
+    def state(self) -> State:
+        """What the folder says of the run."""
+        assert self._state is not None
+        return self._state
+
+    def begin(self, key: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Go on with the run of this key, or start it.
+
+        Raises
+        ------
+        RunError
+            If the folder holds something else and is not to be overwritten.
+        """
+        found = None
+        with suppress(FileNotFoundError):
+            found = self._read(overwrite=overwrite)
+        if found is not None:
+            differing = difference(found.key, key)
+            if not differing and (found.overwrite or not overwrite):
+                log.info("going on with the run in %s", self.store.root)
+                self._write(State(key, found.started, overwrite, passes=found.passes, written=found.written))
+                return
+            if differing and not overwrite:
+                raise RunError(
+                    f"{self.store.root} holds another run: {differing}. Give what was given then to go on with it, "
+                    "--overwrite to start anew, or another --run-dir"
+                )
+            self.store.remove()
+        elif any(name != LOCK for name in self.place.names()):
+            raise RunError(f"{self.store.root} holds other files: give a --run-dir that is empty")
+        self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
+
+    def _read(self, *, overwrite: bool) -> State | None:
+        with self.place.open(RUN) as file:
+            data = file.read()
+        try:
+            return State.parse(data)
+        except (ValueError, RecursionError) as error:
+            if not overwrite:
+                raise RunError(
+                    f"{self.store.root}/{RUN} cannot be gone on with: {error}; --overwrite starts anew"
+                ) from error
+        return State({}, "", overwrite=False)  # of no known key: it is cleared away
+
+    def _write(self, state: State) -> None:
+        self._state = state
+        try:
+            self.place.write(RUN, lambda file: file.write(state.dump()))
+        except OSError as error:
+            raise OutputError(f"{self.store.root}/{RUN} could not be written: {error.strerror or error}") from error
+
+    def update(self, **changes: Any) -> None:
+        """Change what the folder says of the run."""
+        self._write(State(**vars(self.state) | changes))
+
+    def note_pass(self, name: str, tasks: int) -> None:
+        """Say how many tasks a pass has."""
+        if self.state.passes.get(name) != tasks:
+            self.update(passes={**self.state.passes, name: tasks})
+
+    def note_written(self, path: Path) -> None:
+        """Say that an output is whole, so that the same run may write it again."""
+        self.update(written={**self.state.written, str(path.absolute()): stamp(path)})
+
+    def stop(self) -> None:
+        """Begin no further task, here or in any worker."""
+        self.stopping.set()
+        with suppress(OSError):
+            self.place.write(STOP, lambda file: file.write(b""))
+
+    def lose(self) -> None:
+        """Leave the folder to another run; its workers are not asked to stop."""
+        self.lost = True
+        self.stopping.set()
+
+    def end(self, status: str, message: str = "") -> None:
+        """Say how the run ended; what is left of the folder is for `runs` or for the run that goes on."""
+        with suppress(GeolabelError):
+            self.update(status=status, message=message)
+
+    def remove(self) -> None:
+        """Delete everything that belongs to the run."""
+        self._state = None
+        for name in (RUN, STOP):
+            self.place.remove(name)
+        self.store.remove()
+
+
+@contextmanager
+def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwrite: bool) -> Iterator[Folder]:
+    """A folder that is locked, known to every worker, and gone when the run in it succeeds.
+
+    Raises
+    ------
+    RunError
+        If another run is going on in it, it belongs to another, or a worker does not see it.
+    KeyboardInterrupt
+        With a message that says how to go on.
+    """
+    folder = Folder(Store(root))
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder.place, str(root), on_loss=folder.lose))
+        folder.place.remove(STOP)
+        folder.begin(key, overwrite=overwrite)
+        hint = f"what is done is kept in {root}: the same command goes on from there"
+        try:
+            _check_visible(folder)
+            with _interruptible(folder):
+                yield folder
+        except KeyboardInterrupt as error:
+            if folder.lost:
+                raise RunError(f"{root} was taken over by another run, since this one gave no sign of life") from error
+            folder.end("interrupted")
+            raise KeyboardInterrupt(f"interrupted; {hint}") from error
+        except BaseException as error:
+            if any(name.partition("/")[0].endswith(f"-{DONE}") for name in folder.place.names()):
+                folder.end("failed", str(error))
+                error.add_note(hint)
+            else:
+                folder.remove()
+            raise
+        if keeping.keep:
+            folder.end("finished")
+        else:
+            folder.remove()
+
+
+def _check_visible(folder: Folder) -> None:
+    if not execute.clustered():
+        return
+    for worker, sees in execute.everywhere(_sees, str(folder.store.root), folder.state.started).items():
+        if not sees:
+            raise RunError(
+                f"the worker {worker} does not see {folder.store.root}: give a --run-dir that all workers and this "
+                "machine see, such as a shared folder or s3://BUCKET/NAME"
+            )
+
+
+def _sees(root: str, started: str) -> bool:
+    try:
+        with place(root).open(RUN) as file:
+            return State.parse(file.read()).started == started
+    except (OSError, ValueError, OptionError):
+        return False
+
+
+@contextmanager
+def _interruptible(folder: Folder) -> Iterator[None]:
+    """Let the first Ctrl-C stop the run after the tasks at work, and the second at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is None:  # not set from Python
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGINT, before)
+        folder.stop()
+        log.warning("interrupted: finishing the tasks at work (once more to end at once)")
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stamp(path: Path) -> list[int]:
+    """Size and modification time of a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def written_by(root: str | Path) -> frozenset[Path]:
+    """Outputs of the unfinished run in a folder, as it left them: the run that goes on may replace them."""
+    try:
+        with place(root).open(RUN) as file:
+            state = State.parse(file.read())
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    found = set()
+    for name, mark in state.written.items():
+        with suppress(OSError):
+            if stamp(Path(name)) == mark:
+                found.add(Path(name))
+    return frozenset(found)

@@ -1,0 +1,132 @@
+"""A run under way: it hands out the tasks of a pass, takes in what they found, and can be stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from geolabel.errors import ClusterError
+from geolabel.io.store import Store
+from geolabel.prompts import Prompts
+from geolabel.run import execute
+from geolabel.run.folder import Folder, Keeping, opened
+from geolabel.run.key import run_key
+from geolabel.run.ledger import TOO_LARGE, Outcome, Recorded
+from geolabel.run.outcome import Targets
+from geolabel.run.passes import Run, forget
+from geolabel.run.plan import Plan
+from geolabel.run.report import Progress, Report, Silent
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run under way."""
+
+    run: Run
+    report: Report
+    progress: Progress
+    folder: Folder | None = None
+    """The folder of the run, where there is one to go on from."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def within(cls, folder: Folder, run: Run, report: Report, progress: Progress) -> Work:
+        """Work that leaves its records in a folder and stops when the folder says so."""
+        return cls(run, report, progress, folder, folder.stopping)
+
+    def each(
+        self, name: str, function: Callable[[Run, T], R], jobs: Sequence[T], *, network: bool = False
+    ) -> Iterator[R]:
+        """Results of a pass, one per job, in order.
+
+        Parameters
+        ----------
+        network
+            Whether the pass runs a network.
+        """
+        with self.report.timed(name):
+            results = self._results(name, partial(function, self.run), jobs, network=network)
+            yield from self.progress.track(results, name, len(jobs))
+
+    def apply(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Apply a function to items, as `map` does; the pass is called as the function is."""
+        name = getattr(function, "func", function).__name__.strip("_").replace("_", "-")
+        return self._results(name, function, list(items), network=False)
+
+    def _results(self, name: str, function: Callable[[T], R], jobs: Sequence[T], *, network: bool) -> Iterator[R]:
+        if self.folder is not None:
+            self.folder.note_pass(name, len(jobs))
+        outcomes = execute.ordered(
+            Recorded(function, name, self.run.store), self._unless_stopped(jobs), network=network
+        )
+        done = 0
+        try:
+            for outcome in outcomes:
+                if outcome.stopped:
+                    break
+                self.report.count_task(outcome)
+                done += 1
+                yield _result(outcome)
+        except execute.TaskLostError as error:
+            job = jobs[error.number]
+            raise ClusterError(f"pass {name}, {place_of(self.run.plan, name, job)}: {error}; {TOO_LARGE}") from error
+        if done < len(jobs):
+            raise KeyboardInterrupt
+
+    def _unless_stopped(self, jobs: Sequence[T]) -> Iterator[tuple[int, T]]:
+        for task in enumerate(jobs):
+            if self.stopping.is_set():
+                return
+            yield task
+
+
+def _result(outcome: Outcome[R]) -> R:
+    return outcome.result  # type: ignore[return-value]  # only a task that was stopped has none
+
+
+def place_of(plan: Plan, name: str, job: Any) -> str:
+    """Where in the scene a task works, in words."""
+    if name == "localize":
+        tiles = plan.tiles_of(job)
+        return f"tiles {tiles[0]} to {tiles[-1]}, from {plan.localize_tiles[tiles[0]]} on"
+    if name == "segment":
+        return f"{len(job[1])} prompts' windows, from {job[1][0].window} on"
+    if name in ("prompt", "merge"):
+        block = job if name == "prompt" else job[0]
+        return f"block {block}, {plan.blocks[block]}"
+    return f"{job if not isinstance(job, tuple) else job[0]}"
+
+
+@contextmanager
+def under_way(
+    plan: Plan, targets: Targets, keeping: Keeping, drawn: Prompts | None, progress: Progress | None
+) -> Iterator[Work]:
+    """Work on a plan in a folder that it can go on from, or in a temporary one where that cannot be.
+
+    Parameters
+    ----------
+    drawn
+        Prompts that replace the activation.
+    """
+    report = Report(pixels=plan.grid.height * plan.grid.width)
+    follower = progress or Silent()
+    root = targets.root(keeping.run_dir)
+    key = None if root is None else run_key(plan, drawn, scene_key=keeping.scene_key)
+    try:
+        if root is None or key is None:
+            with TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True) as scratch:
+                yield Work(Run(plan, Store(Path(scratch)), localized=drawn is None), report, follower)
+        else:
+            with opened(keeping, root, key, overwrite=targets.overwrite) as folder:
+                yield Work.within(folder, Run(plan, folder.store, localized=drawn is None), report, follower)
+    finally:
+        forget()

@@ -1,0 +1,321 @@
+"""What machines do: processes die, disks fill, networks answer nonsense. The run ends right, or says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import numpy as np
+import psutil
+import pytest
+import rasterio
+from affine import Affine
+
+from geolabel.activation import Activation
+from geolabel.errors import ClusterError, OptionError, OutputError, TileError
+from geolabel.io.places import FolderPlace
+from geolabel.io.scenes import SceneReader
+from geolabel.masks import Masks
+from geolabel.prompts import Prompts
+from geolabel.run import execute, worker
+from geolabel.run.extract import Extraction, run_extract
+from geolabel.run.ledger import Recorded
+from geolabel.run.outcome import Targets
+from geolabel.run.plan import Parameters, make_plan
+from geolabel.testing import RECIPES, FakeLocalizer, FakeSegmenter
+from geolabel.types import UInt8Array
+
+SIZE = 420
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from geolabel.cli.cluster import at_work
+from geolabel.cli.main import run as command
+from geolabel.io.scenes import SceneReader
+from geolabel.run import request
+from geolabel.run.plan import Parameters, make_plan
+from geolabel.testing import RECIPES
+
+def prepare(scene, reading, networks, parameters):
+    slow = [replace(recipe, source="stand-in:{seconds}") for recipe in RECIPES]
+    return make_plan(SceneReader(scene), *slow, Parameters(tile_size=48, overlap=16, block_size=100), stretch="0,255")
+
+request.prepare = prepare
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))
+"""
+"""The command line on stand-ins that take their time."""
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.tif"
+    rows, cols = np.mgrid[:SIZE, :SIZE]
+    mask = (rows // 40 + cols // 60) % 3 == 0
+    noise = np.random.default_rng(0).integers(20, 60, (3, SIZE, SIZE))
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint8", count=3, height=SIZE, width=SIZE, crs="EPSG:32648", photometric="rgb",
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+    ) as target:  # fmt: skip
+        target.write(np.where(mask, 230, noise).astype(np.uint8))
+    return path
+
+
+def run(scene: Path, out: Path | None = None, **parameters: Any) -> Extraction:
+    given = Parameters(**({"tile_size": 48, "overlap": 16, "block_size": 100} | parameters))
+    return run_extract(make_plan(SceneReader(scene), *RECIPES, given, stretch="0,255"), Targets.of(out))
+
+
+def start(scene: Path, out: Path, *options: str, seconds: float = 0.02) -> subprocess.Popen[str]:
+    script = scene.with_name("run.py")
+    script.write_text(SCRIPT.format(seconds=seconds))
+    command = [sys.executable, str(script), "extract", str(scene), "--out", str(out), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def records(out: Path) -> int:
+    return len(list(out.with_name(out.name + ".run").glob("*-done/*.npz")))
+
+
+def until(condition: Any, limit: float = 120) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def as_the_command_writes_it(scene: Path, out: Path) -> bytes:
+    done = start(scene, out, seconds=0)
+    assert done.wait(120) == 0, done.stderr.read() if done.stderr else ""
+    done.communicate()
+    return out.read_bytes()
+
+
+# The client
+
+
+def test_a_killed_client_loses_at_most_what_was_at_work(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "slides.gpkg"
+    victim = start(scene, out)
+    until(lambda: records(out) >= 2)
+    victim.kill()
+    victim.communicate()
+    done = records(out)
+    assert not out.exists()
+    again = start(scene, out, "--json")
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert f'"tasks_kept": {done}' in said
+    assert out.read_bytes() == as_the_command_writes_it(scene, tmp_path / "whole.gpkg")
+
+
+def test_ctrl_c_finishes_what_is_at_work_and_says_how_to_go_on(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "slides.gpkg"
+    victim = start(scene, out)
+    until(lambda: records(out) >= 1)
+    victim.send_signal(signal.SIGINT)
+    _, said = victim.communicate(timeout=60)
+    assert victim.returncode == 130
+    assert f"what is done is kept in {out}.run: the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "slides.gpkg.run").rglob("*.part"))
+    done = records(out)
+    again = start(scene, out, "--json")
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert f'"tasks_kept": {done}' in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.py", "scene.tif", "slides.gpkg"]
+
+
+def test_two_runs_do_not_share_a_folder(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "slides.gpkg"
+    first = start(scene, out)
+    until(lambda: records(out) >= 1)
+    second = start(scene, out)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "is in use by process" in said
+    first.communicate(timeout=120)
+    assert first.returncode == 0
+
+
+# The workers
+
+
+def test_killed_workers_change_nothing(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "slides.gpkg"
+    running = start(scene, out, "--workers", "2", "--threads", "1")
+    done = 0
+    for _ in range(2):
+        until(lambda: records(out) > done or running.poll() is not None)  # noqa: B023
+        done = records(out) + 2
+        workers = [
+            child for child in psutil.Process(running.pid).children() if "spawn_main" in " ".join(child.cmdline())
+        ]
+        for victim in workers[:1]:
+            victim.kill()
+    _, said = running.communicate(timeout=200)
+    assert running.returncode == 0, said
+    assert out.read_bytes() == as_the_command_writes_it(scene, tmp_path / "whole.gpkg")
+
+
+def test_ctrl_c_with_workers(scene: Path, tmp_path: Path) -> None:
+    """As a terminal sends it: to the whole group of processes."""
+    out = tmp_path / "slides.gpkg"
+    victim = start(scene, out, "--workers", "1")
+    until(lambda: records(out) >= 1)
+    os.killpg(victim.pid, signal.SIGINT)
+    _, said = victim.communicate(timeout=60)
+    assert victim.returncode == 130, said
+    assert "the same command goes on from there" in said
+    done = records(out)
+    again = start(scene, out, "--json")
+    said, _ = again.communicate(timeout=120)
+    assert f'"tasks_kept": {done}' in said
+
+
+def die(_: int) -> None:
+    os._exit(9)
+
+
+def test_a_task_that_kills_its_workers_is_named() -> None:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as local,
+        distributed.Client(local),
+        pytest.raises(execute.TaskLostError, match="memory ran out") as caught,
+    ):
+        list(execute.ordered(die, [0, 1]))
+    assert caught.value.number == 0
+
+
+def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
+    with (
+        distributed.LocalCluster(
+            n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", threads_per_worker=1
+        ) as local,
+        distributed.Client(local, timeout=1) as client,
+    ):
+        results = execute.ordered(slowly, range(20))
+        next(results)
+        client.cluster.scheduler.loop.add_callback(client.cluster.scheduler.close)
+        with pytest.raises(ClusterError, match="the same command goes on"):
+            list(results)
+
+
+def slowly(number: int) -> int:
+    time.sleep(0.1)
+    return number
+
+
+def test_no_scheduler_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from geolabel.cli import cluster
+    from geolabel.cli.main import run as command
+
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    words = ["extract", "scene.tif", "--out", str(tmp_path / "a.gpkg"), "--scheduler", "tcp://127.0.0.1:9"]
+    assert command(words) == 1
+    assert "no scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
+    (tmp_path / "scheduler.json").write_text("{}")
+    assert command([*words[:-1], str(tmp_path / "scheduler.json")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"workers": 2, "scheduler": "tcp://a:1"}, "give one of them"),
+        ({"tls_cert": "a.pem"}, "are for a --scheduler"),
+    ],
+)
+def test_options_that_contradict_each_other(given: dict[str, Any], says: str) -> None:
+    from geolabel.cli.cluster import Crew, at_work
+
+    options = dict.fromkeys(Crew.__dataclass_fields__) | {"device": "cpu"} | given
+    with pytest.raises(OptionError, match=says), at_work(options):
+        pass
+
+
+def test_an_unknown_scheduler_of_dask() -> None:
+    with dask.config.set(scheduler="abacus"), pytest.raises(OptionError, match="abacus"):
+        list(execute.ordered(slowly, [1]))
+
+
+def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:
+    from geolabel.io.store import Store
+
+    def hungry(job: int) -> None:
+        raise MemoryError("Unable to allocate 64. GiB")
+
+    with pytest.raises(TileError, match=r"task 3 of pass localize .*64\. GiB.*--tile-size"):
+        Recorded(hungry, "localize", Store(tmp_path))((3, 0))
+
+
+# The disk
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write, written = tmp_path / "slides.gpkg", FolderPlace._write, []
+
+    def fills_up(self: FolderPlace, target: Path, fill: Any) -> None:
+        if target.suffix == ".npz":
+            written.append(target)
+            if len(written) > 30:
+                raise OSError(28, "No space left on device")
+        write(self, target, fill)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderPlace, "_write", fills_up)
+        with pytest.raises(OutputError, match="No space left") as caught:
+            run(scene, out)
+    assert "the same command goes on" in caught.value.__notes__[0]
+    found = run(scene, out)
+    assert 0 < found.report.tasks_kept <= 30
+    assert found.landslides.to_wkb().equals(run(scene).landslides.to_wkb())
+
+
+# The networks
+
+
+class Nonsense(FakeLocalizer):
+    """Answers bright tiles of one corner with values that are no numbers."""
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        answers = super().__call__(images)
+        for image, answer in zip(images, answers, strict=True):
+            if image[0, 0].max() > 200:
+                answer.values[:] = np.nan
+        return answers
+
+
+class Doubtful(FakeSegmenter):
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        answers = super().__call__(images, prompts)
+        answers[0].predicted_iou[:1] = np.nan
+        return answers
+
+
+@pytest.mark.parametrize("role", ["localizer", "segmenter"])
+def test_a_network_that_answers_no_numbers(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    networks: dict[str, Any] = {"localizer": FakeLocalizer(stride=4), "segmenter": FakeSegmenter()}
+    networks[role] = Nonsense(stride=4) if role == "localizer" else Doubtful()
+    monkeypatch.setattr(worker, "_load", lambda recipe: networks[recipe.role])
+    with pytest.raises(TileError, match=rf"the {role} answers Window.* no numbers.*--on-error skip"):
+        run(scene, tmp_path / "slides.gpkg")
+    found = run(scene, tmp_path / "slides.gpkg", on_error="skip")
+    assert found.report.gaps
+    assert all("no numbers" in gap for gap in found.report.gaps)
+    assert 0 < found.report.tiles_failed < found.report.tiles or role == "segmenter"
+    assert len(found.landslides)

@@ -1,0 +1,268 @@
+"""One result, wherever the tasks run, in whatever order they end, and however often the run was cut short."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from geolabel.io.scenes import SceneReader
+from geolabel.run.extract import Extraction, run_extract
+from geolabel.run.folder import Keeping
+from geolabel.run.outcome import Targets
+from geolabel.run.plan import Parameters, Plan, make_plan
+from geolabel.scene import Grid
+from geolabel.testing import RECIPES, binary_masks, grids
+from geolabel.types import BoolArray
+from geolabel.units import Measure
+
+PLACE = Grid(None, Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), 1, 1)
+NONE = Measure(0, "px")
+
+
+class Shuffled(Executor):
+    """Does what it was given in any order but the right one, and when it is asked for a result at the earliest."""
+
+    def __init__(self, seed: int = 0, dies_after: float = float("inf")) -> None:
+        self.random = random.Random(seed)
+        self.waiting: list[Callable[[], None]] = []
+        self.left = dies_after
+
+    def submit(self, function, item):  # type: ignore[override]
+        future = Later(self)
+        self.waiting.append(lambda: future.set_result(function(item)))
+        return future
+
+    def work(self) -> None:
+        if self.left <= 0:
+            raise ConnectionError("the machine is gone")
+        self.left -= 1
+        self.waiting.pop(self.random.randrange(len(self.waiting)))()
+
+
+class Later(Future):  # type: ignore[type-arg]
+    def __init__(self, executor: Shuffled) -> None:
+        super().__init__()
+        self.executor = executor
+
+    def result(self, timeout=None):
+        while not self.done():
+            self.executor.work()
+        return super().result(timeout)
+
+
+@contextmanager
+def cluster(workers: int, *, processes: bool = False) -> Iterator[None]:
+    with (
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=processes,
+            dashboard_address="127.0.0.1:0",
+            host="127.0.0.1",
+            protocol="tcp",
+        ) as local,
+        distributed.Client(local),
+    ):
+        yield
+
+
+def draw(path: Path, mask: BoolArray, grid: Grid = PLACE, nodata: float | None = None) -> Path:
+    """What is in the mask is bright on dark, noisy ground."""
+    noise = np.random.default_rng(0).integers(20, 60, (3, *mask.shape))
+    height, width = mask.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint8", count=3, height=height, width=width, nodata=nodata,
+        crs="EPSG:32648" if grid.crs is None else grid.crs.to_wkt(), transform=grid.transform, photometric="rgb",
+    ) as target:  # fmt: skip
+        target.write(np.where(mask, 230, noise).astype(np.uint8))
+    return path
+
+
+def country(size: int = 300) -> BoolArray:
+    """Objects at seams, at corners, over many blocks, and with holes across seams."""
+    rows, cols = np.mgrid[:size, :size]
+    ring = np.hypot(rows - 128, cols - 130)
+    mask = (ring < 60) & (ring > 25) | (abs(rows - cols - 90) < 9) & (rows > 200)
+    mask |= (np.hypot(rows - 30, cols - 250) < 14) | (rows > 280) & (cols < 90)
+    return np.asarray(mask)
+
+
+def planned(scene: Path, **parameters: Any) -> Plan:
+    options: dict[str, Any] = {"tile_size": 64, "overlap": 16, "block_size": 96, "threads": 1,
+                               "min_area": NONE, "max_hole": NONE, "simplify": NONE}  # fmt: skip
+    return make_plan(SceneReader(scene), *RECIPES, Parameters(**(options | parameters)), stretch="0,255")
+
+
+def run(plan: Plan, folder: Path, name: str = "slides") -> Extraction:
+    targets = Targets.of(folder / f"{name}.gpkg", folder / f"{name}_score.tif", folder / f"{name}_mask.tif")
+    return run_extract(plan, targets)
+
+
+def outputs(folder: Path, name: str = "slides") -> list[bytes]:
+    return [(folder / f"{name}{end}").read_bytes() for end in (".gpkg", "_score.tif", "_mask.tif")]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("scene") / "scene.tif", country())
+
+
+@pytest.fixture(scope="module")
+def expected(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("expected")
+    with dask.config.set(scheduler="synchronous"):
+        found = run(planned(scene), folder)
+    assert len(found.landslides) == 4
+    assert found.report.tasks > 30
+    return outputs(folder)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", Shuffled(1), Shuffled(2)], ids=["threads", "shuffled", "again"])
+def test_schedulers_of_this_process(scene: Path, expected: list[bytes], tmp_path: Path, scheduler: object) -> None:
+    with dask.config.set(scheduler=scheduler):
+        run(planned(scene), tmp_path)
+    assert outputs(tmp_path) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_of_a_cluster(scene: Path, expected: list[bytes], tmp_path: Path, workers: int) -> None:
+    with cluster(workers):
+        run(planned(scene), tmp_path)
+    assert outputs(tmp_path) == expected
+
+
+def test_processes_of_a_cluster(scene: Path, expected: list[bytes], tmp_path: Path) -> None:
+    with cluster(2, processes=True):
+        found = run(planned(scene), tmp_path)
+    assert outputs(tmp_path) == expected
+    assert len(found.report.peak_bytes) == 2
+
+
+@pytest.mark.slow
+def test_processes_of_dask(scene: Path, expected: list[bytes], tmp_path: Path) -> None:
+    with dask.config.set(scheduler="processes", num_workers=2):
+        run(planned(scene), tmp_path)
+    assert outputs(tmp_path) == expected
+
+
+@pytest.mark.parametrize("block_size", [31, 64, 1000])
+def test_blocks_of_any_size(scene: Path, expected: list[bytes], tmp_path: Path, block_size: int) -> None:
+    run(planned(scene, block_size=block_size), tmp_path)
+    assert outputs(tmp_path)[1:] == expected[1:]  # the inventory says which size it was
+
+
+@pytest.mark.parametrize("done", [1, 40])
+def test_a_run_that_was_cut_short(scene: Path, expected: list[bytes], tmp_path: Path, done: int) -> None:
+    with dask.config.set(scheduler=Shuffled(done, dies_after=done)), pytest.raises(ConnectionError):
+        run(planned(scene), tmp_path)
+    assert (tmp_path / "slides.gpkg.run").is_dir()
+    found = run(planned(scene), tmp_path)
+    assert outputs(tmp_path) == expected
+    assert found.report.tasks_kept == done
+    assert not (tmp_path / "slides.gpkg.run").exists()
+
+
+def test_a_run_that_was_cut_short_again_and_again(scene: Path, expected: list[bytes], tmp_path: Path) -> None:
+    kept = []
+    for attempt in range(100):
+        try:
+            with dask.config.set(scheduler=Shuffled(attempt, dies_after=16 + (kept[-1] if kept else 0))):
+                kept.append(run(planned(scene), tmp_path).report.tasks_kept)
+            break
+        except ConnectionError:
+            kept.append(len(list(tmp_path.glob("slides.gpkg.run/*-done/*.npz"))))
+    assert len(kept) > 5
+    assert kept == sorted(kept)
+    assert outputs(tmp_path) == expected
+
+
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    mask=binary_masks(30), grid=grids(), overlap=st.sampled_from([0, 5, 31]),
+    blocks=st.tuples(*[st.integers(7, 90)] * 2), seed=st.integers(0, 99), done=st.integers(1, 30),
+    magnify=st.integers(2, 4),
+)  # fmt: skip
+def test_any_scene(
+    tmp_path_factory: pytest.TempPathFactory, mask: BoolArray, grid: Grid, overlap: int, blocks: tuple[int, int],
+    seed: int, done: int, magnify: int,
+) -> None:  # fmt: skip
+    """Objects that touch seams, diagonals, holes across seams, objects over many blocks; any transform."""
+    folder = tmp_path_factory.mktemp("any")
+    scene = draw(folder / "scene.tif", np.kron(mask, np.ones((magnify, magnify), bool)), grid)
+
+    def plan(block_size: int) -> Plan:
+        return planned(scene, tile_size=32, overlap=overlap, block_size=block_size)
+
+    with dask.config.set(scheduler="synchronous"):
+        run(plan(blocks[0]), folder, "plain")
+    with dask.config.set(scheduler=Shuffled(seed, dies_after=done)):
+        try:
+            run(plan(blocks[1]), folder, "cut")
+        except ConnectionError:
+            with dask.config.set(scheduler=Shuffled(seed)):
+                again = run(plan(blocks[1]), folder, "cut")
+            assert again.report.tasks_kept == done
+    assert outputs(folder, "cut")[1:] == outputs(folder, "plain")[1:]
+
+
+@pytest.mark.slow
+def test_the_bundled_networks(tmp_path: Path) -> None:
+    from geolabel.run.request import Networks, Reading, prepare
+    from geolabel.run.synthesize import synthesize
+
+    scene = tmp_path / "scene.tif"
+    synthesize(scene, size=(1100, 1300), gsd=0.5, seed=900100)
+
+    def extract(name: str, block_size: int = 512) -> list[bytes]:
+        parameters = Parameters(threads=1, block_size=block_size, tile_size=128)
+        plan = prepare(scene, Reading(), Networks(device="cpu"), parameters)
+        with rasterio.Env(GDAL_CACHEMAX=64 << 20):
+            assert len(run(plan, tmp_path, name).landslides)
+        return outputs(tmp_path, name)
+
+    with dask.config.set(scheduler="synchronous"):
+        reference = extract("reference")
+    for scheduler in ("threads", Shuffled(3)):
+        with dask.config.set(scheduler=scheduler):
+            assert extract(f"run-{id(scheduler)}") == reference
+    with dask.config.set(scheduler=Shuffled(5, dies_after=9)), pytest.raises(ConnectionError):
+        extract("cut")
+    assert extract("cut") == reference
+    assert extract("blocks", 333)[1:] == reference[1:]
+    for workers in (1, 2, 4):
+        with cluster(workers, processes=True):
+            assert extract(f"workers-{workers}") == reference
+
+
+def test_what_differs_is_told_and_overwritten_only_when_asked(scene: Path, tmp_path: Path) -> None:
+    from geolabel.errors import RunError
+
+    with dask.config.set(scheduler=Shuffled(dies_after=9)), pytest.raises(ConnectionError) as caught:
+        run(planned(scene), tmp_path)
+    assert "the same command goes on" in caught.value.__notes__[0]
+    with pytest.raises(RunError, match=r"parameters\.gate was 0\.5 and is 0\.25 now.*--overwrite"):
+        run(planned(scene, gate=0.25), tmp_path)
+    targets = replace(Targets.of(tmp_path / "slides.gpkg"), overwrite=True)
+    assert run_extract(planned(scene, gate=0.25), targets).report.tasks_kept == 0
+
+
+def test_records_stay_when_asked_for(scene: Path, tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path / "here", keep=True)
+    first = run_extract(planned(scene), Targets.of(None), keeping=keeping)
+    again = run_extract(planned(scene), Targets.of(None), keeping=keeping)
+    assert again.report.tasks_kept == again.report.tasks == first.report.tasks
+    assert again.landslides.to_wkb().equals(first.landslides.to_wkb())
