@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
-    "mosaic", "seams", "polygons", "geodesy", "metrics",
+    "mosaic", "seams", "polygons", "geodesy", "metrics", "confidence",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
 PARTS = ("devices", "localizers", "networks", "parts", "prompters", "segmenters", "synthetic", "trainers")
 WORLD = ("io", "weights")
-RUN = ("cli", "run", "testing", "__init__")
+RUN = ("bench", "cli", "run", "testing", "__init__")
 
 RING = dict.fromkeys(ORDER, 0) | dict.fromkeys(PARTS, 1) | dict.fromkeys(WORLD, 2) | dict.fromkeys(RUN, 3)
 
