@@ -12,8 +12,6 @@ from .terminal import announce, progress_bar
 
 SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
 
-NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "batch")
-
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -97,7 +95,7 @@ def quality(
             out,
             Bench(
                 Data(**at_hand),
-                Networks(**{name: given[name] for name in NETWORKS}),
+                Networks(**{name: given[name] for name in options.NETWORKS}),
                 split,  # type: ignore[arg-type]
                 limit,
                 progress=progress,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from . import options
-from .terminal import announce
+from .terminal import announce, progress_bar
 
 KINDS = ("localizer", "segmenter")
 
@@ -102,3 +103,55 @@ def bundled(
         facts[kind] = str(path)
         facts |= {f"{kind} {name}": round(value, 4) for name, value in figures[kind].items()}
     announce(facts, as_json=as_json)
+
+
+@train.command()
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="JSON to write; the one that ships is geolabel/weights/confidence.json.")  # fmt: skip
+@click.option("--scenes", type=click.IntRange(min=5), default=32, show_default=True, metavar="N",
+              help="Synthetic scenes to extract.")  # fmt: skip
+@click.option("--sichuan", type=click.Path(file_okay=False, path_type=Path),
+              help="Orthophotos to extract besides, but for those for reports: images/ and masks/.")  # fmt: skip
+@options.network_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def confidence(
+    ctx: click.Context,
+    /,
+    out: Path,
+    scenes: int,
+    sichuan: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Fit the confidence of polygons to the networks: to be done again whenever these change.
+
+    Scenes that are kept for selection are extracted; a logistic model learns from the attributes of the polygons which
+    of them are at least half landslide. Takes some minutes.
+
+    \b
+    geolabel train confidence --out geolabel/weights/confidence.json --overwrite
+    """
+    import torch
+
+    from geolabel.bench.confidence import fit_confidence
+    from geolabel.io.confidence import save_confidence
+    from geolabel.io.outputs import check_target
+    from geolabel.run.request import Networks
+
+    check_target(out, overwrite=overwrite, suffixes=(".json",))
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    with progress_bar(ctx) as progress:
+        found = fit_confidence(
+            Networks(**{name: given[name] for name in options.NETWORKS}),
+            scenes=scenes,
+            sichuan=sichuan,
+            progress=progress,
+        )
+    save_confidence(out, found, overwrite=overwrite)
+    facts = {name: value for name, value in found.fitted.items() if name != "data"}
+    announce({"model": str(out)} | facts, as_json=as_json)

@@ -29,6 +29,9 @@ SYNTHETIC: dict[Split, int] = {"report": 910_000, "select": 800_000}
 SYNTHETIC_SIZE, SYNTHETIC_GSD = 1024, 0.5
 """Pixels a side of a drawn scene, and metres per pixel."""
 
+OUTLINED_GSD = 0.5
+"""Metres per pixel that orthophotos without georeference are taken to have."""
+
 FOLDS = 5
 """One in so many images of a training folder is kept for selection."""
 

@@ -42,9 +42,6 @@ SCENES = 20
 FOREST_SEEDS = range(700_000, 700_004)
 """Scenes that the random forest learns from."""
 
-OUTLINED_GSD = 0.5
-"""Metres per pixel that orthophotos without georeference are taken to have."""
-
 TABLE, PAGE, CURVES, PARTS = "quality.json", "quality.md", "reliability.png", "sections"
 """What is written, in the folder given: the table twice, the reliability curves, and the sections one by one."""
 
@@ -206,7 +203,7 @@ def scene(bench: Bench) -> Section:
             cases["confidence, mosaic of bijie"] = _stated(found, truth)
         if bench.sichuan is not None:
             followed = bench.followed(bench.sichuan, "scenes, sichuan")
-            rows, cases["sichuan"], cases["confidence, sichuan"] = _pooled(bench, followed, OUTLINED_GSD, {})
+            rows, cases["sichuan"], cases["confidence, sichuan"] = _pooled(bench, followed, examples.OUTLINED_GSD, {})
             measured += [measurement.on("sichuan") for measurement in rows]
     return Section("scene", "Scene to polygons", measured, ["Pixels are pooled over the scenes of a set."], cases)
 
