@@ -13,7 +13,7 @@ from geolabel.errors import GeolabelError, OptionError
 
 from .options import Session
 
-COMMANDS = ("extract", "predict", "polygonize", "evaluate", "synthesize", "info", "models", "train", "bench")
+COMMANDS = ("extract", "predict", "polygonize", "evaluate", "synthesize", "info", "models", "chips", "train", "bench")
 """Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
 
 INTERRUPTED = 130

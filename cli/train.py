@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -33,6 +34,8 @@ def train() -> None:
               help="Real landslides to learn from besides: a folder with images/ and masks/.")  # fmt: skip
 @click.option("--negatives", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A folder with images that show no landslide.")  # fmt: skip
+@click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Both of these in one file, as chips --pack writes it.")  # fmt: skip
 @click.option("--credit", multiple=True, metavar="TEXT", help="Source and licence of such images, for the model cards.")
 @click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
               help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
@@ -53,6 +56,7 @@ def bundled(
     networks: tuple[str, ...],
     data: Path | None,
     negatives: Path | None,
+    pack: Path | None,
     credit: tuple[str, ...],
     scenes: Path | None,
     threads: int | None,
@@ -63,7 +67,7 @@ def bundled(
     as_json: bool,
 ) -> None:
     """Make the networks that ship with geolabel again, from a seed and synthetic scenes."""
-    from geolabel.errors import GeolabelError, OutputError
+    from geolabel.errors import GeolabelError, OptionError, OutputError
 
     files = {kind: out / f"{kind}.safetensors" for kind in dict.fromkeys(networks)}
     finished = [path for path in files.values() if path.exists()]
@@ -79,10 +83,16 @@ def bundled(
 
     from geolabel.devices import resolve_device, resolve_precision
     from geolabel.trainers.bundled import train_bundled
+    from geolabel.trainers.pack import unpack
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)
     device = resolve_device(device)
+    if pack is not None:
+        if data or negatives:
+            raise OptionError(f"--pack {pack} is what to learn from: leave out --data and --negatives")
+        folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="geolabel-"))
+        data, negatives = unpack(pack, Path(folder))
     figures = train_bundled(
         out,
         seed=seed,
