@@ -214,6 +214,10 @@ def prediction_options(command: F) -> F:
     return command
 
 
+NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "batch")
+"""Options of `network_options` that are fields of `geolabel.run.request.Networks`."""
+
+
 def network_options(command: F) -> F:
     """Add the options that choose the networks and where they run."""
     decorate = click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",

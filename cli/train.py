@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
 from . import options
-from .terminal import announce
+from .terminal import announce, progress_bar
 
 KINDS = ("localizer", "segmenter")
 
@@ -32,6 +34,8 @@ def train() -> None:
               help="Real landslides to learn from besides: a folder with images/ and masks/.")  # fmt: skip
 @click.option("--negatives", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A folder with images that show no landslide.")  # fmt: skip
+@click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Both of these in one file, as chips --pack writes it.")  # fmt: skip
 @click.option("--credit", multiple=True, metavar="TEXT", help="Source and licence of such images, for the model cards.")
 @click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
               help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
@@ -52,6 +56,7 @@ def bundled(
     networks: tuple[str, ...],
     data: Path | None,
     negatives: Path | None,
+    pack: Path | None,
     credit: tuple[str, ...],
     scenes: Path | None,
     threads: int | None,
@@ -62,7 +67,7 @@ def bundled(
     as_json: bool,
 ) -> None:
     """Make the networks that ship with geolabel again, from a seed and synthetic scenes."""
-    from geolabel.errors import GeolabelError, OutputError
+    from geolabel.errors import GeolabelError, OptionError, OutputError
 
     files = {kind: out / f"{kind}.safetensors" for kind in dict.fromkeys(networks)}
     finished = [path for path in files.values() if path.exists()]
@@ -78,10 +83,16 @@ def bundled(
 
     from geolabel.devices import resolve_device, resolve_precision
     from geolabel.trainers.bundled import train_bundled
+    from geolabel.trainers.pack import unpack
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)
     device = resolve_device(device)
+    if pack is not None:
+        if data or negatives:
+            raise OptionError(f"--pack {pack} is what to learn from: leave out --data and --negatives")
+        folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="geolabel-"))
+        data, negatives = unpack(pack, Path(folder))
     figures = train_bundled(
         out,
         seed=seed,
@@ -102,3 +113,55 @@ def bundled(
         facts[kind] = str(path)
         facts |= {f"{kind} {name}": round(value, 4) for name, value in figures[kind].items()}
     announce(facts, as_json=as_json)
+
+
+@train.command()
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="JSON to write; the one that ships is geolabel/weights/confidence.json.")  # fmt: skip
+@click.option("--scenes", type=click.IntRange(min=5), default=32, show_default=True, metavar="N",
+              help="Synthetic scenes to extract.")  # fmt: skip
+@click.option("--sichuan", type=click.Path(file_okay=False, path_type=Path),
+              help="Orthophotos to extract besides, but for those for reports: images/ and masks/.")  # fmt: skip
+@options.network_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def confidence(
+    ctx: click.Context,
+    /,
+    out: Path,
+    scenes: int,
+    sichuan: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Fit the confidence of polygons to the networks: to be done again whenever these change.
+
+    Scenes that are kept for selection are extracted; a logistic model learns from the attributes of the polygons which
+    of them are at least half landslide. Takes some minutes.
+
+    \b
+    geolabel train confidence --out geolabel/weights/confidence.json --overwrite
+    """
+    import torch
+
+    from geolabel.bench.confidence import fit_confidence
+    from geolabel.io.confidence import save_confidence
+    from geolabel.io.outputs import check_target
+    from geolabel.run.request import Networks
+
+    check_target(out, overwrite=overwrite, suffixes=(".json",))
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    with progress_bar(ctx) as progress:
+        found = fit_confidence(
+            Networks(**{name: given[name] for name in options.NETWORKS}),
+            scenes=scenes,
+            sichuan=sichuan,
+            progress=progress,
+        )
+    save_confidence(out, found, overwrite=overwrite)
+    facts = {name: value for name, value in found.fitted.items() if name != "data"}
+    announce({"model": str(out)} | facts, as_json=as_json)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
-    "mosaic", "labels", "seams", "identity", "polygons", "geodesy", "metrics",
+    "mosaic", "labels", "seams", "identity", "polygons", "geodesy", "metrics", "confidence",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
@@ -21,7 +21,7 @@ PARTS = (
     "trainers",
 )  # fmt: skip
 WORLD = ("datasets", "io", "weights")
-RUN = ("cli", "methods", "run", "testing", "__init__")
+RUN = ("bench", "cli", "methods", "run", "testing", "__init__")
 
 RING = dict.fromkeys(ORDER, 0) | dict.fromkeys(PARTS, 1) | dict.fromkeys(WORLD, 2) | dict.fromkeys(RUN, 3)
 

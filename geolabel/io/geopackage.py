@@ -172,7 +172,7 @@ def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None
     connection.executemany(
         "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
         "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
-        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'Graded by score', '', '', ?)",
+        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'Graded by confidence or score', '', '', ?)",
         [(layer.name, GEOMETRY, layer.name, layer.qml, TIME) for layer in layers],
     )
 

@@ -1,4 +1,4 @@
-"""How QGIS draws the layers of an inventory: QML documents, graded by score.
+"""How QGIS draws the layers of an inventory: QML documents, graded by confidence or score.
 
 QGIS reads them from the table ``layer_styles`` of a GeoPackage. Colours run from pale to dark, so that they read in
 print and to the colour-blind; fills let the image shine through.
@@ -17,9 +17,6 @@ REVIEW_STATES = ("unreviewed", "accepted", "rejected")
 WARM = ("255,255,178", "254,204,92", "253,141,60", "240,59,32", "189,0,38")
 COOL = ("198,240,255", "120,214,250", "52,170,235", "24,112,204", "12,58,150")
 GREY = ("190,190,190", "160,160,160", "130,130,130", "95,95,95", "60,60,60")
-
-UPPER_HALF = (0.0, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Class limits for scores of landslides, which the score threshold keeps near or above one half."""
 
 EVEN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -170,7 +167,7 @@ def _graded(limits: Sequence[float], symbols: Sequence[Symbol]) -> tuple[Grade, 
 
 STYLES = {
     "landslides": Style(
-        'coalesce("score_mean", 1)', _graded(UPPER_HALF, [_filled(colour) for colour in WARM]), review=True
+        'coalesce("confidence", "score_mean", 1)', _graded(EVEN, [_filled(colour) for colour in WARM]), review=True
     ),
     "segments": Style(
         'coalesce("predicted_iou", 1)', _graded(EVEN, [_outlined(colour, "0.4", "solid") for colour in COOL])

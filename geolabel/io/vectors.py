@@ -28,6 +28,7 @@ LANDSLIDE_COLUMNS: dict[str, Kind] = {
     "elongation": "real",
     "lon": "real",
     "lat": "real",
+    "confidence": "real",
     "score_mean": "real",
     "score_max": "real",
     "predicted_iou": "real",

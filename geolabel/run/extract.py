@@ -28,6 +28,7 @@ from geolabel.run.windows import assign, clip_to_tiles, oversized
 from geolabel.run.work import Work, under_way
 from geolabel.seams import Shapes, Spans, join, largest
 from geolabel.tiles import TileGrid, Window
+from geolabel.types import Float32Array, Int32Array
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -172,7 +173,24 @@ def localize(work: Work) -> gpd.GeoDataFrame:
 
 
 def find_prompts(work: Work) -> Prompts:
-    """Pass 2: box and centroid of every component of the thresholded, blended activation that passes the gate."""
+    """Pass 2: box and centroid of every place where a landslide is likely."""
+    plan = work.run.plan
+    spans, labels, probability = find_places(work)
+    shapes = Shapes.of(spans, labels, len(probability))
+    prompts = shape_prompts(shapes, probability)
+    large = oversized(prompts, plan.segment_tiles)
+    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], plan.segment_tiles) for k in np.flatnonzero(large)]
+    work.report.points_outside = centroid_outside(spans, labels, shapes)
+    return numbered(Prompts.concatenate([prompts[~large], *parts]))
+
+
+def find_places(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
+    """Find the components of the thresholded, blended activation that pass the gate.
+
+    Returns
+    -------
+    spans (N,), component of each (N,), and the class probability of each component (K,)
+    """
     plan = work.run.plan
     regions = list(work.each("prompt", passes.find_regions, range(len(plan.blocks))))
     spans, index = join([region.spans for region in regions])
@@ -180,13 +198,8 @@ def find_prompts(work: Work) -> Prompts:
     probability = largest(np.concatenate([region.probability for region in regions]), labels[index], count) / 255
     open_gate = probability >= plan.parameters.gate
     inside = open_gate[labels]
-    spans, labels = spans[inside], (np.cumsum(open_gate, dtype=np.int32) - 1)[labels[inside]]
-    shapes = Shapes.of(spans, labels, int(open_gate.sum()))
-    prompts = shape_prompts(shapes, probability[open_gate].astype(np.float32))
-    large = oversized(prompts, plan.segment_tiles)
-    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], plan.segment_tiles) for k in np.flatnonzero(large)]
-    work.report.points_outside = centroid_outside(spans, labels, shapes)
-    return numbered(Prompts.concatenate([prompts[~large], *parts]))
+    renumbered = (np.cumsum(open_gate, dtype=np.int32) - 1)[labels[inside]]
+    return spans[inside], renumbered, probability[open_gate].astype(np.float32)
 
 
 def tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:

@@ -15,6 +15,7 @@ import shapely
 
 import geolabel
 from geolabel.errors import OptionError
+from geolabel.io.confidence import confidence_of
 from geolabel.io.outputs import check_target
 from geolabel.io.rasters import SUFFIXES, write_cog
 from geolabel.io.styles import REVIEW_STATES
@@ -115,7 +116,8 @@ def tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
 def complete(landslides: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
     """Add what all landslides of a scene share, and put the columns in the order of the inventory."""
     shared = {"source": plan.reader.scene.name, "event_date": plan.reader.scene.event_date, "notes": None}
-    return landslides.assign(**shared, status=REVIEW_STATES[0])[[*LANDSLIDE_COLUMNS, "geometry"]]
+    confidence = confidence_of(landslides, {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)})
+    return landslides.assign(**shared, confidence=confidence, status=REVIEW_STATES[0])[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
 def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:

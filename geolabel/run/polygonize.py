@@ -88,7 +88,8 @@ def polygonize(
     )
     if not source.scored:
         found = found.assign(score_mean=None, score_max=None)
-    found = found.assign(source=scene.name, event_date=scene.event_date, status="unreviewed", notes=None)
+    shared = {"source": scene.name, "event_date": scene.event_date, "status": "unreviewed", "notes": None}
+    found = found.assign(**shared, confidence=None)
     found = found[[*LANDSLIDE_COLUMNS, found.geometry.name]]
     if out is not None:
         made = {

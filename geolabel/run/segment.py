@@ -22,14 +22,14 @@ from geolabel.masks import Filters, Selection
 from geolabel.parts import EVERYWHERE, Recipe
 from geolabel.prompters import GridPrompter
 from geolabel.run import passes
-from geolabel.run.extract import Work
 from geolabel.run.instances import Places, Seam, batches, compare, forget, look, outline
-from geolabel.run.outcome import Targets, plan_provenance, run_folder
-from geolabel.run.passes import MaskTable, Run
+from geolabel.run.outcome import Targets, plan_provenance
+from geolabel.run.passes import MaskTable
 from geolabel.run.plan import TASK_TILES, Parameters, Plan
-from geolabel.run.report import Progress, Report, Silent
+from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.windows import PromptedWindow
+from geolabel.run.work import Work, in_scratch
 from geolabel.types import Int64Array
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ def run_segment(
     plan: Plan, targets: Targets, everything: Everything, *, progress: Progress | None = None
 ) -> Segmentation:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
-    with run_folder(targets) as store:
+    with in_scratch(plan, progress, localized=False) as work:
         try:
-            work = Work(Run(plan, store, localized=False), Report(), progress or Silent())
             segments = find_segments(work, everything)
         finally:
             forget()

@@ -117,16 +117,27 @@ def under_way(
     drawn
         Prompts that replace the activation.
     """
-    report = Report(pixels=plan.grid.height * plan.grid.width)
-    follower = progress or Silent()
     root = targets.root(keeping.run_dir)
     key = None if root is None else run_key(plan, drawn, scene_key=keeping.scene_key)
+    if root is None or key is None:
+        with in_scratch(plan, progress, localized=drawn is None) as work:
+            yield work
+        return
+    report = Report(pixels=plan.grid.height * plan.grid.width)
     try:
-        if root is None or key is None:
-            with TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True) as scratch:
-                yield Work(Run(plan, Store(Path(scratch)), localized=drawn is None), report, follower)
-        else:
-            with opened(keeping, root, key, overwrite=targets.overwrite) as folder:
-                yield Work.within(folder, Run(plan, folder.store, localized=drawn is None), report, follower)
+        with opened(keeping, root, key, overwrite=targets.overwrite) as folder:
+            run = Run(plan, folder.store, localized=drawn is None)
+            yield Work.within(folder, run, report, progress or Silent())
+    finally:
+        forget()
+
+
+@contextmanager
+def in_scratch(plan: Plan, progress: Progress | None = None, *, localized: bool = True) -> Iterator[Work]:
+    """Work on a plan in a temporary folder: what is interrupted starts anew."""
+    report = Report(pixels=plan.grid.height * plan.grid.width)
+    try:
+        with TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True) as scratch:
+            yield Work(Run(plan, Store(Path(scratch)), localized=localized), report, progress or Silent())
     finally:
         forget()

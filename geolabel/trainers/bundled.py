@@ -24,7 +24,7 @@ from geolabel.trainers import localizer, segmenter
 from geolabel.trainers.cards import write_card
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import WINDOW, LocalizerObjective
-from geolabel.trainers.pictures import Picture, read_pictures, synthetic_pictures
+from geolabel.trainers.pictures import REPORTED, Picture, read_pictures, synthetic_pictures
 from geolabel.trainers.segmenter import SegmenterObjective
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,6 @@ GSDS = (0.5, 1.0, 0.5, 0.3, 0.5, 2.0, 0.5, 5.0, 0.5, 0.7, 0.5, 10.0, 0.5, 0.2, 1
 
 SELECTION_SEED = 800_000
 """First seed of the scenes that weights are selected on. Training has those from 0; 900000 and up are for reports."""
-
-REPORTED = ("003", "010", "017", "020", "027", "034")
-"""Ends of the names of real images that are kept for reports, wherever a folder of images has them."""
 
 CLASSES = ("landslide",)
 

@@ -34,6 +34,9 @@ SCALES = (200.0, 600.0, 1800.0)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 """Pictures that are read from a folder."""
 
+REPORTED = ("003", "010", "017", "020", "027", "034")
+"""Ends of the names of real images that are kept for reports, wherever a folder of images has them."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -166,7 +169,7 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
         raise OptionError(f"{folder} holds no image ({', '.join(SUFFIXES)}): give a folder with images/ and masks/")
     pictures = []
     for number, path in enumerate(paths):
-        rgb = _read_image(path, "RGB")
+        rgb = read_image(path, "RGB")
         classes = np.full(rgb.shape[:2], UNKNOWN, np.uint8)
         if masks.is_dir():
             mask = masks / f"{path.stem}.png"
@@ -174,7 +177,7 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
                 raise OptionError(
                     f"{path.name} has no {mask}: add its mask, or keep images without landslides elsewhere"
                 )
-            classes[_read_image(mask, "L") > 0] = LANDSLIDE
+            classes[read_image(mask, "L") > 0] = LANDSLIDE
         stretched = stretch(rgb)
         regions = segment_regions(stretched, SCALES[number % len(SCALES)])
         pictures.append(Picture(stretched, classes, regions, 1.0, zooms))
@@ -193,7 +196,14 @@ def segment_regions(rgb: UInt8Array, scale: float) -> UInt16Array:
     return number_regions(found.repeat(2, axis=0).repeat(2, axis=1)[:height, :width])
 
 
-def _read_image(path: Path, mode: str) -> UInt8Array:
+def read_image(path: Path, mode: str) -> UInt8Array:
+    """Read an image file in a mode of Pillow: (H, W) or (H, W, 3).
+
+    Raises
+    ------
+    OptionError
+        If it cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode))

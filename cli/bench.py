@@ -1,0 +1,106 @@
+"""``geolabel bench``: measure what the networks can do, beside simple peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group()
+def bench() -> None:
+    """Measure what the networks can do, beside simple peers."""
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]
+    """Names with commas between them."""
+
+    name = "names"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Show the form in the help."""
+        return "NAME[,NAME]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split at the commas; an unknown name is an error that lists those known."""
+        names = value.split(",") if isinstance(value, str) else list(value)
+        unknown = [name for name in names if name not in SECTIONS]
+        if unknown:
+            self.fail(f"{', '.join(unknown)}: known are {', '.join(SECTIONS)}", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
+@bench.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for quality.md, quality.json and the reliability curves.")  # fmt: skip
+@click.option("--data", type=FOLDER, help="A folder that holds any of sichuan, bijie and geotiffs.")
+@click.option("--sichuan", type=FOLDER, help="Orthophotos with careful outlines: images/ and masks/.")
+@click.option("--bijie", type=FOLDER, help="Chips with and without landslides: train/ and val/, images/ and masks/.")
+@click.option("--geotiffs", type=FOLDER, help="GeoTIFFs that show no landslide.")
+@click.option("--only", type=Names(), help=f"What to measure, of {', '.join(SECTIONS)}; speed only if it is named.")
+@click.option("--split", type=click.Choice(["report", "select"]), default="report", show_default=True,
+              help="report: images kept for tables; select: images kept for choosing between weights.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), metavar="N",
+              help="At most so many images of each folder, for a quick look.")  # fmt: skip
+@click.option("--speed", is_flag=True, help="Also time a scene of 4096 px beside segment-anything's ViT-B.")
+@click.option("--overwrite", is_flag=True, help="Measure again what an earlier run left in --out.")
+@options.network_options
+@options.as_json
+@options.terminal
+@click.pass_context
+def quality(
+    ctx: click.Context,
+    /,
+    out: Path,
+    data: Path | None,
+    sichuan: Path | None,
+    bijie: Path | None,
+    geotiffs: Path | None,
+    only: tuple[str, ...] | None,
+    split: str,
+    limit: int | None,
+    speed: bool,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Write one table of how good the networks are, with the SHA-256 of their weights.
+
+    Masks, maps, gate, polygons, false alarms and calibration, each beside simple peers measured in the same run. Data
+    that is not given is left out. What was measured before with the same weights is not measured again.
+
+    \b
+    geolabel bench quality --data data/ --out quality/
+    """
+    import torch
+
+    from geolabel.bench.quality import Bench, Data, bench_quality
+    from geolabel.run.request import Networks
+
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    named = {"sichuan": sichuan, "bijie": bijie, "geotiffs": geotiffs}
+    at_hand = vars(Data.inside(data) if data else Data()) | {name: path for name, path in named.items() if path}
+    chosen = only or tuple(name for name in SECTIONS if speed or name != "speed")
+    with progress_bar(ctx) as progress:
+        files = bench_quality(
+            out,
+            Bench(
+                Data(**at_hand),
+                Networks(**{name: given[name] for name in options.NETWORKS}),
+                split,  # type: ignore[arg-type]
+                limit,
+                progress=progress,
+            ),
+            only=chosen,
+            overwrite=overwrite,
+        )
+    announce(files, as_json=as_json)

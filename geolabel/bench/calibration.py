@@ -1,0 +1,71 @@
+"""Whether probabilities mean what they say: reliability over bins, and how far off it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from geolabel.io.outputs import replacing
+from geolabel.types import BoolArray, Float64Array
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Cases whose probability lies in one bin."""
+
+    lower: float
+    upper: float
+    count: int
+    probability: float
+    """Mean of what was said; NaN without cases."""
+    share: float
+    """Share of what was true; NaN without cases."""
+
+
+def reliability(probability: Float64Array, truth: BoolArray, bins: int = BINS) -> list[Bin]:
+    """What was said (N,) 0..1 against what was true (N,), over bins of equal width; probability 1 is in the last."""
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    found = []
+    for number in range(bins):
+        here = place == number
+        count = int(here.sum())
+        said = float(probability[here].mean()) if count else float("nan")
+        share = float(truth[here].mean()) if count else float("nan")
+        found.append(Bin(number / bins, (number + 1) / bins, count, said, share))
+    return found
+
+
+def expected_calibration_error(bins: list[Bin]) -> float:
+    """Mean distance between what was said and what was true, bins weighted by their cases; NaN without cases.
+
+    Source: Naeini, Cooper, Hauskrecht (2015), "Obtaining Well Calibrated Probabilities Using Bayesian Binning".
+    """
+    total = sum(part.count for part in bins)
+    if not total:
+        return float("nan")
+    return sum(part.count * abs(part.probability - part.share) for part in bins if part.count) / total
+
+
+def draw_curves(path: Path, curves: dict[str, list[Bin]]) -> None:
+    """Draw reliability curves by name as a PNG; the size of a dot goes with its cases."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for name, bins in curves.items():
+        filled = [part for part in bins if part.count]
+        total = sum(part.count for part in filled)
+        x, y = [part.probability for part in filled], [part.share for part in filled]
+        (line,) = axes.plot(x, y, linewidth=1.2, label=f"{name}, error {expected_calibration_error(bins):.3f}")
+        sizes = [12 + 300 * part.count / total for part in filled]
+        axes.scatter(x, y, s=sizes, color=line.get_color(), alpha=0.6)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability that was said", ylabel="share that was true")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", fontsize=8)
+    with replacing(path, overwrite=True) as part:
+        figure.savefig(part, metadata={"Software": None})

@@ -1,0 +1,185 @@
+"""What networks are measured on: images with their landslides outlined, read or drawn one at a time.
+
+Images are split by one rule, so that what weights are chosen by is never what they are reported on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from scipy import ndimage
+
+from geolabel.errors import OptionError
+from geolabel.prompts import Prompts
+from geolabel.synthetic import synthesize
+from geolabel.trainers.pictures import REPORTED, SUFFIXES, read_image
+from geolabel.types import BoolArray, Float64Array, Int32Array, UInt8Array
+
+Split = Literal["report", "select"]
+"""``report`` is for tables that are published, ``select`` for choosing between weights and designs."""
+
+SYNTHETIC: dict[Split, int] = {"report": 910_000, "select": 800_000}
+"""First seed of the drawn scenes of each split."""
+
+SYNTHETIC_SIZE, SYNTHETIC_GSD = 1024, 0.5
+"""Pixels a side of a drawn scene, and metres per pixel."""
+
+OUTLINED_GSD = 0.5
+"""Metres per pixel that orthophotos without georeference are taken to have."""
+
+FOLDS = 5
+"""One in so many images of a training folder is kept for selection."""
+
+LEAST = 64
+"""Pixels of the smallest landslide that is asked for."""
+
+LEAST_OUTLINED = 1000
+"""The same in orthophotos that were outlined by hand and then resampled, where specks came off the outlines."""
+
+INSIDE = 127
+"""Grey values of a mask above this are landslide."""
+
+CROP = 0.6
+"""Sides of an off-centre crop, as a share of the image's."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and where its landslides are."""
+
+    name: str
+    rgb: UInt8Array
+    """(H, W, 3) as the file has it, not stretched."""
+    ids: Int32Array
+    """(H, W) number of the landslide, from 1; 0 elsewhere."""
+    least: int = LEAST
+    """Pixels of the smallest landslide that counts as one."""
+
+    @property
+    def truth(self) -> BoolArray:
+        """(H, W) landslide or not."""
+        return self.ids > 0
+
+
+class Examples(Protocol):
+    """A sequence of examples that are made when they are iterated over."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Example]: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, and the folder of masks of the same stem; an image without mask shows no landslide."""
+
+    images: tuple[Path, ...]
+    masks: Path
+    least: int = LEAST
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def listed(self) -> dict[str, int | str]:
+        """Number of the files, and a digest of their names."""
+        names = "\n".join(path.name for path in self.images)
+        return {"images": len(self), "names": hashlib.sha256(names.encode()).hexdigest()}
+
+    def __iter__(self) -> Iterator[Example]:
+        for path in self.images:
+            rgb = read_image(path, "RGB")
+            mask = self.masks / f"{path.stem}.png"
+            truth = read_image(mask, "L") > INSIDE if mask.is_file() else np.zeros(rgb.shape[:2], bool)
+            if truth.shape != rgb.shape[:2]:
+                raise OptionError(f"{mask} has {truth.shape} px, its image {rgb.shape[:2]}: make them of one size")
+            yield Example(path.stem, rgb, ndimage.label(truth)[0].astype(np.int32), self.least)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Synthetic scenes of the seeds from `first` on."""
+
+    first: int
+    count: int
+    size: int = SYNTHETIC_SIZE
+    gsd: float = SYNTHETIC_GSD
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Example]:
+        for seed in range(self.first, self.first + self.count):
+            scene = synthesize(self.size, gsd=self.gsd, seed=seed)
+            yield Example(f"seed {seed}", scene.rgb, np.where(scene.truth > 0, scene.ids, 0))
+
+
+def outlined(folder: Path, split: Split) -> Files:
+    """Images of a folder with images/ and masks/, of which those named in `REPORTED` are for reports only."""
+    wanted = [path for path in _images(folder) if path.stem.endswith(REPORTED) == (split == "report")]
+    return replace(_files(folder, wanted), least=LEAST_OUTLINED)
+
+
+def chips(folder: Path, split: Split) -> Files:
+    """Chips of a folder with val/, for reports, and train/, a fifth of which is for selection.
+
+    The fifth is told by the name: the SHA-1 of the file's stem, as an integer, is 0 modulo 5.
+    """
+    part = folder / ("val" if split == "report" else "train")
+    wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
+    return _files(part, wanted)
+
+
+def fold_of(name: str) -> int:
+    """Which of `FOLDS` parts a name falls into, the same on every machine."""
+    return int(hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS
+
+
+def _images(folder: Path) -> list[Path]:
+    images = folder / "images"
+    return sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES) if images.is_dir() else []
+
+
+def _files(folder: Path, wanted: Sequence[Path]) -> Files:
+    if not wanted:
+        raise OptionError(f"{folder} holds no image of this split: give a folder with images/ and masks/")
+    return Files(tuple(wanted), folder / "masks")
+
+
+def landslide_prompts(ids: Int32Array, least: int) -> Prompts:
+    """Box and centroid of every landslide of at least `least` pixels; `Prompts.ids` are their numbers."""
+    boxes: list[tuple[int, ...]] = []
+    points: list[Float64Array] = []
+    numbers = []
+    for number, place in enumerate(ndimage.find_objects(ids), 1):
+        if place is None:
+            continue
+        rows, cols = np.nonzero(ids[place] == number)
+        if len(rows) < least:
+            continue
+        (y, x) = place
+        boxes.append((x.start, y.start, x.stop, y.stop))
+        points.append(np.array([x.start + cols.mean(), y.start + rows.mean()]))
+        numbers.append(number)
+    if not numbers:
+        return Prompts.build()
+    return Prompts.build(np.array(boxes, float), np.stack(points), ids=np.array(numbers, np.int64))
+
+
+def off_centre(example: Example) -> Example:
+    """Cut an example with landslides so that the first lies anywhere in it, at the same pixel size.
+
+    Where the cut lies is drawn from the name, evenly over all places at which it holds the landslide's centroid.
+    """
+    rng = np.random.default_rng(int(hashlib.sha1(example.name.encode(), usedforsecurity=False).hexdigest()[:8], 16))
+    centre = landslide_prompts(example.ids, least=1).points[0, 0, ::-1]
+    cut = []
+    for middle, length in zip(centre.astype(int).tolist(), example.ids.shape, strict=True):
+        side = max(1, round(CROP * length))
+        start = int(rng.integers(max(0, middle - side + 1), min(middle, length - side) + 1))
+        cut.append(slice(start, start + side))
+    return replace(example, rgb=example.rgb[cut[0], cut[1]], ids=example.ids[cut[0], cut[1]])
