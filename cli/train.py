@@ -25,7 +25,7 @@ def train() -> None:
               help="Folder for the weights, their model cards and the curves.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
 @click.option("--preset", type=click.Choice(["full", "short"]), default="full", show_default=True,
-              help="full: about 50 minutes a network on one core; short: seconds, to see that it runs.")  # fmt: skip
+              help="full: one to two hours a network on one core; short: seconds, to see that it runs.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="End by then; the weights then depend on the machine's speed.")  # fmt: skip
 @click.option("--network", "networks", cls=options.Named, type=click.Choice(KINDS), multiple=True,
