@@ -621,7 +621,7 @@ def test_a_truncated_file_opens_and_fails_where_it_ends(tmp_path):
             reader.read(Window(0, 0, 16, 64), grid)[0], noise(shape=(3, 64, 64))[:, :16], strict=True
         )
         with pytest.raises(
-            TileError, match=r"Window\(row=48, col=0, height=16, width=64\) cannot be read: .*IReadBlock"
+            TileError, match=r"the window at row 48, col 0, 16 x 64 px cannot be read: .*IReadBlock"
         ) as caught:
             reader.read(Window(48, 0, 16, 64), grid)
         assert isinstance(caught.value.__cause__, rasterio.errors.RasterioError)
