@@ -11,7 +11,7 @@ from . import options
 from .packing import packing_options, run_packing
 
 
-@click.command()
+@click.command(short_help="Pack pictures for training into one file.")
 @packing_options
 @options.overwrite
 @options.as_json
