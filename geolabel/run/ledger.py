@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import shapely
 
 from geolabel.errors import GeolabelError, OutputError, TileError
 from geolabel.io.store import Store
@@ -130,7 +131,7 @@ def peak_bytes() -> int:
 def pack(value: Any) -> dict[str, AnyArray]:
     """Take a result apart: its arrays by name, and an outline in JSON of how they belong together.
 
-    Takes arrays, plain values, tuples, lists, and records of `TYPES`.
+    Takes arrays, geometries, plain values, tuples, lists, and records of `TYPES`.
     """
     arrays: dict[str, AnyArray] = {}
 
@@ -138,6 +139,8 @@ def pack(value: Any) -> dict[str, AnyArray]:
         if isinstance(part, np.ndarray):
             arrays[f"a{len(arrays)}"] = part
             return {"array": len(arrays) - 1}
+        if isinstance(part, shapely.Geometry):
+            return {"geometry": outline(np.frombuffer(shapely.to_wkb(part), np.uint8))}
         if isinstance(part, tuple | list):
             return {type(part).__name__: [outline(item) for item in part]}
         if is_dataclass(part):
@@ -166,6 +169,8 @@ def unpack(arrays: Mapping[str, AnyArray]) -> Any:
         ((kind, inner),) = part.items()
         if kind == "array":
             return arrays[f"a{inner}"]
+        if kind == "geometry":
+            return shapely.from_wkb(bytes(build(inner)))
         items = [build(item) for item in inner]
         if kind in ("tuple", "list"):
             return tuple(items) if kind == "tuple" else items
@@ -173,5 +178,5 @@ def unpack(arrays: Mapping[str, AnyArray]) -> Any:
 
     try:
         return build(json.loads(bytes(np.asarray(arrays["outline"], np.uint8))))
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, shapely.GEOSException) as error:
         raise OutputError(f"a record is not as it was written: {error}") from error
