@@ -219,6 +219,9 @@ def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
         client.cluster.scheduler.loop.add_callback(client.cluster.scheduler.close)
         with pytest.raises(ClusterError, match="the same command goes on"):
             list(results)
+        with pytest.raises(ClusterError, match="the scheduler is gone"):
+            list(execute.ordered(slowly, range(3)))
+    distributed.client._del_global_client(client)  # which goes on looking for its scheduler
 
 
 def slowly(number: int) -> int:
@@ -321,7 +324,7 @@ def test_a_network_that_answers_no_numbers(
     networks: dict[str, Any] = {"localizer": FakeLocalizer(stride=4), "segmenter": FakeSegmenter()}
     networks[role] = Nonsense(stride=4) if role == "localizer" else Doubtful()
     monkeypatch.setattr(worker, "_load", lambda recipe: networks[recipe.role])
-    with pytest.raises(TileError, match=rf"the {role} answers Window.* no numbers.*--on-error skip"):
+    with pytest.raises(TileError, match=rf"the {role} answers row .* no numbers.*--on-error skip"):
         run(scene, tmp_path / "slides.gpkg")
     found = run(scene, tmp_path / "slides.gpkg", on_error="skip")
     assert found.report.gaps
