@@ -129,13 +129,13 @@ def _remote(scheduler: str, tls: dict[str, str]) -> Iterator[None]:
             require_encryption=True, **options
         )
     try:
-        client = distributed.Client(**address, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
+        client = distributed.Client(**address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError, TypeError, KeyError) as error:
         raise ClusterError(
             f"no scheduler answers at {scheduler} ({error}): start one with dask scheduler, and give its address "
             "or the file that it writes with --scheduler-file"
         ) from error
-    with client:
+    with client, client.as_current():  # not before: one that finds no scheduler would stay the default
         _check_versions(client)
         _settle(client, 0, local=False)
         yield

@@ -193,7 +193,7 @@ class _Cluster:
             return promise
 
     def _workers(self) -> list[dict[str, Any]]:
-        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        return list(_workers(self.client).values())
 
 
 def _has_gpu(worker: dict[str, Any]) -> bool:
@@ -255,8 +255,22 @@ def _client() -> Any | None:
 
 
 def _await_workers(client: Any) -> None:
-    if not client.scheduler_info(n_workers=-1)["workers"]:
+    if not _workers(client):
         client.wait_for_workers(1)
+
+
+def _workers(client: Any) -> dict[str, dict[str, Any]]:
+    """Workers of a scheduler by their address.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler is gone.
+    """
+    workers: dict[str, dict[str, Any]] | None = client.scheduler_info(n_workers=-1).get("workers")
+    if workers is None:  # a client that has lost its scheduler knows of nothing
+        raise ClusterError("the scheduler is gone: start it again, and the same command goes on; or close its client")
+    return workers
 
 
 # --- what travels ----------------------------------------------------------------------------------------------------

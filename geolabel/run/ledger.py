@@ -64,7 +64,8 @@ class Recorded(Generic[T, R]):
 
     function: Callable[[T], R]
     name: str
-    store: Store
+    store: Store | None
+    """None for work that nothing goes on from, which leaves its pixels alone."""
 
     def __call__(self, task: tuple[int, T]) -> Outcome[R]:
         """Do a task, given with its number."""
@@ -73,7 +74,7 @@ class Recorded(Generic[T, R]):
         kept = self._kept(number)
         if kept is not None:
             return Outcome(kept[0], _process(), time.perf_counter() - start, kept=True, peak_bytes=peak_bytes())
-        if self.store.place.exists(STOP):
+        if self.store is not None and self.store.place.exists(STOP):
             return Outcome(None, _process(), stopped=True)
         try:
             result = self.function(job)
@@ -83,12 +84,13 @@ class Recorded(Generic[T, R]):
             if type(error).__name__ != "OutOfMemoryError":  # torch's, for a GPU
                 raise
             raise self._too_large(number, error) from error
-        self.store.write(f"{self.name}-{DONE}", number, pack(result))
+        if self.store is not None:
+            self.store.write(f"{self.name}-{DONE}", number, pack(result))
         return Outcome(result, _process(), time.perf_counter() - start, peak_bytes=peak_bytes())
 
     def _kept(self, number: int) -> tuple[R] | None:
         kind = f"{self.name}-{DONE}"
-        if not self.store.has(kind, number):
+        if self.store is None or not self.store.has(kind, number):
             return None
         try:
             result = unpack(self.store.read(kind, number))

@@ -65,9 +65,8 @@ class Work:
     def _results(self, name: str, function: Callable[[T], R], jobs: Sequence[T], *, network: bool) -> Iterator[R]:
         if self.folder is not None:
             self.folder.note_pass(name, len(jobs))
-        outcomes = execute.ordered(
-            Recorded(function, name, self.run.store), self._unless_stopped(jobs), network=network
-        )
+        store = None if self.folder is None else self.run.store
+        outcomes = execute.ordered(Recorded(function, name, store), self._unless_stopped(jobs), network=network)
         done = 0
         try:
             for outcome in outcomes:
