@@ -60,7 +60,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "blocks": len(plan.blocks),
         "memory_mb": round(memory / 2**20),
         "seconds_per_localizer_tile": round(per_tile, 4),
-        "seconds_per_segmenter_window": round(segment_s, 4),
+        "seconds_per_segmenter_window": round(segment_s, 6),
         "seconds_without_landslides": round(tiles * per_tile, 1),
         "seconds_with_landslides_everywhere": round(tiles * per_tile + windows * segment_s, 1),
     }
