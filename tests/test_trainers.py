@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,15 +16,17 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from geolabel.cli.train import train
 from geolabel.errors import OptionError
 from geolabel.networks import build
-from geolabel.networks.checkpoint import load_checkpoint
+from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.synthetic.cover import FOREST, LANDSLIDE
 from geolabel.trainers import losses, pictures, segmenter
-from geolabel.trainers.bundled import RECIPES, train_bundled
+from geolabel.trainers.bundled import RECIPES, _info, _start_from_segmenter, train_bundled
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import (
     CENTRE,
@@ -159,16 +163,34 @@ def test_localizer_losses_reward_a_map_on_the_slide():
         def __init__(self, maps: torch.Tensor) -> None:
             super().__init__()
             self.maps = maps
+            self.head = nn.Conv2d(1, 1, 1, bias=False)
+            nn.init.ones_(self.head.weight)
 
-        def forward(self, _images: torch.Tensor) -> torch.Tensor:
+        def features(self, _images: torch.Tensor) -> torch.Tensor:
             return self.maps
 
     slides = torch.zeros(1, 1, 128, 128)
     slides[..., :32, :32] = 1
     on = torch.full((1, 1, 16, 16), 0.0)
     on[..., :4, :4] = 2 * CENTRE
-    right, wrong = (LocalizerLosses(Given(maps))(slides, slides)["dense"].item() for maps in (on, on.flip(-1)))
+    classes = torch.zeros(1, 16, 16, dtype=torch.long)
+    right, wrong = (LocalizerLosses(Given(maps))(slides, slides, classes)["dense"].item() for maps in (on, on.flip(-1)))
     assert right < 0.05 < 0.5 < wrong
+
+
+def test_a_localizer_begins_with_the_trunk_beside_it(tmp_path):
+    network = cast("PyramidLocalizer", build(RECIPES["short"].localizer))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    path = tmp_path / "segmenter.safetensors"
+    _start_from_segmenter(network, path)  # none there: nothing changes
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    sam = build(RECIPES["short"].segmenter)
+    save_checkpoint(path, sam, _info("segmenter", RECIPES["short"].segmenter, 256, 4, None))
+    _start_from_segmenter(network, path)
+    for name, tensor in network.trunk.state_dict().items():
+        kept = sam.image_encoder.trunk.state_dict()[name]
+        torch.testing.assert_close(tensor, kept, rtol=1e-3, atol=1e-4)  # as halves
+    torch.testing.assert_close(network.head.weight, before["head.weight"], rtol=0, atol=0)
 
 
 # Pictures and samples
@@ -400,6 +422,9 @@ def test_fit_finds_the_slope_and_keeps_the_best(tmp_path):
     judged = [float(row["score"]) for row in read_curves(tmp_path / "selection.csv")]
     assert len(judged) == 4
     assert figures["score"] == pytest.approx(max(judged))
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in shown.Scalars("train/square")] == list(range(1, 121))
+    assert [event.value for event in shown.Scalars("selection/score")] == pytest.approx(judged)
 
 
 def test_resumed_fit_equals_an_uninterrupted_one(tmp_path):
@@ -420,6 +445,8 @@ def test_resumed_fit_equals_an_uninterrupted_one(tmp_path):
     assert resumed.module.line.weight.item() == whole.module.line.weight.item()
     steps = [int(row["step"]) for row in read_curves(tmp_path / "parts" / "curves.csv")]
     assert steps == list(range(1, 41))
+    shown = EventAccumulator(str(tmp_path / "parts" / "tensorboard")).Reload()
+    assert [event.step for event in shown.Scalars("train/square")] == steps
 
 
 def test_schedule_ends_in_time():
@@ -450,7 +477,9 @@ def test_bundled_training_in_miniature(tmp_path):
         curves = read_curves(tmp_path / "a" / kind / "curves.csv")
         total = [sum(float(row[name]) for name in row if name not in {"step", "seconds", "rate"}) for row in curves]
         assert np.mean(total[-8:]) < np.mean(total[:8])
-    # The same seed makes the same weights.
+    # The same seed, and the same segmenter to begin with, make the same weights.
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a" / "segmenter.safetensors", tmp_path / "b")
     train_bundled(tmp_path / "b", preset="short", networks=("localizer",), scenes=tmp_path / "scenes")
     again = load_checkpoint(tmp_path / "b" / "localizer.safetensors")[0]
     for name, tensor in load_checkpoint(tmp_path / "a" / "localizer.safetensors")[0].items():

@@ -21,7 +21,7 @@ from geolabel.types import Float32Array, Int32Array, UInt8Array
 
 __all__ = ["CLASSES", "SyntheticScene", "synthesize"]
 
-SHARE = (0.02, 0.1)
+SHARE = (0.03, 0.12)
 """Least and largest part of a scene that landslides are meant to cover."""
 
 BARE_RATIO = 2.05

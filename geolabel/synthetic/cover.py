@@ -94,7 +94,7 @@ def _erode(cover: Cover, rng: np.random.Generator) -> None:
     for size, fraction in ((32, 0.008), (64, 0.02), (256, 0.025)):
         field = fractal_noise(shape, size, 4, rng, persistence=0.55)
         where = share(field, fraction * rng.uniform(0.4, 1.6))
-        cover.paint(BARE, where, float(rng.random()), WHOLE, rng.uniform(0.1, 0.8))
+        cover.paint(BARE, where, float(rng.random()), WHOLE, rng.uniform(0.25, 0.8))
 
 
 def _dig(cover: Cover, rng: np.random.Generator) -> None:

@@ -151,13 +151,13 @@ def _lay_bare(image: Float32Array, slide: Slide, palette: Float32Array, rng: np.
     size = slide.size
     first, second = palette[:, cover.BARE]
     grass = palette[0, cover.GRASS]
-    soil = (first + (second - first) * np.float32(slide.tone)) * np.float32(rng.uniform(0.85, 1.35))
+    soil = (first + (second - first) * np.float32(slide.tone)) * np.float32(rng.uniform(1.0, 1.5))
     table = ndimage.gaussian_filter1d(rng.standard_normal(256), 2.0)
     lane = np.clip((slide.across * 40 + 128 + 3 * smooth_noise(shape, size * 2, rng)).astype(int), 0, 255)
-    streaks = table[lane] / table.std() * rng.uniform(0.04, 0.14)
-    blocks = fractal_noise(shape, max(size * 0.7, 4), 1, rng, persistence=0.8) * (0.06 + 0.14 * slide.along)
+    streaks = table[lane] / table.std() * rng.uniform(0.08, 0.24)
+    blocks = fractal_noise(shape, max(size * 0.7, 4), 1, rng, persistence=0.8) * (0.08 + 0.2 * slide.along)
     wet = 0.25 * rng.random() * np.clip(smooth_noise(shape, size * 3, rng), 0, 2)
-    scarp = 0.4 * rng.random() * np.exp(-slide.along * 14)
+    scarp = rng.uniform(0.15, 0.5) * np.exp(-slide.along * 14)
     tone = np.clip(1 + streaks + blocks - wet - scarp, 0.3, 1.8)[..., None].astype(np.float32)
     green = np.clip((1 - slide.freshness) * (0.5 + 0.7 * smooth_noise(shape, size * 1.2, rng)), 0, 0.8)[..., None]
     material = soil * tone * (1 - green) + grass * green * (0.7 + 0.3 * tone)

@@ -11,10 +11,10 @@ from geolabel.synthetic.fields import smooth_noise
 from geolabel.synthetic.terrain import Terrain
 from geolabel.types import BoolArray, Float32Array, Float64Array
 
-SMALLEST, LARGEST = 16.0, 560.0
+SMALLEST, LARGEST = 30.0, 560.0
 """Length of a landslide from crown to toe, pixels."""
 
-LEAST_AREA = 60
+LEAST_AREA = 120
 """Pixels. What is smaller cannot be told from a gap between trees."""
 
 SISTERS = 0.35
@@ -47,7 +47,7 @@ class Slide:
     def lift(self, gsd: float) -> Float32Array:
         """(h, w) metres by which the ground rose: less than zero under the scarp, more in the deposit; 0 outside."""
         bowl = np.clip(self.depth / self.size, 0, 1) ** 0.5
-        return np.asarray(bowl * (1.1 * self.along - 0.6) * self.size * gsd * 0.25, np.float32)
+        return np.asarray(bowl * (1.1 * self.along - 0.6) * self.size * gsd * 0.35, np.float32)
 
 
 def make_slides(
@@ -151,7 +151,7 @@ def _fill(water: BoolArray, axis: Float64Array, half: Float64Array, rng: np.rand
         return None
     across = (side * distance / np.maximum(radius, 1)).astype(np.float32)
     along = (order / (len(axis) - 1)).astype(np.float32)
-    return Slide(window, mask, along, across, depth, float(rng.random()), float(1 - 0.6 * rng.random() ** 2))
+    return Slide(window, mask, along, across, depth, float(rng.random()), float(1 - 0.45 * rng.random() ** 2))
 
 
 def _along_axis(shape: tuple[int, int], axis: Float64Array) -> tuple[np.ndarray, Float64Array, Float64Array]:

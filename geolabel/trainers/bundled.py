@@ -17,7 +17,7 @@ from torch import nn
 
 from geolabel.devices import Precision
 from geolabel.networks import build
-from geolabel.networks.checkpoint import Kind, NetworkInfo, save_checkpoint
+from geolabel.networks.checkpoint import Kind, NetworkInfo, load_checkpoint, save_checkpoint
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.networks.sam import LOW_RES_STRIDE
 from geolabel.trainers import localizer, segmenter
@@ -79,13 +79,13 @@ RECIPES: dict[Preset, Recipe] = {
         localizer={
             "name": "pyramid",
             "classes": 1,
-            "widths": [40, 72, 128, 192],
+            "widths": [40, 80, 144, 192],
             "depths": [2, 2, 2, 2],
             "features": 96,
         },
-        localizer_schedule=Schedule(cycles=(4000, 4000, 4000), rate=2e-3, evaluations=24),
-        localizer_samples=(192, 12),
-        localizer_real=0.25,
+        localizer_schedule=Schedule(cycles=(8000,), rate=1.5e-3, evaluations=16),
+        localizer_samples=(256, 8),
+        localizer_real=0.2,
         segmenter=_SAM
         | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
         segmenter_schedule=Schedule(cycles=(2000, 2000, 2000, 2000), rate=1e-3, evaluations=32),
@@ -165,7 +165,7 @@ def train_bundled(
     credit
         Sources and licences of both folders, for the model cards.
     networks
-        Which to train.
+        Which to train, the segmenter first: a localizer begins with the trunk of a segmenter in `out`.
     scenes
         Folder that keeps the synthetic scenes for another run; a temporary one otherwise.
     workers
@@ -182,7 +182,7 @@ def train_bundled(
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         pool = gather(recipe, Path(folder), data=data, negatives=negatives, workers=workers)
     results: dict[str, dict[str, float]] = {}
-    for kind in networks:
+    for kind in sorted(networks, reverse=True):
         schedule = recipe.localizer_schedule if kind == "localizer" else recipe.segmenter_schedule
         # Outlining is learned more slowly than finding.
         share = {"localizer": 0.4, "segmenter": 0.6}[kind] if len(networks) > 1 else 1.0
@@ -230,6 +230,7 @@ def _train_localizer(
     resume: bool,
 ) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
     network = cast("PyramidLocalizer", build(recipe.localizer))
+    _start_from_segmenter(network, folder.with_name("segmenter.safetensors"))
     size, batch = recipe.localizer_samples
     objective = LocalizerObjective(
         network, data.mix(recipe.localizer_real), data.selection, seed=seed, size=size, batch=batch, mean=MEAN, std=STD
@@ -237,6 +238,17 @@ def _train_localizer(
     figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
     constant = localizer.settle(objective.module, figures)
     return network, _info("localizer", recipe.localizer, WINDOW, network.stride, constant), figures
+
+
+def _start_from_segmenter(network: PyramidLocalizer, path: Path) -> None:
+    """Begin with the trunk of a segmenter in the same folder, which has learned textures and edges of every ground."""
+    if not path.is_file():
+        logger.info("no %s to take a trunk from: the localizer begins with random weights", path)
+        return
+    prefix = "image_encoder.trunk."
+    state, _ = load_checkpoint(path)
+    network.trunk.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    logger.info("the localizer begins with the trunk of %s", path)
 
 
 def _train_segmenter(

@@ -1,8 +1,7 @@
-"""The one fit loop: AdamW, a cyclic rate, an average of the weights, curves as CSV, and a state to go on from."""
+"""The one fit loop: AdamW, a cyclic rate, an average of the weights, curves, and a state to go on from."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import time
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from geolabel.devices import Precision
+from geolabel.trainers.curves import Curves
 
 logger = logging.getLogger(__name__)
 
-CURVES, SELECTION, STATE = "curves.csv", "selection.csv", "state.pt"
-"""Losses of every step, figures of every evaluation, and what a training goes on from."""
+STATE = "state.pt"
+"""What a training goes on from."""
 
 
 class Objective(Protocol):
@@ -132,7 +132,7 @@ def fit(
     Parameters
     ----------
     folder
-        Gets `CURVES`, `SELECTION` and `STATE`.
+        Gets the files of `Curves`, and `STATE`.
     precision
         Of the steps; weights are kept, averaged and judged in single precision.
     resume
@@ -147,22 +147,19 @@ def fit(
     if resume and (folder / STATE).is_file():
         state.load(folder / STATE)
         logger.info("going on from step %d", state.step)
-    for name in (CURVES, SELECTION):
-        _drop_rows(folder / name, after=state.step)
     last_judged = _stage(schedule, state)
     began = time.monotonic() - state.seconds
-    with ThreadPoolExecutor(1) as ahead:
+    with Curves(folder, after=state.step) as curves, ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(objective.batch, state.step)
         while (progress := schedule.progress(state.step, state.seconds)) < 1:
             batch = coming.result()
             coming = ahead.submit(objective.batch, state.step + 1)
             losses = _step(state, batch, schedule.rate_at(progress))
             state.seconds = time.monotonic() - began
-            at = {"step": state.step, "seconds": round(state.seconds, 2)}
-            _append(folder / CURVES, at | losses)
+            curves.losses(state.step, state.seconds, losses)
             if (stage := _stage(schedule, state)) > last_judged:
                 last_judged = stage
-                _append(folder / SELECTION, at | _judge(objective, state))
+                curves.figures(state.step, state.seconds, _judge(objective, state))
                 state.save(folder / STATE)
     assert state.best is not None
     objective.module.load_state_dict(state.best)
@@ -224,20 +221,3 @@ def _judge(objective: Objective, state: _State) -> dict[str, float]:
         state.score = figures["score"]
         state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
     return figures
-
-
-def _append(path: Path, row: Mapping[str, float]) -> None:
-    fresh = not path.exists() or not path.stat().st_size
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def _drop_rows(path: Path, after: int) -> None:
-    # An interrupted run wrote rows that the resumed one writes again.
-    if path.exists() and path.stat().st_size:
-        header, *rows = path.read_text().splitlines()
-        kept = [row for row in rows if int(row.split(",")[0]) <= after]
-        path.write_text("\n".join([header, *kept, ""]) if kept else "")

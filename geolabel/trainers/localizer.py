@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from geolabel.activation import LEVELS
 from geolabel.networks.localizer import PyramidLocalizer
-from geolabel.trainers.losses import gate_loss, window_logits
-from geolabel.trainers.pictures import Picture
-from geolabel.trainers.samples import draw, generator, to_tensor
+from geolabel.synthetic import CLASSES
+from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.trainers.losses import cover_loss, gate_loss, window_logits
+from geolabel.trainers.pictures import UNKNOWN, Picture
+from geolabel.trainers.samples import draw, generator, in_cells, to_tensor
 from geolabel.types import BoolArray, Float64Array
 
 WINDOW = 128
@@ -26,7 +28,7 @@ LEAST = 0.02
 CENTRE = 4.0
 """Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
 
-STRENGTH = 0.8
+STRENGTH = 0.6
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
 
 OPERATING_POINT = 120
@@ -34,27 +36,43 @@ OPERATING_POINT = 120
 
 
 class LocalizerLosses(nn.Module):
-    """The localizer and its two losses.
+    """The localizer and its losses.
 
     The map serves two ends. Its mean over a window is the class logit: the gate. Its values are the evidence that
     prompts are cut from. A classifier left alone puts its evidence on whatever comes with slides, such as the forest
     around them, so a dense loss holds it to the slide. One gain lets the two differ in scale; `absorb_gain` ends that.
+
+    A head that is thrown away after training reads the land cover of every cell from the features: a quarry is told
+    from a slide sooner by one who has to name both.
     """
 
     def __init__(self, network: PyramidLocalizer) -> None:
         super().__init__()
         self.network = network
         self.log_gain = nn.Parameter(torch.tensor(1.0))
+        self.cover = nn.Conv2d(network.head.in_channels, len(CLASSES), 1)
 
-    def forward(self, images: Tensor, slides: Tensor) -> dict[str, Tensor]:
-        """Losses of normalised images (N, 3, S, S) with landslides (N, 1, S, S), 0 or 1."""
-        maps = self.network(images).float()
+    def forward(self, images: Tensor, slides: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Parameters
+        ----------
+        images : (N, 3, S, S)
+            Normalised.
+        slides : (N, 1, S, S)
+            1 on landslides, else 0.
+        classes : (N, S / stride, S / stride)
+            Land cover in the map's cells, `UNKNOWN` where it is only known to be no landslide.
+        """
+        features = self.network.features(images)
+        maps = self.network.head(features).float()
+        cover = cover_loss(self.cover(features).float(), classes, LANDSLIDE, UNKNOWN)
         coverage = functional.avg_pool2d(slides, self.network.stride)
         cells = WINDOW // self.network.stride
         logits = window_logits(maps * self.log_gain.exp(), self.network.bias, cells, cells // 2)
         share = functional.avg_pool2d(coverage, cells, cells // 2)
         dense = functional.binary_cross_entropy_with_logits(maps - CENTRE, coverage, pos_weight=maps.new_tensor(2.0))
-        return {"dense": dense, "gate": 0.3 * gate_loss(logits, share, LEAST)}
+        return {"dense": dense, "gate": 0.3 * gate_loss(logits, share, LEAST), "cover": 0.5 * cover}
 
     @torch.no_grad()
     def absorb_gain(self) -> float:
@@ -98,7 +116,9 @@ class LocalizerObjective:
         rng = generator(self._seed, 1, step)
         samples = [draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH) for _ in range(self._batch)]
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
-        return {"images": to_tensor([s.rgb for s in samples], self._mean, self._std), "slides": slides}
+        classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()
+        images = to_tensor([s.rgb for s in samples], self._mean, self._std)
+        return {"images": images, "slides": slides, "classes": classes}
 
     def figures(self, module: nn.Module) -> dict[str, float]:
         """Figures of `measure` on the selection; the score is the map's F1 and, for a third, the gate's AUC."""

@@ -156,6 +156,11 @@ def _jpeg(rgb: UInt8Array, quality: int) -> UInt8Array:
     return np.asarray(Image.open(stream))
 
 
+def in_cells(classes: UInt8Array, stride: int) -> UInt8Array:
+    """(H / stride, W / stride) classes at the middle of the cells of a map."""
+    return classes[stride // 2 :: stride, stride // 2 :: stride]
+
+
 def to_tensor(images: Sequence[UInt8Array], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalised images (N, 3, H, W) of images (H, W, 3)."""
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()

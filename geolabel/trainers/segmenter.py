@@ -21,8 +21,8 @@ from geolabel.synthetic.cover import LANDSLIDE
 from geolabel.trainers.losses import best_candidate, cover_loss, dice_loss, focal_loss, mask_iou
 from geolabel.trainers.objects import Prompt, choose_objects, localizer_prompt, sloppy_prompt
 from geolabel.trainers.pictures import UNKNOWN, Picture
-from geolabel.trainers.samples import draw, generator, to_tensor
-from geolabel.types import Float64Array, UInt8Array
+from geolabel.trainers.samples import draw, generator, in_cells, to_tensor
+from geolabel.types import Float64Array
 
 Kind = Literal["both", "box", "point"]
 KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
@@ -195,7 +195,7 @@ class SegmenterObjective:
         kind = KINDS[rng.integers(len(KINDS))]
         steps = (self._frame - size) // EMBEDDING_STRIDE
         origin = rng.integers(0, steps + 1, 2) * EMBEDDING_STRIDE
-        classes = np.stack([_in_cells(sample.classes) for sample in samples])
+        classes = np.stack([in_cells(sample.classes, LOW_RES_STRIDE) for sample in samples])
         return {
             "images": to_tensor([sample.rgb for sample in samples], self._mean, self._std),
             "classes": torch.from_numpy(classes).long(),
@@ -258,10 +258,6 @@ def settle(losses: SegmenterLosses, figures: dict[str, float]) -> None:
     for branch in losses.sam.mask_decoder.output_hypernetworks_mlps:
         branch.layers[-1].weight *= figures["logit/scale"]
         branch.layers[-1].bias *= figures["logit/scale"]
-
-
-def _in_cells(classes: UInt8Array) -> UInt8Array:
-    return classes[LOW_RES_STRIDE // 2 :: LOW_RES_STRIDE, LOW_RES_STRIDE // 2 :: LOW_RES_STRIDE]
 
 
 def _question(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:
