@@ -28,7 +28,7 @@ class Chip:
     labels: BoolArray
     """(C,) which classes it shows."""
     mask: UInt8Array | None = None
-    """(H, W) 0 background, k the k-th class, counted from 1, and `geolabel.labels.IGNORE`; None where it is not known."""
+    """(H, W) 0 background, k the k-th class from 1, `geolabel.labels.IGNORE` where unknown; None without a mask."""
 
 
 class Chips(Protocol):

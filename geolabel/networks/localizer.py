@@ -55,7 +55,11 @@ class PyramidLocalizer(nn.Module):
         -------
         (N, C, H / stride, W / stride)
         """
-        at8, at16, at32 = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(images)[1:], strict=True))
-        features = at8 + enlarge(at16 + enlarge(at32))
-        maps: Tensor = self.head(self.smooth(functional.relu(features)))
+        maps: Tensor = self.head(self.features(images))
         return maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D, H / stride, W / stride), the F of ``theta^T F``."""
+        at8, at16, at32 = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(images)[1:], strict=True))
+        features: Tensor = self.smooth(functional.relu(at8 + enlarge(at16 + enlarge(at32))))
+        return features
