@@ -32,6 +32,7 @@ NETWORKS = {
     "lightning",
     "safetensors",
     "segment_anything",
+    "segmentation_models_pytorch",
     "timm",
     "torch",
     "torchmetrics",
