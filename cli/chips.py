@@ -18,16 +18,28 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 
 @click.command(short_help="Cut chips with image-level labels from a scene, or pack pictures.")
 @click.argument("scene", required=False)
-@click.option("--inventory", type=click.Path(dir_okay=False), metavar="FILE",
-              help="Polygons, labelled points, or a raster of classes.")
+@click.option(
+    "--inventory",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Polygons, labelled points, or a raster of classes.",
+)
 @click.option("-o", "--out", type=click.Path(), help="Folder to make.")
-@click.option("--size", type=click.IntRange(min=32), default=256, show_default=True, metavar="PX",
-              help="Side of the chips.")
-@click.option("--overlap", type=click.IntRange(min=0), metavar="PX",
-              help="Pixels that neighbouring chips share; default a quarter of the side.")
+@click.option(
+    "--size", type=click.IntRange(min=32), default=256, show_default=True, metavar="PX", help="Side of the chips."
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    metavar="PX",
+    help="Pixels that neighbouring chips share; default a quarter of the side.",
+)
 @click.option("--layer", help="Layer of the inventory; default the first.")
-@click.option("--class-column", metavar="NAME",
-              help="Attribute that names the class of a feature, or is 1 or 0; default label or class, if there is one.")
+@click.option(
+    "--class-column",
+    metavar="NAME",
+    help="Attribute that names the class of a feature, or is 1 or 0; default label or class, if any.",
+)
 @click.option("--class-name", default="landslide", show_default=True, help="What features without a class are.")
 @click.option("--class", "classes", cls=options.Named, multiple=True, metavar="NAME",
               help="Label by this class only; give it several times for several.")  # fmt: skip

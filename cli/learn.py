@@ -12,7 +12,7 @@ from .terminal import announce, progress_bar
 
 
 @click.command()
-@click.argument("chips", type=click.Path(exists=True))
+@click.argument("chips", type=click.Path())
 @click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Folder for localizer.safetensors and the curves.")  # fmt: skip
 @click.option(
