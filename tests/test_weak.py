@@ -1,5 +1,6 @@
 """Training on labels of whole chips: crops, schedules, peaks, the three methods in miniature, and what stops them."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,7 @@ def test_cism_s_parts_can_be_left_out():
 
 
 def test_what_is_void_or_lonely_is_said(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.WARNING, "geolabel")
     data = ChipList(("red",), [chip(k, shows=(k == 0,)) for k in range(4)])
     CismObjective(CismLosses(tiny(1), data.names, CismTerms()), data, data, LEARNING, CismTerms(common=False))
     assert "with one class" in caplog.text
