@@ -16,7 +16,7 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 """Options of `packing_options` beside ``--pack`` itself."""
 
 
-@click.command(short_help="Cut chips with image-level labels from a scene, or pack pictures.")
+@click.command(short_help="Cut labelled images from a scene, or pack pictures into a file.")
 @click.argument("scene", required=False)
 @click.option(
     "--inventory",
