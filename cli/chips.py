@@ -1,7 +1,8 @@
-"""``geolabel chips``: pictures to train on."""
+"""``geolabel chips``: pictures to learn from, cut from a scene or packed into one file."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,72 @@ import click
 
 from . import options
 from .packing import packing_options, run_packing
+from .terminal import announce, progress_bar
+
+PACKING = ("data", "negatives", "seeds", "exclude", "quality")
+"""Options of `packing_options` beside ``--pack`` itself."""
 
 
-@click.command(short_help="Pack pictures for training into one file.")
+@click.command(short_help="Cut labelled images from a scene, or pack pictures into a file.")
+@click.argument("scene", required=False)
+@click.option(
+    "--inventory",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Polygons, labelled points, or a raster of classes.",
+)
+@click.option("-o", "--out", type=click.Path(), help="Folder to make.")
+@click.option(
+    "--size", type=click.IntRange(min=32), default=256, show_default=True, metavar="PX", help="Side of the chips."
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    metavar="PX",
+    help="Pixels that neighbouring chips share; default a quarter of the side.",
+)
+@click.option("--layer", help="Layer of the inventory; default the first.")
+@click.option(
+    "--class-column",
+    metavar="NAME",
+    help="Attribute that names the class of a feature, or is 1 or 0; default label or class, if any.",
+)
+@click.option("--class-name", default="landslide", show_default=True, help="What features without a class are.")
+@click.option("--class", "classes", cls=options.Named, multiple=True, metavar="NAME",
+              help="Label by this class only; give it several times for several.")  # fmt: skip
+@options.reading_options
 @packing_options
 @options.overwrite
 @options.as_json
 @options.terminal
-def chips(pack: Path | None, **given: Any) -> None:
-    r"""Pack pictures to train on into one file, for a machine that has torch and no raster library.
+@click.pass_context
+def chips(ctx: click.Context, /, pack: Path | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+    r"""Cut SCENE into chips and label each as a whole, by what the inventory shows in it.
+
+    The folder then holds images/, masks/ (where the inventory says what every pixel is) and labels.csv. Chips keep the
+    scene's own pixels; points get one chip each, polygons and rasters label every window of the scene.
+
+    With --pack, and without SCENE, pictures are packed into one file for a machine that has torch and no raster
+    library.
 
     \b
+    geolabel chips scene.tif --inventory slides.gpkg --out chips/
     geolabel chips --pack pictures.zip --data slides/ --negatives fields/
-    geolabel train bundled --pack pictures.zip --out trained/
     """
-    if pack is None:
-        raise click.UsageError("give --pack FILE")
-    run_packing(pack, **given)
+    packing = {name: given.pop(name) for name in PACKING}
+    if pack is not None:
+        run_packing(pack, overwrite=overwrite, as_json=as_json, **packing)
+        return
+    scene, inventory, out = (given.pop(name) for name in ("scene", "inventory", "out"))
+    if scene is None or inventory is None or out is None:
+        raise click.UsageError("give SCENE with --inventory FILE and --out FOLDER; or --pack FILE")
+    from geolabel.run.chips import cut_chips
+    from geolabel.run.request import Reading
+
+    names = {field.name for field in fields(Reading)}
+    reading = Reading(**{name: given.pop(name) for name in list(given) if name in names})
+    with progress_bar(ctx) as progress:
+        cut = cut_chips(scene, inventory, out, reading=reading, overwrite=overwrite, progress=progress, **given)
+    shown = dict(zip(cut.classes, cut.shown, strict=True))
+    facts = {"chips": cut.chips, **{f"with {name}": count for name, count in shown.items()}, "left out": cut.unclear}
+    announce({"output": str(cut.folder), **facts}, as_json=as_json)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -240,6 +241,48 @@ def segmenter_options(command: F) -> F:
     ):  # fmt: skip
         command = decorate(command)
     return command
+
+
+def training_options(command: F) -> F:
+    """Add the options that all trainings on chips share."""
+    for decorate in (
+        as_json,
+        overwrite,
+        click.option("--resume", is_flag=True, help="Go on from where a stopped training in --out was saved."),
+        click.option("--threads", type=click.IntRange(min=1), help="Threads; all cores by default."),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+                     help="auto is bf16 on CUDA and fp32 elsewhere."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam."),
+        click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
+                     show_default=True, help="The segmenter that is learned from, where one is."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def check_training(file: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is imported, to replace finished weights or to train without the libraries for it."""
+    from importlib.util import find_spec
+
+    from geolabel.errors import GeolabelError, OutputError
+
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file} exists: choose another --out, or give --overwrite")
+    if find_spec("lightning") is None:
+        raise GeolabelError('training needs lightning, which is not installed: pip install "geolabel[train]"')
+
+
+def training_networks(given: dict[str, Any]) -> Networks:
+    """Take the options of `training_options` that say what runs where out of those given, and set the threads."""
+    import torch
+
+    from geolabel.run.request import Networks
+
+    threads = given.pop("threads")
+    if threads:
+        torch.set_num_threads(threads)
+    return Networks(**{name: given.pop(name) for name in ("sam", "sam_checkpoint", "device", "precision")})
 
 
 def polygon_options(command: F) -> F:

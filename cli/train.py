@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import options
+from . import learn, options
 from .terminal import announce, progress_bar
 
 KINDS = ("localizer", "segmenter")
@@ -18,6 +18,9 @@ KINDS = ("localizer", "segmenter")
 @click.group()
 def train() -> None:
     """Train networks. Needs the extra: pip install "geolabel[train]"."""
+
+
+train.add_command(learn.localizer)
 
 
 @train.command()

@@ -6,6 +6,8 @@
     ├── OptionError     an option, or a combination of options, that cannot work
     ├── SceneError      a raster that cannot be opened or lacks what the run needs
     │   └── TileError   one window of a readable scene failed; the rest may go on
+    ├── ChipError       chips, labels or masks that cannot be learned from
+    ├── TrainingError   a training that cannot go on
     ├── VectorError     prompts, an area of interest or an inventory that cannot be used
     ├── WeightsError    a network file that is missing, damaged, or not what it claims to be
     ├── OutputError     a result that cannot be written
@@ -33,6 +35,14 @@ class SceneError(GeolabelError):
 
 class TileError(SceneError):
     """One window of a readable scene could not be processed."""
+
+
+class ChipError(GeolabelError):
+    """Chips, labels or masks cannot be learned from."""
+
+
+class TrainingError(GeolabelError):
+    """A training cannot go on, such as one whose loss is no number."""
 
 
 class VectorError(GeolabelError):

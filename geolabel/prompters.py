@@ -1,8 +1,9 @@
-"""From activation to prompts: APSAM's adaptive prompt generation, and the grid of everything mode.
+"""From activation to prompts: APSAM's contours, S2C's peaks, and the grid of everything mode.
 
-Source: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction", eq. 2 to 8.
+Sources: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction", eq. 2 to 8; Kweon and
+Yoon (2024), "From SAM to CAMs", eq. 7.
 
-What the paper leaves open is decided as follows.
+What the first paper leaves open is decided as follows.
 
 * The grey value has to exceed the threshold (eq. 2), so 120 itself is background.
 * Components are 8-connected and only their outer extent counts: a hole asks for nothing.
@@ -20,8 +21,9 @@ from typing import Literal
 
 import numpy as np
 from scipy import ndimage
+from skimage.feature import peak_local_max
 
-from geolabel.activation import Activation, quantise, upsample
+from geolabel.activation import LEVELS, Activation, quantise, upsample
 from geolabel.errors import OptionError
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans
@@ -91,6 +93,51 @@ class ContourPrompter:
             scores=prompts.scores,
             class_ids=prompts.class_ids,
         )
+
+
+@dataclass(frozen=True)
+class PeakPrompter:
+    """One prompt per class with a point on every local peak of its activation (S2C, eq. 7).
+
+    The points of a class ask for one mask together, since one object has several peaks as often as not. The paper
+    leaves the search to a supplement that is not to be had; here the highest point of a neighbourhood is a peak, at the
+    frame too, and the highest of all is the first.
+
+    Parameters
+    ----------
+    threshold
+        Activation 0..1 that a peak has to reach: the paper's tau.
+    distance
+        Least distance of two peaks, as a share of the image's smaller side; 20 of 256 pixels in the released code.
+    single
+        Whether only the highest peak counts, as in the paper's ablation.
+    """
+
+    threshold: float = 0.5
+    distance: float = 20 / 256
+    single: bool = False
+
+    def __call__(self, activation: Activation) -> Prompts:
+        """Prompts of the classes that have a peak, in the order of the classes."""
+        found = [self._of_class(activation, c) for c in range(len(activation.classes))]
+        prompts = Prompts.concatenate([prompt for prompt in found if prompt is not None])
+        return replace(prompts, ids=np.arange(len(prompts), dtype=np.int64))
+
+    def _of_class(self, activation: Activation, class_id: int) -> Prompts | None:
+        _, rows, cols = activation.values.shape
+        height, width = rows * activation.stride, cols * activation.stride
+        grey = upsample(quantise(activation.values[class_id]), activation.stride, height, width)
+        apart = max(1, round(self.distance * min(height, width)))
+        if grey.max() == 0 or grey.max() < self.threshold * LEVELS:
+            return None
+        peaks = peak_local_max(  # type: ignore[no-untyped-call]
+            grey, min_distance=apart, threshold_abs=self.threshold * LEVELS, exclude_border=False
+        )
+        if not len(peaks):  # the search finds none on a map that is the same everywhere, or just at the threshold
+            peaks = np.argwhere(grey == grey.max())[:1]
+        points = peaks[: 1 if self.single else None, ::-1].astype(np.float64)
+        score = np.full(1, grey.max() / LEVELS, np.float32)
+        return Prompts.build(points=points[None], scores=score, class_ids=np.full(1, class_id, np.int32))
 
 
 @dataclass(frozen=True)

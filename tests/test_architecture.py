@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = (
     "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
-    "mosaic", "labels", "seams", "identity", "polygons", "geodesy", "metrics", "confidence",
+    "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics", "confidence",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
@@ -32,6 +32,7 @@ NETWORKS = {
     "lightning",
     "safetensors",
     "segment_anything",
+    "segmentation_models_pytorch",
     "timm",
     "torch",
     "torchmetrics",

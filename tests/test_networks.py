@@ -119,7 +119,7 @@ def test_given_mask_is_encoded_as_segment_anything_does(prompts):
 
 
 def test_build_names_what_it_knows():
-    with pytest.raises(WeightsError, match=r"'resnet'.*pyramid, sam"):
+    with pytest.raises(WeightsError, match=r"'resnet'.*pyramid, resunet, sam"):
         build({"name": "resnet"})
     with pytest.raises(WeightsError, match="depth"):
         build(PYRAMID | {"depth": 3})

@@ -279,10 +279,11 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
 def _localizer(recipe: Recipe, path: Path) -> Localizer:
     from geolabel.io.checkpoints import load_own
     from geolabel.localizers.cam import CamLocalizer
+    from geolabel.networks.classifier import Classifier
     from geolabel.networks.localizer import PyramidLocalizer
 
     network, info = load_own(path, "localizer")
-    if not isinstance(network, PyramidLocalizer):
+    if not isinstance(network, PyramidLocalizer | Classifier):
         raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")
     return CamLocalizer(
         network,

@@ -15,6 +15,7 @@ from geolabel.activation import Activation, Normalisation, local_probability, no
 from geolabel.devices import forward
 from geolabel.errors import WeightsError
 from geolabel.networks.checkpoint import NetworkInfo
+from geolabel.networks.classifier import Classifier
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.types import Float32Array, UInt8Array
 
@@ -43,7 +44,7 @@ class CamLocalizer:
 
     def __init__(
         self,
-        network: PyramidLocalizer,
+        network: PyramidLocalizer | Classifier,
         info: NetworkInfo,
         *,
         device: str = "cpu",

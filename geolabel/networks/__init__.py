@@ -8,10 +8,19 @@ from typing import Any
 from torch import nn
 
 from geolabel.errors import WeightsError
+from geolabel.networks.classifier import Classifier
 from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.networks.resunet import ResUNet
 from geolabel.networks.sam import build_sam
+from geolabel.networks.student import build_smp
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"pyramid": PyramidLocalizer, "sam": build_sam}
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "classifier": Classifier,
+    "pyramid": PyramidLocalizer,
+    "resunet": ResUNet,
+    "sam": build_sam,
+    "smp": build_smp,
+}
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -20,7 +29,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     Parameters
     ----------
     architecture
-        ``name`` (``pyramid`` or ``sam``) and the builder's keyword arguments.
+        ``name``, one of the builders', and the builder's keyword arguments.
 
     Raises
     ------

@@ -61,6 +61,10 @@ class Schedule:
     minutes: float = math.inf
     """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
 
+    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make what takes the steps, from groups of parameters."""
+        return torch.optim.AdamW(groups, lr=self.rate)
+
     @property
     def steps(self) -> int:
         """Steps of all cycles."""
@@ -178,7 +182,7 @@ def _start(module: nn.Module, schedule: Schedule, device: str, precision: Precis
     decayed = [p for p in module.parameters() if p.ndim > 1]
     kept = [p for p in module.parameters() if p.ndim <= 1]  # norms and biases have no size to hold down
     groups = [{"params": decayed, "weight_decay": schedule.decay}, {"params": kept, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=schedule.rate)
+    optimiser = schedule.optimiser(groups)
     average = AveragedModel(module, avg_fn=_moving_average(schedule.average), use_buffers=True)
     wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
     return _State(fabric, wrapped, average.to(fabric.device), wrapped_optimiser)

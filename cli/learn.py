@@ -1,0 +1,101 @@
+"""``geolabel train localizer`` and ``geolabel train student``: networks from labels of whole chips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+
+@click.command()
+@click.argument("chips", type=click.Path())
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for localizer.safetensors and the curves.")  # fmt: skip
+@click.option(
+    "--method",
+    type=click.Choice(["cam", "s2c", "cism"]),
+    default="cam",
+    show_default=True,
+    help="cam: image labels alone, as APSAM; s2c: with a segmenter's knowledge; cism: in pairs of chips.",
+)
+@click.option(
+    "--init",
+    default="bundled",
+    show_default=True,
+    metavar="bundled|FILE|TIMM-NAME|none",
+    help="First weights: the bundled localizer, one of yours, timm's by name (downloaded), or none.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["cpu", "paper", "code"]),
+    default="cpu",
+    show_default=True,
+    help="Numbers of the training: of a small machine, of the paper, or of the authors' released code.",
+)
+@click.option("--backbone", metavar="TIMM-NAME|wrn38", help="Network with --init none; default the preset's.")
+@click.option(
+    "--epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="How often every chip is seen; default the preset's.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="End by then; the weights then depend on the machine's speed.",
+)
+@click.option("--size", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32.")
+@click.option(
+    "--crops",
+    "batch",
+    cls=options.Named,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Crops of a step; default the preset's.",
+)
+@click.option("--class-name", default="landslide", show_default=True, help="What label 1 means.")
+@click.option("--gsd", type=float, metavar="METRES", help="Pixel size of chips that carry none, such as PNGs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
+@options.training_options
+@options.terminal
+@click.pass_context
+def localizer(
+    ctx: click.Context,
+    /,
+    chips: str,
+    out: Path,
+    class_name: str,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Train a localizer on CHIPS, of which only labels of whole chips are read.
+
+    CHIPS is a folder or table as "geolabel chips" writes it. What comes out runs over scenes:
+
+    \b
+    geolabel train localizer chips/ --method cam --out trained/
+    geolabel extract scene.tif --localizer trained/localizer.safetensors --out slides.gpkg
+    """
+    options.check_training(out / "localizer.safetensors", overwrite=overwrite)
+    from geolabel.datasets.chips import read_chips
+    from geolabel.run.localizers import LocalizerRequest, train_localizer
+
+    networks = options.training_networks(given)
+    with progress_bar(ctx) as progress:
+        figures = train_localizer(
+            read_chips(chips, class_name=class_name),
+            out,
+            LocalizerRequest(**given),
+            networks=networks,
+            resume=resume,
+            progress=progress,
+        )
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    announce({"localizer": str(out / "localizer.safetensors"), **rounded}, as_json=as_json)

@@ -1,0 +1,331 @@
+"""Chips with image-level labels, from a table or from one folder per class.
+
+Three layouts are understood::
+
+    chips/labels.csv                a column `image` with paths, and either `label` (0 or 1, or names of classes, parted
+                                    by semicolons) or one column of 0 and 1 per class
+    chips/labels.csv + chips/part/  asked for chips/part: the rows below it
+    chips/CLASS/*.png               one folder per class; background, negative, none, other or no_CLASS is no class
+
+The mask of ``images/NAME.jpg`` is ``masks/NAME.png`` beside the folder ``images``. In a folder with ``chips.json``, as
+`geolabel chips` writes it, or with more than one class, masks hold numbers of classes and 255 where nobody has judged;
+in any other, what is not 0 is the one class that there is.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from geolabel.chips import Chip
+from geolabel.errors import ChipError
+from geolabel.labels import IGNORE
+from geolabel.types import AnyArray, BoolArray, UInt8Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from geolabel.radiometry import Stretch
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+TABLE, DESCRIPTION = "labels.csv", "chips.json"
+
+NO_CLASS = ("", "background", "negative", "none", "other", "0")
+"""Labels, and names of folders, that mean the absence of every class; so does ``no_`` or ``not_`` before a name."""
+
+SAMPLED = 32
+"""Chips that the stretch of a set that is not uint8 is taken from."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    path: Path
+    labels: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChipDataset(Dataset):  # type: ignore[type-arg]
+    """Chips on disk; images are read when they are asked for. See `read_chips`."""
+
+    classes: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: BoolArray
+    """(N, C)"""
+    numbered: bool = False
+    """Whether masks hold numbers of classes; otherwise what is not 0 is the only class."""
+    given_gsd: float | None = None
+    """Metres per pixel, where the set says so."""
+    transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Applied to every sample, as torchgeo's data sets do."""
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Stem of every chip's file."""
+        return tuple(path.stem for path in self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample: ``image`` (3, H, W) float 0..255, ``label`` (C,) float, and ``mask`` (H, W) long if known."""
+        import torch
+
+        chip = self.chip(index)
+        sample: dict[str, Tensor] = {
+            "image": torch.from_numpy(chip.rgb).permute(2, 0, 1).float(),
+            "label": torch.from_numpy(chip.labels).float(),
+        }
+        if chip.mask is not None:
+            sample["mask"] = torch.from_numpy(chip.mask).long()
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def chip(self, index: int) -> Chip:
+        """Read one chip.
+
+        Raises
+        ------
+        ChipError
+            If its file, or its mask, cannot be read, or they differ in size.
+        """
+        path, labels = self.paths[index], self.labels[index]
+        rgb = self._to_rgb(read_image(path), path)
+        return Chip(path.stem, rgb, labels, self._mask(path, labels, rgb.shape[:2]))
+
+    @cached_property
+    def gsd(self) -> float | None:
+        """Metres per pixel: as the set says, else of the first chip if that is a georeferenced GeoTIFF, else None."""
+        return self.given_gsd or (_gsd(self.paths[0]) if len(self) else None)
+
+    def part(self, keep: BoolArray) -> Self:
+        """The chips of a mask (N,)."""
+        paths = tuple(path for path, kept in zip(self.paths, keep, strict=True) if kept)
+        return replace(self, paths=paths, labels=self.labels[keep])
+
+    def _mask(self, path: Path, labels: BoolArray, size: tuple[int, ...]) -> UInt8Array | None:
+        file = mask_path(path)
+        if not file.is_file():
+            return None if labels.any() else np.zeros(size, np.uint8)
+        values = read_image(file)
+        if values.shape[:2] != size:
+            raise ChipError(
+                f"the mask {file} has {values.shape[0]} x {values.shape[1]} px and its chip {size[0]} x {size[1]}: "
+                "save the mask again at the size of the chip"
+            )
+        values = values if values.ndim == 2 else values.max(axis=2)
+        if not self.numbered:
+            return (values > 0).astype(np.uint8)
+        unknown = sorted(set(np.unique(values).tolist()) - {*range(len(self.classes) + 1), IGNORE})
+        if unknown:
+            raise ChipError(
+                f"the mask {file} holds the value {unknown[0]}, of {len(self.classes)} classes and {IGNORE}"
+            )
+        return values.astype(np.uint8)
+
+    def _to_rgb(self, values: AnyArray, path: Path) -> UInt8Array:
+        bands = _bands(values, path)
+        if bands.dtype == np.uint8:
+            return np.ascontiguousarray(bands)
+        return self._stretch.apply(np.moveaxis(bands, 2, 0), np.asarray(np.isfinite(bands).all(axis=2)))
+
+    @cached_property
+    def _stretch(self) -> Stretch:
+        """One stretch for all chips that are not uint8, from a sample of the set."""
+        from geolabel.radiometry import Stretch
+
+        chosen = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))
+        flat = [_bands(read_image(self.paths[i]), self.paths[i]).reshape(-1, 3)[::7] for i in chosen]
+        bands = np.concatenate(flat).T[:, None]
+        return Stretch.from_sample(bands, np.asarray(np.isfinite(bands).all(axis=0)))
+
+
+def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDataset:
+    """Find the chips of a folder or a table.
+
+    Parameters
+    ----------
+    path
+        A folder, or a CSV file; see the top of this module.
+    class_name
+        What label 1 of a table with a single column of 0 and 1 means.
+
+    Raises
+    ------
+    ChipError
+        If there is no such set, its table cannot be understood, names a file that is not there, or two chips share a
+        name.
+    """
+    path = Path(path)
+    table = _table_of(path)
+    if table is None:
+        classes, rows = _from_folders(path)
+    else:
+        classes, rows = _from_table(table, class_name)
+        if path.is_dir() and table.parent != path:
+            inside = path.resolve()
+            rows = [row for row in rows if inside in row.path.resolve().parents]
+    if not rows:
+        raise ChipError(f"{path} holds no chips: give a folder with {TABLE}, or one folder of images per class")
+    missing = [row.path for row in rows if not row.path.is_file()]
+    if missing:
+        raise ChipError(f"{len(missing)} of {len(rows)} labelled chips are missing, such as {missing[0]}: "
+                        "add the files, or take their rows out of the table")  # fmt: skip
+    doubles = [name for name, count in Counter(row.path.stem for row in rows).items() if count > 1]
+    if doubles:
+        raise ChipError(f"{len(doubles)} names stand for several chips, such as {doubles[0]!r}: results are named "
+                        "after chips, so give each a name of its own")  # fmt: skip
+    facts = _description(path if path.is_dir() else path.parent)
+    known: Sequence[str] = facts.get("classes", classes)
+    order = [classes.index(name) if name in classes else None for name in known]
+    labels = np.array([[k is not None and row.labels[k] for k in order] for row in rows], bool)
+    paths = tuple(row.path for row in rows)
+    numbered = "classes" in facts or len(known) > 1
+    return ChipDataset(tuple(known), paths, labels.reshape(len(rows), -1), numbered, facts.get("gsd_m"))
+
+
+def _table_of(path: Path) -> Path | None:
+    if path.suffix.lower() == ".csv":
+        if not path.is_file():
+            raise ChipError(f"{path} does not exist: give a table of chips or a folder")
+        return path
+    if not path.is_dir():
+        raise ChipError(f"{path} is no folder: give a folder of chips or a CSV file")
+    return next((table for table in (path / TABLE, path.parent / TABLE) if table.is_file()), None)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return {}
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return {"classes": tuple(map(str, facts["classes"])), "gsd_m": float(facts["gsd_m"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ChipError(f"{file} cannot be understood ({error}): cut the chips again, or remove it") from error
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Row]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ChipError(f"{table} cannot be read as CSV ({error}): save it as UTF-8 with commas") from error
+    if "image" not in header or len(header) < 2:
+        raise ChipError(f"{table} has the columns {', '.join(header) or 'none'}: it needs image, and label or classes")
+    columns = ["label"] if "label" in header else [name for name in header if name != "image"]
+    cells = [[(row[name] or "").strip() for name in columns] for row in rows]
+    if any(set(row) - {"0", "1"} for row in cells):
+        if columns != ["label"]:
+            line = next(k for k, row in enumerate(cells, 2) if set(row) - {"0", "1"})
+            raise ChipError(f"line {line} of {table}: a column of a class holds 0 or 1, not {cells[line - 2]}")
+        shown = [_names(row[0]) for row in cells]
+        classes = tuple(sorted({name for names in shown for name in names}))
+        if not classes:
+            raise ChipError(f"{table} names no class: its labels are 0 and 1, or names of classes")
+        labels = [tuple(name in names for name in classes) for names in shown]
+    else:
+        classes = (class_name,) if columns == ["label"] else tuple(columns)
+        labels = [tuple(cell == "1" for cell in row) for row in cells]
+    return classes, [_Row(table.parent / row["image"], found) for row, found in zip(rows, labels, strict=True)]
+
+
+def _names(cell: str) -> set[str]:
+    return {name for name in map(str.strip, cell.split(";")) if not _means_nothing(name)}
+
+
+def _means_nothing(name: str) -> bool:
+    return name.lower() in NO_CLASS or name.lower().startswith(("no_", "not_", "non_", "no-", "not-", "non-"))
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _from_folders(root: Path) -> tuple[tuple[str, ...], list[_Row]]:
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name != "masks" and not p.name.startswith(".")]
+    files = {folder: [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES] for folder in folders}
+    classes = tuple(folder.name for folder in folders if files[folder] and not _means_nothing(folder.name))
+    if classes == ("images",):
+        raise ChipError(f"{root} has images and no labels: add {TABLE} with the columns image and label")
+    return classes, [
+        _Row(path, tuple(folder.name == name for name in classes)) for folder in folders for path in files[folder]
+    ]
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def mask_path(image: Path) -> Path:
+    """Where the mask of a chip is, if it has one."""
+    return image.parent.parent / "masks" / f"{image.stem}.png"
+
+
+def read_image(path: Path) -> AnyArray:
+    """Values of a file, (H, W) or (H, W, B).
+
+    Raises
+    ------
+    ChipError
+        If it cannot be read.
+    """
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return _read_tiff(path)
+        with Image.open(path) as image:
+            plain = image if image.mode in ("L", "RGB", "P", "1", "I;16") else image.convert("RGB")
+            plain = plain.convert("RGB") if plain.mode == "P" and path.parent.name != "masks" else plain
+            values = np.array(plain)
+            return values.astype(np.uint8) if values.dtype == bool else values
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ChipError(f"{path} cannot be read ({error}): remove it, or save it again as PNG, JPEG or TIFF") from error
+
+
+def _read_tiff(path: Path) -> AnyArray:
+    import warnings
+
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips may lie nowhere
+        try:
+            with rasterio.open(path) as dataset:
+                return np.moveaxis(dataset.read(), 0, 2)
+        except RasterioError as error:
+            raise OSError(error) from error
+
+
+def _bands(values: AnyArray, path: Path) -> AnyArray:
+    # (H, W, 3): the first three bands, or grey three times.
+    values = values[..., None] if values.ndim == 2 else values
+    if values.shape[2] == 2:
+        raise ChipError(f"{path} has two bands: a chip is grey, or its first three bands are red, green and blue")
+    return values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
+
+
+def _gsd(path: Path) -> float | None:
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    from geolabel.errors import SceneError
+    from geolabel.io.scenes import SceneReader
+
+    try:
+        with SceneReader(path) as reader:
+            return reader.scene.grid.gsd
+    except SceneError:
+        return None

@@ -1,0 +1,223 @@
+"""Train a localizer on chips: from a folder to a file that extract runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from geolabel.chips import Chips, Part, check_learnable, split
+from geolabel.datasets.chips import ChipDataset, read_chips
+from geolabel.errors import OptionError, OutputError, WeightsError
+from geolabel.io import weights
+from geolabel.io.checkpoints import load_own
+from geolabel.labelers import ConfidenceLabeler
+from geolabel.masks import Filters
+from geolabel.networks import build
+from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.networks.classifier import Classifier
+from geolabel.prompters import PeakPrompter
+from geolabel.run import worker
+from geolabel.run.report import Progress, Silent
+from geolabel.run.request import Networks
+from geolabel.run.segmentmaps import segment_maps
+from geolabel.trainers.bundled import MEAN, STD
+from geolabel.trainers.fit import fit
+from geolabel.trainers.presets import LocalizerPreset, Method, PresetName, preset_of
+from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, activation_constant
+from geolabel.trainers.weak_cism import CismLosses, CismObjective
+from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, prompted_targets
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Mean and standard deviation that timm's weights expect, of 0..255."""
+
+ANY_GSD = (0.01, 1000.0)
+"""What a localizer of chips of unknown gsd is taken to know."""
+
+FILTERS = Filters(predicted_iou=0.5, stability=0.7)
+"""Of the bundled segmenter's segments: a small network is less sure of itself than the official ones."""
+
+FILE = "localizer.safetensors"
+
+
+@dataclass(frozen=True)
+class LocalizerRequest:
+    """What a user asks of a training; None leaves a number to the preset."""
+
+    method: Method = "cam"
+    preset: PresetName = "cpu"
+    init: str = "none"
+    """``none``, ``bundled``, the path of a localizer, or a network of timm's whose weights are fetched."""
+    backbone: str | None = None
+    """Of a network that starts from nothing."""
+    epochs: float | None = None
+    minutes: float | None = None
+    """Wall clock limit; the weights then depend on the machine."""
+    size: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    gsd: float | None = None
+    """Metres per pixel of chips that do not know it themselves."""
+
+    @property
+    def numbers(self) -> LocalizerPreset:
+        """The preset with what was asked for."""
+        preset = preset_of(self.method, self.preset)
+        size, batch = self.size or preset.cropping.size, self.batch or preset.batch
+        if size % 32:
+            raise OptionError(f"crops of {size} px: networks take multiples of 32 px, such as {size // 32 * 32 or 32}")
+        return replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+
+
+def train_localizer(
+    chips: str | Path | Chips,
+    out: str | Path,
+    request: LocalizerRequest | None = None,
+    *,
+    networks: Networks | None = None,
+    preset: LocalizerPreset | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Train a localizer on image-level labels; no mask is read, be there any.
+
+    One chip in five, by its name, is kept to select the weights by.
+
+    Parameters
+    ----------
+    chips
+        See `geolabel.datasets.chips.read_chips`.
+    out
+        Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
+    networks
+        The segmenter that S2C learns from, and where everything runs.
+    preset
+        Numbers in place of those of the request.
+
+    Returns
+    -------
+    figures of the weights kept
+
+    Raises
+    ------
+    ChipError
+        If the chips cannot be read or teach nothing.
+    TrainingError
+        If a loss is no number.
+    WeightsError
+        If the first weights cannot be had, or are no localizer's.
+    OutputError
+        If the folder cannot be written to.
+    """
+    request, networks, out = request or LocalizerRequest(), networks or Networks(), Path(out)
+    numbers = preset or request.numbers
+    chips = read_chips(chips) if isinstance(chips, str | Path) else chips
+    check_learnable(chips)
+    learn, select = _split(chips)
+    recipe, segmenter = networks.recipes("whole")
+    torch.manual_seed(request.seed)
+    network, info = _start(request, numbers, chips)
+    learning = Learning(
+        cropping=numbers.cropping,
+        batch=min(numbers.batch, len(learn)),
+        mean=info.mean,
+        std=info.std,
+        seed=request.seed,
+        frozen_norm=numbers.frozen_norm and request.init != "none",
+    )
+    objective: ChipObjective
+    rest: dict[str, Any] = {"frozen_norm": learning.frozen_norm}
+    if request.method == "s2c":
+        terms = numbers.s2c
+        maps = None
+        if terms.contrast:
+            maps = segment_maps(
+                learn,
+                segmenter,
+                out / "segments",
+                filters=FILTERS,
+                points_per_side=numbers.points_per_side,
+                progress=progress or Silent(),
+            )
+        labeler = ConfidenceLabeler(numbers.labeler_threshold)
+        targets = prompted_targets(PeakPrompter(), worker.segmenter(segmenter), labeler, chips.classes)
+        objective = S2cObjective(S2cLosses(network, learn.names, terms, targets, **rest), learn, select, learning, maps)
+    elif request.method == "cism":
+        module = CismLosses(network, learn.names, numbers.cism, **rest)
+        objective = CismObjective(module, learn, select, learning, numbers.cism)
+    else:
+        objective = ChipObjective(ChipLosses(network, learn.names, **rest), learn, select, learning)
+    steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
+    schedule = numbers.falling(steps, request.minutes or math.inf)
+    precision = "bf16" if recipe.precision == "bf16" else "fp32"
+    try:
+        figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)  # type: ignore[arg-type]
+        trained = {"method": request.method, "preset": request.preset, "init": request.init, "seed": request.seed}
+        trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
+        trained["selection"] = figures
+        constant = activation_constant(objective.module.network, learn, learning)
+        save_checkpoint(out / FILE, network, replace(info, constant=constant, trained=trained))
+    except OSError as error:
+        raise OutputError(f"{out} could not be written to ({error}): is the disk full?") from error
+    except RuntimeError as error:  # torch says so when a state does not fit on the disk, or to the network
+        if "PytorchStreamWriter" in str(error):
+            raise OutputError(f"{out} could not be written to ({error}): is the disk full?") from error
+        if "state_dict" in str(error):
+            raise WeightsError(f"{out} holds the state of another training: give another folder, or its own options "
+                               "to resume") from error  # fmt: skip
+        raise
+    return figures
+
+
+def _split(chips: Chips) -> tuple[Part, Part]:
+    learn, select = split(chips)
+    told = [labels.any(axis=0) & ~labels.all(axis=0) for labels in (learn.labels, select.labels) if len(labels)]
+    if len(told) == 2 and all(t.all() for t in told):
+        return learn, select
+    log.warning("%d chips are too few to keep some aside: weights are selected by what they learn from", len(chips))
+    everything = Part(chips, np.arange(len(chips)))
+    return everything, everything
+
+
+def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> tuple[nn.Module, NetworkInfo]:
+    """A network to train and its description, as far as it is known."""
+    count, zooms = len(chips.classes), numbers.cropping.zooms
+    gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
+    gsd_range = ANY_GSD if gsd is None else (gsd / zooms[1], gsd / zooms[0])
+    shared: dict[str, Any] = {"kind": "localizer", "classes": chips.classes, "window": numbers.cropping.size}
+    shared |= {"gsd_range": gsd_range}
+    if request.init == "bundled" or Path(request.init).is_file():
+        path = weights.fetch(weights.lookup("bundled", "localizer")[0])
+        network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")
+        network.requires_grad_(True)
+        architecture = info.architecture | {"classes": count}
+        if info.classes != chips.classes:
+            fresh = build(architecture)
+            kept = {name: t for name, t in network.state_dict().items() if not name.startswith(("head.", "bias"))}
+            fresh.load_state_dict(kept, strict=False)
+            network = fresh
+        return network, replace(info, architecture=architecture, **shared)
+    pretrained = request.init != "none"
+    if pretrained and weights.offline():
+        raise WeightsError(f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init bundled, none or a file")
+    backbone = request.init if pretrained else request.backbone or numbers.backbone
+    stride = 8 if backbone == "wrn38" else numbers.output_stride
+    architecture = {"backbone": backbone, "classes": count, "output_stride": stride, "features": numbers.features}
+    mean, std = IMAGENET if pretrained else (MEAN, STD)
+    try:
+        classifier = Classifier(**architecture, pretrained=pretrained)
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{backbone} cannot start a localizer ({error}): give none, bundled, a file of geolabel, or "
+                           "a convolutional network of timm") from error  # fmt: skip
+    described = {"name": "classifier", **architecture}
+    return classifier, NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **shared)

@@ -1,0 +1,95 @@
+"""Square crops of chips of any size.
+
+A chip's size tells what it shows wherever chips were cut around objects. So crops are taken at the chip's own scale, or
+at one drawn without looking at its size, and a chip smaller than a crop lies anywhere in it, its surroundings mirrored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from geolabel.trainers.samples import recolour
+from geolabel.types import AnyArray, Int32Array, Int64Array, UInt8Array
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """How crops are taken."""
+
+    size: int
+    """Pixels a side."""
+    zooms: tuple[float, float] = (1.0, 1.0)
+    """Range of enlargements."""
+    strength: float = 1.0
+    """Of the changes in colour and sharpness; 0 for none."""
+
+    @property
+    def zoom(self) -> float:
+        """The middle of `zooms`, at which whole chips are judged."""
+        return float(np.sqrt(self.zooms[0] * self.zooms[1]))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Part of a chip."""
+
+    rgb: UInt8Array
+    """(S, S, 3)"""
+    layer: AnyArray | None
+    """(S, S) numbers that were cut with it."""
+
+
+def take_crop(rgb: UInt8Array, cropping: Cropping, rng: Generator, layer: AnyArray | None = None) -> Crop:
+    """Cut, scale, turn, mirror and recolour part of a chip.
+
+    Parameters
+    ----------
+    rgb : (H, W, 3)
+    layer : (H, W)
+        Numbers, uint8 or int32, that go through the same geometry without being mixed.
+    """
+    size = cropping.size
+    zoom = np.exp(rng.uniform(*np.log(cropping.zooms)))
+    reach = max(1, round(size / zoom))
+    rows, cols = (_span(length, reach, rng) for length in rgb.shape[:2])
+    turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
+
+    def warp(values: AnyArray, how: Image.Resampling) -> AnyArray:
+        part = Image.fromarray(values[rows[:, None], cols])
+        scaled = np.asarray(part if reach == size else part.resize((size, size), how))
+        turned = np.rot90(scaled, turns)
+        return np.ascontiguousarray(turned[:, ::-1] if mirror else turned)
+
+    out = warp(rgb, Image.Resampling.BILINEAR)
+    if cropping.strength > 0:
+        out = recolour(out, rng, cropping.strength)
+    return Crop(out, None if layer is None else warp(layer, Image.Resampling.NEAREST))
+
+
+def _span(length: int, reach: int, rng: Generator) -> Int64Array:
+    """Where `reach` pixels lie along a side of `length`: anywhere inside, or anywhere around it, mirrored."""
+    spare = length - reach
+    first = int(rng.integers(spare + 1)) if spare >= 0 else -int(rng.integers(-spare + 1))
+    return mirrored(first, first + reach, length)
+
+
+def mirrored(first: int, end: int, length: int) -> Int64Array:
+    """Indices ``first`` to ``end`` of a side that is mirrored at both ends, over and over."""
+    at = np.arange(first, end) % (2 * length)
+    inside: Int64Array = np.minimum(at, 2 * length - 1 - at)
+    return inside
+
+
+def epoch_indices(count: int, batch: int, step: int, seed: int) -> Int32Array:
+    """(batch,) which of `count` samples make up a step: all of them once in every epoch, in an order of its own.
+
+    The last batch of an epoch is filled up from its beginning.
+    """
+    steps = -(-count // batch)
+    epoch, at = divmod(step, steps)
+    order = np.random.default_rng([seed, 3, epoch]).permutation(count).astype(np.int32)
+    return np.take(order, np.arange(at * batch, (at + 1) * batch), mode="wrap")
