@@ -1,7 +1,9 @@
 """The published methods, each a composition of the parts and a module of this package.
 
 A module that labels images has a frozen dataclass ``Settings``, whose fields are the method's own options with their
-defaults, and a function ``label`` of the shape of `Label`. A new method is one more line in `METHODS` and its module.
+defaults, and a function ``label`` of the shape of `Label`. A new method is its module, one more line in `METHODS`, and
+those of its options that no other method has in ``geolabel.cli.label``. A method that has a localizer has a setting of
+that name: `Networks` says which segmenter runs, and where.
 """
 
 from __future__ import annotations

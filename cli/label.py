@@ -1,0 +1,64 @@
+"""``geolabel label``: images to pseudo-labels, with any of the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from geolabel.methods import METHODS
+
+from . import options
+from .terminal import announce, progress_bar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = ()
+"""Options of single methods, each named once, with the methods that have it. None is the method's own default."""
+
+
+def method_options(command: F) -> F:
+    """Add the options of all methods; which of them a method takes is seen from its settings."""
+    for decorate in reversed(METHOD_OPTIONS):
+        command = decorate(command)
+    return command
+
+
+def _summaries() -> str:
+    # \b keeps click from filling the lines
+    return "\b\n" + "\n".join(f"{name:<14}{method.summary}" for name, method in METHODS.items())
+
+
+@click.command(short_help="Make pseudo-labels of a folder of images.", epilog=_summaries())
+@click.argument("chips", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder to write.")  # fmt: skip
+@click.option("--method", required=True, type=click.Choice(list(METHODS)), help="The published system to follow.")
+@method_options
+@options.segmenter_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def label(
+    ctx: click.Context, /, chips: Path, out: Path, method: str, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    r"""Make pseudo-labels of the images in CHIPS.
+
+    The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
+    they were made. A run that was stopped goes on with the same command.
+    """
+    import torch
+
+    from geolabel.run.request import Networks
+
+    if threads := given.pop("threads"):
+        torch.set_num_threads(threads)
+    networks = Networks(**{name: given.pop(name) for name in options.NETWORKS if name in given and name != "localizer"})
+    chosen = METHODS[method]
+    settings = chosen.settings(given)
+    with progress_bar(ctx) as progress:
+        figures = chosen.label(chips, out, settings, networks, overwrite=overwrite, progress=progress)
+    announce({"output": str(out)} | figures, as_json=as_json)

@@ -1,0 +1,80 @@
+"""From a folder of images to a folder of pseudo-labels, one image after the other; a stopped run goes on.
+
+Memory does not grow with the number of images. What labels an image is a function: a `geolabel.pipeline.Pipeline` with
+the size of its tiles, or anything else that a method is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import geolabel
+from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.labels import LabelMap
+from geolabel.parts import Recipe
+from geolabel.run.report import Progress
+from geolabel.types import UInt8Array
+
+LabelImage = Callable[[str, UInt8Array], LabelMap]
+"""Labels an image (H, W, 3), red first, known by its name."""
+
+
+def label_images(
+    images: ImageFolder, label: LabelImage, writer: PseudoLabelWriter, *, overwrite: bool = False, progress: Progress
+) -> dict[str, Any]:
+    """Label every image that is not labelled yet, and finish the folder.
+
+    Parameters
+    ----------
+    label
+        Is asked about each image once, in order; its maps have the classes of `writer`.
+    overwrite
+        Whether finished pseudo-labels may be replaced.
+
+    Returns
+    -------
+    The figures that a user wants to see at the end.
+
+    Raises
+    ------
+    SceneError
+        If an image cannot be read.
+    OutputError
+        If the folder holds something else or cannot be written to.
+    """
+    names = images.names
+    writer.start(overwrite=overwrite)
+    kept = sum(map(writer.has, names))
+    for _ in progress.track(_labelled(images, label, writer), "label", len(names)):
+        pass
+    writer.finish(names, {"images": len(names)})
+    return {"images": len(names), "kept": kept, "classes": len(writer.classes)}
+
+
+def _labelled(images: ImageFolder, label: LabelImage, writer: PseudoLabelWriter) -> Iterator[str]:
+    for index, name in enumerate(images.names):
+        if not writer.has(name):
+            image = images.read(index)
+            writer.write(name, image, label(name, image))
+        yield name
+
+
+def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], images: ImageFolder) -> dict[str, Any]:
+    """What pseudo-labels are made of and with, as plain values; a run goes on only with the same.
+
+    Parameters
+    ----------
+    settings
+        The method's own frozen dataclass; paths in it become text.
+    """
+    return {
+        "geolabel": geolabel.__version__,
+        "method": method,
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(settings).items()},
+        "networks": {recipe.role: asdict(recipe) for recipe in recipes},
+        "images": {"count": len(images), "sha256_of_names_and_sizes": images.digest},
+    }

@@ -1,0 +1,109 @@
+"""Labelling a folder: every image once, going on after a stop, and the options of methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
+from geolabel.errors import OptionError, OutputError, SceneError
+from geolabel.labelers import UnionLabeler
+from geolabel.labels import LabelMap
+from geolabel.methods import METHODS, Method
+from geolabel.parts import Recipe
+from geolabel.pipeline import Pipeline, label_image
+from geolabel.prompters import ContourPrompter
+from geolabel.run.label import label_images, label_provenance
+from geolabel.run.report import Silent
+from geolabel.testing import FakeLocalizer, FakeSegmenter
+from geolabel.types import UInt8Array
+
+CLASSES = ("background", "landslide")
+
+
+@pytest.fixture
+def chips(tmp_path: Path) -> ImageFolder:
+    """Three images with one bright square each, the last larger than what the segmenter sees at once."""
+    (tmp_path / "chips").mkdir()
+    for number, side in enumerate((64, 96, 160)):
+        pixels = np.zeros((side, side, 3), np.uint8)
+        pixels[16:32, 8 : 24 + 8 * number] = 255
+        Image.fromarray(pixels).save(tmp_path / "chips" / f"{number}.png")
+    return ImageFolder(tmp_path / "chips")
+
+
+def pipeline(_: str, image: UInt8Array) -> LabelMap:
+    parts = Pipeline(FakeLocalizer(), ContourPrompter(), FakeSegmenter(), UnionLabeler())
+    return label_image(parts, image, 128)
+
+
+def test_a_pipeline_labels_a_folder(chips: ImageFolder, tmp_path: Path) -> None:
+    writer = PseudoLabelWriter(tmp_path / "out", CLASSES, {"method": "test"})
+    assert label_images(chips, pipeline, writer, progress=Silent()) == {"images": 3, "kept": 0, "classes": 2}
+    found = PseudoLabels(tmp_path / "out")
+    assert found.names == ("0", "1", "2")
+    for one in found:
+        assert np.array_equal(one.values == 1, one.image[..., 0] == 255)
+
+
+def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(chips: ImageFolder, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def stopping(name: str, image: UInt8Array) -> LabelMap:
+        asked.append(name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return pipeline(name, image)
+
+    stopped, whole = (PseudoLabelWriter(tmp_path / name, CLASSES, {"method": "test"}) for name in ("a", "b"))
+    with pytest.raises(KeyboardInterrupt):
+        label_images(chips, stopping, stopped, progress=Silent())
+    with pytest.raises(SceneError, match="was stopped: run it again"):
+        PseudoLabels(tmp_path / "a")
+    assert label_images(chips, stopping, stopped, progress=Silent())["kept"] == 1
+    assert asked == ["0", "1", "1", "2"]
+    label_images(chips, pipeline, whole, progress=Silent())
+    files = sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert len(files) == 8
+    assert [(tmp_path / "a" / file).read_bytes() for file in files] == [
+        (tmp_path / "b" / file).read_bytes() for file in files
+    ]
+    with pytest.raises(OutputError, match="give --overwrite"):
+        label_images(chips, pipeline, whole, progress=Silent())
+
+
+@dataclass(frozen=True)
+class Settings:
+    threshold: float = 0.5
+    model: Path = Path("a.json")
+
+
+def test_provenance_is_plain_and_changes_with_everything(chips: ImageFolder) -> None:
+    recipe = Recipe("segmenter", "bundled", "0" * 64)
+    facts = label_provenance("test", Settings(), [recipe], chips)
+    assert facts["settings"] == {"threshold": 0.5, "model": "a.json"}
+    assert facts["networks"]["segmenter"]["source"] == "bundled"
+    assert label_provenance("test", Settings(0.4), [recipe], chips) != facts
+
+
+def test_a_method_takes_its_own_options_only() -> None:
+    method = Method("for tests", __name__)
+    assert method.settings({"threshold": 0.4, "model": None, "clusters": None}) == Settings(0.4)
+    with pytest.raises(OptionError, match="--clusters: no option of this method, which has --model, --threshold"):
+        method.settings({"clusters": 3})
+
+
+def test_every_method_is_there_and_its_options_are_options_of_the_command() -> None:
+    from dataclasses import fields
+
+    from geolabel.cli.label import label
+
+    named = {option.name for option in label.params}
+    for name, method in METHODS.items():
+        assert {field.name for field in fields(type(method.settings({})))} <= named, name
+        assert callable(method.label)
