@@ -104,3 +104,27 @@ def quality(
             overwrite=overwrite,
         )
     announce(files, as_json=as_json)
+
+
+@bench.command()
+@click.argument("quality", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Folder for localizer.md, segmenter.md and pictures of failures.")  # fmt: skip
+@options.network_options
+@options.as_json
+@options.terminal
+def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
+    r"""Write the model cards of the networks, with the table that bench quality left in the folder QUALITY.
+
+    \b
+    geolabel bench card quality/ --out cards/
+    """
+    import torch
+
+    from geolabel.bench.cards import write_cards
+    from geolabel.run.request import Networks
+
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    files = write_cards(out, quality, Networks(**{name: given[name] for name in options.NETWORKS}))
+    announce(files, as_json=as_json)

@@ -300,7 +300,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(weights, "load", load)
     monkeypatch.setattr(examples, "SYNTHETIC_SIZE", 96)
     monkeypatch.setattr(quality, "FOREST_SEEDS", range(700_000, 700_001))
-    monkeypatch.setattr(Drawn, "__iter__", lambda self: (field((96, 96), name=str(k)) for k in range(self.count)))
+    monkeypatch.setattr(Drawn, "__iter__", lambda self: (field((96, 96), name=f"seed {k}") for k in range(self.count)))
 
 
 @pytest.fixture
@@ -312,6 +312,7 @@ def data(tmp_path) -> Path:
     write_chips(folder / "bijie" / "val", [field(name="one"), field(name="two"), without])
     (folder / "geotiffs").mkdir()
     scenes.write_scene(folder / "geotiffs" / "plain.tif", without, 0.5)
+    scenes.write_scene(folder / "geotiffs" / "kept_field_0p1m.tif", without, 0.5)
     return folder
 
 
@@ -338,6 +339,31 @@ def test_bench_writes_one_table_and_measures_nothing_twice(stand_ins, data, tmp_
     assert (out / "quality.md").read_text() == page
     with pytest.raises(TypeError):
         run("--data", data, "--out", out, "--limit", 2, "--overwrite")
+
+
+def test_cards_show_what_was_measured_of_these_networks(stand_ins, data, tmp_path):
+    table = tmp_path / "table"
+    run("--data", data, "--out", table, "--limit", 2)
+    call = ["card", str(table), "--out", str(tmp_path)]
+    done = CliRunner().invoke(bench, call, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    localizer, segmenter = ((tmp_path / f"{kind}.md").read_text() for kind in ("localizer", "segmenter"))
+    assert "## False alarms in scenes without landslides" in localizer
+    assert "| geotiffs kept for reports | geolabel |" in localizer
+    assert "| other geotiffs | geolabel |" in localizer
+    assert "## Masks from the true box and centroid" in segmenter
+    assert "False alarms" not in segmenter
+    assert "failures.jpg" in localizer
+    with Image.open(tmp_path / "failures.jpg") as picture:
+        assert picture.width == 2 * 400  # two scenes
+
+    held = json.loads((table / "quality.json").read_text())
+    held["weights"]["segmenter"]["sha256"] = "0" * 64
+    (table / "quality.json").write_text(json.dumps(held))
+    done = CliRunner().invoke(bench, call)
+    assert "was measured with a segmenter of SHA-256 000" in str(done.exception)
+    (table / "quality.json").unlink()
+    assert "run geolabel bench quality" in str(CliRunner().invoke(bench, call).exception)
 
 
 def test_bench_says_what_is_missing(stand_ins, data, tmp_path):

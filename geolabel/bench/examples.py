@@ -6,7 +6,7 @@ Images are split by one rule, so that what weights are chosen by is never what t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -120,8 +120,17 @@ class Drawn:
 
 def outlined(folder: Path, split: Split) -> Files:
     """Images of a folder with images/ and masks/, of which those named in `REPORTED` are for reports only."""
-    wanted = [path for path in _images(folder) if path.stem.endswith(REPORTED) == (split == "report")]
+    kept, others = apart(_images(folder))
+    wanted = kept if split == "report" else others
     return replace(_files(folder, wanted), least=LEAST_OUTLINED)
+
+
+def apart(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Part images into those named in `REPORTED`, which are for reports only, and the others."""
+    kept, others = list[Path](), list[Path]()
+    for path in paths:
+        (kept if path.stem.endswith(REPORTED) else others).append(path)
+    return kept, others
 
 
 def chips(folder: Path, split: Split) -> Files:

@@ -83,9 +83,9 @@ RECIPES: dict[Preset, Recipe] = {
             "depths": [2, 2, 2, 2],
             "features": 96,
         },
-        localizer_schedule=Schedule(cycles=(8000,), rate=1.5e-3, evaluations=16),
+        localizer_schedule=Schedule(cycles=(7000,), rate=1.5e-3, evaluations=14),
         localizer_samples=(256, 8),
-        localizer_real=0.2,
+        localizer_real=0.3,
         segmenter=_SAM
         | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
         segmenter_schedule=Schedule(cycles=(2000, 2000, 2000, 2000), rate=1e-3, evaluations=32),
@@ -196,6 +196,7 @@ def train_bundled(
             "precision": precision,
             "data": [*pool.sources, *credit],
             "steps": int(figures.pop("steps")),
+            "minutes": figures.pop("minutes"),
             "selection": figures,
         }
         info = replace(info, trained=trained)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from geolabel.networks.checkpoint import NetworkInfo
 
@@ -35,8 +37,20 @@ _MEANING = {
 }
 
 
-def write_card(path: Path, info: NetworkInfo, *, parameters: int) -> None:
-    """Write the model card of a network as Markdown."""
+def write_card(
+    path: Path, info: NetworkInfo, *, parameters: int, measured: Sequence[str] = (), failures: Sequence[str] = ()
+) -> None:
+    """Write the model card of a network as Markdown.
+
+    Parameters
+    ----------
+    parameters
+        How many weights it has.
+    measured
+        Sections of Markdown with figures on other data, and peers beside them.
+    failures
+        Lines of Markdown that show where it goes wrong.
+    """
     trained = info.trained
     finest, coarsest = info.gsd_range
     command = f"geolabel train bundled --preset {trained['preset']} --seed {trained['seed']}"
@@ -49,7 +63,7 @@ def write_card(path: Path, info: NetworkInfo, *, parameters: int) -> None:
         f"- {parameters / 1e6:.2f} million parameters, half precision, architecture `{info.architecture['name']}`",
         f"- classes: {', '.join(info.classes)}; window {info.window} px, stride {info.stride} px",
         f"- ground sample distance {finest:g} to {coarsest:g} m; red, green, blue, stretched to 8 bits over the scene",
-        f"- made by `{command}`, {trained['steps']} steps",
+        f"- made by `{command}`, {trained['steps']} steps" + _time(trained),
         "",
         "## Data",
         "",
@@ -61,9 +75,15 @@ def write_card(path: Path, info: NetworkInfo, *, parameters: int) -> None:
         "|---|---|---|",
         *(f"| {name} | {value:.3f} | {_MEANING[name]} |" for name, value in trained["selection"].items()),
         "",
+        *measured,
         "## Limits",
         "",
         _LIMITS[info.kind],
         "",
+        *failures,
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _time(trained: Mapping[str, Any]) -> str:
+    return f" in {trained['minutes']:.0f} minutes" if "minutes" in trained else ""

@@ -144,7 +144,7 @@ def fit(
 
     Returns
     -------
-    figures of the weights kept, and how many ``steps`` were taken
+    figures of the weights kept, how many ``steps`` were taken and how many ``minutes`` they took
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _start(objective.module, schedule, device, precision)
@@ -169,7 +169,10 @@ def fit(
     objective.module.load_state_dict(state.best)
     objective.module.eval()
     with torch.inference_mode():
-        return objective.figures(objective.module) | {"steps": float(state.step)}
+        return objective.figures(objective.module) | {
+            "steps": float(state.step),
+            "minutes": round(state.seconds / 60, 1),
+        }
 
 
 def _start(module: nn.Module, schedule: Schedule, device: str, precision: Precision) -> _State:

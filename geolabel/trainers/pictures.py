@@ -34,7 +34,10 @@ SCALES = (200.0, 600.0, 1800.0)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 """Pictures that are read from a folder."""
 
-REPORTED = ("003", "010", "017", "020", "027", "034")
+REPORTED = (
+    *("003", "010", "017", "020", "027", "034"),  # of orthophotos with landslides
+    *("field_0p1m", "nodata_0p35m", "overlap1_10m", "overlap2_10m"),  # of images without
+)
 """Ends of the names of real images that are kept for reports, wherever a folder of images has them."""
 
 

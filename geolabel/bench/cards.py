@@ -1,0 +1,121 @@
+"""Model cards that show what was measured: tables of `bench quality`, and pictures of where it went wrong."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+from geolabel.bench import examples, scenes
+from geolabel.bench.examples import Example
+from geolabel.bench.quality import PARTS, TABLE
+from geolabel.bench.table import OURS, Section
+from geolabel.errors import OptionError
+from geolabel.io import weights
+from geolabel.io.outputs import replacing
+from geolabel.networks.checkpoint import Kind, load_checkpoint
+from geolabel.run.plan import Parameters
+from geolabel.run.request import Networks
+from geolabel.trainers.cards import write_card
+from geolabel.types import BoolArray
+
+SHOWN: dict[Kind, tuple[str, ...]] = {
+    "localizer": ("map", "gate", "scene", "alarms", "synthetic", "calibration"),
+    "segmenter": ("mask", "scene", "synthetic", "speed"),
+}
+"""Sections of the table that the card of each network shows."""
+
+FAILURES = "failures.jpg"
+"""Pictures of the worst synthetic scenes, beside the cards."""
+
+WORST = 3
+"""Scenes on it."""
+
+
+def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]:
+    """Write the model card of both networks, with the figures that ``bench quality`` left in a folder.
+
+    Parameters
+    ----------
+    out
+        Folder for ``localizer.md``, ``segmenter.md`` and `FAILURES`.
+    quality
+        Folder with the table.
+
+    Returns
+    -------
+    files written, by what they are
+
+    Raises
+    ------
+    OptionError
+        If the folder holds no table, or one of other networks.
+    """
+    table = _read(quality / TABLE)
+    sections = {values["name"]: Section.of(values) for values in table["sections"]}
+    pictures = [f"![the worst drawn scenes]({FAILURES})", ""]
+    worst = _worst(quality / PARTS / "synthetic.json")
+    files: dict[str, Path] = {}
+    for recipe in networks.recipes():
+        held = table["weights"][recipe.role]["sha256"]
+        if held != recipe.sha256:
+            raise OptionError(
+                f"{quality / TABLE} was measured with a {recipe.role} of SHA-256 {held}, this one has {recipe.sha256}: "
+                f"run geolabel bench quality --out {quality} again"
+            )
+        kind = cast("Kind", recipe.role)
+        measured = [sections[name].markdown() for name in SHOWN[kind] if name in sections]
+        published = next((p for p in weights.PUBLISHED if p.name == recipe.source and p.role == kind), None)
+        state, info = load_checkpoint(published.path if published else Path(recipe.source))
+        count = sum(tensor.numel() for name, tensor in state.items() if "running" not in name and "num_" not in name)
+        files[kind] = out / f"{kind}.md"
+        write_card(files[kind], info, parameters=count, measured=measured, failures=pictures if worst else [])
+    if worst:
+        files["failures"] = out / FAILURES
+        draw_failures(files["failures"], worst, networks)
+    return files
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise OptionError(f"{path} does not exist: run geolabel bench quality --out {path.parent} first")
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def _worst(path: Path) -> list[int]:
+    """Seeds of the drawn scenes with the lowest IoU, the worst first; none if they were not measured."""
+    if not path.is_file():
+        return []
+    cases = json.loads(path.read_text(encoding="utf-8"))["section"]["cases"]["synthetic"]
+    ranked = sorted((case for case in cases if case[OURS] is not None), key=lambda case: float(case[OURS]))
+    return [int(case["name"].removeprefix("seed ")) for case in ranked[:WORST]]
+
+
+def draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
+    """Draw synthetic scenes side by side: truth in yellow, what was found in red."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(seeds), 4.3), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(seeds), squeeze=False)[0]
+    for axes, seed in zip(panels, seeds, strict=True):
+        (example,) = examples.Drawn(seed, 1)
+        found = find(example, networks)
+        axes.imshow(example.rgb)
+        for mask, colour in ((example.truth, "yellow"), (found, "red")):
+            if mask.any():
+                axes.contour(mask, levels=[0.5], colors=colour, linewidths=0.9)
+        axes.set_title(example.name, fontsize=9)
+        axes.set_axis_off()
+    with replacing(path, overwrite=True) as part:
+        figure.savefig(part, format="jpeg", pil_kwargs={"quality": 80})
+
+
+def find(example: Example, networks: Networks) -> BoolArray:
+    """(H, W) where the product finds landslides in an example."""
+    with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        path = scenes.write_scene(Path(folder) / "scene.tif", example, examples.SYNTHETIC_GSD)
+        ids = scenes.answers(path, networks, Parameters())[OURS].ids
+    mask: BoolArray = ids > 0
+    return mask
