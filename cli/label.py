@@ -15,7 +15,25 @@ from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = ()
+METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--clusters", metavar="K|auto|FILE",
+                 help="alps: how many clusters, auto to find out, or clusters that were made before. Default: auto."),
+    click.option("--max-share", type=click.FloatRange(0, 1, min_open=True),
+                 help="alps: leave out what covers more of an image, as background; a landslide that fills a chip goes "
+                 "with it. Default: 0.3."),
+    click.option("--points-per-side", type=click.IntRange(min=1),
+                 help="alps: points of the grid along each side of an image. Default: 32."),
+    click.option("--predicted-iou", type=click.FloatRange(0, 1),
+                 help="alps: predicted IoU that a mask has to exceed. Default: 0.88, less for the bundled network."),
+    click.option("--stability", type=click.FloatRange(0, 1),
+                 help="alps: least stability of a mask. Default: 0.95, less for the bundled network."),
+    click.option("--passes", type=click.IntRange(min=1), help="alps: how often k-means sees all masks. Default: 3."),
+    click.option("--normalised", is_flag=True, default=None,
+                 help="alps: cluster the directions of features, whatever their lengths."),
+    click.option("--regions", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+                 help="alps: keep here what the segmenter finds, for another number of clusters or another share."),
+    click.option("--seed", type=click.IntRange(min=0), help="alps: number to draw from. Default: 0."),
+)  # fmt: skip
 """Options of single methods, each named once, with the methods that have it. None is the method's own default."""
 
 

@@ -12,7 +12,7 @@ from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins, smallest
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.mosaic import NO_MASK
 from geolabel.prompts import Prompts
-from geolabel.types import BoolArray, Float32Array, Int32Array
+from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,36 @@ class ClusterLabeler:
     def __call__(self, masks: FeaturedMasks, prompts: Prompts, activation: Activation) -> LabelMap:  # noqa: ARG002
         """Label the image that the masks are of."""
         masks = masks[gate(masks.binary, self.max_share)]
-        owner = smallest_wins(masks.binary)
-        covered = owner != NO_MASK
-        values = np.full(owner.shape, IGNORE, np.uint8)
-        confidence = np.zeros(owner.shape, np.float32)
-        if len(masks):
-            values[covered] = self.assign(masks.features)[owner[covered]]
-            confidence[covered] = np.clip(masks.quality, 0, 1)[owner[covered]]
-        return LabelMap(values, confidence, self.classes)
+        values = self.assign(masks.features) if len(masks) else np.zeros(0, np.int32)
+        return paint(smallest_wins(masks.binary), values, masks.quality, self.classes)
+
+
+def paint(owner: Int32Array, values: Int32Array, quality: Float32Array, classes: tuple[str, ...]) -> LabelMap:
+    """Give the pixels of each mask its value and its quality; what no mask owns is ignored.
+
+    Parameters
+    ----------
+    owner : (H, W)
+        See `geolabel.labels`.
+    values, quality : (M,)
+    """
+    covered = owner != NO_MASK
+    labels = np.full(owner.shape, IGNORE, np.uint8)
+    confidence = np.zeros(owner.shape, np.float32)
+    labels[covered] = values[owner[covered]]
+    confidence[covered] = np.clip(quality, 0, 1)[owner[covered]]
+    return LabelMap(labels, confidence, classes)
 
 
 def gate(masks: BoolArray, max_share: float) -> BoolArray:
     """(M,) which masks (M, H, W) are objects: not empty, and at most `max_share` of the image (ALPS, eq. 2 and 3)."""
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
-    return np.asarray((areas > 0) & (areas <= max_share * masks.shape[1] * masks.shape[2]))
+    return passes_gate(areas, np.full(len(areas), masks.shape[1] * masks.shape[2]), max_share)
+
+
+def passes_gate(areas: Int64Array, pixels: Int64Array, max_share: float) -> BoolArray:
+    """(M,) which masks of `areas` pixels, in images of `pixels`, are objects; see `gate`."""
+    return np.asarray((areas > 0) & (areas <= max_share * pixels))
 
 
 def classes_of(masks: Masks, prompts: Prompts) -> Int32Array:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
     "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics", "confidence",
+    "clusters",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
@@ -33,6 +34,7 @@ NETWORKS = {
     "safetensors",
     "segment_anything",
     "segmentation_models_pytorch",
+    "sklearn",
     "timm",
     "torch",
     "torchmetrics",

@@ -36,7 +36,30 @@ FORMAT = 1
 
 FOLDERS = ("images", "labels", "annotations")
 FILES = ("run.json", "instances.json", "manifest.json")
-"""Everything that a writer makes, and all that it ever deletes."""
+KEPT = ("regions", "clusters.json")
+"""What a method may keep beside them: a folder and a file. Nothing but these names is ever deleted."""
+
+
+def claim(root: Path, *, overwrite: bool = False) -> None:
+    """Make sure that a folder is free for pseudo-labels, or holds the beginning of some; empty it with `overwrite`.
+
+    Raises
+    ------
+    OutputError
+        If it holds something else, or finished pseudo-labels that must not be replaced.
+    """
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root} is a file: give the name of a folder")
+    present = {entry.name for entry in root.iterdir()} if root.is_dir() else set()
+    if present and not present & {*FILES, *KEPT}:
+        raise OutputError(f"{root} holds other things than pseudo-labels: give a new folder")
+    if overwrite:
+        for name in {*FOLDERS, *FILES, *KEPT} & present:
+            path = root / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif "manifest.json" in present:
+        raise OutputError(f"{root} holds finished pseudo-labels: give --overwrite, or another folder")
+    root.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -70,23 +93,15 @@ class PseudoLabelWriter:
         """
         run = self.root / "run.json"
         record = _plain({"classes": self.classes, "provenance": self.provenance, "min_area": self.min_area})
-        if self.root.exists() and not self.root.is_dir():
-            raise OutputError(f"{self.root} is a file: give the name of a folder")
-        present = {entry.name for entry in self.root.iterdir()} if self.root.is_dir() else set()
-        if present and not present & set(FILES):
-            raise OutputError(f"{self.root} holds other things than pseudo-labels: give a new folder")
-        if overwrite:
-            self._clear()
-        elif "manifest.json" in present:
-            raise OutputError(f"{self.root} holds finished pseudo-labels: give --overwrite, or another folder")
-        elif run.exists() and _read_json(run) != record:
+        claim(self.root, overwrite=overwrite)
+        if run.exists() and read_json(run) != record:
             raise OutputError(
                 f"{self.root} holds the beginning of another run, of other images, networks or settings: "
                 "give these again to go on with it, --overwrite, or another folder"
             )
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
-        _write_json(run, record)
+        write_json(run, record)
 
     def has(self, name: str) -> bool:
         """Whether an image is done."""
@@ -104,7 +119,7 @@ class PseudoLabelWriter:
             raise ValueError(f"labels {labels.classes} of {labels.values.shape} do not fit image {name} {image.shape}")
         objects = closed_regions(labels, self.min_area)
         _write_png(self.root / "images" / f"{name}.png", image)
-        _write_json(self.root / "annotations" / f"{name}.json", {
+        write_json(self.root / "annotations" / f"{name}.json", {
             "image": {"file_name": f"images/{name}.png", "height": image.shape[0], "width": image.shape[1]},
             "annotations": [_annotation(objects, index) for index in range(len(objects))],
         })  # fmt: skip
@@ -131,7 +146,7 @@ class PseudoLabelWriter:
             "provenance": self.provenance,
             "results": dict(results or {}),
         }
-        _write_json(self.root / "manifest.json", _plain(manifest))
+        write_json(self.root / "manifest.json", _plain(manifest))
         shutil.rmtree(self.root / "annotations", ignore_errors=True)
         (self.root / "run.json").unlink(missing_ok=True)
 
@@ -143,23 +158,17 @@ class PseudoLabelWriter:
             if name != BACKGROUND
         ]
         yield f'{{"info": {{"description": "pseudo-labels"}}, "categories": {json.dumps(things)},\n"images": ['
-        records = (_read_json(self.root / "annotations" / f"{name}.json") for name in names)
+        records = (read_json(self.root / "annotations" / f"{name}.json") for name in names)
         for number, record in enumerate(records, 1):
             yield (",\n" if number > 1 else "\n") + json.dumps({"id": number, **record["image"]})
         yield '\n],\n"annotations": ['
         count = 0
-        records = (_read_json(self.root / "annotations" / f"{name}.json") for name in names)
+        records = (read_json(self.root / "annotations" / f"{name}.json") for name in names)
         for number, record in enumerate(records, 1):
             for annotation in record["annotations"]:
                 count += 1
                 yield (",\n" if count > 1 else "\n") + json.dumps({"id": count, "image_id": number, **annotation})
         yield "\n]}\n"
-
-    def _clear(self) -> None:
-        for name in FOLDERS:
-            shutil.rmtree(self.root / name, ignore_errors=True)
-        for name in FILES:
-            (self.root / name).unlink(missing_ok=True)
 
 
 def _annotation(objects: Instances, index: int) -> dict[str, Any]:
@@ -191,7 +200,7 @@ class PseudoLabels(Sequence["PseudoLabel"]):
         if not path.is_file():
             reason = "its run was stopped: run it again to go on" if (self.root / "run.json").exists() else "no such"
             raise SceneError(f"{self.root} holds no finished pseudo-labels ({reason}): give a folder of geolabel label")
-        manifest = _read_json(path)
+        manifest = read_json(path)
         if manifest.get("format", 0) > FORMAT:
             raise SceneError(f"{self.root} has format {manifest['format']}, this geolabel reads {FORMAT}: upgrade it")
         self.names: tuple[str, ...] = tuple(manifest["images"])
@@ -279,7 +288,8 @@ def _read_png(path: Path, mode: str) -> AnyArray:
         raise SceneError(f"{path} cannot be read: {error}") from error
 
 
-def _write_json(path: Path, record: Any) -> None:
+def write_json(path: Path, record: Any) -> None:
+    """Write plain values, whole or not at all."""
     try:
         with replacing(path, overwrite=True) as part:
             part.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -287,7 +297,14 @@ def _write_json(path: Path, record: Any) -> None:
         raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Read plain values.
+
+    Raises
+    ------
+    SceneError
+        If the file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -65,5 +65,7 @@ class Method:
         return record(**chosen)
 
 
-METHODS: dict[str, Method] = {}
+METHODS: dict[str, Method] = {
+    "alps": Method("no label at all: clusters of everything that the segmenter finds", "geolabel.methods.alps"),
+}
 """By the name that ``--method`` takes."""

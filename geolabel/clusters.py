@@ -1,0 +1,164 @@
+"""Clusters of mask features, and the names that a person gives them.
+
+Source: ALPS (Zhang et al.), section "Mask Class Association". A cluster is no class; it becomes one by its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from geolabel.errors import OptionError
+from geolabel.labels import BACKGROUND
+from geolabel.masks import Filters
+from geolabel.types import Float32Array, Int32Array, Int64Array
+
+MOST = 255
+"""Clusters that a label map can tell apart; 255 itself is what no mask covers."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """K centres in the space of features.
+
+    Raises
+    ------
+    OptionError
+        If there are more than a label map can hold, or not as many names and sizes as centres.
+    """
+
+    centres: Float32Array
+    """(K, D)"""
+    sizes: Int64Array
+    """(K,) masks of the training images; 0 for a cluster that none is nearest to."""
+    names: tuple[str, ...]
+    """(K,) ``cluster_k`` until someone names it; several may have one name."""
+    normalised: bool = False
+    """Whether features are scaled to length one first, so that directions are compared."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.centres) <= MOST:
+            raise OptionError(f"{len(self.centres)} clusters: a label map holds 1 to {MOST}")
+        if not len(self.centres) == len(self.sizes) == len(self.names):
+            raise OptionError(f"{len(self.centres)} centres, {len(self.sizes)} sizes and {len(self.names)} names")
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def distances(self, features: Float32Array) -> Float32Array:
+        """(M, K) squared distances of features (M, D) to the centres."""
+        x = prepared(features, self.normalised).astype(np.float64)
+        centres = self.centres.astype(np.float64)
+        squares = (x**2).sum(axis=1)[:, None] - 2 * x @ centres.T + (centres**2).sum(axis=1)
+        distances: Float32Array = np.maximum(squares, 0).astype(np.float32)
+        return distances
+
+    def assign(self, features: Float32Array) -> Int32Array:
+        """(M,) nearest cluster of features (M, D); ties to the lower number."""
+        nearest: Int32Array = self.distances(features).argmin(axis=1).astype(np.int32)
+        return nearest
+
+    def named(self, names: dict[int, str]) -> Self:
+        """The same clusters, some of them named.
+
+        Raises
+        ------
+        OptionError
+            If there is no such cluster, or a name is empty.
+        """
+        wrong = sorted(set(names) - set(range(len(self))))
+        if wrong:
+            raise OptionError(f"there is no cluster {wrong[0]}: they are numbered 0 to {len(self) - 1}")
+        if any(not name.strip() for name in names.values()):
+            raise OptionError("a cluster needs a name that is not empty")
+        return replace(self, names=tuple(names.get(k, name) for k, name in enumerate(self.names)))
+
+    def of_class(self, name: str) -> Int64Array:
+        """Numbers of the clusters of a name.
+
+        Raises
+        ------
+        OptionError
+            If no cluster has it.
+        """
+        found = np.flatnonzero([own == name for own in self.names])
+        if not len(found):
+            given = sorted({own for k, own in enumerate(self.names) if own != unnamed(k)})
+            raise OptionError(f"no cluster is called {name!r} (named are {', '.join(given) or 'none'}): "
+                              "name some with geolabel clusters name")  # fmt: skip
+        return found.astype(np.int64)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of label maps of these clusters: the clusters, or once some have names, background and the names."""
+        given = dict.fromkeys(name for k, name in enumerate(self.names) if name != unnamed(k))
+        return (BACKGROUND, *(name for name in given if name != BACKGROUND)) if given else self.names
+
+    def values(self, features: Float32Array) -> Int32Array:
+        """(M,) index into `classes` of features (M, D)."""
+        classes = self.classes
+        table = np.asarray([classes.index(name) if name in classes else 0 for name in self.names], np.int32)
+        found: Int32Array = table[self.assign(features)]
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, exact."""
+        return {
+            "names": list(self.names),
+            "sizes": self.sizes.tolist(),
+            "normalised": self.normalised,
+            "centres": self.centres.astype(np.float64).tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """Read what `as_dict` wrote."""
+        return cls(
+            np.asarray(record["centres"], np.float32),
+            np.asarray(record["sizes"], np.int64),
+            tuple(record["names"]),
+            bool(record["normalised"]),
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the features of clusters come from: those of other networks, or of other masks, lie elsewhere."""
+
+    segmenter: str
+    """SHA-256 of its weights."""
+    tile: int
+    """Largest side of what the segmenter sees at once, pixels."""
+    points_per_side: int = 32
+    filters: Filters = field(default_factory=Filters)
+    max_share: float = 0.3
+    """A mask that covers more of a tile is background and left out (ALPS, eq. 2 and 3)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_share <= 1:
+            raise OptionError(f"share {self.max_share} of an image that a mask covers: it has to lie above 0, up to 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """Read what `as_dict` wrote."""
+        return cls(**record | {"filters": Filters(**record["filters"])})
+
+
+def unnamed(k: int) -> str:
+    """What a cluster is called before it has a name."""
+    return f"cluster_{k}"
+
+
+def prepared(features: Float32Array, normalised: bool) -> Float32Array:
+    """Features (M, D) as they are compared; a feature of length zero stays."""
+    if not normalised:
+        return features
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    directions: Float32Array = np.divide(features, length, out=np.zeros_like(features), where=length > 0)
+    return directions

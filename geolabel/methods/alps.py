@@ -1,0 +1,208 @@
+"""ALPS: everything in the images, clustered by what the encoder saw; pseudo-labels without a single label.
+
+Source: Zhang et al., "ALPS: An Auto-Labeling and Pre-training Scheme for Remote Sensing Segmentation With Segment
+Anything Model". Its steps and where they are:
+
+* eq. 1, masks of everything: `geolabel.segmenters.everything`
+* eq. 2 and 3, the filtering gate: `geolabel.labelers.gate`
+* eq. 4, features of masks: `geolabel.segmenters.everything.pool`
+* online k-means, and the number of clusters where it is not known: `geolabel.trainers.clusters`
+* pseudo-labels: `geolabel.labelers.ClusterLabeler`; the smallest mask of a pixel decides, and 255 is what none covers
+
+The gate leaves out masks that cover more than 0.3 of an image, as background. A landslide that fills its image goes
+with them: the paper's images are some 900 px wide. Where chips are cut close, raise the gate.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from geolabel.clusters import Clusters, Source
+from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter, claim
+from geolabel.errors import OptionError
+from geolabel.io.clusters import NAME, ClusterFile, clusters_path, load_clusters, save_clusters
+from geolabel.labelers import ClusterLabeler
+from geolabel.labels import LabelMap
+from geolabel.parts import Everywhere, Recipe
+from geolabel.pipeline import Pipeline, label_image
+from geolabel.prompters import GridPrompter
+from geolabel.run import worker
+from geolabel.run.label import label_images, label_provenance
+from geolabel.run.regions import RegionFolder
+from geolabel.run.report import Progress
+from geolabel.run.request import Networks
+from geolabel.run.segment import AskedEverywhere, Everything
+from geolabel.trainers.clusters import fit_clusters, predict_count
+from geolabel.types import UInt8Array
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of the method; those that are None are the paper's, or come with the clusters of a file."""
+
+    clusters: str = AUTO
+    """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that it lies in."""
+    max_share: float | None = None
+    """Largest share of an image that an object covers; 0.3."""
+    points_per_side: int | None = None
+    """Of the grid of points; 32."""
+    predicted_iou: float | None = None
+    stability: float | None = None
+    """See `geolabel.run.segment.Everything`."""
+    passes: int = 3
+    """How often k-means sees all masks."""
+    seed: int = 0
+    normalised: bool = False
+    """Whether features are scaled to length one, so that k-means compares their directions."""
+    regions: Path | None = None
+    """Folder that keeps what the segmenter finds, for another gate or another number of clusters."""
+
+    @property
+    def count(self) -> int | None:
+        """How many clusters are asked for, where that is a number."""
+        return int(self.clusters) if self.clusters.isdecimal() else None
+
+    @property
+    def file(self) -> Path | None:
+        """The clusters that were made before, if such are asked for."""
+        return None if self.count is not None or self.clusters == AUTO else clusters_path(Path(self.clusters))
+
+
+def label(
+    chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Label a folder of images; see `geolabel.methods.Label`."""
+    images = ImageFolder(chips)
+    known = None if settings.file is None else known_clusters(settings.file, settings, networks)
+    source, recipe = source_of(settings, networks) if known is None else (known.source, recipe_of(networks, known))
+    provenance = label_provenance("alps", replace(settings, regions=None), [recipe], images)
+    if known is not None:
+        provenance["clusters"] = known.clusters.as_dict()
+        return label_images(images, _Known(known, recipe), PseudoLabelWriter(out, known.clusters.classes, provenance),
+                            overwrite=overwrite, progress=progress)  # fmt: skip
+    claim(out, overwrite=overwrite)
+    folder = RegionFolder(settings.regions or out / "regions", images)
+    folder.find(worker.segmenter(recipe), source, progress)
+    content = _clustered(out / NAME, folder, source, settings, provenance)
+    clusters = content.clusters
+    index_of = {name: index for index, name in enumerate(images.names)}
+
+    def of_regions(name: str, _: UInt8Array) -> LabelMap:
+        regions = folder.read(index_of[name])
+        return regions.label(clusters.assign(regions.features), clusters.classes, source.max_share)
+
+    figures = label_images(images, of_regions, PseudoLabelWriter(out, clusters.classes, provenance), progress=progress)
+    shutil.rmtree(out / "regions", ignore_errors=True)
+    return figures | dict(content.results)
+
+
+def source_of(settings: Settings, networks: Networks) -> tuple[Source, Recipe]:
+    """What features will come from, and the segmenter that makes them."""
+    asked = Everything(
+        points_per_side=32 if settings.points_per_side is None else settings.points_per_side,
+        predicted_iou=settings.predicted_iou,
+        stability=settings.stability,
+    )
+    _, recipe = AskedEverywhere.of(networks, asked, features=True).recipes()
+    recipe = replace(recipe, batch=networks.batch or 1)  # images come one at a time
+    assert recipe.filters is not None
+    source = Source(
+        segmenter=recipe.sha256,
+        tile=worker.segmenter(recipe).window,
+        points_per_side=asked.points_per_side,
+        filters=recipe.filters,
+        max_share=0.3 if settings.max_share is None else settings.max_share,
+    )
+    return source, recipe
+
+
+def known_clusters(path: Path, settings: Settings, networks: Networks) -> ClusterFile:
+    """Clusters that were made before, with what their features come from.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read.
+    OptionError
+        If a setting is given that belongs to the making of clusters.
+    """
+    usual = Settings()
+    given = [name for name in ("max_share", "points_per_side", "predicted_iou", "stability", "passes", "seed",
+                               "normalised", "regions") if getattr(settings, name) != getattr(usual, name)]  # fmt: skip
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise OptionError(f"{names}: the clusters of {path} were made with their own; leave it out")
+    content = load_clusters(path)
+    recipe_of(networks, content)
+    return content
+
+
+def recipe_of(networks: Networks, content: ClusterFile) -> Recipe:
+    """The segmenter whose features clusters were made of.
+
+    Raises
+    ------
+    OptionError
+        If the networks have another one.
+    """
+    _, recipe = AskedEverywhere.of(networks, Everything(), features=True).recipes()
+    if recipe.sha256 != content.source.segmenter:
+        raise OptionError(
+            f"the clusters are those of a segmenter with SHA-256 {content.source.segmenter[:12]}..., and "
+            f"{recipe.source} has {recipe.sha256[:12]}...: give --sam or --sam-checkpoint as when they were made"
+        )
+    return replace(recipe, filters=content.source.filters, batch=networks.batch or 1)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Labels images with clusters that were made before: the method as a pipeline."""
+
+    content: ClusterFile
+    recipe: Recipe
+
+    def __call__(self, _: str, image: UInt8Array) -> LabelMap:
+        clusters, source = self.content.clusters, self.content.source
+        pipeline = Pipeline(
+            Everywhere(),
+            GridPrompter(source.points_per_side),
+            worker.segmenter(self.recipe),
+            ClusterLabeler(clusters.values, clusters.classes, source.max_share),
+        )
+        return label_image(pipeline, image, source.tile)
+
+
+def _clustered(
+    path: Path, folder: RegionFolder, source: Source, settings: Settings, provenance: dict[str, Any]
+) -> ClusterFile:
+    # The clusters of a run that was stopped are those that it would make again.
+    if path.is_file() and (found := load_clusters(path)).provenance == provenance:
+        return found
+    clusters, results = cluster(folder, source.max_share, settings)
+    content = ClusterFile(clusters, source, provenance, results)
+    save_clusters(path, content)
+    return content
+
+
+def cluster(folder: RegionFolder, max_share: float, settings: Settings) -> tuple[Clusters, dict[str, Any]]:
+    """Cluster the objects of all images, and say how that came out."""
+    count = settings.count
+    if count is None:
+        parts = folder.features(0, max_share, settings.seed)
+        count = predict_count(parts, seed=settings.seed, normalised=settings.normalised)
+    clusters, inertia = fit_clusters(
+        lambda number: folder.features(number, max_share, settings.seed),
+        count,
+        passes=settings.passes,
+        seed=settings.seed,
+        normalised=settings.normalised,
+    )
+    empty = int((clusters.sizes == 0).sum())
+    masks = int(clusters.sizes.sum())
+    return clusters, {"masks": masks, "clusters": count, "empty_clusters": empty, "inertia": round(inertia, 6)}

@@ -1,0 +1,174 @@
+"""Online k-means over a stream of mask features, and how many clusters there may be.
+
+Sources: ALPS, section "Mask Class Association" (online k-means; the number of clusters from the data where it is not
+known); Sculley (2010), "Web-scale k-means clustering", as scikit-learn's ``MiniBatchKMeans``; Blei and Jordan (2006),
+"Variational inference for Dirichlet process mixtures", as its ``BayesianGaussianMixture``; Vitter (1985), "Random
+sampling with a reservoir".
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from geolabel.clusters import MOST, Clusters, prepared, unnamed
+from geolabel.errors import GeolabelError, OptionError
+from geolabel.types import Float32Array, Int64Array
+
+BATCH = 512
+"""Masks of one step of k-means, as in the released code of ALPS."""
+
+SAMPLE = 4000
+"""Masks that the number of clusters is judged by."""
+
+COMPONENTS, DIMENSIONS = 64, 16
+"""Most clusters that are looked for, and principal components of the features that they are looked for in."""
+
+LEAST_SHARE = 0.005
+"""Of the sample, in a component of the mixture that counts."""
+
+LEAST_MEMBERS = 20
+"""Masks for every component that is looked for: with fewer a mixture fits each mask on its own."""
+
+MISSING = 'clustering needs scikit-learn, which is not installed: pip install "geolabel[train]"'
+
+LOWER = "give more images, or accept more masks with a lower --predicted-iou and --stability"
+
+
+def fit_clusters(
+    stream: Callable[[int], Iterable[Float32Array]],
+    clusters: int,
+    *,
+    passes: int = 3,
+    seed: int = 0,
+    normalised: bool = False,
+) -> tuple[Clusters, float]:
+    """Cluster features that need not fit into memory.
+
+    Parameters
+    ----------
+    stream
+        Features (M, D) of one image after the other, M from 0; its argument is the number of the pass, so that the
+        order may differ from pass to pass.
+    clusters
+        How many.
+    passes
+        How often the stream is read to learn from; once more it is read to count.
+    seed
+        Of scikit-learn's choices.
+    normalised
+        See `Clusters`.
+
+    Returns
+    -------
+    clusters : the largest first, with the number of masks in each
+    inertia : mean squared distance of a mask to its centre
+
+    Raises
+    ------
+    OptionError
+        If there are fewer masks than clusters, more clusters than a label map holds, or no pass.
+    GeolabelError
+        If scikit-learn is not installed.
+    """
+    if not 1 <= clusters <= MOST:
+        raise OptionError(f"{clusters} clusters: a label map holds 1 to {MOST}")
+    if passes < 1:
+        raise OptionError(f"{passes} passes: at least one is needed")
+    try:
+        from sklearn.cluster import MiniBatchKMeans
+    except ModuleNotFoundError as error:
+        raise GeolabelError(MISSING) from error
+    kmeans = MiniBatchKMeans(clusters, random_state=seed, batch_size=BATCH, n_init=1)
+    seen = 0
+    for number in range(passes):
+        for batch in _batches(stream(number), max(BATCH, clusters)):
+            if not seen and len(batch) < clusters:  # the first batch has to hold a mask for every cluster
+                raise OptionError(f"{clusters} clusters of {len(batch)} masks: ask for fewer, or {LOWER}")
+            seen += len(batch)
+            kmeans.partial_fit(prepared(batch, normalised))
+    if not seen:
+        raise OptionError(f"{clusters} clusters of 0 masks: {LOWER}")
+    names = tuple(unnamed(k) for k in range(clusters))
+    centres = np.asarray(kmeans.cluster_centers_, np.float32)
+    found = Clusters(centres, np.zeros(clusters, np.int64), names, normalised)
+    sizes, inertia = _count(found, stream(passes))
+    largest = np.argsort(-sizes, kind="stable")
+    return Clusters(centres[largest], sizes[largest], names, normalised), inertia
+
+
+def _batches(parts: Iterable[Float32Array], size: int) -> Iterator[Float32Array]:
+    held: list[Float32Array] = []
+    for part in parts:
+        if len(part):
+            held.append(part)
+        if sum(map(len, held)) >= size:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _count(clusters: Clusters, parts: Iterable[Float32Array]) -> tuple[Int64Array, float]:
+    sizes, squares = np.zeros(len(clusters), np.int64), 0.0
+    for part in parts:
+        distances = clusters.distances(part)
+        sizes += np.bincount(distances.argmin(axis=1), minlength=len(clusters))
+        squares += float(distances.min(axis=1).sum(dtype=np.float64))
+    return sizes, squares / max(1, int(sizes.sum()))
+
+
+def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: bool = False) -> int:
+    """How many clusters features fall into: the components of a Dirichlet process mixture that hold some of them.
+
+    Judged by a sample of up to `SAMPLE` masks that every mask has the same chance to be in.
+
+    Raises
+    ------
+    OptionError
+        If there are fewer than two masks.
+    GeolabelError
+        If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.mixture import BayesianGaussianMixture
+    except ModuleNotFoundError as error:
+        raise GeolabelError(MISSING) from error
+    sample = prepared(_reservoir(parts, SAMPLE, seed), normalised)
+    if len(sample) < 2:
+        raise OptionError(f"clusters of {len(sample)} masks: {LOWER}")
+    dimensions = min(DIMENSIONS, *sample.shape)
+    components = min(COMPONENTS, max(1, len(sample) // LEAST_MEMBERS))
+    reduced = PCA(dimensions, random_state=seed).fit_transform(sample.astype(np.float64))
+    reduced /= max(float(reduced.std()), 1e-12)
+    model = BayesianGaussianMixture(
+        n_components=components,
+        covariance_type="diag",
+        weight_concentration_prior_type="dirichlet_process",
+        weight_concentration_prior=1e-2,
+        reg_covar=1e-3,
+        max_iter=200,
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mixture that has not converged still says how many parts matter
+        members = np.bincount(model.fit_predict(reduced))
+    return int((members >= max(1, LEAST_SHARE * len(sample))).sum())
+
+
+def _reservoir(parts: Iterable[Float32Array], size: int, seed: int) -> Float32Array:
+    # Algorithm R: a uniform sample of a stream of unknown length.
+    random = np.random.default_rng(seed)
+    kept: list[Float32Array] = []
+    seen = 0
+    for part in parts:
+        for row in part:
+            seen += 1
+            if len(kept) < size:
+                kept.append(row)
+            elif (place := int(random.integers(seen))) < size:
+                kept[place] = row
+    return np.stack(kept) if kept else np.zeros((0, 1), np.float32)
