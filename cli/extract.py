@@ -15,11 +15,12 @@ GAPS = 3
 
 
 @click.command()
-@click.argument("scene")
-@click.argument("output", required=False, type=click.Path(dir_okay=False))
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
 @click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @click.option("--score-out", type=click.Path(dir_okay=False), help="Also write the scores, a Cloud Optimized GeoTIFF.")
 @click.option("--mask-out", type=click.Path(dir_okay=False), help="Also write the mask, a Cloud Optimized GeoTIFF.")
+@click.option("--dst-crs", metavar="CRS", help="CRS of the polygons, such as EPSG:32648; needed where scenes differ.")
+@options.asset
 @options.scene_options
 @options.prediction_options
 @options.score_threshold
@@ -35,12 +36,12 @@ GAPS = 3
 def extract(
     ctx: click.Context,
     /,
-    scene: str,
-    output: str | None,
+    scenes: tuple[str, ...],
     out: str | None,
     score_out: str | None,
     mask_out: str | None,
     prompts_from: str | None,
+    dst_crs: str | None,
     run_dir: str | None,
     keep: bool,
     dry_run: bool,
@@ -48,40 +49,47 @@ def extract(
     as_json: bool,
     **given: Any,
 ) -> int:
-    r"""Find the landslides of SCENE and write them as polygons.
+    r"""Find the landslides of one SCENE or of many and write them as polygons.
 
-    SCENE is anything that GDAL opens: a GeoTIFF, a VRT, a URL. The GeoPackage (OUTPUT, or --out) holds the landslides,
-    the prompts behind them and the tiles, each with a style that QGIS applies.
+    SCENE is anything that GDAL opens (a GeoTIFF, a VRT, a URL), a pattern in quotes, a text file with one scene per
+    line, or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on top; polygons of scenes on
+    other grids are united where they overlap. The GeoPackage (OUTPUT, or --out) holds the landslides, the prompts
+    behind them and the tiles, each with a style that QGIS applies.
 
     \b
     geolabel extract scene.tif --out slides.gpkg
+    geolabel extract a.tif b.tif 'folder/*.tif' --out slides.gpkg
     geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
     """
     from geolabel.errors import OptionError
-    from geolabel.run.dry import estimate
-    from geolabel.run.extract import run_extract
+    from geolabel.io.listing import list_scenes
+    from geolabel.run.dry import estimate_survey
     from geolabel.run.folder import Keeping
+    from geolabel.run.inventory import run_survey
     from geolabel.run.outcome import Targets
-    from geolabel.run.request import prepare
+    from geolabel.run.survey import prepare_survey
 
+    *others, last = scenes
+    output = last if others and last.lower().endswith(".gpkg") else None
     if out and output:
         raise OptionError(f"two outputs, {output} and {out}: give one")
     target = out or output
     if target is None and not dry_run:
         raise OptionError("no output: give --out FILE.gpkg")
     keeping = Keeping(run_dir, keep)
-    targets = Targets.of(
-        target, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from), run_dir=run_dir
-    )
     request = options.Request.of(given)
+    listed = list_scenes(others if output else scenes, asset=request.reading.asset)
+    inputs = [prompts_from, *(one.source for one in listed)]
+    targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
     with at_work(given):
-        plan = prepare(scene, request.reading, request.networks, request.parameters)
-        warn(ctx, plan.reader.warnings)
+        asked = (request.reading, request.networks, request.parameters)
+        survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)
+        warn(ctx, survey.warnings)
         if dry_run:
-            announce(estimate(plan), as_json=as_json)
+            announce(estimate_survey(survey), as_json=as_json)
             return 0
         with progress_bar(ctx) as progress:
-            found = run_extract(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
+            found = run_survey(survey, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
     warn(ctx, found.report.gaps)
     announce({"output": target, **found.summary()}, as_json=as_json)
     return GAPS if found.report.gaps else 0

@@ -138,6 +138,7 @@ class Named(click.Option):
         return os.environ.get(f"{ctx.auto_envvar_prefix}_{self.opts[0].removeprefix('--').upper()}") or None
 
 
+asset = click.option("--asset", metavar="NAME", help="Which asset of STAC items is the scene, where that is not clear.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 as_json = click.option("--json", "as_json", cls=Named, is_flag=True, help="Print the result as JSON.")
 

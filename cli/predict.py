@@ -13,9 +13,9 @@ from .terminal import announce, progress_bar, warn
 
 
 @click.command()
-@click.argument("scene")
-@click.argument("output", required=False, type=click.Path(dir_okay=False))
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
 @click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
+@options.asset
 @options.scene_options
 @options.prediction_options
 @options.network_options
@@ -28,8 +28,7 @@ from .terminal import announce, progress_bar, warn
 def predict(
     ctx: click.Context,
     /,
-    scene: str,
-    output: str | None,
+    scenes: tuple[str, ...],
     out: str | None,
     prompts_from: str | None,
     run_dir: str | None,
@@ -38,31 +37,35 @@ def predict(
     as_json: bool,
     **given: Any,
 ) -> int:
-    r"""Score every pixel of SCENE: a Cloud Optimized GeoTIFF of 0 to 254, 255 outside, 127 at the edge of a landslide.
+    r"""Score every pixel: a Cloud Optimized GeoTIFF of 0 to 254, 255 outside, 127 at the edge of a landslide.
 
-    geolabel polygonize turns the scores into polygons, with another threshold if need be.
+    geolabel polygonize turns the scores into polygons, with another threshold if need be. Several scenes, with --out,
+    have to lie on one grid; they are named as for geolabel extract.
 
     \b
     geolabel predict scene.tif --out scores.tif
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.6
     """
     from geolabel.errors import OptionError
+    from geolabel.io.listing import list_scenes
     from geolabel.run.folder import Keeping
     from geolabel.run.outcome import Targets
     from geolabel.run.predict import run_predict
-    from geolabel.run.request import prepare
+    from geolabel.run.survey import prepare_survey
 
-    if out and output:
-        raise OptionError(f"two outputs, {output} and {out}: give one")
+    output = scenes[1] if len(scenes) == 2 and not out else None
     target = out or output
     if target is None:
         raise OptionError("no output: give --out FILE.tif")
-    keeping = Keeping(run_dir, keep)
-    targets = Targets.of(None, target, overwrite=overwrite, inputs=(scene, prompts_from), run_dir=run_dir)
-    request = options.Request.of(given)
+    keeping, request = Keeping(run_dir, keep), options.Request.of(given)
+    listed = list_scenes(scenes[:1] if output else scenes, asset=request.reading.asset)
+    inputs = [prompts_from, *(one.source for one in listed)]
+    targets = Targets.of(None, target, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
     with at_work(given):
-        plan = prepare(scene, request.reading, request.networks, request.parameters)
-        warn(ctx, plan.reader.warnings)
+        asked = (request.reading, request.networks, request.parameters)
+        survey = prepare_survey(listed, *asked, raster=target)
+        (plan,) = survey.plans
+        warn(ctx, survey.warnings)
         with progress_bar(ctx) as progress:
             report = run_predict(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
     warn(ctx, report.gaps)

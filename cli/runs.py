@@ -56,16 +56,16 @@ def list_runs(folder: Path, as_json: bool) -> None:
 @options.terminal
 def show(run: str, as_json: bool) -> None:
     """Say how far RUN, the folder of a run, has come, and what it is a run of."""
-    from geolabel.run.runs import summarize
+    from geolabel.run.runs import scenes_of, summarize
 
     found = summarize(run)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return
-    scene = found.key.get("scene")
     facts: dict[str, Any] = {"folder": found.folder, "status": found.status, "started": found.started}
     facts |= {"message": found.message} if found.message else {}
-    facts |= {"scene": scene.get("uri", scene.get("key"))} if isinstance(scene, dict) else {}
+    scenes = scenes_of(found.key)
+    facts |= {"scene": scenes[0] if len(scenes) == 1 else f"{scenes[0]} and {len(scenes) - 1} more"} if scenes else {}
     facts |= {f"pass_{name}": f"{done} of {total} tasks" for name, (done, total) in found.done.items()}
     announce(facts, as_json=False)
 

@@ -17,6 +17,9 @@ from geolabel.types import BoolArray
 SAME_GSD = 0.01
 """A grid whose pixels differ from the wanted gsd by no more than this share is used as it is."""
 
+ALIGNED = 0.01
+"""Pixels by which two grids may miss each other and still count as one."""
+
 PATCH = 64
 """Side in pixels of the patches that are compared with an area as a whole."""
 
@@ -113,6 +116,22 @@ class Grid:
     def working(self, gsd_range: tuple[float, float]) -> Grid:
         """The grid to work on: the scene's own gsd where the networks' range allows, else the nearest end of it."""
         return self.at_gsd(min(max(self.gsd, gsd_range[0]), gsd_range[1]))
+
+    def window_of(self, other: Grid) -> Window | None:
+        """Where another grid lies on this one, continued in all directions; None where the two do not share pixels.
+
+        They do where the CRS is the same and no corner of the other lies further than `ALIGNED` from a corner of
+        pixels. Grids without CRS lie nowhere, so they share none.
+        """
+        if self.crs is None or other.crs is None or not self.crs.equals(other.crs, ignore_axis_order=True):
+            return None
+        onto = ~self.transform * other.transform
+        col, row = round(onto.c), round(onto.f)
+        for x, y in ((0, 0), (other.width, 0), (0, other.height), (other.width, other.height)):
+            here_x, here_y = onto * (x, y)
+            if max(abs(here_x - col - x), abs(here_y - row - y)) > ALIGNED:
+                return None
+        return Window(row, col, other.height, other.width)
 
     def crop(self, window: Window) -> Grid:
         """The part of the grid under `window`, pixel for pixel."""

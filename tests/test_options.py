@@ -42,6 +42,7 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "simplify",
         "smooth",
         "dry_run",
+        "dst_crs",
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyproj
@@ -13,6 +14,7 @@ from rasterio.features import geometry_mask
 
 from geolabel.errors import SceneError
 from geolabel.scene import Grid, inside
+from geolabel.testing import grids
 from geolabel.tiles import Window
 
 UTM = pyproj.CRS("EPSG:32632")
@@ -157,3 +159,31 @@ def test_inside_depends_on_no_window(row, col, height, width):
     grid = Grid(None, Affine(1, 0, 0, 0, 1, 0), 200, 200)
     window = Window(row, col, min(height, 200 - row), min(width, 200 - col))
     np.testing.assert_array_equal(inside(HOLED, grid, window), inside(HOLED, grid, grid.window)[window.slices])
+
+
+@given(grid=grids(), row=st.integers(-500, 500), col=st.integers(-500, 500), size=st.integers(1, 40))
+def test_grids_that_share_pixels_know_where_the_other_lies(grid: Grid, row: int, col: int, size: int) -> None:
+    moved = grid.transform * Affine.translation(col, row)
+    other = Grid(grid.crs, moved, size, size + 1)
+    assert grid.window_of(other) == Window(row, col, size, size + 1)
+    back = other.window_of(grid)
+    assert back is not None
+    assert (back.row, back.col) == (-row, -col)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Affine.translation(0.4, 0),
+        Affine.translation(0, 0.1),
+        Affine.scale(1.01),
+        Affine.rotation(1),
+        Affine.scale(1, -1),
+    ],
+    ids=["half a pixel", "a tenth", "scale", "rotation", "flip"],
+)
+def test_grids_that_share_no_pixels_do_not(change: Affine) -> None:
+    grid = Grid(pyproj.CRS.from_epsg(32648), Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), 50, 60)
+    assert grid.window_of(replace(grid, transform=grid.transform * change)) is None
+    assert grid.window_of(replace(grid, crs=pyproj.CRS.from_epsg(32649))) is None
+    assert replace(grid, crs=None, unit_m=1.0).window_of(replace(grid, crs=None, unit_m=1.0)) is None

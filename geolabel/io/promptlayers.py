@@ -54,10 +54,12 @@ def point_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gp
     )
 
 
-def gather_prompts(layers: Mapping[str, gpd.GeoDataFrame], grid: Grid, classes: tuple[str, ...]) -> Prompts:
+def gather_prompts(
+    layers: Mapping[str, gpd.GeoDataFrame], grid: Grid, classes: tuple[str, ...], *, partly: bool = False
+) -> Prompts:
     """Make prompts, in pixels of `grid`, of the features of named layers in the CRS of `grid`.
 
-    See `geolabel.io.vectors.read_prompts` for the columns and the rules.
+    See `geolabel.io.vectors.read_prompts` for the columns, the rules and `partly`.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def gather_prompts(layers: Mapping[str, gpd.GeoDataFrame], grid: Grid, classes: 
     prompts = _join(pd.concat(boxes, ignore_index=True), pd.concat(points, ignore_index=True))
     if not len(prompts):
         log.warning("no prompts in %s", " and ".join(layers))
-    return _inside(_answerable(prompts), grid)
+    return _inside(_answerable(prompts), grid, partly=partly)
 
 
 def _to_crs(grid: Grid, pixels: Float64Array) -> Float64Array:
@@ -235,21 +237,21 @@ def _answerable(prompts: Prompts) -> Prompts:
     return prompts[useful]
 
 
-def _inside(prompts: Prompts, grid: Grid) -> Prompts:
+def _inside(prompts: Prompts, grid: Grid, *, partly: bool) -> Prompts:
     size = np.array([grid.width, grid.height], float)
     boxes = np.clip(prompts.boxes, 0, np.tile(size, 2))
     boxes[~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)] = np.nan
     on_grid = ((prompts.points >= -0.5) & (prompts.points < size - 0.5)).all(axis=2)
     labels = np.where(on_grid, prompts.labels, np.int8(PADDING))
     kept = ~np.isnan(boxes).any(axis=1) | (labels == FOREGROUND).any(axis=1)
-    if len(prompts) and not kept.any():
+    if len(prompts) and not kept.any() and not partly:
         left, bottom, right, top = _bounds(grid)
         crs = "its own coordinates" if grid.crs is None else grid.crs.name
         raise VectorError(
             f"all {len(prompts)} prompts lie outside the scene, which reaches from ({left:g}, {bottom:g}) to "
             f"({right:g}, {top:g}) in {crs}: check the CRS of the file"
         )
-    if not kept.all():
+    if not kept.all() and not partly:
         log.warning("%d of %d prompts lie outside the scene and are left out", (~kept).sum(), len(kept))
     return Prompts(
         boxes=boxes[kept],

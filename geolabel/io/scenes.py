@@ -61,7 +61,7 @@ class SceneReader:
     ----------
     source
         A path, a VRT, any URI that GDAL opens, or a DataArray with rioxarray's conventions. An array's bands are named
-        by its ``long_name`` or its band coordinate; one named alpha is used as that.
+        by its ``long_name`` or its band coordinate; one named alpha is used as that. Or a source of pixels itself.
     bands
         See `geolabel.bands.choose_bands`.
     nodata
@@ -72,6 +72,8 @@ class SceneReader:
         Area of interest in the scene's CRS.
     name
         What to call the scene, where that is not how it is opened.
+    event_date
+        ISO 8601 date of acquisition, in place of what the file says.
 
     Raises
     ------
@@ -81,23 +83,24 @@ class SceneReader:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | xarray.DataArray,
+        source: str | os.PathLike[str] | xarray.DataArray | Source,
         *,
         bands: Sequence[int] | str | None = None,
         nodata: float | None = None,
         gsd: float | None = None,
         aoi: shapely.Geometry | None = None,
         name: str | None = None,
+        event_date: str | None = None,
     ) -> None:
         if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
             raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
-        self._recipe = partial(type(self), source, bands=bands, nodata=nodata, gsd=gsd, aoi=aoi, name=name)
-        self._source: Source = (
-            FileSource(os.fspath(source)) if isinstance(source, str | os.PathLike) else ArraySource(source)
+        self._recipe = partial(
+            type(self), source, bands=bands, nodata=nodata, gsd=gsd, aoi=aoi, name=name, event_date=event_date
         )
+        self._source = _source(source)
         self.aoi = aoi
         self.nodata = nodata
-        self._bands, self._gsd, self._name = bands, gsd, name
+        self._bands, self._gsd, self._name, self._date = bands, gsd, name, event_date
         self._outlining = threading.Lock()
         self._placed: tuple[Grid | None, tuple[Axis, Axis] | None] = (None, None)
 
@@ -153,7 +156,7 @@ class SceneReader:
             band_count=header.count,
             size_bytes=header.size_bytes,
             modified=header.modified,
-            event_date=_event_date(header),
+            event_date=self._date or _event_date(header),
         )
 
     @property
@@ -321,6 +324,12 @@ class SceneReader:
             valid &= np.isfinite(stored).all(axis=0)
         order = [unique.index(band) for band in self.scene.bands]
         return stored if order == [0, 1, 2] else stored[order], valid
+
+
+def _source(given: str | os.PathLike[str] | xarray.DataArray | Source) -> Source:
+    if isinstance(given, str | os.PathLike):
+        return FileSource(os.fspath(given))
+    return given if isinstance(given, Source) else ArraySource(given)
 
 
 def _parts(window: Window, *scales: Fraction) -> list[Window]:

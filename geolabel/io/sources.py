@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import pyproj
@@ -79,6 +79,7 @@ class Header:
         return tuple(i for i, (colour, name) in pairs if "alpha" in (colour, (name or "").lower()))
 
 
+@runtime_checkable
 class Source(Protocol):
     """Pixels of a raster, as they are stored. Level 0 is the raster itself, the next ones are coarser overviews."""
 

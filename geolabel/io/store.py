@@ -31,6 +31,8 @@ class Store:
 
     root: Path | str
     """Created when the first record is written."""
+    part: str = ""
+    """What the kinds of records begin with, where a run has several parts in one folder."""
 
     @property
     def place(self) -> Place:
@@ -39,7 +41,7 @@ class Store:
 
     def name(self, kind: str, index: int) -> str:
         """Where a record is kept, below the root."""
-        return f"{kind}/{index:08d}.npz"
+        return f"{self.part}{kind}/{index:08d}.npz"
 
     def has(self, kind: str, index: int) -> bool:
         """Whether the record has been written."""
@@ -93,7 +95,7 @@ class Store:
 
     def count(self, kind: str) -> int:
         """Number of records of a kind."""
-        return sum(name.startswith(f"{kind}/") and name.endswith(".npz") for name in self.place.names())
+        return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(".npz") for name in self.place.names())
 
     def remove(self) -> None:
         """Delete every record, and the folders that are empty then; files that the store did not write stay."""

@@ -85,19 +85,47 @@ def write_inventory(
     OutputError
         If the file cannot be written, or exists and must not be replaced.
     """
+    drawn = None if prompts is None else prompt_features(prompts, grid, classes)
+    write_layers(path, landslides, drawn, tiles, provenance, crs=grid.crs, overwrite=overwrite)
+
+
+def prompt_features(
+    prompts: Prompts, grid: Grid, classes: tuple[str, ...] = ("landslide",)
+) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """Boxes and points of prompts in pixels of `grid`, as the layers ``prompts`` and ``prompt_points`` hold them."""
+    return box_features(prompts, grid, classes), point_features(prompts, grid, classes)
+
+
+def write_layers(
+    path: str | Path,
+    landslides: gpd.GeoDataFrame,
+    prompts: tuple[gpd.GeoDataFrame, gpd.GeoDataFrame] | None,
+    tiles: gpd.GeoDataFrame | None,
+    provenance: Mapping[str, Any],
+    *,
+    crs: pyproj.CRS | None,
+    overwrite: bool = False,
+) -> None:
+    """Write what `write_inventory` does, of features that lie in `crs` already.
+
+    Parameters
+    ----------
+    prompts
+        See `prompt_features`.
+    """
     features = landslides.copy()
     unreviewed = REVIEW_STATES[0]
     features["status"] = features["status"].fillna(unreviewed) if "status" in features else unreviewed
     layers = [_layer("landslides", "MultiPolygon", "Landslides, one row each", LANDSLIDE_COLUMNS, features)]
     if prompts is not None:
-        boxes, points = box_features(prompts, grid, classes), point_features(prompts, grid, classes)
+        boxes, points = prompts
         layers += [
             _layer("prompts", "Polygon", "Boxes that the segmenter was asked for", BOX_COLUMNS, boxes),
             _layer("prompt_points", "Point", "Points of the same prompts: 1 inside, 0 outside", POINT_COLUMNS, points),
         ]
     if tiles is not None:
         layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
-    write_geopackage(path, layers, grid.crs, provenance, overwrite=overwrite)
+    write_geopackage(path, layers, crs, provenance, overwrite=overwrite)
 
 
 def _layer(
@@ -106,7 +134,9 @@ def _layer(
     return Layer(name, geometry_type, description, columns, features, STYLES[name].qml())
 
 
-def read_prompts(path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("landslide",)) -> Prompts:
+def read_prompts(
+    path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("landslide",), partly: bool = False
+) -> Prompts:
     """Read the prompts that a person drew or corrected.
 
     Any vector file of points and polygons will do, in any CRS. Of a file with the layers ``prompts`` or
@@ -127,6 +157,11 @@ def read_prompts(path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("l
     Boxes are cut to the scene. What lies outside, and points labelled 0 whose object has nothing else, is left out with
     a warning. Objects come in the order of their numbers.
 
+    Parameters
+    ----------
+    partly
+        Whether the grid is one of several: then nothing is wrong with prompts that lie outside it, even if all do.
+
     Returns
     -------
     Prompts in pixels of `grid`, rounded to a millionth.
@@ -139,7 +174,7 @@ def read_prompts(path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("l
     names = spatial_layers(path)
     ours = [name for name in names if name in PROMPT_LAYERS]
     layers = {f"layer {name} of {path}": read_features(path, grid.crs, name) for name in ours or names}
-    return gather_prompts(layers, grid, classes)
+    return gather_prompts(layers, grid, classes, partly=partly)
 
 
 def read_aoi(path: str | Path, crs: pyproj.CRS | None) -> shapely.Geometry:

@@ -10,6 +10,7 @@ import numpy as np
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
 from geolabel.run.plan import TASK_TILES, Plan
+from geolabel.run.survey import Survey
 from geolabel.tiles import Window
 
 BASE_BYTES = 400 << 20
@@ -23,6 +24,12 @@ TILE_BYTES_PER_PX = 7
 
 BLOCK_BYTES_PER_PX = 24
 """Of a block at work: sums, weights, scores, winners."""
+
+
+TOTALS = (
+    "localizer_tiles", "blocks", "seconds_without_landslides", "seconds_with_landslides_everywhere",
+)  # fmt: skip
+"""What adds up over the grids of a run."""
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
@@ -64,6 +71,16 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "seconds_without_landslides": round(tiles * per_tile, 1),
         "seconds_with_landslides_everywhere": round(tiles * per_tile + windows * segment_s, 1),
     }
+
+
+def estimate_survey(survey: Survey) -> dict[str, Any]:
+    """Count the work of all plans together; for scenes on one grid see `estimate`."""
+    if len(survey.plans) == 1:
+        return estimate(survey.plans[0])
+    parts = [estimate(plan) for plan in survey.plans]
+    totals = {name: round(sum(part[name] for part in parts), 1) for name in TOTALS}
+    return {"scenes": survey.scenes, "grids": len(parts), "device": parts[0]["device"], **totals,
+            "memory_mb": max(part["memory_mb"] for part in parts)}  # fmt: skip
 
 
 def _read(plan: Plan, window: Window) -> Any:

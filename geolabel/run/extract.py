@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geolabel.io.listing import list_scenes
 from geolabel.io.vectors import read_prompts
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
 from geolabel.run import passes
 from geolabel.run.folder import Keeping
+from geolabel.run.origins import seen_in
 from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
 from geolabel.run.plan import TASK_TILES, Parameters, Plan
 from geolabel.run.report import Progress, Report
-from geolabel.run.request import Networks, Reading, prepare
+from geolabel.run.request import Networks, Reading
 from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.run.windows import assign, clip_to_tiles, oversized
 from geolabel.run.work import Work, under_way
@@ -61,7 +63,7 @@ class Extraction:
 
 
 def extract(
-    scene: str | Path | xr.DataArray,
+    scene: str | Path | xr.DataArray | Sequence[str | Path | xr.DataArray],
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
@@ -70,16 +72,21 @@ def extract(
     prompts_from: str | Path | None = None,
     score_out: str | Path | None = None,
     mask_out: str | Path | None = None,
+    dst_crs: str | None = None,
     overwrite: bool = False,
     keeping: Keeping | None = None,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
-    """Find the landslides of a scene.
+    """Find the landslides of a scene, or of many as one inventory.
+
+    Scenes on one grid are worked on as one; where they overlap, the first one that is valid shows. Those on other grids
+    are worked on in turn, and landslides of theirs that overlap are united.
 
     Parameters
     ----------
     scene
-        Anything that GDAL opens, or an array as rioxarray makes them.
+        Anything that GDAL opens, an array as rioxarray makes them, or several of these; also patterns, lists and STAC
+        items, see `geolabel.io.listing.list_scenes`.
     out
         GeoPackage to write; None to write nothing.
     reading, networks, parameters
@@ -87,7 +94,9 @@ def extract(
     prompts_from
         A vector file whose points and boxes replace the activation.
     score_out, mask_out
-        Cloud Optimized GeoTIFFs to write on the working grid.
+        Cloud Optimized GeoTIFFs to write on the working grid, where there is only one.
+    dst_crs
+        CRS of the inventory, such as EPSG:32648; by default that of the scenes, which then have to share one.
     overwrite
         Whether files that exist may be replaced.
     keeping
@@ -99,7 +108,7 @@ def extract(
     Returns
     -------
     geopandas.GeoDataFrame
-        One row per landslide in the scene's CRS, as in the layer ``landslides`` of the GeoPackage.
+        One row per landslide, as in the layer ``landslides`` of the GeoPackage.
 
     Raises
     ------
@@ -111,12 +120,17 @@ def extract(
     >>> import geolabel
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
-    keeping = keeping or Keeping()
-    targets = Targets.of(
-        out, score_out, mask_out, overwrite=overwrite, inputs=(scene, prompts_from), run_dir=keeping.run_dir
+    from geolabel.run.inventory import run_survey
+    from geolabel.run.survey import prepare_survey
+
+    keeping, reading = keeping or Keeping(), reading or Reading()
+    scenes = list_scenes(scene, asset=reading.asset)
+    inputs = [prompts_from, *(one.source for one in scenes)]
+    targets = Targets.of(out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=keeping.run_dir)
+    survey = prepare_survey(
+        scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster
     )
-    plan = prepare(scene, reading or Reading(), networks or Networks(), parameters or Parameters())
-    return run_extract(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress).landslides
+    return run_survey(survey, targets, prompts_from=prompts_from, keeping=keeping, progress=progress).landslides
 
 
 def run_extract(
@@ -180,7 +194,7 @@ def find_prompts(work: Work) -> Prompts:
     prompts = shape_prompts(shapes, probability)
     large = oversized(prompts, plan.segment_tiles)
     parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], plan.segment_tiles) for k in np.flatnonzero(large)]
-    work.report.points_outside = centroid_outside(spans, labels, shapes)
+    work.report.points_outside += centroid_outside(spans, labels, shapes)
     return numbered(Prompts.concatenate([prompts[~large], *parts]))
 
 
@@ -280,5 +294,5 @@ def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.Geo
             stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
             class_name=plan.classes[plan.class_index],
         )
-    work.report.landslides = objects.count
-    return objects, complete(landslides, plan)
+    work.report.landslides += objects.count
+    return objects, complete(landslides, plan, seen_in(work, objects))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
+import pyproj
 import shapely
 
 from geolabel.io.fingerprints import fingerprint
+from geolabel.io.patchwork import patchwork_of
+from geolabel.io.scenes import SceneReader
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
 from geolabel.run.plan import TASK_TILES, Plan
@@ -74,7 +77,7 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
     scene_key
         What stands for the scene, in place of its file.
     """
-    mark = {"key": scene_key} if scene_key is not None else fingerprint(plan.reader)
+    mark = {"key": scene_key} if scene_key is not None else _scene_mark(plan.reader)
     if mark is None:
         return None
     grid, reader = plan.grid, plan.reader
@@ -109,6 +112,47 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
     }
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
+
+
+def survey_key(
+    plans: Sequence[Plan], drawn: Sequence[Prompts | None], crs: pyproj.CRS | None, *, scene_key: str | None = None
+) -> dict[str, Any] | None:
+    """Everything that the records of a run with several plans depend on; None where a scene cannot be told again.
+
+    Parameters
+    ----------
+    drawn
+        For each plan, prompts that replace the activation.
+    crs
+        Of the inventory.
+    scene_key
+        What stands for the scenes, in place of their files.
+    """
+    keys = [run_key(plan, prompts, scene_key=scene_key) for plan, prompts in zip(plans, drawn, strict=True)]
+    if None in keys:
+        return None
+    parts = {f"part {number}": key for number, key in enumerate(keys, 1)}
+    return {"parts": len(keys), "crs": None if crs is None else crs.to_wkt()} | parts
+
+
+def _scene_mark(reader: SceneReader) -> dict[str, Any] | None:
+    """Plain values that change when a scene does, or one of those that a patchwork is made of."""
+    patchwork = patchwork_of(reader)
+    if patchwork is None:
+        return fingerprint(reader)
+    marks = list(execute.ordered(_closed_fingerprint, [sheet.reader for sheet in patchwork.sheets]))
+    if None in marks:
+        return None
+    named: dict[str, Any] = {"scenes": len(marks)}
+    for number, (sheet, mark) in enumerate(zip(patchwork.sheets, marks, strict=True), 1):
+        named[f"{number}"] = (mark or {}) | {"at": astuple(sheet.window), "stretch": asdict(sheet.stretch)}
+    return named
+
+
+def _closed_fingerprint(reader: SceneReader) -> dict[str, Any] | None:
+    with reader:
+        mark = fingerprint(reader)
+        return None if mark is None else mark | {"bands": reader.scene.bands, "nodata": reader.nodata}
 
 
 def _digest(*parts: Any) -> str:

@@ -17,6 +17,7 @@ import geolabel
 from geolabel.errors import OptionError
 from geolabel.io.confidence import confidence_of
 from geolabel.io.outputs import check_target
+from geolabel.io.patchwork import patchwork_of
 from geolabel.io.rasters import SUFFIXES, write_cog
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
@@ -26,9 +27,11 @@ from geolabel.run.passes import MosaicSource, Run, TileReport
 from geolabel.run.plan import Plan
 
 if TYPE_CHECKING:
+    from geolabel.io.scenes import SceneReader
     from geolabel.run.extract import Extraction
+    from geolabel.scene import Scene
     from geolabel.tiles import Window
-    from geolabel.types import UInt8Array
+    from geolabel.types import Float64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,11 @@ class Targets:
             check_target(path, overwrite=targets.may_replace(path), suffixes=suffixes, inputs=sources)
         return targets
 
+    @property
+    def raster(self) -> Path | None:
+        """A raster among the files, if there is one."""
+        return self.scores or self.mask
+
     def root(self, run_dir: str | Path | None = None) -> str | Path | None:
         """Where the records of the run are kept: as given, else beside the first output; None without any."""
         if run_dir is not None:
@@ -113,23 +121,32 @@ def tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
     )
 
 
-def complete(landslides: gpd.GeoDataFrame, plan: Plan) -> gpd.GeoDataFrame:
-    """Add what all landslides of a scene share, and put the columns in the order of the inventory."""
-    shared = {"source": plan.reader.scene.name, "event_date": plan.reader.scene.event_date, "notes": None}
-    confidence = confidence_of(landslides, {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)})
-    return landslides.assign(**shared, confidence=confidence, status=REVIEW_STATES[0])[[*LANDSLIDE_COLUMNS, "geometry"]]
+def complete(
+    landslides: gpd.GeoDataFrame, plan: Plan, seen: Sequence[tuple[str, str | None]] | None = None
+) -> gpd.GeoDataFrame:
+    """Add what is not measured of landslides, and put the columns in the order of the inventory.
+
+    Parameters
+    ----------
+    seen
+        Source and date of each landslide, where these are not the same for all.
+    """
+    scene = plan.reader.scene
+    source = scene.name if seen is None else [name for name, _ in seen]
+    date = scene.event_date if seen is None else [date for _, date in seen]
+    known = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
+    return landslides.assign(**known, confidence=judged(landslides, plan))[[*LANDSLIDE_COLUMNS, "geometry"]]
+
+
+def judged(landslides: gpd.GeoDataFrame, plan: Plan) -> Float64Array:
+    """(K,) confidence of landslides."""
+    return confidence_of(landslides, {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)})
 
 
 def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
     """Write what was asked for; each file appears when it is whole."""
     plan = found.plan
-    write_scores(found.run, targets, folder)
-    if targets.mask is not None:
-        mosaic = MosaicSource(found.run)
-        blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
-        overwrite = targets.may_replace(targets.mask)
-        write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
-        note(folder, targets.mask)
+    write_rasters(found, targets, folder)
     if targets.inventory is not None:
         write_inventory(
             targets.inventory,
@@ -142,6 +159,17 @@ def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = N
             overwrite=targets.may_replace(targets.inventory),
         )
         note(folder, targets.inventory)
+
+
+def write_rasters(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
+    """Write the rasters of scores and of the mask, if they were asked for."""
+    write_scores(found.run, targets, folder)
+    if targets.mask is not None:
+        mosaic, plan = MosaicSource(found.run), found.plan
+        blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
+        overwrite = targets.may_replace(targets.mask)
+        write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
+        note(folder, targets.mask)
 
 
 def note(folder: Folder | None, path: Path) -> None:
@@ -172,35 +200,28 @@ def provenance(found: Extraction) -> dict[str, Any]:
     return plan_provenance(found.plan) | {"counts": found.report.counts()}
 
 
-def plan_provenance(plan: Plan) -> dict[str, Any]:
-    """Everything that was decided before a run, as plain values."""
+def software() -> dict[str, str]:
+    """Versions of what an inventory is made with."""
     import pyogrio
     import rasterio
     import torch
 
-    scene = plan.reader.scene
     return {
-        "software": {
-            "geolabel": geolabel.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "gdal": rasterio.__gdal_version__,
-            "gdal_vectors": pyogrio.__gdal_version_string__,
-            "geos": shapely.geos_version_string,
-            "numpy": np.__version__,
-        },
-        "scene": {
-            "name": scene.name,
-            "size_bytes": scene.size_bytes,
-            "modified": scene.modified,
-            "event_date": scene.event_date,
-            "bands": list(scene.bands),
-            "band_count": scene.band_count,
-            "dtype": scene.dtype,
-            "height": scene.grid.height,
-            "width": scene.grid.width,
-            "gsd_m": round(scene.grid.gsd, 6),
-        },
+        "geolabel": geolabel.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gdal": rasterio.__gdal_version__,
+        "gdal_vectors": pyogrio.__gdal_version_string__,
+        "geos": shapely.geos_version_string,
+        "numpy": np.__version__,
+    }
+
+
+def plan_provenance(plan: Plan) -> dict[str, Any]:
+    """Everything that was decided before a run, as plain values."""
+    return {
+        "software": software(),
+        "scene": _scene_facts(plan.reader.scene) | _sheet_facts(plan.reader),
         "working_grid": {
             "height": plan.grid.height,
             "width": plan.grid.width,
@@ -218,3 +239,31 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
             "segmenter_overlap": plan.segment_tiles.overlap,
         },
     }
+
+
+def _scene_facts(scene: Scene) -> dict[str, Any]:
+    return {
+        "name": scene.name,
+        "size_bytes": scene.size_bytes,
+        "modified": scene.modified,
+        "event_date": scene.event_date,
+        "bands": list(scene.bands),
+        "band_count": scene.band_count,
+        "dtype": scene.dtype,
+        "height": scene.grid.height,
+        "width": scene.grid.width,
+        "gsd_m": round(scene.grid.gsd, 6),
+    }
+
+
+def _sheet_facts(reader: SceneReader) -> dict[str, Any]:
+    """What a patchwork is made of."""
+    patchwork = patchwork_of(reader)
+    if patchwork is None:
+        return {}
+    facts = []
+    for number, sheet in enumerate(patchwork.sheets):
+        with patchwork.opened(number) as opened:
+            place = {"row": sheet.window.row, "col": sheet.window.col, "stretch": asdict(sheet.stretch)}
+            facts.append(_scene_facts(opened.scene) | place)
+    return {"scenes": facts}

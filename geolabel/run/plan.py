@@ -125,7 +125,7 @@ def make_plan(
     *,
     bounds: tuple[float, float, float, float] | None = None,
     working_gsd: float | None = None,
-    stretch: str = "p2-98",
+    stretch: str | Stretch = "p2-98",
 ) -> Plan:
     """Decide a run over one scene.
 
@@ -136,7 +136,7 @@ def make_plan(
     working_gsd
         Metres per pixel of the working grid; by default the scene's own within the networks' range.
     stretch
-        See `geolabel.radiometry.Stretch.from_sample`.
+        See `geolabel.radiometry.Stretch.from_sample`; or one that is known already.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def make_plan(
     return Plan(
         reader=reader,
         grid=grid,
-        stretch=Stretch.from_sample(*reader.sample(lenient=parameters.on_error == "skip"), stretch),
+        stretch=stretch if isinstance(stretch, Stretch) else stretch_of(reader, stretch, parameters.on_error),
         localizer=localizer,
         segmenter=segmenter,
         classes=locate.classes,
@@ -188,6 +188,11 @@ def make_plan(
         blocks=BlockGrid(grid.height, grid.width, parameters.block_size),
         parameters=parameters,
     )
+
+
+def stretch_of(reader: SceneReader, spec: str, on_error: str = "fail") -> Stretch:
+    """The one stretch of a whole scene."""
+    return Stretch.from_sample(*reader.sample(lenient=on_error == "skip"), spec)
 
 
 def crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:

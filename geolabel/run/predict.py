@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geolabel.io.listing import list_scenes
 from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.run import execute
@@ -20,7 +22,8 @@ from geolabel.run.outcome import Targets, write_scores
 from geolabel.run.passes import MosaicSource, Run
 from geolabel.run.plan import Parameters, Plan
 from geolabel.run.report import Progress, Report, Silent
-from geolabel.run.request import Networks, Reading, prepare
+from geolabel.run.request import Networks, Reading
+from geolabel.run.survey import prepare_survey
 from geolabel.run.work import Work, under_way
 from geolabel.types import Float32Array
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    scene: str | Path | xr.DataArray,
+    scene: str | Path | xr.DataArray | Sequence[str | Path | xr.DataArray],
     *,
     reading: Reading | None = None,
     networks: Networks | None = None,
@@ -47,7 +50,7 @@ def predict(
     Parameters
     ----------
     scene, reading, networks, parameters, progress
-        As in `geolabel.extract`.
+        As in `geolabel.extract`; several scenes have to lie on one grid.
     run_dir
         Empty folder that keeps what the networks found, for as long as the array is used. By default a temporary one
         that goes with the array; on a cluster it has to be one that all workers see.
@@ -57,7 +60,10 @@ def predict(
     xarray.DataArray
         (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them.
     """
-    plan = prepare(scene, reading or Reading(), networks or Networks(), parameters or Parameters())
+    reading = reading or Reading()
+    scenes = list_scenes(scene, asset=reading.asset)
+    asked = (reading, networks or Networks(), parameters or Parameters())
+    (plan,) = prepare_survey(scenes, *asked, raster="the array").plans
     scratch = _Scratch() if run_dir is None else None
     run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")))
     find_scores(Work(run, Report(), progress or Silent()))

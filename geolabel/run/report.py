@@ -36,6 +36,18 @@ class Silent:
         return iter(results)
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """Follows one part of a run under names that say which."""
+
+    progress: Progress
+    number: str
+
+    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
+        """Pass `results` through."""
+        return self.progress.track(results, f"{name} {self.number}", total)
+
+
 EFFORT = ("seconds", "pixels", "tasks", "tasks_kept", "peak_bytes")
 """Fields that differ between runs that find the same."""
 
@@ -76,15 +88,17 @@ class Report:
     def count_tiles(self, reports: Sequence[TileReport]) -> None:
         """Take in what became of the tiles."""
         found = Counter(report.status for report in reports)
-        self.tiles = len(reports)
-        self.tiles_without_data, self.tiles_failed = found[NO_DATA], found[FAILED]
-        self.tiles_above_gate = found[FOUND]
+        self.tiles += len(reports)
+        self.tiles_without_data += found[NO_DATA]
+        self.tiles_failed += found[FAILED]
+        self.tiles_above_gate += found[FOUND]
         self.gaps += [f"tile {report.index}: {report.message}" for report in reports if report.status == FAILED]
 
     def count_masks(self, prompts: Prompts, windows: Sequence[PromptedWindow], tables: Sequence[MaskTable]) -> None:
         """Take in what was asked of the segmenter and what it answered."""
-        self.prompts, self.windows = len(prompts), len(windows)
-        self.masks = sum(len(table.windows) for table in tables)
+        self.prompts += len(prompts)
+        self.windows += len(windows)
+        self.masks += sum(len(table.windows) for table in tables)
         self.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
 
     def count_task(self, outcome: Outcome[Any]) -> None:

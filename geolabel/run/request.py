@@ -15,6 +15,8 @@ from geolabel.run.plan import Parameters, Plan, make_plan
 if TYPE_CHECKING:
     import xarray as xr
 
+    from geolabel.io.scenes import SceneReader
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -33,6 +35,8 @@ class Reading:
     """Metres per pixel to work at; None for the scene's own within the networks' range."""
     stretch: str = "p2-98"
     """Radiometric stretch of the whole scene: percentiles, two values, or ``none``."""
+    asset: str | None = None
+    """Which asset of STAC items is the scene; None for the one that is a picture."""
 
 
 @dataclass(frozen=True)
@@ -62,48 +66,83 @@ class Networks:
         return localizer, segmenter
 
 
-def prepare(scene: str | Path | xr.DataArray, reading: Reading, networks: Networks, parameters: Parameters) -> Plan:
+def prepare(
+    scene: str | Path | xr.DataArray,
+    reading: Reading,
+    networks: Networks,
+    parameters: Parameters,
+    *,
+    event_date: str | None = None,
+) -> Plan:
     """Open the header of a scene, load the networks and decide the run.
 
     In workers a network call takes one thread unless more are asked for.
+
+    Parameters
+    ----------
+    event_date
+        Date of the scene, where its file does not say it.
 
     Raises
     ------
     GeolabelError
         See `geolabel.errors`.
     """
-    from geolabel.io.scenes import SceneReader
     from geolabel.io.vectors import read_aoi
 
-    source, name = _source(scene)
-    reader = SceneReader(source, bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd, name=name)
+    reader = open_scene(*_source(scene), reading, event_date)
     crs = reader.scene.grid.crs  # the header comes first: most mistakes show there, before a network is loaded
     if reading.aoi is not None:
         reader = reader.within(read_aoi(reading.aoi, crs))
-    if execute.clustered() and parameters.threads is None:
-        parameters = replace(parameters, threads=1)
     return make_plan(
         reader,
         *networks.recipes(parameters.selection),
-        parameters,
+        for_workers(parameters),
         bounds=reading.bounds,
         working_gsd=reading.working_gsd,
         stretch=reading.stretch,
     )
 
 
+def open_scene(
+    source: str | xr.DataArray, name: str | None, reading: Reading, event_date: str | None = None
+) -> SceneReader:
+    """Say how a scene is to be read; nothing is opened yet."""
+    from geolabel.io.scenes import SceneReader
+
+    return SceneReader(
+        source, bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd, name=name, event_date=event_date
+    )
+
+
+def for_workers(parameters: Parameters) -> Parameters:
+    """The parameters with what they leave to who works."""
+    return replace(parameters, threads=1) if execute.clustered() and parameters.threads is None else parameters
+
+
 MESSAGE_BYTES = 16 << 20
 """A larger array in memory is not sent along with every task."""
+
+
+def visible(source: str | xr.DataArray) -> str | xr.DataArray:
+    """The same source, if workers can see it.
+
+    Raises
+    ------
+    OptionError
+        If it is a large array in the memory of this process and the work is done in others.
+    """
+    if not isinstance(source, str) and execute.clustered() and source.chunks is None and source.nbytes > MESSAGE_BYTES:
+        raise OptionError(
+            f"the array of {source.nbytes >> 20} MB lies in the memory of this process, and workers cannot see it: "
+            "write it to a file, or open it with chunks"
+        )
+    return source
 
 
 def _source(scene: str | Path | xr.DataArray) -> tuple[str | xr.DataArray, str | None]:
     """What to open, and what to call it: workers may have another current folder, so paths are made absolute."""
     if not isinstance(scene, str | Path):
-        if execute.clustered() and scene.chunks is None and scene.nbytes > MESSAGE_BYTES:
-            raise OptionError(
-                f"the array of {scene.nbytes >> 20} MB lies in the memory of this process, and workers cannot see it: "
-                "write it to a file, or open it with chunks"
-            )
-        return scene, None
+        return visible(scene), None
     name = str(scene)
     return (str(Path(name).absolute()), name) if Path(name).exists() else (name, None)

@@ -62,6 +62,19 @@ def summarize(root: str | Path) -> Summary:
     return Summary(str(root), status, state.started, state.message, counted, state.key, size)
 
 
+def scenes_of(key: Mapping[str, Any]) -> list[str]:
+    """The scenes that the key of a run names."""
+    scene = key.get("scene")
+    if isinstance(scene, Mapping):
+        said = scene.get("uri", scene.get("key"))
+        return [str(said)] if said is not None else [name for part in scene.values() for name in _uri(part)]
+    return [name for part in key.values() if isinstance(part, Mapping) for name in scenes_of(part)]
+
+
+def _uri(part: Any) -> list[str]:
+    return [str(part["uri"])] if isinstance(part, Mapping) and "uri" in part else []
+
+
 def find_runs(where: Path) -> list[Path]:
     """Folders of runs in a folder, or that folder itself."""
     if (where / RUN).is_file():

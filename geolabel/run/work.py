@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from geolabel.run.ledger import TOO_LARGE, Outcome, Recorded
 from geolabel.run.outcome import Targets
 from geolabel.run.passes import Run, forget
 from geolabel.run.plan import Plan
-from geolabel.run.report import Progress, Report, Silent
+from geolabel.run.report import Numbered, Progress, Report, Silent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,7 +64,7 @@ class Work:
 
     def _results(self, name: str, function: Callable[[T], R], jobs: Sequence[T], *, network: bool) -> Iterator[R]:
         if self.folder is not None:
-            self.folder.note_pass(name, len(jobs))
+            self.folder.note_pass(self.run.store.part + name, len(jobs))
         store = None if self.folder is None else self.run.store
         outcomes = execute.ordered(Recorded(function, name, store), self._unless_stopped(jobs), network=network)
         done = 0
@@ -122,11 +122,54 @@ def under_way(
         with in_scratch(plan, progress, localized=drawn is None) as work:
             yield work
         return
-    report = Report(pixels=plan.grid.height * plan.grid.width)
+    with in_folder(root, key, targets, keeping) as folder:
+        report = Report(pixels=plan.grid.height * plan.grid.width)
+        yield Work.within(folder, Run(plan, folder.store, localized=drawn is None), report, progress or Silent())
+
+
+@contextmanager
+def parts_under_way(
+    plans: Sequence[Plan],
+    targets: Targets,
+    keeping: Keeping,
+    drawn: Sequence[Prompts | None],
+    progress: Progress | None,
+    key: Mapping[str, Any] | None,
+) -> Iterator[list[Work]]:
+    """Work on several plans, one after the other, in one folder and with one report.
+
+    Parameters
+    ----------
+    drawn
+        For each plan, prompts that replace the activation.
+    key
+        By what the run is known; None where nothing can go on from it.
+    """
+    root = targets.root(keeping.run_dir)
+    report = Report(pixels=sum(plan.grid.height * plan.grid.width for plan in plans))
+    with ExitStack() as stack:
+        if root is None or key is None:
+            folder = None
+            stack.callback(forget)
+            scratch = stack.enter_context(TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True))
+            store = Store(Path(scratch))
+        else:
+            folder = stack.enter_context(in_folder(root, key, targets, keeping))
+            store = folder.store
+        works = []
+        for number, (plan, prompts) in enumerate(zip(plans, drawn, strict=True), 1):
+            run = Run(plan, replace(store, part=f"{number:04d}-"), localized=prompts is None)
+            follow = Numbered(progress or Silent(), f"{number}/{len(plans)}")
+            works.append(Work(run, report, follow) if folder is None else Work.within(folder, run, report, follow))
+        yield works
+
+
+@contextmanager
+def in_folder(root: str | Path, key: Mapping[str, Any], targets: Targets, keeping: Keeping) -> Iterator[Folder]:
+    """The folder of a run; what the process keeps of its records is let go at the end."""
     try:
         with opened(keeping, root, key, overwrite=targets.overwrite) as folder:
-            run = Run(plan, folder.store, localized=drawn is None)
-            yield Work.within(folder, run, report, progress or Silent())
+            yield folder
     finally:
         forget()
 
