@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from geolabel.concepts import Grounding
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import sha256
 from geolabel.io.weights import offline
-from geolabel.localizers.diffusion import DiffusionNetworks
+from geolabel.localizers.diffusion import DiffusionLocalizer, DiffusionNetworks
+from geolabel.localizers.refined import RefinedLocalizer
+from geolabel.parts import Localizer, Recipe
 
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'geolabel[diffusion]'"
+
+DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+"""A model of the hub: Stable Diffusion 1.5, under CreativeML Open RAIL-M."""
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
@@ -137,6 +145,49 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> Recipe:
+    """Decide how a diffusion network will be made, wherever that is; downloads it if need be.
+
+    Parameters
+    ----------
+    source
+        See `locate`.
+    like
+        Of the segmenter: both run on the same device, in the same precision and batches.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be had.
+    """
+    folder = locate(source)
+    return Recipe(
+        "localizer", str(folder), fingerprint(folder), like.device, like.precision, like.batch, grounding=grounding
+    )
+
+
+def localizer(recipe: Recipe) -> Localizer:
+    """Make the localizer that a recipe describes.
+
+    Raises
+    ------
+    WeightsError
+        If the model is missing or has changed since.
+    OptionError
+        If it knows a word not, or not the time step.
+    """
+    assert recipe.grounding is not None
+    folder = Path(recipe.source)
+    digest = fingerprint(folder)
+    if digest != recipe.sha256:
+        raise WeightsError(f"{folder} has SHA-256 {digest}, the run was planned with {recipe.sha256}: plan it again")
+    made = DiffusionLocalizer(
+        load(folder), recipe.grounding, device=recipe.device, precision=recipe.precision, batch=recipe.batch
+    )
+    crf = recipe.grounding.crf
+    return made if crf is None else RefinedLocalizer(made, crf, device=recipe.device)
+
+
 def load(folder: Path) -> DiffusionNetworks:
     """Load a model, in single precision and on the CPU.
 
@@ -153,13 +204,30 @@ def load(folder: Path) -> DiffusionNetworks:
     check(folder)
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:
-        loaded = {part: _part(kind, folder, part) for part, kind in kinds.items()}
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+        with _without_bars():
+            loaded = {part: _part(kind, folder, part) for part, kind in kinds.items()}
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"{folder} cannot be loaded as Stable Diffusion 1.x ({reason}): give another") from error
     return DiffusionNetworks(**loaded, tokenizer=tokenizer, alphas_cumprod=schedule.alphas_cumprod)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    # transformers and diffusers write progress to stderr, which is the command line's
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [kind for kind in (of_diffusers, of_transformers) if kind.is_progress_bar_enabled()]
+    for kind in shown:
+        kind.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kind in shown:
+            kind.enable_progress_bar()
 
 
 def _part(kind: Any, folder: Path, part: str) -> Any:

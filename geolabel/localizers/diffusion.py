@@ -18,8 +18,9 @@ with Foundation Models", eq. 1 and 3 to 9. What the paper leaves open is decided
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,6 +234,7 @@ class DiffusionLocalizer:
         self._precision = precision
         self._batch = min(batch, grounding.draws)
         self._noise = self._draw()
+        self._asked = np.ones(len(grounding.concepts), bool)
         encoder = networks.text_encoder.to(device).eval()
         with forward(device, precision):
             self._questions = [
@@ -280,13 +282,23 @@ class DiffusionLocalizer:
         with forward(self._device, self._precision):
             return [self._activation(image) for image in images]
 
+    def only(self, classes: Collection[str]) -> DiffusionLocalizer:
+        """The same networks, for images that show some of the classes only: what is not asked is active nowhere."""
+        fewer = copy(self)
+        fewer._asked = np.asarray([name in classes for name in self.classes])
+        return fewer
+
     def _activation(self, image: UInt8Array) -> Activation:
         latent = self._encode(image)
-        means, peaks = zip(*(self._look(latent, questions) for questions in self._questions), strict=True)
+        nowhere = torch.zeros((self._latent_side, self._latent_side), device=self._device)
+        looks = [self._look(latent, questions) if asked else (nowhere, 0.0)
+                 for questions, asked in zip(self._questions, self._asked, strict=True)]  # fmt: skip
+        means, peaks = zip(*looks, strict=True)
         stride = max(1, max(image.shape[:2]) * self._pixels_per_latent // self.window)
         maps = self._cells(torch.stack(means), image.shape[:2], stride)
         values = stretched(maps).cpu().numpy()  # within the image, now that the padding is gone
-        return Activation(values, np.ones_like(values), np.asarray(peaks, np.float32), stride, self.classes)
+        shown = np.broadcast_to(self._asked[:, None, None], values.shape).astype(np.float32)
+        return Activation(values, shown, np.asarray(peaks, np.float32), stride, self.classes)
 
     def _encode(self, image: UInt8Array) -> Tensor:
         # The clean latent (1, C, h, w) of an image, enlarged to the window and padded with its last row and column.
