@@ -32,7 +32,12 @@ METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="alps: cluster the directions of features, whatever their lengths."),
     click.option("--regions", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
                  help="alps: keep here what the segmenter finds, for another number of clusters or another share."),
-    click.option("--seed", type=click.IntRange(min=0), help="alps: number to draw from. Default: 0."),
+    *options.GROUNDING_OPTIONS,
+    click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+                 help="diffuprompter: activation that counts. Default: 0.4."),
+    click.option("--attention-only", is_flag=True, default=None,
+                 help="diffuprompter: take the thresholded maps for labels and ask no segmenter."),
+    click.option("--seed", type=click.IntRange(min=0), help="alps, diffuprompter: number to draw from. Default: 0."),
 )  # fmt: skip
 """Options of single methods, each named once, with the methods that have it. None is the method's own default."""
 

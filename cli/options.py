@@ -286,6 +286,24 @@ def training_networks(given: dict[str, Any]) -> Networks:
     return Networks(**{name: given.pop(name) for name in ("sam", "sam_checkpoint", "device", "precision")})
 
 
+GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--classes", metavar="NAME[/SYNONYM...],...",
+                 help="diffuprompter: what to look for, in words, such as landslide/mudslide,airplane. Default: "
+                 "landslide."),
+    click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
+                 help="diffuprompter: a Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
+                 "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB."),
+    click.option("--template", help="diffuprompter: the text that the class stands in. Default: Photo of a {}."),
+    click.option("--timestep", type=click.IntRange(min=0),
+                 help="diffuprompter: step of the noise schedule that noise is added at, of 1000. Default: 40."),
+    click.option("--draws", type=click.IntRange(min=1),
+                 help="diffuprompter: maps of independent noise that are averaged. Default: 50."),
+    click.option("--crf", is_flag=True, default=None,
+                 help="diffuprompter: draw the maps along the edges of the image with a dense CRF."),
+)  # fmt: skip
+"""What a diffusion network is asked; None is the method's own default."""
+
+
 def polygon_options(command: F) -> F:
     """Add the options that shape the polygons."""
     for decorate in (

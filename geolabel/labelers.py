@@ -11,8 +11,9 @@ from geolabel.activation import Activation, quantise, upsample
 from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins, smallest_wins
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.mosaic import NO_MASK
+from geolabel.parts import Labeler
 from geolabel.prompts import Prompts
-from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array
+from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,24 @@ class ThresholdLabeler:
 
 
 @dataclass(frozen=True)
+class OverlapLabeler:
+    """DiffuPrompter, section 2.2.3: of the masks that answer a prompt, the one most like the activation it came from.
+
+    The segmenter has to answer with all its candidates; see `geolabel.masks.EVERY_CANDIDATE`.
+    """
+
+    threshold: float = 0.4
+    """The gamma of eq. 10: activation above it is what masks are compared with."""
+    labeler: Labeler = UnionLabeler()
+    """What becomes of the chosen masks."""
+
+    def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
+        """Label the image that the masks are of."""
+        active = enlarged(activation, *masks.scores.shape[1:]) > self.threshold
+        return self.labeler(masks[most_alike(masks, prompts, active)], prompts, activation)
+
+
+@dataclass(frozen=True)
 class ClusterLabeler:
     """ALPS: masks of an image become clusters of their features (its eq. 2 to 4); pixels outside all are ignored.
 
@@ -117,6 +136,33 @@ def paint(owner: Int32Array, values: Int32Array, quality: Float32Array, classes:
     labels[covered] = values[owner[covered]]
     confidence[covered] = np.clip(quality, 0, 1)[owner[covered]]
     return LabelMap(labels, confidence, classes)
+
+
+def most_alike(masks: Masks, prompts: Prompts, active: BoolArray) -> Int64Array:
+    """(N,) which masks to take: for every prompt that any answers, that of the highest IoU with what it is asked about.
+
+    A prompt asks about the active pixels (C, H, W) of its class inside its box, or about all of them where it has no
+    box. Where two masks are equally alike, the one of the lower number is taken.
+    """
+    rows = {int(prompt): row for row, prompt in enumerate(prompts.ids)}
+    best: dict[int, tuple[float, int]] = {}
+    for index, (prompt, mask) in enumerate(zip(masks.prompt_ids.tolist(), masks.binary, strict=True)):
+        row = rows[prompt]
+        asked = active[prompts.class_ids[row]]
+        if prompts.has_box[row]:
+            asked = _inside(asked, prompts.boxes[row])
+        alike = int(np.count_nonzero(mask & asked)) / max(1, int(np.count_nonzero(mask | asked)))
+        if prompt not in best or alike > best[prompt][0]:
+            best[prompt] = alike, index
+    return np.asarray(sorted(index for _, index in best.values()), np.int64)
+
+
+def _inside(mask: BoolArray, box: Float64Array) -> BoolArray:
+    # a pixel is in the box when its centre is
+    rows, cols = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    x0, y0, x1, y1 = box - 0.5
+    inside: BoolArray = mask & (cols > x0) & (cols < x1) & (rows > y0) & (rows < y1)
+    return inside
 
 
 def gate(masks: BoolArray, max_share: float) -> BoolArray:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from geolabel.activation import Activation, Normalisation
+from geolabel.concepts import Grounding
 from geolabel.labels import LabelMap
 from geolabel.masks import Filters, Masks, Selection
 from geolabel.prompts import Prompts
@@ -146,3 +147,5 @@ class Recipe:
     """Whether such a segmenter's masks come with features."""
     architecture: str = ""
     """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
+    grounding: Grounding | None = None
+    """What a diffusion network is asked; the source is then the folder of its model. Localizers only."""

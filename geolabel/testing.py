@@ -6,9 +6,11 @@ need hypothesis, which is imported when one is asked for.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +104,9 @@ class FakeSegmenter:
         return near
 
 
+DIFFUSION_WORDS = ("photo", "of", "a", "an", "landslide", "mud|slide", "airplane", "storage", "tank")
+"""What the tokenizer of `write_diffusion` knows unless told otherwise."""
+
 RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=1), Recipe("segmenter", "stand-in", "0" * 64, batch=1)
 """Recipes of stand-ins, for runs whose tasks go to other processes."""
 
@@ -130,6 +135,73 @@ def stand_in(recipe: Recipe) -> Localizer | Segmenter:
     slow: Any = Slow(part, seconds) if seconds else part
     made: Localizer | Segmenter = slow
     return made
+
+
+def write_diffusion(folder: Path, words: Sequence[str] = DIFFUSION_WORDS, *, seed: int = 0) -> Path:
+    """Write a tiny text-to-image model of random weights, as diffusers writes Stable Diffusion 1.x; return its folder.
+
+    It sees 128 px, looks at 16, 8, 4 and 2 cells a side, and reads up to 77 tokens. Needs diffusers and transformers.
+
+    Parameters
+    ----------
+    words
+        What its tokenizer knows, in lower case: a word of one token, or one of several with ``|`` between them. Other
+        words of the letters a to z are spelled.
+    """
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    vocabulary = _write_tokenizer(folder / "tokenizer", words)
+    blocks = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    text = CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = {
+            "unet": UNet2DConditionModel(sample_size=16, cross_attention_dim=16, attention_head_dim=2, **blocks),
+            "vae": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **blocks
+            ),
+            "text_encoder": CLIPTextModel(text),
+        }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
+        folder / "scheduler"
+    )
+    return folder
+
+
+def _write_tokenizer(folder: Path, words: Sequence[str]) -> int:
+    # CLIP's kind: pairs of pieces that are merged, in order; every word merges what earlier words leave of it.
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        *parts, last = word.split("|")
+        for pieces in (*map(list, parts), [*last[:-1], f"{last[-1]}</w>"]):
+            for pair in merges:
+                _merge(pieces, pair)
+            while len(pieces) > 1:
+                merges[pieces[0], pieces[1]] = None
+                _merge(pieces, (pieces[0], pieces[1]))
+    known = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    known += [left + right for left, right in merges]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({piece: k for k, piece in enumerate(known)}), encoding="utf-8")
+    pairs = "\n".join(" ".join(pair) for pair in merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n", encoding="utf-8")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return len(known)
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> None:
+    for k in range(len(pieces) - 2, -1, -1):
+        if (pieces[k], pieces[k + 1]) == pair:
+            pieces[k : k + 2] = ["".join(pair)]
 
 
 def binary_masks(max_side: int = 24) -> SearchStrategy[BoolArray]:

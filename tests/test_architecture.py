@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
     "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics", "confidence",
-    "clusters",
+    "clusters", "concepts",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
 PARTS = (
-    "devices", "labelers", "localizers", "networks", "parts", "pipeline", "prompters", "segmenters", "synthetic",
+    "crf", "devices", "labelers", "localizers", "networks", "parts", "pipeline", "prompters", "segmenters", "synthetic",
     "trainers",
 )  # fmt: skip
 WORLD = ("datasets", "io", "weights")
@@ -41,7 +41,8 @@ NETWORKS = {
     "torchvision",
 }
 FILES = {"fsspec", "geopandas", "pandas", "platformdirs", "pooch", "pyogrio", "rasterio", "rioxarray", "xarray"}
-LIBRARIES = {0: NUMBERS, 1: NUMBERS | NETWORKS, 2: NUMBERS | NETWORKS | FILES}
+MODELS = {"diffusers", "huggingface_hub", "transformers"}
+LIBRARIES = {0: NUMBERS, 1: NUMBERS | NETWORKS, 2: NUMBERS | NETWORKS | FILES | MODELS}
 """What each ring may use; ring 3 may use everything."""
 
 

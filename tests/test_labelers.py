@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from geolabel.activation import Activation
-from geolabel.labelers import ClusterLabeler, ConfidenceLabeler, ThresholdLabeler, UnionLabeler, gate
+from geolabel.labelers import (
+    ClusterLabeler,
+    ConfidenceLabeler,
+    OverlapLabeler,
+    ThresholdLabeler,
+    UnionLabeler,
+    gate,
+    most_alike,
+)
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.parts import Labeler
@@ -126,3 +136,29 @@ def test_they_are_labelers() -> None:
         ClusterLabeler(lambda features: features[:, 0].astype(np.int32), ("a",)),
     ]
     assert len(labelers) == 4
+
+
+def test_the_mask_most_like_the_activation_is_taken_whatever_the_network_thinks() -> None:
+    # Three candidates of one prompt, one of another; the activation covers columns 1 and 2.
+    masks = masks_of(columns(1, 2), columns(0, 4), columns(1, 3), columns(3, 4))
+    masks = replace(
+        masks, prompt_ids=np.asarray([10, 10, 10, 11]), predicted_iou=np.asarray([0.99, 0.9, 0.1, 1], np.float32)
+    )
+    seen = activation([[0.1, 0.9, 0.9, 0.1]])
+    assert most_alike(masks, prompts_of(0, 0), seen.values > 0.4).tolist() == [2, 3]
+    labels = OverlapLabeler(0.4)(masks[:3], prompts_of(0), seen)
+    assert labels.values.tolist() == [[0, 1, 1, 0]]
+
+
+def test_a_prompt_asks_about_what_is_active_in_its_box() -> None:
+    masks = replace(masks_of(columns(0, 2), columns(0, 4)), prompt_ids=np.asarray([10, 10]))
+    active = np.ones((1, 1, 4), bool)
+    whole = Prompts.build(boxes=np.asarray([[0.0, 0, 4, 1]]), ids=np.asarray([10]))
+    left = Prompts.build(boxes=np.asarray([[0.0, 0, 2, 1]]), ids=np.asarray([10]))
+    assert most_alike(masks, whole, active).tolist() == [1]
+    assert most_alike(masks, left, active).tolist() == [0]
+
+
+def test_masks_that_are_equally_alike_are_taken_in_order() -> None:
+    masks = replace(masks_of(columns(0, 1), columns(1, 2)), prompt_ids=np.asarray([10, 10]))
+    assert most_alike(masks, prompts_of(0), np.zeros((1, 1, 4), bool)).tolist() == [0]

@@ -268,6 +268,10 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     """
     if recipe.source == EVERYWHERE:
         return Everywhere()
+    if recipe.grounding is not None:
+        from geolabel.io import diffusion
+
+        return diffusion.localizer(recipe)
     published = next((p for p in PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
     path = fetch(published) if published else Path(recipe.source)
     digest = sha256(path)

@@ -67,5 +67,6 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "alps": Method("no label at all: clusters of everything that the segmenter finds", "geolabel.methods.alps"),
+    "diffuprompter": Method("classes in words, no training", "geolabel.methods.diffuprompter"),
 }
 """By the name that ``--method`` takes."""

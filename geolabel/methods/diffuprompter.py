@@ -1,0 +1,166 @@
+"""DiffuPrompter: a diffusion network says where the words are, a segmenter what is there. Nothing is trained.
+
+Source: Li et al. (2024), "DiffuPrompter: Pixel-Level Automatic Annotation for High-Resolution Remote Sensing Images
+with Foundation Models", Remote Sensing 16, 2004. No code of the authors is known. Its steps and where they are:
+
+* the template, and words for a class: `geolabel.concepts`
+* eq. 1 and 3, cross-attention: `geolabel.localizers.diffusion.AttentionRecorder`
+* eq. 4, the pyramid and Norm: `geolabel.localizers.diffusion.combined` and `stretched`
+* eq. 5 to 9, LSAD: `geolabel.localizers.diffusion.noisy` and `DiffusionLocalizer`
+* eq. 10, the threshold, and the dense CRF where it is asked for: `geolabel.localizers.refined`, `geolabel.crf`
+* box and centroid of every component: `geolabel.prompters.ContourPrompter`
+* eq. 2, the segmenter: `geolabel.segmenters.everything`, which keeps all its candidates
+* the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
+* closed regions become instances: `geolabel.labels.closed_regions`
+
+The paper labels images of which it is known what they show. Where the images lie in folders of the classes' names, or
+beside a table of labels, each is asked about its own classes only; otherwise about all, and what it does not show is
+found somewhere nevertheless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geolabel.activation import LEVELS
+from geolabel.concepts import TEMPLATE, Grounding, parse_concepts
+from geolabel.datasets.chips import read_chips
+from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.errors import ChipError, OptionError
+from geolabel.io import diffusion
+from geolabel.labelers import OverlapLabeler, ThresholdLabeler
+from geolabel.labels import BACKGROUND, LabelMap
+from geolabel.localizers.diffusion import DiffusionLocalizer
+from geolabel.localizers.refined import RefinedLocalizer
+from geolabel.parts import Localizer, NoMasks, NoPrompts, Segmenter
+from geolabel.pipeline import Pipeline, label_image
+from geolabel.prompters import ContourPrompter
+from geolabel.run import worker
+from geolabel.run.grounded import GroundedNetworks
+from geolabel.run.label import label_images, label_provenance
+from geolabel.run.report import Progress
+from geolabel.run.request import Networks
+from geolabel.types import UInt8Array
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of the method; the defaults are the paper's.
+
+    Raises
+    ------
+    OptionError
+        If a number or a class cannot be.
+    """
+
+    classes: str = "landslide"
+    """What to look for: names that commas part, each with its synonyms after slashes."""
+    diffusion: str = diffusion.DEFAULT
+    """A folder, or a model of the hub."""
+    template: str = TEMPLATE
+    timestep: int = 40
+    draws: int = 50
+    threshold: float = 0.4
+    """The gamma of eq. 10."""
+    crf: bool = False
+    """Whether a dense CRF refines the maps."""
+    attention_only: bool = False
+    """Whether the thresholded maps are the labels, without a segmenter."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise OptionError(f"threshold {self.threshold}: it has to lie between 0 and 1")
+        assert self.grounding
+
+    @property
+    def grounding(self) -> Grounding:
+        """What the diffusion network is asked."""
+        return Grounding(
+            parse_concepts(self.classes),
+            template=self.template,
+            timestep=self.timestep,
+            draws=self.draws,
+            seed=self.seed,
+            crf=self.threshold if self.crf else None,
+        )
+
+
+def compose(localizer: Localizer, segmenter: Segmenter, threshold: float, *, attention_only: bool = False) -> Pipeline:
+    """The method after its map, whichever localizer made that.
+
+    Parameters
+    ----------
+    segmenter
+        Answers with every candidate; see `geolabel.masks.EVERY_CANDIDATE`.
+    threshold
+        The gamma of eq. 10.
+    attention_only
+        Whether the thresholded map is the label map: the paper's baseline.
+    """
+    if attention_only:
+        return Pipeline(localizer, NoPrompts(), NoMasks(), ThresholdLabeler(threshold))
+    return Pipeline(localizer, ContourPrompter(grey_level(threshold)), segmenter, OverlapLabeler(threshold))
+
+
+def grey_level(threshold: float) -> int:
+    """The grey value that activation above a threshold of 0..1 exceeds."""
+    return int(threshold * LEVELS + 1e-6)
+
+
+def label(
+    chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Label a folder of images; see `geolabel.methods.Label`."""
+    images, grounding = ImageFolder(chips), settings.grounding
+    recipes = GroundedNetworks.of(networks, settings.diffusion, grounding).recipes()
+    locate, segmenter = worker.localizer(recipes[0]), worker.segmenter(recipes[1])
+    known = shown_classes(images, grounding)
+    size = min(locate.window, segmenter.window)
+
+    def of_image(name: str, image: UInt8Array) -> LabelMap:
+        shown = known.get(name, grounding.classes)
+        if not shown:
+            return LabelMap.background(image.shape[0], image.shape[1], (BACKGROUND, *grounding.classes))
+        parts = asked_only(locate, shown), segmenter
+        return label_image(compose(*parts, settings.threshold, attention_only=settings.attention_only), image, size)
+
+    provenance = label_provenance("diffuprompter", settings, recipes, images) | {"classes_known_of": len(known)}
+    writer = PseudoLabelWriter(out, (BACKGROUND, *grounding.classes), provenance)
+    figures = label_images(images, of_image, writer, overwrite=overwrite, progress=progress)
+    return figures | {"classes_known_of": len(known)}
+
+
+def asked_only(localizer: Localizer, classes: Collection[str]) -> Localizer:
+    """A localizer of this method for an image that shows these classes only."""
+    if isinstance(localizer, RefinedLocalizer):
+        inner = asked_only(localizer.localizer, classes)
+        return RefinedLocalizer(inner, localizer.threshold, localizer.crf, localizer.device)
+    assert isinstance(localizer, DiffusionLocalizer)
+    return localizer.only(classes)
+
+
+def shown_classes(images: ImageFolder, grounding: Grounding) -> Mapping[str, tuple[str, ...]]:
+    """The classes that images are known to show, by the name of the image; empty where nothing says so.
+
+    What folders or a table call an image counts where it means one of the classes of `grounding`: by its name or by a
+    synonym, in any case, with underscores for spaces. An image that is called something else shows none of them.
+    """
+    try:
+        chips = read_chips(images.root)
+    except ChipError:
+        return {}
+    meant = {word: concept.name for concept in grounding.concepts for word in concept.words}
+    classes = [meant.get(name.lower().replace("_", " ")) for name in chips.classes]
+    if not any(classes):
+        return {}
+    shown = {
+        path.resolve(): tuple(name for name, here in zip(classes, labels, strict=True) if name is not None and here)
+        for path, labels in zip(chips.paths, chips.labels, strict=True)
+    }
+    known = ((name, shown.get(path.resolve())) for name, path in zip(images.names, images.paths, strict=True))
+    return {name: found for name, found in known if found is not None}

@@ -1,0 +1,100 @@
+"""The dense CRF: its filters against sums over all pairs, and what it does to a map."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geolabel.crf import DenseCrf, bilateral, gaussian, normalised
+from geolabel.errors import OptionError
+
+
+def picture(seed: int = 0, size: int = 24) -> np.ndarray:
+    """Two plains of colour with noise, the edge between them at column 13."""
+    random = np.random.default_rng(seed)
+    image = np.where(np.arange(size)[None, :, None] < 13, (70, 90, 60), (150, 130, 110)) + random.normal(
+        0, 5, (size, size, 3)
+    )
+    return image.round().clip(0, 255).astype(np.uint8)
+
+
+def pairs(size: int, sigma: float) -> np.ndarray:
+    """exp(-d^2 / 2 sigma^2) for every pair of pixels."""
+    at = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2) / sigma
+    return np.exp(-0.5 * ((at[:, None] - at[None]) ** 2).sum(-1))
+
+
+def alike(image: np.ndarray, sigma_px: float, sigma_grey: float) -> np.ndarray:
+    colours = image.reshape(-1, 3).astype(float) / sigma_grey
+    return pairs(len(image), sigma_px) * np.exp(-0.5 * ((colours[:, None] - colours[None]) ** 2).sum(-1))
+
+
+def exact(image: np.ndarray, probabilities: np.ndarray, crf: DenseCrf) -> np.ndarray:
+    """Mean field with sums over all pairs: algorithm 1 of the paper, symmetrically normalised."""
+    unary = -np.log(np.clip(probabilities.reshape(len(probabilities), -1), 1e-6, 1))
+    total = np.zeros((unary.shape[1],) * 2)
+    for weight, kernel in (
+        (crf.smooth_weight, pairs(len(image), crf.smooth_px)),
+        (crf.alike_weight, alike(image, crf.alike_px, crf.alike_grey)),
+    ):
+        roots = 1 / np.sqrt(kernel.sum(1))
+        total += weight * kernel * roots[:, None] * roots[None]
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        e = np.exp(x - x.max(0))
+        return e / e.sum(0)
+
+    marginals = softmax(-unary)
+    for _ in range(crf.iterations):
+        marginals = softmax(marginals @ total - unary)
+    return marginals.reshape(probabilities.shape)
+
+
+def test_the_gaussian_is_the_sum_over_all_pairs() -> None:
+    values = np.random.default_rng(1).random((2, 24 * 24))
+    got = gaussian(24, 24, 3.0)(torch.from_numpy(values).float()).numpy()
+    assert np.abs(got - values @ pairs(24, 3.0)).max() < 2e-3 * got.max()
+
+
+@pytest.mark.parametrize("sigma_px", [12.0, 80.0])
+def test_the_bilateral_grid_is_close_to_the_sum_over_all_pairs(sigma_px: float) -> None:
+    image = picture()
+    values = torch.from_numpy(map_of().reshape(2, -1))
+    got = normalised(bilateral(torch.from_numpy(image).float(), sigma_px, 13.0), values)(values).numpy()
+    kernel = alike(image, sigma_px, 13.0)
+    roots = 1 / np.sqrt(kernel.sum(1))
+    expected = values.numpy() @ (kernel * roots[:, None] * roots[None])
+    assert np.abs(got - expected).mean() < 0.04 * expected.mean()
+    assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+def map_of(size: int = 24) -> np.ndarray:
+    """Active from column 9 on: four columns beyond the edge of the picture, and noisy."""
+    active = np.where(np.arange(size) < 9, 0.35, 0.65) + np.random.default_rng(2).normal(0, 0.05, (size, size))
+    return np.stack([1 - active, active]).astype(np.float32)
+
+
+def test_marginals_are_those_of_all_pairs_but_for_the_grid() -> None:
+    crf, probabilities = DenseCrf(iterations=5, alike_px=20.0, alike_weight=4.0), map_of()
+    got, expected = crf(picture(), probabilities), exact(picture(), probabilities, crf)
+    assert got.sum(axis=0) == pytest.approx(1, abs=1e-5)
+    assert np.abs(got - expected).mean() < 0.02
+    assert ((got[1] > 0.5) == (expected[1] > 0.5)).mean() > 0.98
+
+
+def test_a_map_moves_to_the_edge_of_the_image() -> None:
+    refined = DenseCrf()(picture(), map_of())[1] > 0.5
+    assert (refined == (np.arange(24) >= 13)).mean() > 0.98
+    assert ((map_of()[1] > 0.5) == (np.arange(24) >= 13)).mean() < 0.9
+
+
+def test_without_ties_nothing_changes() -> None:
+    free = DenseCrf(smooth_weight=0, alike_weight=0)
+    assert free(picture(), map_of()) == pytest.approx(map_of() / map_of().sum(axis=0), abs=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"iterations": 0}, {"alike_px": 0.0}, {"smooth_weight": -1.0}])
+def test_numbers_that_cannot_be(given: dict[str, float]) -> None:
+    with pytest.raises(OptionError):
+        DenseCrf(**given)  # type: ignore[arg-type]
