@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from geolabel.masks import extent
 from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]
@@ -139,10 +140,21 @@ class Enlarged:
         scaled //= unit
         return scaled.astype(np.uint8)
 
-    def reaches(self, level: int, part: tuple[slice, slice]) -> bool:
-        """Whether a pixel of a part may exceed `level`: one of the cells that it is interpolated from does."""
-        near = (slice(max(0, s.start // self.stride - 1), -(-s.stop // self.stride) + 1) for s in part)
-        return bool(self.values[tuple(near)].max(initial=0) > level)
+    def reach(self, level: int, part: tuple[slice, slice]) -> tuple[slice, slice] | None:
+        """A part of a part outside of which no pixel exceeds `level`; None where none does."""
+        near = [slice(max(0, s.start // self.stride - 1), -(-s.stop // self.stride) + 1) for s in part]
+        cells = extent(self.values[near[0], near[1]] > level)
+        if cells is None:
+            return None
+        # A cell has a share in the pixels of half a cell more on either side, which may all lie outside the part.
+        rows, cols = (
+            slice(
+                max(s.start, (2 * (n.start + c.start) - 1) * self.stride // 2),
+                min(s.stop, -(-(2 * (n.start + c.stop) + 1) * self.stride // 2)),
+            )
+            for s, n, c in zip(part, near, cells, strict=True)
+        )
+        return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
 
 class _Taps(NamedTuple):
@@ -156,18 +168,22 @@ class _Taps(NamedTuple):
     rest: AnyArray
 
 
-@lru_cache(maxsize=256)
 def _taps(length: int, stride: int, start: int, stop: int) -> _Taps:
+    before, after, share, rest = (values[start:stop] for values in _axis(length, stride))
+    first, last = (int(before[0]), int(after[-1]) + 1) if len(before) else (0, 0)
+    return _Taps(slice(first, last), before - first, after - first, share, rest)
+
+
+@lru_cache(maxsize=16)
+def _axis(length: int, stride: int) -> tuple[Int64Array, Int64Array, AnyArray, AnyArray]:
     # All are integers: a pixel is the same in whichever part it is asked for.
-    twice = 2 * np.arange(start, stop) + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
+    twice = 2 * np.arange(length * stride) + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
     low = twice // (2 * stride)
     weight = twice - low * 2 * stride
     before, after = np.clip(low, 0, length - 1), np.clip(low + 1, 0, length - 1)
-    cells = slice(int(before[0]), int(after[-1]) + 1) if len(low) else slice(0, 0)
     # Scaled on both axes, and half a unit added to round, grey values fit 16 bits up to a stride of 8.
     kind = np.uint16 if LEVELS * (2 * stride) ** 2 + 2 * stride**2 < 1 << 16 else np.uint32
-    share, rest = (2 * stride - weight).astype(kind)[:, None], weight.astype(kind)[:, None]
-    return _Taps(cells, before - cells.start, after - cells.start, share, rest)
+    return before, after, (2 * stride - weight).astype(kind)[:, None], weight.astype(kind)[:, None]
 
 
 def _along(values: AnyArray, taps: _Taps) -> AnyArray:

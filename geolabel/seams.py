@@ -84,6 +84,14 @@ class Spans:
         part = type(self)(self.row[first:last][inside], start[inside], stop[inside])
         return part, np.flatnonzero(inside) + first
 
+    @property
+    def hull(self) -> Window | None:
+        """The smallest window that holds all spans; None where there are none."""
+        if not len(self):
+            return None
+        row, col = int(self.row[0]), int(self.start.min())
+        return Window(row, col, int(self.row[-1]) + 1 - row, int(self.stop.max()) - col)
+
     def pixels(self, window: Window) -> Int64Array:
         """Flat indices, ascending, of the pixels of spans that lie inside `window`, in an array of that window."""
         ends = np.cumsum(self.lengths)

@@ -6,6 +6,7 @@ tiles costs as much memory as a plan of one.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,16 @@ class Window:
             slice(self.row - outer.row, self.bottom - outer.row),
             slice(self.col - outer.col, self.right - outer.col),
         )
+
+    def part(self, place: tuple[slice, slice]) -> Window:
+        """The window of row and column slices of an array that holds exactly this window; undoes `within`."""
+        rows, cols = place
+        return Window(self.row + rows.start, self.col + cols.start, rows.stop - rows.start, cols.stop - cols.start)
+
+    def hull(self, other: Window) -> Window:
+        """Return the smallest window that contains both."""
+        row, col = min(self.row, other.row), min(self.col, other.col)
+        return Window(row, col, max(self.bottom, other.bottom) - row, max(self.right, other.right) - col)
 
     def contains(self, other: Window) -> bool:
         """Whether every pixel of `other` lies in this window."""
@@ -136,9 +147,13 @@ class TileGrid:
     def covering(self, window: Window) -> list[int]:
         """Indices, ascending, of the tiles that share a pixel with `window`; none when it lies outside the grid."""
         window = window.intersection(Window(0, 0, self.height, self.width)) or Window(0, 0, 0, 0)
-        lines = [i for i, row in enumerate(self.rows) if row < window.bottom and row + self.size > window.row]
-        files = [j for j, col in enumerate(self.cols) if col < window.right and col + self.size > window.col]
+        lines = self._reaching(self.rows, window.row, window.bottom)
+        files = self._reaching(self.cols, window.col, window.right)
         return [i * len(self.cols) + j for i in lines for j in files]
+
+    def _reaching(self, starts: tuple[int, ...], first: int, last: int) -> range:
+        # Of the tiles along an axis, those that share a pixel with [first, last).
+        return range(bisect_right(starts, first - self.size), bisect_left(starts, last))
 
     def patches(self, window: Window) -> Iterator[tuple[Window, list[int]]]:
         """Cut `window` wherever a tile begins or ends: its parts, and the tiles that cover each as a whole.
@@ -148,10 +163,14 @@ class TileGrid:
         window
             Inside the grid.
         """
+        across = [
+            (col, right - col, self._reaching(self.cols, col, right))
+            for col, right in pairwise(self._cuts(self.cols, window.col, window.right))
+        ]
         for row, bottom in pairwise(self._cuts(self.rows, window.row, window.bottom)):
-            for col, right in pairwise(self._cuts(self.cols, window.col, window.right)):
-                patch = Window(row, col, bottom - row, right - col)
-                yield patch, self.covering(patch)
+            lines = self._reaching(self.rows, row, bottom)
+            for col, width, files in across:
+                yield Window(row, col, bottom - row, width), [i * len(self.cols) + j for i in lines for j in files]
 
     def _cuts(self, starts: tuple[int, ...], first: int, last: int) -> list[int]:
         ends = {end for start in starts for end in (start, start + self.size) if first < end < last}

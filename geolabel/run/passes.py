@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from geolabel import activation, mosaic
 from geolabel.activation import Activation, Enlarged
 from geolabel.errors import TileError
 from geolabel.io.store import Store
-from geolabel.masks import FAINT, Masks
+from geolabel.masks import Masks, extent
 from geolabel.mosaic import Layers
 from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
@@ -29,8 +29,9 @@ from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8A
 
 log = logging.getLogger(__name__)
 
-Slices: TypeAlias = tuple[slice, slice]
 Tiles: TypeAlias = list[tuple[Window, Enlarged]]
+
+NOWHERE = (slice(0, 0), slice(0, 0))
 
 NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
 """What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
@@ -205,7 +206,7 @@ def _tile_maps(run: Run, index: int) -> TileMaps:
     )
 
 
-def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], bool]) -> UInt8Array:
+def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], Window | None]) -> UInt8Array:
     """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
 
     A tile that went to no network has no vote on what its neighbours saw.
@@ -213,20 +214,23 @@ def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles],
     Parameters
     ----------
     wanted
-        Whether a patch, which these tiles cover, matters; where it does not, the values are 0.
+        The part that matters of a patch, which these tiles cover, or None; elsewhere the values are 0.
     """
     maps = tile_maps(run, window)
     grey = np.zeros((window.height, window.width), np.uint8)
     for patch, indices in run.plan.localize_tiles.patches(window):
         tiles = [(maps[i].window, values) for i in indices if (values := maps[i].activation) is not None]
-        if wanted(patch, tiles):
-            grey[patch.within(window)] = mosaic.blend(patch, tiles)
+        part = wanted(patch, tiles)
+        if part is not None:
+            grey[part.within(window)] = mosaic.blend(part, tiles)
     return grey
 
 
-def _reaches(level: int, patch: Window, tiles: Tiles) -> bool:
-    """Whether the blend, an average of the tiles, may exceed a level."""
-    return any(values.reaches(level, patch.within(tile)) for tile, values in tiles)
+def _reach(level: int, patch: Window, tiles: Tiles) -> Window | None:
+    """Where in a patch the blend, an average of the tiles, may exceed a level."""
+    parts = [(tile, values.reach(level, patch.within(tile))) for tile, values in tiles]
+    windows = [tile.part(place) for tile, place in parts if place is not None]
+    return reduce(Window.hull, windows) if windows else None
 
 
 def _shared(tile: Window, place: Window) -> Window:
@@ -253,12 +257,14 @@ def class_probability(run: Run, window: Window, wanted: BoolArray) -> UInt8Array
     maps = tile_maps(run, window)
     best = np.zeros((window.height, window.width), np.uint8)
     for patch, indices in run.plan.localize_tiles.patches(window):
-        into = best[patch.within(window)]
-        if not wanted[patch.within(window)].any():
+        place = extent(wanted[patch.within(window)])
+        if place is None:
             continue
+        part = patch.part(place)
+        into = best[part.within(window)]
         for tile in (maps[index] for index in indices):
             if tile.probability is not None:
-                rows, cols = (np.arange(at.start, at.stop) // tile.stride for at in patch.within(tile.window))
+                rows, cols = (np.arange(at.start, at.stop) // tile.stride for at in part.within(tile.window))
                 np.maximum(into, tile.probability[:, cols][rows], out=into)
     return best
 
@@ -279,7 +285,7 @@ def find_regions(run: Run, block: int) -> Regions:
     """Threshold the blended activation of a block."""
     window = run.plan.blocks[block]
     threshold = run.plan.parameters.activation_threshold
-    binary = blend_activation(run, window, partial(_reaches, threshold)) > threshold
+    binary = blend_activation(run, window, partial(_reach, threshold)) > threshold
     valid = validity(run, window)
     if valid is not None:
         binary &= valid
@@ -331,19 +337,10 @@ def _answer(plan: Plan, images: list[UInt8Array], prompted: list[PromptedWindow]
 
 def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:
     """Where a mask of a window counts, and its scores there; an empty array where it counts nowhere."""
-    near = _bounding_slices(scores)
-    scores = np.where(valid[near] & (scores[near] >= FAINT), scores[near], np.uint8(0))
-    inner = _bounding_slices(scores)  # smaller where the mask reaches into what is not valid
-    row, col = (outer.start + part.start for outer, part in zip(near, inner, strict=True))
-    scores = scores[inner]
-    return Window(window.row + row, window.col + col, *scores.shape), scores
-
-
-def _bounding_slices(scores: UInt8Array) -> Slices:
-    rows, cols = (np.flatnonzero(scores.max(axis=axis, initial=0) >= FAINT) for axis in (1, 0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
+    near = extent(scores) or NOWHERE
+    scores = scores[near] * valid[near]
+    inner = extent(scores) or NOWHERE  # smaller where the mask reaches into what is not valid
+    return window.part(near).part(inner), scores[inner]
 
 
 # --- 4. merge --------------------------------------------------------------------------------------------------------
@@ -415,10 +412,10 @@ class MosaicSource:
             won = record["winner"].reshape(-1)[under.pixels(block)]
             winner.reshape(-1)[under.pixels(window)] = record["numbers"][won]
 
-        def wanted(patch: Window, _: Tiles) -> bool:
-            return len(spans.clip(patch)[0]) > 0
+        def covered(patch: Window, _: Tiles) -> Window | None:
+            return spans.clip(patch)[0].hull
 
-        grey = blend_activation(self.run, window, wanted) if self.run.localized else None
+        grey = blend_activation(self.run, window, covered) if self.run.localized else None
         return Layers(self.scores(window), grey, winner)
 
     def _records(self, window: Window, *names: str) -> Iterator[tuple[Window, Window, Mapping[str, AnyArray]]]:
