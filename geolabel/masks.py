@@ -130,7 +130,7 @@ def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
 
 
 def extent(values: AnyArray) -> tuple[slice, slice] | None:
-    """The rows and the columns from the first to the last that hold a value of (H, W) other than 0; None without one."""
+    """Rows and columns from the first to the last that hold a value of (H, W) other than 0; None where none does."""
     rows = np.flatnonzero(values.any(axis=1))
     if not len(rows):
         return None

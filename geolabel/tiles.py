@@ -7,7 +7,7 @@ tiles costs as much memory as a plan of one.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -241,3 +241,21 @@ def window_around(row: float, col: float, size: int, height: int, width: int) ->
     top = min(max(round(row - h / 2), 0), height - h)
     left = min(max(round(col - w / 2), 0), width - w)
     return Window(top, left, h, w)
+
+
+def strips(windows: Iterable[Window], most: int) -> Iterator[tuple[Window, list[Window]]]:
+    """Group up to `most` consecutive windows of the same rows, each of which touches or overlaps the one to its left.
+
+    Yields the window that they fill together, and its members.
+    """
+    members: list[Window] = []
+    for window in windows:
+        last = members[-1] if members else None
+        beside = last is not None and (last.row, last.height) == (window.row, window.height)
+        if last is None or len(members) == most or not (beside and last.col <= window.col <= last.right):
+            if last is not None:
+                yield members[0].hull(last), members
+            members = []
+        members.append(window)
+    if members:
+        yield members[0].hull(members[-1]), members

@@ -24,12 +24,15 @@ from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
 from geolabel.run.windows import PromptedWindow
 from geolabel.seams import Spans, pixel_sums
-from geolabel.tiles import Window
+from geolabel.tiles import Window, strips
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
 Tiles: TypeAlias = list[tuple[Window, Enlarged]]
+
+STRIP = 8
+"""Most windows that are read at once: tiles overlap, and what they share is then read and stretched once."""
 
 NOWHERE = (slice(0, 0), slice(0, 0))
 
@@ -127,20 +130,36 @@ def _not_numbers(plan: Plan, role: str, window: Window) -> str:
 
 def _read(plan: Plan, windows: list[Window]) -> tuple[list[UInt8Array], list[BoolArray], dict[int, str]]:
     """Stretched images and validity of windows; the messages of those that failed, which count as not valid."""
-    images, valid, failures = [], [], {}
-    for k, window in enumerate(windows):
+    images: list[UInt8Array] = []
+    valid: list[BoolArray] = []
+    failures: dict[int, str] = {}
+    for strip, members in strips(windows, STRIP):
         try:
-            bands, mask = plan.reader.read(window, plan.grid)
-        except TileError as error:
-            if plan.parameters.on_error == "fail":
-                raise
-            log.warning("%s", error)
-            failures[k] = str(error)
-            bands = np.zeros((3, window.height, window.width), np.uint8)
-            mask = np.zeros((window.height, window.width), bool)
-        images.append(plan.stretch.apply(bands, mask))
-        valid.append(mask)
+            image, mask = _picture(plan, strip)
+        except TileError:  # which of them it is shows when each is read alone
+            parts = [_alone(plan, window) for window in members]
+        else:
+            parts = [(image[window.within(strip)], mask[window.within(strip)], None) for window in members]
+        failures |= {len(images) + k: message for k, (*_, message) in enumerate(parts) if message is not None}
+        images += [image for image, *_ in parts]
+        valid += [mask for _, mask, _ in parts]
     return images, valid, failures
+
+
+def _picture(plan: Plan, window: Window) -> tuple[UInt8Array, BoolArray]:
+    bands, valid = plan.reader.read(window, plan.grid)
+    return plan.stretch.apply(bands, valid), valid
+
+
+def _alone(plan: Plan, window: Window) -> tuple[UInt8Array, BoolArray, str | None]:
+    try:
+        return *_picture(plan, window), None
+    except TileError as error:
+        if plan.parameters.on_error == "fail":
+            raise
+        log.warning("%s", error)
+        shape = window.height, window.width
+        return np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool), str(error)
 
 
 def _stack(arrays: list[UInt8Array]) -> UInt8Array:
@@ -302,21 +321,12 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     crops: list[UInt8Array] = []
     rows: list[tuple[Window, int, float, float]] = []
     failures: list[tuple[Window, str]] = []
-    for start in range(0, len(prompted), run.plan.segmenter.batch):
-        part = prompted[start : start + run.plan.segmenter.batch]
-        images, valid, failed = _read(run.plan, [item.window for item in part])
-        failures += [(part[k].window, message) for k, message in failed.items()]
-        kept = [k for k in range(len(part)) if k not in failed]
-        answers = _answer(run.plan, [images[k] for k in kept], [part[k] for k in kept])
-        for k, masks in zip(kept, answers, strict=True):
-            if not np.isfinite(masks.quality).all():
-                failures.append((part[k].window, _not_numbers(run.plan, "segmenter", part[k].window)))
-                continue
-            for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
-                place, scores = _crop(masks.scores[m], valid[k], part[k].window)
-                if scores.size:
-                    rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
-                    crops.append(scores.ravel())
+    for window, valid, masks in _answers(run.plan, prompted, failures):
+        for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
+            place, scores = _crop(masks.scores[m], valid, window)
+            if scores.size:
+                rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
+                crops.append(scores.ravel())
     table = MaskTable(
         windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
         prompt_ids=np.asarray([row[1] for row in rows], np.int64),
@@ -327,6 +337,27 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     flat = np.concatenate([np.zeros(0, np.uint8), *crops])
     run.store.write("segment", task, {"windows": table.windows, "scores": flat})
     return table
+
+
+def _answers(
+    plan: Plan, prompted: list[PromptedWindow], failures: list[tuple[Window, str]]
+) -> Iterator[tuple[Window, BoolArray, Masks]]:
+    """Yield windows, where they are valid, and their masks; those that failed go to `failures`."""
+    batch = plan.segmenter.batch
+    ahead = -(-STRIP // batch) * batch
+    for start in range(0, len(prompted), ahead):
+        part = prompted[start : start + ahead]
+        images, valid, failed = _read(plan, [item.window for item in part])
+        failures += [(part[k].window, message) for k, message in failed.items()]
+        kept = [k for k in range(len(part)) if k not in failed]
+        for first in range(0, len(kept), batch):
+            some = kept[first : first + batch]
+            answers = _answer(plan, [images[k] for k in some], [part[k] for k in some])
+            for k, masks in zip(some, answers, strict=True):
+                if np.isfinite(masks.quality).all():
+                    yield part[k].window, valid[k], masks
+                else:
+                    failures.append((part[k].window, _not_numbers(plan, "segmenter", part[k].window)))
 
 
 def _answer(plan: Plan, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from geolabel import geodesy, polygons
 from geolabel.masks import FULL, OUTSIDE
-from geolabel.mosaic import NO_MASK, Layers
+from geolabel.mosaic import Layers
 from geolabel.scene import Grid
 from geolabel.seams import Spans, drop_small, holes, join, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
@@ -197,7 +197,10 @@ def _sum_block(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> S
     if layers.winner is not None:
         winner = layers.winner.reshape(-1)[spans.pixels(window)]
         pairs = np.repeat(labels.astype(np.int64) << 32, spans.lengths) | winner
-        wins = _unpack(*np.unique(pairs[winner != NO_MASK], return_counts=True))
+        # Neighbours that one mask won are counted as runs, of which there are few to sort; NO_MASK makes a pair of -1.
+        runs = np.flatnonzero(np.diff(pairs, prepend=-2))
+        counted = _unpack(pairs[runs], np.diff(runs, append=len(pairs)))
+        wins = _merge_wins(counted[pairs[runs] >= 0])
     return Sums(
         labels=present,
         score=total(score, local, len(present)),

@@ -224,9 +224,9 @@ def _choose(quality: Tensor, selection: Selection) -> Tensor:
 def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:
     # Rows that may share a call: all with a box or all without, and with equally many points. SAM adds a token of its
     # own to points without box, and evening out by padding would add tokens that it never saw.
-    kinds = np.stack([prompts.has_box, (prompts.labels != PADDING).sum(axis=1)], axis=1)
-    for kind in np.unique(kinds, axis=0):
-        rows = np.flatnonzero((kinds == kind).all(axis=1))
+    kinds = list(zip(prompts.has_box.tolist(), (prompts.labels != PADDING).sum(axis=1).tolist(), strict=True))
+    for kind in sorted(set(kinds)):
+        rows = np.asarray([row for row, other in enumerate(kinds) if other == kind], np.int64)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
