@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -66,9 +66,10 @@ def forward(device: str, precision: str) -> Iterator[None]:
 
     On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32.
     """
-    with (
-        torch.inference_mode(),
-        torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else nullcontext(),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-    ):
+    kind = torch.device(device).type
+    with torch.inference_mode(), ExitStack() as settings:
+        if precision == "bf16":
+            settings.enter_context(torch.autocast(kind, torch.bfloat16))
+        if kind == "cuda":
+            settings.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         yield

@@ -91,10 +91,11 @@ def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Arr
         share = _weights(tile.height, tile.width)[source]
         total[target] += share * values[source]
         weight[target] += share
-    covered = np.maximum(weight, 1)
-    # In double precision a quotient of such integers lies on the right side of every whole number.
-    mean: UInt8Array = ((2 * total + covered) / (2 * covered)).astype(np.uint8)
-    return mean
+    # In double precision a quotient of such integers, and half of one more, lies on the right side of whole numbers.
+    mean = np.divide(total, np.maximum(weight, 1, out=weight))
+    mean += 0.5
+    grey: UInt8Array = mean.astype(np.uint8)
+    return grey
 
 
 def merge_scores(

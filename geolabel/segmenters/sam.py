@@ -102,11 +102,14 @@ class SamSegmenter:
 
     def _encode(self, images: list[UInt8Array]) -> Tensor:
         # As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
-        frames = torch.zeros((self._batch, 3, self.window, self.window), device=self._device)
+        frames = torch.empty((self._batch, 3, self.window, self.window), device=self._device)
+        frames[len(images) :].zero_()
         for frame, image in zip(frames, images, strict=False):
             pixels = self._pixels(image)
-            inside = frame[:, : pixels.shape[1], : pixels.shape[2]]
-            inside.copy_(pixels).sub_(self._sam.pixel_mean).div_(self._sam.pixel_std)
+            height, width = pixels.shape[1:]
+            frame[:, :height, :width].copy_(pixels).sub_(self._sam.pixel_mean).div_(self._sam.pixel_std)
+            frame[:, height:].zero_()
+            frame[:, :height, width:].zero_()
         embeddings: Tensor = self._sam.image_encoder(frames)
         return embeddings.float()
 
