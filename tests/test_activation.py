@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from geolabel.activation import Activation, local_probability, normalise, quantise, upsample
+from geolabel.activation import Activation, Enlarged, local_probability, normalise, quantise, upsample
 
 
 def test_normalise_by_the_maximum_is_eq_1():
@@ -134,3 +134,26 @@ def test_upsample_of_a_part_equals_the_part_of_the_whole_away_from_its_frame(val
     inner = slice(stride // 2, 12 - stride // 2)
     placed = whole[row * stride : row * stride + 12, col * stride : col * stride + 12]
     assert (part[inner, inner] == placed[inner, inner]).all()
+
+
+@given(
+    arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=6)),
+    st.sampled_from([1, 2, 3, 8]),
+    st.integers(0, 255),
+    st.data(),
+)
+def test_nothing_exceeds_a_level_outside_its_reach_and_a_part_is_as_in_the_whole(values, stride, level, data):
+    enlarged = Enlarged(values, stride)
+    whole = enlarged[:, :] if stride == 1 else enlarged[: values.shape[0] * stride, : values.shape[1] * stride]
+    part = tuple(
+        slice(start, data.draw(st.integers(start + 1, n)))
+        for n in whole.shape
+        for start in [data.draw(st.integers(0, n - 1))]
+    )
+    assert (enlarged[part] == whole[part]).all()
+    reach = enlarged.reach(level, part)
+    inside = np.zeros(whole.shape, bool)
+    if reach is not None:
+        inside[reach] = True
+        assert all(p.start <= r.start < r.stop <= p.stop for p, r in zip(part, reach, strict=True))
+    assert not (whole[part] > level)[~inside[part]].any()

@@ -133,3 +133,27 @@ def test_a_stretch_that_means_nothing(spec, message):
 def test_a_stretch_is_a_value():
     assert Stretch((0.0,) * 3, (1.0,) * 3) == Stretch((0.0,) * 3, (1.0,) * 3)
     assert hash(Stretch((0.0,) * 3, (1.0,) * 3))
+
+
+@given(st.integers(-5, 260), st.integers(-5, 260))
+def test_bytes_are_stretched_as_wider_integers_are(low, high):
+    """Whichever way bytes take, arithmetic or a table; 16-bit values always take a table."""
+    if low >= high:
+        return
+    stretch = Stretch((low,) * 3, (high,) * 3)
+    every = np.broadcast_to(np.arange(256), (3, 2, 256))
+    valid = np.ones((2, 256), bool)
+    assert (stretch.apply(every.astype(np.uint8), valid) == stretch.apply(every.astype(np.uint16), valid)).all()
+
+
+@given(
+    hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=1, min_side=2, max_side=200)),
+    st.floats(0, 49),
+    st.floats(51, 100),
+)
+def test_percentiles_of_bytes_are_those_of_numpy(values, low, high):
+    expected = np.percentile(values.astype(np.float64), (low, high))
+    bands = np.broadcast_to(values, (3, 1, len(values)))
+    found = Stretch.from_sample(bands, np.ones((1, len(values)), bool), f"p{low:.17f}-{high:.17f}")
+    if expected[0] != expected[1]:
+        assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected), rel=1e-12, abs=1e-12)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geolabel.errors import OptionError
-from geolabel.tiles import BlockGrid, TileGrid, Window, tile_starts, window_around
+from geolabel.tiles import BlockGrid, TileGrid, Window, strips, tile_starts, window_around
 
 lengths = st.integers(1, 60)
 windows = st.builds(Window, st.integers(0, 70), st.integers(0, 70), st.integers(1, 40), st.integers(1, 40))
@@ -153,3 +153,27 @@ def test_patches_partition_a_window_and_no_tile_ends_inside_one(grid, window):
         assert all(grid[index].contains(patch) for index in indices)
     assert hits[window.slices].min() == 1
     assert hits.sum() == window.height * window.width
+
+
+@given(tile_grids(), st.integers(1, 5))
+def test_strips_keep_every_window_in_order_and_are_filled_by_their_members(grid, most):
+    parts = list(strips(grid, most))
+    assert [window for _, members in parts for window in members] == list(grid)
+    for strip, members in parts:
+        assert len(members) <= most
+        assert {(window.row, window.bottom) for window in members} == {(strip.row, strip.bottom)}
+        assert {col for window in members for col in range(window.col, window.right)} == set(
+            range(strip.col, strip.right)
+        )
+
+
+def test_a_gap_or_another_row_begins_a_strip():
+    windows = [Window(0, 0, 4, 4), Window(0, 4, 4, 4), Window(0, 9, 4, 4), Window(1, 10, 4, 4)]
+    assert [members for _, members in strips(windows, 8)] == [windows[:2], windows[2:3], windows[3:]]
+    assert list(strips([], 8)) == []
+
+
+def test_a_part_undoes_within_and_a_hull_holds_both():
+    outer, inner = Window(3, 5, 20, 30), Window(7, 9, 2, 4)
+    assert outer.part(inner.within(outer)) == inner
+    assert Window(0, 4, 2, 2).hull(Window(5, 1, 1, 1)) == Window(0, 1, 6, 5)
