@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from geolabel.masks import extent
+from geolabel.tiles import extent
 from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]

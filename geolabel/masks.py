@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 
 from geolabel.errors import OptionError
-from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
+from geolabel.types import BoolArray, Float32Array, Int64Array, UInt8Array
 
 Selection = Literal["best_iou", "first", "whole", "single"]
 """Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, or the single mask."""
@@ -127,13 +127,3 @@ def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
     inner, outer = (np.asarray([np.count_nonzero(mask > cut) for mask in masks]) for cut in (offset, -offset))
     share: Float32Array = (inner / np.maximum(outer, 1)).astype(np.float32)
     return share.reshape(logits.shape[:-2])
-
-
-def extent(values: AnyArray) -> tuple[slice, slice] | None:
-    """Rows and columns from the first to the last that hold a value of (H, W) other than 0; None where none does."""
-    rows = np.flatnonzero(values.any(axis=1))
-    if not len(rows):
-        return None
-    tall = slice(int(rows[0]), int(rows[-1]) + 1)
-    cols = np.flatnonzero(values[tall].any(axis=0))
-    return tall, slice(int(cols[0]), int(cols[-1]) + 1)

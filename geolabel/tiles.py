@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+
 from geolabel.errors import OptionError
+from geolabel.types import AnyArray
 
 
 @dataclass(frozen=True, order=True)
@@ -259,3 +262,13 @@ def strips(windows: Iterable[Window], most: int) -> Iterator[tuple[Window, list[
         members.append(window)
     if members:
         yield members[0].hull(members[-1]), members
+
+
+def extent(values: AnyArray) -> tuple[slice, slice] | None:
+    """Rows and columns from the first to the last that hold a value of (H, W) other than 0; None where none does."""
+    rows = np.flatnonzero(values.any(axis=1))
+    if not len(rows):
+        return None
+    tall = slice(int(rows[0]), int(rows[-1]) + 1)
+    cols = np.flatnonzero(values[tall].any(axis=0))
+    return tall, slice(int(cols[0]), int(cols[-1]) + 1)

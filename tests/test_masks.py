@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from segment_anything.utils.amg import calculate_stability_score
 
-from geolabel.masks import EDGE, FULL, OUTSIDE, Masks, extent, quantise_logits, stability_score
+from geolabel.masks import EDGE, FULL, OUTSIDE, Masks, quantise_logits, stability_score
 
 logits = arrays.arrays(np.float32, arrays.array_shapes(max_dims=3), elements=st.floats(-100, 100, width=32))
 
@@ -84,11 +84,3 @@ def test_binary_and_quality():
     masks = masks_of([[[0, 126]], [[127, 254]]])
     assert masks.binary.tolist() == [[[False, False]], [[True, True]]]
     assert masks.quality == pytest.approx([0.1, 0.4])
-
-
-def test_the_extent_is_from_the_first_to_the_last_that_is_not_zero():
-    values = np.zeros((5, 6), np.uint8)
-    assert extent(values) is None
-    values[1, 4] = values[3, 2] = 7
-    assert extent(values) == (slice(1, 4), slice(2, 5))
-    assert extent(np.zeros((0, 0), bool)) is None

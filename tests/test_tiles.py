@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geolabel.errors import OptionError
-from geolabel.tiles import BlockGrid, TileGrid, Window, strips, tile_starts, window_around
+from geolabel.tiles import BlockGrid, TileGrid, Window, extent, strips, tile_starts, window_around
 
 lengths = st.integers(1, 60)
 windows = st.builds(Window, st.integers(0, 70), st.integers(0, 70), st.integers(1, 40), st.integers(1, 40))
@@ -177,3 +177,11 @@ def test_a_part_undoes_within_and_a_hull_holds_both():
     outer, inner = Window(3, 5, 20, 30), Window(7, 9, 2, 4)
     assert outer.part(inner.within(outer)) == inner
     assert Window(0, 4, 2, 2).hull(Window(5, 1, 1, 1)) == Window(0, 1, 6, 5)
+
+
+def test_the_extent_is_from_the_first_to_the_last_that_is_not_zero():
+    values = np.zeros((5, 6), np.uint8)
+    assert extent(values) is None
+    values[1, 4] = values[3, 2] = 7
+    assert extent(values) == (slice(1, 4), slice(2, 5))
+    assert extent(np.zeros((0, 0), bool)) is None

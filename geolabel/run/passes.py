@@ -18,13 +18,13 @@ from geolabel import activation, mosaic
 from geolabel.activation import Activation, Enlarged
 from geolabel.errors import TileError
 from geolabel.io.store import Store
-from geolabel.masks import Masks, extent
+from geolabel.masks import Masks
 from geolabel.mosaic import Layers
 from geolabel.run import worker
 from geolabel.run.plan import TASK_TILES, Plan
 from geolabel.run.windows import PromptedWindow
 from geolabel.seams import Spans, pixel_sums
-from geolabel.tiles import Window, strips
+from geolabel.tiles import Window, extent, strips
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
