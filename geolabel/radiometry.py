@@ -89,10 +89,8 @@ class Stretch:
             if band.dtype.itemsize > 2 or band.dtype.kind not in "iu":
                 grey[...] = _levels(band, low, high)
                 continue
-            table, ramp = _table(low, high, band.dtype.str), _ramp(low, high) if band.dtype == np.uint8 else None
-            if ramp is not None:
-                ramp.apply(band, grey)
-            elif band.dtype.itemsize == 1:
+            table = _table(low, high, band.dtype.str)
+            if band.dtype.itemsize == 1:
                 grey.reshape(-1)[...] = np.frombuffer(band.tobytes().translate(table.tobytes()), np.uint8)
             else:
                 np.take(table, band.view(np.uint16), out=grey, mode="clip")  # which checks no index: all are in range
@@ -158,56 +156,3 @@ def _table(low: float, high: float, dtype: str) -> UInt8Array:
     kind = np.dtype(dtype)
     every = np.arange(1 << (8 * kind.itemsize), dtype=f"u{kind.itemsize}").view(kind)
     return _levels(every, low, high)
-
-
-@dataclass(frozen=True)
-class _Ramp:
-    """The table of bytes as arithmetic on whole numbers of 16 bits, several times faster than looking bytes up."""
-
-    first: int
-    last: int
-    """Values beyond are cut."""
-    slope: int
-    """Levels per value, in 65536ths. Its two bytes' worth are multiplied apart, so that neither product overflows."""
-    excess: tuple[int, ...] = ()
-    """Values, from `first`, whose level comes out one too high: halves go up here, and in the table to even levels."""
-
-    def apply(self, band: UInt8Array, out: UInt8Array) -> None:
-        """Fill `out` (h, w), some rows at a time, which stay in the processor's cache."""
-        step = max(1, RAMP_PX // band.shape[1])
-        for top in range(0, len(band), step):
-            values = np.clip(band[top : top + step], np.uint8(self.first), np.uint8(self.last))
-            values -= np.uint8(self.first)
-            levels = values.astype(np.uint16)
-            fine = levels * np.uint16(self.slope & 0xFF)
-            fine >>= 8
-            levels *= np.uint16(self.slope >> 8)
-            levels += fine
-            levels += 128
-            levels >>= 8
-            part = out[top : top + step]
-            np.copyto(part, levels, casting="unsafe")
-            for value in self.excess:
-                part -= values == value
-
-
-RAMP_PX = 1 << 17
-
-MOST_EXCESS = 4
-"""With more values to correct, the table is as fast."""
-
-
-@lru_cache(maxsize=16)
-def _ramp(low: float, high: float) -> _Ramp | None:
-    """What equals the table of 8-bit values at every one of them, if anything does."""
-    first, last = (int(np.clip(np.rint(end), 0, 255)) for end in (low, high))
-    if not first < last:
-        return None
-    ramp = _Ramp(first, last, round((255 << 16) / (last - first)))
-    every, levels = np.arange(256, dtype=np.uint8)[None], np.empty((1, 256), np.uint8)
-    ramp.apply(every, levels)
-    apart = levels[0] - _table(low, high, every.dtype.str).astype(np.int16)
-    excess = tuple(int(value) - first for value in np.flatnonzero(apart))
-    return (
-        replace(ramp, excess=excess) if len(excess) <= MOST_EXCESS and (apart >= 0).all() and apart.max() <= 1 else None
-    )

@@ -137,7 +137,7 @@ def test_a_stretch_is_a_value():
 
 @given(st.integers(-5, 260), st.integers(-5, 260))
 def test_bytes_are_stretched_as_wider_integers_are(low, high):
-    """Whichever way bytes take, arithmetic or a table; 16-bit values always take a table."""
+    """Tables of either size agree."""
     if low >= high:
         return
     stretch = Stretch((low,) * 3, (high,) * 3)
