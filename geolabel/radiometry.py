@@ -7,7 +7,7 @@ once, from a sample of the scene, and travel with the run.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
