@@ -13,7 +13,7 @@ from .terminal import announce, progress_bar
 PSEUDO = click.argument("pseudo", type=click.Path(file_okay=False, path_type=Path))
 
 
-@click.group()
+@click.group(short_help="Look at what was found without labels, and name it.")
 def clusters() -> None:
     """Look at the clusters that label --method alps made, and name them."""
 
