@@ -14,8 +14,8 @@ from geolabel.errors import GeolabelError, OptionError
 from .options import Session
 
 COMMANDS = (
-    "extract", "predict", "segment", "label", "polygonize", "evaluate", "synthesize", "info", "models", "runs", "chips",
-    "train", "bench",
+    "extract", "predict", "segment", "label", "clusters", "polygonize", "evaluate", "synthesize", "info", "models",
+    "runs", "chips", "train", "bench",
 )  # fmt: skip
 """Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
 

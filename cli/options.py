@@ -114,7 +114,12 @@ class Request:
 
         bounds = given["bounds"]
         reading = pick(Reading) | ({"bounds": parse_bounds(bounds)} if bounds else {})
-        return cls(Reading(**reading), Networks(**pick(Networks)), Parameters(**pick(Parameters)))
+        networks = Networks(**pick(Networks))
+        if given.get("method") == "alps":
+            from geolabel.run.clustered import ClusteredNetworks
+
+            networks = ClusteredNetworks.of(networks, given["clusters"], given["class_name"])
+        return cls(Reading(**reading), networks, Parameters(**pick(Parameters)))
 
 
 def parse_bounds(text: str) -> tuple[float, float, float, float]:
@@ -209,8 +214,12 @@ def prediction_options(command: F) -> F:
                      help="Points and boxes that replace the activation, such as an edited output of extract."),
         click.option("--prompts", type=click.Choice(["box", "point", "both"]), default="both", show_default=True,
                      help="What the segmenter is given of each object."),
-        click.option("--method", type=click.Choice(["apsam"]), default="apsam", show_default=True,
-                     help="The published system to follow."),
+        click.option("--method", type=click.Choice(["apsam", "alps"]), default="apsam", show_default=True,
+                     help="The published system to follow; alps needs no localizer, but --clusters."),
+        click.option("--class", "class_name", cls=Named, default="landslide", show_default=True,
+                     help="alps: name of the clusters to find."),
+        click.option("--clusters", type=click.Path(), metavar="FILE",
+                     help="alps: named clusters, or the folder of pseudo-labels that they lie in."),
     ):  # fmt: skip
         command = decorate(command)
     return command

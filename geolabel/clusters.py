@@ -150,6 +150,17 @@ class Source:
         return cls(**record | {"filters": Filters(**record["filters"])})
 
 
+@dataclass(frozen=True)
+class ClusterChoice:
+    """Which clusters a segmenter answers with, as a recipe carries it."""
+
+    path: str
+    """Of the file of clusters."""
+    sha256: str
+    """Of the file; checked when it is loaded."""
+    class_name: str
+
+
 def unnamed(k: int) -> str:
     """What a cluster is called before it has a name."""
     return f"cluster_{k}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from geolabel.activation import Activation, Normalisation
+from geolabel.clusters import ClusterChoice
 from geolabel.concepts import Grounding
 from geolabel.labels import LabelMap
 from geolabel.masks import Filters, Masks, Selection
@@ -118,7 +119,7 @@ class NoMasks:
 
 
 EVERYWHERE = "everywhere"
-"""What a recipe names in place of a file when the localizer is `Everywhere`."""
+"""What a recipe names in place of a file when the localizer is `Everywhere`; a colon and its class may follow."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Recipe:
     """Makes a segmenter answer with every candidate that passes; see `segmenters.everything`."""
     features: bool = False
     """Whether such a segmenter's masks come with features."""
+    clusters: ClusterChoice | None = None
+    """Of these features, the only ones that are answers; segmenters only."""
     architecture: str = ""
     """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
     grounding: Grounding | None = None

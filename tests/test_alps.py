@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from PIL import Image
+from rasterio.features import rasterize
 from scipy import ndimage
 
 from geolabel.cli.main import run as command
@@ -17,10 +21,11 @@ from geolabel.clusters import Source
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import OutputError
+from geolabel.io import weights
 from geolabel.io.clusters import load_clusters, save_clusters
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
-from geolabel.parts import Everywhere
+from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 from geolabel.run import worker
 from geolabel.run.regions import RegionFolder, find_regions
@@ -56,7 +61,13 @@ class Objects:
 @pytest.fixture
 def objects(monkeypatch: pytest.MonkeyPatch) -> Objects:
     part = Objects()
-    monkeypatch.setattr(worker, "_load", lambda recipe: Everywhere() if recipe.role == "localizer" else part)
+
+    def load(recipe: Recipe):
+        if recipe.role == "localizer":
+            return weights.load(recipe)
+        return part if recipe.clusters is None else weights._of_clusters(part, recipe.clusters)
+
+    monkeypatch.setattr(worker, "_load", load)
     return part
 
 
@@ -220,3 +231,86 @@ def test_one_image_alone_and_none_with_a_mask(tmp_path: Path, objects, capsys) -
     assert "2 clusters of 0 masks: give more images" in capsys.readouterr().err
     assert label(folder, tmp_path / "auto") == 2
     assert "clusters of 0 masks" in capsys.readouterr().err
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
+
+
+@pytest.fixture
+def named(chips: Path, tmp_path: Path, objects) -> Path:
+    """The pseudo-labels of the chips, their bright cluster called a landslide."""
+    out = tmp_path / "pseudo"
+    assert label(chips, out, "--clusters", "2", "--points-per-side", "4") == 0
+    bright = int(values(out)[0][30, 30])
+    save_clusters(out / "clusters.json", load_clusters(out).named({bright: "landslide"}))
+    return out
+
+
+def country() -> np.ndarray:
+    """Bright regions inside a tile, across seams and longer than a tile; dark ones, one on top of a bright one."""
+    grey = np.zeros((300, 420), np.uint8)
+    grey[20:50, 30:60] = 100
+    grey[85:115, 85:115] = 200
+    grey[130:150, 10:400] = 201
+    grey[135:145, 200:240] = 101
+    grey[200:230, 40:70] = 199
+    return grey
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path, grey = tmp_path / "scene.tif", country()
+    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", count=3, height=300, width=420, crs="EPSG:32648",
+                       transform=UTM, photometric="rgb") as target:  # fmt: skip
+        target.write(np.stack([grey] * 3))
+    return path
+
+
+def extract(scene: Path, out: Path, clusters: Path, *more: str) -> int:
+    return command(["extract", str(scene), "--out", str(out), "--method", "alps", "--clusters", str(clusters),
+                    "--device", "cpu", "--tile-size", "128", "--stretch", "0,255", "-q", *more])  # fmt: skip
+
+
+def test_the_named_class_of_a_scene_becomes_polygons(scene: Path, tmp_path: Path, named: Path) -> None:
+    assert extract(scene, tmp_path / "slides.gpkg", named, "--max-hole", "0px", "--simplify", "0px") == 0
+    found = gpd.read_file(tmp_path / "slides.gpkg", layer="landslides")
+    drawn = rasterize(found.geometry, out_shape=(300, 420), transform=UTM).astype(bool)
+    assert np.array_equal(drawn, country() >= 150)
+    assert len(found) == 3
+    assert set(found["class"]) == {"landslide"}
+    assert (found["n_prompts"] >= 1).all()
+    points = gpd.read_file(tmp_path / "slides.gpkg", layer="prompt_points")
+    assert 0 < len(points) <= 16 * 20
+
+
+def test_extracted_twice_it_has_the_same_bytes(scene: Path, tmp_path: Path, named: Path) -> None:
+    files = [tmp_path / "a.gpkg", tmp_path / "b.gpkg"]
+    for file in files:
+        assert extract(scene, file, named) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    (["--class", "river"], "no cluster is called 'river' (named are landslide)"),
+    (["--prompts-from", "drawn.gpkg"], "a method without a localizer asks everywhere"),
+])  # fmt: skip
+def test_what_alps_cannot_extract_is_an_error(scene: Path, tmp_path: Path, named: Path, capsys, more, says) -> None:
+    assert extract(scene, tmp_path / "slides.gpkg", named, *more) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_clusters_have_to_be_given_and_to_stay_as_they_are(scene: Path, tmp_path: Path, named: Path, capsys) -> None:
+    assert command(["extract", str(scene), "--out", str(tmp_path / "a.gpkg"), "--method", "alps"]) == 2
+    assert "give --clusters FILE" in capsys.readouterr().err
+    from geolabel.clusters import ClusterChoice
+    from geolabel.errors import WeightsError
+
+    with pytest.raises(WeightsError, match="has changed since the run was planned"):
+        weights._of_clusters(Objects(), ClusterChoice(str(named / "clusters.json"), "0" * 64, "landslide"))
+
+
+def test_a_dry_run_asks_the_grid(scene: Path, tmp_path: Path, named: Path, capsys) -> None:
+    assert extract(scene, tmp_path / "slides.gpkg", named, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["segmenter_tile_px"] == 128

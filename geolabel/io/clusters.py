@@ -9,7 +9,8 @@ from typing import Any
 
 from geolabel.clusters import Clusters, Source
 from geolabel.datasets.pseudo_labels import read_json, write_json
-from geolabel.errors import GeolabelError, WeightsError
+from geolabel.errors import GeolabelError, OptionError, WeightsError
+from geolabel.parts import Recipe
 
 NAME = "clusters.json"
 """What the file is called in a folder of pseudo-labels."""
@@ -28,6 +29,21 @@ class ClusterFile:
     """What the clusters are made of and with."""
     results: Mapping[str, Any] = field(default_factory=dict)
     """Figures of how they came out."""
+
+    def check(self, segmenter: Recipe) -> None:
+        """Make sure that a segmenter is the one that the features come from.
+
+        Raises
+        ------
+        OptionError
+            If it is another one.
+        """
+        if segmenter.sha256 != self.source.segmenter:
+            raise OptionError(
+                f"the clusters are those of a segmenter with SHA-256 {self.source.segmenter[:12]}..., and "
+                f"{segmenter.source} has {segmenter.sha256[:12]}...: give --sam or --sam-checkpoint as when they were "
+                "made"
+            )
 
     def named(self, names: dict[int, str]) -> ClusterFile:
         """The same, some clusters named; see `Clusters.named`."""

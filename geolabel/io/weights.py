@@ -16,6 +16,7 @@ from typing import Any, Literal
 import platformdirs
 
 from geolabel.activation import Normalisation
+from geolabel.clusters import ClusterChoice
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import download, sha256
 from geolabel.masks import Selection
@@ -266,12 +267,12 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     WeightsError
         If its file is missing, has changed since the recipe was written, or is no such network.
     """
-    if recipe.source == EVERYWHERE:
-        return Everywhere()
     if recipe.grounding is not None:
         from geolabel.io import diffusion
 
         return diffusion.localizer(recipe)
+    if recipe.source.partition(":")[0] == EVERYWHERE:
+        return Everywhere((recipe.source.partition(":")[2],)) if ":" in recipe.source else Everywhere()
     published = next((p for p in PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
     path = fetch(published) if published else Path(recipe.source)
     digest = sha256(path)
@@ -322,8 +323,20 @@ def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
         "batch": recipe.batch,
     }
     if recipe.filters is not None:
-        return EverythingSegmenter(sam, filters=recipe.filters, features=recipe.features, **shared)
+        everything = EverythingSegmenter(sam, filters=recipe.filters, features=recipe.features, **shared)
+        return everything if recipe.clusters is None else _of_clusters(everything, recipe.clusters)
     return SamSegmenter(sam, selection=recipe.selection, **shared)
+
+
+def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
+    from geolabel.io.clusters import load_clusters
+    from geolabel.segmenters.clustered import ClusterSegmenter
+
+    path = Path(choice.path)
+    content = load_clusters(path)
+    if sha256(path) != choice.sha256:
+        raise WeightsError(f"{path} has changed since the run was planned: plan it again")
+    return ClusterSegmenter(segmenter, content.clusters, choice.class_name, content.source.max_share)
 
 
 def describe(path: Path) -> dict[str, Any]:

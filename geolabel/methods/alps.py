@@ -152,11 +152,7 @@ def recipe_of(networks: Networks, content: ClusterFile) -> Recipe:
         If the networks have another one.
     """
     _, recipe = AskedEverywhere.of(networks, Everything(), features=True).recipes()
-    if recipe.sha256 != content.source.segmenter:
-        raise OptionError(
-            f"the clusters are those of a segmenter with SHA-256 {content.source.segmenter[:12]}..., and "
-            f"{recipe.source} has {recipe.sha256[:12]}...: give --sam or --sam-checkpoint as when they were made"
-        )
+    content.check(recipe)
     return replace(recipe, filters=content.source.filters, batch=networks.batch or 1)
 
 

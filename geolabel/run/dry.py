@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
+from geolabel.run.clustered import points_asked
 from geolabel.run.plan import TASK_TILES, Plan
 from geolabel.run.survey import Survey
 from geolabel.tiles import Window
@@ -41,11 +43,13 @@ def estimate(plan: Plan) -> dict[str, Any]:
     tile = plan.localize_tiles[len(plan.localize_tiles) // 2]
     image = _read(plan, tile)
     locate, segment = worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)
-    middle = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
+    asked = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
+    if plan.segmenter.clusters is not None:
+        asked = GridPrompter(points_asked(plan)).over(tile.height, tile.width)
     with worker.network(plan.parameters.threads):
         localize_s = _warm(lambda: locate([image] * plan.localizer.batch)) / plan.localizer.batch
         window = _read(plan, plan.segment_tiles[len(plan.segment_tiles) // 2])
-        segment_s = _warm(lambda: segment([window], [middle]))
+        segment_s = _warm(lambda: segment([window], [asked]))
     read_s = _warm(lambda: _read(plan, tile))
     tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
     per_tile = max(localize_s, read_s)

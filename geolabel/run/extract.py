@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from geolabel.errors import OptionError
 from geolabel.io.listing import list_scenes
 from geolabel.io.vectors import read_prompts
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
 from geolabel.run import passes
+from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
 from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
@@ -149,9 +151,11 @@ def run_extract(
     return found
 
 
-def read_drawn(path: str | Path | None, plan: Plan) -> Prompts | None:
+def read_drawn(path: str | Path | None, plan: Plan, *, partly: bool = False) -> Prompts | None:
     """Read the prompts that replace the activation, if a file of such is given."""
-    return None if path is None else read_prompts(path, plan.grid, classes=plan.classes)
+    if path is not None and not plan.localized:
+        raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
+    return None if path is None else read_prompts(path, plan.grid, classes=plan.classes, partly=partly)
 
 
 def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
@@ -170,6 +174,10 @@ def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
     """Run the passes up to the mosaic: tiles, prompts, masks."""
     tiles = localize(work)
+    if work.run.plan.segmenter.clusters is not None:
+        prompts, masks = find_clustered(work)
+        merge(work, masks)
+        return tiles, prompts, masks
     prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, work.run.plan.segment_tiles)
     masks = segment(work, prompts)
     merge(work, masks)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from geolabel.errors import VectorError
 from geolabel.io.patchwork import patchwork_of
 from geolabel.io.promptlayers import BOX_COLUMNS, POINT_COLUMNS
-from geolabel.io.vectors import TILE_COLUMNS, prompt_features, read_prompts, write_layers
+from geolabel.io.vectors import TILE_COLUMNS, prompt_features, write_layers
 from geolabel.prompts import Prompts
-from geolabel.run.extract import Extraction, find_landslides, run_extract
+from geolabel.run.extract import Extraction, find_landslides, read_drawn, run_extract
 from geolabel.run.folder import Keeping
 from geolabel.run.key import survey_key
 from geolabel.run.origins import sources
@@ -86,10 +86,10 @@ def _drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts | Non
     """The prompts that replace the activation, for each grid those that lie on it."""
     if path is None:
         return [None] * len(plans)
-    found = [read_prompts(path, plan.grid, classes=plan.classes, partly=len(plans) > 1) for plan in plans]
-    if len(plans) > 1 and not any(map(len, found)):
+    found = [read_drawn(path, plan, partly=len(plans) > 1) for plan in plans]
+    if len(plans) > 1 and not any(prompts is not None and len(prompts) for prompts in found):
         raise VectorError(f"no prompt of {path} lies on any of the scenes: check the CRS of the file")
-    return list(found)
+    return found
 
 
 def _part(found: Extraction, survey: Survey) -> Inventory:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from geolabel.errors import OptionError, VectorError
 from geolabel.masks import Selection
-from geolabel.parts import Recipe
+from geolabel.parts import EVERYWHERE, Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import SAME_GSD, Grid
 from geolabel.tiles import BlockGrid, TileGrid, Window
@@ -34,7 +34,7 @@ LEAST_PIXELS = 4
 class Parameters:
     """Every number and choice that the polygons depend on, beside the scene and the networks."""
 
-    method: Literal["apsam"] = "apsam"
+    method: Literal["apsam", "alps"] = "apsam"
     tile_size: int | None = None
     """Side in pixels of the segmenter's windows; None for the network's own."""
     overlap: int | None = None
@@ -96,6 +96,11 @@ class Plan:
     segment_tiles: TileGrid
     blocks: BlockGrid
     parameters: Parameters
+
+    @property
+    def localized(self) -> bool:
+        """Whether there is a localizer to ask where the classes are likely."""
+        return self.localizer.source.partition(":")[0] != EVERYWHERE
 
     @property
     def class_index(self) -> int:

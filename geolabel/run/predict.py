@@ -65,7 +65,7 @@ def predict(
     asked = (reading, networks or Networks(), parameters or Parameters())
     (plan,) = prepare_survey(scenes, *asked, raster="the array").plans
     scratch = _Scratch() if run_dir is None else None
-    run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")))
+    run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")), localized=plan.localized)
     find_scores(Work(run, Report(), progress or Silent()))
     return _to_xarray(_Scores(MosaicSource(run), scratch), plan.grid, plan.blocks)
 

@@ -182,7 +182,7 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
         PromptedWindow(tile, _numbered(grid, tile.height, tile.width, index).shift(tile.col, tile.row))
         for index, tile in enumerate(tiles)
     ]
-    tables = list(work.each("segment", passes.segment, list(enumerate(batches(windows, TASK_TILES)))))
+    tables = list(work.each("segment", passes.segment, list(enumerate(batches(windows, TASK_TILES))), network=True))
     work.report.windows, work.report.masks = len(tiles), sum(len(table.windows) for table in tables)
     work.report.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
     return tables

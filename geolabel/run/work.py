@@ -116,15 +116,16 @@ def under_way(
     drawn
         Prompts that replace the activation.
     """
+    localized = drawn is None and plan.localized
     root = targets.root(keeping.run_dir)
     key = None if root is None else run_key(plan, drawn, scene_key=keeping.scene_key)
     if root is None or key is None:
-        with in_scratch(plan, progress, localized=drawn is None) as work:
+        with in_scratch(plan, progress, localized=localized) as work:
             yield work
         return
     with in_folder(root, key, targets, keeping) as folder:
         report = Report(pixels=plan.grid.height * plan.grid.width)
-        yield Work.within(folder, Run(plan, folder.store, localized=drawn is None), report, progress or Silent())
+        yield Work.within(folder, Run(plan, folder.store, localized=localized), report, progress or Silent())
 
 
 @contextmanager
@@ -158,7 +159,7 @@ def parts_under_way(
             store = folder.store
         works = []
         for number, (plan, prompts) in enumerate(zip(plans, drawn, strict=True), 1):
-            run = Run(plan, replace(store, part=f"{number:04d}-"), localized=prompts is None)
+            run = Run(plan, replace(store, part=f"{number:04d}-"), localized=prompts is None and plan.localized)
             follow = Numbered(progress or Silent(), f"{number}/{len(plans)}")
             works.append(Work(run, report, follow) if folder is None else Work.within(folder, run, report, follow))
         yield works

@@ -1,0 +1,140 @@
+"""``geolabel clusters``: look at clusters, and say what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+PSEUDO = click.argument("pseudo", type=click.Path(file_okay=False, path_type=Path))
+
+
+@click.group(short_help="Look at what was found without labels, and name it.")
+def clusters() -> None:
+    """Look at the clusters that label --method alps made, and name them."""
+
+
+@clusters.command()
+@PSEUDO
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for one PNG of every cluster.")  # fmt: skip
+@click.option("--each", type=click.IntRange(min=1), default=24, show_default=True, help="Regions on a sheet.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw them by.")
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, overwrite: bool, as_json: bool) -> None:
+    r"""Write a contact sheet of every cluster of PSEUDO: some of its regions, outlined, for a person to name it by.
+
+    \b
+    geolabel clusters show pseudo/ --out sheets/
+    """
+    from geolabel.io.outputs import check_target
+    from geolabel.run.naming import followed
+    from geolabel.run.sheets import sample_regions, write_sheet
+
+    labels, content = _read(pseudo)
+    found = content.clusters
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"cluster_{k:03d}.png" for k in range(len(found))]
+    for path in paths:
+        check_target(path, overwrite=overwrite, suffixes=(".png",))
+    with progress_bar(ctx) as progress:
+        pictures = sample_regions(progress.track(followed(labels), "look", len(labels)), len(found), each, seed)
+    for k, (path, drawn) in enumerate(zip(paths, pictures, strict=True)):
+        name = "" if found.names[k] == f"cluster_{k}" else f" ({found.names[k]})"
+        write_sheet(path, drawn, f"cluster {k}{name}: {found.sizes[k]} masks", overwrite=overwrite)
+    announce({"sheets": len(paths), "output": str(out)}, as_json=as_json)
+
+
+@clusters.command()
+@PSEUDO
+@click.option("--name", "names", cls=options.Named, multiple=True, metavar="K=NAME",
+              help="Call cluster K so; several may have one name.")  # fmt: skip
+@click.option("--chips", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Name what fits the masks of these labelled chips best; PSEUDO holds some of them.")  # fmt: skip
+@click.option("--localizer", metavar="NAME|FILE",
+              help="Name what fits this network's activation best; bundled is the one that ships.")  # fmt: skip
+@click.option("--class", "class_name", cls=options.Named, default="landslide", show_default=True,
+              help="What --chips or --localizer show.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="Of the localizer: auto, cpu, cuda, cuda:N or mps.")
+@options.as_json
+@options.terminal
+@click.pass_context
+def name(
+    ctx: click.Context,
+    /,
+    pseudo: Path,
+    names: tuple[str, ...],
+    chips: Path | None,
+    localizer: str | None,
+    class_name: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    r"""Name clusters of PSEUDO: by hand, from labelled chips, or by a localizer's activation.
+
+    The names are kept in PSEUDO/clusters.json, for label --clusters and extract --clusters.
+
+    \b
+    geolabel clusters name pseudo/ --name 3=landslide --name 7=river
+    geolabel clusters name pseudo/ --chips labelled/
+    geolabel clusters name pseudo/ --localizer bundled
+    """
+    from geolabel.errors import OptionError
+    from geolabel.io.clusters import NAME, save_clusters
+    from geolabel.io.weights import recipe
+    from geolabel.run import naming, worker
+
+    if sum(map(bool, (names, chips, localizer))) != 1:
+        raise OptionError("give one of --name, --chips and --localizer")
+    labels, content = _read(pseudo)
+    count = len(content.clusters)
+    facts: dict[str, Any] = {}
+    if names:
+        chosen = dict(_parse(text) for text in names)
+    else:
+        if chips is not None:
+            truth = naming.chip_masks(chips)
+        else:
+            truth = naming.active(worker.localizer(recipe("localizer", localizer or "", device=device)), class_name)
+        with progress_bar(ctx) as progress:
+            counted = naming.tally(progress.track(naming.followed(labels), "name", len(labels)), truth, count)
+        best = counted.best()
+        if not best:
+            raise OptionError(f"no cluster meets {class_name!r} in the {counted.images} images where it is known")
+        chosen = dict.fromkeys(best, class_name)
+        scores = counted.confusion(best)
+        facts = {"images": counted.images, "precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
+        facts = {key: round(value, 4) for key, value in facts.items()}
+    content = content.named(chosen)
+    save_clusters(pseudo / NAME, content)
+    table = {f"cluster {k}": content.clusters.names[k] for k in sorted(chosen)}
+    announce(facts | table, as_json=as_json)
+
+
+def _read(pseudo: Path) -> Any:
+    # The labels of a folder and the clusters that its values are.
+    from geolabel.datasets.pseudo_labels import PseudoLabels
+    from geolabel.errors import OptionError
+    from geolabel.io.clusters import load_clusters
+
+    labels = PseudoLabels(pseudo)
+    content = load_clusters(pseudo)
+    if labels.provenance != content.provenance:
+        raise OptionError(f"{pseudo} does not hold the labels that its clusters were made with: label again")
+    return labels, content
+
+
+def _parse(text: str) -> tuple[int, str]:
+    from geolabel.errors import OptionError
+
+    number, found, name = text.partition("=")
+    if not found or not number.strip().isdecimal():
+        raise OptionError(f"{text!r}: give the number of a cluster and its name, such as 3=landslide")
+    return int(number), name.strip()

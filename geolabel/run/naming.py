@@ -1,0 +1,157 @@
+"""From clusters to classes: which clusters a person, some labelled chips or an activation map call a landslide.
+
+Clusters share no pixel. So of all their unions the one with the highest F1 score holds the clusters of the highest
+precision, down to some cluster, and looking at that many unions finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from geolabel.activation import quantise, upsample
+from geolabel.clusters import MOST
+from geolabel.datasets.chips import TABLE, ChipDataset, mask_path, read_chips, read_image
+from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
+from geolabel.errors import OptionError, SceneError
+from geolabel.metrics import Confusion
+from geolabel.parts import Localizer
+from geolabel.prompters import THRESHOLD
+from geolabel.tiles import TileGrid
+from geolabel.types import BoolArray, Int64Array
+
+Truth = Callable[[PseudoLabel], BoolArray | None]
+"""Where an image (H, W) shows the class; None where that is not known."""
+
+TILE = 512
+"""Side in pixels of what a localizer sees at once."""
+
+GATE = 0.5
+"""Least class probability of a tile whose activation counts, as in the extraction of scenes."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Pixels of K clusters inside and outside of a class, and of the class outside all clusters."""
+
+    inside: Int64Array
+    """(K,)"""
+    outside: Int64Array
+    """(K,)"""
+    missed: int
+    images: int
+
+    @property
+    def precision(self) -> list[float | None]:
+        """(K,) share of a cluster inside the class; None of an empty cluster."""
+        pairs = zip(self.inside.tolist(), self.outside.tolist(), strict=True)
+        return [one / (one + other) if one + other else None for one, other in pairs]
+
+    def confusion(self, chosen: Iterable[int]) -> Confusion:
+        """How well a union of clusters is the class; true negatives are of no account here."""
+        at = sorted(chosen)
+        tp, fp = float(self.inside[at].sum()), float(self.outside[at].sum())
+        return Confusion(tp=tp, fp=fp, fn=float(self.inside.sum()) + self.missed - tp)
+
+    def best(self) -> list[int]:
+        """The union of clusters with the highest F1 score, by falling precision; empty where none meets the class."""
+        seen = [k for k in range(len(self.inside)) if self.inside[k]]
+        ranked = sorted(seen, key=lambda k: (-self.inside[k] / (self.inside[k] + self.outside[k]), k))
+        scores = [self.confusion(ranked[: count + 1]).f1 for count in range(len(ranked))]
+        return ranked[: int(np.argmax(scores)) + 1] if scores else []
+
+
+def tally(labels: Iterable[PseudoLabel], truth: Truth, clusters: int) -> Tally:
+    """Count, over all images whose truth is known, where each cluster lies.
+
+    Raises
+    ------
+    OptionError
+        If there is no such image.
+    SceneError
+        If a truth has another size than its image.
+    """
+    counts = np.zeros((2, MOST + 1), np.int64)
+    images = 0
+    for one in labels:
+        known = truth(one)
+        if known is None:
+            continue
+        if known.shape != one.values.shape:
+            raise SceneError(f"{one.name} has {one.values.shape} px and its truth {known.shape}: save it at that size")
+        for row, part in enumerate((known, ~known)):
+            counts[row] += np.bincount(one.values[part], minlength=MOST + 1)
+        images += 1
+    if not images:
+        raise OptionError("none of the images has a truth: give chips of the same names as those that were labelled")
+    return Tally(counts[0, :clusters], counts[1, :clusters], int(counts[0, clusters:].sum()), images)
+
+
+# --- where the truth comes from --------------------------------------------------------------------------------------
+
+
+def chip_masks(folder: Path) -> Truth:
+    """Truth from labelled chips: a mask for some, and perhaps a table that says which chips show nothing.
+
+    Raises
+    ------
+    ChipError
+        If the folder or its table cannot be understood.
+    """
+    table = any((parent / TABLE).is_file() for parent in (folder, folder.parent))
+    chips = read_chips(folder) if table else None
+    index_of = {} if chips is None else {name: index for index, name in enumerate(chips.names)}
+
+    def truth(one: PseudoLabel) -> BoolArray | None:
+        if chips is not None:
+            return _of_chip(chips, index_of[one.name]) if one.name in index_of else None
+        path = mask_path(folder / "images" / f"{one.name}.png")
+        if not path.is_file():
+            return None
+        values = read_image(path)
+        inside: BoolArray = values > 0 if values.ndim == 2 else values.max(axis=2) > 0
+        return inside
+
+    return truth
+
+
+def _of_chip(chips: ChipDataset, index: int) -> BoolArray | None:
+    mask = chips.chip(index).mask
+    return None if mask is None else np.asarray(mask == 1)
+
+
+def active(localizer: Localizer, class_name: str) -> Truth:
+    """Truth from a localizer: where its activation exceeds the threshold of prompts, in tiles that pass the gate.
+
+    Raises
+    ------
+    OptionError
+        If the localizer does not know the class.
+    """
+    if class_name not in localizer.classes:
+        raise OptionError(f"the localizer does not know {class_name!r}: it knows {', '.join(localizer.classes)}")
+    c = localizer.classes.index(class_name)
+
+    def truth(one: PseudoLabel) -> BoolArray | None:
+        image = one.image
+        height, width = image.shape[:2]
+        tiles = TileGrid(height, width, TILE, TILE // 4)
+        found = np.zeros((height, width), bool)
+        for index, tile in enumerate(tiles):
+            (maps,) = localizer([np.array(image[tile.slices])])
+            if maps.probability[c] >= GATE:
+                grey = upsample(quantise(maps.values[c]), maps.stride, tile.height, tile.width)
+                core = tiles.core(index)
+                found[core.slices] = (grey > THRESHOLD)[core.within(tile)]
+        return found
+
+    return truth
+
+
+def followed(labels: PseudoLabels) -> Iterator[PseudoLabel]:
+    """Every image of a folder, one in memory at a time."""
+    for index in range(len(labels)):
+        yield labels[index]
