@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def _reasons_to_skip(config: pytest.Config, used: set[str]):
         yield "slow", "takes minutes: run with --slow"
     if not SHARED.is_dir():
         yield "shared", f"needs real imagery in {SHARED}"
+    if "nginx" in used and shutil.which("nginx") is None:
+        yield "nginx", "needs nginx: apt-get install nginx-light"
     if "gpu" in used and not _has_gpu():
         yield "gpu", "needs a CUDA device"
 

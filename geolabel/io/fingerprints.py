@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
+from geolabel.io import remote
 from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource, is_remote
 from geolabel.tiles import Window
@@ -68,15 +68,17 @@ def _tag(uri: str) -> str | None:
     """What the server says of the version of a scene."""
     url = uri.removeprefix("/vsicurl/")
     if url.startswith(("http://", "https://")):
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310
-        with (
-            suppress(urllib.error.URLError, OSError, ValueError),
-            urllib.request.urlopen(request, timeout=ANSWER_S) as answer,  # noqa: S310
-        ):
-            said = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-            return None if said is None else str(said)
+        with suppress(OSError, ValueError):
+            return remote.insist(lambda _: _header_tag(url), url)
         return None
     return _store_tag(url)
+
+
+def _header_tag(url: str) -> str | None:
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
+        said = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        return None if said is None else str(said)
 
 
 def _store_tag(url: str) -> str | None:

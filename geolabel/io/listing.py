@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
-from geolabel.io.places import patient
+from geolabel.io import remote
 from geolabel.io.sources import is_remote
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _content(name: str) -> bytes:
         except OSError as error:
             raise SceneError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
-        data = patient(lambda: _fetched(name), name)
+        data = remote.insist(lambda _: _fetched(name), name)
     except OSError as error:
         raise SceneError(f"{name} cannot be fetched: {error}") from error
     if len(data) > LIST_BYTES:
@@ -167,15 +166,8 @@ def _content(name: str) -> bytes:
 
 def _fetched(url: str) -> bytes:
     if url.startswith(("http://", "https://")):
-        try:
-            with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:  # noqa: S310
-                return bytes(answer.read(LIST_BYTES + 1))
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 410):
-                raise FileNotFoundError(f"HTTP {error.code}: there is no such file") from error
-            if error.code in (401, 403):
-                raise PermissionError(f"HTTP {error.code}: access denied") from error
-            raise
+        with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:  # noqa: S310
+            return bytes(answer.read(LIST_BYTES + 1))
     import fsspec
 
     try:

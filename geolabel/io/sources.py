@@ -25,6 +25,7 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
+from geolabel.io import remote
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 
@@ -157,6 +158,28 @@ class FileSource:
     def _read(
         self, bands: Sequence[int], shape: tuple[int, int], level: int, part: RasterWindow | None
     ) -> tuple[AnyArray, BoolArray]:
+        if not is_remote(self.uri):
+            return self._read_once(bands, shape, level, part)
+
+        def attempt(again: bool) -> tuple[AnyArray, BoolArray]:
+            if again:
+                self._reopen(level)
+            return self._read_once(bands, shape, level, part)
+
+        with self._dataset(level):  # opened with patience of its own, which would else multiply with that of reading
+            return remote.insist(attempt, self.uri)
+
+    def _reopen(self, level: int) -> None:
+        """Replace this thread's handle of a level by one that asks the server whether the file is still there."""
+        with rasterio.Env(**_settings(self.uri) | remote.ASK_ANEW):
+            handle = self._local.handles.pop(level, None)
+            if handle is not None:
+                handle.close()
+            self._local.handles[level] = self._open_once(level)
+
+    def _read_once(
+        self, bands: Sequence[int], shape: tuple[int, int], level: int, part: RasterWindow | None
+    ) -> tuple[AnyArray, BoolArray]:
         header = self.header
         dtypes = {header.dtypes[band - 1] for band in bands}
         with self._dataset(level) as dataset:
@@ -181,6 +204,16 @@ class FileSource:
             yield handles[level]
 
     def _open(self, level: int) -> DatasetReader:
+        if not is_remote(self.uri):
+            return self._open_once(level)
+
+        def attempt(again: bool) -> DatasetReader:
+            with rasterio.Env(**_settings(self.uri) | (remote.ASK_ANEW if again else {})):
+                return self._open_once(level)
+
+        return remote.insist(attempt, self.uri)
+
+    def _open_once(self, level: int) -> DatasetReader:
         options = {"OVERVIEW_LEVEL": level - 1} if level else {}
         try:
             with _OPENING, warnings.catch_warnings():
@@ -257,7 +290,7 @@ def _settings(uri: str) -> dict[str, object]:
     if "GDAL_CACHEMAX" not in os.environ:
         settings["GDAL_CACHEMAX"] = CACHE_BYTES
     if is_remote(uri):
-        settings["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # listing a bucket costs more than reading the scene
+        settings |= remote.settings()
     return settings
 
 

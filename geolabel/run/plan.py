@@ -26,6 +26,9 @@ TASK_TILES = 32
 LOCALIZER_TILE = 512
 """Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
 
+SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 12
+"""Pixels of a scene that percentiles are taken of, and those that are looked at where the stretch is given."""
+
 LEAST_PIXELS = 4
 """Pixels that a landslide has to measure across to be told from what surrounds it: a word of warning, no limit."""
 
@@ -197,7 +200,8 @@ def make_plan(
 
 def stretch_of(reader: SceneReader, spec: str, on_error: str = "fail") -> Stretch:
     """The one stretch of a whole scene."""
-    return Stretch.from_sample(*reader.sample(lenient=on_error == "skip"), spec)
+    enough = SAMPLE_PX if spec.startswith("p") else GLANCE_PX
+    return Stretch.from_sample(*reader.sample(enough, lenient=on_error == "skip"), spec)
 
 
 def crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
