@@ -25,6 +25,7 @@ from rasterio.features import rasterize
 
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.features import in_crs, read_polygons, spatial_layers
+from geolabel.io.opening import open_raster, settings
 from geolabel.io.vectors import read_aoi
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.scene import Grid
@@ -139,25 +140,31 @@ def _choose_layer(path: str | Path, layer: str | None) -> str:
 
 def _is_raster(path: str | Path) -> bool:
     try:
-        with _open(path):
+        with _env(path), open_raster(str(path)):
             return True
-    except SceneError:
+    except RasterioError:
         return False
 
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[rasterio.DatasetReader]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with _env(path):
         try:
-            dataset = rasterio.open(path)
+            dataset = open_raster(str(path))
         except RasterioError as error:
             raise SceneError(f"{path} cannot be read as a raster: {error}") from error
-    with dataset:
-        try:
-            yield dataset
-        except RasterioError as error:
-            raise SceneError(f"{path} cannot be read: {error}") from error
+        with dataset:
+            try:
+                yield dataset
+            except RasterioError as error:
+                raise SceneError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _env(path: str | Path) -> Iterator[None]:
+    with rasterio.Env(**settings(str(path))), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def _grid(dataset: rasterio.DatasetReader) -> Grid:

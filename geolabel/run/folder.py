@@ -27,6 +27,9 @@ from geolabel.run.lock import LOCK, locked
 
 log = logging.getLogger(__name__)
 
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What working on values raises that do not belong together, as those of damaged records may not."""
+
 SUFFIX = ".run"
 """What the folder beside an output is called: ``slides.gpkg.run``."""
 
@@ -59,6 +62,8 @@ class Folder:
         """Set when no further task is to begin."""
         self.lost = False
         """Whether another run has taken the folder over."""
+        self.resumed = False
+        """Whether the run goes on from records of an earlier one."""
         self._state: State | None = None
 
     @property
@@ -82,6 +87,7 @@ class Folder:
             differing = difference(found.key, key)
             if not differing and (found.overwrite or not overwrite):
                 log.info("going on with the run in %s", self.store.root)
+                self.resumed = True
                 self._write(State(key, found.started, overwrite, passes=found.passes, written=found.written))
                 return
             if differing and not overwrite:
@@ -95,10 +101,8 @@ class Folder:
         self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
 
     def _read(self, *, overwrite: bool) -> State | None:
-        with self.place.open(RUN) as file:
-            data = file.read()
         try:
-            return State.parse(data)
+            return State.read(self.place)
         except (ValueError, RecursionError) as error:
             if not overwrite:
                 raise RunError(
@@ -142,6 +146,14 @@ class Folder:
         with suppress(GeolabelError):
             self.update(status=status, message=message)
 
+    def give_up(self, error: BaseException, hint: str) -> None:
+        """Say why the run failed, where something is kept that it can go on from; leave nothing where not."""
+        if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.place.names()):
+            self.end("failed", str(error))
+            error.add_note(hint)
+        else:
+            self.remove()
+
     def remove(self) -> None:
         """Delete everything that belongs to the run."""
         self._state = None
@@ -177,11 +189,12 @@ def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwr
             folder.end("interrupted")
             raise KeyboardInterrupt(f"interrupted; {hint}") from error
         except BaseException as error:
-            if any(name.partition("/")[0].endswith(f"-{DONE}") for name in folder.place.names()):
-                folder.end("failed", str(error))
-                error.add_note(hint)
-            else:
-                folder.remove()
+            folder.give_up(error, hint)
+            if folder.resumed and isinstance(error, UNFIT):
+                raise RunError(
+                    f"{root} holds records of an earlier run, and going on with them failed "
+                    f"({type(error).__name__}: {error}); if they are damaged, --overwrite starts anew"
+                ) from error
             raise
         if keeping.keep:
             folder.end("finished")
@@ -202,9 +215,8 @@ def _check_visible(folder: Folder) -> None:
 
 def _sees(root: str, started: str) -> bool:
     try:
-        with place(root).open(RUN) as file:
-            return State.parse(file.read()).started == started
-    except (OSError, ValueError, OptionError):
+        return State.read(place(root)).started == started
+    except (OSError, ValueError, RecursionError, OptionError):
         return False
 
 
@@ -240,13 +252,12 @@ def stamp(path: Path) -> list[int]:
 def written_by(root: str | Path) -> frozenset[Path]:
     """Outputs of the unfinished run in a folder, as it left them: the run that goes on may replace them."""
     try:
-        with place(root).open(RUN) as file:
-            state = State.parse(file.read())
+        state = State.read(place(root))
     except (OSError, ValueError, RecursionError):
         return frozenset()
     found = set()
     for name, mark in state.written.items():
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # a name may be none
             if stamp(Path(name)) == mark:
                 found.add(Path(name))
     return frozenset(found)
