@@ -183,7 +183,8 @@ class TileGrid:
                 yield Window(row, col, bottom - row, width), [i * len(self.cols) + j for i in lines for j in files]
 
     def _cuts(self, starts: tuple[int, ...], first: int, last: int) -> list[int]:
-        ends = {end for start in starts for end in (start, start + self.size) if first < end < last}
+        near = (starts[k] for k in self._reaching(starts, first, last))
+        ends = {end for start in near for end in (start, start + self.size) if first < end < last}
         return sorted({first, last} | ends)
 
     def core(self, index: int) -> Window:
@@ -196,9 +197,12 @@ class TileGrid:
     def nearest(self, row: float, col: float) -> int:
         """Index of the tile whose centre is nearest to a point (pixel edges at integers); ties to the lower index."""
         half_h, half_w = min(self.size, self.height) / 2, min(self.size, self.width) / 2
-        i = min(range(len(self.rows)), key=lambda k: (abs(self.rows[k] + half_h - row), k))
-        j = min(range(len(self.cols)), key=lambda k: (abs(self.cols[k] + half_w - col), k))
-        return i * len(self.cols) + j
+        return _closest(self.rows, row - half_h) * len(self.cols) + _closest(self.cols, col - half_w)
+
+
+def _closest(starts: tuple[int, ...], place: float) -> int:
+    after = bisect_left(starts, place)
+    return min(range(max(0, after - 1), min(len(starts), after + 1)), key=lambda k: (abs(starts[k] - place), k))
 
 
 def _core(starts: tuple[int, ...], i: int, size: int, length: int) -> tuple[int, int]:

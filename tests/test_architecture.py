@@ -157,6 +157,7 @@ def test_what_strangers_send_is_opened_in_two_places():
     reading = {
         "rasterio.open": "io.opening",
         "pyogrio.list_layers": "io.features",
+        "pyogrio.read_info": "io.features",
         "pyogrio.read_dataframe": "io.features",
     }
     for path in files():

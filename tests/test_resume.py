@@ -457,14 +457,37 @@ def test_an_output_of_the_same_run_may_be_written_again(tmp_path: Path) -> None:
         opened(Keeping(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
     ):
         folder.store.write("localize-done", 0, pack(True))
-        out.write_text("polygons")
-        folder.note_written(out)
+        with folder.writing(out):
+            out.write_text("polygons")
         raise ValueError("killed")
     assert written_by(tmp_path / "slides.gpkg.run") == {out}
     assert Targets.of(out).may_replace(out)
     out.write_text("polygons of somebody else")
     with pytest.raises(OutputError, match="--overwrite"):
         Targets.of(out)
+
+
+def test_so_may_one_that_was_whole_when_the_run_was_killed_but_not_said_to_be(tmp_path: Path) -> None:
+    out = tmp_path / "slides.gpkg"
+    with (  # noqa: PT012
+        pytest.raises(ValueError, match="killed"),
+        opened(Keeping(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
+    ):
+        folder.store.write("localize-done", 0, pack(True))
+        with folder.writing(out):
+            out.write_text("polygons")
+            raise ValueError("killed")
+    assert Targets.of(out).may_replace(out)
+    os.utime(out, ns=(0, 0))  # somebody else's, of another time
+    with pytest.raises(OutputError, match="--overwrite"):
+        Targets.of(out)
+
+
+def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(tmp_path: Path) -> None:
+    Store(tmp_path / "run").write("localize", 3, {"x": THREE})
+    (tmp_path / "run" / "localize" / "abc.part").write_text("")
+    assert kept(tmp_path / "run") == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_may_lie_in_a_store(quick: None) -> None:

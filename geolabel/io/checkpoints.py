@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from geolabel.errors import WeightsError
@@ -24,7 +25,7 @@ SAM_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 DAMAGE = (
     pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, OSError, TypeError, AttributeError,
-    AssertionError, MemoryError, NotImplementedError, OverflowError, zipfile.BadZipFile,
+    AssertionError, MemoryError, NotImplementedError, OverflowError, zipfile.BadZipFile, SafetensorError,
 )  # fmt: skip
 """What torch raises of a file that is none of its own, or that somebody changed."""
 

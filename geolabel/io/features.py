@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -70,6 +71,21 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
         raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
     features = features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
     return in_crs(features, crs, path)
+
+
+def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
+    """What pyogrio says of a layer, with its bounds.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    try:
+        info: dict[str, Any] = pyogrio.read_info(path, layer=layer, force_total_bounds=True)
+    except (RuntimeError, ValueError) as error:
+        raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
+    return info
 
 
 def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Path) -> gpd.GeoDataFrame:

@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import remote
-from geolabel.io.opening import is_remote, open_raster, settings
+from geolabel.io.opening import is_remote, reading
 from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource
 from geolabel.tiles import Window
@@ -53,7 +53,7 @@ def _files(uri: str) -> list[list[Any]]:
     if is_remote(uri):
         return []
     try:
-        with rasterio.Env(**settings(uri)), open_raster(uri) as dataset:
+        with reading(uri) as dataset:
             names = sorted({os.fspath(name) for name in dataset.files})
     except RasterioError as cause:
         raise SceneError(f"{uri} cannot be opened: {cause}") from cause

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET  # what GDAL has read and written anew: no entities, no DTD
@@ -109,6 +110,13 @@ def open_raster(uri: str, **options: Any) -> DatasetReader:
         dataset.close()
         raise
     return dataset
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[DatasetReader]:
+    """A raster that is open inside the block, with the settings that every access needs; raises as `open_raster`."""
+    with rasterio.Env(**settings(uri)), open_raster(uri) as dataset:
+        yield dataset
 
 
 # --- how large -------------------------------------------------------------------------------------------------------

@@ -100,10 +100,14 @@ class Store:
         """Number of records of a kind."""
         return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(".npz") for name in self.place.names())
 
+    def owns(self, name: str) -> bool:
+        """Whether a file in the folder is a record, or a part of one."""
+        return name.count("/") == 1 and name.endswith((".npz", ".part"))
+
     def remove(self) -> None:
         """Delete every record, and the folders that are empty then; files that the store did not write stay."""
         for name in list(self.place.names()):
-            if name.count("/") == 1 and name.endswith((".npz", ".part")):
+            if self.owns(name):
                 self.place.remove(name)
         self.place.prune()
 

@@ -23,7 +23,7 @@ FORMAT = 1
 KEY = "geolabel"
 """Where the description lies in the metadata of the file."""
 
-LARGEST = 1 << 14
+LEAST, LARGEST = 32, 1 << 14
 """Pixels a side that a network may ask for at once."""
 
 DEEPEST = 16
@@ -67,7 +67,8 @@ class NetworkInfo:
             all(math.isfinite(number) for number in numbers)
             and 0 < finest <= coarsest
             and min(self.std) > 0
-            and 1 <= self.stride <= self.window <= LARGEST
+            and 1 <= self.stride <= self.window
+            and LEAST <= self.window <= LARGEST
             and len(self.classes) > 0
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -96,8 +97,10 @@ class Folder:
                     "--overwrite to start anew, or another --run-dir"
                 )
             self.store.remove()
-        elif any(name != LOCK for name in self.place.names()):
+        elif any(name not in (LOCK, STOP) and not self.store.owns(name) for name in self.place.names()):
             raise RunError(f"{self.store.root} holds other files: give a --run-dir that is empty")
+        else:
+            self.store.remove()  # what a run that was killed while it cleared its folder away has left of it
         self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
 
     def _read(self, *, overwrite: bool) -> State | None:
@@ -126,8 +129,11 @@ class Folder:
         if self.state.passes.get(name) != tasks:
             self.update(passes={**self.state.passes, name: tasks})
 
-    def note_written(self, path: Path) -> None:
-        """Say that an output is whole, so that the same run may write it again."""
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Say that an output is being written, and then that it is whole: the same run may write it again."""
+        self.update(written={**self.state.written, str(path.absolute()): [BEGUN, time.time_ns()]})
+        yield
         self.update(written={**self.state.written, str(path.absolute()): stamp(path)})
 
     def stop(self) -> None:
@@ -243,6 +249,13 @@ def _interruptible(folder: Folder) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+BEGUN = -1
+"""In the place of the size of an output that is being written; beside it is when that began."""
+
+SLACK_NS = 2_000_000_000
+"""File systems tell times to two seconds at worst."""
+
+
 def stamp(path: Path) -> list[int]:
     """Size and modification time of a file."""
     status = path.stat()
@@ -257,7 +270,10 @@ def written_by(root: str | Path) -> frozenset[Path]:
         return frozenset()
     found = set()
     for name, mark in state.written.items():
-        with suppress(OSError, ValueError):  # a name may be none
-            if stamp(Path(name)) == mark:
+        with suppress(OSError, ValueError, TypeError, LookupError):  # what calls itself a name and a mark may be none
+            size, changed = stamp(Path(name))
+            # killed between the output's last byte and the word that it is whole
+            just_written = mark[0] == BEGUN and changed >= mark[1] - SLACK_NS
+            if just_written or [size, changed] == mark:
                 found.add(Path(name))
     return frozenset(found)

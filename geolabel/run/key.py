@@ -51,7 +51,7 @@ class State:
     passes: Mapping[str, int] = field(default_factory=dict)
     """Tasks of the passes that have begun."""
     written: Mapping[str, list[int]] = field(default_factory=dict)
-    """Outputs that are whole: path to size and modification time in nanoseconds."""
+    """Outputs that are whole: path to size and modification time in nanoseconds; see `Folder.writing`."""
 
     def dump(self) -> bytes:
         """As it is written."""
