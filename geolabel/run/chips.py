@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import rasterio
 import shapely
 from affine import Affine
 from PIL import Image
