@@ -1,7 +1,7 @@
 """What a run costs beside its networks as scenes and clusters grow, and whether it survives what machines do.
 
 Usage: python tests/benchmarks/scaling.py workers [--size 8192]
-       python tests/benchmarks/scaling.py memory [--sizes 8192 65536] [--workers 2]
+       python tests/benchmarks/scaling.py memory [--sizes 8192 65536] [--workers 2] [--graph FILE]
        python tests/benchmarks/scaling.py tiles [--tiles 100000]
        python tests/benchmarks/scaling.py resume [--workers 0]
        python tests/benchmarks/scaling.py kills [--client 150] [--worker 50]
@@ -11,7 +11,7 @@ workers
     networks; start-up and the writing of files are left out. Needs two cores that are free.
 memory
     Peak memory of the client and of each worker, for growing scenes that hold little, with stand-ins for the networks
-    and GDAL's cache fixed.
+    and GDAL's cache fixed. With ``--graph``, also a picture of memory over time.
 tiles
     Wall and CPU time beyond that of the stand-ins, per tile: one process, records and GeoPackage included.
 resume
@@ -39,7 +39,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ os.environ.setdefault("GDAL_CACHEMAX", "64")
 
 import dask
 import numpy as np
+import psutil
 import rasterio
 from affine import Affine
 from rasterio.windows import Window as RasterWindow
@@ -145,19 +146,49 @@ def workers(size: int) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def memory(sizes: list[int], count: int) -> None:
-    peaks = []
+def memory(sizes: list[int], count: int, graph: Path | None) -> None:
+    peaks, curves = [], {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             scene, out = sparse_scene(Path(folder) / "scene.tif", size), Path(folder) / "slides.gpkg"
             words = ("extract", str(scene), str(out), "--stretch", "0,255", "--json")
             words += ("--workers", str(count)) if count else ()
-            found = ended(geolabel(*words, **{STAND_IN: "0:512"}))
+            process = geolabel(*words, **{STAND_IN: "0:512"})
+            curves[size] = watched(process)
+            found = ended(process)
             peaks.append((found["client_mb"], max(found["peak_mb"].values())))
             print(f"{size} px: {found['tiles']} tiles, {found['landslides']} landslides, client {peaks[-1][0]} MB, "
                   f"workers at most {peaks[-1][1]} MB", flush=True)  # fmt: skip
     client, workers = (last / first for first, last in zip(peaks[0], peaks[-1], strict=True))
     print(f"{sizes[-1]} px over {sizes[0]} px: client {client:.3f}, workers {workers:.3f}")
+    if graph is not None:
+        draw(curves, graph)
+
+
+def watched(process: subprocess.Popen[str]) -> np.ndarray:
+    """(N, 3) share of the run that is over, MB of the client, MB of the largest worker; twice a second."""
+    client, rows, start = psutil.Process(process.pid), [], time.monotonic()
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            workers = [child for child in client.children() if "spawn_main" in " ".join(child.cmdline())]
+            sizes = [of.memory_info().rss / 2**20 for of in (client, *workers)]
+            rows.append((time.monotonic() - start, sizes[0], max(sizes[1:], default=np.nan)))
+        time.sleep(0.5)
+    curve = np.asarray(rows)
+    return np.column_stack([curve[:, 0] / curve[-1, 0], curve[:, 1:]])
+
+
+def draw(curves: dict[int, np.ndarray], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (size, curve) in zip(("tab:blue", "tab:orange", "tab:green", "tab:red"), curves.items(), strict=False):
+        axes.plot(curve[:, 0], curve[:, 1], color=colour, label=f"client, {size} px")
+        axes.plot(curve[:, 0], curve[:, 2], color=colour, linestyle="--", label=f"largest worker, {size} px")
+    axes.set(xlabel="share of the run", ylabel="resident memory, MB", xlim=(0, 1), ylim=(0, None))
+    axes.legend(fontsize="small", loc="lower right")
+    figure.savefig(path, dpi=100)
 
 
 # --- cost of a tile --------------------------------------------------------------------------------------------------
@@ -335,6 +366,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--sizes", type=int, nargs="+", default=[8192, 65536])
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--graph", type=Path)
     parser.add_argument("--tiles", type=int, default=100_000)
     parser.add_argument("--client", type=int, default=150)
     parser.add_argument("--worker", type=int, default=50)
@@ -343,7 +375,7 @@ def main() -> None:
         case "workers":
             workers(given.size)
         case "memory":
-            memory(given.sizes, 2 if given.workers is None else given.workers)
+            memory(given.sizes, 2 if given.workers is None else given.workers, given.graph)
         case "tiles":
             tiles(given.tiles)
         case "resume":
