@@ -75,6 +75,16 @@ class Spans:
         base = self.row.astype(np.int64) * pitch
         return pitch, base + self.start, base + self.stop
 
+    def in_order(self) -> bool:
+        """Whether these are spans as they have to be; for those that a file holds."""
+        row, start, stop = self.row, self.start, self.stop
+        if not all(values.ndim == 1 and values.dtype == np.int32 for values in (row, start, stop)):
+            return False
+        if not len(row) == len(start) == len(stop) or np.any((row < 0) | (start < 0) | (start >= stop)):
+            return False
+        below = np.diff(row) > 0
+        return bool((below | (np.diff(row) == 0) & (start[1:] >= stop[:-1])).all())
+
     def clip(self, window: Window) -> tuple[Self, Int64Array]:
         """Return the parts of spans inside a window, and (M,) which span each is a part of."""
         first, last = np.searchsorted(self.row, [window.row, window.bottom])

@@ -129,9 +129,14 @@ class Slow:
 
 
 def stand_in(recipe: Recipe) -> Localizer | Segmenter:
-    """Make the stand-in of a recipe whose source is ``stand-in``, or ``stand-in:SECONDS`` for one that sleeps."""
-    seconds = float(recipe.source.partition(":")[2] or 0)
-    part = FakeLocalizer(stride=4) if recipe.role == "localizer" else FakeSegmenter()
+    """Make the stand-in of a recipe.
+
+    Its source is ``stand-in``, ``stand-in:SECONDS`` for one that sleeps, or
+    ``stand-in:SECONDS:PIXELS`` for a segmenter with a window of its own.
+    """
+    _, seconds_given, window = f"{recipe.source}::".split(":")[:3]
+    seconds = float(seconds_given or 0)
+    part = FakeLocalizer(stride=4) if recipe.role == "localizer" else FakeSegmenter(window=int(window or 128))
     slow: Any = Slow(part, seconds) if seconds else part
     made: Localizer | Segmenter = slow
     return made

@@ -14,8 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from geolabel.errors import OptionError
+from geolabel.errors import OptionError, SceneError
 from geolabel.types import AnyArray
+
+MAX_PIECES = 1 << 26
+"""Tiles or blocks of one run, 10^13 px in tiles of 512 px: a header that claims more is wrong, or wants bounds."""
 
 
 @dataclass(frozen=True, order=True)
@@ -105,6 +108,8 @@ class TileGrid:
     ------
     OptionError
         If `size` is not positive or `overlap` leaves no step between tiles.
+    SceneError
+        If there are more than `MAX_PIECES`.
     """
 
     height: int
@@ -120,6 +125,8 @@ class TileGrid:
                 f"overlap {self.overlap} px does not fit a tile size of {self.size} px: "
                 f"give an overlap from 0 to {self.size - 1} px"
             )
+        stride = self.size - self.overlap
+        _check_count(self.height, self.width, self.size, (-(-self.height // stride)) * (-(-self.width // stride)))
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
@@ -176,7 +183,8 @@ class TileGrid:
                 yield Window(row, col, bottom - row, width), [i * len(self.cols) + j for i in lines for j in files]
 
     def _cuts(self, starts: tuple[int, ...], first: int, last: int) -> list[int]:
-        ends = {end for start in starts for end in (start, start + self.size) if first < end < last}
+        near = (starts[k] for k in self._reaching(starts, first, last))
+        ends = {end for start in near for end in (start, start + self.size) if first < end < last}
         return sorted({first, last} | ends)
 
     def core(self, index: int) -> Window:
@@ -189,9 +197,12 @@ class TileGrid:
     def nearest(self, row: float, col: float) -> int:
         """Index of the tile whose centre is nearest to a point (pixel edges at integers); ties to the lower index."""
         half_h, half_w = min(self.size, self.height) / 2, min(self.size, self.width) / 2
-        i = min(range(len(self.rows)), key=lambda k: (abs(self.rows[k] + half_h - row), k))
-        j = min(range(len(self.cols)), key=lambda k: (abs(self.cols[k] + half_w - col), k))
-        return i * len(self.cols) + j
+        return _closest(self.rows, row - half_h) * len(self.cols) + _closest(self.cols, col - half_w)
+
+
+def _closest(starts: tuple[int, ...], place: float) -> int:
+    after = bisect_left(starts, place)
+    return min(range(max(0, after - 1), min(len(starts), after + 1)), key=lambda k: (abs(starts[k] - place), k))
 
 
 def _core(starts: tuple[int, ...], i: int, size: int, length: int) -> tuple[int, int]:
@@ -211,6 +222,7 @@ class BlockGrid:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise OptionError(f"block size {self.size} px: it has to be at least 1 px")
+        _check_count(self.height, self.width, self.size, self.shape[0] * self.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -236,6 +248,15 @@ class BlockGrid:
         top, left = window.row // self.size, window.col // self.size
         bottom, right = (window.bottom - 1) // self.size, (window.right - 1) // self.size
         return [i * self.shape[1] + j for i in range(top, bottom + 1) for j in range(left, right + 1)]
+
+
+def _check_count(height: int, width: int, size: int, count: int) -> None:
+    # Before anything is listed: a few bytes of header may claim 2^31 x 2^31 px.
+    if count > MAX_PIECES:
+        raise SceneError(
+            f"{height} x {width} px make {count} pieces of {size} px, and a run takes at most {MAX_PIECES}: "
+            "work on a part (--bounds or --aoi) or in larger pieces; if the scene is smaller, its header is damaged"
+        )
 
 
 def window_around(row: float, col: float, size: int, height: int, width: int) -> Window:

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "errors", "types", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts", "masks",
-    "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics", "confidence",
-    "clusters", "concepts",
+    "errors", "types", "kinds", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts",
+    "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics",
+    "confidence", "clusters", "concepts",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
 
@@ -150,6 +150,21 @@ def test_nothing_is_printed_and_nothing_is_unpickled(path: Path):
             assert keywords.get("weights_only") == "True", f"line {call.lineno}"
         if function in {"np.load", "numpy.load"}:
             assert keywords.get("allow_pickle") == "False", f"line {call.lineno}"
+
+
+def test_what_strangers_send_is_opened_in_two_places():
+    """Where GDAL is told what such a file may not do."""
+    reading = {
+        "rasterio.open": "io.opening",
+        "pyogrio.list_layers": "io.features",
+        "pyogrio.read_info": "io.features",
+        "pyogrio.read_dataframe": "io.features",
+    }
+    for path in files():
+        for function, call in calls(path):
+            writes = len(call.args) > 1 and ast.unparse(call.args[1]) in ("'w'", "'r+'")
+            if function in reading and not writes:
+                assert name_of(path) == reading[function], f"{path}, line {call.lineno}"
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

@@ -25,6 +25,7 @@ from geolabel.io.places import FolderPlace, place
 from geolabel.io.scenes import SceneReader
 from geolabel.io.store import Store
 from geolabel.run import lock
+from geolabel.run.extract import run_extract
 from geolabel.run.folder import Folder, Keeping, opened, written_by
 from geolabel.run.key import State, difference, run_key
 from geolabel.run.ledger import STOP, Recorded, pack, unpack
@@ -104,6 +105,51 @@ def test_a_damaged_result_is_found_again(tmp_path: Path) -> None:
     (tmp_path / "square-done" / "00000000.npz").write_bytes(b"half of it")
     assert not task((0, 7)).kept
     assert task((0, 7)).kept
+
+
+def test_a_result_of_another_kind_is_found_again(tmp_path: Path) -> None:
+    def count(number: int) -> list[int]:
+        return [number]
+
+    store = Store(tmp_path)
+    for found in (["7"], {"tuple": [7]}, [1.5], True):
+        text = np.frombuffer(json.dumps({"list": found} if isinstance(found, list) else found).encode(), np.uint8)
+        store.write("count-done", 7, {"outline": text})
+        outcome = Recorded(count, "count", store)((7, 7))
+        assert outcome.result == [7]
+        assert not outcome.kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": 1, "key": ' + "[" * 400 + "]" * 400 + "}",
+        '{"format": 1, "key": {"a": ' + "[" * 400 + "]" * 400 + '}, "started": "", "overwrite": false, "status": "", '
+        '"message": "", "passes": {}, "written": {}}',
+        "[" * 100_000,
+        " " * (17 << 20),
+    ],
+    ids=["no key", "deep", "deeper", "long"],
+)
+def test_what_calls_itself_a_run(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError):
+        summarize(tmp_path)
+    with pytest.raises(RunError, match="--overwrite starts anew"):
+        Folder(Store(tmp_path)).begin({}, overwrite=False)
+    assert written_by(tmp_path) == frozenset()
+
+
+def test_records_that_do_not_belong_together_are_an_error(scene: Path, tmp_path: Path) -> None:
+    plan = make_plan(SceneReader(scene), *RECIPES, Parameters(tile_size=48, overlap=16), stretch="0,255")
+    keeping = Keeping(tmp_path / "run", keep=True)
+    run_extract(plan, Targets.of(None), keeping=keeping)
+    store = Store(tmp_path / "run")
+    store.write("localize", 0, store.read("localize", 0) | {"activation": np.zeros((1, 2, 3), np.uint8)})
+    for number in range(store.count("prompt-done")):
+        (tmp_path / "run" / store.name("prompt-done", number)).unlink()
+    with pytest.raises(RunError, match="records of an earlier run, and going on with them failed"):
+        run_extract(plan, Targets.of(None), keeping=keeping)
 
 
 def test_a_result_without_its_pixels_is_found_again(tmp_path: Path) -> None:
@@ -250,7 +296,19 @@ def test_a_run_elsewhere_is_known_by_its_signs_of_life(tmp_path: Path, monkeypat
     beating.join()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"host": 3}',
+        '{"host": " ", "pid": 1, "born": 0.0, "token": "x", "beat": 1}',
+        '{"host": "a", "pid": -1, "born": 0.0, "token": "x", "beat": 1}',
+        '{"host": "a", "pid": Infinity, "born": 0.0, "token": "x", "beat": 1}',
+        "[" * 9999,
+    ],
+)
 def test_a_lock_that_says_nothing_holds_nobody(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.01)
     (tmp_path / lock.LOCK).write_text(text)
@@ -399,14 +457,37 @@ def test_an_output_of_the_same_run_may_be_written_again(tmp_path: Path) -> None:
         opened(Keeping(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
     ):
         folder.store.write("localize-done", 0, pack(True))
-        out.write_text("polygons")
-        folder.note_written(out)
+        with folder.writing(out):
+            out.write_text("polygons")
         raise ValueError("killed")
     assert written_by(tmp_path / "slides.gpkg.run") == {out}
     assert Targets.of(out).may_replace(out)
     out.write_text("polygons of somebody else")
     with pytest.raises(OutputError, match="--overwrite"):
         Targets.of(out)
+
+
+def test_so_may_one_that_was_whole_when_the_run_was_killed_but_not_said_to_be(tmp_path: Path) -> None:
+    out = tmp_path / "slides.gpkg"
+    with (  # noqa: PT012
+        pytest.raises(ValueError, match="killed"),
+        opened(Keeping(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
+    ):
+        folder.store.write("localize-done", 0, pack(True))
+        with folder.writing(out):
+            out.write_text("polygons")
+            raise ValueError("killed")
+    assert Targets.of(out).may_replace(out)
+    os.utime(out, ns=(0, 0))  # somebody else's, of another time
+    with pytest.raises(OutputError, match="--overwrite"):
+        Targets.of(out)
+
+
+def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(tmp_path: Path) -> None:
+    Store(tmp_path / "run").write("localize", 3, {"x": THREE})
+    (tmp_path / "run" / "localize" / "abc.part").write_text("")
+    assert kept(tmp_path / "run") == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_may_lie_in_a_store(quick: None) -> None:

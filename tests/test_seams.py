@@ -209,3 +209,20 @@ def test_sums_under_spans(mask, size):
         np.maximum.at(maxima, owner[index], highest)
     assert sums.tolist() == [values[labels == k + 1].sum() for k in range(count)]
     assert maxima.tolist() == [values[labels == k + 1].max() for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("row", "start", "stop", "sound"),
+    [
+        ([0, 0, 1], [0, 5, 0], [5, 6, 9], True),
+        ([], [], [], True),
+        ([0, 0], [0, 4], [5, 6], False),
+        ([1, 0], [0, 0], [1, 1], False),
+        ([0], [3], [3], False),
+        ([-1], [0], [1], False),
+        ([0, 1], [0], [1], False),
+    ],
+)
+def test_what_calls_itself_spans(row, start, stop, sound):
+    assert Spans(*(np.asarray(values, np.int32) for values in (row, start, stop))).in_order() is sound
+    assert not Spans(*(np.asarray(values, float) for values in (row, start, stop))).in_order()

@@ -46,6 +46,9 @@ TABLE, DESCRIPTION = "labels.csv", "chips.json"
 NO_CLASS = ("", "background", "negative", "none", "other", "0")
 """Labels, and names of folders, that mean the absence of every class; so does ``no_`` or ``not_`` before a name."""
 
+MOST_VALUES = 1 << 29
+"""Of a chip, in all bands; a header that claims more is no chip's."""
+
 SAMPLED = 32
 """Chips that the stretch of a set that is not uint8 is taken from."""
 
@@ -298,13 +301,16 @@ def read_image(path: Path) -> AnyArray:
 def _read_tiff(path: Path) -> AnyArray:
     import warnings
 
-    import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    from geolabel.io.opening import reading
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips may lie nowhere
         try:
-            with rasterio.open(path) as dataset:
+            with reading(str(path)) as dataset:
+                if dataset.count * dataset.height * dataset.width > MOST_VALUES:
+                    raise OSError(f"{dataset.count} x {dataset.height} x {dataset.width} values are no chip")
                 return np.moveaxis(dataset.read(), 0, 2)
         except RasterioError as error:
             raise OSError(error) from error

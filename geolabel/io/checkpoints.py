@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from geolabel.errors import WeightsError
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 SAM_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Channels of the official encoders, by which their files are told apart."""
+
+
+DAMAGE = (
+    pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, OSError, TypeError, AttributeError,
+    AssertionError, MemoryError, NotImplementedError, OverflowError, zipfile.BadZipFile, SafetensorError,
+)  # fmt: skip
+"""What torch raises of a file that is none of its own, or that somebody changed."""
 
 
 def is_safetensors(path: Path) -> bool:
@@ -44,6 +52,8 @@ def load_own(path: Path, role: str) -> tuple[nn.Module, NetworkInfo]:
     state, info = load_checkpoint(path)
     if info.kind != role:
         raise WeightsError(f"{path} holds a {info.kind}, a {role} is needed: give another file")
+    with torch.device("meta"):  # a description may ask for more memory than the file holds tensors
+        _check_fit(build(info.architecture), state, path)
     network = build(info.architecture)
     _fill(network, state, path)
     return network, info
@@ -85,10 +95,11 @@ def official_state(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders about pickle protocols before it fails; one error is enough
+            _check_stored(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist: give the path of a weights file") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+    except DAMAGE as error:
         raise WeightsError(
             f"{path} is damaged or no weights file ({type(error).__name__}): give an official Segment Anything "
             "file or a safetensors file of geolabel"
@@ -96,6 +107,15 @@ def official_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds {type(state).__name__} in place of named tensors: it is no weights file")
     return state
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is; torch stores tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{entry.filename} is compressed")
 
 
 def official_name(state: dict[str, Tensor], path: Path) -> str:
@@ -116,6 +136,12 @@ def official_name(state: dict[str, Tensor], path: Path) -> str:
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    _check_fit(network, state, path)
+    network.load_state_dict(state, assign=True)
+    network.float().requires_grad_(False)
+
+
+def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     given = {name: tensor.shape for name, tensor in state.items()}
     wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
@@ -124,5 +150,3 @@ def _fill(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"the tensors in {path} do not fit its network: {len(wrong)} of {len(wanted)} are missing, unknown or of "
             f"another shape, such as {wrong[0]}; the file is damaged or another's"
         )
-    network.load_state_dict(state, assign=True)
-    network.float().requires_grad_(False)

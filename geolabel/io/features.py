@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -11,9 +12,13 @@ import pyproj
 import shapely
 
 from geolabel.errors import VectorError
+from geolabel.io.opening import is_remote
 
 SEGMENTS = 32
 """Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
+
+LEADING_ON = ("OGR_VRT", "VRT")
+"""Formats of GDAL that hold no features themselves."""
 
 
 def spatial_layers(path: str | Path) -> list[str]:
@@ -24,10 +29,17 @@ def spatial_layers(path: str | Path) -> list[str]:
     VectorError
         If the file cannot be read or has none.
     """
+    pyogrio.set_gdal_config_options({"GDAL_VRT_ENABLE_PYTHON": False})  # a file is data; it runs no code
     try:
         names = [str(name) for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
+        leads_on = names and is_remote(str(path)) and pyogrio.read_info(path, layer=names[0])["driver"] in LEADING_ON
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"{path} cannot be read as a vector file: {error}") from error
+    if leads_on:
+        raise VectorError(
+            f"{path} comes from a network and holds no features but the names of files that do: what others publish "
+            "may not read files of this machine; if you trust it, download it and give the copy"
+        )
     if not names:
         raise VectorError(f"{path} holds no layer with a geometry: give a file of points or polygons")
     return names
@@ -55,10 +67,25 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
         raise VectorError(f"{path} has no layer {layer}: it has {', '.join(names)}")
     try:
         features = pyogrio.read_dataframe(path, layer=layer, force_2d=True)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, shapely.errors.ShapelyError) as error:
         raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
     features = features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
     return in_crs(features, crs, path)
+
+
+def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
+    """What pyogrio says of a layer, with its bounds.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    try:
+        info: dict[str, Any] = pyogrio.read_info(path, layer=layer, force_total_bounds=True)
+    except (RuntimeError, ValueError) as error:
+        raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
+    return info
 
 
 def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Path) -> gpd.GeoDataFrame:

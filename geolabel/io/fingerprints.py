@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import remote
+from geolabel.io.opening import is_remote, reading
 from geolabel.io.scenes import SceneReader
-from geolabel.io.sources import FileSource, is_remote
+from geolabel.io.sources import FileSource
 from geolabel.tiles import Window
 
 LOOK = 512
@@ -52,7 +52,7 @@ def _files(uri: str) -> list[list[Any]]:
     if is_remote(uri):
         return []
     try:
-        with rasterio.Env(GDAL_VRT_ENABLE_PYTHON=False), rasterio.open(uri) as dataset:
+        with reading(uri) as dataset:
             names = sorted({os.fspath(name) for name in dataset.files})
     except RasterioError as cause:
         raise SceneError(f"{uri} cannot be opened: {cause}") from cause

@@ -34,6 +34,9 @@ GEOMETRY = "geom"
 VERSION = "1.3"
 """Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
 
+MOST_STEPS = 10_000_000
+"""Of SQLite's machine, to find the provenance: what calls itself a table may be a view that never ends."""
+
 TIME = "1970-01-01T00:00:00.000Z"
 
 Kind = Literal["int", "real", "text", "date"]
@@ -103,15 +106,16 @@ def write_geopackage(
 
 
 def read_provenance(path: str | Path) -> Any:
-    """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none."""
-    with closing(sqlite3.connect(f"file:{Path(path).absolute().as_posix()}?mode=ro", uri=True)) as connection:
-        try:
+    """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none that can be read."""
+    try:
+        with closing(sqlite3.connect(f"file:{Path(path).absolute().as_posix()}?mode=ro", uri=True)) as connection:
+            connection.set_progress_handler(lambda: True, MOST_STEPS)
             row = connection.execute(
                 "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
             ).fetchone()
-        except sqlite3.DatabaseError:
-            return None
-    return None if row is None else json.loads(row[0])
+        return None if row is None else json.loads(row[0])
+    except (sqlite3.Error, ValueError, TypeError, RecursionError):
+        return None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 import geopandas as gpd
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 BOX_COLUMNS: dict[str, Kind] = {"prompt": "int", "class": "text", "score": "real", "status": "text"}
 POINT_COLUMNS: dict[str, Kind] = {"prompt": "int", "label": "int", "class": "text", "score": "real"}
 """A point repeats class and score, since a prompt may have no box."""
+
+MOST_POINTS = 1 << 24
+"""Of all prompts together, each with room for as many points as the one that has most."""
 
 DECIMALS = 6
 """Of a pixel coordinate that is read: a millionth of a pixel hides what a CRS's large numbers cost in rounding."""
@@ -217,6 +221,12 @@ def _assemble(
     all_corners[np.searchsorted(ids, box_ids)] = corners
     place = pd.Series(point_ids).groupby(point_ids).cumcount().to_numpy(np.int64)
     rows, width = np.searchsorted(ids, point_ids), int(place.max(initial=-1)) + 1
+    if len(ids) * width > MOST_POINTS:
+        most, _ = Counter(point_ids.tolist()).most_common(1)[0]
+        raise VectorError(
+            f"prompt {most} has {width} points, and {len(ids)} prompts with room for as many are more than fit into "
+            f"memory ({MOST_POINTS} points): give fewer points to a prompt, or fewer prompts at a time"
+        )
     xy, labels = np.zeros((len(ids), width, 2)), np.full((len(ids), width), PADDING, np.int8)
     xy[rows, place] = points[["x", "y"]].to_numpy(float)
     labels[rows, place] = points["label"].to_numpy(np.int8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import warnings
@@ -26,6 +25,8 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
 from geolabel.io import remote
+from geolabel.io.opening import is_remote as is_remote
+from geolabel.io.opening import open_raster, settings
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 logger = logging.getLogger(__name__)
-
-CACHE_BYTES = 256 << 20
-"""GDAL's cache of decoded blocks; by default it takes 5 % of the machine's memory. ``GDAL_CACHEMAX`` is respected."""
 
 PROBE = 512
 """Side in pixels at which the mask of a raster is compared with the masks of its overviews."""
@@ -171,7 +169,7 @@ class FileSource:
 
     def _reopen(self, level: int) -> None:
         """Replace this thread's handle of a level by one that asks the server whether the file is still there."""
-        with rasterio.Env(**_settings(self.uri) | remote.ASK_ANEW):
+        with rasterio.Env(**settings(self.uri) | remote.ASK_ANEW):
             handle = self._local.handles.pop(level, None)
             if handle is not None:
                 handle.close()
@@ -198,7 +196,7 @@ class FileSource:
     def _dataset(self, level: int = 0) -> Iterator[DatasetReader]:
         """A handle of a level that belongs to this thread, inside the GDAL settings that every access needs."""
         handles: dict[int, DatasetReader] = self._local.__dict__.setdefault("handles", {})
-        with rasterio.Env(**_settings(self.uri)):
+        with rasterio.Env(**settings(self.uri)):
             if level not in handles or handles[level].closed:
                 handles[level] = self._open(level)
             yield handles[level]
@@ -208,7 +206,7 @@ class FileSource:
             return self._open_once(level)
 
         def attempt(again: bool) -> DatasetReader:
-            with rasterio.Env(**_settings(self.uri) | (remote.ASK_ANEW if again else {})):
+            with rasterio.Env(**settings(self.uri) | (remote.ASK_ANEW if again else {})):
                 return self._open_once(level)
 
         return remote.insist(attempt, self.uri)
@@ -218,7 +216,7 @@ class FileSource:
         try:
             with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the header says so, as an error or not
-                dataset = rasterio.open(self.uri, **options)
+                dataset = open_raster(self.uri, **options)
                 self._opened.add(dataset)
         except RasterioError as cause:
             raise SceneError(_why_not(self.uri, cause)) from cause
@@ -283,20 +281,6 @@ class ArraySource:
         # In this thread: a pool of its own inside a task of the run would take cores that others count on.
         values = np.asarray(part.compute(scheduler="synchronous").values)
         return values[: len(bands)], np.all(values[len(bands) :] > 0, axis=0)
-
-
-def _settings(uri: str) -> dict[str, object]:
-    settings: dict[str, object] = {"GDAL_VRT_ENABLE_PYTHON": False}  # a scene is data; it runs no code
-    if "GDAL_CACHEMAX" not in os.environ:
-        settings["GDAL_CACHEMAX"] = CACHE_BYTES
-    if is_remote(uri):
-        settings |= remote.settings()
-    return settings
-
-
-def is_remote(uri: str) -> bool:
-    """Whether a URI leads over a network."""
-    return re.match(r"(?!file:)(\w+\+)*\w+://|/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs)", uri) is not None
 
 
 def _file_header(dataset: DatasetReader, uri: str) -> Header:

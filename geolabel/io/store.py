@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +78,9 @@ class Store:
         try:
             # opened here, since np.load leaves a file open that turns out to be no archive
             with self.place.open(name) as file, np.load(file, allow_pickle=False) as record:
-                return {array: record[array] for array in names or record.files}
+                wanted = names or record.files
+                _check_sizes(record.zip, wanted)
+                return {array: record[array] for array in wanted}
         except FileNotFoundError as error:
             raise OutputError(f"record {self.root}/{name} is missing: run again from the start") from error
         except DAMAGE as error:
@@ -97,12 +100,29 @@ class Store:
         """Number of records of a kind."""
         return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(".npz") for name in self.place.names())
 
+    def owns(self, name: str) -> bool:
+        """Whether a file in the folder is a record, or a part of one."""
+        return name.count("/") == 1 and name.endswith((".npz", ".part"))
+
     def remove(self) -> None:
         """Delete every record, and the folders that are empty then; files that the store did not write stay."""
         for name in list(self.place.names()):
-            if name.count("/") == 1 and name.endswith((".npz", ".part")):
+            if self.owns(name):
                 self.place.remove(name)
         self.place.prune()
+
+
+def _check_sizes(archive: zipfile.ZipFile, names: Iterable[str]) -> None:
+    """Refuse arrays that claim more than the record holds, before memory is taken for them."""
+    for entry in (archive.getinfo(f"{name}.npy") for name in names):
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0) or entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is not as NumPy writes it")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            claimed = file.tell() + math.prod(shape) * dtype.itemsize
+            if not claimed == entry.file_size == entry.compress_size:
+                raise ValueError(f"{entry.filename} claims {shape} x {dtype} in {entry.file_size} bytes")
 
 
 @lru_cache(maxsize=32)

@@ -185,7 +185,10 @@ def read_aoi(path: str | Path, crs: pyproj.CRS | None) -> shapely.Geometry:
     VectorError
         If the file cannot be read, or holds no area.
     """
-    area = shapely.union_all(read_polygons(path, crs).geometry.to_numpy())
+    try:
+        area = shapely.union_all(read_polygons(path, crs).geometry.to_numpy())
+    except shapely.errors.ShapelyError as error:
+        raise VectorError(f"the polygons of {path} cannot be put together: {error}; mend them first") from error
     if area.is_empty or area.area == 0:
         raise VectorError(f"{path} encloses no area: give a file with at least one polygon")
     return area

@@ -23,6 +23,13 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+MOST_LAYERS = 64
+"""Of one stage: what a description calls a depth."""
+
+LARGEST = 1 << 13
+"""Channels or pixels: every other number of a description."""
+
+
 def build(architecture: Mapping[str, Any]) -> nn.Module:
     """Build a network with random weights from a description that survives JSON.
 
@@ -38,9 +45,19 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     """
     arguments = dict(architecture)
     name = arguments.pop("name", None)
-    if name not in _BUILDERS:
+    if not isinstance(name, str) or name not in _BUILDERS:
         raise WeightsError(f"no network is called {name!r}: known are {', '.join(sorted(_BUILDERS))}")
+    _check_sizes(arguments)
     try:
         return _BUILDERS[name](**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, AssertionError, IndexError, RuntimeError) as error:
         raise WeightsError(f"the network {name!r} cannot be built from its description: {error}") from error
+
+
+def _check_sizes(arguments: Mapping[str, Any]) -> None:
+    # Before memory and time are taken: a description comes from a file, and the file from anybody.
+    for name, value in arguments.items():
+        limit = MOST_LAYERS if "depth" in name else LARGEST
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if len(numbers) > MOST_LAYERS or any(isinstance(v, int | float) and not abs(v) <= limit for v in numbers):
+            raise WeightsError(f"the description of the network asks for {name} {value!r}: at most {limit} is built")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,12 +15,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geolabel.errors import WeightsError
+from geolabel.kinds import depth, of_kind
 
 FORMAT = 1
 """Version of the description; a reader refuses what is newer than it knows."""
 
 KEY = "geolabel"
 """Where the description lies in the metadata of the file."""
+
+LEAST, LARGEST = 32, 1 << 14
+"""Pixels a side that a network may ask for at once."""
+
+DEEPEST = 16
+"""Levels of values in values of a description."""
 
 Kind = Literal["localizer", "segmenter"]
 
@@ -51,6 +59,19 @@ class NetworkInfo:
         """Return the description as JSON, with the version of its format."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
 
+    def is_sound(self) -> bool:
+        """Whether the numbers can be those of a network; for what a file says."""
+        finest, coarsest = self.gsd_range
+        numbers = [finest, coarsest, *self.mean, *self.std, *([] if self.constant is None else [self.constant])]
+        return (
+            all(math.isfinite(number) for number in numbers)
+            and 0 < finest <= coarsest
+            and min(self.std) > 0
+            and 1 <= self.stride <= self.window
+            and LEAST <= self.window <= LARGEST
+            and len(self.classes) > 0
+        )
+
     @classmethod
     def from_json(cls, text: str) -> NetworkInfo:
         """Read what `to_json` wrote.
@@ -69,9 +90,12 @@ class NetworkInfo:
                 )
             known = {f.name for f in fields(cls)}
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            info, levels = cls(**values), depth(values)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(f"the description of the network cannot be read ({error}): use another file") from error
+        if levels > DEEPEST or not (of_kind(info, cls) and info.is_sound()):
+            raise WeightsError("the description of the network holds what no network can have: use another file")
+        return info
 
 
 def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], info: NetworkInfo) -> None:
@@ -110,7 +134,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], NetworkInfo]
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
             state = {name: _single(file.get_tensor(name)) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, MemoryError) as error:
         raise WeightsError(f"{path} is no whole safetensors file ({error}): fetch or train it again") from error
     if text is None:
         raise WeightsError(f"{path} lacks the description that geolabel stores with a network: use a file made by it")

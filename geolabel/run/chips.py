@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import rasterio
 import shapely
 from affine import Affine
 from PIL import Image
@@ -29,6 +28,7 @@ from geolabel.datasets.chips import DESCRIPTION, TABLE
 from geolabel.errors import ChipError, OptionError, OutputError
 from geolabel.io.features import read_features
 from geolabel.io.geotiffs import write_geotiff
+from geolabel.io.opening import reading
 from geolabel.io.scenes import SceneReader
 from geolabel.labels import IGNORE
 from geolabel.radiometry import Stretch
@@ -296,7 +296,7 @@ class _Raster:
     @classmethod
     def open(cls, path: Path, grid: Grid, class_name: str, only: Sequence[str]) -> _Raster:
         try:
-            with rasterio.open(path) as dataset:
+            with reading(str(path)) as dataset:
                 tags = dataset.tags(1)
                 found = {
                     int(v) for _, block in dataset.block_windows(1) for v in np.unique(dataset.read(1, window=block))
@@ -316,7 +316,7 @@ class _Raster:
 
     def mask(self, window: Window) -> UInt8Array:
         place = RasterWindow(window.col, window.row, window.width, window.height)
-        with rasterio.open(self.path) as dataset:
+        with reading(str(self.path)) as dataset:
             same = (dataset.height, dataset.width) == (self.grid.height, self.grid.width)
             if same and dataset.transform.almost_equals(self.grid.transform):
                 values = dataset.read(1, window=place)

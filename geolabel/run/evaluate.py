@@ -13,7 +13,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pyogrio
 import pyproj
 import rasterio
 import shapely
@@ -24,7 +23,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.io.features import in_crs, read_polygons, spatial_layers
+from geolabel.io.features import in_crs, layer_info, read_polygons, spatial_layers
+from geolabel.io.opening import open_raster, settings
 from geolabel.io.vectors import read_aoi
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.scene import Grid
@@ -139,25 +139,31 @@ def _choose_layer(path: str | Path, layer: str | None) -> str:
 
 def _is_raster(path: str | Path) -> bool:
     try:
-        with _open(path):
+        with _env(path), open_raster(str(path)):
             return True
-    except SceneError:
+    except RasterioError:
         return False
 
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[rasterio.DatasetReader]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with _env(path):
         try:
-            dataset = rasterio.open(path)
+            dataset = open_raster(str(path))
         except RasterioError as error:
             raise SceneError(f"{path} cannot be read as a raster: {error}") from error
-    with dataset:
-        try:
-            yield dataset
-        except RasterioError as error:
-            raise SceneError(f"{path} cannot be read: {error}") from error
+        with dataset:
+            try:
+                yield dataset
+            except RasterioError as error:
+                raise SceneError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def _env(path: str | Path) -> Iterator[None]:
+    with rasterio.Env(**settings(str(path))), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def _grid(dataset: rasterio.DatasetReader) -> Grid:
@@ -306,7 +312,7 @@ def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
 
     None where a layer has no place on Earth: coordinates are compared as they are.
     """
-    infos = [pyogrio.read_info(path, layer=layer, force_total_bounds=True) for path, layer in sources]
+    infos = [layer_info(path, layer) for path, layer in sources]
     systems = [None if info["crs"] is None else pyproj.CRS(info["crs"]) for info in infos]
     on_earth = [crs for crs in systems if crs is not None and crs.geodetic_crs is not None]
     if len(on_earth) < len(systems):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from geolabel.run.ledger import DONE, STOP
 from geolabel.run.lock import LOCK, locked
 
 log = logging.getLogger(__name__)
+
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What working on values raises that do not belong together, as those of damaged records may not."""
 
 SUFFIX = ".run"
 """What the folder beside an output is called: ``slides.gpkg.run``."""
@@ -59,6 +63,8 @@ class Folder:
         """Set when no further task is to begin."""
         self.lost = False
         """Whether another run has taken the folder over."""
+        self.resumed = False
+        """Whether the run goes on from records of an earlier one."""
         self._state: State | None = None
 
     @property
@@ -82,6 +88,7 @@ class Folder:
             differing = difference(found.key, key)
             if not differing and (found.overwrite or not overwrite):
                 log.info("going on with the run in %s", self.store.root)
+                self.resumed = True
                 self._write(State(key, found.started, overwrite, passes=found.passes, written=found.written))
                 return
             if differing and not overwrite:
@@ -90,15 +97,15 @@ class Folder:
                     "--overwrite to start anew, or another --run-dir"
                 )
             self.store.remove()
-        elif any(name != LOCK for name in self.place.names()):
+        elif any(name not in (LOCK, STOP) and not self.store.owns(name) for name in self.place.names()):
             raise RunError(f"{self.store.root} holds other files: give a --run-dir that is empty")
+        else:
+            self.store.remove()  # what a run that was killed while it cleared its folder away has left of it
         self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
 
     def _read(self, *, overwrite: bool) -> State | None:
-        with self.place.open(RUN) as file:
-            data = file.read()
         try:
-            return State.parse(data)
+            return State.read(self.place)
         except (ValueError, RecursionError) as error:
             if not overwrite:
                 raise RunError(
@@ -122,8 +129,11 @@ class Folder:
         if self.state.passes.get(name) != tasks:
             self.update(passes={**self.state.passes, name: tasks})
 
-    def note_written(self, path: Path) -> None:
-        """Say that an output is whole, so that the same run may write it again."""
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Say that an output is being written, and then that it is whole: the same run may write it again."""
+        self.update(written={**self.state.written, str(path.absolute()): [BEGUN, time.time_ns()]})
+        yield
         self.update(written={**self.state.written, str(path.absolute()): stamp(path)})
 
     def stop(self) -> None:
@@ -141,6 +151,14 @@ class Folder:
         """Say how the run ended; what is left of the folder is for `runs` or for the run that goes on."""
         with suppress(GeolabelError):
             self.update(status=status, message=message)
+
+    def give_up(self, error: BaseException, hint: str) -> None:
+        """Say why the run failed, where something is kept that it can go on from; leave nothing where not."""
+        if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.place.names()):
+            self.end("failed", str(error))
+            error.add_note(hint)
+        else:
+            self.remove()
 
     def remove(self) -> None:
         """Delete everything that belongs to the run."""
@@ -177,11 +195,12 @@ def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwr
             folder.end("interrupted")
             raise KeyboardInterrupt(f"interrupted; {hint}") from error
         except BaseException as error:
-            if any(name.partition("/")[0].endswith(f"-{DONE}") for name in folder.place.names()):
-                folder.end("failed", str(error))
-                error.add_note(hint)
-            else:
-                folder.remove()
+            folder.give_up(error, hint)
+            if folder.resumed and isinstance(error, UNFIT):
+                raise RunError(
+                    f"{root} holds records of an earlier run, and going on with them failed "
+                    f"({type(error).__name__}: {error}); if they are damaged, --overwrite starts anew"
+                ) from error
             raise
         if keeping.keep:
             folder.end("finished")
@@ -202,9 +221,8 @@ def _check_visible(folder: Folder) -> None:
 
 def _sees(root: str, started: str) -> bool:
     try:
-        with place(root).open(RUN) as file:
-            return State.parse(file.read()).started == started
-    except (OSError, ValueError, OptionError):
+        return State.read(place(root)).started == started
+    except (OSError, ValueError, RecursionError, OptionError):
         return False
 
 
@@ -231,6 +249,13 @@ def _interruptible(folder: Folder) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+BEGUN = -1
+"""In the place of the size of an output that is being written; beside it is when that began."""
+
+SLACK_NS = 2_000_000_000
+"""File systems tell times to two seconds at worst."""
+
+
 def stamp(path: Path) -> list[int]:
     """Size and modification time of a file."""
     status = path.stat()
@@ -240,13 +265,15 @@ def stamp(path: Path) -> list[int]:
 def written_by(root: str | Path) -> frozenset[Path]:
     """Outputs of the unfinished run in a folder, as it left them: the run that goes on may replace them."""
     try:
-        with place(root).open(RUN) as file:
-            state = State.parse(file.read())
+        state = State.read(place(root))
     except (OSError, ValueError, RecursionError):
         return frozenset()
     found = set()
     for name, mark in state.written.items():
-        with suppress(OSError):
-            if stamp(Path(name)) == mark:
+        with suppress(OSError, ValueError, TypeError, LookupError):  # what calls itself a name and a mark may be none
+            size, changed = stamp(Path(name))
+            # killed between the output's last byte and the word that it is whole
+            just_written = mark[0] == BEGUN and changed >= mark[1] - SLACK_NS
+            if just_written or [size, changed] == mark:
                 found.add(Path(name))
     return frozenset(found)

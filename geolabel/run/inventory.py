@@ -16,7 +16,7 @@ from geolabel.run.extract import Extraction, find_landslides, read_drawn, run_ex
 from geolabel.run.folder import Keeping
 from geolabel.run.key import survey_key
 from geolabel.run.origins import sources
-from geolabel.run.outcome import Targets, judged, note, plan_provenance, software, write_rasters
+from geolabel.run.outcome import Targets, judged, noted, plan_provenance, software, write_rasters
 from geolabel.run.plan import Plan
 from geolabel.run.report import Progress, Report
 from geolabel.run.survey import Survey
@@ -69,16 +69,16 @@ def run_survey(
             parts.append(_part(found, survey))
         inventory = _together(parts, survey, works[0].report)
         if targets.inventory is not None:
-            write_layers(
-                targets.inventory,
-                inventory.landslides,
-                (inventory.boxes, inventory.points),
-                inventory.tiles,
-                _provenance(survey, inventory.report),
-                crs=survey.crs,
-                overwrite=targets.may_replace(targets.inventory),
-            )
-            note(works[0].folder, targets.inventory)
+            with noted(works[0].folder, targets.inventory):
+                write_layers(
+                    targets.inventory,
+                    inventory.landslides,
+                    (inventory.boxes, inventory.points),
+                    inventory.tiles,
+                    _provenance(survey, inventory.report),
+                    crs=survey.crs,
+                    overwrite=targets.may_replace(targets.inventory),
+                )
     return inventory
 
 

@@ -14,7 +14,9 @@ import shapely
 
 from geolabel.io.fingerprints import fingerprint
 from geolabel.io.patchwork import patchwork_of
+from geolabel.io.places import Place
 from geolabel.io.scenes import SceneReader
+from geolabel.kinds import depth
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
 from geolabel.run.plan import TASK_TILES, Plan
@@ -24,6 +26,13 @@ RUN = "run.json"
 
 FORMAT = 1
 """Of the folder. Another is not gone on with."""
+
+
+MOST_BYTES = 16 << 20
+"""Of ``run.json``, which takes a few thousand."""
+
+DEEPEST = 16
+"""Levels of values in values; a key has six."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class State:
     passes: Mapping[str, int] = field(default_factory=dict)
     """Tasks of the passes that have begun."""
     written: Mapping[str, list[int]] = field(default_factory=dict)
-    """Outputs that are whole: path to size and modification time in nanoseconds."""
+    """Outputs that are whole: path to size and modification time in nanoseconds; see `Folder.writing`."""
 
     def dump(self) -> bytes:
         """As it is written."""
@@ -57,6 +66,8 @@ class State:
         ValueError
             If it is anything else.
         """
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB")
         values = json.loads(data)
         kinds = {"key": dict, "started": str, "overwrite": bool, "status": str, "message": str, "passes": dict,
                  "written": dict}  # fmt: skip
@@ -64,7 +75,23 @@ class State:
             raise ValueError("it is of another version of geolabel")
         if not all(isinstance(values[name], kind) for name, kind in kinds.items()):
             raise ValueError("it is damaged")
+        if depth(values) > DEEPEST:
+            raise ValueError("it is damaged: its values lie too deep")
         return cls(**values)
+
+    @classmethod
+    def read(cls, folder: Place) -> Self:
+        """Read what a folder says.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it says nothing.
+        ValueError, RecursionError
+            If it is anything else than what `dump` wrote.
+        """
+        with folder.open(RUN) as file:
+            return cls.parse(file.read(MOST_BYTES + 1))
 
 
 def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None = None) -> dict[str, Any] | None:

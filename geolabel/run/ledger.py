@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import shapely
 
 from geolabel.errors import GeolabelError, OutputError, TileError
 from geolabel.io.store import Store
+from geolabel.kinds import hints, of_kind
 from geolabel.run.passes import MaskTable, Regions, TileReport
 from geolabel.run.vectorize import Sums
 from geolabel.seams import Spans
@@ -96,6 +98,8 @@ class Recorded(Generic[T, R]):
             result = unpack(self.store.read(kind, number))
         except OutputError:  # a damaged record is as good as none: the task is done again
             return None
+        if not of_kind(result, _answer_of(self.function)):  # nor is what no task of this pass finds
+            return None
         lost = self.name in PIXELS and result is not False and not self.store.whole(PIXELS[self.name], number)
         return None if lost else (result,)
 
@@ -107,6 +111,13 @@ class Recorded(Generic[T, R]):
 
 
 TOO_LARGE = "give its process more memory, or set a smaller --batch, --tile-size or --block-size"
+
+
+def _answer_of(function: Callable[..., Any]) -> Any:
+    """The annotation of what a pass returns; anything where it has none."""
+    while isinstance(function, partial):
+        function = function.func
+    return hints(function).get("return", Any) if hasattr(function, "__annotations__") else Any
 
 
 def _process() -> str:
@@ -125,6 +136,10 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+UNLIKE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, shapely.errors.ShapelyError)
+"""What taking a record apart raises that no run has written."""
 
 
 # --- values as arrays ------------------------------------------------------------------------------------------------
@@ -176,9 +191,12 @@ def unpack(arrays: Mapping[str, AnyArray]) -> Any:
         items = [build(item) for item in inner]
         if kind in ("tuple", "list"):
             return tuple(items) if kind == "tuple" else items
-        return TYPES[kind](*items)
+        record = TYPES[kind](*items)
+        if isinstance(record, Spans) and not record.in_order():
+            raise ValueError("spans that overlap, or are no spans")
+        return record
 
     try:
         return build(json.loads(bytes(np.asarray(arrays["outline"], np.uint8))))
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, shapely.GEOSException) as error:
+    except UNLIKE as error:
         raise OutputError(f"a record is not as it was written: {error}") from error

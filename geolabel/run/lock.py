@@ -19,14 +19,21 @@ import psutil
 
 from geolabel.errors import RunError
 from geolabel.io.places import Place
+from geolabel.kinds import of_kind
 
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
 """Name of the file."""
 
+MOST_BYTES = 1 << 16
+"""Of a lock, which takes a few hundred."""
+
 BEAT = 5.0
 """Seconds between the signs of life of whoever holds the lock."""
+
+MOST_PID = 1 << 31
+"""Larger than any number of a process."""
 
 PATIENCE = 3
 """Beats without a sign of life after which a holder that cannot be looked up counts as dead."""
@@ -53,10 +60,10 @@ class Holder:
         """Read a lock; None where it is none, as a full disk leaves it."""
         try:
             values = json.loads(data)
-            return cls(str(values["host"]), int(values["pid"]), float(values["born"]), str(values["token"]),
-                       int(values["beat"]))  # fmt: skip
-        except (ValueError, TypeError, KeyError):
+            found = cls(**values)
+        except (ValueError, TypeError, RecursionError):
             return None
+        return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < MOST_PID else None
 
     def dump(self) -> bytes:
         """As it is written."""
@@ -109,7 +116,7 @@ def _read(place: Place) -> Holder | None:
     for _ in range(5):
         try:
             with place.open(LOCK) as file:
-                found = Holder.parse(file.read())
+                found = Holder.parse(file.read(MOST_BYTES))
         except FileNotFoundError:
             return None
         if found is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -148,17 +149,17 @@ def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = N
     plan = found.plan
     write_rasters(found, targets, folder)
     if targets.inventory is not None:
-        write_inventory(
-            targets.inventory,
-            found.landslides,
-            found.prompts,
-            found.tiles,
-            provenance(found),
-            grid=plan.grid,
-            classes=plan.classes,
-            overwrite=targets.may_replace(targets.inventory),
-        )
-        note(folder, targets.inventory)
+        with noted(folder, targets.inventory):
+            write_inventory(
+                targets.inventory,
+                found.landslides,
+                found.prompts,
+                found.tiles,
+                provenance(found),
+                grid=plan.grid,
+                classes=plan.classes,
+                overwrite=targets.may_replace(targets.inventory),
+            )
 
 
 def write_rasters(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
@@ -168,14 +169,13 @@ def write_rasters(found: Extraction, targets: Targets, folder: Folder | None = N
         mosaic, plan = MosaicSource(found.run), found.plan
         blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
         overwrite = targets.may_replace(targets.mask)
-        write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
-        note(folder, targets.mask)
+        with noted(folder, targets.mask):
+            write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
 
 
-def note(folder: Folder | None, path: Path) -> None:
-    """Say in the folder of the run that an output is whole."""
-    if folder is not None:
-        folder.note_written(path)
+def noted(folder: Folder | None, path: Path) -> AbstractContextManager[None]:
+    """Say in the folder of the run, where there is one, that an output is being written and then that it is whole."""
+    return nullcontext() if folder is None else folder.writing(path)
 
 
 def write_scores(run: Run, targets: Targets, folder: Folder | None = None) -> None:
@@ -184,8 +184,8 @@ def write_scores(run: Run, targets: Targets, folder: Folder | None = None) -> No
         mosaic, plan = MosaicSource(run), run.plan
         blocks = ((window, mosaic.scores(window)) for window in plan.blocks)
         overwrite = targets.may_replace(targets.scores)
-        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
-        note(folder, targets.scores)
+        with noted(folder, targets.scores):
+            write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
 
 
 def _mask(found: Extraction, mosaic: MosaicSource, window: Window) -> UInt8Array:

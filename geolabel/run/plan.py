@@ -150,6 +150,8 @@ def make_plan(
     ------
     OptionError
         If numbers contradict each other.
+    SceneError
+        If the scene has more pixels than a run takes.
     VectorError
         If the bounds or the area of interest miss the scene.
     """
@@ -184,6 +186,10 @@ def make_plan(
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
     smaller = min(tile, LOCALIZER_TILE)
+    # before a pixel is read: a header may claim more than can be worked on
+    localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
+    segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)
+    blocks = BlockGrid(grid.height, grid.width, parameters.block_size)
     return Plan(
         reader=reader,
         grid=grid,
@@ -191,9 +197,9 @@ def make_plan(
         localizer=localizer,
         segmenter=segmenter,
         classes=locate.classes,
-        localize_tiles=TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile),
-        segment_tiles=TileGrid(grid.height, grid.width, tile, overlap),
-        blocks=BlockGrid(grid.height, grid.width, parameters.block_size),
+        localize_tiles=localize_tiles,
+        segment_tiles=segment_tiles,
+        blocks=blocks,
         parameters=parameters,
     )
 

@@ -73,8 +73,8 @@ def polygonize(
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
     source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
-    scene, level, size = source.reader.scene, source.level, source.grid.gsd
     blocks = BlockGrid(source.grid.height, source.grid.width, block_size)
+    scene, level, size = source.reader.scene, source.level, source.grid.gsd
     found = vectorize(
         source,
         source.grid,

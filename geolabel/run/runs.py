@@ -42,8 +42,7 @@ def summarize(root: str | Path) -> Summary:
     """
     here = place(root)
     try:
-        with here.open(RUN) as file:
-            state = State.parse(file.read())
+        state = State.read(here)
     except FileNotFoundError as error:
         raise RunError(f"{root} is no folder of a run: it has no {RUN}") from error
     except (ValueError, RecursionError) as error:

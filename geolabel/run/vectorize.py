@@ -162,6 +162,8 @@ def sum_objects(mosaic: MosaicReader, blocks: BlockGrid, objects: Objects, *, ap
     """Sum the mosaic's layers over the pixels of every object."""
     parts = list(apply(partial(_sum_block, mosaic), _shares(blocks, objects)))
     labels = np.concatenate([np.zeros(0, np.int32), *(part.labels for part in parts)])
+    if labels.min(initial=0) < 0 or labels.max(initial=-1) >= objects.count:  # sums are counted out by them
+        raise IndexError(f"sums of object {labels.max()}, where there are {objects.count}")
 
     def gather(values: list[Int64Array]) -> Int64Array:
         return np.concatenate([np.zeros(0, np.int64), *values])

@@ -1,0 +1,313 @@
+"""What comes from strangers runs no code, takes no memory that was not asked for, and reads no file of this machine."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+
+from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
+from geolabel.io import opening
+from geolabel.io.opening import is_remote, refuse_local
+from geolabel.io.scenes import SceneReader
+from geolabel.io.store import Store
+from geolabel.io.vectors import read_aoi, read_prompts
+from geolabel.networks import build
+from geolabel.run.evaluate import evaluate
+from geolabel.run.plan import Parameters, make_plan
+from geolabel.run.polygonize import polygonize
+from geolabel.scene import Grid
+from geolabel.testing import RECIPES
+from geolabel.tiles import BlockGrid, TileGrid, Window
+
+PLACE = "<SRS>EPSG:32648</SRS><GeoTransform>500000, 0.5, 0, 3000000, 0, -0.5</GeoTransform>"
+
+
+def vrt(bands: str, size: int = 64, inner: str = PLACE) -> str:
+    return f'<VRTDataset rasterXSize="{size}" rasterYSize="{size}">{inner}{bands}</VRTDataset>'
+
+
+def band(source: str, relative: int = 0, kind: str = "SimpleSource") -> str:
+    name = f'<SourceFilename relativeToVRT="{relative}">{source}</SourceFilename><SourceBand>1</SourceBand>'
+    return f'<VRTRasterBand dataType="Byte"><{kind}>{name}</{kind}></VRTRasterBand>'
+
+
+@pytest.fixture
+def tiff(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint8", count=3, height=64, width=64, crs="EPSG:32648", photometric="rgb",
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+    ) as file:  # fmt: skip
+        file.write(np.full((3, 64, 64), 200, np.uint8))
+    return path
+
+
+# Code
+
+
+def test_a_vrt_runs_no_python(tiff: Path, tmp_path: Path):
+    code = f"def f(*a):\n  open({str(tmp_path / 'ran')!r}, 'w')"
+    function = (
+        f"<PixelFunctionLanguage>Python</PixelFunctionLanguage><PixelFunctionType>f</PixelFunctionType>"
+        f"<PixelFunctionCode><![CDATA[{code}]]></PixelFunctionCode>"
+    )
+    one = band(str(tiff)).replace("<VRTRasterBand ", '<VRTRasterBand subClass="VRTDerivedRasterBand" ')
+    path = tmp_path / "code.vrt"
+    path.write_text(vrt(one.replace("<SimpleSource>", f"{function}<SimpleSource>") * 3))
+    with pytest.raises(GeolabelError):
+        make_plan(SceneReader(path), *RECIPES, Parameters())
+    slides = tmp_path / "slides.gpkg"
+    gpd.GeoDataFrame(geometry=[shapely.box(5e5, 3e6 - 9, 5e5 + 9, 3e6)], crs=32648).to_file(slides)
+    for read in (lambda: polygonize(path), lambda: evaluate(slides, path)):
+        with pytest.raises(GeolabelError):
+            read()
+    assert not (tmp_path / "ran").exists()
+
+
+# Sizes
+
+
+def test_a_header_may_not_claim_more_than_can_be_worked_on(tmp_path: Path):
+    path = tmp_path / "huge.vrt"
+    place = "<SRS>EPSG:3857</SRS><GeoTransform>-20000000, 0.01, 0, 10000000, 0, -0.01</GeoTransform>"
+    path.write_text(vrt('<VRTRasterBand dataType="Byte"/>' * 3, 2**31 - 1, place))
+    reader = SceneReader(path)
+    with pytest.raises(SceneError, match=r"\d+ x \d+ px make \d+ pieces .*--bounds"):
+        make_plan(reader, *RECIPES, Parameters())
+    with pytest.raises(SceneError, match="pieces"):
+        polygonize(path)
+    part = make_plan(reader, *RECIPES, Parameters(), bounds=(0, 0, 2, 2), stretch="0,255")
+    assert 190 < part.grid.width < 210
+
+
+@pytest.mark.parametrize("size", [1, 512])
+def test_pieces_are_counted_before_they_are_listed(size: int):
+    with pytest.raises(SceneError, match="at most"):
+        TileGrid(2**31, 2**31, size, 0)
+    with pytest.raises(SceneError, match="at most"):
+        BlockGrid(10**12, 10**12, size)
+
+
+def test_a_header_may_not_claim_any_number_of_bands(tmp_path: Path):
+    path = tmp_path / "bands.vrt"
+    path.write_text(vrt('<VRTRasterBand dataType="Byte"/>' * 100_000))
+    with pytest.raises(SceneError, match="100000 bands, and at most 4096"):
+        _ = SceneReader(path).scene
+
+
+@pytest.mark.parametrize(("width", "height", "count", "says"), [(2**30, 8, 3, "1024 MB"), (256, 256, 4000, "pieces")])
+def test_a_piece_of_a_file_may_not_take_all_memory(tmp_path: Path, width: int, height: int, count: int, says: str):
+    path = tmp_path / "pieces.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint16", count=count, height=height, width=width, sparse_ok=True,
+        interleave="pixel", crs="EPSG:32648", transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6), bigtiff="yes",
+        **({"tiled": True, "blockxsize": 512, "blockysize": 512} if width < 1000 else {"blockysize": 1}),
+    ):  # fmt: skip
+        pass
+    with pytest.raises(SceneError, match=r"pieces of .*TILED=YES"):
+        _ = SceneReader(path).scene
+
+
+def test_a_record_may_not_claim_more_than_it_holds(tmp_path: Path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 50,)})
+    (tmp_path / "x").mkdir()
+    with zipfile.ZipFile(tmp_path / "x" / "00000000.npz", "w") as archive:
+        archive.writestr("a.npy", header.getvalue() + bytes(10))
+    with zipfile.ZipFile(tmp_path / "x" / "00000001.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        array = io.BytesIO()
+        np.save(array, np.zeros(1 << 20, np.uint8))
+        archive.writestr("a.npy", array.getvalue())
+    store = Store(tmp_path)
+    with pytest.raises(OutputError, match=r"claims \(1125899906842624,\)"):
+        store.read("x", 0)
+    with pytest.raises(OutputError, match="not as NumPy writes it"):
+        store.read("x", 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"widths": [10**9] * 4}, {"depths": [10**9, 1, 1, 1]}, {"classes": float("inf")}, {"widths": [8] * 10**6}],
+)
+def test_a_network_may_not_ask_for_any_size(change: dict[str, Any]):
+    pyramid = {"name": "pyramid", "classes": 2, "widths": [8] * 4, "depths": [1] * 4, "features": 8}
+    with pytest.raises(WeightsError, match=next(iter(change))):
+        build(pyramid | change)
+
+
+def test_prompts_share_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from geolabel.io import promptlayers
+
+    monkeypatch.setattr(promptlayers, "MOST_POINTS", 1000)
+    path = tmp_path / "points.gpkg"
+    numbers = np.r_[np.zeros(50, int), np.arange(50)]
+    points = shapely.points(5e5 + numbers * 0.1, np.full(100, 3e6 - 5.0))
+    gpd.GeoDataFrame({"prompt": numbers}, geometry=points, crs=32648).to_file(path)
+    grid = Grid(pyproj.CRS("EPSG:32648"), Affine(0.5, 0, 5e5, 0, -0.5, 3e6), 100, 100)
+    with pytest.raises(VectorError, match=r"prompt 0 has 51 points, and 50 prompts"):
+        read_prompts(path, grid)
+
+
+# Names
+
+
+def test_names_of_layers_and_columns_may_hold_quotes(tmp_path: Path):
+    path = tmp_path / "odd.gpkg"
+    name = "a\"b'; DROP TABLE gpkg_contents; --"
+    area = gpd.GeoDataFrame({name: [1]}, geometry=[shapely.box(0, 0, 9, 9)], crs=32648)
+    area.to_file(path, layer=name, driver="GPKG")
+    assert read_aoi(path, area.crs).area == 81
+    assert evaluate(path, path).areas.iou == pytest.approx(1)
+
+
+# Networks
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    files = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=files.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{files.server_port}"
+    files.shutdown()
+    files.server_close()
+    thread.join()
+
+
+def test_a_vrt_from_a_network_may_lay_images_of_the_network_side_by_side(tiff: Path, tmp_path: Path, server: str):
+    (tmp_path / "mosaic.vrt").write_text(
+        vrt(band("scene.tif", 1) + band(f"/vsicurl/{server}/scene.tif") + band("scene.tif", 1, "ComplexSource"))
+    )
+    reader = SceneReader(f"{server}/mosaic.vrt")
+    bands, valid = reader.read(Window(0, 0, 64, 64), reader.scene.grid)
+    assert valid.all()
+    assert (bands == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("named", "relative"),
+    [
+        ("{folder}/scene.tif", 0),
+        ("{folder}/scene.tif", 1),
+        ("file://{folder}/scene.tif", 0),
+        ("/vsicurl/file://{folder}/scene.tif", 0),
+        ("/vsizip/{folder}/scene.zip/scene.tif", 0),
+        ("vrt://{folder}/scene.tif?bands=1", 0),
+        ("GTIFF_DIR:1:{folder}/scene.tif", 1),
+        ("&lt;VRTDataset/&gt;", 0),
+    ],
+)
+def test_a_vrt_from_a_network_may_not_name_files_of_this_machine(
+    tiff: Path, tmp_path: Path, server: str, named: str, relative: int
+):
+    (tmp_path / "local.vrt").write_text(vrt(band(named.format(folder=tmp_path), relative) * 3))
+    with pytest.raises(SceneError, match=r"comes from a network and names .*download it"):
+        _ = SceneReader(f"{server}/local.vrt").scene
+
+
+def test_nor_by_way_of_another(tiff: Path, tmp_path: Path, server: str):
+    (tmp_path / "inner.tif").write_text(vrt(band(str(tiff)) * 3))
+    (tmp_path / "outer.vrt").write_text(vrt(band("inner.tif", 1) * 3))
+    with pytest.raises(SceneError, match=r"leads to .*inner\.tif"):
+        _ = SceneReader(f"{server}/outer.vrt").scene
+
+
+def test_nor_do_more_than_lay_images_side_by_side(tiff: Path, tmp_path: Path, server: str):
+    text = vrt(band("scene.tif", 1) * 3).replace("<VRTDataset ", '<VRTDataset subClass="VRTWarpedDataset" ')
+    for name, changed in (
+        ("derived", vrt(band("scene.tif", 1).replace("<VRTR", '<VRTR', 1)).replace(
+            "<VRTRasterBand ", '<VRTRasterBand subClass="VRTDerivedRasterBand" ')),
+        ("warped", text),
+    ):  # fmt: skip
+        (tmp_path / f"{name}.vrt").write_text(changed)
+        with pytest.raises(SceneError, match=r"more than lay images|cannot be opened"):
+            _ = SceneReader(f"{server}/{name}.vrt").scene
+
+
+def test_overviews_of_an_image_from_a_network_lie_in_the_network(tiff: Path, tmp_path: Path, server: str):
+    with rasterio.open(tiff, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tiff))
+    with pytest.raises(SceneError, match="names"):
+        _ = SceneReader(f"{server}/scene.tif").scene
+
+
+def test_formats_that_lead_elsewhere_are_not_opened_from_a_network(tiff: Path, tmp_path: Path, server: str):
+    with rasterio.open(tiff) as file:
+        profile = file.profile | {"driver": "ENVI"}
+        pixels = file.read()
+    for name in ("photometric", "tiled", "compress", "interleave", "blockxsize", "blockysize"):
+        profile.pop(name, None)
+    with rasterio.open(tmp_path / "scene.img", "w", **profile) as file:
+        file.write(pixels)
+    (tmp_path / "index.xml").write_text(
+        f"<GDAL_WMS><Service name='TiledWMS'><ServerUrl>{server}</ServerUrl></Service></GDAL_WMS>"
+    )
+    assert SceneReader(tmp_path / "scene.img").scene.band_count == 3
+    with pytest.raises(SceneError):
+        _ = SceneReader(f"{server}/scene.img").scene
+    with pytest.raises(SceneError):
+        _ = SceneReader(f"{server}/index.xml").scene
+
+
+def test_features_from_a_network_may_not_lead_to_files_of_this_machine(tmp_path: Path, server: str):
+    area = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648)
+    area.to_file(tmp_path / "area.gpkg", layer="area")
+    source = f"<SrcDataSource>{tmp_path / 'area.gpkg'}</SrcDataSource>"
+    text = f'<OGRVRTDataSource><OGRVRTLayer name="area">{source}</OGRVRTLayer></OGRVRTDataSource>'
+    (tmp_path / "area.vrt").write_text(text)
+    assert read_aoi(tmp_path / "area.vrt", area.crs).area == 81
+    with pytest.raises(VectorError, match="comes from a network"):
+        read_aoi(f"/vsicurl/{server}/area.vrt", area.crs)
+
+
+@pytest.mark.parametrize(
+    ("name", "remote"),
+    [
+        ("https://a.org/b.tif", True),
+        ("/vsicurl/https://a.org/b.tif", True),
+        ("/vsicurl_streaming/https://a.org/b.tif", True),
+        ("/vsizip//vsicurl/https://a.org/b.zip/c.tif", True),
+        ("/vsizip/{/vsis3/a/b.zip}/c.tif", True),
+        ("/vsis3/a/b.tif", True),
+        ("b.tif", False),
+        ("/etc/hostname", False),
+        ("C:\\a.tif", False),
+        ("/vsizip/{/home/a.zip}/vsicurl/b.tif", False),
+        ("/vsimem/a.tif", False),
+        ("file:///etc/hostname", False),
+        ("/vsicurl?url=file:///etc/hostname", False),
+        ("vrt:///etc/hostname", False),
+        ("", False),
+    ],
+)
+def test_what_leads_to_this_machine(name: str, remote: bool):
+    if remote:
+        refuse_local(name, "https://a.org/scene.vrt")
+        assert is_remote(name)
+    else:
+        with pytest.raises(SceneError, match="files of this machine"):
+            refuse_local(name, "https://a.org/scene.vrt")
+
+
+def test_formats_are_gdals():
+    with rasterio.Env() as env:
+        known = set(env.drivers())
+    assert {"GTiff", "PNG", "JPEG", "COG"} <= opening.ALONE & known
+    assert not {"VRT", "WMS", "GTI", "STACIT", "HDF5", "MRF"} & opening.ALONE
