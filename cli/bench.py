@@ -128,3 +128,78 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
         torch.set_num_threads(given["threads"])
     files = write_cards(out, quality, Networks(**{name: given[name] for name in options.NETWORKS}))
     announce(files, as_json=as_json)
+
+
+@bench.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Table to write, as Markdown.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+              help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; gpu: ResNet-50 and the paper's "
+              "ResUNet on 256 px.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
+              help="How often everything is done, each time drawn anew.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
+              help="Begin nothing new after that; the same command goes on with the rest.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=4), metavar="N", help="Chips of each split, for a quick look.")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
+              help="Of every training, for a quick look.")  # fmt: skip
+@click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Measure nothing; pack DATA into one file, to be given as DATA on another machine.")  # fmt: skip
+@click.option("--quality", type=click.IntRange(1, 95), default=85, show_default=True, help="JPEG quality of --pack.")
+@options.segmenter_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def weak(
+    ctx: click.Context,
+    /,
+    data: Path,
+    out: Path | None,
+    pack: Path | None,
+    quality: int,
+    minutes: float | None,
+    limit: int | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    r"""Measure what is learned from labels of whole chips: localizers, pseudo-labels and students, beside floors.
+
+    DATA is a folder with train/ and val/, each with images/, masks/ and labels.csv, or a pack of such. What is done is
+    kept in a folder beside the table, so the same command goes on where it stopped.
+
+    \b
+    geolabel bench weak chips/ --preset cpu --minutes 60 --out table.md
+    geolabel bench weak chips/ --pack chips.zip
+    geolabel bench weak chips.zip --preset gpu --out table.md
+    """
+    import shutil
+    import time
+
+    from geolabel.bench.chippack import pack_chips, unpack_chips
+    from geolabel.errors import OptionError
+
+    if pack is not None:
+        announce({"pack": str(pack), **pack_chips(data, pack, quality=quality, limit=limit)}, as_json=as_json)
+        return
+    if out is None:
+        raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
+    options.check_training(out.with_name("nothing"), overwrite=True)
+    from geolabel.bench.weak import WeakBench, write_table
+
+    networks = options.networks_of(given)
+    work = out.with_name(out.name + ".run")
+    if overwrite:
+        shutil.rmtree(work, ignore_errors=True)
+    folder = unpack_chips(data, work / "chips") if data.is_file() else data
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    with progress_bar(ctx) as progress:
+        measured = WeakBench(
+            folder, work, networks=networks, limit=limit, deadline=deadline, progress=progress, **given
+        )
+        done = measured.run()
+    write_table(done, out, f"Labels of whole chips: {data.name}, preset {measured.preset}")
+    steps = len(list(measured.steps()))
+    announce({"table": str(out), "steps done": len(done), "steps left": steps - len(done)}, as_json=as_json)

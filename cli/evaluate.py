@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .options import as_json, terminal
+from .terminal import progress_bar
 
 SECTIONS = {
     "Area": {
@@ -35,9 +37,9 @@ SECTIONS = {
 """The figures, in the order of the table."""
 
 
-@click.command(short_help="Score polygons against a truth raster or inventory.")
-@click.argument("slides", type=click.Path(dir_okay=False))
-@click.argument("truth", type=click.Path(dir_okay=False))
+@click.command(short_help="Score polygons, or classes of pixels, against the truth.")
+@click.argument("slides", type=click.Path())
+@click.argument("truth", type=click.Path())
 @click.option("--layer", help="Layer of SLIDES; default landslides, or the first.")
 @click.option("--truth-layer", help="Layer of TRUTH, where it holds polygons; default landslides, or the first.")
 @click.option(
@@ -46,21 +48,40 @@ SECTIONS = {
     help="Raster whose outline was judged, where TRUTH holds polygons; accuracy and kappa need it or --aoi.",
 )
 @click.option("--aoi", type=click.Path(dir_okay=False), help="Judge only what lies inside the polygons of this file.")
+@click.option("--class-name", default="landslide", show_default=True, help="Of chips: what label 1 means.")
 @as_json
 @terminal
+@click.pass_context
 def evaluate(
+    ctx: click.Context,
+    /,
     slides: str,
     truth: str,
     layer: str | None,
     truth_layer: str | None,
     scene: str | None,
     aoi: str | None,
+    class_name: str,
     as_json: bool,
 ) -> None:
-    """Score the polygons of SLIDES against TRUTH.
+    r"""Score the polygons of SLIDES against TRUTH.
 
     TRUTH is a raster (1 landslide, 255 or nodata not judged, all else background) or a file of polygons.
+
+    Where TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of the same chips, as "geolabel label"
+    writes it, or the file of a student. Figures come with intervals of 95 %, from drawing chips anew.
+
+    \b
+    geolabel evaluate slides.gpkg truth.gpkg --scene scene.tif
+    geolabel evaluate pseudo/ chips/
+    geolabel evaluate student.safetensors chips/
     """
+    if Path(truth).is_dir():
+        foreign = {"--layer": layer, "--truth-layer": truth_layer, "--scene": scene, "--aoi": aoi}
+        _score_chips(
+            ctx, slides, truth, class_name, [name for name, value in foreign.items() if value], as_json=as_json
+        )
+        return
     from geolabel.run.evaluate import evaluate as score
 
     figures = score(slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi).as_dict()
@@ -68,6 +89,39 @@ def evaluate(
         click.echo(json.dumps(figures, indent=2))
     else:
         _print_table(figures)
+
+
+def _score_chips(
+    ctx: click.Context, predicted: str, truth: str, class_name: str, foreign: list[str], *, as_json: bool
+) -> None:
+    from geolabel.errors import OptionError
+    from geolabel.run.agreements import score_chips
+
+    if foreign:
+        raise OptionError(f"{', '.join(foreign)}: no option for chips, which have no place")
+    with progress_bar(ctx) as progress:
+        scores = score_chips(predicted, truth, class_name=class_name, progress=progress)
+    tables = scores.tables()
+    if as_json:
+        click.echo(json.dumps({"chips": len(scores.names), **tables}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, figures in tables.items():
+        table = Table("", title, "from", "to", box=None, pad_edge=False, header_style="bold")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, row in figures.items():
+            table.add_row(_words(name), *("not defined" if v is None else f"{v:.4f}" for v in row.values()))
+        console.print(table)
+        console.print()
+
+
+def _words(name: str) -> str:
+    *of, key = name.split(" ")
+    return " ".join([*of, SECTIONS["Area"].get(key, key)])
 
 
 def _print_table(figures: dict[str, Any]) -> None:

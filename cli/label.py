@@ -16,6 +16,20 @@ from .terminal import announce, progress_bar
 F = TypeVar("F", bound=Callable[..., Any])
 
 METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--localizer", metavar="NAME|FILE",
+                 help="apsam, s2c, cism: the network that makes the activation maps. Default: bundled."),
+    click.option("--class-name", help="apsam, s2c, cism: what label 1 of the chips means. Default: landslide."),
+    click.option("--activation-threshold", type=click.IntRange(0, 255),
+                 help="apsam, cism: grey value that the activation has to exceed. Default: 120; of cism 102."),
+    click.option("--prompts", type=click.Choice(["box", "point", "both"]),
+                 help="apsam: what the segmenter is given of each object. Default: both."),
+    click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single"]),
+                 help="apsam, s2c: which of the segmenter's candidates answers. Default: best_iou; of s2c whole."),
+    click.option("--confidence", type=click.FloatRange(0, 1),
+                 help="s2c: least stability times activation of a mask that counts. Default: 0.5."),
+    click.option("--single-peak", is_flag=True, default=None, help="s2c: ask about the highest place only."),
+    click.option("--single-scale", is_flag=True, default=None,
+                 help="apsam, s2c, cism: one view of a chip in place of four scales and mirrored ones."),
     click.option("--clusters", metavar="K|auto|FILE",
                  help="alps: how many clusters, auto to find out, or clusters that were made before. Default: auto."),
     click.option("--max-share", type=click.FloatRange(0, 1, min_open=True),

@@ -1,4 +1,4 @@
-"""``geolabel train localizer`` and ``geolabel train student``: networks from labels of whole chips."""
+"""``geolabel train localizer`` and ``geolabel train student``: networks from chips."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ import click
 
 from . import options
 from .terminal import announce, progress_bar
+
+_epochs = click.option(
+    "--epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="How often every image is seen; default the preset's.",
+)
+_minutes = click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="End by then; the weights then depend on the machine's speed.",
+)
+_size = click.option("--size", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32.")
+_crops = click.option(
+    "--crops",
+    "batch",
+    cls=options.Named,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Crops of a step; default the preset's.",
+)
+_gsd = click.option("--gsd", type=float, metavar="METRES", help="Pixel size of images that carry none, such as PNGs.")
+_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
 
 
 @click.command()
@@ -37,30 +61,13 @@ from .terminal import announce, progress_bar
     help="Numbers of the training: of a small machine, of the paper, or of the authors' released code.",
 )
 @click.option("--backbone", metavar="TIMM-NAME|wrn38", help="Network with --init none; default the preset's.")
-@click.option(
-    "--epochs",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="N",
-    help="How often every chip is seen; default the preset's.",
-)
-@click.option(
-    "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="N",
-    help="End by then; the weights then depend on the machine's speed.",
-)
-@click.option("--size", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32.")
-@click.option(
-    "--crops",
-    "batch",
-    cls=options.Named,
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Crops of a step; default the preset's.",
-)
+@_epochs
+@_minutes
+@_size
+@_crops
 @click.option("--class-name", default="landslide", show_default=True, help="What label 1 means.")
-@click.option("--gsd", type=float, metavar="METRES", help="Pixel size of chips that carry none, such as PNGs.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
+@_gsd
+@_seed
 @options.training_options
 @options.terminal
 @click.pass_context
@@ -99,3 +106,52 @@ def localizer(
         )
     rounded = {name: round(value, 4) for name, value in figures.items()}
     announce({"localizer": str(out / "localizer.safetensors"), **rounded}, as_json=as_json)
+
+
+@click.command()
+@click.argument("labels", type=click.Path())
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for student.safetensors and the curves.")  # fmt: skip
+@click.option(
+    "--model",
+    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer"]),
+    default="resunet",
+    show_default=True,
+    help="The network: APSAM's ResUNet, or one of segmentation-models-pytorch.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["cpu", "paper"]),
+    default="cpu",
+    show_default=True,
+    help="Numbers of the training: of a small machine, or of APSAM.",
+)
+@_epochs
+@_minutes
+@_size
+@_crops
+@click.option("--class-name", default="landslide", show_default=True, help="What label 1 of chips with masks means.")
+@_gsd
+@_seed
+@options.place_options
+@options.terminal
+def student(
+    labels: str, out: Path, class_name: str, resume: bool, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    r"""Train a student on LABELS: pseudo-labels, or chips with masks.
+
+    LABELS is a folder as "geolabel label" writes it, or as "geolabel chips" does. What comes out draws by itself:
+
+    \b
+    geolabel train student pseudo/ --out trained/
+    geolabel extract scene.tif --student trained/student.safetensors --out slides.gpkg
+    """
+    options.check_training(out / "student.safetensors", overwrite=overwrite)
+    from geolabel.datasets.painted import read_painted
+    from geolabel.run.students import StudentRequest, train_student
+
+    networks = options.training_networks(given)
+    examples = read_painted(labels, class_name=class_name)
+    figures = train_student(examples, out, StudentRequest(**given), networks=networks, resume=resume)
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    announce({"student": str(out / "student.safetensors"), **rounded}, as_json=as_json)

@@ -15,7 +15,7 @@ from .options import Session
 
 COMMANDS = (
     "extract", "predict", "segment", "label", "clusters", "polygonize", "evaluate", "synthesize", "info", "models",
-    "runs", "chips", "train", "bench",
+    "runs", "chips", "train", "bench", "study",
 )  # fmt: skip
 """Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
 

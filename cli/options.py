@@ -214,8 +214,15 @@ def prediction_options(command: F) -> F:
                      help="Points and boxes that replace the activation, such as an edited output of extract."),
         click.option("--prompts", type=click.Choice(["box", "point", "both"]), default="both", show_default=True,
                      help="What the segmenter is given of each object."),
-        click.option("--method", type=click.Choice(["apsam", "alps"]), default="apsam", show_default=True,
-                     help="The published system to follow; alps needs no localizer, but --clusters."),
+        click.option("--student", type=click.Path(dir_okay=False), metavar="FILE",
+                     help="A student of geolabel train student, which draws by itself: no localizer, no segmenter."),
+        click.option("--confidence", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+                     help="s2c: least stability x activation of a mask that counts."),
+        click.option("--method", type=click.Choice(["apsam", "s2c", "cism", "alps"]), default="apsam",
+                     show_default=True,
+                     help="The published system to follow. apsam: contours of the map ask the segmenter; s2c: peaks "
+                     "do; cism: the map draws alone; these two need a --localizer of their own. alps needs none, but "
+                     "--clusters."),
         click.option("--class", "class_name", cls=Named, default="landslide", show_default=True,
                      help="alps: name of the clusters to find."),
         click.option("--clusters", type=click.Path(), metavar="FILE",
@@ -253,8 +260,8 @@ def segmenter_options(command: F) -> F:
     return command
 
 
-def training_options(command: F) -> F:
-    """Add the options that all trainings on chips share."""
+def place_options(command: F) -> F:
+    """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
     for decorate in (
         as_json,
         overwrite,
@@ -263,6 +270,15 @@ def training_options(command: F) -> F:
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
                      help="auto is bf16 on CUDA and fp32 elsewhere."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def training_options(command: F) -> F:
+    """Add the options of trainings that a segmenter takes part in."""
+    command = place_options(command)
+    for decorate in (
         click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam."),
         click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
                      show_default=True, help="The segmenter that is learned from, where one is."),
@@ -292,7 +308,8 @@ def training_networks(given: dict[str, Any]) -> Networks:
     threads = given.pop("threads")
     if threads:
         torch.set_num_threads(threads)
-    return Networks(**{name: given.pop(name) for name in ("sam", "sam_checkpoint", "device", "precision")})
+    names = ("sam", "sam_checkpoint", "device", "precision")
+    return Networks(**{name: given.pop(name) for name in names if name in given})
 
 
 GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -311,6 +328,17 @@ GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="diffuprompter: draw the maps along the edges of the image with a dense CRF."),
 )  # fmt: skip
 """What a diffusion network is asked; None is the method's own default."""
+
+
+def networks_of(given: dict[str, Any]) -> Networks:
+    """Take the options of `segmenter_options` out of those given, and set the threads."""
+    import torch
+
+    from geolabel.run.request import Networks
+
+    if threads := given.pop("threads"):
+        torch.set_num_threads(threads)
+    return Networks(**{name: given.pop(name) for name in NETWORKS if name in given and name != "localizer"})
 
 
 def polygon_options(command: F) -> F:

@@ -21,6 +21,7 @@ def train() -> None:
 
 
 train.add_command(learn.localizer)
+train.add_command(learn.student)
 
 
 @train.command()

@@ -47,6 +47,9 @@ class ConfidenceLabeler:
 
     threshold: float = 0.5
     """The tau of eq. 11."""
+    by_stability: bool = True
+    by_activation: bool = True
+    """Factors of alpha, 1 where left out, as in the ablation of the paper's Table 2."""
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
         """Label the image that the masks are of."""
@@ -55,7 +58,9 @@ class ConfidenceLabeler:
         active = np.asarray(
             [maps[c][mask].mean() if mask.any() else 0 for c, mask in zip(class_ids, inside, strict=True)], np.float32
         )
-        alpha = inside * (masks.stability * active)[:, None, None]
+        stable = masks.stability if self.by_stability else np.ones(len(masks), np.float32)
+        active = active if self.by_activation else np.ones(len(masks), np.float32)
+        alpha = inside * (stable * active)[:, None, None]
         owner, highest = highest_wins(alpha), alpha.max(axis=0, initial=0).astype(np.float32)
         sure = (owner != NO_MASK) & (highest >= self.threshold)
         values = np.zeros(owner.shape, np.uint8)

@@ -118,8 +118,9 @@ class NoMasks:
         return [Masks.none(*image.shape[:2]) for image in images]
 
 
-EVERYWHERE = "everywhere"
-"""What a recipe names in place of a file when the localizer is `Everywhere`; a colon and its class may follow."""
+EVERYWHERE, NOTHING = "everywhere", "nothing"
+"""What a recipe names in place of a file when the localizer is `Everywhere`, after which a colon and its class may
+follow, or the segmenter `NoMasks`."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,14 @@ for _name in [name for name in os.environ if name.startswith("GEOLABEL_")]:
 # A machine that is busy with something else has to fail no test.
 settings.register_profile("geolabel", deadline=None)
 settings.load_profile("geolabel")
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """What ``-q`` asked of one test is forgotten before the next."""
+    yield
+    logging.getLogger("geolabel").setLevel(logging.NOTSET)
+
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real imagery beside the project."""

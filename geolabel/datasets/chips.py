@@ -104,8 +104,12 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
             If its file, or its mask, cannot be read, or they differ in size.
         """
         path, labels = self.paths[index], self.labels[index]
-        rgb = self._to_rgb(read_image(path), path)
+        rgb = self.rgb(index)
         return Chip(path.stem, rgb, labels, self._mask(path, labels, rgb.shape[:2]))
+
+    def rgb(self, index: int) -> UInt8Array:
+        """Read the image (H, W, 3) of one chip, without its mask; raises as `chip` does."""
+        return self._to_rgb(read_image(self.paths[index]), self.paths[index])
 
     @cached_property
     def gsd(self) -> float | None:

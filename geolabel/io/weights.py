@@ -20,7 +20,7 @@ from geolabel.clusters import ClusterChoice
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import download, sha256
 from geolabel.masks import Selection
-from geolabel.parts import EVERYWHERE, Everywhere, Localizer, Recipe, Segmenter
+from geolabel.parts import EVERYWHERE, NOTHING, Everywhere, Localizer, NoMasks, Recipe, Segmenter
 
 Role = Literal["localizer", "segmenter"]
 
@@ -273,6 +273,8 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
         return diffusion.localizer(recipe)
     if recipe.source.partition(":")[0] == EVERYWHERE:
         return Everywhere((recipe.source.partition(":")[2],)) if ":" in recipe.source else Everywhere()
+    if recipe.source == NOTHING:
+        return NoMasks()
     published = next((p for p in PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
     path = fetch(published) if published else Path(recipe.source)
     digest = sha256(path)
@@ -284,20 +286,18 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
 def _localizer(recipe: Recipe, path: Path) -> Localizer:
     from geolabel.io.checkpoints import load_own
     from geolabel.localizers.cam import CamLocalizer
+    from geolabel.localizers.dense import DenseLocalizer
+    from geolabel.networks.checkpoint import read_info
     from geolabel.networks.classifier import Classifier
     from geolabel.networks.localizer import PyramidLocalizer
 
+    shared: dict[str, Any] = {"device": recipe.device, "precision": recipe.precision, "batch": recipe.batch}
+    if read_info(path).kind == "student":
+        return DenseLocalizer(*load_own(path, "student"), **shared)
     network, info = load_own(path, "localizer")
     if not isinstance(network, PyramidLocalizer | Classifier):
         raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")
-    return CamLocalizer(
-        network,
-        info,
-        device=recipe.device,
-        precision=recipe.precision,
-        batch=recipe.batch,
-        normalisation=recipe.normalisation,
-    )
+    return CamLocalizer(network, info, normalisation=recipe.normalisation, **shared)
 
 
 def _segmenter(recipe: Recipe, path: Path) -> Segmenter:

@@ -56,8 +56,7 @@ class MultiscaleLocalizer:
     ) -> None:
         self._network = network.to(device).eval()
         self._info = info
-        low, high = info.trained.get("zooms", (1.0, 1.0))
-        self._zoom = float(np.sqrt(low * high)) if zoom is None else zoom
+        self._zoom = info.zoom if zoom is None else zoom
         self._scales, self._flip = tuple(scales), flip
         self._device, self._precision = device, precision
         self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (info.mean, info.std))

@@ -66,6 +66,11 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "apsam": Method(
+        "labels of whole chips: contours of the class activation ask a segmenter", "geolabel.methods.apsam"
+    ),
+    "s2c": Method("labels of whole chips: peaks of the class activation ask a segmenter", "geolabel.methods.s2c"),
+    "cism": Method("labels of whole chips: the class activation, thresholded", "geolabel.methods.cism"),
     "alps": Method("no label at all: clusters of everything that the segmenter finds", "geolabel.methods.alps"),
     "diffuprompter": Method("classes in words, no training", "geolabel.methods.diffuprompter"),
 }

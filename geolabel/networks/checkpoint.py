@@ -36,11 +36,12 @@ Kind = Literal["localizer", "segmenter"]
 class NetworkInfo:
     """What a network is, and what a caller must know to use it. All of it is plain JSON."""
 
-    kind: Kind
+    kind: Kind | Literal["student"]
     architecture: dict[str, Any]
     """What `networks.build` makes the network from."""
     classes: tuple[str, ...]
-    """Names of the localizer's classes; of a segmenter, what it was mostly trained to outline."""
+    """Names of the localizer's classes; of a segmenter, what it was mostly trained to outline; of a student, of every
+    value of its label maps, the background included."""
     window: int
     """Side in pixels of the images it was trained on: of a localizer, the window of the gate."""
     stride: int
@@ -54,6 +55,12 @@ class NetworkInfo:
     """Raw value of a localizer's map that becomes activation 1, so that 120 of 255 is the operating point."""
     trained: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: seed, steps, data and their licences, figures on selection data."""
+
+    @property
+    def zoom(self) -> float:
+        """The middle of the enlargements that it was trained at: how it sees chips of its own set best."""
+        low, high = self.trained.get("zooms", (1.0, 1.0))
+        return math.sqrt(low * high)
 
     def to_json(self) -> str:
         """Return the description as JSON, with the version of its format."""

@@ -1,8 +1,11 @@
-"""Segmentation networks of segmentation-models-pytorch, as students."""
+"""Students: segmentation networks of segmentation-models-pytorch, and what any student sees of an image."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+from torch.nn import functional
 
 MODELS = {"unet": "Unet", "deeplabv3plus": "DeepLabV3Plus", "segformer": "Segformer"}
 """Names that the command line takes, and the library's."""
@@ -54,3 +57,18 @@ def build_smp(*, model: str, encoder: str, classes: int, pretrained: bool = Fals
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{MODELS[model]} has no encoder {encoder!r}: {error}") from error
     return SmpStudent(network)
+
+
+def zoomed_probabilities(network: Any, pixels: Tensor, zoom: float) -> Tensor:
+    """(N, K, H, W) probabilities of normalised images (N, 3, H, W), which the network sees enlarged by `zoom`."""
+    size, multiple = pixels.shape[-2:], network.multiple
+    sides = [max(1, round(n * zoom)) for n in size]
+    if sides != list(size):
+        pixels = functional.interpolate(pixels, sides, mode="bilinear", align_corners=False, antialias=True)
+    height, width = sides
+    pixels = functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    logits = network(pixels)[..., :height, :width]
+    if sides != list(size):
+        logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+    found: Tensor = logits.float().softmax(dim=1)
+    return found

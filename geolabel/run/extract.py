@@ -18,12 +18,13 @@ from geolabel.io.listing import list_scenes
 from geolabel.io.vectors import read_prompts
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
-from geolabel.run import passes
+from geolabel.run import dense, passes
 from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
 from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
+from geolabel.run.peaks import confident, peak_prompts
 from geolabel.run.plan import TASK_TILES, Parameters, Plan
 from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading
@@ -155,6 +156,8 @@ def read_drawn(path: str | Path | None, plan: Plan, *, partly: bool = False) -> 
     """Read the prompts that replace the activation, if a file of such is given."""
     if path is not None and not plan.localized:
         raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
+    if path is not None and plan.dense:
+        raise OptionError(f"prompts from {path}: {plan.parameters.method} asks no segmenter; use --method apsam")
     return None if path is None else read_prompts(path, plan.grid, classes=plan.classes, partly=partly)
 
 
@@ -172,8 +175,11 @@ def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
-    """Run the passes up to the mosaic: tiles, prompts, masks."""
+    """Run the passes up to the mosaic: tiles, prompts, masks; tiles alone where the localizer's maps are the scores."""
     tiles = localize(work)
+    if work.run.plan.dense:
+        dense.merge(work)
+        return tiles, Prompts.build(), []
     if work.run.plan.segmenter.clusters is not None:
         prompts, masks = find_clustered(work)
         merge(work, masks)
@@ -198,6 +204,8 @@ def find_prompts(work: Work) -> Prompts:
     """Pass 2: box and centroid of every place where a landslide is likely."""
     plan = work.run.plan
     spans, labels, probability = find_places(work)
+    if plan.parameters.method == "s2c":
+        return fit_to_tiles(numbered(peak_prompts(work, spans, labels, probability)), plan.segment_tiles)
     shapes = Shapes.of(spans, labels, len(probability))
     prompts = shape_prompts(shapes, probability)
     large = oversized(prompts, plan.segment_tiles)
@@ -268,11 +276,14 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
 def merge(work: Work, masks: Sequence[MaskTable]) -> None:
     """Pass 4: the mosaic of every block, from the masks that reach into it."""
     blocks = work.run.plan.blocks
+    counting = [np.ones(len(table.windows), bool) for table in masks]
+    if work.run.plan.parameters.method == "s2c" and work.run.localized:
+        counting = confident(work, masks)
     places: dict[int, list[MaskPlace]] = defaultdict(list)
     number = 0
     for task, table in enumerate(masks):
         for position, crop in enumerate(table.windows.tolist()):
-            for block in blocks.covering(Window(*crop)):
+            for block in blocks.covering(Window(*crop)) if counting[task][position] else ():
                 places[block].append(MaskPlace(number, task, position))
             number += 1
     for _ in work.each("merge", passes.merge, [(block, places.get(block, [])) for block in range(len(blocks))]):
@@ -281,8 +292,8 @@ def merge(work: Work, masks: Sequence[MaskTable]) -> None:
 
 def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.GeoDataFrame]:
     """Pass 5: objects of every block joined across seams, cleaned, outlined and measured."""
-    plan, parameters, mosaic = work.run.plan, work.run.plan.parameters, MosaicSource(work.run)
-    gsd = plan.grid.gsd
+    plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
+    mosaic = dense.DenseSource(work.run) if plan.dense else MosaicSource(work.run)
     with work.report.timed("polygons"):
         objects = find_objects(
             mosaic,

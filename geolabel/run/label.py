@@ -9,22 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import geolabel
-from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.labels import LabelMap
 from geolabel.parts import Recipe
 from geolabel.run.report import Progress
 from geolabel.types import UInt8Array
 
+
+class Images(Protocol):
+    """Images that are read one by one, each known by its name."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every image, each once."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """By what the same images are known again."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> UInt8Array:
+        """Read one image (H, W, 3), red first."""
+        ...
+
+
 LabelImage = Callable[[str, UInt8Array], LabelMap]
 """Labels an image (H, W, 3), red first, known by its name."""
 
 
 def label_images(
-    images: ImageFolder, label: LabelImage, writer: PseudoLabelWriter, *, overwrite: bool = False, progress: Progress
+    images: Images, label: LabelImage, writer: PseudoLabelWriter, *, overwrite: bool = False, progress: Progress
 ) -> dict[str, Any]:
     """Label every image that is not labelled yet, and finish the folder.
 
@@ -55,7 +75,7 @@ def label_images(
     return {"images": len(names), "kept": kept, "classes": len(writer.classes)}
 
 
-def _labelled(images: ImageFolder, label: LabelImage, writer: PseudoLabelWriter) -> Iterator[str]:
+def _labelled(images: Images, label: LabelImage, writer: PseudoLabelWriter) -> Iterator[str]:
     for index, name in enumerate(images.names):
         if not writer.has(name):
             image = images.read(index)
@@ -63,7 +83,7 @@ def _labelled(images: ImageFolder, label: LabelImage, writer: PseudoLabelWriter)
         yield name
 
 
-def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], images: ImageFolder) -> dict[str, Any]:
+def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], images: Images) -> dict[str, Any]:
     """What pseudo-labels are made of and with, as plain values; a run goes on only with the same.
 
     Parameters

@@ -13,7 +13,7 @@ import torch
 
 from geolabel.chips import Chips, Part, check_learnable, split
 from geolabel.datasets.chips import ChipDataset, read_chips
-from geolabel.errors import OptionError, OutputError, WeightsError
+from geolabel.errors import OptionError, WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labelers import ConfidenceLabeler
@@ -26,6 +26,7 @@ from geolabel.run import worker
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks
 from geolabel.run.segmentmaps import segment_maps
+from geolabel.run.training import ANY_GSD, saving_to
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.fit import fit
 from geolabel.trainers.presets import LocalizerPreset, Method, PresetName, preset_of
@@ -40,9 +41,6 @@ log = logging.getLogger(__name__)
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation that timm's weights expect, of 0..255."""
-
-ANY_GSD = (0.01, 1000.0)
-"""What a localizer of chips of unknown gsd is taken to know."""
 
 FILTERS = Filters(predicted_iou=0.5, stability=0.7)
 """Of the bundled segmenter's segments: a small network is less sure of itself than the official ones."""
@@ -149,8 +147,10 @@ def train_localizer(
                 points_per_side=numbers.points_per_side,
                 progress=progress or Silent(),
             )
-        labeler = ConfidenceLabeler(numbers.labeler_threshold)
-        targets = prompted_targets(PeakPrompter(), worker.segmenter(segmenter), labeler, chips.classes)
+        labeler = ConfidenceLabeler(numbers.labeler_threshold, terms.by_stability, terms.by_activation)
+        targets = prompted_targets(
+            PeakPrompter(single=terms.single_peak), worker.segmenter(segmenter), labeler, chips.classes
+        )
         objective = S2cObjective(S2cLosses(network, learn.names, terms, targets, **rest), learn, select, learning, maps)
     elif request.method == "cism":
         module = CismLosses(network, learn.names, numbers.cism, **rest)
@@ -160,22 +160,13 @@ def train_localizer(
     steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
     schedule = numbers.falling(steps, request.minutes or math.inf)
     precision = "bf16" if recipe.precision == "bf16" else "fp32"
-    try:
+    with saving_to(out):
         figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)  # type: ignore[arg-type]
         trained = {"method": request.method, "preset": request.preset, "init": request.init, "seed": request.seed}
         trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
         trained["selection"] = figures
         constant = activation_constant(objective.module.network, learn, learning)
         save_checkpoint(out / FILE, network, replace(info, constant=constant, trained=trained))
-    except OSError as error:
-        raise OutputError(f"{out} could not be written to ({error}): is the disk full?") from error
-    except RuntimeError as error:  # torch says so when a state does not fit on the disk, or to the network
-        if "PytorchStreamWriter" in str(error):
-            raise OutputError(f"{out} could not be written to ({error}): is the disk full?") from error
-        if "state_dict" in str(error):
-            raise WeightsError(f"{out} holds the state of another training: give another folder, or its own options "
-                               "to resume") from error  # fmt: skip
-        raise
     return figures
 
 
@@ -195,7 +186,7 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
     gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
     gsd_range = ANY_GSD if gsd is None else (gsd / zooms[1], gsd / zooms[0])
     shared: dict[str, Any] = {"kind": "localizer", "classes": chips.classes, "window": numbers.cropping.size}
-    shared |= {"gsd_range": gsd_range}
+    shared["gsd_range"] = gsd_range
     if request.init == "bundled" or Path(request.init).is_file():
         path = weights.fetch(weights.lookup("bundled", "localizer")[0])
         network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")

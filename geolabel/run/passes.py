@@ -245,7 +245,7 @@ def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles],
     return grey
 
 
-def _reach(level: int, patch: Window, tiles: Tiles) -> Window | None:
+def reach(level: int, patch: Window, tiles: Tiles) -> Window | None:
     """Where in a patch the blend, an average of the tiles, may exceed a level."""
     parts = [(tile, values.reach(level, patch.within(tile))) for tile, values in tiles]
     windows = [tile.part(place) for tile, place in parts if place is not None]
@@ -304,7 +304,7 @@ def find_regions(run: Run, block: int) -> Regions:
     """Threshold the blended activation of a block."""
     window = run.plan.blocks[block]
     threshold = run.plan.parameters.activation_threshold
-    binary = blend_activation(run, window, partial(_reach, threshold)) > threshold
+    binary = blend_activation(run, window, partial(reach, threshold)) > threshold
     valid = validity(run, window)
     if valid is not None:
         binary &= valid

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Method = Literal["apsam", "s2c", "cism", "alps", "student"]
+
+DENSE = ("cism", "student")
+"""Methods that score every pixel themselves, without a segmenter."""
+
 TASK_TILES = 32
 """Tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
 
@@ -37,7 +42,7 @@ LEAST_PIXELS = 4
 class Parameters:
     """Every number and choice that the polygons depend on, beside the scene and the networks."""
 
-    method: Literal["apsam", "alps"] = "apsam"
+    method: Method = "apsam"
     tile_size: int | None = None
     """Side in pixels of the segmenter's windows; None for the network's own."""
     overlap: int | None = None
@@ -50,6 +55,8 @@ class Parameters:
     """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
     selection: Selection = "best_iou"
+    confidence: float = 0.5
+    """Least stability x mean activation of a mask that counts, with the method s2c: the tau of its eq. 11."""
     min_quality: float = 0.0
     """Least predicted IoU x stability of a mask that takes part in the mosaic; the paper leaves out none."""
     score_threshold: float = 0.5
@@ -68,10 +75,13 @@ class Parameters:
             "activation threshold": (self.activation_threshold, 0, 255),
             "score threshold": (self.score_threshold, 0, 1),
             "min quality": (self.min_quality, 0, 1),
+            "confidence": (self.confidence, 0, 1),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+        if self.method == "s2c" and self.prompts == "box":
+            raise OptionError("prompts box: the method s2c asks by points and has no boxes; leave it out")
         if self.tile_size is not None and self.tile_size < 32:
             raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
         if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
@@ -104,6 +114,11 @@ class Plan:
     def localized(self) -> bool:
         """Whether there is a localizer to ask where the classes are likely."""
         return self.localizer.source.partition(":")[0] != EVERYWHERE
+
+    @property
+    def dense(self) -> bool:
+        """Whether the localizer's maps are the scores."""
+        return self.parameters.method in DENSE
 
     @property
     def class_index(self) -> int:

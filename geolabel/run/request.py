@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geolabel.errors import OptionError
+from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Selection
-from geolabel.parts import Recipe
-from geolabel.run import execute, worker
-from geolabel.run.plan import Parameters, Plan, make_plan
+from geolabel.parts import NOTHING, Recipe
+from geolabel.run import worker
+from geolabel.run.plan import DENSE, LOCALIZER_TILE, Parameters, Plan, make_plan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,6 +44,8 @@ class Networks:
     """Which networks run, and where."""
 
     localizer: str = "bundled"
+    student: str | Path | None = None
+    """File of a student, which needs neither localizer nor segmenter."""
     sam: str = "bundled"
     sam_checkpoint: str | Path | None = None
     device: str = "auto"
@@ -56,7 +58,7 @@ class Networks:
         from geolabel.io import weights
 
         # Decided where the networks will run: the client of a cluster may have no GPU.
-        device, precision = execute.where_networks_run(worker.device_and_precision, self.device, self.precision)
+        device, precision = _device_and_precision(self.device, self.precision)
         batch = weights.default_batch(device) if self.batch is None else self.batch
         recipes = (
             weights.recipe("localizer", self.localizer, device="cpu"),
@@ -64,6 +66,53 @@ class Networks:
         )
         localizer, segmenter = (replace(r, device=device, precision=precision, batch=batch) for r in recipes)
         return localizer, segmenter
+
+    def settled(self, parameters: Parameters) -> Parameters:
+        """What a student, or a method without a segmenter, decides of the numbers of a run."""
+        if self.student is not None:
+            parameters = replace(parameters, method="student")
+        if parameters.method in DENSE and parameters.tile_size is None:
+            parameters = replace(parameters, tile_size=LOCALIZER_TILE)
+        return parameters
+
+    def with_localizer(self, localizer: str) -> Networks:
+        """The same with another localizer."""
+        return replace(self, localizer=localizer)
+
+    def recipes_of(self, parameters: Parameters) -> tuple[Recipe, Recipe]:
+        """Recipes of the localizer and the segmenter that a method needs.
+
+        Raises
+        ------
+        WeightsError
+            If the file of a student holds something else.
+        """
+        if self.student is not None:
+            from geolabel.networks.checkpoint import read_info
+
+            kind = read_info(self.student).kind
+            if kind != "student":
+                raise WeightsError(f"{self.student} holds a {kind}, not a student: give it with --{kind}")
+            networks: Networks = replace(self, localizer=str(self.student), student=None)
+            return networks.recipes_of(parameters)
+        localizer, segmenter = self.recipes(parameters.selection)
+        if parameters.method in DENSE:
+            segmenter = Recipe("segmenter", NOTHING, "")
+        return localizer, segmenter
+
+
+def _device_and_precision(device: str, precision: str) -> tuple[str, str]:
+    try:
+        from geolabel.run import execute
+    except ModuleNotFoundError:  # a machine that only trains may have no dask, and then has no cluster either
+        return worker.device_and_precision(device, precision)
+    return execute.where_networks_run(worker.device_and_precision, device, precision)
+
+
+def _clustered() -> bool:
+    from geolabel.run import execute
+
+    return execute.clustered()
 
 
 def prepare(
@@ -94,9 +143,10 @@ def prepare(
     crs = reader.scene.grid.crs  # the header comes first: most mistakes show there, before a network is loaded
     if reading.aoi is not None:
         reader = reader.within(read_aoi(reading.aoi, crs))
+    parameters = networks.settled(parameters)
     return make_plan(
         reader,
-        *networks.recipes(parameters.selection),
+        *networks.recipes_of(parameters),
         for_workers(parameters),
         bounds=reading.bounds,
         working_gsd=reading.working_gsd,
@@ -117,7 +167,7 @@ def open_scene(
 
 def for_workers(parameters: Parameters) -> Parameters:
     """The parameters with what they leave to who works."""
-    return replace(parameters, threads=1) if execute.clustered() and parameters.threads is None else parameters
+    return replace(parameters, threads=1) if _clustered() and parameters.threads is None else parameters
 
 
 MESSAGE_BYTES = 16 << 20
@@ -132,7 +182,7 @@ def visible(source: str | xr.DataArray) -> str | xr.DataArray:
     OptionError
         If it is a large array in the memory of this process and the work is done in others.
     """
-    if not isinstance(source, str) and execute.clustered() and source.chunks is None and source.nbytes > MESSAGE_BYTES:
+    if not isinstance(source, str) and _clustered() and source.chunks is None and source.nbytes > MESSAGE_BYTES:
         raise OptionError(
             f"the array of {source.nbytes >> 20} MB lies in the memory of this process, and workers cannot see it: "
             "write it to a file, or open it with chunks"

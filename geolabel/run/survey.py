@@ -105,7 +105,8 @@ def prepare_survey(
             f"{groups[0][0].scene.name} and {groups[1][0].scene.name}: give scenes of one CRS, resolution and alignment"
         )
     crs = crs or _common_crs(found)
-    recipes, parameters = networks.recipes(parameters.selection), request.for_workers(parameters)
+    parameters = request.for_workers(networks.settled(parameters))
+    recipes = networks.recipes_of(parameters)
     planned = (_plan_group(group, reading, recipes, parameters) for group in groups)
     plans = tuple(plan for plan in planned if plan is not None)
     if not plans:

@@ -42,6 +42,10 @@ class S2cTerms:
     """Epoch from which CPM counts: the maps of the first are not worth asking about."""
     background: bool = True
     """Whether CPM has a background."""
+    single_peak: bool = False
+    by_stability: bool = True
+    by_activation: bool = True
+    """See `prompters.PeakPrompter` and `labelers.ConfidenceLabeler`."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Of the maps that are asked about."""
 

@@ -1,0 +1,110 @@
+"""``geolabel study``: a method without one of its parts, or with other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def study() -> None:
+    """Leave parts of a method out, or change its numbers, and see what becomes of it: a table and a plot.
+
+    Any chips with labels and masks will do; the masks are compared with, nothing learns from them.
+    """
+
+
+def _shared(command: F) -> F:
+    for decorate in (
+        options.terminal,
+        options.as_json,
+        options.overwrite,
+        options.segmenter_options,
+        click.option("--class-name", default="landslide", show_default=True, help="What label 1 of the chips means."),
+        click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+                     help="Folder for the table, the plot and the figures; a stopped study goes on there."),
+        click.argument("chips", type=click.Path()),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+_localizer = click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",
+                          help="The network that makes the activation maps.")  # fmt: skip
+_epochs = click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
+                       help="How often every chip is seen in each training; default 8.")  # fmt: skip
+_seeds = click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+                      help="How often every variant is trained, each time drawn anew.")  # fmt: skip
+
+
+@study.command()
+@_shared
+@_localizer
+@click.pass_context
+def threshold(ctx: click.Context, /, **given: Any) -> None:
+    """Where APSAM's activation is cut: pseudo-labels at grey values from 40 to 220."""
+    _run(ctx, "threshold", given)
+
+
+@study.command()
+@_shared
+@_localizer
+@click.pass_context
+def prompts(ctx: click.Context, /, **given: Any) -> None:
+    """What APSAM gives the segmenter: points, boxes, or both."""
+    _run(ctx, "prompts", given)
+
+
+@study.command()
+@_shared
+@_localizer
+@click.pass_context
+def everything(ctx: click.Context, /, **given: Any) -> None:
+    """What a grid of eight by eight points finds without a map, beside APSAM."""
+    _run(ctx, "everything", given)
+
+
+@study.command()
+@_shared
+@_epochs
+@_seeds
+@click.pass_context
+def s2c(ctx: click.Context, /, **given: Any) -> None:
+    """What the terms of S2C add to the class activation; trains nine networks."""
+    _run(ctx, "s2c", given)
+
+
+@study.command()
+@_shared
+@_epochs
+@_seeds
+@click.pass_context
+def cism(ctx: click.Context, /, **given: Any) -> None:
+    """What the modules and losses of CISM add to the class activation; trains eleven networks."""
+    _run(ctx, "cism", given)
+
+
+def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
+    import shutil
+
+    chips, out, class_name, as_json = (given.pop(key) for key in ("chips", "out", "class_name", "as_json"))
+    if given.pop("overwrite"):
+        shutil.rmtree(out, ignore_errors=True)
+    if name in ("s2c", "cism"):
+        options.check_training(out / "nothing", overwrite=True)
+    from geolabel.bench.studies import Study
+    from geolabel.datasets.chips import read_chips
+
+    networks = options.networks_of(given)
+    with progress_bar(ctx) as progress:
+        found = Study(name, read_chips(chips, class_name=class_name), out, networks, progress=progress, **given).run()
+    rows = {row.method: row.figures for row in found.measured}
+    announce({"table": str(out / f"{name}.md"), "plot": str(out / f"{name}.png"), **rows}, as_json=as_json)

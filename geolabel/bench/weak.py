@@ -1,0 +1,374 @@
+"""``bench weak``: how far labels of whole chips lead, beside floors that know nothing and a student that knows masks.
+
+Everything is learned from ``train/`` of a set of chips; numbers are chosen on one in five of its chips, by name, whose
+masks may be looked at for that; figures are of ``val/``. Each step leaves its figures in a file of its own: a run that
+was stopped goes on from there, and a training from its last state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from geolabel.activation import quantise
+from geolabel.agreement import paired_interval
+from geolabel.bench import peers
+from geolabel.bench.maps import (
+    THRESHOLDS,
+    MapScores,
+    ellipse,
+    image_scores,
+    label_scores,
+    mosaic_of,
+    mosaic_scores,
+)
+from geolabel.bench.table import Measurement, Section, write_json, write_text
+from geolabel.chips import is_held_out
+from geolabel.datasets.chips import ChipDataset, read_chips
+from geolabel.datasets.painted import read_painted
+from geolabel.io import weights
+from geolabel.io.checkpoints import load_own
+from geolabel.labels import BACKGROUND
+from geolabel.localizers.dense import DenseLocalizer
+from geolabel.localizers.multiscale import MultiscaleLocalizer
+from geolabel.methods import apsam, cism, s2c
+from geolabel.parts import Recipe
+from geolabel.run import localizers, students, worker
+from geolabel.run.activated import ActivatedLabels, Compose, chip_localizer, label_chips
+from geolabel.run.report import Progress, Silent
+from geolabel.run.request import Networks
+from geolabel.trainers.crops import Cropping
+from geolabel.trainers.localizer import area_under_curve
+from geolabel.trainers.presets import LocalizerPreset, Method, preset_of
+from geolabel.types import BoolArray, UInt8Array
+
+log = logging.getLogger(__name__)
+
+PresetName = Literal["cpu", "gpu"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
+PSEUDO: dict[str, Method] = {"apsam": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism"}
+"""Pseudo-labels that are judged, and the localizer that they come from."""
+
+STUDENTS = ("apsam", "s2c", "cism", "masks")
+"""What students learn from; the last is the ceiling."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of both trainings, the same for all methods."""
+
+    localizer: dict[str, Any]
+    """Of `LocalizerPreset`, in place of those of its ``cpu`` preset."""
+    student: students.StudentPreset
+
+
+_CPU = students.PRESETS["cpu"]
+_LARGE = Cropping(256, (0.5, 1.0))
+
+SIZES: dict[PresetName, Sizes] = {
+    "cpu": Sizes({"output_stride": 16}, _CPU),
+    "gpu": Sizes(
+        {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
+         "points_per_side": 16},
+        replace(students.PRESETS["paper"], schedule=_CPU.schedule, cropping=_LARGE, epochs=30),
+    ),
+}  # fmt: skip
+"""``cpu`` takes about three hours for each seed on two cores, most of it S2C's questions to the segmenter."""
+
+
+@dataclass(frozen=True)
+class WeakBench:
+    """A measurement, and the folder where it keeps what it has done."""
+
+    data: Path
+    """Folder with train/ and val/, each as `geolabel.datasets.chips.read_chips` reads chips, with masks."""
+    work: Path
+    preset: PresetName = "cpu"
+    seeds: int = 3
+    networks: Networks = field(default_factory=Networks)
+    epochs: float | None = None
+    """Of every training, for a quick look; None for the preset's."""
+    limit: int | None = None
+    """Chips of each split, for a quick look; None for all."""
+    deadline: float | None = None
+    """Reading of `time.monotonic` after which nothing new is begun."""
+    progress: Progress = field(default_factory=Silent)
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def train(self) -> ChipDataset:
+        """Chips to learn from, their labels read, and their masks by the ceiling alone."""
+        return self._some(read_chips(self.data / "train"))
+
+    @cached_property
+    def val(self) -> ChipDataset:
+        """Chips for figures."""
+        return self._some(read_chips(self.data / "val"))
+
+    @cached_property
+    def fold(self) -> ChipDataset:
+        """Chips of `train` that show something and that numbers are chosen on; no weights learn from them."""
+        kept = np.array([is_held_out(name) for name in self.train.names]) & self.train.labels.any(axis=1)
+        return self.train.part(kept if kept.any() else np.any(self.train.labels, axis=1))
+
+    def _some(self, chips: ChipDataset) -> ChipDataset:
+        if self.limit is None or self.limit >= len(chips):
+            return chips
+        order = np.argsort(~chips.labels.any(axis=1), kind="stable")
+        keep = np.zeros(len(chips), bool)
+        keep[order[np.unique(np.linspace(0, len(chips) - 1, self.limit).astype(int))]] = True
+        return chips.part(keep)
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Yield everything that is to be done, by name; a seed is whole before the next one begins."""
+        yield "floors", self.floors
+        for seed in range(self.seeds):
+            for method in METHODS:
+                yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
+            for name in PSEUDO:
+                yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
+            for name in STUDENTS:
+                yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Do what is not done yet, as far as the time allows; returns the figures of every step that is done."""
+        done: dict[str, dict[str, Any]] = {}
+        steps = list(self.steps())
+        for name, step in self.progress.track(steps, "weak", len(steps)):
+            path = self.work / f"{name}.json"
+            if not path.is_file():
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    continue
+                start = time.monotonic()
+                found = step() | {"seconds": round(time.monotonic() - start, 1)}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, _plain(found))
+                log.info("%s: %.0f s", name, found["seconds"])
+            done[name] = json.loads(path.read_text(encoding="utf-8"))
+        return done
+
+    def floors(self) -> dict[str, Any]:
+        """What a method has to beat: an ellipse, Otsu's cut of excess green, and what sizes and centres give away."""
+        shown = np.any(self.val.labels, axis=1)
+        said: dict[str, list[float]] = {"small chip": [], "surround minus centre in excess green": []}
+        for k in range(len(self.val)):
+            rgb = self.val.rgb(k)
+            said["small chip"].append(-min(rgb.shape[:2]))
+            said["surround minus centre in excess green"].append(peers.surround_minus_centre(peers.excess_green(rgb)))
+        return {
+            "AUC": {name: area_under_curve(np.asarray(values, float), shown) for name, values in said.items()},
+            "ellipse": label_scores(lambda chip: ellipse(chip.rgb.shape[:2]).astype(np.uint8), self.val),
+            "Otsu": label_scores(lambda chip: _bare(chip.rgb).astype(np.uint8), self.val)
+            | {"mosaic": self._on_mosaic(lambda rgb: _bare(rgb).astype(np.uint8) * np.uint8(255))},
+        }
+
+    def localizer(self, method: Method, seed: int) -> dict[str, Any]:
+        """Train a localizer and judge its maps, cut where that is best on the fold."""
+        out = self.work / f"seed{seed}" / f"localizer {method}"
+        numbers: LocalizerPreset = replace(preset_of(method, "cpu"), **SIZES[self.preset].localizer)
+        request = localizers.LocalizerRequest(method, "cpu", epochs=self.epochs, seed=seed)
+        localizers.train_localizer(
+            self.train, out, request, networks=self.networks, preset=numbers, resume=True, progress=self.progress
+        )
+        locate = self._localizer(method, seed)
+        threshold = MapScores.of(locate, self.fold).best_threshold()
+        return image_scores(locate, self.val) | {
+            "threshold": THRESHOLDS[threshold],
+            "maps": asdict(MapScores.of(locate, self.val)) | {"chosen": threshold},
+        }
+
+    def pseudo(self, name: str, seed: int) -> dict[str, Any]:
+        """Judge pseudo-labels of the fold, whose chips the localizer has not learned from."""
+        label = ActivatedLabels(self._localizer(PSEUDO[name], seed), self._compose(name))
+        return label_scores(lambda chip: label(chip.rgb, chip.labels).values, self.fold)
+
+    def student(self, name: str, seed: int) -> dict[str, Any]:
+        """Train a student on pseudo-labels, or on masks, and judge it on chips and on their mosaic."""
+        folder = self.work / f"seed{seed}"
+        source: Any = read_painted(self.data / "train") if self.limit is None else _painted(self.train)
+        if name != "masks":
+            out = folder / f"pseudo {name}"
+            if not (out / "manifest.json").is_file():
+                recipes = [self._recipe(PSEUDO[name], seed)]
+                label_chips(self.train, out, name, _settings(name), recipes, self._compose(name),
+                            overwrite=False, progress=self.progress)  # fmt: skip
+            source = read_painted(out)
+        out = folder / f"student {name}"
+        request = students.StudentRequest(epochs=self.epochs, seed=seed)
+        sizes = SIZES[self.preset].student
+        students.train_student(source, out, request, networks=self.networks, preset=sizes, resume=True)
+        network, info = load_own(out / students.FILE, "student")
+        student = DenseLocalizer(network, info, zoom=info.zoom, **self._place())
+        return label_scores(lambda chip: student.label(chip.rgb).values, self.val) | {
+            "mosaic": self._on_mosaic(lambda rgb: quantise(student([rgb])[0].values[0]))
+        }
+
+    def _on_mosaic(self, score: Callable[[UInt8Array], UInt8Array]) -> dict[str, float]:
+        return mosaic_scores(score, mosaic_of(self.val), (BACKGROUND, *self.val.classes))
+
+    def _place(self) -> dict[str, Any]:
+        device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)
+        return {"device": device, "precision": precision}
+
+    def _recipe(self, method: Method, seed: int) -> Recipe:
+        path = self.work / f"seed{seed}" / f"localizer {method}" / localizers.FILE
+        return weights.recipe("localizer", path, batch=1, **self._place())
+
+    def _localizer(self, method: Method, seed: int) -> MultiscaleLocalizer:
+        return chip_localizer(self._recipe(method, seed))
+
+    def _compose(self, name: str) -> Compose:
+        settings = _settings(name)
+        if isinstance(settings, cism.Settings):
+            return lambda localizer: cism.pipeline(localizer, settings)
+        segmenter = worker.segmenter(self.networks.recipes(settings.selection)[1])
+        if isinstance(settings, s2c.Settings):
+            return lambda localizer: s2c.pipeline(localizer, segmenter, settings)
+        return lambda localizer: apsam.pipeline(localizer, segmenter, settings)
+
+
+def _settings(name: str) -> apsam.Settings | s2c.Settings | cism.Settings:
+    kind, _, prompts = name.partition(" ")
+    if kind == "s2c":
+        return s2c.Settings()
+    if kind == "cism":
+        return cism.Settings()
+    return apsam.Settings(prompts=prompts or "both")  # type: ignore[arg-type]
+
+
+def _painted(chips: ChipDataset) -> Any:
+    from geolabel.datasets.painted import PaintedChips
+
+    return PaintedChips(chips)
+
+
+def _bare(rgb: UInt8Array) -> BoolArray:
+    return peers.otsu_bare(rgb, np.asarray(rgb.any(axis=2)))
+
+
+def _plain(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    return None if isinstance(values, float) and not np.isfinite(values) else values
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def write_table(done: dict[str, dict[str, Any]], out: Path, title: str) -> list[Section]:
+    """Write what is done as Markdown, means over the seeds and their spread (highest less lowest)."""
+    sections = [image_section(done), map_section(done), pseudo_section(done), student_section(done),
+                difference_section(done)]  # fmt: skip
+    kept = [section for section in sections if section.measured]
+    write_text(out, "\n".join([f"# {title}", "", *(section.markdown() for section in kept)]))
+    return kept
+
+
+def image_section(done: dict[str, dict[str, Any]]) -> Section:
+    """Whether a chip shows something."""
+    rows = [row("val", m, {"AUC": [f["AUC"] for f in of], "accuracy": [f["accuracy"] for f in of]})
+            for m in METHODS if (of := over_seeds(done, m))]  # fmt: skip
+    floors = done.get("floors", {}).get("AUC", {})
+    rows += [Measurement("val", name, {"AUC": value}) for name, value in floors.items()]
+    return Section("image", "Does a chip show it?", rows)
+
+
+def map_section(done: dict[str, dict[str, Any]]) -> Section:
+    """Where maps are highest, and how well they cover."""
+    rows = []
+    for method in METHODS:
+        maps = [found["maps"] for found in over_seeds(done, method)]
+        if maps:
+            figures = {"hits": [np.mean(m["hits"]) for m in maps], "map IoU": [_map_ious(m).mean() for m in maps]}
+            rows.append(row("val", method, figures))
+    if rows:
+        rows.append(Measurement("val", "random place", {"hits": float(np.mean(maps[0]["areas"]))}))
+    return Section("map", "Where are the maps of chips that show it highest?", rows)
+
+
+def pseudo_section(done: dict[str, dict[str, Any]]) -> Section:
+    """How good pseudo-labels are."""
+    rows = [row("train, held out", name, {"IoU": [f["shown"]["miou" if "iou" not in f["shown"] else "iou"] for f in of],
+                                          "mean IoU of chips": [float(np.mean(f["ious"])) for f in of]})
+            for name in PSEUDO if (of := over_seeds(done, f"pseudo {name}"))]  # fmt: skip
+    return Section("pseudo", "How good are pseudo-labels of chips that show it?", rows)
+
+
+STUDENT_FIGURES = {"iou": "IoU", "f1": "F1", "overall_accuracy": "OA", "precision": "P", "recall": "R", "miou": "mIoU"}
+
+
+def student_section(done: dict[str, dict[str, Any]]) -> Section:
+    """Students and floors, on all chips, on those that show something, and on the mosaic."""
+    found = {f"student of {name}": over_seeds(done, f"student {name}") for name in STUDENTS}
+    floors = done.get("floors", {})
+    found |= {name: [floors[name]] for name in ("ellipse", "Otsu") if name in floors}
+    rows = []
+    for part, title in (("shown", "val, chips that show it"), ("all", "val, all chips"), ("mosaic", "val, mosaic")):
+        for name, of in found.items():
+            figures = {
+                text: [f[part][key] for f in of if key in f.get(part, {})] for key, text in STUDENT_FIGURES.items()
+            }
+            if any(figures.values()):
+                rows.append(row(title, name, {key: values for key, values in figures.items() if values}))
+    return Section("student", "What does a student draw?", rows)
+
+
+def difference_section(done: dict[str, dict[str, Any]]) -> Section:
+    """Differences of the same chips, averaged over the seeds, with intervals of 95 % over the chips."""
+    rows = []
+    maps = {m: over_seeds(done, m) for m in METHODS}
+    for method in ("s2c", "cism"):
+        if maps[method] and len(maps[method]) == len(maps["cam"]):
+            first, second = (np.mean([_map_ious(f["maps"]) for f in maps[m]], axis=0) for m in (method, "cam"))
+            rows.append(_difference(f"map IoU of {method} over cam", first, second))
+    of = {name: over_seeds(done, f"student {name}") for name in STUDENTS}
+    ceiling = of["masks"]
+    for name in STUDENTS[:-1]:
+        if ceiling and len(of[name]) == len(ceiling):
+            first, second = (np.mean([f["ious"] for f in some], axis=0) for some in (of[name], ceiling))
+            share = np.mean([f["shown"]["miou"] for f in of[name]]) / np.mean([f["shown"]["miou"] for f in ceiling])
+            if "iou" in ceiling[0]["shown"]:
+                share = np.mean([f["shown"]["iou"] for f in of[name]]) / np.mean([f["shown"]["iou"] for f in ceiling])
+            difference = _difference(f"student of {name} over that of masks", first, second)
+            rows.append(replace(difference, figures=difference.figures | {"ratio of IoU": float(share)}))
+    return Section("difference", "What is better than what?", rows)
+
+
+def over_seeds(done: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Figures of a step, of every seed that has them."""
+    return [found for key, found in done.items() if key.partition("/")[2] == name]
+
+
+def row(data: str, method: str, figures: Mapping[str, Iterable[float]]) -> Measurement:
+    """Means over the seeds, each with its spread where there are several."""
+    told: dict[str, float] = {}
+    for name, values in figures.items():
+        array = np.array([np.nan if value is None else value for value in values], float)
+        told[name] = float(array.mean())
+        if len(array) > 1:
+            told[f"{name} spread"] = float(np.ptp(array))
+    return Measurement(data, method, told)
+
+
+def _map_ious(maps: dict[str, Any]) -> Any:
+    return np.asarray(maps["ious"])[:, maps["chosen"]]
+
+
+def _difference(name: str, first: Any, second: Any) -> Measurement:
+    mean, low, high = paired_interval(first, second)
+    return Measurement("val, chips that show it", name, {"difference": mean, "from": low, "to": high})

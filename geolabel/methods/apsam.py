@@ -1,0 +1,77 @@
+"""APSAM: contours of the class activation ask a segmenter, whose masks are united.
+
+Source: Wang et al. (2025), "Auto-Prompting SAM for Weakly Supervised Landslide Extraction". Its equations and where
+they are:
+
+* eq. 1, class activation: `geolabel.networks.classifier`, `geolabel.activation.normalise`
+* eq. 2 to 8, threshold, contours, boxes and centroids: `geolabel.prompters.ContourPrompter`
+* eq. 9, masks: `geolabel.segmenters.sam`; which of three answers is left open, here it is the one of the highest
+  predicted IoU
+* algorithm 1, chips without a landslide are skipped: `geolabel.run.activated`
+* retraining: `geolabel.run.students`
+
+Over scenes, `geolabel.run.extract` does the same tile by tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from geolabel.activation import Activation
+from geolabel.labelers import UnionLabeler
+from geolabel.masks import Selection
+from geolabel.parts import Localizer, Segmenter
+from geolabel.pipeline import Pipeline
+from geolabel.prompters import THRESHOLD, ContourPrompter
+from geolabel.prompts import Prompts
+from geolabel.run import worker
+from geolabel.run.activated import label_chips
+from geolabel.run.report import Progress
+from geolabel.run.request import Networks
+from geolabel.segmenters.fitting import FittingSegmenter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of the method; the defaults are the paper's."""
+
+    localizer: str = "bundled"
+    activation_threshold: int = THRESHOLD
+    """Grey value that activation has to exceed (eq. 2)."""
+    prompts: Literal["box", "point", "both"] = "both"
+    selection: Selection = "best_iou"
+    single_scale: bool = False
+    """One view of a chip, in place of four scales and mirrored ones."""
+    class_name: str = "landslide"
+
+
+@dataclass(frozen=True)
+class AskedPrompter:
+    """Contours, of which the segmenter is given boxes, points or both (the paper's Table II)."""
+
+    contours: ContourPrompter
+    kind: Literal["box", "point", "both"] = "both"
+
+    def __call__(self, activation: Activation) -> Prompts:
+        """Prompts of one image."""
+        return self.contours(activation).only(self.kind)
+
+
+def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> Pipeline:
+    """The method, for chips that the localizer and the segmenter see whole."""
+    contours = ContourPrompter(settings.activation_threshold)
+    return Pipeline(localizer, AskedPrompter(contours, settings.prompts), FittingSegmenter(segmenter), UnionLabeler())
+
+
+def label(
+    chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Label a folder of chips; see `geolabel.methods.Label`."""
+    recipes = networks.with_localizer(settings.localizer).recipes(settings.selection)
+    segmenter = worker.segmenter(recipes[1])
+    return label_chips(
+        chips, out, "apsam", settings, recipes, lambda localizer: pipeline(localizer, segmenter, settings),
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""S2C: peaks of the class activation ask a segmenter, and masks count by their confidence.
+
+Source: Kweon and Yoon (2024), "From SAM to CAMs: Exploring Segment Anything Model for Weakly Supervised Semantic
+Segmentation". Its equations and where they are:
+
+* eq. 1 to 4, classification: `geolabel.networks.classifier`, `geolabel.trainers.weak`
+* eq. 5 and 6, contrast of segments: `geolabel.trainers.s2c.segment_contrast`
+* eq. 7 and 8, peaks and their masks: `geolabel.prompters.PeakPrompter`
+* eq. 9 to 11, confidence: `geolabel.labelers.ConfidenceLabeler`
+* eq. 12 and 13, cross-entropy with a background: `geolabel.trainers.s2c.prompted_mask_loss`
+
+The paper asks the segmenter in training only, and thresholds the map afterwards. Here the same pipeline labels chips,
+since a student learns from masks with edges; ``geolabel label --method cism`` thresholds a map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geolabel.labelers import ConfidenceLabeler
+from geolabel.masks import Selection
+from geolabel.parts import Localizer, Segmenter
+from geolabel.pipeline import Pipeline
+from geolabel.prompters import PeakPrompter
+from geolabel.run import worker
+from geolabel.run.activated import label_chips
+from geolabel.run.report import Progress
+from geolabel.run.request import Networks
+from geolabel.segmenters.fitting import FittingSegmenter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of the method; the defaults are the paper's, but for the mask, where it is the released code's."""
+
+    localizer: str = "bundled"
+    confidence: float = 0.5
+    """Least stability times mean activation of a mask that counts: the tau of eq. 11."""
+    single_peak: bool = False
+    selection: Selection = "whole"
+    single_scale: bool = False
+    """One view of a chip, in place of four scales and mirrored ones."""
+    class_name: str = "landslide"
+
+
+def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> Pipeline:
+    """The method, for chips that the localizer and the segmenter see whole."""
+    return Pipeline(
+        localizer,
+        PeakPrompter(single=settings.single_peak),
+        FittingSegmenter(segmenter),
+        ConfidenceLabeler(settings.confidence),
+    )
+
+
+def label(
+    chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Label a folder of chips; see `geolabel.methods.Label`."""
+    recipes = networks.with_localizer(settings.localizer).recipes(settings.selection)
+    segmenter = worker.segmenter(recipes[1])
+    return label_chips(
+        chips, out, "s2c", settings, recipes, lambda localizer: pipeline(localizer, segmenter, settings),
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,212 @@
+"""Train a student on label maps: from a folder of pseudo-labels, or of masks, to a file that extract runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from geolabel.chips import is_held_out
+from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.errors import ChipError, OptionError
+from geolabel.networks import build
+from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.run import worker
+from geolabel.run.request import Networks
+from geolabel.run.training import ANY_GSD, saving_to
+from geolabel.trainers.bundled import MEAN, STD
+from geolabel.trainers.crops import Cropping
+from geolabel.trainers.fit import fit
+from geolabel.trainers.schedules import Falling
+from geolabel.trainers.student import Examples, Some, StudentLosses, StudentObjective
+from geolabel.trainers.weak import Learning
+
+log = logging.getLogger(__name__)
+
+FILE = "student.safetensors"
+
+PresetName = Literal["cpu", "paper"]
+
+
+@dataclass(frozen=True)
+class StudentPreset:
+    """Numbers of a training of a student."""
+
+    architectures: Mapping[str, Mapping[str, Any]]
+    """By the name that ``--model`` takes: what `networks.build` makes the network from, but for the classes."""
+    epochs: int
+    batch: int
+    cropping: Cropping
+    schedule: Mapping[str, Any]
+    """Of `Falling`, but for the number of steps."""
+
+
+def _smp(model: str, encoder: str) -> dict[str, Any]:
+    return {"name": "smp", "model": model, "encoder": encoder}
+
+
+PRESETS: dict[PresetName, StudentPreset] = {
+    # APSAM's released code: no colours changed, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
+    # stands still; here it falls at a third and two thirds, so that a training's length is known.
+    "paper": StudentPreset(
+        {
+            "resunet": {"name": "resunet", "widths": [32, 64, 128, 256, 512]},
+            "unet": _smp("unet", "resnet34"),
+            "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
+            "segformer": _smp("segformer", "mit_b2"),
+        },
+        epochs=100,
+        batch=24,
+        cropping=Cropping(256, strength=0.0),
+        schedule={"kind": "sgd", "rate": 0.01, "momentum": 0.9, "decay": 5e-4, "fall": "step", "average": 0.0},
+    ),
+    "cpu": StudentPreset(
+        {
+            "resunet": {"name": "resunet", "widths": [16, 32, 64, 128]},
+            "unet": _smp("unet", "resnet18"),
+            "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
+            "segformer": _smp("segformer", "mit_b0"),
+        },
+        epochs=12,
+        batch=16,
+        cropping=Cropping(160, (0.35, 0.7)),
+        schedule={"kind": "adamw", "fall": "poly", "rate": 1e-3, "decay": 0.02, "average": 0.99},
+    ),
+}
+
+MODELS = tuple(PRESETS["paper"].architectures)
+
+
+@dataclass(frozen=True)
+class StudentRequest:
+    """What a user asks of a training; None leaves a number to the preset."""
+
+    model: str = "resunet"
+    preset: PresetName = "cpu"
+    epochs: float | None = None
+    minutes: float | None = None
+    """Wall clock limit; the weights then depend on the machine."""
+    size: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    gsd: float | None = None
+    """Metres per pixel of images that do not know it themselves."""
+
+    @property
+    def numbers(self) -> StudentPreset:
+        """The preset with what was asked for."""
+        preset = PRESETS[self.preset]
+        size, batch = self.size or preset.cropping.size, self.batch or preset.batch
+        if size % 32:
+            raise OptionError(f"crops of {size} px: networks take multiples of 32 px, such as {size // 32 * 32 or 32}")
+        if batch < 2:
+            raise OptionError("one crop a step: a network that normalises over its batch needs two at least")
+        return replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+
+
+def train_student(
+    examples: str | Path | Examples,
+    out: str | Path,
+    request: StudentRequest | None = None,
+    *,
+    networks: Networks | None = None,
+    preset: StudentPreset | None = None,
+    resume: bool = False,
+) -> dict[str, float]:
+    """Train a student on label maps.
+
+    One image in five, by its name, is kept to select the weights by; where the label maps are pseudo-labels, so are
+    those of these images.
+
+    Parameters
+    ----------
+    examples
+        See `geolabel.datasets.painted.read_painted`.
+    out
+        Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
+    networks
+        Where the training runs.
+    preset
+        Numbers in place of those of the request.
+
+    Returns
+    -------
+    figures of the weights kept
+
+    Raises
+    ------
+    ChipError
+        If the label maps cannot be read, or know nothing but one class.
+    TrainingError
+        If the loss is no number.
+    OutputError
+        If the folder cannot be written to.
+    """
+    request, networks, out = request or StudentRequest(), networks or Networks(), Path(out)
+    numbers = preset or request.numbers
+    examples = read_painted(examples) if isinstance(examples, str | Path) else examples
+    if len(examples.classes) < 2 or not len(examples):
+        raise ChipError(
+            f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
+        )
+    learn, select = _split(examples)
+    torch.manual_seed(request.seed)
+    architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
+    network = build(architecture)
+    learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
+    objective = StudentObjective(StudentLosses(network, learn.names), learn, select, learning)
+    steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
+    schedule = Falling(cycles=(steps,), minutes=request.minutes or math.inf, **numbers.schedule)
+    device, precision = worker.device_and_precision(networks.device, networks.precision)
+    with saving_to(out):
+        figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)  # type: ignore[arg-type]
+        trained = {"model": request.model, "preset": request.preset, "seed": request.seed, "images": len(learn)}
+        trained |= {"steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms), "selection": figures}
+        trained["labels"] = _origin(examples)
+        info = _describe(architecture, examples, request, numbers.cropping)
+        save_checkpoint(out / FILE, network, replace(info, trained=trained))
+    return figures
+
+
+def _split(examples: Examples) -> tuple[Some, Some]:
+    kept = np.fromiter((is_held_out(name) for name in examples.names), bool, len(examples))
+    if kept.any() and not kept.all():
+        return Some(examples, np.flatnonzero(~kept)), Some(examples, np.flatnonzero(kept))
+    log.warning("%d images are too few to keep some aside: weights are selected by what they learn from", len(examples))
+    everything = Some(examples, np.arange(len(examples)))
+    return everything, everything
+
+
+def _origin(examples: Examples) -> str:
+    """Who made the label maps."""
+    if isinstance(examples, PseudoLabels):
+        return str(examples.provenance.get("method", "pseudo-labels"))
+    return "masks"
+
+
+def _describe(
+    architecture: dict[str, Any], examples: Examples, request: StudentRequest, cropping: Cropping
+) -> NetworkInfo:
+    gsd = request.gsd
+    if gsd is None and isinstance(examples, PseudoLabels):
+        gsd = examples.provenance.get("images", {}).get("gsd_m")
+    elif gsd is None and isinstance(examples, PaintedChips):
+        gsd = examples.gsd
+    low, high = cropping.zooms
+    return NetworkInfo(
+        kind="student",
+        architecture=architecture,
+        classes=tuple(examples.classes),
+        window=cropping.size,
+        stride=1,
+        gsd_range=ANY_GSD if gsd is None else (gsd / high, gsd / low),
+        mean=MEAN,
+        std=STD,
+    )

@@ -1,0 +1,144 @@
+"""Scenes whose scores come from the localizer's maps: students, and CISM."""
+
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+
+from geolabel.activation import quantise
+from geolabel.errors import OptionError, WeightsError
+from geolabel.io.weights import PUBLISHED
+from geolabel.masks import FULL
+from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.networks.resunet import ResUNet
+from geolabel.run import worker
+from geolabel.run.dense import to_scores
+from geolabel.run.extract import extract
+from geolabel.run.plan import Parameters
+from geolabel.run.request import Networks, Reading
+from geolabel.testing import FakeLocalizer
+from geolabel.units import Measure
+
+UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
+READING = Reading(stretch="0,255")
+EXACT = {name: Measure(0, "px") for name in ("min_area", "max_hole", "simplify", "smooth")}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scene") / "scene.tif"
+    image = np.random.default_rng(0).integers(20, 60, (3, 200, 260)).astype(np.uint8)
+    image[:, 40:80, 30:90] = 230
+    image[:, 120:180, 120:220] = 230  # across tiles of 128 px
+    options = {"crs": "EPSG:32648", "transform": UTM, "photometric": "rgb", "dtype": "uint8", "count": 3}
+    with rasterio.open(path, "w", driver="GTiff", height=200, width=260, **options) as target:
+        target.write(image)
+    return path
+
+
+def bright(image: np.ndarray) -> np.ndarray:
+    return (image.mean(axis=2) > 180).astype(np.float32)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = worker._load.__wrapped__
+    locate = FakeLocalizer(function=bright, stride=1, window=16)
+    monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else load(recipe))
+
+
+def area(found: gpd.GeoDataFrame) -> list[float]:
+    return sorted(found.geometry.area.round(2).tolist())
+
+
+def test_half_stays_half():
+    scores = to_scores(np.arange(256, dtype=np.uint8))
+    assert (scores[0], scores[127], scores[128], scores[255]) == (0, 126, 127, FULL)
+    assert (np.diff(scores.astype(int)) >= 0).all()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_map_is_the_mosaic_whatever_the_tiles_and_blocks(scene: Path):
+    found = [
+        extract(
+            scene,
+            reading=READING,
+            networks=Networks(device="cpu"),
+            parameters=Parameters(method="cism", **EXACT, **options),
+        )
+        for options in ({}, {"tile_size": 128, "block_size": 64}, {"tile_size": 64, "overlap": 30})
+    ]
+    assert [area(one) for one in found] == [[40 * 60 / 4, 60 * 100 / 4]] * 3
+    assert found[0]["score_mean"].tolist() == [1, 1]
+    for name in ("n_prompts", "predicted_iou", "stability", "activation_mean", "confidence"):
+        assert found[0][name].isna().all(), name
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_map_counts_only_where_the_class_is_likely(scene: Path, monkeypatch: pytest.MonkeyPatch):
+    faint = FakeLocalizer(function=lambda image: bright(image) * 0.7, stride=1, window=16)
+    load = worker._load
+    monkeypatch.setattr(worker, "_load", lambda recipe: faint if recipe.role == "localizer" else load(recipe))
+    networks = Networks(device="cpu")
+    for gate, count in ((0.6, 2), (0.8, 0)):
+        parameters = Parameters(method="cism", gate=gate, tile_size=128, **EXACT)
+        assert len(extract(scene, reading=READING, networks=networks, parameters=parameters)) == count
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network whose first class is what is bright, by construction."""
+    network = ResUNet(classes=2, widths=[16, 32])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        stage = network.down[0]
+        stage.skip[0].weight[0, :, 0, 0] = 1 / 3
+        stage.skip[1].weight[0] = 1
+        up = network.up[0]
+        up.skip[0].weight[0, 0, 0, 0] = 1
+        up.skip[1].weight[0] = 1
+        network.head.weight[1, 0] = 20
+        network.head.bias[1] = -10
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    architecture = {"name": "resunet", "widths": [16, 32], "classes": 2}
+    info = NetworkInfo(
+        "student", architecture, ("background", "landslide"), 64, 1, (0.5, 0.5), (110.0,) * 3, (120.0,) * 3
+    )
+    save_checkpoint(path, network, info)
+    return path
+
+
+def test_a_student_draws_a_scene(scene: Path, student: Path, tmp_path: Path):
+    networks = Networks(student=student, device="cpu")
+    found = extract(
+        scene, out=tmp_path / "slides.gpkg", reading=READING, networks=networks, parameters=Parameters(**EXACT)
+    )
+    assert area(found) == [40 * 60 / 4, 60 * 100 / 4]
+    written = gpd.read_file(tmp_path / "slides.gpkg", layer="landslides")
+    assert area(written) == area(found)
+    assert len(gpd.read_file(tmp_path / "slides.gpkg", layer="prompts")) == 0
+    assert '"method": "student"' in (tmp_path / "slides.gpkg").read_bytes().decode(errors="ignore")
+
+
+def test_what_a_student_cannot_do(scene: Path, student: Path, tmp_path: Path):
+    bundled = next(p.path for p in PUBLISHED if p.bundled and p.role == "segmenter")
+    with pytest.raises(WeightsError, match="holds a segmenter, not a student"):
+        extract(scene, networks=Networks(student=bundled, device="cpu"))
+    with pytest.raises(WeightsError, match="does not exist"):
+        extract(scene, networks=Networks(student=tmp_path / "none.safetensors", device="cpu"))
+    networks = Networks(student=student, device="cpu")
+    out = tmp_path / "slides.gpkg"
+    extract(scene, out=out, networks=networks)
+    with pytest.raises(OptionError, match="student asks no segmenter"):
+        extract(scene, out=tmp_path / "again.gpkg", networks=networks, prompts_from=out)
+
+
+def test_a_student_may_be_asked_for_prompts_too(scene: Path, student: Path):
+    recipe, _ = Networks(localizer=str(student), device="cpu").recipes()
+    (activation,) = worker.localizer(recipe)([np.full((64, 64, 3), 230, np.uint8)])
+    assert quantise(activation.values).min() == 255

@@ -1,0 +1,136 @@
+"""APSAM, S2C and CISM as labels of chips: what is followed, what is skipped, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geolabel.cli.main import run
+from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.io import weights
+from geolabel.labels import BACKGROUND
+from geolabel.localizers.multiscale import MultiscaleLocalizer
+from geolabel.methods import METHODS, apsam, cism, s2c
+from geolabel.run import activated, worker
+from geolabel.run.activated import ActivatedLabels
+from geolabel.testing import FakeLocalizer, FakeSegmenter
+
+SQUARE = (slice(40, 80), slice(24, 64))
+
+
+def chip(bright: bool = True) -> np.ndarray:
+    image = np.random.default_rng(0).integers(20, 60, (120, 100, 3)).astype(np.uint8)
+    if bright:
+        image[SQUARE] = 240
+    return image
+
+
+def marked(image: np.ndarray) -> np.ndarray:
+    return (image.mean(axis=2) > 180).astype(np.float32)
+
+
+LOCALIZER = FakeLocalizer(function=marked, stride=4)
+
+
+def labeller(method: str) -> ActivatedLabels:
+    if method == "apsam":
+        return ActivatedLabels(LOCALIZER, lambda of: apsam.pipeline(of, FakeSegmenter(), apsam.Settings()))
+    if method == "s2c":
+        return ActivatedLabels(LOCALIZER, lambda of: s2c.pipeline(of, FakeSegmenter(radius=6), s2c.Settings()))
+    return ActivatedLabels(LOCALIZER, lambda of: cism.pipeline(of, cism.Settings()))
+
+
+@pytest.mark.parametrize(("method", "least"), [("apsam", 0.9), ("s2c", 0.5), ("cism", 0.9)])
+def test_a_chip_is_labelled_where_its_class_is(method: str, least: float):
+    found = labeller(method)(chip(), np.array([True]))
+    truth = np.zeros((120, 100), bool)
+    truth[SQUARE] = True
+    hit = found.values == 1
+    assert found.classes == (BACKGROUND, "landslide")
+    assert (hit & truth).sum() / (hit | truth).sum() >= least
+    assert (hit & truth).sum() / hit.sum() >= 0.6
+
+
+@pytest.mark.parametrize("method", ["apsam", "s2c", "cism"])
+def test_a_chip_that_shows_nothing_asks_no_network(method: str):
+    def never(_: np.ndarray) -> np.ndarray:
+        raise AssertionError
+
+    label = labeller(method)
+    found = ActivatedLabels(FakeLocalizer(function=never), label.compose)(chip(), np.array([False]))
+    assert not found.values.any()
+    assert found.confidence.min() == 1
+
+
+def test_the_map_of_another_class_is_not_followed():
+    class Two(FakeLocalizer):
+        def __call__(self, images):
+            (one,) = super().__call__(images)
+            both = np.concatenate([one.values, one.values])
+            return [type(one)(both, both, both.max(axis=(1, 2)), one.stride, ("scar", "fan"))]
+
+    localizer = Two(function=marked, stride=4, classes=("scar", "fan"))
+    label = ActivatedLabels(localizer, lambda of: cism.pipeline(of, cism.Settings()))
+    assert set(np.unique(label(chip(), np.array([False, True])).values)) == {0, 2}
+    assert set(np.unique(label(chip(), np.array([True, False])).values)) == {0, 1}
+
+
+def test_the_segmenter_is_given_what_was_asked_for():
+    for kind, has_box, has_point in (("box", True, False), ("point", False, True), ("both", True, True)):
+        pipeline = apsam.pipeline(LOCALIZER, FakeSegmenter(), apsam.Settings(prompts=kind))
+        prompts = pipeline.prompter(LOCALIZER([chip()])[0])
+        assert (prompts.has_box.all(), bool((prompts.labels == 1).any())) == (has_box, has_point)
+
+
+def test_peaks_of_a_large_chip_are_asked_about_reduced():
+    large = np.kron(chip(), np.ones((3, 3, 1), np.uint8))
+    label = ActivatedLabels(LOCALIZER, lambda of: s2c.pipeline(of, FakeSegmenter(radius=8), s2c.Settings()))
+    found = label(large, np.array([True]))
+    assert found.values.shape == large.shape[:2]
+    assert found.values[120:240, 72:192].any()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "chips/images").mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray(chip(k > 0)).save(tmp_path / f"chips/images/chip{k}.png")
+    rows = "".join(f"images/chip{k}.png,{int(k > 0)}\n" for k in range(3))
+    (tmp_path / "chips/labels.csv").write_text("image,label\n" + rows)
+    return tmp_path / "chips"
+
+
+@pytest.mark.parametrize("method", ["apsam", "s2c", "cism"])
+def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(activated, "chip_localizer", lambda *_, **__: LOCALIZER)
+    monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=12))
+    words = ["label", str(folder), "--method", method, "--out", str(tmp_path / "pseudo"), "--device", "cpu", "-q"]
+    assert run(words) == 0
+    found = PseudoLabels(tmp_path / "pseudo")
+    assert found.provenance["method"] == method
+    assert found.provenance["networks"].keys() == ({"localizer"} if method == "cism" else {"localizer", "segmenter"})
+    assert [bool(one.values.any()) for one in found] == [False, True, True]
+    assert run([*words, "--overwrite", "--class-name", "scar"]) == 1
+    assert "knows landslide, the chips show scar" in capsys.readouterr().err
+    assert run([*words, "--overwrite", "--clusters", "3"]) == 2
+    assert "--clusters: no option of this method" in capsys.readouterr().err
+
+
+def test_the_bundled_networks_label(folder: Path, tmp_path: Path):
+    words = ["label", str(folder), "--method", "apsam", "--out", str(tmp_path / "pseudo"), "--device", "cpu", "-q"]
+    assert run([*words, "--single-scale"]) == 0
+    assert PseudoLabels(tmp_path / "pseudo").provenance["settings"]["single_scale"] is True
+
+
+def test_all_views_or_one():
+    recipe = weights.recipe("localizer", "bundled", device="cpu")
+    assert isinstance(activated.chip_localizer(recipe), MultiscaleLocalizer)
+    image = chip()
+    (one,), (many,) = (activated.chip_localizer(recipe, multiscale=flag)([image]) for flag in (False, True))
+    assert np.abs(one.values - many.values).max() > 0.01
+
+
+def test_every_method_says_what_it_needs():
+    assert {"apsam", "s2c", "cism"} <= METHODS.keys()
+    assert all(METHODS[name].settings({}) is not None for name in ("apsam", "s2c", "cism"))

@@ -1,0 +1,216 @@
+"""Students: their loss, their training in miniature, what they say of chips, and what stops them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import log_loss
+
+from geolabel.cli.main import run
+from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
+from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
+from geolabel.io.checkpoints import load_own
+from geolabel.labels import IGNORE, LabelMap
+from geolabel.localizers.dense import DenseLocalizer
+from geolabel.networks.checkpoint import read_info
+from geolabel.networks.resunet import ResUNet
+from geolabel.networks.student import zoomed_probabilities
+from geolabel.parts import Localizer
+from geolabel.run.request import Networks
+from geolabel.run.students import FILE, MODELS, PRESETS, StudentRequest, train_student
+from geolabel.trainers.crops import Cropping
+from geolabel.trainers.student import StudentLosses, StudentObjective, segmentation_loss
+from geolabel.trainers.weak import Learning
+
+CPU = Networks(device="cpu")
+CLASSES = ("background", "landslide")
+
+SMALL = replace(
+    PRESETS["cpu"],
+    architectures={"resunet": {"name": "resunet", "widths": [16, 32]}},
+    epochs=20,
+    batch=4,
+    cropping=Cropping(64, strength=0.0),
+    schedule={"kind": "adamw", "rate": 1e-2, "average": 0.0, "evaluations": 2},
+)
+
+
+@dataclass(frozen=True)
+class One:
+    image: np.ndarray
+    values: np.ndarray
+
+
+class Painted:
+    """Dark noise with a bright square; the square is the landslide."""
+
+    classes = CLASSES
+
+    def __init__(self, count: int = 10) -> None:
+        self.names = tuple(f"chip{k}" for k in range(count))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> One:
+        rng = np.random.default_rng(index)
+        height, width = 64 + 4 * index, 80
+        image = rng.integers(0, 90, (height, width, 3)).astype(np.uint8)
+        values = np.zeros((height, width), np.uint8)
+        row, col = rng.integers(0, (height - 24, width - 24))
+        values[row : row + 24, col : col + 24] = 1
+        image[values == 1] += 120
+        values[:2] = IGNORE
+        return One(image, values)
+
+
+def write_pseudo_labels(folder: Path, painted: Painted) -> Path:
+    writer = PseudoLabelWriter(folder, CLASSES, {"method": "apsam", "images": {"gsd_m": 0.5}})
+    writer.start()
+    for k, name in enumerate(painted.names):
+        one = painted[k]
+        writer.write(name, one.image, LabelMap(one.values, np.ones(one.values.shape, np.float32), CLASSES))
+    writer.finish(painted.names)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("student")
+    figures = train_student(Painted(), out, StudentRequest(gsd=0.5), networks=CPU, preset=SMALL)
+    assert figures["score"] > 0.8
+    return out / FILE
+
+
+def test_the_loss_is_the_mean_over_pixels_that_are_not_ignored():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 4, 5))
+    values = rng.integers(0, 3, (2, 4, 5))
+    values[0, :2] = IGNORE
+    probability = torch.tensor(logits).softmax(dim=1).permute(0, 2, 3, 1).numpy()
+    expected = log_loss(values[values != IGNORE], probability[values != IGNORE], labels=[0, 1, 2])
+    assert float(segmentation_loss(torch.tensor(logits), torch.tensor(values))) == pytest.approx(expected)
+
+
+def test_an_image_of_which_nothing_is_known_teaches_nothing():
+    logits = torch.randn(1, 2, 3, 3, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 3, 3), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_a_loss_that_is_no_number_names_the_images():
+    network = ResUNet(classes=2, widths=[16, 32])
+    network.head.bias.data[:] = torch.nan
+    losses = StudentLosses(network, ("first", "second"))
+    with pytest.raises(TrainingError, match="nan on the images second, first"):
+        losses(torch.tensor([1, 0]), torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long))
+
+
+def test_batches_are_crops_with_their_labels():
+    painted = Painted()
+    learning = Learning(Cropping(32, strength=0.0), 4, (0.0,) * 3, (1.0,) * 3)
+    objective = StudentObjective(
+        StudentLosses(ResUNet(classes=2, widths=[16, 32]), painted.names), painted, painted, learning
+    )
+    batch = objective.batch(3)
+    assert batch["images"].shape == (4, 3, 32, 32)
+    known = batch["values"] != IGNORE
+    bright = batch["images"].mean(dim=1) > 100
+    torch.testing.assert_close((batch["values"] == 1)[known], bright[known])
+    torch.testing.assert_close(objective.batch(3)["values"], batch["values"])
+
+
+def test_a_student_finds_what_it_was_shown(trained: Path):
+    network, info = load_own(trained, "student")
+    assert (info.classes, info.stride, info.gsd_range) == (CLASSES, 1, (0.5, 0.5))
+    locate = DenseLocalizer(network, info, zoom=info.zoom)
+    part: Localizer = locate
+    assert part.classes == ("landslide",)
+    new = Painted(14)[13]
+    labels = locate.label(new.image)
+    known = new.values != IGNORE
+    hit = (labels.values == 1) & (new.values == 1) & known
+    assert hit.sum() / (((labels.values == 1) | (new.values == 1)) & known).sum() > 0.8
+    (activation,) = locate([new.image])
+    np.testing.assert_array_equal(activation.values[0] > 0.5, labels.values == 1)
+    assert activation.probability[0] == activation.values.max()
+
+
+def test_images_are_seen_enlarged_and_answered_at_their_own_size():
+    network = ResUNet(classes=3, widths=[16, 32]).eval()
+    images = torch.randn(1, 3, 37, 50)
+    with torch.no_grad():
+        found = zoomed_probabilities(network, images, 0.5)
+        whole = zoomed_probabilities(network, images[..., :32, :32], 1.0)
+    assert found.shape == (1, 3, 37, 50)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 37, 50))
+    torch.testing.assert_close(whole, network(images[..., :32, :32]).softmax(dim=1).detach())
+
+
+def test_batches_of_chips_are_padded(trained: Path):
+    network, info = load_own(trained, "student")
+    images = [Painted()[0].image] * 3
+    one = DenseLocalizer(network, info, batch=1)(images)
+    two = DenseLocalizer(network, info, batch=2)(images)
+    assert len(one) == len(two) == 3
+    np.testing.assert_allclose(one[2].values, two[2].values, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_model_trains(model: str, tmp_path: Path):
+    preset = replace(PRESETS["cpu"], cropping=Cropping(64, strength=0.0), batch=2)
+    request = StudentRequest(model=model, epochs=0.1)
+    figures = train_student(Painted(), tmp_path, request, networks=CPU, preset=preset)
+    assert figures["steps"] >= 2
+    assert read_info(tmp_path / FILE).trained["model"] == model
+
+
+def test_pseudo_labels_and_masks_are_read_alike(tmp_path: Path):
+    painted = Painted(3)
+    pseudo = read_painted(write_pseudo_labels(tmp_path / "pseudo", painted))
+    assert isinstance(pseudo, PseudoLabels)
+    for folder in ("images", "masks"):
+        (tmp_path / "chips" / folder).mkdir(parents=True)
+    for k, name in enumerate(painted.names):
+        Image.fromarray(painted[k].image).save(tmp_path / "chips/images" / f"{name}.png")
+        Image.fromarray(painted[k].values % IGNORE * 255).save(tmp_path / "chips/masks" / f"{name}.png")
+    rows = "".join(f"images/{name}.png,1\n" for name in painted.names)
+    (tmp_path / "chips/labels.csv").write_text("image,label\n" + rows)
+    chips = read_painted(tmp_path / "chips")
+    assert isinstance(chips, PaintedChips)
+    assert tuple(pseudo.names) == chips.names
+    for k in range(3):
+        np.testing.assert_array_equal(pseudo[k].image, chips[k].image)
+        np.testing.assert_array_equal(pseudo[k].values % IGNORE, chips[k].values)
+    (tmp_path / "chips/masks/chip1.png").unlink()
+    with pytest.raises(ChipError, match=r"1 of 3 chips that show something have no mask, such as .*chip1"):
+        read_painted(tmp_path / "chips")
+
+
+def test_the_command_line_trains_and_extracts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pseudo = write_pseudo_labels(tmp_path / "pseudo", Painted(6))
+    words = ["train", "student", str(pseudo), "--out", str(tmp_path / "out"), "-q", "--device", "cpu"]
+    assert run([*words, "--epochs", "0.3", "--crops", "2", "--size", "64"]) == 0
+    assert "student.safetensors" in capsys.readouterr().out
+    assert read_info(tmp_path / "out" / FILE).trained["labels"] == "apsam"
+    assert run(words) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_students_that_cannot_be(tmp_path: Path, trained: Path):
+    with pytest.raises(OptionError, match="crops of 100 px"):
+        train_student(Painted(), tmp_path, StudentRequest(size=100), networks=CPU)
+    with pytest.raises(OptionError, match="one crop a step"):
+        train_student(Painted(), tmp_path, StudentRequest(batch=1), networks=CPU)
+    with pytest.raises(ChipError, match="0 images"):
+        train_student(Painted(0), tmp_path, networks=CPU)
+    other = replace(SMALL, architectures={"resunet": {"name": "resunet", "widths": [16, 48]}}, epochs=1)
+    with pytest.raises(WeightsError, match="state of another training"):
+        train_student(Painted(), trained.parent, networks=CPU, preset=other, resume=True)

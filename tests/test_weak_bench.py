@@ -1,0 +1,229 @@
+"""The measurement of weak supervision and the studies, in miniature."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geolabel.bench import studies, weak
+from geolabel.bench.chippack import pack_chips, unpack_chips
+from geolabel.bench.maps import THRESHOLDS, MapScores, ellipse, iou, label_scores, mosaic_of, mosaic_scores
+from geolabel.chips import Chip, ChipList
+from geolabel.cli.main import run
+from geolabel.datasets.chips import read_chips
+from geolabel.errors import ChipError, OptionError
+from geolabel.run import worker
+from geolabel.run.request import Networks
+from geolabel.testing import FakeLocalizer, FakeSegmenter
+from geolabel.trainers.crops import Cropping
+
+CPU = Networks(device="cpu")
+SMALL = {"backbone": "resnet18", "cropping": Cropping(64, strength=0.0), "batch": 4, "output_stride": 16}
+
+
+def image_of(k: int, shows: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(k)
+    image = rng.integers(0, 90, (64, 72 + k, 3)).astype(np.uint8)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    if shows:
+        row, col = rng.integers(0, (40, 44))
+        mask[row : row + 24, col : col + 24] = 1
+        image[mask == 1] += 120
+    return image, mask
+
+
+def chips(count: int = 6) -> ChipList:
+    made = []
+    for k in range(count):
+        image, mask = image_of(k, k % 2 == 0)
+        made.append(Chip(f"chip{k}", image, np.array([k % 2 == 0]), mask))
+    return ChipList(("landslide",), made)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 12), ("val", 4)):
+        root = tmp_path / "data" / split
+        rows = ["image,label"]
+        for kind in ("images", "masks"):
+            (root / kind).mkdir(parents=True)
+        for k in range(count):
+            image, mask = image_of(k, k % 2 == 0)
+            Image.fromarray(image).save(root / f"images/{split}{k}.png")
+            if k % 2 == 0:
+                Image.fromarray(mask * np.uint8(255)).save(root / f"masks/{split}{k}.png")
+            rows.append(f"images/{split}{k}.png,{int(k % 2 == 0)}")
+        (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "data"
+
+
+def bright(image: np.ndarray) -> np.ndarray:
+    return (image.mean(axis=2) / 255).astype(np.float32)
+
+
+def test_maps_are_judged_pair_by_pair():
+    scores = MapScores.of(FakeLocalizer(function=bright, stride=1), chips())
+    assert scores.names == ["chip0 landslide", "chip2 landslide", "chip4 landslide"]
+    assert scores.hits == [1, 1, 1]
+    best = scores.best_threshold()
+    assert 0.3 < THRESHOLDS[best] < 0.5
+    assert scores.at(best).min() > 0.9
+    dark = MapScores.of(FakeLocalizer(function=lambda image: 0.8 - bright(image), stride=1), chips())
+    assert dark.hits == [0, 0, 0]
+    none = MapScores.of(FakeLocalizer(function=lambda image: 0 * bright(image), stride=1), chips())
+    assert none.hits == [0, 0, 0]
+
+
+def test_label_maps_are_judged_over_all_pixels_and_chip_by_chip():
+    found = label_scores(lambda chip: chip.mask, chips())
+    assert found["all"]["iou"] == found["shown"]["iou"] == 1
+    assert found["ious"] == [1, 1, 1]
+    nothing = label_scores(lambda chip: np.zeros_like(chip.mask), chips())
+    assert nothing["all"]["recall"] == 0
+    assert nothing["ious"] == [0, 0, 0]
+
+
+def test_floors():
+    inside = ellipse((40, 80))
+    assert inside.mean() == pytest.approx(np.pi / 16, abs=0.01)
+    np.testing.assert_array_equal(inside, inside[::-1, ::-1])
+    assert iou(np.zeros(3, bool), np.zeros(3, bool)) == 0
+
+
+def test_a_mosaic_holds_every_chip_once():
+    data = chips()
+    mosaic = mosaic_of(data, width=160)
+    assert mosaic.rgb.shape[:2] == mosaic.truth.shape
+    assert (mosaic.truth != 255).sum() == sum(chip.mask.size for chip in data.chips)
+    assert (mosaic.truth == 1).sum() == sum(chip.mask.sum() for chip in data.chips)
+    assert (mosaic.rgb[mosaic.truth == 1].min(axis=1) >= 120).all()
+    other = mosaic_of(data, width=160, seed=1)
+    assert (mosaic.rgb.shape != other.rgb.shape) or (mosaic.rgb != other.rgb).any()
+
+    def grey(rgb: np.ndarray) -> np.ndarray:
+        return np.where(rgb.min(axis=2) >= 120, 255, 0).astype(np.uint8)
+
+    assert mosaic_scores(grey, mosaic, ("background", "landslide"))["iou"] == 1
+
+
+def test_a_pack_is_unpacked_as_it_was(folder: Path, tmp_path: Path):
+    facts = pack_chips(folder, tmp_path / "chips.zip", quality=95)
+    assert (facts["train"], facts["val"]) == (12, 4)
+    again = read_chips(unpack_chips(tmp_path / "chips.zip", tmp_path / "out") / "train")
+    first = read_chips(folder / "train")
+    np.testing.assert_array_equal(again.labels, first.labels)
+    for k in range(12):
+        np.testing.assert_array_equal(again.chip(k).mask, first.chip(k).mask)
+        assert np.abs(again.rgb(k).astype(int) - first.rgb(k)).mean() < 25
+    once = (tmp_path / "chips.zip").read_bytes()
+    pack_chips(folder, tmp_path / "chips.zip", quality=95)
+    assert (tmp_path / "chips.zip").read_bytes() == once
+
+
+def test_strange_packs_are_refused(tmp_path: Path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    with pytest.raises(OptionError, match="no pack of chips"):
+        unpack_chips(tmp_path / "bad.zip", tmp_path / "out")
+    (tmp_path / "text.zip").write_text("x")
+    with pytest.raises(OptionError, match="cannot be read as a pack"):
+        unpack_chips(tmp_path / "text.zip", tmp_path / "out")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = worker.segmenter
+    monkeypatch.setattr(worker, "segmenter", lambda recipe: load(recipe) if recipe.filters else FakeSegmenter(radius=8))
+    student = replace(
+        weak.SIZES["cpu"].student,
+        architectures={"resunet": {"name": "resunet", "widths": [16, 32]}},
+        cropping=Cropping(64, strength=0.0),
+        batch=4,
+    )
+    monkeypatch.setitem(weak.SIZES, "cpu", weak.Sizes(SMALL | {"points_per_side": 2}, student))
+
+
+@pytest.mark.usefixtures("small")
+def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["bench", "weak", str(folder), "--out", str(tmp_path / "table.md"), "--seeds", "1", "--epochs", "0.5", "-q"]
+    words += ["--device", "cpu", "--json"]
+    assert run([*words, "--minutes", "0.0001"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps left"] > 0
+    assert run(words) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["steps done"], facts["steps left"]) == (13, 0)
+    table = (tmp_path / "table.md").read_text()
+    for text in (
+        "small chip",
+        "| val | cism |",
+        "apsam point",
+        "student of masks",
+        "val, mosaic",
+        "map IoU of s2c over cam",
+    ):
+        assert text in table, text
+    assert run(words) == 0
+    assert (tmp_path / "table.md").read_text() == table
+
+
+def test_means_and_spreads_over_seeds():
+    one = weak.row("val", "cam", {"AUC": [0.8, 0.9], "hits": [None, 1.0]})
+    assert one.figures["AUC"] == pytest.approx(0.85)
+    assert one.figures["AUC spread"] == pytest.approx(0.1)
+    assert np.isnan(one.figures["hits"])
+
+
+@pytest.mark.parametrize("name", ["threshold", "prompts", "everything"])
+def test_studies_of_pseudo_labels(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=8))
+    monkeypatch.setattr(studies, "chip_localizer", lambda _: FakeLocalizer(function=bright, stride=1))
+    monkeypatch.setattr(studies, "GREYS", (80, 250))
+    assert run(["study", name, str(folder / "train"), "--out", str(tmp_path / "out"), "-q", "--device", "cpu"]) == 0
+    table = json.loads((tmp_path / f"out/{name}.json").read_text())
+    figures = {row["method"]: row["figures"] for row in table["measured"]}
+    if name == "threshold":
+        assert figures["80"]["IoU"] > 0.9
+        assert figures["250"]["IoU"] == 0
+    if name == "prompts":
+        assert figures["both"]["IoU"] > figures["point"]["IoU"] > 0
+        assert figures["both"]["paper"] == 0.49
+    if name == "everything":
+        assert figures["everything"]["masks"] == 64
+        assert figures["both"]["IoU"] > figures["everything"]["IoU"]
+    assert (tmp_path / f"out/{name}.png").stat().st_size > 1000
+
+
+def test_studies_of_training_name_every_row_of_the_tables():
+    assert studies.PAPER["s2c"].keys() <= studies.S2C.keys()
+    assert studies.PAPER["cism"].keys() == studies.CISM.keys()
+    assert studies.S2C["SSC and CPM"] == studies.S2cTerms()
+    assert studies.CISM["SLSC and MCSG"] == studies.CismTerms()
+    assert len(set(studies.CISM.values())) == len(studies.CISM)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_study_of_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    few = {name: studies.CISM[name] for name in ("baseline", "SLSC and MCSG")}
+    monkeypatch.setattr(studies, "CISM", few)
+    preset = studies.preset_of("cism", "cpu")
+    monkeypatch.setattr(studies, "preset_of", lambda *_: replace(preset, **SMALL))
+    study = studies.Study("cism", read_chips(folder / "train"), tmp_path / "out", CPU, epochs=0.5)
+    found = study.run()
+    assert [row.method for row in found.measured] == list(few)
+    assert all(0 <= row.figures["map IoU"] <= 1 for row in found.measured)
+    marks = sorted(path.name for path in (tmp_path / "out/trained").iterdir())
+    assert len(marks) == 2
+    assert study.run() == found
+
+
+def test_a_study_needs_masks(tmp_path: Path):
+    for name in ("landslide", "other"):
+        (tmp_path / "chips" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"chips/{name}/{name}1.png")
+    with pytest.raises(ChipError, match="no chip that shows something has a mask"):
+        studies.Study("prompts", read_chips(tmp_path / "chips"), tmp_path / "out", CPU).run()
