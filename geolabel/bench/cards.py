@@ -54,7 +54,8 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
     """
     table = _read(quality / TABLE)
     sections = {values["name"]: Section.of(values) for values in table["sections"]}
-    pictures = [f"![the worst drawn scenes]({FAILURES})", ""]
+    pictures = ["The drawn scenes with the lowest IoU: truth in yellow, what was found in red.", ""]
+    pictures += [f"![the worst drawn scenes]({FAILURES})", ""]
     worst = _worst(quality / PARTS / "synthetic.json")
     files: dict[str, Path] = {}
     for recipe in networks.recipes():
