@@ -78,7 +78,14 @@ def test_forward_decides_precision_and_gradients(precision, dtype):
     tf32 = torch.backends.cudnn.allow_tf32
     with forward("cpu", precision):
         product = weight @ torch.ones(2, 2)
-        assert not torch.backends.cudnn.allow_tf32
     assert product.dtype == dtype
     assert not product.requires_grad
     assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+def test_cuda_is_deterministic_and_rounds_to_no_tf32():
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    with forward("cuda", "fp32"):
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.allow_tf32
+    assert before == (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
