@@ -71,7 +71,7 @@ def find_clustered(work: Work) -> tuple[Prompts, list[MaskTable]]:
     points = points_asked(plan)
     tables = ask_everywhere(work, points)
     prompts = _answered(plan, tables, points)
-    work.report.prompts = len(prompts)
+    work.report.prompts += len(prompts)
     return prompts, tables
 
 

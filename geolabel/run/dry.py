@@ -11,7 +11,7 @@ from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
 from geolabel.run.clustered import points_asked
-from geolabel.run.plan import TASK_TILES, Plan
+from geolabel.run.plan import Plan
 from geolabel.run.survey import Survey
 from geolabel.tiles import Window
 
@@ -56,7 +56,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
     memory = (
         BASE_BYTES
-        + execute.LOCAL_WORKERS * (TASK_TILES * tile_px * TILE_BYTES_PER_PX + block_px * BLOCK_BYTES_PER_PX)
+        + execute.LOCAL_WORKERS * (plan.task_tiles * tile_px * TILE_BYTES_PER_PX + block_px * BLOCK_BYTES_PER_PX)
         + plan.localizer.batch * tile_px * NETWORK_BYTES_PER_PX
     )
     return {

@@ -25,7 +25,7 @@ from geolabel.run.origins import seen_in
 from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
 from geolabel.run.peaks import confident, peak_prompts
-from geolabel.run.plan import TASK_TILES, Parameters, Plan
+from geolabel.run.plan import Parameters, Plan, task_size
 from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading
 from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects
@@ -267,7 +267,8 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
         replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
         for seen in assign(prompts, plan.segment_tiles)
     ]
-    batches = [windows[start : start + TASK_TILES] for start in range(0, len(windows), TASK_TILES)]
+    size = task_size(len(windows), plan.segmenter.batch)
+    batches = [windows[start : start + size] for start in range(0, len(windows), size)]
     tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=True))
     work.report.count_masks(prompts, windows, tables)
     return tables

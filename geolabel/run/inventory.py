@@ -111,7 +111,8 @@ def _together(parts: Sequence[Inventory], survey: Survey, report: Report) -> Inv
         boxes.append(part.boxes.assign(prompt=part.boxes["prompt"] + prompt))
         points.append(part.points.assign(prompt=part.points["prompt"] + prompt))
         tiles.append(part.tiles.assign(tile=part.tiles["tile"] + tile))
-        prompt = max([prompt, *(int(numbers.max()) for t in (boxes, points) if len(numbers := t[-1]["prompt"]))])
+        numbers = [*boxes[-1]["prompt"], *points[-1]["prompt"]]
+        prompt = max(numbers) + 1 if numbers else prompt
         tile += len(part.tiles)
     report.landslides = len(landslides)
     return Inventory(

@@ -19,7 +19,7 @@ from geolabel.io.scenes import SceneReader
 from geolabel.kinds import depth
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
-from geolabel.run.plan import TASK_TILES, Plan
+from geolabel.run.plan import Plan
 
 RUN = "run.json"
 """Name of the file that says what the records are of."""
@@ -127,7 +127,7 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
         "tiles": {
             "localizer": [plan.localize_tiles.size, plan.localize_tiles.overlap],
             "segmenter": [plan.segment_tiles.size, plan.segment_tiles.overlap],
-            "task": TASK_TILES,
+            "task": plan.task_tiles,
         },
         "networks": {
             recipe.role: asdict(recipe) | {"device": recipe.device.partition(":")[0]}

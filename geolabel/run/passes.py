@@ -21,7 +21,7 @@ from geolabel.io.store import Store
 from geolabel.masks import Masks
 from geolabel.mosaic import Layers
 from geolabel.run import worker
-from geolabel.run.plan import TASK_TILES, Plan
+from geolabel.run.plan import Plan
 from geolabel.run.windows import PromptedWindow
 from geolabel.seams import Spans, pixel_sums
 from geolabel.tiles import Window, extent, strips
@@ -212,7 +212,7 @@ def tile_maps(run: Run, window: Window) -> dict[int, TileMaps]:
 
 
 def _tile_maps(run: Run, index: int) -> TileMaps:
-    task, k = divmod(index, TASK_TILES)
+    task, k = divmod(index, run.plan.task_tiles)
     record = _localize_record(run.store, task)
     at = int(np.searchsorted(record["seen"], k))
     seen = at < len(record["seen"]) and record["seen"][at] == k

@@ -26,7 +26,10 @@ DENSE = ("cism", "student")
 """Methods that score every pixel themselves, without a segmenter."""
 
 TASK_TILES = 32
-"""Tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
+"""Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
+
+SHARES = 64
+"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do."""
 
 LOCALIZER_TILE = 512
 """Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
@@ -131,13 +134,33 @@ class Plan:
         return max(1, math.ceil(self.parameters.score_threshold * 254))
 
     @property
+    def task_tiles(self) -> int:
+        """Tiles of a task of the first pass."""
+        return task_size(len(self.localize_tiles), self.localizer.batch)
+
+    @property
     def localize_tasks(self) -> range:
         """Numbers of the tasks of the first pass."""
-        return range(-(-len(self.localize_tiles) // TASK_TILES))
+        return range(-(-len(self.localize_tiles) // self.task_tiles))
 
     def tiles_of(self, task: int) -> range:
         """Indices of the localizer's tiles that a task works on."""
-        return range(task * TASK_TILES, min((task + 1) * TASK_TILES, len(self.localize_tiles)))
+        size = self.task_tiles
+        return range(task * size, min((task + 1) * size, len(self.localize_tiles)))
+
+
+def task_size(count: int, batch: int) -> int:
+    """Tiles of each task of a pass over `count` tiles, in whole batches where that is possible.
+
+    It does not depend on who works, so that a run goes on with any number of workers.
+
+    Examples
+    --------
+    >>> [task_size(count, 1) for count in (5, 64, 65, 1000, 10**6)], task_size(100, 8)
+    ([1, 1, 2, 16, 32], 8)
+    """
+    batches = -(-count // (SHARES * batch))
+    return max(1, min(TASK_TILES, batches * batch))
 
 
 def make_plan(

@@ -25,7 +25,7 @@ from geolabel.run import passes
 from geolabel.run.instances import Places, Seam, batches, compare, forget, look, outline
 from geolabel.run.outcome import Targets, plan_provenance
 from geolabel.run.passes import MaskTable
-from geolabel.run.plan import TASK_TILES, Parameters, Plan
+from geolabel.run.plan import Parameters, Plan, task_size
 from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.windows import PromptedWindow
@@ -182,8 +182,10 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
         PromptedWindow(tile, _numbered(grid, tile.height, tile.width, index).shift(tile.col, tile.row))
         for index, tile in enumerate(tiles)
     ]
-    tables = list(work.each("segment", passes.segment, list(enumerate(batches(windows, TASK_TILES))), network=True))
-    work.report.windows, work.report.masks = len(tiles), sum(len(table.windows) for table in tables)
+    size = task_size(len(windows), work.run.plan.segmenter.batch)
+    tables = list(work.each("segment", passes.segment, list(enumerate(batches(windows, size))), network=True))
+    work.report.windows += len(tiles)
+    work.report.masks += sum(len(table.windows) for table in tables)
     work.report.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
     return tables
 
