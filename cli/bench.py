@@ -131,7 +131,7 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
 
 
 @bench.command()
-@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Table to write, as Markdown.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,

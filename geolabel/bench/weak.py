@@ -33,7 +33,7 @@ from geolabel.bench.maps import (
 from geolabel.bench.table import Measurement, Section, write_json, write_text
 from geolabel.chips import is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
-from geolabel.datasets.painted import read_painted
+from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import BACKGROUND
@@ -198,7 +198,7 @@ class WeakBench:
     def student(self, name: str, seed: int) -> dict[str, Any]:
         """Train a student on pseudo-labels, or on masks, and judge it on chips and on their mosaic."""
         folder = self.work / f"seed{seed}"
-        source: Any = read_painted(self.data / "train") if self.limit is None else _painted(self.train)
+        source: Any = PaintedChips(self.train)
         if name != "masks":
             out = folder / f"pseudo {name}"
             if not (out / "manifest.json").is_file():
@@ -247,12 +247,6 @@ def _settings(name: str) -> apsam.Settings | s2c.Settings | cism.Settings:
     if kind == "cism":
         return cism.Settings()
     return apsam.Settings(prompts=prompts or "both")  # type: ignore[arg-type]
-
-
-def _painted(chips: ChipDataset) -> Any:
-    from geolabel.datasets.painted import PaintedChips
-
-    return PaintedChips(chips)
 
 
 def _bare(rgb: UInt8Array) -> BoolArray:
