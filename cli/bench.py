@@ -107,8 +107,8 @@ def quality(
 
 
 @bench.command()
-@click.argument("quality", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+@click.argument("quality", type=FOLDER)
+@click.option("--out", required=True, type=FOLDER,
               help="Folder for localizer.md, segmenter.md and pictures of failures.")  # fmt: skip
 @options.network_options
 @options.as_json

@@ -39,7 +39,7 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
     Parameters
     ----------
     out
-        Folder for ``localizer.md``, ``segmenter.md`` and `FAILURES`.
+        Folder for ``localizer.md``, ``segmenter.md`` and `FAILURES`; made if it is not there.
     quality
         Folder with the table.
 
@@ -53,6 +53,7 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
         If the folder holds no table, or one of other networks.
     """
     table = _read(quality / TABLE)
+    out.mkdir(parents=True, exist_ok=True)
     sections = {values["name"]: Section.of(values) for values in table["sections"]}
     pictures = ["The drawn scenes with the lowest IoU: truth in yellow, what was found in red.", ""]
     pictures += [f"![the worst drawn scenes]({FAILURES})", ""]
