@@ -174,7 +174,7 @@ def watched(process: subprocess.Popen[str]) -> np.ndarray:
             sizes = [of.memory_info().rss / 2**20 for of in (client, *workers)]
             rows.append((time.monotonic() - start, sizes[0], max(sizes[1:], default=np.nan)))
         time.sleep(0.5)
-    curve = np.asarray(rows)
+    curve = np.asarray(rows[:-1])  # in the last one the processes are ending
     return np.column_stack([curve[:, 0] / curve[-1, 0], curve[:, 1:]])
 
 
