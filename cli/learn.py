@@ -126,6 +126,12 @@ def localizer(
     show_default=True,
     help="Numbers of the training: of a small machine, or of APSAM.",
 )
+@click.option(
+    "--init",
+    type=(click.Choice(["overall", "backbone", "head"]), click.Path(dir_okay=False, path_type=Path)),
+    metavar="overall|backbone|head FILE",
+    help="First weights: of the whole network, its backbone or its head, from the file of another student.",
+)
 @_epochs
 @_minutes
 @_size
@@ -144,6 +150,7 @@ def student(
 
     \b
     geolabel train student pseudo/ --out trained/
+    geolabel train student masks/ --init overall trained/student.safetensors --out tuned/
     geolabel extract scene.tif --student trained/student.safetensors --out slides.gpkg
     """
     options.check_training(out / "student.safetensors", overwrite=overwrite)

@@ -11,13 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from geolabel.chips import is_held_out
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
-from geolabel.errors import ChipError, OptionError
+from geolabel.errors import ChipError, OptionError, WeightsError
+from geolabel.io.downloads import sha256
 from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.networks.checkpoint import NetworkInfo, load_checkpoint, save_checkpoint
+from geolabel.networks.initial import Share, take_over
 from geolabel.run import worker
 from geolabel.run.request import Networks
 from geolabel.run.training import ANY_GSD, saving_to
@@ -98,6 +101,8 @@ class StudentRequest:
     seed: int = 0
     gsd: float | None = None
     """Metres per pixel of images that do not know it themselves."""
+    init: tuple[Share, str | Path] | None = None
+    """First weights: which share of the network, and the student's file that they come from."""
 
     @property
     def numbers(self) -> StudentPreset:
@@ -146,6 +151,8 @@ def train_student(
         If the label maps cannot be read, or know nothing but one class.
     TrainingError
         If the loss is no number.
+    WeightsError, OptionError
+        If the file of the first weights cannot be read, or holds another network.
     OutputError
         If the folder cannot be written to.
     """
@@ -160,6 +167,7 @@ def train_student(
     torch.manual_seed(request.seed)
     architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
     network = build(architecture)
+    begun = {} if request.init is None else _begin(network, architecture, tuple(examples.classes), *request.init)
     learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
     objective = StudentObjective(StudentLosses(network, learn.names), learn, select, learning)
     steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
@@ -170,9 +178,29 @@ def train_student(
         trained = {"model": request.model, "preset": request.preset, "seed": request.seed, "images": len(learn)}
         trained |= {"steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms), "selection": figures}
         trained["labels"] = _origin(examples)
+        trained |= begun
         info = _describe(architecture, examples, request, numbers.cropping)
         save_checkpoint(out / FILE, network, replace(info, trained=trained))
     return figures
+
+
+def _begin(
+    network: nn.Module, architecture: Mapping[str, Any], classes: tuple[str, ...], share: Share, path: str | Path
+) -> dict[str, Any]:
+    """Give a network its first weights, and say which."""
+    state, info = load_checkpoint(path)
+    if info.kind != "student":
+        raise WeightsError(f"{path} holds a {info.kind}, not a student: give a file of geolabel train student")
+    theirs, ours = (
+        {key: value for key, value in of.items() if key != "classes"} for of in (info.architecture, architecture)
+    )
+    if theirs != ours:
+        raise OptionError(f"{path} holds {theirs}, and {ours} is to be trained: give the same --model and --preset")
+    try:
+        taken = take_over(network, state, share, same_classes=info.classes == classes)
+    except ValueError as error:
+        raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
+    return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
 
 
 def _split(examples: Examples) -> tuple[Some, Some]:
