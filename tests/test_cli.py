@@ -91,6 +91,7 @@ def test_commands_are_the_files_of_the_folder():
         "cluster",
         "main",
         "options",
+        "detector",
         "learn",
         "packing",
         "terminal",
