@@ -148,7 +148,9 @@ def train_detector(
         "start": None if request.start is None else str(request.start), "figures": known,
     }  # fmt: skip
     size = numbers.cropping.size
-    info = NetworkInfo("detector", architecture, tuple(learn.classes), size, 1, (0.01, 1000.0), (0.0,) * 3, (255.0,) * 3)
+    info = NetworkInfo(
+        "detector", architecture, tuple(learn.classes), size, 1, (0.01, 1000.0), (0.0,) * 3, (255.0,) * 3
+    )
     save_checkpoint(out / FILE, detector, replace(info, trained=trained))
     return figures
 

@@ -368,7 +368,7 @@ def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) 
     if run.plan.parameters.selection != "overlap":
         return answers
     threshold = run.plan.parameters.activation_threshold
-    active = (blend_activation(run, item.window, partial(_reach, threshold)) > threshold for item in prompted)
+    active = (blend_activation(run, item.window, partial(reach, threshold)) > threshold for item in prompted)
     return [masks[most_alike(masks, asked, here[None])]
             for masks, asked, here in zip(answers, prompts, active, strict=True)]  # fmt: skip
 
