@@ -92,6 +92,7 @@ def test_commands_are_the_files_of_the_folder():
         "main",
         "options",
         "detector",
+        "grounding",
         "learn",
         "packing",
         "terminal",

@@ -66,7 +66,8 @@ class LabelledInstances:
         named = tuple(self.labels.classes)
         objects = closed_regions(LabelMap(label.values, np.ones(label.values.shape, np.float32), named))
         shift = 0 if BACKGROUND in named[:1] else 1  # of clusters, 0 is one too; the classes of objects begin at 1
-        return label.image, Instances(objects.ids, objects.class_ids + shift, objects.scores, objects.areas)
+        image = np.array(label.image)  # what Pillow lends cannot be written to, and torch wants to be able to
+        return image, Instances(objects.ids, objects.class_ids + shift, objects.scores, objects.areas)
 
 
 @dataclass(frozen=True)
