@@ -105,6 +105,7 @@ class Request:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Request:
         """Sort the options of a command into the library's records."""
+        from geolabel.errors import OptionError
         from geolabel.run.plan import Parameters
         from geolabel.run.request import Networks, Reading
 
@@ -114,12 +115,18 @@ class Request:
 
         bounds = given["bounds"]
         reading = pick(Reading) | ({"bounds": parse_bounds(bounds)} if bounds else {})
-        networks = Networks(**pick(Networks))
-        if given.get("method") == "alps":
+        networks, parameters = Networks(**pick(Networks)), pick(Parameters)
+        if given.get("method") == "diffuprompter":
+            from geolabel.run.grounded import DEFAULTS, grounded_networks
+
+            networks, parameters = grounded_networks(networks, given), DEFAULTS | parameters
+        elif foreign := [name for name in GROUNDING if given.get(name) is not None]:
+            raise OptionError(f"--{foreign[0]} is an option of --method diffuprompter")
+        elif given.get("method") == "alps":
             from geolabel.run.clustered import ClusteredNetworks
 
             networks = ClusteredNetworks.of(networks, given["clusters"], given["class_name"])
-        return cls(Reading(**reading), networks, Parameters(**pick(Parameters)))
+        return cls(Reading(**reading), networks, Parameters(**parameters))
 
 
 def parse_bounds(text: str) -> tuple[float, float, float, float]:
@@ -191,15 +198,37 @@ score_threshold = click.option("--score-threshold", type=click.FloatRange(0, 1),
                                help="Least score of a landslide's pixels.")  # fmt: skip
 
 
+GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--classes", metavar="NAME[/SYNONYM...],...",
+                 help="diffuprompter: what to look for, in words, such as landslide/mudslide,airplane. Default: "
+                 "landslide."),
+    click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
+                 help="diffuprompter: a Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
+                 "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB."),
+    click.option("--template", help="diffuprompter: the text that the class stands in. Default: Photo of a {}."),
+    click.option("--timestep", type=click.IntRange(min=0),
+                 help="diffuprompter: step of the noise schedule that noise is added at, of 1000. Default: 40."),
+    click.option("--draws", type=click.IntRange(min=1),
+                 help="diffuprompter: maps of independent noise that are averaged. Default: 50."),
+    click.option("--crf", is_flag=True, default=None,
+                 help="diffuprompter: draw the maps along the edges of the image with a dense CRF."),
+)  # fmt: skip
+"""What a diffusion network is asked; None is the method's own default."""
+
+GROUNDING = ("classes", "diffusion", "template", "timestep", "draws", "crf")
+"""Names of these."""
+
+
 def prediction_options(command: F) -> F:
     """Add the options that lead from the scene to the mosaic of scores."""
     for decorate in (
+        *reversed(GROUNDING_OPTIONS),
         click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
                      help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3."),
         click.option("--min-quality", type=click.FloatRange(0, 1), default=0.0, show_default=True,
                      help="Least predicted IoU x stability of a mask that counts."),
-        click.option("--activation-threshold", type=click.IntRange(0, 255), default=120, show_default=True,
-                     help="Grey value that the activation has to exceed."),
+        click.option("--activation-threshold", type=click.IntRange(0, 255),
+                     help="Grey value that the activation has to exceed. Default: 120; 102 with diffuprompter."),
         click.option("--gate", type=click.FloatRange(0, 1), default=0.5, show_default=True,
                      help="Least class probability around an activation that is followed up."),
         click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",
@@ -208,8 +237,9 @@ def prediction_options(command: F) -> F:
                      help="Pixels that neighbouring tiles share; default a quarter of the tile."),
         click.option("--tile-size", type=click.IntRange(min=32), metavar="PX",
                      help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones."),
-        click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single"]), default="best_iou",
-                     show_default=True, help="Which of the segmenter's candidates answers a prompt."),
+        click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single", "overlap"]),
+                     help="Which of the segmenter's candidates answers a prompt; overlap is the one most like the "
+                     "activation. Default: best_iou; overlap with diffuprompter."),
         click.option("--prompts-from", type=click.Path(dir_okay=False), metavar="FILE",
                      help="Points and boxes that replace the activation, such as an edited output of extract."),
         click.option("--prompts", type=click.Choice(["box", "point", "both"]), default="both", show_default=True,
@@ -218,11 +248,11 @@ def prediction_options(command: F) -> F:
                      help="A student of geolabel train student, which draws by itself: no localizer, no segmenter."),
         click.option("--confidence", type=click.FloatRange(0, 1), default=0.5, show_default=True,
                      help="s2c: least stability x activation of a mask that counts."),
-        click.option("--method", type=click.Choice(["apsam", "s2c", "cism", "alps"]), default="apsam",
+        click.option("--method", type=click.Choice(["apsam", "s2c", "cism", "alps", "diffuprompter"]), default="apsam",
                      show_default=True,
                      help="The published system to follow. apsam: contours of the map ask the segmenter; s2c: peaks "
                      "do; cism: the map draws alone; these two need a --localizer of their own. alps needs none, but "
-                     "--clusters."),
+                     "--clusters; diffuprompter needs none, but a class in words."),
         click.option("--class", "class_name", cls=Named, default="landslide", show_default=True,
                      help="alps: name of the clusters to find."),
         click.option("--clusters", type=click.Path(), metavar="FILE",
@@ -310,24 +340,6 @@ def training_networks(given: dict[str, Any]) -> Networks:
         torch.set_num_threads(threads)
     names = ("sam", "sam_checkpoint", "device", "precision")
     return Networks(**{name: given.pop(name) for name in names if name in given})
-
-
-GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--classes", metavar="NAME[/SYNONYM...],...",
-                 help="diffuprompter: what to look for, in words, such as landslide/mudslide,airplane. Default: "
-                 "landslide."),
-    click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
-                 help="diffuprompter: a Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
-                 "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB."),
-    click.option("--template", help="diffuprompter: the text that the class stands in. Default: Photo of a {}."),
-    click.option("--timestep", type=click.IntRange(min=0),
-                 help="diffuprompter: step of the noise schedule that noise is added at, of 1000. Default: 40."),
-    click.option("--draws", type=click.IntRange(min=1),
-                 help="diffuprompter: maps of independent noise that are averaged. Default: 50."),
-    click.option("--crf", is_flag=True, default=None,
-                 help="diffuprompter: draw the maps along the edges of the image with a dense CRF."),
-)  # fmt: skip
-"""What a diffusion network is asked; None is the method's own default."""
 
 
 def networks_of(given: dict[str, Any]) -> Networks:

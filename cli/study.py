@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import options
+from . import grounding, options
 from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +90,9 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 def cism(ctx: click.Context, /, **given: Any) -> None:
     """What the modules and losses of CISM add to the class activation; trains eleven networks."""
     _run(ctx, "cism", given)
+
+
+study.add_command(grounding.diffuprompter)
 
 
 def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import learn, options
+from . import detector, learn, options
 from .terminal import announce, progress_bar
 
 KINDS = ("localizer", "segmenter")
@@ -22,6 +22,7 @@ def train() -> None:
 
 train.add_command(learn.localizer)
 train.add_command(learn.student)
+train.add_command(detector.detector)
 
 
 @train.command()

@@ -31,6 +31,7 @@ NETWORKS = {
     "PIL",
     "kornia",
     "lightning",
+    "pycocotools",
     "safetensors",
     "segment_anything",
     "segmentation_models_pytorch",

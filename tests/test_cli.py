@@ -91,6 +91,8 @@ def test_commands_are_the_files_of_the_folder():
         "cluster",
         "main",
         "options",
+        "detector",
+        "grounding",
         "learn",
         "packing",
         "terminal",

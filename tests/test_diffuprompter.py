@@ -140,7 +140,7 @@ def test_a_table_says_what_an_image_shows(tmp_path: Path) -> None:
 
 
 def label(*arguments: Any) -> int:
-    return run(["label", *map(str, arguments), "--method", "diffuprompter", "--quiet", "--threads", "1"])
+    return run(["label", *map(str, arguments), "--method", "diffuprompter", "--threads", "1"])
 
 
 def test_label_writes_maps_and_instances(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

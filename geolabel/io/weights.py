@@ -19,7 +19,7 @@ from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import download, sha256
-from geolabel.masks import Selection
+from geolabel.masks import EVERY_CANDIDATE, Selection
 from geolabel.parts import EVERYWHERE, NOTHING, Everywhere, Localizer, NoMasks, Recipe, Segmenter
 
 Role = Literal["localizer", "segmenter"]
@@ -214,6 +214,8 @@ def recipe(
         selection=selection,
         normalisation=normalisation,
         architecture=architecture,
+        # who knows the activation chooses by it, among everything that the network answers
+        filters=EVERY_CANDIDATE if role == "segmenter" and selection == "overlap" else None,
     )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.activation import LEVELS
-from geolabel.concepts import TEMPLATE, Grounding, parse_concepts
+from geolabel.concepts import GAMMA, TEMPLATE, Grounding, parse_concepts
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
@@ -64,7 +64,7 @@ class Settings:
     template: str = TEMPLATE
     timestep: int = 40
     draws: int = 50
-    threshold: float = 0.4
+    threshold: float = GAMMA
     """The gamma of eq. 10."""
     crf: bool = False
     """Whether a dense CRF refines the maps."""
@@ -117,7 +117,7 @@ def label(
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
     images, grounding = ImageFolder(chips), settings.grounding
-    recipes = GroundedNetworks.of(networks, settings.diffusion, grounding).recipes()
+    recipes = GroundedNetworks.of(networks, settings.diffusion, grounding).recipes("overlap")
     locate, segmenter = worker.localizer(recipes[0]), worker.segmenter(recipes[1])
     known = shown_classes(images, grounding)
     size = min(locate.window, segmenter.window)

@@ -9,6 +9,7 @@ from torch import nn
 
 from geolabel.errors import WeightsError
 from geolabel.networks.classifier import Classifier
+from geolabel.networks.detector import build_detector
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.networks.resunet import ResUNet
 from geolabel.networks.sam import build_sam
@@ -16,6 +17,7 @@ from geolabel.networks.student import build_smp
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,
+    "maskrcnn": build_detector,
     "pyramid": PyramidLocalizer,
     "resunet": ResUNet,
     "sam": build_sam,

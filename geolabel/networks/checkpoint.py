@@ -36,7 +36,7 @@ Kind = Literal["localizer", "segmenter"]
 class NetworkInfo:
     """What a network is, and what a caller must know to use it. All of it is plain JSON."""
 
-    kind: Kind | Literal["student"]
+    kind: Kind | Literal["student", "detector"]
     architecture: dict[str, Any]
     """What `networks.build` makes the network from."""
     classes: tuple[str, ...]

@@ -158,6 +158,9 @@ def read_drawn(path: str | Path | None, plan: Plan, *, partly: bool = False) -> 
         raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
     if path is not None and plan.dense:
         raise OptionError(f"prompts from {path}: {plan.parameters.method} asks no segmenter; use --method apsam")
+    if path is not None and plan.parameters.selection == "overlap":
+        raise OptionError(f"prompts from {path} replace the activation that --selection overlap compares masks with: "
+                          "choose by best_iou, first, whole or single")  # fmt: skip
     return None if path is None else read_prompts(path, plan.grid, classes=plan.classes, partly=partly)
 
 

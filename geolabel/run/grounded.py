@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from geolabel.concepts import Grounding
+from geolabel.concepts import Grounding, parse_concepts
+from geolabel.errors import OptionError
 from geolabel.io import diffusion
-from geolabel.masks import EVERY_CANDIDATE, Selection
+from geolabel.masks import Selection
 from geolabel.parts import Recipe
 from geolabel.run.request import Networks
+
+DEFAULTS: dict[str, Any] = {"activation_threshold": 102, "selection": "overlap"}
+"""Parameters that the method has in place of the usual ones: 102 of 255 is `geolabel.concepts.GAMMA`."""
 
 
 @dataclass(frozen=True)
 class GroundedNetworks(Networks):
-    """Networks of a run that finds what words mean; the segmenter answers with every candidate."""
+    """Networks of a run that finds what words mean."""
 
     diffusion: str = diffusion.DEFAULT
     """A folder, or a model of the hub."""
@@ -25,8 +31,29 @@ class GroundedNetworks(Networks):
         return cls(**vars(networks), diffusion=source, grounding=grounding)
 
     def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
-        """Recipes of the diffusion network and of a segmenter that leaves the choice to its caller."""
+        """Recipes of the diffusion network and of the segmenter."""
         assert self.grounding is not None
         _, segmenter = super().recipes(selection)
-        locate = diffusion.recipe(self.diffusion, self.grounding, segmenter)
-        return locate, replace(segmenter, filters=EVERY_CANDIDATE)
+        return diffusion.recipe(self.diffusion, self.grounding, segmenter), segmenter
+
+
+def grounded_networks(networks: Networks, given: Mapping[str, Any]) -> GroundedNetworks:
+    """Networks of a run over a scene, from options by name; those that are None or missing keep their defaults.
+
+    Raises
+    ------
+    OptionError
+        If several classes are asked for (what is drawn in a scene is of one), or another localizer is.
+    """
+    concepts = parse_concepts(given.get("classes") or "landslide")
+    if len(concepts) > 1:
+        names = ", ".join(concept.name for concept in concepts)
+        raise OptionError(f"the classes {names}: a scene is searched for one; part synonyms of it by slashes")
+    chosen = {name: given[name] for name in ("template", "timestep", "draws") if given.get(name) is not None}
+    if networks.localizer != "bundled":
+        raise OptionError(f"localizer {networks.localizer}: with diffuprompter the diffusion network is the localizer")
+    if networks.student is not None:
+        raise OptionError(f"student {networks.student}: it draws by itself; leave out --method diffuprompter")
+    level = given.get("activation_threshold") or DEFAULTS["activation_threshold"]
+    grounding = Grounding(concepts, crf=level / 255 if given.get("crf") else None, **chosen)
+    return GroundedNetworks.of(networks, given.get("diffusion") or diffusion.DEFAULT, grounding)

@@ -18,6 +18,7 @@ from geolabel import activation, mosaic
 from geolabel.activation import Activation, Enlarged
 from geolabel.errors import TileError
 from geolabel.io.store import Store
+from geolabel.labelers import most_alike
 from geolabel.masks import Masks
 from geolabel.mosaic import Layers
 from geolabel.run import worker
@@ -321,7 +322,7 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     crops: list[UInt8Array] = []
     rows: list[tuple[Window, int, float, float]] = []
     failures: list[tuple[Window, str]] = []
-    for window, valid, masks in _answers(run.plan, prompted, failures):
+    for window, valid, masks in _answers(run, prompted, failures):
         for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
             place, scores = _crop(masks.scores[m], valid, window)
             if scores.size:
@@ -340,10 +341,10 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
 
 
 def _answers(
-    plan: Plan, prompted: list[PromptedWindow], failures: list[tuple[Window, str]]
+    run: Run, prompted: list[PromptedWindow], failures: list[tuple[Window, str]]
 ) -> Iterator[tuple[Window, BoolArray, Masks]]:
     """Yield windows, where they are valid, and their masks; those that failed go to `failures`."""
-    batch = plan.segmenter.batch
+    plan, batch = run.plan, run.plan.segmenter.batch
     ahead = -(-STRIP // batch) * batch
     for start in range(0, len(prompted), ahead):
         part = prompted[start : start + ahead]
@@ -352,7 +353,7 @@ def _answers(
         kept = [k for k in range(len(part)) if k not in failed]
         for first in range(0, len(kept), batch):
             some = kept[first : first + batch]
-            answers = _answer(plan, [images[k] for k in some], [part[k] for k in some])
+            answers = _answer(run, [images[k] for k in some], [part[k] for k in some])
             for k, masks in zip(some, answers, strict=True):
                 if np.isfinite(masks.quality).all():
                     yield part[k].window, valid[k], masks
@@ -360,10 +361,16 @@ def _answers(
                     failures.append((part[k].window, _not_numbers(plan, "segmenter", part[k].window)))
 
 
-def _answer(plan: Plan, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
+def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
     prompts = [item.prompts.shift(-item.window.col, -item.window.row) for item in prompted]
-    with worker.network(plan.parameters.threads):
-        return worker.segmenter(plan.segmenter)(images, prompts)
+    with worker.network(run.plan.parameters.threads):
+        answers = worker.segmenter(run.plan.segmenter)(images, prompts)
+    if run.plan.parameters.selection != "overlap":
+        return answers
+    threshold = run.plan.parameters.activation_threshold
+    active = (blend_activation(run, item.window, partial(reach, threshold)) > threshold for item in prompted)
+    return [masks[most_alike(masks, asked, here[None])]
+            for masks, asked, here in zip(answers, prompts, active, strict=True)]  # fmt: skip
 
 
 def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:

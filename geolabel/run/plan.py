@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Method = Literal["apsam", "s2c", "cism", "alps", "student"]
+Method = Literal["apsam", "s2c", "cism", "alps", "diffuprompter", "student"]
 
 DENSE = ("cism", "student")
 """Methods that score every pixel themselves, without a segmenter."""
@@ -223,7 +223,8 @@ def make_plan(
             f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
-    smaller = min(tile, LOCALIZER_TILE)
+    # convolutions see tiles of any size, a diffusion network none larger than its own
+    smaller = min(tile, LOCALIZER_TILE if localizer.grounding is None else locate.window)
     # before a pixel is read: a header may claim more than can be worked on
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)

@@ -43,7 +43,7 @@ class SamSegmenter:
     batch
         Images per call of the encoder. The last batch is padded: a network's last digits depend on the batch.
     selection
-        Which candidate answers a prompt.
+        Which candidate answers a prompt; not ``overlap``, for which the activation would have to be known.
     prompts_per_batch
         Objects per call of the decoder, all of one image. Which share a call depends on that image's prompts alone.
     """

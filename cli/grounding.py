@@ -1,0 +1,79 @@
+"""``geolabel study diffuprompter``: other time steps, thresholds and draws, and the map alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
+        try:
+            return tuple(dict.fromkeys(kind(part) for part in value.split(",")))
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: give numbers with commas between them", ctx, param) from None
+
+    return read
+
+
+@click.command()
+@click.argument("labels", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for the table, the plot and the figures; a stopped study goes on there.")  # fmt: skip
+@click.option("--classes", metavar="NAME[/SYNONYM...],...",
+              help="Words for the classes of LABELS, in their order. Default: their own names.")  # fmt: skip
+@click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
+              help="A Stable Diffusion 1.x, from a folder or from the Hugging Face hub.")  # fmt: skip
+@click.option("--template", help="The text that the class stands in. Default: Photo of a {}.")
+@click.option("--timesteps", default="30,40,50", show_default=True, callback=_numbers(int), metavar="N,...",
+              help="Steps of the noise schedule, at 50 draws.")  # fmt: skip
+@click.option("--draws", default="1,5,10,25,50,100", show_default=True, callback=_numbers(int), metavar="N,...",
+              help="Numbers of draws, at step 40.")  # fmt: skip
+@click.option("--thresholds", default="0.3,0.4,0.5", show_default=True, callback=_numbers(float), metavar="N,...",
+              help="Activation that counts; each costs little more.")  # fmt: skip
+@click.option("--class-name", default="landslide", show_default=True, help="What masks of one class show.")
+@options.segmenter_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def diffuprompter(
+    ctx: click.Context, /, labels: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    r"""Which time step, threshold and number of draws suit; and what the segmenter adds to the map.
+
+    LABELS is a folder of chips with masks, one as "geolabel label" writes it, or a COCO file. An hour and more on a GPU
+    for a hundred images; fewer numbers take less.
+    """
+    import shutil
+
+    import torch
+
+    from geolabel.bench.grounding import GroundingStudy
+    from geolabel.concepts import Grounding, parse_concepts
+    from geolabel.datasets.instances import read_instances
+    from geolabel.io.diffusion import DEFAULT
+    from geolabel.run.grounded import GroundedNetworks
+    from geolabel.run.request import Networks
+
+    if threads := given.pop("threads"):
+        torch.set_num_threads(threads)
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    examples = read_instances(labels, class_name=class_name)
+    words, template = given.pop("classes"), given.pop("template")
+    concepts = parse_concepts(words or ",".join(examples.classes))
+    grounding = Grounding(concepts, **({"template": template} if template else {}))
+    source = given.pop("diffusion") or DEFAULT
+    swept = {name: given.pop(name) for name in ("timesteps", "draws", "thresholds")}
+    networks = GroundedNetworks.of(Networks(**given), source, grounding)
+    with progress_bar(ctx) as progress:
+        found = GroundingStudy(examples, out, networks, progress=progress, **swept).run()
+    rows = {row.method: row.figures for row in found.measured}
+    announce({"table": str(out / "diffuprompter.md"), "plot": str(out / "diffuprompter.png"), **rows}, as_json=as_json)
