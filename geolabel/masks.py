@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
@@ -124,7 +125,8 @@ def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
 
     Source: segment-anything, ``calculate_stability_score`` (threshold 0).
     """
-    masks = logits.reshape(-1, *logits.shape[-2:])
+    # -1 cannot be told where there is no pixel, as in a mask that is faint everywhere
+    masks = logits.reshape(math.prod(logits.shape[:-2]), *logits.shape[-2:])
     inner, outer = (np.asarray([np.count_nonzero(mask > cut) for mask in masks]) for cut in (offset, -offset))
     share: Float32Array = (inner / np.maximum(outer, 1)).astype(np.float32)
     return share.reshape(logits.shape[:-2])

@@ -84,3 +84,8 @@ def test_binary_and_quality():
     masks = masks_of([[[0, 126]], [[127, 254]]])
     assert masks.binary.tolist() == [[[False, False]], [[True, True]]]
     assert masks.quality == pytest.approx([0.1, 0.4])
+
+
+def test_a_mask_without_a_pixel_has_no_stability():
+    assert stability_score(np.zeros((0, 0), np.float32)) == 0
+    assert stability_score(np.zeros((2, 0, 5), np.float32)).tolist() == [0, 0]
