@@ -20,7 +20,7 @@ import shapely
 from affine import Affine
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
-from geolabel.io import opening
+from geolabel.io import opening, places
 from geolabel.io.opening import is_remote, refuse_local
 from geolabel.io.scenes import SceneReader
 from geolabel.io.store import Store
@@ -43,6 +43,11 @@ def vrt(bands: str, size: int = 64, inner: str = PLACE) -> str:
 def band(source: str, relative: int = 0, kind: str = "SimpleSource") -> str:
     name = f'<SourceFilename relativeToVRT="{relative}">{source}</SourceFilename><SourceBand>1</SourceBand>'
     return f'<VRTRasterBand dataType="Byte"><{kind}>{name}</{kind}></VRTRasterBand>'
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr(places, "WAITS", (0.0,))
 
 
 @pytest.fixture

@@ -64,8 +64,9 @@ def insist(action: Callable[[bool], T], what: str) -> T:
         try:
             return action(tried > 0)
         except (RasterioError, OSError, SceneError) as error:
+            ours = isinstance(error, SceneError) and error.__cause__ is None  # a judgement, not a failure
             said = list(_said(error))
-            if wait is None or any(map(ANSWERS.search, said)):
+            if wait is None or ours or any(map(ANSWERS.search, said)):
                 raise
             log.warning("%s: %s; trying again in %g s", what, said[-1], wait)
             time.sleep(wait)
