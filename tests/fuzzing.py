@@ -34,6 +34,7 @@ from geolabel.errors import GeolabelError
 from geolabel.io import weights
 from geolabel.io.geopackage import read_provenance
 from geolabel.io.scenes import SceneReader
+from geolabel.io.store import SUFFIX, Store
 from geolabel.io.vectors import read_aoi, read_prompts, write_inventory
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
@@ -113,8 +114,8 @@ def change_text(text: str, dice: random.Random) -> str:
 
 def change_arrays(path: Path, dice: random.Random) -> None:
     """Change an array of a record, which stays whole: its checksums are right."""
-    with np.load(path, allow_pickle=False) as record:
-        arrays = {name: record[name] for name in record.files}
+    store, record = Store(path.parent.parent), (path.parent.name, int(path.stem))
+    arrays = store.read(*record)
     name = dice.choice(sorted(arrays))
     array = arrays[name]
     match dice.randrange(6):
@@ -129,12 +130,12 @@ def change_arrays(path: Path, dice: random.Random) -> None:
         case 2:
             arrays[name] = array.reshape(-1)[: array.size // 2]
         case 3:
-            arrays[name] = array.astype(dice.choice([np.float64, np.int8, np.uint64, "U3", bool]))
+            arrays[name] = array.astype(dice.choice([np.float64, np.int8, np.uint64, bool]))
         case 4:
             del arrays[name]
         case _:
             arrays[name] = np.concatenate([array.reshape(-1)] * 3)
-    np.savez(path, **arrays)
+    store.write(*record, arrays)
 
 
 def change_table(path: Path, dice: random.Random) -> None:
@@ -293,11 +294,11 @@ def extract_into(folder: Path, scene: Path) -> bytes:
 
 
 def change_run(folder: Path, dice: random.Random) -> bool:
-    """Change a file of a run; whether it is still what NumPy calls whole, so that other results may come of it."""
+    """Change a file of a run; whether its checksums are still right, so that other results may come of it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     path = dice.choice([*files, folder / "run.json", folder / "run.json"])
     for other in files:
-        if other.suffix == ".npz" and dice.random() < 0.2:
+        if other.suffix == SUFFIX and dice.random() < 0.2:
             other.unlink()  # the run was cut short
     if not path.exists():
         return False

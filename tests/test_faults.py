@@ -87,7 +87,7 @@ def start(scene: Path, out: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def records(out: Path) -> int:
-    return len(list(out.with_name(out.name + ".run").glob("*-done/*.npz")))
+    return len(list(out.with_name(out.name + ".run").glob("*-done/*.safetensors")))
 
 
 def until(condition: Any, limit: float = 200) -> None:
@@ -280,7 +280,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     out, write, written = tmp_path / "slides.gpkg", FolderPlace._write, []
 
     def fills_up(self: FolderPlace, target: Path, fill: Any) -> None:
-        if target.suffix == ".npz":
+        if target.suffix == ".safetensors":
             written.append(target)
             if len(written) > 30:
                 raise OSError(28, "No space left on device")

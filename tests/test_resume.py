@@ -102,7 +102,7 @@ def test_a_task_is_done_once(tmp_path: Path) -> None:
 def test_a_damaged_result_is_found_again(tmp_path: Path) -> None:
     task = Recorded(lambda job: np.asarray([job]), "square", Store(tmp_path))
     task((0, 7))
-    (tmp_path / "square-done" / "00000000.npz").write_bytes(b"half of it")
+    (tmp_path / "square-done" / "00000000.safetensors").write_bytes(b"half of it")
     assert not task((0, 7)).kept
     assert task((0, 7)).kept
 
@@ -123,8 +123,8 @@ def test_a_result_of_another_kind_is_found_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"format": 1, "key": ' + "[" * 400 + "]" * 400 + "}",
-        '{"format": 1, "key": {"a": ' + "[" * 400 + "]" * 400 + '}, "started": "", "overwrite": false, "status": "", '
+        '{"format": 2, "key": ' + "[" * 400 + "]" * 400 + "}",
+        '{"format": 2, "key": {"a": ' + "[" * 400 + "]" * 400 + '}, "started": "", "overwrite": false, "status": "", '
         '"message": "", "passes": {}, "written": {}}',
         "[" * 100_000,
         " " * (17 << 20),
@@ -162,7 +162,7 @@ def test_a_result_without_its_pixels_is_found_again(tmp_path: Path) -> None:
     task = Recorded(merge, "merge", store)
     task((0, 0))
     assert task((0, 0)).kept
-    pixels = tmp_path / "mosaic" / "00000000.npz"
+    pixels = tmp_path / "mosaic" / "00000000.safetensors"
     pixels.write_bytes(pixels.read_bytes()[:-30])
     assert not task((0, 0)).kept
     nothing = Recorded(lambda job: False, "merge", store)
@@ -441,7 +441,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1, "key": 5}', "[" * 9999])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 2, "key": 5}', "[" * 9999])
 def test_a_damaged_folder_is_refused_or_overwritten(tmp_path: Path, text: str) -> None:
     cut_short(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(text)

@@ -184,7 +184,7 @@ def test_a_run_that_was_cut_short_again_and_again(scene: Path, expected: list[by
                 kept.append(run(planned(scene), tmp_path).report.tasks_kept)
             break
         except ConnectionError:
-            kept.append(len(list(tmp_path.glob("slides.gpkg.run/*-done/*.npz"))))
+            kept.append(len(list(tmp_path.glob("slides.gpkg.run/*-done/*.safetensors"))))
     assert len(kept) > 2  # it was cut short more than once
     assert kept == sorted(kept)
     assert outputs(tmp_path) == expected

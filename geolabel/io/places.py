@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
@@ -42,7 +42,7 @@ LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.E
 class Place(Protocol):
     """A folder of files, each known by its name relative to the folder, with slashes."""
 
-    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+    def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Open a file to read."""
         ...
 
@@ -109,7 +109,7 @@ class FolderPlace:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+    def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Open a file to read."""
         return patient(lambda: (self.root / name).open("rb"), name)
 
@@ -176,7 +176,7 @@ class RemotePlace:
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+    def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Fetch a file and open it to read."""
         return BytesIO(patient(lambda: self.files.cat_file(self._path(name)), name))
 

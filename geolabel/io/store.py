@@ -1,23 +1,42 @@
-"""Records of a run: named arrays, each record written once, whole or not at all."""
+"""Records of a run: named arrays, each record written once, whole or not at all.
+
+A record is a safetensors file: a header in JSON, and the arrays as they lie in memory. The format has no checksums, so
+its free text holds one per array. NumPy's own format has a Python literal for a header, and the parser of these fails
+now and then where several threads are in it (CPython 3.11, gh-106905).
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import zipfile
+import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from geolabel.errors import OutputError
 from geolabel.io.places import Place, place
 from geolabel.types import AnyArray
 
-DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+SUFFIX = ".safetensors"
+
+KINDS: dict[str, Any] = {
+    "BOOL": np.bool_, "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+"""What the format calls the kinds of numbers that records hold."""
+
+CHECKSUMS = "crc32"
+"""Where the free text of the header holds the checksum of each array, in JSON."""
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a record raises that is not as it was written."""
 
 
@@ -26,8 +45,7 @@ class Store:
     """A folder of records, each known by a kind and a number.
 
     The store holds no open file, so it travels to any worker that sees its folder, which may be a URL of any store that
-    fsspec knows. Records are ``.npz`` files without compression, which are written as fast as the disk takes them and
-    carry a checksum per array.
+    fsspec knows. Records are not compressed, so they are written as fast as the disk takes them.
     """
 
     root: Path | str
@@ -42,7 +60,7 @@ class Store:
 
     def name(self, kind: str, index: int) -> str:
         """Where a record is kept, below the root."""
-        return f"{self.part}{kind}/{index:08d}.npz"
+        return f"{self.part}{kind}/{index:08d}{SUFFIX}"
 
     def has(self, kind: str, index: int) -> bool:
         """Whether the record has been written."""
@@ -57,9 +75,11 @@ class Store:
             If the folder cannot be written to.
         """
         name = self.name(kind, index)
-        entries: dict[str, Any] = dict(arrays)
         try:
-            self.place.write(name, lambda file: np.savez(file, **entries))
+            plain = {key: _plain(array) for key, array in arrays.items()}
+            sums = json.dumps({key: _checksum(array) for key, array in plain.items()})
+            data = save(plain, {CHECKSUMS: sums})
+            self.place.write(name, lambda file: file.write(data))
         except OSError as error:
             raise OutputError(
                 f"record {self.root}/{name} could not be written: {error.strerror or error}; "
@@ -76,11 +96,9 @@ class Store:
         """
         name = self.name(kind, index)
         try:
-            # opened here, since np.load leaves a file open that turns out to be no archive
-            with self.place.open(name) as file, np.load(file, allow_pickle=False) as record:
-                wanted = names or record.files
-                _check_sizes(record.zip, wanted)
-                return {array: record[array] for array in wanted}
+            with self.place.open(name) as file:
+                entries = _entries(file)
+                return {array: entries[array].read(file) for array in names or entries}
         except FileNotFoundError as error:
             raise OutputError(f"record {self.root}/{name} is missing: run again from the start") from error
         except DAMAGE as error:
@@ -92,17 +110,17 @@ class Store:
         """Whether the record is there to its last byte; those in between are checked when it is read."""
         try:
             with self.place.open(self.name(kind, index)) as file:
-                return zipfile.is_zipfile(file)
-        except OSError:
+                return bool(_entries(file))
+        except DAMAGE:
             return False
 
     def count(self, kind: str) -> int:
         """Number of records of a kind."""
-        return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(".npz") for name in self.place.names())
+        return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(SUFFIX) for name in self.place.names())
 
     def owns(self, name: str) -> bool:
         """Whether a file in the folder is a record, or a part of one."""
-        return name.count("/") == 1 and name.endswith((".npz", ".part"))
+        return name.count("/") == 1 and name.endswith((SUFFIX, ".part"))
 
     def remove(self) -> None:
         """Delete every record, and the folders that are empty then; files that the store did not write stay."""
@@ -112,17 +130,62 @@ class Store:
         self.place.prune()
 
 
-def _check_sizes(archive: zipfile.ZipFile, names: Iterable[str]) -> None:
-    """Refuse arrays that claim more than the record holds, before memory is taken for them."""
-    for entry in (archive.getinfo(f"{name}.npy") for name in names):
-        with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0) or entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{entry.filename} is not as NumPy writes it")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            claimed = file.tell() + math.prod(shape) * dtype.itemsize
-            if not claimed == entry.file_size == entry.compress_size:
-                raise ValueError(f"{entry.filename} claims {shape} x {dtype} in {entry.file_size} bytes")
+def _plain(array: AnyArray) -> AnyArray:
+    """The array as the format has it: contiguous, little-endian."""
+    array = np.asarray(array)
+    return array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+
+
+def _checksum(array: AnyArray) -> int:
+    """Of the bytes of a contiguous array, its kind and its shape."""
+    described = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data, described)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a record has an array."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    checksum: int
+
+    def read(self, file: BufferedIOBase) -> AnyArray:
+        data = np.empty(self.stop - self.start, np.uint8)
+        file.seek(self.start)
+        if file.readinto(data.data) != data.size:
+            raise ValueError(f"it ends inside {self.name}")
+        array = data.view(self.dtype).reshape(self.shape)
+        if _checksum(array) != self.checksum:
+            raise ValueError(f"{self.name} does not have its checksum")
+        return array
+
+
+def _entries(file: BufferedIOBase) -> dict[str, _Entry]:
+    """Where a record has its arrays; refuses what does not fill the file to its last byte, before memory is taken."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    begin = 8 + int.from_bytes(file.read(8), "little")
+    if not 8 < begin <= size:
+        raise ValueError("it has no header")
+    header = json.loads(file.read(begin - 8))
+    sums = json.loads(header.pop("__metadata__")[CHECKSUMS])
+    entries = {}
+    end = begin
+    for name, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape = np.dtype(KINDS[said["dtype"]]), tuple(said["shape"])
+        start, stop = (begin + offset for offset in said["data_offsets"])
+        numbers = all(isinstance(n, int) and n >= 0 for n in shape)
+        if not (numbers and start == end and stop - start == math.prod(shape) * dtype.itemsize and stop <= size):
+            raise ValueError(f"{name} claims {shape} x {dtype} in {stop - start} of {size - begin} bytes")
+        entries[name] = _Entry(name, dtype, shape, start, stop, sums[name])
+        end = stop
+    if end != size:
+        raise ValueError(f"it has {size} bytes, and {end} are accounted for")
+    return entries
 
 
 @lru_cache(maxsize=32)

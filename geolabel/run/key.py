@@ -24,7 +24,7 @@ from geolabel.run.plan import Plan
 RUN = "run.json"
 """Name of the file that says what the records are of."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder. Another is not gone on with."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from geolabel.errors import RunError
 from geolabel.io.places import is_url, place
-from geolabel.io.store import Store
+from geolabel.io.store import SUFFIX, Store
 from geolabel.run.folder import Folder
 from geolabel.run.key import RUN, State
 from geolabel.run.ledger import DONE
@@ -50,7 +50,7 @@ def summarize(root: str | Path) -> Summary:
     names = list(here.names())
     alive = LOCK in names and holder(here, watch=False) is not None
     counted = {
-        name: (sum(n.startswith(f"{name}-{DONE}/") and n.endswith(".npz") for n in names), total)
+        name: (sum(n.startswith(f"{name}-{DONE}/") and n.endswith(SUFFIX) for n in names), total)
         for name, total in state.passes.items()
         if isinstance(total, int)
     }

@@ -253,7 +253,7 @@ def resume(count: int, size: int = 1024) -> None:
             time.sleep(0.005)
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
-        done = len(list(Path(folder).glob("slides.gpkg.run/*-done/*.npz")))
+        done = len(list(Path(folder).glob("slides.gpkg.run/*-done/*.safetensors")))
         time.sleep(2 if count else 0)  # workers notice that their client is gone
         ended(geolabel(*words, **slow))
         again = Counter(begun.read_text().splitlines())
