@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,8 +30,9 @@ train.add_command(detector.detector)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Folder for the weights, their model cards and the curves.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
-@click.option("--preset", type=click.Choice(["full", "short"]), default="full", show_default=True,
-              help="full: one to two hours a network on one core; short: seconds, to see that it runs.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["full", "refine", "short"]), default="full", show_default=True,
+              help="full: one to two hours a network on one core; refine: under an hour, for what --init gives; "
+              "short: seconds, to see that it runs.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="End by then; the weights then depend on the machine's speed.")  # fmt: skip
 @click.option("--network", "networks", cls=options.Named, type=click.Choice(KINDS), multiple=True,
@@ -42,6 +44,11 @@ train.add_command(detector.detector)
 @click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Both of these in one file, as chips --pack writes it.")  # fmt: skip
 @click.option("--credit", multiple=True, metavar="TEXT", help="Source and licence of such images, for the model cards.")
+@click.option(
+    "--init",
+    metavar="bundled|FOLDER",
+    help="Begin with the networks that ship with geolabel, or with those of a folder; random by default.",
+)
 @click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
               help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
@@ -63,6 +70,7 @@ def bundled(
     negatives: Path | None,
     pack: Path | None,
     credit: tuple[str, ...],
+    init: str | None,
     scenes: Path | None,
     threads: int | None,
     device: str,
@@ -109,6 +117,7 @@ def bundled(
         negatives=negatives,
         credit=credit,
         networks=tuple(files),  # type: ignore[arg-type]
+        init=_first(init),
         scenes=scenes,
         workers=workers,
         resume=resume,
@@ -118,6 +127,16 @@ def bundled(
         facts[kind] = str(path)
         facts |= {f"{kind} {name}": round(value, 4) for name, value in figures[kind].items()}
     announce(facts, as_json=as_json)
+
+
+def _first(init: str | None) -> Path | None:
+    from geolabel.errors import OptionError
+
+    bundled_weights = Path(str(resources.files("geolabel.weights")))
+    folder = bundled_weights if init == "bundled" else Path(init) if init else None
+    if folder and not any((folder / f"{kind}.safetensors").is_file() for kind in KINDS):
+        raise OptionError(f"--init {init} holds no localizer.safetensors or segmenter.safetensors: give another folder")
+    return folder
 
 
 @train.command()

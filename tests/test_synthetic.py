@@ -15,7 +15,7 @@ from geolabel.cli.synthesize import synthesize as command
 from geolabel.errors import OptionError, OutputError
 from geolabel.run import synthesize as run
 from geolabel.synthetic import CLASSES, synthesize
-from geolabel.synthetic.slides import make_slides
+from geolabel.synthetic.slides import NEAR, make_slides
 from geolabel.synthetic.terrain import make_terrain
 
 SCENES = [(seed, gsd) for seed in range(4) for gsd in (0.2, 0.5, 5.0)]
@@ -117,6 +117,21 @@ def test_landslides_run_down(seed, gsd):
             drops.append(dem[crown].mean() - dem[toe].mean())
     assert len(drops) > 1
     assert min(drops) > 0
+
+
+def test_landslides_keep_off_what_is_cleared_and_come_down_beside_roads(monkeypatch):
+    terrain = relief(0, 0.5)
+    roads = np.zeros(terrain.dem.shape, bool)
+    roads[:, SIZE // 2 : SIZE // 2 + 6] = True
+    monkeypatch.setattr("geolabel.synthetic.slides.ROADSIDE", 1.0)
+    monkeypatch.setattr("geolabel.synthetic.slides.SISTERS", 0.0)
+    slides = make_slides(terrain, 0.05, np.random.default_rng(0), clear=roads, roads=roads)
+    assert slides
+    for slide in slides:
+        assert not (slide.mask & roads[slide.window]).any()
+        crown = slide.mask & (slide.along == slide.along[slide.mask].min())
+        col = np.nonzero(crown)[1].mean() + slide.window[1].start
+        assert abs(col - SIZE / 2) < 2 * NEAR
 
 
 def test_a_landslide_is_one_piece():

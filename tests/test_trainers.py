@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import shutil
@@ -20,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from geolabel.cli.train import train
-from geolabel.errors import OptionError
+from geolabel.errors import OptionError, WeightsError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.networks.localizer import PyramidLocalizer
@@ -45,7 +46,7 @@ from geolabel.trainers.pictures import (
     stretch,
     synthetic_pictures,
 )
-from geolabel.trainers.samples import Sample, draw, generator, recolour, to_tensor
+from geolabel.trainers.samples import Sample, draw, generator, lay_together, recolour, to_tensor
 from geolabel.trainers.segmenter import SegmenterLosses
 
 LN2 = math.log(2)
@@ -296,6 +297,35 @@ def test_recolouring_keeps_shape_and_changes_values():
     assert all(not np.array_equal(image, rgb) for image in changed)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_whole_slide_fits_into_the_sample(seed, monkeypatch):
+    monkeypatch.setattr("geolabel.trainers.samples._turn", lambda _: np.eye(2))
+    picture = checkerboard()
+    np.testing.assert_array_equal(picture.slide_boxes, [[28, 20, 52, 36]])
+    sample = draw([picture], 16, np.random.default_rng(seed), on_slide=1.0, whole=1.0, strength=0.0)
+    frame = np.concatenate([sample.slides[[0, -1]].ravel(), sample.slides[:, [0, -1]].ravel()])
+    assert sample.slides.any()
+    assert not frame.any()
+    others = [draw([picture], 16, np.random.default_rng(s), on_slide=1.0) for s in range(6)]
+    assert any(other.slides[[0, -1]].any() for other in others)
+
+
+def test_samples_are_laid_over_each_other():
+    samples = [
+        Sample(*(np.full(shape, n, kind) for shape, kind in (((8, 8, 3), "u1"), ((8, 8), "u1"), ((8, 8), "u2"))))
+        for n in range(3)
+    ]
+    laid = lay_together(samples, np.random.default_rng(0), share=1.0)
+    for n, sample in enumerate(laid):
+        assert set(np.unique(sample.classes)) == {n, (n + 1) % 3}
+        np.testing.assert_array_equal(sample.rgb, np.repeat(sample.classes[..., None], 3, 2))
+        np.testing.assert_array_equal(sample.regions, sample.classes)
+        rows, cols = np.nonzero(sample.classes != n)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(cols) + 1)
+    assert [s.classes[0, 0] for s in samples] == [0, 1, 2]
+    assert lay_together(samples, np.random.default_rng(0), share=0.0) == samples
+
+
 def test_to_tensor_normalises():
     image = np.full((2, 3, 3), 100, np.uint8)
     image[..., 2] = 50
@@ -484,6 +514,36 @@ def test_bundled_training_in_miniature(tmp_path):
     again = load_checkpoint(tmp_path / "b" / "localizer.safetensors")[0]
     for name, tensor in load_checkpoint(tmp_path / "a" / "localizer.safetensors")[0].items():
         torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
+
+
+def test_training_goes_on_from_given_weights(tmp_path, monkeypatch):
+    still = replace(RECIPES["short"], localizer_schedule=Schedule(cycles=(1,), rate=0.0))
+    monkeypatch.setitem(RECIPES, "short", still)
+    monkeypatch.setattr("geolabel.trainers.localizer.settle", lambda *_: 1.0)
+    torch.manual_seed(5)
+    network, first = build(still.localizer), tmp_path / "first"
+    first.mkdir()
+    save_checkpoint(first / "localizer.safetensors", network, _info("localizer", still.localizer, 64, 8, 1.0))
+    begun = load_checkpoint(first / "localizer.safetensors")[0]
+    train_bundled(tmp_path / "on", preset="short", networks=("localizer",), init=first)
+    ended, info = load_checkpoint(tmp_path / "on" / "localizer.safetensors")
+    learned = dict(network.named_parameters())  # running means follow the images at any rate
+    assert all(torch.equal(ended[name], begun[name]) for name in learned)
+    assert info.trained["began with"] == hashlib.sha256((first / "localizer.safetensors").read_bytes()).hexdigest()
+    assert info.trained["began with"] in (tmp_path / "on" / "localizer.md").read_text()
+
+    other = build(still.localizer | {"features": 8})
+    save_checkpoint(first / "localizer.safetensors", other, _info("localizer", still.localizer, 64, 8, 1.0))
+    with pytest.raises(WeightsError, match="of another architecture"):
+        train_bundled(tmp_path / "off", preset="short", networks=("localizer",), init=first)
+
+
+def test_a_folder_to_begin_with_has_to_hold_networks(tmp_path):
+    (tmp_path / "empty").mkdir()
+    asked = ["bundled", "--out", str(tmp_path / "out"), "--preset", "short", "--init", str(tmp_path / "empty")]
+    result = CliRunner().invoke(train, asked)
+    assert isinstance(result.exception, OptionError)
+    assert "holds no localizer.safetensors" in str(result.exception)
 
 
 def test_finished_weights_are_not_replaced_unasked(tmp_path):

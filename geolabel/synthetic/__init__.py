@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from geolabel.errors import OptionError
-from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, RIVER, make_cover
+from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, RIVER, ROAD, make_cover
 from geolabel.synthetic.light import reflect
 from geolabel.synthetic.sensor import photograph
 from geolabel.synthetic.slides import Slide, make_slides
@@ -83,7 +83,9 @@ def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, sli
     found: list[Slide] = []
     if slides:
         share = min(fall.uniform(*SHARE), float((land.classes == BARE).mean()) / BARE_RATIO)
-        found = make_slides(terrain, share, fall, water=land.classes == RIVER)
+        roads = land.classes == ROAD
+        clear = (land.classes == RIVER) | (roads if fall.random() < 0.6 else False)
+        found = make_slides(terrain, share, fall, clear=clear, roads=roads)
     ids, found = _number(land.classes, found)
     rgb = photograph(reflect(land, found, terrain, gsd, light), camera)
     land.classes[ids > 0] = LANDSLIDE

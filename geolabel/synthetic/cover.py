@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from geolabel.synthetic.fields import fractal_noise, frame, share, smooth_noise, wander
 from geolabel.synthetic.terrain import Terrain
@@ -45,6 +46,12 @@ class Cover:
 
 WHOLE = (slice(None), slice(None))
 
+OPEN = 0.2
+"""Share of scenes of open country: grass and much dry ground, few trees."""
+
+TERRACED = 0.5
+"""Share of scenes with terraced slopes."""
+
 
 def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> Cover:
     """Draw the land cover: woods on the slopes, fields on the floors, and what people and rivers lay bare."""
@@ -52,12 +59,15 @@ def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> Cover:
     none = np.zeros(shape, np.float32)
     cover = Cover(np.full(shape, FOREST, np.uint8), np.full(shape, 0.5, np.float32), none, none.copy())
     meadows = fractal_noise(shape, 256, 8, rng, persistence=0.6) - 1.5 * terrain.slope
-    cover.classes[share(meadows, rng.uniform(0.08, 0.5))] = GRASS
+    open_country = rng.random() < OPEN
+    cover.classes[share(meadows, rng.uniform(0.6, 0.97) if open_country else rng.uniform(0.08, 0.5))] = GRASS
     gentle = terrain.slope < rng.uniform(0.2, 0.35)
     _plough(cover, gentle, gsd, rng)
+    if rng.random() < TERRACED:
+        _terrace(cover, terrain, gsd, rng)
     cliffs = terrain.slope + 0.15 * fractal_noise(shape, 64, 4, rng, persistence=0.7)
     cover.classes[share(cliffs, rng.uniform(0.002, 0.03))] = ROCK
-    _erode(cover, rng)
+    _erode(cover, rng.uniform(2, 8) if open_country else rng.uniform(0.4, 1.6), rng)
     _dig(cover, rng)
     _let_river_run(cover, terrain, gsd, rng)
     _lay_roads(cover, terrain, gsd, rng)
@@ -88,17 +98,36 @@ def _plough(cover: Cover, gentle: BoolArray, gsd: float, rng: np.random.Generato
         cover.grain[where] = (np.float32(rng.uniform(0, 0.12)) * np.sin(u[where] * pitch)).astype(np.float32)
 
 
-def _erode(cover: Cover, rng: np.random.Generator) -> None:
+def _terrace(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generator) -> None:
+    """Narrow fields along the contours of slopes, between banks; those just dug are bare soil."""
+    shape = (terrain.dem.shape[0], terrain.dem.shape[1])
+    where = (terrain.slope > 0.08) & (terrain.slope < 0.6) & share(smooth_noise(shape, 256, rng), rng.uniform(0.1, 0.4))
+    if not where.any():
+        return
+    width = np.clip(rng.uniform(3, 15) / gsd, 5, 30)
+    step = np.float32(width * gsd * np.median(terrain.slope[where]))
+    rise = ndimage.gaussian_filter(terrain.dem, 3) / step + np.float32(0.15) * smooth_noise(shape, 3 * width, rng)
+    level = np.floor(rise).astype(np.int32)
+    owner = np.floor(2 * smooth_noise(shape, 12 * width, rng)).astype(np.int32)  # a family tills several levels
+    value = rng.random(8191, dtype=np.float32)[(level * 7919 + owner * 104_729) % 8191]
+    dug = np.float32(rng.uniform(0, 0.6))
+    cover.paint(FIELD, where, (value - dug) / (1 - dug), WHOLE)
+    cover.paint(BARE, where & (value < dug), value / np.float32(max(dug, 1e-3)), WHOLE, rng.uniform(0, 0.6))
+    bank = np.exp(-(((rise - level) / np.float32(rng.uniform(0.1, 0.3))) ** 2))
+    cover.grain[where] = (np.float32(rng.uniform(-0.5, 0.3)) * bank)[where]
+
+
+def _erode(cover: Cover, dryness: float, rng: np.random.Generator) -> None:
     """Dry, grazed or cleared ground: ragged patches anywhere, some on steep ground, without a way down."""
     shape = (cover.classes.shape[0], cover.classes.shape[1])
     for size, fraction in ((32, 0.008), (64, 0.02), (256, 0.025)):
         field = fractal_noise(shape, size, 4, rng, persistence=0.55)
-        where = share(field, fraction * rng.uniform(0.4, 1.6))
+        where = share(field, min(0.3, fraction * dryness * rng.uniform(0.7, 1.4)))
         cover.paint(BARE, where, float(rng.random()), WHOLE, rng.uniform(0.25, 0.8))
 
 
 def _dig(cover: Cover, rng: np.random.Generator) -> None:
-    """Quarries, pads and building sites: straight or round edges, terraces and wheel tracks inside."""
+    """Quarries, pads and building sites, with steps and wheel tracks inside; rows of greenhouses or solar panels."""
     height, width = cover.classes.shape
     for _ in range(rng.poisson(height * width / 130_000)):
         half = np.exp(rng.uniform(np.log(6), np.log(75))) * np.asarray([1, rng.uniform(0.35, 1)])
@@ -107,7 +136,8 @@ def _dig(cover: Cover, rng: np.random.Generator) -> None:
         power = rng.choice([2.0, 8.0])  # an ellipse or nearly a rectangle
         ragged = np.float32(rng.uniform(0, 0.25)) * smooth_noise((u.shape[0], u.shape[1]), half.min(), rng)
         inside = np.abs(u / half[0]) ** power + np.abs(v / half[1]) ** power < 1 + ragged
-        cover.paint(BARE, inside, float(rng.random()), window)
+        built = power > 2 and rng.random() < 0.3
+        cover.paint(ROOF if built else BARE, inside, float(rng.random()), window)
         step = np.sin(u * np.float32(2 * np.pi / max(half[0] / rng.integers(1, 6), 4)) + 3 * ragged)
         cover.grain[window][inside] = (rng.uniform(0, 0.2) * step)[inside]
 
@@ -130,7 +160,7 @@ def _let_river_run(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Ge
 def _lay_roads(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generator) -> None:
     """Roads that wind through the scene or follow the valley; on slopes with a cut of bare soil on the uphill side."""
     shape = (terrain.dem.shape[0], terrain.dem.shape[1])
-    for _ in range(rng.integers(1, 4)):
+    for _ in range(rng.integers(1, 6)):
         half = np.clip(rng.uniform(1.8, 4.5) / gsd, 0.7, 11)
         offset = rng.uniform(-0.4, 0.4) * min(shape)
         if rng.random() < 0.6:

@@ -84,16 +84,24 @@ def _palette(rng: np.random.Generator) -> Float32Array:
     trees, light, grass, withered = SEASONS[str(rng.choice(list(SEASONS), p=FREQUENCY))]
     soils = [SOILS[k] for k in rng.choice(len(SOILS), 2, replace=False)]
     roofs = [ROOFS[k] for k in rng.choice(len(ROOFS), 2, replace=False)]
-    grey, water = rng.uniform(0.2, 0.42), rng.random() ** 2
+    water = rng.random() ** 2
     river = np.asarray((0.08, 0.14, 0.13)) * (1 - 0.6 * water) + 0.6 * water * np.asarray(soils[0])
     pairs = [
         (trees, light), (grass, withered), (grass, withered), tuple(soils), ((0.22, 0.21, 0.20), (0.36, 0.35, 0.32)),
-        ((0.9 * grey,) * 3, (1.1 * grey,) * 3), (river, river), tuple(roofs), tuple(soils),
+        _pavement(soils[0], rng), (river, river), tuple(roofs), tuple(soils),
     ]  # fmt: skip
     colours = np.moveaxis(np.asarray(pairs), 1, 0)
     tint = 1 + rng.normal(0, 0.1, (1, len(pairs), 1)) + rng.normal(0, 0.03, (1, len(pairs), 3))
     tint[:, cover.LANDSLIDE] = tint[:, cover.BARE]
     return (colours * np.clip(tint, 0.6, 1.5)).astype(np.float32)
+
+
+def _pavement(soil: Colour, rng: np.random.Generator) -> tuple[Colour, Colour]:
+    """Colours of two roads: from black asphalt to white concrete, under more or less dust of the ground around."""
+    grey, dust = np.exp(rng.uniform(np.log(0.18), np.log(0.85), 2)), rng.uniform(0, 0.6)
+    hue = 1 - dust + dust * np.asarray(soil) / np.mean(soil)
+    first, second = (tuple((g * hue).tolist()) for g in grey)
+    return first, second
 
 
 def _grow(mix: Float32Array, height: Float32Array, woods: BoolArray, gsd: float, rng: np.random.Generator) -> None:
@@ -151,7 +159,7 @@ def _lay_bare(image: Float32Array, slide: Slide, palette: Float32Array, rng: np.
     size = slide.size
     first, second = palette[:, cover.BARE]
     grass = palette[0, cover.GRASS]
-    soil = (first + (second - first) * np.float32(slide.tone)) * np.float32(rng.uniform(1.0, 1.5))
+    soil = (first + (second - first) * np.float32(slide.tone)) * np.float32(rng.uniform(0.9, 1.45))
     table = ndimage.gaussian_filter1d(rng.standard_normal(256), 2.0)
     lane = np.clip((slide.across * 40 + 128 + 3 * smooth_noise(shape, size * 2, rng)).astype(int), 0, 255)
     streaks = table[lane] / table.std() * rng.uniform(0.08, 0.24)

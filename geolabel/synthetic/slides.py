@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from geolabel.synthetic.fields import smooth_noise
 from geolabel.synthetic.terrain import Terrain
-from geolabel.types import BoolArray, Float32Array, Float64Array
+from geolabel.types import BoolArray, Float32Array, Float64Array, Int64Array
 
 SMALLEST, LARGEST = 30.0, 560.0
 """Length of a landslide from crown to toe, pixels."""
@@ -19,6 +19,13 @@ LEAST_AREA = 120
 
 SISTERS = 0.35
 """How likely a landslide starts beside the one before, so that some run together."""
+
+
+ROADSIDE = 0.3
+"""How likely a landslide starts near a road, whose cut has made the slope steeper."""
+
+NEAR = 48
+"""Pixels to the nearest road that count as near."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +58,40 @@ class Slide:
 
 
 def make_slides(
-    terrain: Terrain, share: float, rng: np.random.Generator, *, water: BoolArray | None = None
+    terrain: Terrain,
+    share: float,
+    rng: np.random.Generator,
+    *,
+    clear: BoolArray | None = None,
+    roads: BoolArray | None = None,
 ) -> list[Slide]:
     """Let landslides come down until they cover about `share` of the scene.
 
     Parameters
     ----------
-    water : (H, W)
-        Where none is seen, since rivers carry it off.
+    clear : (H, W)
+        Where none is seen: rivers carry it off, people clear their roads.
+    roads : (H, W)
+        Near which more of them start.
     """
     height, width = terrain.dem.shape
-    water = np.zeros((height, width), np.bool_) if water is None else water
+    clear = np.zeros((height, width), np.bool_) if clear is None else clear
     steep = np.argwhere(terrain.slope[::4, ::4] > max(0.3, float(np.quantile(terrain.slope[::8, ::8], 0.5)))) * 4
     slides: list[Slide] = []
     if not len(steep):
         return slides
+    roadside = steep[_near(roads, steep)] if roads is not None else steep[:0]
     missing, largest = share * height * width, min(LARGEST, 0.45 * max(height, width))
     beside: Float64Array | None = None
     for _ in range(40 + height * width // 2000):
         if missing <= 0:
             break
         length = float(np.exp(rng.uniform(np.log(SMALLEST), np.log(max(largest, SMALLEST + 1)))))
-        start = steep[rng.integers(len(steep))] + rng.uniform(0, 4, 2)
+        places = roadside if len(roadside) and rng.random() < ROADSIDE else steep
+        start = places[rng.integers(len(places))] + rng.uniform(0, 4, 2)
         if beside is not None and rng.random() < SISTERS:
             start = beside + rng.normal(0, 0.25 * length + 6, 2)
-        slide = _release(terrain, water, start, length, rng)
+        slide = _release(terrain, clear, start, length, rng)
         if slide is not None and slide.mask.sum() < 1.5 * missing + LEAST_AREA:
             slides.append(slide)
             missing -= int(slide.mask.sum())
@@ -83,8 +99,18 @@ def make_slides(
     return slides
 
 
+def _near(roads: BoolArray, places: Int64Array) -> BoolArray:
+    """(N,) which places (N, 2) have a road nearby, seen in cells of 4 px."""
+    cells = np.logical_or.reduceat(np.logical_or.reduceat(roads, range(0, roads.shape[0], 4), 0),
+                                   range(0, roads.shape[1], 4), 1)  # fmt: skip
+    if not cells.any():
+        return np.zeros(len(places), np.bool_)
+    row, col = (places // 4).T
+    return np.asarray(ndimage.distance_transform_edt(~cells)[row, col] * 4 < NEAR)
+
+
 def _release(
-    terrain: Terrain, water: BoolArray, start: Float64Array, length: float, rng: np.random.Generator
+    terrain: Terrain, clear: BoolArray, start: Float64Array, length: float, rng: np.random.Generator
 ) -> Slide | None:
     axis = _trace(terrain, start, length, rng)
     if len(axis) < 4:
@@ -97,7 +123,7 @@ def _release(
     lobe = rng.uniform(0.2, 1.1) * np.exp(-(((t - rng.uniform(0.75, 0.92)) / 0.18) ** 2))
     ends = np.sqrt(np.clip(t / 0.05, 0.1, 1) * np.clip((1.02 - t) / 0.1, 0, 1))
     profile = np.maximum(0.25 + 0.75 * scarp, lobe) * ends
-    return _fill(water, axis, np.maximum(run * slim * profile, 1.2), rng)
+    return _fill(clear, axis, np.maximum(run * slim * profile, 1.2), rng)
 
 
 def _trace(terrain: Terrain, start: Float64Array, length: float, rng: np.random.Generator) -> Float64Array:
@@ -122,9 +148,9 @@ def _trace(terrain: Terrain, start: Float64Array, length: float, rng: np.random.
     return np.asarray(points).reshape(-1, 2)
 
 
-def _fill(water: BoolArray, axis: Float64Array, half: Float64Array, rng: np.random.Generator) -> Slide | None:
+def _fill(clear: BoolArray, axis: Float64Array, half: Float64Array, rng: np.random.Generator) -> Slide | None:
     """Widen an axis to a ragged outline with islands of standing trees."""
-    height, width = water.shape
+    height, width = clear.shape
     reach = float(half.max()) * 1.6 + 4
     top, left = (max(0, int(v)) for v in axis.min(axis=0) - reach)
     bottom, right = (int(v) + 2 for v in axis.max(axis=0) + reach)
@@ -137,7 +163,7 @@ def _fill(water: BoolArray, axis: Float64Array, half: Float64Array, rng: np.rand
     ragged = 0.3 * smooth_noise(shape, max(4 * size, 12), rng) + 0.2 * smooth_noise(shape, max(size, 5), rng)
     radius = ndimage.gaussian_filter1d(half, 1.5)[order] * (1 + np.clip(ragged, -0.7, 0.8))
     depth = (radius - distance).astype(np.float32)
-    mask = (depth > 0) & ~water[window]
+    mask = (depth > 0) & ~clear[window]
     if size > 6:
         island = smooth_noise(shape, max(1.2 * size, 10), rng) > rng.uniform(1.7, 2.6)
         mask &= ~(island & (depth > 1))

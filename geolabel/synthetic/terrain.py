@@ -42,8 +42,11 @@ def make_terrain(shape: Shape, gsd: float, rng: np.random.Generator) -> Terrain:
     across += form * rng.uniform(-0.45, 0.45) + wave * rng.uniform(0.15, 0.4) * wander(along, wave, rng)
     valley = np.mod(across + period / 2, period, dtype=np.float32) - np.float32(period / 2)
     above = np.maximum(np.abs(valley) - np.float32(flat), 0)
-    above *= above / (above + np.float32(0.06 * form))  # the sides rise from the floor without an edge
-    side = np.sin(above * np.float32(np.pi / (period - 2 * flat)))
+    top = np.float32(period / 2 - flat)
+    foot = np.float32(0.06 * form)
+    above *= above / (above + foot)  # the sides rise from the floor without an edge
+    top *= top / (top + foot)
+    side = np.sin(above * (np.float32(np.pi / 2) / top))  # and are level on the ridge, where two valleys meet
     rise = np.minimum(above * np.float32(6 / period), 1)
     hills = fractal_noise(shape, form / 3, form / 24, rng, persistence=0.42)
     gullies = _gullies(along, across, form, rng)

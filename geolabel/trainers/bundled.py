@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import tempfile
@@ -16,6 +17,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from geolabel.devices import Precision
+from geolabel.errors import WeightsError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import Kind, NetworkInfo, load_checkpoint, save_checkpoint
 from geolabel.networks.localizer import PyramidLocalizer
@@ -29,7 +31,7 @@ from geolabel.trainers.segmenter import SegmenterObjective
 
 logger = logging.getLogger(__name__)
 
-Preset = Literal["full", "short"]
+Preset = Literal["full", "refine", "short"]
 
 MEAN = (110.0, 110.0, 110.0)
 STD = (65.0, 65.0, 65.0)
@@ -70,28 +72,29 @@ class Recipe:
 
 _SAM = {"name": "sam", "decoder_depth": 2, "heads": 4, "pixel_mean": list(MEAN), "pixel_std": list(STD)}
 
+_FULL = Recipe(
+    scenes=320,
+    scene_size=1024,
+    selection=8,
+    selection_size=768,
+    localizer={"name": "pyramid", "classes": 1, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "features": 96},
+    localizer_schedule=Schedule(cycles=(7000,), rate=1.5e-3, evaluations=14),
+    localizer_samples=(256, 8),
+    localizer_real=0.25,
+    segmenter=_SAM
+    | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
+    segmenter_schedule=Schedule(cycles=(2000, 2000, 2000, 2000), rate=1e-3, evaluations=32),
+    segmenter_samples=(256, 12),
+    segmenter_real=0.4,
+    judged=32,
+)
+
 RECIPES: dict[Preset, Recipe] = {
-    "full": Recipe(
-        scenes=320,
-        scene_size=1024,
-        selection=8,
-        selection_size=768,
-        localizer={
-            "name": "pyramid",
-            "classes": 1,
-            "widths": [40, 80, 144, 192],
-            "depths": [2, 2, 2, 2],
-            "features": 96,
-        },
-        localizer_schedule=Schedule(cycles=(7000,), rate=1.5e-3, evaluations=14),
-        localizer_samples=(256, 8),
-        localizer_real=0.3,
-        segmenter=_SAM
-        | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
-        segmenter_schedule=Schedule(cycles=(2000, 2000, 2000, 2000), rate=1e-3, evaluations=32),
-        segmenter_samples=(256, 12),
-        segmenter_real=0.4,
-        judged=32,
+    "full": _FULL,
+    "refine": replace(
+        _FULL,
+        localizer_schedule=Schedule(cycles=(6000,), rate=1e-3, evaluations=12),
+        segmenter_schedule=Schedule(cycles=(2600,), rate=5e-4, evaluations=10),
     ),
     "short": Recipe(
         scenes=2,
@@ -146,6 +149,7 @@ def train_bundled(
     negatives: Path | None = None,
     credit: Sequence[str] = (),
     networks: Sequence[Kind] = get_args(Kind),
+    init: Path | None = None,
     scenes: Path | None = None,
     workers: int = 1,
     resume: bool = False,
@@ -167,6 +171,8 @@ def train_bundled(
         Sources and licences of both folders, for the model cards.
     networks
         Which to train, the segmenter first: a localizer begins with the trunk of a segmenter in `out`.
+    init
+        Folder with networks of the same architecture to begin with; what it lacks begins as without one.
     scenes
         Folder that keeps the synthetic scenes for another run; a temporary one otherwise.
     workers
@@ -190,11 +196,14 @@ def train_bundled(
         schedule = replace(schedule, minutes=minutes * share if minutes else math.inf)
         train = _train_localizer if kind == "localizer" else _train_segmenter
         torch.manual_seed(seed)
-        network, info, figures = train(recipe, schedule, pool, seed, out / kind, device, precision, resume)
+        begin = init / f"{kind}.safetensors" if init else None
+        begin = begin if begin and begin.is_file() else None
+        network, info, figures = train(recipe, schedule, pool, seed, out / kind, device, precision, resume, begin)
         trained = {
             "seed": seed,
             "preset": preset,
             "precision": precision,
+            "began with": hashlib.sha256(begin.read_bytes()).hexdigest() if begin else None,
             "data": [*pool.sources, *credit],
             "steps": int(figures.pop("steps")),
             "minutes": figures.pop("minutes"),
@@ -230,9 +239,13 @@ def _train_localizer(
     device: str,
     precision: Precision,
     resume: bool,
+    begin: Path | None,
 ) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
     network = cast("PyramidLocalizer", build(recipe.localizer))
-    _start_from_segmenter(network, folder.with_name("segmenter.safetensors"))
+    if begin is None:
+        _start_from_segmenter(network, folder.with_name("segmenter.safetensors"))
+    else:
+        _start(network, begin)
     size, batch = recipe.localizer_samples
     objective = LocalizerObjective(
         network, data.mix(recipe.localizer_real), data.selection, seed=seed, size=size, batch=batch, mean=MEAN, std=STD
@@ -240,6 +253,14 @@ def _train_localizer(
     figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
     constant = localizer.settle(objective.module, figures)
     return network, _info("localizer", recipe.localizer, WINDOW, network.stride, constant), figures
+
+
+def _start(network: nn.Module, path: Path) -> None:
+    try:
+        network.load_state_dict(load_checkpoint(path)[0])
+    except RuntimeError as error:
+        raise WeightsError(f"{path} is of another architecture than this training's: begin without it") from error
+    logger.info("beginning with %s", path)
 
 
 def _start_from_segmenter(network: PyramidLocalizer, path: Path) -> None:
@@ -262,8 +283,11 @@ def _train_segmenter(
     device: str,
     precision: Precision,
     resume: bool,
+    begin: Path | None,
 ) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
     sam = cast("Sam", build(recipe.segmenter))
+    if begin is not None:
+        _start(sam, begin)
     size, batch = recipe.segmenter_samples
     objective = SegmenterObjective(
         sam,

@@ -64,6 +64,7 @@ def write_card(
         f"- classes: {', '.join(info.classes)}; window {info.window} px, stride {info.stride} px",
         f"- ground sample distance {finest:g} to {coarsest:g} m; red, green, blue, stretched to 8 bits over the scene",
         f"- made by `{command}`, {trained['steps']} steps" + _time(trained),
+        *([f"- began with weights of SHA-256 `{trained['began with']}`"] if trained.get("began with") else []),
         "",
         "## Data",
         "",

@@ -16,7 +16,7 @@ from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
 from geolabel.trainers.losses import cover_loss, gate_loss, window_logits
 from geolabel.trainers.pictures import UNKNOWN, Picture
-from geolabel.trainers.samples import draw, generator, in_cells, to_tensor
+from geolabel.trainers.samples import draw, generator, in_cells, lay_together, to_tensor
 from geolabel.types import BoolArray, Float64Array
 
 WINDOW = 128
@@ -30,6 +30,9 @@ CENTRE = 4.0
 
 STRENGTH = 0.6
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
+
+LAID = 0.4
+"""Share of samples over which part of another is laid."""
 
 OPERATING_POINT = 120
 """Grey value at which eq. 2 of APSAM cuts the activation."""
@@ -114,7 +117,8 @@ class LocalizerObjective:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
         rng = generator(self._seed, 1, step)
-        samples = [draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH) for _ in range(self._batch)]
+        drawn = [draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH) for _ in range(self._batch)]
+        samples = lay_together(drawn, rng, LAID)
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
         classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()
         images = to_tensor([s.rgb for s in samples], self._mean, self._std)

@@ -21,7 +21,7 @@ from geolabel.errors import OptionError
 from geolabel.radiometry import Stretch
 from geolabel.synthetic import synthesize
 from geolabel.synthetic.cover import LANDSLIDE
-from geolabel.types import AnyArray, Int64Array, UInt8Array, UInt16Array
+from geolabel.types import AnyArray, Float64Array, Int64Array, UInt8Array, UInt16Array
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,14 @@ class Picture:
     def slides(self) -> UInt8Array:
         """(H, W), 1 on landslides."""
         return on_slides(self.classes)
+
+    @cached_property
+    def slide_boxes(self) -> Float64Array:
+        """(N, 4) x0, y0, x1, y1 of landslides that touch nowhere, from their first to past their last pixels."""
+        labels, _ = ndimage.label(self.slides, np.ones((3, 3)))
+        places = ndimage.find_objects(labels)
+        boxes = [(x.start, y.start, x.stop, y.stop) for y, x in places if min(x.stop - x.start, y.stop - y.start) > 3]
+        return np.array(boxes, float).reshape(-1, 4)
 
     @cached_property
     def slide_pixels(self) -> Int64Array:

@@ -42,20 +42,61 @@ def generator(seed: int, *key: int) -> Generator:
     return np.random.default_rng([seed, *key])
 
 
-def draw(pictures: Sequence[Picture], size: int, rng: Generator, *, on_slide: float, strength: float = 1.0) -> Sample:
+def draw(
+    pictures: Sequence[Picture],
+    size: int,
+    rng: Generator,
+    *,
+    on_slide: float,
+    whole: float = 0.0,
+    strength: float = 1.0,
+) -> Sample:
     """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it.
 
     Parameters
     ----------
+    whole
+        Probability that a sample near a landslide holds all of it, reduced beyond the picture's range of enlargements
+        if it has to be: as extraction shows a large one.
     strength
         Of the changes in colour and sharpness.
     """
     weights = np.array([picture.weight for picture in pictures])
     picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
     zoom = np.exp(rng.uniform(*np.log(picture.zooms)))
-    centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
+    if len(picture.slide_boxes) and rng.random() < on_slide * whole:
+        box = picture.slide_boxes[rng.integers(len(picture.slide_boxes))]
+        extent = float((box[2:] - box[:2]).max())
+        zoom = min(zoom, size / extent * rng.uniform(0.5, 0.85))
+        slack = 0.45 * size / zoom - extent / 2
+        centre = _inside(picture, (box[:2] + box[2:])[::-1] / 2 + rng.uniform(-slack, slack, 2), 0.45 * size / zoom)
+    else:
+        centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
     sample = _resample(picture, centre, _turn(rng) / zoom, size)
     return replace(sample, rgb=recolour(sample.rgb, rng, strength))
+
+
+def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
+    """Lay a rectangle of the next sample over about a `share` of the samples, where it lies in that one.
+
+    A mosaic of scenes changes its light and colours along straight lines, and what lies between them is no landslide
+    for that. Source: Yun et al. (2019), "CutMix".
+    """
+    laid = []
+    for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True):
+        if rng.random() >= share:
+            laid.append(sample)
+            continue
+        size = len(sample.rgb)
+        sides = (size * rng.uniform(0.25, 0.75, 2)).astype(int)
+        top, left = rng.integers(0, size - sides + 1)
+        place = slice(top, top + sides[0]), slice(left, left + sides[1])
+        layers = {}
+        for name in ("rgb", "classes", "regions"):
+            layers[name] = getattr(sample, name).copy()
+            layers[name][place] = getattr(other, name)[place]
+        laid.append(Sample(**layers))
+    return laid
 
 
 def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> Float64Array:
@@ -66,7 +107,13 @@ def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> 
     if len(pixels) and rng.random() < on_slide:
         at = np.array(np.unravel_index(pixels[rng.integers(len(pixels))], picture.slides.shape))
         centre = at + rng.uniform(-reach, reach, 2)
-    # A sample reaches outside its picture only where the picture is smaller than the sample.
+    return _inside(picture, centre, reach)
+
+
+def _inside(picture: Picture, centre: Float64Array, reach: float) -> Float64Array:
+    """(2,) x and y of the centre, given as y and x, so moved that a sample does not look beyond its picture."""
+    # It does only where the picture is smaller than the sample.
+    shape = np.array(picture.slides.shape)
     margin = np.minimum(reach, shape / 2)
     inside: Float64Array = np.clip(centre, margin, shape - margin)[::-1]
     return inside
@@ -147,6 +194,9 @@ def _tones(rng: Generator, strength: float) -> list[int]:
     gamma, contrast, brightness = rng.normal(0, [0.25, 0.2, 0.06]) * strength
     middle = 0.5 + brightness + rng.normal(0, 0.03 * strength, 3)
     tones = [np.clip(level * np.exp(contrast) + m, 0, 1) ** np.exp(gamma) for m in middle]
+    if rng.random() < 0.2 * strength:  # haze: the air's own light, a little blue, over less of the ground's
+        haze, air = rng.uniform(0.1, 0.5), rng.uniform(0.4, 0.7) + np.array([-0.04, 0, 0.04]) * rng.random()
+        tones = [(1 - haze) * tone + haze * light for tone, light in zip(tones, air, strict=True)]
     return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
 
 

@@ -32,6 +32,10 @@ OBJECTS = 6
 """Objects that are asked for per image."""
 
 
+WHOLE = 0.4
+"""Share of samples near a landslide that hold all of it: extraction reduces what is larger than the frame."""
+
+
 class SegmenterLosses(nn.Module):
     """The segmenter and its losses.
 
@@ -181,7 +185,7 @@ class SegmenterObjective:
         rng = generator(self._seed, 2, step)
         large = step % 4 == 3 and 2 * self._size <= self._frame
         size, count = (2 * self._size, max(1, self._batch // 4)) if large else (self._size, self._batch)
-        samples = [draw(self._pictures, size, rng, on_slide=0.8) for _ in range(count)]
+        samples = [draw(self._pictures, size, rng, on_slide=0.8, whole=WHOLE) for _ in range(count)]
         prompts: list[Prompt] = []
         index: list[int] = []
         while not prompts:
