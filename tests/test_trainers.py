@@ -37,7 +37,7 @@ from geolabel.trainers.localizer import (
     calibrate,
     settle,
 )
-from geolabel.trainers.objects import choose_objects, localizer_prompt, sloppy_prompt
+from geolabel.trainers.objects import choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
 from geolabel.trainers.pictures import (
     Picture,
     number_regions,
@@ -365,6 +365,15 @@ def test_prompts_belong_to_their_object(step):
     x0, y0, x1, y1 = coarse.box
     assert x0 <= coarse.point[0] <= x1
     assert y0 <= coarse.point[1] <= y1
+
+
+def test_the_exact_prompt_is_box_and_centroid():
+    crescent = np.zeros((8, 8), bool)
+    crescent[1:7, 2] = crescent[1, 2:6] = crescent[6, 2:6] = True
+    prompt = exact_prompt(crescent)
+    np.testing.assert_array_equal(prompt.box, [2, 1, 5, 6])
+    np.testing.assert_allclose(prompt.point, [2 + 12 / 12, 3.5])
+    assert not crescent[3, 3]
 
 
 def test_segmenter_answers_a_batch_as_segment_anything_answers_one_image():

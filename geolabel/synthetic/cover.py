@@ -105,7 +105,7 @@ def _terrace(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generato
     if not where.any():
         return
     width = np.clip(rng.uniform(3, 15) / gsd, 5, 30)
-    step = np.float32(width * gsd * np.median(terrain.slope[where]))
+    step = np.float32(float(width) * gsd * float(np.median(terrain.slope[where])))
     rise = ndimage.gaussian_filter(terrain.dem, 3) / step + np.float32(0.15) * smooth_noise(shape, 3 * width, rng)
     level = np.floor(rise).astype(np.int32)
     owner = np.floor(2 * smooth_noise(shape, 12 * width, rng)).astype(np.int32)  # a family tills several levels

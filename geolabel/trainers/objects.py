@@ -57,6 +57,12 @@ def _numbers(labels: np.ndarray, *, least: int, most: int, rng: Generator) -> li
     return [int(n) for n in rng.permutation(found)]
 
 
+def exact_prompt(mask: BoolArray) -> Prompt:
+    """Box and centroid of the object; that of a crescent lies beside it, and the answer is still the crescent."""
+    rows, cols = np.nonzero(mask)
+    return Prompt(mask, _box(mask), np.array([cols.mean(), rows.mean()]))
+
+
 def sloppy_prompt(mask: BoolArray, rng: Generator) -> Prompt:
     """A person's prompt: a box whose edges miss by about a tenth of its size, a click anywhere inside the object."""
     box = _box(mask)

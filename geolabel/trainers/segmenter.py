@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from scipy import optimize
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from geolabel.networks.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
 from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
 from geolabel.trainers.losses import best_candidate, cover_loss, dice_loss, focal_loss, mask_iou
-from geolabel.trainers.objects import Prompt, choose_objects, localizer_prompt, sloppy_prompt
+from geolabel.trainers.objects import Prompt, choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
 from geolabel.trainers.pictures import UNKNOWN, Picture
 from geolabel.trainers.samples import draw, generator, in_cells, to_tensor
-from geolabel.types import Float64Array
+from geolabel.types import BoolArray, Float64Array
 
 Kind = Literal["both", "box", "point"]
 KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
@@ -31,6 +32,9 @@ KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
 OBJECTS = 6
 """Objects that are asked for per image."""
 
+
+EXACT = 0.25
+"""Share of prompts that are an object's own box and centroid; half of the others on landslides are a localizer's."""
 
 WHOLE = 0.4
 """Share of samples near a landslide that hold all of it: extraction reduces what is larger than the frame."""
@@ -191,8 +195,7 @@ class SegmenterObjective:
         while not prompts:
             for i, sample in enumerate(samples):
                 for mask, is_slide in choose_objects(sample, OBJECTS, self._slides, rng):
-                    ask = localizer_prompt if is_slide and rng.random() < 0.5 else sloppy_prompt
-                    prompts.append(ask(mask, rng))
+                    prompts.append(_ask(mask, is_slide, rng))
                     index.append(i)
             if not prompts:
                 samples = [draw(self._pictures, size, rng, on_slide=1.0) for _ in range(count)]
@@ -242,6 +245,13 @@ class SegmenterObjective:
         means = [float(torch.cat(values).mean()) for values in (chosen, best, single, error)]
         figures = dict(zip(("iou/chosen", "iou/best", "iou/single", "iou/error"), means, strict=True))
         return {"score": means[0], **figures, "logit/scale": logit_scale(torch.cat(margins).double().numpy())}
+
+
+def _ask(mask: BoolArray, is_slide: bool, rng: Generator) -> Prompt:
+    how = rng.random()
+    if how < EXACT:
+        return exact_prompt(mask)
+    return localizer_prompt(mask, rng) if is_slide and how < 0.5 * (1 + EXACT) else sloppy_prompt(mask, rng)
 
 
 def logit_scale(margins: Float64Array) -> float:
