@@ -112,7 +112,7 @@ def _terrace(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generato
     value = rng.random(8191, dtype=np.float32)[(level * 7919 + owner * 104_729) % 8191]
     dug = np.float32(rng.uniform(0, 0.6))
     cover.paint(FIELD, where, (value - dug) / (1 - dug), WHOLE)
-    cover.paint(BARE, where & (value < dug), value / np.float32(max(dug, 1e-3)), WHOLE, rng.uniform(0, 0.6))
+    cover.paint(BARE, where & (value < dug), value / dug, WHOLE, rng.uniform(0, 0.6))
     bank = np.exp(-(((rise - level) / np.float32(rng.uniform(0.1, 0.3))) ** 2))
     cover.grain[where] = (np.float32(rng.uniform(-0.5, 0.3)) * bank)[where]
 
