@@ -13,7 +13,7 @@ from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def _clustering(command: F) -> F:
