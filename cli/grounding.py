@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,6 @@ import click
 
 from . import options
 from .terminal import announce, progress_bar
-
-
-def _numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
-    def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
-        try:
-            return tuple(dict.fromkeys(kind(part) for part in value.split(",")))
-        except ValueError:
-            raise click.BadParameter(f"{value!r}: give numbers with commas between them", ctx, param) from None
-
-    return read
 
 
 @click.command()
@@ -31,12 +20,12 @@ def _numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Param
 @click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
               help="A Stable Diffusion 1.x, from a folder or from the Hugging Face hub.")  # fmt: skip
 @click.option("--template", help="The text that the class stands in. Default: Photo of a {}.")
-@click.option("--timesteps", default="30,40,50", show_default=True, callback=_numbers(int), metavar="N,...",
+@click.option("--timesteps", default="30,40,50", show_default=True, callback=options.numbers(int), metavar="N,...",
               help="Steps of the noise schedule, at 50 draws.")  # fmt: skip
-@click.option("--draws", default="1,5,10,25,50,100", show_default=True, callback=_numbers(int), metavar="N,...",
+@click.option("--draws", default="1,5,10,25,50,100", show_default=True, callback=options.numbers(int), metavar="N,...",
               help="Numbers of draws, at step 40.")  # fmt: skip
-@click.option("--thresholds", default="0.3,0.4,0.5", show_default=True, callback=_numbers(float), metavar="N,...",
-              help="Activation that counts; each costs little more.")  # fmt: skip
+@click.option("--thresholds", default="0.3,0.4,0.5", show_default=True, callback=options.numbers(float),
+              metavar="N,...", help="Activation that counts; each costs little more.")  # fmt: skip
 @click.option("--class-name", default="landslide", show_default=True, help="What masks of one class show.")
 @options.segmenter_options
 @options.overwrite

@@ -150,6 +150,18 @@ class Named(click.Option):
         return os.environ.get(f"{ctx.auto_envvar_prefix}_{self.opts[0].removeprefix('--').upper()}") or None
 
 
+def numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """Return a callback that reads numbers with commas between them, each once."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
+        try:
+            return tuple(dict.fromkeys(kind(part) for part in value.split(",")))
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: give numbers with commas between them", ctx, param) from None
+
+    return read
+
+
 asset = click.option("--asset", metavar="NAME", help="Which asset of STAC items is the scene, where that is not clear.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 as_json = click.option("--json", "as_json", cls=Named, is_flag=True, help="Print the result as JSON.")
@@ -197,6 +209,24 @@ def reading_options(command: F) -> F:
 score_threshold = click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
                                help="Least score of a landslide's pixels.")  # fmt: skip
 
+
+CLUSTERING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--clusters", metavar="K|auto|FILE",
+                 help="alps: how many clusters, auto to find out, or clusters that were made before. Default: auto."),
+    click.option("--max-share", type=click.FloatRange(0, 1, min_open=True),
+                 help="alps: leave out what covers more of an image, as background; a landslide that fills a chip goes "
+                 "with it. Default: 0.3."),
+    click.option("--points-per-side", type=click.IntRange(min=1),
+                 help="alps: points of the grid along each side of an image. Default: 32."),
+    click.option("--predicted-iou", type=click.FloatRange(0, 1),
+                 help="alps: predicted IoU that a mask has to exceed. Default: 0.88, less for the bundled network."),
+    click.option("--stability", type=click.FloatRange(0, 1),
+                 help="alps: least stability of a mask. Default: 0.95, less for the bundled network."),
+    click.option("--passes", type=click.IntRange(min=1), help="alps: how often k-means sees all masks. Default: 3."),
+    click.option("--normalised", is_flag=True, default=None,
+                 help="alps: cluster the directions of features, whatever their lengths."),
+)  # fmt: skip
+"""How ALPS finds objects and clusters them; None is the method's own default."""
 
 GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--classes", metavar="NAME[/SYNONYM...],...",

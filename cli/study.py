@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import grounding, options
+from . import grounding, options, pretraining
 from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -18,7 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def study() -> None:
     """Leave parts of a method out, or change its numbers, and see what becomes of it: a table and a plot.
 
-    Any chips with labels and masks will do; the masks are compared with, nothing learns from them.
+    Any chips with labels and masks will do; the masks are compared with, and of all studies only that of alps learns
+    from some of them.
     """
 
 
@@ -93,6 +94,7 @@ def cism(ctx: click.Context, /, **given: Any) -> None:
 
 
 study.add_command(grounding.diffuprompter)
+study.add_command(pretraining.alps)
 
 
 def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:

@@ -95,6 +95,7 @@ def test_commands_are_the_files_of_the_folder():
         "grounding",
         "learn",
         "packing",
+        "pretraining",
         "terminal",
     }
 

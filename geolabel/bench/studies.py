@@ -242,7 +242,7 @@ def draw(section: Section, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [row.method for row in section.measured]
+    names = [", ".join(filter(None, (row.method, row.data))) for row in section.measured]
     key = "map IoU" if section.name in ("s2c", "cism") else "IoU"
     values = [row.figures[key] for row in section.measured]
     figure = Figure(figsize=(7, 1.2 + 0.32 * len(names)) if not names[0].isdecimal() else (7, 4))

@@ -94,6 +94,8 @@ class StudentRequest:
     model: str = "resunet"
     preset: PresetName = "cpu"
     epochs: float | None = None
+    steps: int | None = None
+    """In place of epochs, however many images there are."""
     minutes: float | None = None
     """Wall clock limit; the weights then depend on the machine."""
     size: int | None = None
@@ -170,7 +172,7 @@ def train_student(
     begun = {} if request.init is None else _begin(network, architecture, tuple(examples.classes), *request.init)
     learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
     objective = StudentObjective(StudentLosses(network, learn.names), learn, select, learning)
-    steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
+    steps = request.steps or max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
     schedule = Falling(cycles=(steps,), minutes=request.minutes or math.inf, **numbers.schedule)
     device, precision = worker.device_and_precision(networks.device, networks.precision)
     with saving_to(out):

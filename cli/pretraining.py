@@ -1,0 +1,97 @@
+"""``geolabel study alps``: what pseudo-labels teach a student before the first mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import options
+from .terminal import announce, progress_bar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _clustering(command: F) -> F:
+    for decorate in reversed(options.CLUSTERING_OPTIONS):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@click.argument("chips", type=FOLDER)
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for the table, the plot and what was learned; a stopped study goes on there.")  # fmt: skip
+@click.option("--test", type=FOLDER, help="Chips with masks to judge on; default one in five of CHIPS, kept aside.")
+@click.option("--images", type=FOLDER, help="Images that pseudo-labels are made of; default those of CHIPS.")
+@click.option("--before", type=FOLDER, help="Images of another set, which the row chained learns from first.")
+@click.option("--rows", metavar="NAME,...",
+              help="Only these rows beside scratch: overall, backbone, head; gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; "
+              "chained; longer.")  # fmt: skip
+@click.option("--masks", default="50", show_default=True, callback=options.numbers(int), metavar="N,...",
+              help="How many masks students are tuned on; as many chips that show nothing come with them.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="How often students are tuned, each time on other chips.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=2), default=300, show_default=True, metavar="N",
+              help="Of learning from pseudo-labels, and of tuning; the paper has 80000.")  # fmt: skip
+@click.option("--model", type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer"]), default="resunet",
+              show_default=True, help="The student.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["cpu", "paper"]), default="cpu", show_default=True,
+              help="Numbers of the student and its training.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw clusters from.")
+@click.option("--class-name", default="landslide", show_default=True, help="What label 1 of the chips means.")
+@_clustering
+@options.segmenter_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def alps(
+    ctx: click.Context, /, chips: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    r"""What ALPS teaches a student before the first mask: its gate, its clusters, its steps.
+
+    In each row a student learns from pseudo-labels, keeps some of its weights, and is tuned on a few masks of CHIPS.
+    The row scratch is tuned alone; gains are over it, on the same chips. Every row takes as long as two trainings of
+    its steps, and the first one asks the segmenter once about every image.
+
+    \b
+    geolabel study alps data/train --test data/val --masks 50,200 --seeds 3 --rows overall --out study/
+    geolabel study alps data/train --test data/val --before other/ --out study/
+    """
+    import shutil
+
+    options.check_training(out / "nothing", overwrite=True)
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+
+    from geolabel.bench.pretraining import TITLE, PretrainingStudy
+    from geolabel.datasets.chips import read_chips
+    from geolabel.methods import METHODS
+    from geolabel.run.students import StudentRequest
+
+    networks = options.networks_of(given)
+    learner = StudentRequest(model=given.pop("model"), preset=given.pop("preset"))
+    test, rows = given.pop("test"), given.pop("rows")
+    kept = {name: given.pop(name) for name in ("before", "masks", "seeds", "steps")}
+    images = given.pop("images") or chips
+    with progress_bar(ctx) as progress:
+        study = PretrainingStudy(
+            read_chips(chips, class_name=class_name),
+            images,
+            out,
+            networks,
+            test=None if test is None else read_chips(test, class_name=class_name),
+            rows=None if rows is None else tuple(name.strip() for name in rows.split(",")),
+            settings=METHODS["alps"].settings(given),
+            student=learner,
+            progress=progress,
+            **kept,
+        )
+        found = study.run()
+    table = {f"{row.method}, {row.data}": row.figures for row in found.measured}
+    announce({"table": str(out / f"{TITLE}.md"), "plot": str(out / f"{TITLE}.png"), **table}, as_json=as_json)
