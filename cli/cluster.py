@@ -19,6 +19,10 @@ HOST = "127.0.0.1"
 CONNECT_S = 30.0
 """Seconds that a scheduler has to answer."""
 
+WITHOUT_S = 120
+"""Seconds without any worker of this machine that end a run: dask replaces one that dies, but for one that dies while
+it starts."""
+
 log = logging.getLogger(__name__)
 
 
@@ -90,12 +94,14 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _local(count: int, memory: str, device: str) -> Iterator[None]:
+    import dask
     import distributed
 
     from geolabel.errors import OptionError
     from geolabel.run import execute
 
     gpus = _gpus(device)
+    dask.config.set({execute.PATIENCE: WITHOUT_S})
     try:
         cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=count,

@@ -207,6 +207,23 @@ def test_a_task_that_kills_its_workers_is_named() -> None:
     assert caught.value.number == 0
 
 
+def test_workers_that_do_not_come_back_end_the_run() -> None:
+    with (
+        dask.config.set({execute.PATIENCE: "1s"}),
+        distributed.LocalCluster(
+            n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", threads_per_worker=1
+        ) as local,
+        distributed.Client(local),
+    ):
+        results = execute.ordered(slowly, range(200))
+        next(results)
+        local.scale(0)
+        with pytest.raises(ClusterError, match="no worker is left"):
+            list(results)
+        with pytest.raises(ClusterError, match="no worker is left"):
+            list(execute.ordered(slowly, range(3)))
+
+
 def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
     with (
         distributed.LocalCluster(

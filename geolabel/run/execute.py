@@ -47,6 +47,15 @@ GPU = "GPU"
 """The resource that workers with a GPU announce; where any does, networks run only there."""
 
 
+PATIENCE = "distributed.scheduler.no-workers-timeout"
+"""What dask calls the time that tasks wait for a worker to come. It has no end unless one is set."""
+
+NOBODY = (
+    "no worker is left, and none came in the time that the scheduler waits for one: see why they ended, start others, "
+    "and the same command goes on"
+)
+
+
 def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = False) -> Iterator[R]:
     """Yield ``function(item)`` in the order of `items`, working on a bounded number of them at once.
 
@@ -256,7 +265,10 @@ def _client() -> Any | None:
 
 def _await_workers(client: Any) -> None:
     if not _workers(client):
-        client.wait_for_workers(1)
+        try:
+            client.wait_for_workers(1, timeout=dask.config.get(PATIENCE, None))
+        except TimeoutError as error:
+            raise ClusterError(NOBODY) from error
 
 
 def _workers(client: Any) -> dict[str, dict[str, Any]]:
@@ -335,6 +347,8 @@ def _explained(number: int = 0) -> Iterator[None]:
             raise TaskLostError(
                 "every worker that tried it died, most likely because memory ran out", number
             ) from error
+        if type(error).__name__ in ("NoWorkerError", "NoValidWorkerError"):
+            raise ClusterError(NOBODY) from error
         if isinstance(error, CancelledError | AsyncCancelledError) or type(error).__module__.startswith("distributed"):
             raise ClusterError(
                 f"the scheduler is gone ({type(error).__name__}: {error}): start it again, and the same command goes on"

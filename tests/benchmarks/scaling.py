@@ -39,7 +39,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.cli.main import run as command
 from geolabel.io.scenes import SceneReader
-from geolabel.run import ledger, request, worker
+from geolabel.run import execute, ledger, request, worker
 from geolabel.run.extract import run_extract
 from geolabel.run.outcome import Targets
 from geolabel.run.plan import Parameters, make_plan
@@ -317,24 +317,32 @@ def _kill_until_done(out: Path, words: list[str], dice: random.Random, seconds: 
     raise AssertionError("the last run was not killed and did not end")
 
 
-def _kill_workers(folder: Path, words: list[str], expected: bytes, dice: random.Random, trials: int) -> str:
+@contextmanager
+def _two_workers() -> Iterator[Any]:
     import distributed
 
-    same = killed = 0
+    waits = {"distributed.scheduler.allowed-failures": 20, execute.PATIENCE: "30s"}
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 20}),
+        dask.config.set(waits),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as local,
         distributed.Client(local),
     ):
+        yield local
+
+
+def _kill_workers(folder: Path, words: list[str], expected: bytes, dice: random.Random, trials: int) -> str:
+    same = killed = again = 0
+    with ExitStack() as crew:
+        local = crew.enter_context(_two_workers())
         for trial in range(trials):
             out, over = folder / f"worker{trial}.gpkg", threading.Event()
 
             def kill(over: threading.Event = over) -> None:
                 nonlocal killed
                 while not over.wait(dice.uniform(0.1, 1.5)):
-                    pids = [nanny.pid for nanny in local.workers.values() if getattr(nanny, "pid", None)]
+                    pids = [nanny.pid for nanny in local.workers.values() if getattr(nanny, "pid", None)]  # noqa: B023
                     if pids:
                         os.kill(dice.choice(pids), signal.SIGKILL)
                         killed += 1
@@ -343,10 +351,15 @@ def _kill_workers(folder: Path, words: list[str], expected: bytes, dice: random.
             killer = threading.Thread(target=kill)
             killer.start()
             code = command([*words, "--out", str(out)])
+            if code:  # dask does not replace a worker that dies while it starts; with none left, a run ends and goes on
+                crew.close()
+                local = crew.enter_context(_two_workers())
+                code = command([*words, "--out", str(out)])
+                again += 1
             over.set()
             killer.join()
             same += code == 0 and out.read_bytes() == expected
-    return f"{same} of {trials} equal, {killed} kills"
+    return f"{same} of {trials} equal, {killed} kills, {again} runs went on with new workers"
 
 
 @contextmanager
