@@ -215,7 +215,7 @@ CLUSTERING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="alps: how many clusters, auto to find out, or clusters that were made before. Default: auto."),
     click.option("--max-share", type=click.FloatRange(0, 1, min_open=True),
                  help="alps: leave out what covers more of an image, as background; a landslide that fills a chip goes "
-                 "with it. Default: 0.3."),
+                 "with it. Default: 0.3; 0.7 of the bundled network, whose tiles are small."),
     click.option("--points-per-side", type=click.IntRange(min=1),
                  help="alps: points of the grid along each side of an image. Default: 32."),
     click.option("--predicted-iou", type=click.FloatRange(0, 1),

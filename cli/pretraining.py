@@ -42,6 +42,9 @@ def _clustering(command: F) -> F:
               show_default=True, help="The student.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["cpu", "paper"]), default="cpu", show_default=True,
               help="Numbers of the student and its training.")  # fmt: skip
+@click.option("--size", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32.")
+@click.option("--crops", type=click.IntRange(min=2), metavar="N",
+              help="Crops of a step; default the preset's.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw clusters from.")
 @click.option("--class-name", default="landslide", show_default=True, help="What label 1 of the chips means.")
 @_clustering
@@ -75,7 +78,7 @@ def alps(
     from geolabel.run.students import StudentRequest
 
     networks = options.networks_of(given)
-    learner = StudentRequest(model=given.pop("model"), preset=given.pop("preset"))
+    learner = {name: given.pop(name) for name in ("model", "preset", "size")} | {"batch": given.pop("crops")}
     test, rows = given.pop("test"), given.pop("rows")
     kept = {name: given.pop(name) for name in ("before", "masks", "seeds", "steps")}
     images = given.pop("images") or chips
@@ -88,7 +91,7 @@ def alps(
             test=None if test is None else read_chips(test, class_name=class_name),
             rows=None if rows is None else tuple(name.strip() for name in rows.split(",")),
             settings=METHODS["alps"].settings(given),
-            student=learner,
+            student=StudentRequest(**learner),
             progress=progress,
             **kept,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import detector, learn, options
+from . import learn, options
 from .terminal import announce, progress_bar
 
 KINDS = ("localizer", "segmenter")
@@ -23,7 +23,6 @@ def train() -> None:
 
 train.add_command(learn.localizer)
 train.add_command(learn.student)
-train.add_command(detector.detector)
 
 
 @train.command()

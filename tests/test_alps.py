@@ -25,11 +25,13 @@ from geolabel.io import weights
 from geolabel.io.clusters import load_clusters, save_clusters
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
+from geolabel.methods.alps import usual_share
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 from geolabel.run import worker
 from geolabel.run.regions import RegionFolder, find_regions
 from geolabel.run.report import Silent
+from geolabel.run.request import Networks
 from geolabel.types import UInt8Array
 
 
@@ -97,6 +99,9 @@ def chips(tmp_path: Path) -> Path:
     return folder
 
 
+PAPER = ("--max-share", "0.3")
+
+
 def label(chips: Path, out: Path, *more: str) -> int:
     return command(["label", str(chips), "--method", "alps", "--out", str(out), "--device", "cpu", "-q", *more])
 
@@ -106,7 +111,7 @@ def values(out: Path) -> list[np.ndarray]:
 
 
 def test_regions_of_one_kind_are_one_cluster_and_the_rest_is_ignored(chips: Path, tmp_path: Path, objects) -> None:
-    assert label(chips, tmp_path / "out", "--clusters", "2") == 0
+    assert label(chips, tmp_path / "out", "--clusters", "2", *PAPER) == 0
     found = values(tmp_path / "out")
     dark = int(found[0][0, 0])
     for painted, pixels in zip(found, PICTURES, strict=True):
@@ -124,8 +129,15 @@ def test_the_gate_can_be_opened(chips: Path, tmp_path: Path, objects) -> None:
     assert values(tmp_path / "out")[3][0, 0] != IGNORE
 
 
+def test_the_usual_gate_is_wider_where_tiles_are_small(chips: Path, tmp_path: Path, objects) -> None:
+    assert label(chips, tmp_path / "out", "--clusters", "2") == 0
+    assert load_clusters(tmp_path / "out").source.max_share == 0.7
+    assert values(tmp_path / "out")[3][0, 0] != IGNORE
+    assert usual_share(Networks(sam="vit_b")) == 0.3
+
+
 def test_the_folder_says_how_it_came_out(chips: Path, tmp_path: Path, objects, capsys) -> None:
-    assert label(chips, tmp_path / "out", "--clusters", "2", "--json") == 0
+    assert label(chips, tmp_path / "out", "--clusters", "2", *PAPER, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     # two tiles of the large picture show its dark region, and what each shows is a mask of its own
     assert (said["images"], said["masks"], said["clusters"], said["empty_clusters"]) == (5, 9, 2, 0)
@@ -200,7 +212,7 @@ def test_named_clusters_label_classes(chips: Path, tmp_path: Path, objects) -> N
 
 
 @pytest.mark.parametrize(("more", "code", "says"), [
-    (["--clusters", "99"], 2, "99 clusters of 9 masks: ask for fewer"),
+    (["--clusters", "99"], 2, "99 clusters of 10 masks: ask for fewer"),
     (["--clusters", "0"], 2, "0 clusters: a label map holds 1 to 255"),
     (["--clusters", "none.json"], 1, "none.json does not exist"),
 ])  # fmt: skip

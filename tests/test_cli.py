@@ -91,7 +91,6 @@ def test_commands_are_the_files_of_the_folder():
         "cluster",
         "main",
         "options",
-        "detector",
         "grounding",
         "learn",
         "packing",

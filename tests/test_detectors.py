@@ -16,6 +16,7 @@ from geolabel.cli.main import run
 from geolabel.datasets.instances import CocoInstances, read_instances
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, WeightsError
+from geolabel.io import weights
 from geolabel.labels import BACKGROUND, LabelMap, closed_regions
 from geolabel.networks import build
 from geolabel.networks.checkpoint import read_info
@@ -228,33 +229,39 @@ def test_a_training_leaves_a_detector_and_its_figures(trained: tuple[Path, dict[
 
 def test_a_detector_is_tuned_on_a_share_of_others(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, _ = trained
-    request = DetectorRequest(epochs=0.1, start=folder / "out" / FILE, share=0.6)
+    request = DetectorRequest(epochs=0.1, init=("overall", folder / "out" / FILE), share=0.6)
     figures = train_detector(
         folder / "pseudo", tmp_path / "tuned", request, preset=PRESET, test=folder / "pseudo" / "instances.json"
     )
     info = read_info(tmp_path / "tuned" / FILE)
-    assert info.trained["start"] == str(folder / "out" / FILE)
+    first = read_info(folder / "out" / FILE)
+    assert info.architecture == first.architecture
+    assert info.trained["init"]["share"] == "overall"
     assert info.trained["images"] in (1, 2)
     assert set(NAMES) <= set(figures)
 
 
 def test_what_a_detector_cannot_be_made_of(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, _ = trained
-    with pytest.raises(OptionError, match="share 0"):
-        DetectorRequest(share=0)
     with pytest.raises(OptionError, match="multiple of 32"):
         DetectorRequest(size=100)
     other = write_coco(tmp_path)
-    content = json.loads(other.read_text(encoding="utf-8"))
-    content["categories"][0]["name"] = "lake"
-    other.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ChipError, match="knows slide, pond, the images show slide, lake"):
-        train_detector(other, tmp_path / "out", DetectorRequest(start=folder / "out" / FILE))
-    from geolabel.io import weights
-
+    with pytest.raises(ChipError, match="the test shows slide, lake, the training slide, pond"):
+        train_detector(folder / "pseudo", tmp_path / "out", preset=PRESET, test=_renamed(other))
+    first = ("overall", folder / "out" / FILE)
+    with pytest.raises(OptionError, match="give the same --model and --preset"):
+        train_detector(other, tmp_path / "out", DetectorRequest(init=first))
     bundled = weights.lookup("bundled", "localizer")[0].path
-    with pytest.raises(WeightsError, match="holds a localizer: give a detector"):
-        train_detector(folder / "pseudo", tmp_path / "out", DetectorRequest(start=bundled))
+    with pytest.raises(WeightsError, match="holds a localizer, not a detector"):
+        train_detector(folder / "pseudo", tmp_path / "out", DetectorRequest(init=("overall", bundled)), preset=PRESET)
+
+
+def _renamed(path: Path) -> Path:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["categories"][0]["name"] = "lake"
+    other = path.with_name("renamed.json")
+    other.write_text(json.dumps(content), encoding="utf-8")
+    return other
 
 
 def test_a_detector_sees_an_image_at_its_own_scale() -> None:
@@ -273,7 +280,8 @@ def test_the_paper_preset_can_be_built() -> None:
 
 def test_the_command_refuses_before_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / FILE).write_bytes(b"x")
-    assert run(["train", "detector", str(tmp_path), "--out", str(tmp_path)]) == 1
+    train = ["train", "student", "--model", "maskrcnn"]
+    assert run([*train, str(tmp_path), "--out", str(tmp_path)]) == 1
     assert "exists: choose another --out" in capsys.readouterr().err
-    assert run(["train", "detector", str(tmp_path / "none.json"), "--out", str(tmp_path / "out")]) == 1
+    assert run([*train, str(tmp_path / "none.json"), "--out", str(tmp_path / "out")]) == 1
     assert "none.json cannot be read" in capsys.readouterr().err

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from geolabel.errors import OptionError, WeightsError
+from geolabel.errors import ChipError, OptionError, WeightsError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.initial import BACKBONE, CLASSES, SHARES, take_over
-from geolabel.run.students import _begin
+from geolabel.run.training import begin, share_of
 
 RESUNET = {"name": "resunet", "widths": [8, 16]}
 UNET = {"name": "smp", "model": "unet", "encoder": "resnet18"}
+MASKRCNN = {"name": "maskrcnn", "backbone": "resnet18"}
 
 
 def network(architecture: dict, classes: int = 2, seed: int = 0):
@@ -22,7 +23,7 @@ def network(architecture: dict, classes: int = 2, seed: int = 0):
     return build({**architecture, "classes": classes})
 
 
-@pytest.mark.parametrize("architecture", [RESUNET, UNET], ids=["resunet", "unet"])
+@pytest.mark.parametrize("architecture", [RESUNET, UNET, MASKRCNN], ids=["resunet", "unet", "maskrcnn"])
 def test_backbone_and_head_are_the_whole(architecture: dict) -> None:
     theirs = network(architecture, seed=1)
     taken = {share: take_over(network(architecture), theirs.state_dict(), share, same_classes=True) for share in SHARES}
@@ -53,6 +54,25 @@ def test_other_classes_are_told_apart_anew() -> None:
         take_over(network(RESUNET, 2), {}, "head", same_classes=True)
 
 
+def test_a_detector_of_other_classes_takes_over_all_but_three_layers() -> None:
+    ours, theirs = network(MASKRCNN, 2), network(MASKRCNN, 5)
+    taken = take_over(ours, theirs.state_dict(), "overall", same_classes=False)
+    assert len(taken) == len(ours.state_dict()) - 6  # weights and biases of scores, boxes and masks
+
+
+def test_less_images_are_among_more() -> None:
+    names = [f"image{k}" for k in range(400)]
+    some, more = set(share_of(names, 0.25).tolist()), set(share_of(names, 0.5).tolist())
+    assert some < more
+    assert 70 < len(some) < 130
+    assert share_of(names, 1).tolist() == list(range(400))
+    assert share_of(names[::-1], 0.25).tolist() == sorted(399 - k for k in some)
+    with pytest.raises(OptionError, match="share 0: it has to lie above 0"):
+        share_of(names, 0)
+    with pytest.raises(ChipError, match="of 1 images holds none"):
+        share_of(names[:1], 1e-9)
+
+
 def save(path: Path, architecture: dict, classes: tuple[str, ...], kind: str = "student") -> Path:
     info = NetworkInfo(kind=kind, architecture={**architecture, "classes": len(classes)}, classes=classes, window=64,
                        stride=1, gsd_range=(0.1, 10.0), mean=(0.5,) * 3, std=(0.2,) * 3)  # fmt: skip
@@ -63,7 +83,7 @@ def save(path: Path, architecture: dict, classes: tuple[str, ...], kind: str = "
 def test_a_file_gives_the_first_weights_and_says_so(tmp_path: Path) -> None:
     path = save(tmp_path / "student.safetensors", RESUNET, ("a", "b", "c"))
     ours = network(RESUNET)
-    told = _begin(ours, {**RESUNET, "classes": 2}, ("background", "landslide"), "overall", path)["init"]
+    told = begin(ours, {**RESUNET, "classes": 2}, ("background", "landslide"), "overall", path)["init"]
     assert (told["share"], len(told["sha256"])) == ("overall", 64)
     assert told["tensors"] == len(ours.state_dict()) - 2  # weight and bias of the layer of the classes
 
@@ -71,7 +91,7 @@ def test_a_file_gives_the_first_weights_and_says_so(tmp_path: Path) -> None:
 def test_another_network_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "student.safetensors", RESUNET, ("a", "b"))
     with pytest.raises(OptionError, match="give the same --model and --preset"):
-        _begin(network(UNET), {**UNET, "classes": 2}, ("a", "b"), "overall", path)
+        begin(network(UNET), {**UNET, "classes": 2}, ("a", "b"), "overall", path)
     other = save(tmp_path / "other.safetensors", RESUNET, ("a", "b"), kind="localizer")
     with pytest.raises(WeightsError, match="holds a localizer, not a student"):
-        _begin(network(RESUNET), {**RESUNET, "classes": 2}, ("a", "b"), "overall", other)
+        begin(network(RESUNET), {**RESUNET, "classes": 2}, ("a", "b"), "overall", other)

@@ -114,7 +114,7 @@ def test_all_rows_are_measured_and_the_study_goes_on(
         name: LESSONS[name] for name in ("scratch", "backbone", "gate 0.3", "gate 1.0", "binary", "chained", "longer")
     }
     monkeypatch.setattr(pretraining, "LESSONS", few)
-    given = [data, "--before", str(data / "other"), "--out", str(out), "--seeds", "2", "--json"]
+    given = [data, "--before", str(data / "other"), "--out", str(out), "--seeds", "2", "--max-share", "0.3", "--json"]
     assert study(*given) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [name for name in rows if name not in ("table", "plot")] == [

@@ -1,5 +1,6 @@
 """Students: their loss, their training in miniature, what they say of chips, and what stops them."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,8 +198,12 @@ def test_pseudo_labels_and_masks_are_read_alike(tmp_path: Path):
 def test_the_command_line_trains_and_extracts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pseudo = write_pseudo_labels(tmp_path / "pseudo", Painted(6))
     words = ["train", "student", str(pseudo), "--out", str(tmp_path / "out"), "-q", "--device", "cpu"]
-    assert run([*words, "--epochs", "0.3", "--crops", "2", "--size", "64"]) == 0
-    assert "student.safetensors" in capsys.readouterr().out
+    more = ["--epochs", "0.3", "--crops", "2", "--size", "64", "--share", "0.9", "--test", str(pseudo), "--json"]
+    assert run([*words, *more]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["student"].endswith("student.safetensors")
+    assert 0 <= told["iou"] <= told["f1"] <= 1
+    assert read_info(tmp_path / "out" / FILE).trained["share"] == 0.9
     assert read_info(tmp_path / "out" / FILE).trained["labels"] == "apsam"
     assert run(words) == 1
     assert "exists" in capsys.readouterr().err
@@ -211,6 +216,10 @@ def test_students_that_cannot_be(tmp_path: Path, trained: Path):
         train_student(Painted(), tmp_path, StudentRequest(batch=1), networks=CPU)
     with pytest.raises(ChipError, match="0 images"):
         train_student(Painted(0), tmp_path, networks=CPU)
+    other_classes = Painted(2)
+    other_classes.classes = ("background", "lake")
+    with pytest.raises(ChipError, match="the test shows background, lake, the training background, landslide"):
+        train_student(Painted(), tmp_path, test=other_classes, networks=CPU)
     other = replace(SMALL, architectures={"resunet": {"name": "resunet", "widths": [16, 48]}}, epochs=1)
     with pytest.raises(WeightsError, match="state of another training"):
         train_student(Painted(), trained.parent, networks=CPU, preset=other, resume=True)

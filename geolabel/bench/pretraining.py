@@ -288,8 +288,8 @@ class PretrainingStudy:
         return out / students.FILE
 
     def _gate(self, lesson: Lesson) -> float:
-        usual = 0.3 if self.settings.max_share is None else self.settings.max_share
-        return usual if lesson.gate is None else lesson.gate
+        given = (lesson.gate, self.settings.max_share, alps.usual_share(self.networks))
+        return next(gate for gate in given if gate is not None)
 
     def _mark(self, lesson: Lesson) -> str:
         # what a lesson was about, whatever is kept of it

@@ -9,8 +9,9 @@ Anything Model". Its steps and where they are:
 * online k-means, and the number of clusters where it is not known: `geolabel.trainers.clusters`
 * pseudo-labels: `geolabel.labelers.ClusterLabeler`; the smallest mask of a pixel decides, and 255 is what none covers
 
-The gate leaves out masks that cover more than 0.3 of an image, as background. A landslide that fills its image goes
-with them: the paper's images are some 900 px wide. Where chips are cut close, raise the gate.
+The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
+some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
+are smaller: see `USUAL_SHARE`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ from geolabel.types import UInt8Array
 
 AUTO = "auto"
 
+USUAL_SHARE = {"bundled": 0.7}
+"""Gate of a segmenter, where it is not `PAPER_SHARE`. The bundled one sees 512 px at once, a third of the pixels of the
+paper's images: there 0.3 leaves out most of what is landslide on orthophotos of 0.2 to 0.9 m."""
+
+PAPER_SHARE = 0.3
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,7 +56,7 @@ class Settings:
     clusters: str = AUTO
     """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that it lies in."""
     max_share: float | None = None
-    """Largest share of an image that an object covers; 0.3."""
+    """Largest share of an image, or of a tile of a larger one, that an object covers; see `usual_share`."""
     points_per_side: int | None = None
     """Of the grid of points; 32."""
     predicted_iou: float | None = None
@@ -117,9 +124,14 @@ def source_of(settings: Settings, networks: Networks) -> tuple[Source, Recipe]:
         tile=worker.segmenter(recipe).window,
         points_per_side=asked.points_per_side,
         filters=recipe.filters,
-        max_share=0.3 if settings.max_share is None else settings.max_share,
+        max_share=usual_share(networks) if settings.max_share is None else settings.max_share,
     )
     return source, recipe
+
+
+def usual_share(networks: Networks) -> float:
+    """Gate of a segmenter where none is given."""
+    return USUAL_SHARE.get(networks.sam, PAPER_SHARE)
 
 
 def known_clusters(path: Path, settings: Settings, networks: Networks) -> ClusterFile:

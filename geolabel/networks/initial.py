@@ -15,10 +15,16 @@ Share = Literal["overall", "backbone", "head"]
 
 SHARES: tuple[Share, ...] = get_args(Share)
 
-BACKBONE = ("down.", "context.", "network.encoder.")
-"""How the tensors of backbones begin: ResUNet's way down, and the encoders of segmentation-models-pytorch."""
+BACKBONE = ("down.", "context.", "network.encoder.", "backbone.")
+"""How the tensors of backbones begin: ResUNet's way down, the encoders of segmentation-models-pytorch, and the trunk of
+torchvision's detectors."""
 
-CLASSES = ("head.", "network.segmentation_head.")
+CLASSES = (
+    "head.",
+    "network.segmentation_head.",
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+)
 """How the tensors begin that tell the classes apart."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +13,13 @@ import torch
 
 from geolabel.chips import is_held_out
 from geolabel.datasets.instances import read_instances
-from geolabel.errors import ChipError, OptionError, WeightsError
+from geolabel.errors import ChipError, OptionError
 from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo, load_checkpoint, save_checkpoint
+from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.networks.initial import Share
 from geolabel.run import worker
 from geolabel.run.request import Networks
+from geolabel.run.training import begin, gsd_range, share_of
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.instances import DetectorLosses, DetectorObjective, Examples, Some, judge
@@ -71,14 +72,14 @@ class DetectorRequest:
     size: int | None = None
     batch: int | None = None
     seed: int = 0
-    start: Path | None = None
-    """A detector to go on from."""
+    gsd: float | None = None
+    """Metres per pixel of images that do not know it themselves."""
+    init: tuple[Share, str | Path] | None = None
+    """First weights: which share of the network, and the detector's file that they come from."""
     share: float = 1.0
-    """Of the images; which ones depends on their names alone, and less are among more."""
+    """Part of the images that are learned from."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise OptionError(f"share {self.share}: it has to lie above 0, up to 1")
         if self.size is not None and self.size % 32:
             raise OptionError(f"crops of {self.size} px: give a multiple of 32 px")
 
@@ -121,18 +122,21 @@ def train_detector(
     Raises
     ------
     ChipError
-        If the images cannot be read, or are of other classes than those of the detector to go on from.
-    WeightsError
-        If that is no detector.
+        If the images cannot be read, or are of other classes than those of the test.
+    WeightsError, OptionError
+        If the file of the first weights cannot be read, or holds another network.
     """
     request, networks = request or DetectorRequest(), networks or Networks()
     numbers = preset or request.numbers
-    learn, select = _split(_some(_opened(examples, class_name), request.share))
+    known = _opened(examples, class_name)
+    learn, select = _split(Some(known, share_of(known.names, request.share)))
     held = None if test is None else _opened(test, class_name)
-    torch.manual_seed(request.seed)
-    architecture, detector = _detector(request, numbers, learn.classes)
     if held is not None and tuple(held.classes) != tuple(learn.classes):
         raise ChipError(f"the test shows {', '.join(held.classes)}, the training {', '.join(learn.classes)}")
+    torch.manual_seed(request.seed)
+    architecture = {"name": "maskrcnn", "classes": len(learn.classes), **numbers.architecture}
+    detector = build(architecture)
+    begun = {} if request.init is None else begin(detector, architecture, learn.classes, *request.init, "detector")
     objective = DetectorObjective(
         DetectorLosses(detector), learn, select, numbers.cropping, min(numbers.batch, len(learn.names)), request.seed
     )
@@ -142,16 +146,20 @@ def train_detector(
     figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)  # type: ignore[arg-type]
     if held is not None:
         figures |= judge(detector, held)
-    known = {name: value for name, value in figures.items() if not math.isnan(value)}
-    trained = {
-        "preset": request.preset, "seed": request.seed, "share": request.share, "images": len(learn.names),
-        "start": None if request.start is None else str(request.start), "figures": known,
-    }  # fmt: skip
-    size = numbers.cropping.size
+    told = {name: value for name, value in figures.items() if not math.isnan(value)}
+    trained = {"preset": request.preset, "seed": request.seed, "share": request.share, "images": len(learn.names)}
     info = NetworkInfo(
-        "detector", architecture, tuple(learn.classes), size, 1, (0.01, 1000.0), (0.0,) * 3, (255.0,) * 3
+        kind="detector",
+        architecture=architecture,
+        classes=tuple(learn.classes),
+        window=numbers.cropping.size,
+        stride=1,
+        gsd_range=gsd_range(request.gsd, numbers.cropping),
+        mean=(0.0,) * 3,
+        std=(255.0,) * 3,
+        trained=trained | {"figures": told} | begun,
     )
-    save_checkpoint(out / FILE, detector, replace(info, trained=trained))
+    save_checkpoint(out / FILE, detector, info)
     return figures
 
 
@@ -159,36 +167,8 @@ def _opened(examples: str | Path | Examples, class_name: str) -> Examples:
     return read_instances(examples, class_name=class_name) if isinstance(examples, str | Path) else examples
 
 
-def _some(examples: Examples, share: float) -> Examples:
-    def position(name: str) -> float:
-        return int(hashlib.sha256(name.encode()).hexdigest(), 16) / 2.0**256
-
-    if share == 1:
-        return examples
-    chosen = [k for k, name in enumerate(examples.names) if position(name) < share]
-    if not chosen:
-        raise ChipError(f"a share of {share} of {len(examples.names)} images holds none: give a larger one")
-    return Some(examples, np.asarray(chosen, np.int64))
-
-
-def _split(examples: Examples) -> tuple[Examples, Examples]:
+def _split(examples: Some) -> tuple[Some, Some]:
     kept = np.asarray([is_held_out(name) for name in examples.names], bool)
     if kept.any() and not kept.all():
         return Some(examples, np.flatnonzero(~kept)), Some(examples, np.flatnonzero(kept))
     return examples, examples  # too few to keep some aside
-
-
-def _detector(
-    request: DetectorRequest, numbers: DetectorPreset, classes: tuple[str, ...]
-) -> tuple[dict[str, Any], torch.nn.Module]:
-    if request.start is None:
-        architecture = {"name": "maskrcnn", "classes": len(classes), **numbers.architecture}
-        return architecture, build(architecture)
-    state, info = load_checkpoint(request.start)
-    if info.kind != "detector":
-        raise WeightsError(f"{request.start} holds a {info.kind}: give a detector of geolabel train student")
-    if info.classes != tuple(classes):
-        raise ChipError(f"{request.start} knows {', '.join(info.classes)}, the images show {', '.join(classes)}")
-    detector = build(info.architecture)
-    detector.load_state_dict(state)
-    return info.architecture, detector

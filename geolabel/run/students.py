@@ -11,24 +11,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from geolabel.chips import is_held_out
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
-from geolabel.errors import ChipError, OptionError, WeightsError
-from geolabel.io.downloads import sha256
+from geolabel.errors import ChipError, OptionError
 from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo, load_checkpoint, save_checkpoint
-from geolabel.networks.initial import Share, take_over
+from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.networks.initial import Share
 from geolabel.run import worker
 from geolabel.run.request import Networks
-from geolabel.run.training import ANY_GSD, saving_to
+from geolabel.run.training import begin, gsd_range, saving_to, share_of
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import fit
 from geolabel.trainers.schedules import Falling
-from geolabel.trainers.student import Examples, Some, StudentLosses, StudentObjective
+from geolabel.trainers.student import Examples, Some, StudentLosses, StudentObjective, judge
 from geolabel.trainers.weak import Learning
 
 log = logging.getLogger(__name__)
@@ -105,6 +103,8 @@ class StudentRequest:
     """Metres per pixel of images that do not know it themselves."""
     init: tuple[Share, str | Path] | None = None
     """First weights: which share of the network, and the student's file that they come from."""
+    share: float = 1.0
+    """Part of the images that are learned from."""
 
     @property
     def numbers(self) -> StudentPreset:
@@ -123,6 +123,7 @@ def train_student(
     out: str | Path,
     request: StudentRequest | None = None,
     *,
+    test: Examples | None = None,
     networks: Networks | None = None,
     preset: StudentPreset | None = None,
     resume: bool = False,
@@ -136,6 +137,8 @@ def train_student(
     ----------
     examples
         See `geolabel.datasets.painted.read_painted`.
+    test
+        What is reported on besides the kept images.
     out
         Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
     networks
@@ -145,12 +148,12 @@ def train_student(
 
     Returns
     -------
-    figures of the weights kept
+    figures of the weights kept; with a test, how well they agree with its masks
 
     Raises
     ------
     ChipError
-        If the label maps cannot be read, or know nothing but one class.
+        If the label maps cannot be read, know nothing but one class, or others than those of the test.
     TrainingError
         If the loss is no number.
     WeightsError, OptionError
@@ -165,11 +168,13 @@ def train_student(
         raise ChipError(
             f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
         )
-    learn, select = _split(examples)
+    if test is not None and tuple(test.classes) != tuple(examples.classes):
+        raise ChipError(f"the test shows {', '.join(test.classes)}, the training {', '.join(examples.classes)}")
+    learn, select = _split(Some(examples, share_of(examples.names, request.share)))
     torch.manual_seed(request.seed)
     architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
     network = build(architecture)
-    begun = {} if request.init is None else _begin(network, architecture, tuple(examples.classes), *request.init)
+    begun = {} if request.init is None else begin(network, architecture, tuple(examples.classes), *request.init)
     learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
     objective = StudentObjective(StudentLosses(network, learn.names), learn, select, learning)
     steps = request.steps or max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
@@ -178,40 +183,21 @@ def train_student(
     with saving_to(out):
         figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)  # type: ignore[arg-type]
         trained = {"model": request.model, "preset": request.preset, "seed": request.seed, "images": len(learn)}
+        trained["share"] = request.share
         trained |= {"steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms), "selection": figures}
         trained["labels"] = _origin(examples)
         trained |= begun
         info = _describe(architecture, examples, request, numbers.cropping)
         save_checkpoint(out / FILE, network, replace(info, trained=trained))
-    return figures
+    return figures if test is None else figures | judge(network, test, learning)
 
 
-def _begin(
-    network: nn.Module, architecture: Mapping[str, Any], classes: tuple[str, ...], share: Share, path: str | Path
-) -> dict[str, Any]:
-    """Give a network its first weights, and say which."""
-    state, info = load_checkpoint(path)
-    if info.kind != "student":
-        raise WeightsError(f"{path} holds a {info.kind}, not a student: give a file of geolabel train student")
-    theirs, ours = (
-        {key: value for key, value in of.items() if key != "classes"} for of in (info.architecture, architecture)
-    )
-    if theirs != ours:
-        raise OptionError(f"{path} holds {theirs}, and {ours} is to be trained: give the same --model and --preset")
-    try:
-        taken = take_over(network, state, share, same_classes=info.classes == classes)
-    except ValueError as error:
-        raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
-    return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
-
-
-def _split(examples: Examples) -> tuple[Some, Some]:
+def _split(examples: Some) -> tuple[Some, Some]:
     kept = np.fromiter((is_held_out(name) for name in examples.names), bool, len(examples))
     if kept.any() and not kept.all():
         return Some(examples, np.flatnonzero(~kept)), Some(examples, np.flatnonzero(kept))
     log.warning("%d images are too few to keep some aside: weights are selected by what they learn from", len(examples))
-    everything = Some(examples, np.arange(len(examples)))
-    return everything, everything
+    return examples, examples
 
 
 def _origin(examples: Examples) -> str:
@@ -229,14 +215,13 @@ def _describe(
         gsd = examples.provenance.get("images", {}).get("gsd_m")
     elif gsd is None and isinstance(examples, PaintedChips):
         gsd = examples.gsd
-    low, high = cropping.zooms
     return NetworkInfo(
         kind="student",
         architecture=architecture,
         classes=tuple(examples.classes),
         window=cropping.size,
         stride=1,
-        gsd_range=ANY_GSD if gsd is None else (gsd / high, gsd / low),
+        gsd_range=gsd_range(gsd, cropping),
         mean=MEAN,
         std=STD,
     )

@@ -1,12 +1,22 @@
-"""What the trainings on chips share: what they know of pixel sizes, and what stops them."""
+"""What the trainings on chips share: which images, what they begin with, pixel sizes, and what stops them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from geolabel.errors import OutputError, WeightsError
+import numpy as np
+from torch import nn
+
+from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
+from geolabel.io.downloads import sha256
+from geolabel.networks.checkpoint import load_checkpoint
+from geolabel.networks.initial import Share, take_over
+from geolabel.trainers.crops import Cropping
+from geolabel.types import Int64Array
 
 ANY_GSD = (0.01, 1000.0)
 """What a network of images of unknown gsd is taken to know."""
@@ -34,3 +44,60 @@ def saving_to(folder: Path) -> Iterator[None]:
             raise WeightsError(f"{folder} holds the state of another training: give another folder, or its own options "
                                "to resume") from error  # fmt: skip
         raise
+
+
+def gsd_range(gsd: float | None, cropping: Cropping) -> tuple[float, float]:
+    """What a network knows that saw images of some gsd, enlarged as `cropping` says."""
+    low, high = cropping.zooms
+    return ANY_GSD if gsd is None else (gsd / high, gsd / low)
+
+
+def share_of(names: Sequence[str], share: float) -> Int64Array:
+    """Which images make up a share, by their names alone, so that less are among more.
+
+    Raises
+    ------
+    OptionError
+        If the share is none.
+    ChipError
+        If it holds no image.
+    """
+    if not 0 < share <= 1:
+        raise OptionError(f"share {share}: it has to lie above 0, up to 1")
+    places = [int(hashlib.sha256(name.encode()).hexdigest(), 16) / 2.0**256 for name in names]
+    chosen = np.asarray([k for k, place in enumerate(places) if share == 1 or place < share], np.int64)
+    if not len(chosen):
+        raise ChipError(f"a share of {share} of {len(names)} images holds none: give a larger one")
+    return chosen
+
+
+def begin(
+    network: nn.Module,
+    architecture: Mapping[str, Any],
+    classes: tuple[str, ...],
+    share: Share,
+    path: str | Path,
+    kind: str = "student",
+) -> dict[str, Any]:
+    """Give a network its first weights from another one of its make, and say which.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read, or holds another kind of network.
+    OptionError
+        If that is of another make.
+    """
+    state, info = load_checkpoint(path)
+    if info.kind != kind:
+        raise WeightsError(f"{path} holds a {info.kind}, not a {kind}: give a file of geolabel train student")
+    theirs, ours = (
+        {key: value for key, value in of.items() if key != "classes"} for of in (info.architecture, architecture)
+    )
+    if theirs != ours:
+        raise OptionError(f"{path} holds {theirs}, and {ours} is to be trained: give the same --model and --preset")
+    try:
+        taken = take_over(network, state, share, same_classes=info.classes == classes)
+    except ValueError as error:
+        raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
+    return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}

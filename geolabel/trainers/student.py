@@ -140,14 +140,18 @@ class StudentObjective:
     def figures(self, module: nn.Module) -> dict[str, float]:
         """Agreement with the label maps of held-out images, which may be pseudo-labels too; the score is mean IoU."""
         assert isinstance(module, StudentLosses)
-        classes = self._learn.classes
-        counts = []
-        for k in range(len(self._select)):
-            example = self._select[k]
-            found = probabilities(module.network, example.image, self._learning).argmax(axis=0).astype(np.uint8)
-            counts.append(count_pixels(found, example.values, len(classes)))
-        figures = Agreement(np.stack(counts), classes).figures()
+        figures = judge(module.network, self._select, self._learning)
         return {"score": figures["miou"], "accuracy": figures["overall_accuracy"]}
+
+
+def judge(network: Any, examples: Examples, learning: Learning) -> dict[str, float]:
+    """Agreement of a student with the label maps of whole images; see `Agreement.figures`."""
+    counts = []
+    for k in range(len(examples)):
+        example = examples[k]
+        found = probabilities(network, example.image, learning).argmax(axis=0).astype(np.uint8)
+        counts.append(count_pixels(found, example.values, len(examples.classes)))
+    return Agreement(np.stack(counts), examples.classes).figures()
 
 
 @torch.inference_mode()
