@@ -16,10 +16,11 @@ from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.errors import ChipError, OptionError
-from geolabel.run import worker
+from geolabel.run import localizers, worker
 from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.trainers.crops import Cropping
+from geolabel.trainers.presets import preset_of
 
 CPU = Networks(device="cpu")
 SMALL = {"backbone": "resnet18", "cropping": Cropping(64, strength=0.0), "batch": 4, "output_stride": 16}
@@ -174,6 +175,8 @@ def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys
     assert drawn["chips"] == ["val0", "val2"]
     assert {"cam: map", "apsam: labels", "student of s2c", "student of masks"} <= set(drawn["columns"])
     assert "cism crf: labels" not in drawn["columns"]
+    assert run([*words, "--epochs", "1"]) == 2
+    assert "was measured with epochs 0.5, this is 1.0" in capsys.readouterr().err
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > sheet.height > 200
 
@@ -234,8 +237,8 @@ def test_studies_of_training_name_every_row_of_the_tables():
 def test_a_study_of_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = {name: studies.CISM[name] for name in ("baseline", "SLSC and MCSG")}
     monkeypatch.setattr(studies, "CISM", few)
-    preset = studies.preset_of("cism", "cpu")
-    monkeypatch.setattr(studies, "preset_of", lambda *_: replace(preset, **SMALL))
+    preset = preset_of("cism", "cpu")
+    monkeypatch.setattr(localizers, "preset_of", lambda *_: replace(preset, **SMALL))
     study = studies.Study("cism", read_chips(folder / "train"), tmp_path / "out", CPU, epochs=0.5)
     found = study.run()
     assert [row.method for row in found.measured] == list(few)

@@ -33,6 +33,7 @@ from geolabel.bench.table import write_json
 from geolabel.chips import is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.errors import OptionError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import BACKGROUND
@@ -79,7 +80,12 @@ _CPU = students.PRESETS["cpu"]
 _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
-    "cpu": Sizes({"output_stride": 16}, _CPU, multiscale=False),
+    "cpu": Sizes(
+        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 8, "epochs": 6,
+         "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
+        replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=6, schedule={**_CPU.schedule, "evaluations": 3}),
+        multiscale=False,
+    ),
     "gpu": Sizes(
         {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
          "points_per_side": 16},
@@ -151,7 +157,14 @@ class WeakBench:
                 yield f"seed{seed}/student {name}", partial(self.student, name, seed)
 
     def run(self) -> dict[str, dict[str, Any]]:
-        """Do what is not done yet, as far as the time allows; returns the figures of every step that is done."""
+        """Do what is not done yet, as far as the time allows; returns the figures of every step that is done.
+
+        Raises
+        ------
+        OptionError
+            If what is done was done with other numbers.
+        """
+        self._check()
         done: dict[str, dict[str, Any]] = {}
         steps = list(self.steps())
         for name, step in self.progress.track(steps, "weak", len(steps)):
@@ -166,6 +179,23 @@ class WeakBench:
                 log.info("%s: %.0f s", name, found["seconds"])
             done[name] = json.loads(path.read_text(encoding="utf-8"))
         return done
+
+    def _check(self) -> None:
+        """Write down what the figures depend on, or compare with what an earlier call wrote down."""
+        numbers = {"preset": self.preset, "init": self.init, "epochs": self.epochs, "limit": self.limit}
+        numbers |= {"segmenter": self.networks.recipes()[1].sha256, **self._place(), **asdict(SIZES[self.preset])}
+        wanted = json.loads(json.dumps(numbers))
+        path = self.work / "numbers.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, wanted)
+        held = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if held.get(name) != value:
+                raise OptionError(
+                    f"{self.work} was measured with {name} {held.get(name)}, this is {value}: ask as before, give "
+                    "another --out, or --overwrite"
+                )
 
     def floors(self) -> dict[str, Any]:
         """What a method has to beat: an ellipse, Otsu's cut of excess green, and what sizes and centres give away."""
