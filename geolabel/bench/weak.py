@@ -64,6 +64,13 @@ PSEUDO: dict[str, Method] = {
 STUDENTS = ("apsam", "s2c", "cism", "masks")
 """What students learn from; the last is the ceiling."""
 
+ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
+    ("cam", ("apsam", "masks")),
+    ("s2c", ("s2c",)),
+    ("cism", ("cism",)),
+)
+"""Localizers, each with the students that are trained after it: what the others are compared with comes first."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -81,9 +88,9 @@ _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
     "cpu": Sizes(
-        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 8, "epochs": 6,
+        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 6,
          "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
-        replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=6, schedule={**_CPU.schedule, "evaluations": 3}),
+        replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=12, schedule={**_CPU.schedule, "evaluations": 3}),
         multiscale=False,
     ),
     "gpu": Sizes(
@@ -149,12 +156,12 @@ class WeakBench:
         if self.init == "bundled" or Path(self.init).is_file():
             yield "start", self.start
         for seed in range(self.seeds):
-            for method in METHODS:
+            for method, learners in ORDER:
                 yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
-            for name in PSEUDO:
-                yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
-            for name in STUDENTS:
-                yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+                for name in (name for name, of in PSEUDO.items() if of == method):
+                    yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
+                for name in learners:
+                    yield f"seed{seed}/student {name}", partial(self.student, name, seed)
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Do what is not done yet, as far as the time allows; returns the figures of every step that is done.
