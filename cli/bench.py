@@ -141,9 +141,13 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
               help="How often everything is done, each time drawn anew.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="Begin nothing new after that; the same command goes on with the rest.")  # fmt: skip
+@click.option("--init", default="none", show_default=True, metavar="bundled|FILE|NAME|none",
+              help="What localizers start from, as train localizer takes it.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=4), metavar="N", help="Chips of each split, for a quick look.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="Of every training, for a quick look.")  # fmt: skip
+@click.option("--pictures", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Also draw twelve chips with their maps, prompts, pseudo-labels and students, as PNG.")  # fmt: skip
 @click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Measure nothing; pack DATA into one file, to be given as DATA on another machine.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 95), default=85, show_default=True, help="JPEG quality of --pack.")
@@ -157,6 +161,7 @@ def weak(
     /,
     data: Path,
     out: Path | None,
+    pictures: Path | None,
     pack: Path | None,
     quality: int,
     minutes: float | None,
@@ -187,7 +192,9 @@ def weak(
     if out is None:
         raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
     options.check_training(out.with_name("nothing"), overwrite=True)
-    from geolabel.bench.weak import WeakBench, write_table
+    from geolabel.bench.weak import WeakBench
+    from geolabel.bench.weak_sheet import draw_sheet
+    from geolabel.bench.weak_tables import write_table
 
     networks = options.networks_of(given)
     work = out.with_name(out.name + ".run")
@@ -200,6 +207,8 @@ def weak(
             folder, work, networks=networks, limit=limit, deadline=deadline, progress=progress, **given
         )
         done = measured.run()
+        drawn = {} if pictures is None else draw_sheet(measured, pictures)
     write_table(done, out, f"Labels of whole chips: {data.name}, preset {measured.preset}")
     steps = len(list(measured.steps()))
-    announce({"table": str(out), "steps done": len(done), "steps left": steps - len(done)}, as_json=as_json)
+    facts = {"table": str(out), "steps done": len(done), "steps left": steps - len(done)}
+    announce(facts | ({"pictures": str(pictures), **drawn} if pictures else {}), as_json=as_json)

@@ -121,7 +121,8 @@ class Request:
 
             networks, parameters = grounded_networks(networks, given), DEFAULTS | parameters
         elif foreign := [name for name in GROUNDING if given.get(name) is not None]:
-            raise OptionError(f"--{foreign[0]} is an option of --method diffuprompter")
+            else_where = "; geolabel label takes it with cism too, for chips" if foreign[0] == "crf" else ""
+            raise OptionError(f"--{foreign[0]} is an option of --method diffuprompter{else_where}")
         elif given.get("method") == "alps":
             from geolabel.run.clustered import ClusteredNetworks
 
@@ -241,7 +242,8 @@ GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--draws", type=click.IntRange(min=1),
                  help="diffuprompter: maps of independent noise that are averaged. Default: 50."),
     click.option("--crf", is_flag=True, default=None,
-                 help="diffuprompter: draw the maps along the edges of the image with a dense CRF."),
+                 help="diffuprompter, and cism where chips are labelled: draw the maps along the edges of the image "
+                 "with a dense CRF."),
 )  # fmt: skip
 """What a diffusion network is asked; None is the method's own default."""
 

@@ -42,6 +42,10 @@ _localizer = click.option("--localizer", default="bundled", show_default=True, m
                           help="The network that makes the activation maps.")  # fmt: skip
 _epochs = click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
                        help="How often every chip is seen in each training; default 8.")  # fmt: skip
+_size = click.option("--size", type=click.IntRange(min=32), metavar="PX",
+                     help="Side of the crops that each training sees; default 160.")  # fmt: skip
+_init = click.option("--init", default="none", show_default=True, metavar="bundled|FILE|NAME|none",
+                     help="What each training starts from, as train localizer takes it.")  # fmt: skip
 _seeds = click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
                       help="How often every variant is trained, each time drawn anew.")  # fmt: skip
 
@@ -76,6 +80,8 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
 @study.command()
 @_shared
 @_epochs
+@_size
+@_init
 @_seeds
 @click.pass_context
 def s2c(ctx: click.Context, /, **given: Any) -> None:
@@ -86,6 +92,8 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 @study.command()
 @_shared
 @_epochs
+@_size
+@_init
 @_seeds
 @click.pass_context
 def cism(ctx: click.Context, /, **given: Any) -> None:

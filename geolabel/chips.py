@@ -55,6 +55,10 @@ class Chips(Protocol):
         """Read one chip."""
         ...
 
+    def rgb(self, index: int) -> UInt8Array:
+        """Read the image (H, W, 3) of one chip, and not its mask: what learns from labels looks at no mask."""
+        ...
+
 
 @dataclass(frozen=True)
 class ChipList:
@@ -79,6 +83,10 @@ class ChipList:
     def chip(self, index: int) -> Chip:
         """One of the chips."""
         return self.chips[index]
+
+    def rgb(self, index: int) -> UInt8Array:
+        """Image of one of the chips."""
+        return self.chips[index].rgb
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,10 @@ class Part:
     def chip(self, index: int) -> Chip:
         """Read one chip."""
         return self.whole.chip(int(self.index[index]))
+
+    def rgb(self, index: int) -> UInt8Array:
+        """Read the image of one chip."""
+        return self.whole.rgb(int(self.index[index]))
 
 
 def is_held_out(name: str) -> bool:

@@ -1,5 +1,6 @@
 """APSAM, S2C and CISM as labels of chips: what is followed, what is skipped, and what is refused."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from geolabel.cli.main import run
 from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.errors import OptionError
 from geolabel.io import weights
 from geolabel.labels import BACKGROUND
 from geolabel.localizers.multiscale import MultiscaleLocalizer
@@ -74,6 +76,31 @@ def test_the_map_of_another_class_is_not_followed():
     label = ActivatedLabels(localizer, lambda of: cism.pipeline(of, cism.Settings()))
     assert set(np.unique(label(chip(), np.array([False, True])).values)) == {0, 2}
     assert set(np.unique(label(chip(), np.array([True, False])).values)) == {0, 1}
+
+
+class Fuzzy(FakeLocalizer):
+    """Two classes side by side on a chip of two colours, and a map of blocks that knows neither edge."""
+
+    def __call__(self, images):
+        (one,) = super().__call__(images)
+        side = np.arange(images[0].shape[1] // 8)
+        maps = np.stack([np.where(side < 5, 0.8, 0.3), np.where(side < 5, 0.25, 0.9)]).astype(np.float32)
+        maps = np.repeat(maps[:, None], images[0].shape[0] // 8, axis=1)
+        return [type(one)(maps, np.ones_like(maps), maps.max(axis=(1, 2)), 8, ("scar", "fan"))]
+
+
+def test_a_crf_draws_all_classes_along_the_edges_of_the_chip():
+    image = np.full((64, 64, 3), 40, np.uint8)
+    image[:, 37:] = 200
+    truth = np.where(np.arange(64) < 37, 1, 2)
+    found = {}
+    for crf in (False, True):
+        settings = cism.Settings(crf=crf)
+        label = ActivatedLabels(Fuzzy(stride=8, classes=("scar", "fan")), partial(cism.pipeline, settings=settings))
+        found[crf] = (label(image, np.array([True, True])).values == truth).mean()
+    assert found[False] < 0.97 < 0.99 < found[True]
+    with pytest.raises(OptionError, match="needs a background"):
+        cism.pipeline(LOCALIZER, cism.Settings(crf=True, activation_threshold=0))
 
 
 def test_the_segmenter_is_given_what_was_asked_for():

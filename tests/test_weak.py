@@ -348,10 +348,10 @@ def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     broken = ChipList(data.classes, data.chips)
     train = {"preset": numbers, "networks": networks}
 
-    def stop(_: int) -> Chip:
+    def stop(_: int) -> np.ndarray:
         raise KeyboardInterrupt
 
-    reads = {"left": 50}
+    reads = {"left": 30}
 
     class Stopping:
         classes, names, labels = broken.classes, broken.names, broken.labels
@@ -359,15 +359,32 @@ def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
         def __len__(self) -> int:
             return len(broken)
 
-        def chip(self, index: int) -> Chip:
+        def rgb(self, index: int) -> np.ndarray:
             reads["left"] -= 1
-            return broken.chip(index) if reads["left"] > 0 else stop(index)
+            return broken.rgb(index) if reads["left"] > 0 else stop(index)
 
     with pytest.raises(KeyboardInterrupt):
         train_localizer(Stopping(), tmp_path / "parts", request, **train)
     assert (tmp_path / "parts/state.pt").is_file()
     train_localizer(data, tmp_path / "parts", request, resume=True, **train)
     assert (tmp_path / "parts" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["cam", "s2c", "cism"])
+def test_a_training_on_labels_looks_at_no_mask(method: str, tmp_path: Path):
+    data = chips(8)
+
+    class Labelled:
+        classes, names, labels, rgb = data.classes, data.names, data.labels, data.rgb
+
+        def __len__(self) -> int:
+            return len(data)
+
+        def chip(self, index: int) -> Chip:
+            raise AssertionError(f"the mask of chip {index} was read")
+
+    numbers = replace(small(method), epochs=0.5)
+    train_localizer(Labelled(), tmp_path, LocalizerRequest(method), preset=numbers, networks=Networks(device="cpu"))
 
 
 def test_the_bundled_localizer_can_be_gone_on_with(tmp_path: Path):

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geolabel.bench import studies, weak
+from geolabel.bench import studies, weak, weak_tables
 from geolabel.bench.chippack import pack_chips, unpack_chips
 from geolabel.bench.maps import THRESHOLDS, MapScores, ellipse, iou, label_scores, mosaic_of, mosaic_scores
+from geolabel.bench.weak_sheet import draw_sheet
 from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.errors import ChipError, OptionError
-from geolabel.run import worker
+from geolabel.run import localizers, worker
 from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.trainers.crops import Cropping
+from geolabel.trainers.presets import preset_of
 
 CPU = Networks(device="cpu")
 SMALL = {"backbone": "resnet18", "cropping": Cropping(64, strength=0.0), "batch": 4, "output_stride": 16}
@@ -156,7 +158,7 @@ def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys
     assert json.loads(capsys.readouterr().out)["steps left"] > 0
     assert run(words) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["steps done"], facts["steps left"]) == (13, 0)
+    assert (facts["steps done"], facts["steps left"]) == (14, 0)
     table = (tmp_path / "table.md").read_text()
     for text in (
         "small chip",
@@ -167,12 +169,37 @@ def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys
         "map IoU of s2c over cam",
     ):
         assert text in table, text
-    assert run(words) == 0
+    assert run([*words, "--pictures", str(tmp_path / "sheet.png")]) == 0
     assert (tmp_path / "table.md").read_text() == table
+    drawn = json.loads(capsys.readouterr().out)
+    assert drawn["chips"] == ["val0", "val2"]
+    assert {"cam: map", "apsam: labels", "student of s2c", "student of masks"} <= set(drawn["columns"])
+    assert "cism crf: labels" not in drawn["columns"]
+    assert run([*words, "--epochs", "1"]) == 2
+    assert "was measured with epochs 0.5, this is 1.0" in capsys.readouterr().err
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > sheet.height > 200
+
+
+def test_tables_of_what_is_done_so_far():
+    maps = {"hits": [1.0], "ious": [[0.5] * len(THRESHOLDS)], "areas": [0.1], "chosen": 0}
+    judged = {"AUC": 0.9, "accuracy": 0.8, "maps": maps}
+    done = {"start": judged, "seed0/cam": judged}
+    rows = {row.method: row.figures for row in weak_tables.map_section(done).measured}
+    assert rows["cam"] == {"hits": 1, "map IoU": 0.5}
+    assert rows["random place"] == {"hits": 0.1}
+    (only,) = weak_tables.difference_section(done).measured
+    assert only.method == "map IoU of cam over as they start"
+
+
+@pytest.mark.usefixtures("small")
+def test_nothing_is_drawn_of_nothing(folder: Path, tmp_path: Path):
+    with pytest.raises(OptionError, match="nothing is trained yet"):
+        draw_sheet(weak.WeakBench(folder, tmp_path / "work", networks=CPU), tmp_path / "sheet.png")
 
 
 def test_means_and_spreads_over_seeds():
-    one = weak.row("val", "cam", {"AUC": [0.8, 0.9], "hits": [None, 1.0]})
+    one = weak_tables.row("val", "cam", {"AUC": [0.8, 0.9], "hits": [None, 1.0]})
     assert one.figures["AUC"] == pytest.approx(0.85)
     assert one.figures["AUC spread"] == pytest.approx(0.1)
     assert np.isnan(one.figures["hits"])
@@ -210,8 +237,8 @@ def test_studies_of_training_name_every_row_of_the_tables():
 def test_a_study_of_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = {name: studies.CISM[name] for name in ("baseline", "SLSC and MCSG")}
     monkeypatch.setattr(studies, "CISM", few)
-    preset = studies.preset_of("cism", "cpu")
-    monkeypatch.setattr(studies, "preset_of", lambda *_: replace(preset, **SMALL))
+    preset = preset_of("cism", "cpu")
+    monkeypatch.setattr(localizers, "preset_of", lambda *_: replace(preset, **SMALL))
     study = studies.Study("cism", read_chips(folder / "train"), tmp_path / "out", CPU, epochs=0.5)
     found = study.run()
     assert [row.method for row in found.measured] == list(few)

@@ -91,8 +91,11 @@ def iou(found: BoolArray, truth: BoolArray) -> float:
 
 
 def image_scores(localizer: Localizer, chips: Chips) -> dict[str, float]:
-    """Accuracy and mean ROC AUC, over the classes, of whether chips show them."""
-    said = np.stack([localizer([chips.chip(k).rgb])[0].probability for k in range(len(chips))])
+    """Accuracy and mean ROC AUC, over the classes, of whether chips show them.
+
+    Views of other scales and mirrored ones change maps and not probabilities: a localizer of one view is enough.
+    """
+    said = np.stack([localizer([chips.rgb(k)])[0].probability for k in range(len(chips))])
     areas = [area_under_curve(p.astype(np.float64), t) for p, t in zip(said.T, chips.labels.T, strict=True)]
     told = [area for area in areas if np.isfinite(area)]
     return {"accuracy": float(((said > 0.5) == chips.labels).mean()), "AUC": float(np.mean(told)) if told else np.nan}

@@ -33,7 +33,7 @@ from geolabel.run.activated import ActivatedLabels, chip_localizer
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks
 from geolabel.segmenters.fitting import FittingSegmenter
-from geolabel.trainers.presets import Method, preset_of
+from geolabel.trainers.presets import Method
 from geolabel.trainers.weak_cism import CismTerms
 from geolabel.trainers.weak_s2c import S2cTerms
 
@@ -122,6 +122,10 @@ class Study:
     """Of studies of pseudo-labels."""
     epochs: float | None = None
     """Of studies of training."""
+    size: int | None = None
+    """Pixels a side of the crops that trainings see; None for the preset's."""
+    init: str = "none"
+    """What each training starts from; see `geolabel.run.localizers.LocalizerRequest`."""
     seeds: int = 1
     """How often each variant is trained."""
     progress: Progress = field(default_factory=Silent)
@@ -195,12 +199,15 @@ class Study:
         return means | spread
 
     def _train(self, method: Method, terms: Mapping[str, Any], seed: int) -> Figures:
-        numbers = replace(preset_of(method, "cpu"), output_stride=16)
+        request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, size=self.size, seed=seed)
+        numbers = replace(request.numbers, output_stride=16)
         numbers = replace(numbers, **{k: _merged(getattr(numbers, k), v) for k, v in terms.items()})
         mark = hashlib.sha256(repr(terms).encode()).hexdigest()[:12]
         folder = self.out / "trained" / f"{mark}-{seed}"
-        request = localizers.LocalizerRequest(method, "cpu", epochs=self.epochs, seed=seed)
-        localizers.train_localizer(self.chips, folder, request, networks=self.networks, preset=numbers, resume=True)
+        localizers.train_localizer(
+            self.chips, folder, request, networks=self.networks, preset=numbers, segments=self.out / "segments",
+            resume=True, progress=self.progress,
+        )  # fmt: skip
         recipe = weights.recipe("localizer", folder / localizers.FILE, batch=1, **self._place())
         locate = chip_localizer(recipe)
         _, kept = split(self.chips)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from geolabel.activation import quantise
-from geolabel.agreement import paired_interval
 from geolabel.bench import peers
 from geolabel.bench.maps import (
     THRESHOLDS,
@@ -30,10 +29,11 @@ from geolabel.bench.maps import (
     mosaic_of,
     mosaic_scores,
 )
-from geolabel.bench.table import Measurement, Section, write_json, write_text
+from geolabel.bench.table import write_json
 from geolabel.chips import is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.errors import OptionError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import BACKGROUND
@@ -56,11 +56,20 @@ PresetName = Literal["cpu", "gpu"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
-PSEUDO: dict[str, Method] = {"apsam": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism"}
+PSEUDO: dict[str, Method] = {
+    "apsam": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism", "cism crf": "cism",
+}  # fmt: skip
 """Pseudo-labels that are judged, and the localizer that they come from."""
 
 STUDENTS = ("apsam", "s2c", "cism", "masks")
 """What students learn from; the last is the ceiling."""
+
+ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
+    ("cam", ("apsam", "masks")),
+    ("s2c", ("s2c",)),
+    ("cism", ("cism",)),
+)
+"""Localizers, each with the students that are trained after it: what the others are compared with comes first."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,20 @@ class Sizes:
     localizer: dict[str, Any]
     """Of `LocalizerPreset`, in place of those of its ``cpu`` preset."""
     student: students.StudentPreset
+    multiscale: bool = True
+    """Whether maps are sums over four scales and mirrored chips, which take fifteen times as long as one view."""
 
 
 _CPU = students.PRESETS["cpu"]
 _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
-    "cpu": Sizes({"output_stride": 16}, _CPU),
+    "cpu": Sizes(
+        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 6,
+         "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
+        replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=12, schedule={**_CPU.schedule, "evaluations": 3}),
+        multiscale=False,
+    ),
     "gpu": Sizes(
         {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
          "points_per_side": 16},
@@ -96,6 +112,8 @@ class WeakBench:
     preset: PresetName = "cpu"
     seeds: int = 3
     networks: Networks = field(default_factory=Networks)
+    init: str = "none"
+    """What localizers start from; see `geolabel.run.localizers.LocalizerRequest`."""
     epochs: float | None = None
     """Of every training, for a quick look; None for the preset's."""
     limit: int | None = None
@@ -135,16 +153,25 @@ class WeakBench:
     def steps(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """Yield everything that is to be done, by name; a seed is whole before the next one begins."""
         yield "floors", self.floors
+        if self.init == "bundled" or Path(self.init).is_file():
+            yield "start", self.start
         for seed in range(self.seeds):
-            for method in METHODS:
+            for method, learners in ORDER:
                 yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
-            for name in PSEUDO:
-                yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
-            for name in STUDENTS:
-                yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+                for name in (name for name, of in PSEUDO.items() if of == method):
+                    yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
+                for name in learners:
+                    yield f"seed{seed}/student {name}", partial(self.student, name, seed)
 
     def run(self) -> dict[str, dict[str, Any]]:
-        """Do what is not done yet, as far as the time allows; returns the figures of every step that is done."""
+        """Do what is not done yet, as far as the time allows; returns the figures of every step that is done.
+
+        Raises
+        ------
+        OptionError
+            If what is done was done with other numbers.
+        """
+        self._check()
         done: dict[str, dict[str, Any]] = {}
         steps = list(self.steps())
         for name, step in self.progress.track(steps, "weak", len(steps)):
@@ -159,6 +186,23 @@ class WeakBench:
                 log.info("%s: %.0f s", name, found["seconds"])
             done[name] = json.loads(path.read_text(encoding="utf-8"))
         return done
+
+    def _check(self) -> None:
+        """Write down what the figures depend on, or compare with what an earlier call wrote down."""
+        numbers = {"preset": self.preset, "init": self.init, "epochs": self.epochs, "limit": self.limit}
+        numbers |= {"segmenter": self.networks.recipes()[1].sha256, **self._place(), **asdict(SIZES[self.preset])}
+        wanted = json.loads(json.dumps(numbers))
+        path = self.work / "numbers.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, wanted)
+        held = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if held.get(name) != value:
+                raise OptionError(
+                    f"{self.work} was measured with {name} {held.get(name)}, this is {value}: ask as before, give "
+                    "another --out, or --overwrite"
+                )
 
     def floors(self) -> dict[str, Any]:
         """What a method has to beat: an ellipse, Otsu's cut of excess green, and what sizes and centres give away."""
@@ -177,41 +221,47 @@ class WeakBench:
 
     def localizer(self, method: Method, seed: int) -> dict[str, Any]:
         """Train a localizer and judge its maps, cut where that is best on the fold."""
-        out = self.work / f"seed{seed}" / f"localizer {method}"
+        out = self.localizer_file(method, seed).parent
         numbers: LocalizerPreset = replace(preset_of(method, "cpu"), **SIZES[self.preset].localizer)
-        request = localizers.LocalizerRequest(method, "cpu", epochs=self.epochs, seed=seed)
+        request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, seed=seed)
         localizers.train_localizer(
-            self.train, out, request, networks=self.networks, preset=numbers, resume=True, progress=self.progress
-        )
-        locate = self._localizer(method, seed)
+            self.train, out, request, networks=self.networks, preset=numbers, segments=self.work / "segments",
+            resume=True, progress=self.progress,
+        )  # fmt: skip
+        return self._judge(self._recipe(method, seed))
+
+    def start(self) -> dict[str, Any]:
+        """Judge the maps of what localizers start from."""
+        return self._judge(weights.recipe("localizer", self.init, batch=1, **self._place()))
+
+    def _judge(self, recipe: Recipe) -> dict[str, Any]:
+        locate = chip_localizer(recipe, multiscale=self._multiscale)
         threshold = MapScores.of(locate, self.fold).best_threshold()
-        return image_scores(locate, self.val) | {
+        return image_scores(chip_localizer(recipe, multiscale=False), self.val) | {
             "threshold": THRESHOLDS[threshold],
             "maps": asdict(MapScores.of(locate, self.val)) | {"chosen": threshold},
         }
 
     def pseudo(self, name: str, seed: int) -> dict[str, Any]:
         """Judge pseudo-labels of the fold, whose chips the localizer has not learned from."""
-        label = ActivatedLabels(self._localizer(PSEUDO[name], seed), self._compose(name))
+        label = self.label(name, seed)
         return label_scores(lambda chip: label(chip.rgb, chip.labels).values, self.fold)
 
     def student(self, name: str, seed: int) -> dict[str, Any]:
         """Train a student on pseudo-labels, or on masks, and judge it on chips and on their mosaic."""
-        folder = self.work / f"seed{seed}"
         source: Any = PaintedChips(self.train)
         if name != "masks":
-            out = folder / f"pseudo {name}"
+            out = self.work / f"seed{seed}" / f"pseudo {name}"
             if not (out / "manifest.json").is_file():
                 recipes = [self._recipe(PSEUDO[name], seed)]
-                label_chips(self.train, out, name, _settings(name), recipes, self._compose(name),
+                label_chips(self.train, out, name, self._settings(name), recipes, self.compose(name),
                             overwrite=False, progress=self.progress)  # fmt: skip
             source = read_painted(out)
-        out = folder / f"student {name}"
+        out = self.student_folder(name, seed)
         request = students.StudentRequest(epochs=self.epochs, seed=seed)
         sizes = SIZES[self.preset].student
         students.train_student(source, out, request, networks=self.networks, preset=sizes, resume=True)
-        network, info = load_own(out / students.FILE, "student")
-        student = DenseLocalizer(network, info, zoom=info.zoom, **self._place())
+        student = self.drawer(name, seed)
         return label_scores(lambda chip: student.label(chip.rgb).values, self.val) | {
             "mosaic": self._on_mosaic(lambda rgb: quantise(student([rgb])[0].values[0]))
         }
@@ -224,14 +274,38 @@ class WeakBench:
         return {"device": device, "precision": precision}
 
     def _recipe(self, method: Method, seed: int) -> Recipe:
-        path = self.work / f"seed{seed}" / f"localizer {method}" / localizers.FILE
-        return weights.recipe("localizer", path, batch=1, **self._place())
+        return weights.recipe("localizer", self.localizer_file(method, seed), batch=1, **self._place())
 
-    def _localizer(self, method: Method, seed: int) -> MultiscaleLocalizer:
-        return chip_localizer(self._recipe(method, seed))
+    @property
+    def _multiscale(self) -> bool:
+        return SIZES[self.preset].multiscale
 
-    def _compose(self, name: str) -> Compose:
-        settings = _settings(name)
+    # --- what was trained --------------------------------------------------------------------------------------------
+
+    def localizer_file(self, method: Method, seed: int) -> Path:
+        """Where a localizer is, once it is trained."""
+        return self.work / f"seed{seed}" / f"localizer {method}" / localizers.FILE
+
+    def student_folder(self, name: str, seed: int) -> Path:
+        """Where a student is, once it is trained."""
+        return self.work / f"seed{seed}" / f"student {name}"
+
+    def locate(self, method: Method, seed: int) -> MultiscaleLocalizer:
+        """A trained localizer, for whole chips."""
+        return chip_localizer(self._recipe(method, seed), multiscale=self._multiscale)
+
+    def label(self, name: str, seed: int) -> ActivatedLabels:
+        """What makes the pseudo-labels of a name."""
+        return ActivatedLabels(self.locate(PSEUDO[name], seed), self.compose(name))
+
+    def drawer(self, name: str, seed: int) -> DenseLocalizer:
+        """A trained student, for whole chips."""
+        network, info = load_own(self.student_folder(name, seed) / students.FILE, "student")
+        return DenseLocalizer(network, info, zoom=info.zoom, **self._place())
+
+    def compose(self, name: str) -> Compose:
+        """The method that makes the pseudo-labels of a name."""
+        settings = self._settings(name)
         if isinstance(settings, cism.Settings):
             return lambda localizer: cism.pipeline(localizer, settings)
         segmenter = worker.segmenter(self.networks.recipes(settings.selection)[1])
@@ -239,14 +313,14 @@ class WeakBench:
             return lambda localizer: s2c.pipeline(localizer, segmenter, settings)
         return lambda localizer: apsam.pipeline(localizer, segmenter, settings)
 
-
-def _settings(name: str) -> apsam.Settings | s2c.Settings | cism.Settings:
-    kind, _, prompts = name.partition(" ")
-    if kind == "s2c":
-        return s2c.Settings()
-    if kind == "cism":
-        return cism.Settings()
-    return apsam.Settings(prompts=prompts or "both")  # type: ignore[arg-type]
+    def _settings(self, name: str) -> apsam.Settings | s2c.Settings | cism.Settings:
+        kind, _, part = name.partition(" ")
+        views: dict[str, Any] = {"single_scale": not self._multiscale}
+        if kind == "s2c":
+            return s2c.Settings(**views)
+        if kind == "cism":
+            return cism.Settings(crf=part == "crf", **views)
+        return apsam.Settings(prompts=part or "both", **views)  # type: ignore[arg-type]
 
 
 def _bare(rgb: UInt8Array) -> BoolArray:
@@ -259,110 +333,3 @@ def _plain(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return [_plain(value) for value in values]
     return None if isinstance(values, float) and not np.isfinite(values) else values
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
-def write_table(done: dict[str, dict[str, Any]], out: Path, title: str) -> list[Section]:
-    """Write what is done as Markdown, means over the seeds and their spread (highest less lowest)."""
-    sections = [image_section(done), map_section(done), pseudo_section(done), student_section(done),
-                difference_section(done)]  # fmt: skip
-    kept = [section for section in sections if section.measured]
-    write_text(out, "\n".join([f"# {title}", "", *(section.markdown() for section in kept)]))
-    return kept
-
-
-def image_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Whether a chip shows something."""
-    rows = [row("val", m, {"AUC": [f["AUC"] for f in of], "accuracy": [f["accuracy"] for f in of]})
-            for m in METHODS if (of := over_seeds(done, m))]  # fmt: skip
-    floors = done.get("floors", {}).get("AUC", {})
-    rows += [Measurement("val", name, {"AUC": value}) for name, value in floors.items()]
-    return Section("image", "Does a chip show it?", rows)
-
-
-def map_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Where maps are highest, and how well they cover."""
-    rows = []
-    for method in METHODS:
-        maps = [found["maps"] for found in over_seeds(done, method)]
-        if maps:
-            figures = {"hits": [np.mean(m["hits"]) for m in maps], "map IoU": [_map_ious(m).mean() for m in maps]}
-            rows.append(row("val", method, figures))
-    if rows:
-        rows.append(Measurement("val", "random place", {"hits": float(np.mean(maps[0]["areas"]))}))
-    return Section("map", "Where are the maps of chips that show it highest?", rows)
-
-
-def pseudo_section(done: dict[str, dict[str, Any]]) -> Section:
-    """How good pseudo-labels are."""
-    rows = [row("train, held out", name, {"IoU": [f["shown"]["miou" if "iou" not in f["shown"] else "iou"] for f in of],
-                                          "mean IoU of chips": [float(np.mean(f["ious"])) for f in of]})
-            for name in PSEUDO if (of := over_seeds(done, f"pseudo {name}"))]  # fmt: skip
-    return Section("pseudo", "How good are pseudo-labels of chips that show it?", rows)
-
-
-STUDENT_FIGURES = {"iou": "IoU", "f1": "F1", "overall_accuracy": "OA", "precision": "P", "recall": "R", "miou": "mIoU"}
-
-
-def student_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Students and floors, on all chips, on those that show something, and on the mosaic."""
-    found = {f"student of {name}": over_seeds(done, f"student {name}") for name in STUDENTS}
-    floors = done.get("floors", {})
-    found |= {name: [floors[name]] for name in ("ellipse", "Otsu") if name in floors}
-    rows = []
-    for part, title in (("shown", "val, chips that show it"), ("all", "val, all chips"), ("mosaic", "val, mosaic")):
-        for name, of in found.items():
-            figures = {
-                text: [f[part][key] for f in of if key in f.get(part, {})] for key, text in STUDENT_FIGURES.items()
-            }
-            if any(figures.values()):
-                rows.append(row(title, name, {key: values for key, values in figures.items() if values}))
-    return Section("student", "What does a student draw?", rows)
-
-
-def difference_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Differences of the same chips, averaged over the seeds, with intervals of 95 % over the chips."""
-    rows = []
-    maps = {m: over_seeds(done, m) for m in METHODS}
-    for method in ("s2c", "cism"):
-        if maps[method] and len(maps[method]) == len(maps["cam"]):
-            first, second = (np.mean([_map_ious(f["maps"]) for f in maps[m]], axis=0) for m in (method, "cam"))
-            rows.append(_difference(f"map IoU of {method} over cam", first, second))
-    of = {name: over_seeds(done, f"student {name}") for name in STUDENTS}
-    ceiling = of["masks"]
-    for name in STUDENTS[:-1]:
-        if ceiling and len(of[name]) == len(ceiling):
-            first, second = (np.mean([f["ious"] for f in some], axis=0) for some in (of[name], ceiling))
-            share = np.mean([f["shown"]["miou"] for f in of[name]]) / np.mean([f["shown"]["miou"] for f in ceiling])
-            if "iou" in ceiling[0]["shown"]:
-                share = np.mean([f["shown"]["iou"] for f in of[name]]) / np.mean([f["shown"]["iou"] for f in ceiling])
-            difference = _difference(f"student of {name} over that of masks", first, second)
-            rows.append(replace(difference, figures=difference.figures | {"ratio of IoU": float(share)}))
-    return Section("difference", "What is better than what?", rows)
-
-
-def over_seeds(done: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Figures of a step, of every seed that has them."""
-    return [found for key, found in done.items() if key.partition("/")[2] == name]
-
-
-def row(data: str, method: str, figures: Mapping[str, Iterable[float]]) -> Measurement:
-    """Means over the seeds, each with its spread where there are several."""
-    told: dict[str, float] = {}
-    for name, values in figures.items():
-        array = np.array([np.nan if value is None else value for value in values], float)
-        told[name] = float(array.mean())
-        if len(array) > 1:
-            told[f"{name} spread"] = float(np.ptp(array))
-    return Measurement(data, method, told)
-
-
-def _map_ious(maps: dict[str, Any]) -> Any:
-    return np.asarray(maps["ious"])[:, maps["chosen"]]
-
-
-def _difference(name: str, first: Any, second: Any) -> Measurement:
-    mean, low, high = paired_interval(first, second)
-    return Measurement("val, chips that show it", name, {"difference": mean, "from": low, "to": high})

@@ -1,4 +1,4 @@
-"""Activation that a dense CRF has drawn along the edges of the image (DiffuPrompter, eq. 10)."""
+"""Activation that a dense CRF has drawn along the edges of the image (DiffuPrompter, eq. 10; CISM's last step)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ class RefinedLocalizer:
     """The gamma of eq. 10."""
     crf: DenseCrf = field(default_factory=DenseCrf)
     device: str = "cpu"
+    jointly: bool = False
+    """Whether all classes and the background share one field, as CISM has it, in place of a field for each class: in
+    every pixel only the class keeps its activation that the field likes best."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,18 +61,18 @@ class RefinedLocalizer:
         maps = enlarged(activation, *image.shape[:2])
         probability = [self._nearest(of_class, activation.stride, maps.shape[1:])
                        for of_class in activation.local_probability]  # fmt: skip
-        return replace(
-            activation,
-            values=np.stack([self._refine(image, of_class) for of_class in maps]),
-            local_probability=np.stack(probability),
-            stride=1,
-        )
+        fields = [maps] if self.jointly else list(maps[:, None])
+        values = np.concatenate([self._refine(image, of_field) for of_field in fields])
+        return replace(activation, values=values, local_probability=np.stack(probability), stride=1)
 
-    def _refine(self, image: UInt8Array, values: Float32Array) -> Float32Array:
-        total = values + np.float32(self.threshold)
-        shares = np.stack([self.threshold / total, values / total]).astype(np.float32)
-        background, active = self.crf(image, shares, self.device)
+    def _refine(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
+        """Maps (K, H, W) that share a field."""
+        constant = np.full_like(maps[:1], self.threshold)
+        shares = np.concatenate([constant, maps]) / (constant + maps.sum(axis=0))
+        marginals = self.crf(image, shares, self.device)
+        background, active = marginals[0], marginals[1:]
         refined: Float32Array = np.minimum(np.float32(self.threshold) * active / np.maximum(background, 1e-6), 1)
+        refined[active < active.max(axis=0)] = 0
         return refined
 
     @staticmethod

@@ -5,7 +5,8 @@ Its equations and where they are:
 
 * eq. 1 to 17, prototypes, similarity, class vectors: `geolabel.trainers.cism`
 * eq. 18 to 27, losses: `geolabel.trainers.weak_cism`
-* the last step, pixels to classes: `geolabel.labelers.ThresholdLabeler`
+* the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.localizers.refined`,
+  `geolabel.labelers.ThresholdLabeler`
 
 With one class, the secondary classification is void and all images are of one group; common and non-common semantics
 still compare images. Several classes are what the method is for.
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.activation import LEVELS
+from geolabel.errors import OptionError
 from geolabel.labelers import ThresholdLabeler
+from geolabel.localizers.refined import RefinedLocalizer
 from geolabel.parts import Localizer, NoMasks, NoPrompts
 from geolabel.pipeline import Pipeline
 from geolabel.run.activated import label_chips
@@ -33,14 +36,28 @@ class Settings:
     localizer: str = "bundled"
     activation_threshold: int = 102
     """Grey value that activation has to exceed: 0.4 of its maximum."""
+    crf: bool = False
+    """Whether a dense CRF draws the maps along the edges of the chip, as the paper does; the threshold is then the
+    background's activation. It takes seconds a chip, and 400 bytes a pixel."""
     single_scale: bool = False
     """One view of a chip, in place of four scales and mirrored ones."""
     class_name: str = "landslide"
 
 
-def pipeline(localizer: Localizer, settings: Settings) -> Pipeline:
-    """The method, for chips that the localizer sees whole."""
-    return Pipeline(localizer, NoPrompts(), NoMasks(), ThresholdLabeler(settings.activation_threshold / LEVELS))
+def pipeline(localizer: Localizer, settings: Settings, device: str = "cpu") -> Pipeline:
+    """The method, for chips that the localizer sees whole; the CRF runs on `device`.
+
+    Raises
+    ------
+    OptionError
+        If there is a CRF and no threshold: it needs a background.
+    """
+    threshold = settings.activation_threshold / LEVELS
+    if settings.crf and not threshold:
+        raise OptionError("a dense CRF of the map needs a background: give an --activation-threshold above 0")
+    if settings.crf:
+        localizer = RefinedLocalizer(localizer, threshold, jointly=True, device=device)
+    return Pipeline(localizer, NoPrompts(), NoMasks(), ThresholdLabeler(threshold))
 
 
 def label(
@@ -49,6 +66,6 @@ def label(
     """Label a folder of chips; see `geolabel.methods.Label`."""
     recipe, _ = networks.with_localizer(settings.localizer).recipes()
     return label_chips(
-        chips, out, "cism", settings, [recipe], lambda localizer: pipeline(localizer, settings),
+        chips, out, "cism", settings, [recipe], lambda localizer: pipeline(localizer, settings, recipe.device),
         overwrite=overwrite, progress=progress,
     )  # fmt: skip

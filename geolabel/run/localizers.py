@@ -84,6 +84,7 @@ def train_localizer(
     *,
     networks: Networks | None = None,
     preset: LocalizerPreset | None = None,
+    segments: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -101,6 +102,8 @@ def train_localizer(
         The segmenter that S2C learns from, and where everything runs.
     preset
         Numbers in place of those of the request.
+    segments
+        Folder of the segment maps of S2C, which trainings of the same chips may share; by default one in `out`.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def train_localizer(
             maps = segment_maps(
                 learn,
                 segmenter,
-                out / "segments",
+                segments or out / "segments",
                 filters=FILTERS,
                 points_per_side=numbers.points_per_side,
                 progress=progress or Silent(),

@@ -73,7 +73,7 @@ def segment_maps(
         prompter = GridPrompter(points_per_side)
 
         def work(k: int) -> None:
-            numbers = segment_everything(chips.chip(k).rgb, segmenter, prompter)
+            numbers = segment_everything(chips.rgb(k), segmenter, prompter)
             _write(maps.folder / f"{chips.names[k]}.png", numbers)
 
         for _ in progress.track(map(work, missing), "segments", len(missing)):

@@ -112,7 +112,7 @@ class ChipObjective:
         """Crops of one step."""
         rng = generator(self.learning.seed, 1, step)
         index = epoch_indices(len(self._learn), self.learning.batch, step, self.learning.seed)
-        crops = [take_crop(self._learn.chip(int(i)).rgb, self.learning.cropping, rng).rgb for i in index]
+        crops = [take_crop(self._learn.rgb(int(i)), self.learning.cropping, rng).rgb for i in index]
         return self.tensors(crops, index)
 
     def tensors(self, crops: Sequence[Any], index: Int32Array) -> dict[str, Tensor]:
@@ -127,15 +127,13 @@ class ChipObjective:
         """Mean AUC and accuracy over the classes, of image-level labels; the AUC is what weights are selected by."""
         assert isinstance(module, ChipLosses)
         window = self.learning.cropping.size
-        found = [probabilities(module.network, chip.rgb, window, self.learning) for chip in self._chips()]
-        probability, labels = np.stack(found), np.stack([chip.labels for chip in self._chips()])
+        chips = self._select
+        found = [probabilities(module.network, chips.rgb(k), window, self.learning) for k in range(len(chips))]
+        probability, labels = np.stack(found), chips.labels
         areas = [area_under_curve(p.astype(np.float64), t) for p, t in zip(probability.T, labels.T, strict=True)]
         told = [area for area in areas if np.isfinite(area)]
         auc = float(np.mean(told)) if told else 0.5
         return {"score": auc, "accuracy": float(((probability > 0.5) == labels).mean())}
-
-    def _chips(self) -> Any:
-        return (self._select.chip(i) for i in range(len(self._select)))
 
 
 def _evenly(chips: Chips, most: int) -> Chips:
@@ -176,9 +174,9 @@ def activation_constant(network: Activating, chips: Chips, learning: Learning) -
     """
     some = _evenly(chips, learning.judged)
     peaks = [
-        float(raw_maps(network, chip.rgb, learning)[c].max())
-        for chip in (some.chip(i) for i in range(len(some)))
-        for c in np.flatnonzero(chip.labels)
+        float(raw_maps(network, some.rgb(k), learning)[c].max())
+        for k in range(len(some))
+        for c in np.flatnonzero(some.labels[k])
     ]
     constant = float(np.median(peaks)) if peaks else 0.0
     if not constant > 0:

@@ -128,9 +128,9 @@ class CismObjective(ChipObjective):
         share = len(self._low) / max(1, int(labels.any(axis=1).sum()))
         low = self._terms.generated and len(self._low) >= 4 and i in self._low
         if not low or rng.random() >= share / 2:
-            return self._learn.chip(i).rgb, labels[i], [i] * 4
+            return self._learn.rgb(i), labels[i], [i] * 4
         four = [i, *(int(k) for k in rng.choice(self._low, 3, replace=False))]
-        rgb = cism.generated_sample([self._learn.chip(k).rgb for k in four], rng)
+        rgb = cism.generated_sample([self._learn.rgb(k) for k in four], rng)
         return rgb, np.asarray(labels[four].any(axis=0)), four
 
     def _warn(self) -> None:

@@ -143,10 +143,10 @@ class S2cObjective(ChipObjective):
         index = epoch_indices(len(self._learn), learning.batch, step, learning.seed)
         rgb, layers = [], []
         for i in index:
-            chip = self._learn.chip(int(i))
-            blank = np.zeros(chip.rgb.shape[:2], np.int32)
+            image = self._learn.rgb(int(i))
+            blank = np.zeros(image.shape[:2], np.int32)
             layer = blank if self._segments is None else self._segments(int(i))
-            crop = take_crop(chip.rgb, learning.cropping, rng, layer)
+            crop = take_crop(image, learning.cropping, rng, layer)
             rgb.append(crop.rgb)
             layers.append(crop.layer)
         return self.tensors(rgb, index) | {
