@@ -97,7 +97,7 @@ def name(
     count = len(content.clusters)
     facts: dict[str, Any] = {}
     if names:
-        chosen = dict(_parse(text) for text in names)
+        chosen = _parse(names)
     else:
         if chips is not None:
             truth = naming.chip_masks(chips)
@@ -131,10 +131,14 @@ def _read(pseudo: Path) -> Any:
     return labels, content
 
 
-def _parse(text: str) -> tuple[int, str]:
+def _parse(texts: tuple[str, ...]) -> dict[int, str]:
     from geolabel.errors import OptionError
 
-    number, found, name = text.partition("=")
-    if not found or not number.strip().isdecimal():
-        raise OptionError(f"{text!r}: give the number of a cluster and its name, such as 3=landslide")
-    return int(number), name.strip()
+    chosen: dict[int, str] = {}
+    for text in texts:
+        number, found, name = (part.strip() for part in text.partition("="))
+        if not found or not number.isdecimal():
+            raise OptionError(f"{text!r}: give the number of a cluster and its name, such as 3=landslide")
+        if chosen.setdefault(int(number), name) != name:
+            raise OptionError(f"cluster {number} is named twice, {chosen[int(number)]} and {name}: give it one name")
+    return chosen

@@ -214,7 +214,7 @@ def test_named_clusters_label_classes(chips: Path, tmp_path: Path, objects) -> N
 @pytest.mark.parametrize(("more", "code", "says"), [
     (["--clusters", "99"], 2, "99 clusters of 10 masks: ask for fewer"),
     (["--clusters", "0"], 2, "0 clusters: a label map holds 1 to 255"),
-    (["--clusters", "none.json"], 1, "none.json does not exist"),
+    (["--clusters", "none.json"], 2, "none.json: there is no such file; give a number, auto"),
 ])  # fmt: skip
 def test_clusters_that_cannot_be_are_errors(chips: Path, tmp_path: Path, objects, capsys, more, code, says) -> None:
     assert label(chips, tmp_path / "out", *more) == code
@@ -240,9 +240,9 @@ def test_one_image_alone_and_none_with_a_mask(tmp_path: Path, objects, capsys) -
     assert sorted(np.unique(values(tmp_path / "out")[0]).tolist()) == [0, 1, IGNORE]
     Image.fromarray(PICTURES[2]).save(folder / "one.png")
     assert label(folder, tmp_path / "black", "--clusters", "2") == 2
-    assert "2 clusters of 0 masks: give more images" in capsys.readouterr().err
+    assert "2 clusters of 0 masks in all images: give more images" in capsys.readouterr().err
     assert label(folder, tmp_path / "auto") == 2
-    assert "clusters of 0 masks" in capsys.readouterr().err
+    assert "too few masks to cluster (0 in all images)" in capsys.readouterr().err
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ def test_labelled_chips_and_a_localizer_name_clusters(pseudo: Path, tmp_path: Pa
     ([], "give one of --name, --chips and --localizer"),
     (["--name", "landslide"], "give the number of a cluster and its name"),
     (["--name", "7=landslide"], "there is no cluster 7"),
+    (["--name", "1=landslide", "--name", "1=river"], "cluster 1 is named twice, landslide and river"),
 ])  # fmt: skip
 def test_what_cannot_be_named_is_an_error(pseudo: Path, capsys, more: list[str], says: str) -> None:
     assert command(["clusters", "name", str(pseudo), *more]) == 2

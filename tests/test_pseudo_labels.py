@@ -111,8 +111,10 @@ def test_unfinished_and_missing_folders_are_told_apart(tmp_path: Path) -> None:
     write(tmp_path / "begun", ("a",))
     with pytest.raises(SceneError, match="its run was stopped: run it again"):
         PseudoLabels(tmp_path / "begun")
-    with pytest.raises(SceneError, match="no such"):
+    with pytest.raises(SceneError, match="there is no such folder"):
         PseudoLabels(tmp_path / "nowhere")
+    with pytest.raises(SceneError, match="no manifest"):
+        PseudoLabels(tmp_path)
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -198,7 +198,9 @@ class PseudoLabels(Sequence["PseudoLabel"]):
         self.root = Path(root)
         path = self.root / "manifest.json"
         if not path.is_file():
-            reason = "its run was stopped: run it again to go on" if (self.root / "run.json").exists() else "no such"
+            stopped = (self.root / "run.json").exists()
+            reason = "its run was stopped: run it again to go on" if stopped else "there is no manifest.json in it"
+            reason = reason if self.root.is_dir() else "there is no such folder"
             raise SceneError(f"{self.root} holds no finished pseudo-labels ({reason}): give a folder of geolabel label")
         manifest = read_json(path)
         if manifest.get("format", 0) > FORMAT:

@@ -142,8 +142,10 @@ def known_clusters(path: Path, settings: Settings, networks: Networks) -> Cluste
     WeightsError
         If the file cannot be read.
     OptionError
-        If a setting is given that belongs to the making of clusters.
+        If there is no such file, or a setting is given that belongs to the making of clusters.
     """
+    if not path.is_file():
+        raise OptionError(f"clusters {path}: there is no such file; give a number, auto, or clusters made before")
     usual = Settings()
     given = [name for name in ("max_share", "points_per_side", "predicted_iou", "stability", "passes", "seed",
                                "normalised", "regions") if getattr(settings, name) != getattr(usual, name)]  # fmt: skip

@@ -90,7 +90,7 @@ def fit_clusters(
             seen += len(batch)
             kmeans.partial_fit(prepared(batch, normalised))
     if not seen:
-        raise OptionError(f"{clusters} clusters of 0 masks: {LOWER}")
+        raise OptionError(f"{clusters} clusters of 0 masks in all images: {LOWER}")
     names = tuple(unnamed(k) for k in range(clusters))
     centres = np.asarray(kmeans.cluster_centers_, np.float32)
     found = Clusters(centres, np.zeros(clusters, np.int64), names, normalised)
@@ -139,7 +139,7 @@ def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: b
         raise GeolabelError(MISSING) from error
     sample = prepared(_reservoir(parts, SAMPLE, seed), normalised)
     if len(sample) < 2:
-        raise OptionError(f"clusters of {len(sample)} masks: {LOWER}")
+        raise OptionError(f"too few masks to cluster ({len(sample)} in all images): {LOWER}")
     dimensions = min(DIMENSIONS, *sample.shape)
     components = min(COMPONENTS, max(1, len(sample) // LEAST_MEMBERS))
     reduced = PCA(dimensions, random_state=seed).fit_transform(sample.astype(np.float64))

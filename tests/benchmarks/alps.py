@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -51,6 +53,27 @@ Labeller = Callable[[np.ndarray, Regions], np.ndarray]
 """Clusters (H, W) of an image and its regions; K where there is none."""
 
 
+@dataclass(frozen=True)
+class Held:
+    """Images with their regions and masks, in memory."""
+
+    images: list[np.ndarray]
+    regions: list[Regions]
+    truths: list[np.ndarray]
+
+    @classmethod
+    def of(cls, folder: RegionFolder) -> Self:
+        """Read everything."""
+        at = range(len(folder.images))
+        return cls(
+            *([read(index) for index in at] for read in (folder.images.read, folder.read, partial(truth_of, folder)))
+        )
+
+    def shuffled(self, seed: int, number: int) -> list[int]:
+        """Order of images in one pass of k-means, as `RegionFolder.features` has it."""
+        return np.random.default_rng([seed, number]).permutation(len(self.images)).tolist()
+
+
 def truth_of(folder: RegionFolder, index: int) -> np.ndarray:
     """Where an image shows a landslide."""
     path = mask_path(folder.images.paths[index])
@@ -76,38 +99,41 @@ def painted(values: np.ndarray, regions: Regions, share: float, count: int) -> n
     return table[regions.owner]
 
 
-def alps(train: RegionFolder, count: int, share: float, seed: int, *, normalised: bool = False) -> Labeller:
+def alps(train: Held, count: int, share: float, seed: int, *, normalised: bool = False) -> Labeller:
     """Clusters of features."""
-    clusters, _ = fit_clusters(
-        lambda number: train.features(number, share, seed), count, seed=seed, normalised=normalised
-    )
+
+    def stream(number: int) -> Iterator[np.ndarray]:
+        some = (train.regions[index] for index in train.shuffled(seed, number))
+        yield from (regions.features[regions.objects(share)] for regions in some)
+
+    clusters, _ = fit_clusters(stream, count, seed=seed, normalised=normalised)
     return lambda _, regions: painted(clusters.assign(regions.features), regions, share, count)
 
 
-def mean_colour(train: RegionFolder, count: int, share: float, seed: int) -> Labeller:
+def mean_colour(train: Held, count: int, share: float, seed: int) -> Labeller:
     """Clusters of the mean colours of the same objects."""
 
     def stream(number: int) -> Iterator[np.ndarray]:
-        for index in np.random.default_rng([seed, number]).permutation(len(train.images)).tolist():
-            regions = train.read(index)
+        for index in train.shuffled(seed, number):
+            regions = train.regions[index]
             owning = np.isin(np.arange(len(regions.areas)), regions.owner)
-            yield colours(train.images.read(index), regions)[regions.objects(share) & owning]
+            yield colours(train.images[index], regions)[regions.objects(share) & owning]
 
     clusters, _ = fit_clusters(stream, count, seed=seed)
     return lambda image, regions: painted(clusters.assign(colours(image, regions)), regions, share, count)
 
 
-def pixel_colour(train: RegionFolder, count: int, seed: int) -> Labeller:
+def pixel_colour(train: Held, count: int, seed: int) -> Labeller:
     """Clusters of the colours of pixels."""
     random = np.random.default_rng(seed)
-    drawn = [random.permutation(train.images.read(k).reshape(-1, 3))[:PIXELS] for k in range(len(train.images))]
+    drawn = [random.permutation(image.reshape(-1, 3))[:PIXELS] for image in train.images]
     fitted = MiniBatchKMeans(count, random_state=seed, n_init=3).fit(np.concatenate(drawn).astype(np.float32))
     names = tuple(map(unnamed, range(count)))
     clusters = Clusters(fitted.cluster_centers_.astype(np.float32), np.zeros(count, np.int64), names)
     return lambda image, _: clusters.assign(image.reshape(-1, 3).astype(np.float32)).reshape(image.shape[:2])
 
 
-def measure(train: RegionFolder, val: RegionFolder, make: Callable[[int], Labeller], count: int, named: float) -> str:
+def measure(train: Held, val: Held, make: Callable[[int], Labeller], count: int, named: float) -> str:
     """One row of the table."""
     rows = []
     for seed in range(SEEDS):
@@ -135,14 +161,13 @@ def tally(tables: np.ndarray) -> Tally:
     return Tally(inside[:-1], outside[:-1], int(inside[-1]), len(tables))
 
 
-def counted(folder: RegionFolder, labeller: Labeller, count: int) -> tuple[np.ndarray, float]:
+def counted(held: Held, labeller: Labeller, count: int) -> tuple[np.ndarray, float]:
     """(N, 2, K + 1) pixels of clusters inside and outside of landslides, by image, and the mutual information."""
     random = np.random.default_rng(1)
-    tables = np.zeros((len(folder.images), 2, count + 1), np.int64)
+    tables = np.zeros((len(held.images), 2, count + 1), np.int64)
     found, truths = [], []
-    for index, table in enumerate(tables):
-        clusters = labeller(folder.images.read(index), folder.read(index)).ravel()
-        truth = truth_of(folder, index).ravel()
+    for table, image, regions, mask in zip(tables, held.images, held.regions, held.truths, strict=True):
+        clusters, truth = labeller(image, regions).ravel(), mask.ravel()
         for row, where in enumerate((truth, ~truth)):
             table[row] = np.bincount(clusters[where], minlength=count + 1)
         at = random.integers(len(truth), size=PIXELS)
@@ -151,12 +176,11 @@ def counted(folder: RegionFolder, labeller: Labeller, count: int) -> tuple[np.nd
     return tables, adjusted_mutual_info_score(truths, found)
 
 
-def covered(folder: RegionFolder, share: float) -> tuple[float, float]:
+def covered(held: Held, share: float) -> tuple[float, float]:
     """Share of all pixels, and of those of landslides, that objects cover."""
     inside = np.zeros(2)
     pixels = np.zeros(2)
-    for index in range(len(folder.images)):
-        regions, truth = folder.read(index), truth_of(folder, index)
+    for regions, truth in zip(held.regions, held.truths, strict=True):
         objects = np.append(regions.objects(share), False)[regions.owner]
         inside += objects.sum(), objects[truth].sum()
         pixels += truth.size, truth.sum()
@@ -184,7 +208,7 @@ def main() -> None:
     for name in ("train", "val"):
         folders.append(RegionFolder(given.regions / name, ImageFolder(getattr(given, name))))
         folders[-1].find(worker.segmenter(recipe), source, Lines())
-    train, val = folders
+    train, val = map(Held.of, folders)
     print(f"{len(train.images)} and {len(val.images)} images\n")
     for share in given.max_share:
         print("gate {}: objects cover {:.3f} of VAL, and {:.3f} of its landslides".format(share, *covered(val, share)))
