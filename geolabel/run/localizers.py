@@ -21,6 +21,7 @@ from geolabel.masks import Filters
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.classifier import Classifier
+from geolabel.parts import Recipe
 from geolabel.prompters import PeakPrompter
 from geolabel.run import worker
 from geolabel.run.report import Progress, Silent
@@ -32,7 +33,7 @@ from geolabel.trainers.fit import fit
 from geolabel.trainers.presets import LocalizerPreset, Method, PresetName, preset_of
 from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, activation_constant
 from geolabel.trainers.weak_cism import CismLosses, CismObjective
-from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, prompted_targets
+from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, Targets, prompted_targets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,30 +137,21 @@ def train_localizer(
         seed=request.seed,
         frozen_norm=numbers.frozen_norm and request.init != "none",
     )
+    losses: dict[str, Any] = {"names": learn.names, "frozen_norm": learning.frozen_norm}
     objective: ChipObjective
-    rest: dict[str, Any] = {"frozen_norm": learning.frozen_norm}
     if request.method == "s2c":
-        terms = numbers.s2c
-        maps = None
-        if terms.contrast:
-            maps = segment_maps(
-                learn,
-                segmenter,
-                segments or out / "segments",
-                filters=FILTERS,
-                points_per_side=numbers.points_per_side,
-                progress=progress or Silent(),
-            )
-        labeler = ConfidenceLabeler(numbers.labeler_threshold, terms.by_stability, terms.by_activation)
-        targets = prompted_targets(
-            PeakPrompter(single=terms.single_peak), worker.segmenter(segmenter), labeler, chips.classes
-        )
-        objective = S2cObjective(S2cLosses(network, learn.names, terms, targets, **rest), learn, select, learning, maps)
+        maps, targets = None, _targets(numbers, segmenter, chips.classes)
+        if numbers.s2c.contrast:
+            maps = segment_maps(learn, segmenter, segments or out / "segments", filters=FILTERS,
+                                points_per_side=numbers.points_per_side, progress=progress or Silent())  # fmt: skip
+        module = S2cLosses(network, terms=numbers.s2c, targets=targets, **losses)
+        objective = S2cObjective(module, learn, select, learning, maps)
     elif request.method == "cism":
-        module = CismLosses(network, learn.names, numbers.cism, **rest)
-        objective = CismObjective(module, learn, select, learning, numbers.cism)
+        objective = CismObjective(
+            CismLosses(network, terms=numbers.cism, **losses), learn, select, learning, numbers.cism
+        )
     else:
-        objective = ChipObjective(ChipLosses(network, learn.names, **rest), learn, select, learning)
+        objective = ChipObjective(ChipLosses(network, **losses), learn, select, learning)
     steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
     schedule = numbers.falling(steps, request.minutes or math.inf)
     precision = "bf16" if recipe.precision == "bf16" else "fp32"
@@ -171,6 +163,13 @@ def train_localizer(
         constant = activation_constant(objective.module.network, learn, learning)
         save_checkpoint(out / FILE, network, replace(info, constant=constant, trained=trained))
     return figures
+
+
+def _targets(numbers: LocalizerPreset, segmenter: Recipe, classes: tuple[str, ...]) -> Targets:
+    """What S2C's second term learns from: masks that the segmenter answers to the peaks of a map."""
+    prompter = PeakPrompter(single=numbers.s2c.single_peak)
+    labeler = ConfidenceLabeler(numbers.labeler_threshold, numbers.s2c.by_stability, numbers.s2c.by_activation)
+    return prompted_targets(prompter, worker.segmenter(segmenter), labeler, classes)
 
 
 def _split(chips: Chips) -> tuple[Part, Part]:
