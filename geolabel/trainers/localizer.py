@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ CENTRE = 4.0
 
 STRENGTH = 0.6
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
+
+HAZE = 0.4
+"""Share of samples that are hazy: bright, bluish ground was taken for slides, whatever grew on it."""
 
 LAID = 0.4
 """Share of samples over which part of another is laid."""
@@ -117,7 +121,10 @@ class LocalizerObjective:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
         rng = generator(self._seed, 1, step)
-        drawn = [draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH) for _ in range(self._batch)]
+        drawn = [
+            draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH, haze=HAZE)
+            for _ in range(self._batch)
+        ]
         samples = lay_together(drawn, rng, LAID)
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
         classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()

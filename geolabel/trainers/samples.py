@@ -50,6 +50,7 @@ def draw(
     on_slide: float,
     whole: float = 0.0,
     strength: float = 1.0,
+    haze: float = 0.2,
 ) -> Sample:
     """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it.
 
@@ -60,6 +61,8 @@ def draw(
         if it has to be: as extraction shows a large one.
     strength
         Of the changes in colour and sharpness.
+    haze
+        Probability that a sample is hazy.
     """
     weights = np.array([picture.weight for picture in pictures])
     picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
@@ -73,7 +76,7 @@ def draw(
     else:
         centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
     sample = _resample(picture, centre, _turn(rng) / zoom, size)
-    return replace(sample, rgb=recolour(sample.rgb, rng, strength))
+    return replace(sample, rgb=recolour(sample.rgb, rng, strength, haze))
 
 
 def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
@@ -161,15 +164,15 @@ def _reflect(first: int, end: int, length: int) -> AnyArray:
     return np.minimum(at, 2 * length - 1 - at)
 
 
-def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0) -> UInt8Array:
-    """Change colours, contrast, sharpness and noise of (H, W, 3) as sensors, seasons and processing do.
+def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0, haze: float = 0.2) -> UInt8Array:
+    """Change colours, contrast, sharpness and noise of (H, W, 3) as sensors, seasons, weather and processing do.
 
-    The strength scales how far colours go and how often blur, noise and compression come.
+    The strength scales how far colours go and how often blur, noise and compression come; haze is how often it is hazy.
     """
     image = Image.fromarray(rgb)
     if rng.random() < 0.7:
         image = image.convert("RGB", _mix(rng, 0.08 * strength))
-    image = image.point(_tones(rng, strength))
+    image = image.point(_tones(rng, strength, haze))
     if rng.random() < 0.35 * strength:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
     out = np.asarray(image)
@@ -188,15 +191,15 @@ def _mix(rng: Generator, spread: float) -> tuple[float, ...]:
     return tuple(np.pad(matrix, ((0, 0), (0, 1))).ravel().tolist())
 
 
-def _tones(rng: Generator, strength: float) -> list[int]:
+def _tones(rng: Generator, strength: float, haze: float) -> list[int]:
     """Contrast, brightness and gamma as 256 tones for each of three bands; only brightness differs between bands."""
     level = np.linspace(-0.5, 0.5, 256)
     gamma, contrast, brightness = rng.normal(0, [0.25, 0.2, 0.06]) * strength
     middle = 0.5 + brightness + rng.normal(0, 0.03 * strength, 3)
     tones = [np.clip(level * np.exp(contrast) + m, 0, 1) ** np.exp(gamma) for m in middle]
-    if rng.random() < 0.2 * strength:  # haze: the air's own light, a little blue, over less of the ground's
-        haze, air = rng.uniform(0.1, 0.5), rng.uniform(0.4, 0.7) + np.array([-0.04, 0, 0.04]) * rng.random()
-        tones = [(1 - haze) * tone + haze * light for tone, light in zip(tones, air, strict=True)]
+    if rng.random() < haze:  # the air's own light, blue or grey, over less of the ground's
+        share, air = rng.uniform(0.1, 0.5), rng.uniform(0.4, 0.75) + np.array([-0.1, 0, 0.06]) * rng.random()
+        tones = [(1 - share) * tone + share * light for tone, light in zip(tones, air, strict=True)]
     return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
 
 
