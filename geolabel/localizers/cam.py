@@ -112,7 +112,7 @@ class CamLocalizer:
         stack = np.stack([np.moveaxis(image, 2, 0) for image in images])
         if np.any(missing):
             stack = np.pad(stack, missing, mode="edge")
-        pixels = torch.from_numpy(stack).to(self._device).sub(self._mean).div_(self._std)
+        pixels = torch.from_numpy(stack).to(self._device).float().sub_(self._mean).div_(self._std)
         maps: Tensor = self._network(pixels)
         cut = maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
         return cut.float().cpu().numpy()

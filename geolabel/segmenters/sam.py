@@ -107,8 +107,7 @@ class SamSegmenter:
         for frame, image in zip(frames, images, strict=False):
             pixels = self._pixels(image)
             height, width = pixels.shape[1:]
-            inside = frame[:, :height, :width]
-            torch.sub(pixels.to(self._device), self._sam.pixel_mean, out=inside).div_(self._sam.pixel_std)
+            frame[:, :height, :width].copy_(pixels).sub_(self._sam.pixel_mean).div_(self._sam.pixel_std)
             frame[:, height:].zero_()
             frame[:, :height, width:].zero_()
         embeddings: Tensor = self._sam.image_encoder(frames)
