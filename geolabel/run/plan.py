@@ -29,8 +29,8 @@ TASK_TILES = 32
 """Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
 
 SHARES = 32
-"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do. Each costs two
-records and tiles that are read with fewer neighbours."""
+"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do. More of them
+mean more records, and tiles that are read with fewer neighbours."""
 
 LOCALIZER_TILE = 512
 """Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
