@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from io import BufferedIOBase, BytesIO
+from io import BufferedIOBase, BufferedWriter, BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
+from uuid import uuid4
 
 from geolabel.errors import OptionError
 
@@ -118,23 +118,19 @@ class FolderPlace:
         patient(lambda: self._write(self.root / name, fill), name)
 
     def _write(self, target: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = None
+        part = target.with_name(f"{uuid4().hex}.part")
         try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as file:
-                part = Path(file.name)
+            with _create(part) as file:
                 fill(file)
             part.replace(target)
-        finally:
-            if part is not None:
-                part.unlink(missing_ok=True)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file that is not there yet; of several that try, one succeeds."""
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with path.open("xb") as file:
+            with _create(self.root / name) as file:
                 file.write(data)
         except FileExistsError:
             return False
@@ -159,6 +155,15 @@ class FolderPlace:
         for folder, _, _ in os.walk(self.root, topdown=False):
             with suppress(OSError):  # one that is not empty stays
                 Path(folder).rmdir()
+
+
+def _create(path: Path) -> BufferedWriter:
+    """Open a file that is not there yet, in a folder that may not be there either."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 class RemotePlace:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from geolabel.errors import OutputError
 from geolabel.io.places import Place, place
@@ -27,11 +26,13 @@ from geolabel.types import AnyArray
 
 SUFFIX = ".safetensors"
 
-KINDS: dict[str, Any] = {
-    "BOOL": np.bool_, "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4",
+KINDS = {
+    "BOOL": "|b1", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "|i1", "I16": "<i2", "I32": "<i4",
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
-"""What the format calls the kinds of numbers that records hold."""
+"""What the format and NumPy call the kinds of numbers that records hold."""
+
+NAMES = {kind: name for name, kind in KINDS.items()}
 
 CHECKSUMS = "crc32"
 """Where the free text of the header holds the checksum of each array, in JSON."""
@@ -77,9 +78,7 @@ class Store:
         name = self.name(kind, index)
         try:
             plain = {key: _plain(array) for key, array in arrays.items()}
-            sums = json.dumps({key: _checksum(array) for key, array in plain.items()})
-            data = save(plain, {CHECKSUMS: sums})
-            self.place.write(name, lambda file: file.write(data))
+            self.place.write(name, lambda file: _write(file, plain))
         except OSError as error:
             raise OutputError(
                 f"record {self.root}/{name} could not be written: {error.strerror or error}; "
@@ -130,6 +129,20 @@ class Store:
         self.place.prune()
 
 
+def _write(file: IO[bytes], arrays: Mapping[str, AnyArray]) -> None:
+    """Write a record; the arrays go to the file from where they are."""
+    header: dict[str, Any] = {"__metadata__": {CHECKSUMS: json.dumps({k: _checksum(v) for k, v in arrays.items()})}}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": NAMES[array.dtype.str], "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the first array begins at a multiple of 8 bytes
+    file.write(len(text).to_bytes(8, "little") + text)
+    for array in arrays.values():
+        file.write(_bytes(array))
+
+
 def _plain(array: AnyArray) -> AnyArray:
     """The array as the format has it: contiguous, little-endian."""
     array = np.asarray(array)
@@ -139,7 +152,12 @@ def _plain(array: AnyArray) -> AnyArray:
 def _checksum(array: AnyArray) -> int:
     """Of the bytes of a contiguous array, its kind and its shape."""
     described = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data, described)
+    return zlib.crc32(_bytes(array), described)
+
+
+def _bytes(array: AnyArray) -> memoryview:
+    """The bytes of a contiguous array."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ DENSE = ("cism", "student")
 TASK_TILES = 32
 """Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
 
-SHARES = 64
-"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do."""
+SHARES = 32
+"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do. More of them
+mean more records, and tiles that are read with fewer neighbours."""
 
 LOCALIZER_TILE = 512
 """Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
@@ -156,7 +157,7 @@ def task_size(count: int, batch: int) -> int:
 
     Examples
     --------
-    >>> [task_size(count, 1) for count in (5, 64, 65, 1000, 10**6)], task_size(100, 8)
+    >>> [task_size(count, 1) for count in (5, 32, 33, 500, 10**6)], task_size(100, 8)
     ([1, 1, 2, 16, 32], 8)
     """
     batches = -(-count // (SHARES * batch))

@@ -106,7 +106,7 @@ def overhead(size: int, networks: Networks) -> None:
             for module in modules_of(part):
                 clock.watch(module)
         plan.reader.close()
-        ratios = []
+        ratios, costs = [], []
         for repeat in range(REPEATS):
             clock.seconds = 0.0
             targets = Targets.of(Path(folder) / "slides.gpkg", None, None, overwrite=True)
@@ -121,6 +121,7 @@ def overhead(size: int, networks: Networks) -> None:
             prompted = [seen.window for seen in assign(found.prompts, plan.segment_tiles)]
             least, first = (least_work(scene, windows, found) for windows in (tiles + prompted, tiles))
             ratios.append((outside / least, outside / first))
+            costs.append(outside / (size * size / 1e6))
             print(
                 f"run {repeat}: {total:.2f} s CPU, {clock.seconds:.2f} s in networks, {outside:.2f} s outside "
                 f"({prepared:.2f} s before the first tile), {least:.2f} s least work, ratio {ratios[-1][0]:.2f}, "
@@ -129,6 +130,7 @@ def overhead(size: int, networks: Networks) -> None:
             )
         median, alone = (statistics.median(column) for column in zip(*ratios, strict=True))
         print(f"median ratio {median:.2f} at {size} px; {alone:.2f} over the localizer's tiles alone")
+        print(f"median {statistics.median(costs):.3f} CPU s/Mpx beside the networks")
 
 
 def memory(sizes: list[int], options: list[str]) -> None:
