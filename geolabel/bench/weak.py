@@ -66,8 +66,8 @@ STUDENTS = ("apsam", "s2c", "cism", "masks")
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
     ("cam", ("apsam", "masks")),
-    ("s2c", ("s2c",)),
-    ("cism", ("cism",)),
+    ("cism", ()),
+    ("s2c", ("s2c", "cism")),
 )
 """Localizers, each with the students that are trained after it: what the others are compared with comes first."""
 
