@@ -14,8 +14,10 @@ from geolabel.io import weights
 from geolabel.labels import BACKGROUND
 from geolabel.localizers.multiscale import MultiscaleLocalizer
 from geolabel.methods import METHODS, apsam, cism, s2c
+from geolabel.prompts import Prompts
 from geolabel.run import activated, worker
 from geolabel.run.activated import ActivatedLabels
+from geolabel.segmenters.fitting import FittingSegmenter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 SQUARE = (slice(40, 80), slice(24, 64))
@@ -116,6 +118,17 @@ def test_peaks_of_a_large_chip_are_asked_about_reduced():
     found = label(large, np.array([True]))
     assert found.values.shape == large.shape[:2]
     assert found.values[120:240, 72:192].any()
+
+
+def test_a_segmenter_is_given_pixels_that_torch_takes():
+    class Strict(FakeSegmenter):
+        def __call__(self, images, prompts):
+            assert all(image.flags.writeable for image in images)
+            return super().__call__(images, prompts)
+
+    wide = np.zeros((40, 600, 3), np.uint8)
+    fitting = FittingSegmenter(Strict())
+    assert len(fitting([wide], [Prompts.build(points=np.array([[[300.0, 20.0]]]))])[0]) > 0
 
 
 @pytest.fixture

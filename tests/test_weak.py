@@ -15,7 +15,7 @@ from torch import nn
 from geolabel.activation import Activation
 from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
-from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
+from geolabel.errors import ChipError, OptionError, OutputError, TrainingError, WeightsError
 from geolabel.io import weights
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.masks import Filters
@@ -26,6 +26,7 @@ from geolabel.run.localizers import FILE, LocalizerRequest, train_localizer
 from geolabel.run.report import Silent
 from geolabel.run.request import Networks
 from geolabel.run.segmentmaps import segment_everything, segment_maps
+from geolabel.run.training import saving_to
 from geolabel.testing import FakeSegmenter
 from geolabel.trainers.crops import Cropping, epoch_indices, mirrored, take_crop
 from geolabel.trainers.presets import PRESETS, preset_of
@@ -410,6 +411,17 @@ def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match="forbids to fetch resnet18"):
         train_localizer(chips(), tmp_path, LocalizerRequest(init="resnet18"), networks=networks)
+
+
+def test_a_disk_that_fills_while_a_state_is_saved_is_named(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))
+    try:
+        with pytest.raises(OutputError, match="is the disk full"), saving_to(tmp_path):
+            torch.save({"weights": torch.zeros(1 << 18)}, tmp_path / "state.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path):

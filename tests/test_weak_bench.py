@@ -208,7 +208,7 @@ def test_means_and_spreads_over_seeds():
 @pytest.mark.parametrize("name", ["threshold", "prompts", "everything"])
 def test_studies_of_pseudo_labels(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=8))
-    monkeypatch.setattr(studies, "chip_localizer", lambda _: FakeLocalizer(function=bright, stride=1))
+    monkeypatch.setattr(studies, "chip_localizer", lambda _, **__: FakeLocalizer(function=bright, stride=1))
     monkeypatch.setattr(studies, "GREYS", (80, 250))
     assert run(["study", name, str(folder / "train"), "--out", str(tmp_path / "out"), "-q", "--device", "cpu"]) == 0
     table = json.loads((tmp_path / f"out/{name}.json").read_text())

@@ -52,7 +52,7 @@ from geolabel.types import BoolArray, UInt8Array
 
 log = logging.getLogger(__name__)
 
-PresetName = Literal["cpu", "gpu"]
+PresetName = Literal["quick", "cpu", "gpu"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -66,8 +66,8 @@ STUDENTS = ("apsam", "s2c", "cism", "masks")
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
     ("cam", ("apsam", "masks")),
-    ("s2c", ("s2c",)),
-    ("cism", ("cism",)),
+    ("cism", ()),
+    ("s2c", ("s2c", "cism")),
 )
 """Localizers, each with the students that are trained after it: what the others are compared with comes first."""
 
@@ -87,19 +87,21 @@ _CPU = students.PRESETS["cpu"]
 _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
-    "cpu": Sizes(
+    "quick": Sizes(
         {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 6,
          "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
         replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=12, schedule={**_CPU.schedule, "evaluations": 3}),
         multiscale=False,
     ),
+    "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),
     "gpu": Sizes(
         {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
          "points_per_side": 16},
         replace(students.PRESETS["paper"], schedule=_CPU.schedule, cropping=_LARGE, epochs=30),
     ),
 }  # fmt: skip
-"""``cpu`` takes about three hours for each seed on two cores, most of it S2C's questions to the segmenter."""
+"""``quick`` takes a quarter of an hour of one core for each seed, started from the bundled localizer with 600 chips in
+bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
 
 
 @dataclass(frozen=True)

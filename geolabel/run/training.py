@@ -21,6 +21,9 @@ from geolabel.types import Int64Array
 ANY_GSD = (0.01, 1000.0)
 """What a network of images of unknown gsd is taken to know."""
 
+WRITERS = ("PytorchStreamWriter", "inline_container")
+"""Where torch's errors come from when a state does not fit on the disk: by the first or the last of its parts."""
+
 
 @contextmanager
 def saving_to(folder: Path) -> Iterator[None]:
@@ -38,7 +41,7 @@ def saving_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
     except RuntimeError as error:  # torch says so when a state does not fit on the disk, or to the network
-        if "PytorchStreamWriter" in str(error):
+        if any(writer in str(error) for writer in WRITERS):
             raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
         if "state_dict" in str(error):
             raise WeightsError(f"{folder} holds the state of another training: give another folder, or its own options "

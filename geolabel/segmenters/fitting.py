@@ -43,7 +43,8 @@ class FittingSegmenter:
         if share >= 1:
             return self.segmenter([image], [prompts])[0]
         small = max(1, round(width * share)), max(1, round(height * share))
-        reduced = np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BILINEAR))
+        # a copy, since torch warns of arrays that cannot be written to, as those that Pillow lends are
+        reduced = np.array(Image.fromarray(image).resize(small, Image.Resampling.BILINEAR))
         # a point is the index of a pixel: centres keep their place
         scaled = replace(prompts, boxes=prompts.boxes * share, points=(prompts.points + 0.5) * share - 0.5)
         (masks,) = self.segmenter([reduced], [scaled])
