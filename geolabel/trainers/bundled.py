@@ -93,7 +93,7 @@ RECIPES: dict[Preset, Recipe] = {
     "full": _FULL,
     "refine": replace(
         _FULL,
-        localizer_schedule=Schedule(cycles=(2700,), rate=1e-3, evaluations=6),
+        localizer_schedule=Schedule(cycles=(600,), rate=1e-3, evaluations=2),
         segmenter_schedule=Schedule(cycles=(1800,), rate=5e-4, evaluations=6),
     ),
     "short": Recipe(
