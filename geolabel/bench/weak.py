@@ -320,7 +320,7 @@ class WeakBench:
         kind, _, part = name.partition(" ")
         views: dict[str, Any] = {"single_scale": not self._multiscale}
         if kind == "s2c":
-            return s2c.Settings(**views)
+            return s2c.Settings(confidence=self.networks.usual_confidence, **views)
         if kind == "cism":
             return cism.Settings(crf=part == "crf", **views)
         if part == "agreed":  # what was found to help students: the paper is silent about both
