@@ -25,8 +25,11 @@ METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="apsam: what the segmenter is given of each object. Default: both."),
     click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single"]),
                  help="apsam, s2c: which of the segmenter's candidates answers. Default: best_iou; of s2c whole."),
+    click.option("--agreed", is_flag=True, default=None,
+                 help="apsam: ignore pixels where mask and activation disagree."),
     click.option("--confidence", type=click.FloatRange(0, 1),
-                 help="s2c: least stability times activation of a mask that counts. Default: 0.5."),
+                 help="s2c: least stability times activation of a mask that counts. Default: 0.5; 0 with the bundled "
+                 "segmenter."),
     click.option("--single-peak", is_flag=True, default=None, help="s2c: ask about the highest place only."),
     click.option("--single-scale", is_flag=True, default=None,
                  help="apsam, s2c, cism: one view of a chip in place of four scales and mirrored ones."),

@@ -83,6 +83,8 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
 @_shared
 @_epochs
 @_size
+@click.option("--points-per-side", type=click.IntRange(min=1), metavar="N",
+              help="Points of the grid that segments come from, along each side of a chip; default 12.")  # fmt: skip
 @_init
 @_seeds
 @click.pass_context

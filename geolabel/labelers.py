@@ -88,6 +88,29 @@ class ThresholdLabeler:
 
 
 @dataclass(frozen=True)
+class AgreedLabeler:
+    """Another labeler, whose word counts where the activation says the same; what they disagree about is ignored.
+
+    A mask that reaches far beyond the activation, and activation that no mask covers, are wrong about as often as they
+    are right: what learns from labels does better without them.
+    """
+
+    labeler: Labeler = UnionLabeler()
+    threshold: float = 0.4
+    """Activation above it says the class."""
+
+    def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
+        """Label the image that the masks are of."""
+        found = self.labeler(masks, prompts, activation)
+        active = enlarged(activation, *found.values.shape) > self.threshold
+        said = np.concatenate([~active.any(axis=0, keepdims=True), active])
+        known = found.values != IGNORE
+        agreed = known & np.take_along_axis(said, np.where(known, found.values, 0)[None], axis=0)[0]
+        values = np.where(agreed, found.values, IGNORE).astype(np.uint8)
+        return LabelMap(values, np.where(agreed, found.confidence, 0).astype(np.float32), found.classes)
+
+
+@dataclass(frozen=True)
 class OverlapLabeler:
     """DiffuPrompter, section 2.2.3: of the masks that answer a prompt, the one most like the activation it came from.
 

@@ -9,6 +9,7 @@ import pytest
 
 from geolabel.activation import Activation
 from geolabel.labelers import (
+    AgreedLabeler,
     ClusterLabeler,
     ConfidenceLabeler,
     OverlapLabeler,
@@ -48,6 +49,16 @@ def columns(first: int, last: int) -> np.ndarray:
     mask = np.zeros((1, 4), bool)
     mask[:, first:last] = True
     return mask
+
+
+def test_what_mask_and_activation_disagree_about_is_ignored():
+    masks = masks_of(columns(0, 2), columns(2, 3))
+    maps = activation([[0.9, 0.1, 0.9, 0.4]], [[0.1, 0.1, 0.2, 0.3]])
+    labels = AgreedLabeler(threshold=0.4)(masks, prompts_of(0, 1), maps)
+    assert labels.values.tolist() == [[1, IGNORE, IGNORE, 0]]
+    assert labels.confidence[0, 1:3].tolist() == [0, 0]
+    none = AgreedLabeler()(Masks.none(1, 4), Prompts.build(), activation([[0, 0, 1, 0]]))
+    assert none.values.tolist() == [[0, 0, IGNORE, 0]]
 
 
 def test_masks_of_one_class_are_united_and_counted_once() -> None:

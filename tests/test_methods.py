@@ -17,6 +17,7 @@ from geolabel.methods import METHODS, apsam, cism, s2c
 from geolabel.prompts import Prompts
 from geolabel.run import activated, worker
 from geolabel.run.activated import ActivatedLabels
+from geolabel.run.request import Networks
 from geolabel.segmenters.fitting import FittingSegmenter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
@@ -149,12 +150,18 @@ def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monk
     assert run(words) == 0
     found = PseudoLabels(tmp_path / "pseudo")
     assert found.provenance["method"] == method
+    # the bundled segmenter's masks are never as stable as the paper asks
+    assert found.provenance["settings"].get("confidence", 0.0) == 0.0
     assert found.provenance["networks"].keys() == ({"localizer"} if method == "cism" else {"localizer", "segmenter"})
     assert [bool(one.values.any()) for one in found] == [False, True, True]
     assert run([*words, "--overwrite", "--class-name", "scar"]) == 1
     assert "knows landslide, the chips show scar" in capsys.readouterr().err
     assert run([*words, "--overwrite", "--clusters", "3"]) == 2
     assert "--clusters: no option of this method" in capsys.readouterr().err
+
+
+def test_tau_is_the_paper_s_for_official_networks():
+    assert (Networks().usual_confidence, Networks(sam="vit_b").usual_confidence) == (0.0, 0.5)
 
 
 def test_the_bundled_networks_label(folder: Path, tmp_path: Path):

@@ -102,7 +102,10 @@ def image_scores(localizer: Localizer, chips: Chips) -> dict[str, float]:
 
 
 def label_scores(paint: Paint, chips: Chips) -> dict[str, Any]:
-    """Figures of label maps over all pixels of all chips, and the IoU of every chip that shows something."""
+    """Figures of label maps over all pixels of all chips, and the IoU of every chip that shows something.
+
+    Pixels that a label map ignores are not judged.
+    """
     classes = (BACKGROUND, *chips.classes)
     counts, shows, each = [], [], []
     for k in range(len(chips)):
@@ -113,7 +116,7 @@ def label_scores(paint: Paint, chips: Chips) -> dict[str, Any]:
         counts.append(count_pixels(found, chip.mask, len(classes)))
         shows.append(bool(chip.labels.any()))
         if shows[-1]:
-            judged = chip.mask != IGNORE
+            judged = (chip.mask != IGNORE) & (found != IGNORE)
             each.append(iou((found > 0) & judged, (chip.mask > 0) & judged))
     whole, kept = np.stack(counts), np.array(shows)
     return {

@@ -124,6 +124,8 @@ class Study:
     """Of studies of training."""
     size: int | None = None
     """Pixels a side of the crops that trainings see; None for the preset's."""
+    points_per_side: int | None = None
+    """Of the grid that S2C's segments come from; None for the preset's."""
     init: str = "none"
     """What each training starts from; see `geolabel.run.localizers.LocalizerRequest`."""
     seeds: int = 1
@@ -206,7 +208,8 @@ class Study:
 
     def _train(self, method: Method, terms: Mapping[str, Any], seed: int) -> Figures:
         request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, size=self.size, seed=seed)
-        numbers = replace(request.numbers, output_stride=16)
+        points = self.points_per_side or request.numbers.points_per_side
+        numbers = replace(request.numbers, output_stride=16, points_per_side=points)
         numbers = replace(numbers, **{k: _merged(getattr(numbers, k), v) for k, v in terms.items()})
         mark = hashlib.sha256(repr(terms).encode()).hexdigest()[:12]
         folder = self.out / "trained" / f"{mark}-{seed}"

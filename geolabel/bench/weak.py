@@ -57,15 +57,16 @@ PresetName = Literal["quick", "cpu", "gpu"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 PSEUDO: dict[str, Method] = {
-    "apsam": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism", "cism crf": "cism",
+    "apsam": "cam", "apsam box": "cam", "apsam point": "cam", "apsam agreed": "cam", "s2c": "s2c", "cism": "cism",
+    "cism crf": "cism",
 }  # fmt: skip
 """Pseudo-labels that are judged, and the localizer that they come from."""
 
-STUDENTS = ("apsam", "s2c", "cism", "masks")
-"""What students learn from; the last is the ceiling."""
+STUDENTS = ("apsam", "apsam agreed", "s2c", "cism", "masks")
+"""What students learn from; the last is the ceiling. For `apsam agreed` see `_settings`."""
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
-    ("cam", ("apsam", "masks")),
+    ("cam", ("apsam", "masks", "apsam agreed")),
     ("cism", ()),
     ("s2c", ("s2c", "cism")),
 )
@@ -256,7 +257,7 @@ class WeakBench:
             out = self.work / f"seed{seed}" / f"pseudo {name}"
             if not (out / "manifest.json").is_file():
                 recipes = [self._recipe(PSEUDO[name], seed)]
-                label_chips(self.train, out, name, self._settings(name), recipes, self.compose(name),
+                label_chips(self.train, out, name.partition(" ")[0], self._settings(name), recipes, self.compose(name),
                             overwrite=False, progress=self.progress)  # fmt: skip
             source = read_painted(out)
         out = self.student_folder(name, seed)
@@ -319,9 +320,11 @@ class WeakBench:
         kind, _, part = name.partition(" ")
         views: dict[str, Any] = {"single_scale": not self._multiscale}
         if kind == "s2c":
-            return s2c.Settings(**views)
+            return s2c.Settings(confidence=self.networks.usual_confidence, **views)
         if kind == "cism":
             return cism.Settings(crf=part == "crf", **views)
+        if part == "agreed":  # what was found to help students: the paper is silent about both
+            return apsam.Settings(selection="whole", agreed=True, **views)
         return apsam.Settings(prompts=part or "both", **views)  # type: ignore[arg-type]
 
 

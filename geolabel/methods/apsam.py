@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geolabel.activation import Activation
-from geolabel.labelers import UnionLabeler
+from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.masks import Selection
-from geolabel.parts import Localizer, Segmenter
+from geolabel.parts import Labeler, Localizer, Segmenter
 from geolabel.pipeline import Pipeline
 from geolabel.prompters import THRESHOLD, ContourPrompter
 from geolabel.prompts import Prompts
@@ -42,6 +42,8 @@ class Settings:
     """Grey value that activation has to exceed (eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
     selection: Selection = "best_iou"
+    agreed: bool = False
+    """Whether pixels are ignored where mask and activation disagree; not in the paper."""
     single_scale: bool = False
     """One view of a chip, in place of four scales and mirrored ones."""
     class_name: str = "landslide"
@@ -62,7 +64,8 @@ class AskedPrompter:
 def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> Pipeline:
     """The method, for chips that the localizer and the segmenter see whole."""
     contours = ContourPrompter(settings.activation_threshold)
-    return Pipeline(localizer, AskedPrompter(contours, settings.prompts), FittingSegmenter(segmenter), UnionLabeler())
+    labeler: Labeler = AgreedLabeler() if settings.agreed else UnionLabeler()
+    return Pipeline(localizer, AskedPrompter(contours, settings.prompts), FittingSegmenter(segmenter), labeler)
 
 
 def label(

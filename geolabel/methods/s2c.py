@@ -15,7 +15,7 @@ since a student learns from masks with edges; ``geolabel label --method cism`` t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from geolabel.prompters import PeakPrompter
 from geolabel.run import worker
 from geolabel.run.activated import label_chips
 from geolabel.run.report import Progress
-from geolabel.run.request import Networks
+from geolabel.run.request import TAU, Networks
 from geolabel.segmenters.fitting import FittingSegmenter
 
 
@@ -36,8 +36,9 @@ class Settings:
     """Choices of the method; the defaults are the paper's, but for the mask, where it is the released code's."""
 
     localizer: str = "bundled"
-    confidence: float = 0.5
-    """Least stability times mean activation of a mask that counts: the tau of eq. 11."""
+    confidence: float | None = None
+    """Least stability times mean activation of a mask that counts: the tau of eq. 11. None for what suits its network,
+    `geolabel.run.request.Networks.usual_confidence`."""
     single_peak: bool = False
     selection: Selection = "whole"
     single_scale: bool = False
@@ -51,7 +52,7 @@ def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> 
         localizer,
         PeakPrompter(single=settings.single_peak),
         FittingSegmenter(segmenter),
-        ConfidenceLabeler(settings.confidence),
+        ConfidenceLabeler(TAU if settings.confidence is None else settings.confidence),
     )
 
 
@@ -59,6 +60,8 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
+    if settings.confidence is None:
+        settings = replace(settings, confidence=networks.usual_confidence)
     recipes = networks.with_localizer(settings.localizer).recipes(settings.selection)
     segmenter = worker.segmenter(recipes[1])
     return label_chips(

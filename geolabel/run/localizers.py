@@ -140,7 +140,7 @@ def train_localizer(
     losses: dict[str, Any] = {"names": learn.names, "frozen_norm": learning.frozen_norm}
     objective: ChipObjective
     if request.method == "s2c":
-        maps, targets = None, _targets(numbers, segmenter, chips.classes)
+        maps, targets = None, _targets(numbers, segmenter, networks.usual_confidence, chips.classes)
         if numbers.s2c.contrast:
             maps = segment_maps(learn, segmenter, segments or out / "segments", filters=FILTERS,
                                 points_per_side=numbers.points_per_side, progress=progress or Silent())  # fmt: skip
@@ -165,10 +165,11 @@ def train_localizer(
     return figures
 
 
-def _targets(numbers: LocalizerPreset, segmenter: Recipe, classes: tuple[str, ...]) -> Targets:
+def _targets(numbers: LocalizerPreset, segmenter: Recipe, most: float, classes: tuple[str, ...]) -> Targets:
     """What S2C's second term learns from: masks that the segmenter answers to the peaks of a map."""
     prompter = PeakPrompter(single=numbers.s2c.single_peak)
-    labeler = ConfidenceLabeler(numbers.labeler_threshold, numbers.s2c.by_stability, numbers.s2c.by_activation)
+    tau = min(numbers.labeler_threshold, most)
+    labeler = ConfidenceLabeler(tau, numbers.s2c.by_stability, numbers.s2c.by_activation)
     return prompted_targets(prompter, worker.segmenter(segmenter), labeler, classes)
 
 
