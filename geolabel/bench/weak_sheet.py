@@ -59,6 +59,7 @@ class _Sheet:
             (activation,) = LabelledLocalizer(locate, chip.labels)([chip.rgb])
             values = enlarged(activation, *chip.rgb.shape[:2]).max(axis=0)
             axes.imshow(values, cmap="inferno", vmin=0, vmax=1)
+            axes.autoscale(False)  # boxes reach the frame
             if prompter is None:
                 return
             prompts = prompter(activation)
