@@ -86,6 +86,11 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
         raise OptionError("--tls-ca-file, --tls-cert and --tls-key are for a --scheduler")
     with ExitStack() as stack:
         if crew.workers:
+            import dask
+
+            from geolabel.run.execute import PATIENCE
+
+            stack.enter_context(dask.config.set({PATIENCE: WITHOUT_S}))
             stack.enter_context(_local(crew.workers, crew.worker_memory, str(given.get("device"))))
         elif crew.scheduler:
             stack.enter_context(_remote(crew.scheduler, crew.tls))
@@ -94,14 +99,12 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _local(count: int, memory: str, device: str) -> Iterator[None]:
-    import dask
     import distributed
 
     from geolabel.errors import OptionError
     from geolabel.run import execute
 
     gpus = _gpus(device)
-    dask.config.set({execute.PATIENCE: WITHOUT_S})
     try:
         cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=count,

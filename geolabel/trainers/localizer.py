@@ -31,12 +31,6 @@ CENTRE = 4.0
 STRENGTH = 0.6
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
 
-HAZE = 0.4
-"""Share of samples that are hazy: bright, bluish ground was taken for slides, whatever grew on it."""
-
-LAID = 0.4
-"""Share of samples over which part of another is laid."""
-
 OPERATING_POINT = 120
 """Grey value at which eq. 2 of APSAM cuts the activation."""
 
@@ -98,6 +92,10 @@ class LocalizerObjective:
         Pixels a side and number of the samples of a step.
     mean, std
         Normalisation of red, green and blue.
+    haze
+        Share of samples that are hazy.
+    laid
+        Share of samples over which part of another is laid.
     """
 
     def __init__(
@@ -111,20 +109,23 @@ class LocalizerObjective:
         batch: int,
         mean: Sequence[float],
         std: Sequence[float],
+        haze: float = 0.0,
+        laid: float = 0.0,
     ) -> None:
         self.module = LocalizerLosses(network)
         self._pictures, self._selection = pictures, selection
         self._seed, self._size, self._batch = seed, size, batch
         self._mean, self._std = mean, std
+        self._haze, self._laid = haze, laid
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
         rng = generator(self._seed, 1, step)
         drawn = [
-            draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH, haze=HAZE)
+            draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH, haze=self._haze)
             for _ in range(self._batch)
         ]
-        samples = lay_together(drawn, rng, LAID)
+        samples = lay_together(drawn, rng, self._laid)
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
         classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()
         images = to_tensor([s.rgb for s in samples], self._mean, self._std)
