@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -89,3 +94,33 @@ def test_cuda_is_deterministic_and_rounds_to_no_tf32():
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.allow_tf32
     assert before == (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
+
+
+BUFFERS = """
+import resource, sys
+import numpy as np
+from geolabel.devices import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+np.ones(2 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.ones(2 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told what to do with freed memory")
+def test_a_worker_of_dask_keeps_the_pages_of_buffers_that_it_frees():
+    faults = {}
+    for choice in ("keep", "leave"):
+        found = subprocess.run(
+            [sys.executable, "-c", BUFFERS, choice],
+            env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        faults[choice] = int(found.stdout)
+    assert faults["keep"] < 100 < 1000 < faults["leave"]

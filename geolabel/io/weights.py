@@ -17,6 +17,7 @@ import platformdirs
 
 from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
+from geolabel.devices import keep_freed_memory
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import download, sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
@@ -269,6 +270,7 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     WeightsError
         If its file is missing, has changed since the recipe was written, or is no such network.
     """
+    keep_freed_memory()
     if recipe.grounding is not None:
         from geolabel.io import diffusion
 

@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from geolabel.devices import Precision
+from geolabel.devices import Precision, keep_freed_memory
 from geolabel.trainers.curves import Curves
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ def fit(
     figures of the weights kept, how many ``steps`` were taken and how many ``minutes`` they took
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     state = _start(objective.module, schedule, device, precision)
     if resume and (folder / STATE).is_file():
         state.load(folder / STATE)
