@@ -121,6 +121,7 @@ def _local(count: int, memory: str, device: str) -> Iterator[None]:
     with cluster, distributed.Client(cluster) as client:  # type: ignore[no-untyped-call]
         log.info("dashboard at %s", cluster.dashboard_link)
         _settle(client, gpus, local=True)
+        _warm_up(client)
         yield
 
 
@@ -148,6 +149,17 @@ def _remote(scheduler: str, tls: dict[str, str]) -> Iterator[None]:
         _check_versions(client)
         _settle(client, 0, local=False)
         yield
+
+
+def _warm_up(client: Any) -> None:
+    """Have every worker import what tasks need while the run is planned."""
+    import distributed
+
+    from geolabel.run import worker
+
+    for address in client.scheduler_info(n_workers=-1)["workers"]:
+        warming = client.submit(worker.warm_up, workers=[address], pure=False)
+        distributed.fire_and_forget(warming)  # type: ignore[no-untyped-call]
 
 
 def _gpus(device: str) -> int:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 
 from geolabel.parts import Localizer, Recipe, Segmenter
 
@@ -83,6 +84,12 @@ def settle(number: int, *, gpus: int, local: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
     if local and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def warm_up() -> None:
+    """Import what tasks need, which takes seconds."""
+    for name in ("geolabel.io.weights", "geolabel.localizers", "geolabel.segmenters", "geolabel.run.passes"):
+        import_module(name)
 
 
 def versions() -> dict[str, str]:
