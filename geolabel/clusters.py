@@ -19,6 +19,18 @@ MOST = 255
 """Clusters that a label map can tell apart; 255 itself is what no mask covers."""
 
 
+def check_count(clusters: int) -> None:
+    """Refuse numbers of clusters that a label map has no values for.
+
+    Raises
+    ------
+    OptionError
+        If it is not 1 to `MOST`.
+    """
+    if not 1 <= clusters <= MOST:
+        raise OptionError(f"{clusters} clusters: a label map holds 1 to {MOST}")
+
+
 @dataclass(frozen=True)
 class Clusters:
     """K centres in the space of features.
@@ -39,8 +51,7 @@ class Clusters:
     """Whether features are scaled to length one first, so that directions are compared."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.centres) <= MOST:
-            raise OptionError(f"{len(self.centres)} clusters: a label map holds 1 to {MOST}")
+        check_count(len(self.centres))
         if not len(self.centres) == len(self.sizes) == len(self.names):
             raise OptionError(f"{len(self.centres)} centres, {len(self.sizes)} sizes and {len(self.names)} names")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,7 +114,9 @@ class AgreedLabeler:
 class OverlapLabeler:
     """DiffuPrompter, section 2.2.3: of the masks that answer a prompt, the one most like the activation it came from.
 
-    The segmenter has to answer with all its candidates; see `geolabel.masks.EVERY_CANDIDATE`.
+    The segmenter has to answer with all its candidates; see `geolabel.masks.EVERY_CANDIDATE`. A pixel is labelled as
+    surely as it is active: the paper gives its objects no score, and the segmenter's own says how firm an edge is,
+    which that of a speck of activation is too.
     """
 
     threshold: float = 0.4
@@ -124,8 +126,12 @@ class OverlapLabeler:
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
         """Label the image that the masks are of."""
-        active = enlarged(activation, *masks.scores.shape[1:]) > self.threshold
-        return self.labeler(masks[most_alike(masks, prompts, active)], prompts, activation)
+        maps = enlarged(activation, *masks.scores.shape[1:])
+        labels = self.labeler(masks[most_alike(masks, prompts, maps > self.threshold)], prompts, activation)
+        sure = np.concatenate([1 - maps.max(axis=0, keepdims=True), maps])
+        known = labels.labelled
+        found = np.take_along_axis(sure, np.where(known, labels.values, 0)[None], axis=0)[0]
+        return replace(labels, confidence=np.where(known, found, labels.confidence).astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,12 @@ def test_clusters_that_cannot_be_are_errors(chips: Path, tmp_path: Path, objects
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("count", ["0", "256"])
+def test_a_number_that_a_label_map_cannot_hold_costs_no_search(chips: Path, tmp_path: Path, count: str) -> None:
+    assert label(chips, tmp_path / "out", "--clusters", count) == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_known_clusters_come_with_their_own_settings_and_segmenter(chips: Path, tmp_path: Path, objects, capsys):
     assert label(chips, tmp_path / "out", "--clusters", "2") == 0
     assert label(chips, tmp_path / "again", "--clusters", str(tmp_path / "out"), "--max-share", "0.5") == 2

@@ -161,6 +161,17 @@ def test_the_mask_most_like_the_activation_is_taken_whatever_the_network_thinks(
     assert labels.values.tolist() == [[0, 1, 1, 0]]
 
 
+def test_a_chosen_mask_is_as_sure_as_the_activation_under_it() -> None:
+    seen = activation([[0.2, 0.8, 0.5, 0.2]], [[0.1, 0.6, 0.3, 0.2]])
+    masks = masks_of(columns(1, 4), score=200)
+    labels = OverlapLabeler(0.4)(masks, prompts_of(0), seen)
+    assert labels.values.tolist() == [[0, 1, 1, 1]]
+    np.testing.assert_allclose(labels.confidence, [[0.8, 0.8, 0.5, 0.2]], atol=0.002)
+    doubtful = OverlapLabeler(0.4, AgreedLabeler())(masks, prompts_of(0), seen)
+    assert doubtful.values.tolist() == [[0, 1, 1, IGNORE]]
+    np.testing.assert_allclose(doubtful.confidence, [[0.8, 0.8, 0.5, 0]], atol=0.002)
+
+
 def test_a_prompt_asks_about_what_is_active_in_its_box() -> None:
     masks = replace(masks_of(columns(0, 2), columns(0, 4)), prompt_ids=np.asarray([10, 10]))
     active = np.ones((1, 1, 4), bool)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geolabel.clusters import Clusters, Source
+from geolabel.clusters import Clusters, Source, check_count
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter, claim
 from geolabel.errors import OptionError
@@ -51,7 +51,13 @@ PAPER_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Settings:
-    """Choices of the method; those that are None are the paper's, or come with the clusters of a file."""
+    """Choices of the method; those that are None are the paper's, or come with the clusters of a file.
+
+    Raises
+    ------
+    OptionError
+        If there are more clusters than a label map holds, or none.
+    """
 
     clusters: str = AUTO
     """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that it lies in."""
@@ -69,6 +75,10 @@ class Settings:
     """Whether features are scaled to length one, so that k-means compares their directions."""
     regions: Path | None = None
     """Folder that keeps what the segmenter finds, for another gate or another number of clusters."""
+
+    def __post_init__(self) -> None:
+        if self.count is not None:
+            check_count(self.count)  # what the segmenter finds first takes hours
 
     @property
     def count(self) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from geolabel.clusters import MOST, Clusters, prepared, unnamed
+from geolabel.clusters import Clusters, check_count, prepared, unnamed
 from geolabel.errors import GeolabelError, OptionError
 from geolabel.types import Float32Array, Int64Array
 
@@ -73,8 +73,7 @@ def fit_clusters(
     GeolabelError
         If scikit-learn is not installed.
     """
-    if not 1 <= clusters <= MOST:
-        raise OptionError(f"{clusters} clusters: a label map holds 1 to {MOST}")
+    check_count(clusters)
     if passes < 1:
         raise OptionError(f"{passes} passes: at least one is needed")
     try:

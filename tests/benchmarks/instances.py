@@ -5,7 +5,8 @@ Usage: python tests/benchmarks/instances.py [--scenes 4] [--size 1024] [--thresh
 The map is the activation of the bundled localizer, in place of cross-attention, or, with ``--truth``, the truth itself
 at the localizer's stride: then what the path after the map loses is seen alone. Everything after it is that of
 ``geolabel label --method diffuprompter``: threshold, components, box and centroid, the mask of the highest IoU, closed
-regions. Beside it the thresholded map alone, and the mask of the highest predicted IoU.
+regions that are as sure as they are active. Beside it the mask of the highest predicted IoU, the same masks as sure as
+their edges are firm, and the thresholded map alone.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import numpy as np
 
 from geolabel.activation import Activation
 from geolabel.bench.examples import SYNTHETIC
-from geolabel.labelers import UnionLabeler
-from geolabel.labels import Instances, closed_regions
-from geolabel.masks import EVERY_CANDIDATE
+from geolabel.labelers import OverlapLabeler, UnionLabeler, enlarged, most_alike
+from geolabel.labels import Instances, LabelMap, closed_regions
+from geolabel.masks import EVERY_CANDIDATE, Masks
 from geolabel.methods.diffuprompter import compose, grey_level
 from geolabel.parts import Localizer
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
+from geolabel.prompts import Prompts
 from geolabel.run import worker
 from geolabel.run.request import Networks
 from geolabel.synthetic import SyntheticScene, synthesize
@@ -68,6 +70,18 @@ class Told:
         return row, rest // self.scene.rgb.strides[1]
 
 
+@dataclass(frozen=True)
+class FirmLabeler:
+    """The masks that `OverlapLabeler` takes, each pixel as sure as the segmenter is."""
+
+    threshold: float
+
+    def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
+        """Label the image that the masks are of."""
+        active = enlarged(activation, *masks.scores.shape[1:]) > self.threshold
+        return UnionLabeler()(masks[most_alike(masks, prompts, active)], prompts, activation)
+
+
 def truth_of(scene: SyntheticScene) -> Instances:
     """The landslides to be seen, those of fewer than `LEAST` pixels left out."""
     areas = np.bincount(scene.ids.ravel())
@@ -91,15 +105,22 @@ def main() -> None:
     networks = Networks(device=asked.device)
     locate, every = (worker_part(networks, "overlap", role) for role in (0, 1))
     best = worker_part(networks, "best_iou", 1)
-    ways = ("mask most like the map", "mask of the highest predicted IoU", "map alone")
+    ways = (
+        "mask most like the map",
+        "mask of the highest predicted IoU",
+        "most like, as sure as its edge",
+        "map alone",
+    )
     counted = {way: Precision(1) for way in ways}
     seconds = dict.fromkeys(ways, 0.0)
     for seed in range(SYNTHETIC["select"], SYNTHETIC["select"] + asked.scenes):
         scene = synthesize(asked.size, seed=seed)
         localizer: Localizer = Told(scene) if asked.truth else locate
+        prompter = ContourPrompter(grey_level(asked.threshold))
         pipelines = (
             compose(localizer, every, asked.threshold),
-            Pipeline(localizer, ContourPrompter(grey_level(asked.threshold)), best, UnionLabeler()),
+            Pipeline(localizer, prompter, best, OverlapLabeler(asked.threshold)),
+            Pipeline(localizer, prompter, every, FirmLabeler(asked.threshold)),
             compose(localizer, every, asked.threshold, attention_only=True),
         )
         for way, pipeline in zip(ways, pipelines, strict=True):
