@@ -114,10 +114,11 @@ def localizer(
               help="Folder for student.safetensors, or detector.safetensors, and the curves.")  # fmt: skip
 @click.option(
     "--model",
-    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
+    type=click.Choice(["resunet", "bundled", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
     default="resunet",
     show_default=True,
-    help="The network: APSAM's ResUNet, one of segmentation-models-pytorch, or Mask R-CNN, which finds single objects.",
+    help="The network: APSAM's ResUNet; one that begins with the trunk of the bundled localizer, for few images or a "
+    "small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds single objects.",
 )
 @click.option(
     "--preset",

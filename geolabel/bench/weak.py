@@ -30,7 +30,7 @@ from geolabel.bench.maps import (
     mosaic_scores,
 )
 from geolabel.bench.table import write_json
-from geolabel.chips import is_held_out
+from geolabel.chips import Chip, is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.errors import OptionError
@@ -57,18 +57,19 @@ PresetName = Literal["quick", "cpu", "gpu"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 PSEUDO: dict[str, Method] = {
-    "apsam": "cam", "apsam box": "cam", "apsam point": "cam", "apsam agreed": "cam", "s2c": "s2c", "cism": "cism",
+    "apsam": "cam", "apsam paper": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism",
     "cism crf": "cism",
 }  # fmt: skip
-"""Pseudo-labels that are judged, and the localizer that they come from."""
+"""Pseudo-labels that are judged, and the localizer that they come from. Those of `apsam` are as `geolabel label` makes
+them with this segmenter; the others of APSAM, its Table II, have the paper's choices."""
 
-STUDENTS = ("apsam", "apsam agreed", "s2c", "cism", "masks")
-"""What students learn from; the last is the ceiling. For `apsam agreed` see `_settings`."""
+STUDENTS = ("apsam", "apsam paper", "s2c", "cism", "masks")
+"""What students learn from; the last is the ceiling."""
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
-    ("cam", ("apsam", "masks", "apsam agreed")),
-    ("cism", ()),
-    ("s2c", ("s2c", "cism")),
+    ("cam", ("apsam", "masks")),
+    ("cism", ("cism",)),
+    ("s2c", ("s2c", "apsam paper")),
 )
 """Localizers, each with the students that are trained after it: what the others are compared with comes first."""
 
@@ -89,16 +90,17 @@ _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
     "quick": Sizes(
-        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 6,
+        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 4,
          "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
-        replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=12, schedule={**_CPU.schedule, "evaluations": 3}),
+        replace(_CPU, cropping=Cropping(128, (0.35, 0.7), 0.5), epochs=30,
+                schedule={**_CPU.schedule, "evaluations": 5}),
         multiscale=False,
     ),
     "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),
     "gpu": Sizes(
         {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
          "points_per_side": 16},
-        replace(students.PRESETS["paper"], schedule=_CPU.schedule, cropping=_LARGE, epochs=30),
+        replace(_CPU, architectures=students.PRESETS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
     ),
 }  # fmt: skip
 """``quick`` takes a quarter of an hour of one core for each seed, started from the bundled localizer with 600 chips in
@@ -261,12 +263,18 @@ class WeakBench:
                             overwrite=False, progress=self.progress)  # fmt: skip
             source = read_painted(out)
         out = self.student_folder(name, seed)
-        request = students.StudentRequest(epochs=self.epochs, seed=seed)
+        model = students.BUNDLED if self.init == "bundled" else "resunet"
+        request = students.StudentRequest(model, epochs=self.epochs, seed=seed)
         sizes = SIZES[self.preset].student
         students.train_student(source, out, request, networks=self.networks, preset=sizes, resume=True)
         student = self.drawer(name, seed)
-        return label_scores(lambda chip: student.label(chip.rgb).values, self.val) | {
-            "mosaic": self._on_mosaic(lambda rgb: quantise(student([rgb])[0].values[0]))
+
+        def paint(chip: Chip) -> UInt8Array:
+            return student.label(chip.rgb).values
+
+        return label_scores(paint, self.val) | {
+            "held out": label_scores(paint, self.fold)["all"],
+            "mosaic": self._on_mosaic(lambda rgb: quantise(student([rgb])[0].values[0])),
         }
 
     def _on_mosaic(self, score: Callable[[UInt8Array], UInt8Array]) -> dict[str, float]:
@@ -311,7 +319,7 @@ class WeakBench:
         settings = self._settings(name)
         if isinstance(settings, cism.Settings):
             return lambda localizer: cism.pipeline(localizer, settings)
-        segmenter = worker.segmenter(self.networks.recipes(settings.selection)[1])
+        segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
         if isinstance(settings, s2c.Settings):
             return lambda localizer: s2c.pipeline(localizer, segmenter, settings)
         return lambda localizer: apsam.pipeline(localizer, segmenter, settings)
@@ -323,9 +331,10 @@ class WeakBench:
             return s2c.Settings(confidence=self.networks.usual_confidence, **views)
         if kind == "cism":
             return cism.Settings(crf=part == "crf", **views)
-        if part == "agreed":  # what was found to help students: the paper is silent about both
-            return apsam.Settings(selection="whole", agreed=True, **views)
-        return apsam.Settings(prompts=part or "both", **views)  # type: ignore[arg-type]
+        if part:
+            prompts: Any = "both" if part == "paper" else part
+            return replace(apsam.PAPER, prompts=prompts, **views)
+        return apsam.settled(apsam.Settings(**views), self.networks)
 
 
 def _bare(rgb: UInt8Array) -> BoolArray:
