@@ -156,6 +156,8 @@ def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys
     words += ["--device", "cpu", "--json"]
     assert run([*words, "--minutes", "0.0001"]) == 0
     assert json.loads(capsys.readouterr().out)["steps left"] > 0
+    assert run([*words, "--only", "labels", "--minutes", "0.0001"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["steps left"] <= len(weak.PSEUDO) + 1
     assert run(words) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["steps done"], facts["steps left"]) == (16, 0)
@@ -190,6 +192,34 @@ def test_tables_of_what_is_done_so_far():
     assert rows["random place"] == {"hits": 0.1}
     (only,) = weak_tables.difference_section(done).measured
     assert only.method == "map IoU of cam over as they start"
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    def labels(value: float) -> dict[str, object]:
+        return {"ious": [value, value], "shown": {"iou": value, "miou": value}}
+
+    done = {
+        "seed0/student masks": labels(0.8),
+        "seed0/student apsam": labels(0.4),
+        "seed1/student apsam": labels(0.9),
+        "seed0/pseudo apsam box": labels(0.3),
+        "seed0/pseudo apsam point": labels(0.1),
+    }
+    box, student = weak_tables.difference_section(done).measured
+    assert box.figures["difference"] == pytest.approx(0.2)
+    assert student.figures["ratio of IoU"] == pytest.approx(0.5)
+    assert (student.figures["from"], student.figures["to"]) == pytest.approx((-0.4, -0.4))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_study_names_its_rows_and_its_numbers(folder: Path, tmp_path: Path):
+    chips = read_chips(folder / "train")
+    with pytest.raises(OptionError, match="no row is called 'baseline '"):
+        studies.Study("cism", chips, tmp_path / "out", CPU, rows=("baseline ",)).run()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/numbers.json").write_text(json.dumps({"epochs": 3}))
+    with pytest.raises(OptionError, match="holds a study with another"):
+        studies.Study("cism", chips, tmp_path / "out", CPU).run()
 
 
 @pytest.mark.usefixtures("small")

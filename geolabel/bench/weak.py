@@ -56,6 +56,11 @@ PresetName = Literal["quick", "cpu", "gpu"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
+Kind = Literal["maps", "labels", "students"]
+"""What is measured: localizers, the pseudo-labels that they lead to, and what learns from these."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 PSEUDO: dict[str, Method] = {
     "apsam": "cam", "apsam paper": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism",
     "cism crf": "cism",
@@ -68,8 +73,8 @@ STUDENTS = ("apsam", "apsam paper", "s2c", "cism", "masks")
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
     ("cam", ("apsam", "masks")),
-    ("cism", ("cism",)),
-    ("s2c", ("s2c", "apsam paper")),
+    ("cism", ()),
+    ("s2c", ("s2c", "cism", "apsam paper")),
 )
 """Localizers, each with the students that are trained after it: what the others are compared with comes first."""
 
@@ -125,6 +130,8 @@ class WeakBench:
     """Chips of each split, for a quick look; None for all."""
     deadline: float | None = None
     """Reading of `time.monotonic` after which nothing new is begun."""
+    only: tuple[Kind, ...] = KINDS
+    """What to measure; students need the localizers that they come from, trained in this call or before."""
     progress: Progress = field(default_factory=Silent)
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -162,10 +169,11 @@ class WeakBench:
             yield "start", self.start
         for seed in range(self.seeds):
             for method, learners in ORDER:
-                yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
-                for name in (name for name, of in PSEUDO.items() if of == method):
+                if "maps" in self.only:
+                    yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
+                for name in (name for name, of in PSEUDO.items() if of == method and "labels" in self.only):
                     yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
-                for name in learners:
+                for name in learners if "students" in self.only else ():
                     yield f"seed{seed}/student {name}", partial(self.student, name, seed)
 
     def run(self) -> dict[str, dict[str, Any]]:
@@ -177,7 +185,10 @@ class WeakBench:
             If what is done was done with other numbers.
         """
         self._check()
-        done: dict[str, dict[str, Any]] = {}
+        done = {
+            str(path.relative_to(self.work).with_suffix("")): json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(self.work.glob("seed[0-9]*/*.json"))
+        }
         steps = list(self.steps())
         for name, step in self.progress.track(steps, "weak", len(steps)):
             path = self.work / f"{name}.json"
