@@ -135,8 +135,8 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Table to write, as Markdown.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["quick", "cpu", "gpu"]), default="cpu", show_default=True,
-              help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 and 64 px "
-              "and few steps, a quarter of an hour of one core for each seed with --init bundled --limit 600 "
+              help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 px "
+              "and few steps, half an hour of one core for each seed with --init bundled --limit 1000 "
               "--precision bf16; gpu: ResNet-50 and the paper's ResUNet on 256 px.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
               help="How often everything is done, each time drawn anew.")  # fmt: skip

@@ -279,6 +279,18 @@ def test_the_command_line_trains_and_extracts(tmp_path: Path, capsys: pytest.Cap
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_plain_training_has_neither_overlap_nor_balance():
+    usual, plain = StudentRequest().numbers, StudentRequest(plain=True).numbers
+    assert (usual.overlap, usual.shown) == (1.0, 0.5)
+    assert plain == replace(usual, overlap=0.0, shown=0.0)
+    assert StudentRequest(preset="paper").numbers == StudentRequest(preset="paper", plain=True).numbers
+
+
+def test_a_detector_has_no_plain_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "student", str(tmp_path), "--model", "maskrcnn", "--plain", "--out", str(tmp_path / "o")]) == 2
+    assert "--plain" in capsys.readouterr().err
+
+
 def test_students_that_cannot_be(tmp_path: Path, trained: Path):
     with pytest.raises(OptionError, match="crops of 100 px"):
         train_student(Painted(), tmp_path, StudentRequest(size=100), networks=CPU)

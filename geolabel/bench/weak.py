@@ -107,7 +107,7 @@ SIZES: dict[PresetName, Sizes] = {
         replace(_CPU, architectures=students.PRESETS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
     ),
 }  # fmt: skip
-"""``quick`` takes a quarter of an hour of one core for each seed, started from the bundled localizer with 600 chips in
+"""``quick`` takes half an hour or so of one core for each seed, started from the bundled localizer with 1,000 chips in
 bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
 
 

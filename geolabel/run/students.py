@@ -120,6 +120,8 @@ class StudentRequest:
     """First weights: which share of the network, and the student's file that they come from."""
     share: float = 1.0
     """Part of the images that are learned from."""
+    plain: bool = False
+    """Cross-entropy of crops anywhere in all images alike, whatever the preset has besides."""
 
     @property
     def numbers(self) -> StudentPreset:
@@ -130,7 +132,8 @@ class StudentRequest:
             raise OptionError(f"crops of {size} px: networks take multiples of 32 px, such as {size // 32 * 32 or 32}")
         if batch < 2:
             raise OptionError("one crop a step: a network that normalises over its batch needs two at least")
-        return replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+        numbers = replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+        return replace(numbers, overlap=0.0, shown=0.0) if self.plain else numbers
 
 
 def train_student(
