@@ -130,7 +130,7 @@ class WeakBench:
     deadline: float | None = None
     """Reading of `time.monotonic` after which nothing new is begun."""
     only: tuple[Kind, ...] = KINDS
-    """What to measure; students need the localizers that they come from, trained in this call or before."""
+    """What to measure. Without maps, of pseudo-labels and students only those whose localizers were trained before."""
     progress: Progress = field(default_factory=Silent)
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -171,9 +171,15 @@ class WeakBench:
                 if "maps" in self.only:
                     yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
                 for name in (name for name, of in PSEUDO.items() if of == method and "labels" in self.only):
-                    yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
+                    if self._located(method, seed):
+                        yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
                 for name in learners if "students" in self.only else ():
-                    yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+                    if name not in PSEUDO or self._located(PSEUDO[name], seed):
+                        yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+
+    def _located(self, method: Method, seed: int) -> bool:
+        # that of this seed is there, or will be
+        return "maps" in self.only or self.localizer_file(method, seed).is_file()
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Do what is not done yet, as far as the time allows; returns the figures of every step that is done.
