@@ -135,15 +135,18 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Table to write, as Markdown.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["quick", "cpu", "gpu"]), default="cpu", show_default=True,
-              help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 and 64 px "
-              "and few steps, a quarter of an hour of one core for each seed with --init bundled --limit 600 "
+              help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 px "
+              "and few steps, half an hour of one core for each seed with --init bundled --limit 1000 "
               "--precision bf16; gpu: ResNet-50 and the paper's ResUNet on 256 px.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
               help="How often everything is done, each time drawn anew.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="Begin nothing new after that; the same command goes on with the rest.")  # fmt: skip
+@click.option("--only", cls=options.Named, multiple=True, type=click.Choice(["maps", "labels", "students"]),
+              help="Measure maps of localizers, pseudo-labels or students alone; twice for two.")  # fmt: skip
 @click.option("--init", default="none", show_default=True, metavar="bundled|FILE|NAME|none",
-              help="What localizers start from, as train localizer takes it.")  # fmt: skip
+              help="What localizers start from, as train localizer takes it; bundled holds for students "
+              "too.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=4), metavar="N", help="Chips of each split, for a quick look.")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
               help="Of every training, for a quick look.")  # fmt: skip
@@ -167,6 +170,7 @@ def weak(
     quality: int,
     minutes: float | None,
     limit: int | None,
+    only: tuple[Any, ...],
     overwrite: bool,
     as_json: bool,
     **given: Any,
@@ -193,7 +197,7 @@ def weak(
     if out is None:
         raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
     options.check_training(out.with_name("nothing"), overwrite=True)
-    from geolabel.bench.weak import WeakBench
+    from geolabel.bench.weak import KINDS, WeakBench
     from geolabel.bench.weak_sheet import draw_sheet
     from geolabel.bench.weak_tables import write_table
 
@@ -205,11 +209,18 @@ def weak(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with progress_bar(ctx) as progress:
         measured = WeakBench(
-            folder, work, networks=networks, limit=limit, deadline=deadline, progress=progress, **given
+            folder,
+            work,
+            networks=networks,
+            limit=limit,
+            deadline=deadline,
+            only=only or KINDS,
+            progress=progress,
+            **given,
         )
         done = measured.run()
         drawn = {} if pictures is None else draw_sheet(measured, pictures)
     write_table(done, out, f"Labels of whole chips: {data.name}, preset {measured.preset}")
-    steps = len(list(measured.steps()))
-    facts = {"table": str(out), "steps done": len(done), "steps left": steps - len(done)}
+    left = sum(name not in done for name, _ in measured.steps())
+    facts = {"table": str(out), "steps done": len(done), "steps left": left}
     announce(facts | ({"pictures": str(pictures), **drawn} if pictures else {}), as_json=as_json)

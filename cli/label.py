@@ -24,9 +24,10 @@ METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--prompts", type=click.Choice(["box", "point", "both"]),
                  help="apsam: what the segmenter is given of each object. Default: both."),
     click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single"]),
-                 help="apsam, s2c: which of the segmenter's candidates answers. Default: best_iou; of s2c whole."),
-    click.option("--agreed", is_flag=True, default=None,
-                 help="apsam: ignore pixels where mask and activation disagree."),
+                 help="apsam, s2c: which of the segmenter's candidates answers. Default: whole; of apsam with another "
+                 "segmenter than the bundled one best_iou."),
+    click.option("--agreed/--not-agreed", default=None,
+                 help="apsam: ignore pixels where mask and activation disagree. Default: with the bundled segmenter."),
     click.option("--confidence", type=click.FloatRange(0, 1),
                  help="s2c: least stability times activation of a mask that counts. Default: 0.5; 0 with the bundled "
                  "segmenter."),

@@ -114,10 +114,11 @@ def localizer(
               help="Folder for student.safetensors, or detector.safetensors, and the curves.")  # fmt: skip
 @click.option(
     "--model",
-    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
+    type=click.Choice(["resunet", "bundled", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
     default="resunet",
     show_default=True,
-    help="The network: APSAM's ResUNet, one of segmentation-models-pytorch, or Mask R-CNN, which finds single objects.",
+    help="The network: APSAM's ResUNet; one that begins with the trunk of the bundled localizer, for few images or a "
+    "small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds single objects.",
 )
 @click.option(
     "--preset",
@@ -140,6 +141,12 @@ def localizer(
 @_minutes
 @_size
 @_crops
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Learn from crops anywhere in all images alike, by cross-entropy alone. Otherwise half of the crops of preset "
+    "cpu are where a class is, and overlaps are learned too.",
+)
 @click.option("--class-name", default="landslide", show_default=True, help="What label 1 of chips with masks means.")
 @_gsd
 @_seed
@@ -150,6 +157,7 @@ def student(
     out: Path,
     model: str,
     test: Path | None,
+    plain: bool,
     class_name: str,
     resume: bool,
     overwrite: bool,
@@ -178,6 +186,10 @@ def student(
     options.check_training(file, overwrite=overwrite)
     networks = options.training_networks(given)
     if kind == "detector":
+        if plain:
+            from geolabel.errors import OptionError
+
+            raise OptionError("--plain: Mask R-CNN has losses of its own; leave it out")
         from geolabel.run.detectors import DetectorRequest, train_detector
 
         figures = train_detector(labels, out, DetectorRequest(**given), test=test, networks=networks,
@@ -188,7 +200,7 @@ def student(
 
         examples = read_painted(labels, class_name=class_name)
         held = None if test is None else read_painted(test, class_name=class_name)
-        figures = train_student(examples, out, StudentRequest(model, **given), test=held, networks=networks,
-                                resume=resume)  # fmt: skip
+        request = StudentRequest(model, plain=plain, **given)
+        figures = train_student(examples, out, request, test=held, networks=networks, resume=resume)
     rounded = {name: round(value, 4) for name, value in figures.items()}
     announce({kind: str(file), **rounded}, as_json=as_json)

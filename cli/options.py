@@ -278,8 +278,9 @@ def prediction_options(command: F) -> F:
                      help="What the segmenter is given of each object."),
         click.option("--student", type=click.Path(dir_okay=False), metavar="FILE",
                      help="A student of geolabel train student, which draws by itself: no localizer, no segmenter."),
-        click.option("--confidence", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-                     help="s2c: least stability x activation of a mask that counts; 0 suits the bundled segmenter."),
+        click.option("--confidence", type=click.FloatRange(0, 1),
+                     help="s2c: least stability x activation of a mask that counts. Default: 0.5; 0 with the bundled "
+                     "segmenter."),
         click.option("--method", type=click.Choice(["apsam", "s2c", "cism", "alps", "diffuprompter"]), default="apsam",
                      show_default=True,
                      help="The published system to follow. apsam: contours of the map ask the segmenter; s2c: peaks "

@@ -48,6 +48,8 @@ _size = click.option("--size", type=click.IntRange(min=32), metavar="PX",
                      help="Side of the crops that each training sees; default 160.")  # fmt: skip
 _init = click.option("--init", default="none", show_default=True, metavar="bundled|FILE|NAME|none",
                      help="What each training starts from, as train localizer takes it.")  # fmt: skip
+_rows = click.option("--row", "rows", cls=options.Named, multiple=True, metavar="NAME",
+                     help="Only this row of the table; give it several times for several.")  # fmt: skip
 _seeds = click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
                       help="How often every variant is trained, each time drawn anew.")  # fmt: skip
 
@@ -86,6 +88,7 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
 @click.option("--points-per-side", type=click.IntRange(min=1), metavar="N",
               help="Points of the grid that segments come from, along each side of a chip; default 12.")  # fmt: skip
 @_init
+@_rows
 @_seeds
 @click.pass_context
 def s2c(ctx: click.Context, /, **given: Any) -> None:
@@ -98,6 +101,7 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 @_epochs
 @_size
 @_init
+@_rows
 @_seeds
 @click.pass_context
 def cism(ctx: click.Context, /, **given: Any) -> None:

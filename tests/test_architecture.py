@@ -29,7 +29,6 @@ RING = dict.fromkeys(ORDER, 0) | dict.fromkeys(PARTS, 1) | dict.fromkeys(WORLD, 
 NUMBERS = {"affine", "numpy", "pyproj", "scipy", "shapely", "skimage"}
 NETWORKS = {
     "PIL",
-    "kornia",
     "lightning",
     "pycocotools",
     "safetensors",
@@ -38,10 +37,20 @@ NETWORKS = {
     "sklearn",
     "timm",
     "torch",
-    "torchmetrics",
     "torchvision",
 }
-FILES = {"fsspec", "geopandas", "pandas", "platformdirs", "pooch", "pyogrio", "rasterio", "rioxarray", "xarray"}
+FILES = {
+    "fsspec",
+    "geopandas",
+    "pandas",
+    "platformdirs",
+    "pooch",
+    "pyogrio",
+    "rasterio",
+    "rioxarray",
+    "torchgeo",
+    "xarray",
+}
 MODELS = {"diffusers", "huggingface_hub", "transformers"}
 LIBRARIES = {0: NUMBERS, 1: NUMBERS | NETWORKS, 2: NUMBERS | NETWORKS | FILES | MODELS}
 """What each ring may use; ring 3 may use everything."""

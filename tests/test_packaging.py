@@ -151,7 +151,8 @@ def _option_names(name: str) -> set[str]:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     inner = command.commands.values() if isinstance(command, click.Group) else [command]
-    return {option for each in inner for parameter in each.params for option in parameter.opts}
+    parameters = [parameter for each in inner for parameter in each.params]
+    return {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
 
 
 def test_both_lines_stand_alone():

@@ -83,6 +83,12 @@ def test_masks_of_little_confidence_do_not_count(scene: Path):
     assert len(find(scene, confidence=0.99)) == 0
 
 
+def test_confidence_is_asked_of_masks_as_suits_the_segmenter():
+    asked = Parameters(method="s2c")
+    assert (Networks().settled(asked).confidence, Networks(sam="vit_b").settled(asked).confidence) == (0.0, 0.5)
+    assert Networks().settled(Parameters(method="s2c", confidence=0.3)).confidence == 0.3
+
+
 def test_boxes_are_none_of_its_prompts():
     with pytest.raises(OptionError, match="asks by points"):
         Parameters(method="s2c", prompts="box")

@@ -14,17 +14,20 @@ from geolabel.cli.main import run
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
+from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import IGNORE, LabelMap
 from geolabel.localizers.dense import DenseLocalizer
+from geolabel.networks import build
 from geolabel.networks.checkpoint import read_info
 from geolabel.networks.resunet import ResUNet
 from geolabel.networks.student import zoomed_probabilities
 from geolabel.parts import Localizer
 from geolabel.run.request import Networks
 from geolabel.run.students import FILE, MODELS, PRESETS, StudentRequest, train_student
+from geolabel.run.training import begin_with_trunk
 from geolabel.trainers.crops import Cropping
-from geolabel.trainers.student import StudentLosses, StudentObjective, segmentation_loss
+from geolabel.trainers.student import StudentLosses, StudentObjective, overlap_loss, segmentation_loss
 from geolabel.trainers.weak import Learning
 
 CPU = Networks(device="cpu")
@@ -53,6 +56,10 @@ class Painted:
 
     def __init__(self, count: int = 10) -> None:
         self.names = tuple(f"chip{k}" for k in range(count))
+
+    @property
+    def shown(self) -> np.ndarray:
+        return np.ones(len(self), bool)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,6 +110,69 @@ def test_an_image_of_which_nothing_is_known_teaches_nothing():
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+def test_the_overlap_is_that_of_classes_and_not_of_pixels():
+    # two images of four pixels: class 1 has two of the known ones, given 0.8 and 0.4, and 0.2 of another
+    chance = torch.tensor([[0.8, 0.2], [0.1, 0.4]])[None, :, :]
+    values = torch.tensor([[[1, 0], [0, 1]]])
+    logits = torch.stack([torch.log(1 - chance), torch.log(chance)], dim=1)
+    expected = 1 - (2 * (0.8 + 0.4) + 1) / (1.5 + 2 + 1)
+    assert float(overlap_loss(logits, values)) == pytest.approx(expected)
+    unknown = torch.cat([values, torch.full_like(values, IGNORE)])
+    assert float(overlap_loss(torch.cat([logits, logits]), unknown)) == pytest.approx(expected)
+    nowhere = torch.zeros_like(values)
+    sure = torch.stack([torch.full((1, 2, 2), 50.0), torch.full((1, 2, 2), -50.0)], dim=1)
+    assert float(overlap_loss(sure, nowhere)) == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.gradcheck(lambda x: overlap_loss(x, values), logits.double().requires_grad_(), atol=1e-3)
+
+
+class Rare(Painted):
+    """Every fourth image shows a square; it is large, and the square small."""
+
+    @property
+    def shown(self) -> np.ndarray:
+        return np.arange(len(self)) % 4 == 0
+
+    def __getitem__(self, index: int) -> One:
+        image, values = np.zeros((300, 300, 3), np.uint8), np.zeros((300, 300), np.uint8)
+        if index % 4 == 0:
+            values[7 * index : 7 * index + 9, 200:209] = 1
+        return One(image, values)
+
+
+def test_half_of_the_crops_hold_what_is_rare():
+    rare = Rare(16)
+    learning = Learning(Cropping(32, strength=0.0), 4, (0.0,) * 3, (1.0,) * 3)
+    losses = StudentLosses(ResUNet(classes=2, widths=[16, 32]), rare.names)
+    balanced = StudentObjective(losses, rare, rare, learning, shown=0.5)
+    batches = [balanced.batch(step) for step in range(6)]
+    shows = np.stack([(batch["values"] == 1).flatten(1).any(1).numpy() for batch in batches])
+    assert shows.tolist() == [[True, True, False, False]] * 6
+    index = np.concatenate([batch["index"].numpy()[:2] for batch in batches])
+    assert np.bincount(index, minlength=13)[::4].tolist() == [3, 3, 3, 3]
+    others = np.concatenate([batch["index"].numpy()[2:] for batch in batches])
+    assert len(set(others.tolist())) == 12
+    anywhere = StudentObjective(losses, rare, rare, learning)
+    seen = [bool((anywhere.batch(step)["values"] == 1).any()) for step in range(6)]
+    assert not all(seen)
+
+
+def test_the_bundled_student_begins_with_the_trunk_of_the_bundled_localizer(tmp_path: Path):
+    figures = train_student(Painted(), tmp_path, StudentRequest("bundled", steps=2, batch=2, size=64), networks=CPU)
+    assert figures["steps"] == 2
+    info = read_info(tmp_path / FILE)
+    path = weights.fetch(weights.lookup("bundled", "localizer")[0])
+    localizer, known = load_own(path, "localizer")
+    assert (info.mean, info.std) == (known.mean, known.std)
+    network = build({**PRESETS["cpu"].architectures["bundled"], "classes": 2})
+    facts = begin_with_trunk(network)["init"]
+    trunk = localizer.trunk.state_dict()
+    assert info.trained["init"] == facts
+    assert facts["tensors"] == len(trunk)
+    assert all(torch.equal(tensor, trunk[name]) for name, tensor in network.down.state_dict().items())
+    images = torch.zeros(1, 3, 64, 96)
+    assert network.eval()(images).shape == (1, 2, 64, 96)
 
 
 def test_a_loss_that_is_no_number_names_the_images():
@@ -207,6 +277,18 @@ def test_the_command_line_trains_and_extracts(tmp_path: Path, capsys: pytest.Cap
     assert read_info(tmp_path / "out" / FILE).trained["labels"] == "apsam"
     assert run(words) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_plain_training_has_neither_overlap_nor_balance():
+    usual, plain = StudentRequest().numbers, StudentRequest(plain=True).numbers
+    assert (usual.overlap, usual.shown) == (1.0, 0.5)
+    assert plain == replace(usual, overlap=0.0, shown=0.0)
+    assert StudentRequest(preset="paper").numbers == StudentRequest(preset="paper", plain=True).numbers
+
+
+def test_a_detector_has_no_plain_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["train", "student", str(tmp_path), "--model", "maskrcnn", "--plain", "--out", str(tmp_path / "o")]) == 2
+    assert "--plain" in capsys.readouterr().err
 
 
 def test_students_that_cannot_be(tmp_path: Path, trained: Path):

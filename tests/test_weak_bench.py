@@ -192,6 +192,43 @@ def test_tables_of_what_is_done_so_far():
     assert only.method == "map IoU of cam over as they start"
 
 
+def test_without_maps_only_what_has_its_localizer_is_measured(tmp_path: Path):
+    bench = weak.WeakBench(tmp_path, tmp_path / "work", seeds=1, networks=CPU, only=("labels", "students"))
+    assert [name for name, _ in bench.steps()] == ["floors", "seed0/student masks"]
+    bench.localizer_file("cism", 0).parent.mkdir(parents=True)
+    bench.localizer_file("cism", 0).touch()
+    left = {"floors", "seed0/student masks", "seed0/pseudo cism", "seed0/pseudo cism crf", "seed0/student cism"}
+    assert {name for name, _ in bench.steps()} == left
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    def labels(value: float) -> dict[str, object]:
+        return {"ious": [value, value], "shown": {"iou": value, "miou": value}}
+
+    done = {
+        "seed0/student masks": labels(0.8),
+        "seed0/student apsam": labels(0.4),
+        "seed1/student apsam": labels(0.9),
+        "seed0/pseudo apsam box": labels(0.3),
+        "seed0/pseudo apsam point": labels(0.1),
+    }
+    box, student = weak_tables.difference_section(done).measured
+    assert box.figures["difference"] == pytest.approx(0.2)
+    assert student.figures["ratio of IoU"] == pytest.approx(0.5)
+    assert (student.figures["from"], student.figures["to"]) == pytest.approx((-0.4, -0.4))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_study_names_its_rows_and_its_numbers(folder: Path, tmp_path: Path):
+    chips = read_chips(folder / "train")
+    with pytest.raises(OptionError, match="no row is called 'baseline '"):
+        studies.Study("cism", chips, tmp_path / "out", CPU, rows=("baseline ",)).run()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/numbers.json").write_text(json.dumps({"epochs": 3}))
+    with pytest.raises(OptionError, match="holds a study with another"):
+        studies.Study("cism", chips, tmp_path / "out", CPU).run()
+
+
 @pytest.mark.usefixtures("small")
 def test_nothing_is_drawn_of_nothing(folder: Path, tmp_path: Path):
     with pytest.raises(OptionError, match="nothing is trained yet"):

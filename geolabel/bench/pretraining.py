@@ -34,7 +34,7 @@ from geolabel.run import students, worker
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks
 from geolabel.trainers.student import Some
-from geolabel.types import Int64Array, UInt8Array
+from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 QUESTION = "What do pseudo-labels teach before the first mask? (ALPS, Tables 1 to 5)"
 
@@ -109,6 +109,11 @@ class Binary:
     def names(self) -> tuple[str, ...]:
         """Name of every image."""
         return self.labels.names
+
+    @property
+    def shown(self) -> BoolArray:
+        """(N,) whether an image has an object."""
+        return np.array([(self[k].values > 0).any() for k in range(len(self))], bool)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -311,7 +316,9 @@ class PretrainingStudy:
 
     def _train(self, examples: Any, out: Path, steps: int, first: tuple[Share, Path] | None, seed: int) -> None:
         request = replace(self.student, steps=steps, seed=seed, init=first)
-        students.train_student(examples, out, request, networks=self.networks, preset=self.preset, resume=True)
+        # plain steps, as the paper's: what differs between rows is to be the lesson alone
+        plain = replace(self.preset or request.numbers, overlap=0.0, shown=0.0)
+        students.train_student(examples, out, request, networks=self.networks, preset=plain, resume=True)
 
 
 def _means(found: list[dict[str, float]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from geolabel.bench.maps import THRESHOLDS, MapScores, image_scores, iou, label_
 from geolabel.bench.table import Measurement, Section, write_json, write_text
 from geolabel.chips import Part, split
 from geolabel.datasets.chips import ChipDataset
-from geolabel.errors import ChipError
+from geolabel.errors import ChipError, OptionError
 from geolabel.io import weights
 from geolabel.io.outputs import replacing
 from geolabel.masks import Filters, Masks
@@ -132,6 +132,8 @@ class Study:
     """How often each variant is trained."""
     single_scale: bool = False
     """One view of a chip, in place of four scales and mirrored ones, which take fifteen times as long."""
+    rows: tuple[str, ...] = ()
+    """Variants to measure, by name; none for all."""
     progress: Progress = field(default_factory=Silent)
 
     def variants(self) -> dict[str, Callable[[], Figures]]:
@@ -141,19 +143,32 @@ class Study:
         if self.name == "cism":
             return {name: partial(self._trained, "cism", {"cism": terms}) for name, terms in CISM.items()}
         if self.name == "threshold":
-            return {str(grey): partial(self._labelled, apsam.Settings(activation_threshold=grey)) for grey in GREYS}
+            cut = {str(grey): replace(apsam.PAPER, activation_threshold=grey) for grey in GREYS}
+            return {name: partial(self._labelled, settings) for name, settings in cut.items()}
         if self.name == "prompts":
             kinds: tuple[Literal["point", "box", "both"], ...] = ("point", "box", "both")
-            return {kind: partial(self._labelled, apsam.Settings(prompts=kind)) for kind in kinds}
-        return {"everything": self._everything, "both": partial(self._labelled, apsam.Settings())}
+            return {kind: partial(self._labelled, replace(apsam.PAPER, prompts=kind)) for kind in kinds}
+        return {"everything": self._everything, "both": partial(self._labelled, apsam.PAPER)}
 
     def run(self) -> Section:
-        """Measure what is not measured yet, and write table and plot."""
+        """Measure what is not measured yet, and write table and plot.
+
+        Raises
+        ------
+        ChipError
+            If no chip has a mask to compare with.
+        OptionError
+            If there is no row of a name, or what is measured was measured with other numbers.
+        """
+        variants = self.variants()
+        if unknown := [name for name in self.rows if name not in variants]:
+            raise OptionError(f"no row is called {unknown[0]!r}: known are {'; '.join(variants)}")
         if not any(chip.mask is not None for chip in self._shown()):
             raise ChipError("no chip that shows something has a mask: a study compares with masks, add masks/")
+        self._check()
         rows = []
-        items = list(self.variants().items())
-        for number, (name, measure) in enumerate(self.progress.track(items, self.name, len(items))):
+        items = [(k, *item) for k, item in enumerate(variants.items()) if not self.rows or item[0] in self.rows]
+        for number, name, measure in self.progress.track(items, self.name, len(items)):
             path = self.out / f"{number:02d}.json"
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,13 +183,26 @@ class Study:
         draw(section, self.out / f"{self.name}.png")
         return section
 
+    def _check(self) -> None:
+        """Write down what the figures depend on, or compare with what an earlier call wrote down."""
+        kept = ("localizer", "epochs", "size", "points_per_side", "init", "seeds", "single_scale")
+        numbers = {name: getattr(self, name) for name in kept} | self._place()
+        numbers |= {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
+        path = self.out / "numbers.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, numbers)
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if other := [name for name, value in numbers.items() if held.get(name) != value]:
+            raise OptionError(f"{self.out} holds a study with another {other[0]}: another --out, or --overwrite")
+
     def _shown(self) -> Iterator[Any]:
         return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))
 
     def _labelled(self, settings: apsam.Settings) -> Figures:
         """Figures of pseudo-labels of the chips that show something."""
         recipe = weights.recipe("localizer", self.localizer, batch=1, **self._place())
-        segmenter = worker.segmenter(self.networks.recipes(settings.selection)[1])
+        segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
         locate = chip_localizer(recipe, multiscale=not self.single_scale)
         label = ActivatedLabels(locate, lambda of: apsam.pipeline(of, segmenter, settings))
         shown = self.chips.part(np.any(self.chips.labels, axis=1))

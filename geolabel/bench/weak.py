@@ -30,7 +30,7 @@ from geolabel.bench.maps import (
     mosaic_scores,
 )
 from geolabel.bench.table import write_json
-from geolabel.chips import is_held_out
+from geolabel.chips import Chip, is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.errors import OptionError
@@ -56,19 +56,25 @@ PresetName = Literal["quick", "cpu", "gpu"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
+Kind = Literal["maps", "labels", "students"]
+"""What is measured: localizers, the pseudo-labels that they lead to, and what learns from these."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 PSEUDO: dict[str, Method] = {
-    "apsam": "cam", "apsam box": "cam", "apsam point": "cam", "apsam agreed": "cam", "s2c": "s2c", "cism": "cism",
+    "apsam": "cam", "apsam paper": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism",
     "cism crf": "cism",
 }  # fmt: skip
-"""Pseudo-labels that are judged, and the localizer that they come from."""
+"""Pseudo-labels that are judged, and the localizer that they come from. Those of `apsam` are as `geolabel label` makes
+them with this segmenter; the others of APSAM, its Table II, have the paper's choices."""
 
-STUDENTS = ("apsam", "apsam agreed", "s2c", "cism", "masks")
-"""What students learn from; the last is the ceiling. For `apsam agreed` see `_settings`."""
+STUDENTS = ("apsam", "apsam paper", "s2c", "cism", "masks")
+"""What students learn from; the last is the ceiling."""
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
-    ("cam", ("apsam", "masks", "apsam agreed")),
+    ("cam", ("apsam", "masks")),
     ("cism", ()),
-    ("s2c", ("s2c", "cism")),
+    ("s2c", ("s2c", "cism", "apsam paper")),
 )
 """Localizers, each with the students that are trained after it: what the others are compared with comes first."""
 
@@ -89,19 +95,19 @@ _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
     "quick": Sizes(
-        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 6,
+        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 4,
          "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
-        replace(_CPU, cropping=Cropping(64, (0.3, 0.6)), epochs=12, schedule={**_CPU.schedule, "evaluations": 3}),
+        replace(_CPU, cropping=Cropping(128, (0.35, 0.7)), epochs=10, schedule={**_CPU.schedule, "evaluations": 4}),
         multiscale=False,
     ),
     "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),
     "gpu": Sizes(
         {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
          "points_per_side": 16},
-        replace(students.PRESETS["paper"], schedule=_CPU.schedule, cropping=_LARGE, epochs=30),
+        replace(_CPU, architectures=students.PRESETS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
     ),
 }  # fmt: skip
-"""``quick`` takes a quarter of an hour of one core for each seed, started from the bundled localizer with 600 chips in
+"""``quick`` takes half an hour or so of one core for each seed, started from the bundled localizer with 1,000 chips in
 bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
 
 
@@ -123,6 +129,8 @@ class WeakBench:
     """Chips of each split, for a quick look; None for all."""
     deadline: float | None = None
     """Reading of `time.monotonic` after which nothing new is begun."""
+    only: tuple[Kind, ...] = KINDS
+    """What to measure. Without maps, of pseudo-labels and students only those whose localizers were trained before."""
     progress: Progress = field(default_factory=Silent)
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -160,11 +168,18 @@ class WeakBench:
             yield "start", self.start
         for seed in range(self.seeds):
             for method, learners in ORDER:
-                yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
-                for name in (name for name, of in PSEUDO.items() if of == method):
-                    yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
-                for name in learners:
-                    yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+                if "maps" in self.only:
+                    yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
+                for name in (name for name, of in PSEUDO.items() if of == method and "labels" in self.only):
+                    if self._located(method, seed):
+                        yield f"seed{seed}/pseudo {name}", partial(self.pseudo, name, seed)
+                for name in learners if "students" in self.only else ():
+                    if name not in PSEUDO or self._located(PSEUDO[name], seed):
+                        yield f"seed{seed}/student {name}", partial(self.student, name, seed)
+
+    def _located(self, method: Method, seed: int) -> bool:
+        # that of this seed is there, or will be
+        return "maps" in self.only or self.localizer_file(method, seed).is_file()
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Do what is not done yet, as far as the time allows; returns the figures of every step that is done.
@@ -175,7 +190,10 @@ class WeakBench:
             If what is done was done with other numbers.
         """
         self._check()
-        done: dict[str, dict[str, Any]] = {}
+        done = {
+            str(path.relative_to(self.work).with_suffix("")): json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(self.work.glob("seed[0-9]*/*.json"))
+        }
         steps = list(self.steps())
         for name, step in self.progress.track(steps, "weak", len(steps)):
             path = self.work / f"{name}.json"
@@ -261,12 +279,18 @@ class WeakBench:
                             overwrite=False, progress=self.progress)  # fmt: skip
             source = read_painted(out)
         out = self.student_folder(name, seed)
-        request = students.StudentRequest(epochs=self.epochs, seed=seed)
+        model = students.BUNDLED if self.init == "bundled" else "resunet"
+        request = students.StudentRequest(model, epochs=self.epochs, seed=seed)
         sizes = SIZES[self.preset].student
         students.train_student(source, out, request, networks=self.networks, preset=sizes, resume=True)
         student = self.drawer(name, seed)
-        return label_scores(lambda chip: student.label(chip.rgb).values, self.val) | {
-            "mosaic": self._on_mosaic(lambda rgb: quantise(student([rgb])[0].values[0]))
+
+        def paint(chip: Chip) -> UInt8Array:
+            return student.label(chip.rgb).values
+
+        return label_scores(paint, self.val) | {
+            "held out": label_scores(paint, self.fold)["all"],
+            "mosaic": self._on_mosaic(lambda rgb: quantise(student([rgb])[0].values[0])),
         }
 
     def _on_mosaic(self, score: Callable[[UInt8Array], UInt8Array]) -> dict[str, float]:
@@ -311,7 +335,7 @@ class WeakBench:
         settings = self._settings(name)
         if isinstance(settings, cism.Settings):
             return lambda localizer: cism.pipeline(localizer, settings)
-        segmenter = worker.segmenter(self.networks.recipes(settings.selection)[1])
+        segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
         if isinstance(settings, s2c.Settings):
             return lambda localizer: s2c.pipeline(localizer, segmenter, settings)
         return lambda localizer: apsam.pipeline(localizer, segmenter, settings)
@@ -323,9 +347,10 @@ class WeakBench:
             return s2c.Settings(confidence=self.networks.usual_confidence, **views)
         if kind == "cism":
             return cism.Settings(crf=part == "crf", **views)
-        if part == "agreed":  # what was found to help students: the paper is silent about both
-            return apsam.Settings(selection="whole", agreed=True, **views)
-        return apsam.Settings(prompts=part or "both", **views)  # type: ignore[arg-type]
+        if part:
+            prompts: Any = "both" if part == "paper" else part
+            return replace(apsam.PAPER, prompts=prompts, **views)
+        return apsam.settled(apsam.Settings(**views), self.networks)
 
 
 def _bare(rgb: UInt8Array) -> BoolArray:

@@ -18,6 +18,7 @@ from geolabel.labelers import enlarged
 from geolabel.labels import IGNORE
 from geolabel.localizers.multiscale import LabelledLocalizer
 from geolabel.run import students
+from geolabel.types import UInt8Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,23 +73,24 @@ class _Sheet:
 
     def _labels(self, name: str) -> Paint:
         label = self.bench.label(name, self.seed)
-        return lambda axes, chip: _outline(axes, chip, label(chip.rgb, chip.labels).values > 0)
+        return lambda axes, chip: _outline(axes, chip, label(chip.rgb, chip.labels).values)
 
     def _student(self, name: str) -> Paint:
         student = self.bench.drawer(name, self.seed)
-        return lambda axes, chip: _outline(axes, chip, student.label(chip.rgb).values > 0)
+        return lambda axes, chip: _outline(axes, chip, student.label(chip.rgb).values)
 
 
 def _asked(method: str) -> str:
     return "apsam" if method == "cam" else method
 
 
-def _outline(axes: Axes, chip: Chip, found: Any) -> None:
+def _outline(axes: Axes, chip: Chip, values: UInt8Array) -> None:
+    found = (values > 0) & (values != IGNORE)
     axes.imshow(chip.rgb)
     if found.any() and not found.all():
         axes.contour(found, levels=[0.5], colors=FOUND, linewidths=0.9)
     if chip.mask is not None:
-        judged = chip.mask != IGNORE
+        judged = (chip.mask != IGNORE) & (values != IGNORE)
         axes.set_xlabel(f"{iou(found & judged, (chip.mask > 0) & judged):.2f}", fontsize=7, labelpad=1)
 
 

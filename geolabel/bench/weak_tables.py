@@ -82,24 +82,39 @@ def student_section(done: dict[str, dict[str, Any]]) -> Section:
 
 
 def difference_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Differences of the same chips, averaged over the seeds, with intervals of 95 % over the chips."""
+    """Differences of the same chips, averaged over the seeds that both have, with intervals of 95 % over the chips."""
     rows = []
-    maps = _localizers(done)
     for better, than in (("cam", START), ("s2c", "cam"), ("cism", "cam")):
-        if better in maps and than in maps and (than == START or len(maps[better]) == len(maps[than])):
-            first, second = (np.mean([_map_ious(f["maps"]) for f in maps[name]], axis=0) for name in (better, than))
-            rows.append(_difference(f"map IoU of {better} over {than}", first, second))
-    of = {name: over_seeds(done, f"student {name}") for name in STUDENTS}
-    ceiling = of["masks"]
+        first, second = _of_both(done, better, than)
+        if first:
+            ious = (np.mean([_map_ious(f["maps"]) for f in some], axis=0) for some in (first, second))
+            rows.append(_difference("val, chips that show it", f"map IoU of {better} over {than}", *ious))
+    for better, than in (("apsam paper", "apsam box"), ("apsam box", "apsam point"), ("apsam", "apsam paper")):
+        first, second = _of_both(done, f"pseudo {better}", f"pseudo {than}")
+        if first:
+            ious = (np.mean([f["ious"] for f in some], axis=0) for some in (first, second))
+            rows.append(_difference("train, held out", f"labels of {better} over {than}", *ious))
     for name in STUDENTS[:-1]:
-        if ceiling and len(of[name]) == len(ceiling):
-            first, second = (np.mean([f["ious"] for f in some], axis=0) for some in (of[name], ceiling))
-            share = np.mean([f["shown"]["miou"] for f in of[name]]) / np.mean([f["shown"]["miou"] for f in ceiling])
-            if "iou" in ceiling[0]["shown"]:
-                share = np.mean([f["shown"]["iou"] for f in of[name]]) / np.mean([f["shown"]["iou"] for f in ceiling])
-            difference = _difference(f"student of {name} over that of masks", first, second)
-            rows.append(replace(difference, figures=difference.figures | {"ratio of IoU": float(share)}))
+        first, second = _of_both(done, f"student {name}", "student masks")
+        if first:
+            key = "iou" if "iou" in first[0]["shown"] else "miou"
+            ious = (np.mean([f["ious"] for f in some], axis=0) for some in (first, second))
+            ours, theirs = (np.mean([f["shown"][key] for f in some]) for some in (first, second))
+            row = _difference("val, chips that show it", f"student of {name} over that of masks", *ious)
+            rows.append(replace(row, figures=row.figures | {"ratio of IoU": float(ours / theirs)}))
     return Section("difference", "What is better than what?", rows)
+
+
+def _of_both(done: dict[str, dict[str, Any]], first: str, second: str) -> tuple[list[Any], list[Any]]:
+    """Figures of two steps, of the seeds that have both; what localizers start from goes with every seed."""
+    found: tuple[list[Any], list[Any]] = [], []
+    for seed in dict.fromkeys(key.partition("/")[0] for key in done if "/" in key):
+        keys = [START if name == START else f"{seed}/{name}" for name in (first, second)]
+        pair = [done.get("start" if key == START else key) for key in keys]
+        if all(one is not None for one in pair):
+            for some, one in zip(found, pair, strict=True):
+                some.append(one)
+    return found
 
 
 def over_seeds(done: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -122,6 +137,6 @@ def _map_ious(maps: dict[str, Any]) -> Any:
     return np.asarray(maps["ious"])[:, maps["chosen"]]
 
 
-def _difference(name: str, first: Any, second: Any) -> Measurement:
+def _difference(data: str, name: str, first: Any, second: Any) -> Measurement:
     mean, low, high = paired_interval(first, second)
-    return Measurement("val, chips that show it", name, {"difference": mean, "from": low, "to": high})
+    return Measurement(data, name, {"difference": mean, "from": low, "to": high})

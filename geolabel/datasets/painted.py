@@ -50,6 +50,12 @@ class PaintedChips:
         """Name of every chip."""
         return self.chips.names
 
+    @property
+    def shown(self) -> BoolArray:
+        """(N,) whether a chip shows a class."""
+        shown: BoolArray = np.any(self.chips.labels, axis=1)
+        return shown
+
     @cached_property
     def gsd(self) -> float | None:
         """Metres per pixel, if known."""

@@ -29,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.io.outputs import replacing
 from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
-from geolabel.types import AnyArray, UInt8Array
+from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 FORMAT = 1
 """Version of the folder; a reader refuses what is newer than it knows."""
@@ -218,6 +218,12 @@ class PseudoLabels(Sequence["PseudoLabel"]):
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         return PseudoLabel(self.root, self.names[index])
+
+    @cached_property
+    def shown(self) -> BoolArray:
+        """(N,) whether a label map has a class other than the first."""
+        maps = (_read_png(self.root / "labels" / f"{name}.png", "L") for name in self.names)
+        return np.array([bool(((values > 0) & (values != IGNORE)).any()) for values in maps], bool)
 
     @property
     def coco(self) -> Path:

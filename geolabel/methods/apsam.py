@@ -5,8 +5,7 @@ they are:
 
 * eq. 1, class activation: `geolabel.networks.classifier`, `geolabel.activation.normalise`
 * eq. 2 to 8, threshold, contours, boxes and centroids: `geolabel.prompters.ContourPrompter`
-* eq. 9, masks: `geolabel.segmenters.sam`; which of three answers is left open, here it is the one of the highest
-  predicted IoU
+* eq. 9, masks: `geolabel.segmenters.sam`; which of three answers is left open, see `PAPER` and `USUAL`
 * algorithm 1, chips without a landslide are skipped: `geolabel.run.activated`
 * retraining: `geolabel.run.students`
 
@@ -15,7 +14,7 @@ Over scenes, `geolabel.run.extract` does the same tile by tile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,18 +34,32 @@ from geolabel.segmenters.fitting import FittingSegmenter
 
 @dataclass(frozen=True)
 class Settings:
-    """Choices of the method; the defaults are the paper's."""
+    """Choices of the method; the defaults are the paper's, where they are not None: then see `settled`."""
 
     localizer: str = "bundled"
     activation_threshold: int = THRESHOLD
     """Grey value that activation has to exceed (eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
-    selection: Selection = "best_iou"
-    agreed: bool = False
+    selection: Selection | None = None
+    agreed: bool | None = None
     """Whether pixels are ignored where mask and activation disagree; not in the paper."""
     single_scale: bool = False
     """One view of a chip, in place of four scales and mirrored ones."""
     class_name: str = "landslide"
+
+
+PAPER = Settings(selection="best_iou", agreed=False)
+"""Every pixel gets a label; the paper does not say which mask answers."""
+
+USUAL = {"bundled": Settings(selection="whole", agreed=True)}
+"""By segmenter, where `PAPER` suits it less: students gain by what they are not told about masks of a small network."""
+
+
+def settled(settings: Settings, networks: Networks) -> Settings:
+    """The settings with what suits the segmenter in place of None."""
+    usual = USUAL.get(networks.sam, PAPER)
+    selection = usual.selection if settings.selection is None else settings.selection
+    return replace(settings, selection=selection, agreed=usual.agreed if settings.agreed is None else settings.agreed)
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,8 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    recipes = networks.with_localizer(settings.localizer).recipes(settings.selection)
+    settings = settled(settings, networks)
+    recipes = networks.with_localizer(settings.localizer).recipes(settings.selection or "best_iou")
     segmenter = worker.segmenter(recipes[1])
     return label_chips(
         chips, out, "apsam", settings, recipes, lambda localizer: pipeline(localizer, segmenter, settings),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.networks.trunk import Residual, conv_norm, enlarge
+from geolabel.networks.trunk import STRIDES, Residual, Trunk, conv_norm, enlarge
 
 POOLS = (1, 2, 3, 6)
 """Cells a side of the pooled contexts."""
@@ -45,15 +45,25 @@ class ResUNet(nn.Module):
         Number of classes, the background included.
     widths
         Channels from the full resolution down, each stage at half the size of the one before.
+    depths
+        Blocks of every stage of a `Trunk`, which then is the way down, with weights of the bundled networks if wanted.
+        It begins at a quarter of the resolution, and so is the result, enlarged.
     """
 
-    def __init__(self, *, classes: int, widths: Sequence[int] = (32, 64, 128, 256, 512)) -> None:
+    def __init__(
+        self, *, classes: int, widths: Sequence[int] = (32, 64, 128, 256, 512), depths: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        self.multiple = 2 ** (len(widths) - 1)
-        before = (3, *widths[:-1])
-        self.down = nn.ModuleList(
-            Residual(i, o, stride=1 if k == 0 else 2) for k, (i, o) in enumerate(zip(before, widths, strict=True))
-        )
+        self.down: nn.Module
+        if depths is None:
+            self.multiple = 2 ** (len(widths) - 1)
+            before = (3, *widths[:-1])
+            self.down = nn.ModuleList(
+                Residual(i, o, stride=1 if k == 0 else 2) for k, (i, o) in enumerate(zip(before, widths, strict=True))
+            )
+        else:
+            self.multiple = STRIDES[-1]
+            self.down = Trunk(widths, depths)
         self.context = PyramidPooling(widths[-1])
         pairs = list(pairwise(widths))[::-1]
         self.up = nn.ModuleList(Residual(fine + coarse, fine) for fine, coarse in pairs)
@@ -61,13 +71,22 @@ class ResUNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, classes, H, W) logits of normalised images (N, 3, H, W), H and W multiples of `multiple`."""
-        skips = []
-        x = images
-        for stage in self.down:
-            x = stage(x)
-            skips.append(x)
+        skips = self._descend(images)
         x = self.context(skips.pop())
         for stage in self.up:
             x = stage(torch.cat([skips.pop(), enlarge(x)], dim=1))
         logits: Tensor = self.head(x)
-        return logits
+        size = images.shape[-2:]
+        return (
+            logits
+            if logits.shape[-2:] == size
+            else functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        )
+
+    def _descend(self, images: Tensor) -> list[Tensor]:
+        if isinstance(self.down, Trunk):
+            return list(self.down(images))
+        found = [images]
+        for stage in self.down.children():
+            found.append(stage(found[-1]))
+        return found[1:]

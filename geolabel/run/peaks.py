@@ -107,6 +107,7 @@ def confident(work: Work, tables: Sequence[MaskTable]) -> list[BoolArray]:
     """Which masks of every task have a stability times mean activation (eq. 9 and 10) of at least tau (eq. 11)."""
     active = list(work.each("weigh", mean_activation, list(enumerate(tables))))
     tau = work.run.plan.parameters.confidence
+    assert tau is not None  # see `Networks.settled`
     return [np.asarray(table.stability * mean >= tau) for table, mean in zip(tables, active, strict=True)]
 
 

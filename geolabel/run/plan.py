@@ -59,8 +59,9 @@ class Parameters:
     """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
     selection: Selection = "best_iou"
-    confidence: float = 0.5
-    """Least stability x mean activation of a mask that counts, with the method s2c: the tau of its eq. 11."""
+    confidence: float | None = None
+    """Least stability x mean activation of a mask that counts, with the method s2c: the tau of its eq. 11. None for
+    what suits its segmenter, `geolabel.run.request.Networks.usual_confidence`."""
     min_quality: float = 0.0
     """Least predicted IoU x stability of a mask that takes part in the mosaic; the paper leaves out none."""
     score_threshold: float = 0.5
@@ -79,7 +80,7 @@ class Parameters:
             "activation threshold": (self.activation_threshold, 0, 255),
             "score threshold": (self.score_threshold, 0, 1),
             "min quality": (self.min_quality, 0, 1),
-            "confidence": (self.confidence, 0, 1),
+            "confidence": (self.confidence or 0, 0, 1),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:

@@ -81,11 +81,13 @@ class Networks:
         return 0.0 if self.sam == "bundled" else TAU
 
     def settled(self, parameters: Parameters) -> Parameters:
-        """What a student, or a method without a segmenter, decides of the numbers of a run."""
+        """The numbers of a run that follow from its networks, where they were left open or cannot be another way."""
         if self.student is not None:
             parameters = replace(parameters, method="student")
         if parameters.method in DENSE and parameters.tile_size is None:
             parameters = replace(parameters, tile_size=LOCALIZER_TILE)
+        if parameters.method == "s2c" and parameters.confidence is None:
+            parameters = replace(parameters, confidence=self.usual_confidence)
         return parameters
 
     def with_localizer(self, localizer: str) -> Networks:

@@ -21,7 +21,8 @@ from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.initial import Share
 from geolabel.run import worker
 from geolabel.run.request import Networks
-from geolabel.run.training import begin, gsd_range, saving_to, share_of
+from geolabel.run.training import begin, begin_with_trunk, gsd_range, saving_to, share_of
+from geolabel.trainers import bundled
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import fit
@@ -47,6 +48,16 @@ class StudentPreset:
     cropping: Cropping
     schedule: Mapping[str, Any]
     """Of `Falling`, but for the number of steps."""
+    overlap: float = 0.0
+    """Weight of `overlap_loss` beside the cross-entropy."""
+    shown: float = 0.0
+    """See `StudentObjective`."""
+
+
+BUNDLED = "bundled"
+"""The model that begins with the trunk of the bundled localizer."""
+
+_TRUNK = {"name": "resunet", **{key: bundled.RECIPES["full"].localizer[key] for key in ("widths", "depths")}}
 
 
 def _smp(model: str, encoder: str) -> dict[str, Any]:
@@ -62,6 +73,7 @@ PRESETS: dict[PresetName, StudentPreset] = {
             "unet": _smp("unet", "resnet34"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
             "segformer": _smp("segformer", "mit_b2"),
+            BUNDLED: _TRUNK,
         },
         epochs=100,
         batch=24,
@@ -74,11 +86,14 @@ PRESETS: dict[PresetName, StudentPreset] = {
             "unet": _smp("unet", "resnet18"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
             "segformer": _smp("segformer", "mit_b0"),
+            BUNDLED: _TRUNK,
         },
         epochs=12,
         batch=16,
         cropping=Cropping(160, (0.35, 0.7)),
         schedule={"kind": "adamw", "fall": "poly", "rate": 1e-3, "decay": 0.02, "average": 0.99},
+        overlap=1.0,
+        shown=0.5,
     ),
 }
 
@@ -105,6 +120,8 @@ class StudentRequest:
     """First weights: which share of the network, and the student's file that they come from."""
     share: float = 1.0
     """Part of the images that are learned from."""
+    plain: bool = False
+    """Cross-entropy of crops anywhere in all images alike, whatever the preset has besides."""
 
     @property
     def numbers(self) -> StudentPreset:
@@ -115,7 +132,8 @@ class StudentRequest:
             raise OptionError(f"crops of {size} px: networks take multiples of 32 px, such as {size // 32 * 32 or 32}")
         if batch < 2:
             raise OptionError("one crop a step: a network that normalises over its batch needs two at least")
-        return replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+        numbers = replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+        return replace(numbers, overlap=0.0, shown=0.0) if self.plain else numbers
 
 
 def train_student(
@@ -174,9 +192,14 @@ def train_student(
     torch.manual_seed(request.seed)
     architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
     network = build(architecture)
-    begun = {} if request.init is None else begin(network, architecture, tuple(examples.classes), *request.init)
+    begun: dict[str, Any] = {}
+    if request.init is not None:
+        begun = begin(network, architecture, tuple(examples.classes), *request.init)
+    elif request.model == BUNDLED:
+        begun = begin_with_trunk(network)
     learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
-    objective = StudentObjective(StudentLosses(network, learn.names), learn, select, learning)
+    losses = StudentLosses(network, learn.names, numbers.overlap)
+    objective = StudentObjective(losses, learn, select, learning, numbers.shown)
     steps = request.steps or max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
     schedule = Falling(cycles=(steps,), minutes=request.minutes or math.inf, **numbers.schedule)
     device, precision = worker.device_and_precision(networks.device, networks.precision)

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
+from geolabel.io import weights
 from geolabel.io.downloads import sha256
 from geolabel.networks.checkpoint import load_checkpoint
 from geolabel.networks.initial import Share, take_over
@@ -104,3 +105,12 @@ def begin(
     except ValueError as error:
         raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
     return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
+
+
+def begin_with_trunk(network: nn.Module) -> dict[str, Any]:
+    """Give a ResUNet on a trunk the bundled localizer's, and say so."""
+    path = weights.fetch(weights.lookup("bundled", "localizer")[0])
+    state, _ = load_checkpoint(path)
+    trunk = {name.replace("trunk.", "down.", 1): tensor for name, tensor in state.items() if name.startswith("trunk.")}
+    network.load_state_dict(trunk, strict=False)
+    return {"init": {"share": "backbone", "sha256": sha256(path), "tensors": len(trunk)}}

@@ -1,0 +1,161 @@
+"""Chips as torchgeo has data sets, so that its samplers, intersections and trainers take them; needs torchgeo.
+
+`geolabel.datasets.chips.ChipDataset` knows chips by number. Here they lie where they were cut: a sampler draws windows
+of any size from them, and ``chips & other`` lays them over elevation or images of other dates.
+
+Chips themselves are not cut by torchgeo's samplers. `geolabel.run.chips` takes whole pixels of the scene's own grid,
+rotated ones and such without CRS as well, asks which of them are valid, stretches them once for the whole scene, and
+reads files of strangers under the guard of `geolabel.io.opening`; a raster dataset of torchgeo warps to a north-up grid
+in a CRS, does not tell nodata from ground, and opens what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+import torch
+from affine import Affine
+from torchgeo.datasets import GeoDataset
+
+from geolabel.datasets.chips import ChipDataset
+from geolabel.datasets.painted import PaintedChips
+from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.errors import ChipError, SceneError
+from geolabel.io.scenes import SceneReader
+from geolabel.labels import IGNORE
+from geolabel.scene import Grid
+from geolabel.tiles import Window
+
+
+class GeoChips(GeoDataset):
+    """Georeferenced chips, by place.
+
+    Parameters
+    ----------
+    chips
+        See `geolabel.datasets.chips.read_chips`; GeoTIFFs of one CRS and pixel size, north up.
+    painted
+        Label maps of images of the same names, such as the pseudo-labels of these chips, which then are the masks; None
+        for the chips' own.
+    transforms
+        Applied to every sample.
+
+    Raises
+    ------
+    ChipError
+        If a chip lies nowhere on Earth, is turned, has another CRS or pixel size than the first, or no label map.
+
+    Examples
+    --------
+    >>> from torchgeo.samplers import RandomGeoSampler
+    >>> chips = GeoChips(read_chips("chips/"))  # doctest: +SKIP
+    >>> sampler = RandomGeoSampler(chips, size=128)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        chips: ChipDataset,
+        painted: PseudoLabels | PaintedChips | None = None,
+        transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        paths = [str(path) for path in chips.paths]
+        self.paths = paths
+        self.transforms = transforms
+        self._chips, self._painted = chips, painted
+        self._number = {} if painted is None else {name: k for k, name in enumerate(painted.names)}
+        unpainted = [name for name in chips.names if painted is not None and name not in self._number]
+        if unpainted:
+            raise ChipError(f"{len(unpainted)} of {len(chips)} chips have no label map, such as {unpainted[0]}")
+        self._grids = [_grid(path) for path in paths]
+        first = self._grids[0]
+        self._res = (first.transform.a, -first.transform.e)
+        others = [path for path, grid in zip(paths, self._grids, strict=True) if not _alike(grid, first)]
+        if others:
+            raise ChipError(f"{others[0]} has another CRS or pixel size than {paths[0]}: read them one at a time")
+        always = pd.IntervalIndex.from_arrays(
+            [pd.Timestamp.min] * len(chips), [pd.Timestamp.max] * len(chips), closed="both", name="datetime"
+        )
+        boxes = [shapely.box(*_corners(grid)) for grid in self._grids]
+        self.index = gpd.GeoDataFrame({"filepath": paths}, index=always, geometry=boxes, crs=first.crs)
+
+    def __getitem__(self, query: Any) -> dict[str, Any]:
+        """What lies in a rectangle: ``image`` (3, H, W) float 0..255, ``label`` (C,) float, ``mask`` (H, W) long.
+
+        Where chips overlap, the first shows; where none is, the image is 0 and the mask 255. A class is in the label if
+        a chip that reaches into the rectangle shows it. Without any mask there is none in the sample.
+
+        Raises
+        ------
+        IndexError
+            If no chip reaches there.
+        ChipError
+            If a chip cannot be read, or these chips were reprojected, as the second of an intersection is.
+        """
+        x, y, _ = self._disambiguate_slice(query)
+        if self.crs != self._grids[0].crs:
+            raise ChipError(f"chips stay in their CRS, {self._grids[0].crs}: write chips & other, not other & chips")
+        frame = Affine(self._res[0], 0, x.start, 0, -self._res[1], y.stop)
+        height, width = round((y.stop - y.start) / self._res[1]), round((x.stop - x.start) / self._res[0])
+        image, mask = np.zeros((height, width, 3), np.uint8), np.full((height, width), IGNORE, np.uint8)
+        reach = [(k, _place(grid, frame)) for k, grid in enumerate(self._grids)]
+        query_window = Window(0, 0, height, width)
+        hits = [(k, place) for k, place in reach if query_window.intersection(place) is not None]
+        if not hits:
+            raise IndexError(f"no chip reaches into {query}: the chips lie in {self.bounds}")
+        masks = []
+        for k, place in reversed(hits):
+            shared = query_window.intersection(place)
+            assert shared is not None
+            rgb, values = self._read(k)
+            image[shared.slices] = rgb[shared.within(place)]
+            if values is not None:
+                mask[shared.slices] = values[shared.within(place)]
+                masks.append(k)
+        sample: dict[str, Any] = {
+            "crs": self.crs,
+            "bounds": query,
+            "image": torch.from_numpy(image).permute(2, 0, 1).float(),
+            "label": torch.from_numpy(self._chips.labels[[k for k, _ in hits]].any(axis=0)).float(),
+        }
+        if masks:
+            sample["mask"] = torch.from_numpy(mask).long()
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def _read(self, index: int) -> tuple[Any, Any]:
+        if self._painted is None:
+            chip = self._chips.chip(index)
+            return chip.rgb, chip.mask
+        return self._chips.rgb(index), self._painted[self._number[self._chips.names[index]]].values
+
+
+def _grid(path: str) -> Grid:
+    try:
+        with SceneReader(path) as reader:
+            grid = reader.scene.grid
+    except SceneError as error:
+        raise ChipError(f"{path} lies nowhere on Earth ({error}): give chips that are GeoTIFFs") from error
+    t = grid.transform
+    if grid.crs is None or t.b or t.d or t.a < 0 or t.e > 0:
+        raise ChipError(f"{path} is turned or lies nowhere on Earth: torchgeo takes rasters that are north up")
+    return grid
+
+
+def _alike(grid: Grid, other: Grid) -> bool:
+    ours, theirs = ((one.transform.a, one.transform.e) for one in (grid, other))
+    return grid.crs == other.crs and bool(np.allclose(ours, theirs, rtol=1e-6, atol=0))
+
+
+def _corners(grid: Grid) -> tuple[float, float, float, float]:
+    (left, top), (right, bottom) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
+    return left, bottom, right, top
+
+
+def _place(grid: Grid, frame: Affine) -> Window:
+    """Where a grid lies in a frame of the same pixel size, in whole pixels."""
+    col, row = ~frame * (grid.transform * (0, 0))
+    return Window(round(row), round(col), grid.height, grid.width)
