@@ -194,11 +194,60 @@ def test_a_mask_may_lie_inside_the_file_or_beside_it(tmp_path, internal):
 def test_nodata_that_is_given_is_found_where_the_dtype_can_hold_it(tmp_path, dtype, nodata, hidden):
     bands = noise(dtype) // 2 * 2
     if hidden:
-        bands[1, 3, 4] = nodata
+        bands[:, 3, 4] = nodata
     with SceneReader(write(tmp_path / "scene.tif", bands, nodata=2), nodata=nodata) as reader:
         valid = whole(reader)[1]
     assert valid.sum() == valid.size - hidden
     assert valid[3, 4] != hidden
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint8", 0), ("uint8", 255), ("uint16", 0), ("uint16", 65535), ("int16", 0), ("float32", 0)]
+)
+@pytest.mark.parametrize("kind", ["file", "array"])
+def test_nodata_in_all_bands_hides_a_pixel_as_in_rasterio(tmp_path, dtype, nodata, kind):
+    bands = np.where(noise(shape=(3, 20, 30)) < 150, nodata, 100).astype(dtype)  # all eight combinations, often
+    bands[:, 0, 0] = 255, 0, 0
+    path = write(tmp_path / "scene.tif", bands, colours=["red", "green", "blue"], nodata=nodata)
+    with rasterio.open(path) as file:
+        expected = file.dataset_mask() > 0
+    with SceneReader(path if kind == "file" else array_of(path)) as reader:
+        np.testing.assert_array_equal(whole(reader)[1], expected)
+        np.testing.assert_array_equal(reader.sample()[1], expected)
+    assert expected[0, 0]
+    assert 0.1 < expected.mean() < 0.9
+
+
+def test_only_chosen_bands_say_where_data_are(tmp_path):
+    bands = np.where(noise(shape=(5, 20, 30)) < 150, 0, 100).astype("uint8")
+    path = write(tmp_path / "scene.tif", bands, nodata=0)
+    with SceneReader(path, bands="5,1,5") as reader:
+        np.testing.assert_array_equal(whole(reader)[1], bands[[0, 4]].any(axis=0))
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("int16", -9999), ("float32", 1e20), ("float32", float("nan"))])
+def test_nodata_that_nothing_measures_hides_a_pixel_by_one_band(tmp_path, dtype, nodata):
+    bands = noise(dtype)
+    bands[1, 3, 4] = nodata
+    with SceneReader(write(tmp_path / "scene.tif", bands, nodata=nodata)) as reader:
+        valid = whole(reader)[1]
+    assert not valid[3, 4]
+    assert valid.sum() == valid.size - 1
+
+
+def test_bands_of_a_vrt_may_differ_in_nodata(tmp_path):
+    source = write(tmp_path / "a.tif", np.array([[[0, 0, 5]], [[0, 7, 7]], [[0, 7, 0]]], np.uint8))
+    band = (
+        '<VRTRasterBand dataType="Byte" band="{0}">{1}<SimpleSource><SourceFilename>{2}</SourceFilename>'
+        "<SourceBand>{0}</SourceBand></SimpleSource></VRTRasterBand>"
+    )
+    nodata = {1: "<NoDataValue>0</NoDataValue>", 2: "<NoDataValue>0</NoDataValue>"}
+    for stated, expected in (({**nodata, 3: nodata[1]}, [False, True, True]), (nodata, [True, True, True])):
+        inner = "".join(band.format(k, stated.get(k, ""), source) for k in (1, 2, 3))
+        path = tmp_path / f"{len(stated)}.vrt"
+        path.write_text(f'<VRTDataset rasterXSize="3" rasterYSize="1">{PLACED}{inner}</VRTDataset>')
+        with rasterio.open(path) as file, SceneReader(path) as reader:
+            assert whole(reader)[1].tolist() == [expected] == (file.dataset_mask() > 0).tolist()
 
 
 def test_a_vrt_may_state_a_nodata_that_its_bytes_cannot_hold(tmp_path):

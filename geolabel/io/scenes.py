@@ -54,8 +54,10 @@ DATE_TAGS = (
 class SceneReader:
     """A scene, opened when it is first read. It holds its arguments and travels to other processes as these.
 
-    A pixel is valid where every chosen band holds a finite value that is not nodata, no mask and no fully
-    transparent alpha hides it, and it lies in the area of interest. Values of other pixels mean nothing.
+    A pixel is valid where the chosen bands hold data and finite values, no mask and no fully transparent alpha hides
+    it, and it lies in the area of interest. Values of other pixels mean nothing. No data means that all chosen bands
+    are nodata, as for `dataset_mask` of rasterio: with a nodata of 0, pure red is (255, 0, 0). Where nodata is a value
+    that nothing measures, such as -9999, one band suffices, as one NaN does.
 
     Parameters
     ----------
@@ -313,10 +315,9 @@ class SceneReader:
     def _finish(self, stored: AnyArray, valid: BoolArray) -> tuple[AnyArray, BoolArray]:
         """Put the bands in order and find what is valid of the values themselves."""
         unique = self._unique
-        for band, values in zip(unique, stored, strict=True):
-            nodata = self.header.nodata[band - 1] if self.nodata is None else self.nodata
-            if nodata is not None:
-                valid &= ~_equals(values, nodata)
+        nodata = [self.header.nodata[band - 1] if self.nodata is None else self.nodata for band in unique]
+        if any(value is not None for value in nodata):
+            valid &= ~_missing(stored, nodata)
         if stored.dtype != self.scene.dtype:
             with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 becomes infinite
                 stored = stored.astype(self.scene.dtype)
@@ -346,6 +347,25 @@ def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind == "b":
         return np.dtype(np.uint8)
     return dtype if dtype.kind in "iu" else np.dtype(np.float32)
+
+
+def _missing(bands: AnyArray, nodata: Sequence[float | None]) -> BoolArray:
+    """(h, w) where bands (B, h, w) hold no data: all of them nodata, or one of them nodata that nothing measures."""
+    everywhere, somewhere = np.ones(bands.shape[1:], bool), np.zeros(bands.shape[1:], bool)
+    for values, value in zip(bands, nodata, strict=True):
+        if value is None:
+            everywhere[...] = False
+            continue
+        absent = _equals(values, value)
+        everywhere &= absent
+        if not _measurable(value, values.dtype):
+            somewhere |= absent
+    return everywhere | somewhere
+
+
+def _measurable(nodata: float, dtype: np.dtype[Any]) -> bool:
+    """Whether nodata may be a measurement too: 0 and what unsigned numbers hold, but neither -9999 nor 1e20 nor NaN."""
+    return nodata == 0 or dtype.kind == "u"
 
 
 def _equals(values: AnyArray, nodata: float) -> BoolArray:
