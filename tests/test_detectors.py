@@ -152,7 +152,7 @@ def write_coco(folder: Path) -> Path:
 def test_a_coco_file_is_understood(tmp_path: Path) -> None:
     examples = CocoInstances(write_coco(tmp_path))
     assert examples.classes == ("slide", "pond")
-    image, objects = examples.read(0)
+    image, objects = examples[0]
     assert image.shape == (40, 50, 3)
     assert objects.class_ids.tolist() == [2, 1]
     assert objects.areas.tolist() == [200, 10]
@@ -165,7 +165,7 @@ def test_pseudo_labels_and_their_coco_file_hold_the_same(tmp_path: Path) -> None
     as_maps, as_coco = read_instances(labels), read_instances(labels / "instances.json")
     assert as_maps.classes == as_coco.classes == ("slide", "pond")
     for index in range(2):
-        (image, one), (same, two) = as_maps.read(index), as_coco.read(index)
+        (image, one), (same, two) = as_maps[index], as_coco[index]
         assert (image == same).all()
         assert (one.ids == two.ids).all()
         assert one.class_ids.tolist() == two.class_ids.tolist()

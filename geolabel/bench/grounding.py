@@ -30,7 +30,8 @@ from geolabel.pipeline import label_image
 from geolabel.run import worker
 from geolabel.run.grounded import GroundedNetworks
 from geolabel.run.report import Progress, Silent
-from geolabel.trainers.instances import Examples
+from geolabel.trainers.examples import Examples
+from geolabel.trainers.instances import Outlined
 from geolabel.trainers.precision import Found, Precision
 from geolabel.types import UInt8Array
 
@@ -69,7 +70,7 @@ class Once:
 class GroundingStudy:
     """What is asked, of which images, with which networks."""
 
-    examples: Examples
+    examples: Examples[Outlined]
     """Images with their objects; the names of the classes are among the grounding's."""
     out: Path
     """Folder for the table, the plot, and the figures of every row."""
@@ -130,8 +131,8 @@ class GroundingStudy:
         locate, segment = replace(self.networks, grounding=grounding).recipes("overlap")
         localizer, segmenter = worker.localizer(locate), worker.segmenter(segment)
         counted = {(threshold, way): _Tally(len(grounding.classes)) for threshold in self.thresholds for way in WAYS}
-        for index in range(len(self.examples.names)):
-            image, truth = self.examples.read(index)
+        for index in range(len(self.examples)):
+            image, truth = self.examples[index]
             shown = {grounding.classes[value - 1] for value in truth.class_ids.tolist()}
             if not shown:
                 continue

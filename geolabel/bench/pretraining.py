@@ -33,7 +33,7 @@ from geolabel.networks.initial import Share
 from geolabel.run import students, worker
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks
-from geolabel.trainers.student import Some
+from geolabel.trainers.student import PaintedSubset
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 QUESTION = "What do pseudo-labels teach before the first mask? (ALPS, Tables 1 to 5)"
@@ -268,7 +268,7 @@ class PretrainingStudy:
 
     def _tune(self, lesson: Lesson, count: int, seed: int, out: Path) -> dict[str, float]:
         first = None if lesson.share is None else (lesson.share, self._taught(lesson))
-        self._train(Some(PaintedChips(self.chips), self._tuned_on(count, seed)), out, self.steps, first, seed)
+        self._train(PaintedSubset(PaintedChips(self.chips), self._tuned_on(count, seed)), out, self.steps, first, seed)
         network, info = load_own(out / students.FILE, "student")
         device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)
         student = DenseLocalizer(network, info, zoom=info.zoom, device=device, precision=precision)
@@ -288,7 +288,7 @@ class PretrainingStudy:
         if not (out / students.FILE).is_file():
             labels = self._labels(self._gate(lesson), images)
             examples = Binary(labels) if lesson.binary else labels
-            seen = Some(examples, self._unjudged(labels.names))
+            seen = PaintedSubset(examples, self._unjudged(labels.names))
             self._train(seen, out, self.steps * lesson.times, first, seed=0)
         return out / students.FILE
 

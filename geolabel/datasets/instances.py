@@ -16,11 +16,12 @@ from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_ima
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError
 from geolabel.labels import BACKGROUND, Instances, LabelMap, closed_regions, smallest_wins
-from geolabel.trainers.instances import Examples
+from geolabel.trainers.examples import Examples
+from geolabel.trainers.instances import Outlined
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 
-def read_instances(path: str | Path, *, class_name: str = "landslide") -> Examples:
+def read_instances(path: str | Path, *, class_name: str = "landslide") -> Examples[Outlined]:
     """Find images with objects.
 
     Parameters
@@ -60,7 +61,10 @@ class LabelledInstances:
         """Name of every image."""
         return self.labels.names
 
-    def read(self, index: int) -> tuple[UInt8Array, Instances]:
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Outlined:
         """One image and its objects."""
         label = self.labels[index]
         named = tuple(self.labels.classes)
@@ -96,7 +100,10 @@ class MaskedInstances:
             )
         return known
 
-    def read(self, index: int) -> tuple[UInt8Array, Instances]:
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Outlined:
         """One chip and its objects."""
         chip = self.chips.chip(self._known[index])
         assert chip.mask is not None
@@ -153,7 +160,10 @@ class CocoInstances:
                 found[annotation["image_id"]].append(annotation)
         return found
 
-    def read(self, index: int) -> tuple[UInt8Array, Instances]:
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Outlined:
         """One image and its objects.
 
         Raises

@@ -21,8 +21,9 @@ from geolabel.run import worker
 from geolabel.run.request import Networks
 from geolabel.run.training import begin, gsd_range, share_of
 from geolabel.trainers.crops import Cropping
+from geolabel.trainers.examples import Examples, Subset
 from geolabel.trainers.fit import Schedule, fit
-from geolabel.trainers.instances import DetectorLosses, DetectorObjective, Examples, Some, judge
+from geolabel.trainers.instances import DetectorLosses, DetectorObjective, Outlined, judge
 
 FILE = "detector.safetensors"
 
@@ -92,11 +93,11 @@ class DetectorRequest:
 
 
 def train_detector(
-    examples: str | Path | Examples,
+    examples: str | Path | Examples[Outlined],
     out: Path,
     request: DetectorRequest | None = None,
     *,
-    test: str | Path | Examples | None = None,
+    test: str | Path | Examples[Outlined] | None = None,
     networks: Networks | None = None,
     preset: DetectorPreset | None = None,
     class_name: str = "landslide",
@@ -129,7 +130,7 @@ def train_detector(
     request, networks = request or DetectorRequest(), networks or Networks()
     numbers = preset or request.numbers
     known = _opened(examples, class_name)
-    learn, select = _split(Some(known, share_of(known.names, request.share)))
+    learn, select = _split(Subset(known, share_of(known.names, request.share)))
     held = None if test is None else _opened(test, class_name)
     if held is not None and tuple(held.classes) != tuple(learn.classes):
         raise ChipError(f"the test shows {', '.join(held.classes)}, the training {', '.join(learn.classes)}")
@@ -163,12 +164,12 @@ def train_detector(
     return figures
 
 
-def _opened(examples: str | Path | Examples, class_name: str) -> Examples:
+def _opened(examples: str | Path | Examples[Outlined], class_name: str) -> Examples[Outlined]:
     return read_instances(examples, class_name=class_name) if isinstance(examples, str | Path) else examples
 
 
-def _split(examples: Some) -> tuple[Some, Some]:
+def _split(examples: Subset[Outlined]) -> tuple[Subset[Outlined], Subset[Outlined]]:
     kept = np.asarray([is_held_out(name) for name in examples.names], bool)
     if kept.any() and not kept.all():
-        return Some(examples, np.flatnonzero(~kept)), Some(examples, np.flatnonzero(kept))
+        return Subset(examples, np.flatnonzero(~kept)), Subset(examples, np.flatnonzero(kept))
     return examples, examples  # too few to keep some aside

@@ -27,7 +27,7 @@ from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import fit
 from geolabel.trainers.schedules import Falling
-from geolabel.trainers.student import Examples, Some, StudentLosses, StudentObjective, judge
+from geolabel.trainers.student import PaintedExamples, PaintedSubset, StudentLosses, StudentObjective, judge
 from geolabel.trainers.weak import Learning
 
 log = logging.getLogger(__name__)
@@ -137,11 +137,11 @@ class StudentRequest:
 
 
 def train_student(
-    examples: str | Path | Examples,
+    examples: str | Path | PaintedExamples,
     out: str | Path,
     request: StudentRequest | None = None,
     *,
-    test: Examples | None = None,
+    test: PaintedExamples | None = None,
     networks: Networks | None = None,
     preset: StudentPreset | None = None,
     resume: bool = False,
@@ -188,7 +188,7 @@ def train_student(
         )
     if test is not None and tuple(test.classes) != tuple(examples.classes):
         raise ChipError(f"the test shows {', '.join(test.classes)}, the training {', '.join(examples.classes)}")
-    learn, select = _split(Some(examples, share_of(examples.names, request.share)))
+    learn, select = _split(PaintedSubset(examples, share_of(examples.names, request.share)))
     torch.manual_seed(request.seed)
     architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
     network = build(architecture)
@@ -215,15 +215,15 @@ def train_student(
     return figures if test is None else figures | judge(network, test, learning)
 
 
-def _split(examples: Some) -> tuple[Some, Some]:
+def _split(examples: PaintedSubset) -> tuple[PaintedSubset, PaintedSubset]:
     kept = np.fromiter((is_held_out(name) for name in examples.names), bool, len(examples))
     if kept.any() and not kept.all():
-        return Some(examples, np.flatnonzero(~kept)), Some(examples, np.flatnonzero(kept))
+        return PaintedSubset(examples, np.flatnonzero(~kept)), PaintedSubset(examples, np.flatnonzero(kept))
     log.warning("%d images are too few to keep some aside: weights are selected by what they learn from", len(examples))
     return examples, examples
 
 
-def _origin(examples: Examples) -> str:
+def _origin(examples: PaintedExamples) -> str:
     """Who made the label maps."""
     if isinstance(examples, PseudoLabels):
         return str(examples.provenance.get("method", "pseudo-labels"))
@@ -231,7 +231,7 @@ def _origin(examples: Examples) -> str:
 
 
 def _describe(
-    architecture: dict[str, Any], examples: Examples, request: StudentRequest, cropping: Cropping
+    architecture: dict[str, Any], examples: PaintedExamples, request: StudentRequest, cropping: Cropping
 ) -> NetworkInfo:
     gsd = request.gsd
     if gsd is None and isinstance(examples, PseudoLabels):

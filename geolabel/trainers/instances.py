@@ -6,9 +6,8 @@ masks, and its average precision on other real masks says what the pseudo-labels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from geolabel.labels import Instances
 from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
+from geolabel.trainers.examples import Examples
 from geolabel.trainers.precision import Found, Precision
-from geolabel.types import Int32Array, Int64Array, UInt8Array
+from geolabel.types import Int32Array, UInt8Array
 
 MOST = 64
 """Objects of a crop that are learned from; the largest where there are more."""
@@ -26,44 +26,8 @@ LEAST = 9
 """Pixels that are left of an object in a crop for it to be learned from."""
 
 
-class Examples(Protocol):
-    """Images with their objects, read one by one, when they are asked for."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes from 1; the background is none of them."""
-        ...
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of every image, each once."""
-        ...
-
-    def read(self, index: int) -> tuple[UInt8Array, Instances]:
-        """One image (H, W, 3), red first, and its objects."""
-        ...
-
-
-@dataclass(frozen=True)
-class Some:
-    """Some of a set of examples."""
-
-    whole: Examples
-    index: Int64Array
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.whole.classes
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of every image."""
-        return [self.whole.names[i] for i in self.index]
-
-    def read(self, index: int) -> tuple[UInt8Array, Instances]:
-        """One image and its objects."""
-        return self.whole.read(int(self.index[index]))
+Outlined = tuple[UInt8Array, Instances]
+"""An image (H, W, 3), red first, and its objects, whose classes count from 1: the background is none of them."""
 
 
 class DetectorLosses(nn.Module):
@@ -108,8 +72,8 @@ class DetectorObjective:
     """What the fit loop trains: a detector on crops, judged by its AP on whole images."""
 
     module: DetectorLosses
-    learn: Examples
-    select: Examples
+    learn: Examples[Outlined]
+    select: Examples[Outlined]
     cropping: Cropping
     batch_size: int
     seed: int = 0
@@ -117,8 +81,8 @@ class DetectorObjective:
     def batch(self, step: int) -> dict[str, Tensor]:
         """Crops of one step."""
         rng = np.random.default_rng([self.seed, 4, step])
-        chosen = epoch_indices(len(self.learn.names), self.batch_size, step, self.seed)
-        crops = [crop_objects(*self.learn.read(int(index)), self.cropping, rng) for index in chosen]
+        chosen = epoch_indices(len(self.learn), self.batch_size, step, self.seed)
+        crops = [crop_objects(*self.learn[int(index)], self.cropping, rng) for index in chosen]
         images, ids, class_ids = (np.stack(parts) for parts in zip(*crops, strict=True))
         return {
             "images": torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -155,11 +119,11 @@ def crop_objects(
     return crop.rgb, numbers[crop.layer], class_ids
 
 
-def judge(detector: nn.Module, examples: Examples) -> dict[str, float]:
+def judge(detector: nn.Module, examples: Examples[Outlined]) -> dict[str, float]:
     """Average precision of a detector on images, which it sees as a whole."""
     counted = Precision(len(examples.classes))
-    for index in range(len(examples.names)):
-        image, truth = examples.read(index)
+    for index in range(len(examples)):
+        image, truth = examples[index]
         counted.add(truth, detect(detector, image))
     return counted.figures()
 

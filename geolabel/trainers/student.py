@@ -21,9 +21,10 @@ from geolabel.errors import TrainingError
 from geolabel.labels import IGNORE
 from geolabel.networks.student import zoomed_probabilities
 from geolabel.trainers.crops import balanced_indices, take_crop
+from geolabel.trainers.examples import Examples, Subset
 from geolabel.trainers.samples import generator, to_tensor
 from geolabel.trainers.weak import Learning
-from geolabel.types import BoolArray, Float32Array, Int64Array, UInt8Array
+from geolabel.types import BoolArray, Float32Array, UInt8Array
 
 
 class Painted(Protocol):
@@ -40,59 +41,25 @@ class Painted(Protocol):
         ...
 
 
-class Examples(Protocol):
-    """Images with label maps, read one by one, when they are asked for."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Name of every value from 0; the background is one of them where there is one."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of every image, each once."""
-        ...
+class PaintedExamples(Examples[Painted], Protocol):
+    """Images with label maps; `classes` names every value from 0, the background being one where there is one."""
 
     @property
     def shown(self) -> BoolArray:
         """(N,) whether the label map of an image has a class other than the first, the background."""
         ...
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Painted:
-        """Read one image."""
-        ...
-
 
 @dataclass(frozen=True)
-class Some:
-    """Some of a set of examples, in the order of `index`."""
+class PaintedSubset(Subset[Painted]):
+    """Some of a set of images with label maps."""
 
-    whole: Examples
-    index: Int64Array
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Of the whole."""
-        return self.whole.classes
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of every image."""
-        return tuple(self.whole.names[i] for i in self.index)
+    whole: PaintedExamples
 
     @property
     def shown(self) -> BoolArray:
         """(N,) whether an image shows a class."""
         return np.asarray(self.whole.shown[self.index], bool)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, index: int) -> Painted:
-        """Read one image."""
-        return self.whole[int(self.index[index])]
 
 
 def segmentation_loss(logits: Tensor, values: Tensor) -> Tensor:
@@ -171,13 +138,18 @@ class StudentObjective:
     """
 
     def __init__(
-        self, losses: StudentLosses, learn: Examples, select: Examples, learning: Learning, shown: float = 0.0
+        self,
+        losses: StudentLosses,
+        learn: PaintedExamples,
+        select: PaintedExamples,
+        learning: Learning,
+        shown: float = 0.0,
     ) -> None:
         self.module = losses
         self._learn, self._learning, self._share = learn, learning, shown
         self._shown = learn.shown if shown else np.ones(len(learn), bool)
         at = np.unique(np.linspace(0, len(select) - 1, min(learning.judged, len(select))).astype(np.int64))
-        self._select = Some(select, at)
+        self._select = PaintedSubset(select, at)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Crops of one step."""
@@ -207,7 +179,7 @@ class StudentObjective:
         return {"score": figures["miou"], "accuracy": figures["overall_accuracy"]}
 
 
-def judge(network: Any, examples: Examples, learning: Learning) -> dict[str, float]:
+def judge(network: Any, examples: Examples[Painted], learning: Learning) -> dict[str, float]:
     """Agreement of a student with the label maps of whole images; see `Agreement.figures`."""
     counts = []
     for k in range(len(examples)):
