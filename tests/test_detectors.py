@@ -206,7 +206,7 @@ def pseudo_labels(folder: Path, count: int) -> Path:
 
 
 TINY = {"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "proposals": 20, "detections": 5, "sampled": 8}
-PRESET = DetectorPreset(TINY, 1, 1, Cropping(64, strength=0.0), 1e-3)
+PRESET = DetectorPreset(architecture=TINY, epochs=1, batch=1, cropping=Cropping(64, strength=0.0), rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_detector_is_tuned_on_a_share_of_others(trained: tuple[Path, dict[str,
 
 def test_what_a_detector_cannot_be_made_of(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, _ = trained
-    with pytest.raises(OptionError, match="multiple of 32"):
+    with pytest.raises(OptionError, match="multiples of 32"):
         DetectorRequest(size=100)
     other = write_coco(tmp_path)
     with pytest.raises(ChipError, match="the test shows slide, lake, the training slide, pond"):

@@ -4,92 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from geolabel.chips import is_held_out
 from geolabel.datasets.instances import read_instances
-from geolabel.errors import ChipError, OptionError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.initial import Share
 from geolabel.run import worker
 from geolabel.run.request import Networks
-from geolabel.run.training import begin, gsd_range, share_of
+from geolabel.run.training import TrainingRequest, begin, check_same_classes, gsd_range, saving_to, share_of, split
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.examples import Examples, Subset
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.instances import DetectorLosses, DetectorObjective, Outlined, judge
+from geolabel.trainers.presets import TrainingPreset
 
 FILE = "detector.safetensors"
 
 PresetName = Literal["cpu", "paper"]
 
 
-@dataclass(frozen=True)
-class DetectorPreset:
+@dataclass(frozen=True, kw_only=True)
+class DetectorPreset(TrainingPreset):
     """Numbers of a training of a detector."""
 
     architecture: Mapping[str, Any]
     """What `geolabel.networks.build` makes it from, but for the classes."""
-    epochs: int
-    batch: int
-    cropping: Cropping
     rate: float
+    """Highest learning rate."""
 
 
 PRESETS: dict[PresetName, DetectorPreset] = {
     # The paper names Mask R-CNN and images of 512 px. Batch and epochs are those of the usual schedule from random
     # weights (He et al., 2019), the rate is AdamW's.
-    "paper": DetectorPreset({"backbone": "resnet50"}, 72, 16, Cropping(512, strength=0.0), rate=2e-4),
+    "paper": DetectorPreset(
+        architecture={"backbone": "resnet50"}, epochs=72, batch=16, cropping=Cropping(512, strength=0.0), rate=2e-4
+    ),
     "cpu": DetectorPreset(
-        {"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "sampled": 64},
-        12,
-        4,
-        Cropping(192, strength=0.35),
+        architecture={"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "sampled": 64},
+        epochs=12,
+        batch=4,
+        cropping=Cropping(192, strength=0.35),
         rate=3e-4,
     ),
 }
 
 
 @dataclass(frozen=True)
-class DetectorRequest:
-    """What a user asks of a training; None leaves a number to the preset.
-
-    Raises
-    ------
-    OptionError
-        If a number cannot be.
-    """
+class DetectorRequest(TrainingRequest):
+    """What a user asks of a training of a detector."""
 
     preset: PresetName = "cpu"
-    epochs: float | None = None
-    minutes: float | None = None
-    """Wall clock limit; the weights then depend on the machine."""
-    size: int | None = None
-    batch: int | None = None
-    seed: int = 0
-    gsd: float | None = None
-    """Metres per pixel of images that do not know it themselves."""
     init: tuple[Share, str | Path] | None = None
     """First weights: which share of the network, and the detector's file that they come from."""
     share: float = 1.0
     """Part of the images that are learned from."""
 
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size % 32:
-            raise OptionError(f"crops of {self.size} px: give a multiple of 32 px")
-
     @property
     def numbers(self) -> DetectorPreset:
         """The preset with what was asked for."""
-        preset = PRESETS[self.preset]
-        cropping = replace(preset.cropping, size=self.size or preset.cropping.size)
-        return replace(preset, cropping=cropping, batch=self.batch or preset.batch)
+        return self.applied_to(PRESETS[self.preset])
 
 
 def train_detector(
@@ -126,50 +104,47 @@ def train_detector(
         If the images cannot be read, or are of other classes than those of the test.
     WeightsError, OptionError
         If the file of the first weights cannot be read, or holds another network.
+    OutputError
+        If the folder cannot be written to.
     """
     request, networks = request or DetectorRequest(), networks or Networks()
     numbers = preset or request.numbers
     known = _opened(examples, class_name)
-    learn, select = _split(Subset(known, share_of(known.names, request.share)))
+    asked = Subset(known, share_of(known.names, request.share))
+    learn, select = (Subset(asked, part) for part in split(asked.names))
     held = None if test is None else _opened(test, class_name)
-    if held is not None and tuple(held.classes) != tuple(learn.classes):
-        raise ChipError(f"the test shows {', '.join(held.classes)}, the training {', '.join(learn.classes)}")
+    if held is not None:
+        check_same_classes(known.classes, held.classes)
     torch.manual_seed(request.seed)
-    architecture = {"name": "maskrcnn", "classes": len(learn.classes), **numbers.architecture}
+    architecture = {"name": "maskrcnn", "classes": len(known.classes), **numbers.architecture}
     detector = build(architecture)
-    begun = {} if request.init is None else begin(detector, architecture, learn.classes, *request.init, "detector")
+    begun = {} if request.init is None else begin(detector, architecture, known.classes, *request.init, "detector")
     objective = DetectorObjective(
-        DetectorLosses(detector), learn, select, numbers.cropping, min(numbers.batch, len(learn.names)), request.seed
+        DetectorLosses(detector), learn, select, numbers.cropping, min(numbers.batch, len(learn)), request.seed
     )
-    steps = math.ceil((request.epochs or numbers.epochs) * len(learn.names) / objective.batch_size)
+    steps = math.ceil((request.epochs or numbers.epochs) * len(learn) / objective.batch_size)
     schedule = Schedule((max(2, steps),), numbers.rate, minutes=request.minutes or math.inf)
     device, precision = worker.device_and_precision(networks.device, networks.precision)
-    figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)  # type: ignore[arg-type]
-    if held is not None:
-        figures |= judge(detector, held)
-    told = {name: value for name, value in figures.items() if not math.isnan(value)}
-    trained = {"preset": request.preset, "seed": request.seed, "share": request.share, "images": len(learn.names)}
-    info = NetworkInfo(
-        kind="detector",
-        architecture=architecture,
-        classes=tuple(learn.classes),
-        window=numbers.cropping.size,
-        stride=1,
-        gsd_range=gsd_range(request.gsd, numbers.cropping),
-        mean=(0.0,) * 3,
-        std=(255.0,) * 3,
-        trained=trained | {"figures": told} | begun,
-    )
-    save_checkpoint(out / FILE, detector, info)
+    with saving_to(out):
+        figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)
+        if held is not None:
+            figures |= judge(detector, held)
+        told = {name: value for name, value in figures.items() if not math.isnan(value)}
+        trained = {"preset": request.preset, "seed": request.seed, "share": request.share, "images": len(learn)}
+        info = NetworkInfo(
+            kind="detector",
+            architecture=architecture,
+            classes=tuple(known.classes),
+            window=numbers.cropping.size,
+            stride=1,
+            gsd_range=gsd_range(request.gsd, numbers.cropping),
+            mean=(0.0,) * 3,
+            std=(255.0,) * 3,
+            trained=trained | {"figures": told} | begun,
+        )
+        save_checkpoint(out / FILE, detector, info)
     return figures
 
 
 def _opened(examples: str | Path | Examples[Outlined], class_name: str) -> Examples[Outlined]:
     return read_instances(examples, class_name=class_name) if isinstance(examples, str | Path) else examples
-
-
-def _split(examples: Subset[Outlined]) -> tuple[Subset[Outlined], Subset[Outlined]]:
-    kept = np.asarray([is_held_out(name) for name in examples.names], bool)
-    if kept.any() and not kept.all():
-        return Subset(examples, np.flatnonzero(~kept)), Subset(examples, np.flatnonzero(kept))
-    return examples, examples  # too few to keep some aside

@@ -13,7 +13,7 @@ import torch
 
 from geolabel.chips import Chips, Part, check_learnable, split
 from geolabel.datasets.chips import ChipDataset, read_chips
-from geolabel.errors import OptionError, WeightsError
+from geolabel.errors import WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labelers import ConfidenceLabeler
@@ -27,16 +27,18 @@ from geolabel.run import worker
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks
 from geolabel.run.segmentmaps import segment_maps
-from geolabel.run.training import ANY_GSD, saving_to
+from geolabel.run.training import TrainingRequest, gsd_range, saving_to
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.fit import fit
 from geolabel.trainers.presets import LocalizerPreset, Method, PresetName, preset_of
-from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, activation_constant
+from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, Segments, activation_constant
 from geolabel.trainers.weak_cism import CismLosses, CismObjective
 from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, Targets, prompted_targets
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from geolabel.devices import Precision
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ FILE = "localizer.safetensors"
 
 
 @dataclass(frozen=True)
-class LocalizerRequest:
-    """What a user asks of a training; None leaves a number to the preset."""
+class LocalizerRequest(TrainingRequest):
+    """What a user asks of a training of a localizer."""
 
     method: Method = "cam"
     preset: PresetName = "cpu"
@@ -59,23 +61,11 @@ class LocalizerRequest:
     """``none``, ``bundled``, the path of a localizer, or a network of timm's whose weights are fetched."""
     backbone: str | None = None
     """Of a network that starts from nothing."""
-    epochs: float | None = None
-    minutes: float | None = None
-    """Wall clock limit; the weights then depend on the machine."""
-    size: int | None = None
-    batch: int | None = None
-    seed: int = 0
-    gsd: float | None = None
-    """Metres per pixel of chips that do not know it themselves."""
 
     @property
     def numbers(self) -> LocalizerPreset:
         """The preset with what was asked for."""
-        preset = preset_of(self.method, self.preset)
-        size, batch = self.size or preset.cropping.size, self.batch or preset.batch
-        if size % 32:
-            raise OptionError(f"crops of {size} px: networks take multiples of 32 px, such as {size // 32 * 32 or 32}")
-        return replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
+        return self.applied_to(preset_of(self.method, self.preset))
 
 
 def train_localizer(
@@ -137,26 +127,13 @@ def train_localizer(
         seed=request.seed,
         frozen_norm=numbers.frozen_norm and request.init != "none",
     )
-    losses: dict[str, Any] = {"names": learn.names, "frozen_norm": learning.frozen_norm}
-    objective: ChipObjective
-    if request.method == "s2c":
-        maps, targets = None, _targets(numbers, segmenter, networks.usual_confidence, chips.classes)
-        if numbers.s2c.contrast:
-            maps = segment_maps(learn, segmenter, segments or out / "segments", filters=FILTERS,
-                                points_per_side=numbers.points_per_side, progress=progress or Silent())  # fmt: skip
-        module = S2cLosses(network, terms=numbers.s2c, targets=targets, **losses)
-        objective = S2cObjective(module, learn, select, learning, maps)
-    elif request.method == "cism":
-        objective = CismObjective(
-            CismLosses(network, terms=numbers.cism, **losses), learn, select, learning, numbers.cism
-        )
-    else:
-        objective = ChipObjective(ChipLosses(network, **losses), learn, select, learning)
-    steps = max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
+    teacher = _Teacher(segmenter, networks.usual_confidence, segments or out / "segments", progress or Silent())
+    objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
+    steps = request.steps_of(numbers, learning.epoch_steps(len(learn)))
     schedule = numbers.falling(steps, request.minutes or math.inf)
-    precision = "bf16" if recipe.precision == "bf16" else "fp32"
+    precision: Precision = "bf16" if recipe.precision == "bf16" else "fp32"
     with saving_to(out):
-        figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)  # type: ignore[arg-type]
+        figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)
         trained = {"method": request.method, "preset": request.preset, "init": request.init, "seed": request.seed}
         trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
         trained["selection"] = figures
@@ -165,12 +142,50 @@ def train_localizer(
     return figures
 
 
-def _targets(numbers: LocalizerPreset, segmenter: Recipe, most: float, classes: tuple[str, ...]) -> Targets:
-    """What S2C's second term learns from: masks that the segmenter answers to the peaks of a map."""
-    prompter = PeakPrompter(single=numbers.s2c.single_peak)
-    tau = min(numbers.labeler_threshold, most)
-    labeler = ConfidenceLabeler(tau, numbers.s2c.by_stability, numbers.s2c.by_activation)
-    return prompted_targets(prompter, worker.segmenter(segmenter), labeler, classes)
+@dataclass(frozen=True)
+class _Teacher:
+    """The segmenter that S2C learns from."""
+
+    recipe: Recipe
+    usual_confidence: float
+    """Most that the threshold of its masks may be; see `Networks.usual_confidence`."""
+    folder: Path
+    """Where the segments of chips are kept."""
+    progress: Progress
+
+    def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
+        """What it finds everywhere in every chip, which the first term learns from."""
+        return segment_maps(learn, self.recipe, self.folder, filters=FILTERS, points_per_side=numbers.points_per_side,
+                            progress=self.progress)  # fmt: skip
+
+    def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
+        """The masks that it answers to the peaks of a map, which the second term learns from."""
+        prompter = PeakPrompter(single=numbers.s2c.single_peak)
+        tau = min(numbers.labeler_threshold, self.usual_confidence)
+        labeler = ConfidenceLabeler(tau, numbers.s2c.by_stability, numbers.s2c.by_activation)
+        return prompted_targets(prompter, worker.segmenter(self.recipe), labeler, classes)
+
+
+def _objective(
+    method: Method,
+    numbers: LocalizerPreset,
+    network: nn.Module,
+    learn: Chips,
+    select: Chips,
+    learning: Learning,
+    teacher: _Teacher,
+) -> ChipObjective:
+    """What a method trains a network for."""
+    shared: dict[str, Any] = {"names": learn.names, "frozen_norm": learning.frozen_norm}
+    if method == "s2c":
+        targets = teacher.targets(numbers, learn.classes)
+        segments = teacher.segments(numbers, learn) if numbers.s2c.contrast else None
+        losses = S2cLosses(network, terms=numbers.s2c, targets=targets, **shared)
+        return S2cObjective(losses, learn, select, learning, segments)
+    if method == "cism":
+        paired = CismLosses(network, terms=numbers.cism, **shared)
+        return CismObjective(paired, learn, select, learning, numbers.cism)
+    return ChipObjective(ChipLosses(network, **shared), learn, select, learning)
 
 
 def _split(chips: Chips) -> tuple[Part, Part]:
@@ -185,11 +200,14 @@ def _split(chips: Chips) -> tuple[Part, Part]:
 
 def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> tuple[nn.Module, NetworkInfo]:
     """A network to train and its description, as far as it is known."""
-    count, zooms = len(chips.classes), numbers.cropping.zooms
+    count = len(chips.classes)
     gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
-    gsd_range = ANY_GSD if gsd is None else (gsd / zooms[1], gsd / zooms[0])
-    shared: dict[str, Any] = {"kind": "localizer", "classes": chips.classes, "window": numbers.cropping.size}
-    shared["gsd_range"] = gsd_range
+    shared: dict[str, Any] = {
+        "kind": "localizer",
+        "classes": chips.classes,
+        "window": numbers.cropping.size,
+        "gsd_range": gsd_range(gsd, numbers.cropping),
+    }
     if request.init == "bundled" or Path(request.init).is_file():
         path = weights.fetch(weights.lookup("bundled", "localizer")[0])
         network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from geolabel.chips import is_held_out
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError, OptionError
@@ -21,31 +18,36 @@ from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.initial import Share
 from geolabel.run import worker
 from geolabel.run.request import Networks
-from geolabel.run.training import begin, begin_with_trunk, gsd_range, saving_to, share_of
+from geolabel.run.training import (
+    TrainingRequest,
+    begin,
+    begin_with_trunk,
+    check_same_classes,
+    gsd_range,
+    saving_to,
+    share_of,
+    split,
+)
 from geolabel.trainers import bundled
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import fit
+from geolabel.trainers.presets import TrainingPreset
 from geolabel.trainers.schedules import Falling
 from geolabel.trainers.student import PaintedExamples, PaintedSubset, StudentLosses, StudentObjective, judge
 from geolabel.trainers.weak import Learning
-
-log = logging.getLogger(__name__)
 
 FILE = "student.safetensors"
 
 PresetName = Literal["cpu", "paper"]
 
 
-@dataclass(frozen=True)
-class StudentPreset:
+@dataclass(frozen=True, kw_only=True)
+class StudentPreset(TrainingPreset):
     """Numbers of a training of a student."""
 
     architectures: Mapping[str, Mapping[str, Any]]
     """By the name that ``--model`` takes: what `networks.build` makes the network from, but for the classes."""
-    epochs: int
-    batch: int
-    cropping: Cropping
     schedule: Mapping[str, Any]
     """Of `Falling`, but for the number of steps."""
     overlap: float = 0.0
@@ -68,7 +70,7 @@ PRESETS: dict[PresetName, StudentPreset] = {
     # APSAM's released code: no colours changed, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
     # stands still; here it falls at a third and two thirds, so that a training's length is known.
     "paper": StudentPreset(
-        {
+        architectures={
             "resunet": {"name": "resunet", "widths": [32, 64, 128, 256, 512]},
             "unet": _smp("unet", "resnet34"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
@@ -81,7 +83,7 @@ PRESETS: dict[PresetName, StudentPreset] = {
         schedule={"kind": "sgd", "rate": 0.01, "momentum": 0.9, "decay": 5e-4, "fall": "step", "average": 0.0},
     ),
     "cpu": StudentPreset(
-        {
+        architectures={
             "resunet": {"name": "resunet", "widths": [16, 32, 64, 128]},
             "unet": _smp("unet", "resnet18"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
@@ -101,21 +103,13 @@ MODELS = tuple(PRESETS["paper"].architectures)
 
 
 @dataclass(frozen=True)
-class StudentRequest:
-    """What a user asks of a training; None leaves a number to the preset."""
+class StudentRequest(TrainingRequest):
+    """What a user asks of a training of a student."""
 
     model: str = "resunet"
     preset: PresetName = "cpu"
-    epochs: float | None = None
     steps: int | None = None
     """In place of epochs, however many images there are."""
-    minutes: float | None = None
-    """Wall clock limit; the weights then depend on the machine."""
-    size: int | None = None
-    batch: int | None = None
-    seed: int = 0
-    gsd: float | None = None
-    """Metres per pixel of images that do not know it themselves."""
     init: tuple[Share, str | Path] | None = None
     """First weights: which share of the network, and the student's file that they come from."""
     share: float = 1.0
@@ -126,13 +120,9 @@ class StudentRequest:
     @property
     def numbers(self) -> StudentPreset:
         """The preset with what was asked for."""
-        preset = PRESETS[self.preset]
-        size, batch = self.size or preset.cropping.size, self.batch or preset.batch
-        if size % 32:
-            raise OptionError(f"crops of {size} px: networks take multiples of 32 px, such as {size // 32 * 32 or 32}")
-        if batch < 2:
+        numbers = self.applied_to(PRESETS[self.preset])
+        if numbers.batch < 2:
             raise OptionError("one crop a step: a network that normalises over its batch needs two at least")
-        numbers = replace(preset, cropping=replace(preset.cropping, size=size), batch=batch)
         return replace(numbers, overlap=0.0, shown=0.0) if self.plain else numbers
 
 
@@ -186,9 +176,10 @@ def train_student(
         raise ChipError(
             f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
         )
-    if test is not None and tuple(test.classes) != tuple(examples.classes):
-        raise ChipError(f"the test shows {', '.join(test.classes)}, the training {', '.join(examples.classes)}")
-    learn, select = _split(PaintedSubset(examples, share_of(examples.names, request.share)))
+    if test is not None:
+        check_same_classes(examples.classes, test.classes)
+    asked = PaintedSubset(examples, share_of(examples.names, request.share))
+    learn, select = (PaintedSubset(asked, part) for part in split(asked.names))
     torch.manual_seed(request.seed)
     architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
     network = build(architecture)
@@ -200,11 +191,11 @@ def train_student(
     learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
     losses = StudentLosses(network, learn.names, numbers.overlap)
     objective = StudentObjective(losses, learn, select, learning, numbers.shown)
-    steps = request.steps or max(2, round((request.epochs or numbers.epochs) * learning.epoch_steps(len(learn))))
+    steps = request.steps or request.steps_of(numbers, learning.epoch_steps(len(learn)))
     schedule = Falling(cycles=(steps,), minutes=request.minutes or math.inf, **numbers.schedule)
     device, precision = worker.device_and_precision(networks.device, networks.precision)
     with saving_to(out):
-        figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)  # type: ignore[arg-type]
+        figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)
         trained = {"model": request.model, "preset": request.preset, "seed": request.seed, "images": len(learn)}
         trained["share"] = request.share
         trained |= {"steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms), "selection": figures}
@@ -213,14 +204,6 @@ def train_student(
         info = _describe(architecture, examples, request, numbers.cropping)
         save_checkpoint(out / FILE, network, replace(info, trained=trained))
     return figures if test is None else figures | judge(network, test, learning)
-
-
-def _split(examples: PaintedSubset) -> tuple[PaintedSubset, PaintedSubset]:
-    kept = np.fromiter((is_held_out(name) for name in examples.names), bool, len(examples))
-    if kept.any() and not kept.all():
-        return PaintedSubset(examples, np.flatnonzero(~kept)), PaintedSubset(examples, np.flatnonzero(kept))
-    log.warning("%d images are too few to keep some aside: weights are selected by what they learn from", len(examples))
-    return examples, examples
 
 
 def _origin(examples: PaintedExamples) -> str:

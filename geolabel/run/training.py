@@ -3,27 +3,72 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
+from geolabel.chips import is_held_out
 from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
 from geolabel.io import weights
 from geolabel.io.downloads import sha256
 from geolabel.networks.checkpoint import load_checkpoint
 from geolabel.networks.initial import Share, take_over
 from geolabel.trainers.crops import Cropping
+from geolabel.trainers.presets import TrainingPreset
 from geolabel.types import Int64Array
+
+log = logging.getLogger(__name__)
+
+Preset = TypeVar("Preset", bound=TrainingPreset)
 
 ANY_GSD = (0.01, 1000.0)
 """What a network of images of unknown gsd is taken to know."""
 
 WRITERS = ("PytorchStreamWriter", "inline_container")
 """Where torch's errors come from when a state does not fit on the disk: by the first or the last of its parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """What a user asks of any training on crops; None leaves a number to the preset.
+
+    Raises
+    ------
+    OptionError
+        If networks take no crops of that size.
+    """
+
+    epochs: float | None = None
+    """How often every image is seen."""
+    minutes: float | None = None
+    """Wall clock limit; the weights then depend on the machine."""
+    size: int | None = None
+    """Side of the crops, pixels."""
+    batch: int | None = None
+    """Crops of a step."""
+    seed: int = 0
+    gsd: float | None = None
+    """Metres per pixel of images that do not know it themselves."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (self.size % 32 or self.size < 32):
+            near = max(32, self.size // 32 * 32)
+            raise OptionError(f"crops of {self.size} px: networks take multiples of 32 px, such as {near}")
+
+    def applied_to(self, preset: Preset) -> Preset:
+        """The preset with the crops that were asked for."""
+        cropping = replace(preset.cropping, size=self.size or preset.cropping.size)
+        return replace(preset, cropping=cropping, batch=self.batch or preset.batch)
+
+    def steps_of(self, preset: TrainingPreset, epoch: int) -> int:
+        """Steps of the training, where an epoch has so many."""
+        return max(2, round((self.epochs or preset.epochs) * epoch))
 
 
 @contextmanager
@@ -73,6 +118,30 @@ def share_of(names: Sequence[str], share: float) -> Int64Array:
     if not len(chosen):
         raise ChipError(f"a share of {share} of {len(names)} images holds none: give a larger one")
     return chosen
+
+
+def split(names: Sequence[str]) -> tuple[Int64Array, Int64Array]:
+    """Which images to learn from, and which to select the weights by; see `geolabel.chips.is_held_out`.
+
+    Where they are too few to keep some aside, all of them serve both ends.
+    """
+    kept = np.fromiter(map(is_held_out, names), bool, len(names))
+    if kept.any() and not kept.all():
+        return np.flatnonzero(~kept), np.flatnonzero(kept)
+    log.warning("%d images are too few to keep some aside: weights are selected by what they learn from", len(names))
+    return np.arange(len(names)), np.arange(len(names))
+
+
+def check_same_classes(learned: Sequence[str], tested: Sequence[str]) -> None:
+    """Refuse a test of other classes than those that are learned.
+
+    Raises
+    ------
+    ChipError
+        If they differ.
+    """
+    if tuple(tested) != tuple(learned):
+        raise ChipError(f"the test shows {', '.join(tested)}, the training {', '.join(learned)}: they have to agree")
 
 
 def begin(

@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from geolabel.parts import Localizer, Recipe, Segmenter
+
+if TYPE_CHECKING:
+    from geolabel.devices import Precision
 
 STAND_IN = "stand-in"
 """Source of recipes that `geolabel.testing` makes, in whatever process they are wanted."""
@@ -102,7 +106,7 @@ def versions() -> dict[str, str]:
     return {"geolabel": geolabel.__version__, "torch": torch.__version__, "gdal": rasterio.__gdal_version__}
 
 
-def device_and_precision(device: str, precision: str) -> tuple[str, str]:
+def device_and_precision(device: str, precision: str) -> tuple[str, Precision]:
     """What ``auto`` means in this process; see `geolabel.devices`."""
     from geolabel.devices import resolve_device, resolve_precision
 

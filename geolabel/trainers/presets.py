@@ -15,8 +15,19 @@ Method = Literal["cam", "s2c", "cism"]
 PresetName = Literal["paper", "code", "cpu"]
 
 
-@dataclass(frozen=True)
-class LocalizerPreset:
+@dataclass(frozen=True, kw_only=True)
+class TrainingPreset:
+    """Numbers of any training on crops."""
+
+    epochs: int
+    """How often every image is seen."""
+    batch: int
+    """Crops of a step."""
+    cropping: Cropping
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizerPreset(TrainingPreset):
     """Numbers of a training of a localizer."""
 
     backbone: str
@@ -24,9 +35,6 @@ class LocalizerPreset:
     output_stride: int
     features: int | None
     """See `networks.classifier.Classifier`."""
-    epochs: int
-    batch: int
-    cropping: Cropping
     schedule: dict[str, Any]
     """Of `Falling`, but for the number of steps."""
     s2c: S2cTerms
