@@ -24,9 +24,10 @@ from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.networks.sam import LOW_RES_STRIDE
 from geolabel.trainers import localizer, segmenter
 from geolabel.trainers.cards import write_card
-from geolabel.trainers.fit import Schedule, fit
+from geolabel.trainers.fit import Objective, Schedule, fit
 from geolabel.trainers.localizer import WINDOW, LocalizerObjective
 from geolabel.trainers.pictures import REPORTED, Picture, read_pictures, synthetic_pictures
+from geolabel.trainers.samples import Sampling
 from geolabel.trainers.segmenter import SegmenterObjective
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,10 @@ class Data:
         shares = ((self.synthetic, 1.0), (self.real, real), (self.negatives, 0.12))
         return [replace(p, weight=share / len(group)) for group, share in shares for p in group]
 
+    def sampling(self, samples: tuple[int, int], real: float, seed: int) -> Sampling:
+        """How a training draws from these: samples of so many pixels a side, so many a step; `real` as for `mix`."""
+        return Sampling(self.mix(real), self.selection, *samples, mean=MEAN, std=STD, seed=seed)
+
 
 def train_bundled(
     out: Path,
@@ -211,7 +216,9 @@ def train_bundled(
         torch.manual_seed(seed)
         begin = init / f"{kind}.safetensors" if init else None
         begin = begin if begin and begin.is_file() else None
-        network, info, figures = train(recipe, schedule, pool, seed, out / kind, device, precision, resume, begin)
+        network, info, figures = train(
+            recipe, pool, _Course(schedule, out / kind, seed, device, precision, resume, begin)
+        )
         trained = {
             "seed": seed,
             "preset": preset,
@@ -243,38 +250,52 @@ def gather(recipe: Recipe, folder: Path, *, data: Path | None, negatives: Path |
     return Data(synthetic, selection, real, without, sources)
 
 
-def _train_localizer(
-    recipe: Recipe,
-    schedule: Schedule,
-    data: Data,
-    seed: int,
-    folder: Path,
-    device: str,
-    precision: Precision,
-    resume: bool,
-    begin: Path | None,
-) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
+@dataclass(frozen=True)
+class _Course:
+    """How a network is trained, whichever of the two it is."""
+
+    schedule: Schedule
+    folder: Path
+    """Gets the curves and the state to go on from."""
+    seed: int
+    device: str
+    precision: Precision
+    resume: bool
+    begin: Path | None
+    """First weights."""
+
+    def fit(self, objective: Objective) -> dict[str, float]:
+        return fit(
+            objective, self.schedule, self.folder, device=self.device, precision=self.precision, resume=self.resume
+        )
+
+
+Trained = tuple[nn.Module, NetworkInfo, dict[str, float]]
+"""A network, its description, and the figures of its weights."""
+
+
+def _train_localizer(recipe: Recipe, data: Data, course: _Course) -> Trained:
     network = cast("PyramidLocalizer", build(recipe.localizer))
-    if begin is None:
-        _start_from_segmenter(network, folder.with_name("segmenter.safetensors"))
+    if course.begin is None:
+        _start_from_segmenter(network, course.folder.with_name("segmenter.safetensors"))
     else:
-        _start(network, begin)
-    size, batch = recipe.localizer_samples
-    objective = LocalizerObjective(
-        network,
-        data.mix(recipe.localizer_real),
-        data.selection,
-        seed=seed,
-        size=size,
-        batch=batch,
-        mean=MEAN,
-        std=STD,
-        haze=recipe.localizer_haze,
-        laid=recipe.localizer_laid,
-    )
-    figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
+        _start(network, course.begin)
+    sampling = data.sampling(recipe.localizer_samples, recipe.localizer_real, course.seed)
+    objective = LocalizerObjective(network, sampling, haze=recipe.localizer_haze, laid=recipe.localizer_laid)
+    figures = course.fit(objective)
     constant = localizer.settle(objective.module, figures)
     return network, _info("localizer", recipe.localizer, WINDOW, network.stride, constant), figures
+
+
+def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
+    sam = cast("Sam", build(recipe.segmenter))
+    if course.begin is not None:
+        _start(sam, course.begin)
+    sampling = data.sampling(recipe.segmenter_samples, recipe.segmenter_real, course.seed)
+    objective = SegmenterObjective(sam, sampling, judged=recipe.judged)
+    figures = course.fit(objective)
+    segmenter.settle(objective.module, figures)
+    return sam, _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None), figures
 
 
 def _start(network: nn.Module, path: Path) -> None:
@@ -294,37 +315,6 @@ def _start_from_segmenter(network: PyramidLocalizer, path: Path) -> None:
     state, _ = load_checkpoint(path)
     network.trunk.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     logger.info("the localizer begins with the trunk of %s", path)
-
-
-def _train_segmenter(
-    recipe: Recipe,
-    schedule: Schedule,
-    data: Data,
-    seed: int,
-    folder: Path,
-    device: str,
-    precision: Precision,
-    resume: bool,
-    begin: Path | None,
-) -> tuple[nn.Module, NetworkInfo, dict[str, float]]:
-    sam = cast("Sam", build(recipe.segmenter))
-    if begin is not None:
-        _start(sam, begin)
-    size, batch = recipe.segmenter_samples
-    objective = SegmenterObjective(
-        sam,
-        data.mix(recipe.segmenter_real),
-        data.selection,
-        seed=seed,
-        size=size,
-        batch=batch,
-        mean=MEAN,
-        std=STD,
-        judged=recipe.judged,
-    )
-    figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
-    segmenter.settle(objective.module, figures)
-    return sam, _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None), figures
 
 
 def _info(kind: Kind, architecture: dict[str, Any], window: int, stride: int, constant: float | None) -> NetworkInfo:

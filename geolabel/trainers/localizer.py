@@ -16,7 +16,7 @@ from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
 from geolabel.trainers.losses import cover_loss, gate_loss, window_logits
 from geolabel.trainers.pictures import UNKNOWN, Picture
-from geolabel.trainers.samples import draw, generator, in_cells, lay_together, to_tensor
+from geolabel.trainers.samples import Sampling, draw, generator, in_cells, lay_together, to_tensor
 from geolabel.types import BoolArray, Float64Array
 
 WINDOW = 128
@@ -84,57 +84,38 @@ class LocalizerLosses(nn.Module):
 
 
 class LocalizerObjective:
-    """Trains on samples of `pictures`, selects on whole pictures.
+    """Trains on samples of pictures, selects on whole pictures.
 
     Parameters
     ----------
-    size, batch
-        Pixels a side and number of the samples of a step.
-    mean, std
-        Normalisation of red, green and blue.
     haze
         Share of samples that are hazy.
     laid
         Share of samples over which part of another is laid.
     """
 
-    def __init__(
-        self,
-        network: PyramidLocalizer,
-        pictures: Sequence[Picture],
-        selection: Sequence[Picture],
-        *,
-        seed: int,
-        size: int,
-        batch: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        haze: float = 0.0,
-        laid: float = 0.0,
-    ) -> None:
+    def __init__(self, network: PyramidLocalizer, sampling: Sampling, *, haze: float = 0.0, laid: float = 0.0) -> None:
         self.module = LocalizerLosses(network)
-        self._pictures, self._selection = pictures, selection
-        self._seed, self._size, self._batch = seed, size, batch
-        self._mean, self._std = mean, std
-        self._haze, self._laid = haze, laid
+        self._sampling, self._haze, self._laid = sampling, haze, laid
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
-        rng = generator(self._seed, 1, step)
+        asked = self._sampling
+        rng = generator(asked.seed, 1, step)
         drawn = [
-            draw(self._pictures, self._size, rng, on_slide=0.8, strength=STRENGTH, haze=self._haze)
-            for _ in range(self._batch)
+            draw(asked.pictures, asked.size, rng, on_slide=0.8, strength=STRENGTH, haze=self._haze)
+            for _ in range(asked.batch)
         ]
         samples = lay_together(drawn, rng, self._laid)
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
         classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()
-        images = to_tensor([s.rgb for s in samples], self._mean, self._std)
-        return {"images": images, "slides": slides, "classes": classes}
+        return {"images": asked.to_tensor([s.rgb for s in samples]), "slides": slides, "classes": classes}
 
     def figures(self, module: nn.Module) -> dict[str, float]:
         """Figures of `measure` on the selection; the score is the map's F1 and, for a third, the gate's AUC."""
         assert isinstance(module, LocalizerLosses)
-        found = measure(module.network, self._selection, self._mean, self._std, gain=module.log_gain.exp().item())
+        asked = self._sampling
+        found = measure(module.network, asked.selection, asked.mean, asked.std, gain=module.log_gain.exp().item())
         return {"score": found["map/f1"] + float(np.nan_to_num(found["gate/auc"])) / 3, **found}
 
 

@@ -37,6 +37,28 @@ class Sample:
         return on_slides(self.classes)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What the samples of a training are drawn from, how many, and how they are normalised."""
+
+    pictures: Sequence[Picture]
+    """Trained on."""
+    selection: Sequence[Picture]
+    """Weights are selected on these."""
+    size: int
+    """Pixels a side."""
+    batch: int
+    """Samples of a step."""
+    mean: Sequence[float]
+    """Of red, green and blue, 0..255; as `std`."""
+    std: Sequence[float]
+    seed: int = 0
+
+    def to_tensor(self, images: Sequence[UInt8Array]) -> Tensor:
+        """Normalised images (N, 3, H, W) of images (H, W, 3)."""
+        return to_tensor(images, self.mean, self.std)
+
+
 def generator(seed: int, *key: int) -> Generator:
     """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
     return np.random.default_rng([seed, *key])

@@ -21,8 +21,8 @@ from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
 from geolabel.trainers.losses import best_candidate, cover_loss, dice_loss, focal_loss, mask_iou
 from geolabel.trainers.objects import Prompt, choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
-from geolabel.trainers.pictures import UNKNOWN, Picture
-from geolabel.trainers.samples import draw, generator, in_cells, to_tensor
+from geolabel.trainers.pictures import UNKNOWN
+from geolabel.trainers.samples import Sampling, draw, generator, in_cells
 from geolabel.types import BoolArray, Float64Array
 
 Kind = Literal["both", "box", "point"]
@@ -156,40 +156,27 @@ class SegmenterObjective:
 
     Parameters
     ----------
-    size, batch
-        Pixels a side and number of the samples of a step; every fourth step has fewer samples of twice the side.
+    sampling
+        Its size and batch are those of most steps; every fourth step has fewer samples of twice the side.
     slides
         Share of objects that are landslides.
+    judged
+        Samples that weights are selected on.
     """
 
-    def __init__(
-        self,
-        sam: Sam,
-        pictures: Sequence[Picture],
-        selection: Sequence[Picture],
-        *,
-        seed: int,
-        size: int,
-        batch: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        slides: float = 0.7,
-        judged: int = 24,
-    ) -> None:
+    def __init__(self, sam: Sam, sampling: Sampling, *, slides: float = 0.7, judged: int = 24) -> None:
         self.module = SegmenterLosses(sam)
-        self._pictures = pictures
-        self._seed, self._size, self._batch = seed, size, batch
-        self._mean, self._std = mean, std
-        self._slides = slides
+        self._sampling, self._slides = sampling, slides
         self._frame = int(sam.image_encoder.img_size)
-        self._judged = [self._kept(selection, i) for i in range(judged)]
+        self._judged = [self._kept(i) for i in range(judged)]
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
-        rng = generator(self._seed, 2, step)
-        large = step % 4 == 3 and 2 * self._size <= self._frame
-        size, count = (2 * self._size, max(1, self._batch // 4)) if large else (self._size, self._batch)
-        samples = [draw(self._pictures, size, rng, on_slide=0.8, whole=WHOLE) for _ in range(count)]
+        asked = self._sampling
+        rng = generator(asked.seed, 2, step)
+        large = step % 4 == 3 and 2 * asked.size <= self._frame
+        size, count = (2 * asked.size, max(1, asked.batch // 4)) if large else (asked.size, asked.batch)
+        samples = [draw(asked.pictures, size, rng, on_slide=0.8, whole=WHOLE) for _ in range(count)]
         prompts: list[Prompt] = []
         index: list[int] = []
         while not prompts:
@@ -198,25 +185,25 @@ class SegmenterObjective:
                     prompts.append(_ask(mask, is_slide, rng))
                     index.append(i)
             if not prompts:
-                samples = [draw(self._pictures, size, rng, on_slide=1.0) for _ in range(count)]
+                samples = [draw(asked.pictures, size, rng, on_slide=1.0) for _ in range(count)]
         kind = KINDS[rng.integers(len(KINDS))]
         steps = (self._frame - size) // EMBEDDING_STRIDE
         origin = rng.integers(0, steps + 1, 2) * EMBEDDING_STRIDE
         classes = np.stack([in_cells(sample.classes, LOW_RES_STRIDE) for sample in samples])
         return {
-            "images": to_tensor([sample.rgb for sample in samples], self._mean, self._std),
+            "images": asked.to_tensor([sample.rgb for sample in samples]),
             "classes": torch.from_numpy(classes).long(),
             "index": torch.tensor(index),
             "origin": torch.from_numpy(origin),
         } | _question(prompts, kind)
 
-    def _kept(self, selection: Sequence[Picture], number: int) -> dict[str, Tensor]:
-        rng = generator(self._seed, 3, number)
+    def _kept(self, number: int) -> dict[str, Tensor]:
+        rng = generator(self._sampling.seed, 3, number)
         while True:
-            sample = draw(selection, self._frame, rng, on_slide=1.0)
+            sample = draw(self._sampling.selection, self._frame, rng, on_slide=1.0)
             prompts = [localizer_prompt(mask, rng) for mask, _ in choose_objects(sample, OBJECTS, 1.0, rng)]
             if prompts:
-                images = to_tensor([sample.rgb], self._mean, self._std)
+                images = self._sampling.to_tensor([sample.rgb])
                 index = torch.zeros(len(prompts), dtype=torch.long)
                 origin = torch.zeros(2, dtype=torch.long)
                 return {"images": images, "index": index, "origin": origin} | _question(prompts, "both")
