@@ -20,9 +20,9 @@ from affine import Affine
 from pyproj.crs import ProjectedCRS
 from pyproj.crs.coordinate_operation import LambertAzimuthalEqualAreaConversion
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.features import rasterize
 
 from geolabel.errors import OptionError, SceneError, VectorError
+from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import in_crs, layer_info, read_polygons, spatial_layers
 from geolabel.io.opening import open_raster, settings
 from geolabel.io.vectors import read_aoi
@@ -193,16 +193,17 @@ def _against_raster(
     slides: str | Path, layer: str, dataset: rasterio.DatasetReader, aoi: str | Path | None
 ) -> Evaluation:
     grid = _grid(dataset)
-    polygons = shapely.STRtree(_on_grid(read_polygons(slides, grid.crs, layer), grid))
+    polygons = shapely.STRtree(in_pixels(read_polygons(slides, grid.crs, layer).geometry.to_numpy(), grid))
     region = None if aoi is None else read_aoi(aoi, grid.crs)
     if region is not None:
-        region = shapely.STRtree(_on_grid(gpd.GeoDataFrame(geometry=[region], crs=grid.crs), grid))
+        region = shapely.STRtree(in_pixels(np.array([region]), grid))
+    number_of = np.arange(1, len(polygons) + 1, dtype=np.int32)
     areas, sizes, meetings = Confusion(), np.zeros(len(polygons) + 1, np.int64), []
     for window in BlockGrid(grid.height, grid.width, BLOCK):
         true, valid = _read_truth(dataset, window)
         if region is not None:
-            valid &= _burn(region, window) > 0
-        numbers = _burn(polygons, window)
+            valid &= burn(region, np.ones(1, np.uint8), window) > 0
+        numbers = burn(polygons, number_of, window)
         areas += Confusion.of(numbers > 0, true, valid)
         sizes += np.bincount(numbers.reshape(-1), minlength=len(sizes))
         meetings.append(_meet(Spans.of_mask(true & valid, window), numbers, window))
@@ -225,28 +226,6 @@ def _read_truth(dataset: rasterio.DatasetReader, window: Window) -> tuple[BoolAr
     if dataset.nodata not in (None, 0):
         valid &= values != dataset.nodata
     return values == LANDSLIDE, valid
-
-
-def _on_grid(polygons: gpd.GeoDataFrame, grid: Grid) -> AnyArray:
-    """Geometries in pixels of the grid: a shift by whole pixels then moves every block's part exactly."""
-    a, b, c, d, e, f = tuple(~grid.transform)[:6]
-    return np.asarray(shapely.transform(polygons.geometry.to_numpy(), lambda p: p @ [[a, d], [b, e]] + [c, f]))
-
-
-def _burn(tree: shapely.STRtree, window: Window) -> Int32Array:
-    """Number, from 1, of the polygon on each pixel whose middle it covers; later ones on top."""
-    found = np.sort(tree.query(shapely.box(window.col, window.row, window.right, window.bottom)))
-    if not len(found):
-        return np.zeros((window.height, window.width), np.int32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates, on purpose
-        burnt: Int32Array = rasterize(
-            zip(tree.geometries[found], found + 1, strict=True),
-            out_shape=(window.height, window.width),
-            transform=Affine.translation(window.col, window.row),
-            dtype="int32",
-        )
-    return burnt
 
 
 def _meet(spans: Spans, numbers: Int32Array, window: Window) -> _Shared:
