@@ -261,6 +261,9 @@ def prediction_options(command: F) -> F:
                      help="Least predicted IoU x stability of a mask that counts."),
         click.option("--activation-threshold", type=click.IntRange(0, 255),
                      help="Grey value that the activation has to exceed. Default: 120; 102 with diffuprompter."),
+        click.option("--activation-floor", type=click.IntRange(0, 255),
+                     help="apsam: grey value that the activation of every pixel of a landslide has to exceed. Default: "
+                     "100 with the bundled localizer, else 0."),
         click.option("--gate", type=click.FloatRange(0, 1), default=0.5, show_default=True,
                      help="Least class probability around an activation that is followed up."),
         click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",

@@ -128,6 +128,40 @@ def bundled(
     announce(facts, as_json=as_json)
 
 
+@train.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path))  # fmt: skip
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for localizer.safetensors and its model card.")  # fmt: skip
+@click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
+@options.overwrite
+@options.as_json
+@options.terminal
+def average(
+    files: tuple[Path, ...], out: Path, scenes: Path | None, threads: int | None, overwrite: bool, as_json: bool
+) -> None:
+    """Write the mean of the weights of localizers that train bundled made, calibrated anew.
+
+    Trainings that begin alike and see different changes are often better as a mean than each is. A FILE that is named
+    twice counts twice.
+    """
+    from geolabel.errors import OutputError
+
+    target = out / "localizer.safetensors"
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists: choose another --out, or give --overwrite")
+    import torch
+
+    from geolabel.trainers.averaging import average_localizers
+
+    workers = threads or os.cpu_count() or 1
+    torch.set_num_threads(workers)
+    figures = average_localizers(out, files, scenes=scenes, workers=workers)
+    announce({"localizer": str(target)} | {k: round(v, 4) for k, v in figures.items()}, as_json=as_json)
+
+
 def _first(init: str | None) -> Path | None:
     from geolabel.errors import OptionError
 

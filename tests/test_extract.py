@@ -148,6 +148,29 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize(("floor", "whole"), [(0, True), (100, False)])
+@pytest.mark.parametrize("block_size", [37, 4096])
+def test_masks_end_where_activation_is_below_the_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: int, whole: bool, block_size: int
+) -> None:
+    # the segmenter takes all of an object, of which the localizer gives every second stripe 77 of 255
+    mask = country()
+    left = mask & (np.arange(mask.shape[1]) % 8 < 4)
+
+    def activation(image: np.ndarray) -> np.ndarray:
+        return np.where(image[..., 0] == 230, np.where(image[..., 2] == 230, 1.0, 0.3), 0.0).astype(np.float32)
+
+    monkeypatch.setattr(worker, "_load", lambda recipe: FakeLocalizer(function=activation, stride=1)
+                        if recipe.role == "localizer" else BrightSegmenter())  # fmt: skip
+    image = np.where(mask, 230, np.random.default_rng(0).integers(20, 60, (3, *mask.shape))).astype(np.uint8)
+    image[2][mask & ~left] = 210
+    scene = write(tmp_path / "scene.tif", mask)
+    with rasterio.open(scene, "r+") as target:
+        target.write(image)
+    found = run(scene, activation_floor=floor, block_size=block_size)
+    assert np.array_equal(as_mask(found.landslides, mask.shape), mask if whole else left)
+
+
 def test_the_same_run_writes_the_same_file(tmp_path: Path) -> None:
     scene = write(tmp_path / "scene.tif", country())
     run(scene, tmp_path / "slides.gpkg")
@@ -426,7 +449,7 @@ def test_predict_gives_scores_block_by_block(tmp_path: Path, monkeypatch: pytest
     mask = country()
     scene = write(tmp_path / "scene.tif", mask, nodata=7)
     monkeypatch.setattr(Networks, "recipes", lambda self, selection: RECIPES)
-    parameters = Parameters(tile_size=128, block_size=100)
+    parameters = Parameters(tile_size=128, block_size=100, activation_floor=0)
     scores = geolabel.predict(scene, parameters=parameters, reading=geolabel.Reading(stretch="0,255"))
     assert scores.chunks is not None
     assert scores.chunksizes["x"] == (100, 100, 100, 100, 20)

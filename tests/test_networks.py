@@ -62,9 +62,29 @@ def test_localizer_maps_have_the_stride_of_the_class():
     assert network(torch.zeros(2, 3, 64, 96)).shape == (2, 2, 64 // network.stride, 96 // network.stride)
 
 
-def test_mean_of_the_map_is_the_logit_of_pooled_features():
+@pytest.mark.parametrize("size", [(64, 64), (96, 32), (160, 224)])
+def test_two_octaves_begin_as_a_mean_of_both_resolutions(size):
+    network = build(PYRAMID | {"octaves": 2}).eval()
+    single = build(PYRAMID).eval()
+    single.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("mix.")})
+    images = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        fine = single(images)
+        assert network(images).shape == fine.shape
+        if min(size) % 64 == 0 and max(size) % 64 == 0:
+            coarse = torch.nn.functional.interpolate(
+                single.features(torch.nn.functional.avg_pool2d(images, 2)), scale_factor=2.0, mode="bilinear"
+            )
+            expected = single.head(0.75 * single.features(images) + 0.25 * coarse)
+            torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(WeightsError, match="1 or 2 octaves, not 3"):
+        build(PYRAMID | {"octaves": 3})
+
+
+@pytest.mark.parametrize("octaves", [1, 2])
+def test_mean_of_the_map_is_the_logit_of_pooled_features(octaves):
     # Zhou et al. 2016: pooling first or last is the same for a linear head.
-    network = build(PYRAMID).eval()
+    network = build(PYRAMID | {"octaves": octaves}).eval()
     torch.nn.init.normal_(network.bias)
     seen = []
     network.head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))

@@ -9,6 +9,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -21,13 +22,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from geolabel.cli.train import train
-from geolabel.errors import OptionError, WeightsError
+from geolabel.errors import OptionError, OutputError, WeightsError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.synthetic.cover import FOREST, LANDSLIDE
 from geolabel.trainers import losses, pictures, segmenter
-from geolabel.trainers.bundled import RECIPES, _info, _start_from_segmenter, train_bundled
+from geolabel.trainers.averaging import average_localizers
+from geolabel.trainers.bundled import RECIPES, _info, _start, _start_from_segmenter, train_bundled
+from geolabel.trainers.colours import recolour, repaint, tint
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import (
     CENTRE,
@@ -46,7 +49,7 @@ from geolabel.trainers.pictures import (
     stretch,
     synthetic_pictures,
 )
-from geolabel.trainers.samples import Sample, draw, generator, lay_together, recolour, to_tensor
+from geolabel.trainers.samples import Changes, Sample, draw, generator, lay_together, to_tensor
 from geolabel.trainers.segmenter import SegmenterLosses
 
 LN2 = math.log(2)
@@ -297,12 +300,39 @@ def test_recolouring_keeps_shape_and_changes_values():
     assert all(not np.array_equal(image, rgb) for image in changed)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tint_has_the_colours_of_the_other_image(seed):
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(0, 12, (2, 3, 3))
+    own, other = (np.clip(rng.standard_normal((96, 96, 3)) @ m + 128, 0, 255).astype(np.uint8) for m in mixing)
+    tinted = tint(own, other, SimpleNamespace(integers=lambda low, _: low, uniform=lambda *_: 1.0))
+    apart = [np.abs(colours.reshape(-1, 3).mean(0) - other.reshape(-1, 3).mean(0)).max() for colours in (tinted, own)]
+    assert apart[0] < 2
+    wanted, found, before = (np.cov(colours.reshape(-1, 3).T) for colours in (other, tinted, own))
+    assert np.abs(found - wanted).max() < 0.35 * np.abs(before - wanted).max()
+
+
+def test_repainting_changes_whole_regions_and_no_other():
+    regions = np.zeros((64, 64), np.uint16)
+    regions[8:40, 8:40], regions[50:53, 50:53] = 1, 2  # the second is too small to be painted
+    rgb = np.random.default_rng(0).integers(90, 110, (64, 64, 3), dtype=np.uint8)
+    none = np.zeros((64, 64), np.uint8)
+    shifts = []
+    for seed in range(40):
+        painted = repaint(rgb, regions, none, np.random.default_rng(seed)).astype(float)
+        assert np.abs(painted - rgb)[56:, 56:].max() <= 1  # rounding, and the blur of an edge 16 px away
+        shifts.append(painted[16:32, 16:32].mean() - 100)
+    assert np.mean(shifts) > 10  # bare ground becomes brighter
+    assert np.std(shifts) > 10
+    np.testing.assert_array_equal(repaint(rgb, np.zeros_like(regions), none, np.random.default_rng(0)), rgb)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_whole_slide_fits_into_the_sample(seed, monkeypatch):
     monkeypatch.setattr("geolabel.trainers.samples._turn", lambda _: np.eye(2))
     picture = checkerboard()
     np.testing.assert_array_equal(picture.slide_boxes, [[28, 20, 52, 36]])
-    sample = draw([picture], 16, np.random.default_rng(seed), on_slide=1.0, whole=1.0, strength=0.0)
+    sample = draw([picture], 16, np.random.default_rng(seed), on_slide=1.0, whole=1.0, changes=Changes(strength=0.0))
     frame = np.concatenate([sample.slides[[0, -1]].ravel(), sample.slides[:, [0, -1]].ravel()])
     assert sample.slides.any()
     assert not frame.any()
@@ -545,6 +575,48 @@ def test_training_goes_on_from_given_weights(tmp_path, monkeypatch):
     save_checkpoint(first / "localizer.safetensors", other, _info("localizer", still.localizer, 64, 8, 1.0))
     with pytest.raises(WeightsError, match="of another architecture"):
         train_bundled(tmp_path / "off", preset="short", networks=("localizer",), init=first)
+
+
+def test_a_localizer_of_one_octave_begins_one_of_two(tmp_path):
+    architecture = RECIPES["short"].localizer
+    torch.manual_seed(5)
+    single = build({name: value for name, value in architecture.items() if name != "octaves"})
+    save_checkpoint(tmp_path / "one.safetensors", single, _info("localizer", architecture, 32, 8, 1.0))
+    network = build(architecture)
+    _start(network, tmp_path / "one.safetensors")
+    torch.testing.assert_close(network.head.weight, single.head.weight, rtol=1e-3, atol=1e-4)  # as halves
+
+
+def test_the_mean_of_localizers_is_calibrated_anew(tmp_path, monkeypatch):
+    recipe = RECIPES["short"]
+    files = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        files.append(tmp_path / f"{seed}.safetensors")
+        info = replace(_info("localizer", recipe.localizer, 32, 8, 1.0), trained={"data": ["drawn", f"only {seed}"]})
+        save_checkpoint(files[-1], build(recipe.localizer), info)
+    monkeypatch.setitem(RECIPES, "full", recipe)
+    asked = ["average", *map(str, (*files, files[1])), "--out", str(tmp_path / "mean"), "--threads", "1"]
+    result = CliRunner().invoke(train, asked, catch_exceptions=False)
+    assert result.exit_code == 0
+    state, info = load_checkpoint(tmp_path / "mean" / "localizer.safetensors")
+    first, second = (load_checkpoint(file)[0] for file in files)
+    same = "trunk.stem.0.0.weight"
+    torch.testing.assert_close(state[same], (first[same] + 2 * second[same]) / 3, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        state["head.weight"],
+        info.trained["selection"]["gate/scale"] * (first["head.weight"] + 2 * second["head.weight"]) / 3,
+        rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
+    assert info.trained["data"] == ["drawn", "only 1", "only 2"]
+    assert info.trained["mean of"] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in (*files, files[1])]
+    assert info.trained["mean of"][0] in (tmp_path / "mean" / "localizer.md").read_text()
+    assert isinstance(CliRunner().invoke(train, asked).exception, OutputError)  # is not replaced unasked
+    other = build(recipe.localizer | {"features": 8})
+    architecture = recipe.localizer | {"features": 8}
+    save_checkpoint(files[0], other, _info("localizer", architecture, 32, 8, 1.0))
+    with pytest.raises(WeightsError, match="of another architecture"):
+        average_localizers(tmp_path / "none", files, preset="short")
 
 
 def test_a_folder_to_begin_with_has_to_hold_networks(tmp_path):

@@ -422,11 +422,25 @@ def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
     kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if len(places) <= np.iinfo(kind).max)
     scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places), kind)
+    if run.localized and run.plan.parameters.activation_floor:
+        kept = _above_floor(run, window, scores)
+        scores, winner = scores * kept, winner * kept
     if valid is not None:
         scores = mosaic.mark_outside(scores, valid)
         winner *= valid
     run.store.write("mosaic", block, {"scores": scores, "winner": winner, "numbers": numbers})
     return True
+
+
+def _above_floor(run: Run, window: Window, scores: UInt8Array) -> BoolArray:
+    """(H, W) where the blended activation under the masks of a window exceeds the floor."""
+    floor = run.plan.parameters.activation_floor or 0
+
+    def masked(patch: Window, tiles: Tiles) -> Window | None:
+        near, place = reach(floor, patch, tiles), extent(scores[patch.within(window)])
+        return None if near is None or place is None else near.intersection(patch.part(place))
+
+    return blend_activation(run, window, masked) > floor
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,12 @@ class Parameters:
     block_size: int = 2048
     """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
     gate: float = 0.5
-    """Least class probability, in some window of the training size, of an activation that is followed up."""
+    """Least class probability of an activation that is followed up, in some window of the localizer's size."""
     activation_threshold: int = 120
     """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
+    activation_floor: int | None = None
+    """Grey value 0..255 that the activation of a mask's pixels has to exceed, with the method apsam; the published one
+    has no such floor, 0. None for what suits its localizer, `geolabel.run.request.Networks.usual_floor`."""
     prompts: Literal["box", "point", "both"] = "both"
     selection: Selection = "best_iou"
     confidence: float | None = None
@@ -78,6 +81,7 @@ class Parameters:
         limits = {
             "gate": (self.gate, 0, 1),
             "activation threshold": (self.activation_threshold, 0, 255),
+            "activation floor": (self.activation_floor or 0, 0, 255),
             "score threshold": (self.score_threshold, 0, 1),
             "min quality": (self.min_quality, 0, 1),
             "confidence": (self.confidence or 0, 0, 1),
@@ -85,6 +89,8 @@ class Parameters:
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+        if self.activation_floor is not None and self.method != "apsam":
+            raise OptionError(f"activation floor {self.activation_floor}: {self.method} has none; leave it out")
         if self.method == "s2c" and self.prompts == "box":
             raise OptionError("prompts box: the method s2c asks by points and has no boxes; leave it out")
         if self.tile_size is not None and self.tile_size < 32:

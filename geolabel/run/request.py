@@ -39,6 +39,12 @@ class Reading:
     """Which asset of STAC items is the scene; None for the one that is a picture."""
 
 
+FLOOR = 100
+"""Activation, in grey values, that every pixel of a landslide has to exceed with the bundled localizer.
+
+Objects begin where it exceeds 120, and reach as far as the segmenter says, but not onto ground that the localizer takes
+for something else: edges come from the one network, what a thing is from the other."""
+
 TAU = 0.5
 """The tau of S2C's eq. 11: least stability times mean activation of a mask that counts."""
 
@@ -80,6 +86,11 @@ class Networks:
         """
         return 0.0 if self.sam == "bundled" else TAU
 
+    @property
+    def usual_floor(self) -> int:
+        """Activation floor for maps of this localizer: `FLOOR` for the bundled one, whose scale is known; else none."""
+        return FLOOR if self.localizer == "bundled" else 0
+
     def settled(self, parameters: Parameters) -> Parameters:
         """The numbers of a run that follow from its networks, where they were left open or cannot be another way."""
         if self.student is not None:
@@ -88,6 +99,8 @@ class Networks:
             parameters = replace(parameters, tile_size=LOCALIZER_TILE)
         if parameters.method == "s2c" and parameters.confidence is None:
             parameters = replace(parameters, confidence=self.usual_confidence)
+        if parameters.method == "apsam" and parameters.activation_floor is None:
+            parameters = replace(parameters, activation_floor=self.usual_floor)
         return parameters
 
     def with_localizer(self, localizer: str) -> Networks:

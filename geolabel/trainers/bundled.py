@@ -25,9 +25,9 @@ from geolabel.networks.sam import LOW_RES_STRIDE
 from geolabel.trainers import localizer, segmenter
 from geolabel.trainers.cards import write_card
 from geolabel.trainers.fit import Objective, Schedule, fit
-from geolabel.trainers.localizer import WINDOW, LocalizerObjective
+from geolabel.trainers.localizer import GATE, STRENGTH, LocalizerObjective
 from geolabel.trainers.pictures import REPORTED, Picture, read_pictures, synthetic_pictures
-from geolabel.trainers.samples import Sampling
+from geolabel.trainers.samples import Changes, Sampling
 from geolabel.trainers.segmenter import SegmenterObjective
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ class Recipe:
     localizer_real: float
     """Samples of real landslides for each synthetic sample. Real ones fill half of a sample with bare ground that is a
     slide, and many of them teach a localizer that all bare ground is."""
-    localizer_haze: float
-    """Share of samples that are hazy: bright, bluish ground is taken for slides, whatever grows on it."""
+    localizer_changes: Changes
+    """In colour; the looks are those of the real images that are given. Bright, bluish ground is taken for slides,
+    whatever grows on it, by a localizer that has seen no haze."""
     localizer_laid: float
     """Share of samples over which part of another is laid."""
     segmenter: dict[str, Any]
@@ -82,11 +83,12 @@ _FULL = Recipe(
     scene_size=1024,
     selection=8,
     selection_size=768,
-    localizer={"name": "pyramid", "classes": 1, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "features": 96},
+    localizer={"name": "pyramid", "classes": 1, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "features": 96}
+    | {"octaves": 2},
     localizer_schedule=Schedule(cycles=(7000,), rate=1.5e-3, evaluations=14),
     localizer_samples=(256, 8),
     localizer_real=0.3,
-    localizer_haze=0.0,
+    localizer_changes=Changes(STRENGTH, haze=0.0),
     localizer_laid=0.0,
     segmenter=_SAM
     | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
@@ -100,10 +102,11 @@ RECIPES: dict[Preset, Recipe] = {
     "full": _FULL,
     "refine": replace(
         _FULL,
-        localizer_schedule=Schedule(cycles=(600,), rate=1e-3, evaluations=2),
-        localizer_real=0.25,
-        localizer_haze=0.4,
-        localizer_laid=0.4,
+        localizer_schedule=Schedule(cycles=(900,), rate=4e-4, evaluations=2),
+        localizer_samples=(384, 4),
+        localizer_real=0.5,
+        localizer_changes=Changes(STRENGTH, haze=0.3, tinted=0.4, repainted=0.4),
+        localizer_laid=0.15,
         segmenter_schedule=Schedule(cycles=(1800,), rate=5e-4, evaluations=6),
     ),
     "short": Recipe(
@@ -111,11 +114,12 @@ RECIPES: dict[Preset, Recipe] = {
         scene_size=256,
         selection=2,
         selection_size=384,
-        localizer={"name": "pyramid", "classes": 1, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "features": 16},
+        localizer={"name": "pyramid", "classes": 1, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "features": 16}
+        | {"octaves": 2},
         localizer_schedule=Schedule(cycles=(16, 8), rate=4e-3, evaluations=2),
         localizer_samples=(128, 4),
         localizer_real=0.06,
-        localizer_haze=0.4,
+        localizer_changes=Changes(STRENGTH, haze=0.4, tinted=0.4, repainted=0.4),
         localizer_laid=0.4,
         segmenter=_SAM
         | {"img_size": 256, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "embed_dim": 32, "mlp_dim": 32},
@@ -239,8 +243,7 @@ def train_bundled(
 def gather(recipe: Recipe, folder: Path, *, data: Path | None, negatives: Path | None, workers: int) -> Data:
     """Draw the synthetic scenes and read the real images."""
     logger.info("drawing %d synthetic scenes", recipe.scenes + recipe.selection)
-    kept = range(SELECTION_SEED, SELECTION_SEED + recipe.selection)
-    selection = synthetic_pictures(kept, recipe.selection_size, GSDS, folder=folder, workers=workers)
+    selection = draw_selection(recipe, folder, workers)
     synthetic = synthetic_pictures(range(recipe.scenes), recipe.scene_size, GSDS, folder=folder, workers=workers)
     real = read_pictures(data, exclude=REPORTED, zooms=(0.25, 1.0)) if data else []
     without = read_pictures(negatives, exclude=REPORTED, zooms=(0.5, 1.5)) if negatives else []
@@ -248,6 +251,12 @@ def gather(recipe: Recipe, folder: Path, *, data: Path | None, negatives: Path |
     sources += [f"{len(real)} real images with landslides ({data.name})"] if data else []
     sources += [f"{len(without)} real images without landslides ({negatives.name})"] if negatives else []
     return Data(synthetic, selection, real, without, sources)
+
+
+def draw_selection(recipe: Recipe, folder: Path, workers: int = 1) -> list[Picture]:
+    """Draw the synthetic scenes that weights are selected on."""
+    kept = range(SELECTION_SEED, SELECTION_SEED + recipe.selection)
+    return synthetic_pictures(kept, recipe.selection_size, GSDS, folder=folder, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -281,10 +290,11 @@ def _train_localizer(recipe: Recipe, data: Data, course: _Course) -> Trained:
     else:
         _start(network, course.begin)
     sampling = data.sampling(recipe.localizer_samples, recipe.localizer_real, course.seed)
-    objective = LocalizerObjective(network, sampling, haze=recipe.localizer_haze, laid=recipe.localizer_laid)
+    changes = replace(recipe.localizer_changes, looks=tuple(picture.rgb for picture in (*data.real, *data.negatives)))
+    objective = LocalizerObjective(network, sampling, changes=changes, laid=recipe.localizer_laid)
     figures = course.fit(objective)
     constant = localizer.settle(objective.module, figures)
-    return network, _info("localizer", recipe.localizer, WINDOW, network.stride, constant), figures
+    return network, _info("localizer", recipe.localizer, GATE, network.stride, constant), figures
 
 
 def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
@@ -299,8 +309,11 @@ def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
 
 
 def _start(network: nn.Module, path: Path) -> None:
+    state, _ = load_checkpoint(path)
+    # A localizer of one octave starts one of two, whose mixing begins as a mean.
+    mixing = {name: value for name, value in network.state_dict().items() if name.startswith("mix.")}
     try:
-        network.load_state_dict(load_checkpoint(path)[0])
+        network.load_state_dict(mixing | state)
     except RuntimeError as error:
         raise WeightsError(f"{path} is of another architecture than this training's: begin without it") from error
     logger.info("beginning with %s", path)

@@ -53,8 +53,6 @@ def write_card(
     """
     trained = info.trained
     finest, coarsest = info.gsd_range
-    command = f"geolabel train bundled --preset {trained['preset']} --seed {trained['seed']}"
-    command += f" --precision {trained['precision']}" if "precision" in trained else ""
     lines = [
         f"# The bundled {info.kind}",
         "",
@@ -63,8 +61,7 @@ def write_card(
         f"- {parameters / 1e6:.2f} million parameters, half precision, architecture `{info.architecture['name']}`",
         f"- classes: {', '.join(info.classes)}; window {info.window} px, stride {info.stride} px",
         f"- ground sample distance {finest:g} to {coarsest:g} m; red, green, blue, stretched to 8 bits over the scene",
-        f"- made by `{command}`, {trained['steps']} steps" + _time(trained),
-        *([f"- began with weights of SHA-256 `{trained['began with']}`"] if trained.get("began with") else []),
+        *_making(trained),
         "",
         "## Data",
         "",
@@ -84,6 +81,19 @@ def write_card(
         *failures,
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _making(trained: Mapping[str, Any]) -> list[str]:
+    if "mean of" in trained:
+        return [
+            "- the mean, by `geolabel train average`, of weights of SHA-256",
+            *(f"  - `{one}`" for one in trained["mean of"]),
+        ]
+    command = f"geolabel train bundled --preset {trained['preset']} --seed {trained['seed']}"
+    command += f" --precision {trained['precision']}" if "precision" in trained else ""
+    made = [f"- made by `{command}`, {trained['steps']} steps" + _time(trained)]
+    begun = trained.get("began with")
+    return [*made, f"- began with weights of SHA-256 `{begun}`"] if begun else made
 
 
 def _time(trained: Mapping[str, Any]) -> str:

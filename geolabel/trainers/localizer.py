@@ -16,7 +16,7 @@ from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
 from geolabel.trainers.losses import cover_loss, gate_loss, window_logits
 from geolabel.trainers.pictures import UNKNOWN, Picture
-from geolabel.trainers.samples import Sampling, draw, generator, in_cells, lay_together, to_tensor
+from geolabel.trainers.samples import Changes, Sampling, draw, generator, in_cells, lay_together, to_tensor
 from geolabel.types import BoolArray, Float64Array
 
 WINDOW = 128
@@ -24,6 +24,13 @@ WINDOW = 128
 
 LEAST = 0.02
 """Share of a window that a slide must cover to label it."""
+
+GATE = 32
+"""Side in pixels of the windows that the gate looks at once it is trained. The logit of any window is a mean of the
+map, and that of a small one is not drowned by what lies around a slide."""
+
+MOST = 0.5
+"""Share of such a window that a slide must cover: the class probability is that of mostly landslide."""
 
 CENTRE = 4.0
 """Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
@@ -88,24 +95,21 @@ class LocalizerObjective:
 
     Parameters
     ----------
-    haze
-        Share of samples that are hazy.
+    changes
+        In the samples' colours.
     laid
         Share of samples over which part of another is laid.
     """
 
-    def __init__(self, network: PyramidLocalizer, sampling: Sampling, *, haze: float = 0.0, laid: float = 0.0) -> None:
+    def __init__(self, network: PyramidLocalizer, sampling: Sampling, *, changes: Changes, laid: float = 0.0) -> None:
         self.module = LocalizerLosses(network)
-        self._sampling, self._haze, self._laid = sampling, haze, laid
+        self._sampling, self._changes, self._laid = sampling, changes, laid
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Samples of one step."""
         asked = self._sampling
         rng = generator(asked.seed, 1, step)
-        drawn = [
-            draw(asked.pictures, asked.size, rng, on_slide=0.8, strength=STRENGTH, haze=self._haze)
-            for _ in range(asked.batch)
-        ]
+        drawn = [draw(asked.pictures, asked.size, rng, on_slide=0.8, changes=self._changes) for _ in range(asked.batch)]
         samples = lay_together(drawn, rng, self._laid)
         slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
         classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()
@@ -132,14 +136,14 @@ def measure(
 
     Returns
     -------
-    ``map/f1`` at ``map/threshold``, the raw value of highest F1 over all cells; ``gate/auc`` of windows; ``map/hit``,
-    the share of windows with slides in which the maximum lies on one; ``gate/scale`` and ``gate/shift``, which make
-    the class logit a calibrated one.
+    ``map/f1`` at ``map/threshold``, the raw value of highest F1 over all cells; ``map/hit``, the share of windows of
+    `WINDOW` pixels with slides in which the maximum lies on one; ``gate/auc`` of windows of `GATE` pixels, those mostly
+    slide against those without; ``gate/scale`` and ``gate/shift``, which make their class logit a calibrated one.
     """
     network.eval()
     device = network.bias.device
     values, truths, logits, shares, hits = [], [], [], [], []
-    cells = WINDOW // network.stride
+    cells, gate = WINDOW // network.stride, GATE // network.stride
     for picture in pictures:
         height, width = (n // network.multiple * network.multiple for n in picture.slides.shape)
         maps = network(to_tensor([picture.rgb[:height, :width]], mean, std).to(device)).cpu() * gain
@@ -147,20 +151,21 @@ def measure(
         coverage = functional.avg_pool2d(slides, network.stride)
         values.append(maps.flatten())
         truths.append(coverage.flatten() >= 0.5)
-        logits.append(window_logits(maps, network.bias.cpu(), cells, cells // 2).flatten())
-        shares.append(functional.avg_pool2d(coverage, cells, cells // 2).flatten())
+        logits.append(window_logits(maps, network.bias.cpu(), gate, gate // 2).flatten())
+        shares.append(functional.avg_pool2d(coverage, gate, gate // 2).flatten())
+        held = functional.unfold(coverage, cells, stride=cells // 2)
         peak = functional.unfold(maps, cells, stride=cells // 2).argmax(dim=1, keepdim=True)
-        hits.append(functional.unfold(coverage, cells, stride=cells // 2).gather(1, peak).flatten() > 0)
+        hits.append((held.gather(1, peak) > 0).flatten()[held.mean(dim=1).flatten() >= LEAST])
     logit, share = torch.cat(logits).double().numpy(), torch.cat(shares).numpy()
-    told = (share >= LEAST) | (share == 0)
-    hit = torch.cat(hits).numpy()[share >= LEAST]
+    told = (share >= MOST) | (share == 0)
+    hit = torch.cat(hits).numpy()
     threshold, f1 = best_threshold(torch.cat(values).double().numpy(), torch.cat(truths).numpy())
-    scale, shift = calibrate(logit[told], share[told] >= LEAST)
+    scale, shift = calibrate(logit[told], share[told] >= MOST)
     return {
         "map/f1": f1,
         "map/threshold": threshold,
         "map/hit": float(hit.mean()) if len(hit) else float("nan"),
-        "gate/auc": area_under_curve(logit[told], share[told] >= LEAST),
+        "gate/auc": area_under_curve(logit[told], share[told] >= MOST),
         "gate/scale": scale,
         "gate/shift": shift,
     }

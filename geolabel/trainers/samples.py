@@ -1,4 +1,4 @@
-"""Square samples from pictures: where they are cut, and how their colours are changed.
+"""Square samples from pictures: where they are cut.
 
 Every draw takes a generator of its own, made from the seed and the step, so that a resumed training sees what an
 uninterrupted one would have seen.
@@ -6,16 +6,16 @@ uninterrupted one would have seen.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
+from geolabel.trainers.colours import recolour, repaint, tint
 from geolabel.trainers.pictures import Picture, on_slides
 from geolabel.types import AnyArray, Float64Array, UInt8Array, UInt16Array
 
@@ -59,6 +59,22 @@ class Sampling:
         return to_tensor(images, self.mean, self.std)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How far, and how often, the colours of samples change."""
+
+    strength: float = 1.0
+    """Of what `colours.recolour` does."""
+    haze: float = 0.2
+    """Share of samples that are hazy."""
+    tinted: float = 0.0
+    """Share of samples that get the colours of a part of another picture."""
+    repainted: float = 0.0
+    """Share of samples of which a few regions get another brightness, contrast and tone."""
+    looks: tuple[UInt8Array, ...] = ()
+    """Images (H, W, 3) that samples get their colours from."""
+
+
 def generator(seed: int, *key: int) -> Generator:
     """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
     return np.random.default_rng([seed, *key])
@@ -71,8 +87,7 @@ def draw(
     *,
     on_slide: float,
     whole: float = 0.0,
-    strength: float = 1.0,
-    haze: float = 0.2,
+    changes: Changes = Changes(),  # frozen
 ) -> Sample:
     """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it.
 
@@ -81,10 +96,8 @@ def draw(
     whole
         Probability that a sample near a landslide holds all of it, reduced beyond the picture's range of enlargements
         if it has to be: as extraction shows a large one.
-    strength
-        Of the changes in colour and sharpness.
-    haze
-        Probability that a sample is hazy.
+    changes
+        In colour and sharpness.
     """
     weights = np.array([picture.weight for picture in pictures])
     picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
@@ -98,7 +111,16 @@ def draw(
     else:
         centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
     sample = _resample(picture, centre, _turn(rng) / zoom, size)
-    return replace(sample, rgb=recolour(sample.rgb, rng, strength, haze))
+    return replace(sample, rgb=_change(sample, rng, changes))
+
+
+def _change(sample: Sample, rng: Generator, changes: Changes) -> UInt8Array:
+    rgb = sample.rgb
+    if changes.looks and rng.random() < changes.tinted:
+        rgb = tint(rgb, changes.looks[rng.integers(len(changes.looks))], rng)
+    if rng.random() < changes.repainted:
+        rgb = repaint(rgb, sample.regions, sample.slides, rng)
+    return recolour(rgb, rng, changes.strength, changes.haze)
 
 
 def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
@@ -184,51 +206,6 @@ def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
 def _reflect(first: int, end: int, length: int) -> AnyArray:
     at = np.arange(first, end) % (2 * length)
     return np.minimum(at, 2 * length - 1 - at)
-
-
-def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0, haze: float = 0.2) -> UInt8Array:
-    """Change colours, contrast, sharpness and noise of (H, W, 3) as sensors, seasons, weather and processing do.
-
-    The strength scales how far colours go and how often blur, noise and compression come; haze is how often it is hazy.
-    """
-    image = Image.fromarray(rgb)
-    if rng.random() < 0.7:
-        image = image.convert("RGB", _mix(rng, 0.08 * strength))
-    image = image.point(_tones(rng, strength, haze))
-    if rng.random() < 0.35 * strength:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
-    out = np.asarray(image)
-    if rng.random() < 0.05:
-        out = np.ascontiguousarray(out[..., rng.permutation(3)])
-    if rng.random() < 0.5 * strength:
-        noise = rng.standard_normal(out.shape, np.float32) * np.float32(rng.uniform(1, 12))
-        out = np.clip(out + noise, 0, 255).astype(np.uint8)
-    return _jpeg(out, int(rng.integers(30, 92))) if rng.random() < 0.3 * strength else out
-
-
-def _mix(rng: Generator, spread: float) -> tuple[float, ...]:
-    """A colour matrix for Pillow, in rows of four, that keeps grey grey; one in twenty takes all colour away."""
-    matrix = np.eye(3) + rng.normal(0, spread, (3, 3)) if rng.random() < 0.95 else np.ones((3, 3))
-    matrix /= matrix.sum(axis=1, keepdims=True)
-    return tuple(np.pad(matrix, ((0, 0), (0, 1))).ravel().tolist())
-
-
-def _tones(rng: Generator, strength: float, haze: float) -> list[int]:
-    """Contrast, brightness and gamma as 256 tones for each of three bands; only brightness differs between bands."""
-    level = np.linspace(-0.5, 0.5, 256)
-    gamma, contrast, brightness = rng.normal(0, [0.25, 0.2, 0.06]) * strength
-    middle = 0.5 + brightness + rng.normal(0, 0.03 * strength, 3)
-    tones = [np.clip(level * np.exp(contrast) + m, 0, 1) ** np.exp(gamma) for m in middle]
-    if rng.random() < haze:  # the air's own light, blue or grey, over less of the ground's
-        share, air = rng.uniform(0.1, 0.5), rng.uniform(0.4, 0.75) + np.array([-0.1, 0, 0.06]) * rng.random()
-        tones = [(1 - share) * tone + share * light for tone, light in zip(tones, air, strict=True)]
-    return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
-
-
-def _jpeg(rgb: UInt8Array, quality: int) -> UInt8Array:
-    stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=quality)
-    return np.asarray(Image.open(stream))
 
 
 def in_cells(classes: UInt8Array, stride: int) -> UInt8Array:

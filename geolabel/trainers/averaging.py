@@ -1,0 +1,75 @@
+"""The mean of the weights of several localizers: often better than each of them.
+
+Trainings that begin with the same weights and differ in what they are shown end in places between which the loss is
+low, and their mean is less of a specialist. Source: Wortsman et al. (2022), "Model soups".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from geolabel.errors import WeightsError
+from geolabel.networks import build
+from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.trainers import localizer
+from geolabel.trainers.bundled import RECIPES, Preset, draw_selection
+from geolabel.trainers.cards import write_card
+from geolabel.trainers.localizer import GATE, LocalizerLosses
+
+
+def average_localizers(
+    out: Path, files: Sequence[Path], *, preset: Preset = "full", scenes: Path | None = None, workers: int = 1
+) -> dict[str, float]:
+    """Write the mean of localizers of one architecture, its map and gate calibrated anew, with a model card to `out`.
+
+    Parameters
+    ----------
+    files
+        Localizers that `train_bundled` made; one that is named twice counts twice.
+    preset
+        Whose selection scenes it is calibrated on.
+    scenes, workers
+        As for `train_bundled`.
+
+    Returns
+    -------
+    figures on the selection scenes
+
+    Raises
+    ------
+    WeightsError
+        If the files hold networks that differ in more than their weights, or no localizer of a pyramid.
+    """
+    states, infos = zip(*(load_checkpoint(file) for file in files), strict=True)
+    info = infos[0]
+    for file, other in zip(files, infos, strict=True):
+        if (other.architecture, other.classes) != (info.architecture, info.classes):
+            raise WeightsError(f"{file} is of another architecture than {files[0]}: the mean of both is no network")
+    network = build(info.architecture)
+    if not isinstance(network, PyramidLocalizer):
+        raise WeightsError(f"{files[0]} holds a {type(network).__name__}: give localizers that train bundled made")
+    mean = {name: torch.stack([state[name] for state in states]).double().mean(dim=0).float() for name in states[0]}
+    network.load_state_dict({name: value.to(network.state_dict()[name].dtype) for name, value in mean.items()})
+    losses = LocalizerLosses(network)
+    torch.nn.init.zeros_(losses.log_gain)  # what trained networks are saved with is folded in
+    with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        selection = draw_selection(RECIPES[preset], Path(folder), workers)
+    figures = localizer.measure(network, selection, info.mean, info.std)
+    trained = {
+        "data": sorted({str(source) for one in infos for source in one.trained.get("data", ())}),
+        "mean of": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "selection": figures,
+    }
+    info = replace(info, window=GATE, constant=localizer.settle(losses, figures), trained=trained)
+    out.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(out / "localizer.safetensors", network, info)
+    write_card(out / "localizer.md", info, parameters=sum(p.numel() for p in network.parameters()))
+    return figures
