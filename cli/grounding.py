@@ -40,21 +40,20 @@ def diffuprompter(
     LABELS is a folder of chips with masks, one as "geolabel label" writes it, or a COCO file. An hour and more on a GPU
     for a hundred images; fewer numbers take less.
     """
-    import shutil
-
     import torch
 
-    from geolabel.bench.grounding import GroundingStudy
+    from geolabel.bench.grounding import OWN, GroundingStudy
     from geolabel.concepts import Grounding, parse_concepts
     from geolabel.datasets.instances import read_instances
     from geolabel.io.diffusion import DEFAULT
+    from geolabel.io.outputs import empty
     from geolabel.run.grounded import GroundedNetworks
     from geolabel.run.request import Networks
 
     if threads := given.pop("threads"):
         torch.set_num_threads(threads)
     if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
+        empty(out, OWN)
     examples = read_instances(labels, class_name=class_name)
     words, template = given.pop("classes"), given.pop("template")
     concepts = parse_concepts(words or ",".join(examples.classes))

@@ -114,16 +114,15 @@ study.add_command(pretraining.alps)
 
 
 def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
-    import shutil
-
     chips, out, class_name, as_json = (given.pop(key) for key in ("chips", "out", "class_name", "as_json"))
-    if given.pop("overwrite"):
-        shutil.rmtree(out, ignore_errors=True)
     if name in ("s2c", "cism"):
         options.check_training(out / "nothing", overwrite=True)
-    from geolabel.bench.studies import Study
+    from geolabel.bench.studies import OWN, Study
     from geolabel.datasets.chips import read_chips
+    from geolabel.io.outputs import empty
 
+    if given.pop("overwrite"):
+        empty(out, OWN)
     networks = options.networks_of(given)
     with progress_bar(ctx) as progress:
         found = Study(name, read_chips(chips, class_name=class_name), out, networks, progress=progress, **given).run()

@@ -55,6 +55,9 @@ QUESTIONS: dict[StudyName, str] = {
     "cism": "What do the parts of CISM add to the map? (its Tables 4 to 8)",
 }
 
+OWN = ("numbers.json", "[0-9][0-9].json", "trained", "segments", *(f"{name}.*" for name in QUESTIONS))
+"""Names of what studies leave in their folder."""
+
 _NONE = S2cTerms(contrast=False, prompted=False)
 _FULL = S2cTerms()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from geolabel.errors import OutputError
@@ -50,6 +52,27 @@ def _same_file(path: Path, source: str | Path) -> bool:
         return path.samefile(source)
     except OSError:  # one of them is no file: a URI, or not there yet
         return path.absolute() == Path(source).absolute()
+
+
+def empty(folder: Path, own: Sequence[str]) -> None:
+    """Delete what an earlier call of the same kind left in a folder, if there is one.
+
+    Parameters
+    ----------
+    own
+        Names of what such calls write, ``*`` for anything; what a killed `replacing` left is theirs too.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds anything else: nothing is deleted then.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    foreign = [entry.name for entry in entries if not any(fnmatch(entry.name, name) for name in (*own, ".*.part*"))]
+    if foreign:
+        raise OutputError(f"{folder} holds {foreign[0]}, which is none of the outputs to replace: give another folder")
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 @contextmanager
