@@ -99,6 +99,22 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         _discard(part)
 
 
+@contextmanager
+def saving(path: Path) -> Iterator[Path]:
+    """Write a file anew, as `replacing` does; what the disk refuses becomes an error of ours.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    try:
+        with replacing(path, overwrite=True) as part:
+            yield part
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}; is the disk full?") from error
+
+
 def _discard(part: Path) -> None:
     for sidecar in SIDECARS:
         part.with_name(part.name + sidecar).unlink(missing_ok=True)
