@@ -70,7 +70,10 @@ class GeoChips(GeoDataset):
         self._number = {} if painted is None else {name: k for k, name in enumerate(painted.names)}
         unpainted = [name for name in chips.names if painted is not None and name not in self._number]
         if unpainted:
-            raise ChipError(f"{len(unpainted)} of {len(chips)} chips have no label map, such as {unpainted[0]}")
+            raise ChipError(
+                f"{len(unpainted)} of {len(chips)} chips have no label map, such as {unpainted[0]}: label them with "
+                "geolabel label, or leave them out"
+            )
         self._grids = [_grid(path) for path in paths]
         first = self._grids[0]
         self._res = (first.transform.a, -first.transform.e)

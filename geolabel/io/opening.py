@@ -166,7 +166,9 @@ def _check_vrt(uri: str, name: str, text: str) -> None:
     try:
         sources = sorted(set(_sources(ET.fromstring(text), uri)))  # noqa: S314
     except ET.ParseError as error:
-        raise SceneError(f"{uri} is no VRT that can be understood: {error}") from error
+        raise SceneError(
+            f"{uri} is no VRT that can be understood ({error}): download it with its sources, and give the copy"
+        ) from error
     folder = name.rpartition("/")[0]
     paths = [source if absolute else f"{folder}/{source}" for source, absolute in sources]
     for path in paths:

@@ -122,7 +122,9 @@ def evaluate(
         try:
             truth_layer = _choose_layer(truth, truth_layer)
         except VectorError as error:
-            raise VectorError(f"{truth} opens neither as a raster nor as a vector file of polygons") from error
+            raise VectorError(
+                f"{truth} opens neither as a raster nor as a vector file of polygons: give one of these"
+            ) from error
         return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=aoi)
     if scene is not None:
         raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has an outline of its own")

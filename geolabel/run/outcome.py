@@ -74,7 +74,7 @@ class Targets:
         targets = replace(targets, own=frozenset() if root is None else written_by(root))
         paths = [path for path in (targets.inventory, targets.scores, targets.mask) if path is not None]
         if len({path.absolute() for path in paths}) < len(paths):
-            raise OptionError(f"two outputs share a name: {', '.join(map(str, paths))}")
+            raise OptionError(f"two outputs share a name ({', '.join(map(str, paths))}): give each its own")
         sources = [source for source in inputs if isinstance(source, str | Path)]
         for path in paths:
             suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES

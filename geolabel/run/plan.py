@@ -96,7 +96,10 @@ class Parameters:
         if self.tile_size is not None and self.tile_size < 32:
             raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
         if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
-            raise OptionError(f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px")
+            raise OptionError(
+                f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px: give an overlap from 0 to "
+                f"{self.tile_size - 1} px"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for provenance."""
