@@ -23,7 +23,7 @@ def study() -> None:
     """
 
 
-def _shared(command: F) -> F:
+def _study_options(command: F) -> F:
     for decorate in (
         options.terminal,
         options.as_json,
@@ -55,7 +55,7 @@ _seeds = click.option("--seeds", type=click.IntRange(min=1), default=1, show_def
 
 
 @study.command()
-@_shared
+@_study_options
 @_localizer
 @click.pass_context
 def threshold(ctx: click.Context, /, **given: Any) -> None:
@@ -64,7 +64,7 @@ def threshold(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_localizer
 @click.pass_context
 def prompts(ctx: click.Context, /, **given: Any) -> None:
@@ -73,7 +73,7 @@ def prompts(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_localizer
 @click.pass_context
 def everything(ctx: click.Context, /, **given: Any) -> None:
@@ -82,7 +82,7 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_epochs
 @_size
 @click.option("--points-per-side", type=click.IntRange(min=1), metavar="N",
@@ -97,7 +97,7 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_epochs
 @_size
 @_init

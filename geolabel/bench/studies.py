@@ -19,7 +19,7 @@ import numpy as np
 
 from geolabel.bench.maps import THRESHOLDS, MapScores, image_scores, iou, label_scores
 from geolabel.bench.table import Measurement, Section, write_json, write_text
-from geolabel.chips import Part, split
+from geolabel.chips import ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.errors import ChipError, OptionError
 from geolabel.io import weights
@@ -251,7 +251,7 @@ class Study:
         recipe = weights.recipe("localizer", folder / localizers.FILE, batch=1, **self._place())
         locate = chip_localizer(recipe, multiscale=not self.single_scale)
         _, kept = split(self.chips)
-        judged = kept if kept.labels.any() else Part(self.chips, np.arange(len(self.chips)))
+        judged = kept if kept.labels.any() else ChipSubset(self.chips, np.arange(len(self.chips)))
         maps = MapScores.of(locate, judged)
         best = maps.best_threshold()
         figures = {"map IoU": float(maps.at(best).mean()), "hits": float(np.mean(maps.hits))}

@@ -206,7 +206,7 @@ def localize(work: Work) -> gpd.GeoDataFrame:
 def find_prompts(work: Work) -> Prompts:
     """Pass 2: box and centroid of every place where a landslide is likely."""
     plan = work.run.plan
-    spans, labels, probability = find_places(work)
+    spans, labels, probability = join_regions(work)
     if plan.parameters.method == "s2c":
         return fit_to_tiles(numbered(peak_prompts(work, spans, labels, probability)), plan.segment_tiles)
     shapes = Shapes.of(spans, labels, len(probability))
@@ -217,8 +217,8 @@ def find_prompts(work: Work) -> Prompts:
     return numbered(Prompts.concatenate([prompts[~large], *parts]))
 
 
-def find_places(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
-    """Find the components of the thresholded, blended activation that pass the gate.
+def join_regions(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
+    """Join the regions of all blocks: components of the thresholded, blended activation that pass the gate.
 
     Returns
     -------
