@@ -25,7 +25,7 @@ from geolabel.masks import FULL
 from geolabel.metrics import HALF, Confusion, ratio
 from geolabel.mosaic import Layers
 from geolabel.run.extract import find_landslides, join_regions
-from geolabel.run.passes import validity
+from geolabel.run.localized import validity
 from geolabel.run.plan import Parameters, Plan
 from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.vectorize import find_objects

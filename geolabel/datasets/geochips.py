@@ -112,8 +112,7 @@ class GeoChips(GeoDataset):
             raise IndexError(f"no chip reaches into {query}: the chips lie in {self.bounds}")
         masks = []
         for k, place in reversed(hits):
-            shared = query_window.intersection(place)
-            assert shared is not None
+            shared = query_window.shared(place)
             rgb, values = self._read(k)
             image[shared.slices] = rgb[shared.within(place)]
             if values is not None:

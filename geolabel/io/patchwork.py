@@ -171,8 +171,7 @@ class Patchwork:
     def _beneath(self, window: Window, covered: BoolArray) -> Iterator[tuple[int, tuple[slice, slice]]]:
         """Yield the scenes under a window that may show, from the top, and which part of the window they share."""
         for index in self.meeting(window).tolist():
-            shared = self.sheets[index].window.intersection(window)
-            assert shared is not None
+            shared = self.sheets[index].window.shared(window)
             here = shared.within(window)
             if not covered[here].all():
                 yield index, here

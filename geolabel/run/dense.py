@@ -15,7 +15,9 @@ from geolabel import mosaic
 from geolabel.activation import LEVELS
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
-from geolabel.run.passes import MaskPlace, MosaicSource, Run, blend_activation, class_probability, reach, validity
+from geolabel.run.localized import blend_activation, class_probability, reach, validity
+from geolabel.run.passes import MaskPlace, MosaicSource
+from geolabel.run.plan import Run
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array

@@ -23,9 +23,9 @@ from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
 from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
-from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
+from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource
 from geolabel.run.peaks import confident, peak_prompts
-from geolabel.run.plan import Parameters, Plan, task_size
+from geolabel.run.plan import Parameters, Plan, Run, task_size
 from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading
 from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects

@@ -24,8 +24,8 @@ from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
 from geolabel.masks import OUTSIDE
 from geolabel.run.folder import SUFFIX, Folder, written_by
-from geolabel.run.passes import MosaicSource, Run, TileReport
-from geolabel.run.plan import Plan
+from geolabel.run.passes import MosaicSource, TileReport
+from geolabel.run.plan import Plan, Run
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader

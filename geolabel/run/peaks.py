@@ -20,7 +20,9 @@ from geolabel.activation import LEVELS
 from geolabel.masks import EDGE
 from geolabel.prompters import PeakPrompter
 from geolabel.prompts import FOREGROUND, PADDING, Prompts
-from geolabel.run.passes import MaskTable, Run, blend_activation, reach
+from geolabel.run.localized import blend_activation, reach
+from geolabel.run.passes import MaskTable
+from geolabel.run.plan import Run
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array

@@ -17,6 +17,7 @@ from geolabel.units import Measure
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
+    from geolabel.io.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,16 @@ class Plan:
         """Indices of the localizer's tiles that a task works on."""
         size = self.task_tiles
         return range(task * size, min((task + 1) * size, len(self.localize_tiles)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan and the place where its records are kept."""
+
+    plan: Plan
+    store: Store
+    localized: bool = True
+    """False where prompts that a person drew replace the activation: tiles are read for their validity only."""
 
 
 def task_size(count: int, batch: int) -> int:
