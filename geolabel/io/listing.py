@@ -14,7 +14,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
-from geolabel.io.sources import is_remote
+from geolabel.io.opening import is_remote
 
 if TYPE_CHECKING:
     import xarray

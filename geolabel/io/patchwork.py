@@ -14,8 +14,9 @@ from functools import cached_property
 
 import numpy as np
 
+from geolabel.io.headers import Header
 from geolabel.io.scenes import SceneReader
-from geolabel.io.sources import Header, Source
+from geolabel.io.sources import Source
 from geolabel.radiometry import Stretch
 from geolabel.resampling import axes
 from geolabel.scene import Grid
