@@ -378,15 +378,16 @@ def training_networks(given: dict[str, Any]) -> Networks:
     return Networks(**{name: given.pop(name) for name in names if name in given})
 
 
-def networks_of(given: dict[str, Any]) -> Networks:
-    """Take the options of `segmenter_options` out of those given, and set the threads."""
+def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
+    """Take the options of `segmenter_options` out of those given, and set the threads; with a localizer, its too."""
     import torch
 
     from geolabel.run.request import Networks
 
     if threads := given.pop("threads"):
         torch.set_num_threads(threads)
-    return Networks(**{name: given.pop(name) for name in NETWORKS if name in given and name != "localizer"})
+    wanted = [name for name in NETWORKS if name in given and (localizer or name != "localizer")]
+    return Networks(**{name: given.pop(name) for name in wanted})
 
 
 def polygon_options(command: F) -> F:
