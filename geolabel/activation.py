@@ -114,7 +114,7 @@ def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Floa
 
 
 def quantise(values: Float32Array) -> UInt8Array:
-    """Map 0..1 to grey values 0..255, to nearest."""
+    """Map 0..1, of any shape, to grey values 0..255, to nearest."""
     grey: UInt8Array = np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
     return grey
 

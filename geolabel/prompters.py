@@ -35,13 +35,13 @@ THRESHOLD = 120
 
 
 def shape_prompts(shapes: Shapes, scores: Float32Array, class_ids: Int32Array | None = None) -> Prompts:
-    """One prompt per object: its bounding box (eq. 4) and its centroid (eq. 5 and 6)."""
+    """One prompt for each of K objects with scores (K,): its bounding box (eq. 4) and its centroid (eq. 5 and 6)."""
     points = np.round(shapes.centroids, 6)[:, None]
     return Prompts.build(boxes=shapes.boxes, points=points, scores=scores, class_ids=class_ids)
 
 
 def centroid_outside(spans: Spans, labels: Int32Array, shapes: Shapes) -> int:
-    """Count the objects whose centroid, to the nearest pixel, is none of their own."""
+    """Count the objects, `labels` (N,) of N spans, whose centroid, to the nearest pixel, is none of their own."""
     x, y = np.rint(shapes.centroids).astype(np.int64).T
     found = spans.holding(y, x)
     return int(((found < 0) | (labels[found] != np.arange(len(x)))).sum()) if len(spans) else len(x)

@@ -36,7 +36,7 @@ class Spans:
 
     @classmethod
     def of_mask(cls, mask: BoolArray, window: Window) -> Self:
-        """Spans of the true pixels of a window of the grid.
+        """Spans of the true pixels (h, w) of a window of the grid.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class Spans:
         return Window(row, col, int(self.row[-1]) + 1 - row, int(self.stop.max()) - col)
 
     def pixels(self, window: Window) -> Int64Array:
-        """Flat indices, ascending, of the pixels of spans that lie inside `window`, in an array of that window."""
+        """(P,) flat indices, ascending, of the pixels of spans that lie inside `window`, in an array of that window."""
         ends = np.cumsum(self.lengths)
         first = (self.row.astype(np.int64) - window.row) * window.width + self.start - window.col
         return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + self.lengths, self.lengths)
@@ -289,7 +289,7 @@ class Shapes:
 
     @classmethod
     def of(cls, spans: Spans, labels: Int32Array, count: int) -> Self:
-        """Measure the objects that spans are labelled with; every object from 0 to `count` - 1 has a span."""
+        """Measure the objects that spans are labelled with (N,); every object from 0 to `count` - 1 has a span."""
         lengths, row = spans.lengths, spans.row.astype(np.int64)
         # the columns of a span are an arithmetic series
         columns = (spans.start.astype(np.int64) + spans.stop - 1) * lengths // 2

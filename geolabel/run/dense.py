@@ -50,7 +50,7 @@ def score(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
 
 
 def to_scores(grey: UInt8Array) -> UInt8Array:
-    """Scores 0..254 of grey values 0..255: one half, between 127 and 128, stays between the scores 126 and 127."""
+    """(H, W) scores 0..254 of grey values 0..255: one half, between 127 and 128, stays between 126 and 127."""
     table: UInt8Array = np.floor(np.arange(LEVELS + 1) * (FULL / LEVELS)).astype(np.uint8)
     return table[grey]
 
