@@ -17,7 +17,6 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import shapely
 import torch
 from affine import Affine
 from torchgeo.datasets import GeoDataset
@@ -83,7 +82,7 @@ class GeoChips(GeoDataset):
         always = pd.IntervalIndex.from_arrays(
             [pd.Timestamp.min] * len(chips), [pd.Timestamp.max] * len(chips), closed="both", name="datetime"
         )
-        boxes = [shapely.box(*_corners(grid)) for grid in self._grids]
+        boxes = [grid.outline for grid in self._grids]
         self.index = gpd.GeoDataFrame({"filepath": paths}, index=always, geometry=boxes, crs=first.crs)
 
     def __getitem__(self, query: Any) -> dict[str, Any]:
@@ -150,11 +149,6 @@ def _grid(path: str) -> Grid:
 def _alike(grid: Grid, other: Grid) -> bool:
     ours, theirs = ((one.transform.a, one.transform.e) for one in (grid, other))
     return grid.crs == other.crs and bool(np.allclose(ours, theirs, rtol=1e-6, atol=0))
-
-
-def _corners(grid: Grid) -> tuple[float, float, float, float]:
-    (left, top), (right, bottom) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
-    return left, bottom, right, top
 
 
 def _place(grid: Grid, frame: Affine) -> Window:

@@ -315,8 +315,7 @@ def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: str | Path 
     if scene is not None:
         with _open(scene) as dataset:
             grid = _grid(dataset)
-        corners = [grid.transform * p for p in ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))]
-        outline = gpd.GeoDataFrame(geometry=[shapely.Polygon(corners)], crs=grid.crs)
+        outline = gpd.GeoDataFrame(geometry=[grid.outline], crs=grid.crs)
         parts.append(in_crs(outline, plane, scene).geometry[0])
     return shapely.intersection_all(parts) if parts else None
 
