@@ -80,13 +80,9 @@ def quality(
     \b
     geolabel bench quality --data data/ --out quality/
     """
-    import torch
-
     from geolabel.bench.quality import Bench, Data, bench_quality
-    from geolabel.run.request import Networks
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
+    networks = options.networks_of(given, localizer=True)
     named = {"sichuan": sichuan, "bijie": bijie, "geotiffs": geotiffs}
     at_hand = vars(Data.inside(data) if data else Data()) | {name: path for name, path in named.items() if path}
     chosen = only or tuple(name for name in SECTIONS if speed or name != "speed")
@@ -95,7 +91,7 @@ def quality(
             out,
             Bench(
                 Data(**at_hand),
-                Networks(**{name: given[name] for name in options.NETWORKS}),
+                networks,
                 split,  # type: ignore[arg-type]
                 limit,
                 progress=progress,
@@ -119,14 +115,9 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
     \b
     geolabel bench card quality/ --out cards/
     """
-    import torch
-
     from geolabel.bench.cards import write_cards
-    from geolabel.run.request import Networks
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
-    files = write_cards(out, quality, Networks(**{name: given[name] for name in options.NETWORKS}))
+    files = write_cards(out, quality, options.networks_of(given, localizer=True))
     announce(files, as_json=as_json)
 
 

@@ -40,28 +40,23 @@ def diffuprompter(
     LABELS is a folder of chips with masks, one as "geolabel label" writes it, or a COCO file. An hour and more on a GPU
     for a hundred images; fewer numbers take less.
     """
-    import shutil
-
-    import torch
-
-    from geolabel.bench.grounding import GroundingStudy
+    from geolabel.bench.grounding import OWN, GroundingStudy
     from geolabel.concepts import Grounding, parse_concepts
     from geolabel.datasets.instances import read_instances
     from geolabel.io.diffusion import DEFAULT
+    from geolabel.io.outputs import empty
     from geolabel.run.grounded import GroundedNetworks
-    from geolabel.run.request import Networks
 
-    if threads := given.pop("threads"):
-        torch.set_num_threads(threads)
+    plain = options.networks_of(given)
     if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
+        empty(out, OWN)
     examples = read_instances(labels, class_name=class_name)
     words, template = given.pop("classes"), given.pop("template")
     concepts = parse_concepts(words or ",".join(examples.classes))
     grounding = Grounding(concepts, **({"template": template} if template else {}))
     source = given.pop("diffusion") or DEFAULT
     swept = {name: given.pop(name) for name in ("timesteps", "draws", "thresholds")}
-    networks = GroundedNetworks.of(Networks(**given), source, grounding)
+    networks = GroundedNetworks.of(plain, source, grounding)
     with progress_bar(ctx) as progress:
         found = GroundingStudy(examples, out, networks, progress=progress, **swept).run()
     rows = {row.method: row.figures for row in found.measured}

@@ -78,13 +78,7 @@ def label(
     The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
     they were made. A run that was stopped goes on with the same command.
     """
-    import torch
-
-    from geolabel.run.request import Networks
-
-    if threads := given.pop("threads"):
-        torch.set_num_threads(threads)
-    networks = Networks(**{name: given.pop(name) for name in options.NETWORKS if name in given and name != "localizer"})
+    networks = options.networks_of(given)
     chosen = METHODS[method]
     settings = chosen.settings(given)
     with progress_bar(ctx) as progress:

@@ -298,6 +298,14 @@ def prediction_options(command: F) -> F:
     return command
 
 
+_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads; all cores by default.")
+_precision = click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
+                          show_default=True, help="auto is bf16 on CUDA and fp32 elsewhere.")  # fmt: skip
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+_sam_checkpoint = click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam.")
+_sam = click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
+                    show_default=True, help="The segmenter.")  # fmt: skip
+
 NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "batch")
 """Options of `network_options` that are fields of `geolabel.run.request.Networks`."""
 
@@ -311,46 +319,24 @@ def network_options(command: F) -> F:
 
 def segmenter_options(command: F) -> F:
     """Add the options that choose the segmenter and where networks run."""
-    for decorate in (
-        click.option("--threads", type=click.IntRange(min=1), help="Threads per network call; default all cores."),
-        click.option("--batch", type=click.IntRange(min=1),
-                     help="Images per network call; default 1 on the CPU, 8 on a GPU."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
-                     help="auto is bf16 on CUDA and fp32 elsewhere."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-        click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam."),
-        click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
-                     show_default=True, help="The segmenter."),
-    ):  # fmt: skip
+    batch = click.option("--batch", type=click.IntRange(min=1),
+                         help="Images per network call; default 1 on the CPU, 8 on a GPU.")  # fmt: skip
+    for decorate in (_threads, batch, _precision, _device, _sam_checkpoint, _sam):
         command = decorate(command)
     return command
 
 
 def place_options(command: F) -> F:
     """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
-    for decorate in (
-        as_json,
-        overwrite,
-        click.option("--resume", is_flag=True, help="Go on from where a stopped training in --out was saved."),
-        click.option("--threads", type=click.IntRange(min=1), help="Threads; all cores by default."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
-                     help="auto is bf16 on CUDA and fp32 elsewhere."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    ):  # fmt: skip
+    resume = click.option("--resume", is_flag=True, help="Go on from where a stopped training in --out was saved.")
+    for decorate in (as_json, overwrite, resume, _threads, _precision, _device):
         command = decorate(command)
     return command
 
 
 def training_options(command: F) -> F:
     """Add the options of trainings that a segmenter takes part in."""
-    command = place_options(command)
-    for decorate in (
-        click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam."),
-        click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
-                     show_default=True, help="The segmenter that is learned from, where one is."),
-    ):  # fmt: skip
-        command = decorate(command)
-    return command
+    return _sam(_sam_checkpoint(place_options(command)))
 
 
 def check_training(file: Path, *, overwrite: bool) -> None:
@@ -378,15 +364,16 @@ def training_networks(given: dict[str, Any]) -> Networks:
     return Networks(**{name: given.pop(name) for name in names if name in given})
 
 
-def networks_of(given: dict[str, Any]) -> Networks:
-    """Take the options of `segmenter_options` out of those given, and set the threads."""
+def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
+    """Take the options of `segmenter_options` out of those given, and set the threads; with a localizer, its too."""
     import torch
 
     from geolabel.run.request import Networks
 
     if threads := given.pop("threads"):
         torch.set_num_threads(threads)
-    return Networks(**{name: given.pop(name) for name in NETWORKS if name in given and name != "localizer"})
+    wanted = [name for name in NETWORKS if name in given and (localizer or name != "localizer")]
+    return Networks(**{name: given.pop(name) for name in wanted})
 
 
 def polygon_options(command: F) -> F:

@@ -66,17 +66,15 @@ def alps(
     geolabel study alps data/train --test data/val --masks 50,200 --seeds 3 --rows overall --out study/
     geolabel study alps data/train --test data/val --before other/ --out study/
     """
-    import shutil
-
     options.check_training(out / "nothing", overwrite=True)
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-
-    from geolabel.bench.pretraining import TITLE, PretrainingStudy
+    from geolabel.bench.pretraining import OWN, TITLE, PretrainingStudy
     from geolabel.datasets.chips import read_chips
+    from geolabel.io.outputs import empty
     from geolabel.methods import METHODS
     from geolabel.run.students import StudentRequest
 
+    if overwrite:
+        empty(out, OWN)
     networks = options.networks_of(given)
     learner = {name: given.pop(name) for name in ("model", "preset", "size")} | {"batch": given.pop("crops")}
     test, rows = given.pop("test"), given.pop("rows")

@@ -23,7 +23,7 @@ def study() -> None:
     """
 
 
-def _shared(command: F) -> F:
+def _study_options(command: F) -> F:
     for decorate in (
         options.terminal,
         options.as_json,
@@ -55,7 +55,7 @@ _seeds = click.option("--seeds", type=click.IntRange(min=1), default=1, show_def
 
 
 @study.command()
-@_shared
+@_study_options
 @_localizer
 @click.pass_context
 def threshold(ctx: click.Context, /, **given: Any) -> None:
@@ -64,7 +64,7 @@ def threshold(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_localizer
 @click.pass_context
 def prompts(ctx: click.Context, /, **given: Any) -> None:
@@ -73,7 +73,7 @@ def prompts(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_localizer
 @click.pass_context
 def everything(ctx: click.Context, /, **given: Any) -> None:
@@ -82,7 +82,7 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_epochs
 @_size
 @click.option("--points-per-side", type=click.IntRange(min=1), metavar="N",
@@ -97,7 +97,7 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 
 
 @study.command()
-@_shared
+@_study_options
 @_epochs
 @_size
 @_init
@@ -114,16 +114,15 @@ study.add_command(pretraining.alps)
 
 
 def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
-    import shutil
-
     chips, out, class_name, as_json = (given.pop(key) for key in ("chips", "out", "class_name", "as_json"))
-    if given.pop("overwrite"):
-        shutil.rmtree(out, ignore_errors=True)
     if name in ("s2c", "cism"):
         options.check_training(out / "nothing", overwrite=True)
-    from geolabel.bench.studies import Study
+    from geolabel.bench.studies import OWN, Study
     from geolabel.datasets.chips import read_chips
+    from geolabel.io.outputs import empty
 
+    if given.pop("overwrite"):
+        empty(out, OWN)
     networks = options.networks_of(given)
     with progress_bar(ctx) as progress:
         found = Study(name, read_chips(chips, class_name=class_name), out, networks, progress=progress, **given).run()

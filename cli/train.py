@@ -61,39 +61,26 @@ train.add_command(learn.student)
 @options.terminal
 def bundled(
     out: Path,
-    seed: int,
-    preset: str,
-    minutes: float | None,
     networks: tuple[str, ...],
     data: Path | None,
     negatives: Path | None,
     pack: Path | None,
-    credit: tuple[str, ...],
     init: str | None,
-    scenes: Path | None,
     threads: int | None,
     device: str,
     precision: str,
-    resume: bool,
     overwrite: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Make the networks that ship with geolabel again, from a seed and synthetic scenes."""
-    from geolabel.errors import GeolabelError, OptionError, OutputError
-
     files = {kind: out / f"{kind}.safetensors" for kind in dict.fromkeys(networks)}
-    finished = [path for path in files.values() if path.exists()]
-    if finished and not overwrite:
-        raise OutputError(f"{finished[0]} exists: choose another --out, or give --overwrite")
-    try:
-        import lightning.fabric  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise GeolabelError(
-            'training needs lightning, which is not installed: pip install "geolabel[train]"'
-        ) from error
+    for file in files.values():
+        options.check_training(file, overwrite=overwrite)
     import torch
 
     from geolabel.devices import resolve_device, resolve_precision
+    from geolabel.errors import OptionError
     from geolabel.trainers.bundled import train_bundled
     from geolabel.trainers.pack import unpack
 
@@ -107,19 +94,14 @@ def bundled(
         data, negatives = unpack(pack, Path(folder))
     figures = train_bundled(
         out,
-        seed=seed,
-        preset=preset,  # type: ignore[arg-type]
-        minutes=minutes,
         device=device,
         precision=resolve_precision(precision, device),
         data=data,
         negatives=negatives,
-        credit=credit,
         networks=tuple(files),  # type: ignore[arg-type]
         init=_first(init),
-        scenes=scenes,
         workers=workers,
-        resume=resume,
+        **given,
     )
     facts: dict[str, object] = {}
     for kind, path in files.items():
@@ -202,23 +184,14 @@ def confidence(
     \b
     geolabel train confidence --out geolabel/weights/confidence.json --overwrite
     """
-    import torch
-
     from geolabel.bench.confidence import fit_confidence
     from geolabel.io.confidence import save_confidence
     from geolabel.io.outputs import check_target
-    from geolabel.run.request import Networks
 
     check_target(out, overwrite=overwrite, suffixes=(".json",))
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
+    networks = options.networks_of(given, localizer=True)
     with progress_bar(ctx) as progress:
-        found = fit_confidence(
-            Networks(**{name: given[name] for name in options.NETWORKS}),
-            scenes=scenes,
-            sichuan=sichuan,
-            progress=progress,
-        )
+        found = fit_confidence(networks, scenes=scenes, sichuan=sichuan, progress=progress)
     save_confidence(out, found, overwrite=overwrite)
     facts = {name: value for name, value in found.fitted.items() if name != "data"}
     announce({"model": str(out)} | facts, as_json=as_json)

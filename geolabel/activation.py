@@ -47,6 +47,18 @@ class Activation:
         largest: Float32Array = self.local_probability.max(axis=(1, 2))
         return largest
 
+    def grey(self, class_id: int, size: tuple[int, int] | None = None) -> UInt8Array:
+        """(H, W) map of a class in the pixels of the image, 0..255.
+
+        Parameters
+        ----------
+        size
+            Of the image; None where it is a multiple of the stride.
+        """
+        values = self.values[class_id]
+        height, width = size or (values.shape[0] * self.stride, values.shape[1] * self.stride)
+        return upsample(quantise(values), self.stride, height, width)
+
 
 def normalise(raw: Float32Array, constant: float | None = None) -> Float32Array:
     """Scale a linear activation map to 0..1, negative values to 0.
@@ -102,7 +114,7 @@ def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Floa
 
 
 def quantise(values: Float32Array) -> UInt8Array:
-    """Map 0..1 to grey values 0..255, to nearest."""
+    """Map 0..1, of any shape, to grey values 0..255, to nearest."""
     grey: UInt8Array = np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
     return grey
 

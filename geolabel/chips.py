@@ -90,7 +90,7 @@ class ChipList:
 
 
 @dataclass(frozen=True)
-class Part:
+class ChipSubset:
     """Some of a set of chips, in the order of `index`."""
 
     whole: Chips
@@ -132,10 +132,10 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS == 0
 
 
-def split(chips: Chips) -> tuple[Part, Part]:
+def split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     """Chips to learn from, and those to select by."""
     kept = np.fromiter((is_held_out(name) for name in chips.names), bool, len(chips))
-    return Part(chips, np.flatnonzero(~kept)), Part(chips, np.flatnonzero(kept))
+    return ChipSubset(chips, np.flatnonzero(~kept)), ChipSubset(chips, np.flatnonzero(kept))
 
 
 def check_learnable(chips: Chips) -> None:

@@ -87,7 +87,7 @@ class Clusters:
         return replace(self, names=tuple(names.get(k, name) for k, name in enumerate(self.names)))
 
     def of_class(self, name: str) -> Int64Array:
-        """Numbers of the clusters of a name.
+        """(N,) numbers of the clusters of a name.
 
         Raises
         ------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geolabel.activation import Activation, quantise, upsample
+from geolabel.activation import Activation
 from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins, smallest_wins
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.mosaic import NO_MASK
@@ -229,5 +229,5 @@ def classes_of(masks: Masks, prompts: Prompts) -> Int32Array:
 
 def enlarged(activation: Activation, height: int, width: int) -> Float32Array:
     """(C, height, width) the activation at the size of its image, in the steps of a grey value that it is stored in."""
-    grey = [upsample(quantise(values), activation.stride, height, width) for values in activation.values]
+    grey = [activation.grey(c, (height, width)) for c in range(len(activation.values))]
     return np.stack(grey).astype(np.float32) / np.float32(255)

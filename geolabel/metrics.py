@@ -45,7 +45,7 @@ class Confusion:
 
     @classmethod
     def of(cls, predicted: BoolArray, truth: BoolArray, valid: BoolArray) -> Self:
-        """Count pixels of arrays of one shape; those that are not valid count nowhere."""
+        """Count pixels of boolean arrays of one shape; those that are not valid count nowhere."""
         both, either = predicted & truth & valid, (predicted | truth) & valid
         tp, p, t = (int(np.count_nonzero(mask)) for mask in (both, predicted & valid, truth & valid))
         return cls(tp=tp, fp=p - tp, fn=t - tp, tn=int(np.count_nonzero(valid) - np.count_nonzero(either)))

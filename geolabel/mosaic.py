@@ -133,5 +133,5 @@ def merge_scores(
 
 
 def mark_outside(scores: UInt8Array, valid: BoolArray) -> UInt8Array:
-    """Scores with `geolabel.masks.OUTSIDE` where a pixel is not valid."""
+    """Scores (H, W) with `geolabel.masks.OUTSIDE` where a pixel is not valid (H, W)."""
     return np.where(valid, scores, np.uint8(OUTSIDE))

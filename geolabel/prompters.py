@@ -23,7 +23,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.feature import peak_local_max
 
-from geolabel.activation import LEVELS, Activation, quantise, upsample
+from geolabel.activation import LEVELS, Activation
 from geolabel.errors import OptionError
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans
@@ -35,21 +35,16 @@ THRESHOLD = 120
 
 
 def shape_prompts(shapes: Shapes, scores: Float32Array, class_ids: Int32Array | None = None) -> Prompts:
-    """One prompt per object: its bounding box (eq. 4) and its centroid (eq. 5 and 6)."""
+    """One prompt for each of K objects with scores (K,): its bounding box (eq. 4) and its centroid (eq. 5 and 6)."""
     points = np.round(shapes.centroids, 6)[:, None]
     return Prompts.build(boxes=shapes.boxes, points=points, scores=scores, class_ids=class_ids)
 
 
 def centroid_outside(spans: Spans, labels: Int32Array, shapes: Shapes) -> int:
-    """Count the objects whose centroid, to the nearest pixel, is none of their own."""
+    """Count the objects, `labels` (N,) of N spans, whose centroid, to the nearest pixel, is none of their own."""
     x, y = np.rint(shapes.centroids).astype(np.int64).T
-    order = np.lexsort((spans.start, spans.row))
-    pitch = int(spans.stop.max(initial=0)) + 1
-    keys = spans.row[order].astype(np.int64) * pitch + spans.start[order]
-    at = np.searchsorted(keys, y * pitch + x, side="right") - 1
-    found = order[np.maximum(at, 0)] if len(order) else np.zeros(0, np.int64)
-    inside = (at >= 0) & (spans.row[found] == y) & (spans.stop[found] > x) & (labels[found] == np.arange(len(x)))
-    return len(x) - int(inside.sum())
+    found = spans.holding(y, x)
+    return int(((found < 0) | (labels[found] != np.arange(len(x)))).sum()) if len(spans) else len(x)
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,9 @@ class ContourPrompter:
         return replace(prompts, ids=np.arange(len(prompts), dtype=np.int64))
 
     def _of_class(self, activation: Activation, class_id: int) -> Prompts:
-        _, rows, cols = activation.values.shape
-        height, width = rows * activation.stride, cols * activation.stride
-        grey = upsample(quantise(activation.values[class_id]), activation.stride, height, width)
-        binary = grey > self.threshold
-        spans = Spans.of_mask(binary, Window(0, 0, height, width))
+        binary = activation.grey(class_id) > self.threshold
+        frame = Window(0, 0, *binary.shape)
+        spans = Spans.of_mask(binary, frame)
         labels, count = spans.components(8)
         shapes = Shapes.of(spans, labels, count)
         prompts = shape_prompts(
@@ -89,7 +82,7 @@ class ContourPrompter:
             return prompts
         return Prompts.build(
             boxes=prompts.boxes,
-            points=_deepest(spans.paint(Window(0, 0, height, width), labels + 1), count)[:, None],
+            points=_deepest(spans.paint(frame, labels + 1), count)[:, None],
             scores=prompts.scores,
             class_ids=prompts.class_ids,
         )
@@ -124,10 +117,8 @@ class PeakPrompter:
         return replace(prompts, ids=np.arange(len(prompts), dtype=np.int64))
 
     def _of_class(self, activation: Activation, class_id: int) -> Prompts | None:
-        _, rows, cols = activation.values.shape
-        height, width = rows * activation.stride, cols * activation.stride
-        grey = upsample(quantise(activation.values[class_id]), activation.stride, height, width)
-        apart = max(1, round(self.distance * min(height, width)))
+        grey = activation.grey(class_id)
+        apart = max(1, round(self.distance * min(grey.shape)))
         if grey.max() == 0 or grey.max() < self.threshold * LEVELS:
             return None
         peaks = peak_local_max(  # type: ignore[no-untyped-call]

@@ -102,7 +102,10 @@ def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
     ends = (rows.offset + rows.scale * grid.height, cols.offset + cols.scale * grid.width)
     inside = min(rows.offset, cols.offset) >= 0 and ends[0] <= source.height and ends[1] <= source.width
     if m.a <= 0 or m.e <= 0 or astray > 0.01 or not inside:
-        raise SceneError(f"the grid {tuple(grid.transform)[:6]} is not the scene's own, scaled or cropped")
+        raise SceneError(
+            f"the grid {tuple(grid.transform)[:6]} is not the scene's own, scaled or cropped: make it of "
+            "the scene's by at_gsd and crop"
+        )
     return rows, cols
 
 

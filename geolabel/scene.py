@@ -66,6 +66,12 @@ class Grid:
         x, y = self.transform * (self.width / 2, self.height / 2)
         return float(x), float(y)
 
+    @property
+    def outline(self) -> shapely.Polygon:
+        """The frame of the grid in its CRS."""
+        corners = ((0, 0), (self.width, 0), (self.width, self.height), (0, self.height))
+        return shapely.Polygon([self.transform * corner for corner in corners])
+
     def pixel_size_m(self) -> tuple[float, float]:
         """Width and height of the central pixel in metres, geodesic wherever the CRS lies on Earth.
 

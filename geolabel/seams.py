@@ -36,7 +36,7 @@ class Spans:
 
     @classmethod
     def of_mask(cls, mask: BoolArray, window: Window) -> Self:
-        """Spans of the true pixels of a window of the grid.
+        """Spans of the true pixels (h, w) of a window of the grid.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class Spans:
         return Window(row, col, int(self.row[-1]) + 1 - row, int(self.stop.max()) - col)
 
     def pixels(self, window: Window) -> Int64Array:
-        """Flat indices, ascending, of the pixels of spans that lie inside `window`, in an array of that window."""
+        """(P,) flat indices, ascending, of the pixels of spans that lie inside `window`, in an array of that window."""
         ends = np.cumsum(self.lengths)
         first = (self.row.astype(np.int64) - window.row) * window.width + self.start - window.col
         return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + self.lengths, self.lengths)
@@ -141,6 +141,15 @@ class Spans:
         lower = np.arange(len(upper)) + np.repeat(low - ends + count, count)
         return upper, lower
 
+    def holding(self, rows: Int64Array, cols: Int64Array) -> Int64Array:
+        """(M,) number of the span that each pixel lies in, -1 where it lies in none."""
+        if not len(self):
+            return np.full(len(rows), -1, np.int64)
+        pitch, starts, _ = self._keys
+        at = np.searchsorted(starts, rows * pitch + cols, side="right") - 1
+        inside = (at >= 0) & (self.row[at] == rows) & (self.stop[at] > cols)
+        return np.where(inside, at, -1)
+
     def components(self, connectivity: Connectivity) -> tuple[Int32Array, int]:
         """Label the connected components, numbered from 0 by their first pixel in raster order.
 
@@ -149,15 +158,25 @@ class Spans:
         labels : (N,) component of each span
         count : number of components
         """
-        if not len(self):
-            return np.zeros(0, np.int32), 0
-        upper, lower = self.touching(connectivity)
-        graph = coo_array((np.ones(len(upper), bool), (upper, lower)), shape=(len(self), len(self)))
-        count, labels = connected_components(graph, directed=False)
-        _, first = np.unique(labels, return_index=True)
-        number = np.empty(count, np.int32)
-        number[np.argsort(first)] = np.arange(count, dtype=np.int32)
-        return number[labels], int(count)
+        return connected(*self.touching(connectivity), len(self))
+
+
+def connected(one: Int64Array, other: Int64Array, count: int) -> tuple[Int32Array, int]:
+    """Group `count` things of which pairs belong together, two arrays of indices.
+
+    Returns
+    -------
+    labels : (count,) group of each thing, numbered from 0 by their first thing
+    groups : number of groups
+    """
+    if not count:
+        return np.zeros(0, np.int32), 0
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
+    groups, labels = connected_components(graph, directed=False)
+    _, first = np.unique(labels, return_index=True)
+    number = np.empty(groups, np.int32)
+    number[np.argsort(first)] = np.arange(groups, dtype=np.int32)
+    return number[labels], int(groups)
 
 
 def join(parts: Sequence[Spans]) -> tuple[Spans, Int64Array]:
@@ -270,7 +289,7 @@ class Shapes:
 
     @classmethod
     def of(cls, spans: Spans, labels: Int32Array, count: int) -> Self:
-        """Measure the objects that spans are labelled with; every object from 0 to `count` - 1 has a span."""
+        """Measure the objects that spans are labelled with (N,); every object from 0 to `count` - 1 has a span."""
         lengths, row = spans.lengths, spans.row.astype(np.int64)
         # the columns of a span are an arithmetic series
         columns = (spans.start.astype(np.int64) + spans.stop - 1) * lengths // 2

@@ -56,6 +56,12 @@ class Window:
             return None
         return Window(row, col, bottom - row, right - col)
 
+    def shared(self, other: Window) -> Window:
+        """Return the pixels in both windows, of two that are known to meet."""
+        both = self.intersection(other)
+        assert both is not None
+        return both
+
     def within(self, outer: Window) -> tuple[slice, slice]:
         """Row and column slices of this window into an array that holds exactly `outer`."""
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
 
+from geolabel import networks
 from geolabel.cli.main import run
 from geolabel.datasets.instances import CocoInstances, read_instances
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, WeightsError
 from geolabel.io import weights
 from geolabel.labels import BACKGROUND, LabelMap, closed_regions
-from geolabel.networks import build
 from geolabel.networks.checkpoint import read_info
+from geolabel.networks.detector import build_detector
 from geolabel.run.detectors import FILE, PRESETS, DetectorPreset, DetectorRequest, train_detector
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.instances import MOST, DetectorLosses, crop_objects, detect
@@ -205,12 +212,38 @@ def pseudo_labels(folder: Path, count: int) -> Path:
     return folder
 
 
-TINY = {"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "proposals": 20, "detections": 5, "sampled": 8}
-PRESET = DetectorPreset(architecture=TINY, epochs=1, batch=1, cropping=Cropping(64, strength=0.0), rate=1e-3)
+SMALL = {"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "proposals": 20, "detections": 5, "sampled": 8}
+PRESET = DetectorPreset(
+    architecture={"backbone": "tiny"}, epochs=1, batch=1, cropping=Cropping(64, strength=0.0), rate=1e-3
+)
+
+
+def build_tiny(classes: int, **_: object) -> nn.Module:
+    """Mask R-CNN with a fiftieth of the weights, since a training writes all of them several times."""
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3, stride=16), nn.ReLU())
+    trunk.out_channels = 8  # type: ignore[assignment]
+    return MaskRCNN(
+        trunk,
+        rpn_anchor_generator=AnchorGenerator(((16, 32, 64),)),
+        box_head=TwoMLPHead(8 * 7**2, 16),
+        box_predictor=FastRCNNPredictor(16, classes + 1),
+        mask_head=MaskRCNNHeads(8, (8,), 1),
+        mask_predictor=MaskRCNNPredictor(8, 8, classes + 1),
+        rpn_post_nms_top_n_test=20,
+        box_detections_per_img=5,
+        box_batch_size_per_image=8,
+        _skip_resize=True,
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, float]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks._BUILDERS, "maskrcnn", build_tiny)
+        yield _trained(tmp_path_factory)
+
+
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     folder = tmp_path_factory.mktemp("detector")
     labels = pseudo_labels(folder / "pseudo", 2)
     request = DetectorRequest(epochs=1)
@@ -266,7 +299,7 @@ def _renamed(path: Path) -> Path:
 
 def test_a_detector_sees_an_image_at_its_own_scale() -> None:
     torch.manual_seed(0)
-    detector = build({"name": "maskrcnn", "classes": 2, **TINY}).train()
+    detector = build_detector(2, **SMALL).train()
     seen = detect(detector, np.zeros((70, 90, 3), np.uint8))
     assert seen.masks.shape[1:] == (70, 90)
     assert detector.training  # as it was
@@ -274,8 +307,8 @@ def test_a_detector_sees_an_image_at_its_own_scale() -> None:
     assert inside.image_sizes == [(64, 96)]
 
 
-def test_the_paper_preset_can_be_built() -> None:
-    assert build({"name": "maskrcnn", "classes": 1, **PRESETS["paper"].architecture})
+def test_the_presets_can_be_built() -> None:
+    assert all(build_detector(1, **preset.architecture) for preset in PRESETS.values())
 
 
 def test_the_command_refuses_before_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

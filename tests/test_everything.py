@@ -147,7 +147,7 @@ def test_boxes_and_points_are_answered_too_but_not_mixed(sam: Sam) -> None:
     mixed = Prompts.concatenate([both[:1], both[1:].only("point")])
     with pytest.raises(ValueError, match="of several kinds"):
         everything(sam)([image], [mixed])
-    with pytest.raises(ValueError, match="exceeds the window of 64 px"):
+    with pytest.raises(ValueError, match="exceeds the segmenter's window of 64 px"):
         everything(sam)([image_of(65, 20)], [both])
 
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from geolabel.cli.main import run
 from geolabel.errors import OutputError
-from geolabel.io.outputs import SIDECARS, check_target, replacing
+from geolabel.io.outputs import SIDECARS, check_target, empty, replacing
 
 
 def test_an_input_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -81,3 +82,28 @@ def test_folders_that_are_none(tmp_path: Path, name: str):
     (tmp_path / "file.txt").touch()
     with pytest.raises(OutputError, match=r"the folder .* does not exist"):
         check_target(tmp_path / name, overwrite=False, suffixes=(".tif",))
+
+
+def test_a_folder_is_emptied_of_what_is_known_or_not_at_all(tmp_path: Path):
+    folder = tmp_path / "study"
+    empty(folder, ["numbers.json"])
+    for name in ("numbers.json", "t3.json", "tuned/0/a.txt", ".t3.part.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a.txt").write_text("")
+    (folder / "t4.json").symlink_to(tmp_path / "kept")
+    with pytest.raises(OutputError, match=r"holds tuned, which is none of the outputs to replace"):
+        empty(folder, ["numbers.json", "t*.json"])
+    assert len(list(folder.iterdir())) == 5
+    empty(folder, ["numbers.json", "t*.json", "tuned"])
+    assert not list(folder.iterdir())
+    assert (tmp_path / "kept" / "a.txt").exists()
+
+
+@pytest.mark.parametrize("study", ["threshold", "s2c", "alps", "diffuprompter"])
+def test_a_study_replaces_no_folder_of_other_things(tmp_path: Path, study: str, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run(["study", study, str(tmp_path / "chips"), "--out", str(tmp_path), "--overwrite", "-q"]) == 1
+    assert "holds thesis.tex" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()

@@ -12,12 +12,10 @@ from skimage.feature import peak_local_max
 from geolabel.errors import OptionError
 from geolabel.run import worker
 from geolabel.run.extract import extract
-from geolabel.run.peaks import owners, peak_distance
+from geolabel.run.peaks import peak_distance
 from geolabel.run.plan import Parameters
 from geolabel.run.request import Networks, Reading
-from geolabel.seams import Spans
 from geolabel.testing import FakeLocalizer, FakeSegmenter, brightness
-from geolabel.tiles import Window
 from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
@@ -92,18 +90,3 @@ def test_confidence_is_asked_of_masks_as_suits_the_segmenter():
 def test_boxes_are_none_of_its_prompts():
     with pytest.raises(OptionError, match="asks by points"):
         Parameters(method="s2c", prompts="box")
-
-
-def test_pixels_find_the_span_they_lie_in():
-    mask = np.zeros((5, 8), bool)
-    mask[1, 1:4] = mask[1, 6] = mask[3, :8] = True
-    spans = Spans.of_mask(mask, Window(0, 0, 5, 8))
-    labels, _ = spans.components(4)
-    rows, cols = np.array([1, 1, 1, 3, 0, 1]), np.array([1, 3, 6, 7, 0, 4])
-    found = owners(rows, cols, spans, labels)
-    assert found[0] == found[1] != found[2]
-    assert found[3] not in (-1, found[0], found[2])
-    assert found[4:].tolist() == [-1, -1]
-    assert (
-        owners(rows, cols, Spans.of_mask(np.zeros((2, 2), bool), Window(0, 0, 2, 2)), labels[:0]).tolist() == [-1] * 6
-    )

@@ -20,8 +20,8 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 
 from geolabel.errors import OptionError, SceneError, TileError
+from geolabel.io.opening import is_remote
 from geolabel.io.scenes import SceneReader
-from geolabel.io.sources import is_remote
 from geolabel.scene import inside
 from geolabel.tiles import TileGrid, Window
 

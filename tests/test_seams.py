@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from geolabel.seams import Shapes, Spans, drop_small, holes, join, largest, pixel_sums, total
+from geolabel.seams import Shapes, Spans, connected, drop_small, holes, join, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
 
 ALL_EIGHT = np.ones((3, 3), int)
@@ -226,3 +226,21 @@ def test_sums_under_spans(mask, size):
 def test_what_calls_itself_spans(row, start, stop, sound):
     assert Spans(*(np.asarray(values, np.int32) for values in (row, start, stop))).in_order() is sound
     assert not Spans(*(np.asarray(values, float) for values in (row, start, stop))).in_order()
+
+
+@given(mask=hnp.arrays(bool, st.tuples(st.integers(1, 8), st.integers(1, 9))))
+def test_pixels_find_the_span_they_lie_in(mask):
+    spans = Spans.of_mask(mask, Window(0, 0, *mask.shape))
+    rows, cols = (axis.ravel() for axis in np.mgrid[-1:9, -1:11])
+    found = spans.holding(rows, cols)
+    inside = np.pad(mask, ((1, 9 - mask.shape[0]), (1, 11 - mask.shape[1])))[rows + 1, cols + 1]
+    np.testing.assert_array_equal(found >= 0, inside)
+    held = found[inside]
+    np.testing.assert_array_equal(spans.row[held], rows[inside])
+    assert ((spans.start[held] <= cols[inside]) & (cols[inside] < spans.stop[held])).all()
+
+
+def test_things_are_grouped_by_pairs_and_numbered_by_their_first():
+    labels, groups = connected(np.array([4, 3]), np.array([1, 0]), 6)
+    assert (labels.tolist(), groups) == ([0, 1, 2, 0, 1, 3], 4)
+    assert connected(np.zeros(0, int), np.zeros(0, int), 0)[1] == 0

@@ -28,8 +28,9 @@ from geolabel.run.request import Networks
 from geolabel.run.segmentmaps import segment_everything, segment_maps
 from geolabel.run.training import saving_to
 from geolabel.testing import FakeSegmenter
-from geolabel.trainers.crops import Cropping, epoch_indices, mirrored, take_crop
+from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
 from geolabel.trainers.presets import PRESETS, preset_of
+from geolabel.trainers.samples import mirrored
 from geolabel.trainers.schedules import Falling
 from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning
 from geolabel.trainers.weak_cism import CismLosses, CismObjective, CismTerms, partner

@@ -332,7 +332,7 @@ def test_normalisation_reaches_the_localizer(files):
 def test_a_segmenter_of_ours_keeps_small_images_as_they_are(files):
     segment = weights.load(weights.recipe("segmenter", files / "segmenter.safetensors", device="cpu", batch=1))
     assert (segment.window, segment.gsd_range) == (64, (0.3, 20.0))
-    assert segment._resize is None
+    assert segment._network.resize is None
     assert answer(segment).scores.shape == (1, 48, 40)
 
 
@@ -341,7 +341,7 @@ def test_a_fetched_network_and_its_file_by_hand_answer_alike(published, files):
     by_hand = weights.recipe("segmenter", "vit_b", checkpoint=files / "vit.pth", device="cpu", batch=1)
     assert by_hand.architecture == "vit_b"
     assert np.array_equal(answer(fetched).scores, answer(weights.load(by_hand)).scores)
-    assert fetched._resize is not None
+    assert fetched._network.resize is not None
 
 
 def test_a_checkpoint_without_a_name_is_believed(files):

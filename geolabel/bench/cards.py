@@ -68,8 +68,7 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
             )
         kind = cast("Kind", recipe.role)
         measured = [sections[name].markdown() for name in SHOWN[kind] if name in sections]
-        published = next((p for p in weights.PUBLISHED if p.name == recipe.source and p.role == kind), None)
-        state, info = load_checkpoint(published.path if published else Path(recipe.source))
+        state, info = load_checkpoint(weights.file_of(recipe))
         count = sum(tensor.numel() for name, tensor in state.items() if "running" not in name and "num_" not in name)
         files[kind] = out / f"{kind}.md"
         write_card(files[kind], info, parameters=count, measured=measured, failures=pictures if worst else [])

@@ -6,15 +6,13 @@ it is executed or unpickled, and members of other names are refused.
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from pathlib import Path
 
-from PIL import Image
-
 from geolabel.datasets.chips import mask_path, read_chips
 from geolabel.errors import OptionError
+from geolabel.trainers.colours import jpeg
 
 SPLITS = ("train", "val")
 
@@ -50,9 +48,8 @@ def pack_chips(data: Path, path: Path, *, quality: int = 85, limit: int | None =
                 step = 1 if limit is None else max(1, len(chips) // limit)
                 rows = [",".join(["image", *(["label"] if len(chips.classes) == 1 else chips.classes)])]
                 for k in range(0, len(chips), step):
-                    name, stream = chips.names[k], io.BytesIO()
-                    Image.fromarray(chips.rgb(k)).save(stream, "JPEG", quality=quality)
-                    archive.writestr(zipfile.ZipInfo(f"{split}/images/{name}.jpg", EPOCH), stream.getvalue())
+                    name = chips.names[k]
+                    archive.writestr(zipfile.ZipInfo(f"{split}/images/{name}.jpg", EPOCH), jpeg(chips.rgb(k), quality))
                     mask = mask_path(chips.paths[k])
                     if mask.is_file():
                         archive.writestr(zipfile.ZipInfo(f"{split}/masks/{name}.png", EPOCH), mask.read_bytes())

@@ -66,6 +66,10 @@ class Once:
         return getattr(self.localizer, name)
 
 
+OWN = ("t*-L*.json", "diffuprompter.*")
+"""Names of what the study leaves in its folder."""
+
+
 @dataclass(frozen=True)
 class GroundingStudy:
     """What is asked, of which images, with which networks."""

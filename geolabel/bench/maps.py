@@ -85,7 +85,7 @@ def _at_size(activation: Activation, c: int, size: tuple[int, ...]) -> Any:
 
 
 def iou(found: BoolArray, truth: BoolArray) -> float:
-    """Intersection over union; 0 where neither is anywhere."""
+    """Intersection over union of two masks (H, W); 0 where neither is anywhere."""
     either = np.count_nonzero(found | truth)
     return np.count_nonzero(found & truth) / either if either else 0.0
 

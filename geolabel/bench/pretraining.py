@@ -40,6 +40,9 @@ QUESTION = "What do pseudo-labels teach before the first mask? (ALPS, Tables 1 t
 
 TITLE = "alps"
 
+OWN = ("study.json", f"{TITLE}.*", "labels", "regions", "taught", "tuned")
+"""Names of what the study leaves in its folder."""
+
 SCRATCH = "scratch"
 
 FIGURES = "figures.json"

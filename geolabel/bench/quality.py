@@ -384,8 +384,7 @@ def _calibration(curves: dict[str, list[Bin]]) -> Section:
 
 def _described(recipe: Recipe) -> dict[str, Any]:
     """SHA-256 of a network and what it was trained on, as far as its file says."""
-    published = next((p for p in weights.PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
-    path = published.path if published else Path(recipe.source)
+    path = weights.file_of(recipe)
     trained = weights.describe(path).get("trained") or {}
     return {
         "source": path.name,

@@ -24,8 +24,8 @@ from geolabel.io.geotiffs import write_geotiff
 from geolabel.masks import FULL
 from geolabel.metrics import HALF, Confusion, ratio
 from geolabel.mosaic import Layers
-from geolabel.run.extract import find_landslides, find_places
-from geolabel.run.passes import validity
+from geolabel.run.extract import find_landslides, join_regions
+from geolabel.run.localized import validity
 from geolabel.run.plan import Parameters, Plan
 from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.vectorize import find_objects
@@ -70,7 +70,7 @@ def answers(path: Path, networks: Networks, parameters: Parameters) -> dict[str,
     plan = prepare(path, Reading(), networks, parameters)
     with in_scratch(plan) as work:
         landslides = find_landslides(work).landslides
-        spans, _, _ = find_places(work)
+        spans, _, _ = join_regions(work)
         valid = validity(work.run, plan.grid.window)
     grid = plan.grid
     valid = np.ones((grid.height, grid.width), bool) if valid is None else valid

@@ -19,7 +19,7 @@ import numpy as np
 
 from geolabel.bench.maps import THRESHOLDS, MapScores, image_scores, iou, label_scores
 from geolabel.bench.table import Measurement, Section, write_json, write_text
-from geolabel.chips import Part, split
+from geolabel.chips import ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.errors import ChipError, OptionError
 from geolabel.io import weights
@@ -54,6 +54,9 @@ QUESTIONS: dict[StudyName, str] = {
     "s2c": "What do the parts of S2C add to the map? (its Tables 1 and 2)",
     "cism": "What do the parts of CISM add to the map? (its Tables 4 to 8)",
 }
+
+OWN = ("numbers.json", "[0-9][0-9].json", "trained", "segments", *(f"{name}.*" for name in QUESTIONS))
+"""Names of what studies leave in their folder."""
 
 _NONE = S2cTerms(contrast=False, prompted=False)
 _FULL = S2cTerms()
@@ -248,7 +251,7 @@ class Study:
         recipe = weights.recipe("localizer", folder / localizers.FILE, batch=1, **self._place())
         locate = chip_localizer(recipe, multiscale=not self.single_scale)
         _, kept = split(self.chips)
-        judged = kept if kept.labels.any() else Part(self.chips, np.arange(len(self.chips)))
+        judged = kept if kept.labels.any() else ChipSubset(self.chips, np.arange(len(self.chips)))
         maps = MapScores.of(locate, judged)
         best = maps.best_threshold()
         figures = {"map IoU": float(maps.at(best).mean()), "hits": float(np.mean(maps.hits))}

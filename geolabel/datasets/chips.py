@@ -137,7 +137,8 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
         unknown = sorted(set(np.unique(values).tolist()) - {*range(len(self.classes) + 1), IGNORE})
         if unknown:
             raise ChipError(
-                f"the mask {file} holds the value {unknown[0]}, of {len(self.classes)} classes and {IGNORE}"
+                f"the mask {file} holds the value {unknown[0]}: it may hold 0 where nothing is, 1 to "
+                f"{len(self.classes)} where a class is, and {IGNORE} where nobody knows"
             )
         return values.astype(np.uint8)
 

@@ -17,7 +17,6 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import shapely
 import torch
 from affine import Affine
 from torchgeo.datasets import GeoDataset
@@ -70,7 +69,10 @@ class GeoChips(GeoDataset):
         self._number = {} if painted is None else {name: k for k, name in enumerate(painted.names)}
         unpainted = [name for name in chips.names if painted is not None and name not in self._number]
         if unpainted:
-            raise ChipError(f"{len(unpainted)} of {len(chips)} chips have no label map, such as {unpainted[0]}")
+            raise ChipError(
+                f"{len(unpainted)} of {len(chips)} chips have no label map, such as {unpainted[0]}: label them with "
+                "geolabel label, or leave them out"
+            )
         self._grids = [_grid(path) for path in paths]
         first = self._grids[0]
         self._res = (first.transform.a, -first.transform.e)
@@ -80,7 +82,7 @@ class GeoChips(GeoDataset):
         always = pd.IntervalIndex.from_arrays(
             [pd.Timestamp.min] * len(chips), [pd.Timestamp.max] * len(chips), closed="both", name="datetime"
         )
-        boxes = [shapely.box(*_corners(grid)) for grid in self._grids]
+        boxes = [grid.outline for grid in self._grids]
         self.index = gpd.GeoDataFrame({"filepath": paths}, index=always, geometry=boxes, crs=first.crs)
 
     def __getitem__(self, query: Any) -> dict[str, Any]:
@@ -109,8 +111,7 @@ class GeoChips(GeoDataset):
             raise IndexError(f"no chip reaches into {query}: the chips lie in {self.bounds}")
         masks = []
         for k, place in reversed(hits):
-            shared = query_window.intersection(place)
-            assert shared is not None
+            shared = query_window.shared(place)
             rgb, values = self._read(k)
             image[shared.slices] = rgb[shared.within(place)]
             if values is not None:
@@ -148,11 +149,6 @@ def _grid(path: str) -> Grid:
 def _alike(grid: Grid, other: Grid) -> bool:
     ours, theirs = ((one.transform.a, one.transform.e) for one in (grid, other))
     return grid.crs == other.crs and bool(np.allclose(ours, theirs, rtol=1e-6, atol=0))
-
-
-def _corners(grid: Grid) -> tuple[float, float, float, float]:
-    (left, top), (right, bottom) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
-    return left, bottom, right, top
 
 
 def _place(grid: Grid, frame: Affine) -> Window:

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from geolabel.errors import OptionError, OutputError, SceneError
-from geolabel.io.outputs import replacing
+from geolabel.io.outputs import replacing, saving
 from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
@@ -279,11 +279,8 @@ def unique_names(paths: Sequence[Path], root: Path) -> list[str]:
 
 
 def _write_png(path: Path, pixels: UInt8Array) -> None:
-    try:
-        with replacing(path, overwrite=True) as part:
-            Image.fromarray(pixels).save(part)
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+    with saving(path) as part:
+        Image.fromarray(pixels).save(part)
 
 
 def _read_png(path: Path, mode: str) -> AnyArray:
@@ -298,11 +295,8 @@ def _read_png(path: Path, mode: str) -> AnyArray:
 
 def write_json(path: Path, record: Any) -> None:
     """Write plain values, whole or not at all."""
-    try:
-        with replacing(path, overwrite=True) as part:
-            part.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+    with saving(path) as part:
+        part.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -105,7 +105,10 @@ def official_state(path: Path) -> dict[str, Tensor]:
             "file or a safetensors file of geolabel"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds {type(state).__name__} in place of named tensors: it is no weights file")
+        raise WeightsError(
+            f"{path} holds {type(state).__name__} in place of named tensors: give an official Segment "
+            "Anything file or one of geolabel"
+        )
     return state
 
 

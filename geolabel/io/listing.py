@@ -14,7 +14,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
-from geolabel.io.sources import is_remote
+from geolabel.io.opening import is_remote
 
 if TYPE_CHECKING:
     import xarray
@@ -92,7 +92,7 @@ def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
     elif re.search(r"[*?\[]", text) and not is_remote(text) and not Path(text).exists():
         found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # it may begin at the root
         if not found:
-            raise SceneError(f"{text}: no file has such a name")
+            raise SceneError(f"{text}: no file has such a name: correct the path or the pattern")
         yield from map(_listed, found)
     else:
         yield _listed(text)
@@ -196,7 +196,7 @@ def _items(name: str) -> Mapping[str, Any] | None:
 def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) -> Iterator[Listed]:
     items = values.get("features", [values])
     if not items:
-        raise SceneError(f"{name} hold no item")
+        raise SceneError(f"no STAC item in {name}: give at least one, or the scenes themselves")
     for item in items:
         if not isinstance(item, Mapping) or not isinstance(item.get("assets"), Mapping):
             raise SceneError(f"{name}: a STAC item without assets: give items, not a catalogue or a collection")

@@ -119,6 +119,13 @@ def reading(uri: str) -> Iterator[DatasetReader]:
         yield dataset
 
 
+def one_line(cause: BaseException) -> str:
+    """The message of a foreign error as a single line; what GDAL said, where rasterio only points to it."""
+    while "previous exception" in str(cause) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
 # --- how large -------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +173,9 @@ def _check_vrt(uri: str, name: str, text: str) -> None:
     try:
         sources = sorted(set(_sources(ET.fromstring(text), uri)))  # noqa: S314
     except ET.ParseError as error:
-        raise SceneError(f"{uri} is no VRT that can be understood: {error}") from error
+        raise SceneError(
+            f"{uri} is no VRT that can be understood ({error}): download it with its sources, and give the copy"
+        ) from error
     folder = name.rpartition("/")[0]
     paths = [source if absolute else f"{folder}/{source}" for source, absolute in sources]
     for path in paths:

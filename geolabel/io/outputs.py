@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from geolabel.errors import OutputError
@@ -52,6 +54,27 @@ def _same_file(path: Path, source: str | Path) -> bool:
         return path.absolute() == Path(source).absolute()
 
 
+def empty(folder: Path, own: Sequence[str]) -> None:
+    """Delete what an earlier call of the same kind left in a folder, if there is one.
+
+    Parameters
+    ----------
+    own
+        Names of what such calls write, ``*`` for anything; what a killed `replacing` left is theirs too.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds anything else: nothing is deleted then.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    foreign = [entry.name for entry in entries if not any(fnmatch(entry.name, name) for name in (*own, ".*.part*"))]
+    if foreign:
+        raise OutputError(f"{folder} holds {foreign[0]}, which is none of the outputs to replace: give another folder")
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
 @contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield the name of a file beside `path` to write to, and rename it to `path` if the block ends without an error.
@@ -74,6 +97,22 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         part.replace(path)
     finally:
         _discard(part)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[Path]:
+    """Write a file anew, as `replacing` does; what the disk refuses becomes an error of ours.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    try:
+        with replacing(path, overwrite=True) as part:
+            yield part
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}; is the disk full?") from error
 
 
 def _discard(part: Path) -> None:

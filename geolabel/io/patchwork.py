@@ -14,8 +14,9 @@ from functools import cached_property
 
 import numpy as np
 
+from geolabel.io.headers import Header
 from geolabel.io.scenes import SceneReader
-from geolabel.io.sources import Header, Source
+from geolabel.io.sources import Source
 from geolabel.radiometry import Stretch
 from geolabel.resampling import axes
 from geolabel.scene import Grid
@@ -171,8 +172,7 @@ class Patchwork:
     def _beneath(self, window: Window, covered: BoolArray) -> Iterator[tuple[int, tuple[slice, slice]]]:
         """Yield the scenes under a window that may show, from the top, and which part of the window they share."""
         for index in self.meeting(window).tolist():
-            shared = self.sheets[index].window.intersection(window)
-            assert shared is not None
+            shared = self.sheets[index].window.shared(window)
             here = shared.within(window)
             if not covered[here].all():
                 yield index, here

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date
 from fractions import Fraction
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from affine import Affine
 
 from geolabel.bands import choose_bands
 from geolabel.errors import OptionError, SceneError, TileError
-from geolabel.io.sources import ArraySource, FileSource, Header, Source, one_line
+from geolabel.io.arrays import ArraySource
+from geolabel.io.headers import Header, event_date_of, grid_of
+from geolabel.io.opening import one_line
+from geolabel.io.sources import FileSource, Source
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
 from geolabel.tiles import Window
@@ -39,16 +39,6 @@ SOURCE_PX = 1 << 22
 
 PATCHES_ACROSS, PATCH_PX = 24, 32
 """Patches along each axis, and their side in pixels, that a damaged scene is sampled by."""
-
-DATE_TAGS = (
-    "ACQUISITIONDATETIME",
-    "DATETIME",
-    "DATE_ACQUIRED",
-    "PRODUCT_START_TIME",
-    "SENSING_TIME",
-    "TIFFTAG_DATETIME",
-)
-"""Tags that may say when the scene was taken, the most telling first; case does not matter."""
 
 
 class SceneReader:
@@ -152,13 +142,13 @@ class SceneReader:
             )
         return Scene(
             name=self._name or header.name,
-            grid=_grid(header, self._gsd),
+            grid=grid_of(header, self._gsd),
             bands=bands,
             dtype=str(_working_dtype(np.result_type(*(header.dtypes[band - 1] for band in bands)))),
             band_count=header.count,
             size_bytes=header.size_bytes,
             modified=header.modified,
-            event_date=self._date or _event_date(header),
+            event_date=self._date or event_date_of(header),
         )
 
     @property
@@ -378,39 +368,3 @@ def _equals(values: AnyArray, nodata: float) -> BoolArray:
     # NumPy compares integers with Python's exactly, whatever their size.
     whole = math.isfinite(nodata) and nodata == int(nodata)
     return np.asarray(values == int(nodata)) if whole else np.zeros(values.shape, bool)
-
-
-def _grid(header: Header, gsd: float | None) -> Grid:
-    height, width = header.height, header.width
-    if header.approximate:
-        raise SceneError(
-            f"{header.name} is placed by {header.approximate}, not by a transform: "
-            "rectify it first (gdalwarp IN OUT), then give the result"
-        )
-    if header.crs is None:
-        if gsd is None:
-            raise SceneError(f"{header.name} has no CRS, so the size of its pixels is unknown: give --gsd METRES")
-        if header.transform is None:
-            return Grid(None, Affine(1, 0, 0, 0, -1, 0), height, width, unit_m=gsd)
-        side = math.sqrt(abs(header.transform.determinant))
-        return Grid(None, header.transform, height, width, unit_m=gsd / side)
-    if header.transform is None:
-        raise SceneError(
-            f"{header.name} has a CRS but no transform, so it lies nowhere: "
-            "place it first (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM IN OUT)"
-        )
-    if gsd is not None:
-        raise SceneError(f"{header.name} has a CRS, which says how large its pixels are: leave --gsd {gsd:g} away")
-    return Grid(header.crs, header.transform, height, width)
-
-
-def _event_date(header: Header) -> str | None:
-    tags = {key.upper(): value for key, value in header.tags.items()}
-    for name in DATE_TAGS:
-        match = re.match(r"(\d{4})[:/-]?(\d\d)[:/-]?(\d\d)(?!\d)", tags.get(name, "").strip())
-        if match:
-            try:
-                return date(*map(int, match.groups())).isoformat()
-            except ValueError:  # such as 0000:00:00, which some cameras write
-                continue
-    return None

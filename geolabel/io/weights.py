@@ -262,6 +262,18 @@ def bundled_gsd_range() -> tuple[float, float]:
     return max(finest), min(coarsest)
 
 
+def file_of(recipe: Recipe) -> Path:
+    """File of the network that a recipe names, which is fetched where it is published and not here yet.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be fetched.
+    """
+    published = next((p for p in PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
+    return fetch(published) if published else Path(recipe.source)
+
+
 def load(recipe: Recipe) -> Localizer | Segmenter:
     """Make the part that a recipe describes.
 
@@ -279,8 +291,7 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
         return Everywhere((recipe.source.partition(":")[2],)) if ":" in recipe.source else Everywhere()
     if recipe.source == NOTHING:
         return NoMasks()
-    published = next((p for p in PUBLISHED if p.name == recipe.source and p.role == recipe.role), None)
-    path = fetch(published) if published else Path(recipe.source)
+    path = file_of(recipe)
     digest = sha256(path)
     if digest != recipe.sha256:
         raise WeightsError(f"{path} has SHA-256 {digest}, the run was planned with {recipe.sha256}: plan it again")

@@ -225,7 +225,9 @@ class DiffusionLocalizer:
     ) -> None:
         steps = len(networks.alphas_cumprod)
         if grounding.timestep >= steps:
-            raise OptionError(f"time step {grounding.timestep}: the network's schedule ends at {steps - 1}")
+            raise OptionError(
+                f"time step {grounding.timestep}: the network's schedule ends at {steps - 1}: give an earlier one"
+            )
         self._unet = networks.unet.to(device).eval()
         self._vae = networks.vae.to(device).eval()
         self._grounding = grounding

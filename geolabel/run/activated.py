@@ -86,8 +86,7 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLoca
     WeightsError
         If its file holds something else.
     """
-    published = next((p for p in weights.PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
-    path = weights.fetch(published) if published else Path(recipe.source)
+    path = weights.file_of(recipe)
     network, info = load_own(path, "localizer")
     if not isinstance(network, PyramidLocalizer | Classifier):
         raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")

@@ -15,7 +15,9 @@ from geolabel import mosaic
 from geolabel.activation import LEVELS
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
-from geolabel.run.passes import MaskPlace, MosaicSource, Run, blend_activation, class_probability, reach, validity
+from geolabel.run.localized import blend_activation, class_probability, reach, validity
+from geolabel.run.passes import MaskPlace, MosaicSource
+from geolabel.run.plan import Run
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array
@@ -48,7 +50,7 @@ def score(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
 
 
 def to_scores(grey: UInt8Array) -> UInt8Array:
-    """Scores 0..254 of grey values 0..255: one half, between 127 and 128, stays between the scores 126 and 127."""
+    """(H, W) scores 0..254 of grey values 0..255: one half, between 127 and 128, stays between 126 and 127."""
     table: UInt8Array = np.floor(np.arange(LEVELS + 1) * (FULL / LEVELS)).astype(np.uint8)
     return table[grey]
 

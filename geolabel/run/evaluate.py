@@ -122,7 +122,9 @@ def evaluate(
         try:
             truth_layer = _choose_layer(truth, truth_layer)
         except VectorError as error:
-            raise VectorError(f"{truth} opens neither as a raster nor as a vector file of polygons") from error
+            raise VectorError(
+                f"{truth} opens neither as a raster nor as a vector file of polygons: give one of these"
+            ) from error
         return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=aoi)
     if scene is not None:
         raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has an outline of its own")
@@ -313,8 +315,7 @@ def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: str | Path 
     if scene is not None:
         with _open(scene) as dataset:
             grid = _grid(dataset)
-        corners = [grid.transform * p for p in ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))]
-        outline = gpd.GeoDataFrame(geometry=[shapely.Polygon(corners)], crs=grid.crs)
+        outline = gpd.GeoDataFrame(geometry=[grid.outline], crs=grid.crs)
         parts.append(in_crs(outline, plane, scene).geometry[0])
     return shapely.intersection_all(parts) if parts else None
 

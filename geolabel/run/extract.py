@@ -23,9 +23,9 @@ from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
 from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
-from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource, Run
+from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource
 from geolabel.run.peaks import confident, peak_prompts
-from geolabel.run.plan import Parameters, Plan, task_size
+from geolabel.run.plan import Parameters, Plan, Run, task_size
 from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading
 from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects
@@ -206,7 +206,7 @@ def localize(work: Work) -> gpd.GeoDataFrame:
 def find_prompts(work: Work) -> Prompts:
     """Pass 2: box and centroid of every place where a landslide is likely."""
     plan = work.run.plan
-    spans, labels, probability = find_places(work)
+    spans, labels, probability = join_regions(work)
     if plan.parameters.method == "s2c":
         return fit_to_tiles(numbered(peak_prompts(work, spans, labels, probability)), plan.segment_tiles)
     shapes = Shapes.of(spans, labels, len(probability))
@@ -217,8 +217,8 @@ def find_prompts(work: Work) -> Prompts:
     return numbered(Prompts.concatenate([prompts[~large], *parts]))
 
 
-def find_places(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
-    """Find the components of the thresholded, blended activation that pass the gate.
+def join_regions(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
+    """Join the regions of all blocks: components of the thresholded, blended activation that pass the gate.
 
     Returns
     -------

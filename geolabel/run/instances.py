@@ -17,7 +17,7 @@ from geolabel import polygons
 from geolabel.identity import Part, agreements, is_cut, representative_point, unite
 from geolabel.io.store import Store
 from geolabel.masks import EDGE
-from geolabel.run.passes import Run
+from geolabel.run.plan import Run
 from geolabel.seams import Spans, drop_small
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, Float64Array, Int64Array

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from geolabel.chips import Chips, Part, check_learnable, split
+from geolabel.chips import Chips, ChipSubset, check_learnable, split
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.errors import WeightsError
 from geolabel.io import weights
@@ -188,13 +188,13 @@ def _objective(
     return ChipObjective(ChipLosses(network, **shared), learn, select, learning)
 
 
-def _split(chips: Chips) -> tuple[Part, Part]:
+def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     learn, select = split(chips)
     told = [labels.any(axis=0) & ~labels.all(axis=0) for labels in (learn.labels, select.labels) if len(labels)]
     if len(told) == 2 and all(t.all() for t in told):
         return learn, select
     log.warning("%d chips are too few to keep some aside: weights are selected by what they learn from", len(chips))
-    everything = Part(chips, np.arange(len(chips)))
+    everything = ChipSubset(chips, np.arange(len(chips)))
     return everything, everything
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from geolabel.activation import quantise, upsample
 from geolabel.clusters import MOST
 from geolabel.datasets.chips import TABLE, ChipDataset, mask_path, read_chips, read_image
 from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
@@ -143,7 +142,7 @@ def active(localizer: Localizer, class_name: str) -> Truth:
         for index, tile in enumerate(tiles):
             (maps,) = localizer([np.array(image[tile.slices])])
             if maps.probability[c] >= GATE:
-                grey = upsample(quantise(maps.values[c]), maps.stride, tile.height, tile.width)
+                grey = maps.grey(c, (tile.height, tile.width))
                 core = tiles.core(index)
                 found[core.slices] = (grey > THRESHOLD)[core.within(tile)]
         return found

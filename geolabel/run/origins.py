@@ -13,7 +13,7 @@ import numpy as np
 
 from geolabel.io.patchwork import NOBODY, Patchwork, common_date, patchwork_of
 from geolabel.resampling import axes
-from geolabel.run.passes import Run
+from geolabel.run.plan import Run
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import Int32Array, Int64Array

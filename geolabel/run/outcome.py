@@ -24,8 +24,8 @@ from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
 from geolabel.masks import OUTSIDE
 from geolabel.run.folder import SUFFIX, Folder, written_by
-from geolabel.run.passes import MosaicSource, Run, TileReport
-from geolabel.run.plan import Plan
+from geolabel.run.passes import MosaicSource, TileReport
+from geolabel.run.plan import Plan, Run
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
@@ -74,7 +74,7 @@ class Targets:
         targets = replace(targets, own=frozenset() if root is None else written_by(root))
         paths = [path for path in (targets.inventory, targets.scores, targets.mask) if path is not None]
         if len({path.absolute() for path in paths}) < len(paths):
-            raise OptionError(f"two outputs share a name: {', '.join(map(str, paths))}")
+            raise OptionError(f"two outputs share a name ({', '.join(map(str, paths))}): give each its own")
         sources = [source for source in inputs if isinstance(source, str | Path)]
         for path in paths:
             suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES

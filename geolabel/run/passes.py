@@ -7,30 +7,28 @@ the few numbers that the client needs. No two tasks write the same record.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
-from functools import lru_cache, partial, reduce
-from typing import TypeAlias
+from functools import lru_cache, partial
 
 import numpy as np
 
 from geolabel import activation, mosaic
-from geolabel.activation import Activation, Enlarged
+from geolabel.activation import Activation
 from geolabel.errors import TileError
 from geolabel.io.store import Store
 from geolabel.labelers import most_alike
 from geolabel.masks import Masks
 from geolabel.mosaic import Layers
-from geolabel.run import worker
-from geolabel.run.plan import Plan
+from geolabel.run import localized, worker
+from geolabel.run.localized import Tiles, blend_activation, class_probability, reach, validity
+from geolabel.run.plan import Plan, Run
 from geolabel.run.windows import PromptedWindow
 from geolabel.seams import Spans, pixel_sums
 from geolabel.tiles import Window, extent, strips
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
-
-Tiles: TypeAlias = list[tuple[Window, Enlarged]]
 
 STRIP = 8
 """Most windows that are read at once: tiles overlap, and what they share is then read and stretched once."""
@@ -40,16 +38,6 @@ NOWHERE = (slice(0, 0), slice(0, 0))
 NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
 """What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
 since the prompts came from elsewhere."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A plan and the place where its records are kept."""
-
-    plan: Plan
-    store: Store
-    localized: bool = True
-    """False where prompts that a person drew replace the activation: tiles are read for their validity only."""
 
 
 @dataclass(frozen=True)
@@ -83,33 +71,28 @@ def localize(run: Run, task: int) -> list[TileReport]:
     plan = run.plan
     tiles, c = plan.tiles_of(task), plan.class_index
     images, valid, failures = _read(plan, [plan.localize_tiles[index] for index in tiles])
-    seen = [k for k, mask in enumerate(valid) if mask.any()]
-    activations = _locate(plan, [images[k] for k in seen]) if run.localized else []
-    for k, maps in list(zip(seen, activations, strict=run.localized)):
-        if not (np.isfinite(maps.values).all() and np.isfinite(maps.local_probability).all()):
+    seen = [k for k, mask in enumerate(valid) if mask.any()] if run.localized else []
+    maps = dict(zip(seen, _locate(plan, [images[k] for k in seen]), strict=True)) if seen else {}
+    for k, found in list(maps.items()):
+        if not (np.isfinite(found.values).all() and np.isfinite(found.local_probability).all()):
             failures[k] = _not_numbers(plan, "localizer", plan.localize_tiles[tiles[k]])
             valid[k] = np.zeros_like(valid[k])
-            seen.remove(k)
-            activations = [other for other in activations if other is not maps]
-    probabilities = {k: float(maps.probability[c]) for k, maps in zip(seen, activations, strict=run.localized)}
+            del maps[k]
     run.store.write(
         "localize",
         task,
         {
-            "seen": np.asarray(seen[: len(activations)], np.int32),
-            "activation": _stack([activation.quantise(maps.values[c]) for maps in activations]),
-            "probability": _stack([activation.quantise(maps.local_probability[c]) for maps in activations]),
-            "stride": np.asarray(activations[0].stride if activations else 1, np.int32),
+            "seen": np.asarray(list(maps), np.int32),
+            "activation": _stack([activation.quantise(found.values[c]) for found in maps.values()]),
+            "probability": _stack([activation.quantise(found.local_probability[c]) for found in maps.values()]),
+            "stride": np.asarray(next((found.stride for found in maps.values()), 1), np.int32),
             "valid": np.packbits(np.stack(valid), axis=-1),
             "whole": np.asarray([mask.all() for mask in valid]),
         },
     )
-    return [
-        TileReport(
-            index, _status(run, failures.get(k), valid[k], probabilities.get(k)), probabilities.get(k), failures.get(k)
-        )
-        for k, index in enumerate(tiles)
-    ]
+    probability = {k: float(found.probability[c]) for k, found in maps.items()}
+    status = [_status(run, failures.get(k), mask, probability.get(k)) for k, mask in enumerate(valid)]
+    return [TileReport(index, status[k], probability.get(k), failures.get(k)) for k, index in enumerate(tiles)]
 
 
 def _locate(plan: Plan, images: list[UInt8Array]) -> list[Activation]:
@@ -175,118 +158,6 @@ def _status(run: Run, failure: str | None, valid: BoolArray, probability: float 
     if probability is None:
         return UNSEEN
     return FOUND if probability >= run.plan.parameters.gate else CLEAR
-
-
-@dataclass(frozen=True)
-class TileMaps:
-    """What the first pass left of one tile."""
-
-    window: Window
-    activation: Enlarged | None
-    """Of the size of the tile; None where the tile went to no network."""
-    probability: UInt8Array | None
-    """At the network's stride."""
-    stride: int
-    bits: UInt8Array | None
-    """Which pixels are valid, eight to a byte along a row; None where every pixel is."""
-
-    @property
-    def valid(self) -> BoolArray | None:
-        """(h, w), or None where every pixel is valid."""
-        return None if self.bits is None else np.unpackbits(self.bits, axis=-1, count=self.window.width).astype(bool)
-
-
-@lru_cache(maxsize=64)
-def _localize_record(store: Store, task: int) -> Mapping[str, AnyArray]:
-    return store.read("localize", task)
-
-
-def forget() -> None:
-    """Let go of the records that this process keeps in memory, when the run that they belong to is over."""
-    _localize_record.cache_clear()
-    _segment_record.cache_clear()
-
-
-def tile_maps(run: Run, window: Window) -> dict[int, TileMaps]:
-    """What the first pass left of every tile that shares a pixel with `window`, by the number of the tile."""
-    return {index: _tile_maps(run, index) for index in run.plan.localize_tiles.covering(window)}
-
-
-def _tile_maps(run: Run, index: int) -> TileMaps:
-    task, k = divmod(index, run.plan.task_tiles)
-    record = _localize_record(run.store, task)
-    at = int(np.searchsorted(record["seen"], k))
-    seen = at < len(record["seen"]) and record["seen"][at] == k
-    return TileMaps(
-        window=run.plan.localize_tiles[index],
-        activation=Enlarged(record["activation"][at], int(record["stride"])) if seen else None,
-        probability=record["probability"][at] if seen else None,
-        stride=int(record["stride"]),
-        bits=None if record["whole"][k] else record["valid"][k],
-    )
-
-
-def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], Window | None]) -> UInt8Array:
-    """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
-
-    A tile that went to no network has no vote on what its neighbours saw.
-
-    Parameters
-    ----------
-    wanted
-        The part that matters of a patch, which these tiles cover, or None; elsewhere the values are 0.
-    """
-    maps = tile_maps(run, window)
-    grey = np.zeros((window.height, window.width), np.uint8)
-    for patch, indices in run.plan.localize_tiles.patches(window):
-        tiles = [(maps[i].window, values) for i in indices if (values := maps[i].activation) is not None]
-        part = wanted(patch, tiles)
-        if part is not None:
-            grey[part.within(window)] = mosaic.blend(part, tiles)
-    return grey
-
-
-def reach(level: int, patch: Window, tiles: Tiles) -> Window | None:
-    """Where in a patch the blend, an average of the tiles, may exceed a level."""
-    parts = [(tile, values.reach(level, patch.within(tile))) for tile, values in tiles]
-    windows = [tile.part(place) for tile, place in parts if place is not None]
-    return reduce(Window.hull, windows) if windows else None
-
-
-def _shared(tile: Window, place: Window) -> Window:
-    shared = tile.intersection(place)
-    assert shared is not None
-    return shared
-
-
-def validity(run: Run, window: Window) -> BoolArray | None:
-    """(H, W) which pixels of a window any tile found valid; None when all are."""
-    tiles = list(tile_maps(run, window).values())
-    if all(maps.bits is None for maps in tiles):
-        return None
-    valid = np.zeros((window.height, window.width), bool)
-    for maps in tiles:
-        shared = _shared(maps.window, window)
-        own = maps.valid
-        valid[shared.within(window)] |= True if own is None else own[shared.within(maps.window)]
-    return valid
-
-
-def class_probability(run: Run, window: Window, wanted: BoolArray) -> UInt8Array:
-    """(H, W) 0..255, the largest probability that any tile gives the class around each wanted pixel of a window."""
-    maps = tile_maps(run, window)
-    best = np.zeros((window.height, window.width), np.uint8)
-    for patch, indices in run.plan.localize_tiles.patches(window):
-        place = extent(wanted[patch.within(window)])
-        if place is None:
-            continue
-        part = patch.part(place)
-        into = best[part.within(window)]
-        for tile in (maps[index] for index in indices):
-            if tile.probability is not None:
-                rows, cols = (np.arange(at.start, at.stop) // tile.stride for at in part.within(tile.window))
-                np.maximum(into, tile.probability[:, cols][rows], out=into)
-    return best
 
 
 # --- 2. prompt -------------------------------------------------------------------------------------------------------
@@ -400,6 +271,12 @@ def _segment_record(store: Store, task: int) -> tuple[Int64Array, Int64Array, UI
     return record["windows"], np.concatenate([[0], np.cumsum(sizes)]), record["scores"]
 
 
+def forget() -> None:
+    """Let go of the records that this process keeps in memory, when the run that they belong to is over."""
+    localized.forget()
+    _segment_record.cache_clear()
+
+
 def _mask_crops(store: Store, places: list[MaskPlace]) -> Iterator[tuple[Window, UInt8Array, int]]:
     for k, place in enumerate(places, 1):
         windows, offsets, scores = _segment_record(store, place.task)
@@ -475,4 +352,4 @@ class MosaicSource:
         blocks, store = self.run.plan.blocks, self.run.store
         for block in blocks.covering(window):
             if store.has("mosaic", block):
-                yield blocks[block], _shared(blocks[block], window), store.read("mosaic", block, *names)
+                yield blocks[block], blocks[block].shared(window), store.read("mosaic", block, *names)

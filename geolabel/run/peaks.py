@@ -20,7 +20,9 @@ from geolabel.activation import LEVELS
 from geolabel.masks import EDGE
 from geolabel.prompters import PeakPrompter
 from geolabel.prompts import FOREGROUND, PADDING, Prompts
-from geolabel.run.passes import MaskTable, Run, blend_activation, reach
+from geolabel.run.localized import blend_activation, reach
+from geolabel.run.passes import MaskTable
+from geolabel.run.plan import Run
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
@@ -38,10 +40,11 @@ def peak_prompts(work: Work, spans: Spans, labels: Int32Array, probability: Floa
     Parameters
     ----------
     spans, labels, probability
-        See `geolabel.run.extract.find_places`.
+        See `geolabel.run.extract.join_regions`.
     """
     found = np.concatenate([np.zeros((0, 3), np.int64), *work.each("peaks", peaks, range(len(work.run.plan.blocks)))])
-    owner = owners(found[:, 0], found[:, 1], spans, labels)
+    holding = spans.holding(found[:, 0], found[:, 1])
+    owner = np.where(holding < 0, -1, np.append(labels, -1)[holding])
     found, owner = found[owner >= 0], owner[owner >= 0]
     order = np.lexsort((found[:, 1], found[:, 0], -found[:, 2], owner))
     found, owner = found[order], owner[order]
@@ -88,19 +91,6 @@ def peaks(run: Run, block: int) -> Int64Array:
 def peak_distance(side: int) -> int:
     """Least distance in pixels of two peaks in an image of that side, as `PeakPrompter` has it."""
     return max(1, round(PeakPrompter().distance * min(side, 256)))
-
-
-def owners(rows: Int64Array, cols: Int64Array, spans: Spans, labels: Int32Array) -> Int64Array:
-    """(N,) label of the span that each pixel lies in, -1 for none."""
-    if not len(spans):
-        return np.full(len(rows), -1, np.int64)
-    order = np.lexsort((spans.start, spans.row))
-    pitch = int(max(spans.stop.max(), cols.max(initial=0))) + 1
-    keys = spans.row[order].astype(np.int64) * pitch + spans.start[order]
-    at = np.searchsorted(keys, rows * pitch + cols, side="right") - 1
-    found = order[np.maximum(at, 0)]
-    inside = (at >= 0) & (spans.row[found] == rows) & (spans.stop[found] > cols)
-    return np.where(inside, labels[found], -1).astype(np.int64)
 
 
 def confident(work: Work, tables: Sequence[MaskTable]) -> list[BoolArray]:

@@ -17,6 +17,7 @@ from geolabel.units import Measure
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
+    from geolabel.io.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,10 @@ class Parameters:
         if self.tile_size is not None and self.tile_size < 32:
             raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
         if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
-            raise OptionError(f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px")
+            raise OptionError(
+                f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px: give an overlap from 0 to "
+                f"{self.tile_size - 1} px"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for provenance."""
@@ -157,6 +161,16 @@ class Plan:
         return range(task * size, min((task + 1) * size, len(self.localize_tiles)))
 
 
+@dataclass(frozen=True)
+class Run:
+    """A plan and the place where its records are kept."""
+
+    plan: Plan
+    store: Store
+    localized: bool = True
+    """False where prompts that a person drew replace the activation: tiles are read for their validity only."""
+
+
 def task_size(count: int, batch: int) -> int:
     """Tiles of each task of a pass over `count` tiles, in whole batches where that is possible.
 
@@ -208,23 +222,7 @@ def make_plan(
     locate, segment = worker.localizer(replace(localizer, **here)), worker.segmenter(replace(segmenter, **here))
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
-    native = reader.scene.grid
-    if native.gsd > coarsest * (1 + SAME_GSD):
-        log.warning(
-            "pixels of %.3g m, where the networks know up to %.3g m: landslides less than %.2g m across cannot be seen",
-            native.gsd,
-            coarsest,
-            LEAST_PIXELS * native.gsd,
-        )
-    if working_gsd is None:
-        grid = native.working((finest, coarsest))
-    elif working_gsd > 0 and math.isfinite(working_gsd):
-        grid = native.at_gsd(working_gsd)
-    else:
-        raise OptionError(f"working gsd {working_gsd} m: it has to be a positive length")
-    for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
-        if region is not None:
-            grid = crop_to(grid, region)
+    grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)
     tile = segment.window if parameters.tile_size is None else parameters.tile_size
     if tile > segment.window:
         raise OptionError(
@@ -249,6 +247,33 @@ def make_plan(
         blocks=blocks,
         parameters=parameters,
     )
+
+
+def _working_grid(
+    reader: SceneReader,
+    gsd_range: tuple[float, float],
+    bounds: tuple[float, float, float, float] | None,
+    working_gsd: float | None,
+) -> Grid:
+    """The scene's grid at the size of pixels that is worked at, cut to the bounds and the area of interest."""
+    native, (_, coarsest) = reader.scene.grid, gsd_range
+    if native.gsd > coarsest * (1 + SAME_GSD):
+        log.warning(
+            "pixels of %.3g m, where the networks know up to %.3g m: landslides less than %.2g m across cannot be seen",
+            native.gsd,
+            coarsest,
+            LEAST_PIXELS * native.gsd,
+        )
+    if working_gsd is None:
+        grid = native.working(gsd_range)
+    elif working_gsd > 0 and math.isfinite(working_gsd):
+        grid = native.at_gsd(working_gsd)
+    else:
+        raise OptionError(f"working gsd {working_gsd} m: it has to be a positive number of metres")
+    for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
+        if region is not None:
+            grid = crop_to(grid, region)
+    return grid
 
 
 def stretch_of(reader: SceneReader, spec: str, on_error: str = "fail") -> Stretch:

@@ -68,45 +68,48 @@ def polygonize(
         See `geolabel.errors`.
     """
     from geolabel.io.geopackage import SUFFIXES
+    from geolabel.io.styles import REVIEW_STATES
     from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
 
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
     source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
-    blocks = BlockGrid(source.grid.height, source.grid.width, block_size)
-    scene, level, size = source.reader.scene, source.level, source.grid.gsd
+    blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
     found = vectorize(
         source,
         source.grid,
         blocks,
-        threshold=level,
+        threshold=source.level,
         min_area_px=min_area.pixels(size),
         max_hole_px=max_hole.pixels(size),
         simplify_px=simplify.pixels(size),
         smooth_px=smooth.pixels(size),
         apply=partial(_followed, progress or Silent(), len(blocks)),
     )
-    if not source.scored:
-        found = found.assign(score_mean=None, score_max=None)
-    shared = {"source": scene.name, "event_date": scene.event_date, "status": "unreviewed", "notes": None}
-    found = found.assign(**shared, confidence=None)
+    unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
+    unknown |= {} if source.scored else {"score_mean": None, "score_max": None}
+    found = found.assign(source=source.reader.scene.name, status=REVIEW_STATES[0], **unknown)
     found = found[[*LANDSLIDE_COLUMNS, found.geometry.name]]
     if out is not None:
-        made = {
-            "software": {"geolabel": geolabel.__version__},
-            "raster": {"name": scene.name, "size_bytes": scene.size_bytes, "modified": scene.modified, "band": band},
-            "parameters": {
-                "threshold": threshold,
-                "nodata": nodata,
-                "gsd": gsd,
-                "min_area": str(min_area),
-                "max_hole": str(max_hole),
-                "simplify": str(simplify),
-                "smooth": str(smooth),
-            },
-        }
+        measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
+        given = {"threshold": threshold, "nodata": nodata, "gsd": gsd}
+        made = _provenance(source, given | {name: str(measure) for name, measure in measures.items()})
         write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite)
     return found
+
+
+def _provenance(source: ScoreRaster, parameters: dict[str, Any]) -> dict[str, Any]:
+    scene = source.reader.scene
+    return {
+        "software": {"geolabel": geolabel.__version__},
+        "raster": {
+            "name": scene.name,
+            "size_bytes": scene.size_bytes,
+            "modified": scene.modified,
+            "band": source.band,
+        },
+        "parameters": parameters,
+    }
 
 
 def _followed(progress: Progress, total: int, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[Any]:

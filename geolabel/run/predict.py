@@ -19,8 +19,8 @@ from geolabel.run import execute
 from geolabel.run.extract import find_scores, read_drawn
 from geolabel.run.folder import Keeping
 from geolabel.run.outcome import Targets, write_scores
-from geolabel.run.passes import MosaicSource, Run
-from geolabel.run.plan import Parameters, Plan
+from geolabel.run.passes import MosaicSource
+from geolabel.run.plan import Parameters, Plan, Run
 from geolabel.run.report import Progress, Report, Silent
 from geolabel.run.request import Networks, Reading
 from geolabel.run.survey import prepare_survey

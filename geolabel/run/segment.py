@@ -227,7 +227,7 @@ def sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], ti
 
 
 def pair_up(work: Work, places: dict[int, Places], least: float) -> tuple[Int64Array, Any]:
-    """Pass 3: which masks of overlapping tiles are of one object."""
+    """Pass 3: (N, 2) which masks of overlapping tiles are of one object, and (N,) how well they agree."""
     tiles = work.run.plan.segment_tiles
     jobs = []
     for tile, where in places.items():

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from geolabel.chips import Chips
-from geolabel.errors import OutputError
-from geolabel.io.outputs import replacing
+from geolabel.io.outputs import saving
 from geolabel.labels import smallest_wins
 from geolabel.masks import Filters
 from geolabel.parts import Recipe, Segmenter
@@ -96,8 +95,5 @@ def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridProm
 
 
 def _write(path: Path, numbers: Int32Array) -> None:
-    try:
-        with replacing(path, overwrite=True) as part:
-            Image.fromarray(np.where(numbers <= MOST, numbers, 0).astype(np.uint16)).save(part)
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
+    with saving(path) as part:
+        Image.fromarray(np.where(numbers <= MOST, numbers, 0).astype(np.uint16)).save(part)

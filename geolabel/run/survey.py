@@ -20,7 +20,7 @@ from geolabel.radiometry import Stretch
 from geolabel.run import execute, request
 from geolabel.run.plan import Parameters, Plan, make_plan, stretch_of
 from geolabel.run.request import Networks, Reading
-from geolabel.scene import Grid, Scene
+from geolabel.scene import Scene
 
 AS_IT_IS = Stretch((0.0,) * 3, (255.0,) * 3, "none")
 """What a patchwork needs: its scenes are stretched before they are put together."""
@@ -187,12 +187,7 @@ def _within_bounds(found: Sequence[Found], bounds: tuple[float, float, float, fl
 
 def _meeting(found: Sequence[Found], region: shapely.Geometry) -> list[Found]:
     """Those scenes that a region in their CRS covers in part."""
-    return [one for one in found if shapely.intersection(_outline(one.scene.grid), region).area > 0]
-
-
-def _outline(grid: Grid) -> shapely.Geometry:
-    corners = ((0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height))
-    return shapely.Polygon([grid.transform * corner for corner in corners])
+    return [one for one in found if shapely.intersection(one.scene.grid.outline, region).area > 0]
 
 
 def _groups(found: Sequence[Found]) -> list[list[Found]]:

@@ -102,7 +102,7 @@ def gsd_range(gsd: float | None, cropping: Cropping) -> tuple[float, float]:
 
 
 def share_of(names: Sequence[str], share: float) -> Int64Array:
-    """Which images make up a share, by their names alone, so that less are among more.
+    """(K,) which images make up a share, ascending, by their names alone, so that less are among more.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def share_of(names: Sequence[str], share: float) -> Int64Array:
 
 
 def split(names: Sequence[str]) -> tuple[Int64Array, Int64Array]:
-    """Which images to learn from, and which to select the weights by; see `geolabel.chips.is_held_out`.
+    """(K,) which images to learn from, and (L,) which to select the weights by; see `geolabel.chips.is_held_out`.
 
     Where they are too few to keep some aside, all of them serve both ends.
     """

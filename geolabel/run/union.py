@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 import pyproj
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from geolabel import geodesy
 from geolabel.errors import VectorError
@@ -21,6 +19,7 @@ from geolabel.io.patchwork import common_date
 from geolabel.io.vectors import LANDSLIDE_COLUMNS
 from geolabel.run.origins import sources
 from geolabel.run.survey import same_crs
+from geolabel.seams import connected
 from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array
 
 MEANS = ("score_mean", "predicted_iou", "stability", "activation_mean")
@@ -123,12 +122,7 @@ def overlapping(shapes: AnyArray, scene: Int64Array) -> tuple[Int32Array, int]:
     """
     one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     pairs = (scene[one] < scene[other]) & ~shapely.touches(shapes[one], shapes[other])
-    graph = coo_array((np.ones(pairs.sum(), bool), (one[pairs], other[pairs])), shape=(len(shapes), len(shapes)))
-    count, labels = connected_components(graph, directed=False)
-    _, first = np.unique(labels, return_index=True)
-    number = np.empty(count, np.int32)
-    number[np.argsort(first)] = np.arange(count, dtype=np.int32)
-    return number[labels], int(count)
+    return connected(one[pairs], other[pairs], len(shapes))
 
 
 def _union(parts: gpd.GeoDataFrame) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from geolabel.run.folder import Folder, Keeping, opened
 from geolabel.run.key import run_key
 from geolabel.run.ledger import TOO_LARGE, Outcome, Recorded
 from geolabel.run.outcome import Targets
-from geolabel.run.passes import Run, forget
-from geolabel.run.plan import Plan
+from geolabel.run.passes import forget
+from geolabel.run.plan import Plan, Run
 from geolabel.run.report import Numbered, Progress, Report, Silent
 
 T = TypeVar("T")

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import batched_mask_to_box
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import nms
 
-from geolabel.devices import forward
 from geolabel.masks import FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.prompts import Prompts
+from geolabel.segmenters.network import Points, SamNetwork
 from geolabel.segmenters.sam import corner_pixels
 from geolabel.types import UInt8Array
 
@@ -78,22 +77,16 @@ class EverythingSegmenter:
         prompts_per_batch: int | None = None,
         features: bool = False,
     ) -> None:
-        self._sam = sam.to(device).eval()
+        self._network = SamNetwork(sam, resize=resize, device=device, precision=precision, batch=batch)
         self._gsd_range = gsd_range
         self._filters = filters or Filters()
-        self._resize = ResizeLongestSide(self.window) if resize else None
-        self._device = device
-        self._precision = precision
-        self._batch = batch
         self._prompts_per_batch = prompts_per_batch or (PROMPTS_CPU if device == "cpu" else PROMPTS_GPU)
         self._features = features
-        with torch.inference_mode():
-            self._positions = sam.prompt_encoder.get_dense_pe()
 
     @property
     def window(self) -> int:
         """Side in pixels of the largest image it takes."""
-        return int(self._sam.image_encoder.img_size)
+        return self._network.window
 
     @property
     def gsd_range(self) -> tuple[float, float]:
@@ -109,29 +102,12 @@ class EverythingSegmenter:
             If an image is larger than `window`, or the prompts of an image are not all of one kind: one point, a box,
             or both.
         """
-        found: list[Masks] = [self._nothing(image) for image in images]
-        asked = [i for i, of_image in enumerate(prompts) if len(of_image)]
-        with forward(self._device, self._precision):
-            for start in range(0, len(asked), self._batch):
-                group = asked[start : start + self._batch]
-                for i, embedding in zip(group, self._encode([images[i] for i in group]), strict=False):
-                    found[i] = self._answer(embedding[None], images[i], prompts[i])
-        return found
+        return self._network.answer(images, prompts, self._answer, self._nothing)
 
     def _nothing(self, image: UInt8Array) -> Masks:
         none = Masks.none(*image.shape[:2])
-        width = self._sam.prompt_encoder.embed_dim
+        width = self._network.sam.prompt_encoder.embed_dim
         return FeaturedMasks(**vars(none), features=np.empty((0, width), np.float32)) if self._features else none
-
-    def _encode(self, images: list[UInt8Array]) -> Tensor:
-        frames = torch.zeros((self._batch, 3, self.window, self.window), device=self._device)
-        for frame, image in zip(frames, images, strict=False):
-            if max(image.shape[:2]) > self.window:
-                raise ValueError(f"an image of {image.shape[:2]} px exceeds the window of {self.window} px")
-            pixels = self._resize.apply_image(image) if self._resize else np.ascontiguousarray(image)
-            frame[...] = self._sam.preprocess(torch.from_numpy(pixels).to(self._device).permute(2, 0, 1))
-        embeddings: Tensor = self._sam.image_encoder(frames)
-        return embeddings.float()
 
     def _answer(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
         size: tuple[int, int] = image.shape[:2]
@@ -161,14 +137,15 @@ class EverythingSegmenter:
 
     def _candidates(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
         # What is left of the three candidates of one call's prompts.
-        low_res, quality = self._decode(embedding, size, prompts[start : start + self._prompts_per_batch])
+        asked = self._to_sam(prompts[start : start + self._prompts_per_batch], size)
+        low_res, quality = self._network.decode(embedding, *asked)
         likely = torch.nonzero(quality.flatten() > self._filters.predicted_iou)[:, 0]
         low_res, quality = low_res.flatten(0, 1)[likely], quality.flatten()[likely]
         judged = [self._judge(low_res[rows], size) for rows in _chunks(len(likely))]
         firm = torch.cat([low_res.new_zeros(0), *(part for part, _ in judged)])
         boxes = torch.cat([torch.zeros((0, 4), dtype=torch.long, device=firm.device), *(part for _, part in judged)])
         good = torch.nonzero((firm >= self._filters.stability) & (boxes[:, 2] >= 0))[:, 0]
-        tokens = self._sam.mask_decoder.num_multimask_outputs
+        tokens = self._network.sam.mask_decoder.num_multimask_outputs
         prompt = torch.div(likely, tokens, rounding_mode="floor") + start
         parts = (low_res, quality, firm, boxes, prompt, likely % tokens)
         return _Candidates(*(part[good] for part in parts))
@@ -182,51 +159,31 @@ class EverythingSegmenter:
         inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
         return inner / outer.clamp(min=1), boxes
 
-    def _decode(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor]:
-        # All candidates of K prompts of one kind: logits (K, 3, h, w) and predicted IoU (K, 3).
-        points, boxes = self._to_sam(prompts, size)
-        with torch.autocast(torch.device(self._device).type, enabled=False):
-            sparse, dense = self._sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-        low_res, quality = self._sam.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self._positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
-        return low_res.float(), quality.float()
-
-    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, Tensor | None]:
         one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
         if not one_point or len(set(prompts.has_box.tolist())) > 1:
             raise ValueError("the prompts of an image are of several kinds: give each one point, a box, or both")
-        frame = self._frame_size(size)
+        frame = self._network.frame_size(size)
         scale = np.array([frame[1] / size[1], frame[0] / size[0]])
         points = boxes = None
         if prompts.has_point[0]:
-            labels = torch.from_numpy(prompts.labels.astype(np.int32)).to(self._device)
-            points = torch.from_numpy(prompts.points * scale).to(self._device), labels
+            labels = torch.from_numpy(prompts.labels.astype(np.int32)).to(self._network.device)
+            points = torch.from_numpy(prompts.points * scale).to(self._network.device), labels
         if prompts.has_box[0]:
             corners = corner_pixels(prompts.boxes) * np.tile(scale, 2)
-            boxes = torch.from_numpy(corners.astype(np.float32)).to(self._device)
+            boxes = torch.from_numpy(corners.astype(np.float32)).to(self._network.device)
         return points, boxes
-
-    def _frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        if self._resize is None:
-            return size
-        frame: tuple[int, int] = self._resize.get_preprocess_shape(*size, self.window)
-        return frame
 
     def _step(self, size: tuple[int, int]) -> float:
         # image pixels per cell of the embedding
-        cells = self._sam.prompt_encoder.image_embedding_size[0]
-        return float(self.window / cells * max(size) / max(self._frame_size(size)))
+        cells = self._network.sam.prompt_encoder.image_embedding_size[0]
+        return float(self.window / cells * max(size) / max(self._network.frame_size(size)))
 
     def _enlarge(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
-        frame = self._frame_size(size)
+        frame = self._network.frame_size(size)
         if frame != size:
-            logits: Tensor = self._sam.postprocess_masks(low_res[:, None], frame, size)
+            logits: Tensor = self._network.sam.postprocess_masks(low_res[:, None], frame, size)
             return logits[:, 0]
         whole = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
         return whole[:, 0, : size[0], : size[1]]

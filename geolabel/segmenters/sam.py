@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from geolabel.devices import forward
 from geolabel.masks import FAINT, FULL, Masks, Selection, quantise_logits, stability_score
 from geolabel.prompts import PADDING, Prompts
+from geolabel.segmenters.network import Points, SamNetwork
 from geolabel.types import Float32Array, Float64Array, Int64Array, UInt8Array
 
 FAINT_LOGIT = math.log((FAINT - 1) / (FULL - FAINT + 1))
@@ -30,18 +29,10 @@ class SamSegmenter:
 
     Parameters
     ----------
-    sam
-        Is moved to `device` and set to evaluate.
+    sam, resize, device, precision, batch
+        See `geolabel.segmenters.network.SamNetwork`; the official networks need images resized.
     gsd_range
         Finest and coarsest ground sample distance, metres, that it knows.
-    resize
-        Whether images are first enlarged until their longest side is the encoder's, as the official networks need
-        it. If not, they keep their pixels and are padded with zeros at the bottom and the right.
-    device, precision
-        A torch device; ``fp32`` or ``bf16``. Positions of prompts are always encoded in single precision, since eight
-        bits cannot tell neighbouring pixels apart.
-    batch
-        Images per call of the encoder. The last batch is padded: a network's last digits depend on the batch.
     selection
         Which candidate answers a prompt; not ``overlap``, for which the activation would have to be known.
     prompts_per_batch
@@ -60,23 +51,17 @@ class SamSegmenter:
         selection: Selection = "best_iou",
         prompts_per_batch: int = 64,
     ) -> None:
-        self._sam = sam.to(device).eval()
+        self._network = SamNetwork(sam, resize=resize, device=device, precision=precision, batch=batch)
         # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
-        self._sam.image_encoder.to(memory_format=torch.channels_last)
+        sam.image_encoder.to(memory_format=torch.channels_last)
         self._gsd_range = gsd_range
-        self._resize = ResizeLongestSide(self.window) if resize else None
-        self._device = device
-        self._precision = precision
-        self._batch = batch
         self._selection = selection
         self._prompts_per_batch = prompts_per_batch
-        with torch.inference_mode():
-            self._positions = sam.prompt_encoder.get_dense_pe()
 
     @property
     def window(self) -> int:
         """Side in pixels of the largest image it takes."""
-        return int(self._sam.image_encoder.img_size)
+        return self._network.window
 
     @property
     def gsd_range(self) -> tuple[float, float]:
@@ -91,40 +76,7 @@ class SamSegmenter:
         ValueError
             If an image is larger than `window`.
         """
-        asked = [i for i, of_image in enumerate(prompts) if len(of_image)]
-        masks = [_no_masks(image) for image in images]
-        with forward(self._device, self._precision):
-            for start in range(0, len(asked), self._batch):
-                group = asked[start : start + self._batch]
-                for i, embedding in zip(group, self._encode([images[i] for i in group]), strict=False):
-                    masks[i] = self._decode(embedding[None], images[i], prompts[i])
-        return masks
-
-    def _encode(self, images: list[UInt8Array]) -> Tensor:
-        # As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
-        frames = torch.empty((self._batch, 3, self.window, self.window), device=self._device)
-        frames[len(images) :].zero_()
-        for frame, image in zip(frames, images, strict=False):
-            pixels = self._pixels(image)
-            height, width = pixels.shape[1:]
-            frame[:, :height, :width].copy_(pixels).sub_(self._sam.pixel_mean).div_(self._sam.pixel_std)
-            frame[:, height:].zero_()
-            frame[:, :height, width:].zero_()
-        embeddings: Tensor = self._sam.image_encoder(frames)
-        return embeddings.float()
-
-    def _pixels(self, image: UInt8Array) -> Tensor:
-        # (3, h, w), 0..255, on the scale of the frame.
-        if max(image.shape[:2]) > self.window:
-            raise ValueError(f"an image of {image.shape[:2]} px exceeds the segmenter's window of {self.window} px")
-        pixels = self._resize.apply_image(image) if self._resize else image
-        return torch.from_numpy(np.moveaxis(pixels, 2, 0))
-
-    def _frame_size(self, height: int, width: int) -> tuple[int, int]:
-        if self._resize is None:
-            return height, width
-        size: tuple[int, int] = self._resize.get_preprocess_shape(height, width, self.window)
-        return size
+        return self._network.answer(images, prompts, self._decode, lambda image: Masks.none(*image.shape[:2]))
 
     def _decode(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
         height, width = image.shape[:2]
@@ -147,19 +99,9 @@ class SamSegmenter:
 
     def _answer(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
         # Of K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
-        frame_size = self._frame_size(*size)
-        points, boxes = self._to_sam(prompts, frame_size[1] / size[1], frame_size[0] / size[0])
-        with torch.autocast(torch.device(self._device).type, enabled=False):
-            sparse, dense = self._sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+        points, boxes = self._to_sam(prompts, size)
         single = self._selection == "single"
-        low_res, quality = self._sam.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self._positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=not single,
-        )
-        low_res, quality = low_res.float(), quality.float()
+        low_res, quality = self._network.decode(embedding, points, boxes, single=single)
         chosen = _choose(quality, self._selection)
         each = torch.arange(len(chosen), device=chosen.device)
         return low_res[each, chosen], quality[each, chosen], chosen if single else chosen + 1
@@ -169,7 +111,7 @@ class SamSegmenter:
     ) -> tuple[tuple[int, int], Float32Array]:
         # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
         # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
-        frame_size, step = self._frame_size(*size), self.window // low_res.shape[-1]
+        frame_size, step = self._network.frame_size(size), self.window // low_res.shape[-1]
         if frame_size != size:
             cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
         part = low_res[cells]
@@ -182,24 +124,23 @@ class SamSegmenter:
             logits = interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
         return (top, left), logits.cpu().numpy()
 
-    def _to_sam(
-        self, prompts: Prompts, scale_x: float, scale_y: float
-    ) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, Tensor | None]:
         # Prompts of one kind as the prompt encoder takes them: padding left out, in pixels of the frame.
-        scale = np.array([scale_x, scale_y])
+        frame = self._network.frame_size(size)
+        scale = np.array([frame[1] / size[1], frame[0] / size[0]])
         points = boxes = None
         count = int((prompts.labels[0] != PADDING).sum())
         if count:
             order = np.argsort(prompts.labels == PADDING, axis=1, kind="stable")[:, :count]
             coords = np.take_along_axis(prompts.points, order[..., None], axis=1) * scale
             labels = np.take_along_axis(prompts.labels, order, axis=1)
-            points = self._tensor(coords), torch.from_numpy(labels.astype(np.int32)).to(self._device)
+            points = self._tensor(coords), torch.from_numpy(labels.astype(np.int32)).to(self._network.device)
         if prompts.has_box[0]:
             boxes = self._tensor(corner_pixels(prompts.boxes) * np.tile(scale, 2))
         return points, boxes
 
     def _tensor(self, values: Float64Array) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(self._device)
+        return torch.from_numpy(values.astype(np.float32)).to(self._network.device)
 
 
 def corner_pixels(boxes: Float64Array) -> Float64Array:
@@ -232,9 +173,3 @@ def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:
         rows = np.asarray([row for row, other in enumerate(kinds) if other == kind], np.int64)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
-
-
-def _no_masks(image: UInt8Array) -> Masks:
-    none: Float32Array = np.empty(0, np.float32)
-    ids: Int64Array = np.empty(0, np.int64)
-    return Masks(np.empty((0, *image.shape[:2]), np.uint8), none, none, ids, ids)

@@ -34,7 +34,9 @@ def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0, haze: float
     if rng.random() < 0.5 * strength:
         noise = rng.standard_normal(out.shape, np.float32) * np.float32(rng.uniform(1, 12))
         out = np.clip(out + noise, 0, 255).astype(np.uint8)
-    return _jpeg(out, int(rng.integers(30, 92))) if rng.random() < 0.3 * strength else out
+    if rng.random() < 0.3 * strength:
+        out = np.asarray(Image.open(io.BytesIO(jpeg(out, int(rng.integers(30, 92))))))
+    return out
 
 
 def _mix(rng: Generator, spread: float) -> tuple[float, ...]:
@@ -56,10 +58,11 @@ def _tones(rng: Generator, strength: float, haze: float) -> list[int]:
     return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
 
 
-def _jpeg(rgb: UInt8Array, quality: int) -> UInt8Array:
+def jpeg(rgb: UInt8Array, quality: int) -> bytes:
+    """An image (H, W, 3) as a JPEG file."""
     stream = io.BytesIO()
     Image.fromarray(rgb).save(stream, "JPEG", quality=quality)
-    return np.asarray(Image.open(stream))
+    return stream.getvalue()
 
 
 def tint(rgb: UInt8Array, like: UInt8Array, rng: Generator) -> UInt8Array:

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from geolabel.trainers.colours import recolour
+from geolabel.trainers.samples import mirrored
 from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array, UInt8Array
 
 
@@ -99,13 +100,6 @@ def _along(values: AnyArray, at: Int64Array, axis: int) -> AnyArray:
     if at[-1] - at[0] == len(at) - 1:
         return values[(slice(None),) * axis + (slice(at[0], at[-1] + 1),)]
     return np.take(values, at, axis=axis)
-
-
-def mirrored(first: int, end: int, length: int) -> Int64Array:
-    """Indices ``first`` to ``end`` of a side that is mirrored at both ends, over and over."""
-    at = np.arange(first, end) % (2 * length)
-    inside: Int64Array = np.minimum(at, 2 * length - 1 - at)
-    return inside
 
 
 def epoch_indices(count: int, batch: int, step: int, seed: int) -> Int32Array:

@@ -172,7 +172,7 @@ def measure(
 
 
 def best_threshold(values: Float64Array, truth: BoolArray) -> tuple[float, float]:
-    """Positive value above which `values` agree best with a boolean `truth`, and the F1 they reach there."""
+    """Positive value above which `values` (N,) agree best with a boolean `truth` (N,), and the F1 they reach there."""
     order = np.argsort(-values, kind="stable")
     hits = np.cumsum(truth[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + max(1, truth.sum()))
@@ -182,7 +182,10 @@ def best_threshold(values: Float64Array, truth: BoolArray) -> tuple[float, float
 
 
 def area_under_curve(values: Float64Array, truth: BoolArray) -> float:
-    """Area under the ROC curve: how often a positive ranks above a negative, ties counting half; NaN without either."""
+    """Area under the ROC curve of values (N,): how often a positive ranks above a negative, a tie being half of once.
+
+    NaN without either.
+    """
     positive, negative = int(truth.sum()), int((~truth).sum())
     if not positive or not negative:
         return float("nan")
@@ -192,7 +195,10 @@ def area_under_curve(values: Float64Array, truth: BoolArray) -> float:
 
 
 def calibrate(logits: Float64Array, truth: BoolArray) -> tuple[float, float]:
-    """Scale and shift that make ``sigmoid(scale * logit + shift)`` a probability (Platt 1999); 1, 0 for one label."""
+    """Scale and shift that make ``sigmoid(scale * logit + shift)`` of logits (N,) a probability; 1, 0 for one label.
+
+    Source: Platt (1999), "Probabilistic Outputs for Support Vector Machines".
+    """
     if truth.all() or not truth.any():
         return 1.0, 0.0
 

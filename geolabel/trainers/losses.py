@@ -36,7 +36,7 @@ def gate_loss(logits: Tensor, share: Tensor, least: float) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Focal loss of each mask, its mean over the last two axes.
+    """Focal loss of each mask (..., h, w), its mean over the last two axes.
 
     The target may lie between 0 and 1, as the coverage of a coarse cell does: the weight is the distance from it, which
     for hard targets is that of Lin et al. (2017), "Focal Loss for Dense Object Detection", without their alpha.
@@ -51,7 +51,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """One minus the Dice overlap of each mask, over the last two axes.
+    """One minus the Dice overlap of each mask (..., h, w), over the last two axes.
 
     Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is added to both sides, so that two
     empty masks agree.
@@ -80,7 +80,7 @@ def cover_loss(logits: Tensor, classes: Tensor, one: int, unknown: int) -> Tenso
 
 
 def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """IoU of each mask, cut at a logit of 0, with its target, cut at 1/2; 0 where both are empty."""
+    """IoU of each mask (..., h, w), cut at a logit of 0, with its target, cut at 1/2; 0 where both are empty."""
     predicted, true = logits > 0, target >= 0.5
     both = (predicted & true).sum(dim=(-2, -1))
     either = (predicted | true).sum(dim=(-2, -1))

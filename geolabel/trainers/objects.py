@@ -58,7 +58,7 @@ def _numbers(labels: np.ndarray, *, least: int, most: int, rng: Generator) -> li
 
 
 def exact_prompt(mask: BoolArray) -> Prompt:
-    """Box and centroid of the object; that of a crescent lies beside it, and the answer is still the crescent."""
+    """Box and centroid of an object (H, W); that of a crescent lies beside it, and the answer is still the crescent."""
     rows, cols = np.nonzero(mask)
     return Prompt(mask, _box(mask), np.array([cols.mean(), rows.mean()]))
 

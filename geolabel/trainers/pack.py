@@ -22,8 +22,8 @@ from PIL import Image
 
 from geolabel.errors import OptionError
 from geolabel.synthetic import synthesize
+from geolabel.trainers.colours import jpeg
 from geolabel.trainers.pictures import SUFFIXES, read_image
-from geolabel.types import UInt8Array
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _members(
             yield f"{MASKS}/{image.stem}.png", _png(read_image(mask, "L") > 0)
     for seed in seeds:
         scene = synthesize(size, gsd=gsd, seed=seed)
-        yield f"{IMAGES}/synthetic_{seed}_scene.jpg", _jpeg(scene.rgb, quality)
+        yield f"{IMAGES}/synthetic_{seed}_scene.jpg", jpeg(scene.rgb, quality)
         yield f"{MASKS}/synthetic_{seed}_scene.png", _png(scene.truth > 0)
     if negatives is not None:
         for image in _pictures(negatives, exclude):
@@ -139,13 +139,7 @@ def _pictures(folder: Path, exclude: Sequence[str]) -> list[Path]:
 
 def _jpeg_of(path: Path, quality: int) -> bytes:
     rgb = read_image(path, "RGB")  # also a JPEG is decoded: what is damaged is not packed
-    return path.read_bytes() if path.suffix.lower() in (".jpg", ".jpeg") else _jpeg(rgb, quality)
-
-
-def _jpeg(rgb: UInt8Array, quality: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=quality)
-    return stream.getvalue()
+    return path.read_bytes() if path.suffix.lower() in (".jpg", ".jpeg") else jpeg(rgb, quality)
 
 
 def _png(mask: np.ndarray) -> bytes:

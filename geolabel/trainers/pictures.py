@@ -71,12 +71,12 @@ class Picture:
 
     @cached_property
     def slide_pixels(self) -> Int64Array:
-        """Flat indices of the pixels on landslides."""
+        """(N,) flat indices of the pixels on landslides."""
         return np.flatnonzero(self.slides)
 
 
 def on_slides(classes: UInt8Array) -> UInt8Array:
-    """1 where the land cover is a landslide, else 0."""
+    """(H, W) 1 where the land cover is a landslide, else 0."""
     marked: UInt8Array = (classes == LANDSLIDE).astype(np.uint8)
     return marked
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from geolabel.trainers.colours import recolour, repaint, tint
 from geolabel.trainers.pictures import Picture, on_slides
-from geolabel.types import AnyArray, Float64Array, UInt8Array, UInt16Array
+from geolabel.types import AnyArray, Float64Array, Int64Array, UInt8Array, UInt16Array
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,14 @@ def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
     (x0, y0), (x1, y1) = low, high
     if x0 >= 0 and y0 >= 0 and y1 <= layer.shape[0] and x1 <= layer.shape[1]:
         return np.ascontiguousarray(layer[y0:y1, x0:x1])
-    return layer[_reflect(y0, y1, layer.shape[0])[:, None], _reflect(x0, x1, layer.shape[1])]
+    return layer[mirrored(y0, y1, layer.shape[0])[:, None], mirrored(x0, x1, layer.shape[1])]
 
 
-def _reflect(first: int, end: int, length: int) -> AnyArray:
+def mirrored(first: int, end: int, length: int) -> Int64Array:
+    """Indices ``first`` to ``end`` of a side that is mirrored at both ends, over and over."""
     at = np.arange(first, end) % (2 * length)
-    return np.minimum(at, 2 * length - 1 - at)
+    inside: Int64Array = np.minimum(at, 2 * length - 1 - at)
+    return inside
 
 
 def in_cells(classes: UInt8Array, stride: int) -> UInt8Array:

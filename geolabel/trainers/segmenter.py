@@ -242,7 +242,7 @@ def _ask(mask: BoolArray, is_slide: bool, rng: Generator) -> Prompt:
 
 
 def logit_scale(margins: Float64Array) -> float:
-    """Scale of least cross-entropy for logits, given as margins: times 1 where the truth is 1, times -1 where it is 0.
+    """Scale of least cross-entropy for logits, given as margins (N,): negated where the truth is 0.
 
     Source: temperature scaling, Guo et al. (2017), "On Calibration of Modern Neural Networks".
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geolabel.activation import local_probability
-from geolabel.chips import Chips, Part
+from geolabel.chips import Chips, ChipSubset
 from geolabel.errors import TrainingError
 from geolabel.networks.classifier import Activating, class_logits
 from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
@@ -140,7 +140,7 @@ def _evenly(chips: Chips, most: int) -> Chips:
     # Chips come sorted by class as often as not, and every class is to be judged.
     order = np.argsort(~chips.labels.any(axis=1), kind="stable")
     at = np.unique(np.linspace(0, len(chips) - 1, min(most, len(chips))).astype(int))
-    return Part(chips, np.sort(order[at]))
+    return ChipSubset(chips, np.sort(order[at]))
 
 
 @torch.inference_mode()

@@ -43,7 +43,7 @@ def tile_by_tile(plan: Plan, points: int, count: int) -> None:
     assert isinstance(filters, Filters)
     ours = worker.segmenter(plan.segmenter)
     generator = SamAutomaticMaskGenerator(
-        ours._sam,
+        ours._network.sam,
         points_per_side=points,
         pred_iou_thresh=filters.predicted_iou,
         stability_score_thresh=filters.stability,
