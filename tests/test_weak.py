@@ -28,9 +28,9 @@ from geolabel.run.request import Networks
 from geolabel.run.segmentmaps import segment_everything, segment_maps
 from geolabel.run.training import saving_to
 from geolabel.testing import FakeSegmenter
+from geolabel.tiles import mirrored
 from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
 from geolabel.trainers.presets import PRESETS, preset_of
-from geolabel.trainers.samples import mirrored
 from geolabel.trainers.schedules import Falling
 from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning
 from geolabel.trainers.weak_cism import CismLosses, CismObjective, CismTerms, partner
@@ -67,6 +67,8 @@ def tiny(classes: int = 2) -> PyramidLocalizer:
 def test_rates_fall_as_published():
     poly = Falling(cycles=(100,), rate=0.1)
     assert [poly.rate_at(x) for x in (0, 0.5, 1)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0])
+    cosine = Falling(cycles=(100,), rate=0.1, fall="cosine", warmup=0.1)
+    assert [round(cosine.rate_at(p), 4) for p in (0, 0.05, 0.1, 0.55, 1)] == [0.001, 0.0505, 0.1, 0.0505, 0.001]
     step = Falling(cycles=(90,), rate=0.1, fall="step")
     assert [step.rate_at(x) for x in (0, 1 / 3 - 1e-6, 1 / 3, 2 / 3, 1)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-3])
 
