@@ -251,8 +251,8 @@ def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Ro
         if "1" in classes and (other := [name for name in classes if not name.isdecimal()]):
             line = next(k for k, names in enumerate(shown, 2) if other[0] in names)
             raise ChipError(
-                f"line {line} of {table}: the label {other[0]!r} beside labels of 0 and 1: mend the line, or give names "
-                "of classes alone"
+                f"line {line} of {table}: the label {other[0]!r} beside labels of 0 and 1: mend the line, or give "
+                "names of classes alone"
             )
         labels = [tuple(name in names for name in classes) for names in shown]
     else:
