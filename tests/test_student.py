@@ -76,6 +76,14 @@ class Painted:
         return One(image, values)
 
 
+class Unshown(Painted):
+    """Images in which nobody has found anything."""
+
+    @property
+    def shown(self) -> np.ndarray:
+        return np.zeros(len(self), bool)
+
+
 def write_pseudo_labels(folder: Path, painted: Painted) -> Path:
     writer = PseudoLabelWriter(folder, CLASSES, {"method": "apsam", "images": {"gsd_m": 0.5}})
     writer.start()
@@ -309,6 +317,8 @@ def test_students_that_cannot_be(tmp_path: Path, trained: Path):
         train_student(Painted(), tmp_path, StudentRequest(batch=1), networks=CPU)
     with pytest.raises(ChipError, match="0 images"):
         train_student(Painted(0), tmp_path, networks=CPU)
+    with pytest.raises(ChipError, match="none of 2 label maps shows anything but background"):
+        train_student(Unshown(2), tmp_path, networks=CPU)
     other_classes = Painted(2)
     other_classes.classes = ("background", "lake")
     with pytest.raises(ChipError, match="the test shows background, lake, the training background, landslide"):
