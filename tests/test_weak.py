@@ -411,6 +411,8 @@ def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         train_localizer(chips(), tmp_path, LocalizerRequest(size=100), networks=networks)
     with pytest.raises(WeightsError, match="nonsense cannot start a localizer"):
         train_localizer(chips(), tmp_path, LocalizerRequest(backbone="nonsense"), networks=networks)
+    with pytest.raises(WeightsError, match=r"gone\.safetensors does not exist"):
+        train_localizer(chips(), tmp_path, LocalizerRequest(init="gone.safetensors"), networks=networks)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match="forbids to fetch resnet18"):
         train_localizer(chips(), tmp_path, LocalizerRequest(init="resnet18"), networks=networks)

@@ -219,6 +219,9 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
             fresh.load_state_dict(kept, strict=False)
             network = fresh
         return network, replace(info, architecture=architecture, **shared)
+    if Path(request.init).suffix == ".safetensors":
+        raise WeightsError(f"{request.init} does not exist: give the file of a localizer, bundled, none or a network of "
+                           "timm")  # fmt: skip
     pretrained = request.init != "none"
     if pretrained and weights.offline():
         raise WeightsError(f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init bundled, none or a file")
