@@ -220,7 +220,9 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
             network = fresh
         return network, replace(info, architecture=architecture, **shared)
     if Path(request.init).suffix == ".safetensors":
-        raise WeightsError(f"{request.init} does not exist: give a localizer's file, bundled, none or a network of timm")
+        raise WeightsError(
+            f"{request.init} does not exist: give a localizer's file, bundled, none or a network of timm"
+        )
     pretrained = request.init != "none"
     if pretrained and weights.offline():
         raise WeightsError(f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init bundled, none or a file")
