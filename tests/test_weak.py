@@ -22,9 +22,10 @@ from geolabel.masks import Filters
 from geolabel.networks.checkpoint import read_info
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter
+from geolabel.run import worker
 from geolabel.run.localizers import FILE, LocalizerRequest, train_localizer
 from geolabel.run.report import Silent
-from geolabel.run.request import Networks
+from geolabel.run.request import Networks, usual_filters
 from geolabel.run.segmentmaps import segment_everything, segment_maps
 from geolabel.run.training import saving_to
 from geolabel.testing import FakeSegmenter
@@ -296,6 +297,17 @@ def test_the_smallest_segment_owns_a_pixel_and_tiles_share_none():
     assert len(np.unique(numbers[:20, :32])) == 1
     assert numbers[0, 0] != numbers[30, 0]
     assert len(np.unique(numbers)) > 3  # two tiles of two segments
+
+
+def test_the_bundled_segmenter_finds_segments_to_contrast():
+    rgb = np.random.default_rng(0).integers(60, 90, (128, 128, 3)).astype(np.uint8)
+    rgb[20:60, 20:70] += 90
+    rgb[80:115, 70:120] += 60
+    _, recipe = Networks(device="cpu", precision="fp32").recipes("whole")
+    segmenter = worker.segmenter(replace(recipe, filters=usual_filters(recipe.source)))
+    numbers = segment_everything(rgb, segmenter, GridPrompter(4))
+    # eq. 6 of S2C tells a prototype from others: one segment alone teaches nothing
+    assert len({0, int(numbers[40, 45]), int(numbers[97, 95])}) == 3
 
 
 def test_segment_maps_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
