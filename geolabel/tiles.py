@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from geolabel.errors import OptionError, SceneError
-from geolabel.types import AnyArray
+from geolabel.types import AnyArray, Int64Array
 
 MAX_PIECES = 1 << 26
 """Tiles or blocks of one run, 10^13 px in tiles of 512 px: a header that claims more is wrong, or wants bounds."""
@@ -289,6 +289,13 @@ def strips(windows: Iterable[Window], most: int) -> Iterator[tuple[Window, list[
         members.append(window)
     if members:
         yield members[0].hull(members[-1]), members
+
+
+def mirrored(first: int, end: int, length: int) -> Int64Array:
+    """Indices ``first`` to ``end`` of a side that is mirrored at both ends, over and over."""
+    at = np.arange(first, end) % (2 * length)
+    inside: Int64Array = np.minimum(at, 2 * length - 1 - at)
+    return inside
 
 
 def extent(values: AnyArray) -> tuple[slice, slice] | None:

@@ -124,6 +124,8 @@ def test_sixteen_bits_are_stretched_alike_in_all_chips(tmp_path: Path):
         ("image,label\nx.png,1\na/x.png,0\n", "1 names stand for several chips, such as 'x'"),
         ("image,slide,road\nx.png,1,maybe\n", "line 2 .* 0 or 1"),
         ("image,label\nx.png,none\n", "names no class"),
+        ("image,label\nx.png,1\na/x.png,maybe\n", "line 3 of .*: the label 'maybe' beside labels of 0 and 1"),
+        ("label,image\n1\n", "line 2 of .* names no image"),
         ("image,label\n", "holds no chips"),
     ],
 )

@@ -76,6 +76,14 @@ class Painted:
         return One(image, values)
 
 
+class Unshown(Painted):
+    """Images in which nobody has found anything."""
+
+    @property
+    def shown(self) -> np.ndarray:
+        return np.zeros(len(self), bool)
+
+
 def write_pseudo_labels(folder: Path, painted: Painted) -> Path:
     writer = PseudoLabelWriter(folder, CLASSES, {"method": "apsam", "images": {"gsd_m": 0.5}})
     writer.start()
@@ -224,6 +232,17 @@ def test_images_are_seen_enlarged_and_answered_at_their_own_size():
     torch.testing.assert_close(whole, network(images[..., :32, :32]).softmax(dim=1).detach())
 
 
+def test_a_small_image_is_seen_in_the_middle_of_its_mirror_images():
+    network = ResUNet(classes=2, widths=[16, 32]).eval()
+    image = torch.randn(1, 3, 20, 70)
+    with torch.no_grad():
+        found = zoomed_probabilities(network, image, 1.0, window=48)
+        # NumPy's symmetric padding repeats the outermost pixels, as crops of chips do
+        around = np.pad(image.numpy(), ((0, 0), (0, 0), (14, 14), (0, 0)), mode="symmetric")
+        whole = network(torch.from_numpy(around)).softmax(dim=1)
+    torch.testing.assert_close(found, whole[..., 14:34, :])
+
+
 def test_batches_of_chips_are_padded(trained: Path):
     network, info = load_own(trained, "student")
     images = [Painted()[0].image] * 3
@@ -298,6 +317,8 @@ def test_students_that_cannot_be(tmp_path: Path, trained: Path):
         train_student(Painted(), tmp_path, StudentRequest(batch=1), networks=CPU)
     with pytest.raises(ChipError, match="0 images"):
         train_student(Painted(0), tmp_path, networks=CPU)
+    with pytest.raises(ChipError, match="none of 2 label maps shows anything but background"):
+        train_student(Unshown(2), tmp_path, networks=CPU)
     other_classes = Painted(2)
     other_classes.classes = ("background", "lake")
     with pytest.raises(ChipError, match="the test shows background, lake, the training background, landslide"):

@@ -22,15 +22,16 @@ from geolabel.masks import Filters
 from geolabel.networks.checkpoint import read_info
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter
+from geolabel.run import worker
 from geolabel.run.localizers import FILE, LocalizerRequest, train_localizer
 from geolabel.run.report import Silent
-from geolabel.run.request import Networks
+from geolabel.run.request import Networks, usual_filters
 from geolabel.run.segmentmaps import segment_everything, segment_maps
 from geolabel.run.training import saving_to
 from geolabel.testing import FakeSegmenter
+from geolabel.tiles import mirrored
 from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
 from geolabel.trainers.presets import PRESETS, preset_of
-from geolabel.trainers.samples import mirrored
 from geolabel.trainers.schedules import Falling
 from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning
 from geolabel.trainers.weak_cism import CismLosses, CismObjective, CismTerms, partner
@@ -67,6 +68,8 @@ def tiny(classes: int = 2) -> PyramidLocalizer:
 def test_rates_fall_as_published():
     poly = Falling(cycles=(100,), rate=0.1)
     assert [poly.rate_at(x) for x in (0, 0.5, 1)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0])
+    cosine = Falling(cycles=(100,), rate=0.1, fall="cosine", warmup=0.1)
+    assert [round(cosine.rate_at(p), 4) for p in (0, 0.05, 0.1, 0.55, 1)] == [0.001, 0.0505, 0.1, 0.0505, 0.001]
     step = Falling(cycles=(90,), rate=0.1, fall="step")
     assert [step.rate_at(x) for x in (0, 1 / 3 - 1e-6, 1 / 3, 2 / 3, 1)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-3])
 
@@ -296,6 +299,17 @@ def test_the_smallest_segment_owns_a_pixel_and_tiles_share_none():
     assert len(np.unique(numbers)) > 3  # two tiles of two segments
 
 
+def test_the_bundled_segmenter_finds_segments_to_contrast():
+    rgb = np.random.default_rng(0).integers(60, 90, (128, 128, 3)).astype(np.uint8)
+    rgb[20:60, 20:70] += 90
+    rgb[80:115, 70:120] += 60
+    _, recipe = Networks(device="cpu", precision="fp32").recipes("whole")
+    segmenter = worker.segmenter(replace(recipe, filters=usual_filters(recipe.source)))
+    numbers = segment_everything(rgb, segmenter, GridPrompter(4))
+    # eq. 6 of S2C tells a prototype from others: one segment alone teaches nothing
+    assert len({0, int(numbers[40, 45]), int(numbers[97, 95])}) == 3
+
+
 def test_segment_maps_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from geolabel.run import worker
 
@@ -409,6 +423,8 @@ def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         train_localizer(chips(), tmp_path, LocalizerRequest(size=100), networks=networks)
     with pytest.raises(WeightsError, match="nonsense cannot start a localizer"):
         train_localizer(chips(), tmp_path, LocalizerRequest(backbone="nonsense"), networks=networks)
+    with pytest.raises(WeightsError, match=r"gone\.safetensors does not exist"):
+        train_localizer(chips(), tmp_path, LocalizerRequest(init="gone.safetensors"), networks=networks)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match="forbids to fetch resnet18"):
         train_localizer(chips(), tmp_path, LocalizerRequest(init="resnet18"), networks=networks)

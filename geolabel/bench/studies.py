@@ -24,14 +24,14 @@ from geolabel.datasets.chips import ChipDataset
 from geolabel.errors import ChipError, OptionError
 from geolabel.io import weights
 from geolabel.io.outputs import replacing
-from geolabel.masks import Filters, Masks
+from geolabel.masks import Masks
 from geolabel.methods import apsam
 from geolabel.parts import Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.run import localizers, worker
 from geolabel.run.activated import ActivatedLabels, chip_localizer
 from geolabel.run.report import Progress, Silent
-from geolabel.run.request import Networks
+from geolabel.run.request import Networks, usual_filters
 from geolabel.segmenters.fitting import FittingSegmenter
 from geolabel.trainers.presets import Method
 from geolabel.trainers.weak_cism import CismTerms
@@ -215,7 +215,7 @@ class Study:
     def _everything(self) -> Figures:
         """What a grid of points finds: how many masks, all of them together, and the best of each chip by its mask."""
         _, recipe = self.networks.recipes()
-        segmenter = worker.segmenter(replace(recipe, filters=Filters(predicted_iou=0.25, stability=0.15)))
+        segmenter = worker.segmenter(replace(recipe, filters=usual_filters(recipe.source)))
         means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
         pixels = np.zeros(2, np.int64)
         for chip in self._shown():

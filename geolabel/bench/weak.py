@@ -96,8 +96,8 @@ _LARGE = Cropping(256, (0.5, 1.0))
 SIZES: dict[PresetName, Sizes] = {
     "quick": Sizes(
         {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 4,
-         "schedule": {**_CPU.schedule, "rate": 5e-4, "evaluations": 3}},
-        replace(_CPU, cropping=Cropping(128, (0.35, 0.7)), epochs=10, schedule={**_CPU.schedule, "evaluations": 4}),
+         "schedule": {**_CPU.schedule, "fall": "poly", "rate": 5e-4, "average": 0.99, "evaluations": 3}},
+        replace(_CPU, epochs=5, schedule={**_CPU.schedule, "average": 0.99, "evaluations": 2}),
         multiscale=False,
     ),
     "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),

@@ -236,6 +236,8 @@ def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Ro
         raise ChipError(f"{table} cannot be read as CSV ({error}): save it as UTF-8 with commas") from error
     if "image" not in header or len(header) < 2:
         raise ChipError(f"{table} has the columns {', '.join(header) or 'none'}: it needs image, and label or classes")
+    if nameless := [k for k, row in enumerate(rows, 2) if not row["image"]]:
+        raise ChipError(f"line {nameless[0]} of {table} names no image: take it out, or add the path of a chip")
     columns = ["label"] if "label" in header else [name for name in header if name != "image"]
     cells = [[(row[name] or "").strip() for name in columns] for row in rows]
     if any(set(row) - {"0", "1"} for row in cells):
@@ -246,6 +248,12 @@ def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Ro
         classes = tuple(sorted({name for names in shown for name in names}))
         if not classes:
             raise ChipError(f"{table} names no class: its labels are 0 and 1, or names of classes")
+        if "1" in classes and (other := [name for name in classes if not name.isdecimal()]):
+            line = next(k for k, names in enumerate(shown, 2) if other[0] in names)
+            raise ChipError(
+                f"line {line} of {table}: the label {other[0]!r} beside labels of 0 and 1: mend the line, or give "
+                "names of classes alone"
+            )
         labels = [tuple(name in names for name in classes) for names in shown]
     else:
         classes = (class_name,) if columns == ["label"] else tuple(columns)

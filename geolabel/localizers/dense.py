@@ -77,7 +77,7 @@ class DenseLocalizer:
                 part = list(images[start : start + self._batch])
                 padded = part + [part[-1]] * (self._batch - len(part))
                 pixels = torch.from_numpy(np.stack(padded)).to(self._device).permute(0, 3, 1, 2).float()
-                values = zoomed_probabilities(self._network, (pixels - self._mean) / self._std, self._zoom)
+                values = zoomed_probabilities(self._network, (pixels - self._mean) / self._std, self._zoom, self.window)
                 found.extend(values[: len(part)].float().cpu().numpy())
         return found
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from geolabel.tiles import mirrored
+from geolabel.types import Int64Array
 
 MODELS = {"unet": "Unet", "deeplabv3plus": "DeepLabV3Plus", "segformer": "Segformer"}
 """Names that the command line takes, and the library's."""
@@ -59,16 +63,29 @@ def build_smp(*, model: str, encoder: str, classes: int, pretrained: bool = Fals
     return SmpStudent(network)
 
 
-def zoomed_probabilities(network: Any, pixels: Tensor, zoom: float) -> Tensor:
-    """(N, K, H, W) probabilities of normalised images (N, 3, H, W), which the network sees enlarged by `zoom`."""
+def zoomed_probabilities(network: Any, pixels: Tensor, zoom: float, window: int = 1) -> Tensor:
+    """(N, K, H, W) probabilities of normalised images (N, 3, H, W), which the network sees enlarged by `zoom`.
+
+    Images smaller than the `window` of its training are mirrored around, as crops of small images were there: what is
+    pooled over a few pixels alone is nothing that it has seen.
+    """
     size, multiple = pixels.shape[-2:], network.multiple
     sides = [max(1, round(n * zoom)) for n in size]
     if sides != list(size):
         pixels = functional.interpolate(pixels, sides, mode="bilinear", align_corners=False, antialias=True)
+    spans = [_around(length, max(length, window), multiple) for length in sides]
+    rows, cols = (torch.from_numpy(span).to(pixels.device) for span in spans)
     height, width = sides
-    pixels = functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    logits = network(pixels)[..., :height, :width]
+    top, left = ((len(span) - length) // 2 for span, length in zip(spans, sides, strict=True))
+    logits = network(pixels[..., rows[:, None], cols])[..., top : top + height, left : left + width]
     if sides != list(size):
         logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
     found: Tensor = logits.float().softmax(dim=1)
     return found
+
+
+def _around(length: int, least: int, multiple: int) -> Int64Array:
+    """Indices of a side in the middle of its mirror images, a multiple of `multiple` and at least `least` in all."""
+    whole = -(-least // multiple) * multiple
+    first = -((whole - length) // 2)
+    return mirrored(first, first + whole, length)

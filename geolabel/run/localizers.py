@@ -17,7 +17,6 @@ from geolabel.errors import WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labelers import ConfidenceLabeler
-from geolabel.masks import Filters
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.classifier import Classifier
@@ -25,7 +24,7 @@ from geolabel.parts import Recipe
 from geolabel.prompters import PeakPrompter
 from geolabel.run import worker
 from geolabel.run.report import Progress, Silent
-from geolabel.run.request import Networks
+from geolabel.run.request import Networks, usual_filters
 from geolabel.run.segmentmaps import segment_maps
 from geolabel.run.training import TrainingRequest, gsd_range, saving_to
 from geolabel.trainers.bundled import MEAN, STD
@@ -44,9 +43,6 @@ log = logging.getLogger(__name__)
 
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation that timm's weights expect, of 0..255."""
-
-FILTERS = Filters(predicted_iou=0.5, stability=0.7)
-"""Of the bundled segmenter's segments: a small network is less sure of itself than the official ones."""
 
 FILE = "localizer.safetensors"
 
@@ -155,8 +151,8 @@ class _Teacher:
 
     def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
         """What it finds everywhere in every chip, which the first term learns from."""
-        return segment_maps(learn, self.recipe, self.folder, filters=FILTERS, points_per_side=numbers.points_per_side,
-                            progress=self.progress)  # fmt: skip
+        return segment_maps(learn, self.recipe, self.folder, filters=usual_filters(self.recipe.source),
+                            points_per_side=numbers.points_per_side, progress=self.progress)  # fmt: skip
 
     def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
         """The masks that it answers to the peaks of a map, which the second term learns from."""
@@ -219,6 +215,10 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
             fresh.load_state_dict(kept, strict=False)
             network = fresh
         return network, replace(info, architecture=architecture, **shared)
+    if Path(request.init).suffix == ".safetensors":
+        raise WeightsError(
+            f"{request.init} does not exist: give a localizer's file, bundled, none or a network of timm"
+        )
     pretrained = request.init != "none"
     if pretrained and weights.offline():
         raise WeightsError(f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init bundled, none or a file")

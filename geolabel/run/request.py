@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geolabel.errors import OptionError, WeightsError
-from geolabel.masks import Selection
+from geolabel.masks import Filters, Selection
 from geolabel.parts import NOTHING, Recipe
 from geolabel.run import worker
 from geolabel.run.plan import DENSE, LOCALIZER_TILE, Parameters, Plan, make_plan
@@ -47,6 +47,18 @@ for something else: edges come from the one network, what a thing is from the ot
 
 TAU = 0.5
 """The tau of S2C's eq. 11: least stability times mean activation of a mask that counts."""
+
+
+_BUNDLED_EVERYWHERE = Filters(predicted_iou=0.25, stability=0.15)
+
+
+def usual_filters(segmenter: str) -> Filters:
+    """What counts as an answer of a segmenter, by its name, where a grid of points asks about everything.
+
+    The bundled one learned to outline what a box asks for, not what lies under a point, and says so: its predicted IoU
+    and stability are lower than those of the official networks, which next to none of its masks would reach.
+    """
+    return _BUNDLED_EVERYWHERE if segmenter == "bundled" else Filters()
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,13 @@ from geolabel.run.outcome import Targets, plan_provenance
 from geolabel.run.passes import MaskTable
 from geolabel.run.plan import Parameters, Plan, task_size
 from geolabel.run.report import Progress, Report
-from geolabel.run.request import Networks, Reading, prepare
+from geolabel.run.request import Networks, Reading, prepare, usual_filters
 from geolabel.run.windows import PromptedWindow
 from geolabel.run.work import Work, in_scratch
 from geolabel.types import Int64Array
 
 if TYPE_CHECKING:
     import xarray as xr
-
-BUNDLED = {"predicted_iou": 0.25, "stability": 0.15}
-"""Least quality of the bundled network's masks. It learned to outline what a box asks for, not what lies under a point,
-and says so: its predicted IoU and stability are lower than those of the official networks."""
 
 OBJECTS = 64
 """Objects that a task outlines."""
@@ -71,9 +67,8 @@ class Everything:
 
     def filters(self, network: str) -> Filters:
         """What counts as an answer of a network."""
-        usual: dict[str, float] = BUNDLED if network == "bundled" else {}
         given = {"predicted_iou": self.predicted_iou, "stability": self.stability, "duplicate": self.duplicate}
-        return Filters(**usual | {name: value for name, value in given.items() if value is not None})
+        return replace(usual_filters(network), **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

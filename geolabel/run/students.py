@@ -90,10 +90,10 @@ PRESETS: dict[PresetName, StudentPreset] = {
             "segformer": _smp("segformer", "mit_b0"),
             BUNDLED: _TRUNK,
         },
-        epochs=12,
-        batch=16,
-        cropping=Cropping(160, (0.35, 0.7)),
-        schedule={"kind": "adamw", "fall": "poly", "rate": 1e-3, "decay": 0.02, "average": 0.99},
+        epochs=14,
+        batch=12,
+        cropping=Cropping(160, (0.25, 0.6), strength=0.4),
+        schedule={"kind": "adamw", "fall": "cosine", "rate": 2e-3, "decay": 0.02, "average": 0.995},
         overlap=1.0,
         shown=0.5,
     ),
@@ -161,7 +161,7 @@ def train_student(
     Raises
     ------
     ChipError
-        If the label maps cannot be read, know nothing but one class, or others than those of the test.
+        If the label maps cannot be read, know or show nothing but one class, or know others than the test.
     TrainingError
         If the loss is no number.
     WeightsError, OptionError
@@ -175,6 +175,11 @@ def train_student(
     if len(examples.classes) < 2 or not len(examples):
         raise ChipError(
             f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
+        )
+    if not examples.shown.any():
+        raise ChipError(
+            f"none of {len(examples)} label maps shows anything but {examples.classes[0]}: nothing is there to "
+            "learn; add images that show a class"
         )
     if test is not None:
         check_same_classes(examples.classes, test.classes)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from geolabel.tiles import mirrored
 from geolabel.trainers.colours import recolour
-from geolabel.trainers.samples import mirrored
 from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array, UInt8Array
 
 

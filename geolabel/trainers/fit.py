@@ -112,8 +112,11 @@ class _State:
         parts = {name: getattr(self, name).state_dict() for name in ("module", "average", "optimiser")}
         rest = {name: getattr(self, name) for name in ("step", "seconds", "best", "score")}
         part = path.with_suffix(".part")
-        torch.save(parts | rest, part)
-        part.replace(path)
+        try:
+            torch.save(parts | rest, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)  # half a state on a full disk
 
     def load(self, path: Path) -> None:
         kept = torch.load(path, weights_only=True, map_location="cpu")

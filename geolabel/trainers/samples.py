@@ -15,9 +15,10 @@ from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
 
+from geolabel.tiles import mirrored
 from geolabel.trainers.colours import recolour, repaint, tint
 from geolabel.trainers.pictures import Picture, on_slides
-from geolabel.types import AnyArray, Float64Array, Int64Array, UInt8Array, UInt16Array
+from geolabel.types import AnyArray, Float64Array, UInt8Array, UInt16Array
 
 
 @dataclass(frozen=True)
@@ -201,13 +202,6 @@ def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
     if x0 >= 0 and y0 >= 0 and y1 <= layer.shape[0] and x1 <= layer.shape[1]:
         return np.ascontiguousarray(layer[y0:y1, x0:x1])
     return layer[mirrored(y0, y1, layer.shape[0])[:, None], mirrored(x0, x1, layer.shape[1])]
-
-
-def mirrored(first: int, end: int, length: int) -> Int64Array:
-    """Indices ``first`` to ``end`` of a side that is mirrored at both ends, over and over."""
-    at = np.arange(first, end) % (2 * length)
-    inside: Int64Array = np.minimum(at, 2 * length - 1 - at)
-    return inside
 
 
 def in_cells(classes: UInt8Array, stride: int) -> UInt8Array:

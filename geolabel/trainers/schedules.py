@@ -12,12 +12,13 @@ from geolabel.trainers.fit import Schedule
 
 @dataclass(frozen=True)
 class Falling(Schedule):
-    """A rate that falls once: by steps, or as a power of what is left of the training."""
+    """A rate that falls once: by steps, as a power of what is left of the training, or as `Schedule` has it."""
 
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     """Of SGD. Released code of APSAM and of S2C passes its weight decay here, so 1e-4 and 5e-4 do as they do."""
-    fall: Literal["poly", "step"] = "poly"
+    fall: Literal["poly", "step", "cosine"] = "poly"
+    """``cosine`` is the one that rises first, as high rates need that follow on weights of another training."""
     power: float = 0.9
     """Of ``poly``."""
 
@@ -28,7 +29,9 @@ class Falling(Schedule):
         return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(groups, lr=self.rate)
 
     def rate_at(self, progress: float) -> float:
-        """Learning rate: ``rate (1 - progress) ^ power``, or a tenth less after each third of the training."""
+        """Learning rate: ``rate (1 - progress) ^ power``, a tenth after each third of the training, or a cosine."""
+        if self.fall == "cosine":
+            return super().rate_at(progress)
         if self.fall == "poly":
             return float(self.rate * max(0.0, 1 - progress) ** self.power)
         return self.rate * 0.1 ** min(2, int(progress * 3 + 1e-9))

@@ -194,4 +194,4 @@ def probabilities(network: Any, rgb: UInt8Array, learning: Learning) -> Float32A
     """(K, H, W) probability of every class in an image (H, W, 3), seen at the middle of the zooms of the training."""
     device = next(network.parameters()).device
     pixels = to_tensor([rgb], learning.mean, learning.std).to(device)
-    return zoomed_probabilities(network, pixels, learning.cropping.zoom)[0].cpu().numpy()
+    return zoomed_probabilities(network, pixels, learning.cropping.zoom, learning.cropping.size)[0].cpu().numpy()
