@@ -129,11 +129,12 @@ RECIPES: dict[Preset, Recipe] = {
         judged=2,
     ),
 }
-"""``full`` took 120 minutes for the segmenter and 42 for the localizer, in bf16 on a core each, ``refine`` 32 and 4;
+"""``full`` took 120 minutes for the segmenter and 42 for the localizer, in bf16 on a core each, ``refine`` 32 and 9;
 ``short`` takes a few seconds, to see that it runs.
 
-The networks that ship are not made again byte for byte: the localizer is of ``full`` and the segmenter of ``refine``
-after 7000 of the 8000 steps of ``full``, and both steps of ``full`` saw scenes as they were drawn before."""
+The networks that ship are not made again byte for byte. The segmenter is of ``refine`` after 7000 of the 8000 steps of
+``full``, both of which saw scenes as they were drawn before. The localizer is the mean (`trainers.averaging`) of
+trainings that began with one of ``full``, of one octave, and went on with ``refine`` as it was then and as it is now."""
 
 
 @dataclass(frozen=True)
