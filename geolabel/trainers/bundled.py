@@ -134,7 +134,8 @@ RECIPES: dict[Preset, Recipe] = {
 
 The networks that ship are not made again byte for byte. The segmenter is of ``refine`` after 7000 of the 8000 steps of
 ``full``, both of which saw scenes as they were drawn before. The localizer is the mean (`trainers.averaging`) of
-trainings that began with one of ``full``, of one octave, and went on with ``refine`` as it was then and as it is now."""
+trainings that began with one of ``full``, of one octave, and went on with ``refine``, as it was then and as it is now.
+"""
 
 
 @dataclass(frozen=True)
