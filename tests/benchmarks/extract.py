@@ -75,7 +75,9 @@ class ForwardClock:
 
 def modules_of(part: object) -> list[torch.nn.Module]:
     """The torch modules that a part calls."""
-    found = [value for value in vars(part).values() if isinstance(value, torch.nn.Module)]
+    held = [*vars(part).values(), *(getattr(value, "sam", None) for value in vars(part).values())]
+    found = [value for value in held if isinstance(value, torch.nn.Module)]
+    assert found, f"no network in {part}"
     return [child for module in found for child in ([module] if not hasattr(module, "mask_decoder") else
             [module.image_encoder, module.prompt_encoder, module.mask_decoder])]  # fmt: skip
 
