@@ -172,15 +172,7 @@ def train_student(
     request, networks, out = request or StudentRequest(), networks or Networks(), Path(out)
     numbers = preset or request.numbers
     examples = read_painted(examples) if isinstance(examples, str | Path) else examples
-    if len(examples.classes) < 2 or not len(examples):
-        raise ChipError(
-            f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
-        )
-    if not examples.shown.any():
-        raise ChipError(
-            f"none of {len(examples)} label maps shows anything but {examples.classes[0]}: nothing is there to "
-            "learn; add images that show a class"
-        )
+    _check_teach(examples)
     if test is not None:
         check_same_classes(examples.classes, test.classes)
     asked = PaintedSubset(examples, share_of(examples.names, request.share))
@@ -209,6 +201,19 @@ def train_student(
         info = _describe(architecture, examples, request, numbers.cropping)
         save_checkpoint(out / FILE, network, replace(info, trained=trained))
     return figures if test is None else figures | judge(network, test, learning)
+
+
+def _check_teach(examples: PaintedExamples) -> None:
+    """Refuse label maps that nothing can be learned from."""
+    if len(examples.classes) < 2 or not len(examples):
+        raise ChipError(
+            f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
+        )
+    if not examples.shown.any():
+        raise ChipError(
+            f"none of {len(examples)} label maps shows anything but {examples.classes[0]}: nothing is there to "
+            "learn; add images that show a class"
+        )
 
 
 def _origin(examples: PaintedExamples) -> str:

@@ -76,6 +76,7 @@ class Recipe:
     """Samples that the segmenter is selected on."""
 
 
+_PYRAMID = {"name": "pyramid", "classes": 1, "octaves": 2}
 _SAM = {"name": "sam", "decoder_depth": 2, "heads": 4, "pixel_mean": list(MEAN), "pixel_std": list(STD)}
 
 _FULL = Recipe(
@@ -83,8 +84,7 @@ _FULL = Recipe(
     scene_size=1024,
     selection=8,
     selection_size=768,
-    localizer={"name": "pyramid", "classes": 1, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "features": 96}
-    | {"octaves": 2},
+    localizer=_PYRAMID | {"widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "features": 96},
     localizer_schedule=Schedule(cycles=(7000,), rate=1.5e-3, evaluations=14),
     localizer_samples=(256, 8),
     localizer_real=0.3,
@@ -114,8 +114,7 @@ RECIPES: dict[Preset, Recipe] = {
         scene_size=256,
         selection=2,
         selection_size=384,
-        localizer={"name": "pyramid", "classes": 1, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "features": 16}
-        | {"octaves": 2},
+        localizer=_PYRAMID | {"widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "features": 16},
         localizer_schedule=Schedule(cycles=(16, 8), rate=4e-3, evaluations=2),
         localizer_samples=(128, 4),
         localizer_real=0.06,
