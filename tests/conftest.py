@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ settings.load_profile("geolabel")
 
 
 @pytest.fixture(autouse=True)
-def log_level():
-    """What ``-q`` asked of one test is forgotten before the next."""
+def nothing_stays():
+    """What ``-q`` and ``--threads`` asked of one test is forgotten before the next."""
     yield
     logging.getLogger("geolabel").setLevel(logging.NOTSET)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

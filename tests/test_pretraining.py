@@ -30,7 +30,7 @@ from geolabel.types import UInt8Array
 
 SMALL = replace(
     students.PRESETS["cpu"],
-    architectures={"resunet": {"name": "resunet", "widths": [8, 16]}},
+    architectures={"resunet": {"name": "resunet", "widths": [16, 32]}},
     batch=4,
     cropping=Cropping(32, strength=0.0),
     schedule={"kind": "adamw", "rate": 1e-2, "average": 0.0, "evaluations": 1},

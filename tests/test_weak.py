@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.special import expit
 from torch import nn
 
 from geolabel.activation import Activation
@@ -33,7 +34,7 @@ from geolabel.tiles import mirrored
 from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
 from geolabel.trainers.presets import PRESETS, preset_of
 from geolabel.trainers.schedules import Falling
-from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning
+from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
 from geolabel.trainers.weak_cism import CismLosses, CismObjective, CismTerms, partner
 from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, S2cTerms, prompted_targets
 
@@ -59,7 +60,7 @@ def chips(count: int = 12, classes: int = 2) -> ChipList:
 
 def tiny(classes: int = 2) -> PyramidLocalizer:
     torch.manual_seed(0)
-    return PyramidLocalizer(classes=classes, widths=[8] * 4, depths=[1] * 4, features=8)
+    return PyramidLocalizer(classes=classes, widths=[16] * 4, depths=[1] * 4, features=8)
 
 
 # Schedules
@@ -412,6 +413,25 @@ def test_the_bundled_localizer_can_be_gone_on_with(tmp_path: Path):
     assert info.architecture["name"] == "pyramid"
     assert info.classes == ("red",)
     assert info.mean == (110.0, 110.0, 110.0)
+
+
+@pytest.mark.parametrize("offset", [-40.0, 0.0, 300.0])
+def test_a_training_begins_with_as_many_chips_expected_as_there_are(offset: float):
+    network, some = tiny().eval(), chips(16)
+    with torch.no_grad():
+        network.bias.fill_(offset)
+    before = [raw_maps(network, some.rgb(k), LEARNING) for k in range(len(some))]
+    fit_bias(network, some, LEARNING)
+    after = np.stack([raw_maps(network, some.rgb(k), LEARNING).mean(axis=(1, 2)) for k in range(len(some))])
+    expected = expit(after + network.bias.detach().numpy()).mean(axis=0)
+    assert expected == pytest.approx(some.labels.mean(axis=0), abs=1e-5)
+    assert all(np.array_equal(raw_maps(network, some.rgb(k), LEARNING), before[k]) for k in range(len(some)))
+
+
+def test_a_class_that_all_chips_show_says_nothing_of_its_bias():
+    network = tiny().eval()
+    fit_bias(network, ChipList(("red", "blue"), [chip(k, shows=(True, False)) for k in range(4)]), LEARNING)
+    assert network.bias.tolist() == [0, 0]
 
 
 def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

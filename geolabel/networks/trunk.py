@@ -43,7 +43,9 @@ class Trunk(nn.Module):
     Parameters
     ----------
     widths
-        Channels of the four stages.
+        Channels of the four stages. A network to be trained has 16 or more: on several threads, oneDNN's gradient of a
+        convolution of one pixel with a stride writes past its memory if there are fewer channels than its blocks hold
+        (https://github.com/uxlfoundation/oneDNN/issues/6035), and the process ends.
     depths
         Blocks in each.
     """
