@@ -30,7 +30,7 @@ from geolabel.run.training import TrainingRequest, gsd_range, saving_to
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.fit import fit
 from geolabel.trainers.presets import LocalizerPreset, Method, PresetName, preset_of
-from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, Segments, activation_constant
+from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, Segments, activation_constant, fit_bias
 from geolabel.trainers.weak_cism import CismLosses, CismObjective
 from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, Targets, prompted_targets
 
@@ -114,7 +114,7 @@ def train_localizer(
     learn, select = _split(chips)
     recipe, segmenter = networks.recipes("whole")
     torch.manual_seed(request.seed)
-    network, info = _start(request, numbers, chips)
+    network, info, taught = _start(request, numbers, chips)
     learning = Learning(
         cropping=numbers.cropping,
         batch=min(numbers.batch, len(learn)),
@@ -123,6 +123,8 @@ def train_localizer(
         seed=request.seed,
         frozen_norm=numbers.frozen_norm and request.init != "none",
     )
+    if taught:
+        fit_bias(network.eval(), learn, learning)
     teacher = _Teacher(segmenter, networks.usual_confidence, segments or out / "segments", progress or Silent())
     objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
     steps = request.steps_of(numbers, learning.epoch_steps(len(learn)))
@@ -194,8 +196,8 @@ def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     return everything, everything
 
 
-def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> tuple[nn.Module, NetworkInfo]:
-    """A network to train and its description, as far as it is known."""
+def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> tuple[Any, NetworkInfo, bool]:
+    """A network to train, its description as far as it is known, and whether its head knows the classes already."""
     count = len(chips.classes)
     gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
     shared: dict[str, Any] = {
@@ -214,7 +216,7 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
             kept = {name: t for name, t in network.state_dict().items() if not name.startswith(("head.", "bias"))}
             fresh.load_state_dict(kept, strict=False)
             network = fresh
-        return network, replace(info, architecture=architecture, **shared)
+        return network, replace(info, architecture=architecture, **shared), info.classes == chips.classes
     if Path(request.init).suffix == ".safetensors":
         raise WeightsError(
             f"{request.init} does not exist: give a localizer's file, bundled, none or a network of timm"
@@ -232,4 +234,5 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
         raise WeightsError(f"{backbone} cannot start a localizer ({error}): give none, bundled, a file of geolabel, or "
                            "a convolutional network of timm") from error  # fmt: skip
     described = {"name": "classifier", **architecture}
-    return classifier, NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **shared)
+    info = NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **shared)
+    return classifier, info, False

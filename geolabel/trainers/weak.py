@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import optimize, special
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,7 +23,7 @@ from geolabel.networks.classifier import Activating, class_logits
 from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
 from geolabel.trainers.localizer import area_under_curve
 from geolabel.trainers.samples import generator, to_tensor
-from geolabel.types import Float32Array, Int32Array
+from geolabel.types import Float32Array, Float64Array, Int32Array
 
 Segments = Callable[[int], Int32Array]
 """(H, W) numbers of the segments of a chip, from 1, 0 where none is."""
@@ -160,6 +161,30 @@ def probabilities(network: Activating, rgb: Any, window: int, learning: Learning
     found = local_probability(maps, network.bias.detach().float().cpu().numpy(), max(1, window // network.stride))
     largest: Float32Array = found.max(axis=(1, 2))
     return largest
+
+
+@torch.no_grad()
+def fit_bias(network: Activating, chips: Chips, learning: Learning) -> None:
+    """Give every class the bias with which as many chips are expected to show it as do.
+
+    For weights that learned elsewhere: their bias may be right for windows full of a class, as is that of a gate. A
+    training would raise the whole map long before it has moved such a bias to where whole chips need it, and a map
+    that is positive everywhere has no contours. The map itself stays as it is.
+    """
+    some = _evenly(chips, learning.judged)
+    maps = np.stack([raw_maps(network, some.rgb(k), learning).mean(axis=(1, 2)) for k in range(len(some))])
+    for c, (means, shows) in enumerate(zip(maps.T.astype(np.float64), some.labels.T, strict=True)):
+        if shows.any() and not shows.all():  # what a few chips of many do not tell stays as it is
+            network.bias[c] = _bias_of(means, float(shows.mean()))
+
+
+def _bias_of(means: Float64Array, share: float) -> float:
+    # The expected share grows with the bias, and lies below the wanted one, or above, where the largest logit, or the
+    # smallest, gives just that.
+    wanted = special.logit(share)
+    ends = wanted - means.max(), wanted - means.min()
+    found: float = optimize.brentq(lambda bias: special.expit(means + bias).mean() - share, ends[0] - 1, ends[1] + 1)
+    return found
 
 
 def activation_constant(network: Activating, chips: Chips, learning: Learning) -> float:
