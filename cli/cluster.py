@@ -91,14 +91,15 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
             from geolabel.run.execute import PATIENCE
 
             stack.enter_context(dask.config.set({PATIENCE: WITHOUT_S}))
-            stack.enter_context(_local(crew.workers, crew.worker_memory, str(given.get("device"))))
+            threads = given.get("threads") or 1
+            stack.enter_context(_local(crew.workers, crew.worker_memory, str(given.get("device")), threads))
         elif crew.scheduler:
             stack.enter_context(_remote(crew.scheduler, crew.tls))
         yield
 
 
 @contextmanager
-def _local(count: int, memory: str, device: str) -> Iterator[None]:
+def _local(count: int, memory: str, device: str, threads: int) -> Iterator[None]:
     import distributed
 
     from geolabel.errors import OptionError
@@ -108,7 +109,7 @@ def _local(count: int, memory: str, device: str) -> Iterator[None]:
     try:
         cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=count,
-            threads_per_worker=execute.LOCAL_WORKERS if gpus else 1,
+            threads_per_worker=execute.LOCAL_WORKERS if gpus else threads,
             processes=True,
             memory_limit=memory,
             host=HOST,

@@ -46,18 +46,24 @@ def estimate(plan: Plan) -> dict[str, Any]:
     asked = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
     if plan.segmenter.clusters is not None:
         asked = GridPrompter(points_asked(plan)).over(tile.height, tile.width)
-    with worker.network(plan.parameters.threads):
-        localize_s = _warm(lambda: locate([image] * plan.localizer.batch)) / plan.localizer.batch
-        window = _read(plan, plan.segment_tiles[len(plan.segment_tiles) // 2])
-        segment_s = _warm(lambda: segment([window], [asked]))
+    threads = plan.parameters.threads
+    calls = {recipe: worker.calls_at_once(recipe, threads) for recipe in (plan.localizer, plan.segmenter)}
+    with worker.network(plan.localizer, threads):
+        alone_s = _warm(lambda: locate([image] * plan.localizer.batch))
+    localize_s = alone_s / plan.localizer.batch / calls[plan.localizer]
+    window = _read(plan, plan.segment_tiles[len(plan.segment_tiles) // 2])
+    with worker.network(plan.segmenter, threads):
+        segment_s = _warm(lambda: segment([window], [asked])) / calls[plan.segmenter]
     read_s = _warm(lambda: _read(plan, tile))
     tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
     per_tile = max(localize_s, read_s)
     tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
+    most = max(calls.values())
     memory = (
         BASE_BYTES
-        + execute.LOCAL_WORKERS * (plan.task_tiles * tile_px * TILE_BYTES_PER_PX + block_px * BLOCK_BYTES_PER_PX)
-        + plan.localizer.batch * tile_px * NETWORK_BYTES_PER_PX
+        + execute.LOCAL_WORKERS * block_px * BLOCK_BYTES_PER_PX
+        + (execute.BESIDE_NETWORK + most) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
+        + most * plan.localizer.batch * tile_px * NETWORK_BYTES_PER_PX
     )
     return {
         "scene": plan.reader.scene.name,

@@ -34,8 +34,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-LOCAL_WORKERS = 3
-"""Tasks at work at once in a process with a fast network: one reads and one writes while one is in the network."""
+BESIDE_NETWORK = 2
+"""Tasks at work at once in a process beside those in a network: one reads and one writes."""
+
+LOCAL_WORKERS = BESIDE_NETWORK + 1
+"""Tasks at work at once in a process whose network lets in one at a time."""
 
 AHEAD = 4
 """Tasks in flight per task at work: enough that no worker waits for the client, and few enough to be held."""
@@ -56,20 +59,22 @@ NOBODY = (
 )
 
 
-def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = False) -> Iterator[R]:
+def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = False, calls: int = 1) -> Iterator[R]:
     """Yield ``function(item)`` in the order of `items`, working on a bounded number of them at once.
 
     Parameters
     ----------
     network
         Whether the function runs a network, so that workers with a GPU should do it.
+    calls
+        Tasks that may be in the network at once, where this process does them.
 
     Raises
     ------
     ClusterError
         If the scheduler is gone, or a task took several workers with it.
     """
-    with _crew(network) as crew:
+    with _crew(network, BESIDE_NETWORK + calls) as crew:
         remaining = iter(items)
         task = _Shared(function)
         flying = deque(crew.submit(task, item) for item in islice(remaining, crew.width()))
@@ -210,7 +215,7 @@ def _has_gpu(worker: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _crew(network: bool) -> Iterator[_Crew]:
+def _crew(network: bool, threads: int) -> Iterator[_Crew]:
     client = _client()
     if client is not None:
         yield _Cluster(client, network=network)
@@ -221,8 +226,8 @@ def _crew(network: bool) -> Iterator[_Crew]:
     elif isinstance(scheduler, Executor):
         yield _Pool(scheduler, getattr(scheduler, "_max_workers", LOCAL_WORKERS))
     elif scheduler in ("threads", "threading"):
-        with _closing(ThreadPoolExecutor(LOCAL_WORKERS, "geolabel")) as executor:
-            yield _Pool(executor, LOCAL_WORKERS)
+        with _closing(ThreadPoolExecutor(threads, "geolabel")) as executor:
+            yield _Pool(executor, threads)
     elif scheduler in ("processes", "multiprocessing"):
         count = int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
         try:

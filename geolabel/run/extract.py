@@ -197,7 +197,9 @@ def localize(work: Work) -> gpd.GeoDataFrame:
     """Pass 1: the activation of every tile that holds a valid pixel."""
     plan = work.run.plan
     reports = [
-        tile for batch in work.each("localize", passes.localize, plan.localize_tasks, network=True) for tile in batch
+        tile
+        for batch in work.each("localize", passes.localize, plan.localize_tasks, network=plan.localizer)
+        for tile in batch
     ]
     work.report.count_tiles(reports)
     return tile_table(reports, plan)
@@ -270,9 +272,9 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
         replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
         for seen in assign(prompts, plan.segment_tiles)
     ]
-    size = task_size(len(windows), plan.segmenter.batch)
+    size = task_size(len(windows), plan.segmenter.batch, plan.segment_tiles.size)
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=True))
+    tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=work.run.plan.segmenter))
     work.report.count_masks(prompts, windows, tables)
     return tables
 

@@ -96,7 +96,7 @@ def localize(run: Run, task: int) -> list[TileReport]:
 
 
 def _locate(plan: Plan, images: list[UInt8Array]) -> list[Activation]:
-    with worker.network(plan.parameters.threads):
+    with worker.network(plan.localizer, plan.parameters.threads):
         return worker.localizer(plan.localizer)(images)
 
 
@@ -234,7 +234,7 @@ def _answers(
 
 def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
     prompts = [item.prompts.shift(-item.window.col, -item.window.row) for item in prompted]
-    with worker.network(run.plan.parameters.threads):
+    with worker.network(run.plan.segmenter, run.plan.parameters.threads):
         answers = worker.segmenter(run.plan.segmenter)(images, prompts)
     if run.plan.parameters.selection != "overlap":
         return answers

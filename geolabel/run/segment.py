@@ -177,8 +177,10 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
         PromptedWindow(tile, _numbered(grid, tile.height, tile.width, index).shift(tile.col, tile.row))
         for index, tile in enumerate(tiles)
     ]
-    size = task_size(len(windows), work.run.plan.segmenter.batch)
-    tables = list(work.each("segment", passes.segment, list(enumerate(batches(windows, size))), network=True))
+    size = task_size(len(windows), work.run.plan.segmenter.batch, work.run.plan.segment_tiles.size)
+    tables = list(
+        work.each("segment", passes.segment, list(enumerate(batches(windows, size))), network=work.run.plan.segmenter)
+    )
     work.report.windows += len(tiles)
     work.report.masks += sum(len(table.windows) for table in tables)
     work.report.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from geolabel.errors import ClusterError
 from geolabel.io.store import Store
+from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
-from geolabel.run import execute
+from geolabel.run import execute, worker
 from geolabel.run.folder import Folder, Keeping, opened
 from geolabel.run.key import run_key
 from geolabel.run.ledger import TOO_LARGE, Outcome, Recorded
@@ -44,14 +45,14 @@ class Work:
         return cls(run, report, progress, folder, folder.stopping)
 
     def each(
-        self, name: str, function: Callable[[Run, T], R], jobs: Sequence[T], *, network: bool = False
+        self, name: str, function: Callable[[Run, T], R], jobs: Sequence[T], *, network: Recipe | None = None
     ) -> Iterator[R]:
         """Results of a pass, one per job, in order.
 
         Parameters
         ----------
         network
-            Whether the pass runs a network.
+            That the pass runs.
         """
         with self.report.timed(name):
             results = self._results(name, partial(function, self.run), jobs, network=network)
@@ -60,13 +61,20 @@ class Work:
     def apply(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply a function to items, as `map` does; the pass is called as the function is."""
         name = getattr(function, "func", function).__name__.strip("_").replace("_", "-")
-        return self._results(name, function, list(items), network=False)
+        return self._results(name, function, list(items), network=None)
 
-    def _results(self, name: str, function: Callable[[T], R], jobs: Sequence[T], *, network: bool) -> Iterator[R]:
+    def _results(
+        self, name: str, function: Callable[[T], R], jobs: Sequence[T], *, network: Recipe | None
+    ) -> Iterator[R]:
         if self.folder is not None:
             self.folder.note_pass(self.run.store.part + name, len(jobs))
         store = None if self.folder is None else self.run.store
-        outcomes = execute.ordered(Recorded(function, name, store), self._unless_stopped(jobs), network=network)
+        recorded, todo = Recorded(function, name, store), self._unless_stopped(jobs)
+        if network is None:
+            outcomes = execute.ordered(recorded, todo)
+        else:
+            calls = worker.calls_at_once(network, self.run.plan.parameters.threads)
+            outcomes = execute.ordered(recorded, todo, network=True, calls=calls)
         done = 0
         try:
             for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""What a process keeps between tasks: loaded networks, and the lock that lets one task at a time into them."""
+"""What a process keeps between tasks: loaded networks, and how many tasks at a time are let into them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ from geolabel.parts import Localizer, Recipe, Segmenter
 if TYPE_CHECKING:
     from geolabel.devices import Precision
 
+BUNDLED = "bundled"
+"""Source of recipes of the networks that come with the package."""
+
 STAND_IN = "stand-in"
 """Source of recipes that `geolabel.testing` makes, in whatever process they are wanted."""
 
@@ -23,7 +26,6 @@ CACHE_MB = 128
 """GDAL's cache in a worker process; ``GDAL_CACHEMAX`` in the worker's environment is respected."""
 
 _loading = threading.Lock()
-_in_network = threading.Lock()
 
 
 def localizer(recipe: Recipe) -> Localizer:
@@ -56,19 +58,49 @@ def _load(recipe: Recipe) -> Localizer | Segmenter:
     return weights.load(recipe)
 
 
-@contextmanager
-def network(threads: int | None) -> Iterator[None]:
-    """Enter a network: one task at a time, with a fixed number of threads.
+def calls_at_once(recipe: Recipe, threads: int | None) -> int:
+    """How many calls of a network a process has side by side.
 
-    A network's last digits depend on its number of threads, so the plan fixes it; and two forward calls at once on the
-    same cores take longer than one after the other.
+    The bundled networks are small: on a CPU as many calls as there are threads, each on one of them, take less time
+    than one call after the other on all threads, whose parts are too short to share out. What they answer then depends
+    on no number of threads either. Of all others there is one call at a time, for its memory.
+
+    Parameters
+    ----------
+    threads
+        Of this process; None for as many as torch takes by itself.
+    """
+    small = recipe.device == "cpu" and recipe.source == BUNDLED and recipe.filters is None
+    return threads or _usual_threads() if small else 1
+
+
+@contextmanager
+def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
+    """Enter a network, when it is this call's turn, with a number of threads that the plan fixes.
+
+    A network's last digits depend on its number of threads, so nothing else may decide it. See `calls_at_once`.
     """
     import torch
 
-    with _in_network:
-        if threads is not None and torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+    calls = calls_at_once(recipe, threads)
+    each = 1 if calls > 1 else threads or _usual_threads()
+    with _places(calls):
+        if torch.get_num_threads() != each:
+            torch.set_num_threads(each)
         yield
+
+
+@cache
+def _usual_threads() -> int:
+    # before this module sets any number: threads that begin later take over the last one that was set
+    import torch
+
+    return torch.get_num_threads()
+
+
+@cache
+def _places(count: int) -> threading.BoundedSemaphore:
+    return threading.BoundedSemaphore(count)
 
 
 def settle(number: int, *, gpus: int, local: bool) -> None:

@@ -1,0 +1,84 @@
+"""How many calls of a network a process has at once, and that it makes no difference to what they answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from geolabel.io.weights import recipe
+from geolabel.masks import Filters
+from geolabel.parts import Recipe
+from geolabel.run import worker
+from geolabel.run.extract import extract
+from geolabel.run.plan import Parameters
+from geolabel.synthetic import synthesize
+from geolabel.testing import RECIPES
+
+BUNDLED = recipe("segmenter")
+
+
+@pytest.mark.parametrize(
+    ("part", "calls"),
+    [
+        (BUNDLED, 3),
+        (recipe("localizer"), 3),
+        (replace(BUNDLED, device="cuda"), 1),
+        (replace(BUNDLED, filters=Filters()), 1),
+        (replace(BUNDLED, source="vit_b"), 1),
+    ],
+)
+def test_small_networks_alone_are_called_side_by_side(part: Recipe, calls: int) -> None:
+    assert worker.calls_at_once(part, 3) == calls
+    assert worker.calls_at_once(part, 1) == 1
+    assert worker.calls_at_once(BUNDLED, None) == torch.get_num_threads()
+
+
+def test_as_many_are_in_a_small_network_as_there_are_threads_each_on_one() -> None:
+    together = threading.Barrier(3, timeout=30)
+
+    def call(_: int) -> int:
+        with worker.network(BUNDLED, 3):
+            together.wait()  # breaks if one of the three has to wait for another
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(call, range(3))) == [1, 1, 1]
+
+
+def test_one_is_in_a_large_network_on_all_threads() -> None:
+    inside, most = [], []
+
+    def call(number: int) -> int:
+        with worker.network(RECIPES[1], 3):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(number)
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, range(8))) == [3] * 8
+    assert max(most) == 1
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
+    drawn = synthesize(640, seed=900_100)
+    scene = tmp_path / "scene.tif"
+    with rasterio.open(
+        scene, "w", driver="GTiff", dtype="uint8", count=3, height=640, width=640, photometric="rgb",
+        crs="EPSG:32648", transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
+    ) as target:  # fmt: skip
+        target.write(np.moveaxis(drawn.rgb, 2, 0))
+    for threads in (1, 3):
+        extract(scene, parameters=Parameters(threads=threads, tile_size=256), score_out=tmp_path / f"{threads}.tif")
+    assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "3.tif").read_bytes()
+    with rasterio.open(tmp_path / "1.tif") as scores:
+        assert scores.read(1).any()
