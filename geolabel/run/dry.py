@@ -15,11 +15,11 @@ from geolabel.run.plan import Plan
 from geolabel.run.survey import Survey
 from geolabel.tiles import Window
 
-BASE_BYTES = 400 << 20
-"""Memory of the process with its libraries and GDAL's cache, before there is work."""
+BASE_BYTES = 750 << 20
+"""Memory of the process with its libraries, before there is work."""
 
-NETWORK_BYTES_PER_PX = 1_500
-"""Memory per pixel of a batch inside a network: features at full width, in single precision."""
+SMALL_BYTES_PER_PX, NETWORK_BYTES_PER_PX = 140, 1_500
+"""Memory per pixel of a batch inside a small network, and inside another: features in single precision."""
 
 TILE_BYTES_PER_PX = 7
 """Of a tile in a task: three bands, the stretched image, and where it is valid."""
@@ -59,11 +59,12 @@ def estimate(plan: Plan) -> dict[str, Any]:
     per_tile = max(localize_s, read_s)
     tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
     most = max(calls.values())
+    per_px = SMALL_BYTES_PER_PX if worker.is_small(plan.localizer) else NETWORK_BYTES_PER_PX
     memory = (
         BASE_BYTES
         + execute.LOCAL_WORKERS * block_px * BLOCK_BYTES_PER_PX
         + (execute.BESIDE_NETWORK + most) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
-        + most * plan.localizer.batch * tile_px * NETWORK_BYTES_PER_PX
+        + most * plan.localizer.batch * tile_px * per_px
     )
     return {
         "scene": plan.reader.scene.name,

@@ -58,20 +58,24 @@ def _load(recipe: Recipe) -> Localizer | Segmenter:
     return weights.load(recipe)
 
 
+def is_small(recipe: Recipe) -> bool:
+    """Whether a network's features take little memory and its layers little time: that of those in the package."""
+    return recipe.source == BUNDLED and recipe.filters is None
+
+
 def calls_at_once(recipe: Recipe, threads: int | None) -> int:
     """How many calls of a network a process has side by side.
 
-    The bundled networks are small: on a CPU as many calls as there are threads, each on one of them, take less time
-    than one call after the other on all threads, whose parts are too short to share out. What they answer then depends
-    on no number of threads either. Of all others there is one call at a time, for its memory.
+    Of a small one, on a CPU, as many calls as there are threads, each on one of them, take less time than one call
+    after the other on all threads: its layers are too short to share out. What it answers then depends on no number
+    of threads either. Of all others there is one call at a time, for its memory.
 
     Parameters
     ----------
     threads
         Of this process; None for as many as torch takes by itself.
     """
-    small = recipe.device == "cpu" and recipe.source == BUNDLED and recipe.filters is None
-    return threads or _usual_threads() if small else 1
+    return threads or _usual_threads() if recipe.device == "cpu" and is_small(recipe) else 1
 
 
 @contextmanager
