@@ -269,11 +269,9 @@ def prediction_options(command: F) -> F:
         click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",
                      help="Side of the blocks that the mosaic is kept in; no result depends on it."),
         click.option("--overlap", type=click.IntRange(min=0), metavar="PX",
-                     help="Pixels that neighbouring tiles share; default a quarter of the tile, at most 128 for "
-                     "localizers."),
+                     help="Pixels that neighbouring tiles share; default a quarter of the tile."),
         click.option("--tile-size", type=click.IntRange(min=32), metavar="PX",
-                     help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones, up to "
-                     "1024 for localizers."),
+                     help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones."),
         click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single", "overlap"]),
                      help="Which of the segmenter's candidates answers a prompt; overlap is the one most like the "
                      "activation. Default: best_iou; overlap with diffuprompter."),

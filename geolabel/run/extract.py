@@ -272,7 +272,7 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
         replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
         for seen in assign(prompts, plan.segment_tiles)
     ]
-    size = task_size(len(windows), plan.segmenter.batch, plan.segment_tiles.size)
+    size = task_size(len(windows), plan.segmenter.batch)
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
     tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=work.run.plan.segmenter))
     work.report.count_masks(prompts, windows, tables)

@@ -26,22 +26,15 @@ Method = Literal["apsam", "s2c", "cism", "alps", "diffuprompter", "student"]
 DENSE = ("cism", "student")
 """Methods that score every pixel themselves, without a segmenter."""
 
-TASK_PX = 32 * 512**2
-"""Most pixels in the tiles, or prompted windows, of a task: the unit of work that succeeds or is repeated whole."""
+TASK_TILES = 32
+"""Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
 
 SHARES = 32
 """Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do. More of them
 mean more records, and tiles that are read with fewer neighbours."""
 
-LOCALIZER_TILE, LOCALIZER_OVERLAP = 1024, 128
-"""Largest side in pixels of a localizer's tiles, unless smaller ones are asked for, and what neighbours share at most.
-With 512 px, four pixels in nine would be seen twice; at 1024 px, one in four."""
-
-DENSE_TILE = 512
-"""Side in pixels of the tiles of networks that score every pixel, whose features take more memory."""
-
-TILE_STEP = 32
-"""Sides of tiles are multiples of this, as are those of the images that networks see."""
+LOCALIZER_TILE = 512
+"""Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
 
 SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 12
 """Pixels of a scene that percentiles are taken of, and those that are looked at where the stretch is given."""
@@ -155,7 +148,7 @@ class Plan:
     @property
     def task_tiles(self) -> int:
         """Tiles of a task of the first pass."""
-        return task_size(len(self.localize_tiles), self.localizer.batch, self.localize_tiles.size)
+        return task_size(len(self.localize_tiles), self.localizer.batch)
 
     @property
     def localize_tasks(self) -> range:
@@ -178,33 +171,18 @@ class Run:
     """False where prompts that a person drew replace the activation: tiles are read for their validity only."""
 
 
-def task_size(count: int, batch: int, side: int) -> int:
-    """Tiles of each task of a pass over `count` tiles of `side` pixels, in whole batches where that is possible.
+def task_size(count: int, batch: int) -> int:
+    """Tiles of each task of a pass over `count` tiles, in whole batches where that is possible.
 
     It does not depend on who works, so that a run goes on with any number of workers.
 
     Examples
     --------
-    >>> [task_size(count, 1, 512) for count in (5, 32, 33, 500, 10**6)], task_size(100, 8, 512)
+    >>> [task_size(count, 1) for count in (5, 32, 33, 500, 10**6)], task_size(100, 8)
     ([1, 1, 2, 16, 32], 8)
-    >>> task_size(10**6, 1, 1024)
-    8
     """
     batches = -(-count // (SHARES * batch))
-    return max(1, min(TASK_PX // side**2, batches * batch))
-
-
-def even_side(length: int, size: int, overlap: int) -> int:
-    """Smallest side of tiles, in steps of `TILE_STEP`, of which no more cover an axis than of tiles of `size`.
-
-    Examples
-    --------
-    >>> even_side(4096, 1024, 128), even_side(600, 1024, 128), even_side(10**6, 1024, 128)
-    (928, 608, 1024)
-    """
-    new = max(1, length - overlap)  # pixels that no tile shares with the one before
-    side = -(-new // -(-new // (size - overlap))) + overlap
-    return min(size, -(-side // TILE_STEP) * TILE_STEP)
+    return max(1, min(TASK_TILES, batches * batch))
 
 
 def make_plan(
@@ -251,8 +229,10 @@ def make_plan(
             f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
+    # convolutions see tiles of any size, a diffusion network none larger than its own
+    smaller = min(tile, LOCALIZER_TILE if localizer.grounding is None else locate.window)
     # before a pixel is read: a header may claim more than can be worked on
-    localize_tiles = _localizer_tiles(grid, parameters, tile, None if localizer.grounding is None else locate.window)
+    localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)
     blocks = BlockGrid(grid.height, grid.width, parameters.block_size)
     return Plan(
@@ -267,22 +247,6 @@ def make_plan(
         blocks=blocks,
         parameters=parameters,
     )
-
-
-def _localizer_tiles(grid: Grid, parameters: Parameters, tile: int, window: int | None) -> TileGrid:
-    """Tiles of a localizer that sees images of any size, as convolutions do, or none larger than a window of its own.
-
-    `tile` is the side of the segmenter's, which are not larger than what is asked for.
-    """
-    asked = parameters.tile_size or LOCALIZER_TILE
-    side = min(asked, LOCALIZER_TILE) if window is None else min(tile, window)
-    if parameters.overlap is not None:
-        overlap = parameters.overlap * min(side, tile) // tile
-    else:
-        overlap = min(side // 4, LOCALIZER_OVERLAP)
-    if parameters.tile_size is None and window is None:
-        side = max(even_side(length, side, overlap) for length in (grid.height, grid.width))
-    return TileGrid(grid.height, grid.width, side, overlap)
 
 
 def _working_grid(

@@ -10,7 +10,7 @@ from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Filters, Selection
 from geolabel.parts import NOTHING, Recipe
 from geolabel.run import worker
-from geolabel.run.plan import DENSE, DENSE_TILE, Parameters, Plan, make_plan
+from geolabel.run.plan import DENSE, LOCALIZER_TILE, Parameters, Plan, make_plan
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,7 +108,7 @@ class Networks:
         if self.student is not None:
             parameters = replace(parameters, method="student")
         if parameters.method in DENSE and parameters.tile_size is None:
-            parameters = replace(parameters, tile_size=DENSE_TILE)
+            parameters = replace(parameters, tile_size=LOCALIZER_TILE)
         if parameters.method == "s2c" and parameters.confidence is None:
             parameters = replace(parameters, confidence=self.usual_confidence)
         if parameters.method == "apsam" and parameters.activation_floor is None:

@@ -177,7 +177,7 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
         PromptedWindow(tile, _numbered(grid, tile.height, tile.width, index).shift(tile.col, tile.row))
         for index, tile in enumerate(tiles)
     ]
-    size = task_size(len(windows), work.run.plan.segmenter.batch, work.run.plan.segment_tiles.size)
+    size = task_size(len(windows), work.run.plan.segmenter.batch)
     tables = list(
         work.each("segment", passes.segment, list(enumerate(batches(windows, size))), network=work.run.plan.segmenter)
     )

@@ -28,34 +28,34 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GDAL_CACHEMAX", "64")
 
-WINDOW, SHARED, BLOCK = 512, 128, 2048
-"""Pixels of the segmenter's windows, of what neighbours share, windows or tiles, and of a block: the defaults."""
+TILE, STRIDE, TASK, BLOCK = 512, 384, 32, 2048
+"""Pixels of a tile and between tiles, tiles of a task, pixels of a block: the defaults of a run."""
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds of one core, unless they say otherwise."""
 
-    localize_s: float = 0.373
-    """In the localizer, per megapixel of its tiles."""
-    segment_s: float = 0.0833
+    localize_s: float = 0.0775
+    """In the localizer, per tile."""
+    segment_s: float = 0.109
     """In the segmenter, per window."""
-    read_s: float = 0.0103
-    """Per megapixel of these tiles outside the network: read, stretch, pack, write the record."""
-    window_s: float = 0.0058
+    read_s: float = 0.0019
+    """Per tile of the first pass outside the network: read, stretch, pack, write the record."""
+    window_s: float = 0.0045
     """Per window of the segmenter outside the network: read again, crop masks, write."""
-    area_s: float = 0.0225
+    area_s: float = 0.0377
     """Per megapixel: blend, threshold, merge, spans, sums."""
-    start_s: float = 0.0738
+    start_s: float = 0.1
     """Write the outputs; starting a cluster comes on top."""
     task_s: float = 0.004
     """Of client and scheduler per task: submit, four messages, take in the result."""
     object_s: float = 0.0001
     """Of the client per landslide: join, outline, measure, write."""
-    read_mb: float = 3
-    """Per megapixel of tiles or windows, as decoded; what travels is as much smaller as the file is compressed."""
-    record_mb: float = 1 / 8 + 2 / 8**2
-    """Per megapixel of tiles, written and read once more: validity, activation and probability at stride 8."""
+    read_mb: float = TILE * TILE * 3 / 1e6
+    """Per tile or window, as decoded; what travels is as much smaller as the file is compressed."""
+    record_mb: float = (TILE * TILE / 8 + 2 * (TILE / 8) ** 2) / 1e6
+    """Per tile, written and read once more: validity, activation and probability at stride 8."""
 
 
 @dataclass(frozen=True)
@@ -64,48 +64,20 @@ class Scene:
 
     height: int
     width: int
-    followed: float
-    """Share of the segmenter's windows that hold a prompt."""
+    windows_per_tile: float
+    """Windows of the segmenter over tiles: how much of the scene is followed up."""
     objects: int = 0
-
-    @property
-    def side(self) -> int:
-        """Pixels of a tile of the localizer."""
-        from geolabel.run.plan import LOCALIZER_TILE, even_side
-
-        return max(even_side(length, LOCALIZER_TILE, SHARED) for length in (self.height, self.width))
 
     @property
     def tiles(self) -> int:
         """Tiles of the localizer."""
-        return self._pieces(self.side)
+        return math.prod(max(1, math.ceil((side - TILE) / STRIDE) + 1) for side in (self.height, self.width))
 
     @property
-    def seen(self) -> float:
-        """Megapixels that the localizer sees, with what tiles share."""
-        return self.tiles * self.side**2 / 1e6
-
-    @property
-    def windows(self) -> float:
-        """Windows that the segmenter sees."""
-        return self._pieces(WINDOW) * self.followed
-
-    @property
-    def tasks(self) -> dict[str, int]:
+    def tasks(self) -> int:
         """Of all passes: tiles, windows, and blocks four times over (prompt, merge, spans, sums)."""
-        from geolabel.run.plan import TASK_PX
-
         blocks = math.ceil(self.height / BLOCK) * math.ceil(self.width / BLOCK)
-        tiles, windows = TASK_PX // self.side**2, TASK_PX // WINDOW**2
-        return {
-            "tiles": math.ceil(self.tiles / tiles),
-            "windows": math.ceil(self.windows / windows),
-            "blocks": 4 * blocks,
-        }
-
-    def _pieces(self, size: int) -> int:
-        stride = size - SHARED
-        return math.prod(max(1, math.ceil((side - size) / stride) + 1) for side in (self.height, self.width))
+        return math.ceil(self.tiles / TASK) + math.ceil(self.tiles * self.windows_per_tile / TASK) + 4 * blocks
 
 
 @dataclass(frozen=True)
@@ -123,8 +95,7 @@ class Machine:
 
 def predict(costs: Costs, scene: Scene, machine: Machine) -> dict[str, float]:
     """Seconds of each part of a run; passes follow one another, and within one the slowest of its parts counts."""
-    windows, megapixels, tasks = scene.windows, scene.height * scene.width / 1e6, scene.tasks
-    again = windows * WINDOW**2 / 1e6
+    tiles, windows, megapixels = scene.tiles, scene.tiles * scene.windows_per_tile, scene.height * scene.width / 1e6
 
     def slowest(network: float, outside: float, megabytes: float, tasks: float) -> float:
         shared = machine.faster == 1  # the same cores do both
@@ -137,11 +108,9 @@ def predict(costs: Costs, scene: Scene, machine: Machine) -> dict[str, float]:
     moved = costs.read_mb + costs.record_mb
     return {
         "start": costs.start_s,
-        "localize": slowest(
-            scene.seen * costs.localize_s, scene.seen * costs.read_s, scene.seen * moved, tasks["tiles"]
-        ),
-        "segment": slowest(windows * costs.segment_s, windows * costs.window_s, again * moved, tasks["windows"]),
-        "blocks": slowest(0, megapixels * costs.area_s, scene.seen * costs.record_mb, tasks["blocks"]),
+        "localize": slowest(tiles * costs.localize_s, tiles * costs.read_s, tiles * moved, tiles / TASK),
+        "segment": slowest(windows * costs.segment_s, windows * costs.window_s, windows * moved, windows / TASK),
+        "blocks": slowest(0, megapixels * costs.area_s, tiles * costs.record_mb, 4 * megapixels * 1e6 / BLOCK**2),
         "client": scene.objects * costs.object_s,
     }
 
@@ -178,17 +147,16 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
         found = run_extract(plan, Targets.of(Path(folder) / "slides.gpkg"))
         total = time.process_time() - start
     localize, segment = (clock.seconds - before for clock, before in zip(clocks, (localize, segment), strict=True))
-    took, windows = found.report.seconds, max(1, found.report.windows)
-    drawn = Scene(size, size, found.report.windows / len(plan.segment_tiles), len(found.landslides))
+    took, tiles, windows = found.report.seconds, found.report.tiles, max(1, found.report.windows)
     costs = Costs(
-        localize_s=localize / drawn.seen,
+        localize_s=localize / tiles,
         segment_s=segment / windows,
-        read_s=(took["localize"] - localize) / drawn.seen,
+        read_s=(took["localize"] - localize) / tiles,
         window_s=(took["segment"] - segment) / windows,
         area_s=(took["prompt"] + took["merge"] + took["polygons"]) / (size**2 / 1e6),
         start_s=total - sum(took.values()),
     )
-    return costs, drawn, total
+    return costs, Scene(size, size, found.report.windows / tiles, len(found.landslides)), total
 
 
 def check(calibrate: int, size: int, figures: Path | None) -> None:
@@ -200,7 +168,7 @@ def check(calibrate: int, size: int, figures: Path | None) -> None:
     _, larger, measured = measure(size)
     foreseen = predict(costs, larger, Machine())
     print(
-        f"{size} px, {larger.tiles} tiles, {larger.windows:.0f} windows: predicted "
+        f"{size} px, {larger.tiles} tiles, {larger.windows_per_tile:.2f} windows a tile: predicted "
         f"{sum(foreseen.values()):.1f} s, measured {measured:.1f} s CPU, ratio {sum(foreseen.values()) / measured:.2f}"
     )
 
@@ -208,11 +176,10 @@ def check(calibrate: int, size: int, figures: Path | None) -> None:
 def table(km2: float, gsd: float, faster: float, costs: Costs) -> None:
     """Print the prediction for 1, 8 and 128 GPUs."""
     side = round(math.sqrt(km2) * 1000 / gsd)
-    scene = Scene(side, side, followed=0.3, objects=round(km2 * 5))
-    moved = (scene.seen + scene.windows * WINDOW**2 / 1e6) * costs.read_mb / 1e6
+    scene = Scene(side, side, windows_per_tile=0.3, objects=round(km2 * 5))
+    moved = scene.tiles * (1 + scene.windows_per_tile) * costs.read_mb / 1e6
     print(
-        f"{km2:g} km2 at {gsd:g} m: {side} px a side, {scene.tiles} tiles, {sum(scene.tasks.values())} tasks, "
-        f"{moved:.2f} TB decoded"
+        f"{km2:g} km2 at {gsd:g} m: {side} px a side, {scene.tiles} tiles, {scene.tasks} tasks, {moved:.2f} TB decoded"
     )
     for gpus in (1, 8, 128):
         parts = predict(costs, scene, Machine(8 * gpus, gpus, faster, mb_per_s=2000 * min(gpus, 8)))
