@@ -72,7 +72,7 @@ def quality(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Write one table of how good the networks are, with the SHA-256 of their weights.
+    """Write one table of how good the networks are, with the SHA-256 of their weights.
 
     Masks, maps, gate, polygons, false alarms and calibration, each beside simple peers measured in the same run. Data
     that is not given is left out. What was measured before with the same weights is not measured again.
@@ -110,7 +110,7 @@ def quality(
 @options.as_json
 @options.terminal
 def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
-    r"""Write the model cards of the networks, with the table that bench quality left in the folder QUALITY.
+    """Write the model cards of the networks, with the table that bench quality left in the folder QUALITY.
 
     \b
     geolabel bench card quality/ --out cards/
@@ -166,7 +166,7 @@ def weak(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Measure what is learned from labels of whole chips: localizers, pseudo-labels and students, beside floors.
+    """Measure what is learned from labels of whole chips: localizers, pseudo-labels and students, beside floors.
 
     DATA is a folder with train/ and val/, each with images/, masks/ and labels.csv, or a pack of such. What is done is
     kept in a folder beside the table, so the same command goes on where it stopped.

@@ -50,7 +50,7 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 @options.terminal
 @click.pass_context
 def chips(ctx: click.Context, /, pack: Path | None, overwrite: bool, as_json: bool, **given: Any) -> None:
-    r"""Cut SCENE into chips and label each as a whole, by what the inventory shows in it.
+    """Cut SCENE into chips and label each as a whole, by what the inventory shows in it.
 
     The folder then holds images/, masks/ (where the inventory says what every pixel is) and labels.csv. Chips keep the
     scene's own pixels; points get one chip each, polygons and rasters label every window of the scene.

@@ -29,7 +29,7 @@ def clusters() -> None:
 @options.terminal
 @click.pass_context
 def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, overwrite: bool, as_json: bool) -> None:
-    r"""Write a contact sheet of every cluster of PSEUDO: some of its regions, outlined, for a person to name it by.
+    """Write a contact sheet of every cluster of PSEUDO: some of its regions, outlined, for a person to name it by.
 
     \b
     geolabel clusters show pseudo/ --out sheets/
@@ -77,7 +77,7 @@ def name(
     device: str,
     as_json: bool,
 ) -> None:
-    r"""Name clusters of PSEUDO: by hand, from labelled chips, or by a localizer's activation.
+    """Name clusters of PSEUDO: by hand, from labelled chips, or by a localizer's activation.
 
     The names are kept in PSEUDO/clusters.json, for label --clusters and extract --clusters.
 

@@ -64,7 +64,7 @@ def evaluate(
     class_name: str,
     as_json: bool,
 ) -> None:
-    r"""Score the polygons of SLIDES against TRUTH.
+    """Score the polygons of SLIDES against TRUTH.
 
     TRUTH is a raster (1 landslide, 255 or nodata not judged, all else background) or a file of polygons.
 

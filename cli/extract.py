@@ -49,7 +49,7 @@ def extract(
     as_json: bool,
     **given: Any,
 ) -> int:
-    r"""Find the landslides of one SCENE or of many and write them as polygons.
+    """Find the landslides of one SCENE or of many and write them as polygons.
 
     SCENE is anything that GDAL opens (a GeoTIFF, a VRT, a URL), a pattern in quotes, a text file with one scene per
     line, or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on top; polygons of scenes on

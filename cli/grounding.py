@@ -35,7 +35,7 @@ from .terminal import announce, progress_bar
 def diffuprompter(
     ctx: click.Context, /, labels: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
 ) -> None:
-    r"""Which time step, threshold and number of draws suit; and what the segmenter adds to the map.
+    """Which time step, threshold and number of draws suit; and what the segmenter adds to the map.
 
     LABELS is a folder of chips with masks, one as "geolabel label" writes it, or a COCO file. An hour and more on a GPU
     for a hundred images; fewer numbers take less.

@@ -73,7 +73,7 @@ def _summaries() -> str:
 def label(
     ctx: click.Context, /, chips: Path, out: Path, method: str, overwrite: bool, as_json: bool, **given: Any
 ) -> None:
-    r"""Make pseudo-labels of the images in CHIPS.
+    """Make pseudo-labels of the images in CHIPS.
 
     The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
     they were made. A run that was stopped goes on with the same command.

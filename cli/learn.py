@@ -82,7 +82,7 @@ def localizer(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Train a localizer on CHIPS, of which only labels of whole chips are read.
+    """Train a localizer on CHIPS, of which only labels of whole chips are read.
 
     CHIPS is a folder or table as "geolabel chips" writes it. What comes out runs over scenes:
 
@@ -164,7 +164,7 @@ def student(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Train a student on LABELS: pseudo-labels, or chips with masks.
+    """Train a student on LABELS: pseudo-labels, or chips with masks.
 
     LABELS is a folder as "geolabel label" writes it, or as "geolabel chips" does. What comes out draws by itself:
 

@@ -28,7 +28,7 @@ from .terminal import announce, progress_bar
 def polygonize(
     ctx: click.Context, /, raster: str, output: str | None, out: str | None, as_json: bool, **given: Any
 ) -> None:
-    r"""Turn RASTER, a mask or scores of any origin, into the GeoPackage that extract writes.
+    """Turn RASTER, a mask or scores of any origin, into the GeoPackage that extract writes.
 
     Bands of floating-point numbers, and those with a scale, hold scores from 0 to 1. Bands of integers are masks or
     labels: with the default threshold all values above zero are landslide, and labels that touch become one.

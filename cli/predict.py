@@ -37,7 +37,7 @@ def predict(
     as_json: bool,
     **given: Any,
 ) -> int:
-    r"""Score every pixel: a Cloud Optimized GeoTIFF of 0 to 254, 255 outside, 127 at the edge of a landslide.
+    """Score every pixel: a Cloud Optimized GeoTIFF of 0 to 254, 255 outside, 127 at the edge of a landslide.
 
     geolabel polygonize turns the scores into polygons, with another threshold if need be. Several scenes, with --out,
     have to lie on one grid; they are named as for geolabel extract.

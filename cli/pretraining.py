@@ -56,7 +56,7 @@ def _clustering(command: F) -> F:
 def alps(
     ctx: click.Context, /, chips: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
 ) -> None:
-    r"""What ALPS teaches a student before the first mask: its gate, its clusters, its steps.
+    """What ALPS teaches a student before the first mask: its gate, its clusters, its steps.
 
     In each row a student learns from pseudo-labels, keeps some of its weights, and is tuned on a few masks of CHIPS.
     The row scratch is tuned alone; gains are over it, on the same chips. Every row takes as long as two trainings of

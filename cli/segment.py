@@ -43,7 +43,7 @@ from .terminal import announce, progress_bar, warn
 @options.terminal
 @click.pass_context
 def segment(ctx: click.Context, /, scene: str, out: str, overwrite: bool, as_json: bool, **given: Any) -> int:
-    r"""Outline everything in SCENE that the segmenter takes for an object, whatever it is.
+    """Outline everything in SCENE that the segmenter takes for an object, whatever it is.
 
     A grid of points is asked about in every tile. Segments keep one identity across tiles, and may overlap: a part and
     the whole are both there. They have no class.

@@ -23,7 +23,7 @@ from .terminal import announce
 @options.as_json
 @options.terminal
 def synthesize(scene: str, size: str, gsd: float, seed: int, epsg: int, overwrite: bool, as_json: bool) -> None:
-    r"""Draw a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
+    """Draw a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
 
     \b
     scene.tif           the picture

@@ -176,7 +176,7 @@ def confidence(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Fit the confidence of polygons to the networks: to be done again whenever these change.
+    """Fit the confidence of polygons to the networks: to be done again whenever these change.
 
     Scenes that are kept for selection are extracted; a logistic model learns from the attributes of the polygons which
     of them are at least half landslide. Takes some minutes.

@@ -64,6 +64,12 @@ def test_every_command_helps(words: tuple[str, ...], command: click.Command, cap
     assert shown.err == ""
     assert command.help
     assert command.get_short_help_str(limit=200).endswith(".")
+    assert "\\b" not in shown.out, "a raw text keeps click from seeing the backspace"
+
+
+def test_examples_keep_their_lines(capsys):
+    assert run(["bench", "weak", "--help"]) == 0
+    assert "\n  geolabel bench weak chips/ --pack chips.zip\n  geolabel bench weak chips.zip" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "command"), EVERY_COMMAND)
