@@ -1,5 +1,6 @@
 """Training on labels of whole chips: crops, schedules, peaks, the three methods in miniature, and what stops them."""
 
+import csv
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +386,17 @@ def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     assert (tmp_path / "parts/state.pt").is_file()
     train_localizer(data, tmp_path / "parts", request, resume=True, **train)
     assert (tmp_path / "parts" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "rate"), [("landslide", 2e-5), ("red", 1e-4)])
+def test_weights_that_know_the_classes_learn_at_their_own_rate(name: str, rate: float, tmp_path: Path):
+    data = ChipList((name,), chips(8, classes=1).chips)
+    numbers = replace(small("cam"), epochs=1, taught_rate=2e-5)
+    numbers = replace(numbers, schedule={"kind": "adamw", "rate": 1e-4, "average": 0.0})
+    request, networks = LocalizerRequest(init="bundled"), Networks(device="cpu")
+    train_localizer(data, tmp_path, request, preset=numbers, networks=networks)
+    with (tmp_path / "curves.csv").open() as file:
+        assert float(next(csv.DictReader(file))["rate"]) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("method", ["cam", "s2c", "cism"])

@@ -128,7 +128,7 @@ def train_localizer(
     teacher = _Teacher(segmenter, networks.usual_confidence, segments or out / "segments", progress or Silent())
     objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
     steps = request.steps_of(numbers, learning.epoch_steps(len(learn)))
-    schedule = numbers.falling(steps, request.minutes or math.inf)
+    schedule = numbers.falling(steps, request.minutes or math.inf, taught=taught)
     precision: Precision = "bf16" if recipe.precision == "bf16" else "fp32"
     with saving_to(out):
         figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)

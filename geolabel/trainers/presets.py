@@ -37,6 +37,9 @@ class LocalizerPreset(TrainingPreset):
     """See `networks.classifier.Classifier`."""
     schedule: dict[str, Any]
     """Of `Falling`, but for the number of steps."""
+    taught_rate: float | None = None
+    """In place of the schedule's rate where the first weights know the classes; None for the same. Their map points
+    already, and a fast training spreads it: a label of a whole chip is told by what lies around a slide as well."""
     s2c: S2cTerms
     cism: CismTerms
     points_per_side: int = 32
@@ -46,9 +49,10 @@ class LocalizerPreset(TrainingPreset):
     frozen_norm: bool = False
     """Whether batch normalisation keeps pretrained statistics; of no use to weights that start from nothing."""
 
-    def falling(self, steps: int, minutes: float) -> Falling:
-        """The schedule of a training of so many steps."""
-        return Falling(cycles=(steps,), minutes=minutes, **self.schedule)
+    def falling(self, steps: int, minutes: float, *, taught: bool = False) -> Falling:
+        """The schedule of a training of so many steps; `taught` where the first weights know the classes."""
+        schedule = Falling(cycles=(steps,), minutes=minutes, **self.schedule)
+        return replace(schedule, rate=self.taught_rate) if taught and self.taught_rate is not None else schedule
 
 
 _S2C, _CISM = S2cTerms(), CismTerms()
@@ -101,6 +105,7 @@ _CPU = LocalizerPreset(
     batch=16,
     cropping=Cropping(160, (0.35, 0.7)),
     schedule=_ADAMW,
+    taught_rate=1e-4,
     s2c=replace(_S2C, pixels=2048, scales=(1.0,)),
     cism=_CISM,
     points_per_side=12,
