@@ -147,7 +147,7 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
               help="Measure nothing; pack DATA into one file, to be given as DATA on another machine.")  # fmt: skip
 @click.option("--quality", type=click.IntRange(1, 95), default=85, show_default=True, help="JPEG quality of --pack.")
 @options.segmenter_options
-@options.overwrite
+@click.option("--overwrite", is_flag=True, help="Begin anew: delete what earlier calls with this --out measured.")
 @options.as_json
 @options.terminal
 @click.pass_context

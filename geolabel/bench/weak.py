@@ -164,7 +164,7 @@ class WeakBench:
     def steps(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """Yield everything that is to be done, by name; a seed is whole before the next one begins."""
         yield "floors", self.floors
-        if self.init == "bundled" or Path(self.init).is_file():
+        if self._started:
             yield "start", self.start
         for seed in range(self.seeds):
             for method, learners in ORDER:
@@ -211,7 +211,12 @@ class WeakBench:
     def _check(self) -> None:
         """Write down what the figures depend on, or compare with what an earlier call wrote down."""
         numbers = {"preset": self.preset, "init": self.init, "epochs": self.epochs, "limit": self.limit}
-        numbers |= {"segmenter": self.networks.recipes()[1].sha256, **self._place(), **asdict(SIZES[self.preset])}
+        numbers |= {"segmenter": self.networks.recipes()[1].sha256, **self._place()}
+        if self._started:
+            numbers["first weights"] = weights.recipe("localizer", self.init).sha256
+        numbers |= {f"student {name}": value for name, value in asdict(SIZES[self.preset].student).items()}
+        for method in METHODS:
+            numbers |= {f"{method} {name}": value for name, value in asdict(self._numbers(method)).items()}
         wanted = json.loads(json.dumps(numbers))
         path = self.work / "numbers.json"
         if not path.is_file():
@@ -243,11 +248,10 @@ class WeakBench:
     def localizer(self, method: Method, seed: int) -> dict[str, Any]:
         """Train a localizer and judge its maps, cut where that is best on the fold."""
         out = self.localizer_file(method, seed).parent
-        numbers: LocalizerPreset = replace(preset_of(method, "cpu"), **SIZES[self.preset].localizer)
         request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, seed=seed)
         localizers.train_localizer(
-            self.train, out, request, networks=self.networks, preset=numbers, segments=self.work / "segments",
-            resume=True, progress=self.progress,
+            self.train, out, request, networks=self.networks, preset=self._numbers(method),
+            segments=self.work / "segments", resume=True, progress=self.progress,
         )  # fmt: skip
         return self._judge(self._recipe(method, seed))
 
@@ -295,6 +299,14 @@ class WeakBench:
 
     def _on_mosaic(self, score: Callable[[UInt8Array], UInt8Array]) -> dict[str, float]:
         return mosaic_scores(score, mosaic_of(self.val), (BACKGROUND, *self.val.classes))
+
+    @property
+    def _started(self) -> bool:
+        # whether localizers begin with weights that make maps already
+        return self.init == "bundled" or Path(self.init).is_file()
+
+    def _numbers(self, method: Method) -> LocalizerPreset:
+        return replace(preset_of(method, "cpu"), **SIZES[self.preset].localizer)
 
     def _place(self) -> dict[str, Any]:
         device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)
