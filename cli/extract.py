@@ -24,6 +24,7 @@ GAPS = 3
 @options.scene_options
 @options.prediction_options
 @options.score_threshold
+@options.min_confidence
 @options.polygon_options
 @options.network_options
 @cluster_options
@@ -53,8 +54,8 @@ def extract(
 
     SCENE is anything that GDAL opens (a GeoTIFF, a VRT, a URL), a pattern in quotes, a text file with one scene per
     line, or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on top; polygons of scenes on
-    other grids are united where they overlap. The GeoPackage (OUTPUT, or --out) holds the landslides, the prompts
-    behind them and the tiles, each with a style that QGIS applies.
+    other grids are united where they overlap. The GeoPackage (OUTPUT, or --out) holds the landslides, what may be one
+    but is less likely to be (candidates), the prompts behind them and the tiles, each with a style that QGIS applies.
 
     \b
     geolabel extract scene.tif --out slides.gpkg

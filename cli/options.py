@@ -210,6 +210,10 @@ def reading_options(command: F) -> F:
 score_threshold = click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
                                help="Least score of a landslide's pixels.")  # fmt: skip
 
+min_confidence = click.option("--min-confidence", type=click.FloatRange(0, 1),
+                              help="Least confidence of a landslide; what is less sure goes to the layer candidates. "
+                              "Default: 0.35 with the bundled networks; others have no confidence.")  # fmt: skip
+
 
 CLUSTERING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--clusters", metavar="K|auto|FILE",

@@ -37,6 +37,7 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "score_out",
         "mask_out",
         "score_threshold",
+        "min_confidence",
         "min_area",
         "max_hole",
         "simplify",

@@ -476,4 +476,4 @@ def test_coordinates_without_a_place_in_the_scenes_crs_are_refused(tmp_path: Pat
 
 
 def test_styles_cover_exactly_the_layers():
-    assert list(STYLES) == ["landslides", "segments", "prompts", "prompt_points", "tiles"]
+    assert list(STYLES) == ["landslides", "candidates", "segments", "prompts", "prompt_points", "tiles"]

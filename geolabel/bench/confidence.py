@@ -97,7 +97,7 @@ def collect(scenes: Iterator[tuple[Example, float]], networks: Networks) -> Poly
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         for count, (example, gsd) in enumerate(scenes):
             path = write_scene(Path(folder) / "scene.tif", example, gsd)
-            landslides = extract(path, networks=networks, parameters=Parameters())
+            landslides = extract(path, networks=networks, parameters=Parameters(min_confidence=0))
             numbers, is_right = judged(polygon_ids(landslides.geometry, placed(example, gsd)), example.ids)
             columns = features(landslides, NAMES)[numbers - 1]
             known = np.isfinite(columns).all(axis=1)

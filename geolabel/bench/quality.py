@@ -247,7 +247,7 @@ def _pooled(
 
 
 def _stated(found: dict[str, scenes.Answer], truth: Any) -> list[dict[str, Any]]:
-    return [{"said": said, "true": true} for said, true in scenes.stated(found[OURS], truth)]
+    return [{"said": said, "true": true} for said, true in scenes.stated(found[scenes.WITH], truth)]
 
 
 def _rounded(value: float) -> float | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
+import geopandas as gpd
 import numpy as np
 import pyproj
 import rasterio
@@ -35,6 +37,7 @@ from geolabel.seams import Spans
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
+WITH = "geolabel, with candidates"
 ALONE = "activation alone"
 OTSU = "Otsu on excess green"
 
@@ -69,18 +72,24 @@ def answers(path: Path, networks: Networks, parameters: Parameters) -> dict[str,
     """
     plan = prepare(path, Reading(), networks, parameters)
     with in_scratch(plan) as work:
-        landslides = find_landslides(work).landslides
+        found = find_landslides(work)
         spans, _, _ = join_regions(work)
         valid = validity(work.run, plan.grid.window)
     grid = plan.grid
     valid = np.ones((grid.height, grid.width), bool) if valid is None else valid
     active = spans.paint(grid.window, np.ones(len(spans), np.uint8)) > 0
-    ours = polygon_ids(landslides.geometry, grid)
     return {
-        OURS: Answer(ours, valid, grid.gsd, landslides["confidence"].to_numpy(float)),
+        OURS: _answer([found.landslides], valid, grid),
+        WITH: _answer([found.landslides, found.candidates], valid, grid),
         ALONE: Answer(tidy(active, grid, parameters), valid, grid.gsd),
         OTSU: Answer(tidy(peers.otsu_bare(_pixels(plan), valid), grid, parameters), valid, grid.gsd),
     }
+
+
+def _answer(tables: Sequence[gpd.GeoDataFrame], valid: BoolArray, grid: Grid) -> Answer:
+    outlines = chain.from_iterable(table.geometry for table in tables)
+    confidence = np.concatenate([table["confidence"].to_numpy(float) for table in tables])
+    return Answer(polygon_ids(outlines, grid), valid, grid.gsd, confidence)
 
 
 def polygon_ids(outlines: Iterable[shapely.Geometry], grid: Grid) -> Int32Array:

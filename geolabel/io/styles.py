@@ -169,6 +169,9 @@ STYLES = {
     "landslides": Style(
         'coalesce("confidence", "score_mean", 1)', _graded(EVEN, [_filled(colour) for colour in WARM]), review=True
     ),
+    "candidates": Style(
+        'coalesce("confidence", 0)', _graded(EVEN, [_outlined(colour, "0.5", "dash") for colour in WARM]), review=True
+    ),
     "segments": Style(
         'coalesce("predicted_iou", 1)', _graded(EVEN, [_outlined(colour, "0.4", "solid") for colour in COOL])
     ),

@@ -56,10 +56,11 @@ def write_inventory(
     provenance: Mapping[str, Any],
     *,
     grid: Grid,
+    candidates: gpd.GeoDataFrame | None = None,
     classes: tuple[str, ...] = ("landslide",),
     overwrite: bool = False,
 ) -> None:
-    """Write a GeoPackage with the layers ``landslides``, ``prompts``, ``prompt_points`` and ``tiles``.
+    """Write a GeoPackage with the layers ``landslides``, ``candidates``, ``prompts``, ``prompt_points`` and ``tiles``.
 
     Every layer is typed and styled, also when it is empty. The file appears when it is finished; the same input gives
     the same bytes.
@@ -77,6 +78,8 @@ def write_inventory(
         What the run was made of and with; plain values that JSON knows.
     grid
         The working grid, whose CRS all layers have.
+    candidates
+        As `landslides`, of what is too unlikely to be one; None leaves the layer out.
     classes
         Names that `Prompts.class_ids` count.
 
@@ -86,7 +89,7 @@ def write_inventory(
         If the file cannot be written, or exists and must not be replaced.
     """
     drawn = None if prompts is None else prompt_features(prompts, grid, classes)
-    write_layers(path, landslides, drawn, tiles, provenance, crs=grid.crs, overwrite=overwrite)
+    write_layers(path, landslides, drawn, tiles, provenance, crs=grid.crs, candidates=candidates, overwrite=overwrite)
 
 
 def prompt_features(
@@ -104,6 +107,7 @@ def write_layers(
     provenance: Mapping[str, Any],
     *,
     crs: pyproj.CRS | None,
+    candidates: gpd.GeoDataFrame | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write what `write_inventory` does, of features that lie in `crs` already.
@@ -113,10 +117,9 @@ def write_layers(
     prompts
         See `prompt_features`.
     """
-    features = landslides.copy()
-    unreviewed = REVIEW_STATES[0]
-    features["status"] = features["status"].fillna(unreviewed) if "status" in features else unreviewed
-    layers = [_layer("landslides", "MultiPolygon", "Landslides, one row each", LANDSLIDE_COLUMNS, features)]
+    layers = [_polygons("landslides", "Landslides, one row each", landslides)]
+    if candidates is not None:
+        layers.append(_polygons("candidates", "What may be a landslide, but is less likely to be one", candidates))
     if prompts is not None:
         boxes, points = prompts
         layers += [
@@ -126,6 +129,12 @@ def write_layers(
     if tiles is not None:
         layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
     write_geopackage(path, layers, crs, provenance, overwrite=overwrite)
+
+
+def _polygons(name: str, description: str, features: gpd.GeoDataFrame) -> Layer:
+    unreviewed = REVIEW_STATES[0]
+    status = features["status"].fillna(unreviewed) if "status" in features else unreviewed
+    return _layer(name, "MultiPolygon", description, LANDSLIDE_COLUMNS, features.assign(status=status))
 
 
 def _layer(

@@ -22,7 +22,7 @@ from geolabel.run import dense, passes
 from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
-from geolabel.run.outcome import Targets, complete, tile_table, write_outputs
+from geolabel.run.outcome import Targets, complete, is_likely, sorted_by, tile_table, write_outputs
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource
 from geolabel.run.peaks import confident, peak_prompts
 from geolabel.run.plan import Parameters, Plan, Run, task_size
@@ -45,6 +45,8 @@ class Extraction:
     """Everything that a run found."""
 
     landslides: gpd.GeoDataFrame
+    candidates: gpd.GeoDataFrame
+    """What is less likely to be a landslide than `Parameters.min_confidence` asks, numbered with the landslides."""
     prompts: Prompts
     """In pixels of the working grid."""
     tiles: gpd.GeoDataFrame
@@ -57,7 +59,8 @@ class Extraction:
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
         area = round(float(self.landslides["area_m2"].sum()), 1)
-        return {"landslides": len(self.landslides), "area_m2": area, **self.report.summary()}
+        counts = {"landslides": len(self.landslides), "area_m2": area, "candidates": len(self.candidates)}
+        return counts | self.report.summary()
 
     @property
     def plan(self) -> Plan:
@@ -173,8 +176,13 @@ def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
         Prompts that replace the activation, in pixels of the working grid.
     """
     tiles, prompts, masks = find_scores(work, drawn)
-    objects, landslides = polygonize(work, masks)
-    return Extraction(landslides, prompts, tiles, objects, work.run, work.report)
+    objects, polygons = polygonize(work, masks)
+    likely = is_likely(polygons, work.run.plan)
+    work.report.landslides += int(likely.sum())
+    work.report.candidates += int((~likely).sum())
+    return Extraction(
+        *sorted_by(likely, polygons), prompts, tiles, objects.only(likely), run=work.run, report=work.report
+    )
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
@@ -319,5 +327,4 @@ def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.Geo
             stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
             class_name=plan.classes[plan.class_index],
         )
-    work.report.landslides += objects.count
     return objects, complete(landslides, plan, seen_in(work, objects))

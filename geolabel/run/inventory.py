@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 from geolabel.errors import VectorError
 from geolabel.io.patchwork import patchwork_of
 from geolabel.io.promptlayers import BOX_COLUMNS, POINT_COLUMNS
-from geolabel.io.vectors import TILE_COLUMNS, prompt_features, write_layers
+from geolabel.io.vectors import LANDSLIDE_COLUMNS, TILE_COLUMNS, prompt_features, write_layers
 from geolabel.prompts import Prompts
 from geolabel.run.extract import Extraction, find_landslides, read_drawn, run_extract
 from geolabel.run.folder import Keeping
 from geolabel.run.key import survey_key
 from geolabel.run.origins import sources
-from geolabel.run.outcome import Targets, judged, noted, plan_provenance, software, write_rasters
+from geolabel.run.outcome import (
+    Targets,
+    is_likely,
+    judged,
+    noted,
+    plan_provenance,
+    software,
+    sorted_by,
+    write_rasters,
+)
 from geolabel.run.plan import Plan
 from geolabel.run.report import Progress, Report
 from geolabel.run.survey import Survey
@@ -32,6 +41,8 @@ class Inventory:
     """What a run found, in the CRS of the survey."""
 
     landslides: gpd.GeoDataFrame
+    candidates: gpd.GeoDataFrame
+    """What is less likely to be a landslide than `Parameters.min_confidence` asks, numbered with the landslides."""
     boxes: gpd.GeoDataFrame
     """As the layer ``prompts``."""
     points: gpd.GeoDataFrame
@@ -42,7 +53,8 @@ class Inventory:
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
         area = round(float(self.landslides["area_m2"].sum()), 1)
-        return {"landslides": len(self.landslides), "area_m2": area, **self.report.summary()}
+        counts = {"landslides": len(self.landslides), "area_m2": area, "candidates": len(self.candidates)}
+        return counts | self.report.summary()
 
 
 def run_survey(
@@ -77,6 +89,7 @@ def run_survey(
                     inventory.tiles,
                     _provenance(survey, inventory.report),
                     crs=survey.crs,
+                    candidates=inventory.candidates,
                     overwrite=targets.may_replace(targets.inventory),
                 )
     return inventory
@@ -94,17 +107,25 @@ def _drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts | Non
 
 def _part(found: Extraction, survey: Survey) -> Inventory:
     """What was found on one grid, in the CRS of the grid."""
-    landslides, scene = found.landslides, found.plan.reader.scene
+    landslides, candidates = found.landslides, found.candidates
     if survey.several and patchwork_of(found.plan.reader) is None:
-        landslides = landslides.assign(source=sources([scene.name]))
+        source = sources([found.plan.reader.scene.name])
+        landslides, candidates = landslides.assign(source=source), candidates.assign(source=source)
     prompts = prompt_features(found.prompts, found.plan.grid, found.plan.classes)
-    return Inventory(landslides, *prompts, found.tiles, found.report)
+    return Inventory(landslides, candidates, *prompts, found.tiles, found.report)
+
+
+def _polygons(part: Inventory) -> gpd.GeoDataFrame:
+    """Landslides and candidates in the order of their numbers."""
+    tables = (part.landslides, part.candidates)
+    return stacked(tables, part.landslides.crs, LANDSLIDE_COLUMNS).sort_values("id", ignore_index=True)
 
 
 def _together(parts: Sequence[Inventory], survey: Survey, report: Report) -> Inventory:
     """The parts as one, in the CRS of the survey: prompts and tiles numbered through, landslides united."""
-    landslides = unite([part.landslides for part in parts], survey.crs)
-    landslides = landslides.assign(confidence=judged(landslides, survey.plans[0]))
+    polygons, plan = unite([_polygons(part) for part in parts], survey.crs), survey.plans[0]
+    polygons = polygons.assign(confidence=judged(polygons, plan))
+    likely = is_likely(polygons, plan)  # two candidates that overlap may be one landslide, and the other way round
     boxes, points, tiles = [], [], []
     prompt = tile = 0
     for part in parts:
@@ -114,9 +135,9 @@ def _together(parts: Sequence[Inventory], survey: Survey, report: Report) -> Inv
         numbers = [*boxes[-1]["prompt"], *points[-1]["prompt"]]
         prompt = max(numbers) + 1 if numbers else prompt
         tile += len(part.tiles)
-    report.landslides = len(landslides)
+    report.landslides, report.candidates = int(likely.sum()), int((~likely).sum())
     return Inventory(
-        landslides,
+        *sorted_by(likely, polygons),
         stacked(boxes, survey.crs, BOX_COLUMNS),
         stacked(points, survey.crs, POINT_COLUMNS),
         stacked(tiles, survey.crs, TILE_COLUMNS),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from geolabel.run.extract import Extraction
     from geolabel.scene import Scene
     from geolabel.tiles import Window
-    from geolabel.types import Float64Array, UInt8Array
+    from geolabel.types import BoolArray, Float64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,21 @@ def judged(landslides: gpd.GeoDataFrame, plan: Plan) -> Float64Array:
     return confidence_of(landslides, {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)})
 
 
+def is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
+    """(K,) whether polygons are landslides; what is less sure than the parameters ask is a candidate.
+
+    Where nothing is known of its confidence, a polygon counts.
+    """
+    confidence = polygons["confidence"].to_numpy(float)
+    likely: BoolArray = np.isnan(confidence) | (confidence >= (plan.parameters.min_confidence or 0))
+    return likely
+
+
+def sorted_by(likely: BoolArray, polygons: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """Landslides and candidates."""
+    return polygons[likely].reset_index(drop=True), polygons[~likely].reset_index(drop=True)
+
+
 def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
     """Write what was asked for; each file appears when it is whole."""
     plan = found.plan
@@ -157,6 +172,7 @@ def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = N
                 found.tiles,
                 provenance(found),
                 grid=plan.grid,
+                candidates=found.candidates,
                 classes=plan.classes,
                 overwrite=targets.may_replace(targets.inventory),
             )

@@ -70,6 +70,9 @@ class Parameters:
     """Least predicted IoU x stability of a mask that takes part in the mosaic; the paper leaves out none."""
     score_threshold: float = 0.5
     """Least score of a landslide's pixels in the mosaic."""
+    min_confidence: float | None = None
+    """Least confidence of a landslide; what is less sure is a candidate. None for `geolabel.run.request.LIKELY` where
+    the networks have a confidence, and for no limit elsewhere."""
     min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
     max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
     simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
@@ -86,6 +89,7 @@ class Parameters:
             "score threshold": (self.score_threshold, 0, 1),
             "min quality": (self.min_quality, 0, 1),
             "confidence": (self.confidence or 0, 0, 1),
+            "min confidence": (self.min_confidence or 0, 0, 1),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:

@@ -66,6 +66,7 @@ class Report:
     windows: int = 0
     masks: int = 0
     landslides: int = 0
+    candidates: int = 0
     gaps: list[str] = field(default_factory=list)
     """Why a part of the scene is missing, one line each."""
     seconds: dict[str, float] = field(default_factory=dict)

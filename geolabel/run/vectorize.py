@@ -60,6 +60,12 @@ class Objects:
         """(H, W) 1 inside an object, else 0."""
         return self.spans.paint(window, np.ones(len(self.spans), np.uint8))
 
+    def only(self, kept: BoolArray) -> Objects:
+        """Some of the objects, chosen by (K,), numbered anew."""
+        under = kept[self.labels]
+        numbers = np.cumsum(kept, dtype=np.int32) - np.int32(1)
+        return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()))
+
     @cached_property
     def areas(self) -> Int64Array:
         """(K,) pixels."""
