@@ -54,7 +54,7 @@ SMALL, LARGE = (20, 20, 16, 16), (80, 80, 60, 60)
 """64 and 900 m2."""
 
 
-@pytest.mark.parametrize(("least", "landslides"), [(None, [2]), (0, [1, 2]), (0.1, [1, 2]), (0.2, [2])])
+@pytest.mark.parametrize(("least", "landslides"), [(None, [2]), (0, [1, 2]), (0.1, [1, 2]), (0.5, [2])])
 def test_what_is_less_sure_is_a_layer_of_its_own(tmp_path: Path, least: float | None, landslides: list[int]) -> None:
     scene, out, mask = write(tmp_path / "scene.tif", SMALL, LARGE), tmp_path / "s.gpkg", tmp_path / "m.tif"
     parameters = geolabel.Parameters(**GIVEN, min_confidence=least)
