@@ -132,6 +132,7 @@ class Bench:
         return {
             "geolabel": geolabel.__version__,
             "networks": {recipe.role: recipe.sha256 for recipe in self.recipes},
+            "parameters": self.networks.settled(self.parameters).as_dict(),
             "split": self.split,
             "limit": self.limit,
             "data": {name: files.listed() if files else None for name, files in listed.items()},

@@ -169,9 +169,7 @@ STYLES = {
     "landslides": Style(
         'coalesce("confidence", "score_mean", 1)', _graded(EVEN, [_filled(colour) for colour in WARM]), review=True
     ),
-    "candidates": Style(
-        'coalesce("confidence", 0)', _graded(EVEN, [_outlined(colour, "0.5", "dash") for colour in WARM]), review=True
-    ),
+    "candidates": Style("1", (Grade(1, 1, "candidate", _outlined("128,0,38", "0.4", "dash")),), review=True),
     "segments": Style(
         'coalesce("predicted_iou", 1)', _graded(EVEN, [_outlined(colour, "0.4", "solid") for colour in COOL])
     ),
