@@ -114,7 +114,8 @@ def extract(
     Returns
     -------
     geopandas.GeoDataFrame
-        One row per landslide, as in the layer ``landslides`` of the GeoPackage.
+        One row per landslide, as in the layer ``landslides`` of the GeoPackage. What is less sure than
+        `Parameters.min_confidence` is in its layer ``candidates`` alone.
 
     Raises
     ------
