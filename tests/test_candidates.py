@@ -105,6 +105,7 @@ def test_the_summary_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = json.loads(capsys.readouterr().out)
     assert (told["landslides"], told["candidates"]) == (1, 1)
     assert told["area_m2"] == pytest.approx(900, rel=0.02)
+    assert told["mean_confidence"] == 1
 
 
 def test_what_has_no_confidence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

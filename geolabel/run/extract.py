@@ -22,7 +22,7 @@ from geolabel.run import dense, passes
 from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
-from geolabel.run.outcome import Targets, complete, is_likely, sorted_by, tile_table, write_outputs
+from geolabel.run.outcome import Targets, complete, is_likely, overview, sorted_by, tile_table, write_outputs
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource
 from geolabel.run.peaks import confident, peak_prompts
 from geolabel.run.plan import Parameters, Plan, Run, task_size
@@ -58,9 +58,7 @@ class Extraction:
 
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
-        area = round(float(self.landslides["area_m2"].sum()), 1)
-        counts = {"landslides": len(self.landslides), "area_m2": area, "candidates": len(self.candidates)}
-        return counts | self.report.summary()
+        return overview(self.landslides, self.candidates) | self.report.summary()
 
     @property
     def plan(self) -> Plan:

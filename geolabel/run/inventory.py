@@ -21,6 +21,7 @@ from geolabel.run.outcome import (
     is_likely,
     judged,
     noted,
+    overview,
     plan_provenance,
     software,
     sorted_by,
@@ -52,9 +53,7 @@ class Inventory:
 
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
-        area = round(float(self.landslides["area_m2"].sum()), 1)
-        counts = {"landslides": len(self.landslides), "area_m2": area, "candidates": len(self.candidates)}
-        return counts | self.report.summary()
+        return overview(self.landslides, self.candidates) | self.report.summary()
 
 
 def run_survey(

@@ -159,6 +159,21 @@ def sorted_by(likely: BoolArray, polygons: gpd.GeoDataFrame) -> tuple[gpd.GeoDat
     return polygons[likely].reset_index(drop=True), polygons[~likely].reset_index(drop=True)
 
 
+def overview(landslides: gpd.GeoDataFrame, candidates: gpd.GeoDataFrame) -> dict[str, Any]:
+    """What a user wants to know of the polygons first.
+
+    The mean confidence, where it is known, is the share of the landslides that one may expect to be right.
+    """
+    confidence = landslides["confidence"].to_numpy(float)
+    known = confidence[np.isfinite(confidence)]
+    return {
+        "landslides": len(landslides),
+        "area_m2": round(float(landslides["area_m2"].sum()), 1),
+        "mean_confidence": round(float(known.mean()), 3) if known.size else None,
+        "candidates": len(candidates),
+    }
+
+
 def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
     """Write what was asked for; each file appears when it is whole."""
     plan = found.plan
