@@ -388,15 +388,26 @@ def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     assert (tmp_path / "parts" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
-@pytest.mark.parametrize(("name", "rate"), [("landslide", 2e-5), ("red", 1e-4)])
-def test_weights_that_know_the_classes_learn_at_their_own_rate(name: str, rate: float, tmp_path: Path):
+@pytest.mark.parametrize(("name", "rate", "zooms"), [("landslide", 2e-5, [0.5, 2.0]), ("red", 1e-4, [0.25, 0.75])])
+def test_weights_that_know_the_classes_learn_at_their_own_rate_and_size(
+    name: str, rate: float, zooms: list[float], tmp_path: Path
+):
     data = ChipList((name,), chips(8, classes=1).chips)
-    numbers = replace(small("cam"), epochs=1, taught_rate=2e-5)
+    numbers = replace(small("cam"), epochs=1, taught_rate=2e-5, taught_spread=2.0)
+    numbers = replace(numbers, cropping=replace(numbers.cropping, zooms=(0.25, 0.75)))
     numbers = replace(numbers, schedule={"kind": "adamw", "rate": 1e-4, "average": 0.0})
     request, networks = LocalizerRequest(init="bundled"), Networks(device="cpu")
     train_localizer(data, tmp_path, request, preset=numbers, networks=networks)
     with (tmp_path / "curves.csv").open() as file:
         assert float(next(csv.DictReader(file))["rate"]) == pytest.approx(rate)
+    assert read_info(tmp_path / FILE).trained["zooms"] == zooms
+
+
+def test_weights_that_were_reduced_before_are_reduced_as_much_again():
+    numbers = replace(PRESETS["cam", "cpu"], taught_spread=2.0)
+    assert numbers.for_taught(0.5).cropping.zooms == (0.25, 1.0)
+    assert numbers.for_taught(0.5).cropping.size == numbers.cropping.size
+    assert PRESETS["cam", "paper"].for_taught(0.5) == PRESETS["cam", "paper"]
 
 
 @pytest.mark.parametrize("method", ["cam", "s2c", "cism"])

@@ -114,7 +114,7 @@ def train_localizer(
     learn, select = _split(chips)
     recipe, segmenter = networks.recipes("whole")
     torch.manual_seed(request.seed)
-    network, info, taught = _start(request, numbers, chips)
+    network, info, numbers, taught = _start(request, numbers, chips)
     learning = Learning(
         cropping=numbers.cropping,
         batch=min(numbers.batch, len(learn)),
@@ -128,7 +128,7 @@ def train_localizer(
     teacher = _Teacher(segmenter, networks.usual_confidence, segments or out / "segments", progress or Silent())
     objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
     steps = request.steps_of(numbers, learning.epoch_steps(len(learn)))
-    schedule = numbers.falling(steps, request.minutes or math.inf, taught=taught)
+    schedule = numbers.falling(steps, request.minutes or math.inf)
     precision: Precision = "bf16" if recipe.precision == "bf16" else "fp32"
     with saving_to(out):
         figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)
@@ -196,16 +196,11 @@ def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     return everything, everything
 
 
-def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> tuple[Any, NetworkInfo, bool]:
-    """A network to train, its description as far as it is known, and whether its head knows the classes already."""
+def _start(
+    request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips
+) -> tuple[Any, NetworkInfo, LocalizerPreset, bool]:
+    """A network to train, what is known of it, the numbers of its training, and whether it knows the classes."""
     count = len(chips.classes)
-    gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
-    shared: dict[str, Any] = {
-        "kind": "localizer",
-        "classes": chips.classes,
-        "window": numbers.cropping.size,
-        "gsd_range": gsd_range(gsd, numbers.cropping),
-    }
     if request.init == "bundled" or Path(request.init).is_file():
         path = weights.fetch(weights.lookup("bundled", "localizer")[0])
         network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")
@@ -216,7 +211,10 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
             kept = {name: t for name, t in network.state_dict().items() if not name.startswith(("head.", "bias"))}
             fresh.load_state_dict(kept, strict=False)
             network = fresh
-        return network, replace(info, architecture=architecture, **shared), info.classes == chips.classes
+        taught = info.classes == chips.classes
+        numbers = numbers.for_taught(info.zoom) if taught else numbers
+        known = _known(request, numbers, chips)
+        return network, replace(info, architecture=architecture, **known), numbers, taught
     if Path(request.init).suffix == ".safetensors":
         raise WeightsError(
             f"{request.init} does not exist: give a localizer's file, bundled, none or a network of timm"
@@ -234,5 +232,17 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
         raise WeightsError(f"{backbone} cannot start a localizer ({error}): give none, bundled, a file of geolabel, or "
                            "a convolutional network of timm") from error  # fmt: skip
     described = {"name": "classifier", **architecture}
-    info = NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **shared)
-    return classifier, info, False
+    known = _known(request, numbers, chips)
+    info = NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **known)
+    return classifier, info, numbers, False
+
+
+def _known(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> dict[str, Any]:
+    """What is known of a localizer before it is trained, whatever it starts from."""
+    gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
+    return {
+        "kind": "localizer",
+        "classes": chips.classes,
+        "window": numbers.cropping.size,
+        "gsd_range": gsd_range(gsd, numbers.cropping),
+    }

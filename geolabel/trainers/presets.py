@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from geolabel.errors import OptionError
 from geolabel.trainers.crops import Cropping
@@ -40,6 +40,9 @@ class LocalizerPreset(TrainingPreset):
     taught_rate: float | None = None
     """In place of the schedule's rate where the first weights know the classes; None for the same. Their map points
     already, and a fast training spreads it: a label of a whole chip is told by what lies around a slide as well."""
+    taught_spread: float | None = None
+    """How far from the zoom of their own training crops for such weights are reduced and enlarged; None for the usual
+    zooms. They know the classes at the size at which they saw them: at half of it, the bundled one is half as good."""
     s2c: S2cTerms
     cism: CismTerms
     points_per_side: int = 32
@@ -49,10 +52,18 @@ class LocalizerPreset(TrainingPreset):
     frozen_norm: bool = False
     """Whether batch normalisation keeps pretrained statistics; of no use to weights that start from nothing."""
 
-    def falling(self, steps: int, minutes: float, *, taught: bool = False) -> Falling:
-        """The schedule of a training of so many steps; `taught` where the first weights know the classes."""
-        schedule = Falling(cycles=(steps,), minutes=minutes, **self.schedule)
-        return replace(schedule, rate=self.taught_rate) if taught and self.taught_rate is not None else schedule
+    def for_taught(self, zoom: float) -> Self:
+        """The numbers of a training whose first weights learned the classes at a zoom."""
+        schedule, cropping = self.schedule, self.cropping
+        if self.taught_rate is not None:
+            schedule = schedule | {"rate": self.taught_rate}
+        if self.taught_spread is not None:
+            cropping = replace(cropping, zooms=(zoom / self.taught_spread, zoom * self.taught_spread))
+        return replace(self, schedule=schedule, cropping=cropping)
+
+    def falling(self, steps: int, minutes: float) -> Falling:
+        """The schedule of a training of so many steps."""
+        return Falling(cycles=(steps,), minutes=minutes, **self.schedule)
 
 
 _S2C, _CISM = S2cTerms(), CismTerms()
@@ -106,6 +117,7 @@ _CPU = LocalizerPreset(
     cropping=Cropping(160, (0.35, 0.7)),
     schedule=_ADAMW,
     taught_rate=1e-4,
+    taught_spread=1.4,
     s2c=replace(_S2C, pixels=2048, scales=(1.0,)),
     cism=_CISM,
     points_per_side=12,
