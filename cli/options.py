@@ -212,7 +212,8 @@ score_threshold = click.option("--score-threshold", type=click.FloatRange(0, 1),
 
 min_confidence = click.option("--min-confidence", type=click.FloatRange(0, 1),
                               help="Least confidence of a landslide; what is less sure goes to the layer candidates. "
-                              "Default: 0.2 with the bundled networks; others have no confidence.")  # fmt: skip
+                              "What has no confidence counts, as after --prompts-from. Default: 0.2 with the bundled "
+                              "networks; others have no confidence.")  # fmt: skip
 
 
 CLUSTERING_OPTIONS: tuple[Callable[[Any], Any], ...] = (

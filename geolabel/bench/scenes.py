@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import geopandas as gpd
 import numpy as np
 import pyproj
 import rasterio
@@ -36,6 +35,9 @@ from geolabel.scene import Grid
 from geolabel.seams import Spans
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
+
+if TYPE_CHECKING:
+    import geopandas as gpd
 
 WITH = "geolabel, with candidates"
 ALONE = "activation alone"

@@ -162,7 +162,7 @@ def sorted_by(likely: BoolArray, polygons: gpd.GeoDataFrame) -> tuple[gpd.GeoDat
 def overview(landslides: gpd.GeoDataFrame, candidates: gpd.GeoDataFrame) -> dict[str, Any]:
     """What a user wants to know of the polygons first.
 
-    The mean confidence, where it is known, is the share of the landslides that one may expect to be right.
+    The mean confidence, where it is known, estimates which share of the landslides is right.
     """
     confidence = landslides["confidence"].to_numpy(float)
     known = confidence[np.isfinite(confidence)]
