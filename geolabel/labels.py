@@ -166,3 +166,34 @@ def from_run_lengths(counts: list[int], height: int, width: int) -> BoolArray:
     inside = np.arange(len(counts)) % 2 == 1
     mask: BoolArray = np.repeat(inside, counts).reshape(width, height).T
     return mask
+
+
+def expand_run_lengths(counts: str | bytes) -> list[int]:
+    """COCO's run lengths of their compressed text, as ``rleFrString`` of cocoapi reads it.
+
+    A run takes as many characters of 6 bits as it needs, the lowest bits first: bit 6 says that another one follows,
+    bit 5 of the last is the sign. From the fourth on, a run is the difference to the one before the last.
+    https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
+
+    Raises
+    ------
+    ValueError
+        If the text ends within a run or holds other characters.
+    """
+    codes = [ord(c) - 48 for c in (counts.decode("latin-1") if isinstance(counts, bytes) else counts)]
+    if any(not 0 <= code < 64 for code in codes) or (codes and codes[-1] & 32):
+        raise ValueError("a compressed mask is cut off or damaged")
+    runs: list[int] = []
+    value = bits = 0
+    for code in codes:
+        value |= (code & 31) << bits
+        bits += 5
+        if bits > 60:
+            raise ValueError("a compressed mask holds a run that is longer than any image")
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << bits
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = bits = 0
+    return runs

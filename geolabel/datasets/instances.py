@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,20 @@ import numpy as np
 from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_image
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError
-from geolabel.labels import BACKGROUND, Instances, LabelMap, closed_regions, smallest_wins
+from geolabel.labels import (
+    BACKGROUND,
+    Instances,
+    LabelMap,
+    closed_regions,
+    expand_run_lengths,
+    from_run_lengths,
+    smallest_wins,
+)
 from geolabel.trainers.examples import Examples
 from geolabel.trainers.instances import Outlined
 from geolabel.types import AnyArray, BoolArray, UInt8Array
+
+logger = logging.getLogger(__name__)
 
 
 def read_instances(path: str | Path, *, class_name: str = "landslide") -> Examples[Outlined]:
@@ -112,56 +123,121 @@ class MaskedInstances:
 
 
 @dataclass(frozen=True)
+class _Object:
+    """An annotation with an outline."""
+
+    class_id: int
+    segmentation: Any
+    """A list of polygons, or COCO's run lengths."""
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image of a COCO file."""
+
+    name: str
+    size: tuple[int, int] | None
+    """Height and width that the file gives."""
+    objects: tuple[_Object, ...]
+
+
+@dataclass(frozen=True)
 class CocoInstances:
-    """Instances of a COCO file. Where two overlap the smaller has the pixel; crowds are left out.
+    """Instances of a COCO file, as any tool writes it. Where two overlap the smaller has the pixel.
+
+    Boxes without an outline are left out with a warning, and so are crowds, whose objects nobody has distinguished. In
+    a file of crowds alone, as CVAT writes masks, each is an object. Ids are numbers or text.
 
     Raises
     ------
     ChipError
-        If the file cannot be understood.
+        If the file cannot be understood, or none of its objects has an outline.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
-        missing = {"images", "annotations", "categories"} - set(self._content)
-        if missing or not self._content["images"]:
-            raise ChipError(
-                f"{self.path} lacks {', '.join(sorted(missing)) or 'images'}: give a COCO file of instances"
-            )
+        assert self._images  # what is wrong with the file shows now, not in the middle of a training
 
     @cached_property
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, list[dict[str, Any]]]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(self.path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise ChipError(f"{self.path} cannot be read ({error}): give a COCO file of instances") from error
-        return content if isinstance(content, dict) else {}
+        content = content if isinstance(content, dict) else {}
+        missing = [name for name in ("images", "annotations", "categories") if name not in content]
+        if missing or not content["images"]:
+            raise ChipError(f"{self.path} lacks {', '.join(missing) or 'images'}: give a COCO file of instances")
+        return content
 
     @cached_property
-    def _categories(self) -> dict[int, int]:
-        return {thing["id"]: k for k, thing in enumerate(sorted(self._content["categories"], key=lambda t: t["id"]), 1)}
+    def _categories(self) -> dict[str, tuple[int, str]]:
+        """Number from 1 and name of every category by its id, in the order of the ids."""
+        names = {_id(category["id"]): str(category["name"]) for category in self._content["categories"]}
+        twice = [name for name, count in Counter(names.values()).items() if count > 1]
+        if twice:
+            raise ValueError(f"several categories are called {twice[0]!r}")
+        ordered = sorted(names, key=lambda key: (0, int(key), "") if key.isdecimal() else (1, 0, key))
+        return {key: (number, names[key]) for number, key in enumerate(ordered, 1)}
+
+    @cached_property
+    def _images(self) -> tuple[_Image, ...]:
+        try:
+            return self._read_images()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"an entry lacks {error}" if isinstance(error, KeyError) else error
+            raise ChipError(
+                f"{self.path} cannot be understood ({reason}): export it again as COCO instances"
+            ) from error
+
+    def _read_images(self) -> tuple[_Image, ...]:
+        entries = self._content["images"]
+        images = {_id(entry["id"]): (_plain(entry["file_name"]), _size(entry)) for entry in entries}
+        for what, count in (("ids", len(images)), ("file names", len({name for name, _ in images.values()}))):
+            if count < len(entries):
+                raise ValueError(f"{len(entries)} images have {count} different {what}")
+        objects = self._objects(set(images))
+        return tuple(_Image(name, size, tuple(objects[key])) for key, (name, size) in images.items())
+
+    def _objects(self, images: set[str]) -> dict[str, list[_Object]]:
+        """Objects with an outline by the id of their image."""
+        annotations = self._content["annotations"]
+        listed = [annotation for annotation in annotations if _id(annotation["image_id"]) in images]
+        outlined = [annotation for annotation in listed if _has_outline(annotation.get("segmentation"))]
+        single = [annotation for annotation in outlined if not _is_crowd(annotation)]
+        if annotations and not listed:
+            raise ValueError("none of its objects is on an image that it lists")
+        if annotations and not outlined:
+            raise ValueError(f"{len(annotations)} objects have a box and no outline, and outlines are what is learned")
+        for left_out, why in (
+            (len(annotations) - len(listed), "are on images that it does not list"),
+            (len(listed) - len(outlined), "have a box and no outline"),
+            (len(outlined) - len(single) if single else 0, "are crowds; set iscrowd to 0 where each is one object"),
+        ):
+            if left_out:
+                logger.warning("%s: %d of %d objects left out: they %s", self.path, left_out, len(annotations), why)
+        objects: dict[str, list[_Object]] = defaultdict(list)
+        for annotation in single or outlined:
+            category = _id(annotation["category_id"])
+            if category not in self._categories:
+                raise ValueError(f"an object has category {category}, which it does not list")
+            number, _ = self._categories[category]
+            objects[_id(annotation["image_id"])].append(_Object(number, annotation["segmentation"]))
+        return objects
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, by their number in the file."""
-        return tuple(thing["name"] for thing in sorted(self._content["categories"], key=lambda thing: thing["id"]))
+        return tuple(name for _, name in self._categories.values())
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """File name of every image."""
-        return tuple(image["file_name"] for image in self._content["images"])
-
-    @cached_property
-    def _by_image(self) -> dict[int, list[dict[str, Any]]]:
-        found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in self._content["annotations"]:
-            if not annotation.get("iscrowd", 0):
-                found[annotation["image_id"]].append(annotation)
-        return found
+        return tuple(image.name for image in self._images)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Outlined:
         """One image and its objects.
@@ -169,28 +245,74 @@ class CocoInstances:
         Raises
         ------
         ChipError
-            If the image is missing, or a segmentation cannot be understood.
+            If the image is missing or has another size than the file says, or a segmentation cannot be understood.
         """
-        entry = self._content["images"][index]
-        folders = (self.path.parent, self.path.parent / "images")
-        file = next(
-            (folder / entry["file_name"] for folder in folders if (folder / entry["file_name"]).is_file()), None
-        )
-        if file is None:
-            raise ChipError(f"{entry['file_name']} of {self.path} lies neither beside it nor in images/")
-        image = rgb(read_image(file))
+        entry = self._images[index]
+        image = rgb(read_image(self._find(entry.name)))
         size = image.shape[0], image.shape[1]
-        annotations = self._by_image.get(entry["id"], [])
-        try:
-            masks = [_decode(annotation["segmentation"], *size) for annotation in annotations]
-            class_ids = np.asarray(
-                [self._categories[annotation["category_id"]] for annotation in annotations], np.int32
+        if entry.size not in (None, size):
+            raise ChipError(
+                f"{entry.name} has {size[0]} x {size[1]} px and was outlined at {entry.size[0]} x {entry.size[1]} px, "
+                f"says {self.path}: put the image that was outlined beside it"
             )
+        try:
+            masks = [_decode(one.segmentation, *size) for one in entry.objects]
         except (KeyError, TypeError, ValueError) as error:
-            raise ChipError(f"{self.path}: objects of {entry['file_name']} cannot be understood ({error})") from error
+            raise ChipError(f"{self.path}: objects of {entry.name} cannot be understood ({error})") from error
         ids = smallest_wins(np.stack(masks)) + 1 if masks else np.zeros(size, np.int32)
         areas = np.bincount(ids.ravel(), minlength=len(masks) + 1)[1:].astype(np.int64)
+        class_ids = np.asarray([one.class_id for one in entry.objects], np.int32)
         return image, Instances(ids, class_ids, np.ones(len(masks), np.float32), areas)
+
+    def _find(self, name: str) -> Path:
+        for folder in (self.path.parent, self.path.parent / "images"):
+            if (folder / name).is_file():
+                return folder / name
+        raise ChipError(f"{name} of {self.path} is neither beside it nor in images/: put the images there")
+
+
+def _id(value: Any) -> str:
+    """An id as text: tools disagree on whether 7, 7.0 and "7" are one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{value!r} is no id")
+    return str(value).strip()
+
+
+def _plain(name: Any) -> str:
+    """A file name relative to the COCO file, as any system writes it.
+
+    Raises
+    ------
+    ValueError
+        If it leads out of the folder of the COCO file.
+    """
+    plain = str(name).replace("\\", "/")
+    if PurePosixPath(plain).is_absolute() or PureWindowsPath(plain).drive or ".." in PurePosixPath(plain).parts:
+        raise ValueError(f"the image {name} leads out of the folder of the file; name images from there")
+    return plain
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = entry.get("height"), entry.get("width")
+    return (int(height), int(width)) if height and width else None
+
+
+def _is_crowd(annotation: dict[str, Any]) -> bool:
+    return str(annotation.get("iscrowd", 0)).strip().lower() in ("1", "true", "1.0")
+
+
+def _has_outline(segmentation: Any) -> bool:
+    if isinstance(segmentation, dict):
+        return bool(segmentation.get("counts"))
+    return bool(_corners(segmentation or []))
+
+
+def _corners(segmentation: list[Any]) -> list[list[float]]:
+    """Polygons of at least three corners; some tools do not put a single one into a list of its own."""
+    polygons = [segmentation] if segmentation and not isinstance(segmentation[0], list) else segmentation
+    return [polygon for polygon in polygons if len(polygon) >= 6]
 
 
 def rgb(values: AnyArray) -> UInt8Array:
@@ -203,18 +325,26 @@ def rgb(values: AnyArray) -> UInt8Array:
 
 
 def _decode(segmentation: Any, height: int, width: int) -> BoolArray:
-    # Polygons, run lengths, or compressed run lengths.
+    """(height, width) mask of polygons, of run lengths or of compressed run lengths."""
+    if isinstance(segmentation, list):
+        return _fill(_corners(segmentation), height, width)
+    size, counts = segmentation["size"], segmentation["counts"]
+    if list(size) != [height, width]:
+        raise ValueError(f"a mask of {size} px in an image of {[height, width]}")
+    return from_run_lengths(counts if isinstance(counts, list) else expand_run_lengths(counts), height, width)
+
+
+def _fill(polygons: list[list[float]], height: int, width: int) -> BoolArray:
     from pycocotools import mask as run_length
 
-    if isinstance(segmentation, list):
-        encoded = run_length.merge(run_length.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = run_length.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
+    for polygon in polygons:
+        if len(polygon) % 2:
+            raise ValueError(f"an outline of {len(polygon)} numbers, and they come in pairs of x and y")
+        corners = np.asarray(polygon, float).reshape(-1, 2)
+        # a hair outside is usual; what is far outside belongs to another image, and takes memory by its length
+        if not (np.abs(corners / (width, height) - 0.5) <= 1.5).all():
+            raise ValueError(f"an outline reaches to {corners.max(axis=0).tolist()}, far outside {width} x {height} px")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools does not know numpy's newest arguments
-        mask: BoolArray = run_length.decode(encoded).astype(bool)
-    if mask.shape != (height, width):
-        raise ValueError(f"a mask of {mask.shape} px in an image of {(height, width)}")
-    return mask
+        merged = run_length.merge(run_length.frPyObjects(polygons, height, width))
+        return np.asarray(run_length.decode(merged), bool)
