@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from . import options
+from .commands import group, option
 from .terminal import announce, progress_bar
 
 SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
@@ -15,7 +16,7 @@ SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-@click.group()
+@group()
 def bench() -> None:
     """Measure what the networks can do, beside simple peers."""
 
@@ -39,19 +40,45 @@ class Names(click.ParamType):  # type: ignore[type-arg]
 
 
 @bench.command()
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for quality.md, quality.json and the reliability curves.")  # fmt: skip
-@click.option("--data", type=FOLDER, help="A folder that holds any of sichuan, bijie and geotiffs.")
-@click.option("--sichuan", type=FOLDER, help="Orthophotos with careful outlines: images/ and masks/.")
-@click.option("--bijie", type=FOLDER, help="Chips with and without landslides: train/ and val/, images/ and masks/.")
-@click.option("--geotiffs", type=FOLDER, help="GeoTIFFs that show no landslide.")
-@click.option("--only", type=Names(), help=f"What to measure, of {', '.join(SECTIONS)}; speed only if it is named.")
-@click.option("--split", type=click.Choice(["report", "select"]), default="report", show_default=True,
-              help="report: images kept for tables; select: images kept for choosing between weights.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=1), metavar="N",
-              help="At most so many images of each folder, for a quick look.")  # fmt: skip
-@click.option("--speed", is_flag=True, help="Also time a scene of 4096 px beside segment-anything's ViT-B.")
-@click.option("--overwrite", is_flag=True, help="Measure again what an earlier run left in --out.")
+@option(
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for quality.md, quality.json and the reliability curves.",
+)
+@option("--data", group="input", type=FOLDER, help="A folder that holds any of sichuan, bijie and geotiffs.")
+@option("--sichuan", group="input", type=FOLDER, help="Orthophotos with careful outlines: images/ and masks/.")
+@option(
+    "--bijie",
+    group="input",
+    type=FOLDER,
+    help="Chips with and without landslides: train/ and val/, images/ and masks/.",
+)
+@option("--geotiffs", group="input", type=FOLDER, help="GeoTIFFs that show no landslide.")
+@option(
+    "--only",
+    group="method",
+    type=Names(),
+    help=f"What to measure, of {', '.join(SECTIONS)}; speed only if it is named.",
+)
+@option(
+    "--split",
+    group="input",
+    type=click.Choice(["report", "select"]),
+    default="report",
+    show_default=True,
+    help="report: images kept for tables; select: images kept for choosing between weights.",
+)
+@option(
+    "--limit",
+    group="input",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At most so many images of each folder, for a quick look.",
+)
+@option("--speed", group="method", is_flag=True, help="Also time a scene of 4096 px beside segment-anything's ViT-B.")
+@option("--overwrite", group="output", is_flag=True, help="Measure again what an earlier run left in --out.")
 @options.network_options
 @options.as_json
 @options.terminal
@@ -104,8 +131,13 @@ def quality(
 
 @bench.command()
 @click.argument("quality", type=FOLDER)
-@click.option("--out", required=True, type=FOLDER,
-              help="Folder for localizer.md, segmenter.md and pictures of failures.")  # fmt: skip
+@option(
+    "--out",
+    group="output",
+    required=True,
+    type=FOLDER,
+    help="Folder for localizer.md, segmenter.md and pictures of failures.",
+)
 @options.network_options
 @options.as_json
 @options.terminal
@@ -123,31 +155,92 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
 
 @bench.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Table to write, as Markdown.")  # fmt: skip
-@click.option("--preset", type=click.Choice(["quick", "cpu", "gpu"]), default="cpu", show_default=True,
-              help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 px "
-              "and few steps, half an hour of one core for each seed with --init bundled --limit 1000 "
-              "--precision bf16; gpu: ResNet-50 and the paper's ResUNet on 256 px.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
-              help="How often everything is done, each time drawn anew.")  # fmt: skip
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
-              help="Begin nothing new after that; the same command goes on with the rest.")  # fmt: skip
-@click.option("--only", cls=options.Named, multiple=True, type=click.Choice(["maps", "labels", "students"]),
-              help="Measure maps of localizers, pseudo-labels or students alone; twice for two.")  # fmt: skip
-@click.option("--init", default="none", show_default=True, metavar="bundled|FILE|NAME|none",
-              help="What localizers start from, as train localizer takes it; bundled holds for students "
-              "too.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=4), metavar="N", help="Chips of each split, for a quick look.")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
-              help="Of every training, for a quick look.")  # fmt: skip
-@click.option("--pictures", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Also draw twelve chips with their maps, prompts, pseudo-labels and students, as PNG.")  # fmt: skip
-@click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Measure nothing; pack DATA into one file, to be given as DATA on another machine.")  # fmt: skip
-@click.option("--quality", type=click.IntRange(1, 95), default=85, show_default=True, help="JPEG quality of --pack.")
+@option(
+    "-o",
+    "--out",
+    group="output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Table to write, as Markdown.",
+)
+@option(
+    "--preset",
+    group="method",
+    type=click.Choice(["quick", "cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 px "
+    "and few steps, half an hour of one core for each seed with --init bundled --limit 1000 "
+    "--precision bf16; gpu: ResNet-50 and the paper's ResUNet on 256 px.",
+)
+@option(
+    "--seeds",
+    group="method",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How often everything is done, each time drawn anew.",
+)
+@option(
+    "--minutes",
+    group="method",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Begin nothing new after that; the same command goes on with the rest.",
+)
+@option(
+    "--only",
+    group="method",
+    multiple=True,
+    type=click.Choice(["maps", "labels", "students"]),
+    help="Measure maps of localizers, pseudo-labels or students alone; twice for two.",
+)
+@option(
+    "--init",
+    group="method",
+    default="none",
+    show_default=True,
+    metavar="bundled|FILE|NAME|none",
+    help="What localizers start from, as train localizer takes it; bundled holds for students too.",
+)
+@option(
+    "--limit", group="input", type=click.IntRange(min=4), metavar="N", help="Chips of each split, for a quick look."
+)
+@option(
+    "--epochs",
+    group="method",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Of every training, for a quick look.",
+)
+@option(
+    "--pictures",
+    group="output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also draw twelve chips with their maps, prompts, pseudo-labels and students, as PNG.",
+)
+@option(
+    "--pack",
+    group="output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Measure nothing; pack DATA into one file, to be given as DATA on another machine.",
+)
+@option(
+    "--quality",
+    group="output",
+    rare=True,
+    type=click.IntRange(1, 95),
+    default=85,
+    show_default=True,
+    help="JPEG quality of --pack.",
+)
 @options.segmenter_options
-@click.option("--overwrite", is_flag=True, help="Begin anew: delete what earlier calls with this --out measured.")
+@option(
+    "--overwrite", group="output", is_flag=True, help="Begin anew: delete what earlier calls with this --out measured."
+)
 @options.as_json
 @options.terminal
 @click.pass_context

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from . import options
+from .commands import command, option
 from .packing import packing_options, run_packing
 from .terminal import announce, progress_bar
 
@@ -16,33 +17,50 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 """Options of `packing_options` beside ``--pack`` itself."""
 
 
-@click.command(short_help="Cut labelled images from a scene, or pack pictures into a file.")
+@command(short_help="Cut labelled images from a scene, or pack pictures into a file.")
 @click.argument("scene", required=False)
-@click.option(
+@option(
     "--inventory",
+    group="input",
     type=click.Path(dir_okay=False),
     metavar="FILE",
     help="Polygons, labelled points, or a raster of classes.",
 )
-@click.option("-o", "--out", type=click.Path(), help="Folder to make.")
-@click.option(
-    "--size", type=click.IntRange(min=32), default=256, show_default=True, metavar="PX", help="Side of the chips."
+@option("-o", "--out", group="output", type=click.Path(), help="Folder to make.")
+@option(
+    "--size",
+    group="output",
+    type=click.IntRange(min=32),
+    default=256,
+    show_default=True,
+    metavar="PX",
+    help="Side of the chips.",
 )
-@click.option(
+@option(
     "--overlap",
+    group="output",
     type=click.IntRange(min=0),
     metavar="PX",
     help="Pixels that neighbouring chips share; default a quarter of the side.",
 )
-@click.option("--layer", help="Layer of the inventory; default the first.")
-@click.option(
+@option("--layer", group="input", help="Layer of the inventory; default the first.")
+@option(
     "--class-column",
+    group="input",
     metavar="NAME",
     help="Attribute that names the class of a feature, or is 1 or 0; default label or class, if any.",
 )
-@click.option("--class-name", default="landslide", show_default=True, help="What features without a class are.")
-@click.option("--class", "classes", cls=options.Named, multiple=True, metavar="NAME",
-              help="Label by this class only; give it several times for several.")  # fmt: skip
+@option(
+    "--class-name", group="input", default="landslide", show_default=True, help="What features without a class are."
+)
+@option(
+    "--class",
+    "classes",
+    group="output",
+    multiple=True,
+    metavar="NAME",
+    help="Label by this class only; give it several times for several.",
+)
 @options.reading_options
 @packing_options
 @options.overwrite

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .commands import option
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 HOST = "127.0.0.1"
@@ -46,17 +48,50 @@ class Crew:
 def cluster_options(command: F) -> F:
     """Add the options that say who works."""
     for decorate in (
-        click.option("--tls-key", type=click.Path(dir_okay=False), help="Private key for a tls:// scheduler."),
-        click.option("--tls-cert", type=click.Path(dir_okay=False), help="Certificate for a tls:// scheduler."),
-        click.option("--tls-ca-file", type=click.Path(dir_okay=False),
-                     help="Certificate authority for a tls:// scheduler."),
-        click.option("--worker-memory", default="auto", show_default=True, metavar="SIZE",
-                     help="Memory of each of the --workers, such as 4GB; auto shares out the machine's."),
-        click.option("--scheduler", metavar="ADDRESS|FILE",
-                     help="Work on a dask cluster: tcp://HOST:8786, tls://HOST:8786, or a scheduler file."),
-        click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                     help="Work in N processes of this machine; one per core, or one per GPU."),
-    ):  # fmt: skip
+        option(
+            "--tls-key",
+            group="machine",
+            rare=True,
+            type=click.Path(dir_okay=False),
+            help="Private key for a tls:// scheduler.",
+        ),
+        option(
+            "--tls-cert",
+            group="machine",
+            rare=True,
+            type=click.Path(dir_okay=False),
+            help="Certificate for a tls:// scheduler.",
+        ),
+        option(
+            "--tls-ca-file",
+            group="machine",
+            rare=True,
+            type=click.Path(dir_okay=False),
+            help="Certificate authority for a tls:// scheduler.",
+        ),
+        option(
+            "--worker-memory",
+            group="machine",
+            rare=True,
+            default="auto",
+            show_default=True,
+            metavar="SIZE",
+            help="Memory of each of the --workers, such as 4GB; auto shares out the machine's.",
+        ),
+        option(
+            "--scheduler",
+            group="machine",
+            metavar="ADDRESS|FILE",
+            help="Work on a dask cluster: tcp://HOST:8786, tls://HOST:8786, or a scheduler file.",
+        ),
+        option(
+            "--workers",
+            group="machine",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Work in N processes of this machine; one per core, or one per GPU.",
+        ),
+    ):
         command = decorate(command)
     return command
 

@@ -8,22 +8,29 @@ from typing import Any
 import click
 
 from . import options
+from .commands import group, option
 from .terminal import announce, progress_bar
 
 PSEUDO = click.argument("pseudo", type=click.Path(file_okay=False, path_type=Path))
 
 
-@click.group(short_help="Look at what was found without labels, and name it.")
+@group(short_help="Look at what was found without labels, and name it.")
 def clusters() -> None:
     """Look at the clusters that label --method alps made, and name them."""
 
 
 @clusters.command()
 @PSEUDO
-@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for one PNG of every cluster.")  # fmt: skip
-@click.option("--each", type=click.IntRange(min=1), default=24, show_default=True, help="Regions on a sheet.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw them by.")
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for one PNG of every cluster.",
+)
+@option("--each", group="output", type=click.IntRange(min=1), default=24, show_default=True, help="Regions on a sheet.")
+@option("--seed", group="output", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -54,15 +61,41 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
 
 @clusters.command()
 @PSEUDO
-@click.option("--name", "names", cls=options.Named, multiple=True, metavar="K=NAME",
-              help="Call cluster K so; several may have one name.")  # fmt: skip
-@click.option("--chips", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Name what fits the masks of these labelled chips best; PSEUDO holds some of them.")  # fmt: skip
-@click.option("--localizer", metavar="NAME|FILE",
-              help="Name what fits this network's activation best; bundled is the one that ships.")  # fmt: skip
-@click.option("--class", "class_name", cls=options.Named, default="landslide", show_default=True,
-              help="What --chips or --localizer show.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="Of the localizer: auto, cpu, cuda, cuda:N or mps.")
+@option(
+    "--name",
+    "names",
+    group="method",
+    multiple=True,
+    metavar="K=NAME",
+    help="Call cluster K so; several may have one name.",
+)
+@option(
+    "--chips",
+    group="method",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Name what fits the masks of these labelled chips best; PSEUDO holds some of them.",
+)
+@option(
+    "--localizer",
+    group="method",
+    metavar="NAME|FILE",
+    help="Name what fits this network's activation best; bundled is the one that ships.",
+)
+@option(
+    "--class",
+    "class_name",
+    group="method",
+    default="landslide",
+    show_default=True,
+    help="What --chips or --localizer show.",
+)
+@option(
+    "--device",
+    group="machine",
+    default="auto",
+    show_default=True,
+    help="Of the localizer: auto, cpu, cuda, cuda:N or mps.",
+)
 @options.as_json
 @options.terminal
 @click.pass_context

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .commands import command, option
 from .options import as_json, terminal
 from .terminal import progress_bar
 
@@ -37,18 +38,26 @@ SECTIONS = {
 """The figures, in the order of the table."""
 
 
-@click.command(short_help="Score polygons, or classes of pixels, against the truth.")
+@command(short_help="Score polygons, or classes of pixels, against the truth.")
 @click.argument("slides", type=click.Path())
 @click.argument("truth", type=click.Path())
-@click.option("--layer", help="Layer of SLIDES; default landslides, or the first.")
-@click.option("--truth-layer", help="Layer of TRUTH, where it holds polygons; default landslides, or the first.")
-@click.option(
+@option("--layer", group="input", help="Layer of SLIDES; default landslides, or the first.")
+@option(
+    "--truth-layer", group="input", help="Layer of TRUTH, where it holds polygons; default landslides, or the first."
+)
+@option(
     "--scene",
+    group="input",
     type=click.Path(dir_okay=False),
     help="Raster whose outline was judged, where TRUTH holds polygons; accuracy and kappa need it or --aoi.",
 )
-@click.option("--aoi", type=click.Path(dir_okay=False), help="Judge only what lies inside the polygons of this file.")
-@click.option("--class-name", default="landslide", show_default=True, help="Of chips: what label 1 means.")
+@option(
+    "--aoi",
+    group="input",
+    type=click.Path(dir_okay=False),
+    help="Judge only what lies inside the polygons of this file.",
+)
+@option("--class-name", group="input", default="landslide", show_default=True, help="Of chips: what label 1 means.")
 @as_json
 @terminal
 @click.pass_context

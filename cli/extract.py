@@ -8,18 +8,34 @@ import click
 
 from . import options
 from .cluster import at_work, cluster_options
+from .commands import command, option
 from .terminal import announce, progress_bar, warn
 
 GAPS = 3
 """Exit code of a run that finished without a part of the scene."""
 
 
-@click.command()
+@command()
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
-@click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoPackage to write.")
-@click.option("--score-out", type=click.Path(dir_okay=False), help="Also write the scores, a Cloud Optimized GeoTIFF.")
-@click.option("--mask-out", type=click.Path(dir_okay=False), help="Also write the mask, a Cloud Optimized GeoTIFF.")
-@click.option("--dst-crs", metavar="CRS", help="CRS of the polygons, such as EPSG:32648; needed where scenes differ.")
+@option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@option(
+    "--score-out",
+    group="output",
+    type=click.Path(dir_okay=False),
+    help="Also write the scores, a Cloud Optimized GeoTIFF.",
+)
+@option(
+    "--mask-out",
+    group="output",
+    type=click.Path(dir_okay=False),
+    help="Also write the mask, a Cloud Optimized GeoTIFF.",
+)
+@option(
+    "--dst-crs",
+    group="output",
+    metavar="CRS",
+    help="CRS of the polygons, such as EPSG:32648; needed where scenes differ.",
+)
 @options.asset
 @options.scene_options
 @options.prediction_options
@@ -29,7 +45,9 @@ GAPS = 3
 @options.network_options
 @cluster_options
 @options.run_options
-@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it would take; write nothing.")
+@option(
+    "--dry-run", group="output", is_flag=True, help="Say what would be done and how long it would take; write nothing."
+)
 @options.overwrite
 @options.as_json
 @options.terminal

@@ -8,25 +8,61 @@ from typing import Any
 import click
 
 from . import options
+from .commands import command, option
 from .terminal import announce, progress_bar
 
 
-@click.command()
+@command()
 @click.argument("labels", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for the table, the plot and the figures; a stopped study goes on there.")  # fmt: skip
-@click.option("--classes", metavar="NAME[/SYNONYM...],...",
-              help="Words for the classes of LABELS, in their order. Default: their own names.")  # fmt: skip
-@click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
-              help="A Stable Diffusion 1.x, from a folder or from the Hugging Face hub.")  # fmt: skip
-@click.option("--template", help="The text that the class stands in. Default: Photo of a {}.")
-@click.option("--timesteps", default="30,40,50", show_default=True, callback=options.numbers(int), metavar="N,...",
-              help="Steps of the noise schedule, at 50 draws.")  # fmt: skip
-@click.option("--draws", default="1,5,10,25,50,100", show_default=True, callback=options.numbers(int), metavar="N,...",
-              help="Numbers of draws, at step 40.")  # fmt: skip
-@click.option("--thresholds", default="0.3,0.4,0.5", show_default=True, callback=options.numbers(float),
-              metavar="N,...", help="Activation that counts; each costs little more.")  # fmt: skip
-@click.option("--class-name", default="landslide", show_default=True, help="What masks of one class show.")
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the table, the plot and the figures; a stopped study goes on there.",
+)
+@option(
+    "--classes",
+    group="method",
+    metavar="NAME[/SYNONYM...],...",
+    help="Words for the classes of LABELS, in their order. Default: their own names.",
+)
+@option(
+    "--diffusion",
+    group="method",
+    metavar="FOLDER|OWNER/NAME",
+    help="A Stable Diffusion 1.x, from a folder or from the Hugging Face hub.",
+)
+@option("--template", group="method", rare=True, help="The text that the class stands in. Default: Photo of a {}.")
+@option(
+    "--timesteps",
+    group="method",
+    default="30,40,50",
+    show_default=True,
+    callback=options.numbers(int),
+    metavar="N,...",
+    help="Steps of the noise schedule, at 50 draws.",
+)
+@option(
+    "--draws",
+    group="method",
+    default="1,5,10,25,50,100",
+    show_default=True,
+    callback=options.numbers(int),
+    metavar="N,...",
+    help="Numbers of draws, at step 40.",
+)
+@option(
+    "--thresholds",
+    group="sensitivity",
+    default="0.3,0.4,0.5",
+    show_default=True,
+    callback=options.numbers(float),
+    metavar="N,...",
+    help="Activation that counts; each costs little more.",
+)
+@option("--class-name", group="input", default="landslide", show_default=True, help="What masks of one class show.")
 @options.segmenter_options
 @options.overwrite
 @options.as_json

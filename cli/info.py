@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .commands import command
 from .terminal import announce, warn
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
 
 
-@click.command()
+@command()
 @click.argument("scene")
 @options.reading_options
 @options.as_json

@@ -11,39 +11,102 @@ import click
 from geolabel.methods import METHODS
 
 from . import options
+from .commands import command, option
 from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--localizer", metavar="NAME|FILE",
-                 help="apsam, s2c, cism: the network that makes the activation maps. Default: bundled."),
-    click.option("--class-name", help="apsam, s2c, cism: what label 1 of the chips means. Default: landslide."),
-    click.option("--activation-threshold", type=click.IntRange(0, 255),
-                 help="apsam, cism: grey value that the activation has to exceed. Default: 120; of cism 102."),
-    click.option("--prompts", type=click.Choice(["box", "point", "both"]),
-                 help="apsam: what the segmenter is given of each object. Default: both."),
-    click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single"]),
-                 help="apsam, s2c: which of the segmenter's candidates answers. Default: whole; of apsam with another "
-                 "segmenter than the bundled one best_iou."),
-    click.option("--agreed/--not-agreed", default=None,
-                 help="apsam: ignore pixels where mask and activation disagree. Default: with the bundled segmenter."),
-    click.option("--confidence", type=click.FloatRange(0, 1),
-                 help="s2c: least stability times activation of a mask that counts. Default: 0.5; 0 with the bundled "
-                 "segmenter."),
-    click.option("--single-peak", is_flag=True, default=None, help="s2c: ask about the highest place only."),
-    click.option("--single-scale", is_flag=True, default=None,
-                 help="apsam, s2c, cism: one view of a chip in place of four scales and mirrored ones."),
+    option(
+        "--localizer",
+        group="method",
+        metavar="NAME|FILE",
+        help="apsam, s2c, cism: the network that makes the activation maps. Default: bundled.",
+    ),
+    option(
+        "--class-name", group="input", help="apsam, s2c, cism: what label 1 of the chips means. Default: landslide."
+    ),
+    option(
+        "--activation-threshold",
+        group="sensitivity",
+        rare=True,
+        type=click.IntRange(0, 255),
+        help="apsam, cism: grey value that the activation has to exceed. Default: 120; of cism 102.",
+    ),
+    option(
+        "--prompts",
+        group="method",
+        rare=True,
+        type=click.Choice(["box", "point", "both"]),
+        help="apsam: what the segmenter is given of each object. Default: both.",
+    ),
+    option(
+        "--selection",
+        group="method",
+        rare=True,
+        type=click.Choice(["best_iou", "first", "whole", "single"]),
+        help="apsam, s2c: which of the segmenter's candidates answers. Default: whole; of apsam with another "
+        "segmenter than the bundled one best_iou.",
+    ),
+    option(
+        "--agreed/--not-agreed",
+        group="method",
+        default=None,
+        help="apsam: ignore pixels where mask and activation disagree. Default: with the bundled segmenter.",
+    ),
+    option(
+        "--confidence",
+        group="sensitivity",
+        rare=True,
+        type=click.FloatRange(0, 1),
+        help="s2c: minimum stability times activation of a mask that counts. Default: 0.5; 0 with the bundled "
+        "segmenter.",
+    ),
+    option(
+        "--single-peak",
+        group="method",
+        rare=True,
+        is_flag=True,
+        default=None,
+        help="s2c: ask about the highest place only.",
+    ),
+    option(
+        "--single-scale",
+        group="method",
+        rare=True,
+        is_flag=True,
+        default=None,
+        help="apsam, s2c, cism: one view of a chip in place of four scales and mirrored ones.",
+    ),
     *options.CLUSTERING_OPTIONS,
-    click.option("--regions", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-                 help="alps: keep here what the segmenter finds, for another number of clusters or another share."),
+    option(
+        "--regions",
+        group="output",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="alps: keep here what the segmenter finds, for another number of clusters or another share.",
+    ),
     *options.GROUNDING_OPTIONS,
-    click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-                 help="diffuprompter: activation that counts. Default: 0.4."),
-    click.option("--attention-only", is_flag=True, default=None,
-                 help="diffuprompter: take the thresholded maps for labels and ask no segmenter."),
-    click.option("--seed", type=click.IntRange(min=0), help="alps, diffuprompter: number to draw from. Default: 0."),
-)  # fmt: skip
+    option(
+        "--threshold",
+        group="sensitivity",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="diffuprompter: activation that counts. Default: 0.4.",
+    ),
+    option(
+        "--attention-only",
+        group="method",
+        is_flag=True,
+        default=None,
+        help="diffuprompter: take the thresholded maps for labels and ask no segmenter.",
+    ),
+    option(
+        "--seed",
+        group="method",
+        type=click.IntRange(min=0),
+        help="alps, diffuprompter: random seed. Default: 0.",
+    ),
+)
 """Options of single methods, each named once, with the methods that have it. None is the method's own default."""
 
 
@@ -59,11 +122,19 @@ def _summaries() -> str:
     return "\b\n" + "\n".join(f"{name:<14}{method.summary}" for name, method in METHODS.items())
 
 
-@click.command(short_help="Make pseudo-labels of a folder of images.", epilog=_summaries())
+@command(short_help="Make pseudo-labels of a folder of images.", epilog=_summaries())
 @click.argument("chips", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder to write.")  # fmt: skip
-@click.option("--method", required=True, type=click.Choice(list(METHODS)), help="The published system to follow.")
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write.",
+)
+@option(
+    "--method", group="method", required=True, type=click.Choice(list(METHODS)), help="The published system to follow."
+)
 @method_options
 @options.segmenter_options
 @options.overwrite

@@ -8,64 +8,80 @@ from typing import Any
 import click
 
 from . import options
+from .commands import command, option
 from .terminal import announce, progress_bar
 
-_epochs = click.option(
+_epochs = option(
     "--epochs",
+    group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
     help="How often every image is seen; default the preset's.",
 )
-_minutes = click.option(
+_minutes = option(
     "--minutes",
+    group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
     help="End by then; the weights then depend on the machine's speed.",
 )
-_size = click.option("--size", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32.")
-_crops = click.option(
+_size = option(
+    "--size", group="method", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32."
+)
+_crops = option(
     "--crops",
     "batch",
-    cls=options.Named,
+    group="method",
     type=click.IntRange(min=1),
     metavar="N",
     help="Crops of a step; default the preset's.",
 )
-_gsd = click.option("--gsd", type=float, metavar="METRES", help="Pixel size of images that carry none, such as PNGs.")
-_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
+_gsd = option(
+    "--gsd", group="input", type=float, metavar="METRES", help="Pixel size of images that carry none, such as PNGs."
+)
+_seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 
 
-@click.command()
+@command()
 @click.argument("chips", type=click.Path())
-@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for localizer.safetensors and the curves.")  # fmt: skip
-@click.option(
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for localizer.safetensors and the curves.",
+)
+@option(
     "--method",
+    group="method",
     type=click.Choice(["cam", "s2c", "cism"]),
     default="cam",
     show_default=True,
     help="cam: image labels alone, as APSAM; s2c: with a segmenter's knowledge; cism: in pairs of chips.",
 )
-@click.option(
+@option(
     "--init",
+    group="method",
     default="bundled",
     show_default=True,
     metavar="bundled|FILE|TIMM-NAME|none",
     help="First weights: the bundled localizer, one of yours, timm's by name (downloaded), or none.",
 )
-@click.option(
+@option(
     "--preset",
+    group="method",
     type=click.Choice(["cpu", "paper", "code"]),
     default="cpu",
     show_default=True,
     help="Numbers of the training: of a small machine, of the paper, or of the authors' released code.",
 )
-@click.option("--backbone", metavar="TIMM-NAME|wrn38", help="Network with --init none; default the preset's.")
+@option("--backbone", group="method", metavar="TIMM-NAME|wrn38", help="Network with --init none; default the preset's.")
 @_epochs
 @_minutes
 @_size
 @_crops
-@click.option("--class-name", default="landslide", show_default=True, help="What label 1 means.")
+@option("--class-name", group="input", default="landslide", show_default=True, help="What label 1 means.")
 @_gsd
 @_seed
 @options.training_options
@@ -108,46 +124,73 @@ def localizer(
     announce({"localizer": str(out / "localizer.safetensors"), **rounded}, as_json=as_json)
 
 
-@click.command()
+@command()
 @click.argument("labels", type=click.Path())
-@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for student.safetensors, or detector.safetensors, and the curves.")  # fmt: skip
-@click.option(
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for student.safetensors, or detector.safetensors, and the curves.",
+)
+@option(
     "--model",
+    group="method",
     type=click.Choice(["resunet", "bundled", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
     default="resunet",
     show_default=True,
     help="The network: APSAM's ResUNet; one that begins with the trunk of the bundled localizer, for few images or a "
     "small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds single objects.",
 )
-@click.option(
+@option(
     "--preset",
+    group="method",
     type=click.Choice(["cpu", "paper"]),
     default="cpu",
     show_default=True,
     help="Numbers of the training: of a small machine, or of APSAM and DiffuPrompter.",
 )
-@click.option(
+@option(
     "--init",
+    group="method",
     type=(click.Choice(["overall", "backbone", "head"]), click.Path(dir_okay=False, path_type=Path)),
     metavar="overall|backbone|head FILE",
     help="First weights: of the whole network, its backbone or its head, from the file of another one.",
 )
-@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
-              help="Part of the images to learn from; less is among more.")  # fmt: skip
-@click.option("--test", type=click.Path(path_type=Path), metavar="FOLDER|FILE",
-              help="Masks, or objects, to report on; default one in five of LABELS, kept aside.")  # fmt: skip
+@option(
+    "--share",
+    group="method",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Part of the images to learn from; less is among more.",
+)
+@option(
+    "--test",
+    group="input",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|FILE",
+    help="Masks, or objects, to report on; default one in five of LABELS, kept aside.",
+)
 @_epochs
 @_minutes
 @_size
 @_crops
-@click.option(
+@option(
     "--plain",
+    group="method",
     is_flag=True,
     help="Learn from crops anywhere in all images alike, by cross-entropy alone. Otherwise half of the crops of preset "
     "cpu are where a class is, and overlaps are learned too.",
 )
-@click.option("--class-name", default="landslide", show_default=True, help="What label 1 of chips with masks means.")
+@option(
+    "--class-name",
+    group="input",
+    default="landslide",
+    show_default=True,
+    help="What label 1 of chips with masks means.",
+)
 @_gsd
 @_seed
 @options.place_options
@@ -192,8 +235,9 @@ def student(
             raise OptionError("--plain: Mask R-CNN has losses of its own; leave it out")
         from geolabel.run.detectors import DetectorRequest, train_detector
 
-        figures = train_detector(labels, out, DetectorRequest(**given), test=test, networks=networks,
-                                 class_name=class_name, resume=resume)  # fmt: skip
+        figures = train_detector(
+            labels, out, DetectorRequest(**given), test=test, networks=networks, class_name=class_name, resume=resume
+        )
     else:
         from geolabel.datasets.painted import read_painted
         from geolabel.run.students import StudentRequest, train_student

@@ -11,18 +11,32 @@ import click
 from geolabel import __version__
 from geolabel.errors import GeolabelError, OptionError
 
+from .commands import Group
 from .options import Session
 
 COMMANDS = (
-    "extract", "predict", "segment", "label", "clusters", "polygonize", "evaluate", "synthesize", "info", "models",
-    "runs", "chips", "train", "bench", "study",
-)  # fmt: skip
+    "extract",
+    "predict",
+    "segment",
+    "label",
+    "clusters",
+    "polygonize",
+    "evaluate",
+    "synthesize",
+    "info",
+    "models",
+    "runs",
+    "chips",
+    "train",
+    "bench",
+    "study",
+)
 """Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
 
 INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002

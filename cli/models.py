@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .commands import group
 from .terminal import announce
 
 if TYPE_CHECKING:
     from geolabel.io.weights import Published
 
 
-@click.group()
+@group()
 def models() -> None:
     """List, download, check and describe networks.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from .commands import option
 
 if TYPE_CHECKING:
     from geolabel.run.plan import Parameters
@@ -58,13 +59,34 @@ def _configure_logging(session: Session) -> None:
 def terminal(command: F) -> F:
     """Add ``-v``, ``-q`` and ``--debug``."""
     for decorate in (
-        click.option("--debug", is_flag=True, expose_value=False, callback=_remember("debug"),
-                     help="Show tracebacks and every log line."),
-        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_remember("quiet"),
-                     help="No progress, no warnings."),
-        click.option("-v", "--verbose", count=True, expose_value=False, callback=_remember("verbose"),
-                     help="Say what happens; twice for more."),
-    ):  # fmt: skip
+        option(
+            "--debug",
+            group="messages",
+            rare=True,
+            is_flag=True,
+            expose_value=False,
+            callback=_remember("debug"),
+            help="Show tracebacks and every log line.",
+        ),
+        option(
+            "-q",
+            "--quiet",
+            group="messages",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember("quiet"),
+            help="No progress, no warnings.",
+        ),
+        option(
+            "-v",
+            "--verbose",
+            group="messages",
+            count=True,
+            expose_value=False,
+            callback=_remember("verbose"),
+            help="Say what happens; twice for more.",
+        ),
+    ):
         command = decorate(command)
     return command
 
@@ -143,14 +165,6 @@ def parse_bounds(text: str) -> tuple[float, float, float, float]:
     return left, bottom, right, top
 
 
-class Named(click.Option):
-    """An option whose environment variable has the option's name where the function's parameter has another."""
-
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """Look up GEOLABEL_COMMAND_OPTION."""
-        return os.environ.get(f"{ctx.auto_envvar_prefix}_{self.opts[0].removeprefix('--').upper()}") or None
-
-
 def numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
     """Return a callback that reads numbers with commas between them, each once."""
 
@@ -163,19 +177,30 @@ def numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parame
     return read
 
 
-asset = click.option("--asset", metavar="NAME", help="Which asset of STAC items is the scene, where that is not clear.")
-overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-as_json = click.option("--json", "as_json", cls=Named, is_flag=True, help="Print the result as JSON.")
+asset = option(
+    "--asset",
+    group="input",
+    rare=True,
+    metavar="NAME",
+    help="Which asset of STAC items is the scene, where that is not clear.",
+)
+overwrite = option("--overwrite", group="output", is_flag=True, help="Replace the output if it exists.")
+as_json = option("--json", "as_json", group="output", is_flag=True, help="Print the result as JSON.")
 
 
 def run_options(command: F) -> F:
     """Add the options that say where the records of a run are kept, and for how long."""
     for decorate in (
-        click.option("--keep", is_flag=True, help="Keep the records when the run has succeeded."),
-        click.option("--run-dir", metavar="FOLDER|URL",
-                     help="Where the records are kept from which an interrupted run goes on; all workers have to see "
-                     "it. Default: a folder beside the output."),
-    ):  # fmt: skip
+        option("--keep", group="machine", rare=True, is_flag=True, help="Keep the records when the run has succeeded."),
+        option(
+            "--run-dir",
+            group="machine",
+            rare=True,
+            metavar="FOLDER|URL",
+            help="Where the records are kept from which an interrupted run goes on; all workers have to see "
+            "it. Default: a folder beside the output.",
+        ),
+    ):
         command = decorate(command)
     return command
 
@@ -183,10 +208,17 @@ def run_options(command: F) -> F:
 def scene_options(command: F) -> F:
     """Add the options that say how a scene is read, and which part of it."""
     for decorate in (
-        click.option("--bounds", type=str, metavar="LEFT,BOTTOM,RIGHT,TOP",
-                     help="Work on this rectangle only, in the scene's CRS."),
-        click.option("--aoi", type=click.Path(dir_okay=False), help="Work inside the polygons of this file only."),
-    ):  # fmt: skip
+        option(
+            "--bounds",
+            group="input",
+            type=str,
+            metavar="LEFT,BOTTOM,RIGHT,TOP",
+            help="Work on this rectangle only, in the scene's CRS.",
+        ),
+        option(
+            "--aoi", group="input", type=click.Path(dir_okay=False), help="Work inside the polygons of this file only."
+        ),
+    ):
         command = decorate(command)
     return reading_options(command)
 
@@ -194,62 +226,158 @@ def scene_options(command: F) -> F:
 def reading_options(command: F) -> F:
     """Add the options that say how a scene is read."""
     for decorate in (
-        click.option("--stretch", default="p2-98", show_default=True,
-                     help="Radiometric stretch of the whole scene: pLOW-HIGH percentiles, LOW,HIGH values, or none."),
-        click.option("--working-gsd", type=float, metavar="METRES",
-                     help="Pixel size to work at; the default is the scene's own, within the networks' range."),
-        click.option("--gsd", type=float, metavar="METRES",
-                     help="Pixel size of a scene without CRS, such as a plain PNG."),
-        click.option("--nodata", type=float, help="Value that marks pixels without data, in place of the file's own."),
-        click.option("-b", "--bands", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."),
-    ):  # fmt: skip
+        option(
+            "--stretch",
+            group="input",
+            rare=True,
+            default="p2-98",
+            show_default=True,
+            help="Radiometric stretch of the whole scene: pLOW-HIGH percentiles, LOW,HIGH values, or none.",
+        ),
+        option(
+            "--working-gsd",
+            group="input",
+            rare=True,
+            type=float,
+            metavar="METRES",
+            help="Pixel size to work at; the default is the scene's own, within the networks' range.",
+        ),
+        option(
+            "--gsd",
+            group="input",
+            type=float,
+            metavar="METRES",
+            help="Pixel size of a scene without CRS, such as a plain PNG.",
+        ),
+        option(
+            "--nodata",
+            group="input",
+            type=float,
+            help="Value that marks pixels without data, in place of the file's own.",
+        ),
+        option(
+            "-b", "--bands", group="input", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."
+        ),
+    ):
         command = decorate(command)
     return command
 
 
-score_threshold = click.option("--score-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-                               help="Least score of a landslide's pixels.")  # fmt: skip
+score_threshold = option(
+    "--score-threshold",
+    group="sensitivity",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Minimum score of a landslide's pixels.",
+)
 
-min_confidence = click.option("--min-confidence", type=click.FloatRange(0, 1),
-                              help="Least confidence of a landslide; what is less sure goes to the layer candidates. "
-                              "What has no confidence counts, as after --prompts-from. Default: 0.2 with the bundled "
-                              "networks; others have no confidence.")  # fmt: skip
+min_confidence = option(
+    "--min-confidence",
+    group="sensitivity",
+    type=click.FloatRange(0, 1),
+    help="Minimum confidence of a landslide; what is less sure goes to the layer candidates. "
+    "What has no confidence counts, as after --prompts-from. Default: 0.2 with the bundled "
+    "networks; others have no confidence.",
+)
 
 
 CLUSTERING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--clusters", metavar="K|auto|FILE",
-                 help="alps: how many clusters, auto to find out, or clusters that were made before. Default: auto."),
-    click.option("--max-share", type=click.FloatRange(0, 1, min_open=True),
-                 help="alps: leave out what covers more of an image, as background; a landslide that fills a chip goes "
-                 "with it. Default: 0.3; 0.7 of the bundled network, whose tiles are small."),
-    click.option("--points-per-side", type=click.IntRange(min=1),
-                 help="alps: points of the grid along each side of an image. Default: 32."),
-    click.option("--predicted-iou", type=click.FloatRange(0, 1),
-                 help="alps: predicted IoU that a mask has to exceed. Default: 0.88, less for the bundled network."),
-    click.option("--stability", type=click.FloatRange(0, 1),
-                 help="alps: least stability of a mask. Default: 0.95, less for the bundled network."),
-    click.option("--passes", type=click.IntRange(min=1), help="alps: how often k-means sees all masks. Default: 3."),
-    click.option("--normalised", is_flag=True, default=None,
-                 help="alps: cluster the directions of features, whatever their lengths."),
-)  # fmt: skip
+    option(
+        "--clusters",
+        group="method",
+        metavar="K|auto|FILE",
+        help="alps: how many clusters, auto to find out, or clusters that were made before. Default: auto.",
+    ),
+    option(
+        "--max-share",
+        group="sensitivity",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="alps: leave out what covers more of an image, as background; a landslide that fills a chip goes "
+        "with it. Default: 0.3; 0.7 of the bundled network, whose tiles are small.",
+    ),
+    option(
+        "--points-per-side",
+        group="method",
+        type=click.IntRange(min=1),
+        help="alps: points of the grid along each side of an image. Default: 32.",
+    ),
+    option(
+        "--predicted-iou",
+        group="sensitivity",
+        type=click.FloatRange(0, 1),
+        help="alps: predicted IoU that a mask has to exceed. Default: 0.88, less for the bundled network.",
+    ),
+    option(
+        "--stability",
+        group="sensitivity",
+        type=click.FloatRange(0, 1),
+        help="alps: minimum stability of a mask. Default: 0.95, less for the bundled network.",
+    ),
+    option(
+        "--passes",
+        group="method",
+        rare=True,
+        type=click.IntRange(min=1),
+        help="alps: how often k-means sees all masks. Default: 3.",
+    ),
+    option(
+        "--normalised",
+        group="method",
+        rare=True,
+        is_flag=True,
+        default=None,
+        help="alps: cluster the directions of features, whatever their lengths.",
+    ),
+)
 """How ALPS finds objects and clusters them; None is the method's own default."""
 
 GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--classes", metavar="NAME[/SYNONYM...],...",
-                 help="diffuprompter: what to look for, in words, such as landslide/mudslide,airplane. Default: "
-                 "landslide."),
-    click.option("--diffusion", metavar="FOLDER|OWNER/NAME",
-                 help="diffuprompter: a Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
-                 "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB."),
-    click.option("--template", help="diffuprompter: the text that the class stands in. Default: Photo of a {}."),
-    click.option("--timestep", type=click.IntRange(min=0),
-                 help="diffuprompter: step of the noise schedule that noise is added at, of 1000. Default: 40."),
-    click.option("--draws", type=click.IntRange(min=1),
-                 help="diffuprompter: maps of independent noise that are averaged. Default: 50."),
-    click.option("--crf", is_flag=True, default=None,
-                 help="diffuprompter, and cism where chips are labelled: draw the maps along the edges of the image "
-                 "with a dense CRF."),
-)  # fmt: skip
+    option(
+        "--classes",
+        group="method",
+        rare=True,
+        metavar="NAME[/SYNONYM...],...",
+        help="diffuprompter: what to look for, in words, such as landslide/mudslide,airplane. Default: landslide.",
+    ),
+    option(
+        "--diffusion",
+        group="method",
+        rare=True,
+        metavar="FOLDER|OWNER/NAME",
+        help="diffuprompter: a Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
+        "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB.",
+    ),
+    option(
+        "--template",
+        group="method",
+        rare=True,
+        help="diffuprompter: the text that the class stands in. Default: Photo of a {}.",
+    ),
+    option(
+        "--timestep",
+        group="method",
+        rare=True,
+        type=click.IntRange(min=0),
+        help="diffuprompter: step of the noise schedule that noise is added at, of 1000. Default: 40.",
+    ),
+    option(
+        "--draws",
+        group="method",
+        rare=True,
+        type=click.IntRange(min=1),
+        help="diffuprompter: maps of independent noise that are averaged. Default: 50.",
+    ),
+    option(
+        "--crf",
+        group="method",
+        rare=True,
+        is_flag=True,
+        default=None,
+        help="diffuprompter, and cism where chips are labelled: draw the maps along the edges of the image "
+        "with a dense CRF.",
+    ),
+)
 """What a diffusion network is asked; None is the method's own default."""
 
 GROUNDING = ("classes", "diffusion", "template", "timestep", "draws", "crf")
@@ -260,56 +388,165 @@ def prediction_options(command: F) -> F:
     """Add the options that lead from the scene to the mosaic of scores."""
     for decorate in (
         *reversed(GROUNDING_OPTIONS),
-        click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-                     help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3."),
-        click.option("--min-quality", type=click.FloatRange(0, 1), default=0.0, show_default=True,
-                     help="Least predicted IoU x stability of a mask that counts."),
-        click.option("--activation-threshold", type=click.IntRange(0, 255),
-                     help="Grey value that the activation has to exceed. Default: 120; 102 with diffuprompter."),
-        click.option("--activation-floor", type=click.IntRange(0, 255),
-                     help="apsam: grey value that the activation of every pixel of a landslide has to exceed. Default: "
-                     "100 with the bundled localizer, else 0."),
-        click.option("--gate", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-                     help="Least class probability around an activation that is followed up."),
-        click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",
-                     help="Side of the blocks that the mosaic is kept in; no result depends on it."),
-        click.option("--overlap", type=click.IntRange(min=0), metavar="PX",
-                     help="Pixels that neighbouring tiles share; default a quarter of the tile."),
-        click.option("--tile-size", type=click.IntRange(min=32), metavar="PX",
-                     help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones."),
-        click.option("--selection", type=click.Choice(["best_iou", "first", "whole", "single", "overlap"]),
-                     help="Which of the segmenter's candidates answers a prompt; overlap is the one most like the "
-                     "activation. Default: best_iou; overlap with diffuprompter."),
-        click.option("--prompts-from", type=click.Path(dir_okay=False), metavar="FILE",
-                     help="Points and boxes that replace the activation, such as an edited output of extract."),
-        click.option("--prompts", type=click.Choice(["box", "point", "both"]), default="both", show_default=True,
-                     help="What the segmenter is given of each object."),
-        click.option("--student", type=click.Path(dir_okay=False), metavar="FILE",
-                     help="A student of geolabel train student, which draws by itself: no localizer, no segmenter."),
-        click.option("--confidence", type=click.FloatRange(0, 1),
-                     help="s2c: least stability x activation of a mask that counts. Default: 0.5; 0 with the bundled "
-                     "segmenter."),
-        click.option("--method", type=click.Choice(["apsam", "s2c", "cism", "alps", "diffuprompter"]), default="apsam",
-                     show_default=True,
-                     help="The published system to follow. apsam: contours of the map ask the segmenter; s2c: peaks "
-                     "do; cism: the map draws alone; these two need a --localizer of their own. alps needs none, but "
-                     "--clusters; diffuprompter needs none, but a class in words."),
-        click.option("--class", "class_name", cls=Named, default="landslide", show_default=True,
-                     help="alps: name of the clusters to find."),
-        click.option("--clusters", type=click.Path(), metavar="FILE",
-                     help="alps: named clusters, or the folder of pseudo-labels that they lie in."),
-    ):  # fmt: skip
+        option(
+            "--on-error",
+            group="machine",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
+        ),
+        option(
+            "--min-quality",
+            group="sensitivity",
+            rare=True,
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            show_default=True,
+            help="Minimum predicted IoU x stability of a mask that counts.",
+        ),
+        option(
+            "--activation-threshold",
+            group="sensitivity",
+            rare=True,
+            type=click.IntRange(0, 255),
+            help="Grey value that the activation has to exceed. Default: 120; 102 with diffuprompter.",
+        ),
+        option(
+            "--activation-floor",
+            group="sensitivity",
+            rare=True,
+            type=click.IntRange(0, 255),
+            help="apsam: grey value that the activation of every pixel of a landslide has to exceed. Default: "
+            "100 with the bundled localizer, else 0.",
+        ),
+        option(
+            "--gate",
+            group="sensitivity",
+            type=click.FloatRange(0, 1),
+            default=0.5,
+            show_default=True,
+            help="Minimum class probability around an activation that is followed up.",
+        ),
+        option(
+            "--block-size",
+            group="machine",
+            rare=True,
+            type=click.IntRange(min=1),
+            default=2048,
+            show_default=True,
+            metavar="PX",
+            help="Side of the blocks that the mosaic is kept in; no result depends on it.",
+        ),
+        option(
+            "--overlap",
+            group="machine",
+            rare=True,
+            type=click.IntRange(min=0),
+            metavar="PX",
+            help="Pixels that neighbouring tiles share; default a quarter of the tile.",
+        ),
+        option(
+            "--tile-size",
+            group="machine",
+            rare=True,
+            type=click.IntRange(min=32),
+            metavar="PX",
+            help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.",
+        ),
+        option(
+            "--selection",
+            group="method",
+            rare=True,
+            type=click.Choice(["best_iou", "first", "whole", "single", "overlap"]),
+            help="Which of the segmenter's candidates answers a prompt; overlap is the one most like the "
+            "activation. Default: best_iou; overlap with diffuprompter.",
+        ),
+        option(
+            "--prompts-from",
+            group="input",
+            type=click.Path(dir_okay=False),
+            metavar="FILE",
+            help="Points and boxes that replace the activation, such as an edited output of extract.",
+        ),
+        option(
+            "--prompts",
+            group="method",
+            rare=True,
+            type=click.Choice(["box", "point", "both"]),
+            default="both",
+            show_default=True,
+            help="What the segmenter is given of each object.",
+        ),
+        option(
+            "--student",
+            group="method",
+            type=click.Path(dir_okay=False),
+            metavar="FILE",
+            help="A student of geolabel train student, which draws by itself: no localizer, no segmenter.",
+        ),
+        option(
+            "--confidence",
+            group="sensitivity",
+            rare=True,
+            type=click.FloatRange(0, 1),
+            help="s2c: minimum stability x activation of a mask that counts. Default: 0.5; 0 with the bundled "
+            "segmenter.",
+        ),
+        option(
+            "--method",
+            group="method",
+            type=click.Choice(["apsam", "s2c", "cism", "alps", "diffuprompter"]),
+            default="apsam",
+            show_default=True,
+            help="The published system to follow. apsam: contours of the map ask the segmenter; s2c: peaks "
+            "do; cism: the map draws alone; these two need a --localizer of their own. alps needs none, but "
+            "--clusters; diffuprompter needs none, but a class in words.",
+        ),
+        option(
+            "--class",
+            "class_name",
+            group="method",
+            rare=True,
+            default="landslide",
+            show_default=True,
+            help="alps: name of the clusters to find.",
+        ),
+        option(
+            "--clusters",
+            group="method",
+            rare=True,
+            type=click.Path(),
+            metavar="FILE",
+            help="alps: named clusters, or the folder of pseudo-labels that they lie in.",
+        ),
+    ):
         command = decorate(command)
     return command
 
 
-_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads; all cores by default.")
-_precision = click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-                          show_default=True, help="auto is bf16 on CUDA and fp32 elsewhere.")  # fmt: skip
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-_sam_checkpoint = click.option("--sam-checkpoint", type=click.Path(dir_okay=False), help="Weights file for --sam.")
-_sam = click.option("--sam", type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]), default="bundled",
-                    show_default=True, help="The segmenter.")  # fmt: skip
+_threads = option("--threads", group="machine", type=click.IntRange(min=1), help="Threads; all cores by default.")
+_precision = option(
+    "--precision",
+    group="machine",
+    rare=True,
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="auto is bf16 on CUDA and fp32 elsewhere.",
+)
+_device = option("--device", group="machine", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+_sam_checkpoint = option(
+    "--sam-checkpoint", group="method", type=click.Path(dir_okay=False), help="Weights file for --sam."
+)
+_sam = option(
+    "--sam",
+    group="method",
+    type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]),
+    default="bundled",
+    show_default=True,
+    help="The segmenter.",
+)
 
 NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "batch")
 """Options of `network_options` that are fields of `geolabel.run.request.Networks`."""
@@ -317,15 +554,26 @@ NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "batch"
 
 def network_options(command: F) -> F:
     """Add the options that choose the networks and where they run."""
-    decorate = click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",
-                            help="The network that makes the activation maps.")  # fmt: skip
+    decorate = option(
+        "--localizer",
+        group="method",
+        default="bundled",
+        show_default=True,
+        metavar="NAME|FILE",
+        help="The network that makes the activation maps.",
+    )
     return decorate(segmenter_options(command))
 
 
 def segmenter_options(command: F) -> F:
     """Add the options that choose the segmenter and where networks run."""
-    batch = click.option("--batch", type=click.IntRange(min=1),
-                         help="Images per network call; default 1 on the CPU, 8 on a GPU.")  # fmt: skip
+    batch = option(
+        "--batch",
+        group="machine",
+        rare=True,
+        type=click.IntRange(min=1),
+        help="Images per network call; default 1 on the CPU, 8 on a GPU.",
+    )
     for decorate in (_threads, batch, _precision, _device, _sam_checkpoint, _sam):
         command = decorate(command)
     return command
@@ -333,7 +581,9 @@ def segmenter_options(command: F) -> F:
 
 def place_options(command: F) -> F:
     """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
-    resume = click.option("--resume", is_flag=True, help="Go on from where a stopped training in --out was saved.")
+    resume = option(
+        "--resume", group="machine", is_flag=True, help="Go on from where a stopped training in --out was saved."
+    )
     for decorate in (as_json, overwrite, resume, _threads, _precision, _device):
         command = decorate(command)
     return command
@@ -384,14 +634,37 @@ def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
 def polygon_options(command: F) -> F:
     """Add the options that shape the polygons."""
     for decorate in (
-        click.option("--smooth", type=MeasureType("m", "px"), default=None,
-                     help="Round corners: cut every corner back by at most this length."),
-        click.option("--simplify", type=MeasureType("m", "px"), default="0.75px", show_default=True,
-                     help="Leave out corners of an outline that matter less than this."),
-        click.option("--max-hole", type=MeasureType("m2", "px"), default="50px", show_default=True,
-                     help="Fill holes of up to this."),
-        click.option("--min-area", type=MeasureType("m2", "px"), default="50px", show_default=True,
-                     help="Drop landslides smaller than this."),
-    ):  # fmt: skip
+        option(
+            "--smooth",
+            group="shape",
+            type=MeasureType("m", "px"),
+            default=None,
+            help="Round corners: cut every corner back by at most this length.",
+        ),
+        option(
+            "--simplify",
+            group="shape",
+            type=MeasureType("m", "px"),
+            default="0.75px",
+            show_default=True,
+            help="Leave out corners of an outline that matter less than this.",
+        ),
+        option(
+            "--max-hole",
+            group="shape",
+            type=MeasureType("m2", "px"),
+            default="50px",
+            show_default=True,
+            help="Fill holes of up to this.",
+        ),
+        option(
+            "--min-area",
+            group="shape",
+            type=MeasureType("m2", "px"),
+            default="50px",
+            show_default=True,
+            help="Drop landslides smaller than this.",
+        ),
+    ):
         command = decorate(command)
     return command

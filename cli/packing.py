@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .commands import option
 from .options import F
 from .terminal import announce
 
@@ -36,18 +37,43 @@ class Seeds(click.ParamType):  # type: ignore[type-arg]
 def packing_options(command: F) -> F:
     """Add the options of packing."""
     for decorate in (
-        click.option("--quality", type=click.IntRange(1, 95), default=92, show_default=True,
-                     help="Packing: JPEG quality of images that are no JPEGs yet."),
-        click.option("--exclude", multiple=True, metavar="END",
-                     help="Packing: leave out images whose names end so; give it several times for several."),
-        click.option("--seeds", type=Seeds(), default=(), help="Packing: synthetic scenes to add."),
-        click.option("--negatives", type=click.Path(file_okay=False, path_type=Path),
-                     help="Packing: a folder with images that show no landslide."),
-        click.option("--data", type=click.Path(file_okay=False, path_type=Path),
-                     help="Packing: a folder with images/ and masks/ of landslides."),
-        click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                     help="Pack pictures for train bundled --pack into one ZIP file of at most 30 MB."),
-    ):  # fmt: skip
+        option(
+            "--quality",
+            group="output",
+            rare=True,
+            type=click.IntRange(1, 95),
+            default=92,
+            show_default=True,
+            help="Packing: JPEG quality of images that are no JPEGs yet.",
+        ),
+        option(
+            "--exclude",
+            group="input",
+            multiple=True,
+            metavar="END",
+            help="Packing: leave out images whose names end so; give it several times for several.",
+        ),
+        option("--seeds", group="input", type=Seeds(), default=(), help="Packing: synthetic scenes to add."),
+        option(
+            "--negatives",
+            group="input",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Packing: a folder with images that show no landslide.",
+        ),
+        option(
+            "--data",
+            group="input",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Packing: a folder with images/ and masks/ of landslides.",
+        ),
+        option(
+            "--pack",
+            group="output",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Pack pictures for train bundled --pack into one ZIP file of at most 30 MB.",
+        ),
+    ):
         command = decorate(command)
     return command
 

@@ -7,19 +7,48 @@ from typing import Any
 import click
 
 from . import options
+from .commands import command, option
 from .terminal import announce, progress_bar
 
 
-@click.command()
+@command()
 @click.argument("raster")
 @click.argument("output", required=False, type=click.Path(dir_okay=False))
-@click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoPackage to write.")
-@click.option("--band", type=click.IntRange(min=1), default=1, show_default=True, help="Number of the band to read.")
-@click.option("--threshold", type=float, default=0.5, show_default=True, help="Least value of a landslide's pixels.")
-@click.option("--nodata", type=float, help="Value of pixels without data, in place of the file's own.")
-@click.option("--gsd", type=float, metavar="METRES", help="Pixel size of a raster without CRS, such as a plain PNG.")
-@click.option("--block-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX",
-              help="Side of the blocks that are read at a time; no result depends on it.")  # fmt: skip
+@option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@option(
+    "--band",
+    group="input",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of the band to read.",
+)
+@option(
+    "--threshold",
+    group="sensitivity",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Minimum value of a landslide's pixels.",
+)
+@option("--nodata", group="input", type=float, help="Value of pixels without data, in place of the file's own.")
+@option(
+    "--gsd",
+    group="input",
+    type=float,
+    metavar="METRES",
+    help="Pixel size of a raster without CRS, such as a plain PNG.",
+)
+@option(
+    "--block-size",
+    group="machine",
+    rare=True,
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    metavar="PX",
+    help="Side of the blocks that are read at a time; no result depends on it.",
+)
 @options.polygon_options
 @options.overwrite
 @options.as_json

@@ -8,13 +8,14 @@ import click
 
 from . import options
 from .cluster import at_work, cluster_options
+from .commands import command, option
 from .extract import GAPS
 from .terminal import announce, progress_bar, warn
 
 
-@click.command()
+@command()
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
-@click.option("-o", "--out", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
+@option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
 @options.asset
 @options.scene_options
 @options.prediction_options

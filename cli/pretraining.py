@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from . import options
+from .commands import command, option
 from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,31 +23,86 @@ def _clustering(command: F) -> F:
     return command
 
 
-@click.command()
+@command()
 @click.argument("chips", type=FOLDER)
-@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for the table, the plot and what was learned; a stopped study goes on there.")  # fmt: skip
-@click.option("--test", type=FOLDER, help="Chips with masks to judge on; default one in five of CHIPS, kept aside.")
-@click.option("--images", type=FOLDER, help="Images that pseudo-labels are made of; default those of CHIPS.")
-@click.option("--before", type=FOLDER, help="Images of another set, which the row chained learns from first.")
-@click.option("--rows", metavar="NAME,...",
-              help="Only these rows beside scratch: overall, backbone, head; gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; "
-              "chained; longer.")  # fmt: skip
-@click.option("--masks", default="50", show_default=True, callback=options.numbers(int), metavar="N,...",
-              help="How many masks students are tuned on; as many chips that show nothing come with them.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-              help="How often students are tuned, each time on other chips.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(min=2), default=300, show_default=True, metavar="N",
-              help="Of learning from pseudo-labels, and of tuning; the paper has 80000.")  # fmt: skip
-@click.option("--model", type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer"]), default="resunet",
-              show_default=True, help="The student.")  # fmt: skip
-@click.option("--preset", type=click.Choice(["cpu", "paper"]), default="cpu", show_default=True,
-              help="Numbers of the student and its training.")  # fmt: skip
-@click.option("--size", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32.")
-@click.option("--crops", type=click.IntRange(min=2), metavar="N",
-              help="Crops of a step; default the preset's.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw clusters from.")
-@click.option("--class-name", default="landslide", show_default=True, help="What label 1 of the chips means.")
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the table, the plot and what was learned; a stopped study goes on there.",
+)
+@option(
+    "--test", group="input", type=FOLDER, help="Chips with masks to judge on; default one in five of CHIPS, kept aside."
+)
+@option("--images", group="input", type=FOLDER, help="Images that pseudo-labels are made of; default those of CHIPS.")
+@option("--before", group="input", type=FOLDER, help="Images of another set, which the row chained learns from first.")
+@option(
+    "--rows",
+    group="method",
+    metavar="NAME,...",
+    help="Only these rows beside scratch: overall, backbone, head; gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; "
+    "chained; longer.",
+)
+@option(
+    "--masks",
+    group="method",
+    default="50",
+    show_default=True,
+    callback=options.numbers(int),
+    metavar="N,...",
+    help="How many masks students are tuned on; as many chips that show nothing come with them.",
+)
+@option(
+    "--seeds",
+    group="method",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How often students are tuned, each time on other chips.",
+)
+@option(
+    "--steps",
+    group="method",
+    type=click.IntRange(min=2),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="Of learning from pseudo-labels, and of tuning; the paper has 80000.",
+)
+@option(
+    "--model",
+    group="method",
+    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer"]),
+    default="resunet",
+    show_default=True,
+    help="The student.",
+)
+@option(
+    "--preset",
+    group="method",
+    type=click.Choice(["cpu", "paper"]),
+    default="cpu",
+    show_default=True,
+    help="Numbers of the student and its training.",
+)
+@option(
+    "--size", group="method", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32."
+)
+@option(
+    "--crops", group="method", type=click.IntRange(min=2), metavar="N", help="Crops of a step; default the preset's."
+)
+@option(
+    "--seed",
+    group="method",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed of the clusters.",
+)
+@option("--class-name", group="input", default="landslide", show_default=True, help="What label 1 of the chips means.")
 @_clustering
 @options.segmenter_options
 @options.overwrite

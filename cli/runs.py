@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from . import options
+from .commands import group
 from .terminal import announce
 
 
-@click.group()
+@group()
 def runs() -> None:
     """List, describe and delete the folders of unfinished work.
 
@@ -39,8 +40,16 @@ def list_runs(folder: Path, as_json: bool) -> None:
             click.echo(f"warning: {error}", err=True)
             continue
         done, total = (sum(pair[place] for pair in found.done.values()) for place in (0, 1))
-        rows.append({"folder": found.folder, "status": found.status, "started": found.started, "tasks_done": done,
-                     "tasks": total, "size_bytes": found.size_bytes})  # fmt: skip
+        rows.append(
+            {
+                "folder": found.folder,
+                "status": found.status,
+                "started": found.started,
+                "tasks_done": done,
+                "tasks": total,
+                "size_bytes": found.size_bytes,
+            }
+        )
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -7,36 +7,100 @@ from typing import Any
 import click
 
 from . import options
+from .commands import command, option
 from .extract import GAPS
 from .terminal import announce, progress_bar, warn
 
 
-@click.command(short_help="Outline everything in a scene, without classes.")
+@command(short_help="Outline everything in a scene, without classes.")
 @click.argument("scene")
-@click.option("-o", "--out", required=True, type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @options.scene_options
-@click.option("--points-per-side", type=click.IntRange(min=1), default=32, show_default=True,
-              help="Points of the grid along each side of a tile; the segmenter is asked about each.")  # fmt: skip
-@click.option("--predicted-iou", type=click.FloatRange(0, 1),
-              help="Predicted IoU that a mask has to exceed; default 0.88, less for the bundled network.")  # fmt: skip
-@click.option("--stability", type=click.FloatRange(0, 1),
-              help="Least stability of a mask; default 0.95, less for the bundled network.")  # fmt: skip
-@click.option("--duplicate", type=click.FloatRange(0, 1), default=0.7, show_default=True,
-              help="Of masks of a tile whose boxes have a larger IoU, only the best is kept.")  # fmt: skip
-@click.option("--same", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True,
-              help="Least IoU, where two tiles overlap, of two masks of one object.")  # fmt: skip
-@click.option("--tile-size", type=click.IntRange(min=32), metavar="PX",
-              help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.")  # fmt: skip
-@click.option("--overlap", type=click.IntRange(min=0), metavar="PX",
-              help="Pixels that neighbouring tiles share; default a quarter of the tile.")  # fmt: skip
-@click.option("--min-area", type=options.MeasureType("m2", "px"), default="50px", show_default=True,
-              help="Drop segments smaller than this.")  # fmt: skip
-@click.option("--simplify", type=options.MeasureType("m", "px"), default="0.75px", show_default=True,
-              help="Leave out corners of an outline that matter less than this.")  # fmt: skip
-@click.option("--smooth", type=options.MeasureType("m", "px"), default=None,
-              help="Round corners: cut every corner back by at most this length.")  # fmt: skip
-@click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-              help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.")  # fmt: skip
+@option(
+    "--points-per-side",
+    group="method",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Points of the grid along each side of a tile; the segmenter is asked about each.",
+)
+@option(
+    "--predicted-iou",
+    group="sensitivity",
+    type=click.FloatRange(0, 1),
+    help="Predicted IoU that a mask has to exceed; default 0.88, less for the bundled network.",
+)
+@option(
+    "--stability",
+    group="sensitivity",
+    type=click.FloatRange(0, 1),
+    help="Minimum stability of a mask; default 0.95, less for the bundled network.",
+)
+@option(
+    "--duplicate",
+    group="sensitivity",
+    rare=True,
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="Of masks of a tile whose boxes have a larger IoU, only the best is kept.",
+)
+@option(
+    "--same",
+    group="sensitivity",
+    rare=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Minimum IoU, where two tiles overlap, of two masks of one object.",
+)
+@option(
+    "--tile-size",
+    group="machine",
+    rare=True,
+    type=click.IntRange(min=32),
+    metavar="PX",
+    help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.",
+)
+@option(
+    "--overlap",
+    group="machine",
+    rare=True,
+    type=click.IntRange(min=0),
+    metavar="PX",
+    help="Pixels that neighbouring tiles share; default a quarter of the tile.",
+)
+@option(
+    "--min-area",
+    group="shape",
+    type=options.MeasureType("m2", "px"),
+    default="50px",
+    show_default=True,
+    help="Drop segments smaller than this.",
+)
+@option(
+    "--simplify",
+    group="shape",
+    type=options.MeasureType("m", "px"),
+    default="0.75px",
+    show_default=True,
+    help="Leave out corners of an outline that matter less than this.",
+)
+@option(
+    "--smooth",
+    group="shape",
+    type=options.MeasureType("m", "px"),
+    default=None,
+    help="Round corners: cut every corner back by at most this length.",
+)
+@option(
+    "--on-error",
+    group="machine",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
+)
 @options.segmenter_options
 @options.overwrite
 @options.as_json

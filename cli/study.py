@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import click
 
 from . import grounding, options, pretraining
+from .commands import group, option
 from .terminal import announce, progress_bar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group()
+@group()
 def study() -> None:
     """Leave parts of a method out, or change its numbers, and see what becomes of it: a table and a plot.
 
@@ -29,29 +30,80 @@ def _study_options(command: F) -> F:
         options.as_json,
         options.overwrite,
         options.segmenter_options,
-        click.option("--single-scale", is_flag=True,
-                     help="One view of a chip, in place of four scales and mirrored ones: fifteen times as fast."),
-        click.option("--class-name", default="landslide", show_default=True, help="What label 1 of the chips means."),
-        click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-                     help="Folder for the table, the plot and the figures; a stopped study goes on there."),
+        option(
+            "--single-scale",
+            group="method",
+            is_flag=True,
+            help="One view of a chip, in place of four scales and mirrored ones: fifteen times as fast.",
+        ),
+        option(
+            "--class-name",
+            group="input",
+            default="landslide",
+            show_default=True,
+            help="What label 1 of the chips means.",
+        ),
+        option(
+            "-o",
+            "--out",
+            group="output",
+            required=True,
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder for the table, the plot and the figures; a stopped study goes on there.",
+        ),
         click.argument("chips", type=click.Path()),
-    ):  # fmt: skip
+    ):
         command = decorate(command)
     return command
 
 
-_localizer = click.option("--localizer", default="bundled", show_default=True, metavar="NAME|FILE",
-                          help="The network that makes the activation maps.")  # fmt: skip
-_epochs = click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="N",
-                       help="How often every chip is seen in each training; default 8.")  # fmt: skip
-_size = click.option("--size", type=click.IntRange(min=32), metavar="PX",
-                     help="Side of the crops that each training sees; default 160.")  # fmt: skip
-_init = click.option("--init", default="none", show_default=True, metavar="bundled|FILE|NAME|none",
-                     help="What each training starts from, as train localizer takes it.")  # fmt: skip
-_rows = click.option("--row", "rows", cls=options.Named, multiple=True, metavar="NAME",
-                     help="Only this row of the table; give it several times for several.")  # fmt: skip
-_seeds = click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-                      help="How often every variant is trained, each time drawn anew.")  # fmt: skip
+_localizer = option(
+    "--localizer",
+    group="method",
+    default="bundled",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="The network that makes the activation maps.",
+)
+_epochs = option(
+    "--epochs",
+    group="method",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="How often every chip is seen in each training; default 8.",
+)
+_size = option(
+    "--size",
+    group="method",
+    type=click.IntRange(min=32),
+    metavar="PX",
+    help="Side of the crops that each training sees; default 160.",
+)
+_init = option(
+    "--init",
+    group="method",
+    default="none",
+    show_default=True,
+    metavar="bundled|FILE|NAME|none",
+    help="What each training starts from, as train localizer takes it.",
+)
+_rows = option(
+    "--row",
+    "rows",
+    group="method",
+    multiple=True,
+    metavar="NAME",
+    help="Only this row of the table; give it several times for several.",
+)
+_seeds = option(
+    "--seeds",
+    group="method",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How often every variant is trained, each time drawn anew.",
+)
 
 
 @study.command()
@@ -85,8 +137,13 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
 @_study_options
 @_epochs
 @_size
-@click.option("--points-per-side", type=click.IntRange(min=1), metavar="N",
-              help="Points of the grid that segments come from, along each side of a chip; default 12.")  # fmt: skip
+@option(
+    "--points-per-side",
+    group="method",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Points of the grid that segments come from, along each side of a chip; default 12.",
+)
 @_init
 @_rows
 @_seeds

@@ -8,17 +8,37 @@ from dataclasses import asdict
 import click
 
 from . import options
+from .commands import command, option
 from .terminal import announce
 
 
-@click.command()
+@command()
 @click.argument("scene", type=click.Path(dir_okay=False))
-@click.option("--size", default="1024", show_default=True, metavar="N|HxW", help="Side, or height x width, in pixels.")
-@click.option("--gsd", type=float, default=0.5, show_default=True, metavar="METRES", help="Pixel size.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Number to draw from: the same seed gives the same bytes.")  # fmt: skip
-@click.option("--epsg", type=int, default=32648, show_default=True,
-              help="CRS, projected in metres; the place in it is invented.")  # fmt: skip
+@option(
+    "--size",
+    group="output",
+    default="1024",
+    show_default=True,
+    metavar="N|HxW",
+    help="Side, or height x width, in pixels.",
+)
+@option("--gsd", group="output", type=float, default=0.5, show_default=True, metavar="METRES", help="Pixel size.")
+@option(
+    "--seed",
+    group="output",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed: the same seed gives the same bytes.",
+)
+@option(
+    "--epsg",
+    group="output",
+    type=int,
+    default=32648,
+    show_default=True,
+    help="CRS, projected in metres; the place in it is invented.",
+)
 @options.overwrite
 @options.as_json
 @options.terminal

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from . import learn, options
+from .commands import group, option
 from .terminal import announce, progress_bar
 
 KINDS = ("localizer", "segmenter")
 
 
-@click.group()
+@group()
 def train() -> None:
     """Train networks. Needs the extra: pip install "geolabel[train]"."""
 
@@ -26,36 +27,96 @@ train.add_command(learn.student)
 
 
 @train.command()
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for the weights, their model cards and the curves.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Number to draw from.")
-@click.option("--preset", type=click.Choice(["full", "refine", "short"]), default="full", show_default=True,
-              help="full: one to two hours a network on one core; refine: under an hour, for what --init gives; "
-              "short: seconds, to see that it runs.")  # fmt: skip
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
-              help="End by then; the weights then depend on the machine's speed.")  # fmt: skip
-@click.option("--network", "networks", cls=options.Named, type=click.Choice(KINDS), multiple=True,
-              default=KINDS, show_default=True, help="What to train; give it twice for both.")  # fmt: skip
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="Real landslides to learn from besides: a folder with images/ and masks/.")  # fmt: skip
-@click.option("--negatives", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="A folder with images that show no landslide.")  # fmt: skip
-@click.option("--pack", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Both of these in one file, as chips --pack writes it.")  # fmt: skip
-@click.option("--credit", multiple=True, metavar="TEXT", help="Source and licence of such images, for the model cards.")
-@click.option(
+@option(
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the weights, their model cards and the curves.",
+)
+@option("--seed", group="method", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@option(
+    "--preset",
+    group="method",
+    type=click.Choice(["full", "refine", "short"]),
+    default="full",
+    show_default=True,
+    help="full: one to two hours a network on one core; refine: under an hour, for what --init gives; "
+    "short: seconds, to see that it runs.",
+)
+@option(
+    "--minutes",
+    group="method",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="End by then; the weights then depend on the machine's speed.",
+)
+@option(
+    "--network",
+    "networks",
+    group="method",
+    type=click.Choice(KINDS),
+    multiple=True,
+    default=KINDS,
+    show_default=True,
+    help="What to train; give it twice for both.",
+)
+@option(
+    "--data",
+    group="input",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Real landslides to learn from besides: a folder with images/ and masks/.",
+)
+@option(
+    "--negatives",
+    group="input",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder with images that show no landslide.",
+)
+@option(
+    "--pack",
+    group="input",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Both of these in one file, as chips --pack writes it.",
+)
+@option(
+    "--credit",
+    group="input",
+    multiple=True,
+    metavar="TEXT",
+    help="Source and licence of such images, for the model cards.",
+)
+@option(
     "--init",
+    group="method",
     metavar="bundled|FOLDER",
     help="Begin with the networks that ship with geolabel, or with those of a folder; random by default.",
 )
-@click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
-              help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
-              help="Of the training steps. auto: bf16 on a GPU that has it; bf16 halves the time on processors with "
-              "instructions for it too.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on from the last state that an interrupted training left in --out.")
+@option(
+    "--scenes",
+    group="method",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps the synthetic scenes for another run.",
+)
+@option("--threads", group="machine", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
+@option("--device", group="machine", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@option(
+    "--precision",
+    group="machine",
+    rare=True,
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the training steps. auto: bf16 on a GPU that has it; bf16 halves the time on processors with "
+    "instructions for it too.",
+)
+@option(
+    "--resume",
+    group="machine",
+    is_flag=True,
+    help="Go on from the last state that an interrupted training left in --out.",
+)
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -111,13 +172,23 @@ def bundled(
 
 
 @train.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path))  # fmt: skip
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for localizer.safetensors and its model card.")  # fmt: skip
-@click.option("--scenes", type=click.Path(file_okay=False, path_type=Path),
-              help="Folder that keeps the synthetic scenes for another run.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@option(
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for localizer.safetensors and its model card.",
+)
+@option(
+    "--scenes",
+    group="method",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps the synthetic scenes for another run.",
+)
+@option("--threads", group="machine", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -155,12 +226,29 @@ def _first(init: str | None) -> Path | None:
 
 
 @train.command()
-@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="JSON to write; the one that ships is geolabel/weights/confidence.json.")  # fmt: skip
-@click.option("--scenes", type=click.IntRange(min=5), default=32, show_default=True, metavar="N",
-              help="Synthetic scenes to extract.")  # fmt: skip
-@click.option("--sichuan", type=click.Path(file_okay=False, path_type=Path),
-              help="Orthophotos to extract besides, but for those for reports: images/ and masks/.")  # fmt: skip
+@option(
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JSON to write; the one that ships is geolabel/weights/confidence.json.",
+)
+@option(
+    "--scenes",
+    group="method",
+    type=click.IntRange(min=5),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Synthetic scenes to extract.",
+)
+@option(
+    "--sichuan",
+    group="input",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Orthophotos to extract besides, but for those for reports: images/ and masks/.",
+)
 @options.network_options
 @options.overwrite
 @options.as_json

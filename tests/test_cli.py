@@ -12,7 +12,10 @@ import pytest
 import rasterio
 from affine import Affine
 
+from geolabel.cli.commands import TITLES, Command, Group
+from geolabel.cli.extract import extract
 from geolabel.cli.main import COMMANDS, cli, run
+from geolabel.cli.polygonize import polygonize
 from geolabel.errors import GeolabelError
 
 
@@ -79,6 +82,62 @@ def test_every_option_says_what_it_does(words: tuple[str, ...], command: click.C
 
 
 @pytest.mark.parametrize(("words", "command"), EVERY_COMMAND)
+def test_every_option_has_a_group_of_the_help(words: tuple[str, ...], command: click.Command):
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert not [option.opts for option in options if getattr(option, "group", None) not in TITLES]
+    assert isinstance(command, Group if isinstance(command, click.Group) else Command)
+
+
+def test_groups_of_the_help_stand_in_their_order(capsys):
+    assert run(["extract", "--help"]) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(f"\n{title}:\n") for title in TITLES.values()]
+    assert places == sorted(places)
+    assert "\n  -o, --out FILE" in shown[places[1] : places[2]]
+
+
+def test_the_help_leaves_rare_options_to_help_all(capsys):
+    assert run(["extract", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert run(["extract", "--help-all"]) == 0
+    whole = capsys.readouterr().out
+    rare = [max(one.opts, key=len) for one in extract.params if getattr(one, "rare", False)]
+    assert rare
+    assert not [name for name in rare if f" {name} " in short]
+    assert not [name for name in rare if f" {name} " not in whole]
+    assert f"{len(rare)} more options, seldom needed: geolabel extract --help-all" in short
+    assert "seldom needed" not in whole
+
+
+def test_a_command_without_rare_options_speaks_of_no_others(capsys):
+    rare = [one for one in polygonize.params if getattr(one, "rare", False)]
+    polygonize.params = [one for one in polygonize.params if one not in rare]
+    try:
+        assert run(["polygonize", "--help"]) == 0
+    finally:
+        polygonize.params += rare
+    assert "--help-all" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["extrct"], "did you mean extract?"),
+        (["evalute", "a.gpkg"], "did you mean evaluate?"),
+        (["model"], "did you mean models"),
+        (["scene.tif"], "geolabel extract scene.tif --out slides.gpkg"),
+        (["wibble"], "there are extract, predict"),
+        (["models", "lst"], "did you mean list?"),
+        (["models", "scene.tif"], "there are fetch"),
+        (["extract", "scene.tif", "--bound", "1,2,3,4"], "--bounds"),
+    ],
+)
+def test_what_is_misspelled_is_answered_with_what_was_meant(words: list[str], says: str, capsys):
+    assert run(words) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "command"), EVERY_COMMAND)
 def test_the_environment_speaks_as_the_command_line_does(
     words: tuple[str, ...], command: click.Command, monkeypatch: pytest.MonkeyPatch
 ):
@@ -95,6 +154,7 @@ def test_commands_are_the_files_of_the_folder():
     assert {path.stem for path in folder.glob("*.py")} - set(COMMANDS) == {
         "__init__",
         "cluster",
+        "commands",
         "main",
         "options",
         "grounding",

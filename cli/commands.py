@@ -1,0 +1,152 @@
+"""Commands whose help comes in groups, and that know what was meant where a word is spelled otherwise.
+
+Every option names its group; what is seldom needed is `rare` and stands under ``--help-all`` only::
+
+    @command()
+    @option("--tile-size", group="machine", rare=True, help="Side of the tiles.")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Topic = Literal["input", "output", "sensitivity", "shape", "method", "machine", "messages"]
+"""Groups of options, in the order of the help."""
+
+TITLES: dict[Topic, str] = {
+    "input": "Input",
+    "output": "Output",
+    "sensitivity": "Sensitivity: how much is found",
+    "shape": "Shape of the polygons",
+    "method": "Method and networks",
+    "machine": "Machine",
+    "messages": "Help and messages",
+}
+
+HELP_ALL = "--help-all"
+
+EVERY_OPTION = "geolabel.every_option"
+"""Key in a context's ``meta``: whether the help shows rare options too."""
+
+TERM_COLUMN = 26
+"""Widest term that its explanation stands beside; the explanation of a wider one begins below it."""
+
+
+class Option(click.Option):
+    """An option of a group of the help; its environment variable has its name, whatever the parameter is called."""
+
+    def __init__(self, *names: Any, group: Topic, rare: bool = False, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.group = group
+        self.rare = rare
+        if self.metavar is None and isinstance(self.type, click.IntRange | click.FloatRange) and not self.count:
+            self.metavar = "N"  # click's own is INTEGER RANGE, and the range stands in the help besides
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Look up GEOLABEL_COMMAND_OPTION."""
+        name = max(self.opts, key=len).removeprefix("--").replace("-", "_").upper()
+        return os.environ.get(f"{ctx.auto_envvar_prefix}_{name}") or None
+
+
+def option(*names: str, group: Topic, rare: bool = False, **settings: Any) -> Callable[[F], F]:
+    """Add an option to a command.
+
+    Parameters
+    ----------
+    group
+        Where the help shows it.
+    rare
+        Whether only ``--help-all`` does.
+    settings
+        As for ``click.option``.
+    """
+    return click.option(*names, cls=Option, group=group, rare=rare, **settings)
+
+
+def _show_every_option(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.meta[EVERY_OPTION] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+class Command(click.Command):
+    """A command with its options in groups, and ``--help-all``."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._help_all = Option(
+            [HELP_ALL],
+            group="messages",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            allow_from_autoenv=False,
+            callback=_show_every_option,
+            help="Show every option and exit.",
+        )
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All parameters, those that ask for help included."""
+        return [*super().get_params(ctx), self._help_all]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options group by group."""
+        options = [one for one in self.get_params(ctx) if isinstance(one, click.Option) and not one.hidden]
+        rare = [one for one in options if getattr(one, "rare", False)]
+        every = ctx.meta.get(EVERY_OPTION, False)
+        shown = [one for one in options if (every or one not in rare) and (rare or one is not self._help_all)]
+        for topic in get_args(Topic):
+            rows = [one.get_help_record(ctx) for one in shown if getattr(one, "group", "messages") == topic]
+            if found := [row for row in rows if row is not None]:
+                with formatter.section(TITLES[topic]):
+                    formatter.write_dl(found, col_max=TERM_COLUMN)
+        if rare and not every:
+            formatter.write_paragraph()
+            formatter.write_text(f"{len(rare)} more options, seldom needed: {ctx.command_path} {HELP_ALL}")
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand that the first word names.
+
+        Raises
+        ------
+        click.UsageError
+            If there is none of that name; it says which one may have been meant.
+        """
+        word = str(args[0])
+        if word.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, word) is not None:
+            return super().resolve_command(ctx, args)
+        raise click.UsageError(f"no command is called {word!r}: {self._advice(ctx, word)}", ctx)
+
+    def _advice(self, ctx: click.Context, word: str) -> str:
+        names = self.list_commands(ctx)
+        if "extract" in names and (Path(word).exists() or Path(word).suffix.lower() in (".tif", ".tiff", ".vrt")):
+            return f"to find landslides in that file, give {ctx.command_path} extract {word} --out slides.gpkg"
+        close = get_close_matches(word.lower(), names, n=3)
+        return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+
+
+def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a function a command with its options in groups."""
+    return click.command(name, cls=Command, **settings)
+
+
+def group(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Group]:
+    """Make a function a group of commands."""
+    return click.group(name, cls=settings.pop("cls", Group), **settings)
