@@ -107,3 +107,41 @@ def test_a_study_replaces_no_folder_of_other_things(tmp_path: Path, study: str, 
     assert run(["study", study, str(tmp_path / "chips"), "--out", str(tmp_path), "--overwrite", "-q"]) == 1
     assert "holds thesis.tex" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()
+
+
+DESCRIPTIONS = {
+    "scores.tif": ["scores.tif.aux.xml", "scores.tif.ovr", "scores.tif.msk", "scores.tif.msk.ovr", "scores.TFW"],
+    "scores.TIFF": ["scores.TIFF.aux.xml", "scores.tfw"],
+    "label.png": ["label.png.aux.xml", "label.pgw", "label.png.msk"],
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_what_described_the_old_file_goes_with_it(tmp_path: Path, name: str):
+    stem = Path(name).stem
+    kept = [f"{stem}.qml", f"{stem}.prj", f"{stem}2.tfw", f"{stem}_b.tif.ovr", "other.tif.aux.xml"]
+    for file in (name, *DESCRIPTIONS[name], *kept):
+        (tmp_path / file).write_text("old")
+    with replacing(tmp_path / name, overwrite=True) as part:
+        part.write_text("new")
+        assert all((tmp_path / file).exists() for file in DESCRIPTIONS[name])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, *kept])
+    assert (tmp_path / name).read_text() == "new"
+
+
+def test_what_describes_the_old_file_stays_with_it_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, sidecar = tmp_path / "out.tif", tmp_path / "out.tif.aux.xml"
+    for file in (path, sidecar):
+        file.write_text("old")
+    rename = Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        if target == path:
+            raise PermissionError("in use")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError), replacing(path, overwrite=True) as part:
+        part.write_text("new")
+    assert sorted(tmp_path.iterdir()) == [path, sidecar]
+    assert {file.read_text() for file in (path, sidecar)} == {"old"}

@@ -14,6 +14,20 @@ from geolabel.errors import OutputError
 SIDECARS = ("", "-journal", "-wal", "-shm", ".aux.xml", ".msk", ".ovr", ".ovr.tmp")
 """What GDAL and SQLite may leave beside a file they were writing."""
 
+RASTER_SIDECARS = (".aux.xml", ".msk", ".ovr", ".msk.ovr", ".ovr.aux.xml", ".vat.dbf", ".vat.cpg")
+"""Files that describe a raster, named after the whole of its name: statistics and nodata, mask, pyramids, table."""
+
+DESCRIBED_BY = {
+    **dict.fromkeys((".tif", ".tiff"), (*RASTER_SIDECARS, "tfw", "tifw", "tiffw", "tfwx", "aux", "rrd")),
+    ".png": (*RASTER_SIDECARS, "pgw", "pngw", "pgwx"),
+    ".gpkg": (".aux.xml",),
+}
+"""What GDAL, QGIS and ArcGIS leave beside a finished file of each format and read with it: what describes the old file
+would be believed of the new one. With a dot the ending follows the whole name, without one it replaces the suffix.
+
+A ``.prj`` or ``.wld`` of the same stem may belong to another file, and a ``.qml`` is a style that a person made: a
+GeoTIFF needs none of them, and they stay."""
+
 
 def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()) -> None:
     """Refuse, before any work is done, a place where an output could not or should not be written.
@@ -94,7 +108,8 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield part
         # a second run may have finished in the meantime
         check_target(path, overwrite=overwrite, suffixes=(path.suffix.lower(),))
-        part.replace(path)
+        with _undescribed(path):
+            part.replace(path)
     finally:
         _discard(part)
 
@@ -113,6 +128,32 @@ def saving(path: Path) -> Iterator[Path]:
             yield part
     except OSError as error:
         raise OutputError(f"{path} could not be written: {error.strerror or error}; is the disk full?") from error
+
+
+def sidecars_of(path: Path) -> list[Path]:
+    """Files beside a file that describe it, as far as they are there; upper case counts too."""
+    endings = DESCRIBED_BY.get(path.suffix.lower(), ())
+    names = {(path.name + end if end.startswith(".") else f"{path.stem}.{end}").lower() for end in endings}
+    stem = path.stem.lower()
+    entries = path.parent.iterdir() if names and path.parent.is_dir() else ()
+    same = [entry for entry in entries if entry.name.lower().startswith(stem) and entry.name.lower() in names]
+    return sorted(entry for entry in same if entry.name.startswith(path.stem) and entry.is_file())
+
+
+@contextmanager
+def _undescribed(path: Path) -> Iterator[None]:
+    """Lay aside what describes the file that is replaced inside the block; back again if that fails."""
+    aside = {sidecar: sidecar.with_name(f".{sidecar.name}.old") for sidecar in sidecars_of(path)}
+    for sidecar, kept in aside.items():
+        sidecar.replace(kept)
+    try:
+        yield
+    except BaseException:
+        for sidecar, kept in aside.items():
+            kept.replace(sidecar)
+        raise
+    for kept in aside.values():
+        kept.unlink(missing_ok=True)
 
 
 def _discard(part: Path) -> None:
