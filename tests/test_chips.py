@@ -68,6 +68,44 @@ def test_names_of_classes_and_columns_of_classes_say_the_same(tmp_path: Path):
     assert named.labels.tolist() == flags.labels.tolist() == [[True, True], [True, False], [False, False]]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,label\nx.png,1.0\ny.png,0.0\n",
+        "image,label\nx.png,True\ny.png,False\n",
+        "image,label\nx.png,yes\ny.png,No\n",
+        "image, label\nx.png, 1\ny.png, 0\n",
+        '"image", "label"\n"x.png", "1 "\n"y.png", " 0"\n',
+        "\ufeffimage,label\r\nx.png,1\r\ny.png,0\r\n",
+        "Image;LABEL\nx.png;1\ny.png;0\n",
+        "image\tlabel\n\nx.png\t1\n\t\ny.png\t0\n",
+        "sep=;\nimage;label\nx.png;1\ny.png;0\n",
+        ",image,label,\n0,x.png,1,\n1,y.png,0,\n",
+        "image,label\n./x.png,1\nsub\\..\\y.png,0\n",
+    ],
+)
+def test_tables_of_any_program_say_the_same(tmp_path: Path, text: str):
+    (tmp_path / "sub").mkdir()
+    table(tmp_path, "", "x.png", "y.png")
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8", newline="")
+    chips = read_chips(tmp_path)
+    assert (chips.classes, chips.names, chips.labels.tolist()) == (("landslide",), ("x", "y"), [[True], [False]])
+
+
+def test_numbers_of_classes_may_have_decimals(tmp_path: Path):
+    chips = read_chips(table(tmp_path, "image,label\nx.png,2.0\ny.png,1\nz.png,0.0\n", "x.png", "y.png", "z.png"))
+    assert (chips.classes, chips.labels.sum(axis=1).tolist()) == (("1", "2"), [1, 1, 0])
+
+
+def test_images_without_a_row_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = table(tmp_path, "image,label\nimages/x.png,1\n", *(f"images/{name}.png" for name in "xyz"))
+    assert len(read_chips(folder)) == 1
+    assert "labels.csv has no row for 2 images, such as y.png: left out" in caplog.text
+    caplog.clear()
+    read_chips(folder / "labels.csv")  # a table may be of a part
+    assert not caplog.records
+
+
 def test_one_folder_per_class(tmp_path: Path):
     for name in ("slide/a.png", "no_slide/b.png", "quarry/c.png", "masks/a.png"):
         save(tmp_path / name, picture())
@@ -127,6 +165,14 @@ def test_sixteen_bits_are_stretched_alike_in_all_chips(tmp_path: Path):
         ("image,label\nx.png,1\na/x.png,maybe\n", "line 3 of .*: the label 'maybe' beside labels of 0 and 1"),
         ("label,image\n1\n", "line 2 of .* names no image"),
         ("image,label\n", "holds no chips"),
+        ("image,label\nx.png,1\na/x.png,\n", "line 3 of .* has no label: write 0 or none"),
+        ("image,label\nx.png,slide\na/x.png,NaN\n", "line 3 of .* has no label"),
+        ("image,label\nx.png,1\na/x.png\n", "line 3 of .* has no label"),
+        ("image,label\nx.png,0.7\n", r"line 2 of .*: the label 0\.7 is no class: decide from which value on"),
+        ("image,label\nx.png,Slide\na/x.png,slide\n", "the class 'Slide' is also written 'slide'"),
+        ("image,label\nx.png,slide,pond\n", "line 2 of .* has 3 cells and the header 2: put quotes"),
+        ("image,label,Label\nx.png,1,0\n", "several columns"),
+        ("image,label\nx.png,1\n./x.png,0\n", r"lines 2 and 3 of .* name \./x\.png: keep one of them"),
     ],
 )
 def test_tables_that_cannot_be(tmp_path: Path, text: str, message: str):

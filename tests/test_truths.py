@@ -56,3 +56,24 @@ def test_a_column_of_numbers_has_too_many_classes(tmp_path: Path):
     gpd.GeoDataFrame({"id_": [f"p{k}" for k in range(300)]}, geometry=points, crs=32632).to_file(tmp_path / "p.gpkg")
     with pytest.raises(ChipError, match=r"column id_ of .* holds 300 classes, and chips have up to 254"):
         read_truth(tmp_path / "p.gpkg", GRID, class_column="id_")
+
+
+def points(folder: Path, **columns: list[Any]) -> Path:
+    count = len(next(iter(columns.values())))
+    places = [shapely.Point(5e5 + 10 + 9 * k, 5e6 - 20) for k in range(count)]
+    gpd.GeoDataFrame(columns, geometry=places, crs=32632).to_file(folder / "p.gpkg")
+    return folder / "p.gpkg"
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0], [True, False], ["yes", "No"], [" 1 ", "no_landslide"], ["T", "none"]])
+def test_labels_of_points_are_read_as_those_of_tables(tmp_path: Path, labels: list[Any]):
+    found = read_truth(points(tmp_path, label=labels), GRID)
+    assert found.classes == ("landslide",)
+    assert [shown for _, shown in found.windows(32, 0)] == [(True,), (False,)]
+
+
+def test_features_without_a_class_are_refused(tmp_path: Path):
+    with pytest.raises(ChipError, match=r"1 of 2 features of .*p\.gpkg have no class in column label: write 0"):
+        read_truth(points(tmp_path, label=[1, None]), GRID)
+    empty = points(tmp_path, label=[None, None], depth=[1, 2])
+    assert read_truth(empty, GRID).classes == ("landslide",)

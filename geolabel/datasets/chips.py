@@ -2,8 +2,8 @@
 
 Three layouts are understood::
 
-    chips/labels.csv                a column `image` with paths, and either `label` (0 or 1, or names of classes, parted
-                                    by semicolons) or one column of 0 and 1 per class
+    chips/labels.csv                a column `image` with paths, and either `label` (0 or 1, no or yes; or names of
+                                    classes, separated by semicolons) or one column of 0 and 1 per class
     chips/labels.csv + chips/part/  asked for chips/part: the rows below it
     chips/CLASS/*.png               one folder per class; background, negative, none, other or no_CLASS is no class
 
@@ -14,7 +14,6 @@ in any other, what is not 0 is the one class that there is.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections import Counter
@@ -29,6 +28,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from geolabel.chips import Chip
+from geolabel.datasets.tables import means_nothing, read_table
 from geolabel.errors import ChipError
 from geolabel.labels import IGNORE
 from geolabel.types import AnyArray, BoolArray, UInt8Array
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE, DESCRIPTION = "labels.csv", "chips.json"
-
-NO_CLASS = ("", "background", "negative", "none", "other", "0")
-"""Labels, and names of folders, that mean the absence of every class; so does ``no_`` or ``not_`` before a name."""
 
 MOST_VALUES = 1 << 29
 """Of a chip, in all bands; a header that claims more is no chip's."""
@@ -177,13 +174,10 @@ def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDatase
     """
     path = Path(path)
     table = _table_of(path)
-    if table is None:
-        classes, rows = _from_folders(path)
-    else:
-        classes, rows = _from_table(table, class_name)
-        if path.is_dir() and table.parent != path:
-            inside = path.resolve()
-            rows = [row for row in rows if inside in row.path.resolve().parents]
+    classes, rows = _from_folders(path) if table is None else _from_table(table, class_name)
+    if table is not None and path.is_dir() and table.parent != path:
+        inside = path.resolve()
+        rows = [row for row in rows if inside in row.path.resolve().parents]
     if not rows:
         raise ChipError(f"{path} holds no chips: give a folder with {TABLE}, or one folder of images per class")
     missing = [row.path for row in rows if not row.path.is_file()]
@@ -194,6 +188,8 @@ def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDatase
     if doubles:
         raise ChipError(f"{len(doubles)} names stand for several chips, such as {doubles[0]!r}: results are named "
                         "after chips, so give each a name of its own")  # fmt: skip
+    if table is not None and path.is_dir():
+        _count_unlabelled(table, rows)
     facts = _description(path if path.is_dir() else path.parent)
     known: Sequence[str] = facts.get("classes", classes)
     order = [classes.index(name) if name in classes else None for name in known]
@@ -228,45 +224,28 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Row]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ChipError(f"{table} cannot be read as CSV ({error}): save it as UTF-8 with commas") from error
-    if "image" not in header or len(header) < 2:
-        raise ChipError(f"{table} has the columns {', '.join(header) or 'none'}: it needs image, and label or classes")
-    if nameless := [k for k, row in enumerate(rows, 2) if not row["image"]]:
-        raise ChipError(f"line {nameless[0]} of {table} names no image: take it out, or add the path of a chip")
-    columns = ["label"] if "label" in header else [name for name in header if name != "image"]
-    cells = [[(row[name] or "").strip() for name in columns] for row in rows]
-    if any(set(row) - {"0", "1"} for row in cells):
-        if columns != ["label"]:
-            line = next(k for k, row in enumerate(cells, 2) if set(row) - {"0", "1"})
-            raise ChipError(f"line {line} of {table}: a column of a class holds 0 or 1, not {cells[line - 2]}")
-        shown = [_names(row[0]) for row in cells]
-        classes = tuple(sorted({name for names in shown for name in names}))
-        if not classes:
-            raise ChipError(f"{table} names no class: its labels are 0 and 1, or names of classes")
-        if "1" in classes and (other := [name for name in classes if not name.isdecimal()]):
-            line = next(k for k, names in enumerate(shown, 2) if other[0] in names)
-            raise ChipError(
-                f"line {line} of {table}: the label {other[0]!r} beside labels of 0 and 1: mend the line, or give "
-                "names of classes alone"
-            )
-        labels = [tuple(name in names for name in classes) for names in shown]
-    else:
-        classes = (class_name,) if columns == ["label"] else tuple(columns)
-        labels = [tuple(cell == "1" for cell in row) for row in cells]
-    return classes, [_Row(table.parent / row["image"], found) for row, found in zip(rows, labels, strict=True)]
+    classes, rows = read_table(table, class_name)
+    lines: dict[Path, int] = {}
+    for row in rows:
+        first = lines.setdefault(_file(table, row.image), row.line)
+        if first != row.line:
+            raise ChipError(f"lines {first} and {row.line} of {table} name {row.image}: keep one of them")
+    return classes, [_Row(path, row.labels) for path, row in zip(lines, rows, strict=True)]
 
 
-def _names(cell: str) -> set[str]:
-    return {name for name in map(str.strip, cell.split(";")) if not _means_nothing(name)}
+def _file(table: Path, name: str) -> Path:
+    """The file that a table names, as Windows writes it or not."""
+    file = table.parent / name
+    return file if file.is_file() or "\\" not in name else table.parent / name.replace("\\", "/")
 
 
-def _means_nothing(name: str) -> bool:
-    return name.lower() in NO_CLASS or name.lower().startswith(("no_", "not_", "non_", "no-", "not-", "non-"))
+def _count_unlabelled(table: Path, rows: list[_Row]) -> None:
+    """Warn of images beside labelled ones that the table does not name."""
+    labelled = {row.path for row in rows}
+    beside = {file for folder in {path.parent for path in labelled} for file in folder.iterdir()}
+    without = sorted(file for file in beside - labelled if file.suffix.lower() in SUFFIXES)
+    if without:
+        logger.warning("%s has no row for %d images, such as %s: left out", table, len(without), without[0].name)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -275,7 +254,7 @@ def _means_nothing(name: str) -> bool:
 def _from_folders(root: Path) -> tuple[tuple[str, ...], list[_Row]]:
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and p.name != "masks" and not p.name.startswith(".")]
     files = {folder: [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES] for folder in folders}
-    classes = tuple(folder.name for folder in folders if files[folder] and not _means_nothing(folder.name))
+    classes = tuple(folder.name for folder in folders if files[folder] and not means_nothing(folder.name))
     if classes == ("images",):
         raise ChipError(f"{root} has images and no labels: add {TABLE} with the columns image and label")
     return classes, [

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
@@ -17,6 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
+from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
 from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import read_features
@@ -30,12 +33,6 @@ RASTERS = (".tif", ".tiff", ".vrt", ".img", ".png")
 
 LABEL_COLUMNS = ("label", "class")
 """Attributes that may say what a point or a polygon is."""
-
-NOTHING = ("", "0", "0.0", "none", "nan", "background", "false")
-"""Labels of what shows no class, lower case."""
-
-UNNAMED = ("1", "1.0", "true")
-"""Labels of what shows the class that has no name of its own, lower case."""
 
 
 class Truth(Protocol):
@@ -93,8 +90,8 @@ def read_truth(
     features = read_features(path, grid.crs, layer)
     if class_column is not None and class_column not in features:
         raise OptionError(f"{path} has no column {class_column!r}: it has {', '.join(map(str, features.columns))}")
-    column = class_column or next((name for name in LABEL_COLUMNS if name in features), None)
-    labels = [class_name] * len(features) if column is None else [_label(v, class_name) for v in features[column]]
+    column = class_column or _column(features)
+    labels = [class_name] * len(features) if column is None else _labels(path, features[column], class_name)
     if classes:
         labels = [label if label in classes else "" for label in labels]
     found = tuple(sorted({label for label in labels if label}))
@@ -113,12 +110,28 @@ def read_truth(
     return PolygonTruth(found, grid, shapes, numbers)
 
 
-def _label(value: object, class_name: str) -> str:
-    """Class of a feature; empty for none."""
-    text = str(value).strip()
-    if text.lower() in NOTHING:
-        return ""
-    return class_name if text.lower() in UNNAMED else text
+def _column(features: gpd.GeoDataFrame) -> str | None:
+    """The attribute that says what a feature is, if there is one and it says so of any feature."""
+    return next((name for name in LABEL_COLUMNS if name in features and features[name].notna().any()), None)
+
+
+def _labels(path: Path, values: pd.Series[Any], class_name: str) -> list[str]:
+    """Class of every feature; empty for none."""
+    texts = ["" if pd.isna(value) else plain(value) for value in values]
+    unknown = sum(text.lower() in NOT_KNOWN for text in texts)
+    if unknown:
+        raise ChipError(
+            f"{unknown} of {len(texts)} features of {path} have no class in column {values.name}: write 0 or none "
+            "where nothing is shown, take out what nobody has looked at, or name another column (--class-column)"
+        )
+    return [_class(text, class_name) for text in texts]
+
+
+def _class(text: str, class_name: str) -> str:
+    yes = is_yes(text)
+    if yes is None:
+        return "" if means_nothing(text) else text
+    return class_name if yes else ""
 
 
 @dataclass(frozen=True)
