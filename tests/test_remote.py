@@ -194,7 +194,7 @@ def test_a_file_that_is_taken_away_is_an_error_at_once(store: Store) -> None:
 
 def test_what_is_no_raster_is_an_error_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "content", b"<html>log in first</html>" * 99)
-    with pytest.raises(SceneError, match="not recognized"):
+    with pytest.raises(SceneError, match="in no format that GDAL reads"):
         _ = SceneReader(store.url()).scene
     assert len(store.requests) <= 3
 

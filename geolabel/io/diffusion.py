@@ -18,6 +18,7 @@ from typing import Any
 from geolabel.concepts import Grounding
 from geolabel.errors import WeightsError
 from geolabel.io.downloads import sha256
+from geolabel.io.foreign import in_words
 from geolabel.io.weights import offline
 from geolabel.localizers.diffusion import DiffusionLocalizer, DiffusionNetworks
 from geolabel.localizers.refined import RefinedLocalizer
@@ -89,8 +90,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         log.info("downloading %s from the hub, about 4 GB", model)
         return Path(snapshot_download(**request))
     except (OSError, ValueError) as error:  # those of the hub and of its connection are OSErrors
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{model} cannot be had from the hub ({reason}): {_ways_out(model)}") from error
+        raise WeightsError(f"{model} cannot be had from the hub ({in_words(error)}): {_ways_out(model)}") from error
 
 
 def _ways_out(model: str) -> str:

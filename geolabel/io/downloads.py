@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.errors import WeightsError
+from geolabel.io.foreign import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ def download(url: str, path: Path, *, size: int, sha256_expected: str, progress:
         _check(part, url, size, sha256_expected)
         part.replace(path)
     except OSError as error:  # those of requests are OSErrors too
-        raise WeightsError(f"{url} could not be downloaded to {path.parent}: {error}; try again later") from error
+        said = in_words(error)
+        raise WeightsError(f"{url} could not be downloaded to {path.parent}: {said}; try again later") from error
     finally:
         part.unlink(missing_ok=True)
 

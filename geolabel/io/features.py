@@ -12,6 +12,7 @@ import pyproj
 import shapely
 
 from geolabel.errors import VectorError
+from geolabel.io.foreign import in_words
 from geolabel.io.opening import is_remote
 
 SEGMENTS = 32
@@ -34,7 +35,7 @@ def spatial_layers(path: str | Path) -> list[str]:
         names = [str(name) for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
         leads_on = names and is_remote(str(path)) and pyogrio.read_info(path, layer=names[0])["driver"] in LEADING_ON
     except (RuntimeError, ValueError) as error:
-        raise VectorError(f"{path} cannot be read as a vector file: {error}") from error
+        raise VectorError(f"{path} cannot be read as a vector file: {in_words(error)}") from error
     if leads_on:
         raise VectorError(
             f"{path} comes from a network and holds no features but the names of files that do: what others publish "
@@ -68,7 +69,7 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
     try:
         features = pyogrio.read_dataframe(path, layer=layer, force_2d=True)
     except (RuntimeError, ValueError, shapely.errors.ShapelyError) as error:
-        raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
+        raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
     features = features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
     return in_crs(features, crs, path)
 
@@ -84,7 +85,7 @@ def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
     try:
         info: dict[str, Any] = pyogrio.read_info(path, layer=layer, force_total_bounds=True)
     except (RuntimeError, ValueError) as error:
-        raise VectorError(f"layer {layer} of {path} cannot be read: {error}") from error
+        raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
     return info
 
 

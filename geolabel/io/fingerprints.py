@@ -14,6 +14,7 @@ from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import remote
+from geolabel.io.foreign import in_words
 from geolabel.io.opening import is_remote, reading
 from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource
@@ -55,7 +56,7 @@ def _files(uri: str) -> list[list[Any]]:
         with reading(uri) as dataset:
             names = sorted({os.fspath(name) for name in dataset.files})
     except RasterioError as cause:
-        raise SceneError(f"{uri} cannot be opened: {cause}") from cause
+        raise SceneError(f"{uri} cannot be opened: {in_words(cause)}") from cause
     marks = []
     for name in names:
         with suppress(OSError):

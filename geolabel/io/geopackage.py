@@ -23,6 +23,7 @@ import pyproj
 import shapely
 
 from geolabel.errors import OutputError
+from geolabel.io.foreign import in_words
 from geolabel.io.outputs import check_target, replacing
 from geolabel.types import AnyArray, BoolArray
 
@@ -102,7 +103,7 @@ def write_geopackage(
                 _add_styles(connection, layers)
                 _add_provenance(connection, record)
         except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
-            raise OutputError(f"{path} could not be written: {error}") from error
+            raise OutputError(f"{path} could not be written: {in_words(error)}") from error
 
 
 def read_provenance(path: str | Path) -> Any:

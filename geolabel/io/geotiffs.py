@@ -13,6 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
+from geolabel.io.foreign import in_words
 from geolabel.io.outputs import check_target, replacing
 from geolabel.io.rasters import CACHE_BYTES, GDAL_ERRORS, SUFFIXES, TILE
 from geolabel.scene import Grid
@@ -70,7 +71,7 @@ def write_geotiff(
                 labels = classes is not None
                 dataset.build_overviews(_factors(grid), Resampling.nearest if labels else Resampling.average)
         except GDAL_ERRORS as error:
-            raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
+            raise OutputError(f"{path} could not be written: {in_words(error)}") from error
 
 
 def _profile(bands: AnyArray, grid: Grid) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from affine import Affine
 from rasterio.errors import CRSError
 
 from geolabel.errors import SceneError
-from geolabel.io.opening import one_line
+from geolabel.io.foreign import in_words
 from geolabel.scene import Grid
 
 DATE_TAGS = (
@@ -123,4 +123,4 @@ def to_pyproj(crs: rasterio.crs.CRS | None, name: str) -> pyproj.CRS | None:
     try:
         return pyproj.CRS.from_wkt(crs.to_wkt())
     except (CRSError, pyproj.exceptions.CRSError) as cause:
-        raise SceneError(f"{name}: PROJ does not understand the CRS of the scene: {one_line(cause)}") from cause
+        raise SceneError(f"{name}: PROJ does not understand the CRS of the scene: {in_words(cause)}") from cause

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
+from geolabel.io.foreign import in_words
 from geolabel.io.opening import is_remote
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _content(name: str) -> bytes:
     try:
         data = remote.insist(lambda _: _fetched(name), name)
     except OSError as error:
-        raise SceneError(f"{name} cannot be fetched: {error}") from error
+        raise SceneError(f"{name} cannot be fetched: {in_words(error)}") from error
     if len(data) > LIST_BYTES:
         raise SceneError(f"{name} is larger than {LIST_BYTES >> 20} MB: that is no list of scenes")
     return data
@@ -174,7 +175,7 @@ def _fetched(url: str) -> bytes:
         with fsspec.open(url, "rb") as file:
             return bytes(file.read(LIST_BYTES + 1))
     except (ImportError, ValueError) as error:
-        raise SceneError(f"{url} cannot be fetched: {error}") from error
+        raise SceneError(f"{url} cannot be fetched: {in_words(error)}") from error
 
 
 # --- STAC ------------------------------------------------------------------------------------------------------------

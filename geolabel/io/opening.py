@@ -119,13 +119,6 @@ def reading(uri: str) -> Iterator[DatasetReader]:
         yield dataset
 
 
-def one_line(cause: BaseException) -> str:
-    """The message of a foreign error as a single line; what GDAL said, where rasterio only points to it."""
-    while "previous exception" in str(cause) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    return " ".join(str(cause).split()) or type(cause).__name__
-
-
 # --- how large -------------------------------------------------------------------------------------------------------
 
 

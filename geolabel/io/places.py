@@ -18,6 +18,7 @@ from typing import IO, Any, Protocol, TypeVar
 from uuid import uuid4
 
 from geolabel.errors import OptionError
+from geolabel.io.foreign import in_words
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def patient(action: Callable[[], T], what: str) -> T:
         except (OSError, TimeoutError) as error:
             if isinstance(error, LASTING) or error.errno in LASTING_NUMBERS:
                 raise
-            log.warning("%s: %s; trying again in %g s", what, error, wait)
+            log.warning("%s: %s; trying again in %g s", what, in_words(error), wait)
             time.sleep(wait)
     return action()
 

@@ -15,6 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
+from geolabel.io.foreign import in_words
 from geolabel.io.outputs import check_target, replacing
 from geolabel.masks import FULL
 from geolabel.scene import Grid
@@ -87,7 +88,7 @@ def write_cog(
                 BIGTIFF="IF_SAFER",
             )
         except GDAL_ERRORS as error:
-            raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
+            raise OutputError(f"{path} could not be written: {in_words(error)}") from error
         finally:
             scratch.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import places
+from geolabel.io.foreign import in_words
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def insist(action: Callable[[bool], T], what: str) -> T:
             said = list(_said(error))
             if wait is None or ours or any(map(ANSWERS.search, said)):
                 raise
-            log.warning("%s: %s; trying again in %g s", what, said[-1], wait)
+            log.warning("%s: %s; trying again in %g s", what, in_words(error), wait)
             time.sleep(wait)
     raise AssertionError("the last try has returned or raised")
 

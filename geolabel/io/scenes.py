@@ -17,8 +17,8 @@ import numpy as np
 from geolabel.bands import choose_bands
 from geolabel.errors import OptionError, SceneError, TileError
 from geolabel.io.arrays import ArraySource
+from geolabel.io.foreign import in_words
 from geolabel.io.headers import Header, event_date_of, grid_of
-from geolabel.io.opening import one_line
 from geolabel.io.sources import FileSource, Source
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
@@ -201,7 +201,7 @@ class SceneReader:
         try:
             bands, valid = self._on_grid(window, self._axes(grid))
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:
-            raise TileError(f"{scene.name}: the window at {window} cannot be read: {one_line(cause)}") from cause
+            raise TileError(f"{scene.name}: the window at {window} cannot be read: {in_words(cause)}") from cause
         if self.aoi is not None:
             with self._outlining:
                 valid &= inside(self.aoi, grid, window)
@@ -238,7 +238,7 @@ class SceneReader:
             patches = self._patches() if lenient else []
             if not patches:
                 raise SceneError(
-                    f"{self.scene.name} cannot be sampled: {one_line(cause)}; --on-error skip works on what can be read"
+                    f"{self.scene.name} cannot be sampled: {in_words(cause)}; --on-error skip works on what can be read"
                 ) from cause
             logger.warning("%s is damaged: its statistics come from the patches that can be read", self.scene.name)
         bands, valid = zip(*patches, strict=True)

@@ -22,8 +22,9 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
 from geolabel.io import remote
+from geolabel.io.foreign import in_words
 from geolabel.io.headers import Header, to_pyproj
-from geolabel.io.opening import is_remote, one_line, open_raster, settings
+from geolabel.io.opening import is_remote, open_raster, settings
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 
@@ -219,7 +220,7 @@ def _why_not(uri: str, cause: RasterioError) -> str:
     """Why a file does not open, in words that help."""
     path = Path(uri.removeprefix("file://"))
     if is_remote(uri) or re.match(r"/vsi|\w{2,}:", uri):
-        return f"{uri} cannot be opened: {one_line(cause)}"
+        return f"{uri} cannot be opened: {in_words(cause)}"
     if not path.exists():
         return f"{uri}: there is no such file"
     if path.is_dir():
@@ -235,4 +236,4 @@ def _why_not(uri: str, cause: RasterioError) -> str:
         return f"{uri} is a web page or XML, not a raster: it may be the error page of a failed download"
     if not re.match(rb"\s*<", start) and not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
         return f"{uri} is a text file, not a raster: give a GeoTIFF or another format that GDAL reads"
-    return f"{uri} is damaged, or in no format that GDAL reads here: {one_line(cause)}"
+    return f"{uri} is damaged, or in no format that GDAL reads here: {in_words(cause)}"

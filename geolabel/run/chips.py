@@ -15,6 +15,7 @@ from PIL import Image
 
 from geolabel.datasets.chips import DESCRIPTION, TABLE
 from geolabel.errors import ChipError, OptionError, OutputError
+from geolabel.io.foreign import in_words
 from geolabel.io.geotiffs import write_geotiff
 from geolabel.io.scenes import SceneReader
 from geolabel.labels import IGNORE
@@ -180,7 +181,7 @@ def _new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(out)
         part.replace(out)
     except OSError as error:
-        raise OutputError(f"{out} could not be written: {error}; is the disk full?") from error
+        raise OutputError(f"{out} could not be written: {in_words(error)}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -24,6 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import in_crs, layer_info, read_polygons, spatial_layers
+from geolabel.io.foreign import in_words
 from geolabel.io.opening import open_raster, settings
 from geolabel.io.vectors import read_aoi
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
@@ -153,12 +154,12 @@ def _open(path: str | Path) -> Iterator[rasterio.DatasetReader]:
         try:
             dataset = open_raster(str(path))
         except RasterioError as error:
-            raise SceneError(f"{path} cannot be read as a raster: {error}") from error
+            raise SceneError(f"{path} cannot be read as a raster: {in_words(error)}") from error
         with dataset:
             try:
                 yield dataset
             except RasterioError as error:
-                raise SceneError(f"{path} cannot be read: {error}") from error
+                raise SceneError(f"{path} cannot be read: {in_words(error)}") from error
 
 
 @contextmanager

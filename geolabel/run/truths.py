@@ -23,6 +23,7 @@ from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
 from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import read_features
+from geolabel.io.foreign import in_words
 from geolabel.io.opening import reading
 from geolabel.labels import IGNORE
 from geolabel.scene import Grid
@@ -209,7 +210,7 @@ class RasterTruth:
                 found = {int(value) for values in blocks for value in values[np.isfinite(values)]}
                 found -= {0, IGNORE, dataset.nodata}
         except RasterioError as error:
-            raise ChipError(f"{path} cannot be read: {error}") from error
+            raise ChipError(f"{path} cannot be read: {in_words(error)}") from error
         names = {int(key[6:]): name for key, name in tags.items() if re.fullmatch(r"class_\d+", key)}
         names = names or ({1: class_name} if found == {1} else {k: f"class_{k}" for k in found})
         value_of = {name: value for value, name in sorted(names.items()) if (name in wanted if wanted else value)}
@@ -240,7 +241,7 @@ class RasterTruth:
         try:
             return self._values(window)
         except RasterioError as error:
-            raise ChipError(f"{self.path} cannot be read: {error}") from error
+            raise ChipError(f"{self.path} cannot be read: {in_words(error)}") from error
 
     def _values(self, window: Window) -> AnyArray:
         place = RasterWindow(window.col, window.row, window.width, window.height)
