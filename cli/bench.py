@@ -9,6 +9,7 @@ import click
 
 from . import options
 from .commands import group, option
+from .inputs import CHIPS_PATH
 from .terminal import announce, progress_bar
 
 SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
@@ -154,7 +155,7 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
 
 
 @bench.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=CHIPS_PATH)
 @option(
     "-o",
     "--out",

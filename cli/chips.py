@@ -10,6 +10,7 @@ import click
 
 from . import options
 from .commands import command, option
+from .inputs import SCENE, VECTORS
 from .packing import packing_options, run_packing
 from .terminal import announce, progress_bar
 
@@ -18,11 +19,11 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 
 
 @command(short_help="Cut labelled images from a scene, or pack pictures into a file.")
-@click.argument("scene", required=False)
+@click.argument("scene", required=False, type=SCENE)
 @option(
     "--inventory",
     group="input",
-    type=click.Path(dir_okay=False),
+    type=VECTORS,
     metavar="FILE",
     help="Polygons, labelled points, or a raster of classes.",
 )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from .commands import option
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .commands import F, option
 
 HOST = "127.0.0.1"
 """Schedulers and dashboards that geolabel starts talk to this machine only."""

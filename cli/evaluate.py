@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
+from geolabel.errors import VectorError
+
 from .commands import command, option
+from .inputs import SCENE, VECTORS, Input
 from .options import as_json, terminal
 from .terminal import progress_bar
 
@@ -39,8 +42,8 @@ SECTIONS = {
 
 
 @command(short_help="Score polygons, or classes of pixels, against the truth.")
-@click.argument("slides", type=click.Path())
-@click.argument("truth", type=click.Path())
+@click.argument("slides", type=Input(VectorError))
+@click.argument("truth", type=Input(VectorError))
 @option("--layer", group="input", help="Layer of SLIDES; default landslides, or the first.")
 @option(
     "--truth-layer", group="input", help="Layer of TRUTH, where it holds polygons; default landslides, or the first."
@@ -48,13 +51,13 @@ SECTIONS = {
 @option(
     "--scene",
     group="input",
-    type=click.Path(dir_okay=False),
+    type=SCENE,
     help="Raster whose outline was judged, where TRUTH holds polygons; accuracy and kappa need it or --aoi.",
 )
 @option(
     "--aoi",
     group="input",
-    type=click.Path(dir_okay=False),
+    type=VECTORS,
     help="Judge only what lies inside the polygons of this file.",
 )
 @option("--class-name", group="input", default="landslide", show_default=True, help="Of chips: what label 1 means.")

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
+from .inputs import check_listed, check_scenes
 from .terminal import announce, progress_bar, warn
 
 GAPS = 3
@@ -38,7 +39,7 @@ GAPS = 3
 )
 @options.asset
 @options.scene_options
-@options.prediction_options
+@prediction.prediction_options
 @options.score_threshold
 @options.min_confidence
 @options.polygon_options
@@ -82,11 +83,6 @@ def extract(
     """
     from geolabel.errors import OptionError
     from geolabel.io.listing import list_scenes
-    from geolabel.run.dry import estimate_survey
-    from geolabel.run.folder import Keeping
-    from geolabel.run.inventory import run_survey
-    from geolabel.run.outcome import Targets
-    from geolabel.run.survey import prepare_survey
 
     *others, last = scenes
     output = last if others and last.lower().endswith(".gpkg") else None
@@ -95,9 +91,17 @@ def extract(
     target = out or output
     if target is None and not dry_run:
         raise OptionError("no output: give --out FILE.gpkg")
+    check_scenes(others if output else scenes)
+    listed = list_scenes(others if output else scenes, asset=given["asset"])
+    check_listed(listed)
+    from geolabel.run.dry import estimate_survey
+    from geolabel.run.folder import Keeping
+    from geolabel.run.inventory import run_survey
+    from geolabel.run.outcome import Targets
+    from geolabel.run.survey import prepare_survey
+
     keeping = Keeping(run_dir, keep)
     request = options.Request.of(given)
-    listed = list_scenes(others if output else scenes, asset=request.reading.asset)
     inputs = [prompts_from, *(one.source for one in listed)]
     targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
     with at_work(given):

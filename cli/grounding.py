@@ -9,11 +9,12 @@ import click
 
 from . import options
 from .commands import command, option
+from .inputs import CHIPS_PATH
 from .terminal import announce, progress_bar
 
 
 @command()
-@click.argument("labels", type=click.Path(path_type=Path))
+@click.argument("labels", type=CHIPS_PATH)
 @option(
     "-o",
     "--out",

@@ -9,6 +9,7 @@ import click
 
 from . import options
 from .commands import command
+from .inputs import SCENE
 from .terminal import announce, warn
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.argument("scene")
+@click.argument("scene", type=SCENE)
 @options.reading_options
 @options.as_json
 @options.terminal

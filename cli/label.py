@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from geolabel.methods import METHODS
 
-from . import options
-from .commands import command, option
+from . import options, prediction
+from .commands import F, command, option
+from .inputs import CHIPS_PATH, NETWORK
 from .terminal import announce, progress_bar
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     option(
         "--localizer",
         group="method",
+        type=NETWORK,
         metavar="NAME|FILE",
         help="apsam, s2c, cism: the network that makes the activation maps. Default: bundled.",
     ),
@@ -78,7 +78,7 @@ METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         default=None,
         help="apsam, s2c, cism: one view of a chip in place of four scales and mirrored ones.",
     ),
-    *options.CLUSTERING_OPTIONS,
+    *prediction.CLUSTERING_OPTIONS,
     option(
         "--regions",
         group="output",
@@ -86,7 +86,7 @@ METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="FOLDER",
         help="alps: keep here what the segmenter finds, for another number of clusters or another share.",
     ),
-    *options.GROUNDING_OPTIONS,
+    *prediction.GROUNDING_OPTIONS,
     option(
         "--threshold",
         group="sensitivity",
@@ -123,7 +123,7 @@ def _summaries() -> str:
 
 
 @command(short_help="Make pseudo-labels of a folder of images.", epilog=_summaries())
-@click.argument("chips", type=click.Path(path_type=Path))
+@click.argument("chips", type=CHIPS_PATH)
 @option(
     "-o",
     "--out",

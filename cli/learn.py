@@ -9,7 +9,14 @@ import click
 
 from . import options
 from .commands import command, option
+from .inputs import CHIPS, CHIPS_PATH
 from .terminal import announce, progress_bar
+
+LIBRARIES = {
+    "maskrcnn": ("pycocotools",),
+    **dict.fromkeys(("unet", "deeplabv3plus", "segformer"), ("segmentation_models_pytorch",)),
+}
+"""What students need beside lightning, by their names."""
 
 _epochs = option(
     "--epochs",
@@ -43,7 +50,7 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
 
 
 @command()
-@click.argument("chips", type=click.Path())
+@click.argument("chips", type=CHIPS)
 @option(
     "-o",
     "--out",
@@ -125,7 +132,7 @@ def localizer(
 
 
 @command()
-@click.argument("labels", type=click.Path())
+@click.argument("labels", type=CHIPS)
 @option(
     "-o",
     "--out",
@@ -169,7 +176,7 @@ def localizer(
 @option(
     "--test",
     group="input",
-    type=click.Path(path_type=Path),
+    type=CHIPS_PATH,
     metavar="FOLDER|FILE",
     help="Masks, or objects, to report on; default one in five of LABELS, kept aside.",
 )
@@ -226,7 +233,7 @@ def student(
     """
     kind = "detector" if model == "maskrcnn" else "student"
     file = out / f"{kind}.safetensors"
-    options.check_training(file, overwrite=overwrite)
+    options.check_training(file, *LIBRARIES.get(model, ()), overwrite=overwrite)
     networks = options.training_networks(given)
     if kind == "detector":
         if plain:

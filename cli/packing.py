@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from .commands import option
-from .options import F
+from .commands import F, option
 from .terminal import announce
 
 

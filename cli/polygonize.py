@@ -8,11 +8,12 @@ import click
 
 from . import options
 from .commands import command, option
+from .inputs import SCENE
 from .terminal import announce, progress_bar
 
 
 @command()
-@click.argument("raster")
+@click.argument("raster", type=SCENE)
 @click.argument("output", required=False, type=click.Path(dir_okay=False))
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @option(

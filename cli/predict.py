@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
+from .inputs import check_listed, check_scenes
 from .terminal import announce, progress_bar, warn
 
 
@@ -18,7 +19,7 @@ from .terminal import announce, progress_bar, warn
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
 @options.asset
 @options.scene_options
-@options.prediction_options
+@prediction.prediction_options
 @options.network_options
 @cluster_options
 @options.run_options
@@ -49,17 +50,20 @@ def predict(
     """
     from geolabel.errors import OptionError
     from geolabel.io.listing import list_scenes
-    from geolabel.run.folder import Keeping
-    from geolabel.run.outcome import Targets
-    from geolabel.run.predict import run_predict
-    from geolabel.run.survey import prepare_survey
 
     output = scenes[1] if len(scenes) == 2 and not out else None
     target = out or output
     if target is None:
         raise OptionError("no output: give --out FILE.tif")
+    check_scenes(scenes[:1] if output else scenes)
+    listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
+    check_listed(listed)
+    from geolabel.run.folder import Keeping
+    from geolabel.run.outcome import Targets
+    from geolabel.run.predict import run_predict
+    from geolabel.run.survey import prepare_survey
+
     keeping, request = Keeping(run_dir, keep), options.Request.of(given)
-    listed = list_scenes(scenes[:1] if output else scenes, asset=request.reading.asset)
     inputs = [prompts_from, *(one.source for one in listed)]
     targets = Targets.of(None, target, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
     with at_work(given):

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from . import options
-from .commands import command, option
-from .terminal import announce, progress_bar
+from geolabel.errors import ChipError
 
-F = TypeVar("F", bound=Callable[..., Any])
+from . import options, prediction
+from .commands import F, command, option
+from .inputs import Input
+from .learn import LIBRARIES
+from .terminal import announce, progress_bar
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def _clustering(command: F) -> F:
-    for decorate in reversed(options.CLUSTERING_OPTIONS):
+    for decorate in reversed(prediction.CLUSTERING_OPTIONS):
         command = decorate(command)
     return command
 
 
 @command()
-@click.argument("chips", type=FOLDER)
+@click.argument("chips", type=Input(ChipError, file_okay=False, path_type=Path))
 @option(
     "-o",
     "--out",
@@ -122,7 +123,7 @@ def alps(
     geolabel study alps data/train --test data/val --masks 50,200 --seeds 3 --rows overall --out study/
     geolabel study alps data/train --test data/val --before other/ --out study/
     """
-    options.check_training(out / "nothing", overwrite=True)
+    options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"], ()), overwrite=True)
     from geolabel.bench.pretraining import OWN, TITLE, PretrainingStudy
     from geolabel.datasets.chips import read_chips
     from geolabel.io.outputs import empty

@@ -9,11 +9,12 @@ import click
 from . import options
 from .commands import command, option
 from .extract import GAPS
+from .inputs import SCENE
 from .terminal import announce, progress_bar, warn
 
 
 @command(short_help="Outline everything in a scene, without classes.")
-@click.argument("scene")
+@click.argument("scene", type=SCENE)
 @option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @options.scene_options
 @option(

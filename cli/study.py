@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import grounding, options, pretraining
-from .commands import group, option
+from .commands import F, group, option
+from .inputs import CHIPS, NETWORK
 from .terminal import announce, progress_bar
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @group()
@@ -51,7 +49,7 @@ def _study_options(command: F) -> F:
             type=click.Path(file_okay=False, path_type=Path),
             help="Folder for the table, the plot and the figures; a stopped study goes on there.",
         ),
-        click.argument("chips", type=click.Path()),
+        click.argument("chips", type=CHIPS),
     ):
         command = decorate(command)
     return command
@@ -60,6 +58,7 @@ def _study_options(command: F) -> F:
 _localizer = option(
     "--localizer",
     group="method",
+    type=NETWORK,
     default="bundled",
     show_default=True,
     metavar="NAME|FILE",

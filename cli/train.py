@@ -272,6 +272,9 @@ def confidence(
     \b
     geolabel train confidence --out geolabel/weights/confidence.json --overwrite
     """
+    from geolabel.extras import require
+
+    require("train", "sklearn", purpose="fitting the confidence")
     from geolabel.bench.confidence import fit_confidence
     from geolabel.io.confidence import save_confidence
     from geolabel.io.outputs import check_target

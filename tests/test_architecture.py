@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "errors", "types", "kinds", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation", "prompts",
-    "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics",
+    "errors", "extras", "types", "kinds", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation",
+    "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics",
     "confidence", "clusters", "concepts",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""

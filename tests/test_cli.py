@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit codes, what goes where, and the environment."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from affine import Affine
 
 from geolabel.cli.commands import TITLES, Command, Group
 from geolabel.cli.extract import extract
+from geolabel.cli.inputs import check_scenes
 from geolabel.cli.main import COMMANDS, cli, run
 from geolabel.cli.polygonize import polygonize
 from geolabel.errors import GeolabelError
@@ -155,11 +157,13 @@ def test_commands_are_the_files_of_the_folder():
         "__init__",
         "cluster",
         "commands",
+        "inputs",
         "main",
         "options",
         "grounding",
         "learn",
         "packing",
+        "prediction",
         "pretraining",
         "terminal",
     }
@@ -169,6 +173,110 @@ def test_no_word_is_a_call_for_help(capsys):
     run([])
     shown = capsys.readouterr()
     assert "Usage: geolabel" in shown.out + shown.err
+
+
+# Files that are missing
+
+
+HEAVY = ("torch", "geopandas", "pandas", "dask", "scipy")
+"""Libraries that take seconds to load from a disk that has not read them lately."""
+
+WITHOUT = [
+    ("extract {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("extract {folder}/a.tif {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("extract {folder}/list.txt --out {folder}/a.gpkg", "not_there.tif: there is no such file"),
+    ("extract {folder}/a.tif --aoi {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("extract {folder}/a.tif --prompts-from {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("extract {folder}/a.tif --student {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("extract {folder}/a.tif --localizer {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("extract {folder}/a.tif --sam vit_b --sam-checkpoint {missing} --out {folder}/a.gpkg", "there is no such file"),
+    ("extract {folder}/a.tff --out {folder}/a.gpkg", "a.tff: there is no such file; {folder}/a.tif is there"),
+    ("predict {missing} {folder}/a.tif", "missing.tif: there is no such file"),
+    ("segment {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("info {missing}", "missing.tif: there is no such file"),
+    ("polygonize {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
+    ("evaluate {missing} {folder}/a.tif", "missing.tif: there is no such file"),
+    ("evaluate {folder}/a.tif {missing}", "missing.tif: there is no such file"),
+    ("chips {missing} --inventory {folder}/a.tif --out {folder}/chips", "missing.tif: there is no such file"),
+    ("chips {folder}/a.tif --inventory {missing} --out {folder}/chips", "missing.tif: there is no such file"),
+    ("label {missing} --method apsam --out {folder}/labels", "missing.tif: there is no such file"),
+    ("train localizer {missing} --out {folder}/trained", "missing.tif: there is no such file"),
+    ("train student {missing} --out {folder}/trained", "missing.tif: there is no such file"),
+    ("study prompts {missing} --out {folder}/study", "missing.tif: there is no such file"),
+]
+
+
+def test_a_missing_file_is_named_before_anything_heavy_is_loaded(tmp_path: Path):
+    (tmp_path / "a.tif").touch()
+    (tmp_path / "list.txt").write_text("not_there.tif\n", encoding="utf-8")
+    places = {"missing": tmp_path / "missing.tif", "folder": tmp_path}
+    calls = [call.format(**places).split() for call, _ in WITHOUT]
+    script = (
+        "import json, sys; from geolabel.cli.main import run\n"
+        f"for call in json.loads(sys.argv[1]): print(run(call))\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(calls)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["1"] * len(calls) + ["[]"], done.stderr
+    for line, (call, says) in zip(done.stderr.splitlines(), WITHOUT, strict=True):
+        assert line.startswith("geolabel: "), call
+        assert says.format(**places) in line, call
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/vsizip/a.zip/b.tif",
+        "https://example.org/a.tif",
+        "s3://bucket/a.tif",
+        "NETCDF:a.nc:b",
+        "<VRTDataset/>",
+        "*.tif",
+    ],
+)
+def test_what_leads_elsewhere_is_for_others_to_open(name: str):
+    check_scenes([name])
+
+
+# Libraries that are missing
+
+
+@pytest.mark.parametrize(
+    ("call", "module", "says"),
+    [
+        ("train localizer . --out t", "lightning", "training needs lightning"),
+        ("train student . --out t --model unet", "segmentation_models_pytorch", "segmentation-models-pytorch"),
+        ("train student . --out t --model maskrcnn", "pycocotools", "training needs pycocotools"),
+        ("train bundled --out t", "lightning", "training needs lightning"),
+        ("train confidence --out t.json", "sklearn", "fitting the confidence needs scikit-learn"),
+        ("study s2c . --out t", "lightning", "training needs lightning"),
+        ("study alps . --out t", "sklearn", "training needs scikit-learn"),
+        ("bench weak . --out t.md", "lightning", "training needs lightning"),
+        ("label . --out t --method alps --sam vit_b", "sklearn", "clustering needs scikit-learn"),
+        ("label . --out t --method diffuprompter --sam vit_b", "diffusers", "diffuprompter needs diffusers"),
+        ("extract a.tif --out t.gpkg --method diffuprompter --sam vit_b", "transformers", "needs transformers"),
+    ],
+)
+def test_a_missing_extra_is_named_before_work_and_downloads(
+    call: str, module: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def find(name: str):
+        return None if name == module else object()
+
+    def download(*_, **__):
+        raise AssertionError("a download before the missing library was named")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.tif").touch()
+    monkeypatch.setattr("geolabel.extras.find_spec", find)
+    monkeypatch.setattr("geolabel.io.weights.download", download)
+    monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path / "cache"))
+    assert run(call.split()) == 1
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert "pip install 'geolabel[" in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 
 # The environment

@@ -61,8 +61,11 @@ def test_polygons_do_not_depend_on_the_blocks(model: Path, scene: Path, tmp_path
     ],
 )
 def test_options_that_cannot_be(
-    model: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
+    model: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    options: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.safetensors").touch()
     assert extract(scene, tmp_path / "out.gpkg", "--diffusion", model, *options) == 2
     assert message in capsys.readouterr().err
 
@@ -75,6 +78,7 @@ def test_options_of_the_method_need_the_method(scene: Path, tmp_path: Path, caps
 def test_drawn_prompts_have_no_activation_to_compare_masks_with(
     model: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "drawn.gpkg").touch()
     options = ["--diffusion", model, "--draws", 1, "--prompts-from", tmp_path / "drawn.gpkg"]
     assert extract(scene, tmp_path / "out.gpkg", *options) == 2
     assert "--selection overlap compares masks with" in capsys.readouterr().err

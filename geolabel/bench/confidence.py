@@ -17,6 +17,7 @@ from geolabel.bench.examples import Example
 from geolabel.bench.scenes import judged, placed, polygon_ids, write_scene
 from geolabel.confidence import ConfidenceModel, features
 from geolabel.errors import GeolabelError
+from geolabel.extras import require
 from geolabel.io.confidence import FittedConfidence
 from geolabel.run.extract import extract
 from geolabel.run.plan import Parameters
@@ -107,6 +108,11 @@ def collect(scenes: Iterator[tuple[Example, float]], networks: Networks) -> Poly
     return Polygons(np.concatenate(found), np.concatenate(right), np.concatenate(number))
 
 
+def require_fitting() -> None:
+    """Make sure that a model can be fitted here; raises a GeolabelError that says what is missing."""
+    require("train", "sklearn", purpose="fitting the confidence")
+
+
 def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     """Fit a logistic model, and judge it on scenes that it was not fitted to.
 
@@ -114,16 +120,12 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     -------
     the model of all polygons, and figures of models that were fitted without the scenes they are judged on
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import log_loss, roc_auc_score
-        from sklearn.model_selection import GroupKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ModuleNotFoundError as error:
-        raise GeolabelError(
-            'fitting needs scikit-learn, which is not installed: pip install "geolabel[train]"'
-        ) from error
+    require_fitting()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss, roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     right, count = polygons.right, int(polygons.right.sum())
     if min(count, len(right) - count) < LEAST:

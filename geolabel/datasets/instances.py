@@ -16,6 +16,7 @@ import numpy as np
 from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_image
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError
+from geolabel.extras import require
 from geolabel.labels import (
     BACKGROUND,
     Instances,
@@ -335,6 +336,7 @@ def _decode(segmentation: Any, height: int, width: int) -> BoolArray:
 
 
 def _fill(polygons: list[list[float]], height: int, width: int) -> BoolArray:
+    require("train", "pycocotools", purpose="reading outlines of a COCO file")
     from pycocotools import mask as run_length
 
     for polygon in polygons:

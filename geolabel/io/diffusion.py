@@ -17,6 +17,7 @@ from typing import Any
 
 from geolabel.concepts import Grounding
 from geolabel.errors import WeightsError
+from geolabel.extras import require
 from geolabel.io.downloads import sha256
 from geolabel.io.foreign import in_words
 from geolabel.io.weights import offline
@@ -25,8 +26,6 @@ from geolabel.localizers.refined import RefinedLocalizer
 from geolabel.parts import Localizer, Recipe
 
 log = logging.getLogger(__name__)
-
-INSTALL = "pip install 'geolabel[diffusion]'"
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 """A model of the hub: Stable Diffusion 1.5, under CreativeML Open RAIL-M."""
@@ -45,6 +44,11 @@ TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.jso
 
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 """``OWNER/NAME``, or ``OWNER/NAME@REVISION``."""
+
+
+def require_diffusion() -> None:
+    """Make sure that diffusion networks can run here; raises a GeolabelError that says what is missing."""
+    require("diffusion", "diffusers", "transformers", "huggingface_hub", purpose="diffuprompter")
 
 
 def locate(source: str | Path) -> Path:
@@ -70,10 +74,9 @@ def locate(source: str | Path) -> Path:
 
 
 def _from_hub(model: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise WeightsError(f"{model} is fetched by huggingface_hub, which is not installed: {INSTALL}") from error
+    require_diffusion()
+    from huggingface_hub import snapshot_download
+
     wanted = [*CONFIGS, *(f"{part}/{name}.safetensors" for part, name in WEIGHTS.items()), "tokenizer/*"]
     request: dict[str, Any] = {"repo_id": model, "revision": revision, "allow_patterns": wanted}
     try:
@@ -193,14 +196,15 @@ def load(folder: Path) -> DiffusionNetworks:
 
     Raises
     ------
+    GeolabelError
+        If diffusers or transformers are not installed.
     WeightsError
-        If diffusers or transformers are not installed, or the folder is no such model.
+        If the folder is no such model.
     """
-    try:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError as error:
-        raise WeightsError(f"diffusion networks need diffusers and transformers ({error}): {INSTALL}") from error
+    require_diffusion()
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     check(folder)
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:

@@ -37,7 +37,7 @@ from geolabel.run.regions import RegionFolder
 from geolabel.run.report import Progress
 from geolabel.run.request import Networks
 from geolabel.run.segment import AskedEverywhere, Everything
-from geolabel.trainers.clusters import fit_clusters, predict_count
+from geolabel.trainers.clusters import fit_clusters, predict_count, require_clustering
 from geolabel.types import UInt8Array
 
 AUTO = "auto"
@@ -95,6 +95,8 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
+    if settings.file is None:
+        require_clustering()
     images = ImageFolder(chips)
     known = None if settings.file is None else known_clusters(settings.file, settings, networks)
     source, recipe = source_of(settings, networks) if known is None else (known.source, recipe_of(networks, known))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geolabel.extras import require
 from geolabel.tiles import mirrored
 from geolabel.types import Int64Array
 
@@ -47,14 +48,15 @@ def build_smp(*, model: str, encoder: str, classes: int, pretrained: bool = Fals
     Raises
     ------
     ValueError
-        If the library is missing, or has no such model or encoder.
+        If the library has no such model or encoder.
+    GeolabelError
+        If the library is not installed.
     """
     if model not in MODELS:
         raise ValueError(f"no student is called {model!r}: known are {', '.join(MODELS)}")
-    try:
-        import segmentation_models_pytorch as smp
-    except ModuleNotFoundError as error:
-        raise ValueError('this student needs segmentation-models-pytorch: pip install "geolabel[train]"') from error
+    require("train", "segmentation_models_pytorch", purpose=f"the student {model}")
+    import segmentation_models_pytorch as smp
+
     weights = "imagenet" if pretrained else None
     try:
         network = getattr(smp, MODELS[model])(encoder, encoder_weights=weights, in_channels=3, classes=classes)

@@ -27,7 +27,8 @@ class GroundedNetworks(Networks):
 
     @classmethod
     def of(cls, networks: Networks, source: str, grounding: Grounding) -> GroundedNetworks:
-        """The same segmenter, and a diffusion network in place of the localizer."""
+        """The same segmenter, and a diffusion network instead of the localizer."""
+        diffusion.require_diffusion()  # before a segmenter is downloaded
         return cls(**vars(networks), diffusion=source, grounding=grounding)
 
     def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:

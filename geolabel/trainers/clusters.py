@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from geolabel.clusters import Clusters, check_count, prepared, unnamed
-from geolabel.errors import GeolabelError, OptionError
+from geolabel.errors import OptionError
+from geolabel.extras import require
 from geolabel.types import Float32Array, Int64Array
 
 BATCH = 512
@@ -32,9 +33,12 @@ LEAST_SHARE = 0.005
 LEAST_MEMBERS = 20
 """Masks for every component that is looked for: with fewer a mixture fits each mask on its own."""
 
-MISSING = 'clustering needs scikit-learn, which is not installed: pip install "geolabel[train]"'
-
 LOWER = "give more images, or accept more masks with a lower --predicted-iou and --stability"
+
+
+def require_clustering() -> None:
+    """Make sure that clusters can be made here; raises a GeolabelError that says what is missing."""
+    require("train", "sklearn", purpose="clustering")
 
 
 def fit_clusters(
@@ -76,10 +80,9 @@ def fit_clusters(
     check_count(clusters)
     if passes < 1:
         raise OptionError(f"{passes} passes: at least one is needed")
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-    except ModuleNotFoundError as error:
-        raise GeolabelError(MISSING) from error
+    require_clustering()
+    from sklearn.cluster import MiniBatchKMeans
+
     kmeans = MiniBatchKMeans(clusters, random_state=seed, batch_size=BATCH, n_init=1)
     seen = 0
     for number in range(passes):
@@ -131,11 +134,10 @@ def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: b
     GeolabelError
         If scikit-learn is not installed.
     """
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.mixture import BayesianGaussianMixture
-    except ModuleNotFoundError as error:
-        raise GeolabelError(MISSING) from error
+    require_clustering()
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import BayesianGaussianMixture
+
     sample = prepared(_reservoir(parts, SAMPLE, seed), normalised)
     if len(sample) < 2:
         raise OptionError(f"too few masks to cluster ({len(sample)} in all images): {LOWER}")
