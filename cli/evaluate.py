@@ -52,7 +52,8 @@ SECTIONS = {
     "--scene",
     group="input",
     type=SCENE,
-    help="Raster whose outline was judged, where TRUTH holds polygons; accuracy and kappa need it or --aoi.",
+    help="Raster whose outline was judged, where TRUTH holds polygons; accuracy and kappa need it or --aoi. Of a "
+    "TRUTH without georeference: the raster of the same size that it was made for.",
 )
 @option(
     "--aoi",
@@ -78,7 +79,9 @@ def evaluate(
 ) -> None:
     """Score the polygons of SLIDES against TRUTH.
 
-    TRUTH is a raster (1 landslide, 255 or nodata not judged, all else background) or a file of polygons.
+    TRUTH is a raster (1 landslide, 255 or nodata not judged, all else background; or 0 and 255) or a file of polygons.
+    What lies outside the raster, the scene or the area of interest counts nowhere. True landslides are connected
+    regions, whether they are pixels or polygons.
 
     Where TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of the same chips, as "geolabel label"
     writes it, or the file of a student. Figures come with intervals of 95 %, from drawing chips anew.

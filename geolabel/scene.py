@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,6 +146,12 @@ class Grid:
             raise SceneError(f"{window} does not lie in a grid of {self.height} x {self.width} px")
         transform = self.transform * Affine.translation(window.col, window.row)
         return replace(self, transform=transform, height=window.height, width=window.width)
+
+
+def span(bounds: Iterable[float]) -> str:
+    """Left, bottom, right and top as messages name an extent."""
+    left, bottom, right, top = bounds
+    return f"x {left:.10g} to {right:.10g}, y {bottom:.10g} to {top:.10g}"
 
 
 @dataclass(frozen=True)

@@ -273,6 +273,20 @@ def test_chips_of_a_raster_have_its_classes(scene: Path, tmp_path: Path):
     np.testing.assert_array_equal(chips.chip(0).mask, (of_scene == 0) + 2 * (of_scene == 8))
 
 
+def test_ground_that_nobody_judged_makes_no_chip_without_landslide(tmp_path: Path):
+    grid = Grid(gpd.GeoSeries(crs="EPSG:32632").crs, Affine(1, 0, 5e5, 0, -1, 5e6), 128, 128)
+    write_geotiff(tmp_path / "s.tif", RNG.integers(0, 255, (128, 128, 3), np.uint8), grid, description="")
+    judged = np.zeros((128, 76), np.uint8)  # 12 of 64 columns of the right windows, and 44 of the middle ones
+    judged[80:100, 10:30] = 255
+    write_geotiff(tmp_path / "t.tif", judged, Grid(grid.crs, grid.transform, 128, 76), description="")
+    cut = cut_chips(tmp_path / "s.tif", tmp_path / "t.tif", tmp_path / "chips", size=64, overlap=32)
+    chips = read_chips(cut.folder)
+    assert dict(zip(chips.names, chips.labels[:, 0].tolist(), strict=True)) == {
+        "s_000000_000000": False, "s_000032_000000": True, "s_000064_000000": True,
+    }  # fmt: skip
+    assert cut.unclear == 3  # nothing in what is judged of them, but a landslide may be beside it
+
+
 def test_points_get_a_chip_each(tmp_path: Path):
     grid = Grid(gpd.GeoSeries(crs="EPSG:32632").crs, Affine(1, 0, 5e5, 0, -1, 5e6), 100, 100)
     write_geotiff(tmp_path / "s.tif", RNG.integers(0, 255, (100, 100, 3), np.uint8), grid, description="")

@@ -82,13 +82,14 @@ def test_polygons_like_the_truth_score_one(tmp_path: Path, truth: Path):
     assert figures["matched"] == 2
 
 
-def random_scene(folder: Path, seed: int = 1) -> tuple[Path, Path]:
+def random_scene(folder: Path, seed: int = 1, *, unknown: bool = True) -> tuple[Path, Path]:
     """Blobs as truth, other blobs as polygons: both cross blocks, and some landslides touch at corners only."""
     rng = np.random.default_rng(seed)
     fields = [ndimage.gaussian_filter(rng.normal(size=(150, 170)), 3) for _ in range(2)]
     true = fields[0] > 0.08
     values = true.astype(np.uint8)
-    values[20:40, 100:] = 255
+    if unknown:
+        values[20:40, 100:] = 255
     predicted = (fields[0] + 0.6 * fields[1] > 0.09).astype(np.uint8)
     polygons = [shapely.geometry.shape(g) for g, v in shapes(predicted, connectivity=4, transform=TRANSFORM) if v]
     return write_slides(folder / "s.gpkg", polygons), write_truth(folder / "t.tif", values)
@@ -107,7 +108,7 @@ def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
 @pytest.mark.skipif(not SCORE_SCENE.exists(), reason="needs ../shared/tools beside the project")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_figures_agree_with_an_independent_script(tmp_path: Path, seed: int):
-    slides, truth = random_scene(tmp_path, seed)
+    slides, truth = random_scene(tmp_path, seed, unknown=False)  # the script takes what is not known for wrong
     done = subprocess.run(
         [sys.executable, SCORE_SCENE, slides, truth, "--json"], capture_output=True, text=True, check=True
     )
@@ -133,8 +134,98 @@ def test_other_values_and_nodata(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     areas = evaluate(slides, write_truth(tmp_path / "b.tif", np.array([[1, 0, 0, 0]], np.uint8), nodata=0)).areas
     assert (areas.tp, areas.fp, areas.total) == (1, 3, 4)
     with caplog.at_level(logging.WARNING):
-        evaluate(slides, write_truth(tmp_path / "c.tif", np.array([[0, 0, 0, 255]], np.uint8)))
+        evaluate(slides, write_truth(tmp_path / "c.tif", np.array([[0, 0, 0, 255]], np.uint8), nodata=255))
     assert "holds no landslide: these are pixels of value 1" in caplog.text
+
+
+MASK = np.zeros((12, 20), np.uint8)
+MASK[2:6, 2:6] = 1
+ON_MASK = pixel_box(2, 2, 4, 4)
+"""The one landslide of `MASK`."""
+
+
+@pytest.mark.parametrize(
+    ("values", "changes"),
+    [
+        (MASK * 255, {}),
+        (MASK * 255, {"nodata": 0}),
+        (MASK.astype(np.uint16) * 65535, {}),
+        (MASK * 255.0, {}),
+        (MASK.astype(np.float32), {"nodata": math.nan}),
+        (MASK, {"nbits": 1}),
+        (np.where(MASK > 0, 1, 0).astype(np.int16), {"nodata": -1}),
+        (MASK, {"photometric": "palette"}),
+    ],
+    ids=["255", "nodata 0", "65535", "255.0", "float", "bits", "signed", "palette"],
+)
+def test_masks_of_any_program_say_the_same(tmp_path: Path, values: np.ndarray, changes: dict):
+    slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
+    result = evaluate(slides, write_truth(tmp_path / "t.tif", values, **changes))
+    assert (result.areas.f1, result.areas.total, result.objects.true_objects, result.objects.right) == (1, 240, 1, 1)
+
+
+def test_masks_of_several_bands_are_read_where_the_bands_are_alike(tmp_path: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
+    truth = write_truth(tmp_path / "t.tif", MASK, count=3)
+    with rasterio.open(truth, "r+") as dataset:
+        dataset.write(np.stack([MASK * 255] * 3))
+    assert evaluate(slides, truth).areas.f1 == 1
+    with rasterio.open(truth, "r+") as dataset:
+        dataset.write(MASK, 3)
+    with pytest.raises(SceneError, match="has 3 bands that differ: give the one that holds the labels"):
+        evaluate(slides, truth)
+
+
+def test_classes_that_a_raster_names(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
+    truth = write_truth(tmp_path / "t.tif", MASK * 7 + 1)
+    with pytest.raises(SceneError, match="holds 8, and landslides are the value 1"):
+        evaluate(slides, write_truth(tmp_path / "u.tif", MASK * 8))
+    evaluate(slides, truth)
+    assert "holds the values 1, 8: 1 is landslide, the others are background" in caplog.text
+    with rasterio.open(truth, "r+") as dataset:
+        dataset.update_tags(1, class_1="forest", class_8="landslide")
+    assert evaluate(slides, truth).areas.f1 == 1
+    with rasterio.open(truth, "r+") as dataset:
+        dataset.update_tags(1, class_8="scar")
+    with pytest.raises(SceneError, match="holds forest, scar, and landslides are"):
+        evaluate(slides, truth)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.37, r"0\.37, and labels are whole"), (-9, "-9, .*declare it as nodata")]
+)
+def test_values_that_are_no_labels(tmp_path: Path, value: float, message: str):
+    slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
+    values = MASK.astype(np.float32)
+    values[0, 0] = value
+    with pytest.raises(SceneError, match=message):
+        evaluate(slides, write_truth(tmp_path / "t.tif", values))
+
+
+def test_what_lies_outside_the_truth_counts_nowhere(tmp_path: Path):
+    # right; outside; half outside; on what is not known; smaller than a pixel, which is judged and wrong
+    boxes = [ON_MASK, pixel_box(30, 0, 4, 4), pixel_box(-2, 8, 4, 2), pixel_box(12, 0, 3, 3), pixel_box(9, 9, 0.2, 0.2)]
+    slides = write_slides(tmp_path / "s.gpkg", boxes)
+    values = MASK.copy()
+    values[0:3, 12:15] = 255
+    result = evaluate(slides, write_truth(tmp_path / "t.tif", values))
+    assert (result.areas.tp, result.areas.fp, result.areas.total) == (16, 4, 231)
+    assert (result.objects.polygons, result.objects.right, result.objects.matched) == (3, 1, 1)
+    with pytest.raises(SceneError, match=r"do not meet: the raster reaches over x 500000 to 500040, y 2999976 to"):
+        evaluate(write_slides(tmp_path / "far.gpkg", [pixel_box(1000, 0, 2, 2)]), tmp_path / "t.tif")
+
+
+def test_a_mask_without_georeference_needs_its_scene(tmp_path: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        plain = write_truth(tmp_path / "t.png", MASK * 255, crs=None, transform=Affine.identity(), driver="PNG")
+    with pytest.raises(SceneError, match=r"has no georeference, and the polygons of .* are in WGS 84 / UTM zone 48N"):
+        evaluate(slides, plain)
+    assert evaluate(slides, plain, scene=write_truth(tmp_path / "scene.tif", MASK)).areas.f1 == 1
+    other = write_truth(tmp_path / "other.tif", MASK[:11])
+    with pytest.raises(SceneError, match="12 x 20 px, where the scene has 11 x 20 px: give a raster of"):
+        evaluate(slides, plain, scene=other)
 
 
 def test_a_scene_without_crs(tmp_path: Path):
@@ -223,6 +314,35 @@ def test_raster_and_polygons_agree(tmp_path: Path, truth: Path):
     for name in one.keys() - {"true_ha", "predicted_ha"}:
         assert one[name] == pytest.approx(two[name], rel=1e-5), name
     assert one["true_ha"] == pytest.approx(two["true_ha"], rel=1e-5)
+
+
+def test_landslides_are_regions_in_either_form_of_one_truth(tmp_path: Path):
+    # two features that touch, one that overlaps, one of two parts, one at a corner of another, one with a hole
+    ring = pixel_box(10, 0, 6, 6).difference(pixel_box(12, 2, 2, 2))
+    parts = shapely.MultiPolygon([pixel_box(0, 8, 2, 2), pixel_box(4, 8, 2, 2)])
+    outlines = [pixel_box(0, 0, 2, 2), pixel_box(2, 0, 2, 3), pixel_box(3, 2, 3, 2), parts, pixel_box(6, 4, 2, 2), ring]
+    values = np.zeros((12, 20), np.uint8)
+    for col, row, width, height in ((0, 0, 2, 2), (2, 0, 2, 3), (3, 2, 3, 2), (0, 8, 2, 2), (4, 8, 2, 2), (6, 4, 2, 2)):
+        values[row : row + height, col : col + width] = 1
+    values[0:6, 10:16] = 1
+    values[2:4, 12:14] = 0
+    raster = write_truth(tmp_path / "t.tif", values)
+    slides = write_slides(tmp_path / "s.gpkg", [pixel_box(1, 0, 4, 4), pixel_box(10, 0, 6, 6), pixel_box(0, 8, 6, 2)])
+    judged = write_slides(tmp_path / "aoi.gpkg", [pixel_box(0, 0, 20, 12)])
+    one = evaluate(slides, raster).as_dict()
+    assert (one["true_landslides"], one["polygons"], one["matched"]) == (5, 3, 2)
+    for crs in (32648, 4326):
+        polygons = gpd.GeoDataFrame(geometry=outlines, crs=UTM).to_crs(crs)
+        polygons.to_file(tmp_path / f"{crs}.gpkg", layer="landslides")
+        two = evaluate(slides, tmp_path / f"{crs}.gpkg", aoi=judged).as_dict()
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_polygons_that_overlap_count_in_a_raster_as_in_a_vector_file(tmp_path: Path, truth: Path):
+    square = pixel_box(2, 2, 4, 4)
+    slides = write_slides(tmp_path / "s.gpkg", [square, square, pixel_box(2, 2, 4, 8)])
+    objects = evaluate(slides, truth).objects
+    assert (objects.polygons, objects.right, objects.matched, objects.found) == (3, 3, 1, 1)
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------

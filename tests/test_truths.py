@@ -9,8 +9,9 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from PIL import Image
 
-from geolabel.errors import ChipError
+from geolabel.errors import ChipError, SceneError
 from geolabel.labels import IGNORE
 from geolabel.run.truths import read_truth
 from geolabel.scene import Grid
@@ -45,7 +46,7 @@ def test_nodata_of_a_raster_of_classes_is_unknown_but_not_its_background(tmp_pat
 
 def test_a_raster_of_objects_has_no_classes(tmp_path: Path):
     objects = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
-    with pytest.raises(ChipError, match="holds the value 256, and classes are numbered up to 254"):
+    with pytest.raises(ChipError, match="holds 4094 values, and chips have up to 254 classes"):
         read_truth(classes_of(tmp_path / "t.tif", objects, GRID.transform), GRID)
     only = read_truth(tmp_path / "t.tif", GRID, classes=["class_7"])
     assert only.mask(GRID.window).sum() == 1 + IGNORE  # 263 is not 7 once more
@@ -56,6 +57,43 @@ def test_a_column_of_numbers_has_too_many_classes(tmp_path: Path):
     gpd.GeoDataFrame({"id_": [f"p{k}" for k in range(300)]}, geometry=points, crs=32632).to_file(tmp_path / "p.gpkg")
     with pytest.raises(ChipError, match=r"column id_ of .* holds 300 classes, and chips have up to 254"):
         read_truth(tmp_path / "p.gpkg", GRID, class_column="id_")
+
+
+def test_what_lies_outside_a_raster_is_not_known(tmp_path: Path):
+    values = np.ones((16, 64), np.uint8)
+    values[:, 40:] = 0
+    found = read_truth(classes_of(tmp_path / "t.tif", values, GRID.transform * Affine.translation(0, 32)), GRID)
+    mask = found.mask(GRID.window)
+    assert (mask[32:48] == values).all()
+    assert (mask[:32] == IGNORE).all()
+    assert (mask[48:] == IGNORE).all()
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_a_mask_without_georeference_is_on_the_grid_of_its_scene(tmp_path: Path, white: int):
+    values = np.zeros((64, 64), np.uint8)
+    values[8:24, 16:32] = white
+    Image.fromarray(values).save(tmp_path / "t.png")
+    coarse = GRID.at_gsd(2 * GRID.gsd)
+    for grid in (GRID, coarse):
+        mask = read_truth(tmp_path / "t.png", grid, scene=GRID).mask(grid.window)
+        step = 64 // grid.height
+        assert np.array_equal(mask, values[::step, ::step] > 0)
+    with pytest.raises(SceneError, match="64 x 64 px, where the scene has 32 x 32 px"):
+        read_truth(tmp_path / "t.png", coarse)
+
+
+def test_inventories_of_another_place_are_refused_with_both_extents(tmp_path: Path):
+    far = classes_of(tmp_path / "t.tif", np.ones((8, 8), np.uint8), Affine(1, 0, 6e5, 0, -1, 5e6))
+    gpd.GeoDataFrame(geometry=[shapely.box(6e5, 5e6 - 8, 6e5 + 8, 5e6)], crs=32632).to_crs(4326).to_file(
+        tmp_path / "t.gpkg"
+    )
+    for path in (far, tmp_path / "t.gpkg"):
+        message = (
+            r"misses the scene: it reaches over x (600|599).* to 60.*, the scene over x 500000 to 500064, y 4999936"
+        )
+        with pytest.raises(ChipError, match=message):
+            read_truth(path, GRID)
 
 
 def points(folder: Path, **columns: list[Any]) -> Path:

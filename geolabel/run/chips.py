@@ -31,7 +31,7 @@ LEAST = 0.01
 """Share of a chip that a class must cover to label it; what lies between none and this says nothing clear."""
 
 VALID = 0.5
-"""Share of a chip that has to be valid."""
+"""Share of a chip that has to be valid, and judged."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cut:
     classes: tuple[str, ...]
     chips: int
     unclear: int
-    """Windows left out since a class covers less than `LEAST` of them, but something."""
+    """Windows left out since a class covers less than `LEAST` of them, but something, or may do so."""
     shown: tuple[int, ...]
     """How many chips show each class."""
 
@@ -71,8 +71,8 @@ def cut_chips(
     ----------
     inventory
         See `geolabel.run.truths.read_truth`. Polygons and rasters label every window, and become masks; the ground
-        outside is taken to show nothing. A point labels one chip around it: its column ``label`` says 1 or 0, or what
-        class it is.
+        outside polygons is taken to show nothing, that outside a raster is not judged. A point labels one chip around
+        it: its column ``label`` says 1 or 0, or what class it is.
     out
         Folder to make.
     size, overlap
@@ -99,7 +99,13 @@ def cut_chips(
     with reader, _new_folder(out, overwrite=overwrite) as folder:
         grid = reader.scene.grid if reading.working_gsd is None else reader.scene.grid.at_gsd(reading.working_gsd)
         truth = read_truth(
-            Path(inventory), grid, layer=layer, class_column=class_column, class_name=class_name, classes=classes
+            Path(inventory),
+            grid,
+            layer=layer,
+            class_column=class_column,
+            class_name=class_name,
+            classes=classes,
+            scene=reader.scene.grid,
         )
         knife = _Knife(reader, grid, Stretch.from_sample(*reader.sample(), reading.stretch), truth)
         windows = list(truth.windows(size, overlap))
@@ -146,15 +152,19 @@ class _Knife:
     truth: Truth
 
     def cut(self, window: Window, labels: tuple[bool, ...] | None) -> _Chip | None:
-        """Image, mask and labels of a window; None where too little of it is valid."""
+        """Image, mask and labels of a window; None where too little of it is valid or judged."""
         bands, valid = self.reader.read(window, self.grid)
         if valid.mean() < VALID:
             return None
         mask = self.truth.mask(window)
         if mask is not None:
+            if (valid & (mask != IGNORE)).mean() < VALID:
+                return None
             mask[~valid] = IGNORE
             shares = [float((mask[valid] == number).mean()) for number in range(1, len(self.truth.classes) + 1)]
-            clear = all(share == 0 or share >= LEAST for share in shares)
+            # what nobody has judged may show a class as well: enough of it leaves unclear whether a class is there
+            open_share = float((mask[valid] == IGNORE).mean())
+            clear = all(share >= LEAST or (share == 0 and open_share < LEAST) for share in shares)
             labels = tuple(share > 0 for share in shares) if clear else None
         return _Chip(self.stretch.apply(bands, valid), mask, labels)
 

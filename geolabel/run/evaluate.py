@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +11,33 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pyproj
-import rasterio
 import shapely
-from affine import Affine
 from pyproj.crs import ProjectedCRS
 from pyproj.crs.coordinate_operation import LambertAzimuthalEqualAreaConversion
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import in_crs, layer_info, read_polygons, spatial_layers
-from geolabel.io.foreign import in_words
-from geolabel.io.opening import open_raster, settings
+from geolabel.io.labelrasters import LabelRaster, grid_of, is_raster, is_unplaced
 from geolabel.io.vectors import read_aoi
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
-from geolabel.scene import Grid
+from geolabel.scene import span
 from geolabel.seams import Spans, join, total
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array
 
 log = logging.getLogger(__name__)
 
-LANDSLIDE, UNKNOWN = 1, 255
-"""Values of a truth raster: landslide, and pixels that nobody judged. All others are background."""
+LANDSLIDE = 1
+"""Value of landslides in a truth raster that does not name its classes; all others are background."""
+
+NAME = "landslide"
+"""Name of the class in a raster that names them."""
+
+TOUCHING = 1e-3
+"""Metres, or units without CRS, between polygons that share an edge; changing a CRS moves edges by less."""
 
 BLOCK = 2048
 """Side in pixels of the parts that a truth raster is read in."""
@@ -92,9 +93,11 @@ def evaluate(
 ) -> Evaluation:
     """Score the polygons of one file against the truth in another.
 
-    A raster is compared pixel by pixel, those of value 255 or nodata left out; its landslides are 4-connected regions
-    of value 1. Polygons are compared by their exact areas in an equal-area projection. Where their background ends only
-    `scene` or `aoi` can tell; without, nothing that needs it is defined (accuracy, kappa, mean IoU).
+    A raster is compared pixel by pixel, those left out that it does not know; see `geolabel.io.labelrasters`. Its
+    landslides are 4-connected regions of the value 1, of the class named landslide, or of white beside 0. Polygons are
+    compared by their exact areas in an equal-area projection, and their landslides are connected regions too, however
+    they are cut into features. Where their background ends only `scene` or `aoi` can tell; without, nothing that needs
+    it is defined (accuracy, kappa, mean IoU). What is outside counts neither as right nor as wrong.
 
     Parameters
     ----------
@@ -105,7 +108,8 @@ def evaluate(
     layer, truth_layer
         By default ``landslides``, or the file's first layer.
     scene
-        For a truth of polygons: the raster whose outline is judged.
+        For a truth of polygons: the raster whose outline is judged. For a raster without georeference: the one of the
+        same size that it was made for.
     aoi
         Polygons: only what lies inside is judged.
 
@@ -114,12 +118,12 @@ def evaluate(
     VectorError
         If polygons cannot be read.
     SceneError
-        If a raster cannot be read.
+        If a raster cannot be read or understood, or does not meet the polygons.
     OptionError
-        If `scene` is given with a truth raster, which has an outline of its own.
+        If `scene` is given with a truth raster that has a place of its own.
     """
     layer = _choose_layer(slides, layer)
-    if not _is_raster(truth):
+    if not is_raster(truth):
         try:
             truth_layer = _choose_layer(truth, truth_layer)
         except VectorError as error:
@@ -127,10 +131,10 @@ def evaluate(
                 f"{truth} opens neither as a raster nor as a vector file of polygons: give one of these"
             ) from error
         return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=aoi)
-    if scene is not None:
+    if scene is not None and not is_unplaced(grid_of(truth)):
         raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has an outline of its own")
-    with _open(truth) as dataset:
-        return _against_raster(slides, layer, dataset, aoi)
+    raster = LabelRaster.open(truth, scene=None if scene is None else grid_of(scene))
+    return _against_raster((slides, layer), raster, aoi)
 
 
 def _choose_layer(path: str | Path, layer: str | None) -> str:
@@ -138,43 +142,6 @@ def _choose_layer(path: str | Path, layer: str | None) -> str:
     if layer is None:
         return LAYER if LAYER in names else names[0]
     return layer
-
-
-def _is_raster(path: str | Path) -> bool:
-    try:
-        with _env(path), open_raster(str(path)):
-            return True
-    except RasterioError:
-        return False
-
-
-@contextmanager
-def _open(path: str | Path) -> Iterator[rasterio.DatasetReader]:
-    with _env(path):
-        try:
-            dataset = open_raster(str(path))
-        except RasterioError as error:
-            raise SceneError(f"{path} cannot be read as a raster: {in_words(error)}") from error
-        with dataset:
-            try:
-                yield dataset
-            except RasterioError as error:
-                raise SceneError(f"{path} cannot be read: {in_words(error)}") from error
-
-
-@contextmanager
-def _env(path: str | Path) -> Iterator[None]:
-    with rasterio.Env(**settings(str(path))), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
-
-
-def _grid(dataset: rasterio.DatasetReader) -> Grid:
-    crs = None if dataset.crs is None else pyproj.CRS.from_wkt(dataset.crs.to_wkt())
-    transform = dataset.transform
-    if crs is None and transform == Affine.identity():
-        transform = Affine(1, 0, 0, 0, -1, 0)  # pixels counted downwards, as scenes without CRS have them
-    return Grid(crs, transform, dataset.height, dataset.width)
 
 
 # --- truth as a raster -----------------------------------------------------------------------------------------------
@@ -186,75 +153,141 @@ class _Shared:
 
     spans: Spans
     """True landslides."""
+    covered: Int64Array
+    """(S,) pixels of each span under any polygon."""
     pairs: Int64Array
     """(N, 2) span of this block and polygon, counted from 1, that share pixels."""
     pixels: Int64Array
     """(N,) how many."""
 
 
-def _against_raster(
-    slides: str | Path, layer: str, dataset: rasterio.DatasetReader, aoi: str | Path | None
-) -> Evaluation:
-    grid = _grid(dataset)
-    polygons = shapely.STRtree(in_pixels(read_polygons(slides, grid.crs, layer).geometry.to_numpy(), grid))
-    region = None if aoi is None else read_aoi(aoi, grid.crs)
-    if region is not None:
-        region = shapely.STRtree(in_pixels(np.array([region]), grid))
-    number_of = np.arange(1, len(polygons) + 1, dtype=np.int32)
-    areas, sizes, meetings = Confusion(), np.zeros(len(polygons) + 1, np.int64), []
+def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: str | Path | None) -> Evaluation:
+    grid, landslide = truth.grid, _landslide(truth)
+    polygons = _polygons_on(slides, truth)
+    layers = [shapely.STRtree(polygons[members]) for members in _layers(polygons)]
+    number_of = [(members + 1).astype(np.int32) for members in _layers(polygons)]
+    region = None if aoi is None else shapely.STRtree(in_pixels(np.array([read_aoi(aoi, grid.crs)]), grid))
+    areas, burnt, judged = Confusion(), *np.zeros((2, len(polygons) + 1), np.int64)
+    meetings = []
     for window in BlockGrid(grid.height, grid.width, BLOCK):
-        true, valid = _read_truth(dataset, window)
+        values, valid = truth.read(window)
+        true = values == landslide
         if region is not None:
             valid &= burn(region, np.ones(1, np.uint8), window) > 0
-        numbers = burn(polygons, number_of, window)
-        areas += Confusion.of(numbers > 0, true, valid)
-        sizes += np.bincount(numbers.reshape(-1), minlength=len(sizes))
-        meetings.append(_meet(Spans.of_mask(true & valid, window), numbers, window))
+        numbers = [burn(tree, members, window) for tree, members in zip(layers, number_of, strict=True)]
+        for layer in numbers:
+            burnt += np.bincount(layer.reshape(-1), minlength=len(burnt))
+            judged += np.bincount(layer[valid], minlength=len(judged))
+        predicted = np.zeros(true.shape, bool) if not numbers else np.any(numbers, axis=0)
+        areas += Confusion.of(predicted, true, valid)
+        meetings.append(_meet(Spans.of_mask(true & valid, window), predicted, numbers, window))
     if areas.tp + areas.fn == 0:
-        log.warning("%s holds no landslide: these are pixels of value %d", dataset.name, LANDSLIDE)
+        log.warning("%s holds no landslide: these are pixels of value %d", truth.path, landslide)
+    # what lies where nobody has judged is neither right nor wrong; what is smaller than a pixel is judged, and wrong
+    counted = (judged[1:] > 0) | (burnt[1:] == 0)
     pixel_ha = math.nan if grid.crs is None else math.prod(grid.pixel_size_m()) / 10_000
     return Evaluation(
         areas=areas,
-        objects=_overlaps(meetings, sizes[1:]).scores(),
+        objects=_overlaps(meetings, judged[1:], counted).scores(),
         true_ha=(areas.tp + areas.fn) * pixel_ha,
         predicted_ha=(areas.tp + areas.fp) * pixel_ha,
     )
 
 
-def _read_truth(dataset: rasterio.DatasetReader, window: Window) -> tuple[BoolArray, BoolArray]:
-    """Which pixels are landslide, and which were judged."""
-    values = dataset.read(1, window=((window.row, window.bottom), (window.col, window.right)))
-    valid = (values != UNKNOWN) & np.isfinite(values)
-    # many masks declare their background as nodata; nobody means by it that the whole background is unknown
-    if dataset.nodata not in (None, 0):
-        valid &= values != dataset.nodata
-    return values == LANDSLIDE, valid
+def _landslide(truth: LabelRaster) -> int:
+    """The value of landslides."""
+    value = next((value for value, name in truth.classes.items() if name == NAME), None)
+    if value is None and not truth.named and (LANDSLIDE in truth.classes or not truth.classes):
+        value = LANDSLIDE
+    if value is None:
+        raise SceneError(
+            f"{truth.path} holds {truth.listed()}, and landslides are the value {LANDSLIDE}, a class named {NAME} "
+            f"(band tag class_K={NAME}), or 255 where all else is 0: give a raster of landslides"
+        )
+    if truth.white:
+        log.warning("%s holds 0 and %d: the latter is taken for landslide", truth.path, value)
+    elif len(truth.classes) > 1 and not truth.named:
+        log.warning("%s holds the values %s: %d is landslide, the others are background",
+                    truth.path, truth.listed(), value)  # fmt: skip
+    return value
 
 
-def _meet(spans: Spans, numbers: Int32Array, window: Window) -> _Shared:
-    base = int(numbers.max(initial=0)) + 1
-    under = numbers.reshape(-1)[spans.pixels(window)].astype(np.int64)
-    keys = np.repeat(np.arange(len(spans)), spans.lengths) * base + under
-    met, pixels = np.unique(keys[under > 0], return_counts=True)
-    return _Shared(spans, np.stack(np.divmod(met, base), axis=1), pixels)
+def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> AnyArray:
+    """(K,) the polygons that meet a raster, in its pixels.
+
+    Raises
+    ------
+    SceneError
+        If none of them does.
+    """
+    grid = truth.grid
+    path, layer = slides
+    features = read_polygons(path, grid.crs, layer)
+    own = layer_info(path, layer)["crs"]
+    if is_unplaced(grid) and own is not None and pyproj.CRS(own).geodetic_crs is not None:
+        raise SceneError(
+            f"{truth.path} has no georeference, and the polygons of {path} are in {pyproj.CRS(own).name}: give --scene "
+            "with the raster of the same size that it was made for"
+        )
+    polygons = features.geometry.to_numpy()
+    here = np.asarray(shapely.area(shapely.intersection(polygons, grid.outline)) > 0)
+    if len(here) and not here.any():
+        raise SceneError(
+            f"{truth.path} and the polygons of {path} do not meet: the raster reaches over "
+            f"{span(grid.outline.bounds)}, the polygons over {span(features.total_bounds)}; a CRS or the coordinates "
+            "may be wrong"
+        )
+    return in_pixels(polygons[here], grid)
 
 
-def _overlaps(meetings: list[_Shared], polygon_area: Int64Array) -> Overlaps:
+def _layers(polygons: AnyArray) -> list[Int64Array]:
+    """Members of as few layers as it takes for no two polygons of a layer to overlap."""
+    one, other = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    before = one > other
+    one, other = one[before], other[before]
+    overlap = shapely.area(shapely.intersection(polygons[one], polygons[other])) > 0
+    under: dict[int, list[int]] = {}
+    for upper, lower in zip(one[overlap].tolist(), other[overlap].tolist(), strict=True):
+        under.setdefault(upper, []).append(lower)
+    layer = np.zeros(len(polygons), np.int64)
+    for upper in sorted(under):
+        taken = {int(layer[lower]) for lower in under[upper]}
+        layer[upper] = next(k for k in range(len(taken) + 1) if k not in taken)
+    return [np.flatnonzero(layer == k) for k in range(int(layer.max(initial=-1)) + 1)]
+
+
+def _meet(spans: Spans, predicted: BoolArray, layers: list[Int32Array], window: Window) -> _Shared:
+    pixels = spans.pixels(window)
+    owner = np.repeat(np.arange(len(spans)), spans.lengths)
+    covered = np.bincount(owner[predicted.reshape(-1)[pixels]], minlength=len(spans))
+    pairs, counts = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
+    for numbers in layers:
+        under = numbers.reshape(-1)[pixels].astype(np.int64)
+        base = int(numbers.max(initial=0)) + 1
+        met, shared = np.unique((owner * base + under)[under > 0], return_counts=True)
+        pairs.append(np.stack(np.divmod(met, base), axis=1))
+        counts.append(shared)
+    return _Shared(spans, covered, np.concatenate(pairs), np.concatenate(counts))
+
+
+def _overlaps(meetings: list[_Shared], polygon_area: Int64Array, counted: BoolArray) -> Overlaps:
     """Join the true landslides of all blocks, and add up what polygons share with them."""
     spans, joined = join([part.spans for part in meetings])
     labels, count = spans.components(4)
     first = np.cumsum([0, *(len(part.spans) for part in meetings)])
     true = labels[joined[np.concatenate([part.pairs[:, 0] + n for part, n in zip(meetings, first, strict=False)])]]
-    polygon = np.concatenate([part.pairs[:, 1] for part in meetings]) - 1
+    place = np.cumsum(counted) - 1  # of each polygon among those that count; what meets a true landslide does
+    polygon = place[np.concatenate([part.pairs[:, 1] for part in meetings]) - 1]
     pixels = np.concatenate([part.pixels for part in meetings])
     pairs, inverse = np.unique(np.stack([true, polygon], axis=1), axis=0, return_inverse=True)
+    shared = total(pixels, inverse.reshape(-1), len(pairs))
     return Overlaps(
         true_area=total(spans.lengths, labels, count),
-        true_covered=total(pixels, true, count),
-        polygon_area=polygon_area,
-        polygon_correct=total(pixels, polygon, len(polygon_area)),
+        true_covered=total(np.concatenate([part.covered for part in meetings]), labels[joined], count),
+        polygon_area=polygon_area[counted],
+        polygon_correct=total(pixels, polygon, int(counted.sum())),
         pairs=pairs,
-        shared=total(pixels, inverse.reshape(-1), len(pairs)),
+        shared=shared,
     )
 
 
@@ -266,7 +299,10 @@ def _against_polygons(
 ) -> Evaluation:
     plane = _plane(truth, slides)
     extent = _extent(plane, scene, aoi)
-    predicted, true = (_inside(read_polygons(path, plane, layer), extent) for path, layer in (slides, truth))
+    layers = [read_polygons(path, plane, layer) for path, layer in (slides, truth)]
+    predicted, outlined = (_inside(polygons, extent) for polygons in layers)
+    _check_meet(predicted, outlined, slides[0], truth[0])
+    true = _regions(outlined)
     all_predicted, all_true = shapely.union_all(predicted), shapely.union_all(true)
     tp = shapely.intersection(all_predicted, all_true).area
     areas = Confusion(
@@ -287,6 +323,33 @@ def _against_polygons(
     )
     ha = math.nan if plane is None else 1e-4
     return Evaluation(areas, overlaps.scores(), true_ha=all_true.area * ha, predicted_ha=all_predicted.area * ha)
+
+
+def _check_meet(predicted: AnyArray, true: AnyArray, slides: str | Path, truth: str | Path) -> None:
+    """Warn of sets that are far from each other: they may be right, but a wrong CRS looks the same."""
+    if len(predicted) and len(true):
+        spans = [shapely.total_bounds(polygons) for polygons in (predicted, true)]
+        if not shapely.box(*spans[0]).intersects(shapely.box(*spans[1])):
+            log.warning("no polygon of %s meets one of %s: in metres from the middle they reach over %s, and over %s",
+                        slides, truth, *map(span, spans))  # fmt: skip
+
+
+def _regions(polygons: AnyArray) -> AnyArray:
+    """(T,) connected regions of polygons, what a raster of them shows as one.
+
+    Parts of a multipolygon are regions of their own; polygons that overlap or share an edge are one, those that meet
+    at a corner are not.
+    """
+    parts = shapely.get_parts(polygons)
+    one, other = shapely.STRtree(parts).query(parts, predicate="dwithin", distance=TOUCHING)
+    pairs = one < other
+    one, other = one[pairs], other[pairs]
+    # a common edge of some length: around a corner two polygons share no more than a few squares of the tolerance
+    common = shapely.area(shapely.intersection(shapely.buffer(parts[one], TOUCHING), parts[other]))
+    edge = common > 4 * TOUCHING**2
+    graph = coo_array((np.ones(edge.sum(), bool), (one[edge], other[edge])), shape=(len(parts), len(parts)))
+    count, region = connected_components(graph, directed=False)
+    return np.array([shapely.union_all(parts[region == k]) for k in range(count)], object)
 
 
 def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
@@ -314,8 +377,7 @@ def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
 def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: str | Path | None) -> shapely.Geometry | None:
     parts = [] if aoi is None else [read_aoi(aoi, plane)]
     if scene is not None:
-        with _open(scene) as dataset:
-            grid = _grid(dataset)
+        grid = grid_of(scene)
         outline = gpd.GeoDataFrame(geometry=[grid.outline], crs=grid.crs)
         parts.append(in_crs(outline, plane, scene).geometry[0])
     return shapely.intersection_all(parts) if parts else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,25 +11,18 @@ from typing import Any, Protocol
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyproj
 import shapely
-from rasterio.crs import CRS
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window as RasterWindow
 
 from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
 from geolabel.io.burning import burn, in_pixels
-from geolabel.io.features import read_features
-from geolabel.io.foreign import in_words
-from geolabel.io.opening import reading
+from geolabel.io.features import in_crs, read_features
+from geolabel.io.labelrasters import LabelRaster, is_raster
 from geolabel.labels import IGNORE
-from geolabel.scene import Grid
+from geolabel.scene import Grid, span
 from geolabel.tiles import TileGrid, Window, window_around
 from geolabel.types import AnyArray, UInt8Array
-
-RASTERS = (".tif", ".tiff", ".vrt", ".img", ".png")
 
 LABEL_COLUMNS = ("label", "class")
 """Attributes that may say what a point or a polygon is."""
@@ -61,6 +53,7 @@ def read_truth(
     class_column: str | None = None,
     class_name: str = "landslide",
     classes: Sequence[str] = (),
+    scene: Grid | None = None,
 ) -> Truth:
     """Open an inventory of a scene.
 
@@ -69,25 +62,29 @@ def read_truth(
     path
         Polygons or points of a vector file, or a raster whose values are numbers of classes.
     grid
-        Of the scene.
+        That chips are cut on.
     layer, class_column
         Of the vector file; the column is `LABEL_COLUMNS` by default, if there is one.
     class_name
-        Of features without a class, and of the value 1 of a raster that does not name its values.
+        Of features without a class, and of a raster of one class that does not name it.
     classes
         Only these; all by default.
+    scene
+        The scene's own grid, which a raster without georeference has too; `grid` by default.
 
     Raises
     ------
     OptionError
         If there is no such column.
     ChipError
-        If it holds none of the classes, or neither polygons nor points.
+        If it holds none of the classes, or neither polygons nor points, or misses the scene.
+    SceneError
+        If a raster cannot be understood.
     VectorError
         If a vector file cannot be read.
     """
-    if path.suffix.lower() in RASTERS:
-        return RasterTruth.open(path, grid, class_name, classes)
+    if is_raster(path):
+        return RasterTruth.open(path, grid, scene or grid, class_name, classes)
     features = read_features(path, grid.crs, layer)
     if class_column is not None and class_column not in features:
         raise OptionError(f"{path} has no column {class_column!r}: it has {', '.join(map(str, features.columns))}")
@@ -101,6 +98,7 @@ def read_truth(
     if len(found) >= IGNORE:
         raise ChipError(f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
                         "choose another column or some of the classes")  # fmt: skip
+    _check_meets(path, shapely.box(*features.total_bounds), grid.crs, grid)
     shapes = in_pixels(features.geometry.to_numpy(), grid)
     numbers = np.array([found.index(label) + 1 if label else 0 for label in labels], np.uint8)
     kinds = {kind.removeprefix("Multi") for kind in features.geometry.geom_type}
@@ -190,75 +188,49 @@ class RasterTruth:
 
     classes: tuple[str, ...]
     grid: Grid
-    path: Path
+    raster: LabelRaster
     values: tuple[int, ...]
-    """Value of each class; `IGNORE` is not known, all else background."""
+    """Value of each class."""
 
     @classmethod
-    def open(cls, path: Path, grid: Grid, class_name: str, wanted: Sequence[str]) -> RasterTruth:
+    def open(cls, path: Path, grid: Grid, scene: Grid, class_name: str, wanted: Sequence[str]) -> RasterTruth:
         """Find out what classes a raster holds; all of them are wanted where none is named.
 
         Raises
         ------
         ChipError
-            If it cannot be read or holds none of them.
+            If it holds none of them or too many, or does not meet the scene.
+        SceneError
+            If it cannot be understood.
         """
-        try:
-            with reading(str(path)) as dataset:
-                tags = dataset.tags(1)
-                blocks = (np.unique(dataset.read(1, window=block)) for _, block in dataset.block_windows(1))
-                found = {int(value) for values in blocks for value in values[np.isfinite(values)]}
-                found -= {0, IGNORE, dataset.nodata}
-        except RasterioError as error:
-            raise ChipError(f"{path} cannot be read: {in_words(error)}") from error
-        names = {int(key[6:]): name for key, name in tags.items() if re.fullmatch(r"class_\d+", key)}
-        names = names or ({1: class_name} if found == {1} else {k: f"class_{k}" for k in found})
-        value_of = {name: value for value, name in sorted(names.items()) if (name in wanted if wanted else value)}
+        raster = LabelRaster.open(path, class_name=class_name, scene=scene)
+        value_of = {name: k for k, name in raster.classes.items() if (name in wanted if wanted else k)}
         if not value_of:
-            raise ChipError(f"{path} holds {', '.join(names.values()) or 'nothing but 0'}: no class to label chips by")
-        strange = [value for value in value_of.values() if not 0 <= value < IGNORE]
-        if strange:
+            raise ChipError(f"{path} holds {raster.listed() or 'nothing but 0'}: no class to label chips by")
+        if len(value_of) >= IGNORE:
             raise ChipError(
-                f"{path} holds the value {strange[0]}, and classes are numbered up to {IGNORE - 1}: give a raster of "
+                f"{path} holds {len(value_of)} values, and chips have up to {IGNORE - 1} classes: give a raster of "
                 "classes, not of objects, or name the classes that are wanted"
             )
-        return cls(tuple(value_of), grid, path, tuple(value_of.values()))
+        _check_meets(path, raster.grid.outline, raster.grid.crs, grid)
+        return cls(tuple(value_of), grid, raster, tuple(value_of.values()))
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, None]]:
         """All windows of the grid."""
         return _grid_windows(self.grid, size, overlap)
 
     def mask(self, window: Window) -> UInt8Array:
-        """(H, W) class of each pixel from 1, 0, or `IGNORE`; of the nearest pixel where the raster lies otherwise."""
-        table = np.zeros(IGNORE + 2, np.uint8)  # the last of it is for all other values
-        table[list(self.values)] = np.arange(1, len(self.values) + 1)
-        table[IGNORE] = IGNORE
-        values = self._read(window)
-        mask: UInt8Array = table[np.where((values >= 0) & (values <= IGNORE), values, IGNORE + 1).astype(np.int64)]
-        return mask
+        """(H, W) class of each pixel from 1, 0, or `IGNORE`, as beside the raster; of the nearest pixel of others."""
+        values, known = self.raster.read(window, self.grid)
+        return np.where(known, self.raster.number(values, self.values), IGNORE).astype(np.uint8)
 
-    def _read(self, window: Window) -> AnyArray:
-        try:
-            return self._values(window)
-        except RasterioError as error:
-            raise ChipError(f"{self.path} cannot be read: {in_words(error)}") from error
 
-    def _values(self, window: Window) -> AnyArray:
-        place = RasterWindow(window.col, window.row, window.width, window.height)
-        with reading(str(self.path)) as dataset:
-            same = (dataset.height, dataset.width) == (self.grid.height, self.grid.width)
-            # many masks declare their background as nodata; nobody means by it that the whole background is unknown
-            unknown = dataset.nodata if dataset.nodata not in (None, 0) else None
-            if same and dataset.transform.almost_equals(self.grid.transform):
-                values = dataset.read(1, window=place)
-                if unknown is not None:
-                    values = np.where(dataset.read_masks(1, window=place) > 0, values, np.int16(IGNORE))
-                return np.asarray(values)
-            crs = None if self.grid.crs is None else CRS.from_wkt(self.grid.crs.to_wkt())
-            size = {"height": self.grid.height, "width": self.grid.width, "transform": self.grid.transform}
-            marks = {"src_nodata": IGNORE if unknown is None else unknown, "nodata": IGNORE}
-            with WarpedVRT(dataset, crs=crs, resampling=Resampling.nearest, **marks, **size) as warped:
-                return np.asarray(warped.read(1, window=place))
+def _check_meets(path: Path, outline: shapely.Geometry, crs: pyproj.CRS | None, grid: Grid) -> None:
+    """Refuse what is elsewhere: the scene would show nothing, and nobody has looked at it."""
+    frame = in_crs(gpd.GeoDataFrame(geometry=[outline], crs=crs), grid.crs, path).geometry[0]
+    if not frame.intersects(grid.outline):
+        raise ChipError(f"{path} misses the scene: it reaches over {span(frame.bounds)}, the scene over "
+                        f"{span(grid.outline.bounds)}; its CRS or its coordinates may be wrong")  # fmt: skip
 
 
 def _grid_windows(grid: Grid, size: int, overlap: int) -> Iterator[tuple[Window, None]]:
