@@ -11,22 +11,54 @@ COLOURS = ("red", "green", "blue")
 
 ALPHA = "alpha"
 
-_WORDS = {
-    "red": re.compile(r"\bred\b(?![ -]*edge)|^r$|(?:^|\b)b0?4$"),
-    "green": re.compile(r"\bgreen\b|^g$|(?:^|\b)b0?3$"),
-    "blue": re.compile(r"\bblue\b|^b$|(?:^|\b)b0?2$"),
-}
-"""How bands of each colour are described; B04, B03, B02 as Sentinel-2 and Landsat 8 and 9 number them."""
+_ALPHA_NAMES = re.compile(r"a|alpha( channel| band)?|transparency|opacity|mask")
+
+_NO_NAME = re.compile(r"((band|channel|layer|ch) ?)?\d*|b[1-5]|unknown|undefined|gray|grey|alpha \d+")
+"""Descriptions that say nothing of what a band is, such as "Band 4"."""
+
+_WORDS = {colour: re.compile(rf"\b{colour}\b") for colour in COLOURS}
+
+_OTHERS = re.compile(
+    r"\b(coastal|deep|ultra|far|infra|near|red|green|blue)[ -]?(infra[ -]?red|blue|red|edge)\b|\bgreen i\b"
+    r"|\b(qa|mask|quality|std|stdev|sigma|error|uncertainty|count|offset|noise)\b"
+)
+"""Bands beside the main red, green and blue, or about them: of SuperDove, WorldView, Landsat and MicaSense."""
+
+_LETTERS = {"red": re.compile(r"(band )?r"), "green": re.compile(r"(band )?g"), "blue": re.compile(r"(band )?b")}
+
+_NUMBERED = re.compile(r"(?:^|\b)(?:sr |toa |boa )?b(\d{1,2}a?)(?:$|\b)")
+
+CENTRES_NM = {"red": 660.0, "green": 555.0, "blue": 480.0}
+
+RANGES_NM = {"red": (600.0, 700.0), "green": (510.0, 600.0), "blue": (440.0, 515.0)}
+"""Wavelengths in nanometres that may serve as each colour, and those that suit it best."""
+
+_STATED_NM = re.compile(r"(\d+(?:\.\d+)?) ?(nm|nanomet\w*|um|µm|μm|micromet\w*|micron\w*)\b")
+
+_SPECTRAL = re.compile(r"red|green|blue|infra|\b[ns]w?ir|\bvnir|coastal|yellow|thermal|pan|\bb\d|\bn\b|ndvi|\d ?nm\b")
+"""What a description has that says what a band sees."""
+
+_NUMBERING = re.compile(r"landsat|sentinel|(^|[^a-z])(l[coet]0\d|s2[abc]?|hls)[_.]", re.IGNORECASE)
+"""Sensors whose bands are known by their numbers."""
+
+_EARLY_LANDSAT = re.compile(r"landsat[ _-]?[457]\b|(^|[^a-z])l[te]0[457]_|\betm\b", re.IGNORECASE)
+"""Sensors whose bands 1, 2, 3 are blue, green, red; from Landsat 8 on, and of Sentinel-2, 2, 3, 4 are."""
 
 
 def choose_bands(
-    names: Sequence[str | None], colours: Sequence[str], spec: Sequence[int] | str | None = None
+    names: Sequence[str | None],
+    colours: Sequence[str],
+    spec: Sequence[int] | str | None = None,
+    *,
+    wavelengths: Sequence[float | None] = (),
+    sensor: str = "",
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """Choose red, green and blue.
 
-    A given choice is taken as it is. Otherwise the bands whose colour interpretation says so; else those whose
-    description does; else the first three that are not alpha, which is a guess and comes with a warning. One
-    band serves as all three.
+    A given choice is taken as it is. Otherwise the bands whose description says so, then those of fitting wavelengths,
+    then those of fitting colour interpretation: a program that writes three or four bands of bytes calls them red,
+    green, blue and alpha unasked, but no program invents a description. Else the first three that are not alpha, which
+    is a guess and comes with a warning. One band serves as all three.
 
     Parameters
     ----------
@@ -36,6 +68,10 @@ def choose_bands(
         Colour interpretation of each band, lower case, as GDAL names them.
     spec
         One-based numbers, or a text of one or three numbers, descriptions or colours with commas between.
+    wavelengths
+        Of the centre of each band in nanometres, where it is known.
+    sensor
+        What names the sensor: the scene's name and what its metadata say of it.
 
     Returns
     -------
@@ -53,10 +89,11 @@ def choose_bands(
     """
     if spec is not None:
         return _chosen(names, colours, spec), ()
-    for known in (_by_colour(colours), _by_name(names)):
-        if known:
-            return known, ()
-    plain = [i for i, colour in enumerate(colours, 1) if colour != ALPHA and (names[i - 1] or "").lower() != ALPHA]
+    stated = [length or _stated(name) for name, length in zip(names, wavelengths or [None] * len(names), strict=True)]
+    for known in (_by_name(names, sensor), _by_wavelength(stated), _by_colour(names, colours)):
+        if known is not None:
+            return known
+    plain = [i for i, pair in enumerate(zip(names, colours, strict=True), 1) if not is_alpha(*pair)]
     if not plain:
         raise SceneError(f"none of the {len(colours)} bands holds an image: every one is alpha")
     if len(plain) == 1:
@@ -74,26 +111,106 @@ def choose_bands(
     )
 
 
+def is_alpha(name: str | None, colour: str) -> bool:
+    """Whether a band says which pixels are visible.
+
+    GDAL calls the fourth of four bands alpha unasked; one that is described as something else is none.
+    """
+    plain = _plain(name)
+    if _ALPHA_NAMES.fullmatch(plain) and (colour == ALPHA or plain.startswith(ALPHA)):
+        return True
+    return colour == ALPHA and _NO_NAME.fullmatch(plain) is not None
+
+
 _PALETTE = (
     "the band holds indices into a palette, not brightness: make colours of them first "
     "(gdal_translate -expand rgb IN OUT)"
 )
 
+_Found = tuple[tuple[int, int, int], tuple[str, ...]]
 
-def _by_colour(colours: Sequence[str]) -> tuple[int, int, int] | None:
+
+def _by_colour(names: Sequence[str | None], colours: Sequence[str]) -> _Found | None:
     if not set(COLOURS) <= set(colours):
         return None
-    red, green, blue = (colours.index(colour) + 1 for colour in COLOURS)
-    return red, green, blue
+    red, green, blue = bands = tuple(colours.index(colour) + 1 for colour in COLOURS)
+    plain = {band: _plain(names[band - 1]) for band in bands}
+    said = [str(names[band - 1]) for band, p in plain.items() if _SPECTRAL.search(p) and not _NO_NAME.fullmatch(p)]
+    if not said:
+        return (red, green, blue), ()
+    doubt = (
+        f"bands {red}, {green}, {blue} are marked as red, green, blue, which many programs do unasked; descriptions say "
+        f"{', '.join(said)}: choose with --bands"
+    )
+    return (red, green, blue), (doubt,)
 
 
-def _by_name(names: Sequence[str | None]) -> tuple[int, int, int] | None:
-    plain = [re.sub(r"[_\s]+", " ", name or "").strip().lower() for name in names]
-    found = [next((i for i, name in enumerate(plain, 1) if _WORDS[c].search(name)), 0) for c in COLOURS]
-    if not all(found):
+def _by_wavelength(lengths: Sequence[float | None]) -> _Found | None:
+    found = []
+    for colour in COLOURS:
+        low, high = RANGES_NM[colour]
+        fits = [(abs(nm - CENTRES_NM[colour]), i) for i, nm in enumerate(lengths, 1) if nm and low <= nm <= high]
+        if not fits:
+            return None
+        found.append(min(fits)[1])
+    return (found[0], found[1], found[2]), ()
+
+
+def _by_name(names: Sequence[str | None], sensor: str) -> _Found | None:
+    """The bands that are described as red, green and blue: in words, by letters, or as sensors number them."""
+    plain = [_plain(name) for name in names]
+    numbers = _numbers(plain, sensor)
+    found, warnings = [], []
+    for colour in COLOURS:
+        ways = (
+            [i for i, name in enumerate(plain, 1) if name == colour],
+            [i for i, name in enumerate(plain, 1) if _WORDS[colour].search(name) and not _OTHERS.search(name)],
+            [i for i, name in enumerate(plain, 1) if _LETTERS[colour].fullmatch(name)],
+            [i for i, name in enumerate(plain, 1) if numbers[0].get(name) == colour],
+        )
+        same = next((way for way in ways if way), [])
+        if not same:
+            return None
+        if len(same) > 1:
+            listed = ", ".join(map(str, same))
+            warnings.append(f"bands {listed} are all described as {colour}: {same[0]} is used; choose with --bands")
+        found.append(same[0])
+    by_number = [plain[band - 1] in numbers[0] for band in found]
+    return (found[0], found[1], found[2]), (*warnings, *(numbers[1] if all(by_number) else ()))
+
+
+def _numbers(plain: Sequence[str], sensor: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Names of numbered bands and the colours that they are, and what is doubtful of that."""
+    numbered = {name: match[1].lstrip("0") for name in plain if (match := _NUMBERED.search(name))}
+    there = set(numbered.values())
+    in_a_row = there == {str(n) for n in range(1, len(there) + 1)} and all(f"b{n}" in plain for n in there)
+    unknown = in_a_row and not _NUMBERING.search(sensor)
+    if unknown and len(there) in (1, 2, 3, 4, 5, 6, 8):  # the bands of anything, counted
+        return {}, ()
+    if any(name.startswith("sur refl") for name in plain):  # MODIS
+        colours = {"1": "red", "4": "green", "3": "blue"}
+    elif _EARLY_LANDSAT.search(sensor) or (there == {"1", "2", "3", "4", "5", "7"}):
+        colours = {"3": "red", "2": "green", "1": "blue"}
+    else:
+        colours = {"4": "red", "3": "green", "2": "blue"}
+    doubt = (
+        "bands B4, B3, B2 taken as red, green, blue, as Landsat 8 and 9 and Sentinel-2 number them; those of Landsat 4 "
+        "to 7 are B3, B2, B1: choose with --bands"
+    )
+    return {name: colours[n] for name, n in numbered.items() if n in colours}, (doubt,) if unknown else ()
+
+
+def _stated(name: str | None) -> float | None:
+    """The wavelength in nanometres that a description states."""
+    match = _STATED_NM.search(_plain(name))
+    if match is None:
         return None
-    red, green, blue = found
-    return red, green, blue
+    return float(match[1]) * (1 if match[2].startswith("n") else 1000)
+
+
+def _plain(name: str | None) -> str:
+    """A description in lower case, with single spaces for all that separates its words."""
+    return re.sub(r"[\s_:;,/()\[\]-]+", " ", name or "").strip().lower()
 
 
 def _chosen(names: Sequence[str | None], colours: Sequence[str], spec: Sequence[int] | str) -> tuple[int, int, int]:

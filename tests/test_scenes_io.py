@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -199,6 +200,18 @@ def test_nodata_that_is_given_is_found_where_the_dtype_can_hold_it(tmp_path, dty
         valid = whole(reader)[1]
     assert valid.sum() == valid.size - hidden
     assert valid[3, 4] != hidden
+
+
+def test_nodata_of_floats_is_compared_as_in_gdal(tmp_path):
+    lowest = np.finfo("f4").min
+    tried = np.array([lowest, np.nextafter(lowest, np.float32(0)), -3.4e38, 3.4e38, -1e20, 0.5], "f4")
+    for stated in (-3.4028230607370965e38, -3.4028234663852886e38, -3.4e38, -1e20, -9999.0, 0.5):
+        bands = np.broadcast_to(np.append(tried, np.float32([-9999, -9998.999, -9998])), (3, 1, 9))
+        path = write(tmp_path / "scene.tif", bands, nodata=stated, colours=["red", "green", "blue"])
+        with SceneReader(path) as reader, rasterio.open(path) as file:
+            hidden = ~file.dataset_mask().astype(bool)
+            assert hidden.any()
+            assert not whole(reader)[1][hidden].any()
 
 
 @pytest.mark.parametrize(
@@ -564,18 +577,73 @@ def test_any_crs_comes_through(tmp_path, crs):
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
-        ({"TIFFTAG_DATETIME": "2021:07:05 10:11:12"}, "2021-07-05"),
+        ({"TIFFTAG_DATETIME": "2021:07:05 10:11:12", "TIFFTAG_SOFTWARE": "Adobe Photoshop"}, None),
+        ({"EXIF_DateTime": "2021:07:05 10:11:12", "DATETIME": "2021-07-05", "GENERATION_TIME": "2021-07-05"}, None),
+        ({"EXIF_DateTimeOriginal": "2021:07:05 10:11:12", "EXIF_DateTime": "2022:01:01 00:00:00"}, "2021-07-05"),
+        ({"NITF_IDATIM": "20210705101112", "NITF_FDT": "20230101000000"}, "2021-07-05"),
         ({"ACQUISITIONDATETIME": "2020-02-29T01:02:03Z", "TIFFTAG_DATETIME": "2021:07:05 10:11:12"}, "2020-02-29"),
-        ({"datetime": "2019-12-31"}, "2019-12-31"),
+        ({"acquired": "2019-12-31"}, "2019-12-31"),
         ({"DATE_ACQUIRED": "20190102"}, "2019-01-02"),
-        ({"TIFFTAG_DATETIME": "0000:00:00 00:00:00"}, None),
-        ({"TIFFTAG_DATETIME": "yesterday"}, None),
+        ({"EXIF_DateTimeOriginal": "0000:00:00 00:00:00"}, None),
+        ({"DATE_ACQUIRED": "yesterday"}, None),
         ({}, None),
     ],
 )
 def test_the_event_date_is_what_the_scene_knows(tmp_path, tags, expected):
     with SceneReader(write(tmp_path / "scene.tif", noise(), tags=tags)) as reader:
         assert reader.scene.event_date == expected
+
+
+# What is beside a raster, and around it
+
+
+def unplaced(path, **profile):
+    return write(path, noise(), crs=None, transform=None, **profile)
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "world"), [("s.tif", "GTiff", "s.tfw"), ("s.png", "PNG", "s.pgw"), ("s.png", "PNG", "s.wld")]
+)
+@pytest.mark.parametrize("text", [rasterio.CRS.from_epsg(32648).to_wkt(), "EPSG:32648"], ids=["wkt", "code"])
+def test_world_file_and_projection_beside_a_raster_place_it(tmp_path, name, driver, world, text):
+    path = unplaced(tmp_path / name, driver=driver)
+    (tmp_path / f"{name}.aux.xml").unlink(missing_ok=True)
+    (tmp_path / world).write_text("0.5\n0\n0\n-0.5\n500000.25\n2999999.75\n")
+    with SceneReader(path) as reader, pytest.raises(SceneError, match=r"give --gsd METRES, or its CRS .* -a_srs"):
+        _ = reader.scene
+    (tmp_path / "s.prj").write_text(text)
+    with SceneReader(path) as reader:
+        assert reader.scene.grid.crs.to_epsg() == 32648
+        assert reader.scene.grid.transform == Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
+
+
+def test_a_projection_alone_or_one_that_is_none_places_nothing(tmp_path):
+    path = unplaced(tmp_path / "s.tif")
+    (tmp_path / "s.prj").write_text(rasterio.CRS.from_epsg(32648).to_wkt())  # of a shapefile s.shp, perhaps
+    with SceneReader(path, gsd=0.5) as reader:
+        assert reader.scene.grid.crs is None
+    (tmp_path / "s.tfw").write_text("0.5\n0\n0\n-0.5\n500000.25\n2999999.75\n")
+    (tmp_path / "s.prj").write_text("a list of projects")
+    with (
+        SceneReader(path) as reader,
+        pytest.raises(SceneError, match=r"CRS in .*s\.prj, which is beside s\.tif: correct"),
+    ):
+        _ = reader.scene
+
+
+def test_an_archive_says_the_way_into_it(tmp_path):
+    path = write(tmp_path / "s.tif", noise())
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.write(path, "in/s.tif")
+    with SceneReader(tmp_path / "z.zip") as reader, pytest.raises(SceneError, match="ZIP archive") as caught:
+        _ = reader.scene
+    way = next(word for word in str(caught.value).split() if word.startswith("/vsizip/")).rstrip(",")
+    with SceneReader(way) as reader:
+        np.testing.assert_array_equal(whole(reader)[0], noise())
+    for name, content in (("b.7z", b"7z\xbc\xaf\x27\x1c"), ("c.tar.gz", b"\x1f\x8b\x08\x00"), ("d.zip", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+        with SceneReader(tmp_path / name) as reader, pytest.raises(SceneError, match=r"archive.*: unpack it first"):
+            _ = reader.scene
 
 
 # Travelling and sharing

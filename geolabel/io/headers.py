@@ -7,25 +7,44 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 
 import pyproj
 import rasterio
 from affine import Affine
 from rasterio.errors import CRSError
 
+from geolabel.bands import is_alpha
 from geolabel.errors import SceneError
 from geolabel.io.foreign import in_words
 from geolabel.scene import Grid
 
 DATE_TAGS = (
+    "EVENT_DATE",
     "ACQUISITIONDATETIME",
-    "DATETIME",
+    "ACQUISITION_DATETIME",
+    "ACQUISITION_DATE",
+    "ACQUISITION_TIME",
+    "ACQUISITIONDATE",
+    "ACQUIRED",
     "DATE_ACQUIRED",
-    "PRODUCT_START_TIME",
     "SENSING_TIME",
-    "TIFFTAG_DATETIME",
+    "SENSING_DATE",
+    "PRODUCT_START_TIME",
+    "DATATAKE_1_DATATAKE_SENSING_START",
+    "FIRSTLINETIME",
+    "START_DATETIME",
+    "NITF_IDATIM",
+    "EXIF_DATETIMEORIGINAL",
 )
-"""Tags that may say when the scene was taken, the most telling first; case does not matter."""
+"""Tags that say when the scene was taken, the most telling first; case does not matter.
+
+TIFFTAG_DATETIME, EXIF_DateTime, NITF_FDT and their like are not among them: programs write these when they save a file.
+"""
+
+
+MAX_PRJ_BYTES = 1 << 16
+"""A longer ``.prj`` holds no CRS."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,8 @@ class Header:
     approximate: str | None = None
     """How the raster is placed where that is no transform: ``ground control points`` or ``RPCs``."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    wavelengths: tuple[float | None, ...] = ()
+    """Of the centre of each band in nanometres, where it is known."""
     size_bytes: int | None = None
     modified: str | None = None
 
@@ -63,7 +84,15 @@ class Header:
     def alpha(self) -> tuple[int, ...]:
         """One-based numbers of the alpha bands."""
         pairs = enumerate(zip(self.colours, self.descriptions, strict=True), 1)
-        return tuple(i for i, (colour, name) in pairs if "alpha" in (colour, (name or "").lower()))
+        return tuple(i for i, (colour, name) in pairs if is_alpha(name, colour))
+
+    @property
+    def sensor(self) -> str:
+        """What may name the sensor: the name of the file, and tags about sensor and spacecraft."""
+        said = (
+            value for key, value in self.tags.items() if re.search(r"sensor|spacecraft|satellite|platform", key, re.I)
+        )
+        return " ".join((re.split(r"[\\/]", self.name)[-1], *said))
 
 
 def grid_of(header: Header, gsd: float | None) -> Grid:
@@ -82,7 +111,8 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
         )
     if header.crs is None:
         if gsd is None:
-            raise SceneError(f"{header.name} has no CRS, so the size of its pixels is unknown: give --gsd METRES")
+            way = "" if header.transform is None else ", or its CRS (gdal_translate -a_srs EPSG:CODE IN OUT)"
+            raise SceneError(f"{header.name} has no CRS, so the size of its pixels is unknown: give --gsd METRES{way}")
         if header.transform is None:
             return Grid(None, Affine(1, 0, 0, 0, -1, 0), height, width, unit_m=gsd)
         side = math.sqrt(abs(header.transform.determinant))
@@ -101,13 +131,32 @@ def event_date_of(header: Header) -> str | None:
     """The ISO 8601 date of acquisition that the tags tell, if they do."""
     tags = {key.upper(): value for key, value in header.tags.items()}
     for name in DATE_TAGS:
-        match = re.match(r"(\d{4})[:/-]?(\d\d)[:/-]?(\d\d)(?!\d)", tags.get(name, "").strip())
+        match = re.match(r"(\d{4})[:/-]?(\d\d)[:/-]?(\d\d)(?=\D|$|\d{4,6}Z?$)", tags.get(name, "").strip())
         if match:
             try:
                 return date(*map(int, match.groups())).isoformat()
             except ValueError:  # such as 0000:00:00, which some cameras write
                 continue
     return None
+
+
+def crs_beside(path: Path) -> pyproj.CRS | None:
+    """The CRS in a ``.prj`` beside a raster, which GDAL does not read of a GeoTIFF or a picture; None without one.
+
+    Raises
+    ------
+    SceneError
+        If PROJ does not understand it.
+    """
+    found = next((path.with_suffix(suffix) for suffix in (".prj", ".PRJ") if path.with_suffix(suffix).is_file()), None)
+    if found is None or found.stat().st_size > MAX_PRJ_BYTES:
+        return None
+    try:
+        return pyproj.CRS.from_user_input(found.read_text(encoding="utf-8", errors="replace").strip())
+    except pyproj.exceptions.CRSError as cause:
+        raise SceneError(
+            f"PROJ does not understand the CRS in {found}, which is beside {path.name}: correct or remove it"
+        ) from cause
 
 
 def to_pyproj(crs: rasterio.crs.CRS | None, name: str) -> pyproj.CRS | None:

@@ -158,7 +158,10 @@ class SceneReader:
 
     @cached_property
     def _choice(self) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-        return choose_bands(self.header.descriptions, self.header.colours, self._bands)
+        header = self.header
+        return choose_bands(
+            header.descriptions, header.colours, self._bands, wavelengths=header.wavelengths, sensor=header.sensor
+        )
 
     def read(self, window: Window, grid: Grid) -> tuple[AnyArray, BoolArray]:
         """Read a window of a working grid.
@@ -363,8 +366,11 @@ def _equals(values: AnyArray, nodata: float) -> BoolArray:
     if math.isnan(nodata):
         return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
     if values.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # float32 files state their nodata as a double
-            return np.asarray(values == values.dtype.type(nodata))
+        # As GDAL compares them: programs round the lowest float32, -3.4028235e38, in different ways.
+        with np.errstate(over="ignore", invalid="ignore"):
+            stated = values.dtype.type(nodata)
+            near = np.abs(values - stated) < 2 * np.finfo(np.float32).eps * np.abs(values + stated)
+            return np.asarray(near | (values == stated))
     # NumPy compares integers with Python's exactly, whatever their size.
     whole = math.isfinite(nodata) and nodata == int(nodata)
     return np.asarray(values == int(nodata)) if whole else np.zeros(values.shape, bool)

@@ -7,6 +7,7 @@ import re
 import threading
 import warnings
 import weakref
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from rasterio.windows import Window as RasterWindow
 from geolabel.errors import SceneError
 from geolabel.io import remote
 from geolabel.io.foreign import in_words
-from geolabel.io.headers import Header, to_pyproj
+from geolabel.io.headers import Header, crs_beside, to_pyproj
 from geolabel.io.opening import is_remote, open_raster, settings
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
@@ -193,11 +194,14 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
     placed = not dataset.transform.is_identity
     approximate = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.rpcs else None
     status = Path(uri).stat() if Path(uri).is_file() else None
+    crs = to_pyproj(dataset.crs, uri)
+    if crs is None and placed and status is not None:
+        crs = crs_beside(Path(uri))
     return Header(
         name=uri,
         height=dataset.height,
         width=dataset.width,
-        crs=to_pyproj(dataset.crs, uri),
+        crs=crs,
         transform=dataset.transform if placed else None,
         dtypes=dataset.dtypes,
         nodata=dataset.nodatavals,
@@ -211,9 +215,54 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
         scaling=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
         approximate=None if placed else approximate,
         tags={**dataset.tags(), **dataset.tags(ns="IMAGERY")},
+        wavelengths=tuple(_wavelength(dataset, band) for band in dataset.indexes),
         size_bytes=status.st_size if status else None,
         modified=datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds") if status else None,
     )
+
+
+ARCHIVES = {b"PK\x03\x04": ("ZIP", "/vsizip/"), b"7z\xbc\xaf": ("7z", "/vsi7z/"), b"Rar!": ("RAR", "/vsirar/")}
+"""How archives begin, and GDAL's way into them where it has one."""
+
+
+def _archive(path: Path, start: bytes) -> str | None:
+    """What to say of an archive; None of any other file."""
+    if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+        return f"{path} is an archive (tar or gzip), not a raster: unpack it first"
+    known = next((kind for begin, kind in ARCHIVES.items() if start.startswith(begin)), None)
+    if known is None:
+        return None
+    name, prefix = known
+    inner = _rasters_inside(path) if name == "ZIP" else []
+    if not inner:
+        return f"{path} is a {name} archive, not a raster: unpack it first"
+    more = f", or one of {len(inner) - 1} others in it" if len(inner) > 1 else ""
+    return (
+        f"{path} is a {name} archive: give the raster inside, {prefix}{path.absolute()}/{inner[0]}{more}, or unpack it"
+    )
+
+
+def _rasters_inside(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return []
+    return sorted(name for name in names if name.lower().endswith((".tif", ".tiff", ".jp2", ".png", ".jpg", ".img")))
+
+
+def _wavelength(dataset: DatasetReader, band: int) -> float | None:
+    """The centre of a band in nanometres, as GDAL or ENVI files tell it."""
+    try:
+        micrometres = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
+        if micrometres is not None:
+            return float(micrometres) * 1000
+        tags = {key.lower(): value for key, value in dataset.tags(band).items()}
+        length = float(tags["wavelength"])
+        unit = tags.get("wavelength_units", "").lower() or ("micrometers" if length < 100 else "nanometers")
+        return length if unit.startswith("n") else length * 1000
+    except (KeyError, ValueError):
+        return None
 
 
 def _why_not(uri: str, cause: RasterioError) -> str:
@@ -232,6 +281,9 @@ def _why_not(uri: str, cause: RasterioError) -> str:
             start = file.read(512)
     except OSError as denied:
         return f"{uri} cannot be read: {denied.strerror}"
+    archive = _archive(path, start)
+    if archive is not None:
+        return archive
     if re.match(rb"\s*<(!doctype html|html|\?xml)", start, re.IGNORECASE) and b"<VRTDataset" not in start:
         return f"{uri} is a web page or XML, not a raster: it may be the error page of a failed download"
     if not re.match(rb"\s*<", start) and not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
