@@ -139,7 +139,7 @@ def _by_colour(names: Sequence[str | None], colours: Sequence[str]) -> _Found | 
     if not said:
         return (red, green, blue), ()
     doubt = (
-        f"bands {red}, {green}, {blue} are marked as red, green, blue, which many programs do unasked; descriptions say "
+        f"bands {red}, {green}, {blue} are marked as red, green, blue, as many programs do unasked; descriptions say "
         f"{', '.join(said)}: choose with --bands"
     )
     return (red, green, blue), (doubt,)
