@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,54 @@ def test_processes_of_a_cluster(scene: Path, expected: list[bytes], tmp_path: Pa
         found = run(planned(scene), tmp_path)
     assert outputs(tmp_path) == expected
     assert len(found.report.peak_bytes) == 2
+
+
+def extract_here(scene: Path, folder: Path) -> None:
+    run(planned(scene), folder)
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_task_of_a_cluster_whose_only_slot_it_takes(
+    scene: Path, expected: list[bytes], tmp_path: Path, processes: bool
+) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    with cluster(1, processes=processes):
+        client = distributed.get_client()
+        client.gather(client.map(extract_here, [scene] * 2, folders, pure=False))
+        client.compute(dask.delayed(extract_here)(scene, tmp_path)).result()
+    assert outputs(folders[0]) == outputs(folders[1]) == outputs(tmp_path) == expected
+
+
+def test_a_thread_beside_a_client(scene: Path, expected: list[bytes], tmp_path: Path) -> None:
+    with cluster(1), ThreadPoolExecutor(1) as pool:
+        pool.submit(extract_here, scene, tmp_path).result(timeout=120)
+    assert outputs(tmp_path) == expected
+
+
+def test_a_task_of_the_executor_that_dask_is_configured_for(scene: Path, expected: list[bytes], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool, dask.config.set(scheduler=pool):
+        pool.submit(extract_here, scene, tmp_path).result(timeout=120)
+    assert outputs(tmp_path) == expected
+
+
+def test_a_coroutine_with_an_asynchronous_client(scene: Path, expected: list[bytes], tmp_path: Path) -> None:
+    async def work() -> None:
+        async with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, asynchronous=True
+            ) as local,
+            distributed.Client(local, asynchronous=True) as client,
+        ):
+            extract_here(scene, tmp_path)
+            await asyncio.to_thread(extract_here, scene, tmp_path / "thread")
+            await client.submit(extract_here, scene, tmp_path / "task")
+
+    for name in ("thread", "task"):
+        (tmp_path / name).mkdir()
+    asyncio.run(work())
+    assert outputs(tmp_path) == outputs(tmp_path / "thread") == outputs(tmp_path / "task") == expected
 
 
 @pytest.mark.slow

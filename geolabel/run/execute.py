@@ -3,6 +3,9 @@
 The active scheduler is the ``distributed.Client`` that is open, else the one that dask is configured for
 (``synchronous``, ``threads``, ``processes``, or an executor), else a few threads of this process. A task is a function
 and one item; the function is pickled, and opened once in every process that works.
+
+Inside a task of somebody else's, as in ``client.map(geolabel.extract, scenes)``, the work is done by threads of that
+task's process: a task that waits for other tasks holds the slot that they may need.
 """
 
 from __future__ import annotations
@@ -107,6 +110,19 @@ def lazy(function: Callable[[Window], AnyArray], blocks: BlockGrid, dtype: DType
 
 
 # --- who works -------------------------------------------------------------------------------------------------------
+
+
+def in_task() -> bool:
+    """Whether this code runs inside a task of a cluster."""
+    if "distributed" not in sys.modules:
+        return False
+    import distributed
+
+    try:
+        distributed.get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def clustered() -> bool:
@@ -223,9 +239,9 @@ def _crew(network: bool, threads: int) -> Iterator[_Crew]:
     scheduler = dask.config.get("scheduler", None) or "threads"
     if scheduler in ("sync", "synchronous", "single-threaded"):
         yield _Here()
-    elif isinstance(scheduler, Executor):
+    elif isinstance(scheduler, Executor) and not _is_own(scheduler):
         yield _Pool(scheduler, getattr(scheduler, "_max_workers", LOCAL_WORKERS))
-    elif scheduler in ("threads", "threading"):
+    elif isinstance(scheduler, Executor) or scheduler in ("threads", "threading", "dask.distributed", "distributed"):
         with _closing(ThreadPoolExecutor(threads, "geolabel")) as executor:
             yield _Pool(executor, threads)
     elif scheduler in ("processes", "multiprocessing"):
@@ -240,6 +256,11 @@ def _crew(network: bool, threads: int) -> Iterator[_Crew]:
             f"scheduler {scheduler!r}: geolabel works on synchronous, threads, processes, an executor or a "
             "distributed.Client; set one of these with dask.config.set(scheduler=...)"
         )
+
+
+def _is_own(executor: Executor) -> bool:
+    """Whether this thread belongs to the executor, whose other tasks might wait for it."""
+    return threading.current_thread() in getattr(executor, "_threads", ())
 
 
 @cache
@@ -258,14 +279,15 @@ def _closing(executor: Executor) -> Iterator[Executor]:
 
 def _client() -> Any | None:
     # distributed takes half a second to import: whoever opened a client has imported it already
-    if "distributed" not in sys.modules:
+    if "distributed" not in sys.modules or in_task():
         return None
     import distributed
 
     try:
-        return distributed.get_client()
+        client = distributed.get_client()
     except ValueError:
         return None
+    return None if client.asynchronous else client  # whose event loop this thread is: waiting would stop it
 
 
 def _await_workers(client: Any) -> None:

@@ -174,6 +174,12 @@ def _clustered() -> bool:
     return execute.clustered()
 
 
+def _in_task() -> bool:
+    from geolabel.run import execute
+
+    return execute.in_task()
+
+
 def prepare(
     scene: str | Path | xr.DataArray,
     reading: Reading,
@@ -226,7 +232,7 @@ def open_scene(
 
 def for_workers(parameters: Parameters) -> Parameters:
     """The parameters with what they leave to who works."""
-    return replace(parameters, threads=1) if _clustered() and parameters.threads is None else parameters
+    return replace(parameters, threads=1) if (_clustered() or _in_task()) and parameters.threads is None else parameters
 
 
 MESSAGE_BYTES = 16 << 20
@@ -241,7 +247,7 @@ def visible(source: str | xr.DataArray) -> str | xr.DataArray:
     OptionError
         If it is a large array in the memory of this process and the work is done in others.
     """
-    if not isinstance(source, str) and _clustered() and source.chunks is None and source.nbytes > MESSAGE_BYTES:
+    if not isinstance(source, str) and _clustered() and not source.chunks and source.nbytes > MESSAGE_BYTES:
         raise OptionError(
             f"the array of {source.nbytes >> 20} MB lies in the memory of this process, and workers cannot see it: "
             "write it to a file, or open it with chunks"
