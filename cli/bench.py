@@ -10,7 +10,7 @@ import click
 from . import options
 from .commands import group, option
 from .inputs import CHIPS_PATH
-from .terminal import announce, progress_bar
+from .terminal import announce, loading, progress_bar
 
 SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
 
@@ -108,9 +108,10 @@ def quality(
     \b
     geolabel bench quality --data data/ --out quality/
     """
-    from geolabel.bench.quality import Bench, Data, bench_quality
+    with loading(ctx):
+        from geolabel.bench.quality import Bench, Data, bench_quality
 
-    networks = options.networks_of(given, localizer=True)
+        networks = options.networks_of(given, localizer=True)
     named = {"sichuan": sichuan, "bijie": bijie, "geotiffs": geotiffs}
     at_hand = vars(Data.inside(data) if data else Data()) | {name: path for name, path in named.items() if path}
     chosen = only or tuple(name for name in SECTIONS if speed or name != "speed")
@@ -282,11 +283,12 @@ def weak(
     if out is None:
         raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
     options.check_training(out.with_name("nothing"), overwrite=True)
-    from geolabel.bench.weak import KINDS, WeakBench
-    from geolabel.bench.weak_sheet import draw_sheet
-    from geolabel.bench.weak_tables import write_table
+    with loading(ctx):
+        from geolabel.bench.weak import KINDS, WeakBench
+        from geolabel.bench.weak_sheet import draw_sheet
+        from geolabel.bench.weak_tables import write_table
 
-    networks = options.networks_of(given)
+        networks = options.networks_of(given)
     work = out.with_name(out.name + ".run")
     if overwrite:
         shutil.rmtree(work, ignore_errors=True)

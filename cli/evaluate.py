@@ -13,7 +13,7 @@ from geolabel.errors import VectorError
 from .commands import command, option
 from .inputs import SCENE, VECTORS, Input
 from .options import as_json, terminal
-from .terminal import progress_bar
+from .terminal import loading, progress_bar
 
 SECTIONS = {
     "Area": {
@@ -97,9 +97,10 @@ def evaluate(
             ctx, slides, truth, class_name, [name for name, value in foreign.items() if value], as_json=as_json
         )
         return
-    from geolabel.run.evaluate import evaluate as score
+    with loading(ctx, "comparing"):
+        from geolabel.run.evaluate import evaluate as score
 
-    figures = score(slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi).as_dict()
+        figures = score(slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi).as_dict()
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import check_listed, check_scenes
-from .terminal import announce, progress_bar, warn
+from .terminal import announce, loading, progress_bar, warn
 
 GAPS = 3
 """Exit code of a run that finished without a part of the scene."""
@@ -94,25 +95,33 @@ def extract(
     check_scenes(others if output else scenes)
     listed = list_scenes(others if output else scenes, asset=given["asset"])
     check_listed(listed)
-    from geolabel.run.dry import estimate_survey
-    from geolabel.run.folder import Keeping
-    from geolabel.run.inventory import run_survey
-    from geolabel.run.outcome import Targets
-    from geolabel.run.survey import prepare_survey
+    with ExitStack() as stack:
+        with loading(ctx):
+            from geolabel.run.dry import estimate_survey
+            from geolabel.run.folder import Keeping
+            from geolabel.run.inventory import run_survey
+            from geolabel.run.outcome import Targets
+            from geolabel.run.survey import prepare_survey
 
-    keeping = Keeping(run_dir, keep)
-    request = options.Request.of(given)
-    inputs = [prompts_from, *(one.source for one in listed)]
-    targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
-    with at_work(given):
-        asked = (request.reading, request.networks, request.parameters)
-        survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)
+            from . import summary
+
+            request = options.Request.of(given)
+            inputs = [prompts_from, *(one.source for one in listed)]
+            targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
+            stack.enter_context(at_work(given))
+            asked = (request.reading, request.networks, request.parameters)
+            survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)
+            estimated = estimate_survey(survey) if dry_run else {}
         warn(ctx, survey.warnings)
         if dry_run:
-            announce(estimate_survey(survey), as_json=as_json)
+            announce(estimated if as_json else summary.of_estimate(estimated), as_json=as_json)
             return 0
+        keeping = Keeping(run_dir, keep)
         with progress_bar(ctx) as progress:
             found = run_survey(survey, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
     warn(ctx, found.report.gaps)
-    announce({"output": target, **found.summary()}, as_json=as_json)
+    figures = found.summary()
+    dense = survey.plans[0].dense
+    rows = {"output": target, **figures} if as_json else summary.of_extraction(target, figures, dense=dense)
+    announce(rows, as_json=as_json)
     return GAPS if found.report.gaps else 0

@@ -41,7 +41,7 @@ def info(
     with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd) as reader:
         values = _facts(reader, stretch, working_gsd)
         warn(ctx, reader.warnings)
-    announce(values if as_json else {name: _readable(value) for name, value in values.items()}, as_json=as_json)
+    announce(values, as_json=as_json)
 
 
 def _facts(reader: SceneReader, stretch: str, working_gsd: float | None) -> dict[str, Any]:
@@ -86,11 +86,3 @@ def _facts(reader: SceneReader, stretch: str, working_gsd: float | None) -> dict
 def _plain(number: float | None) -> float | str | None:
     """A number that JSON has a form for."""
     return number if number is None or math.isfinite(number) else str(number)
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_readable, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from geolabel.methods import METHODS
 from . import options, prediction
 from .commands import F, command, option
 from .inputs import CHIPS_PATH, NETWORK
-from .terminal import announce, progress_bar
+from .terminal import announce, loading, progress_bar
 
 METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     option(
@@ -149,9 +149,10 @@ def label(
     The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
     they were made. A run that was stopped goes on with the same command.
     """
-    networks = options.networks_of(given)
-    chosen = METHODS[method]
-    settings = chosen.settings(given)
+    with loading(ctx):
+        networks = options.networks_of(given)
+        chosen = METHODS[method]
+        settings = chosen.settings(given)
     with progress_bar(ctx) as progress:
         figures = chosen.label(chips, out, settings, networks, overwrite=overwrite, progress=progress)
     announce({"output": str(out)} | figures, as_json=as_json)

@@ -10,7 +10,7 @@ import click
 from . import options
 from .commands import command, option
 from .inputs import CHIPS, CHIPS_PATH
-from .terminal import announce, progress_bar
+from .terminal import announce, loading, progress_bar
 
 LIBRARIES = {
     "maskrcnn": ("pycocotools",),
@@ -114,10 +114,11 @@ def localizer(
     geolabel extract scene.tif --localizer trained/localizer.safetensors --out slides.gpkg
     """
     options.check_training(out / "localizer.safetensors", overwrite=overwrite)
-    from geolabel.datasets.chips import read_chips
-    from geolabel.run.localizers import LocalizerRequest, train_localizer
+    with loading(ctx):
+        from geolabel.datasets.chips import read_chips
+        from geolabel.run.localizers import LocalizerRequest, train_localizer
 
-    networks = options.training_networks(given)
+        networks = options.training_networks(given)
     with progress_bar(ctx) as progress:
         figures = train_localizer(
             read_chips(chips, class_name=class_name),

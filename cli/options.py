@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,13 +46,23 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None
     return callback
 
 
+class _Messages(logging.Handler):
+    """Writes to whatever stderr is at the moment: progress bars put themselves in its way, and keep below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; what a user should know is not marked with the module that says it."""
+        try:
+            source = "" if record.levelno >= logging.WARNING else f"{record.name}: "
+            click.echo(f"{record.levelname.lower()}: {source}{self.format(record)}", err=True)
+        except Exception:  # noqa: BLE001  # as every handler of the standard library
+            self.handleError(record)
+
+
 def _configure_logging(session: Session) -> None:
     root = logging.getLogger("geolabel")
     root.setLevel(session.level())
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
+        root.addHandler(_Messages())
 
 
 def terminal(command: F) -> F:

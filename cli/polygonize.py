@@ -9,7 +9,7 @@ import click
 from . import options
 from .commands import command, option
 from .inputs import SCENE
-from .terminal import announce, progress_bar
+from .terminal import announce, extent, loading, progress_bar, see
 
 
 @command()
@@ -68,14 +68,19 @@ def polygonize(
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.4 --min-area 400m2
     """
     from geolabel.errors import OptionError
-    from geolabel.run.polygonize import polygonize as run_polygonize
 
     if out and output:
         raise OptionError(f"two outputs, {output} and {out}: give one")
     target = out or output
     if target is None:
         raise OptionError("no output: give --out FILE.gpkg")
+    with loading(ctx, "loading libraries"):
+        from geolabel.run.polygonize import polygonize as run_polygonize
+
     chosen = {name: value for name, value in given.items() if value is not None}
     with progress_bar(ctx) as progress:
         found = run_polygonize(raster, out=target, progress=progress, **chosen)
-    announce({"output": target, "landslides": len(found), "area_m2": float(found["area_m2"].sum())}, as_json=as_json)
+    area = float(found["area_m2"].sum())
+    figures = {"output": target, "landslides": len(found), "area_m2": area}
+    rows = {"landslides": f"{len(found)}, {extent(area)}", "output": target, "next": see(target)}
+    announce(figures if as_json else rows, as_json=as_json)

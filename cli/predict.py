@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import check_listed, check_scenes
-from .terminal import announce, progress_bar, warn
+from .terminal import announce, loading, progress_bar, warn
 
 
 @command()
@@ -58,21 +59,27 @@ def predict(
     check_scenes(scenes[:1] if output else scenes)
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
     check_listed(listed)
-    from geolabel.run.folder import Keeping
-    from geolabel.run.outcome import Targets
-    from geolabel.run.predict import run_predict
-    from geolabel.run.survey import prepare_survey
+    with ExitStack() as stack:
+        with loading(ctx):
+            from geolabel.run.folder import Keeping
+            from geolabel.run.outcome import Targets
+            from geolabel.run.predict import run_predict
+            from geolabel.run.survey import prepare_survey
 
-    keeping, request = Keeping(run_dir, keep), options.Request.of(given)
-    inputs = [prompts_from, *(one.source for one in listed)]
-    targets = Targets.of(None, target, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
-    with at_work(given):
-        asked = (request.reading, request.networks, request.parameters)
-        survey = prepare_survey(listed, *asked, raster=target)
-        (plan,) = survey.plans
+            from . import summary
+
+            request = options.Request.of(given)
+            inputs = [prompts_from, *(one.source for one in listed)]
+            targets = Targets.of(None, target, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
+            stack.enter_context(at_work(given))
+            asked = (request.reading, request.networks, request.parameters)
+            survey = prepare_survey(listed, *asked, raster=target)
+            (plan,) = survey.plans
         warn(ctx, survey.warnings)
+        keeping = Keeping(run_dir, keep)
         with progress_bar(ctx) as progress:
             report = run_predict(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
     warn(ctx, report.gaps)
-    announce({"output": target, **report.summary()}, as_json=as_json)
+    figures = report.summary()
+    announce({"output": target, **figures} if as_json else summary.of_scores(target, figures), as_json=as_json)
     return GAPS if report.gaps else 0

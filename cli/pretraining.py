@@ -13,7 +13,7 @@ from . import options, prediction
 from .commands import F, command, option
 from .inputs import Input
 from .learn import LIBRARIES
-from .terminal import announce, progress_bar
+from .terminal import announce, loading, progress_bar
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -124,11 +124,12 @@ def alps(
     geolabel study alps data/train --test data/val --before other/ --out study/
     """
     options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"], ()), overwrite=True)
-    from geolabel.bench.pretraining import OWN, TITLE, PretrainingStudy
-    from geolabel.datasets.chips import read_chips
-    from geolabel.io.outputs import empty
-    from geolabel.methods import METHODS
-    from geolabel.run.students import StudentRequest
+    with loading(ctx):
+        from geolabel.bench.pretraining import OWN, TITLE, PretrainingStudy
+        from geolabel.datasets.chips import read_chips
+        from geolabel.io.outputs import empty
+        from geolabel.methods import METHODS
+        from geolabel.run.students import StudentRequest
 
     if overwrite:
         empty(out, OWN)

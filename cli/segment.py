@@ -10,7 +10,7 @@ from . import options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import SCENE
-from .terminal import announce, progress_bar, warn
+from .terminal import announce, loading, progress_bar, warn
 
 
 @command(short_help="Outline everything in a scene, without classes.")
@@ -117,17 +117,21 @@ def segment(ctx: click.Context, /, scene: str, out: str, overwrite: bool, as_jso
     geolabel segment scene.tif --out segments.gpkg
     geolabel segment scene.tif --out segments.gpkg --sam vit_b
     """
-    from geolabel.run.outcome import Targets
-    from geolabel.run.request import prepare
-    from geolabel.run.segment import AskedEverywhere, Everything, run_segment
+    with loading(ctx):
+        from geolabel.run.outcome import Targets
+        from geolabel.run.request import prepare
+        from geolabel.run.segment import AskedEverywhere, Everything, run_segment
 
-    targets = Targets.of(out, overwrite=overwrite, inputs=(scene,))
-    asked = Everything(**{name: given[name] for name in vars(Everything())})
-    request = options.Request.of(given)
-    plan = prepare(scene, request.reading, AskedEverywhere.of(request.networks, asked), request.parameters)
+        from . import summary
+
+        targets = Targets.of(out, overwrite=overwrite, inputs=(scene,))
+        asked = Everything(**{name: given[name] for name in vars(Everything())})
+        request = options.Request.of(given)
+        plan = prepare(scene, request.reading, AskedEverywhere.of(request.networks, asked), request.parameters)
     warn(ctx, plan.reader.warnings)
     with progress_bar(ctx) as progress:
         found = run_segment(plan, targets, asked, progress=progress)
     warn(ctx, found.report.gaps)
-    announce({"output": out, **found.summary()}, as_json=as_json)
+    figures = found.summary()
+    announce({"output": out, **figures} if as_json else summary.of_segments(out, figures), as_json=as_json)
     return GAPS if found.report.gaps else 0

@@ -10,7 +10,7 @@ import click
 from . import grounding, options, pretraining
 from .commands import F, group, option
 from .inputs import CHIPS, NETWORK
-from .terminal import announce, progress_bar
+from .terminal import announce, loading, progress_bar
 
 
 @group()
@@ -173,9 +173,10 @@ def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
     chips, out, class_name, as_json = (given.pop(key) for key in ("chips", "out", "class_name", "as_json"))
     if name in ("s2c", "cism"):
         options.check_training(out / "nothing", overwrite=True)
-    from geolabel.bench.studies import OWN, Study
-    from geolabel.datasets.chips import read_chips
-    from geolabel.io.outputs import empty
+    with loading(ctx):
+        from geolabel.bench.studies import OWN, Study
+        from geolabel.datasets.chips import read_chips
+        from geolabel.io.outputs import empty
 
     if given.pop("overwrite"):
         empty(out, OWN)

@@ -9,7 +9,7 @@ import click
 
 from . import options
 from .commands import command, option
-from .terminal import announce
+from .terminal import announce, loading
 
 
 @command()
@@ -42,8 +42,11 @@ from .terminal import announce
 @options.overwrite
 @options.as_json
 @options.terminal
-def synthesize(scene: str, size: str, gsd: float, seed: int, epsg: int, overwrite: bool, as_json: bool) -> None:
-    """Draw a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
+@click.pass_context
+def synthesize(
+    ctx: click.Context, /, scene: str, size: str, gsd: float, seed: int, epsg: int, overwrite: bool, as_json: bool
+) -> None:
+    """Make a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
 
     \b
     scene.tif           the picture
@@ -55,10 +58,12 @@ def synthesize(scene: str, size: str, gsd: float, seed: int, epsg: int, overwrit
     \b
     geolabel synthesize scene.tif --size 2048 --gsd 0.5 --seed 0
     """
-    from geolabel.run.synthesize import SceneFiles
-    from geolabel.run.synthesize import synthesize as run_synthesize
+    height, width = _parse_size(size)
+    with loading(ctx, f"making a scene of {height} x {width} px"):
+        from geolabel.run.synthesize import SceneFiles
+        from geolabel.run.synthesize import synthesize as run_synthesize
 
-    drawn = run_synthesize(scene, size=_parse_size(size), gsd=gsd, seed=seed, epsg=epsg, overwrite=overwrite)
+        drawn = run_synthesize(scene, size=(height, width), gsd=gsd, seed=seed, epsg=epsg, overwrite=overwrite)
     facts = {"landslides": drawn.count, "landslide_share": round(float(drawn.truth.mean()), 4)}
     announce({**asdict(SceneFiles.beside(scene)), **facts}, as_json=as_json)
 

@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .options import Session
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -20,8 +23,13 @@ LINE_EVERY = 10.0
 """Seconds between lines of progress where there is no terminal to draw a bar on."""
 
 
+def _ended(name: str, done: int, total: int, start: float) -> str:
+    """The line that stays when a pass has ended."""
+    return f"{name}: {done} of {total} tasks in {time.monotonic() - start:.1f} s"
+
+
 class Lines:
-    """Progress as plain lines: one when a pass starts, one every few seconds, one when it ends."""
+    """Progress as plain lines: one every few seconds, and one when a pass ends."""
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
         """Pass `results` through and say how far they are."""
@@ -33,9 +41,9 @@ class Lines:
             now = time.monotonic()
             if now - last >= LINE_EVERY and done < total:
                 left = (now - start) / done * (total - done)
-                click.echo(f"{name}: {done} of {total} tasks, about {left:.0f} s left", err=True)
+                click.echo(f"{name}: {done} of {total} tasks, about {duration(left)} left", err=True)
                 last = now
-        click.echo(f"{name}: {done} of {total} tasks in {time.monotonic() - start:.1f} s", err=True)
+        click.echo(_ended(name, done, total, start), err=True)
 
 
 class Nothing:
@@ -47,10 +55,9 @@ class Nothing:
 
 
 class Bars:
-    """Progress as bars with the time left."""
+    """Progress as one bar with the time left; a pass that has ended leaves a plain line above it."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -61,27 +68,55 @@ class Bars:
         )
 
         self.display = Progress(
-            TextColumn("{task.description:>10}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=_console(),
         )
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
         """Pass `results` through and draw how far they are."""
+        start, done = time.monotonic(), 0
         task = self.display.add_task(name, total=total)
         for result in results:
             yield result
+            done += 1
             self.display.advance(task)
+        # only what is at work is drawn anew: runs over many scenes have more passes than a terminal has lines
+        self.display.remove_task(task)
+        self.display.console.print(_ended(name, done, total, start), highlight=False, markup=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _silent(ctx: click.Context) -> bool:
+    return ctx.ensure_object(Session).quiet or bool(os.environ.get("GEOLABEL_NO_PROGRESS"))
+
+
+@contextmanager
+def loading(ctx: click.Context, what: str = "loading networks") -> Iterator[None]:
+    """Say at once what takes its time before there is progress to show; on a terminal, for as long as it takes."""
+    if _silent(ctx):
+        yield
+    elif sys.stderr.isatty():
+        with _console().status(what):
+            yield
+    else:
+        click.echo(what, err=True)
+        yield
 
 
 @contextmanager
 def progress_bar(ctx: click.Context) -> Iterator[Bars | Lines | Nothing]:
-    """Progress fit for where stderr goes: bars on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS."""
-    if ctx.ensure_object(Session).quiet or os.environ.get("GEOLABEL_NO_PROGRESS"):
+    """Progress fit for where stderr goes: a bar on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS."""
+    if _silent(ctx):
         yield Nothing()
     elif sys.stderr.isatty():
         bars = Bars()
@@ -105,4 +140,42 @@ def announce(values: Mapping[str, Any], *, as_json: bool) -> None:
         return
     width = max((len(key) for key in values), default=0)
     for key, value in values.items():
-        click.echo(f"{key.replace('_', ' '):<{width}}  {value}")
+        first, *others = readable(value).splitlines() or [""]
+        click.echo(f"{key.replace('_', ' '):<{width}}  {first}".rstrip())
+        for line in others:
+            click.echo(f"{'':<{width}}  {line}")
+
+
+def readable(value: Any) -> str:
+    """A value as a person writes it: no quotes, brackets or braces of Python."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {readable(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(readable, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def extent(square_metres: float) -> str:
+    """An area in the unit that a person would use."""
+    for unit, size in (("km2", 1e7), ("ha", 1e3)):
+        if square_metres >= size:
+            return f"{_three_digits(square_metres / (1e6 if unit == 'km2' else 1e4))} {unit}"
+    return f"{square_metres:.0f} m2"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def see(output: str) -> str:
+    """What to do with an inventory."""
+    return f"open {output} in QGIS, and set status to accepted or rejected as you look"

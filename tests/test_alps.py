@@ -314,7 +314,11 @@ def test_extracted_twice_it_has_the_same_bytes(scene: Path, tmp_path: Path, name
     (["--class", "river"], "no cluster is called 'river' (named are landslide)"),
     (["--prompts-from", "drawn.gpkg"], "a method without a localizer asks everywhere"),
 ])  # fmt: skip
-def test_what_alps_cannot_extract_is_an_error(scene: Path, tmp_path: Path, named: Path, capsys, more, says) -> None:
+def test_what_alps_cannot_extract_is_an_error(
+    scene: Path, tmp_path: Path, named: Path, capsys, monkeypatch, more, says
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drawn.gpkg").touch()
     assert extract(scene, tmp_path / "slides.gpkg", named, *more) == 2
     assert says in capsys.readouterr().err
 

@@ -372,7 +372,7 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, truth: Path):
     assert "F1" in table.output
     assert "0.4211" in table.output  # 2 x 8 / (12 + 26)
     done = CliRunner().invoke(command, [str(slides), str(truth), "--json"])
-    figures = json.loads(done.output)
+    figures = json.loads(done.stdout)
     assert figures == evaluate(slides, truth).as_dict()
     assert figures["f1"] == 16 / 38
 

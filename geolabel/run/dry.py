@@ -28,9 +28,9 @@ BLOCK_BYTES_PER_PX = 24
 """Of a block at work: sums, weights, scores, winners."""
 
 
-TOTALS = (
-    "localizer_tiles", "blocks", "seconds_without_landslides", "seconds_with_landslides_everywhere",
-)  # fmt: skip
+NONE, EVERYWHERE = "seconds_without_landslides", "seconds_with_landslides_everywhere"
+
+TOTALS = ("area_km2", "localizer_tiles", "blocks", NONE, EVERYWHERE)
 """What adds up over the grids of a run."""
 
 
@@ -69,6 +69,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     return {
         "scene": plan.reader.scene.name,
         "working_grid": f"{plan.grid.height} x {plan.grid.width} px at {plan.grid.gsd:.4g} m",
+        "area_km2": round(plan.grid.height * plan.grid.width * plan.grid.gsd**2 / 1e6, 6),
         "bands": ",".join(map(str, plan.reader.scene.bands)),
         "device": plan.localizer.device,
         "localizer_tiles": tiles,
@@ -79,19 +80,23 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "memory_mb": round(memory / 2**20),
         "seconds_per_localizer_tile": round(per_tile, 4),
         "seconds_per_segmenter_window": round(segment_s, 6),
-        "seconds_without_landslides": round(tiles * per_tile, 1),
-        "seconds_with_landslides_everywhere": round(tiles * per_tile + windows * segment_s, 1),
+        NONE: round(tiles * per_tile, 1),
+        EVERYWHERE: round(tiles * per_tile + windows * segment_s, 1),
     }
 
 
 def estimate_survey(survey: Survey) -> dict[str, Any]:
     """Count the work of all plans together; for scenes on one grid see `estimate`."""
-    if len(survey.plans) == 1:
-        return estimate(survey.plans[0])
     parts = [estimate(plan) for plan in survey.plans]
-    totals = {name: round(sum(part[name] for part in parts), 1) for name in TOTALS}
-    return {"scenes": survey.scenes, "grids": len(parts), "device": parts[0]["device"], **totals,
-            "memory_mb": max(part["memory_mb"] for part in parts)}  # fmt: skip
+    figures = parts[0]
+    if len(parts) > 1:
+        totals = {name: round(sum(part[name] for part in parts), 6) for name in TOTALS}
+        memory = max(part["memory_mb"] for part in parts)
+        figures = {"scenes": survey.scenes, "grids": len(parts), "device": parts[0]["device"], **totals,
+                   "memory_mb": memory}  # fmt: skip
+    per_km2 = {name.replace("seconds", "seconds_per_km2"): round(figures[name] / figures["area_km2"], 2)
+               for name in (NONE, EVERYWHERE)}  # fmt: skip
+    return figures | per_km2
 
 
 def _read(plan: Plan, window: Window) -> Any:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from geolabel.prompts import Prompts
 from geolabel.run.ledger import Outcome
 from geolabel.run.passes import FAILED, FOUND, NO_DATA, MaskTable, TileReport
 from geolabel.run.windows import PromptedWindow
+from geolabel.scene import Grid
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Numbered:
         return self.progress.track(results, f"{name} {self.number}", total)
 
 
-EFFORT = ("seconds", "pixels", "tasks", "tasks_kept", "peak_bytes")
+EFFORT = ("seconds", "pixels", "area_km2", "tasks", "tasks_kept", "peak_bytes")
 """Fields that differ between runs that find the same."""
 
 
@@ -72,11 +73,20 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     pixels: int = 0
     """Of the working grid."""
+    area_km2: float = 0.0
+    """Of the working grid, by the size of its central pixel."""
     tasks: int = 0
     tasks_kept: int = 0
     """Tasks that an earlier run of the same had done."""
     peak_bytes: dict[str, int] = field(default_factory=dict)
     """Most memory that each process has held."""
+
+    @classmethod
+    def of(cls, *grids: Grid) -> Self:
+        """A report of a run over these working grids, before anything is done."""
+        pixels = [grid.height * grid.width for grid in grids]
+        areas = (count * grid.gsd**2 / 1e6 for count, grid in zip(pixels, grids, strict=True))
+        return cls(pixels=sum(pixels), area_km2=round(sum(areas), 6))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -116,6 +126,8 @@ class Report:
             "tasks_kept": self.tasks_kept,
             "seconds": self.seconds,
             "pixels_per_second": round(self.pixels / total) if total and not self.tasks_kept else None,
+            "area_km2": self.area_km2,
+            "seconds_per_km2": round(total / self.area_km2, 2) if self.area_km2 and not self.tasks_kept else None,
             "peak_mb": {worker: round(peak / 2**20) for worker, peak in sorted(self.peak_bytes.items())},
         }
 

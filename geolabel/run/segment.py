@@ -103,7 +103,7 @@ class Segmentation:
         """The figures that a user wants to see at the end."""
         report = self.report
         return {"segments": len(self.segments), "masks": report.masks, "tiles": report.windows,
-                "gaps": len(report.gaps), "seconds": report.seconds}  # fmt: skip
+                "gaps": len(report.gaps)} | report.effort()  # fmt: skip
 
 
 def segment(

@@ -132,7 +132,7 @@ def under_way(
             yield work
         return
     with in_folder(root, key, targets, keeping) as folder:
-        report = Report(pixels=plan.grid.height * plan.grid.width)
+        report = Report.of(plan.grid)
         yield Work.within(folder, Run(plan, folder.store, localized=localized), report, progress or Silent())
 
 
@@ -155,7 +155,7 @@ def parts_under_way(
         By what the run is known; None where nothing can go on from it.
     """
     root = targets.root(keeping.run_dir)
-    report = Report(pixels=sum(plan.grid.height * plan.grid.width for plan in plans))
+    report = Report.of(*(plan.grid for plan in plans))
     with ExitStack() as stack:
         if root is None or key is None:
             folder = None
@@ -186,7 +186,7 @@ def in_folder(root: str | Path, key: Mapping[str, Any], targets: Targets, keepin
 @contextmanager
 def in_scratch(plan: Plan, progress: Progress | None = None, *, localized: bool = True) -> Iterator[Work]:
     """Work on a plan in a temporary folder: what is interrupted starts anew."""
-    report = Report(pixels=plan.grid.height * plan.grid.width)
+    report = Report.of(plan.grid)
     try:
         with TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True) as scratch:
             yield Work(Run(plan, Store(Path(scratch)), localized=localized), report, progress or Silent())

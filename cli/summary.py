@@ -1,0 +1,111 @@
+"""What a run says at its end, in the units of a person; with ``--json`` the figures themselves are printed instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from geolabel.run.dry import EVERYWHERE, NONE
+
+from .terminal import duration, extent, see
+
+Figures = Mapping[str, Any]
+
+
+def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[str, str]:
+    """Rows on the landslides of a run.
+
+    Parameters
+    ----------
+    figures
+        Of `geolabel.run.extract.Extraction.summary`.
+    dense
+        Whether the method scores every pixel itself, without prompts.
+    """
+    count, whole = figures["landslides"], extent(figures["area_km2"] * 1e6)
+    rows = {"landslides": f"{count}, {extent(figures['area_m2'])} of {whole}" if count else f"none in {whole}"}
+    if figures["mean_confidence"] is not None:
+        rows["confidence"] = f"{figures['mean_confidence']:.2f} on average, of 0 to 1"
+    if figures["candidates"]:
+        rows["candidates"] = f"{figures['candidates']}, less likely: in the layer candidates"
+    rows |= _effort(figures)
+    if output:
+        rows["output"] = output
+        if count or figures["candidates"]:
+            rows["next"] = see(output)
+    if not count:
+        rows["try"] = "\n".join(_ways_to_more(figures, dense=dense))
+    return rows
+
+
+def of_scores(output: str, figures: Figures) -> dict[str, str]:
+    """Rows on a raster of scores; `figures` are those of `geolabel.run.report.Report.summary`."""
+    return {
+        "scored": extent(figures["area_km2"] * 1e6),
+        **_effort(figures),
+        "output": output,
+        "next": f"geolabel polygonize {output} --out slides.gpkg; or open it in QGIS: 127 of 254 is the edge",
+    }
+
+
+def of_segments(output: str, figures: Figures) -> dict[str, str]:
+    """Rows on everything in a scene; `figures` are those of `geolabel.run.segment.Segmentation.summary`."""
+    return {
+        "segments": f"{figures['segments']} in {extent(figures['area_km2'] * 1e6)}",
+        **_effort(figures),
+        "output": output,
+        "next": f"open {output} in QGIS",
+    }
+
+
+def of_estimate(figures: Figures) -> dict[str, str]:
+    """Rows on what a run would take; `figures` are those of `geolabel.run.dry.estimate_survey`."""
+    named = {"scene": "scene", "scenes": "scenes", "working_grid": "grid", "grids": "grids", "device": "device"}
+    rows = {label: str(figures[key]) for key, label in named.items() if key in figures}
+    low, high = (duration(figures[name]) for name in (NONE, EVERYWHERE))
+    per_low, per_high = (duration(figures[name.replace("seconds", "seconds_per_km2")]) for name in (NONE, EVERYWHERE))
+    return rows | {
+        "area": extent(figures["area_km2"] * 1e6),
+        "tiles": str(figures["localizer_tiles"]),
+        "time": f"{low} without a landslide, {high} with landslides everywhere; and some seconds to start",
+        "time per km2": f"{per_low} to {per_high}",
+        "memory": _memory(figures["memory_mb"]),
+    }
+
+
+def _effort(figures: Figures) -> dict[str, str]:
+    rows = {}
+    if figures["gaps"]:
+        rows["gaps"] = f"{figures['gaps']}: these parts of the scene were left out, see the warnings"
+    if empty := figures.get("tiles_without_data"):
+        rows["no data"] = f"{empty} of {figures['tiles']} tiles"
+    spent = duration(sum(figures["seconds"].values()))
+    if figures["tasks_kept"]:
+        rows["time"] = f"{spent}; {figures['tasks_kept']} of {figures['tasks']} tasks were done before"
+    elif figures["seconds_per_km2"]:
+        rows["time"] = f"{spent}, {duration(figures['seconds_per_km2'])} per km2"
+    else:
+        rows["time"] = spent
+    peaks = figures["peak_mb"].values()
+    if peaks:
+        workers = f" in the largest of {len(peaks)} processes" if len(peaks) > 1 else ""
+        rows["memory"] = f"{_memory(max(peaks))}{workers}"
+    return rows
+
+
+def _memory(megabytes: float) -> str:
+    return f"{megabytes / 1024:.1f} GB"
+
+
+def _ways_to_more(figures: Figures, *, dense: bool) -> list[str]:
+    if figures["tiles"] and figures["tiles_without_data"] == figures["tiles"]:
+        return ["every tile is without data: geolabel info says what counts as nodata, --nodata sets it"]
+    ways = ["geolabel info says which bands were taken for red, green and blue: --bands sets them"]
+    if figures["candidates"]:
+        ways.append(f"--min-confidence 0 makes landslides of the {figures['candidates']} candidates")
+    elif dense or figures["prompts"]:
+        ways.append("--score-threshold 0.3 and --min-area 10px keep what is less clear, and smaller")
+    else:
+        ways.append("--gate 0.2 follows up what is less likely; the layer tiles says how likely each tile was")
+    ways.append("--working-gsd: landslides that fill a tile, or have few pixels, are seen better at another pixel size")
+    return ways
