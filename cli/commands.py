@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import click
 
+from geolabel.errors import GeolabelError, MemoryLimitError, memory_wanted, ran_out_of_memory
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 Topic = Literal["input", "output", "sensitivity", "shape", "method", "machine", "messages"]
@@ -98,6 +100,24 @@ class Command(click.Command):
         """All parameters, those that ask for help included."""
         return [*super().get_params(ctx), self._help_all]
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises
+        ------
+        MemoryLimitError
+            Instead of what other libraries raise where memory runs out; it names the options that help.
+        """
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(error, GeolabelError) or not ran_out_of_memory(error):
+                raise
+            names = {name for one in self.params if isinstance(one, click.Option) for name in one.opts}
+            smaller = " or ".join(name for name in SMALLER if name in names)
+            way = f"give a smaller {smaller}, or close other programs" if smaller else "close other programs"
+            raise MemoryLimitError(f"memory ran out{memory_wanted(error)}: {way}") from error
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options group by group."""
         options = [one for one in self.get_params(ctx) if isinstance(one, click.Option) and not one.hidden]
@@ -112,6 +132,10 @@ class Command(click.Command):
         if rare and not every:
             formatter.write_paragraph()
             formatter.write_text(f"{len(rare)} more options, seldom needed: {ctx.command_path} {HELP_ALL}")
+
+
+SMALLER = ("--batch", "--crops", "--tile-size", "--block-size", "--size", "--workers", "--bounds")
+"""Options that make a command take less memory."""
 
 
 class Group(click.Group):

@@ -12,13 +12,16 @@
     ├── WeightsError    a network file that is missing, damaged, or not what it claims to be
     ├── OutputError     a result that cannot be written
     ├── RunError        a run folder that is in use, or belongs to another run
-    └── ClusterError    workers or a scheduler that cannot be had, or are gone
+    ├── ClusterError    workers or a scheduler that cannot be had, or are gone
+    └── MemoryLimitError  memory that ran out
 
 A message names the value, the limit and the way out. The command line maps `OptionError` to exit code 2
 and every other member to 1; with ``--on-error skip`` a `TileError` becomes a recorded gap and exit code 3.
 """
 
 from __future__ import annotations
+
+import re
 
 
 class GeolabelError(Exception):
@@ -63,3 +66,29 @@ class RunError(GeolabelError):
 
 class ClusterError(GeolabelError):
     """Workers or a scheduler cannot be had, or are gone."""
+
+
+class MemoryLimitError(GeolabelError):
+    """Memory ran out: of this process, of a worker, or of a GPU. Smaller tiles, blocks or batches take less."""
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error of Python, NumPy, PyTorch or GDAL, or what led to it, means that there was not enough memory."""
+    while error is not None:
+        # by name: torch's for a GPU, and GDAL's
+        if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "CPLE_OutOfMemoryError"):
+            return True
+        # torch says it so of a CPU, on Linux and macOS, and on Windows
+        if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
+def memory_wanted(error: BaseException) -> str:
+    """How much memory an error says was asked for, in words; empty where it does not say."""
+    found = re.search(r"allocate (\d[\d.]*) ?(bytes|[KMGT]i?B)", str(error))
+    if found is None:
+        return ""
+    number, unit = found.groups()
+    return f", {int(number) / 2**30:.1f} GiB wanted" if unit == "bytes" else f", {number.rstrip('.')} {unit} wanted"

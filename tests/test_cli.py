@@ -398,6 +398,46 @@ def test_debug_changes_no_exit_code(tmp_path: Path, scene: str, capsys):
     assert "OptionError" in capsys.readouterr().err
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's for a GPU: it is known by its name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (MemoryError(), ""),
+        (MemoryError("Unable to allocate 64.0 GiB for an array with shape (1,)"), ", 64.0 GiB wanted"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), ", 20.00 GiB wanted"),
+        (
+            RuntimeError(
+                "[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 68719476736 bytes"
+            ),
+            ", 64.0 GiB wanted",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1073741824 bytes."), ", 1.0 GiB"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_a_way_out(error, wanted: str, scene, monkeypatch, capsys, tmp_path):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("geolabel.run.survey.prepare_survey", fail)
+    assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
+    assert_one_line(capsys.readouterr(), f"memory ran out{wanted}")
+    monkeypatch.setattr("geolabel.io.scenes.SceneReader", fail)
+    assert run(["info", scene]) == 1
+    assert_one_line(capsys.readouterr(), "close other programs")
+
+
+def test_the_way_out_of_too_little_memory_names_options_that_there_are(scene, monkeypatch, capsys, tmp_path):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("geolabel.run.survey.prepare_survey", fail)
+    assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
+    assert "a smaller --batch or --tile-size or --block-size or --workers or --bounds" in capsys.readouterr().err
+
+
 # What goes where
 
 

@@ -21,7 +21,7 @@ import rasterio
 from affine import Affine
 
 from geolabel.activation import Activation
-from geolabel.errors import ClusterError, OptionError, OutputError, TileError
+from geolabel.errors import ClusterError, MemoryLimitError, OptionError, OutputError, TileError
 from geolabel.io.places import FolderPlace
 from geolabel.io.scenes import SceneReader
 from geolabel.masks import Masks
@@ -251,7 +251,9 @@ def test_no_scheduler_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from geolabel.cli.main import run as command
 
     monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
-    words = ["extract", "scene.tif", "--out", str(tmp_path / "a.gpkg"), "--scheduler", "tcp://127.0.0.1:9"]
+    (tmp_path / "scene.tif").touch()
+    words = ["extract", str(tmp_path / "scene.tif"), "--out", str(tmp_path / "a.gpkg")]
+    words += ["--scheduler", "tcp://127.0.0.1:9"]
     assert command(words) == 1
     assert "no scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
     (tmp_path / "scheduler.json").write_text("{}")
@@ -284,7 +286,7 @@ def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:
     def hungry(job: int) -> None:
         raise MemoryError("Unable to allocate 64. GiB")
 
-    with pytest.raises(TileError, match=r"task 3 of pass localize .*64\. GiB.*--tile-size"):
+    with pytest.raises(MemoryLimitError, match=r"task 3 of pass localize .*64 GiB wanted.*--tile-size"):
         Recorded(hungry, "localize", Store(tmp_path))((3, 0))
 
 

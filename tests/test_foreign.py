@@ -13,6 +13,7 @@ from geolabel.io.foreign import in_words
 
 KNOWN = {
     "CURL error: Could not resolve host: tiles.example": "name is not known",
+    "Unable to allocate 64.0 GiB for an array": "there is not enough memory",
     "HTTPSConnectionPool(host='x', port=443): Max retries exceeded (Caused by NameResolutionError(Failed to resolve))":
     "name is not known",
     "HTTPSConnectionPool(host='x', port=443): Max retries exceeded (Caused by NewConnectionError: Connection refused)":

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import shapely
 
-from geolabel.errors import GeolabelError, OutputError, TileError
+from geolabel.errors import GeolabelError, MemoryLimitError, OutputError, memory_wanted, ran_out_of_memory
 from geolabel.io.store import Store
 from geolabel.kinds import hints, of_kind
 from geolabel.run.passes import MaskTable, Regions, TileReport
@@ -80,10 +80,8 @@ class Recorded(Generic[T, R]):
             return Outcome(None, _process(), stopped=True)
         try:
             result = self.function(job)
-        except MemoryError as error:
-            raise self._too_large(number, error) from error
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, for a GPU
+        except Exception as error:
+            if isinstance(error, GeolabelError) or not ran_out_of_memory(error):
                 raise
             raise self._too_large(number, error) from error
         if self.store is not None:
@@ -104,9 +102,8 @@ class Recorded(Generic[T, R]):
         return None if lost else (result,)
 
     def _too_large(self, number: int, error: Exception) -> GeolabelError:
-        return TileError(
-            f"memory ran out in task {number} of pass {self.name} on {_process()} ({str(error) or 'no memory'}): "
-            f"{TOO_LARGE}"
+        return MemoryLimitError(
+            f"memory ran out in task {number} of pass {self.name} on {_process()}{memory_wanted(error)}: {TOO_LARGE}"
         )
 
 
