@@ -10,6 +10,7 @@ import click
 
 from geolabel import __version__
 from geolabel.errors import GeolabelError, OptionError
+from geolabel.urls import without_secrets
 
 from .commands import Group
 from .options import Session
@@ -94,5 +95,5 @@ def run(arguments: list[str] | None = None) -> int:
 def _say(session: Session, message: str) -> None:
     """Print one line about the error at hand; after its traceback with ``--debug``."""
     if session.debug:
-        traceback.print_exc()
-    click.echo(f"geolabel: {message}", err=True)
+        click.echo(without_secrets(traceback.format_exc()), err=True)
+    click.echo(f"geolabel: {without_secrets(message)}", err=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geolabel.urls import without_secrets
+
 from .commands import F, option
 from .inputs import NETWORK, VECTORS, WEIGHTS
 from .prediction import GROUNDING
@@ -53,7 +55,7 @@ class _Messages(logging.Handler):
         """Write one line; what a user should know is not marked with the module that says it."""
         try:
             source = "" if record.levelno >= logging.WARNING else f"{record.name}: "
-            click.echo(f"{record.levelname.lower()}: {source}{self.format(record)}", err=True)
+            click.echo(f"{record.levelname.lower()}: {source}{without_secrets(self.format(record))}", err=True)
         except Exception:  # noqa: BLE001  # as every handler of the standard library
             self.handleError(record)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from geolabel.urls import clean, without_secrets
+
 from .options import Session
 
 if TYPE_CHECKING:
@@ -130,11 +132,12 @@ def warn(ctx: click.Context, messages: Iterable[str]) -> None:
     """Print warnings to stderr, unless ``-q`` was given."""
     if not ctx.ensure_object(Session).quiet:
         for message in messages:
-            click.echo(f"warning: {message}", err=True)
+            click.echo(f"warning: {without_secrets(message)}", err=True)
 
 
 def announce(values: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a result to stdout: JSON, or one line per value."""
+    values = clean(values)
     if as_json:
         click.echo(json.dumps(values, indent=2, default=str))
         return

@@ -23,9 +23,14 @@ from __future__ import annotations
 
 import re
 
+from geolabel.urls import without_secrets
+
 
 class GeolabelError(Exception):
-    """Base of every error that geolabel raises on purpose."""
+    """Base of every error that geolabel raises on purpose. URLs in its message lose what gives access."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
 
 
 class OptionError(GeolabelError):

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "errors", "extras", "types", "kinds", "units", "bands", "tiles", "scene", "resampling", "radiometry", "activation",
-    "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity", "polygons", "geodesy", "metrics",
+    "urls", "errors", "extras", "types", "kinds", "parsing", "units", "bands", "tiles", "scene", "resampling",
+    "radiometry", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity",
+    "polygons", "geodesy", "metrics",
     "confidence", "clusters", "concepts",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""
@@ -169,19 +170,19 @@ def test_workers_parse_no_python():
     assert found == {"trainers.pictures"}  # read in one thread, before the training
 
 
-def test_what_strangers_send_is_opened_in_two_places():
+def test_what_strangers_send_is_opened_in_few_places():
     """Where GDAL is told what such a file may not do."""
     reading = {
-        "rasterio.open": "io.opening",
-        "pyogrio.list_layers": "io.features",
-        "pyogrio.read_info": "io.features",
-        "pyogrio.read_dataframe": "io.features",
+        "rasterio.open": {"io.vsi", "io.formats", "io.opening"},
+        "pyogrio.list_layers": {"io.features"},
+        "pyogrio.read_info": {"io.features"},
+        "pyogrio.read_dataframe": {"io.features"},
     }
     for path in files():
         for function, call in calls(path):
             writes = len(call.args) > 1 and ast.unparse(call.args[1]) in ("'w'", "'r+'")
             if function in reading and not writes:
-                assert name_of(path) == reading[function], f"{path}, line {call.lineno}"
+                assert name_of(path) in reading[function], f"{path}, line {call.lineno}"
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

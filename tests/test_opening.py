@@ -19,8 +19,9 @@ import shapely
 from affine import Affine
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
-from geolabel.io import opening, places
-from geolabel.io.opening import is_remote, refuse_local
+from geolabel.io import formats, places
+from geolabel.io.descriptions import refuse_local
+from geolabel.io.opening import is_remote
 from geolabel.io.scenes import SceneReader
 from geolabel.io.store import Store
 from geolabel.io.vectors import read_aoi, read_prompts
@@ -335,5 +336,8 @@ def test_what_leads_to_this_machine(name: str, remote: bool):
 def test_formats_are_gdals():
     with rasterio.Env() as env:
         known = set(env.drivers())
-    assert {"GTiff", "PNG", "JPEG", "COG"} <= opening.ALONE & known
-    assert not {"VRT", "WMS", "GTI", "STACIT", "HDF5", "MRF"} & opening.ALONE
+    listed = {driver for one in formats.FORMATS for driver in one.drivers}
+    far = {driver for one in formats.FORMATS if one.network for driver in one.drivers}
+    assert {"GTiff", "PNG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI", "GPKG"} <= listed & known
+    assert not {"VRT", "WMS", "GTI", "STACIT", "MRF", "PCIDSK", "DIMAP", "PDS4", "PDF", "Rasterlite"} & listed
+    assert not {"HDF5", "netCDF", "GPKG", "Zarr", "ENVI", "HFA"} & far

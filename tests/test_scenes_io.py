@@ -781,7 +781,7 @@ def test_a_vrt_runs_no_code(tmp_path):
         f"{tmp_path}/ran', 'w')\n]]></PixelFunctionCode><SimpleSource><SourceFilename>{source}</SourceFilename>"
         "</SimpleSource></VRTRasterBand></VRTDataset>"
     )
-    with SceneReader(path) as reader, pytest.raises(TileError, match="cannot be read"):
+    with SceneReader(path) as reader, pytest.raises(SceneError, match="PixelFunctionType is not allowed"):
         whole(reader)
     assert not (tmp_path / "ran").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +14,11 @@ from rasterio.errors import RasterioError
 from geolabel.errors import SceneError
 from geolabel.io import remote
 from geolabel.io.foreign import in_words
-from geolabel.io.opening import is_remote, reading
+from geolabel.io.opening import files_of, is_remote
 from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource
 from geolabel.tiles import Window
+from geolabel.urls import without_secrets
 
 LOOK = 512
 """Side in pixels of what is looked at: the middle of the coarsest overview, or of the scene itself."""
@@ -39,8 +39,10 @@ def fingerprint(reader: SceneReader) -> dict[str, Any] | None:
     if not isinstance(source, FileSource):
         return None
     uri = source.uri
-    return {
-        "uri": uri if is_remote(uri) or not Path(uri).exists() else str(Path(uri).absolute()),
+    named = without_secrets(uri)
+    hidden = {} if named == uri else {"url_sha256": hashlib.sha256(uri.encode()).hexdigest()}
+    return hidden | {
+        "uri": named if is_remote(uri) or not Path(uri).exists() else str(Path(uri).absolute()),
         "files": _files(uri),
         "tag": _tag(uri) if is_remote(uri) else None,
         "header": hashlib.sha256(repr(source.header).encode()).hexdigest(),
@@ -53,8 +55,7 @@ def _files(uri: str) -> list[list[Any]]:
     if is_remote(uri):
         return []
     try:
-        with reading(uri) as dataset:
-            names = sorted({os.fspath(name) for name in dataset.files})
+        names = files_of(uri)
     except RasterioError as cause:
         raise SceneError(f"{uri} cannot be opened: {in_words(cause)}") from cause
     marks = []
@@ -70,7 +71,7 @@ def _tag(uri: str) -> str | None:
     url = uri.removeprefix("/vsicurl/")
     if url.startswith(("http://", "https://")):
         with suppress(OSError, ValueError):
-            return remote.insist(lambda _: _header_tag(url), url)
+            return remote.insist(lambda _: _header_tag(url), without_secrets(url))
         return None
     return _store_tag(url)
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from http import HTTPStatus
 
+from geolabel.urls import without_secrets
+
 MAX_CHARACTERS = 300
 """Of a quoted message; some quote the whole file."""
 
@@ -73,7 +75,7 @@ def in_words(cause: BaseException) -> str:
 def _said(cause: BaseException | None) -> Iterator[str]:
     """Yield the messages of an error and of what led to it, but for rasterio's that only point to the next."""
     while cause is not None:
-        text = " ".join(str(cause).split())
+        text = without_secrets(" ".join(str(cause).split()))
         if text and "previous exception" not in text:
             yield text
         cause = cause.__cause__

@@ -25,7 +25,9 @@ import shapely
 from geolabel.errors import OutputError
 from geolabel.io.foreign import in_words
 from geolabel.io.outputs import check_target, replacing
+from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
+from geolabel.urls import clean
 
 SUFFIXES = (".gpkg",)
 
@@ -93,7 +95,7 @@ def write_geopackage(
     """
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
-    record = json.dumps(provenance, indent=1, ensure_ascii=False, allow_nan=False)
+    record = json.dumps(clean(provenance), indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path, overwrite=overwrite) as part:
         try:
             with _fixed_time():
@@ -114,8 +116,8 @@ def read_provenance(path: str | Path) -> Any:
             row = connection.execute(
                 "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
             ).fetchone()
-        return None if row is None else json.loads(row[0])
-    except (sqlite3.Error, ValueError, TypeError, RecursionError):
+        return None if row is None else parse_json(row[0])
+    except (sqlite3.Error, ValueError, TypeError):
         return None
 
 

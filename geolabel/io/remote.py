@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SETTINGS: dict[str, object] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # listing a bucket costs more than reading the scene
     "GDAL_HTTP_CONNECTTIMEOUT": 15,
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes per second: a timeout of the whole answer would punish slow lines
     "GDAL_HTTP_LOW_SPEED_TIME": 30,

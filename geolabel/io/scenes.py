@@ -24,6 +24,7 @@ from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
+from geolabel.urls import without_secrets
 
 if TYPE_CHECKING:
     import shapely
@@ -92,7 +93,8 @@ class SceneReader:
         self._source = _source(source)
         self.aoi = aoi
         self.nodata = nodata
-        self._bands, self._gsd, self._name, self._date = bands, gsd, name, event_date
+        self._bands, self._gsd, self._date = bands, gsd, event_date
+        self._name = None if name is None else without_secrets(name)
         self._outlining = threading.Lock()
         self._placed: tuple[Grid | None, tuple[Axis, Axis] | None] = (None, None)
 

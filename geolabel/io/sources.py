@@ -28,6 +28,7 @@ from geolabel.io.headers import Header, crs_beside, to_pyproj
 from geolabel.io.opening import is_remote, open_raster, settings
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
+from geolabel.urls import without_secrets
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -93,7 +94,7 @@ class FileSource:
             with self._dataset(level) as dataset:
                 # A mask that came after the overviews has none itself; GDAL then calls all of them valid.
                 if hidden and dataset.read_masks(1, out_shape=probe).all():
-                    logger.info("%s: its overviews lost the mask and are not used", self.uri)
+                    logger.info("%s: its overviews lost the mask and are not used", without_secrets(self.uri))
                     break
                 levels.append(dataset.shape)
         return tuple(levels)
@@ -125,7 +126,7 @@ class FileSource:
             return self._read_once(bands, shape, level, part)
 
         with self._dataset(level):  # opened with patience of its own, which would else multiply with that of reading
-            return remote.insist(attempt, self.uri)
+            return remote.insist(attempt, without_secrets(self.uri))
 
     def _reopen(self, level: int) -> None:
         """Replace this thread's handle of a level by one that asks the server whether the file is still there."""
@@ -169,14 +170,13 @@ class FileSource:
             with rasterio.Env(**settings(self.uri) | (remote.ASK_ANEW if again else {})):
                 return self._open_once(level)
 
-        return remote.insist(attempt, self.uri)
+        return remote.insist(attempt, without_secrets(self.uri))
 
     def _open_once(self, level: int) -> DatasetReader:
-        options = {"OVERVIEW_LEVEL": level - 1} if level else {}
         try:
             with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the header says so, as an error or not
-                dataset = open_raster(self.uri, **options)
+                dataset = open_raster(self.uri, level=level)
                 self._opened.add(dataset)
         except RasterioError as cause:
             raise SceneError(_why_not(self.uri, cause)) from cause
@@ -198,7 +198,7 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
     if crs is None and placed and status is not None:
         crs = crs_beside(Path(uri))
     return Header(
-        name=uri,
+        name=without_secrets(uri),
         height=dataset.height,
         width=dataset.width,
         crs=crs,
