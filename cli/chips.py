@@ -44,7 +44,7 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
     metavar="PX",
     help="Pixels that neighbouring chips share; default a quarter of the side.",
 )
-@option("--layer", group="input", help="Layer of the inventory; default the first.")
+@option("--layer", group="input", help="Layer of the inventory; default landslides, or the only one.")
 @option(
     "--class-column",
     group="input",

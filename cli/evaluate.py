@@ -12,7 +12,7 @@ from geolabel.errors import VectorError
 
 from .commands import command, option
 from .inputs import SCENE, VECTORS, Input
-from .options import as_json, terminal
+from .options import aoi_layer, as_json, terminal
 from .terminal import loading, progress_bar
 
 SECTIONS = {
@@ -44,9 +44,9 @@ SECTIONS = {
 @command(short_help="Score polygons, or classes of pixels, against the truth.")
 @click.argument("slides", type=Input(VectorError))
 @click.argument("truth", type=Input(VectorError))
-@option("--layer", group="input", help="Layer of SLIDES; default landslides, or the first.")
+@option("--layer", group="input", help="Layer of SLIDES; default landslides, or the only one.")
 @option(
-    "--truth-layer", group="input", help="Layer of TRUTH, where it holds polygons; default landslides, or the first."
+    "--truth-layer", group="input", help="Layer of TRUTH, where it holds polygons; default landslides, or the only one."
 )
 @option(
     "--scene",
@@ -61,6 +61,7 @@ SECTIONS = {
     type=VECTORS,
     help="Judge only what lies inside the polygons of this file.",
 )
+@aoi_layer
 @option("--class-name", group="input", default="landslide", show_default=True, help="Of chips: what label 1 means.")
 @as_json
 @terminal
@@ -74,6 +75,7 @@ def evaluate(
     truth_layer: str | None,
     scene: str | None,
     aoi: str | None,
+    aoi_layer: str | None,
     class_name: str,
     as_json: bool,
 ) -> None:
@@ -92,7 +94,13 @@ def evaluate(
     geolabel evaluate student.safetensors chips/
     """
     if Path(truth).is_dir():
-        foreign = {"--layer": layer, "--truth-layer": truth_layer, "--scene": scene, "--aoi": aoi}
+        foreign = {
+            "--layer": layer,
+            "--truth-layer": truth_layer,
+            "--scene": scene,
+            "--aoi": aoi,
+            "--aoi-layer": aoi_layer,
+        }
         _score_chips(
             ctx, slides, truth, class_name, [name for name, value in foreign.items() if value], as_json=as_json
         )
@@ -100,7 +108,9 @@ def evaluate(
     with loading(ctx, "comparing"):
         from geolabel.run.evaluate import evaluate as score
 
-        figures = score(slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi).as_dict()
+        figures = score(
+            slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi, aoi_layer=aoi_layer
+        ).as_dict()
     if as_json:
         click.echo(json.dumps(figures, indent=2))
     else:

@@ -216,6 +216,15 @@ def run_options(command: F) -> F:
     return command
 
 
+aoi_layer = option(
+    "--aoi-layer",
+    group="input",
+    rare=True,
+    metavar="NAME",
+    help="Layer of --aoi; default the only one that holds polygons.",
+)
+
+
 def scene_options(command: F) -> F:
     """Add the options that say how a scene is read, and which part of it."""
     for decorate in (
@@ -226,6 +235,7 @@ def scene_options(command: F) -> F:
             metavar="LEFT,BOTTOM,RIGHT,TOP",
             help="Work on this rectangle only, in the scene's CRS.",
         ),
+        aoi_layer,
         option("--aoi", group="input", type=VECTORS, help="Work inside the polygons of this file only."),
     ):
         command = decorate(command)

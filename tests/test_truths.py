@@ -11,7 +11,7 @@ import shapely
 from affine import Affine
 from PIL import Image
 
-from geolabel.errors import ChipError, SceneError
+from geolabel.errors import ChipError, SceneError, VectorError
 from geolabel.labels import IGNORE
 from geolabel.run.truths import read_truth
 from geolabel.scene import Grid
@@ -92,7 +92,7 @@ def test_inventories_of_another_place_are_refused_with_both_extents(tmp_path: Pa
         message = (
             r"misses the scene: it reaches over x (600|599).* to 60.*, the scene over x 500000 to 500064, y 4999936"
         )
-        with pytest.raises(ChipError, match=message):
+        with pytest.raises(VectorError, match=message):
             read_truth(path, GRID)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import geopandas as gpd
 import numpy as np
@@ -14,12 +17,26 @@ import shapely
 from geolabel.errors import VectorError
 from geolabel.io.foreign import in_words
 from geolabel.io.opening import is_remote
+from geolabel.scene import Grid, span
+from geolabel.types import AnyArray
 
 SEGMENTS = 32
 """Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
 
 LEADING_ON = ("OGR_VRT", "VRT")
 """Formats of GDAL that hold no features themselves."""
+
+
+CUT_AT = "!;"
+"""Characters at which pyogrio cuts the name of a file: for it one precedes a file in an archive."""
+
+
+def _opened_as(path: str | Path) -> str:
+    """How GDAL opens a file, so that pyogrio leaves its name as it is."""
+    name = str(path)
+    if not any(character in name for character in CUT_AT) or not Path(name).exists():
+        return name
+    return f"/vsicached?file={quote(os.fsencode(Path(name).absolute()))}"
 
 
 def spatial_layers(path: str | Path) -> list[str]:
@@ -32,8 +49,14 @@ def spatial_layers(path: str | Path) -> list[str]:
     """
     pyogrio.set_gdal_config_options({"GDAL_VRT_ENABLE_PYTHON": False})  # a file is data; it runs no code
     try:
-        names = [str(name) for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
-        leads_on = names and is_remote(str(path)) and pyogrio.read_info(path, layer=names[0])["driver"] in LEADING_ON
+        names = [
+            str(name) for name, geometry_type in pyogrio.list_layers(_opened_as(path)) if geometry_type is not None
+        ]
+        leads_on = (
+            names
+            and is_remote(str(path))
+            and pyogrio.read_info(_opened_as(path), layer=names[0])["driver"] in LEADING_ON
+        )
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"{path} cannot be read as a vector file: {in_words(error)}") from error
     if leads_on:
@@ -44,6 +67,61 @@ def spatial_layers(path: str | Path) -> list[str]:
     if not names:
         raise VectorError(f"{path} holds no layer with a geometry: give a file of points or polygons")
     return names
+
+
+def choose_layer(
+    path: str | Path, layer: str | None, option: str, *, preferred: str = "", polygons: bool = False
+) -> str:
+    """The layer to read of a file that may have several: of those with features the only one.
+
+    Parameters
+    ----------
+    layer
+        As the user names it, or None.
+    option
+        By which the user names it, for the error.
+    preferred
+        Taken where the user names none and the file has it.
+    polygons
+        Whether other geometry does not count.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, has no such layer, or several hold what is wanted and none is named.
+    """
+    names = spatial_layers(path)
+    if layer is not None or preferred in names:
+        return _check_layer(path, names, preferred if layer is None else layer)
+    filled = [name for name in names if len(names) == 1 or _holds(path, name, polygons=polygons)]
+    if len(filled) > 1:
+        raise VectorError(f"{path} has several layers{' of polygons' if polygons else ''}, {', '.join(filled)}: "
+                          f"choose one ({option} NAME)")  # fmt: skip
+    return filled[0] if filled else names[0]
+
+
+def _check_layer(path: str | Path, names: list[str], layer: str) -> str:
+    if layer not in names:
+        raise VectorError(f"{path} has no layer {layer}: it has {', '.join(names)}")
+    return layer
+
+
+def _holds(path: str | Path, layer: str, *, polygons: bool) -> bool:
+    """Whether a layer has a feature, or one of polygons."""
+    kind = layer_info(path, layer)["geometry_type"]
+    if polygons and kind is not None and ("Point" in kind or "LineString" in kind):
+        return False
+    geometries = read_layer(path, layer, columns=()).geometry.to_numpy()
+    return len(polygon_parts(geometries) if polygons else geometries) > 0
+
+
+def polygon_parts(geometries: AnyArray) -> AnyArray:
+    """(N,) the polygons of geometries, those of multipolygons and collections one by one."""
+    parts: AnyArray = np.asarray(geometries, object)
+    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
+        parts = shapely.get_parts(parts)
+    polygons: AnyArray = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    return polygons
 
 
 def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
@@ -62,16 +140,39 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
     VectorError
         If the file or the layer cannot be read, or its features cannot be brought to `crs`.
     """
+    return in_crs(read_layer(path, layer), crs, path)
+
+
+def read_layer(path: str | Path, layer: str | None = None, columns: Sequence[str] | None = None) -> gpd.GeoDataFrame:
+    """Read one layer in its own CRS, without features that have no geometry and without heights.
+
+    Parameters
+    ----------
+    layer
+        None for the file's first.
+    columns
+        Attributes to read; None for all.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
     names = spatial_layers(path)
-    layer = names[0] if layer is None else layer
-    if layer not in names:
-        raise VectorError(f"{path} has no layer {layer}: it has {', '.join(names)}")
+    layer = _check_layer(path, names, names[0] if layer is None else layer)
     try:
-        features = pyogrio.read_dataframe(path, layer=layer, force_2d=True)
+        features = _read(path, layer, columns)
     except (RuntimeError, ValueError, shapely.errors.ShapelyError) as error:
         raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
-    features = features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
-    return in_crs(features, crs, path)
+    return features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
+
+
+def _read(path: str | Path, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFrame:
+    wanted = {"layer": layer, "force_2d": True, "columns": columns}
+    try:
+        return pyogrio.read_dataframe(_opened_as(path), **wanted)
+    except UnicodeDecodeError:  # a DBF that says it is UTF-8, or that says nothing, and was written by older Windows
+        return pyogrio.read_dataframe(_opened_as(path), **wanted, encoding="ISO-8859-1")
 
 
 def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
@@ -83,7 +184,7 @@ def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
         If the file or the layer cannot be read.
     """
     try:
-        info: dict[str, Any] = pyogrio.read_info(path, layer=layer, force_total_bounds=True)
+        info: dict[str, Any] = pyogrio.read_info(_opened_as(path), layer=layer, force_total_bounds=True)
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
     return info
@@ -121,6 +222,28 @@ def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Pat
     return features
 
 
+def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
+    """Refuse what is elsewhere than a scene, of which it would say nothing.
+
+    Parameters
+    ----------
+    what
+        For the error: the file, and its layer.
+    outlines
+        In the CRS of `grid`.
+
+    Raises
+    ------
+    VectorError
+        If no outline meets the grid.
+    """
+    if not outlines.geometry.intersects(grid.outline).any():
+        raise VectorError(
+            f"{what} misses the scene: it reaches over {span(outlines.total_bounds)}, the scene over "
+            f"{span(grid.outline.bounds)}; its CRS or its coordinates may be wrong"
+        )
+
+
 def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
     """Read a layer of polygons, see `read_features`; outlines that cross themselves are mended.
 
@@ -133,5 +256,10 @@ def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
     kinds = set(features.geometry.geom_type) - {"Polygon", "MultiPolygon"}
     if kinds:
         raise VectorError(f"{path} holds {', '.join(sorted(kinds))}: only polygons can be used here")
-    mended = features.geometry.make_valid(method="structure", keep_collapsed=False)
-    return features.set_geometry(mended)[~mended.is_empty].reset_index(drop=True)
+    return mended(features)
+
+
+def mended(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Polygons whose outlines cross themselves made valid, and those left out that enclose nothing."""
+    valid = polygons.geometry.make_valid(method="structure", keep_collapsed=False)
+    return polygons.set_geometry(valid)[~valid.is_empty].reset_index(drop=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,23 @@ import pyproj
 import shapely
 
 from geolabel.errors import VectorError
-from geolabel.io.features import read_features, read_polygons, spatial_layers
+from geolabel.io.features import (
+    check_meets,
+    choose_layer,
+    in_crs,
+    mended,
+    polygon_parts,
+    read_features,
+    read_layer,
+    spatial_layers,
+)
 from geolabel.io.geopackage import Kind, Layer, write_geopackage
 from geolabel.io.promptlayers import BOX_COLUMNS, POINT_COLUMNS, box_features, gather_prompts, point_features
 from geolabel.io.styles import REVIEW_STATES, STYLES
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
+
+log = logging.getLogger(__name__)
 
 LANDSLIDE_COLUMNS: dict[str, Kind] = {
     "id": "int",
@@ -186,18 +198,43 @@ def read_prompts(
     return gather_prompts(layers, grid, classes, partly=partly)
 
 
-def read_aoi(path: str | Path, crs: pyproj.CRS | None) -> shapely.Geometry:
-    """Read the area of interest: all polygons of a file's first layer as one, in the CRS of the scene.
+def read_aoi(
+    path: str | Path, crs: pyproj.CRS | None, layer: str | None = None, *, grid: Grid | None = None
+) -> shapely.Geometry:
+    """Read the area of interest: all polygons of a layer as one, in the CRS of the scene.
+
+    Parameters
+    ----------
+    layer
+        None for the only one that holds polygons. What else it holds is left out with a warning.
+    grid
+        Of the scene, which the area has to meet; None where it need not.
 
     Raises
     ------
     VectorError
-        If the file cannot be read, or holds no area.
+        If the file cannot be read, holds no area, has several layers of polygons of which none is named, or misses
+        the scene.
     """
+    layer = choose_layer(path, layer, "--aoi-layer", polygons=True)
+    features, what = read_layer(path, layer, columns=()), f"layer {layer} of {path}"
+    kinds = features.geometry.geom_type
+    polygons = gpd.GeoDataFrame(geometry=polygon_parts(features.geometry.to_numpy()), crs=features.crs)
+    if not len(polygons):
+        held = f"holds {', '.join(sorted(set(kinds)))} alone" if len(kinds) else "is empty"
+        raise VectorError(f"{what} encloses no area, since it {held}: draw a polygon around the area")
+    other = int((~kinds.isin(["Polygon", "MultiPolygon"])).sum())
+    if other:
+        log.warning("%s: of %d features %d are no polygons, of which nothing else is used", what, len(kinds), other)
+    polygons = mended(in_crs(polygons, crs, path))
+    if grid is not None and len(polygons):
+        if features.crs is None and crs is not None:
+            what = f"{what}, which has no CRS and is taken to be in {crs.name},"
+        check_meets(what, polygons, grid)
     try:
-        area = shapely.union_all(read_polygons(path, crs).geometry.to_numpy())
+        area = shapely.union_all(polygons.geometry.to_numpy())
     except shapely.errors.ShapelyError as error:
-        raise VectorError(f"the polygons of {path} cannot be put together: {error}; mend them first") from error
+        raise VectorError(f"the polygons of {what} cannot be put together: {error}; mend them first") from error
     if area.is_empty or area.area == 0:
-        raise VectorError(f"{path} encloses no area: give a file with at least one polygon")
+        raise VectorError(f"{what} encloses no area: give a file with at least one polygon")
     return area

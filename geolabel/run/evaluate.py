@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.burning import burn, in_pixels
-from geolabel.io.features import in_crs, layer_info, read_polygons, spatial_layers
+from geolabel.io.features import choose_layer, in_crs, layer_info, read_polygons, spatial_layers
 from geolabel.io.labelrasters import LabelRaster, grid_of, is_raster, is_unplaced
 from geolabel.io.vectors import read_aoi
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
@@ -41,6 +41,9 @@ TOUCHING = 1e-3
 
 BLOCK = 2048
 """Side in pixels of the parts that a truth raster is read in."""
+
+_Source = tuple[str | Path, str | None]
+"""A vector file and its layer, where it is named."""
 
 LAYER = "landslides"
 """The layer to score, where the file has one of this name."""
@@ -90,6 +93,7 @@ def evaluate(
     truth_layer: str | None = None,
     scene: str | Path | None = None,
     aoi: str | Path | None = None,
+    aoi_layer: str | None = None,
 ) -> Evaluation:
     """Score the polygons of one file against the truth in another.
 
@@ -106,12 +110,12 @@ def evaluate(
     truth
         Raster or polygons.
     layer, truth_layer
-        By default ``landslides``, or the file's first layer.
+        By default ``landslides``, or the only layer of polygons.
     scene
         For a truth of polygons: the raster whose outline is judged. For a raster without georeference: the one of the
         same size that it was made for.
-    aoi
-        Polygons: only what lies inside is judged.
+    aoi, aoi_layer
+        Polygons: only what lies inside is judged. See `geolabel.io.vectors.read_aoi`.
 
     Raises
     ------
@@ -122,26 +126,21 @@ def evaluate(
     OptionError
         If `scene` is given with a truth raster that has a place of its own.
     """
-    layer = _choose_layer(slides, layer)
+    area = None if aoi is None else (aoi, aoi_layer)
+    layer = choose_layer(slides, layer, "--layer", preferred=LAYER, polygons=True)
     if not is_raster(truth):
         try:
-            truth_layer = _choose_layer(truth, truth_layer)
+            spatial_layers(truth)
         except VectorError as error:
             raise VectorError(
                 f"{truth} opens neither as a raster nor as a vector file of polygons: give one of these"
             ) from error
-        return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=aoi)
+        truth_layer = choose_layer(truth, truth_layer, "--truth-layer", preferred=LAYER, polygons=True)
+        return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=area)
     if scene is not None and not is_unplaced(grid_of(truth)):
         raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has an outline of its own")
     raster = LabelRaster.open(truth, scene=None if scene is None else grid_of(scene))
-    return _against_raster((slides, layer), raster, aoi)
-
-
-def _choose_layer(path: str | Path, layer: str | None) -> str:
-    names = spatial_layers(path)
-    if layer is None:
-        return LAYER if LAYER in names else names[0]
-    return layer
+    return _against_raster((slides, layer), raster, area)
 
 
 # --- truth as a raster -----------------------------------------------------------------------------------------------
@@ -161,18 +160,19 @@ class _Shared:
     """(N,) how many."""
 
 
-def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: str | Path | None) -> Evaluation:
+def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: _Source | None) -> Evaluation:
     grid, landslide = truth.grid, _landslide(truth)
     polygons = _polygons_on(slides, truth)
     layers = [shapely.STRtree(polygons[members]) for members in _layers(polygons)]
     number_of = [(members + 1).astype(np.int32) for members in _layers(polygons)]
-    region = None if aoi is None else shapely.STRtree(in_pixels(np.array([read_aoi(aoi, grid.crs)]), grid))
+    area = [] if aoi is None else [read_aoi(aoi[0], grid.crs, aoi[1], grid=grid)]
+    region = shapely.STRtree(in_pixels(np.array(area, object), grid))
     areas, burnt, judged = Confusion(), *np.zeros((2, len(polygons) + 1), np.int64)
     meetings = []
     for window in BlockGrid(grid.height, grid.width, BLOCK):
         values, valid = truth.read(window)
         true = values == landslide
-        if region is not None:
+        if area:
             valid &= burn(region, np.ones(1, np.uint8), window) > 0
         numbers = [burn(tree, members, window) for tree, members in zip(layers, number_of, strict=True)]
         for layer in numbers:
@@ -295,7 +295,7 @@ def _overlaps(meetings: list[_Shared], polygon_area: Int64Array, counted: BoolAr
 
 
 def _against_polygons(
-    slides: tuple[str | Path, str], truth: tuple[str | Path, str], *, scene: str | Path | None, aoi: str | Path | None
+    slides: tuple[str | Path, str], truth: tuple[str | Path, str], *, scene: str | Path | None, aoi: _Source | None
 ) -> Evaluation:
     plane = _plane(truth, slides)
     extent = _extent(plane, scene, aoi)
@@ -374,13 +374,18 @@ def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
     return ProjectedCRS(LambertAzimuthalEqualAreaConversion(lat, lon), geodetic_crs=crs.geodetic_crs)
 
 
-def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: str | Path | None) -> shapely.Geometry | None:
-    parts = [] if aoi is None else [read_aoi(aoi, plane)]
+def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: _Source | None) -> shapely.Geometry | None:
+    parts = [] if aoi is None else [read_aoi(aoi[0], plane, aoi[1])]
     if scene is not None:
         grid = grid_of(scene)
         outline = gpd.GeoDataFrame(geometry=[grid.outline], crs=grid.crs)
         parts.append(in_crs(outline, plane, scene).geometry[0])
-    return shapely.intersection_all(parts) if parts else None
+    if not parts:
+        return None
+    extent = shapely.intersection_all(parts)
+    if extent.area == 0:
+        raise VectorError(f"{aoi and aoi[0]} and {scene} do not meet: a CRS or the coordinates may be wrong")
+    return extent
 
 
 def _inside(polygons: gpd.GeoDataFrame, extent: shapely.Geometry | None) -> AnyArray:

@@ -29,6 +29,8 @@ class Reading:
     """Metres per pixel of a scene without CRS."""
     aoi: str | Path | None = None
     """A vector file; only its polygons are worked on."""
+    aoi_layer: str | None = None
+    """Its layer; None for the only one that holds polygons."""
     bounds: tuple[float, float, float, float] | None = None
     """Left, bottom, right, top in the scene's CRS; only this part is worked on."""
     working_gsd: float | None = None
@@ -205,9 +207,9 @@ def prepare(
     from geolabel.io.vectors import read_aoi
 
     reader = open_scene(*_source(scene), reading, event_date)
-    crs = reader.scene.grid.crs  # the header comes first: most mistakes show there, before a network is loaded
+    grid = reader.scene.grid  # the header comes first: most mistakes show there, before a network is loaded
     if reading.aoi is not None:
-        reader = reader.within(read_aoi(reading.aoi, crs))
+        reader = reader.within(read_aoi(reading.aoi, grid.crs, reading.aoi_layer, grid=grid))
     parameters = networks.settled(parameters)
     return make_plan(
         reader,

@@ -209,7 +209,8 @@ def _plan_group(
     """The plan of scenes on one grid; None where the area of interest misses them all."""
     from geolabel.io.vectors import read_aoi
 
-    aoi = None if reading.aoi is None else read_aoi(reading.aoi, group[0].scene.grid.crs)
+    crs = group[0].scene.grid.crs
+    aoi = None if reading.aoi is None else read_aoi(reading.aoi, crs, reading.aoi_layer)
     group = group if aoi is None else _meeting(group, aoi)
     if not group:
         return None

@@ -11,18 +11,20 @@ from typing import Any, Protocol
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyproj
 import shapely
 
 from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
 from geolabel.io.burning import burn, in_pixels
-from geolabel.io.features import in_crs, read_features
+from geolabel.io.features import check_meets, choose_layer, in_crs, read_features
 from geolabel.io.labelrasters import LabelRaster, is_raster
 from geolabel.labels import IGNORE
-from geolabel.scene import Grid, span
+from geolabel.scene import Grid
 from geolabel.tiles import TileGrid, Window, window_around
 from geolabel.types import AnyArray, UInt8Array
+
+LAYER = "landslides"
+"""The layer to read, where the file has one of this name."""
 
 LABEL_COLUMNS = ("label", "class")
 """Attributes that may say what a point or a polygon is."""
@@ -64,7 +66,7 @@ def read_truth(
     grid
         That chips are cut on.
     layer, class_column
-        Of the vector file; the column is `LABEL_COLUMNS` by default, if there is one.
+        Of the vector file: by default ``landslides`` or the only layer, and `LABEL_COLUMNS` if there is one.
     class_name
         Of features without a class, and of a raster of one class that does not name it.
     classes
@@ -77,14 +79,15 @@ def read_truth(
     OptionError
         If there is no such column.
     ChipError
-        If it holds none of the classes, or neither polygons nor points, or misses the scene.
+        If it holds none of the classes, or neither polygons nor points.
     SceneError
         If a raster cannot be understood.
     VectorError
-        If a vector file cannot be read.
+        If a vector file cannot be read or has several layers, or the inventory misses the scene.
     """
     if is_raster(path):
         return RasterTruth.open(path, grid, scene or grid, class_name, classes)
+    layer = choose_layer(path, layer, "--layer", preferred=LAYER)
     features = read_features(path, grid.crs, layer)
     if class_column is not None and class_column not in features:
         raise OptionError(f"{path} has no column {class_column!r}: it has {', '.join(map(str, features.columns))}")
@@ -98,7 +101,7 @@ def read_truth(
     if len(found) >= IGNORE:
         raise ChipError(f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
                         "choose another column or some of the classes")  # fmt: skip
-    _check_meets(path, shapely.box(*features.total_bounds), grid.crs, grid)
+    check_meets(str(path), features, grid)
     shapes = in_pixels(features.geometry.to_numpy(), grid)
     numbers = np.array([found.index(label) + 1 if label else 0 for label in labels], np.uint8)
     kinds = {kind.removeprefix("Multi") for kind in features.geometry.geom_type}
@@ -199,9 +202,11 @@ class RasterTruth:
         Raises
         ------
         ChipError
-            If it holds none of them or too many, or does not meet the scene.
+            If it holds none of them or too many.
         SceneError
             If it cannot be understood.
+        VectorError
+            If it misses the scene.
         """
         raster = LabelRaster.open(path, class_name=class_name, scene=scene)
         value_of = {name: k for k, name in raster.classes.items() if (name in wanted if wanted else k)}
@@ -212,7 +217,8 @@ class RasterTruth:
                 f"{path} holds {len(value_of)} values, and chips have up to {IGNORE - 1} classes: give a raster of "
                 "classes, not of objects, or name the classes that are wanted"
             )
-        _check_meets(path, raster.grid.outline, raster.grid.crs, grid)
+        outline = gpd.GeoDataFrame(geometry=[raster.grid.outline], crs=raster.grid.crs)
+        check_meets(str(path), in_crs(outline, grid.crs, path), grid)
         return cls(tuple(value_of), grid, raster, tuple(value_of.values()))
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, None]]:
@@ -223,14 +229,6 @@ class RasterTruth:
         """(H, W) class of each pixel from 1, 0, or `IGNORE`, as beside the raster; of the nearest pixel of others."""
         values, known = self.raster.read(window, self.grid)
         return np.where(known, self.raster.number(values, self.values), IGNORE).astype(np.uint8)
-
-
-def _check_meets(path: Path, outline: shapely.Geometry, crs: pyproj.CRS | None, grid: Grid) -> None:
-    """Refuse what is elsewhere: the scene would show nothing, and nobody has looked at it."""
-    frame = in_crs(gpd.GeoDataFrame(geometry=[outline], crs=crs), grid.crs, path).geometry[0]
-    if not frame.intersects(grid.outline):
-        raise ChipError(f"{path} misses the scene: it reaches over {span(frame.bounds)}, the scene over "
-                        f"{span(grid.outline.bounds)}; its CRS or its coordinates may be wrong")  # fmt: skip
 
 
 def _grid_windows(grid: Grid, size: int, overlap: int) -> Iterator[tuple[Window, None]]:

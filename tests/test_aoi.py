@@ -1,0 +1,100 @@
+"""Vector files of areas of interest: layers, names, what else is in them, and where they are."""
+
+from pathlib import Path
+
+import geopandas as gpd
+import pyproj
+import pytest
+import shapely
+from affine import Affine
+from shapely import LineString, Point, box
+
+from geolabel.errors import VectorError
+from geolabel.io.features import read_features
+from geolabel.io.vectors import read_aoi
+from geolabel.scene import Grid
+
+UTM = pyproj.CRS(32648)
+
+
+def drawn(path: Path, pieces: list, crs: object = UTM) -> Path:
+    gpd.GeoDataFrame(geometry=gpd.GeoSeries(pieces, crs=crs)).to_file(path)
+    return path
+
+
+def layers(path: Path, **frames: list) -> Path:
+    """A file with a layer for each list of geometries."""
+    for name, pieces in frames.items():
+        gpd.GeoDataFrame(geometry=gpd.GeoSeries(pieces, crs=UTM)).to_file(path, layer=name)
+    return path
+
+
+def test_the_only_layer_of_polygons_is_the_area_of_interest(tmp_path: Path):
+    path = layers(tmp_path / "aoi.gpkg", empty=[], pins=[Point(5, 5)], paths=[LineString([(0, 0), (9, 9)])])
+    with pytest.raises(VectorError, match=r"layer empty of .* encloses no area, since it is empty"):
+        read_aoi(path, UTM)
+    with pytest.raises(VectorError, match=r"layer paths of .* since it holds LineString alone: draw a polygon"):
+        read_aoi(path, UTM, "paths")
+    layers(path, area=[box(0, 0, 2, 2)])
+    assert read_aoi(path, UTM).area == 4
+    layers(path, other=[box(0, 0, 3, 3)])
+    with pytest.raises(VectorError, match=r"several layers of polygons, area, other: choose one \(--aoi-layer NAME\)"):
+        read_aoi(path, UTM)
+    assert read_aoi(path, UTM, "other").area == 9
+    with pytest.raises(VectorError, match=r"has no layer nowhere: it has empty, pins, paths, area, other"):
+        read_aoi(path, UTM, "nowhere")
+
+
+def test_folders_of_google_earth_are_layers(tmp_path: Path):
+    ring = "<LinearRing><coordinates>0,0,5 1,0,5 1,1,5 0,1,5 0,0,5</coordinates></LinearRing>"
+    polygon = f"<Placemark><Polygon><outerBoundaryIs>{ring}</outerBoundaryIs></Polygon></Placemark>"
+    pin = "<Placemark><Point><coordinates>0,0</coordinates></Point></Placemark>"
+    folders = "".join(f"<Folder><name>{k}</name>{inside}</Folder>" for k, inside in enumerate(("", pin, pin + polygon)))
+    path = tmp_path / "a.kml"
+    path.write_text(f'<kml xmlns="http://www.opengis.net/kml/2.2"><Document>{folders}</Document></kml>')
+    assert read_aoi(path, pyproj.CRS(4326)).area == 1
+
+
+def test_other_geometry_beside_polygons_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    collection = shapely.GeometryCollection([Point(0, 0), shapely.MultiPolygon([box(0, 0, 2, 2)])])
+    path = drawn(tmp_path / "aoi.gpkg", [Point(1, 1), shapely.force_3d(box(5, 5, 6, 6), 100), collection])
+    assert read_aoi(path, UTM).area == 5
+    assert "of 3 features 2 are no polygons, of which nothing else is used" in caplog.text
+
+
+def test_an_area_elsewhere_is_refused_with_both_extents(tmp_path: Path):
+    grid = Grid(UTM, Affine(1, 0, 500_000, 0, -1, 3_000_000), 100, 100)
+    path = drawn(tmp_path / "aoi.gpkg", [box(600_000, 0, 600_010, 10)])
+    message = (
+        r"layer .* of .*aoi\.gpkg misses the scene: it reaches over x 600000 to 600010, y 0 to 10, the scene over x"
+    )
+    with pytest.raises(VectorError, match=message):
+        read_aoi(path, UTM, grid=grid)
+    # the frame around two polygons meets the scene, and neither of them does
+    sides = drawn(
+        tmp_path / "sides.gpkg", [box(499_000, 2_999_900, 499_900, 3e6), box(500_200, 2_999_900, 501_000, 3e6)]
+    )
+    with pytest.raises(VectorError, match="misses the scene"):
+        read_aoi(sides, UTM, grid=grid)
+    lost = tmp_path / "lost.csv"
+    lost.write_text('WKT\n"POLYGON ((99 27, 100 27, 100 28, 99 27))"\n')
+    with pytest.raises(VectorError, match=r"has no CRS and is taken to be in WGS 84 / UTM zone 48N, misses the scene"):
+        read_aoi(lost, UTM, grid=grid)
+
+
+@pytest.mark.parametrize("name", ["!site", "a;b", "a!b;c ü"])
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".shp"])
+def test_names_that_pyogrio_would_cut_are_read(tmp_path: Path, name: str, suffix: str):
+    (tmp_path / name).mkdir()
+    for source in drawn(tmp_path / f"a{suffix}", [box(0, 0, 1, 1)], crs=4326).parent.glob("a.*"):
+        source.rename(tmp_path / name / source.name.replace("a.", f"{name}."))
+    assert read_aoi(tmp_path / name / f"{name}{suffix}", pyproj.CRS(4326)).area == pytest.approx(1)
+
+
+def test_text_in_an_older_encoding_hinders_nothing(tmp_path: Path):
+    gpd.GeoDataFrame({"name": ["Hölle"]}, geometry=[box(0, 0, 1, 1)], crs=UTM).to_file(
+        tmp_path / "a.shp", encoding="ISO-8859-1"
+    )
+    (tmp_path / "a.cpg").write_text("UTF-8")
+    assert read_aoi(tmp_path / "a.shp", UTM).area == 1
+    assert read_features(tmp_path / "a.shp", UTM)["name"].tolist() == ["Hölle"]
