@@ -479,6 +479,68 @@ def test_bands_of_an_array_are_known_by_name(tmp_path):
     assert (~whole(SceneReader(clear))[1]).sum() == 1
 
 
+def dataset_of(path, names=("red", "green", "blue")):
+    return array_of(path).to_dataset("band").rename(dict(enumerate(names, 1)))
+
+
+def test_a_dataset_of_named_bands_reads_like_its_file(tmp_path):
+    bands = noise("int16", (4, 30, 40))
+    bands[:, 3, 4] = -1
+    path = write(tmp_path / "scene.tif", bands, nodata=-1)
+    names = ("nir", "blue", "green", "red")
+    data = dataset_of(path, names)
+    for name in names:
+        data[name] = data[name].rio.write_nodata(-1)
+    data["red"] = data["red"].astype("float64")
+    data["quality"] = ("text", ["good"])
+    with SceneReader(path, bands="4,3,2") as file, SceneReader(data) as found:
+        assert found.scene.bands == (4, 3, 2)
+        assert found.scene.grid == file.scene.grid
+        assert found.header.descriptions == names
+        for one, other in zip(whole(found), whole(file), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert SceneReader(data[["nir", "green", "blue"]], bands="nir,green,blue").scene.bands == (1, 2, 3)
+
+
+def test_a_dataset_may_hold_one_array_or_counted_variables(tmp_path):
+    path = write(tmp_path / "scene.tif", noise(), descriptions=["b", "g", "r"])
+    with (
+        xarray.open_dataset(path, engine="rasterio") as one,
+        rioxarray.open_rasterio(path, band_as_variable=True) as many,
+    ):
+        for data in (one, many):
+            with SceneReader(data) as reader:
+                assert reader.scene.grid.crs.to_epsg() == 32632
+                assert reader.header.count == 3
+                assert whole(reader)[1].all()
+        assert SceneReader(many).scene.bands == (3, 2, 1)
+
+
+def test_variables_of_several_grids_are_refused(tmp_path):
+    data = xarray.Dataset({"a": (("y", "x"), noise()[0]), "b": (("lat", "lon"), noise()[0, ::2])})
+    with pytest.raises(SceneError, match=r"a of 60 x 70 px, b of 30 x 70 px\): choose those of one grid"):
+        SceneReader(data)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_time_is_left_out_and_dates_the_scene(tmp_path, axis):
+    path = write(tmp_path / "scene.tif", noise())
+    array = array_of(path).expand_dims({"time": np.array(["2024-05-01T10:00"], "datetime64[ns]")}, axis=axis)
+    data = dataset_of(path).expand_dims({"time": np.array(["2024-05-01"], "datetime64[ns]")})
+    for one in (array, array.isel(time=0), array.to_dataset("band").rename({1: "red", 2: "green", 3: "blue"}), data):
+        with SceneReader(one) as reader:
+            assert reader.scene.event_date == "2024-05-01"
+            np.testing.assert_array_equal(whole(reader)[0], noise())
+
+
+def test_rows_and_columns_may_be_latitudes_and_longitudes(tmp_path):
+    path = write(tmp_path / "scene.tif", noise(), crs="EPSG:4326", transform=Affine(1e-5, 0, 9, 0, -1e-5, 46))
+    array = array_of(path).rename(y="lat", x="lon")
+    with SceneReader(array) as found, SceneReader(path) as file:
+        assert found.scene.grid.transform.almost_equals(file.scene.grid.transform, 1e-9)
+        np.testing.assert_array_equal(whole(found)[0], noise())
+
+
 def test_a_plain_array_needs_a_gsd():
     plain = xarray.DataArray(noise(), dims=("band", "y", "x"))
     with pytest.raises(SceneError, match="--gsd"):
@@ -490,7 +552,14 @@ def test_a_plain_array_needs_a_gsd():
     ("array", "message"),
     [
         (xarray.DataArray(noise(), dims=("band", "i", "j")), "name them y and x"),
-        (xarray.DataArray(noise(shape=(2, 3, 4, 5)), dims=("time", "band", "y", "x")), "choose one of"),
+        (
+            xarray.DataArray(noise(shape=(2, 3, 4, 5)), dims=("time", "band", "y", "x")),
+            r"2 times .* array\.isel\(time=0\)",
+        ),
+        (xarray.DataArray(noise(shape=(5, 4, 5)), dims=("time", "y", "x")), "has 5 times along 'time'"),
+        (xarray.DataArray(noise(shape=(2, 3, 4, 5)), dims=("orbit", "band", "y", "x")), "choose one of"),
+        (xarray.Dataset({"name": ((), "nothing")}), "no variable of rows and columns, only name"),
+        (xarray.Dataset({"red": (("time", "y", "x"), noise(shape=(3, 4, 5)))}), "has 3 times"),
         (
             xarray.DataArray(noise()[0, :3, :3], {"y": [0, 1, 2], "x": [0, 1, 5]}, ("y", "x")).rio.write_crs(32632),
             "not evenly spaced",

@@ -18,7 +18,7 @@ from geolabel.io.foreign import in_words
 from geolabel.io.opening import is_remote
 
 if TYPE_CHECKING:
-    import xarray
+    from geolabel.io.arrays import Labelled
 
 LIST_BYTES = 256 << 20
 """A longer list is none, or not one that a run is given by accident."""
@@ -39,7 +39,7 @@ RASTERS = ("image/tiff", "image/jp2", "image/png", "image/jpeg", "image/vnd.stac
 class Listed:
     """A scene to work on, and what its list says of it."""
 
-    source: str | xarray.DataArray
+    source: str | Labelled
     name: str | None = None
     """What the user calls it; None for what it calls itself."""
     event_date: str | None = None
@@ -53,7 +53,7 @@ def list_scenes(given: Any, *, asset: str | None = None) -> list[Listed]:
     given
         A scene, or a sequence of them. A scene is a path or a URI that GDAL opens, a pattern such as
         ``folder/*.tif``, a text file (``.txt``) with one of these per line, a file of STAC items (``.json``), STAC
-        items as pystac has them, or an ``xarray.DataArray``.
+        items as pystac has them, an ``xarray.DataArray`` or an ``xarray.Dataset``.
     asset
         Which asset of STAC items is meant; by default the one that is a picture.
 

@@ -28,7 +28,8 @@ from geolabel.urls import without_secrets
 
 if TYPE_CHECKING:
     import shapely
-    import xarray
+
+    from geolabel.io.arrays import Labelled
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class SceneReader:
     Parameters
     ----------
     source
-        A path, a VRT, any URI that GDAL opens, or a DataArray with rioxarray's conventions. An array's bands are named
-        by its ``long_name`` or its band coordinate; one named alpha is used as that. Or a source of pixels itself.
+        A path, a VRT, any URI that GDAL opens, or a DataArray or Dataset with rioxarray's conventions. An array's bands
+        are named by its band coordinate or its ``long_name``, a dataset's by its variables; one named alpha is used as
+        that. Or a source of pixels itself.
     bands
         See `geolabel.bands.choose_bands`.
     nodata
@@ -76,7 +78,7 @@ class SceneReader:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | xarray.DataArray | Source,
+        source: str | os.PathLike[str] | Labelled | Source,
         *,
         bands: Sequence[int] | str | None = None,
         nodata: float | None = None,
@@ -322,7 +324,7 @@ class SceneReader:
         return stored if order == [0, 1, 2] else stored[order], valid
 
 
-def _source(given: str | os.PathLike[str] | xarray.DataArray | Source) -> Source:
+def _source(given: str | os.PathLike[str] | Labelled | Source) -> Source:
     if isinstance(given, str | os.PathLike):
         return FileSource(os.fspath(given))
     return given if isinstance(given, Source) else ArraySource(given)

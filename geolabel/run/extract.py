@@ -37,7 +37,8 @@ from geolabel.types import Float32Array, Int32Array
 
 if TYPE_CHECKING:
     import geopandas as gpd
-    import xarray as xr
+
+    from geolabel.io.arrays import Labelled
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Extraction:
 
 
 def extract(
-    scene: str | Path | xr.DataArray | Sequence[str | Path | xr.DataArray],
+    scene: str | Path | Labelled | Sequence[str | Path | Labelled],
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
@@ -89,8 +90,8 @@ def extract(
     Parameters
     ----------
     scene
-        Anything that GDAL opens, an array as rioxarray makes them, or several of these; also patterns, lists and STAC
-        items, see `geolabel.io.listing.list_scenes`.
+        Anything that GDAL opens, an array or dataset of xarray as rioxarray makes them, or several of these; also
+        patterns, lists and STAC items, see `geolabel.io.listing.list_scenes`.
     out
         GeoPackage to write; None to write nothing.
     reading, networks, parameters

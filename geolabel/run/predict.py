@@ -30,12 +30,13 @@ from geolabel.types import Float32Array
 if TYPE_CHECKING:
     import xarray as xr
 
+    from geolabel.io.arrays import Labelled
     from geolabel.scene import Grid
     from geolabel.tiles import BlockGrid, Window
 
 
 def predict(
-    scene: str | Path | xr.DataArray | Sequence[str | Path | xr.DataArray],
+    scene: str | Path | Labelled | Sequence[str | Path | Labelled],
     *,
     reading: Reading | None = None,
     networks: Networks | None = None,

@@ -13,8 +13,7 @@ from geolabel.run import worker
 from geolabel.run.plan import DENSE, LOCALIZER_TILE, Parameters, Plan, make_plan
 
 if TYPE_CHECKING:
-    import xarray as xr
-
+    from geolabel.io.arrays import Labelled
     from geolabel.io.scenes import SceneReader
 
 
@@ -183,7 +182,7 @@ def _in_task() -> bool:
 
 
 def prepare(
-    scene: str | Path | xr.DataArray,
+    scene: str | Path | Labelled,
     reading: Reading,
     networks: Networks,
     parameters: Parameters,
@@ -222,7 +221,7 @@ def prepare(
 
 
 def open_scene(
-    source: str | xr.DataArray, name: str | None, reading: Reading, event_date: str | None = None
+    source: str | Labelled, name: str | None, reading: Reading, event_date: str | None = None
 ) -> SceneReader:
     """Say how a scene is to be read; nothing is opened yet."""
     from geolabel.io.scenes import SceneReader
@@ -241,7 +240,7 @@ MESSAGE_BYTES = 16 << 20
 """A larger array in memory is not sent along with every task."""
 
 
-def visible(source: str | xr.DataArray) -> str | xr.DataArray:
+def visible(source: str | Labelled) -> str | Labelled:
     """The same source, if workers can see it.
 
     Raises
@@ -257,7 +256,7 @@ def visible(source: str | xr.DataArray) -> str | xr.DataArray:
     return source
 
 
-def _source(scene: str | Path | xr.DataArray) -> tuple[str | xr.DataArray, str | None]:
+def _source(scene: str | Path | Labelled) -> tuple[str | Labelled, str | None]:
     """What to open, and what to call it: workers may have another current folder, so paths are made absolute."""
     if not isinstance(scene, str | Path):
         return visible(scene), None

@@ -33,7 +33,7 @@ from geolabel.run.work import Work, in_scratch
 from geolabel.types import Int64Array
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from geolabel.io.arrays import Labelled
 
 OBJECTS = 64
 """Objects that a task outlines."""
@@ -107,7 +107,7 @@ class Segmentation:
 
 
 def segment(
-    scene: str | Path | xr.DataArray,
+    scene: str | Path | Labelled,
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
