@@ -12,7 +12,7 @@ from .commands import group, option
 from .inputs import CHIPS_PATH
 from .terminal import announce, loading, progress_bar
 
-SECTIONS = ("mask", "map", "gate", "scene", "alarms", "synthetic", "speed")
+SECTIONS = ("mask", "map", "gate", "scene", "coarse", "band", "alarms", "synthetic", "speed")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -48,7 +48,12 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for quality.md, quality.json and the reliability curves.",
 )
-@option("--data", group="input", type=FOLDER, help="A folder that holds any of sichuan, bijie and geotiffs.")
+@option(
+    "--data",
+    group="input",
+    type=FOLDER,
+    help="A folder that holds any of sichuan, bijie, hokkaido_planet_3m, l4s_rgb_10m, negatives and geotiffs.",
+)
 @option("--sichuan", group="input", type=FOLDER, help="Orthophotos with careful outlines: images/ and masks/.")
 @option(
     "--bijie",
@@ -56,6 +61,14 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     type=FOLDER,
     help="Chips with and without landslides: train/ and val/, images/ and masks/.",
 )
+@option("--hokkaido", group="input", type=FOLDER, help="Chips of 3 m, for reports only: images/ and masks/.")
+@option(
+    "--l4s",
+    group="input",
+    type=FOLDER,
+    help="Chips of 10 m with landslides: train/ and validation/, images/ and masks/.",
+)
+@option("--negatives", group="input", type=FOLDER, help="Images without landslides, a folder for each set.")
 @option("--geotiffs", group="input", type=FOLDER, help="GeoTIFFs that show no landslide.")
 @option(
     "--only",
@@ -91,6 +104,9 @@ def quality(
     data: Path | None,
     sichuan: Path | None,
     bijie: Path | None,
+    hokkaido: Path | None,
+    l4s: Path | None,
+    negatives: Path | None,
     geotiffs: Path | None,
     only: tuple[str, ...] | None,
     split: str,
@@ -100,19 +116,28 @@ def quality(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Write one table of how good the networks are, with the SHA-256 of their weights.
+    """Write how good the networks are, a table for each question, with the SHA-256 of their weights.
 
-    Masks, maps, gate, polygons, false alarms and calibration, each beside simple peers measured in the same run. Data
-    that is not given is left out. What was measured before with the same weights is not measured again.
+    Masks, maps, gate, polygons by set, ground sample distance and width, false alarms and calibration, each beside
+    simple peers measured in the same run. Data that is not given is left out. What was measured before with the same
+    weights is not measured again.
 
     \b
     geolabel bench quality --data data/ --out quality/
     """
     with loading(ctx):
-        from geolabel.bench.quality import Bench, Data, bench_quality
+        from geolabel.bench.quality import bench_quality
+        from geolabel.bench.setup import Bench, Data
 
         networks = options.networks_of(given, localizer=True)
-    named = {"sichuan": sichuan, "bijie": bijie, "geotiffs": geotiffs}
+    named = {
+        "sichuan": sichuan,
+        "bijie": bijie,
+        "hokkaido": hokkaido,
+        "l4s": l4s,
+        "negatives": negatives,
+        "geotiffs": geotiffs,
+    }
     at_hand = vars(Data.inside(data) if data else Data()) | {name: path for name, path in named.items() if path}
     chosen = only or tuple(name for name in SECTIONS if speed or name != "speed")
     with progress_bar(ctx) as progress:

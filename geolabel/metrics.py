@@ -1,4 +1,4 @@
-"""How well a prediction agrees with the truth: by area, and by object.
+"""How well a prediction agrees with the truth: by area, by object, by the objects' width, and along their outlines.
 
 A ratio without a denominator is NaN: a class that neither side has is no success and no failure, and means leave it
 out. Between the F1 score and the intersection over union holds IoU = F1 / (2 - F1).
@@ -11,15 +11,24 @@ from dataclasses import dataclass, fields
 from typing import Self, TypeAlias
 
 import numpy as np
+import shapely
+from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.spatial import KDTree
 
-from geolabel.types import BoolArray, Float64Array, Int64Array
+from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array
 
 Areas: TypeAlias = Float64Array | Int64Array
 
 HALF = 0.5
 """Share of an object that has to be covered, and IoU that a pair has to reach, to count."""
+
+WIDTH_LIMITS = (8, 24, 64)
+"""Pixels that separate the bands of width: below the first, from one to the next, from the last on."""
+
+TOLERANCE = 3.0
+"""Pixels that an outline may be off: reference outlines drawn by hand are no better than that."""
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -180,3 +189,110 @@ class Overlaps:
 
 def _at_least_half(part: Areas, whole: Areas) -> int:
     return int(((part >= HALF * whole) & (whole > 0)).sum())
+
+
+# --- width -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WidthCounts:
+    """True landslides, and those that were found, in the bands of width that `WIDTH_LIMITS` separates."""
+
+    objects: tuple[int, ...] = (0,) * (len(WIDTH_LIMITS) + 1)
+    found: tuple[int, ...] = (0,) * (len(WIDTH_LIMITS) + 1)
+
+    @classmethod
+    def of(cls, widths: Float64Array, found: BoolArray) -> Self:
+        """Sort N landslides into bands by their width in pixels (N,), and count those found (N,)."""
+        bands = np.searchsorted(WIDTH_LIMITS, widths, side="right")
+        counts = (np.bincount(part, minlength=len(WIDTH_LIMITS) + 1) for part in (bands, bands[found]))
+        return cls(*(tuple(part.tolist()) for part in counts))
+
+    def __add__(self, other: WidthCounts) -> WidthCounts:
+        return WidthCounts(
+            tuple(map(sum, zip(self.objects, other.objects, strict=True))),
+            tuple(map(sum, zip(self.found, other.found, strict=True))),
+        )
+
+    def recalls(self) -> tuple[float, ...]:
+        """Share found in each band; NaN in a band without landslides."""
+        return tuple(ratio(found, objects) for found, objects in zip(self.found, self.objects, strict=True))
+
+
+def object_widths(ids: Int32Array) -> Float64Array:
+    """(N,) short side in pixels of the minimum rotated rectangle round each numbered object of (H, W).
+
+    The rectangle holds the pixels' squares, so that a row of pixels is 1 px wide. The order is that of the numbers that
+    occur, from 1.
+    """
+    widths = []
+    for number, place in enumerate(ndimage.find_objects(ids), 1):
+        if place is not None:
+            rectangle = shapely.oriented_envelope(shapely.multipoints(_hull_candidates(ids[place] == number)))
+            sides = np.diff(shapely.get_coordinates(rectangle)[:3], axis=0)
+            widths.append(float(np.hypot(*sides.T).min()))
+    return np.array(widths, float)
+
+
+def _hull_candidates(mask: BoolArray) -> Int64Array:
+    """(N, 2) x, y of corners of pixels, among them all corners of the convex hull of a mask (H, W)."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    left, right = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
+    corners = [np.stack([x, rows + below], axis=1) for x in (left, right) for below in (0, 1)]
+    return np.concatenate(corners)
+
+
+# --- outlines --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Pixels along outlines, and those that have one of the other side's within a tolerance. Parts of a scene add up.
+
+    Source: Csurka, Larlus, Perronnin (2013), "What is a good evaluation measure for semantic segmentation?",
+    doi:10.5244/C.27.32; here over all objects of a scene at once.
+    """
+
+    predicted: int = 0
+    predicted_near: int = 0
+    true: int = 0
+    true_near: int = 0
+
+    @classmethod
+    def of(cls, predicted: BoolArray, truth: BoolArray, valid: BoolArray, tolerance: float = TOLERANCE) -> Self:
+        """Compare boolean arrays of one shape; distances lie between centres of pixels, in pixels."""
+        found, true = edge_pixels(predicted, valid), edge_pixels(truth, valid)
+        return cls(len(found), _count_near(found, true, tolerance), len(true), _count_near(true, found, tolerance))
+
+    def __add__(self, other: Boundary) -> Self:
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of the shares that are near; NaN where neither side has an outline."""
+        if not self.predicted and not self.true:
+            return math.nan
+        precision, recall = self.predicted_near / max(1, self.predicted), self.true_near / max(1, self.true)
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def edge_pixels(mask: BoolArray, valid: BoolArray) -> Int64Array:
+    """(N, 2) row and column of the pixels of a mask (H, W) beside a valid pixel outside it, of four neighbours.
+
+    The frame of the image, and of its valid part, is no edge: nobody knows where an object ends that it cuts.
+    """
+    inside, outside = mask & valid, valid & ~mask
+    beside = np.zeros(mask.shape, bool)
+    beside[1:] |= outside[:-1]
+    beside[:-1] |= outside[1:]
+    beside[:, 1:] |= outside[:, :-1]
+    beside[:, :-1] |= outside[:, 1:]
+    return np.argwhere(inside & beside)
+
+
+def _count_near(points: Int64Array, others: Int64Array, tolerance: float) -> int:
+    if not len(points) or not len(others):
+        return 0
+    # the tree finds what is nearer than its bound, and the tolerance itself is near
+    distance, _ = KDTree(others).query(points, distance_upper_bound=np.nextafter(tolerance, np.inf))
+    return int(np.isfinite(distance).sum())

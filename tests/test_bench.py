@@ -15,14 +15,14 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from geolabel.bench import chips, examples, peers, quality, scenes, table
+from geolabel.bench import chips, examples, layout, peers, quality, scene_sets, scenes, setup, table, tables, tally
 from geolabel.bench.calibration import draw_curves, expected_calibration_error, reliability
 from geolabel.bench.examples import Drawn, Example, Files
 from geolabel.bench.table import OURS, Measurement, Section
 from geolabel.cli.bench import SECTIONS, bench
 from geolabel.errors import OptionError
 from geolabel.io import weights
-from geolabel.metrics import Confusion
+from geolabel.metrics import Boundary, Confusion, WidthCounts
 from geolabel.run import worker
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
@@ -72,10 +72,10 @@ def test_chips_to_choose_by_are_a_fifth_of_those_to_train_on(tmp_path):
 def test_folders_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(OptionError, match="holds no image of this split"):
         examples.outlined(tmp_path, "report")
-    with pytest.raises(OptionError, match="no folder sichuan, bijie or geotiffs"):
-        quality.Data.inside(tmp_path)
+    with pytest.raises(OptionError, match="holds none of the folders sichuan"):
+        setup.Data.inside(tmp_path)
     with pytest.raises(OptionError, match="holds no GeoTIFF"):
-        scenes.tiffs(tmp_path / "missing")
+        examples.tiffs(tmp_path / "missing")
     write_chips(tmp_path, [field()])
     Image.new("L", (9, 9), 255).save(tmp_path / "masks" / "field.png")
     with pytest.raises(OptionError, match="one size"):
@@ -87,6 +87,48 @@ def test_prompts_are_box_and_centroid():
     assert prompts.boxes.tolist() == [[8, 16, 32, 32]]
     assert prompts.points.tolist() == [[[19.5, 23.5]]]
     assert len(examples.landslide_prompts(field().ids, least=16 * 24 + 1)) == 0
+
+
+def test_satellite_chips_for_reports_are_those_of_validation(tmp_path):
+    write_chips(tmp_path / "train", [field(name=f"image_{k}") for k in range(10)])
+    write_chips(tmp_path / "validation", [field(name="other")])
+    chosen = [e.name for e in examples.satellite_chips(tmp_path, "select")]
+    assert chosen == [f"image_{k}" for k in range(10) if examples.fold_of(f"image_{k}") == 0]
+    assert [e.name for e in examples.satellite_chips(tmp_path, "report")] == ["other"]
+
+
+def test_images_without_landslides_are_split_by_hash_and_flights_as_a_whole(tmp_path):
+    names = [*(f"field{k}" for k in range(20)), *(f"{f}_{k}" for f in ("brighton", "caliterra") for k in range(12))]
+    (tmp_path / "drone_0p15m" / "deep").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "drone_0p15m" / "deep" / f"{name}.jpg").touch()
+    folds = {name: examples.fold_of(name) for name in names}
+    kept, chosen = (
+        {path.stem for path in examples.without_landslides(tmp_path, split)["drone_0p15m"].images}
+        for split in ("report", "select")
+    )
+    fields = {name for name in names if name.startswith("field")}
+    assert kept & fields == {name for name in fields if folds[name] == 0}
+    assert kept - fields == {name for name in names if name.startswith("brighton")}
+    assert chosen == {name for name in names if folds[name] == 1 and not name.startswith("brighton")}
+    assert examples.without_landslides(tmp_path, "report")["drone_0p15m"].gsd == 0.15
+
+
+def test_the_size_of_pixels_is_in_the_name_of_the_folder():
+    assert examples.stated_gsd("terraces_10m") == 10
+    assert examples.stated_gsd("ucmerced") == 0.3
+    with pytest.raises(OptionError, match="as somewhere_0p3m"):
+        examples.stated_gsd("somewhere")
+
+
+def test_a_shrunk_example_has_means_and_majorities():
+    one = field((64, 64), at=(16, 8), slide=(16, 22))
+    small = examples.shrunk(one, 4)
+    assert small.rgb.shape == (16, 16, 3)
+    assert small.rgb[5, 3].tolist() == [200, 180, 160]
+    assert small.rgb[5, 7].tolist() == [120, 135, 95]  # half bare, half green
+    assert small.truth[4:8, 2:8].all()
+    assert small.truth.sum() == 4 * 6  # half of a pixel is enough
 
 
 def test_an_off_centre_crop_holds_the_centroid_and_keeps_the_pixels():
@@ -115,6 +157,12 @@ def test_otsu_finds_the_bare_ground_and_nothing_where_nothing_differs():
     plain = np.full((8, 8, 3), 90, np.uint8)
     assert not peers.otsu_bare(plain, np.ones((8, 8), bool)).any()
     assert not peers.otsu_bare(one.rgb, np.zeros(one.ids.shape, bool)).any()
+
+
+def test_otsu_finds_the_bright_ground_and_nothing_where_nothing_differs():
+    one = field()
+    assert np.array_equal(peers.otsu_bright(one.rgb, np.ones(one.ids.shape, bool)), one.truth)
+    assert not peers.otsu_bright(np.full((8, 8, 3), 90, np.uint8), np.ones((8, 8), bool)).any()
 
 
 def test_cells_average_pixels_and_repeat_the_frame():
@@ -187,7 +235,8 @@ def test_a_flat_map_hits_as_often_as_chance():
 def test_the_gate_is_compared_with_what_the_data_gives_away():
     pictures = [field(), field((32, 48), name="small"), replace(field((80, 80)), ids=np.zeros((80, 80), np.int32))]
     pictures[2].rgb[...] = [40, 90, 30]
-    found = chips.gate_scores(pictures, FakeLocalizer())
+    ask = FakeLocalizer()
+    found = chips.gate_scores(pictures, lambda example: float(ask([example.rgb])[0].probability[0]))
     assert found.truth.tolist() == [True, True, False]
     aucs = figures(found.measurements(), "ROC AUC")
     assert aucs == {name: roc_auc_score(found.truth, said) for name, said in found.said.items()}
@@ -231,10 +280,34 @@ def test_tally_by_hand_adds_up():
     truth[:2, :2], truth[2:, 4:] = 1, 2
     predicted = np.zeros((4, 6), np.int32)
     predicted[:2, :3], predicted[3, 3] = 1, 2
-    tally = scenes.Tally.of(scenes.Answer(predicted, np.ones((4, 6), bool), 0.5), truth)
-    assert tally == scenes.Tally(Confusion(tp=4, fp=3, fn=4, tn=13), true_objects=2, found=1, polygons=2, right=1)
-    assert (tally + tally).figures()["object recall"] == 0.5
-    assert (tally + tally).polygons == 4
+    counted = tally.Tally.of(tally.Answer(predicted, np.ones((4, 6), bool), 0.5), tally.Truth(truth))
+    assert counted == tally.Tally(
+        Confusion(tp=4, fp=3, fn=4, tn=13),
+        # the corners of the image are no edges, and the first polygon is one only along its right side and below
+        Boundary(predicted=5, predicted_near=5, true=6, true_near=6),
+        WidthCounts((2, 0, 0, 0), (1, 0, 0, 0)),
+        polygons=2,
+        right=1,
+    )
+    assert (counted + counted).figures()["object recall"] == 0.5
+    assert (counted + counted).polygons == 4
+    assert tally.Tally.from_plain(json.loads(json.dumps(counted.plain()))) == counted
+
+
+def test_what_is_not_judged_counts_nowhere():
+    truth = np.array([[1, 1, 0, -1, -1]], np.int32)
+    answer = tally.Answer(np.array([[1, 1, 0, 2, 2]], np.int32), np.ones((1, 5), bool), 1.0)
+    counted = tally.Tally.of(answer, tally.Truth(truth))
+    assert counted.areas == Confusion(tp=2, fp=0, fn=0, tn=1)
+    assert (counted.polygons, counted.right) == (1, 1)
+
+
+def test_specks_count_by_area_and_are_no_objects():
+    truth = np.array([[1, 0, 2, 2]], np.int32)
+    answer = tally.Answer(truth, np.ones((1, 4), bool), 1.0)
+    counted = tally.Tally.of(answer, tally.Truth(truth, minimum=2))
+    assert counted.areas.tp == 3
+    assert sum(counted.widths.objects) == sum(counted.widths.found) == 1
 
 
 def test_what_was_said_of_polygons_is_held_against_the_truth():
@@ -242,31 +315,52 @@ def test_what_was_said_of_polygons_is_held_against_the_truth():
     truth[:2] = 1
     ids = np.zeros((4, 6), np.int32)
     ids[0, :4], ids[3, :4], ids[1:3, 5] = 1, 3, 4  # 2 holds no pixel's centre; half of 4 is landslide
-    answer = scenes.Answer(ids, np.ones((4, 6), bool), 1, np.array([0.9, 0.5, 0.2, np.nan]))
-    assert scenes.stated(answer, truth) == [(0.9, True), (0.2, False)]
-    assert scenes.judged(ids, truth)[1].tolist() == [True, False, True]
+    answer = tally.Answer(ids, np.ones((4, 6), bool), 1, np.array([0.9, 0.5, 0.2, np.nan]))
+    assert tally.stated(answer, truth) == [(0.9, True), (0.2, False)]
+    assert tally.judged(ids, truth)[1].tolist() == [True, False, True]
 
 
 def test_false_alarms_by_hand():
     ids = np.zeros((100, 100), np.int32)
     ids[:10, :10] = 1
-    alarms = scenes.false_alarms(scenes.Answer(ids, np.ones((100, 100), bool), 10.0))
+    alarms = tally.false_alarms(tally.Answer(ids, np.ones((100, 100), bool), 10.0))
     assert alarms == {"ha per km2": pytest.approx(1.0), "polygons per km2": pytest.approx(1.0)}
+
+
+def test_answers_of_a_coarser_working_grid_are_judged_on_the_scenes_own():
+    grid = layout.placed(field((4, 6)), 0.1)
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    assert scenes.onto(ids, grid).tolist() == np.kron(ids, np.ones((2, 2), int)).tolist()
+    whole = np.zeros((4, 6), np.int32)
+    assert scenes.onto(whole, grid) is whole
 
 
 def test_a_mosaic_keeps_every_chip_and_its_landslides_apart(tmp_path):
     parts = [field((40, 70), at=(0, 0), slide=(40, 30), name=f"chip{k}") for k in range(3)]
     folder = write_chips(tmp_path, parts)
     files = Files(tuple(sorted((folder / "images").iterdir())), folder / "masks")
-    ids = scenes.lay_mosaic(files, tmp_path / "scene.tif", width=150)
+    mosaic = layout.lay_mosaic(files, tmp_path / "scene.tif", 0.8, width=150)
+    ids = mosaic.ids
     assert ids.shape == (80, 150)
     assert sorted(np.unique(ids).tolist()) == [-1, 0, 1, 2, 3]
     with rasterio.open(tmp_path / "scene.tif") as scene:
-        assert scene.transform.a == scenes.CHIP_GSD
+        assert scene.transform.a == 0.8
         assert np.array_equal(scene.dataset_mask() > 0, ids >= 0)
         red = scene.read(1)
     assert abs(red[ids > 0].mean() - 200) < 5
     assert abs(red[ids == 0].mean() - 40) < 5
+    assert sorted(mosaic.places) == ["chip0", "chip1", "chip2"]
+    left = mosaic.without("chip1")
+    assert (left == -1).sum() - (ids == -1).sum() == 40 * 70
+    ellipses = mosaic.ellipses()
+    assert len(np.unique(ellipses)) == 4
+    assert (ellipses > 0).sum() == pytest.approx(3 * math.pi * 10 * 17.5, rel=0.05)
+
+
+def test_the_heaviest_chip_of_a_mosaic_is_named_with_its_share(tmp_path):
+    small, large = field((40, 60), at=(0, 0), slide=(10, 10), name="small"), field((40, 60), name="large")
+    mosaic = layout.lay_mosaic([small, large], tmp_path / "scene.tif", 0.8)
+    assert mosaic.heaviest() == ("large", 384 / 484)
 
 
 # table
@@ -288,7 +382,86 @@ def test_extremes_rank_cases():
     assert table.extremes(cases, 2) == "Best: 4 0.40; 3 0.30.\n\nWorst: 0 0.00; 1 0.10.\n"
 
 
+# tables made from counts
+
+
+def counted(name: str, gsd: float, **tallies: tally.Tally) -> dict:
+    named = {OURS: tallies["ours"], scenes.ALONE: tallies["alone"]}
+    return scene_sets._case(name, gsd, named)
+
+
+def area(tp: int, fp: int, fn: int) -> tally.Tally:
+    return tally.Tally(Confusion(tp=tp, fp=fp, fn=fn, tn=0))
+
+
+@pytest.fixture
+def sets() -> dict:
+    one = counted("one", 3.0, ours=area(8, 2, 2), alone=area(6, 4, 4))  # F1 0.8 and 0.6
+    large = counted("large", 3.0, ours=area(0, 0, 90), alone=area(90, 0, 0))
+    without = counted("without", 3.0, ours=area(0, 10, 0), alone=area(0, 0, 0))
+    return {"hokkaido": [one, large, without]}
+
+
+def test_image_wise_means_stand_beside_pooled_pixels(sets):
+    rows = {m.method: m.figures for m in tables.images(sets).measured}
+    assert rows[OURS]["mean F1"] == pytest.approx(0.4)  # 0.8 and 0; the image without landslide has none
+    assert rows[OURS]["pooled F1"] == pytest.approx(16 / (16 + 12 + 92))
+    assert rows[OURS]["pooled F1 without the heaviest"] == pytest.approx(16 / (16 + 12 + 2))
+    assert (rows[OURS]["images"], rows[OURS]["with landslides"]) == (3, 2)
+    assert "large holds 90% of the landslide pixels of hokkaido." in tables.images(sets).notes
+
+
+def test_a_scene_is_in_the_band_of_its_gsd(sets):
+    finest = {"sichuan": [counted("a", 0.25, ours=area(1, 0, 0), alone=area(1, 0, 0))]}
+    limit = {"bijie": [counted("b", 1.0, ours=area(1, 0, 0), alone=area(1, 0, 0))]}
+    found = tables.bands(sets | finest | limit).measured
+    assert [m.data for m in found][::2] == ["0.1 to 0.3 m: sichuan", "1 to 2.5 m: bijie", "2.5 to 7 m: hokkaido"]
+
+
+def test_gains_are_over_the_map_and_their_mean_is_over_sets(sets):
+    other = {"sichuan": [counted("a", 0.5, ours=area(8, 2, 2), alone=area(6, 4, 4))]}
+    found = {m.data: m.figures for m in tables.gains(sets | other).measured}
+    assert found["sichuan"]["gain"] == pytest.approx(0.2)
+    gain = found["hokkaido"]["gain"]
+    assert gain == pytest.approx(16 / 120 - 192 / 200)
+    assert found["mean of the real sets"]["gain"] == pytest.approx((0.2 + gain) / 2)
+
+
+def test_recall_by_width_has_a_column_for_each_band():
+    wide = tally.Tally(widths=WidthCounts((4, 2, 0, 1), (1, 2, 0, 0)))
+    (ours, _) = tables.widths({"x": [counted("a", 3.0, ours=wide, alone=wide)]}).measured
+    assert ours.figures["below 8 px"] == 0.25
+    assert ours.figures["8 to 24 px"] == 1
+    assert math.isnan(ours.figures["24 to 64 px"])
+    assert (ours.figures["from 64 px"], ours.figures["landslides from 64 px"]) == (0, 1)
+
+
+def test_shrunk_and_synthetic_scenes_are_no_part_of_what_is_said_of_real_ones():
+    said = {"said": 0.9, "true": True}
+    wrong = {"said": 0.7, "true": False}
+    measured = [
+        Section("coarse", "", [], cases={"gate, l4s": [said], "confidence, l4s": [said]}),
+        Section("band", "", [], cases={"confidence, shrunk": [wrong]}),
+        Section("alarms", "", [], cases={"confidence, negatives": [wrong]}),
+        Section("synthetic", "", [], cases={"confidence, synthetic": [wrong]}),
+    ]
+    errors, shares = tables.calibration(tables.curves(measured))
+    found = {(m.method, m.data): m.figures for m in errors.measured}
+    pooled = found["confidence", "all real sets"]
+    assert (pooled["cases"], pooled["share true"]) == (2, 0.5)
+    assert pooled["mean minus share"] == pytest.approx(0.3)
+    assert pooled["calibration error"] == pytest.approx((0.1 + 0.7) / 2)
+    assert found["confidence", "synthetic"]["cases"] == 1
+    (row,) = [m for m in shares.measured if (m.method, m.data) == ("confidence, share true", "all real sets")]
+    assert row.figures["0.9 to 1.0"] == 1
+    assert row.figures["0.7 to 0.8"] == 0
+
+
 # the whole bench
+
+
+KEPT = "agricultural03.png"
+"""An image whose name is kept for reports."""
 
 
 @pytest.fixture
@@ -299,7 +472,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(worker, "_load", load)
     monkeypatch.setattr(weights, "load", load)
     monkeypatch.setattr(examples, "SYNTHETIC_SIZE", 96)
-    monkeypatch.setattr(quality, "FOREST_SEEDS", range(700_000, 700_001))
+    monkeypatch.setattr(scene_sets, "FOREST_SEEDS", range(700_000, 700_001))
     monkeypatch.setattr(Drawn, "__iter__", lambda self: (field((96, 96), name=f"seed {k}") for k in range(self.count)))
 
 
@@ -311,8 +484,15 @@ def data(tmp_path) -> Path:
     without = Example("plain", np.full_like(without.rgb, [40, 90, 30]), np.zeros_like(without.ids))
     write_chips(folder / "bijie" / "val", [field(name="one"), field(name="two"), without])
     (folder / "geotiffs").mkdir()
-    scenes.write_scene(folder / "geotiffs" / "plain.tif", without, 0.5)
-    scenes.write_scene(folder / "geotiffs" / "kept_field_0p1m.tif", without, 0.5)
+    layout.write_scene(folder / "geotiffs" / "plain.tif", without, 0.5)
+    layout.write_scene(folder / "geotiffs" / "kept_field_0p1m.tif", without, 0.5)
+    write_chips(folder / "hokkaido_planet_3m", [field(name="370")])
+    write_chips(folder / "l4s_rgb_10m" / "validation", [field(name="image_1")])
+    write_chips(folder / "l4s_rgb_10m" / "train", [field(name="image_3")])
+    for image in (folder / "negatives" / "georef" / "brighton_1.png", folder / "negatives" / "fields_0p2m" / KEPT):
+        image.parent.mkdir(parents=True)
+        Image.fromarray(without.rgb).save(image)
+    layout.write_scene(folder / "negatives" / "georef" / "brighton_2.tif", without, 5.0)
     return folder
 
 
@@ -327,7 +507,8 @@ def test_bench_writes_one_table_and_measures_nothing_twice(stand_ins, data, tmp_
     run("--data", data, "--out", out, "--limit", 2)
     held = json.loads((out / "quality.json").read_text())
     names = [section["name"] for section in held["sections"]]
-    assert names == ["mask", "map", "gate", "scene", "alarms", "synthetic", "calibration"]
+    made = ["gain", "band", "width", "image", "alarms", "calibration", "reliability", "synthetic"]
+    assert names == ["mask", "map", "gate", "scene", "coarse", *made]
     assert held["weights"]["localizer"]["sha256"] == weights.describe(weights.lookup("bundled")[0].path)["sha256"]
     page = (out / "quality.md").read_text()
     assert held["weights"]["segmenter"]["sha256"] in page
@@ -341,9 +522,39 @@ def test_bench_writes_one_table_and_measures_nothing_twice(stand_ins, data, tmp_
         run("--data", data, "--out", out, "--limit", 2, "--overwrite")
 
 
+def test_every_set_is_a_scene_of_its_own_gsd(stand_ins, data, tmp_path):
+    out = tmp_path / "out"
+    run("--data", data, "--out", out, "--only", "coarse,alarms,band")
+    held = json.loads((out / "quality.json").read_text())
+    tables_by_name = {section["name"]: section["measured"] for section in held["sections"]}
+    rows = [row["data"] for row in tables_by_name["band"]]
+    for data_row in (
+        "0.1 to 0.3 m: sichuan read at 0.25 m",
+        "1 to 2.5 m: sichuan shrunk to 1.5 m",
+        "1 to 2.5 m: mosaic of bijie shrunk to 1.6 m",
+        "2.5 to 7 m: hokkaido_planet_3m",
+        "7 to 30 m: l4s_rgb_10m",
+    ):
+        assert data_row in rows
+    alarms = {(row["data"], row["method"]): row["figures"] for row in tables_by_name["alarms"]}
+    assert alarms["negatives/georef", OURS]["scenes"] == 2
+    assert alarms["negatives/fields_0p2m", OURS]["scenes"] == 1
+    assert {row["method"] for row in tables_by_name["coarse"]} >= {OURS, scenes.ALONE, scenes.ELLIPSE, *scenes.PEERS}
+    calibrated = [(row["method"], row["data"]) for row in tables_by_name["calibration"]]
+    assert ("gate", "l4s_rgb_10m") in calibrated
+    assert ("gate", "negatives/georef") in calibrated
+
+    # nothing is selected by what is for reports only
+    sets = ("--l4s", data / "l4s_rgb_10m", "--hokkaido", data / "hokkaido_planet_3m")
+    run(*sets, "--out", out, "--only", "coarse", "--split", "select")
+    held = json.loads((out / "quality.json").read_text())
+    (found,) = [section for section in held["sections"] if section["name"] == "coarse"]
+    assert {row["data"] for row in found["measured"]} == {"l4s_rgb_10m"}
+
+
 def test_cards_show_what_was_measured_of_these_networks(stand_ins, data, tmp_path):
     table = tmp_path / "table"
-    run("--data", data, "--out", table, "--limit", 2)
+    run("--data", data, "--out", table, "--limit", 2, "--only", "mask,scene,alarms,synthetic")
     call = ["card", str(table), "--out", str(tmp_path)]
     done = CliRunner().invoke(bench, call, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -369,7 +580,7 @@ def test_cards_show_what_was_measured_of_these_networks(stand_ins, data, tmp_pat
 def test_bench_says_what_is_missing(stand_ins, data, tmp_path):
     run("--sichuan", data / "sichuan", "--out", tmp_path, "--only", "gate,map,alarms")
     page = (tmp_path / "quality.md").read_text()
-    assert "not at hand, and so left out: bijie, geotiffs" in page
+    assert "not at hand, and so left out: bijie, hokkaido_planet_3m, l4s_rgb_10m, negatives, geotiffs" in page
     assert page.count("Not measured") == 2
 
 

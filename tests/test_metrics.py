@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, jaccard_score, precision_score, recall_score
 
-from geolabel.metrics import Confusion, Overlaps
+from geolabel.metrics import (
+    Boundary,
+    Confusion,
+    Overlaps,
+    WidthCounts,
+    edge_pixels,
+    object_widths,
+)
 
 HAND = Confusion(tp=6, fp=2, fn=4, tn=88)
 
@@ -126,3 +133,80 @@ def test_nothing_predicted_and_nothing_true():
     assert all(math.isnan(v) for v in (scores.found_share, scores.right_share, scores.f1))
     assert math.isnan(overlaps([1], [], {}).scores().right_share)
     assert overlaps([1], [], {}).scores().found_share == 0
+
+
+# width
+
+
+def test_a_rectangle_is_as_wide_as_its_short_side_however_it_is_turned():
+    ids = np.zeros((40, 40), np.int32)
+    ids[2:5, 2:22] = 1  # 3 x 20 px
+    ids[10:30, 30:31] = 3  # a line of pixels; number 2 does not occur
+    rows, cols = np.mgrid[:40, :40]
+    ids[(abs(rows - cols - 10) <= 4) & (rows + cols >= 30) & (rows + cols <= 54)] = 4
+    straight, line, turned = object_widths(ids)
+    assert (straight, line) == (3, 1)
+    # nine diagonals of pixels, whose outer corners are 10 diagonals of half a pixel's diagonal apart
+    assert turned == pytest.approx(10 / math.sqrt(2))
+
+
+def test_the_width_of_an_object_with_a_hole_is_that_of_its_outline():
+    ids = np.ones((9, 12), np.int32)
+    ids[2:7, 2:10] = 0
+    assert object_widths(ids).tolist() == [9]
+    assert len(object_widths(np.zeros((4, 4), np.int32))) == 0
+
+
+def test_landslides_are_sorted_into_bands_whose_lower_limit_is_inside():
+    widths = np.array([1, 7.9, 8, 23, 64, 200.0])
+    counts = WidthCounts.of(widths, np.array([True, False, True, True, False, True]))
+    assert counts == WidthCounts((2, 2, 0, 2), (1, 2, 0, 1))
+    assert counts + counts == WidthCounts((4, 4, 0, 4), (2, 4, 0, 2))
+    below, small, middle, large = counts.recalls()
+    assert (below, small, large) == (0.5, 1, 0.5)
+    assert math.isnan(middle)
+
+
+# outlines
+
+
+def square(row: int, col: int, side: int, size: int = 40) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask[row : row + side, col : col + side] = True
+    return mask
+
+
+EVERYWHERE = np.ones((40, 40), bool)
+
+
+def test_an_outline_is_the_objects_outermost_pixels_and_not_the_frame():
+    assert len(edge_pixels(square(10, 10, 5), EVERYWHERE)) == 16
+    corner = edge_pixels(square(0, 0, 5), EVERYWHERE)
+    assert len(corner) == 9  # two sides of four
+    half = EVERYWHERE.copy()
+    half[:, 15:] = False
+    # the right side borders on what is not valid
+    assert len(edge_pixels(square(10, 10, 5), half)) == 13
+
+
+@pytest.mark.parametrize(("off", "near"), [(0, 76), (3, 76), (4, 44)])
+def test_outlines_agree_within_the_tolerance(off: int, near: int):
+    found = Boundary.of(square(10, 10 + off, 20), square(10, 10, 20), EVERYWHERE)
+    # four to the right, the left and the right side are too far but for what is near the other side's corners
+    assert found == Boundary(76, near, 76, near)
+    assert found.f1 == near / 76
+
+
+def test_the_shares_of_both_sides_have_their_harmonic_mean():
+    found = Boundary.of(square(5, 5, 20), square(5, 5, 20) | square(30, 30, 5), EVERYWHERE)
+    assert found == Boundary(76, 76, 92, 76)
+    assert found.f1 == pytest.approx(2 * (76 / 92) / (1 + 76 / 92))
+    assert (found + found).f1 == found.f1
+
+
+def test_no_outline_agrees_with_none_and_nothing_is_defined_without_any():
+    nothing = np.zeros((40, 40), bool)
+    assert Boundary.of(nothing, square(5, 5, 5), EVERYWHERE).f1 == 0
+    assert Boundary.of(square(5, 5, 5), nothing, EVERYWHERE).f1 == 0
+    assert Boundary.of(square(5, 5, 5), square(30, 30, 5), EVERYWHERE).f1 == 0
+    assert math.isnan(Boundary.of(nothing, nothing, EVERYWHERE).f1)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from geolabel.io.outputs import replacing
 from geolabel.types import BoolArray, Float64Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BINS = 10
 
@@ -51,21 +55,42 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 
 
 def draw_curves(path: Path, curves: dict[str, list[Bin]]) -> None:
-    """Draw reliability curves by name as a PNG; the size of a dot goes with its cases."""
+    """Draw reliability curves as a PNG, a panel for each kind; the size of a dot goes with its cases.
+
+    Parameters
+    ----------
+    curves
+        By kind and set, as ``gate, bijie``. Those of sets with one outcome alone are left out: such are no curve.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    for name, bins in curves.items():
-        filled = [part for part in bins if part.count]
-        total = sum(part.count for part in filled)
-        x, y = [part.probability for part in filled], [part.share for part in filled]
-        (line,) = axes.plot(x, y, linewidth=1.2, label=f"{name}, error {expected_calibration_error(bins):.3f}")
-        sizes = [12 + 300 * part.count / total for part in filled]
-        axes.scatter(x, y, s=sizes, color=line.get_color(), alpha=0.6)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability that was said", ylabel="share that was true")
-    axes.set_aspect("equal")
-    axes.legend(loc="upper left", fontsize=8)
+    shown = {name: bins for name, bins in curves.items() if _has_both(bins)}
+    kinds = list(dict.fromkeys(name.partition(", ")[0] for name in shown)) or [""]
+    figure = Figure(figsize=(5 * len(kinds), 5), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        for name, bins in shown.items():
+            if name.partition(", ")[0] == kind:
+                _draw_curve(axes, name.partition(", ")[2] or name, bins)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability that was said", ylabel="share that was true", title=kind)
+        axes.set_aspect("equal")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper left", fontsize=7)
     with replacing(path, overwrite=True) as part:
         figure.savefig(part, metadata={"Software": None})
+
+
+def _has_both(bins: list[Bin]) -> bool:
+    """Whether some cases are true and some are not."""
+    filled = [part for part in bins if part.count]
+    return any(part.share > 0 for part in filled) and any(part.share < 1 for part in filled)
+
+
+def _draw_curve(axes: Axes, name: str, bins: list[Bin]) -> None:
+    filled = [part for part in bins if part.count]
+    total = sum(part.count for part in filled)
+    x, y = [part.probability for part in filled], [part.share for part in filled]
+    (line,) = axes.plot(x, y, linewidth=1.2, label=f"{name}, error {expected_calibration_error(bins):.3f}")
+    sizes = [12 + 300 * part.count / total for part in filled]
+    axes.scatter(x, y, s=sizes, color=line.get_color(), alpha=0.6)

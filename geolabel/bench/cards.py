@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from geolabel.bench import examples, scenes
 from geolabel.bench.examples import Example
+from geolabel.bench.layout import write_scene
 from geolabel.bench.quality import PARTS, TABLE
 from geolabel.bench.table import OURS, Section
 from geolabel.errors import OptionError
@@ -21,8 +22,11 @@ from geolabel.trainers.cards import write_card
 from geolabel.types import BoolArray
 
 SHOWN: dict[Kind, tuple[str, ...]] = {
-    "localizer": ("map", "gate", "scene", "alarms", "synthetic", "calibration"),
-    "segmenter": ("mask", "scene", "synthetic", "speed"),
+    "localizer": (
+        *("map", "gate", "scene", "coarse", "band", "width", "image"),
+        *("alarms", "calibration", "reliability", "synthetic"),
+    ),
+    "segmenter": ("mask", "scene", "coarse", "gain", "synthetic", "speed"),
 }
 """Sections of the table that the card of each network shows."""
 
@@ -55,8 +59,8 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
     table = _read(quality / TABLE)
     out.mkdir(parents=True, exist_ok=True)
     sections = {values["name"]: Section.of(values) for values in table["sections"]}
-    pictures = ["The drawn scenes with the lowest IoU: truth in yellow, what was found in red.", ""]
-    pictures += [f"![the worst drawn scenes]({FAILURES})", ""]
+    pictures = ["The synthetic scenes with the lowest IoU: truth in yellow, what was found in red.", ""]
+    pictures += [f"![the worst synthetic scenes]({FAILURES})", ""]
     worst = _worst(quality / PARTS / "synthetic.json")
     files: dict[str, Path] = {}
     for recipe in networks.recipes():
@@ -86,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _worst(path: Path) -> list[int]:
-    """Seeds of the drawn scenes with the lowest IoU, the worst first; none if they were not measured."""
+    """Seeds of the synthetic scenes with the lowest IoU, the worst first; none if they were not measured."""
     if not path.is_file():
         return []
     cases = json.loads(path.read_text(encoding="utf-8"))["section"]["cases"]["synthetic"]
@@ -116,7 +120,7 @@ def draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
 def find(example: Example, networks: Networks) -> BoolArray:
     """(H, W) where the product finds landslides in an example."""
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        path = scenes.write_scene(Path(folder) / "scene.tif", example, examples.SYNTHETIC_GSD)
-        ids = scenes.answers(path, networks, Parameters())[OURS].ids
+        path = write_scene(Path(folder) / "scene.tif", example, examples.SYNTHETIC_GSD)
+        ids = scenes.answers(path, networks, Parameters()).answers[OURS].ids
     mask: BoolArray = ids > 0
     return mask

@@ -194,18 +194,21 @@ class GateScores:
         return rows
 
 
-def gate_scores(examples: Iterable[Example], localizer: Localizer, index: int = 0) -> GateScores:
+def gate_scores(examples: Iterable[Example], ask: Callable[[Example], float]) -> GateScores:
     """Ask the gate and its peers whether images at their own size show a landslide.
 
-    The gate's answer is the largest class probability of any window of the training size. The peers are what a data
-    set gives away: its landslide chips are small, bare, and barest in the middle.
+    The peers are what a data set gives away: its landslide chips are small, bare, and barest in the middle.
+
+    Parameters
+    ----------
+    ask
+        Probability that an image shows a landslide.
     """
     said: dict[str, list[float]] = defaultdict(list)
     truth = []
     for example in examples:
-        (activation,) = localizer([stretch(example.rgb)])
         green = peers.excess_green(example.rgb)
-        said[OURS].append(float(activation.probability[index]))
+        said[OURS].append(ask(example))
         said["small image"].append(-min(example.rgb.shape[:2]))
         said["surround minus centre in excess green"].append(peers.surround_minus_centre(green))
         said["low excess green"].append(-float(green.mean()))

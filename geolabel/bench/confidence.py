@@ -14,7 +14,9 @@ import numpy as np
 from geolabel.bench import examples
 from geolabel.bench.calibration import expected_calibration_error, reliability
 from geolabel.bench.examples import Example
-from geolabel.bench.scenes import judged, placed, polygon_ids, write_scene
+from geolabel.bench.layout import placed, write_scene
+from geolabel.bench.scenes import polygon_ids
+from geolabel.bench.tally import judged
 from geolabel.confidence import ConfidenceModel, features
 from geolabel.errors import GeolabelError
 from geolabel.extras import require

@@ -6,31 +6,42 @@ Images are split by one rule, so that what weights are chosen by is never what t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from geolabel.errors import OptionError
 from geolabel.prompts import Prompts
 from geolabel.synthetic import synthesize
-from geolabel.trainers.pictures import REPORTED, SUFFIXES, read_image
+from geolabel.trainers.pictures import REPORTED, SUFFIXES, is_reported, read_image
 from geolabel.types import BoolArray, Float64Array, Int32Array, UInt8Array
 
 Split = Literal["report", "select"]
 """``report`` is for tables that are published, ``select`` for choosing between weights and designs."""
 
-SYNTHETIC: dict[Split, int] = {"report": 910_000, "select": 800_000}
-"""First seed of the drawn scenes of each split."""
+SYNTHETIC: dict[Split, int] = {"report": 1000, "select": 800_000}
+"""First seed of the synthetic scenes of each split; trainings take seeds below these."""
 
 SYNTHETIC_SIZE, SYNTHETIC_GSD = 1024, 0.5
-"""Pixels a side of a drawn scene, and metres per pixel."""
+"""Pixels a side of a synthetic scene, and metres per pixel."""
+
+SAMPLE, SAMPLE_SIZE = 900_101, 2048
+"""Seed and size of the scene that the README begins with."""
+
+CHIP_GSD, L4S_GSD, HOKKAIDO_GSD = 0.8, 10.0, 3.0
+"""Metres per pixel of the sets of chips: Bijie's, Landslide4Sense's and Hokkaido's."""
 
 OUTLINED_GSD = 0.5
 """Metres per pixel that orthophotos without georeference are taken to have."""
+
+NEGATIVES_GSD = {"ucmerced": 0.3, "oam_fair": 0.3, "odm_drone": 0.15, "georef": 0.1}
+"""Metres per pixel of sets without landslides, for images that do not say; other folders end in theirs, as _0p2m."""
 
 FOLDS = 5
 """One in so many images of a training folder is kept for selection."""
@@ -87,8 +98,7 @@ class Files:
 
     def listed(self) -> dict[str, int | str]:
         """Number of the files, and a digest of their names."""
-        names = "\n".join(path.name for path in self.images)
-        return {"images": len(self), "names": hashlib.sha256(names.encode()).hexdigest()}
+        return listed(self.images)
 
     def __iter__(self) -> Iterator[Example]:
         for path in self.images:
@@ -98,6 +108,15 @@ class Files:
             if truth.shape != rgb.shape[:2]:
                 raise OptionError(f"{mask} has {truth.shape} px, its image {rgb.shape[:2]}: make them of one size")
             yield Example(path.stem, rgb, ndimage.label(truth)[0].astype(np.int32), self.least)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Image files of one set without landslides."""
+
+    images: tuple[Path, ...]
+    gsd: float
+    """Metres per pixel of those that do not say."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,12 @@ class Drawn:
             yield Example(f"seed {seed}", scene.rgb, np.where(scene.truth > 0, scene.ids, 0))
 
 
+def listed(paths: Sequence[Path]) -> dict[str, int | str]:
+    """Number of files, and a digest of their names."""
+    names = "\n".join(path.name for path in paths)
+    return {"images": len(paths), "names": hashlib.sha256(names.encode()).hexdigest()}
+
+
 def outlined(folder: Path, split: Split) -> Files:
     """Images of a folder with images/ and masks/, of which those named in `REPORTED` are for reports only."""
     kept, others = apart(_images(folder))
@@ -136,11 +161,81 @@ def apart(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 def chips(folder: Path, split: Split) -> Files:
     """Chips of a folder with val/, for reports, and train/, a fifth of which is for selection.
 
-    The fifth is told by the name: the SHA-1 of the file's stem, as an integer, is 0 modulo 5.
+    The fifth is known by the name: the SHA-1 of the file's stem, as an integer, is 0 modulo 5.
     """
     part = folder / ("val" if split == "report" else "train")
     wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
     return _files(part, wanted)
+
+
+def satellite_chips(folder: Path, split: Split) -> Files:
+    """Chips of a folder with validation/, for reports, and train/, a fifth of which is for selection, as `chips`."""
+    part = folder / ("validation" if split == "report" else "train")
+    wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
+    return replace(_files(part, wanted), least=1)
+
+
+def report_only(folder: Path) -> Files:
+    """All images of a folder with images/ and masks/ that nothing is chosen or trained on."""
+    return replace(_files(folder, _images(folder)), least=1)
+
+
+def without_landslides(folder: Path, split: Split) -> dict[str, Plain]:
+    """Sets of images without landslides, one from each folder in `folder`.
+
+    Those that `is_reported` names are for reports. Trainings take all others, a fifth of which is for selection: the
+    SHA-1 of the file's stem, as an integer, is 1 modulo 5.
+
+    Raises
+    ------
+    OptionError
+        If no folder holds such an image, or the name of one says no pixel size.
+    """
+    sets = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = tuple(
+            path
+            for path in sorted(place.rglob("*"))
+            if path.suffix.lower() in SUFFIXES
+            and (
+                is_reported(path.stem) if split == "report" else not is_reported(path.stem) and fold_of(path.stem) == 1
+            )
+        )
+        if images:
+            sets[place.name] = Plain(images, stated_gsd(place.name))
+    if not sets:
+        raise OptionError(f"{folder} holds no image of this split: give a folder with a folder for each set of images")
+    return sets
+
+
+def stated_gsd(name: str) -> float:
+    """Metres per pixel that a folder's name ends in, as in ``terraces_0p2m``, or that `NEGATIVES_GSD` knows of it.
+
+    Raises
+    ------
+    OptionError
+        If neither does.
+    """
+    ending = re.search(r"_(\d+(?:p\d+)?)m$", name)
+    if ending:
+        return float(ending[1].replace("p", "."))
+    if name not in NEGATIVES_GSD:
+        raise OptionError(f"{name}: the size of its pixels is unknown; let the folder's name end in it, as {name}_0p3m")
+    return NEGATIVES_GSD[name]
+
+
+def tiffs(folder: Path) -> list[Path]:
+    """GeoTIFFs of a folder in the order of their names.
+
+    Raises
+    ------
+    OptionError
+        If there is none.
+    """
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".tif", ".tiff"))
+    if not found:
+        raise OptionError(f"{folder} holds no GeoTIFF (.tif, .tiff): give a folder with scenes that show no landslide")
+    return found
 
 
 def fold_of(name: str) -> int:
@@ -192,3 +287,12 @@ def off_centre(example: Example) -> Example:
         start = int(rng.integers(max(0, middle - side + 1), min(middle, length - side) + 1))
         cut.append(slice(start, start + side))
     return replace(example, rgb=example.rgb[cut[0], cut[1]], ids=example.ids[cut[0], cut[1]])
+
+
+def shrunk(example: Example, factor: float) -> Example:
+    """Show an example as pixels `factor` times as large would: means of colour, landslide where half of a pixel is."""
+    height, width = (max(1, round(side / factor)) for side in example.ids.shape)
+    rgb = np.array(Image.fromarray(example.rgb).resize((width, height), Image.Resampling.BOX))
+    cover = Image.fromarray(example.truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    ids = ndimage.label(np.asarray(cover) >= 0.5)[0].astype(np.int32)
+    return Example(example.name, rgb, ids, max(1, round(example.least / factor**2)))

@@ -37,15 +37,25 @@ def excess_green(rgb: UInt8Array) -> Float32Array:
 def otsu_bare(rgb: UInt8Array, valid: BoolArray) -> BoolArray:
     """(H, W) the low side of excess green, cut by Otsu's threshold over the valid pixels (Otsu 1979)."""
     green = excess_green(rgb)
-    values = green[valid]
+    return np.asarray(valid & (green <= _otsu(green[valid])))
+
+
+def otsu_bright(rgb: UInt8Array, valid: BoolArray) -> BoolArray:
+    """(H, W) the high side of the mean of the bands, cut by Otsu's threshold over the valid pixels (Otsu 1979)."""
+    # the mask is the low side of the darkness, so that a flat image is no landslide here either
+    dark = -rgb.mean(axis=2, dtype=np.float32)
+    return np.asarray(valid & (dark <= _otsu(dark[valid])))
+
+
+def _otsu(values: Float32Array) -> float:
+    """Otsu's threshold of values (N,); minus infinity where there are no two of them."""
     if not len(values):
-        return np.zeros(valid.shape, bool)
+        return -np.inf
     # a few almost black pixels, whose colour is noise, must not be one of the two classes
     kept = np.clip(values, *np.percentile(values, (1, 99)))
     if kept.min() == kept.max():
-        return np.zeros(valid.shape, bool)
-    level = float(threshold_otsu(kept))  # type: ignore[no-untyped-call]
-    return np.asarray(valid & (green <= level))
+        return -np.inf
+    return float(threshold_otsu(kept))  # type: ignore[no-untyped-call]
 
 
 def cell_means(values: Float32Array, stride: int) -> Float32Array:

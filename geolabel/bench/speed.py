@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from geolabel.bench.examples import Drawn
-from geolabel.bench.scenes import write_scene
+from geolabel.bench.layout import write_scene
 from geolabel.bench.table import OURS, Measurement, Section
 from geolabel.run.extract import find_landslides
 from geolabel.run.plan import Parameters

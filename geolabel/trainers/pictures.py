@@ -40,6 +40,17 @@ REPORTED = (
 )
 """Ends of the names of real images that are kept for reports, wherever a folder of images has them."""
 
+REPORTED_FLIGHTS = ("brighton",)
+FLIGHTS = (*REPORTED_FLIGHTS, "caliterra", "boruszyn")
+"""Frames of one flight overlap, so that whole flights are kept for reports."""
+
+
+def is_reported(stem: str) -> bool:
+    """Whether an image of a set without landslides is kept for reports: a fifth of them, by the hash of its name."""
+    if stem.startswith(FLIGHTS):
+        return stem.startswith(REPORTED_FLIGHTS)
+    return int(hashlib.sha1(stem.encode(), usedforsecurity=False).hexdigest(), 16) % 5 == 0
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -20,6 +20,7 @@ import numpy as np
 
 from geolabel.bench import scenes
 from geolabel.bench.examples import Example
+from geolabel.bench.layout import write_scene
 from geolabel.bench.peers import Forest, otsu_bare
 from geolabel.bench.table import OURS
 from geolabel.metrics import Confusion
@@ -60,8 +61,8 @@ def main():
 def extract(rgb, gsd):
     with tempfile.TemporaryDirectory() as folder:
         example = Example("scene", rgb, np.zeros(rgb.shape[:2], np.int32))
-        path = scenes.write_scene(Path(folder) / "scene.tif", example, gsd)
-        return scenes.answers(path, Networks(), Parameters())[OURS].ids > 0
+        path = write_scene(Path(folder) / "scene.tif", example, gsd)
+        return scenes.answers(path, Networks(), Parameters()).answers[OURS].ids > 0
 
 
 if __name__ == "__main__":
