@@ -163,7 +163,7 @@ def quality(
     group="output",
     required=True,
     type=FOLDER,
-    help="Folder for localizer.md, segmenter.md and pictures of failures.",
+    help="Folder for localizer.md, segmenter.md, measured.json and pictures of failures.",
 )
 @options.network_options
 @options.as_json

@@ -131,7 +131,8 @@ class Command(click.Command):
                     formatter.write_dl(found, col_max=TERM_COLUMN)
         if rare and not every:
             formatter.write_paragraph()
-            formatter.write_text(f"{len(rare)} more options, seldom needed: {ctx.command_path} {HELP_ALL}")
+            more = "1 more option" if len(rare) == 1 else f"{len(rare)} more options"
+            formatter.write_text(f"{more}, seldom needed: {ctx.command_path} {HELP_ALL}")
 
 
 SMALLER = ("--batch", "--crops", "--tile-size", "--block-size", "--size", "--workers", "--bounds")

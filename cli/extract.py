@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from geolabel.errors import WeightsError
+from geolabel.io.measured import of_bundled
+
 from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
@@ -17,7 +20,15 @@ GAPS = 3
 """Exit code of a run that finished without a part of the scene."""
 
 
-@command()
+def _quality() -> str:
+    # the figures change with the networks: they stand beside the weights
+    try:
+        return f"The bundled networks: {of_bundled().sentence()}"
+    except WeightsError:
+        return ""
+
+
+@command(epilog=_quality())
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @option(

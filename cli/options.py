@@ -73,7 +73,6 @@ def terminal(command: F) -> F:
         option(
             "--debug",
             group="messages",
-            rare=True,
             is_flag=True,
             expose_value=False,
             callback=_remember("debug"),

@@ -10,10 +10,12 @@ from typing import Any, cast
 from geolabel.bench import examples, scenes
 from geolabel.bench.examples import Example
 from geolabel.bench.layout import write_scene
+from geolabel.bench.measured import figures_of_sets
 from geolabel.bench.quality import PARTS, TABLE
 from geolabel.bench.table import OURS, Section
 from geolabel.errors import OptionError
 from geolabel.io import weights
+from geolabel.io.measured import MEASURED, save_measured
 from geolabel.io.outputs import replacing
 from geolabel.networks.checkpoint import Kind, load_checkpoint
 from geolabel.run.plan import Parameters
@@ -43,7 +45,7 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
     Parameters
     ----------
     out
-        Folder for ``localizer.md``, ``segmenter.md`` and `FAILURES`; made if it is not there.
+        Folder for ``localizer.md``, ``segmenter.md``, `MEASURED` and `FAILURES`; made if it is not there.
     quality
         Folder with the table.
 
@@ -76,6 +78,9 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
         count = sum(tensor.numel() for name, tensor in state.items() if "running" not in name and "num_" not in name)
         files[kind] = out / f"{kind}.md"
         write_card(files[kind], info, parameters=count, measured=measured, failures=pictures if worst else [])
+    if figures := figures_of_sets(sections):
+        files["measured"] = out / MEASURED
+        save_measured(files["measured"], {recipe.role: recipe.sha256 for recipe in networks.recipes()}, figures)
     if worst:
         files["failures"] = out / FAILURES
         draw_failures(files["failures"], worst, networks)

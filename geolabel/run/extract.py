@@ -5,6 +5,7 @@ scene -> tiles -> activation -> prompts -> masks -> mosaic blocks -> polygons ->
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     import geopandas as gpd
 
     from geolabel.io.arrays import Labelled
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ def extract(
     survey = prepare_survey(
         scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster
     )
+    for text in survey.warnings:
+        log.warning("%s", text)
     return run_survey(survey, targets, prompts_from=prompts_from, keeping=keeping, progress=progress).landslides
 
 

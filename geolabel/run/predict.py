@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from geolabel.tiles import BlockGrid, Window
 
 
+log = logging.getLogger(__name__)
+
+
 def predict(
     scene: str | Path | Labelled | Sequence[str | Path | Labelled],
     *,
@@ -64,7 +68,10 @@ def predict(
     reading = reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
     asked = (reading, networks or Networks(), parameters or Parameters())
-    (plan,) = prepare_survey(scenes, *asked, raster="the array").plans
+    survey = prepare_survey(scenes, *asked, raster="the array")
+    for text in survey.warnings:
+        log.warning("%s", text)
+    (plan,) = survey.plans
     scratch = _Scratch() if run_dir is None else None
     run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")), localized=plan.localized)
     find_scores(Work(run, Report(), progress or Silent()))

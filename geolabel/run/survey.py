@@ -12,6 +12,7 @@ import shapely
 from affine import Affine
 
 from geolabel.errors import OptionError, SceneError, VectorError
+from geolabel.io import measured
 from geolabel.io.listing import Listed
 from geolabel.io.patchwork import Patchwork, Sheet, patchwork_of
 from geolabel.io.scenes import SceneReader
@@ -36,7 +37,7 @@ class Survey:
     """Of the inventory."""
     scenes: int
     warnings: tuple[str, ...] = ()
-    """What had to be guessed, for the user to check."""
+    """What had to be guessed, for the user to check, and where the networks are known to do badly."""
 
     @property
     def plain(self) -> bool:
@@ -94,7 +95,7 @@ def prepare_survey(
         own = plan.grid.crs
         if crs is not None and own is None:
             raise OptionError(f"the scene has no CRS, so nothing can be brought to {crs.name}: leave --dst-crs away")
-        return Survey((plan,), crs or own, 1, plan.reader.warnings)
+        return Survey((plan,), crs or own, 1, (*plan.reader.warnings, *_cautions([plan])))
     found = _open(scenes, reading)
     if reading.bounds is not None:
         found = _within_bounds(found, reading.bounds)
@@ -112,7 +113,20 @@ def prepare_survey(
     if not plans:
         raise VectorError(f"{reading.aoi} misses all {len(scenes)} scenes: its CRS or its coordinates may be wrong")
     warnings = tuple(f"{one.scene.name}: {text}" for one in found for text in one.warnings)
-    return Survey(plans, crs, len(scenes), warnings)
+    return Survey(plans, crs, len(scenes), (*warnings, *_cautions(plans)))
+
+
+def _cautions(plans: Sequence[Plan]) -> list[str]:
+    """What was measured of the networks at these sizes of pixels, where that is a reason for caution; each once."""
+    texts = [
+        measured.caution(
+            max(plan.reader.scene.grid.gsd, plan.grid.gsd),  # finer scenes are reduced to what the networks know
+            {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)},
+        )
+        for plan in plans
+        if plan.parameters.method == "apsam"
+    ]
+    return list(dict.fromkeys(text for text in texts if text is not None))
 
 
 def parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:

@@ -1,4 +1,4 @@
-"""Training of the localizer: image-level labels of windows, and the map held to the slide where a mask says where."""
+"""Training of the bundled localizer by masks: labels of windows, the map held to the slide, land cover of cells."""
 
 from __future__ import annotations
 

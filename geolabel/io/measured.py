@@ -1,0 +1,173 @@
+"""How the networks that ship did on real scenes, by the size of their pixels: what ``geolabel bench quality`` measured.
+
+The figures are kept beside the weights that they are of, and nowhere else: the help and the warnings of a run are made
+from them, and ``geolabel bench card`` writes them anew with the model cards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from geolabel.errors import WeightsError
+from geolabel.io.outputs import replacing
+
+REACH = 2.0
+"""How many times finer or coarser than the pixels of a set its figures still say something."""
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """One set of real scenes that no training saw."""
+
+    data: str
+    gsd_m: tuple[float, float]
+    """Metres per pixel of the finest and the coarsest scene."""
+    f1: float
+    """Of the area of the polygons."""
+    peers: Mapping[str, float] = field(default_factory=dict)
+    """F1 of what needs no network, by its name."""
+    narrow_px: int | None = None
+    """Width in pixels below which landslides count as narrow."""
+    narrow: int = 0
+    """How many are."""
+    narrow_found: float = 0.0
+    """Share of these that is found."""
+
+    @property
+    def best_peer(self) -> tuple[str, float]:
+        """The best of the peers, and its F1; nothing and 0 without any."""
+        return max(self.peers.items(), key=lambda peer: peer[1], default=("", 0.0))
+
+    @property
+    def size(self) -> str:
+        """Of its pixels, in words."""
+        low, high = self.gsd_m
+        return f"{low:g} m" if low == high else f"{low:g} to {high:g} m"
+
+    def distance(self, gsd: float) -> float:
+        """How much finer or coarser than all of its scenes pixels of `gsd` metres are: a logarithm; 0 among them."""
+        low, high = self.gsd_m
+        return max(math.log(low / gsd), math.log(gsd / high), 0.0)
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the networks do better than the best peer."""
+        return self.f1 > self.best_peer[1]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of networks, by the SHA-256 of their weights."""
+
+    networks: Mapping[str, str]
+    """SHA-256 by role."""
+    sets: tuple[SetFigures, ...]
+
+    def near(self, gsd: float) -> list[SetFigures]:
+        """The sets whose pixels are nearest in size to `gsd` metres; none where all are much finer or coarser."""
+        least = min((one.distance(gsd) for one in self.sets), default=math.inf)
+        reached = least <= math.log(REACH) + 1e-9
+        return [one for one in self.sets if reached and one.distance(gsd) <= least + 1e-9]
+
+    def caution(self, gsd: float) -> str | None:
+        """What someone with pixels of `gsd` metres should know; None where the networks did well at that size."""
+        if not self.sets:
+            return None
+        near = self.near(gsd)
+        if not near:
+            finest, coarsest = min(one.gsd_m[0] for one in self.sets), max(one.gsd_m[1] for one in self.sets)
+            return (
+                f"pixels of {gsd:.3g} m: the bundled networks were measured on scenes of {finest:g} to {coarsest:g} m, "
+                "none of them near this; they may miss what there is, or take other ground for it"
+            )
+        bad = [one for one in near if not one.worth_it]
+        if not bad:
+            return None
+        worst = min(bad, key=lambda one: one.f1 - one.best_peer[1])
+        name, f1 = worst.best_peer
+        text = (
+            f"pixels of {gsd:.3g} m: on real scenes of {worst.size} the bundled networks have an F1 of "
+            f"{worst.f1:.2f}, where {name} has {f1:.2f}"
+        )
+        if worst.narrow_px is not None and worst.narrow and worst.narrow_found < 0.5:
+            found = round(worst.narrow_found * worst.narrow)
+            text += f"; of {worst.narrow} landslides less than {worst.narrow_px} px wide they find {found or 'none'}"
+        return f"{text}. Finer imagery suits them, or a localizer of your own (geolabel train localizer)"
+
+    def sentence(self) -> str:
+        """All sets in one sentence, for the help."""
+        parts = []
+        for one in sorted(self.sets, key=lambda one: one.gsd_m):
+            name, f1 = one.best_peer
+            parts.append(f"{one.f1:.2f} at {one.size}" + (f" ({f1:.2f} by {name})" if name else ""))
+        said = "; ".join(parts)
+        return f"F1 of the area of polygons on real scenes that no training saw (geolabel bench quality): {said}."
+
+    def markdown(self) -> str:
+        """All sets as a table, for the README."""
+        lines = [
+            "| real scenes that no training saw | pixels | F1 of geolabel | best threshold on colour |",
+            "|---|---|---|---|",
+        ]
+        for one in sorted(self.sets, key=lambda one: one.gsd_m):
+            name, f1 = one.best_peer
+            lines.append(f"| {one.data} | {one.size} | {one.f1:.2f} | {f1:.2f}, {name} |")
+        return "\n".join(lines)
+
+
+MEASURED = "measured.json"
+"""Name of the file of figures, beside the weights that they are of."""
+
+
+def shipped() -> Path:
+    """Where the figures of the networks that come with geolabel are."""
+    return Path(str(resources.files("geolabel.weights") / MEASURED))
+
+
+@lru_cache(maxsize=1)
+def of_bundled() -> Measured:
+    """Figures of the networks that come with geolabel."""
+    return load_measured(shipped())
+
+
+def caution(gsd: float, networks: Mapping[str, str]) -> str | None:
+    """What someone with pixels of `gsd` metres should know of networks, by the SHA-256 of their weights.
+
+    None where they did well at that size, or nothing is known of them.
+    """
+    found = of_bundled()
+    return found.caution(gsd) if dict(found.networks) == dict(networks) else None
+
+
+def load_measured(path: Path) -> Measured:
+    """Read figures.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or holds no such figures.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Measured(
+            dict(values["networks"]),
+            tuple(SetFigures(**(one | {"gsd_m": tuple(one["gsd_m"])})) for one in values["sets"]),
+        )
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): install geolabel again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} holds no figures ({error}): make it again with geolabel bench card") from error
+
+
+def save_measured(path: Path, networks: Mapping[str, str], sets: Sequence[SetFigures]) -> None:
+    """Write figures as JSON; the file appears when it is whole."""
+    values: dict[str, Any] = {"networks": dict(networks), "sets": [asdict(one) for one in sets]}
+    with replacing(path, overwrite=True) as part:
+        part.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
