@@ -7,7 +7,9 @@ was made stands in its metadata or nowhere.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -98,9 +100,9 @@ def write_geopackage(
     record = json.dumps(clean(provenance), indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path, overwrite=overwrite) as part:
         try:
-            with _fixed_time():
+            with _fixed_time(), _plainly_named(part) as name:
                 for number, layer in enumerate(layers):
-                    _write_layer(part, layer, crs, append=number > 0)
+                    _write_layer(name, layer, crs, append=number > 0)
             with closing(sqlite3.connect(part)) as connection, connection:
                 _add_styles(connection, layers)
                 _add_provenance(connection, record)
@@ -111,7 +113,7 @@ def write_geopackage(
 def read_provenance(path: str | Path) -> Any:
     """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none that can be read."""
     try:
-        with closing(sqlite3.connect(f"file:{Path(path).absolute().as_posix()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.set_progress_handler(lambda: True, MOST_STEPS)
             row = connection.execute(
                 "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
@@ -129,6 +131,22 @@ def _fixed_time() -> Iterator[None]:
         yield
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A name for a file that pyogrio takes as it is: of others, it writes to what stands behind an exclamation mark.
+
+    On Windows it leaves whole paths alone; elsewhere a link leads to the file.
+    """
+    whole = path.absolute()
+    if os.name == "nt" or not set("!;") & set(str(whole)):
+        yield whole
+        return
+    with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        link = Path(folder) / f"file{path.suffix}"
+        link.symlink_to(whole)
+        yield link
 
 
 def _write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, *, append: bool) -> None:
