@@ -16,6 +16,7 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.io.foreign import in_words
+from geolabel.io.names import check_name
 from geolabel.io.opening import is_remote
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray
@@ -34,6 +35,7 @@ CUT_AT = "!;"
 def _opened_as(path: str | Path) -> str:
     """How GDAL opens a file, so that pyogrio leaves its name as it is."""
     name = str(path)
+    check_name(name)
     if not any(character in name for character in CUT_AT) or not Path(name).exists():
         return name
     return f"/vsicached?file={quote(os.fsencode(Path(name).absolute()))}"

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
 from geolabel.io.foreign import in_words
+from geolabel.io.names import check_name
 from geolabel.io.opening import is_remote
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
 
 def _listed(text: str) -> Listed:
     """A scene as the user wrote it; workers may have another current folder, so a file is opened by its whole path."""
+    check_name(text)
     return Listed(str(Path(text).absolute()), text) if not is_remote(text) and Path(text).exists() else Listed(text)
 
 

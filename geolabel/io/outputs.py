@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from geolabel.errors import OutputError
+from geolabel.io.names import check_name
 
 SIDECARS = ("", "-journal", "-wal", "-shm", ".aux.xml", ".msk", ".ovr", ".ovr.tmp")
 """What GDAL and SQLite may leave beside a file they were writing."""
@@ -46,6 +47,7 @@ def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inpu
     OutputError
         If the name, the folder, the file that is there, or an input stands in the way.
     """
+    check_name(path.absolute())
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"{path}: the name of this output has to end with {' or '.join(suffixes)}")
     for source in inputs:

@@ -25,6 +25,7 @@ from geolabel.errors import SceneError
 from geolabel.io import remote
 from geolabel.io.foreign import in_words
 from geolabel.io.headers import Header, crs_beside, to_pyproj
+from geolabel.io.names import check_name
 from geolabel.io.opening import is_remote, open_raster, settings
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
@@ -70,6 +71,7 @@ class FileSource:
     """A path, a VRT or any URI that GDAL opens. Each thread has a handle of its own, opened when it first reads."""
 
     def __init__(self, uri: str) -> None:
+        check_name(uri)
         self.uri = uri
         self._local = threading.local()
         # Weak: the handles of a thread that ended are closed with it.

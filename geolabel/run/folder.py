@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
+from geolabel.io.names import check_name
 from geolabel.io.places import place
 from geolabel.io.store import Store
 from geolabel.run import execute
@@ -45,6 +46,10 @@ class Keeping:
     """Whether the records stay when the run has succeeded."""
     scene_key: str | None = None
     """What stands for the scene in the key, for a scene that is no file: a run over an array resumes only with one."""
+
+    def __post_init__(self) -> None:
+        if self.run_dir is not None:
+            check_name(self.run_dir)
 
 
 class Folder:
