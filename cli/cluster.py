@@ -199,9 +199,9 @@ def _warm_up(client: Any) -> None:
 def _gpus(device: str) -> int:
     if device.partition(":")[0] not in ("auto", "cuda"):
         return 0
-    import torch
+    from geolabel.devices import count_gpus
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return count_gpus()
 
 
 def _check_versions(client: Any) -> None:

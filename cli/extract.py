@@ -108,7 +108,6 @@ def extract(
     check_listed(listed)
     with ExitStack() as stack:
         with loading(ctx):
-            from geolabel.run.dry import estimate_survey
             from geolabel.run.folder import Keeping
             from geolabel.run.inventory import run_survey
             from geolabel.run.outcome import Targets
@@ -122,7 +121,10 @@ def extract(
             stack.enter_context(at_work(given))
             asked = (request.reading, request.networks, request.parameters)
             survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)
-            estimated = estimate_survey(survey) if dry_run else {}
+            if dry_run:
+                from geolabel.run.dry import estimate_survey
+
+                estimated = estimate_survey(survey)
         warn(ctx, survey.warnings)
         if dry_run:
             announce(estimated if as_json else summary.of_estimate(estimated), as_json=as_json)

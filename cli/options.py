@@ -321,7 +321,7 @@ _sam = option(
     help="The segmenter.",
 )
 
-NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "batch")
+NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "engine", "batch")
 """Options of `network_options` that are fields of `geolabel.run.request.Networks`."""
 
 
@@ -348,7 +348,17 @@ def segmenter_options(command: F) -> F:
         type=click.IntRange(min=1),
         help="Images per network call; default 1 on the CPU, 8 on a GPU.",
     )
-    for decorate in (_threads, batch, _precision, _device, _sam_checkpoint, _sam):
+    engine = option(
+        "--engine",
+        group="machine",
+        rare=True,
+        type=click.Choice(["auto", "torch", "onnx"]),
+        default="auto",
+        show_default=True,
+        help="What runs networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the bundled networks "
+        "over a scene on a CPU, and torch elsewhere.",
+    )
+    for decorate in (_threads, batch, engine, _precision, _device, _sam_checkpoint, _sam):
         command = decorate(command)
     return command
 

@@ -37,6 +37,7 @@ class Lines:
         """Pass `results` through and say how far they are."""
         start = last = time.monotonic()
         done = 0
+        click.echo(f"{name}: {total} tasks", err=True)
         for result in results:
             yield result
             done += 1

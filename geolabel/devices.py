@@ -1,15 +1,20 @@
-"""Where networks run, and in which precision."""
+"""Where networks run, and in which precision.
+
+torch is imported where it has to be asked, which is not the case of a machine without a GPU: it takes seconds.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Literal, get_args
 
-import torch
+import psutil
 
 from geolabel.errors import OptionError
 
@@ -33,13 +38,17 @@ def resolve_device(name: str = "auto") -> str:
         If the name means no device, or one that this machine lacks.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if count_gpus() else "cpu"
+    if name == "cpu":
+        return name
+    import torch
+
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError) as error:
         raise OptionError(f"device {name!r} is unknown: give auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = count_gpus()
         if (device.index or 0) >= count:
             raise OptionError(f"device {name}: torch sees {count} CUDA devices here; use --device cpu or auto")
     elif device.type == "mps":
@@ -50,6 +59,36 @@ def resolve_device(name: str = "auto") -> str:
     return str(device)
 
 
+def count_gpus() -> int:
+    """How many CUDA devices torch sees; 0, without asking it, on a machine that has no driver of any."""
+    if not _has_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@cache
+def _has_driver() -> bool:
+    # torch takes AMD's GPUs for CUDA devices too; their driver is part of the Linux kernel.
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def count_cores() -> int:
+    """Cores that this process may use: what its affinity allows, or as many as ``OMP_NUM_THREADS`` says."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
 def resolve_precision(name: str, device: str) -> Precision:
     """Turn ``auto``, ``fp32`` or ``bf16`` into what `device` can do; ``auto`` is bf16 on a CUDA device that has it.
 
@@ -58,8 +97,8 @@ def resolve_precision(name: str, device: str) -> Precision:
     OptionError
         If the name is unknown or the device has no bf16.
     """
-    kind = torch.device(device).type
-    has_bf16 = kind == "cpu" or (kind == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
+    kind = device.partition(":")[0]
+    has_bf16 = kind == "cpu" or (kind == "cuda" and _has_bf16(device))
     if name == "auto":
         return "bf16" if kind == "cuda" and has_bf16 else "fp32"
     if name == "bf16" and not has_bf16:
@@ -69,12 +108,20 @@ def resolve_precision(name: str, device: str) -> Precision:
     return "bf16" if name == "bf16" else "fp32"
 
 
+def _has_bf16(device: str) -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @contextmanager
 def forward(device: str, precision: str) -> Iterator[None]:
     """Run networks without gradients, their products in bf16 where that is the precision.
 
     On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32.
     """
+    import torch
+
     kind = torch.device(device).type
     with torch.inference_mode(), ExitStack() as settings:
         if precision == "bf16":

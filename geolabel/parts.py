@@ -153,3 +153,7 @@ class Recipe:
     """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
     grounding: Grounding | None = None
     """What a diffusion network is asked; the source is then the folder of its model. Localizers only."""
+    engine: str = "torch"
+    """``torch``, or ``onnx`` for ONNX Runtime, on a CPU in fp32."""
+    graphs: tuple[str, ...] = ()
+    """SHA-256 of the files of graphs that ONNX Runtime reads beside the weights; checked when they are loaded."""

@@ -30,7 +30,12 @@ RING = dict.fromkeys(ORDER, 0) | dict.fromkeys(PARTS, 1) | dict.fromkeys(WORLD, 
 NUMBERS = {"affine", "numpy", "pyproj", "scipy", "shapely", "skimage"}
 NETWORKS = {
     "PIL",
+    "google",
     "lightning",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "psutil",
     "pycocotools",
     "safetensors",
     "segment_anything",

@@ -14,6 +14,7 @@ from geolabel.localizers.cam import CamLocalizer
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo
 from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.networks.on_torch import TorchMaps
 from geolabel.parts import Localizer
 
 INFO = NetworkInfo(
@@ -54,7 +55,7 @@ def raw_maps(network, image):
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (33, 70), (5, 9), (1, 1)])
 def test_maps_are_the_networks_and_cover_the_image_to_its_last_cell(network, size):
     image = image_of(*size)
-    (found,) = CamLocalizer(network, INFO, batch=1)([image])
+    (found,) = CamLocalizer(TorchMaps(network), INFO, batch=1)([image])
     rows, cols = -(-size[0] // 8), -(-size[1] // 8)
     raw = raw_maps(network, image)[:, :rows, :cols]
     assert found.values.shape == found.local_probability.shape == (2, rows, cols)
@@ -65,61 +66,61 @@ def test_maps_are_the_networks_and_cover_the_image_to_its_last_cell(network, siz
 
 def test_the_maximum_of_each_class_becomes_one_on_chips(network):
     images = [image_of(64, 64, seed) for seed in range(2)]
-    for found in CamLocalizer(network, INFO, batch=2, normalisation="maximum")(images):
+    for found in CamLocalizer(TorchMaps(network), INFO, batch=2, normalisation="maximum")(images):
         for values, raw_max in zip(found.values, found.raw_max, strict=True):
             assert values.max() == (1.0 if raw_max > 0 else 0.0)
 
 
 def test_the_probability_of_an_image_of_the_training_size_is_that_of_the_classifier(network):
     image = image_of(64, 64)
-    (found,) = CamLocalizer(network, INFO, batch=1)([image])
+    (found,) = CamLocalizer(TorchMaps(network), INFO, batch=1)([image])
     logits = raw_maps(network, image).mean(axis=(1, 2)) + network.bias.numpy()
     np.testing.assert_allclose(found.probability, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
 def test_a_batch_equals_one_by_one(network):
     images = [image_of(40, 72, seed) for seed in range(3)]
-    together = CamLocalizer(network, INFO, batch=2)(images)
+    together = CamLocalizer(TorchMaps(network), INFO, batch=2)(images)
     for image, found in zip(images, together, strict=True):
-        (alone,) = CamLocalizer(network, INFO, batch=1)([image])
+        (alone,) = CamLocalizer(TorchMaps(network), INFO, batch=1)([image])
         np.testing.assert_allclose(found.values, alone.values, atol=1e-5)
         np.testing.assert_allclose(found.local_probability, alone.local_probability, atol=1e-5)
 
 
 def test_the_same_bytes_whoever_shares_the_batch(network):
     images = [image_of(64, 64, seed) for seed in range(3)]
-    locate = CamLocalizer(network, INFO, batch=4)
+    locate = CamLocalizer(TorchMaps(network), INFO, batch=4)
     assert np.array_equal(locate(images)[0].values, locate(images[:1])[0].values)
 
 
 def test_nothing_in_nothing_out(network):
-    assert CamLocalizer(network, INFO)([]) == []
+    assert CamLocalizer(TorchMaps(network), INFO)([]) == []
 
 
 def test_images_of_two_sizes_are_refused(network):
     with pytest.raises(ValueError, match="one size"):
-        CamLocalizer(network, INFO)([image_of(8, 8), image_of(8, 9)])
+        CamLocalizer(TorchMaps(network), INFO)([image_of(8, 8), image_of(8, 9)])
 
 
 @pytest.mark.parametrize("constant", [None, 0.0, -1.0])
 def test_a_localizer_without_a_constant_serves_chips_only(network, constant):
     info = replace(INFO, constant=constant)
     with pytest.raises(WeightsError, match=f"constant {constant}"):
-        CamLocalizer(network, info)
-    assert CamLocalizer(network, info, normalisation="maximum")([image_of(8, 8)])
+        CamLocalizer(TorchMaps(network), info)
+    assert CamLocalizer(TorchMaps(network), info, normalisation="maximum")([image_of(8, 8)])
 
 
 def test_bf16_keeps_to_the_answer(network):
     image = image_of(64, 64)
-    (exact,) = CamLocalizer(network, INFO, batch=1)([image])
-    (rough,) = CamLocalizer(network, INFO, batch=1, precision="bf16")([image])
+    (exact,) = CamLocalizer(TorchMaps(network), INFO, batch=1)([image])
+    (rough,) = CamLocalizer(TorchMaps(network, precision="bf16"), INFO, batch=1)([image])
     assert rough.raw_max.dtype == np.float32
     np.testing.assert_allclose(rough.raw_max, exact.raw_max, atol=0.05)
     assert not np.array_equal(rough.raw_max, exact.raw_max)
 
 
 def test_it_is_a_localizer(network):
-    locate: Localizer = CamLocalizer(network, INFO)
+    locate: Localizer = CamLocalizer(TorchMaps(network), INFO)
     assert (locate.window, locate.stride, locate.gsd_range) == (64, 8, (0.2, 30.0))
     assert locate.classes == ("landslide", "gully")
 
@@ -128,9 +129,9 @@ def test_it_is_a_localizer(network):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_agrees_with_the_cpu(network):
     images = [image_of(100, 72, seed) for seed in range(3)]
-    expected = CamLocalizer(network, INFO)(images)
+    expected = CamLocalizer(TorchMaps(network), INFO)(images)
     try:
-        found = CamLocalizer(network, INFO, device="cuda")(images)
+        found = CamLocalizer(TorchMaps(network, device="cuda"), INFO)(images)
     finally:
         network.to("cpu")
     for a, b in zip(found, expected, strict=True):

@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from geolabel.devices import forward, resolve_device, resolve_precision
+from geolabel import devices
+from geolabel.devices import count_cores, forward, resolve_device, resolve_precision
 from geolabel.errors import OptionError
 
 
@@ -22,6 +23,7 @@ def no_gpu(monkeypatch):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
+    monkeypatch.setattr(devices, "_has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device == "cuda:1" else (8, 0))
@@ -32,6 +34,23 @@ def test_without_a_gpu_everything_runs_on_the_cpu_in_single_precision():
     assert resolve_device() == resolve_device("cpu") == "cpu"
     assert resolve_precision("auto", "cpu") == "fp32"
     assert resolve_precision("bf16", "cpu") == "bf16"
+
+
+def test_torch_is_not_asked_for_gpus_where_there_is_no_driver(monkeypatch):
+    monkeypatch.setattr(devices, "_has_driver", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("torch was asked"))
+    assert resolve_device() == "cpu"
+    with pytest.raises(OptionError, match="cuda: torch sees 0 CUDA devices"):
+        resolve_device("cuda")
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert count_cores() == 1
+    for given, expected in (("3", 3), ("0", 1), ("many", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert count_cores() == expected
 
 
 @pytest.mark.usefixtures("two_gpus")

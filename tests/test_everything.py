@@ -13,6 +13,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from geolabel.errors import OptionError
 from geolabel.masks import EVERY_CANDIDATE, FeaturedMasks, Filters
+from geolabel.networks.on_torch import TorchSam
 from geolabel.parts import Everywhere, Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
@@ -52,7 +53,9 @@ def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def everything(sam: Sam, filters: Filters = LOOSE, **options: object) -> EverythingSegmenter:
-    return EverythingSegmenter(sam, gsd_range=(0.1, 10.0), filters=filters, **options)  # type: ignore[arg-type]
+    place = {name: options.pop(name) for name in ("resize", "device", "precision", "batch") if name in options}
+    network = TorchSam(sam, **place)  # type: ignore[arg-type]
+    return EverythingSegmenter(network, gsd_range=(0.1, 10.0), filters=filters, **options)  # type: ignore[arg-type]
 
 
 def generate(sam: Sam, image: np.ndarray, points: int, filters: Filters = LOOSE) -> list[dict]:

@@ -9,6 +9,7 @@ from geolabel.localizers.multiscale import LabelledLocalizer, MultiscaleLocalize
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo
 from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.networks.on_torch import TorchMaps
 from geolabel.parts import Localizer
 from geolabel.testing import FakeLocalizer
 
@@ -39,7 +40,7 @@ def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_one_scale_is_the_activation_that_scenes_have(network):
     image = image_of(64, 96)
-    (plain,) = CamLocalizer(network, INFO, batch=1, normalisation="maximum")([image])
+    (plain,) = CamLocalizer(TorchMaps(network), INFO, batch=1, normalisation="maximum")([image])
     (found,) = MultiscaleLocalizer(network, INFO, zoom=1.0, scales=(1.0,), flip=False)([image])
     cells = found.values.reshape(2, 8, 8, 12, 8)[:, :, 3:5, :, 3:5].mean(axis=(2, 4))
     inner = (slice(None), slice(1, -1), slice(1, -1))

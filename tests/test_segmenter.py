@@ -11,6 +11,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from geolabel.masks import EDGE, FAINT, quantise_logits, stability_score
+from geolabel.networks.on_torch import TorchSam
 from geolabel.parts import Segmenter
 from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
 from geolabel.segmenters import sam as segmenters
@@ -111,7 +112,7 @@ def close_scores(scores, expected):
 )
 def test_equals_the_predictor_of_segment_anything(sam, size, selection, multimask, pick):
     image, prompts = image_of(*size), mixed_prompts()
-    segment = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, selection=selection)
+    segment = SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE, selection=selection)
     (masks,) = segment([image], [prompts])
     assert masks.scores.shape == (6, *size)
     assert masks.prompt_ids.tolist() == [5, 3, 9, 1, 7, 2]
@@ -128,7 +129,7 @@ def test_equals_the_predictor_of_segment_anything(sam, size, selection, multimas
 def test_logits_equal_the_predictors_to_a_tenth_of_a_thousandth(sam, monkeypatch):
     seen = spy_on_logits(monkeypatch)
     image, prompts = image_of(50, 64), mixed_prompts()[:1]
-    SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, selection="first")([image], [prompts])
+    SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE, selection="first")([image], [prompts])
     ((logits, _),) = predict(sam, image, prompts, multimask=True)
     assert 0 < (logits[0] > 0).mean() < 1  # a mask worth comparing
     np.testing.assert_allclose(seen[0], logits[0], atol=1e-4)
@@ -147,7 +148,7 @@ def test_what_is_faint_is_left_out_and_nothing_else_changes(sam, size, monkeypat
         ], quality
 
     monkeypatch.setattr(sam.mask_decoder, "forward", lowered)
-    segment = SamSegmenter(sam, gsd_range=GSD_RANGE, resize=False, batch=1)
+    segment = SamSegmenter(TorchSam(sam, resize=False, batch=1), gsd_range=GSD_RANGE)
     (cropped,) = segment([image], [prompts])
     areas = []
     monkeypatch.setattr(
@@ -166,7 +167,7 @@ def test_what_is_faint_is_left_out_and_nothing_else_changes(sam, size, monkeypat
 def test_selections_differ(sam):
     image, prompts = image_of(64, 64), mixed_prompts()
     scores = [
-        SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, selection=selection)([image], [prompts])[0].scores
+        SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE, selection=selection)([image], [prompts])[0].scores
         for selection in ("first", "whole", "single")
     ]
     assert not np.array_equal(scores[0], scores[1])
@@ -177,10 +178,10 @@ def test_a_batch_equals_one_by_one_whatever_the_sizes(sam, monkeypatch):
     images = [image_of(64, 64, 1), image_of(40, 64, 2), image_of(64, 20, 3)]
     prompts = [mixed_prompts(), mixed_prompts()[2:4], mixed_prompts()[:1]]
     seen = spy_on_logits(monkeypatch)
-    together = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=2, prompts_per_batch=1)(images, prompts)
+    together = SamSegmenter(TorchSam(sam, batch=2), gsd_range=GSD_RANGE, prompts_per_batch=1)(images, prompts)
     batched = seen.copy()
     seen.clear()
-    alone = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, prompts_per_batch=1)
+    alone = SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE, prompts_per_batch=1)
     for image, asked, masks in zip(images, prompts, together, strict=True):
         (expected,) = alone([image], [asked])
         assert masks.prompt_ids.tolist() == expected.prompt_ids.tolist()
@@ -192,7 +193,7 @@ def test_a_batch_equals_one_by_one_whatever_the_sizes(sam, monkeypatch):
 
 def test_the_same_batch_gives_the_same_bytes_whoever_shares_it(sam):
     images, prompts = [image_of(64, 64, s) for s in range(3)], [mixed_prompts()] * 3
-    segment = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=4)
+    segment = SamSegmenter(TorchSam(sam, batch=4), gsd_range=GSD_RANGE)
     whole = segment(images, prompts)
     assert np.array_equal(whole[2].scores, segment(images[2:], prompts[2:])[0].scores)
     assert np.array_equal(whole[0].scores, segment(images, prompts)[0].scores)  # nothing is remembered
@@ -208,7 +209,7 @@ def test_prompts_of_one_kind_share_a_call(sam, monkeypatch):
 
     monkeypatch.setattr(sam.mask_decoder, "forward", counting)
     boxes = Prompts.build(boxes=np.tile([4.0, 4, 20, 20], (7, 1)))
-    SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, prompts_per_batch=3)([image_of(32, 32)], [boxes])
+    SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE, prompts_per_batch=3)([image_of(32, 32)], [boxes])
     assert sizes == [3, 3, 1]
 
 
@@ -217,7 +218,7 @@ def test_images_without_prompts_are_not_encoded(sam, monkeypatch):
         raise AssertionError("the encoder ran")
 
     monkeypatch.setattr(sam.image_encoder, "forward", refuse)
-    segment = SamSegmenter(sam, gsd_range=GSD_RANGE)
+    segment = SamSegmenter(TorchSam(sam), gsd_range=GSD_RANGE)
     masks = segment([image_of(10, 12), image_of(64, 64)], [Prompts.build(), Prompts.build()])
     assert [m.scores.shape for m in masks] == [(0, 10, 12), (0, 64, 64)]
     assert segment([], []) == []
@@ -225,7 +226,7 @@ def test_images_without_prompts_are_not_encoded(sam, monkeypatch):
 
 def test_answers_stay_with_their_image_when_others_have_no_prompts(sam):
     images = [image_of(64, 64, s) for s in range(3)]
-    segment = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1)
+    segment = SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE)
     masks = segment(images, [mixed_prompts(), Prompts.build(), mixed_prompts()[:2]])
     assert [len(m) for m in masks] == [6, 0, 2]
     assert np.array_equal(masks[2].scores, segment(images[2:], [mixed_prompts()[:2]])[0].scores)
@@ -234,7 +235,7 @@ def test_answers_stay_with_their_image_when_others_have_no_prompts(sam):
 def test_without_resizing_small_images_keep_their_pixels(sam, monkeypatch):
     seen = spy_on_logits(monkeypatch)
     image, prompts = image_of(30, 40), mixed_prompts()[:1]
-    SamSegmenter(sam, gsd_range=GSD_RANGE, resize=False, batch=1, selection="first")([image], [prompts])
+    SamSegmenter(TorchSam(sam, resize=False, batch=1), gsd_range=GSD_RANGE, selection="first")([image], [prompts])
     # The predictor agrees when it is told that the image already has the encoder's scale.
     predictor = SamPredictor(sam)
     predictor.original_size = predictor.input_size = (30, 40)
@@ -248,7 +249,7 @@ def test_without_resizing_small_images_keep_their_pixels(sam, monkeypatch):
 
 
 def test_an_image_larger_than_the_window_is_refused(sam):
-    segment = SamSegmenter(sam, gsd_range=GSD_RANGE)
+    segment = SamSegmenter(TorchSam(sam), gsd_range=GSD_RANGE)
     with pytest.raises(ValueError, match=r"\(65, 10\) px exceeds the segmenter's window of 64 px"):
         segment([image_of(65, 10)], [mixed_prompts()])
 
@@ -260,14 +261,16 @@ def test_boxes_become_corner_pixels():
 
 def test_bf16_keeps_to_the_answer(sam):
     image, prompts = image_of(64, 64), mixed_prompts()
-    (exact,) = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, selection="first")([image], [prompts])
-    (rough,) = SamSegmenter(sam, gsd_range=GSD_RANGE, batch=1, selection="first", precision="bf16")([image], [prompts])
+    (exact,) = SamSegmenter(TorchSam(sam, batch=1), gsd_range=GSD_RANGE, selection="first")([image], [prompts])
+    (rough,) = SamSegmenter(TorchSam(sam, batch=1, precision="bf16"), gsd_range=GSD_RANGE, selection="first")(
+        [image], [prompts]
+    )
     assert (exact.binary == rough.binary).mean() > 0.95
     assert not np.array_equal(exact.scores, rough.scores)
 
 
 def test_it_is_a_segmenter(sam):
-    segment: Segmenter = SamSegmenter(sam, gsd_range=GSD_RANGE)
+    segment: Segmenter = SamSegmenter(TorchSam(sam), gsd_range=GSD_RANGE)
     assert (segment.window, segment.gsd_range) == (SIDE, GSD_RANGE)
 
 
@@ -275,9 +278,9 @@ def test_it_is_a_segmenter(sam):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_agrees_with_the_cpu(sam):
     images, prompts = [image_of(64, 50, s) for s in range(3)], [mixed_prompts()] * 3
-    expected = SamSegmenter(sam, gsd_range=GSD_RANGE, selection="first")(images, prompts)
+    expected = SamSegmenter(TorchSam(sam), gsd_range=GSD_RANGE, selection="first")(images, prompts)
     try:
-        found = SamSegmenter(sam, gsd_range=GSD_RANGE, selection="first", device="cuda")(images, prompts)
+        found = SamSegmenter(TorchSam(sam, device="cuda"), gsd_range=GSD_RANGE, selection="first")(images, prompts)
     finally:
         sam.to("cpu")
     for a, b in zip(found, expected, strict=True):

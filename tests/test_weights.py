@@ -300,8 +300,7 @@ def test_batches_are_of_one_on_the_cpu_unless_told_otherwise(files, monkeypatch)
     path = files / "localizer.safetensors"
     assert weights.recipe("localizer", path, device="cpu").batch == 1
     assert weights.recipe("localizer", path, device="cpu", batch=4).batch == 4
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("geolabel.devices.count_gpus", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert weights.recipe("localizer", path, device="cuda").batch == 8
 

@@ -7,18 +7,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import rasterio
 import torch
 
+from geolabel.devices import count_cores
 from geolabel.io.weights import recipe
 from geolabel.masks import Filters
 from geolabel.parts import Recipe
 from geolabel.run import worker
 from geolabel.run.extract import extract
 from geolabel.run.plan import Parameters
+from geolabel.run.request import Networks
 from geolabel.synthetic import synthesize
 from geolabel.testing import RECIPES
 
@@ -33,12 +36,15 @@ BUNDLED = recipe("segmenter")
         (replace(BUNDLED, device="cuda"), 1),
         (replace(BUNDLED, filters=Filters()), 1),
         (replace(BUNDLED, source="vit_b"), 1),
+        (replace(BUNDLED, engine="onnx"), 3),
+        (replace(BUNDLED, engine="onnx", filters=Filters()), 3),
     ],
 )
-def test_small_networks_alone_are_called_side_by_side(part: Recipe, calls: int) -> None:
+def test_small_networks_and_those_of_onnx_runtime_alone_are_called_side_by_side(part: Recipe, calls: int) -> None:
     assert worker.calls_at_once(part, 3) == calls
     assert worker.calls_at_once(part, 1) == 1
     assert worker.calls_at_once(BUNDLED, None) == torch.get_num_threads()
+    assert worker.calls_at_once(replace(BUNDLED, engine="onnx"), None) == count_cores()
 
 
 def test_as_many_are_in_a_small_network_as_there_are_threads_each_on_one() -> None:
@@ -69,7 +75,8 @@ def test_one_is_in_a_large_network_on_all_threads() -> None:
     assert max(most) == 1
 
 
-def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_the_number_of_threads_changes_no_byte(tmp_path: Path, engine: Literal["onnx", "torch"]) -> None:
     drawn = synthesize(640, seed=900_100)
     scene = tmp_path / "scene.tif"
     with rasterio.open(
@@ -78,7 +85,9 @@ def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
     ) as target:  # fmt: skip
         target.write(np.moveaxis(drawn.rgb, 2, 0))
     for threads in (1, 3):
-        extract(scene, parameters=Parameters(threads=threads, tile_size=256), score_out=tmp_path / f"{threads}.tif")
+        parameters = Parameters(threads=threads, tile_size=256)
+        networks = Networks(engine=engine)
+        extract(scene, networks=networks, parameters=parameters, score_out=tmp_path / f"{threads}.tif")
     assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "3.tif").read_bytes()
     with rasterio.open(tmp_path / "1.tif") as scores:
         assert scores.read(1).any()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from geolabel.errors import WeightsError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, load_checkpoint
+from geolabel.networks.classifier import Classifier
+from geolabel.networks.localizer import PyramidLocalizer
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -56,6 +58,14 @@ def load_own(path: Path, role: str) -> tuple[nn.Module, NetworkInfo]:
         _check_fit(build(info.architecture), state, path)
     network = build(info.architecture)
     _fill(network, state, path)
+    return network, info
+
+
+def load_localizer(path: Path) -> tuple[PyramidLocalizer | Classifier, NetworkInfo]:
+    """Make the localizer that a file of geolabel describes; raises as `load_own` does."""
+    network, info = load_own(path, "localizer")
+    if not isinstance(network, PyramidLocalizer | Classifier):
+        raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")
     return network, info
 
 

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
 from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
 from geolabel.devices import keep_freed_memory
-from geolabel.errors import WeightsError
+from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import download, sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
+from geolabel.networks.engines import Engine, graph_files
 from geolabel.parts import EVERYWHERE, NOTHING, Everywhere, Localizer, NoMasks, Recipe, Segmenter
+
+if TYPE_CHECKING:
+    from geolabel.networks.checkpoint import NetworkInfo
+    from geolabel.networks.engines import MapNetwork, PromptedNetwork
 
 Role = Literal["localizer", "segmenter"]
 
@@ -174,6 +179,7 @@ def recipe(
     checkpoint: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    engine: Engine = "torch",
     batch: int | None = None,
     selection: Selection = "best_iou",
     normalisation: Normalisation = "constant",
@@ -189,6 +195,8 @@ def recipe(
         ``bundled``.
     device, precision
         See `devices.resolve_device` and `devices.resolve_precision`.
+    engine
+        See `with_engine`.
     batch
         Images per forward call; None for `default_batch`.
     selection, normalisation
@@ -199,13 +207,13 @@ def recipe(
     WeightsError
         If the file is missing or not the published one.
     OptionError
-        If the device or the precision cannot be had.
+        If the device, the precision or the engine cannot be had.
     """
     from geolabel.devices import resolve_device, resolve_precision
 
     device = resolve_device(device)
     source, digest, architecture = _source(role, name, checkpoint)
-    return Recipe(
+    made = Recipe(
         role=role,
         source=source,
         sha256=digest,
@@ -218,6 +226,31 @@ def recipe(
         # who knows the activation chooses by it, among everything that the network answers
         filters=EVERY_CANDIDATE if role == "segmenter" and selection == "overlap" else None,
     )
+    return with_engine(made, engine)
+
+
+def with_engine(recipe: Recipe, engine: Engine) -> Recipe:
+    """The same recipe for an engine; ONNX Runtime runs what has its graphs beside it, on a CPU.
+
+    Raises
+    ------
+    OptionError
+        If ONNX Runtime is asked for what it cannot run.
+    """
+    if engine == "torch":
+        return replace(recipe, engine=engine, graphs=())
+    if recipe.device != "cpu" or recipe.precision != "fp32":
+        raise OptionError(
+            f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
+            f"{recipe.precision}: give --device cpu --precision fp32, or --engine torch"
+        )
+    files = [] if recipe.grounding is not None else graph_files(file_of(recipe), recipe.role)
+    if not files or not all(file.is_file() for file in files):
+        raise OptionError(
+            f"engine onnx: there is no graph of the {recipe.role} {recipe.source} for ONNX Runtime: give --engine auto "
+            "or torch, or make one of a network of geolabel's own with geolabel train graphs"
+        )
+    return replace(recipe, engine=engine, graphs=tuple(map(sha256, files)))
 
 
 def default_batch(device: str) -> int:
@@ -292,35 +325,83 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     if recipe.source == NOTHING:
         return NoMasks()
     path = file_of(recipe)
-    digest = sha256(path)
-    if digest != recipe.sha256:
-        raise WeightsError(f"{path} has SHA-256 {digest}, the run was planned with {recipe.sha256}: plan it again")
+    expected = [(path, recipe.sha256)]
+    if recipe.engine == "onnx":
+        expected += zip(graph_files(path, recipe.role), recipe.graphs, strict=True)
+    for file, digest in expected:
+        found = sha256(file)
+        if found != digest:
+            raise WeightsError(f"{file} has SHA-256 {found}, the run was planned with {digest}: plan it again")
     return _localizer(recipe, path) if recipe.role == "localizer" else _segmenter(recipe, path)
 
 
 def _localizer(recipe: Recipe, path: Path) -> Localizer:
-    from geolabel.io.checkpoints import load_own
     from geolabel.localizers.cam import CamLocalizer
-    from geolabel.localizers.dense import DenseLocalizer
     from geolabel.networks.checkpoint import read_info
-    from geolabel.networks.classifier import Classifier
-    from geolabel.networks.localizer import PyramidLocalizer
 
-    shared: dict[str, Any] = {"device": recipe.device, "precision": recipe.precision, "batch": recipe.batch}
     if read_info(path).kind == "student":
-        return DenseLocalizer(*load_own(path, "student"), **shared)
-    network, info = load_own(path, "localizer")
-    if not isinstance(network, PyramidLocalizer | Classifier):
-        raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")
-    return CamLocalizer(network, info, normalisation=recipe.normalisation, **shared)
+        return _student(recipe, path)
+    network, info = maps_of(recipe, path)
+    return CamLocalizer(network, info, batch=recipe.batch, normalisation=recipe.normalisation)
+
+
+def maps_of(recipe: Recipe, path: Path) -> tuple[MapNetwork, NetworkInfo]:
+    """The network of a localizer's recipe, whose file is `path`, as its engine runs it; and its description.
+
+    Raises
+    ------
+    WeightsError
+        If the file holds something else.
+    """
+    if recipe.engine == "onnx":
+        from geolabel.networks.on_onnx import OnnxMaps
+
+        maps = OnnxMaps(path)
+        return maps, maps.info
+    from geolabel.io.checkpoints import load_localizer
+    from geolabel.networks.on_torch import TorchMaps
+
+    network, info = load_localizer(path)
+    return TorchMaps(network, device=recipe.device, precision=recipe.precision), info
+
+
+def _student(recipe: Recipe, path: Path) -> Localizer:
+    from geolabel.io.checkpoints import load_own
+    from geolabel.localizers.dense import DenseLocalizer
+
+    network, info = load_own(path, "student")
+    return DenseLocalizer(network, info, device=recipe.device, precision=recipe.precision, batch=recipe.batch)
 
 
 def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
+    network, gsd_range = _prompted(recipe, path)
+    if recipe.filters is None:
+        from geolabel.segmenters.sam import SamSegmenter
+
+        return SamSegmenter(network, gsd_range=gsd_range, selection=recipe.selection)
+    from geolabel.segmenters.everything import PROMPTS_CPU, PROMPTS_GPU, EverythingSegmenter
+
+    everything = EverythingSegmenter(
+        network,
+        gsd_range=gsd_range,
+        filters=recipe.filters,
+        features=recipe.features,
+        prompts_per_batch=PROMPTS_CPU if recipe.device == "cpu" else PROMPTS_GPU,
+    )
+    return everything if recipe.clusters is None else _of_clusters(everything, recipe.clusters)
+
+
+def _prompted(recipe: Recipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
+    # The network of a segmenter's recipe as its engine runs it, and the gsd that it knows.
+    if recipe.engine == "onnx":
+        from geolabel.networks.on_onnx import OnnxSam
+
+        network = OnnxSam(path, batch=recipe.batch)
+        return network, network.info.gsd_range
     from segment_anything.modeling import Sam
 
     from geolabel.io.checkpoints import is_safetensors, load_official, load_own
-    from geolabel.segmenters.everything import EverythingSegmenter
-    from geolabel.segmenters.sam import SamSegmenter
+    from geolabel.networks.on_torch import TorchSam
 
     gsd_range, resize = SAM_GSD_RANGE, True
     if is_safetensors(path):
@@ -330,17 +411,8 @@ def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
         gsd_range, resize = info.gsd_range, False
     else:
         sam = load_official(path, recipe.architecture)
-    shared: dict[str, Any] = {
-        "gsd_range": gsd_range,
-        "resize": resize,
-        "device": recipe.device,
-        "precision": recipe.precision,
-        "batch": recipe.batch,
-    }
-    if recipe.filters is not None:
-        everything = EverythingSegmenter(sam, filters=recipe.filters, features=recipe.features, **shared)
-        return everything if recipe.clusters is None else _of_clusters(everything, recipe.clusters)
-    return SamSegmenter(sam, selection=recipe.selection, **shared)
+    place: dict[str, Any] = {"device": recipe.device, "precision": recipe.precision, "batch": recipe.batch}
+    return TorchSam(sam, resize=resize, **place), gsd_range
 
 
 def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:

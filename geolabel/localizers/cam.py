@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from geolabel.activation import Activation, Normalisation, local_probability, normalise
-from geolabel.devices import forward
 from geolabel.errors import WeightsError
 from geolabel.networks.checkpoint import NetworkInfo
-from geolabel.networks.classifier import Classifier
-from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.networks.engines import MapNetwork
 from geolabel.types import Float32Array, UInt8Array
 
 
@@ -26,13 +22,11 @@ class CamLocalizer:
     Parameters
     ----------
     network
-        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``; is moved to `device` and set to evaluate.
+        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``.
     info
         Its description.
-    device, precision
-        A torch device; ``fp32`` or ``bf16``.
     batch
-        Images per forward call. The last batch is padded: a network's last digits depend on the batch.
+        Images per call. The last batch is padded: a network's last digits depend on the batch.
     normalisation
         What becomes activation 1.
 
@@ -43,14 +37,7 @@ class CamLocalizer:
     """
 
     def __init__(
-        self,
-        network: PyramidLocalizer | Classifier,
-        info: NetworkInfo,
-        *,
-        device: str = "cpu",
-        precision: str = "fp32",
-        batch: int = 8,
-        normalisation: Normalisation = "constant",
+        self, network: MapNetwork, info: NetworkInfo, *, batch: int = 8, normalisation: Normalisation = "constant"
     ) -> None:
         self._constant = info.constant if normalisation == "constant" else None
         if normalisation == "constant" and not (self._constant and self._constant > 0):
@@ -58,15 +45,10 @@ class CamLocalizer:
                 f"the localizer has the constant {info.constant}, scenes need a positive one: calibrate it, "
                 "or normalise each image by its maximum"
             )
-        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
-        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+        self._network = network
         self._info = info
-        self._device = device
-        self._precision = precision
         self._batch = batch
-        self._bias: Float32Array = network.bias.detach().float().cpu().numpy()
-        self._mean = torch.tensor(info.mean, device=device)[:, None, None]
-        self._std = torch.tensor(info.std, device=device)[:, None, None]
+        self._mean, self._std = (np.asarray(values, np.float32)[:, None, None] for values in (info.mean, info.std))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,9 +81,8 @@ class CamLocalizer:
         if len({image.shape for image in images}) > 1:
             raise ValueError(f"images of one call have one size, not {sorted({image.shape for image in images})}")
         raw: list[Float32Array] = []
-        with forward(self._device, self._precision):
-            for start in range(0, len(images), self._batch):
-                raw.extend(self._raw_maps(images[start : start + self._batch]))
+        for start in range(0, len(images), self._batch):
+            raw.extend(self._raw_maps(images[start : start + self._batch]))
         return [self._activation(maps) for maps in raw]
 
     def _raw_maps(self, images: Sequence[UInt8Array]) -> Float32Array:
@@ -112,15 +93,15 @@ class CamLocalizer:
         stack = np.stack([np.moveaxis(image, 2, 0) for image in images])
         if np.any(missing):
             stack = np.pad(stack, missing, mode="edge")
-        pixels = torch.from_numpy(stack).to(self._device).float().sub_(self._mean).div_(self._std)
-        maps: Tensor = self._network(pixels)
-        cut = maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
-        return cut.float().cpu().numpy()
+        pixels = stack - self._mean
+        pixels /= self._std
+        maps = self._network(pixels)
+        return maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
 
     def _activation(self, raw: Float32Array) -> Activation:
         return Activation(
             values=normalise(raw, self._constant),
-            local_probability=local_probability(raw, self._bias, max(1, self.window // self.stride)),
+            local_probability=local_probability(raw, self._network.bias, max(1, self.window // self.stride)),
             raw_max=raw.max(axis=(1, 2)),
             stride=self.stride,
             classes=self.classes,

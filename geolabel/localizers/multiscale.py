@@ -11,18 +11,34 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from geolabel.activation import Activation, local_probability, normalise
 from geolabel.devices import forward
 from geolabel.networks.checkpoint import NetworkInfo
 from geolabel.networks.classifier import Classifier, merged_maps
+from geolabel.networks.engines import MapNetwork
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.parts import Localizer
 from geolabel.types import BoolArray, UInt8Array
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 """Of the released code of APSAM and S2C."""
+
+
+class MapModule(nn.Module):
+    """A network of another engine, as a module on the CPU."""
+
+    def __init__(self, maps: MapNetwork) -> None:
+        super().__init__()
+        self._maps = maps
+        self.stride, self.multiple = maps.stride, maps.multiple
+        self.bias = nn.Parameter(torch.from_numpy(maps.bias), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw maps (N, C, h, w) of normalised images."""
+        return torch.from_numpy(self._maps(images.numpy()))
 
 
 class MultiscaleLocalizer:
@@ -45,7 +61,7 @@ class MultiscaleLocalizer:
 
     def __init__(
         self,
-        network: PyramidLocalizer | Classifier,
+        network: PyramidLocalizer | Classifier | MapModule,
         info: NetworkInfo,
         *,
         zoom: float | None = None,

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from torch import nn
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from geolabel.errors import WeightsError
-from geolabel.networks.classifier import Classifier
-from geolabel.networks.detector import build_detector
-from geolabel.networks.localizer import PyramidLocalizer
-from geolabel.networks.resunet import ResUNet
-from geolabel.networks.sam import build_sam
-from geolabel.networks.student import build_smp
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "classifier": Classifier,
-    "maskrcnn": build_detector,
-    "pyramid": PyramidLocalizer,
-    "resunet": ResUNet,
-    "sam": build_sam,
-    "smp": build_smp,
+if TYPE_CHECKING:
+    from torch import nn
+
+_BUILDERS = {
+    "classifier": "classifier.Classifier",
+    "maskrcnn": "detector.build_detector",
+    "pyramid": "localizer.PyramidLocalizer",
+    "resunet": "resunet.ResUNet",
+    "sam": "sam.build_sam",
+    "smp": "student.build_smp",
 }
+"""Module and name of each builder. They import torch, which descriptions and ONNX Runtime do without."""
 
 
 MOST_LAYERS = 64
@@ -50,10 +47,12 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     if not isinstance(name, str) or name not in _BUILDERS:
         raise WeightsError(f"no network is called {name!r}: known are {', '.join(sorted(_BUILDERS))}")
     _check_sizes(arguments)
+    module, _, builder = _BUILDERS[name].partition(".")
     try:
-        return _BUILDERS[name](**arguments)
+        network: nn.Module = getattr(import_module(f"{__name__}.{module}"), builder)(**arguments)
     except (TypeError, ValueError, ArithmeticError, AssertionError, IndexError, RuntimeError) as error:
         raise WeightsError(f"the network {name!r} cannot be built from its description: {error}") from error
+    return network
 
 
 def _check_sizes(arguments: Mapping[str, Any]) -> None:

@@ -7,15 +7,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from geolabel.errors import WeightsError
 from geolabel.kinds import depth, of_kind
+from geolabel.types import Float32Array
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 FORMAT = 1
 """Version of the description; a reader refuses what is newer than it knows."""
@@ -110,6 +112,9 @@ def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], 
 
     Beside `path` first, renamed at the end: a reader never sees half a file.
     """
+    from safetensors.torch import save_file
+    from torch import nn
+
     path = Path(path)
     state = module.state_dict() if isinstance(module, nn.Module) else module
     tensors = {name: _half(tensor) for name, tensor in sorted(state.items())}
@@ -119,8 +124,8 @@ def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], 
 
 
 def read_info(path: Path | str) -> NetworkInfo:
-    """Read the description of a network without its tensors; raises as `load_checkpoint` does."""
-    return _read(Path(path), tensors=False)[1]
+    """Read the description of a network without its tensors, and without torch; raises as `load_checkpoint` does."""
+    return _read(Path(path), "np", tensors=False)[1]
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], NetworkInfo]:
@@ -131,17 +136,34 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], NetworkInfo]:
     WeightsError
         If the file is missing, damaged, or no network of geolabel.
     """
-    return _read(Path(path), tensors=True)
+    state, info = _read(Path(path), "pt")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}, info
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], NetworkInfo]:
+def load_arrays(path: Path | str) -> tuple[dict[str, Float32Array], NetworkInfo]:
+    """Read the floating-point tensors as `load_checkpoint` does, as arrays and without torch."""
+    state, info = _read(Path(path), "np")
+    floating = {name: array for name, array in state.items() if np.issubdtype(array.dtype, np.floating)}
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in floating.items()}, info
+
+
+def _read(path: Path, framework: str, *, tensors: bool = True) -> tuple[dict[str, Any], NetworkInfo]:
     if not path.is_file():
         raise WeightsError(f"{path} does not exist: give the path of a network file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             text = (file.metadata() or {}).get(KEY)
-            state = {name: _single(file.get_tensor(name)) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, MemoryError) as error:
+            state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+        TypeError,
+    ) as error:
         raise WeightsError(f"{path} is no whole safetensors file ({error}): fetch or train it again") from error
     if text is None:
         raise WeightsError(f"{path} lacks the description that geolabel stores with a network: use a file made by it")
@@ -150,8 +172,4 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], NetworkInfo]
 
 def _half(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
-    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor.clone()
-
-
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    return tensor.half() if tensor.is_floating_point() else tensor.clone()

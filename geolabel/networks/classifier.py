@@ -16,20 +16,25 @@ from geolabel.networks.wideresnet import WideResNet38
 WRN38 = "wrn38"
 
 
-class Activating(Protocol):
-    """What the trainers and `localizers.cam` need of a network; `Classifier` and `PyramidLocalizer` have it."""
+class MapsImages(Protocol):
+    """A network of raw class activation maps."""
 
     stride: int
     multiple: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Raw maps (N, C, h, w) of normalised images, without the bias."""
+        ...
+
+
+class Activating(MapsImages, Protocol):
+    """What the trainers need of a network; `Classifier` and `PyramidLocalizer` have it."""
+
     head: nn.Conv2d
     bias: nn.Parameter
 
     def features(self, images: Tensor) -> Tensor:
         """Compute (N, D, h, w) of normalised images (N, 3, H, W)."""
-        ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Raw maps (N, C, h, w) of normalised images, without the bias."""
         ...
 
 
@@ -110,7 +115,7 @@ def class_logits(maps: Tensor, bias: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merged_maps(
-    network: Activating, images: Tensor, scales: tuple[float, ...] = (1.0,), *, flip: bool = False
+    network: MapsImages, images: Tensor, scales: tuple[float, ...] = (1.0,), *, flip: bool = False
 ) -> Tensor:
     """Positive parts of the maps of several scales, and of mirrored images, summed at the size of scale 1.
 

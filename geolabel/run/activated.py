@@ -17,9 +17,9 @@ from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import WeightsError
 from geolabel.io import weights
-from geolabel.io.checkpoints import load_own
+from geolabel.io.checkpoints import load_localizer
 from geolabel.labels import BACKGROUND, LabelMap
-from geolabel.localizers.multiscale import SCALES, LabelledLocalizer, MultiscaleLocalizer
+from geolabel.localizers.multiscale import SCALES, LabelledLocalizer, MapModule, MultiscaleLocalizer
 from geolabel.networks.classifier import Classifier
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.parts import Localizer, Recipe
@@ -87,9 +87,12 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLoca
         If its file holds something else.
     """
     path = weights.file_of(recipe)
-    network, info = load_own(path, "localizer")
-    if not isinstance(network, PyramidLocalizer | Classifier):
-        raise WeightsError(f"{path} calls itself a localizer and holds a {type(network).__name__}: give another file")
+    network: PyramidLocalizer | Classifier | MapModule
+    if recipe.engine == "onnx":
+        maps, info = weights.maps_of(recipe, path)
+        network = MapModule(maps)
+    else:
+        network, info = load_localizer(path)
     views: dict[str, Any] = {"scales": SCALES, "flip": True} if multiscale else {"scales": (1.0,), "flip": False}
     return MultiscaleLocalizer(network, info, device=recipe.device, precision=recipe.precision, **views)
 

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -235,12 +236,12 @@ def software() -> dict[str, str]:
     """Versions of what an inventory is made with."""
     import pyogrio
     import rasterio
-    import torch
 
     return {
         "geolabel": geolabel.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "onnxruntime": version("onnxruntime"),
+        "torch": version("torch"),
         "gdal": rasterio.__gdal_version__,
         "gdal_vectors": pyogrio.__gdal_version_string__,
         "geos": shapely.geos_version_string,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Filters, Selection
@@ -79,6 +79,9 @@ class Networks:
     sam_checkpoint: str | Path | None = None
     device: str = "auto"
     precision: str = "auto"
+    engine: Literal["auto", "torch", "onnx"] = "auto"
+    """``onnx`` is ONNX Runtime; ``auto`` is that for the bundled networks where they go over a scene on a CPU in fp32,
+    and torch elsewhere."""
     batch: int | None = None
     """Images per network call; None for 1 on the CPU and 8 on a GPU."""
 
@@ -93,7 +96,10 @@ class Networks:
             weights.recipe("localizer", self.localizer, device="cpu"),
             weights.recipe("segmenter", self.sam, checkpoint=self.sam_checkpoint, selection=selection, device="cpu"),
         )
-        localizer, segmenter = (replace(r, device=device, precision=precision, batch=batch) for r in recipes)
+        engine = "torch" if self.engine == "auto" else self.engine
+        localizer, segmenter = (
+            weights.with_engine(replace(r, device=device, precision=precision, batch=batch), engine) for r in recipes
+        )
         return localizer, segmenter
 
     @property
@@ -156,11 +162,22 @@ class Networks:
             networks: Networks = replace(self, localizer=str(self.student), student=None)
             return networks.recipes_of(parameters)
         localizer, segmenter = self.recipes(parameters.selection)
+        if self.engine == "auto":
+            localizer, segmenter = usual_engine(localizer), usual_engine(segmenter)
         if parameters.method in DENSE:
             segmenter = Recipe("segmenter", NOTHING, "")
         return localizer, segmenter
 
 
+def usual_engine(recipe: Recipe) -> Recipe:
+    """The same recipe for the engine that is faster over a scene, where calls of small networks run side by side.
+
+    It follows from the network and the device alone, so that machines of one kind have one result.
+    """
+    from geolabel.io import weights
+
+    faster = worker.is_small(recipe) and recipe.device == "cpu" and recipe.precision == "fp32"
+    return weights.with_engine(recipe, "onnx") if faster else recipe
 def _device_and_precision(device: str, precision: str) -> tuple[str, str]:
     try:
         from geolabel.run import execute

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.metadata import version
 
+from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
 from geolabel.parts import Localizer, Recipe, Segmenter
-
-if TYPE_CHECKING:
-    from geolabel.devices import Precision
 
 BUNDLED = "bundled"
 """Source of recipes of the networks that come with the package."""
@@ -68,14 +66,15 @@ def calls_at_once(recipe: Recipe, threads: int | None) -> int:
 
     Of a small one, on a CPU, as many calls as there are threads, each on one of them, take less time than one call
     after the other on all threads: its layers are too short to share out. What it answers then depends on no number
-    of threads either. Of all others there is one call at a time, for its memory.
+    of threads either. ONNX Runtime runs every network so. Of all others there is one call at a time, for its memory.
 
     Parameters
     ----------
     threads
-        Of this process; None for as many as torch takes by itself.
+        Of this process; None for all cores.
     """
-    return threads or _usual_threads() if recipe.device == "cpu" and is_small(recipe) else 1
+    side_by_side = recipe.engine == "onnx" or (recipe.device == "cpu" and is_small(recipe))
+    return _threads(recipe, threads) if side_by_side else 1
 
 
 @contextmanager
@@ -84,18 +83,23 @@ def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
 
     A network's last digits depend on its number of threads, so nothing else may decide it. See `calls_at_once`.
     """
-    import torch
-
     calls = calls_at_once(recipe, threads)
-    each = 1 if calls > 1 else threads or _usual_threads()
     with _places(calls):
-        if torch.get_num_threads() != each:
-            torch.set_num_threads(each)
+        if recipe.engine == "torch":
+            import torch
+
+            each = 1 if calls > 1 else _threads(recipe, threads)
+            if torch.get_num_threads() != each:
+                torch.set_num_threads(each)
         yield
 
 
+def _threads(recipe: Recipe, threads: int | None) -> int:
+    return threads or (_torch_threads() if recipe.engine == "torch" else count_cores())
+
+
 @cache
-def _usual_threads() -> int:
+def _torch_threads() -> int:
     # before this module sets any number: threads that begin later take over the last one that was set
     import torch
 
@@ -135,16 +139,14 @@ def warm_up() -> None:
 def versions() -> dict[str, str]:
     """Versions of what a network's last digits and the pixels of a scene depend on, in this process."""
     import rasterio
-    import torch
 
     import geolabel
 
-    return {"geolabel": geolabel.__version__, "torch": torch.__version__, "gdal": rasterio.__gdal_version__}
+    engines = {name: version(name) for name in ("onnxruntime", "torch")}  # importing torch would take seconds
+    return {"geolabel": geolabel.__version__, "gdal": rasterio.__gdal_version__} | engines
 
 
 def device_and_precision(device: str, precision: str) -> tuple[str, Precision]:
     """What ``auto`` means in this process; see `geolabel.devices`."""
-    from geolabel.devices import resolve_device, resolve_precision
-
     resolved = resolve_device(device)
     return resolved, resolve_precision(precision, resolved)

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import nms
 
 from geolabel.masks import FeaturedMasks, Filters, Masks, quantise_logits
+from geolabel.networks.engines import Points, PromptedNetwork
 from geolabel.prompts import Prompts
-from geolabel.segmenters.network import Points, SamNetwork
+from geolabel.segmenters.network import answer
 from geolabel.segmenters.sam import corner_pixels
-from geolabel.types import UInt8Array
+from geolabel.types import AnyArray, UInt8Array
 
 ENLARGED = 64
 """Masks that are held at the size of the image at a time."""
@@ -54,33 +55,29 @@ class EverythingSegmenter:
 
     Parameters
     ----------
-    sam, gsd_range, resize, device, precision, batch
+    network, gsd_range
         See `geolabel.segmenters.sam.SamSegmenter`.
     filters
         Which candidates are answers.
     prompts_per_batch
-        Prompts per call of the decoder; None for `PROMPTS_CPU` or `PROMPTS_GPU`.
+        Prompts per call of the decoder; `PROMPTS_CPU` or `PROMPTS_GPU`.
     features
         Whether masks come with what the encoder saw inside them, as `FeaturedMasks`.
     """
 
     def __init__(
         self,
-        sam: Sam,
+        network: PromptedNetwork,
         *,
         gsd_range: tuple[float, float],
         filters: Filters | None = None,
-        resize: bool = True,
-        device: str = "cpu",
-        precision: str = "fp32",
-        batch: int = 8,
-        prompts_per_batch: int | None = None,
+        prompts_per_batch: int = PROMPTS_CPU,
         features: bool = False,
     ) -> None:
-        self._network = SamNetwork(sam, resize=resize, device=device, precision=precision, batch=batch)
+        self._network = network
         self._gsd_range = gsd_range
         self._filters = filters or Filters()
-        self._prompts_per_batch = prompts_per_batch or (PROMPTS_CPU if device == "cpu" else PROMPTS_GPU)
+        self._prompts_per_batch = prompts_per_batch
         self._features = features
 
     @property
@@ -102,14 +99,14 @@ class EverythingSegmenter:
             If an image is larger than `window`, or the prompts of an image are not all of one kind: one point, a box,
             or both.
         """
-        return self._network.answer(images, prompts, self._answer, self._nothing)
+        return answer(self._network, images, prompts, self._answer, self._nothing)
 
     def _nothing(self, image: UInt8Array) -> Masks:
         none = Masks.none(*image.shape[:2])
-        width = self._network.sam.prompt_encoder.embed_dim
+        width = self._network.width
         return FeaturedMasks(**vars(none), features=np.empty((0, width), np.float32)) if self._features else none
 
-    def _answer(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
+    def _answer(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks:
         size: tuple[int, int] = image.shape[:2]
         calls = range(0, len(prompts), self._prompts_per_batch)
         parts = [self._candidates(embedding, size, prompts, start) for start in calls]
@@ -129,23 +126,23 @@ class EverythingSegmenter:
             logits = self._enlarge(kept.low_res[rows], size)
             masks.scores[rows] = quantise_logits(logits.cpu().numpy())
             if self._features:
-                pooled.append(pool(embedding[0], logits > 0, self._step(size)))
+                pooled.append(pool(torch.as_tensor(embedding), logits > 0, self._step(size)))
         if not self._features:
             return masks
-        features = torch.cat([embedding.new_zeros((0, embedding.shape[1])), *pooled])
-        return FeaturedMasks(**vars(masks), features=features.cpu().numpy())
+        features = torch.cat([torch.zeros((0, self._network.width)), *(part.cpu() for part in pooled)])
+        return FeaturedMasks(**vars(masks), features=features.numpy())
 
-    def _candidates(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
+    def _candidates(self, embedding: Any, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
         # What is left of the three candidates of one call's prompts.
         asked = self._to_sam(prompts[start : start + self._prompts_per_batch], size)
-        low_res, quality = self._network.decode(embedding, *asked)
+        low_res, quality = (torch.as_tensor(given) for given in self._network.decode(embedding, *asked))
+        tokens = quality.shape[1]
         likely = torch.nonzero(quality.flatten() > self._filters.predicted_iou)[:, 0]
         low_res, quality = low_res.flatten(0, 1)[likely], quality.flatten()[likely]
         judged = [self._judge(low_res[rows], size) for rows in _chunks(len(likely))]
         firm = torch.cat([low_res.new_zeros(0), *(part for part, _ in judged)])
         boxes = torch.cat([torch.zeros((0, 4), dtype=torch.long, device=firm.device), *(part for _, part in judged)])
         good = torch.nonzero((firm >= self._filters.stability) & (boxes[:, 2] >= 0))[:, 0]
-        tokens = self._network.sam.mask_decoder.num_multimask_outputs
         prompt = torch.div(likely, tokens, rounding_mode="floor") + start
         parts = (low_res, quality, firm, boxes, prompt, likely % tokens)
         return _Candidates(*(part[good] for part in parts))
@@ -159,7 +156,7 @@ class EverythingSegmenter:
         inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
         return inner / outer.clamp(min=1), boxes
 
-    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, Tensor | None]:
+    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
         if not one_point or len(set(prompts.has_box.tolist())) > 1:
             raise ValueError("the prompts of an image are of several kinds: give each one point, a box, or both")
@@ -167,26 +164,23 @@ class EverythingSegmenter:
         scale = np.array([frame[1] / size[1], frame[0] / size[0]])
         points = boxes = None
         if prompts.has_point[0]:
-            labels = torch.from_numpy(prompts.labels.astype(np.int32)).to(self._network.device)
-            points = torch.from_numpy(prompts.points * scale).to(self._network.device), labels
+            points = prompts.points * scale, prompts.labels.astype(np.int32)
         if prompts.has_box[0]:
-            corners = corner_pixels(prompts.boxes) * np.tile(scale, 2)
-            boxes = torch.from_numpy(corners.astype(np.float32)).to(self._network.device)
+            boxes = (corner_pixels(prompts.boxes) * np.tile(scale, 2)).astype(np.float32)
         return points, boxes
 
     def _step(self, size: tuple[int, int]) -> float:
         # image pixels per cell of the embedding
-        cells = self._network.sam.prompt_encoder.image_embedding_size[0]
-        return float(self.window / cells * max(size) / max(self._network.frame_size(size)))
+        return float(self.window / self._network.cells * max(size) / max(self._network.frame_size(size)))
 
     def _enlarge(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
         frame = self._network.frame_size(size)
-        if frame != size:
-            logits: Tensor = self._network.sam.postprocess_masks(low_res[:, None], frame, size)
-            return logits[:, 0]
         whole = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
-        return whole[:, 0, : size[0], : size[1]]
+        logits = whole[..., : frame[0], : frame[1]]
+        if frame != size:
+            logits = interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits[:, 0]
 
 
 def pool(embedding: Tensor, masks: Tensor, step: float) -> Tensor:

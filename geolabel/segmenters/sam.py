@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from segment_anything.modeling import Sam
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from geolabel.masks import FAINT, FULL, Masks, Selection, quantise_logits, stability_score
+from geolabel.networks.engines import Points, PromptedNetwork
 from geolabel.prompts import PADDING, Prompts
-from geolabel.segmenters.network import Points, SamNetwork
-from geolabel.types import Float32Array, Float64Array, Int64Array, UInt8Array
+from geolabel.segmenters.network import answer
+from geolabel.types import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
 FAINT_LOGIT = math.log((FAINT - 1) / (FULL - FAINT + 1))
 """Logit of the score below `FAINT`: what does not reach it scores 0, nor do the means of what does not."""
@@ -29,8 +27,8 @@ class SamSegmenter:
 
     Parameters
     ----------
-    sam, resize, device, precision, batch
-        See `geolabel.segmenters.network.SamNetwork`; the official networks need images resized.
+    network
+        As an engine runs it.
     gsd_range
         Finest and coarsest ground sample distance, metres, that it knows.
     selection
@@ -41,19 +39,13 @@ class SamSegmenter:
 
     def __init__(
         self,
-        sam: Sam,
+        network: PromptedNetwork,
         *,
         gsd_range: tuple[float, float],
-        resize: bool = True,
-        device: str = "cpu",
-        precision: str = "fp32",
-        batch: int = 8,
         selection: Selection = "best_iou",
         prompts_per_batch: int = 64,
     ) -> None:
-        self._network = SamNetwork(sam, resize=resize, device=device, precision=precision, batch=batch)
-        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
-        sam.image_encoder.to(memory_format=torch.channels_last)
+        self._network = network
         self._gsd_range = gsd_range
         self._selection = selection
         self._prompts_per_batch = prompts_per_batch
@@ -76,9 +68,9 @@ class SamSegmenter:
         ValueError
             If an image is larger than `window`.
         """
-        return self._network.answer(images, prompts, self._decode, lambda image: Masks.none(*image.shape[:2]))
+        return answer(self._network, images, prompts, self._decode, lambda image: Masks.none(*image.shape[:2]))
 
-    def _decode(self, embedding: Tensor, image: UInt8Array, prompts: Prompts) -> Masks:
+    def _decode(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks:
         height, width = image.shape[:2]
         answers = Masks(
             scores=np.zeros((len(prompts), height, width), np.uint8),
@@ -89,42 +81,43 @@ class SamSegmenter:
         )
         for rows in _alike(prompts, self._prompts_per_batch):
             low_res, predicted_iou, candidates = self._answer(embedding, (height, width), prompts[rows])
-            answers.predicted_iou[rows] = predicted_iou.clamp(0, 1).cpu().numpy()
-            answers.candidates[rows] = candidates.cpu().numpy()
-            for row, mask, cells in zip(rows, low_res, _boxes(low_res >= FAINT_LOGIT), strict=True):
+            answers.predicted_iou[rows] = predicted_iou.clip(0, 1)
+            answers.candidates[rows] = candidates
+            reached = self._network.host(low_res) >= FAINT_LOGIT
+            for row, mask, cells in zip(rows, low_res, _boxes(reached), strict=True):
                 (top, left), logits = self._enlarge(mask, cells, (height, width))
                 answers.scores[row, top : top + len(logits), left : left + logits.shape[1]] = quantise_logits(logits)
                 answers.stability[row] = stability_score(logits)
         return answers
 
-    def _answer(self, embedding: Tensor, size: tuple[int, int], prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+    def _answer(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> tuple[Any, Float32Array, Int64Array]:
         # Of K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
         points, boxes = self._to_sam(prompts, size)
         single = self._selection == "single"
-        low_res, quality = self._network.decode(embedding, points, boxes, single=single)
+        low_res, given = self._network.decode(embedding, points, boxes, single=single)
+        quality = self._network.host(given)
         chosen = _choose(quality, self._selection)
-        each = torch.arange(len(chosen), device=chosen.device)
+        each = np.arange(len(chosen))
         return low_res[each, chosen], quality[each, chosen], chosen if single else chosen + 1
 
     def _enlarge(
-        self, low_res: Tensor, cells: tuple[slice, slice], size: tuple[int, int]
+        self, low_res: Any, cells: tuple[slice, slice], size: tuple[int, int]
     ) -> tuple[tuple[int, int], Float32Array]:
         # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
         # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
-        frame_size, step = self._network.frame_size(size), self.window // low_res.shape[-1]
+        frame_size, step = self._network.frame_size(size), self._network.window // low_res.shape[-1]
         if frame_size != size:
             cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
         part = low_res[cells]
         top, left = (s.start * step for s in cells)
-        if part.numel():
-            enlarged = (part.shape[0] * step, part.shape[1] * step)
-            part = interpolate(part[None, None], enlarged, mode="bilinear", align_corners=False)[0, 0]
+        if all(part.shape):
+            part = self._network.enlarge(part, (part.shape[0] * step, part.shape[1] * step))
         logits = part[: max(0, frame_size[0] - top), : max(0, frame_size[1] - left)]
         if frame_size != size:
-            logits = interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        return (top, left), logits.cpu().numpy()
+            logits = self._network.enlarge(logits, size)
+        return (top, left), self._network.host(logits)
 
-    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, Tensor | None]:
+    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         # Prompts of one kind as the prompt encoder takes them: padding left out, in pixels of the frame.
         frame = self._network.frame_size(size)
         scale = np.array([frame[1] / size[1], frame[0] / size[0]])
@@ -134,13 +127,10 @@ class SamSegmenter:
             order = np.argsort(prompts.labels == PADDING, axis=1, kind="stable")[:, :count]
             coords = np.take_along_axis(prompts.points, order[..., None], axis=1) * scale
             labels = np.take_along_axis(prompts.labels, order, axis=1)
-            points = self._tensor(coords), torch.from_numpy(labels.astype(np.int32)).to(self._network.device)
+            points = coords.astype(np.float32), labels.astype(np.int32)
         if prompts.has_box[0]:
-            boxes = self._tensor(corner_pixels(prompts.boxes) * np.tile(scale, 2))
+            boxes = (corner_pixels(prompts.boxes) * np.tile(scale, 2)).astype(np.float32)
         return points, boxes
-
-    def _tensor(self, values: Float64Array) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).to(self._network.device)
 
 
 def corner_pixels(boxes: Float64Array) -> Float64Array:
@@ -148,21 +138,22 @@ def corner_pixels(boxes: Float64Array) -> Float64Array:
     return boxes - [0, 0, 1, 1]
 
 
-def _boxes(reached: Tensor) -> Iterator[tuple[slice, slice]]:
+def _boxes(reached: BoolArray) -> Iterator[tuple[slice, slice]]:
     # Of each of K masks (K, h, w): the rows and columns that hold something, and one more on every side. What is
     # interpolated from there has the values that it has in the whole mask, or is made of nothing that counts.
-    rows, cols = reached.any(dim=2).cpu().numpy(), reached.any(dim=1).cpu().numpy()
+    rows, cols = np.any(reached, axis=2), np.any(reached, axis=1)
     for along in zip(rows, cols, strict=True):
         found = [np.flatnonzero(line) for line in along]
         row, col = (slice(max(0, at[0] - 1), at[-1] + 2) if len(at) else slice(0, 0) for at in found)
         yield row, col
 
 
-def _choose(quality: Tensor, selection: Selection) -> Tensor:
+def _choose(quality: Float32Array, selection: Selection) -> Int64Array:
     if selection == "best_iou":
-        return quality.argmax(dim=1)
+        best: Int64Array = np.argmax(quality, axis=1)
+        return best
     last = quality.shape[1] - 1
-    return torch.full((len(quality),), last if selection == "whole" else 0, device=quality.device)
+    return np.full(len(quality), last if selection == "whole" else 0)
 
 
 def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:

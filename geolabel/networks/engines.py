@@ -1,0 +1,90 @@
+"""What runs a network: PyTorch anywhere, or ONNX Runtime on a CPU; and what parts need of either.
+
+Images and prompts go in as arrays. Features and masks between two calls of a network are the engine's own arrays,
+which know NumPy's indexing; `PromptedNetwork.host` makes NumPy arrays of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from geolabel.types import AnyArray, Float32Array, Int32Array, UInt8Array
+
+Engine = Literal["torch", "onnx"]
+
+GRAPHS = {"localizer": ("",), "segmenter": ("-encoder", "-decoder")}
+"""By kind of network, how the names of the files of its graphs end."""
+
+Points = tuple[AnyArray, Int32Array]
+"""Coordinates (K, N, 2) in pixels of the frame, and labels (K, N)."""
+
+
+def graph_files(weights: Path, kind: str) -> tuple[Path, ...]:
+    """Files of the graphs beside a file of weights, whether they exist or not; none for a kind that has no graphs."""
+    return tuple(weights.with_name(f"{weights.stem}{end}.onnx") for end in GRAPHS.get(kind, ()))
+
+
+class MapNetwork(Protocol):
+    """A network of raw class activation maps, whose head is linear."""
+
+    stride: int
+    """Image pixels per cell of the maps."""
+    multiple: int
+    """The sides of an image are multiples of this."""
+    bias: Float32Array
+    """(C,) of the head; the maps are without it."""
+
+    def __call__(self, pixels: Float32Array) -> Float32Array:
+        """Raw maps (N, C, H / stride, W / stride) of normalised images (N, 3, H, W)."""
+        ...
+
+
+class PromptedNetwork(Protocol):
+    """A network of the Segment Anything shape."""
+
+    window: int
+    """Side in pixels of the largest image it takes, and of its frame."""
+    cells: int
+    """Cells of an embedding along a side of the frame."""
+    width: int
+    """Channels of an embedding."""
+    batch: int
+    """Images per call of the encoder. The last batch is padded: a network's last digits depend on the batch."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Everything below is called within this."""
+        ...
+
+    def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that an image of some height and width has in the encoder's frame."""
+        ...
+
+    def encode(self, images: Sequence[UInt8Array]) -> Any:
+        """Embeddings (N, D, h, w) of up to `batch` images (H, W, 3), red first, H and W up to `window`."""
+        ...
+
+    def decode(
+        self, embedding: Any, points: Points | None, boxes: AnyArray | None, *, single: bool = False
+    ) -> tuple[Any, Any]:
+        """Candidates of K prompts of one kind: logits (K, 3, h, w) and predicted IoU (K, 3).
+
+        Parameters
+        ----------
+        embedding : (D, h, w)
+        boxes : (K, 4)
+            First and last pixel in the frame.
+        single
+            Whether the one mask of a prompt that means one thing is asked for instead of three.
+        """
+        ...
+
+    def enlarge(self, logits: Any, size: tuple[int, int]) -> Any:
+        """Logits (h, w) at another size, bilinearly; cell centres keep their place (``align_corners=False``)."""
+        ...
+
+    def host(self, array: Any) -> AnyArray:
+        """The same as a NumPy array."""
+        ...
