@@ -31,7 +31,7 @@ def _ended(name: str, done: int, total: int, start: float) -> str:
 
 
 class Lines:
-    """Progress as plain lines: one every few seconds, and one when a pass ends."""
+    """Progress as plain lines: one when a pass begins, one every few seconds, and one when it ends."""
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
         """Pass `results` through and say how far they are."""
