@@ -286,3 +286,28 @@ def confidence(
     save_confidence(out, found, overwrite=overwrite)
     facts = {name: value for name, value in found.fitted.items() if name != "data"}
     announce({"model": str(out)} | facts, as_json=as_json)
+
+
+@train.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@options.as_json
+@options.terminal
+def graphs(files: tuple[Path, ...], as_json: bool) -> None:
+    """Write the graphs of networks beside the FILEs of their weights, with which --engine onnx runs them.
+
+    FILE holds a localizer or a segmenter of geolabel. A graph has no weights in it and follows from the architecture
+    alone; those that are there are replaced. geolabel models export makes one file for other programs.
+
+    \b
+    geolabel train graphs my-localizer.safetensors
+    geolabel extract scene.tif --out slides.gpkg --localizer my-localizer.safetensors --engine onnx
+    """
+    from importlib.util import find_spec
+
+    from geolabel.errors import GeolabelError
+
+    if find_spec("onnxscript") is None:
+        raise GeolabelError('graphs are made with onnxscript, which is not installed: pip install "geolabel[train]"')
+    from geolabel.trainers.graphs import write_graphs
+
+    announce({str(file): ", ".join(map(str, write_graphs(file))) for file in files}, as_json=as_json)

@@ -71,5 +71,9 @@ def average_localizers(
     info = replace(info, window=GATE, constant=localizer.settle(losses, figures), trained=trained)
     out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out / "localizer.safetensors", network, info)
+    if preset != "short":
+        from geolabel.trainers.graphs import write_graphs
+
+        write_graphs(out / "localizer.safetensors")
     write_card(out / "localizer.md", info, parameters=sum(p.numel() for p in network.parameters()))
     return figures

@@ -177,7 +177,7 @@ def train_bundled(
     workers: int = 1,
     resume: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Train the localizer and the segmenter, and write each with a model card to `out`.
+    """Train the localizer and the segmenter, and write each to `out` with a model card and its graphs.
 
     Parameters
     ----------
@@ -236,6 +236,10 @@ def train_bundled(
         }
         info = replace(info, trained=trained)
         save_checkpoint(out / f"{kind}.safetensors", network, info)
+        if preset != "short":  # which is for a look, and graphs take longer than its seconds
+            from geolabel.trainers.graphs import write_graphs
+
+            write_graphs(out / f"{kind}.safetensors")
         write_card(out / f"{kind}.md", info, parameters=sum(p.numel() for p in network.parameters()))
         results[kind] = figures
     return results
