@@ -178,6 +178,8 @@ def usual_engine(recipe: Recipe) -> Recipe:
 
     faster = worker.is_small(recipe) and recipe.device == "cpu" and recipe.precision == "fp32"
     return weights.with_engine(recipe, "onnx") if faster else recipe
+
+
 def _device_and_precision(device: str, precision: str) -> tuple[str, str]:
     try:
         from geolabel.run import execute
