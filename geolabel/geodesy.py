@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyproj
 import shapely
 
 from geolabel.polygons import Geometries
+from geolabel.reprojection import cut_apart, put_together
 from geolabel.types import Float64Array, Int64Array
 
 
@@ -39,7 +40,8 @@ class Sizes:
 def measure(polygons: Geometries, crs: pyproj.CRS | None, unit_m: float = 1.0) -> Sizes:
     """Measure multipolygons on the ellipsoid of their CRS, or on the plane where it has none.
 
-    Rectangles are fitted in the azimuthal equidistant projection around a point inside each polygon.
+    Rectangles are fitted in the azimuthal equidistant projection around a point inside each polygon. What the edge of
+    the CRS cuts apart, see `geolabel.reprojection`, is measured as a whole.
 
     Parameters
     ----------
@@ -55,7 +57,13 @@ def measure(polygons: Geometries, crs: pyproj.CRS | None, unit_m: float = 1.0) -
         if crs is not None and crs.axis_info:  # an engineering CRS: metres or feet on a building site
             unit_m = crs.axis_info[0].unit_conversion_factor
         return _on_plane(polygons, unit_m)
-    return _on_ellipsoid(polygons, crs)
+    sizes = _on_ellipsoid(polygons, crs)
+    for index in np.flatnonzero(cut_apart(polygons, crs)):
+        whole, plane = put_together(polygons[index], crs)
+        one = _on_ellipsoid(np.array([whole], object), plane)
+        for field in fields(sizes):
+            getattr(sizes, field.name)[index] = getattr(one, field.name)[0]
+    return sizes
 
 
 def _on_plane(polygons: Geometries, unit_m: float) -> Sizes:
@@ -89,6 +97,7 @@ def _on_ellipsoid(polygons: Geometries, crs: pyproj.CRS) -> Sizes:
     local = np.stack([distance * np.sin(azimuth), distance * np.cos(azimuth)], axis=1)
     sides = _rectangles(local, owner, len(polygons))
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))
+    lon = np.where(np.abs(lon) > 180, np.mod(lon + 180, 360) - 180, lon)  # of scenes that count on beyond 180 degrees
     return Sizes(area_m2=area, perimeter_m=perimeter, length_m=sides[:, 0], width_m=sides[:, 1], lon=lon, lat=lat)
 
 

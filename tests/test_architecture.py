@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "urls", "errors", "extras", "types", "kinds", "parsing", "units", "bands", "tiles", "scene", "resampling",
     "radiometry", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity",
-    "polygons", "geodesy", "metrics",
+    "polygons", "reprojection", "geodesy", "metrics",
     "confidence", "clusters", "concepts",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""

@@ -18,6 +18,7 @@ from geolabel.errors import VectorError
 from geolabel.io.foreign import in_words
 from geolabel.io.names import check_name
 from geolabel.io.opening import is_remote
+from geolabel.reprojection import reproject, unwrapped
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray
 
@@ -212,10 +213,12 @@ def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Pat
         return features.set_crs(crs, allow_override=True)
     if own.equals(crs, ignore_axis_order=True):
         return features.set_crs(crs, allow_override=True)
-    bounds = features.geometry.bounds
-    longest = np.maximum(bounds["maxx"] - bounds["minx"], bounds["maxy"] - bounds["miny"]).to_numpy()
+    geometries = unwrapped(features.geometry.to_numpy(), own)
+    bounds = shapely.bounds(geometries)
+    longest = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])
     pieces = np.where(longest > 0, longest / SEGMENTS, 1.0)
-    features = features.set_geometry(shapely.segmentize(features.geometry.to_numpy(), pieces), crs=own).to_crs(crs)
+    moved = reproject(shapely.segmentize(geometries, pieces), own, crs)
+    features = features.set_geometry(gpd.GeoSeries(moved, index=features.index, crs=crs))
     if not np.isfinite(features.geometry.bounds.to_numpy()).all():
         raise VectorError(
             f"{source}: coordinates in {own.name} have no place in {crs.name}, the scene's CRS: "

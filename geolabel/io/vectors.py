@@ -26,6 +26,7 @@ from geolabel.io.geopackage import Kind, Layer, write_geopackage
 from geolabel.io.promptlayers import BOX_COLUMNS, POINT_COLUMNS, box_features, gather_prompts, point_features
 from geolabel.io.styles import REVIEW_STATES, STYLES
 from geolabel.prompts import Prompts
+from geolabel.reprojection import near
 from geolabel.scene import Grid
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,8 @@ def _polygons(name: str, description: str, features: gpd.GeoDataFrame) -> Layer:
 def _layer(
     name: str, geometry_type: Any, description: str, columns: Mapping[str, Kind], features: gpd.GeoDataFrame
 ) -> Layer:
+    if (features.geom_type == "MultiPolygon").any():  # boxes that the edge of the CRS cuts apart, too
+        geometry_type = "MultiPolygon"
     return Layer(name, geometry_type, description, columns, features, STYLES[name].qml())
 
 
@@ -228,6 +231,7 @@ def read_aoi(
         log.warning("%s: of %d features %d are no polygons, of which nothing else is used", what, len(kinds), other)
     polygons = mended(in_crs(polygons, crs, path))
     if grid is not None and len(polygons):
+        polygons = polygons.set_geometry(near(polygons.geometry.to_numpy(), crs, grid.outline))
         if features.crs is None and crs is not None:
             what = f"{what}, which has no CRS and is taken to be in {crs.name},"
         check_meets(what, polygons, grid)

@@ -19,10 +19,11 @@ from scipy.sparse.csgraph import connected_components
 
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.burning import burn, in_pixels
-from geolabel.io.features import choose_layer, in_crs, layer_info, read_polygons, spatial_layers
+from geolabel.io.features import choose_layer, in_crs, layer_info, read_layer, read_polygons, spatial_layers
 from geolabel.io.labelrasters import LabelRaster, grid_of, is_raster, is_unplaced
 from geolabel.io.vectors import read_aoi
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
+from geolabel.reprojection import near
 from geolabel.scene import span
 from geolabel.seams import Spans, join, total
 from geolabel.tiles import BlockGrid, Window
@@ -229,7 +230,7 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> AnyArray
             f"{truth.path} has no georeference, and the polygons of {path} are in {pyproj.CRS(own).name}: give --scene "
             "with the raster of the same size that it was made for"
         )
-    polygons = features.geometry.to_numpy()
+    polygons = near(features.geometry.to_numpy(), grid.crs, grid.outline)
     here = np.asarray(shapely.area(shapely.intersection(polygons, grid.outline)) > 0)
     if len(here) and not here.any():
         raise SceneError(
@@ -349,7 +350,11 @@ def _regions(polygons: AnyArray) -> AnyArray:
     edge = common > 4 * TOUCHING**2
     graph = coo_array((np.ones(edge.sum(), bool), (one[edge], other[edge])), shape=(len(parts), len(parts)))
     count, region = connected_components(graph, directed=False)
-    return np.array([shapely.union_all(parts[region == k]) for k in range(count)], object)
+    order = np.argsort(region, kind="stable")
+    groups = np.split(parts[order], np.searchsorted(region[order], np.arange(1, count)))
+    return np.array(
+        [group[0] if len(group) == 1 else shapely.union_all(group) for group in groups if len(group)], object
+    )
 
 
 def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
@@ -362,16 +367,20 @@ def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
     on_earth = [crs for crs in systems if crs is not None and crs.geodetic_crs is not None]
     if len(on_earth) < len(systems):
         return None
-    filled = [(info, crs) for info, crs in zip(infos, on_earth, strict=True) if info["features"]]
+    filled = [k for k, info in enumerate(infos) if info["features"]]
     if not filled:
         return on_earth[0]
-    info, crs = filled[0]
-    left, bottom, right, top = info["total_bounds"]
+    crs, (left, bottom, right, top) = on_earth[filled[0]], infos[filled[0]]["total_bounds"]
     to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    lon, lat = to_lonlat.transform((left + right) / 2, (bottom + top) / 2)
-    if not (math.isfinite(lon) and math.isfinite(lat)):
+    lon, lat = to_lonlat.transform([left, (left + right) / 2, right], [bottom, (bottom + top) / 2, top])
+    if not np.isfinite([lon[1], lat[1]]).all():
         raise VectorError(f"the polygons around {(left, bottom, right, top)} lie outside what {crs.name} can map")
-    return ProjectedCRS(LambertAzimuthalEqualAreaConversion(lat, lon), geodetic_crs=crs.geodetic_crs)
+    middle = lon[1]
+    if lon[2] - lon[0] > 180:  # on both sides of the antimeridian, and the mean of the numbers is round the Earth
+        points = shapely.get_coordinates(read_layer(*sources[filled[0]], columns=()).geometry.to_numpy())
+        east = np.exp(1j * np.radians(to_lonlat.transform(*points.T)[0]))
+        middle = math.degrees(np.angle(east.mean()))
+    return ProjectedCRS(LambertAzimuthalEqualAreaConversion(lat[1], middle), geodetic_crs=crs.geodetic_crs)
 
 
 def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: _Source | None) -> shapely.Geometry | None:

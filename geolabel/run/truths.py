@@ -19,6 +19,7 @@ from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import check_meets, choose_layer, in_crs, read_features
 from geolabel.io.labelrasters import LabelRaster, is_raster
 from geolabel.labels import IGNORE
+from geolabel.reprojection import near
 from geolabel.scene import Grid
 from geolabel.tiles import TileGrid, Window, window_around
 from geolabel.types import AnyArray, UInt8Array
@@ -101,6 +102,7 @@ def read_truth(
     if len(found) >= IGNORE:
         raise ChipError(f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
                         "choose another column or some of the classes")  # fmt: skip
+    features = features.set_geometry(near(features.geometry.to_numpy(), grid.crs, grid.outline))
     check_meets(str(path), features, grid)
     shapes = in_pixels(features.geometry.to_numpy(), grid)
     numbers = np.array([found.index(label) + 1 if label else 0 for label in labels], np.uint8)

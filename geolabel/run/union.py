@@ -17,6 +17,7 @@ from geolabel.errors import VectorError
 from geolabel.io.geopackage import Kind
 from geolabel.io.patchwork import common_date
 from geolabel.io.vectors import LANDSLIDE_COLUMNS
+from geolabel.reprojection import reproject
 from geolabel.run.origins import sources
 from geolabel.run.survey import same_crs
 from geolabel.seams import connected
@@ -64,7 +65,7 @@ def brought(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
     own = table.crs
     if crs is None or own is None or same_crs(own, crs) or not len(table):
         return np.asarray(table.geometry.to_numpy(), object)
-    moved = np.asarray(table.geometry.to_crs(crs).to_numpy(), object)
+    moved = reproject(np.asarray(table.geometry.to_numpy(), object), own, crs)
     if not np.isfinite(shapely.bounds(moved)).all():
         raise VectorError(f"polygons in {own.name} have no place in {crs.name}: give another --dst-crs")
     invalid = ~shapely.is_valid(moved)
