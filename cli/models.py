@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import options
-from .commands import group
+from .commands import group, option
 from .terminal import announce
 
 if TYPE_CHECKING:
@@ -90,8 +91,6 @@ def verify(name: str | None, as_json: bool) -> int:
 @options.terminal
 def info(name: str, as_json: bool) -> None:
     """Describe the network NAME, or the one that FILE holds."""
-    from pathlib import Path
-
     from geolabel.io import weights
 
     if Path(name).is_file():
@@ -105,6 +104,63 @@ def info(name: str, as_json: bool) -> None:
         if number:
             click.echo()
         announce(values, as_json=False)
+
+
+@models.command()
+@click.argument("name", metavar="[NAME|FILE]", default="bundled")
+@option(
+    "--onnx",
+    "out",
+    group="output",
+    required=True,
+    is_flag=False,
+    flag_value="landslides.onnx",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="[FILE]",
+    help="File to write, in the form of Deepness and GeoDeep. Without a name: landslides.onnx.",
+)
+@option(
+    "--tile-size",
+    group="method",
+    type=click.IntRange(min=32),
+    default=512,
+    show_default=True,
+    metavar="PX",
+    help="Side of the tiles that the other program cuts.",
+)
+@option(
+    "--gsd",
+    group="method",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.5,
+    show_default=True,
+    metavar="M",
+    help="Metres per pixel that it resamples to.",
+)
+@options.overwrite
+@options.as_json
+@options.terminal
+def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as_json: bool) -> None:
+    """Write the localizer NAME, or that of FILE, for other programs: Deepness in QGIS, GeoDeep and WebODM.
+
+    They get its map alone, cut at the same height: no segmenter that draws the edges, no gate, no confidence, and no
+    stretch of the scene, so give them 8 bits of red, green and blue that look well. Polygons are better with geolabel
+    extract.
+
+    \b
+    geolabel models export --onnx
+    geolabel models export my-localizer.safetensors --onnx mine.onnx --gsd 1
+    """
+    from geolabel.io import weights
+    from geolabel.io.exports import export_onnx
+    from geolabel.io.outputs import check_target
+    from geolabel.run.plan import Parameters
+
+    path = Path(name) if Path(name).is_file() else weights.fetch(weights.lookup(name, "localizer")[0])
+    check_target(out, overwrite=overwrite, suffixes=(".onnx",), inputs=(path,))
+    threshold = Parameters().activation_threshold
+    export_onnx(path, out, threshold=threshold, tile=tile_size, gsd=gsd, overwrite=overwrite)
+    announce({"output": out, "localizer": path, "tile_px": tile_size, "gsd_m": gsd}, as_json=as_json)
 
 
 def _describe(network: Published) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def read_graph(path: Path, weights: Mapping[str, Float32Array]) -> onnx.ModelPro
     try:
         model = onnx.load_model(path, load_external_data=False)
     except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist: {AGAIN}, or give --engine torch") from error
+        raise WeightsError(f"{path} does not exist: {AGAIN}") from error
     except (DecodeError, OSError) as error:
         raise WeightsError(f"{path} is no ONNX graph ({error}): {AGAIN}") from error
     for tensor in model.graph.initializer:
