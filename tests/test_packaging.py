@@ -17,7 +17,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import geolabel
+from geolabel.bench.examples import SAMPLE, SAMPLE_SIZE, SYNTHETIC_GSD
 from geolabel.cli.main import cli
+from geolabel.io.measured import of_bundled
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -114,6 +116,10 @@ def test_the_bundled_networks_are_small():
 # The README
 
 
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}  # fmt: skip
+
+
 def line_of(name: str) -> str:
     """The one command line between the markers of `name`."""
     (found,) = re.findall(rf"^<!-- line: {name} -->\n```sh\n(.*)\n```\n<!-- end -->$", README, re.MULTILINE)
@@ -121,9 +127,14 @@ def line_of(name: str) -> str:
 
 
 def commands() -> list[str]:
-    """Every call of geolabel in the README's blocks of shell commands."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    calls = [call.strip() for block in blocks for line in block.splitlines() for call in line.split("&&")]
+    """Every call of geolabel in the blocks of shell commands of README and docs."""
+    blocks = [block for text in PAGES.values() for block in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)]
+    calls = [
+        call.strip()
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        for call in line.split("&&")
+    ]
     return [call.removeprefix(".venv/bin/") for call in calls if re.match(r"(\.venv/bin/)?geolabel ", call)]
 
 
@@ -143,9 +154,9 @@ def test_the_commands_of_the_readme_parse(call: str, monkeypatch: pytest.MonkeyP
 
 def test_the_readme_names_only_options_that_exist():
     options = {name for command in cli.list_commands(click.Context(cli)) for name in _option_names(command)}
-    named = set(re.findall(r"`(--[a-z0-9-]+)[ `,]", README))
+    named = {name for text in PAGES.values() for name in re.findall(r"`(--[a-z0-9-]+)[ `,]", text)}
     assert len(named) > 10
-    assert named <= options
+    assert named <= options | {"--help", "--help-all"}
 
 
 def _option_names(name: str) -> set[str]:
@@ -175,7 +186,29 @@ def test_ci_runs_the_line_of_the_readme(tmp_path: Path):
     assert done.returncode == 1
 
 
-def test_links_of_the_readme_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    targets = re.findall(r"\]\(([^)\s#:]*)(#[^)\s]+)?\)", PAGES[page])
+    assert targets or page != "README.md"
+    for target, anchor in targets:
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor[1:] in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def test_the_readme_shows_the_figures_of_the_networks_that_ship():
+    (table,) = re.findall(r"^<!-- measured -->\n(.*?)\n<!-- end -->$", README, re.MULTILINE | re.DOTALL)
+    assert table == of_bundled().markdown(), "put the table of geolabel.io.measured there"
+
+
+def test_the_sample_of_the_readme_is_the_one_that_the_bench_reports_on():
+    assert f"--size {SAMPLE_SIZE} --gsd {SYNTHETIC_GSD} --seed {SAMPLE}" in line_of("sample")
+
+
+def test_all_methods_are_cited():
+    cited = [reference["title"] for reference in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]]
+    assert len(cited) == 6
+    text = " ".join(README.split())
+    assert not [title for title in cited if title not in text]
