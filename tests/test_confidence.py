@@ -151,12 +151,15 @@ def test_the_shipped_model_belongs_to_the_shipped_networks():
 
 def test_the_shipped_model_knows_only_its_own_networks():
     networks = load_confidence(shipped()).networks
-    said = confidence_of(table(), networks)
+    said = confidence_of(table(), networks, "apsam")
     assert 0 < said[0] < 1
-    assert np.isnan(confidence_of(table(), networks | {"segmenter": "0" * 64})).all()
+    assert np.isnan(confidence_of(table(), networks | {"segmenter": "0" * 64}, "apsam")).all()
+    assert np.isnan(confidence_of(table(), networks, "s2c")).all()
 
 
 def test_stronger_evidence_is_never_less_sure():
     """Of two polygons alike but for the activation under them, the shipped model trusts the stronger one."""
-    low, high = (confidence_of(table(activation_mean=a), load_confidence(shipped()).networks)[0] for a in (0.3, 0.9))
+    low, high = (
+        confidence_of(table(activation_mean=a), load_confidence(shipped()).networks, "apsam")[0] for a in (0.3, 0.9)
+    )
     assert high > low

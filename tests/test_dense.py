@@ -15,7 +15,7 @@ from geolabel.io.weights import PUBLISHED
 from geolabel.masks import FULL
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.resunet import ResUNet
-from geolabel.run import worker
+from geolabel.run import request, worker
 from geolabel.run.dense import to_scores
 from geolabel.run.extract import extract
 from geolabel.run.plan import Parameters
@@ -48,6 +48,7 @@ def bright(image: np.ndarray) -> np.ndarray:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     load = worker._load.__wrapped__
     locate = FakeLocalizer(function=bright, stride=1, window=16)
+    monkeypatch.setattr(request, "check_trained", lambda *_: None)
     monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else load(recipe))
 
 

@@ -1,23 +1,30 @@
 """APSAM, S2C and CISM as labels of chips: what is followed, what is skipped, and what is refused."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
+import pyproj
 import pytest
+from affine import Affine
 from PIL import Image
 
 from geolabel.cli.main import run
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import OptionError
 from geolabel.io import weights
+from geolabel.io.geotiffs import write_geotiff
 from geolabel.labels import BACKGROUND
 from geolabel.localizers.multiscale import MultiscaleLocalizer
 from geolabel.methods import METHODS, apsam, cism, s2c
+from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.prompts import Prompts
-from geolabel.run import activated, worker
+from geolabel.run import activated, request, worker
 from geolabel.run.activated import ActivatedLabels
 from geolabel.run.request import Networks
+from geolabel.scene import Grid
 from geolabel.segmenters.fitting import FittingSegmenter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
@@ -146,6 +153,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(activated, "chip_localizer", lambda *_, **__: LOCALIZER)
     monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=12))
+    monkeypatch.setattr(request, "check_trained", lambda *_: None)
     words = ["label", str(folder), "--method", method, "--out", str(tmp_path / "pseudo"), "--device", "cpu", "-q"]
     assert run(words) == 0
     found = PseudoLabels(tmp_path / "pseudo")
@@ -158,6 +166,30 @@ def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monk
     assert "knows landslide, the chips show scar" in capsys.readouterr().err
     assert run([*words, "--overwrite", "--clusters", "3"]) == 2
     assert "--clusters: no option of this method" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["s2c", "cism"])
+def test_a_localizer_of_another_training_is_refused_for_chips_and_scenes(
+    method: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    state, info = load_checkpoint(weights.file_of(weights.recipe("localizer", "bundled", device="cpu")))
+    for name in ("cam", method):
+        save_checkpoint(tmp_path / f"{name}.safetensors", state, replace(info, trained={"method": name}))
+    scene = tmp_path / "s.tif"
+    image = np.tile(chip(), (2, 2, 1))
+    write_geotiff(scene, image, Grid(pyproj.CRS(32648), Affine(1, 0, 5e5, 0, -1, 3e6), 240, 200), description="")
+    for words in (["label", folder, "--out", tmp_path / "p"], ["extract", scene, "--out", tmp_path / "a.gpkg"]):
+        asked = [*map(str, words), "--method", method, "--device", "cpu", "-q"]
+        assert run(asked) == 1
+        said = capsys.readouterr().err
+        assert (
+            f"--method {method} needs a localizer that was trained so, and bundled was trained in another way" in said
+        )
+        assert f"geolabel train localizer --method {method}" in said
+        assert run([*asked, "--localizer", str(tmp_path / "cam.safetensors")]) == 1
+        assert "cam.safetensors was trained with --method cam" in capsys.readouterr().err
+    assert run([*asked, "--localizer", str(tmp_path / f"{method}.safetensors")]) == 0
+    assert gpd.read_file(tmp_path / "a.gpkg", layer="landslides")["confidence"].isna().all()
 
 
 def test_tau_is_the_paper_s_for_official_networks():

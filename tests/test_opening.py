@@ -293,17 +293,6 @@ def test_formats_that_lead_elsewhere_are_not_opened_from_a_network(tiff: Path, t
         _ = SceneReader(f"{server}/index.xml").scene
 
 
-def test_features_from_a_network_may_not_lead_to_files_of_this_machine(tmp_path: Path, server: str):
-    area = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648)
-    area.to_file(tmp_path / "area.gpkg", layer="area")
-    source = f"<SrcDataSource>{tmp_path / 'area.gpkg'}</SrcDataSource>"
-    text = f'<OGRVRTDataSource><OGRVRTLayer name="area">{source}</OGRVRTLayer></OGRVRTDataSource>'
-    (tmp_path / "area.vrt").write_text(text)
-    assert read_aoi(tmp_path / "area.vrt", area.crs).area == 81
-    with pytest.raises(VectorError, match="comes from a network"):
-        read_aoi(f"/vsicurl/{server}/area.vrt", area.crs)
-
-
 @pytest.mark.parametrize(
     ("name", "remote"),
     [

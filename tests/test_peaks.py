@@ -10,7 +10,7 @@ from affine import Affine
 from skimage.feature import peak_local_max
 
 from geolabel.errors import OptionError
-from geolabel.run import worker
+from geolabel.run import request, worker
 from geolabel.run.extract import extract
 from geolabel.run.peaks import peak_distance
 from geolabel.run.plan import Parameters
@@ -43,6 +43,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     locate = FakeLocalizer(function=brightness, stride=1, window=16)
+    monkeypatch.setattr(request, "check_trained", lambda *_: None)
     monkeypatch.setattr(worker, "_load", lambda of: locate if of.role == "localizer" else FakeSegmenter(radius=8))
 
 

@@ -425,7 +425,7 @@ def test_files_that_are_no_use(tmp_path: Path, reader):
     with pytest.raises(VectorError, match=r"text\.gpkg cannot be read as a vector file"):
         reader(tmp_path / "text.gpkg")
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(VectorError, match="no layer with a geometry"):
+    with pytest.raises(VectorError, match=r"table\.csv cannot be read as a vector file: give a GeoPackage, GeoJSON"):
         reader(tmp_path / "table.csv")
     lines = drawn(tmp_path / "lines.gpkg", [shapely.LineString([(1000, 1990), (1010, 1990)])])
     with pytest.raises(VectorError, match="holds LineString"):

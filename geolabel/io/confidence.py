@@ -34,13 +34,17 @@ def shipped() -> Path:
     return Path(str(resources.files("geolabel.weights") / "confidence.json"))
 
 
-def confidence_of(attributes: Attributes, networks: Mapping[str, str]) -> Float64Array:
-    """(K,) confidence of K polygons of the networks with these SHA-256; NaN for networks that no model was fitted to.
+METHOD = "apsam"
+"""How the polygons were found that models are fitted to."""
 
-    Other networks judge their masks on another scale, where this model would be sure of nonsense.
+
+def confidence_of(attributes: Attributes, networks: Mapping[str, str], method: str) -> Float64Array:
+    """(K,) confidence of K polygons; NaN for networks, by SHA-256, and methods that no model was fitted to.
+
+    Others judge their masks on another scale, where this model would be sure of nonsense.
     """
     found = _shipped(shipped())
-    if found.networks != dict(networks):
+    if found.networks != dict(networks) or method != METHOD:
         return np.full(len(np.asarray(attributes["area_m2"])), np.nan)
     return found.model(attributes)
 

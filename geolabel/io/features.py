@@ -17,7 +17,7 @@ import shapely
 from geolabel.errors import VectorError
 from geolabel.io.foreign import in_words
 from geolabel.io.names import check_name
-from geolabel.io.opening import is_remote
+from geolabel.io.vector_files import vector_file
 from geolabel.reprojection import reproject, unwrapped
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray
@@ -25,21 +25,18 @@ from geolabel.types import AnyArray
 SEGMENTS = 32
 """Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
 
-LEADING_ON = ("OGR_VRT", "VRT")
-"""Formats of GDAL that hold no features themselves."""
-
 
 CUT_AT = "!;"
 """Characters at which pyogrio cuts the name of a file: for it one precedes a file in an archive."""
 
 
 def _opened_as(path: str | Path) -> str:
-    """How GDAL opens a file, so that pyogrio leaves its name as it is."""
-    name = str(path)
-    check_name(name)
-    if not any(character in name for character in CUT_AT) or not Path(name).exists():
-        return name
-    return f"/vsicached?file={quote(os.fsencode(Path(name).absolute()))}"
+    """How GDAL opens a file that was checked, so that pyogrio leaves its name as it is; raises as `vector_file`."""
+    check_name(str(path))
+    file = vector_file(path)
+    if not any(character in str(file) for character in CUT_AT):
+        return str(file)
+    return f"/vsicached?file={quote(os.fsencode(file))}"
 
 
 def spatial_layers(path: str | Path) -> list[str]:
@@ -50,23 +47,11 @@ def spatial_layers(path: str | Path) -> list[str]:
     VectorError
         If the file cannot be read or has none.
     """
-    pyogrio.set_gdal_config_options({"GDAL_VRT_ENABLE_PYTHON": False})  # a file is data; it runs no code
+    file = _opened_as(path)
     try:
-        names = [
-            str(name) for name, geometry_type in pyogrio.list_layers(_opened_as(path)) if geometry_type is not None
-        ]
-        leads_on = (
-            names
-            and is_remote(str(path))
-            and pyogrio.read_info(_opened_as(path), layer=names[0])["driver"] in LEADING_ON
-        )
+        names = [str(name) for name, geometry_type in pyogrio.list_layers(file) if geometry_type is not None]
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"{path} cannot be read as a vector file: {in_words(error)}") from error
-    if leads_on:
-        raise VectorError(
-            f"{path} comes from a network and holds no features but the names of files that do: what others publish "
-            "may not read files of this machine; if you trust it, download it and give the copy"
-        )
     if not names:
         raise VectorError(f"{path} holds no layer with a geometry: give a file of points or polygons")
     return names
@@ -163,19 +148,20 @@ def read_layer(path: str | Path, layer: str | None = None, columns: Sequence[str
     """
     names = spatial_layers(path)
     layer = _check_layer(path, names, names[0] if layer is None else layer)
+    file = _opened_as(path)
     try:
-        features = _read(path, layer, columns)
+        features = _read(file, layer, columns)
     except (RuntimeError, ValueError, shapely.errors.ShapelyError) as error:
         raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
     return features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
 
 
-def _read(path: str | Path, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFrame:
+def _read(file: str, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFrame:
     wanted = {"layer": layer, "force_2d": True, "columns": columns}
     try:
-        return pyogrio.read_dataframe(_opened_as(path), **wanted)
+        return pyogrio.read_dataframe(file, **wanted)
     except UnicodeDecodeError:  # a DBF that says it is UTF-8, or that says nothing, and was written by older Windows
-        return pyogrio.read_dataframe(_opened_as(path), **wanted, encoding="ISO-8859-1")
+        return pyogrio.read_dataframe(file, **wanted, encoding="ISO-8859-1")
 
 
 def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
@@ -186,8 +172,9 @@ def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
     VectorError
         If the file or the layer cannot be read.
     """
+    file = _opened_as(path)
     try:
-        info: dict[str, Any] = pyogrio.read_info(_opened_as(path), layer=layer, force_total_bounds=True)
+        info: dict[str, Any] = pyogrio.read_info(file, layer=layer, force_total_bounds=True)
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
     return info

@@ -77,8 +77,7 @@ def _tag(uri: str) -> str | None:
 
 
 def _header_tag(url: str) -> str | None:
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310
-    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
+    with urllib.request.urlopen(remote.request(url, "HEAD"), timeout=ANSWER_S) as answer:  # noqa: S310
         said = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         return None if said is None else str(said)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +12,15 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
-from geolabel.io.foreign import in_words
 from geolabel.io.names import check_name
 from geolabel.io.opening import is_remote
+from geolabel.parsing import parse_json
 
 if TYPE_CHECKING:
     from geolabel.io.arrays import Labelled
 
 LIST_BYTES = 256 << 20
 """A longer list is none, or not one that a run is given by accident."""
-
-ANSWER_S = 30.0
-"""Seconds that a server has to send a list."""
 
 REMOTE = re.compile(r"(/vsicurl/)?https?://|(s3|gs|az|abfss?|adls?|oss|swift)://|/vsi(s3|gs|az|adls|oss|swift)/")
 """What a list that came over a network may name. All else may lead to files of this machine."""
@@ -159,25 +154,9 @@ def _content(name: str) -> bytes:
         except OSError as error:
             raise SceneError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
-        data = remote.insist(lambda _: _fetched(name), name)
-    except OSError as error:
-        raise SceneError(f"{name} cannot be fetched: {in_words(error)}") from error
-    if len(data) > LIST_BYTES:
-        raise SceneError(f"{name} is larger than {LIST_BYTES >> 20} MB: that is no list of scenes")
-    return data
-
-
-def _fetched(url: str) -> bytes:
-    if url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:  # noqa: S310
-            return bytes(answer.read(LIST_BYTES + 1))
-    import fsspec
-
-    try:
-        with fsspec.open(url, "rb") as file:
-            return bytes(file.read(LIST_BYTES + 1))
-    except (ImportError, ValueError) as error:
-        raise SceneError(f"{url} cannot be fetched: {in_words(error)}") from error
+        return remote.fetch(name, LIST_BYTES)
+    except ValueError as error:
+        raise SceneError(f"{name} is no list of scenes: {error}") from error
 
 
 # --- STAC ------------------------------------------------------------------------------------------------------------
@@ -186,8 +165,8 @@ def _fetched(url: str) -> bytes:
 def _items(name: str) -> Mapping[str, Any] | None:
     """The content of a file if it holds STAC items; None for any other, which may be a scene."""
     try:
-        values = json.loads(_content(name))
-    except (ValueError, RecursionError):
+        values = parse_json(_content(name), limit=LIST_BYTES)
+    except ValueError:
         return None
     if not isinstance(values, dict):
         return None

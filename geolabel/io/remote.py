@@ -11,14 +11,19 @@ import logging
 import os
 import re
 import time
+import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import places
 from geolabel.io.foreign import in_words
+from geolabel.urls import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,15 @@ SETTINGS: dict[str, object] = {
     "GDAL_INGESTED_BYTES_AT_OPEN": 1 << 15,  # the header of a COG of 10^5 px comes with the first request
 }
 """Of GDAL, in seconds where they are times. What the environment sets is respected."""
+
+ANSWER_S = 30.0
+"""Seconds without a byte after which a server is given up for the moment."""
+
+FETCH_S = 1800.0
+"""Seconds that a whole file may take: one that trickles in is never whole."""
+
+CHUNK = 1 << 20
+"""Bytes that are read at once."""
 
 STORES = ("curl", "s3", "gs", "az", "adls", "oss", "swift")
 
@@ -71,6 +85,68 @@ def insist(action: Callable[[bool], T], what: str) -> T:
             log.warning("%s: %s; trying again in %g s", what, in_words(error), wait)
             time.sleep(wait)
     raise AssertionError("the last try has returned or raised")
+
+
+def url_of(path: str) -> str:
+    """The URL behind a name of GDAL's, such as ``/vsicurl/https://host/a.gpkg`` or ``/vsis3/bucket/a.gpkg``."""
+    if path.startswith("/vsicurl?"):
+        return unquote(next((o[4:] for o in path[9:].split("&") if o.startswith("url=")), ""))
+    kind, _, place = path.removeprefix("/vsi").partition("/")
+    if not path.startswith("/vsi"):
+        return path
+    return place if kind in ("curl", "curl_streaming") else f"{kind}://{place}"
+
+
+def fetch(path: str, limit: int) -> bytes:
+    """All bytes of a file on a web server or in an object store, with patience.
+
+    Parameters
+    ----------
+    path
+        Its URL, or its name in GDAL. User and password in the URL of a web server are sent as such.
+    limit
+        Most bytes that it may have.
+
+    Raises
+    ------
+    SceneError
+        If it cannot be fetched.
+    ValueError
+        If it is larger than `limit`.
+    """
+    url = url_of(path)
+    try:
+        data = insist(lambda _: _fetched(url, limit), without_secrets(path))
+    except (OSError, ImportError, HTTPException) as error:
+        raise SceneError(f"{path} cannot be fetched: {in_words(error)}") from error
+    if len(data) > limit:
+        raise ValueError(f"it is larger than {limit >> 20} MB")
+    return data
+
+
+def _fetched(url: str, limit: int) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        import fsspec
+
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read(limit + 1))
+    with urllib.request.urlopen(request(url), timeout=ANSWER_S) as answer:  # noqa: S310
+        data, end = bytearray(), time.monotonic() + FETCH_S
+        while len(data) <= limit and (part := answer.read1(CHUNK)):
+            data += part
+            if time.monotonic() > end:
+                raise TimeoutError(f"{len(data)} bytes came in {FETCH_S:.0f} s, and then time ran out")
+        return bytes(data)
+
+
+def request(url: str, method: str = "GET") -> urllib.request.Request:
+    """A request for the URL of a web server, which may hold user and password."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    asked = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")), method=method)  # noqa: S310
+    if user:
+        asked.add_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
+    return asked
 
 
 def _said(error: BaseException | None) -> Iterator[str]:

@@ -24,7 +24,9 @@ SCHEMES = {
 
 NETWORK = r"/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs|hdfs)"
 
-_REMOTE = re.compile(rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({NETWORK}|(?!file:)(\w+\+)*\w+://)")
+_REMOTE = re.compile(
+    rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({NETWORK}|(?!((zip|tar|gzip|file)\+)*(zip|tar|gzip|file)://)(\w+\+)*\w+://)"
+)
 
 CHUNK = 1 << 14
 """Bytes that are read at once, as GDAL asks servers for them."""

@@ -64,7 +64,7 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    recipe, _ = networks.with_localizer(settings.localizer).recipes()
+    recipe, _ = networks.with_localizer(settings.localizer).recipes_for("cism")
     return label_chips(
         chips, out, "cism", settings, [recipe], lambda localizer: pipeline(localizer, settings, recipe.device),
         overwrite=overwrite, progress=progress,

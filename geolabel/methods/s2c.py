@@ -62,7 +62,7 @@ def label(
     """Label a folder of chips; see `geolabel.methods.Label`."""
     if settings.confidence is None:
         settings = replace(settings, confidence=networks.usual_confidence)
-    recipes = networks.with_localizer(settings.localizer).recipes(settings.selection)
+    recipes = networks.with_localizer(settings.localizer).recipes_for("s2c", settings.selection)
     segmenter = worker.segmenter(recipes[1])
     return label_chips(
         chips, out, "s2c", settings, recipes, lambda localizer: pipeline(localizer, segmenter, settings),

@@ -141,8 +141,9 @@ def complete(
 
 
 def judged(landslides: gpd.GeoDataFrame, plan: Plan) -> Float64Array:
-    """(K,) confidence of landslides."""
-    return confidence_of(landslides, {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)})
+    """(K,) confidence of landslides; NaN where none is known for the networks or the method."""
+    networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
+    return confidence_of(landslides, networks, plan.parameters.method)
 
 
 def is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:

@@ -52,6 +52,9 @@ LIKELY = 0.2
 Of the polygons on images for choices, 3 % of those that are right have less, and 20 % of those that are wrong; no set
 of these images loses F1. A higher one leaves fewer false alarms, and misses landslides, large ones among them."""
 
+OWN_TRAINING = ("s2c", "cism")
+"""Methods whose localizer learns what no other does."""
+
 TAU = 0.5
 """The tau of S2C's eq. 11: least stability times mean activation of a mask that counts."""
 
@@ -102,6 +105,19 @@ class Networks:
         )
         return localizer, segmenter
 
+    def recipes_for(self, method: str, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
+        """Recipes for a method, whose localizer has to be trained for it.
+
+        Raises
+        ------
+        WeightsError
+            If it is not.
+        """
+        localizer, segmenter = self.recipes(selection)
+        if method in OWN_TRAINING:
+            check_trained(localizer, method)
+        return localizer, segmenter
+
     @property
     def usual_confidence(self) -> float:
         """Tau for masks of this segmenter: the paper's, but 0 for the bundled one, as in the released code.
@@ -118,7 +134,7 @@ class Networks:
 
     def has_confidence(self, parameters: Parameters) -> bool:
         """Whether it is known how sure one may be of the polygons: those of the bundled networks, asked as by apsam."""
-        bundled = self.localizer == self.sam == "bundled" and self.student is None
+        bundled = self.localizer == self.sam == "bundled" and self.sam_checkpoint is None and self.student is None
         return bundled and parameters.method == "apsam"
 
     def settled(self, parameters: Parameters) -> Parameters:
@@ -151,7 +167,7 @@ class Networks:
         Raises
         ------
         WeightsError
-            If the file of a student holds something else.
+            If the file of a student holds something else, or the localizer was not trained for the method.
         """
         if self.student is not None:
             from geolabel.networks.checkpoint import read_info
@@ -161,7 +177,7 @@ class Networks:
                 raise WeightsError(f"{self.student} holds a {kind}, not a student: give it with --{kind}")
             networks: Networks = replace(self, localizer=str(self.student), student=None)
             return networks.recipes_of(parameters)
-        localizer, segmenter = self.recipes(parameters.selection)
+        localizer, segmenter = self.recipes_for(parameters.method, parameters.selection)
         if self.engine == "auto":
             localizer, segmenter = usual_engine(localizer), usual_engine(segmenter)
         if parameters.method in DENSE:
@@ -178,6 +194,27 @@ def usual_engine(recipe: Recipe) -> Recipe:
 
     faster = worker.is_small(recipe) and recipe.device == "cpu" and recipe.precision == "fp32"
     return weights.with_engine(recipe, "onnx") if faster else recipe
+
+
+def check_trained(localizer: Recipe, method: str) -> None:
+    """Refuse a localizer that was not trained for a method: its map is on another scale, and points elsewhere.
+
+    Raises
+    ------
+    WeightsError
+        If its description names another training, or none.
+    """
+    from geolabel.io import weights
+    from geolabel.networks.checkpoint import read_info
+
+    trained = read_info(weights.file_of(localizer)).trained.get("method")
+    if trained != method:
+        how = f"with --method {trained}" if trained else "in another way"
+        raise WeightsError(
+            f"--method {method} needs a localizer that was trained so, and {localizer.source} was trained {how}: train "
+            f"one on chips (geolabel train localizer --method {method}) and give its file with --localizer, or leave "
+            "--method out"
+        )
 
 
 def _device_and_precision(device: str, precision: str) -> tuple[str, str]:

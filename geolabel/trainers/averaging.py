@@ -68,6 +68,9 @@ def average_localizers(
         "mean of": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
         "selection": figures,
     }
+    method = infos[0].trained.get("method")
+    if method and all(one.trained.get("method") == method for one in infos):
+        trained["method"] = method  # what all of them were trained for, their mean is for too
     info = replace(info, window=GATE, constant=localizer.settle(losses, figures), trained=trained)
     out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out / "localizer.safetensors", network, info)
