@@ -385,6 +385,11 @@ def test_extremes_rank_cases():
 # tables made from counts
 
 
+def test_a_scene_without_landslides_is_none_of_the_worst_by_iou():
+    assert scene_sets._case("a", 1.0, {OURS: area(0, 10, 0)})[OURS] is None
+    assert scene_sets._case("a", 1.0, {OURS: area(1, 2, 1)})[OURS] == 0.25
+
+
 def counted(name: str, gsd: float, **tallies: tally.Tally) -> dict:
     named = {OURS: tallies["ours"], scenes.ALONE: tallies["alone"]}
     return scene_sets._case(name, gsd, named)

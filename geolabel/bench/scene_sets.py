@@ -31,6 +31,9 @@ FINE_GSD = 0.25
 SHRUNK = {"sichuan": (3.0, 8.0), "bijie": (2.0, 5.0)}
 """Factors that the gsd of real scenes is also multiplied by, so that each band of gsd has some."""
 
+WITHOUT, CHIPS = " without ", "chips, "
+"""In the names of what is a part of a mosaic: all of it but one chip, or its chips one by one."""
+
 Cases = dict[str, list[dict[str, Any]]]
 More = Callable[[Example], dict[str, Int32Array]]
 """Further peers of one image: numbered polygons (H, W) by method."""
@@ -59,9 +62,10 @@ class Sets:
 
 
 def _case(name: str, gsd: float, tallies: dict[str, Tally]) -> dict[str, Any]:
-    iou = tallies[OURS].areas.iou
-    plain = {method: tally.plain() for method, tally in tallies.items()}
-    return {"name": name, OURS: None if np.isnan(iou) else round(iou, 4), "gsd": gsd, "tallies": plain}
+    areas = tallies[OURS].areas
+    # without a landslide there is nothing that an IoU could be good at
+    iou = round(areas.iou, 4) if areas.tp + areas.fn else None
+    return {"name": name, OURS: iou, "gsd": gsd, "tallies": {method: one.plain() for method, one in tallies.items()}}
 
 
 def measure_scenes(
@@ -113,8 +117,8 @@ def measure_mosaic(bench: Bench, sets: Sets, name: str, items: Iterable[Example]
         chip, share = mosaic.heaviest()
         rest = Truth(mosaic.without(chip))
         tallies = {method: Tally.of(answer, rest) for method, answer in answers.items()}
-        sets.add(f"{name} without {chip}, {share:.0%} of its landslide pixels", gsd, [(chip, tallies)])
-        sets.cases[f"chips, {name}"] = [_case(chip, gsd, _areas(answers, mosaic, chip)) for chip in mosaic.places]
+        sets.add(f"{name}{WITHOUT}{chip}, {share:.0%} of its landslide pixels", gsd, [(chip, tallies)])
+        sets.cases[f"{CHIPS}{name}"] = [_case(chip, gsd, _areas(answers, mosaic, chip)) for chip in mosaic.places]
 
 
 def _areas(answers: dict[str, Answer], mosaic: Mosaic, chip: str) -> dict[str, Tally]:

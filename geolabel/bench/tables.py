@@ -12,6 +12,7 @@ import numpy as np
 
 from geolabel.bench.alarms import LEARNED
 from geolabel.bench.calibration import Bin, expected_calibration_error, reliability
+from geolabel.bench.scene_sets import CHIPS, WITHOUT
 from geolabel.bench.scenes import ALONE, ELLIPSE, WITH
 from geolabel.bench.table import OURS, Measurement, Section
 from geolabel.bench.tally import Tally
@@ -43,7 +44,7 @@ def arrange(measured: Sequence[Section]) -> list[Section]:
 
 
 def scene_sets(sections: Iterable[Section]) -> dict[str, list[Case]]:
-    """Single scenes with their counts, by set; ``chips, `` and the name of a mosaic for its chips."""
+    """Single scenes with their counts, by set; chips of a mosaic under its name after `CHIPS`."""
     return {
         name: cases
         for section in sections
@@ -63,7 +64,7 @@ def pool(cases: Iterable[Case]) -> dict[str, Tally]:
 
 def _whole(sets: dict[str, list[Case]]) -> dict[str, dict[str, Tally]]:
     """Pooled counts of each set, without the single chips of mosaics."""
-    return {name: pool(cases) for name, cases in sets.items() if not name.startswith("chips, ")}
+    return {name: pool(cases) for name, cases in sets.items() if not name.startswith(CHIPS)}
 
 
 def gains(sets: dict[str, list[Case]]) -> Section:
@@ -80,7 +81,7 @@ def gains(sets: dict[str, list[Case]]) -> Section:
             "boundary gain": ours.boundary.f1 - alone.boundary.f1,
         }
         measured.append(Measurement(name, OURS, figures))
-    sums = [m.figures for m in measured if " without " not in m.data]
+    sums = [m.figures for m in measured if WITHOUT not in m.data]
     if sums:
         means = {name: _mean(figures[name] for figures in sums) for name in ("gain", "boundary gain")}
         measured.append(Measurement("mean of the real sets", OURS, means))
@@ -130,7 +131,7 @@ def images(sets: dict[str, list[Case]]) -> Section:
     """Image-wise means beside pooled pixels: a large landslide outweighs a hundred small ones in these."""
     measured, notes = [], ["Means are over images that show a landslide; pooled figures are over all."]
     for name, cases in sets.items():
-        if " without " in name or f"chips, {name}" in sets:
+        if WITHOUT in name or f"{CHIPS}{name}" in sets:
             continue
         counted = [{m: Tally.from_plain(v).areas for m, v in case["tallies"].items()} for case in cases]
         weights = [next(iter(one.values())).tp + next(iter(one.values())).fn for one in counted]
