@@ -13,7 +13,7 @@ from geolabel.io.measured import of_bundled
 from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
-from .inputs import check_listed, check_scenes
+from .inputs import VECTORS, check_listed, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 
 GAPS = 3
@@ -49,6 +49,14 @@ def _quality() -> str:
     metavar="CRS",
     help="CRS of the polygons, such as EPSG:32648; needed where scenes differ.",
 )
+@option(
+    "--keep-reviewed",
+    group="input",
+    type=VECTORS,
+    metavar="FILE",
+    help="An output of extract, reviewed: what was accepted, edited or added comes back as it is, and what was "
+    "rejected or deleted does not. It may be the output itself, with --overwrite.",
+)
 @options.asset
 @options.scene_options
 @prediction.prediction_options
@@ -62,6 +70,7 @@ def _quality() -> str:
     "--dry-run", group="output", is_flag=True, help="Say what would be done and how long it would take; write nothing."
 )
 @options.overwrite
+@options.discard_review
 @options.as_json
 @options.terminal
 @click.pass_context
@@ -73,11 +82,13 @@ def extract(
     score_out: str | None,
     mask_out: str | None,
     prompts_from: str | None,
+    keep_reviewed: str | None,
     dst_crs: str | None,
     run_dir: str | None,
     keep: bool,
     dry_run: bool,
     overwrite: bool,
+    discard_review: bool,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -91,6 +102,7 @@ def extract(
     \b
     geolabel extract scene.tif --out slides.gpkg
     geolabel extract a.tif b.tif 'folder/*.tif' --out slides.gpkg
+    geolabel extract scene.tif --out slides.gpkg --overwrite --keep-reviewed slides.gpkg
     geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
     """
     from geolabel.errors import OptionError
@@ -111,13 +123,17 @@ def extract(
             from geolabel.run.folder import Keeping
             from geolabel.run.inventory import run_survey
             from geolabel.run.outcome import Targets
+            from geolabel.run.reviewed import carried_over
             from geolabel.run.survey import prepare_survey
 
             from . import summary
 
             request = options.Request.of(given)
-            inputs = [prompts_from, *(one.source for one in listed)]
-            targets = Targets.of(target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
+            carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
+            inputs = [*carried.inputs(prompts_from), *(one.source for one in listed)]
+            targets = Targets.of(
+                target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir, carried=carried
+            )
             stack.enter_context(at_work(given))
             asked = (request.reading, request.networks, request.parameters)
             survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)

@@ -195,6 +195,12 @@ asset = option(
     help="Which asset of STAC items is the scene, where that is not clear.",
 )
 overwrite = option("--overwrite", group="output", is_flag=True, help="Replace the output if it exists.")
+discard_review = option(
+    "--discard-review",
+    group="output",
+    is_flag=True,
+    help="With --overwrite: replace the output even if a person has reviewed or edited something in it.",
+)
 as_json = option("--json", "as_json", group="output", is_flag=True, help="Print the result as JSON.")
 
 
@@ -295,8 +301,8 @@ min_confidence = option(
     group="sensitivity",
     type=click.FloatRange(0, 1),
     help="Minimum confidence of a landslide; what is less sure goes to the layer candidates. "
-    "What has no confidence counts, as after --prompts-from. Default: 0.2 with the bundled "
-    "networks; others have no confidence.",
+    "What has no confidence counts, as what answers a prompt that a person drew. Default: 0.2 with the "
+    "bundled networks; others have no confidence.",
 )
 
 

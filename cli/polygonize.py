@@ -52,6 +52,7 @@ from .terminal import announce, extent, loading, progress_bar, see
 )
 @options.polygon_options
 @options.overwrite
+@options.discard_review
 @options.as_json
 @options.terminal
 @click.pass_context

@@ -195,7 +195,8 @@ def prediction_options(command: F) -> F:
             group="input",
             type=VECTORS,
             metavar="FILE",
-            help="Points and boxes that replace the activation, such as an edited output of extract.",
+            help="Points and boxes to ask about instead of those of the localizer, such as an edited output of "
+            "extract, which keeps the review of that file too.",
         ),
         option(
             "--prompts",

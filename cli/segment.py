@@ -104,10 +104,20 @@ from .terminal import announce, loading, progress_bar, warn
 )
 @options.segmenter_options
 @options.overwrite
+@options.discard_review
 @options.as_json
 @options.terminal
 @click.pass_context
-def segment(ctx: click.Context, /, scene: str, out: str, overwrite: bool, as_json: bool, **given: Any) -> int:
+def segment(
+    ctx: click.Context,
+    /,
+    scene: str,
+    out: str,
+    overwrite: bool,
+    discard_review: bool,
+    as_json: bool,
+    **given: Any,
+) -> int:
     """Outline everything in SCENE that the segmenter takes for an object, whatever it is.
 
     A grid of points is asked about in every tile. Segments keep one identity across tiles, and may overlap: a part and
@@ -118,13 +128,14 @@ def segment(ctx: click.Context, /, scene: str, out: str, overwrite: bool, as_jso
     geolabel segment scene.tif --out segments.gpkg --sam vit_b
     """
     with loading(ctx):
+        from geolabel.io.review import Carried
         from geolabel.run.outcome import Targets
         from geolabel.run.request import prepare
         from geolabel.run.segment import AskedEverywhere, Everything, run_segment
 
         from . import summary
 
-        targets = Targets.of(out, overwrite=overwrite, inputs=(scene,))
+        targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), carried=Carried(discard=discard_review))
         asked = Everything(**{name: given[name] for name in vars(Everything())})
         request = options.Request.of(given)
         plan = prepare(scene, request.reading, AskedEverywhere.of(request.networks, asked), request.parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -40,12 +41,11 @@ from .terminal import announce, loading
     help="CRS, projected in metres; the place in it is invented.",
 )
 @options.overwrite
+@options.discard_review
 @options.as_json
 @options.terminal
 @click.pass_context
-def synthesize(
-    ctx: click.Context, /, scene: str, size: str, gsd: float, seed: int, epsg: int, overwrite: bool, as_json: bool
-) -> None:
+def synthesize(ctx: click.Context, /, scene: str, size: str, as_json: bool, **given: Any) -> None:
     """Make a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
 
     \b
@@ -63,7 +63,7 @@ def synthesize(
         from geolabel.run.synthesize import SceneFiles
         from geolabel.run.synthesize import synthesize as run_synthesize
 
-        drawn = run_synthesize(scene, size=(height, width), gsd=gsd, seed=seed, epsg=epsg, overwrite=overwrite)
+        drawn = run_synthesize(scene, size=(height, width), **given)
     facts = {"landslides": drawn.count, "landslide_share": round(float(drawn.truth.mean()), 4)}
     announce({**asdict(SceneFiles.beside(scene)), **facts}, as_json=as_json)
 

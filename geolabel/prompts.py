@@ -16,6 +16,9 @@ from geolabel.types import BoolArray, Float32Array, Float64Array, Int8Array, Int
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 """Labels of a point, as SAM numbers them; padding stands where an object has fewer points than its neighbours."""
 
+LOCALIZER, DRAWN, FRESH = 0, 1, 2
+"""Who asks: the localizer; a person, in an earlier run; a person, since the file was written."""
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -33,6 +36,8 @@ class Prompts:
     """(K,) 0..1, how sure the source of the prompt was."""
     ids: Int64Array
     """(K,) identity that a prompt keeps through every window."""
+    origins: Int8Array
+    """(K,) who asks: `LOCALIZER`, `DRAWN` or `FRESH`."""
 
     def __post_init__(self) -> None:
         k = len(self.boxes)
@@ -51,8 +56,9 @@ class Prompts:
         class_ids: Int32Array | None = None,
         scores: Float32Array | None = None,
         ids: Int64Array | None = None,
+        origins: Int8Array | None = None,
     ) -> Self:
-        """Fill in what is not given: no boxes, no points, foreground, class 0, score 1, ids 0, 1, ...
+        """Fill in what is not given: no boxes, no points, foreground, class 0, score 1, ids 0, 1, ..., the localizer.
 
         `points` may be (K, 2): one for each object.
         """
@@ -71,6 +77,7 @@ class Prompts:
             class_ids=np.zeros(k, np.int32) if class_ids is None else np.asarray(class_ids, np.int32),
             scores=np.ones(k, np.float32) if scores is None else np.asarray(scores, np.float32),
             ids=np.arange(k, dtype=np.int64) if ids is None else np.asarray(ids, np.int64),
+            origins=np.zeros(k, np.int8) if origins is None else np.asarray(origins, np.int8),
         )
 
     def __len__(self) -> int:
@@ -90,6 +97,11 @@ class Prompts:
         """(K,) whether an object has at least one point that is not padding."""
         real: BoolArray = (self.labels != PADDING).any(axis=1)
         return real
+
+    @property
+    def drawn(self) -> BoolArray:
+        """(K,) whether a person drew or changed it."""
+        return np.asarray(self.origins != LOCALIZER)
 
     @property
     def extents(self) -> Float64Array:

@@ -271,9 +271,9 @@ def test_prompts_that_extract_found_give_the_same_landslides_again(tmp_path: Pat
     scene = write(tmp_path / "scene.tif", mask)
     first = run(scene, tmp_path / "first.gpkg")
     again = run(scene, prompts_from=tmp_path / "first.gpkg")
-    assert first.landslides.geometry.to_wkb().equals(again.landslides.geometry.to_wkb())
-    assert again.landslides["activation_mean"].isna().all()
-    assert set(again.tiles["status"]) == {"unseen"}
+    assert again.landslides.equals(first.landslides)
+    assert again.tiles.equals(first.tiles)  # the localizer weighs its own prompts as it did
+    assert not again.prompts.drawn.any()
 
 
 def test_drawn_prompts_replace_the_activation(tmp_path: Path) -> None:
@@ -288,6 +288,8 @@ def test_drawn_prompts_replace_the_activation(tmp_path: Path) -> None:
     found = run(scene, prompts_from=tmp_path / "drawn.geojson")
     assert len(found.landslides) == 1
     assert as_mask(found.landslides, mask.shape)[200, 300]
+    assert found.prompts.drawn.all()
+    assert set(found.tiles["status"]) == {"unseen"}  # nothing that a person drew is weighed by the localizer
 
 
 @pytest.mark.parametrize("kind", ["box", "point", "both"])

@@ -9,6 +9,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 
 pytest.importorskip("diffusers", reason="needs the extra geolabel[diffusion]")
@@ -78,7 +79,8 @@ def test_options_of_the_method_need_the_method(scene: Path, tmp_path: Path, caps
 def test_drawn_prompts_have_no_activation_to_compare_masks_with(
     model: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "drawn.gpkg").touch()
+    box = shapely.box(350_010, 3_449_950, 350_050, 3_449_990)
+    gpd.GeoDataFrame(geometry=[box], crs="EPSG:32648").to_file(tmp_path / "drawn.gpkg")
     options = ["--diffusion", model, "--draws", 1, "--prompts-from", tmp_path / "drawn.gpkg"]
     assert extract(scene, tmp_path / "out.gpkg", *options) == 2
-    assert "--selection overlap compares masks with" in capsys.readouterr().err
+    assert "have no activation that --selection overlap could compare masks with" in capsys.readouterr().err

@@ -44,6 +44,8 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "smooth",
         "dry_run",
         "dst_crs",
+        "keep_reviewed",
+        "discard_review",
     }
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from geolabel.cli.polygonize import polygonize as command
 from geolabel.errors import GeolabelError, OptionError, OutputError, SceneError
+from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.rasters import write_cog
-from geolabel.io.vectors import LANDSLIDE_COLUMNS
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import Layers
 from geolabel.run.polygonize import polygonize

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from shapely import MultiPoint, Point, Polygon, box
 
 from geolabel.errors import OutputError, VectorError
+from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.geopackage import read_provenance
 from geolabel.io.styles import STYLES
-from geolabel.io.vectors import LANDSLIDE_COLUMNS, read_aoi, read_prompts, write_inventory
+from geolabel.io.vectors import read_aoi, read_prompts, write_inventory
 from geolabel.prompts import PADDING, Prompts
 from geolabel.scene import Grid
 
@@ -476,4 +477,4 @@ def test_coordinates_without_a_place_in_the_scenes_crs_are_refused(tmp_path: Pat
 
 
 def test_styles_cover_exactly_the_layers():
-    assert list(STYLES) == ["landslides", "candidates", "segments", "prompts", "prompt_points", "tiles"]
+    assert list(STYLES) == ["landslides", "candidates", "rejected", "segments", "prompts", "prompt_points", "tiles"]

@@ -12,6 +12,7 @@ import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,11 @@ import pyproj
 import shapely
 
 from geolabel.errors import OutputError
+from geolabel.io.columns import DERIVED, Kind
 from geolabel.io.foreign import in_words
 from geolabel.io.outputs import check_target, replacing
+from geolabel.io.review import NOTHING, Carried, check_work
+from geolabel.io.written import Written, add_written, plain
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import clean
@@ -43,8 +47,6 @@ MOST_STEPS = 10_000_000
 """Of SQLite's machine, to find the provenance: what calls itself a table may be a view that never ends."""
 
 TIME = "1970-01-01T00:00:00.000Z"
-
-Kind = Literal["int", "real", "text", "date"]
 
 STYLE_TABLE = """
 CREATE TABLE layer_styles (
@@ -69,6 +71,10 @@ class Layer:
     """Columns that are not in `columns` are an error of the caller."""
     qml: str
     """The style that QGIS applies on opening."""
+    key: str | None = None
+    """The column that numbers its features, if changes to them are to be recognised, see `geolabel.io.written`."""
+    reviewed: AbstractSet[int] = frozenset()
+    """Numbers of features that are a person's work already."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.features.columns) - set(self.columns) - {self.features.geometry.name})
@@ -87,17 +93,31 @@ def write_geopackage(
     provenance: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    carried: Carried = NOTHING,
+    written: Sequence[Written] = (),
+    highest: int = 0,
 ) -> None:
     """Write layers, in order, with their styles, and `provenance` as JSON in ``gpkg_metadata``.
+
+    Parameters
+    ----------
+    carried
+        What becomes of a person's work in a file that is replaced.
+    written
+        What else is to be recognised, beside the features of layers that have a key.
+    highest
+        Of the numbers that polygons have had in files that this one is made from.
 
     Raises
     ------
     OutputError
-        If the file cannot be written, or exists and must not be replaced.
+        If the file cannot be written, or exists and must not be replaced, or a person's work would be lost.
     """
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     record = json.dumps(clean(provenance), indent=1, ensure_ascii=False, allow_nan=False)
+    rows = [*written, *(row for layer in layers for row in _written_features(layer))]
+    highest = max([highest, *(row.key for row in rows if row.layer in {layer.name for layer in layers if layer.key})])
     with replacing(path, overwrite=overwrite) as part:
         try:
             with _fixed_time(), _plainly_named(part) as name:
@@ -105,9 +125,22 @@ def write_geopackage(
                     _write_layer(name, layer, crs, append=number > 0)
             with closing(sqlite3.connect(part)) as connection, connection:
                 _add_styles(connection, layers)
+                add_written(connection, rows, highest)
                 _add_provenance(connection, record)
         except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
+        check_work(path, carried)  # the last thing: who reviews while a run is going on loses nothing
+
+
+def _written_features(layer: Layer) -> Iterator[Written]:
+    if layer.key is None:
+        return
+    table = layer.features
+    editable = [name for name in layer.columns if name in table and name not in DERIVED]
+    rows = zip(table[layer.key].tolist(), table[editable].to_dict("records"), table.geometry, strict=True)
+    for number, values, outline in rows:
+        attributes = {name: plain(value) for name, value in values.items()}
+        yield Written(layer.name, int(number), outline, attributes, reviewed=int(number) in layer.reviewed)
 
 
 def read_provenance(path: str | Path) -> Any:
@@ -181,8 +214,11 @@ def _column(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray
     null = series.isna().to_numpy(bool)
     if kind == "text":
         return np.array([None if n else str(v) for v, n in zip(series, null, strict=True)], object), null
-    if kind == "date":
-        return pd.to_datetime(series).to_numpy("datetime64[D]"), null
+    if kind in ("date", "datetime"):
+        times = pd.to_datetime(series, utc=True).dt.tz_localize(None)
+        return times.to_numpy("datetime64[D]" if kind == "date" else "datetime64[ms]"), null
+    if kind == "bool":
+        return series.where(~null, other=False).to_numpy(bool), null
     numbers = pd.to_numeric(series).to_numpy(float if kind == "real" else np.int64, na_value=0)
     return numbers, null
 

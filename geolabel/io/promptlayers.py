@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -12,17 +14,21 @@ import pandas as pd
 import shapely
 
 from geolabel.errors import VectorError
-from geolabel.io.geopackage import Kind
+from geolabel.io.columns import Kind
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.prompts import FOREGROUND, PADDING, Prompts
+from geolabel.prompts import DRAWN, FOREGROUND, FRESH, LOCALIZER, PADDING, Prompts
 from geolabel.scene import Grid
-from geolabel.types import AnyArray, Float64Array, Int64Array
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
 log = logging.getLogger(__name__)
 
-BOX_COLUMNS: dict[str, Kind] = {"prompt": "int", "class": "text", "score": "real", "status": "text"}
-POINT_COLUMNS: dict[str, Kind] = {"prompt": "int", "label": "int", "class": "text", "score": "real"}
-"""A point repeats class and score, since a prompt may have no box."""
+PIXELS: dict[str, Kind] = {"pixels": "text"}
+"""What features of prompts have beside their columns: the grid and their coordinates in its pixels, exactly.
+
+In another CRS the sides of a box bend, and what is read back is no longer the box that was asked about."""
+
+ORIGINS = {LOCALIZER: "localizer", DRAWN: "person", FRESH: "person"}
+"""Who asked, as the layers have it."""
 
 MOST_POINTS = 1 << 24
 """Of all prompts together, each with room for as many points as the one that has most."""
@@ -37,9 +43,11 @@ def box_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gpd.
     corners = chosen.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     table = {
         "prompt": chosen.ids,
+        "origin": [ORIGINS[origin] for origin in chosen.origins.tolist()],
         "class": [classes[c] for c in chosen.class_ids],
         "score": chosen.scores.astype(float),
         "status": REVIEW_STATES[0],
+        "pixels": _pixels(grid, chosen.boxes),
     }
     return gpd.GeoDataFrame(table, geometry=shapely.polygons(_to_crs(grid, corners)), crs=grid.crs)
 
@@ -50,20 +58,50 @@ def point_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gp
     table = {
         "prompt": prompts.ids[rows],
         "label": prompts.labels[rows, places],
+        "origin": [ORIGINS[origin] for origin in prompts.origins[rows].tolist()],
         "class": [classes[c] for c in prompts.class_ids[rows]],
         "score": prompts.scores[rows].astype(float),
+        "pixels": _pixels(grid, prompts.points[rows, places]),
     }
     return gpd.GeoDataFrame(
         table, geometry=shapely.points(_to_crs(grid, prompts.points[rows, places] + 0.5)), crs=grid.crs
     )
 
 
+def grid_key(grid: Grid) -> str:
+    """What tells a grid from others: pixels of grids with the same key are the same places."""
+    crs = None if grid.crs is None else grid.crs.to_wkt()
+    return hashlib.sha256(repr((crs, tuple(grid.transform), grid.height, grid.width)).encode()).hexdigest()[:16]
+
+
+def _pixels(grid: Grid, coordinates: Float64Array) -> list[str]:
+    key = grid_key(grid)
+    return [json.dumps([key, *values]) for values in coordinates.tolist()]
+
+
+def asked_elsewhere(features: gpd.GeoDataFrame, others: frozenset[str]) -> BoolArray:
+    """(N,) which prompts were asked on another grid of the run, by its key, and have not changed."""
+    keys = [json.loads(text)[0] if isinstance(text, str) else None for text in _column(features, "pixels")]
+    return np.isin(np.array([*keys, None], object)[:-1], [*others]) if others else np.zeros(len(features), bool)
+
+
 def gather_prompts(
-    layers: Mapping[str, gpd.GeoDataFrame], grid: Grid, classes: tuple[str, ...], *, partly: bool = False
+    layers: Mapping[str, gpd.GeoDataFrame],
+    grid: Grid,
+    classes: tuple[str, ...],
+    *,
+    partly: bool = False,
+    highest: int = -1,
 ) -> Prompts:
     """Make prompts, in pixels of `grid`, of the features of named layers in the CRS of `grid`.
 
-    See `geolabel.io.vectors.read_prompts` for the columns, the rules and `partly`.
+    See `geolabel.io.vectors.read_prompts` for the columns, the rules and `partly`. What has no column ``asked_by`` is a
+    person's, see `geolabel.io.promptrecord.mark_changes`.
+
+    Parameters
+    ----------
+    highest
+        Of the numbers that prompts have had before: what is new gets a higher one.
 
     Raises
     ------
@@ -79,7 +117,7 @@ def gather_prompts(
         polygonal = kinds.isin(["Polygon", "MultiPolygon"])
         boxes.append(_box_table(features[polygonal], grid, classes, where))
         points.append(_point_table(features[~polygonal].explode(ignore_index=True), grid, classes, where))
-    prompts = _join(pd.concat(boxes, ignore_index=True), pd.concat(points, ignore_index=True))
+    prompts = _join(pd.concat(boxes, ignore_index=True), pd.concat(points, ignore_index=True), highest)
     if not len(prompts):
         log.warning("no prompts in %s", " and ".join(layers))
     return _inside(_answerable(prompts), grid, partly=partly)
@@ -112,7 +150,8 @@ def _box_table(features: gpd.GeoDataFrame, grid: Grid, classes: tuple[str, ...],
     np.minimum.at(low, owner, pixels)
     np.maximum.at(high, owner, pixels)
     table = _common_columns(features, classes, where)
-    table["x0"], table["y0"], table["x1"], table["y1"] = *low.T, *high.T
+    corners = _exactly(features, grid, np.concatenate([low, high], axis=1))
+    table["x0"], table["y0"], table["x1"], table["y1"] = corners.T
     table["rejected"] = _column(features, "status").astype(str).to_numpy() == "rejected"
     return table
 
@@ -120,10 +159,22 @@ def _box_table(features: gpd.GeoDataFrame, grid: Grid, classes: tuple[str, ...],
 def _point_table(features: gpd.GeoDataFrame, grid: Grid, classes: tuple[str, ...], where: str) -> pd.DataFrame:
     """Columns x, y, label, prompt (or null), class_id, score."""
     table = _common_columns(features, classes, where)
-    pixels = _to_pixels(grid, shapely.get_coordinates(features.geometry.to_numpy())) - 0.5
+    read = _to_pixels(grid, shapely.get_coordinates(features.geometry.to_numpy())) - 0.5
+    pixels = _exactly(features, grid, read)
     table["x"], table["y"] = pixels.T
     table["label"] = _numbers(features, "label", FOREGROUND, where, whole=True, limits=(0, 1)).astype(np.int8)
     return table
+
+
+def _exactly(features: gpd.GeoDataFrame, grid: Grid, read: Float64Array) -> Float64Array:
+    """(N, D) coordinates in pixels: as they were written where that was on this grid, else as they are read."""
+    key = grid_key(grid)
+    exact = read.copy()
+    for row, text in enumerate(_column(features, "pixels") if "asked_by" in features else ()):
+        values = json.loads(text) if isinstance(text, str) else []
+        if values[:1] == [key]:
+            exact[row] = values[1:]
+    return exact
 
 
 def _common_columns(features: gpd.GeoDataFrame, classes: tuple[str, ...], where: str) -> pd.DataFrame:
@@ -139,6 +190,7 @@ def _common_columns(features: gpd.GeoDataFrame, classes: tuple[str, ...], where:
             "prompt": _numbers(features, "prompt", np.nan, where, whole=True, limits=(0, 2**53)),
             "class_id": [classes.index(name) for name in names],
             "score": _numbers(features, "score", 1.0, where, limits=(0, 1)),
+            "asked_by": features["asked_by"].to_numpy(np.int8) if "asked_by" in features else np.int8(FRESH),
         }
     )
 
@@ -175,11 +227,11 @@ def _numbers(
 # --- from tables to prompts ------------------------------------------------------------------------------------------
 
 
-def _join(boxes: pd.DataFrame, points: pd.DataFrame) -> Prompts:
+def _join(boxes: pd.DataFrame, points: pd.DataFrame, highest: int = -1) -> Prompts:
     rejected = boxes.loc[boxes["rejected"], "prompt"].dropna()
     boxes = boxes[~boxes["rejected"]]
     points = points[~(points["prompt"].isin(rejected) & ~points["prompt"].isin(boxes["prompt"]))]
-    free = int(np.nanmax([-1, *boxes["prompt"], *points["prompt"], *rejected])) + 1
+    free = int(np.nanmax([highest, *boxes["prompt"], *points["prompt"], *rejected])) + 1
     box_ids = _fill(boxes["prompt"].mask(boxes["prompt"].duplicated()), free)
     free = max(free, int(box_ids.max(initial=-1)) + 1)
     corners = boxes[["x0", "y0", "x1", "y1"]].to_numpy(float)
@@ -220,6 +272,9 @@ def _assemble(
     all_corners = np.full((len(ids), 4), np.nan)
     all_corners[np.searchsorted(ids, box_ids)] = corners
     place = pd.Series(point_ids).groupby(point_ids).cumcount().to_numpy(np.int64)
+    asked_by = np.zeros(len(ids), np.int8)
+    np.maximum.at(asked_by, np.searchsorted(ids, box_ids), boxes["asked_by"].to_numpy(np.int8))
+    np.maximum.at(asked_by, np.searchsorted(ids, point_ids), points["asked_by"].to_numpy(np.int8))
     rows, width = np.searchsorted(ids, point_ids), int(place.max(initial=-1)) + 1
     if len(ids) * width > MOST_POINTS:
         most, _ = Counter(point_ids.tolist()).most_common(1)[0]
@@ -237,6 +292,7 @@ def _assemble(
         class_ids=spoken["class_id"].to_numpy(np.int32)[first],
         scores=spoken["score"].to_numpy(np.float32)[first],
         ids=ids,
+        origins=asked_by,
     )
 
 
@@ -270,6 +326,7 @@ def _inside(prompts: Prompts, grid: Grid, *, partly: bool) -> Prompts:
         class_ids=prompts.class_ids[kept],
         scores=prompts.scores[kept],
         ids=prompts.ids[kept],
+        origins=prompts.origins[kept],
     )
 
 

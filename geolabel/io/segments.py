@@ -9,7 +9,9 @@ from typing import Any
 import geopandas as gpd
 import pyproj
 
-from geolabel.io.geopackage import Kind, Layer, write_geopackage
+from geolabel.io.columns import Kind
+from geolabel.io.geopackage import Layer, write_geopackage
+from geolabel.io.review import NOTHING, Carried
 from geolabel.io.styles import STYLES
 
 SEGMENT_COLUMNS: dict[str, Kind] = {
@@ -37,6 +39,7 @@ def write_segments(
     *,
     crs: pyproj.CRS | None,
     overwrite: bool = False,
+    carried: Carried = NOTHING,
 ) -> None:
     """Write a GeoPackage with the layer ``segments``, typed and styled; the same input gives the same bytes.
 
@@ -47,6 +50,6 @@ def write_segments(
     """
     layer = Layer(
         "segments", "MultiPolygon", "Everything in the scene, no class", SEGMENT_COLUMNS, segments,
-        STYLES["segments"].qml(),
+        STYLES["segments"].qml(), key="id",
     )  # fmt: skip
-    write_geopackage(path, [layer], crs, provenance, overwrite=overwrite)
+    write_geopackage(path, [layer], crs, provenance, overwrite=overwrite, carried=carried)

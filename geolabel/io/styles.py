@@ -170,6 +170,7 @@ STYLES = {
         'coalesce("confidence", "score_mean", 1)', _graded(EVEN, [_filled(colour) for colour in WARM]), review=True
     ),
     "candidates": Style("1", (Grade(1, 1, "candidate", _outlined("128,0,38", "0.4", "dash")),), review=True),
+    "rejected": Style("1", (Grade(1, 1, "rejected", _hatched("110,110,110")),), review=True),
     "segments": Style(
         'coalesce("predicted_iou", 1)', _graded(EVEN, [_outlined(colour, "0.4", "solid") for colour in COOL])
     ),

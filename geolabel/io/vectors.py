@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +15,27 @@ import pyproj
 import shapely
 
 from geolabel.errors import VectorError
+from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, TILE_COLUMNS, Kind
 from geolabel.io.features import (
     check_meets,
     choose_layer,
     in_crs,
     mended,
     polygon_parts,
-    read_features,
     read_layer,
     spatial_layers,
 )
-from geolabel.io.geopackage import Kind, Layer, write_geopackage
-from geolabel.io.promptlayers import BOX_COLUMNS, POINT_COLUMNS, box_features, gather_prompts, point_features
-from geolabel.io.styles import REVIEW_STATES, STYLES
+from geolabel.io.geopackage import Layer, write_geopackage
+from geolabel.io.promptlayers import PIXELS, asked_elsewhere, box_features, gather_prompts, point_features
+from geolabel.io.promptrecord import PROMPT_LAYERS, mark_changes, written_prompts
+from geolabel.io.review import NOTHING, REJECTED, UNREVIEWED, Carried
+from geolabel.io.styles import STYLES
+from geolabel.io.written import read_written
 from geolabel.prompts import Prompts
 from geolabel.reprojection import near
 from geolabel.scene import Grid
 
 log = logging.getLogger(__name__)
-
-LANDSLIDE_COLUMNS: dict[str, Kind] = {
-    "id": "int",
-    "class": "text",
-    "area_m2": "real",
-    "perimeter_m": "real",
-    "length_m": "real",
-    "width_m": "real",
-    "elongation": "real",
-    "lon": "real",
-    "lat": "real",
-    "confidence": "real",
-    "score_mean": "real",
-    "score_max": "real",
-    "predicted_iou": "real",
-    "stability": "real",
-    "activation_mean": "real",
-    "n_prompts": "int",
-    "gsd_m": "real",
-    "source": "text",
-    "event_date": "date",
-    "status": "text",
-    "notes": "text",
-}
-"""Attributes of a landslide and their kinds, in the order of the file."""
-
-PROMPT_LAYERS = ("prompts", "prompt_points")
-
-TILE_COLUMNS: dict[str, Kind] = {"tile": "int", "status": "text", "probability": "real", "message": "text"}
 
 
 def write_inventory(
@@ -71,7 +48,9 @@ def write_inventory(
     grid: Grid,
     candidates: gpd.GeoDataFrame | None = None,
     classes: tuple[str, ...] = ("landslide",),
+    reviewed: Reviewed | None = None,
     overwrite: bool = False,
+    carried: Carried = NOTHING,
 ) -> None:
     """Write a GeoPackage with the layers ``landslides``, ``candidates``, ``prompts``, ``prompt_points`` and ``tiles``.
 
@@ -81,12 +60,12 @@ def write_inventory(
     Parameters
     ----------
     landslides
-        Polygons in the CRS of `grid` with columns of `LANDSLIDE_COLUMNS`. What is missing becomes null, a missing
-        status ``unreviewed``.
+        Polygons in the CRS of `grid` with columns of `geolabel.io.columns.LANDSLIDE_COLUMNS`. What is missing becomes
+        null, a missing status ``unreviewed``.
     prompts
         In pixels of `grid`; `read_prompts` reads them back. None leaves their two layers out.
     tiles
-        Polygons with columns of `TILE_COLUMNS`; None leaves the layer out.
+        Polygons with columns of `geolabel.io.columns.TILE_COLUMNS`; None leaves the layer out.
     provenance
         What the run was made of and with; plain values that JSON knows.
     grid
@@ -95,6 +74,10 @@ def write_inventory(
         As `landslides`, of what is too unlikely to be one; None leaves the layer out.
     classes
         Names that `Prompts.class_ids` count.
+    reviewed
+        What comes from a person's review, see `write_layers`.
+    carried
+        See `geolabel.io.geopackage.write_geopackage`.
 
     Raises
     ------
@@ -102,7 +85,10 @@ def write_inventory(
         If the file cannot be written, or exists and must not be replaced.
     """
     drawn = None if prompts is None else prompt_features(prompts, grid, classes)
-    write_layers(path, landslides, drawn, tiles, provenance, crs=grid.crs, candidates=candidates, overwrite=overwrite)
+    write_layers(
+        path, landslides, drawn, tiles, provenance, crs=grid.crs, candidates=candidates, reviewed=reviewed,
+        overwrite=overwrite, carried=carried,
+    )  # fmt: skip
 
 
 def prompt_features(
@@ -110,6 +96,20 @@ def prompt_features(
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Boxes and points of prompts in pixels of `grid`, as the layers ``prompts`` and ``prompt_points`` hold them."""
     return box_features(prompts, grid, classes), point_features(prompts, grid, classes)
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What an inventory has from a person's review."""
+
+    numbers: frozenset[int]
+    """Of the landslides and candidates that are a person's work."""
+    rejected: gpd.GeoDataFrame
+    """What was rejected, in the CRS of the inventory: the layer ``rejected``, if there is anything."""
+    columns: Mapping[str, Kind]
+    """Those that the person added."""
+    highest: int
+    """Of the numbers that polygons have had."""
 
 
 def write_layers(
@@ -121,7 +121,9 @@ def write_layers(
     *,
     crs: pyproj.CRS | None,
     candidates: gpd.GeoDataFrame | None = None,
+    reviewed: Reviewed | None = None,
     overwrite: bool = False,
+    carried: Carried = NOTHING,
 ) -> None:
     """Write what `write_inventory` does, of features that lie in `crs` already.
 
@@ -130,24 +132,62 @@ def write_layers(
     prompts
         See `prompt_features`.
     """
-    layers = [_polygons("landslides", "Landslides, one row each", landslides)]
+    polygons = partial(_polygons, reviewed=reviewed)
+    layers = [polygons("landslides", "Landslides, one row each", landslides)]
     if candidates is not None:
-        layers.append(_polygons("candidates", "What may be a landslide, but is less likely to be one", candidates))
+        layers.append(polygons("candidates", "What may be a landslide, but is less likely to be one", candidates))
+    if reviewed is not None and len(reviewed.rejected):
+        layers.append(polygons(REJECTED, "What a person rejected: it is not found again", reviewed.rejected))
+    written = []
     if prompts is not None:
-        boxes, points = prompts
+        boxes, points = _with_landslides(prompts, [landslides] if candidates is None else [landslides, candidates])
+        written = written_prompts(boxes, points)
+        boxes, points = (table.drop(columns=[*PIXELS], errors="ignore") for table in (boxes, points))
         layers += [
             _layer("prompts", "Polygon", "Boxes that the segmenter was asked for", BOX_COLUMNS, boxes),
             _layer("prompt_points", "Point", "Points of the same prompts: 1 inside, 0 outside", POINT_COLUMNS, points),
         ]
     if tiles is not None:
         layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
-    write_geopackage(path, layers, crs, provenance, overwrite=overwrite)
+    write_geopackage(
+        path, layers, crs, provenance, overwrite=overwrite, carried=carried, written=written,
+        highest=0 if reviewed is None else reviewed.highest,
+    )  # fmt: skip
 
 
-def _polygons(name: str, description: str, features: gpd.GeoDataFrame) -> Layer:
-    unreviewed = REVIEW_STATES[0]
-    status = features["status"].fillna(unreviewed) if "status" in features else unreviewed
-    return _layer(name, "MultiPolygon", description, LANDSLIDE_COLUMNS, features.assign(status=status))
+def _polygons(name: str, description: str, features: gpd.GeoDataFrame, reviewed: Reviewed | None) -> Layer:
+    status = features["status"].fillna(UNREVIEWED) if "status" in features else UNREVIEWED
+    columns, numbers = LANDSLIDE_COLUMNS, frozenset[int]()
+    if reviewed is not None:
+        columns = LANDSLIDE_COLUMNS | dict(reviewed.columns)
+        numbers = reviewed.numbers if name != REJECTED else frozenset(features["id"].tolist())
+    layer = _layer(name, "MultiPolygon", description, columns, features.assign(status=status))
+    return replace(layer, key="id", reviewed=numbers)
+
+
+def _with_landslides(
+    prompts: tuple[gpd.GeoDataFrame, gpd.GeoDataFrame], tables: Sequence[gpd.GeoDataFrame]
+) -> list[gpd.GeoDataFrame]:
+    """Boxes and points with the numbers of the landslides and candidates that name their prompt."""
+    made: dict[int, list[int]] = {}
+    for table in tables:
+        if "prompts" in table:
+            for number, named in zip(table["id"].tolist(), table["prompts"], strict=True):
+                for prompt in prompt_numbers(named):
+                    made.setdefault(prompt, []).append(int(number))
+    return [
+        table.assign(landslides=[json.dumps(sorted(made.get(int(prompt), []))) for prompt in table["prompt"]])
+        for table in prompts
+    ]
+
+
+def prompt_numbers(named: object) -> list[int]:
+    """Numbers in the column ``prompts`` of a landslide; none where it holds no such list."""
+    try:
+        found = json.loads(named) if isinstance(named, str) else []
+    except (ValueError, RecursionError):
+        return []
+    return [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
 
 
 def _layer(
@@ -159,7 +199,12 @@ def _layer(
 
 
 def read_prompts(
-    path: str | Path, grid: Grid, *, classes: tuple[str, ...] = ("landslide",), partly: bool = False
+    path: str | Path,
+    grid: Grid,
+    *,
+    classes: tuple[str, ...] = ("landslide",),
+    partly: bool = False,
+    others: frozenset[str] = frozenset(),
 ) -> Prompts:
     """Read the prompts that a person drew or corrected.
 
@@ -176,7 +221,11 @@ def read_prompts(
     ``class``, ``score``
         Name of the class, by default the first, and 0..1, by default 1.
     ``status``
-        Of a box: what is ``rejected`` is left out, with its points. (A box that is deleted leaves its points behind.)
+        Of a box: what is ``rejected`` is left out, with its points.
+
+    Of a file that `geolabel.extract` wrote it is known which prompts are as they were written: these are the
+    localizer's, if it asked for them, and exactly those of that run if the grid is the same. All others are a person's.
+    A box that was deleted takes its points with it, if these were not moved.
 
     Boxes are cut to the scene. What lies outside, and points labelled 0 whose object has nothing else, is left out with
     a warning. Objects come in the order of their numbers.
@@ -185,6 +234,9 @@ def read_prompts(
     ----------
     partly
         Whether the grid is one of several: then nothing is wrong with prompts that lie outside it, even if all do.
+    others
+        Keys of the other grids of the run, see `geolabel.io.promptlayers.grid_key`: what was asked on one of these, and
+        was not changed, is asked there.
 
     Returns
     -------
@@ -197,8 +249,15 @@ def read_prompts(
     """
     names = spatial_layers(path)
     ours = [name for name in names if name in PROMPT_LAYERS]
-    layers = {f"layer {name} of {path}": read_features(path, grid.crs, name) for name in ours or names}
-    return gather_prompts(layers, grid, classes, partly=partly)
+    tables = {name: read_layer(path, name) for name in ours or names}
+    record, highest = read_written(path) if ours else None, -1
+    if record is not None:
+        written = record.of("prompts")
+        highest = max(written, default=-1)
+        marked = mark_changes(tables, written)
+        tables = {name: table[~asked_elsewhere(table, others)] for name, table in marked.items()}
+    layers = {f"layer {name} of {path}": in_crs(table, grid.crs, path) for name, table in tables.items()}
+    return gather_prompts(layers, grid, classes, partly=partly, highest=highest)
 
 
 def read_aoi(

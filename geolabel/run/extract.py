@@ -18,28 +18,45 @@ from geolabel.errors import OptionError
 from geolabel.io.listing import list_scenes
 from geolabel.io.vectors import read_prompts
 from geolabel.prompters import centroid_outside, shape_prompts
-from geolabel.prompts import Prompts
+from geolabel.prompts import FRESH, Prompts
 from geolabel.run import dense, passes
 from geolabel.run.clustered import find_clustered
 from geolabel.run.folder import Keeping
 from geolabel.run.origins import seen_in
-from geolabel.run.outcome import Targets, complete, is_likely, overview, sorted_by, tile_table, write_outputs
+from geolabel.run.outcome import (
+    Targets,
+    complete,
+    is_likely,
+    overview,
+    review_provenance,
+    sorted_by,
+    tile_table,
+    write_outputs,
+)
 from geolabel.run.passes import MaskPlace, MaskTable, MosaicSource
 from geolabel.run.peaks import confident, peak_prompts
 from geolabel.run.plan import Parameters, Plan, Run, task_size
 from geolabel.run.report import Progress, Report
 from geolabel.run.request import Networks, Reading
+from geolabel.run.reviewed import carried_over, combine
+from geolabel.run.union import brought
 from geolabel.run.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.run.windows import assign, clip_to_tiles, oversized
 from geolabel.run.work import Work, under_way
 from geolabel.seams import Shapes, Spans, join, largest
 from geolabel.tiles import TileGrid, Window
-from geolabel.types import Float32Array, Int32Array
+from geolabel.types import AnyArray, Float32Array, Int32Array, Int64Array
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
     from geolabel.io.arrays import Labelled
+    from geolabel.io.review import Review
+    from geolabel.io.vectors import Reviewed
+
+
+NOBODY = np.zeros(0, np.int64)
+"""No prompt."""
 
 
 log = logging.getLogger(__name__)
@@ -57,13 +74,27 @@ class Extraction:
     tiles: gpd.GeoDataFrame
     """Windows of the localizer: status, class probability, message."""
     objects: Objects
-    """The landslides as pixels."""
+    """All that was found, as pixels, in the order of their numbers from 1: landslides, candidates and what a review
+    leaves out."""
+    shown: Int64Array
+    """Numbers of those that are landslides."""
     run: Run
     report: Report
+    reviewed: Reviewed | None = None
+    """What comes from a person's review."""
+    left_out: int = 0
+    """Polygons that were found on ground that the person has decided about."""
 
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
-        return overview(self.landslides, self.candidates) | self.report.summary()
+        counts: dict[str, Any] = review_provenance(self).get("review", {})
+        return overview(self.landslides, self.candidates) | counts | self.report.summary()
+
+    @property
+    def drawn(self) -> AnyArray:
+        """Outlines of the landslides that are a person's work, in the CRS of the scene."""
+        own = self.landslides[self.landslides["id"].isin(self.reviewed.numbers if self.reviewed else ())]
+        return brought(own, self.plan.grid.crs)
 
     @property
     def plan(self) -> Plan:
@@ -79,10 +110,12 @@ def extract(
     networks: Networks | None = None,
     parameters: Parameters | None = None,
     prompts_from: str | Path | None = None,
+    keep_reviewed: str | Path | None = None,
     score_out: str | Path | None = None,
     mask_out: str | Path | None = None,
     dst_crs: str | None = None,
     overwrite: bool = False,
+    discard_review: bool = False,
     keeping: Keeping | None = None,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
@@ -101,13 +134,20 @@ def extract(
     reading, networks, parameters
         How the scene is read, which networks run where, and every number that the result depends on.
     prompts_from
-        A vector file whose points and boxes replace the activation.
+        A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
+        review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
+    keep_reviewed
+        A GeoPackage that this function wrote, or another file of polygons: what a person accepted, edited or added in
+        it comes back as it is, and what was rejected or deleted does not; see `geolabel.run.reviewed`. It may be `out`.
     score_out, mask_out
         Cloud Optimized GeoTIFFs to write on the working grid, where there is only one.
     dst_crs
         CRS of the inventory, such as EPSG:32648; by default that of the scenes, which then have to share one.
     overwrite
-        Whether files that exist may be replaced.
+        Whether files that exist may be replaced. A GeoPackage in which a person has reviewed or edited something is
+        replaced only if this comes into the new file.
+    discard_review
+        Whether such a file may be replaced all the same.
     keeping
         Where the records of the run are kept, from which the same call goes on when this one ends early; by default in
         a folder beside the first output that goes when the run succeeds.
@@ -135,8 +175,11 @@ def extract(
 
     keeping, reading = keeping or Keeping(), reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
-    inputs = [prompts_from, *(one.source for one in scenes)]
-    targets = Targets.of(out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=keeping.run_dir)
+    carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
+    inputs = [*carried.inputs(prompts_from), *(one.source for one in scenes)]
+    targets = Targets.of(
+        out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=keeping.run_dir, carried=carried
+    )
     survey = prepare_survey(
         scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster
     )
@@ -156,21 +199,26 @@ def run_extract(
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
     drawn = read_drawn(prompts_from, plan)
     with under_way(plan, targets, keeping or Keeping(), drawn, progress) as work:
-        found = find_landslides(work, drawn)
+        found = with_review(find_landslides(work, drawn), targets.carried.review)
         write_outputs(found, targets, work.folder)
     return found
 
 
-def read_drawn(path: str | Path | None, plan: Plan, *, partly: bool = False) -> Prompts | None:
+def read_drawn(
+    path: str | Path | None, plan: Plan, *, partly: bool = False, others: frozenset[str] = frozenset()
+) -> Prompts | None:
     """Read the prompts that replace the activation, if a file of such is given."""
     if path is not None and not plan.localized:
         raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
     if path is not None and plan.dense:
         raise OptionError(f"prompts from {path}: {plan.parameters.method} asks no segmenter; use --method apsam")
-    if path is not None and plan.parameters.selection == "overlap":
-        raise OptionError(f"prompts from {path} replace the activation that --selection overlap compares masks with: "
-                          "choose by best_iou, first, whole or single")  # fmt: skip
-    return None if path is None else read_prompts(path, plan.grid, classes=plan.classes, partly=partly)
+    if path is None:
+        return None
+    prompts = read_prompts(path, plan.grid, classes=plan.classes, partly=partly, others=others)
+    if plan.parameters.selection == "overlap" and prompts.drawn.any():
+        raise OptionError(f"prompts of a person, in {path}, have no activation that --selection overlap could compare "
+                          "masks with: choose by best_iou, first, whole or single")  # fmt: skip
+    return prompts
 
 
 def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
@@ -182,13 +230,22 @@ def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
         Prompts that replace the activation, in pixels of the working grid.
     """
     tiles, prompts, masks = find_scores(work, drawn)
-    objects, polygons = polygonize(work, masks)
+    objects, polygons = polygonize(work, masks, prompts.ids[prompts.drawn])
     likely = is_likely(polygons, work.run.plan)
     work.report.landslides += int(likely.sum())
     work.report.candidates += int((~likely).sum())
-    return Extraction(
-        *sorted_by(likely, polygons), prompts, tiles, objects.only(likely), run=work.run, report=work.report
-    )
+    shown = polygons["id"].to_numpy(np.int64)[likely]
+    return Extraction(*sorted_by(likely, polygons), prompts, tiles, objects, shown, run=work.run, report=work.report)
+
+
+def with_review(found: Extraction, review: Review | None) -> Extraction:
+    """What was found, and what a person reviewed, if there is such."""
+    if review is None:
+        return found
+    fresh = frozenset(found.prompts.ids[found.prompts.origins == FRESH].tolist())
+    together = combine(review, found.landslides, found.candidates, fresh, found.plan.grid.unit_m)
+    found.report.landslides, found.report.candidates = len(together.landslides), len(together.candidates)
+    return replace(found, **vars(together))
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
@@ -203,7 +260,7 @@ def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFr
         return tiles, prompts, masks
     prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, work.run.plan.segment_tiles)
     masks = segment(work, prompts)
-    merge(work, masks)
+    merge(work, masks, prompts.ids[prompts.drawn])
     return tiles, prompts, masks
 
 
@@ -265,13 +322,13 @@ def tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:
 
 
 def fit_to_tiles(prompts: Prompts, tiles: TileGrid) -> Prompts:
-    """Prompts that a person drew, those larger than a tile cut to tiles."""
+    """The same prompts, those larger than a tile cut to tiles; the parts get numbers that no other prompt has."""
     large = oversized(prompts, tiles)
-    return (
-        numbered(Prompts.concatenate([prompts[~large], clip_to_tiles(prompts[large], tiles)]))
-        if large.any()
-        else prompts
-    )
+    if not large.any():
+        return prompts
+    parts = clip_to_tiles(prompts[large], tiles)
+    numbers = np.arange(len(parts), dtype=np.int64) + prompts.ids.max() + 1
+    return Prompts.concatenate([prompts[~large], replace(parts, ids=numbers)])
 
 
 def numbered(prompts: Prompts) -> Prompts:
@@ -293,25 +350,40 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
     return tables
 
 
-def merge(work: Work, masks: Sequence[MaskTable]) -> None:
-    """Pass 4: the mosaic of every block, from the masks that reach into it."""
+def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY) -> None:
+    """Pass 4: the mosaic of every block, from the masks that reach into it.
+
+    Parameters
+    ----------
+    drawn_ids
+        Prompts that a person drew: their masks count wherever they are, whatever the localizer says of the place.
+    """
     blocks = work.run.plan.blocks
+    drawn = [np.isin(table.prompt_ids, drawn_ids) for table in masks]
     counting = [np.ones(len(table.windows), bool) for table in masks]
     if work.run.plan.parameters.method == "s2c" and work.run.localized:
-        counting = confident(work, masks)
+        counting = [sure | asked for sure, asked in zip(confident(work, masks), drawn, strict=True)]
     places: dict[int, list[MaskPlace]] = defaultdict(list)
     number = 0
     for task, table in enumerate(masks):
         for position, crop in enumerate(table.windows.tolist()):
             for block in blocks.covering(Window(*crop)) if counting[task][position] else ():
-                places[block].append(MaskPlace(number, task, position))
+                places[block].append(MaskPlace(number, task, position, drawn=bool(drawn[task][position])))
             number += 1
     for _ in work.each("merge", passes.merge, [(block, places.get(block, [])) for block in range(len(blocks))]):
         pass
 
 
-def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.GeoDataFrame]:
-    """Pass 5: objects of every block joined across seams, cleaned, outlined and measured."""
+def polygonize(
+    work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
+) -> tuple[Objects, gpd.GeoDataFrame]:
+    """Pass 5: objects of every block joined across seams, cleaned, outlined and measured.
+
+    Parameters
+    ----------
+    drawn_ids
+        Prompts that a person drew: what answers them has no confidence, and so is no candidate.
+    """
     plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
     mosaic = dense.DenseSource(work.run) if plan.dense else MosaicSource(work.run)
     with work.report.timed("polygons"):
@@ -331,6 +403,7 @@ def polygonize(work: Work, masks: Sequence[MaskTable]) -> tuple[Objects, gpd.Geo
             smooth_px=parameters.smooth.pixels(gsd),
             predicted_iou=np.concatenate([np.zeros(0, np.float32), *(table.predicted_iou for table in masks)]),
             stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
+            prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
             class_name=plan.classes[plan.class_index],
         )
-    return objects, complete(landslides, plan, seen_in(work, objects))
+    return objects, complete(landslides, plan, seen_in(work, objects), drawn_ids)

@@ -17,12 +17,15 @@ import shapely
 
 import geolabel
 from geolabel.errors import OptionError
+from geolabel.io.burning import burn, in_pixels
+from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.confidence import confidence_of
 from geolabel.io.outputs import check_target
 from geolabel.io.patchwork import patchwork_of
 from geolabel.io.rasters import SUFFIXES, write_cog
+from geolabel.io.review import NOTHING, Carried, check_work
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
+from geolabel.io.vectors import prompt_numbers, write_inventory
 from geolabel.masks import OUTSIDE
 from geolabel.run.folder import SUFFIX, Folder, written_by
 from geolabel.run.passes import MosaicSource, TileReport
@@ -31,9 +34,11 @@ from geolabel.run.plan import Plan, Run
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
     from geolabel.run.extract import Extraction
+    from geolabel.run.inventory import Inventory
+    from geolabel.run.vectorize import Objects
     from geolabel.scene import Scene
     from geolabel.tiles import Window
-    from geolabel.types import BoolArray, Float64Array, UInt8Array
+    from geolabel.types import BoolArray, Float64Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class Targets:
     overwrite: bool
     own: frozenset[Path] = frozenset()
     """Files that the unfinished run to go on with has written itself, which it may replace."""
+    carried: Carried = NOTHING
+    """What of a person's work comes into the inventory."""
 
     @classmethod
     def of(
@@ -59,6 +66,7 @@ class Targets:
         overwrite: bool = False,
         inputs: Sequence[object] = (),
         run_dir: str | Path | None = None,
+        carried: Carried = NOTHING,
     ) -> Self:
         """Check that every file may be written.
 
@@ -67,10 +75,11 @@ class Targets:
         OptionError
             If two outputs share a name.
         OutputError
-            If a file exists and may not be replaced, is an input, or its folder cannot be written to.
+            If a file exists and may not be replaced, is an input, holds a person's work that would be lost, or its
+            folder cannot be written to.
         """
         first, second, third = (None if path is None else Path(path) for path in (inventory, scores, mask))
-        targets = cls(first, second, third, overwrite)
+        targets = cls(first, second, third, overwrite, carried=carried)
         root = targets.root(run_dir)
         targets = replace(targets, own=frozenset() if root is None else written_by(root))
         paths = [path for path in (targets.inventory, targets.scores, targets.mask) if path is not None]
@@ -80,6 +89,8 @@ class Targets:
         for path in paths:
             suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES
             check_target(path, overwrite=targets.may_replace(path), suffixes=suffixes, inputs=sources)
+        if targets.inventory is not None:
+            check_work(targets.inventory, carried)
         return targets
 
     @property
@@ -124,7 +135,10 @@ def tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
 
 
 def complete(
-    landslides: gpd.GeoDataFrame, plan: Plan, seen: Sequence[tuple[str, str | None]] | None = None
+    landslides: gpd.GeoDataFrame,
+    plan: Plan,
+    seen: Sequence[tuple[str, str | None]] | None = None,
+    drawn_ids: Int64Array | None = None,
 ) -> gpd.GeoDataFrame:
     """Add what is not measured of landslides, and put the columns in the order of the inventory.
 
@@ -132,18 +146,29 @@ def complete(
     ----------
     seen
         Source and date of each landslide, where these are not the same for all.
+    drawn_ids
+        Prompts that a person drew, see `judged`.
     """
     scene = plan.reader.scene
     source = scene.name if seen is None else [name for name, _ in seen]
     date = scene.event_date if seen is None else [date for _, date in seen]
     known = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
-    return landslides.assign(**known, confidence=judged(landslides, plan))[[*LANDSLIDE_COLUMNS, "geometry"]]
+    confidence = judged(landslides, plan, drawn_ids)
+    return landslides.assign(**known, confidence=confidence)[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
-def judged(landslides: gpd.GeoDataFrame, plan: Plan) -> Float64Array:
-    """(K,) confidence of landslides; NaN where none is known for the networks or the method."""
+def judged(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64Array | None = None) -> Float64Array:
+    """(K,) confidence of landslides; NaN where none is known for the networks or the method, or a person asked for one.
+
+    The model knows polygons of the localizer's prompts; what answers a prompt that a person drew is likelier than it
+    could say.
+    """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
-    return confidence_of(landslides, networks, plan.parameters.method)
+    confidence = confidence_of(landslides, networks, plan.parameters.method)
+    if drawn_ids is not None and len(drawn_ids):
+        asked = frozenset(drawn_ids.tolist())
+        confidence[[not asked.isdisjoint(prompt_numbers(prompts)) for prompts in landslides["prompts"]]] = np.nan
+    return confidence
 
 
 def is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
@@ -191,7 +216,9 @@ def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = N
                 grid=plan.grid,
                 candidates=found.candidates,
                 classes=plan.classes,
+                reviewed=found.reviewed,
                 overwrite=targets.may_replace(targets.inventory),
+                carried=targets.carried,
             )
 
 
@@ -200,7 +227,10 @@ def write_rasters(found: Extraction, targets: Targets, folder: Folder | None = N
     write_scores(found.run, targets, folder)
     if targets.mask is not None:
         mosaic, plan = MosaicSource(found.run), found.plan
-        blocks = ((window, _mask(found, mosaic, window)) for window in plan.blocks)
+        numbers = np.arange(1, found.objects.count + 1)
+        shown = found.objects.only(np.isin(numbers, found.shown))
+        drawn = shapely.STRtree(in_pixels(found.drawn, plan.grid))
+        blocks = ((window, _mask(shown, drawn, mosaic, window)) for window in plan.blocks)
         overwrite = targets.may_replace(targets.mask)
         with noted(folder, targets.mask):
             write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
@@ -221,16 +251,24 @@ def write_scores(run: Run, targets: Targets, folder: Folder | None = None) -> No
             write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
 
 
-def _mask(found: Extraction, mosaic: MosaicSource, window: Window) -> UInt8Array:
-    """1 inside a landslide, 0 outside, 255 where the scene is not valid."""
-    mask = found.objects.mask(window)
+def _mask(shown: Objects, drawn: shapely.STRtree, mosaic: MosaicSource, window: Window) -> UInt8Array:
+    """1 inside a landslide, found or kept, 0 outside, 255 where the scene is not valid."""
+    mask = shown.mask(window) | burn(drawn, np.ones(len(drawn.geometries), np.uint8), window)
     mask[mosaic.scores(window) == OUTSIDE] = OUTSIDE
     return mask
 
 
 def provenance(found: Extraction) -> dict[str, Any]:
     """Everything that is needed to tell how an inventory was made, as plain values."""
-    return plan_provenance(found.plan) | {"counts": found.report.counts()}
+    return plan_provenance(found.plan) | {"counts": found.report.counts()} | review_provenance(found)
+
+
+def review_provenance(found: Extraction | Inventory) -> dict[str, Any]:
+    """What came of a person's review, if there was one."""
+    if found.reviewed is None:
+        return {}
+    counts = {"kept": len(found.reviewed.numbers), "rejected": len(found.reviewed.rejected), "left_out": found.left_out}
+    return {"review": counts}
 
 
 def software() -> dict[str, str]:

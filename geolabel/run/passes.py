@@ -262,6 +262,8 @@ class MaskPlace:
     number: int
     task: int
     position: int
+    drawn: bool = False
+    """Whether it answers a prompt that a person drew."""
 
 
 @lru_cache(maxsize=16)
@@ -277,8 +279,13 @@ def forget() -> None:
     _segment_record.cache_clear()
 
 
-def _mask_crops(store: Store, places: list[MaskPlace]) -> Iterator[tuple[Window, UInt8Array, int]]:
+def _mask_crops(
+    store: Store, places: list[MaskPlace], *, drawn: bool = False
+) -> Iterator[tuple[Window, UInt8Array, int]]:
+    """Yield where masks are, their scores, and their place in the list from 1; with `drawn`, only those of a person."""
     for k, place in enumerate(places, 1):
+        if drawn and not place.drawn:
+            continue
         windows, offsets, scores = _segment_record(store, place.task)
         window = Window(*(int(v) for v in windows[place.position]))
         flat = scores[offsets[place.position] : offsets[place.position + 1]]
@@ -302,6 +309,9 @@ def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     if run.localized and run.plan.parameters.activation_floor:
         kept = _above_floor(run, window, scores)
         scores, winner = scores * kept, winner * kept
+        if any(place.drawn for place in places):  # below the floor, what a person asked for is all there is
+            asked, whose = mosaic.merge_scores(window, _mask_crops(run.store, places, drawn=True), kind)
+            scores, winner = np.where(kept, scores, asked), np.where(kept, winner, whose)
     if valid is not None:
         scores = mosaic.mark_outside(scores, valid)
         winner *= valid

@@ -172,7 +172,7 @@ class Run:
     plan: Plan
     store: Store
     localized: bool = True
-    """False where prompts that a person drew replace the activation: tiles are read for their validity only."""
+    """False where all prompts are a person's: tiles are read for their validity only."""
 
 
 def task_size(count: int, batch: int) -> int:

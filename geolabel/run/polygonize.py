@@ -37,6 +37,7 @@ def polygonize(
     smooth: Measure = NOTHING,
     block_size: int = 2048,
     overwrite: bool = False,
+    discard_review: bool = False,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
     """Turn a raster of masks, labels or scores into landslides with attributes.
@@ -52,7 +53,9 @@ def polygonize(
     block_size
         Side in pixels of the blocks that are read at a time; no result depends on it.
     overwrite
-        Whether `out` may be replaced.
+        Whether `out` may be replaced, if no person has reviewed or edited something in it.
+    discard_review
+        Whether it may be replaced all the same.
     progress
         Whoever wants to follow the run.
 
@@ -67,12 +70,16 @@ def polygonize(
     GeolabelError
         See `geolabel.errors`.
     """
+    from geolabel.io.columns import LANDSLIDE_COLUMNS
     from geolabel.io.geopackage import SUFFIXES
+    from geolabel.io.review import Carried, check_work
     from geolabel.io.styles import REVIEW_STATES
-    from geolabel.io.vectors import LANDSLIDE_COLUMNS, write_inventory
+    from geolabel.io.vectors import write_inventory
 
+    carried = Carried(discard=discard_review)
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
+        check_work(out, carried)
     source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
     blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
     found = vectorize(
@@ -94,7 +101,7 @@ def polygonize(
         measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
         given = {"threshold": threshold, "nodata": nodata, "gsd": gsd}
         made = _provenance(source, given | {name: str(measure) for name, measure in measures.items()})
-        write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite)
+        write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite, carried=carried)
     return found
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from geolabel import geodesy
 from geolabel.errors import OptionError
 from geolabel.identity import Sightings, choose, identify
+from geolabel.io.review import Carried
 from geolabel.io.segments import SEGMENT_COLUMNS, write_segments
 from geolabel.masks import Filters, Selection
 from geolabel.parts import EVERYWHERE, Recipe
@@ -115,13 +116,14 @@ def segment(
     everything: Everything | None = None,
     parameters: Parameters | None = None,
     overwrite: bool = False,
+    discard_review: bool = False,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
     """Find everything in a scene that the segmenter takes for an object, whatever it is.
 
     Parameters
     ----------
-    scene, out, reading, networks, overwrite, progress
+    scene, out, reading, networks, overwrite, discard_review, progress
         As in `geolabel.extract`.
     everything
         What is asked, and what counts as an answer.
@@ -139,7 +141,7 @@ def segment(
         See `geolabel.errors`.
     """
     asked = everything or Everything()
-    targets = Targets.of(out, overwrite=overwrite, inputs=(scene,))
+    targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), carried=Carried(discard=discard_review))
     asking = AskedEverywhere.of(networks or Networks(), asked)
     plan = prepare(scene, reading or Reading(), asking, parameters or Parameters())
     return run_segment(plan, targets, asked, progress=progress).segments
@@ -156,7 +158,9 @@ def run_segment(
             forget()
     if targets.inventory is not None:
         facts = plan_provenance(plan) | {"everything": asdict(everything), "counts": {"segments": len(segments)}}
-        write_segments(targets.inventory, segments, facts, crs=plan.grid.crs, overwrite=targets.overwrite)
+        write_segments(
+            targets.inventory, segments, facts, crs=plan.grid.crs, overwrite=targets.overwrite, carried=targets.carried
+        )
     return Segmentation(segments, plan, work.report)
 
 

@@ -18,9 +18,11 @@ import geolabel
 from geolabel.errors import OptionError, SceneError
 from geolabel.geodesy import measure
 from geolabel.io import geopackage, rasters
-from geolabel.io.geopackage import Kind, Layer, write_geopackage
+from geolabel.io.columns import Kind
+from geolabel.io.geopackage import Layer, write_geopackage
 from geolabel.io.geotiffs import write_geotiff
 from geolabel.io.outputs import check_target
+from geolabel.io.review import Carried, check_work
 from geolabel.io.styles import STYLES, Grade, Style
 from geolabel.polygons import Geometries
 from geolabel.scene import Grid
@@ -93,6 +95,7 @@ def synthesize(
     seed: int = 0,
     epsg: int = 32648,
     overwrite: bool = False,
+    discard_review: bool = False,
 ) -> SyntheticScene:
     """Draw a scene and write it with its truth: see `SceneFiles` and `geolabel.synthetic.synthesize`.
 
@@ -111,7 +114,9 @@ def synthesize(
     epsg
         A projected CRS in metres. The scene's place in it is invented.
     overwrite
-        Whether files that are there may be replaced.
+        Whether files that are there may be replaced, if no person has edited the truth.
+    discard_review
+        Whether they may be replaced all the same.
 
     Raises
     ------
@@ -122,6 +127,8 @@ def synthesize(
     """
     files = SceneFiles.beside(scene)
     files.check(overwrite=overwrite)
+    carried = Carried(discard=discard_review)
+    check_work(files.truth, carried)
     crs = _metric(epsg)
     drawn = draw(size, gsd, seed)
     height, width = drawn.truth.shape
@@ -130,7 +137,7 @@ def synthesize(
         "software": {"geolabel": geolabel.__version__},
         "synthetic": {"height": height, "width": width, "gsd": gsd, "seed": seed, "epsg": epsg},
     }
-    write_geopackage(files.truth, [_landslides(drawn.ids, grid)], crs, made, overwrite=overwrite)
+    write_geopackage(files.truth, [_landslides(drawn.ids, grid)], crs, made, overwrite=overwrite, carried=carried)
     truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
     cover = dict(zip(CLASSES, COLOURS, strict=True))
     write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
@@ -166,7 +173,7 @@ def _landslides(ids: Int32Array, grid: Grid) -> Layer:
     features = gpd.GeoDataFrame({"id": numbers, "area_m2": areas}, geometry=polygons, crs=grid.crs)
     style = Style("1", (Grade(1, 1, "landslide", STYLES["landslides"].grades[-1].symbol),))
     description = "Landslides as they were drawn, one row each"
-    return Layer("landslides", "MultiPolygon", description, LANDSLIDE_COLUMNS, features, style.qml())
+    return Layer("landslides", "MultiPolygon", description, LANDSLIDE_COLUMNS, features, style.qml(), key="id")
 
 
 def _outlines(ids: Int32Array, transform: Affine) -> tuple[list[int], Geometries]:

@@ -14,9 +14,9 @@ import shapely
 
 from geolabel import geodesy
 from geolabel.errors import VectorError
-from geolabel.io.geopackage import Kind
+from geolabel.io.columns import LANDSLIDE_COLUMNS, Kind
 from geolabel.io.patchwork import common_date
-from geolabel.io.vectors import LANDSLIDE_COLUMNS
+from geolabel.io.vectors import prompt_numbers
 from geolabel.reprojection import reproject
 from geolabel.run.origins import sources
 from geolabel.run.survey import same_crs
@@ -33,13 +33,14 @@ SIZES = ("area_m2", "perimeter_m", "length_m", "width_m", "elongation", "lon", "
 def stacked(
     tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
 ) -> gpd.GeoDataFrame:
-    """Put tables of the same columns one after the other, their geometry brought to `crs`.
+    """Put tables one after the other, their geometry brought to `crs`; what columns they lack is null.
 
     Raises
     ------
     VectorError
         If a geometry has no place in `crs`.
     """
+    tables = [table.reindex(columns=[*columns, table.geometry.name]) for table in tables]
     values = {name: _column([table[name] for table in tables], kind) for name, kind in columns.items()}
     shapes = np.concatenate([brought(table, crs) for table in tables])
     return gpd.GeoDataFrame(values, geometry=shapes, crs=crs)
@@ -135,9 +136,11 @@ def _union(parts: gpd.GeoDataFrame) -> dict[str, Any]:
         known = np.isfinite(values)
         whole[name] = float(np.average(values[known], weights=area[known])) if known.any() else np.nan
     names = [name for text in parts["source"] for name in json.loads(text)]
+    asked = sorted({number for text in parts["prompts"] for number in prompt_numbers(text)})
     return whole | {
         "score_max": float(parts["score_max"].max()),
         "n_prompts": None if parts["n_prompts"].isna().any() else int(parts["n_prompts"].sum()),
+        "prompts": None if parts["prompts"].isna().any() else json.dumps(asked),
         "source": sources(dict.fromkeys(names)),
         "event_date": common_date(list(parts["event_date"])),
         "geometry": shapely.union_all(parts.geometry.to_numpy()),

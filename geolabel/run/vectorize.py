@@ -6,10 +6,11 @@ depends on the size of the blocks or on the order in which they are done.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -268,7 +269,7 @@ def vectorize(
     Returns
     -------
     geopandas.GeoDataFrame
-        Columns ``id`` (from 1, by first pixel in raster order) to ``gsd_m`` of `geolabel.io.vectors.LANDSLIDE_COLUMNS`,
+        Columns ``id`` (from 1, by first pixel in raster order) to ``gsd_m`` of `geolabel.io.columns.LANDSLIDE_COLUMNS`,
         with nothing where the mosaic has no such thing.
     """
     objects = find_objects(
@@ -296,9 +297,16 @@ def describe(
     smooth_px: float = 0,
     predicted_iou: Float32Array | None = None,
     stability: Float32Array | None = None,
+    prompt_ids: Int64Array | None = None,
     class_name: str = "landslide",
 ) -> gpd.GeoDataFrame:
-    """Outline and measure objects; see `vectorize`."""
+    """Outline and measure objects; see `vectorize`.
+
+    Parameters
+    ----------
+    prompt_ids : (M,)
+        The prompt that each mask answers.
+    """
     import geopandas as gpd
 
     outlines = np.concatenate([np.zeros(0, object)] + [
@@ -322,9 +330,19 @@ def describe(
         "stability": _mean_over_winners(sums.wins, objects.count, stability),
         "activation_mean": None if sums.activation is None else sums.activation / (objects.areas * 255),
         "n_prompts": None if sums.wins is None else np.bincount(sums.wins[:, 0], minlength=objects.count),
+        "prompts": _prompts_behind(sums.wins, objects.count, prompt_ids),
         "gsd_m": grid.gsd,
     }
     return gpd.GeoDataFrame(columns, geometry=outlines, crs=grid.crs)
+
+
+def _prompts_behind(wins: Int64Array | None, count: int, prompt_ids: Int64Array | None) -> list[str] | None:
+    """(count,) numbers of the prompts whose masks won pixels of each object, ascending, as a list in JSON."""
+    if wins is None or prompt_ids is None:
+        return None
+    pairs = np.unique(np.column_stack([wins[:, 0], prompt_ids[wins[:, 1]]]), axis=0).tolist()
+    behind = {owner: [prompt for _, prompt in group] for owner, group in groupby(pairs, lambda pair: pair[0])}
+    return [json.dumps(behind.get(owner, [])) for owner in range(count)]
 
 
 def _mean_over_winners(wins: Int64Array | None, count: int, quality: Float32Array | None) -> Float64Array | None:

@@ -113,6 +113,15 @@ def place_of(plan: Plan, name: str, job: Any) -> str:
     return f"{job if not isinstance(job, tuple) else job[0]}"
 
 
+def asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
+    """Whether the localizer is asked: for prompts, or where prompts of its own are given again, for what it weighs.
+
+    Activation floor and confidence hold for these as they did in the run that found them. They do not hold for what a
+    person drew, and where all prompts are such, there is nothing to ask the localizer about.
+    """
+    return plan.localized and any(prompts is None or not prompts.drawn.all() for prompts in drawn)
+
+
 @contextmanager
 def under_way(
     plan: Plan, targets: Targets, keeping: Keeping, drawn: Prompts | None, progress: Progress | None
@@ -124,7 +133,7 @@ def under_way(
     drawn
         Prompts that replace the activation.
     """
-    localized = drawn is None and plan.localized
+    localized = asks_localizer(plan, [drawn])
     root = targets.root(keeping.run_dir)
     key = None if root is None else run_key(plan, drawn, scene_key=keeping.scene_key)
     if root is None or key is None:
@@ -166,8 +175,8 @@ def parts_under_way(
             folder = stack.enter_context(in_folder(root, key, targets, keeping))
             store = folder.store
         works = []
-        for number, (plan, prompts) in enumerate(zip(plans, drawn, strict=True), 1):
-            run = Run(plan, replace(store, part=f"{number:04d}-"), localized=prompts is None and plan.localized)
+        for number, plan in enumerate(plans, 1):
+            run = Run(plan, replace(store, part=f"{number:04d}-"), localized=asks_localizer(plan, drawn))
             follow = Numbered(progress or Silent(), f"{number}/{len(plans)}")
             works.append(Work(run, report, follow) if folder is None else Work.within(folder, run, report, follow))
         yield works
