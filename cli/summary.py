@@ -28,6 +28,11 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
         rows["confidence"] = f"{figures['mean_confidence']:.2f} on average, of 0 to 1"
     if figures["candidates"]:
         rows["candidates"] = f"{figures['candidates']}, less likely: in the layer candidates"
+    if "kept" in figures:
+        rows["review"] = (
+            f"{figures['kept']} kept as they were, {figures['rejected']} rejected; {figures['left_out']} found again on "
+            "that ground are left out"
+        )
     rows |= _effort(figures)
     if output:
         rows["output"] = output

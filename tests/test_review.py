@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -426,3 +427,24 @@ def test_polygons_of_another_program_are_all_a_persons(scene: Path, tmp_path: Pa
     assert len(found) == 7
     assert found["name"].tolist()[0] == "north slope"
     assert found["id"].tolist() == [1, 2, 3, 5, 6, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE geolabel_written SET attributes = '[1, 2]'",
+        'UPDATE geolabel_written SET attributes = \'{"points": 1, "point_pixels": {}, "box_pixels": "[[["}\'',
+        "UPDATE geolabel_written SET outline = x'00ff'",
+        "UPDATE geolabel_written SET layer = 'prompts', key = key + 9223372036854775000",
+        "DROP TABLE geolabel_written",
+        "ALTER TABLE geolabel_written RENAME COLUMN outline TO other",
+    ],
+)
+def test_a_record_that_is_damaged_ends_in_no_foreign_error(scene: Path, tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "slides.gpkg"
+    extract(scene, path)
+    with closing(sqlite3.connect(path)) as connection, connection, contextlib.suppress(sqlite3.Error):
+        connection.execute(statement)
+    for given in ({"keep_reviewed": path}, {"prompts_from": path}):
+        found = extract(scene, tmp_path / "again.gpkg", overwrite=True, discard_review=True, **given)
+        assert len(found) >= 6

@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyogrio
 import pyproj
 import pytest
@@ -23,7 +24,7 @@ from shapely import MultiPoint, Point, Polygon, box
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.geopackage import read_provenance
-from geolabel.io.styles import STYLES
+from geolabel.io.styles import style_of
 from geolabel.io.vectors import read_aoi, read_prompts, write_inventory
 from geolabel.prompts import PADDING, Prompts
 from geolabel.scene import Grid
@@ -182,12 +183,58 @@ def test_every_layer_has_a_style_that_qgis_finds(tmp_path: Path):
     assert [name for name, _ in found] == ["landslides", "prompts", "prompt_points", "tiles"]
     for name, qml in found:
         root = ET.fromstring(qml)
-        grades = root.findall("./renderer-v2/ranges/range")
+        rules = root.findall("./renderer-v2/rules//rule")
         symbols = {symbol.get("name") for symbol in root.findall("./renderer-v2/symbols/symbol")}
-        assert {grade.get("symbol") for grade in grades} == symbols
-        graded = [(float(g.get("lower", "nan")), float(g.get("upper", "nan"))) for g in grades]
-        assert min(low for low, _ in graded if low >= 0) == 0, name
-        assert (0.8, 1.0) in graded or (0.9, 1.0) in graded
+        assert {rule.get("symbol") for rule in rules} - {None} == symbols
+        assert len({rule.get("key") for rule in rules}) == len(rules)
+        assert {column.get("name") for column in root.findall(".//column")} == {
+            row[1] for row in rows(path, f"PRAGMA table_info({name})")
+        } - {"fid", "geom"}
+        unticked = root.findall("./renderer-v2/rules/rule[@checkstate='0']")
+        assert len(unticked) == (name != "landslides")
+
+
+def rules_of(columns: dict, layer: str = "landslides") -> list[str | None]:
+    style = style_of(layer, pd.DataFrame(columns), LANDSLIDE_COLUMNS)
+    return [rule.get("label") for rule in ET.fromstring(style.qml()).findall(".//rule")]
+
+
+def test_the_legend_names_the_confidence_and_has_no_empty_class():
+    last = "unknown, or drawn by hand"
+    decided = ["accepted", "rejected"]
+    assert rules_of({"confidence": [0.2, 0.39, 1.0, None]}) == [
+        *decided, "confidence, not reviewed", "0.8 to 1", "0.2 to 0.4", last,
+    ]  # fmt: skip
+    assert rules_of({"confidence": [None], "score_mean": [0.61]}) == [
+        *decided, "mean score, not reviewed", "0.6 to 0.8", last,
+    ]  # fmt: skip
+    assert rules_of({"confidence": []}) == [*decided, "not reviewed"]
+
+
+def test_the_form_begins_with_the_review_and_says_units():
+    qml = style_of("landslides", pd.DataFrame(), {**LANDSLIDE_COLUMNS, "visited": "bool"}).qml()
+    root = ET.fromstring(qml)
+    first = root.find("./attributeEditorForm/attributeEditorContainer")
+    assert first.get("name") == "Review"
+    assert [field.get("name") for field in first] == ["id", "status", "notes", "event_date", "class", "visited"]
+    widgets = {field.get("name"): field.find("editWidget").get("type") for field in root.find("./fieldConfiguration")}
+    assert {name: widgets[name] for name in ("status", "notes", "event_date", "area_m2")} == {
+        "status": "ValueMap", "notes": "TextEdit", "event_date": "DateTime", "area_m2": "Range",
+    }  # fmt: skip
+    aliases = {alias.get("field"): alias.get("name") for alias in root.find("./aliases")}
+    assert aliases["area_m2"] == "Area (m²)"
+    free = {field.get("name") for field in root.find("./editable") if field.get("editable") == "1"}
+    assert free == {"status", "notes", "event_date", "class", "visited"}
+    assert root.findtext("previewExpression") == """concat(coalesce("class", 'landslide'), ' ', "id")"""
+
+
+def test_every_column_has_a_description_in_the_file(tmp_path: Path):
+    path = tmp_path / "slides.gpkg"
+    write(path, GRID)
+    described = rows(path, "SELECT table_name, column_name FROM gpkg_data_columns WHERE description IS NOT NULL")
+    tables = ("landslides", "prompts", "prompt_points", "tiles")
+    columns = [(table, row[1]) for table in tables for row in rows(path, f"PRAGMA table_info({table})")]
+    assert sorted(described) == sorted(pair for pair in columns if pair[1] not in ("fid", "geom"))
 
 
 def test_provenance_is_json_in_the_metadata(tmp_path: Path):
@@ -476,5 +523,6 @@ def test_coordinates_without_a_place_in_the_scenes_crs_are_refused(tmp_path: Pat
         read_aoi(path, UTM)
 
 
-def test_styles_cover_exactly_the_layers():
-    assert list(STYLES) == ["landslides", "candidates", "rejected", "segments", "prompts", "prompt_points", "tiles"]
+@pytest.mark.parametrize("layer", ["candidates", "rejected", "segments", "prompts", "prompt_points", "tiles", "truth"])
+def test_every_layer_has_a_style(layer: str):
+    assert rules_of({}, layer)

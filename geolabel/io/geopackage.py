@@ -26,7 +26,7 @@ import pyproj
 import shapely
 
 from geolabel.errors import OutputError
-from geolabel.io.columns import DERIVED, Kind
+from geolabel.io.columns import ABOUT, DERIVED, Kind
 from geolabel.io.foreign import in_words
 from geolabel.io.outputs import check_target, replacing
 from geolabel.io.review import NOTHING, Carried, check_work
@@ -56,6 +56,23 @@ CREATE TABLE layer_styles (
   update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))
 """
 """As QGIS itself creates it. It looks styles up by an empty catalog and schema."""
+
+
+SCHEMA_TABLES = (
+    """
+CREATE TABLE gpkg_data_columns (
+  table_name TEXT NOT NULL, column_name TEXT NOT NULL, name TEXT, title TEXT, description TEXT, mime_type TEXT,
+  constraint_name TEXT, CONSTRAINT pk_gdc PRIMARY KEY (table_name, column_name),
+  CONSTRAINT gdc_tn UNIQUE (table_name, name))
+""",
+    """
+CREATE TABLE gpkg_data_column_constraints (
+  constraint_name TEXT NOT NULL, constraint_type TEXT NOT NULL, value TEXT, min NUMERIC, min_is_inclusive BOOLEAN,
+  max NUMERIC, max_is_inclusive BOOLEAN, description TEXT,
+  CONSTRAINT gdcc_ntv UNIQUE (constraint_name, constraint_type, value))
+""",
+)
+"""As the standard has them."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,7 @@ def write_geopackage(
                     _write_layer(name, layer, crs, append=number > 0)
             with closing(sqlite3.connect(part)) as connection, connection:
                 _add_styles(connection, layers)
+                _add_descriptions(connection, layers)
                 add_written(connection, rows, highest)
                 _add_provenance(connection, record)
         except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
@@ -233,8 +251,28 @@ def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None
     connection.executemany(
         "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
         "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
-        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'Graded by confidence or score', '', '', ?)",
+        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'As geolabel shows it', '', '', ?)",
         [(layer.name, GEOMETRY, layer.name, layer.qml, TIME) for layer in layers],
+    )
+
+
+def _add_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+    """Say what columns are called and what they mean, as the extension for schemas of the standard has it."""
+    for statement in SCHEMA_TABLES:
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO gpkg_extensions (table_name, column_name, extension_name, definition, scope) "
+        "VALUES (?, NULL, 'gpkg_schema', 'http://www.geopackage.org/spec121/#extension_schema', 'read-write')",
+        [("gpkg_data_columns",), ("gpkg_data_column_constraints",)],
+    )
+    connection.executemany(
+        "INSERT INTO gpkg_data_columns (table_name, column_name, name, title, description) VALUES (?, ?, ?, ?, ?)",
+        [
+            (layer.name, name, name, ABOUT[name].alias, ABOUT[name].meaning)
+            for layer in layers
+            for name in layer.columns
+            if name in ABOUT
+        ],
     )
 
 

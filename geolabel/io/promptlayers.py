@@ -16,6 +16,7 @@ import shapely
 from geolabel.errors import VectorError
 from geolabel.io.columns import Kind
 from geolabel.io.styles import REVIEW_STATES
+from geolabel.parsing import parse_json
 from geolabel.prompts import DRAWN, FOREGROUND, FRESH, LOCALIZER, PADDING, Prompts
 from geolabel.scene import Grid
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
@@ -81,7 +82,7 @@ def _pixels(grid: Grid, coordinates: Float64Array) -> list[str]:
 
 def asked_elsewhere(features: gpd.GeoDataFrame, others: frozenset[str]) -> BoolArray:
     """(N,) which prompts were asked on another grid of the run, by its key, and have not changed."""
-    keys = [json.loads(text)[0] if isinstance(text, str) else None for text in _column(features, "pixels")]
+    keys = [_written_pixels(text)[0] for text in _column(features, "pixels")]
     return np.isin(np.array([*keys, None], object)[:-1], [*others]) if others else np.zeros(len(features), bool)
 
 
@@ -168,13 +169,22 @@ def _point_table(features: gpd.GeoDataFrame, grid: Grid, classes: tuple[str, ...
 
 def _exactly(features: gpd.GeoDataFrame, grid: Grid, read: Float64Array) -> Float64Array:
     """(N, D) coordinates in pixels: as they were written where that was on this grid, else as they are read."""
-    key = grid_key(grid)
-    exact = read.copy()
+    key, exact = grid_key(grid), read.copy()
     for row, text in enumerate(_column(features, "pixels") if "asked_by" in features else ()):
-        values = json.loads(text) if isinstance(text, str) else []
-        if values[:1] == [key]:
-            exact[row] = values[1:]
+        where, values = _written_pixels(text)
+        if where == key and len(values) == read.shape[1]:
+            exact[row] = values
     return exact
+
+
+def _written_pixels(text: object) -> tuple[str | None, list[float]]:
+    """Key of a grid and coordinates in its pixels, as `_pixels` writes them; nothing where it did not."""
+    try:
+        key, *values = parse_json(text) if isinstance(text, str) else ("",)
+        numbers = [float(value) for value in values]
+    except (ValueError, TypeError):
+        return None, []
+    return (key, numbers) if key and isinstance(key, str) and np.isfinite(numbers).all() else (None, [])
 
 
 def _common_columns(features: gpd.GeoDataFrame, classes: tuple[str, ...], where: str) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def mark_changes(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int, W
         )
     if points is not None:
         numbers = _numbers(points)
-        exact = {number: iter(written[number].attributes.get("point_pixels", ())) for number in same}
+        exact = {number: iter(_list(written[number], "point_pixels")) for number in same}
         table = points.assign(
             asked_by=[origins.get(number, FRESH) for number in numbers.tolist()],
             pixels=[next(exact[number], None) if number in exact else None for number in numbers.tolist()],
@@ -158,7 +158,12 @@ def _is_same(asked: _Asked, was: Written) -> bool:
 
 
 def _same_points(asked: _Asked, was: Written) -> bool:
-    return sorted(map(list, asked.points)) == sorted(was.attributes.get("points", ()))
+    return sorted(map(repr, map(list, asked.points))) == sorted(map(repr, _list(was, "points")))
+
+
+def _list(was: Written, name: str) -> list[Any]:
+    value = was.attributes.get(name)
+    return value if isinstance(value, list) else []
 
 
 def _is_orphaned(asked: _Asked, was: Written) -> bool:

@@ -12,7 +12,7 @@ import pyproj
 from geolabel.io.columns import Kind
 from geolabel.io.geopackage import Layer, write_geopackage
 from geolabel.io.review import NOTHING, Carried
-from geolabel.io.styles import STYLES
+from geolabel.io.styles import style_of
 
 SEGMENT_COLUMNS: dict[str, Kind] = {
     "id": "int",
@@ -50,6 +50,6 @@ def write_segments(
     """
     layer = Layer(
         "segments", "MultiPolygon", "Everything in the scene, no class", SEGMENT_COLUMNS, segments,
-        STYLES["segments"].qml(), key="id",
+        style_of("segments", segments, SEGMENT_COLUMNS).qml(), key="id",
     )  # fmt: skip
     write_geopackage(path, [layer], crs, provenance, overwrite=overwrite, carried=carried)

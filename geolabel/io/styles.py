@@ -1,15 +1,22 @@
-"""How QGIS draws the layers of an inventory: QML documents, graded by confidence or score.
+"""How QGIS shows the layers that geolabel writes: QML with symbols, names of fields and a form for the review.
 
-QGIS reads them from the table ``layer_styles`` of a GeoPackage. Colours run from pale to dark, so that they read in
-print and to the colour-blind; fills let the image shine through.
+QGIS reads them from the table ``layer_styles`` of a GeoPackage. Outlines run from pale to dark with the confidence, so
+that they read in print and to the colour-blind, on a dark line that stands out from any ground; fills let the image
+shine through. A style cannot keep a layer from being loaded, but it can leave its symbols unticked in the list of
+layers: so it is with prompts and tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from xml.etree import ElementTree as ET
+
+import numpy as np
+import pandas as pd
+
+from geolabel.io.columns import ABOUT, DERIVED, Kind
 
 REVIEW_STATES = ("unreviewed", "accepted", "rejected")
 """What a reviewer can make of a landslide or a prompt; QGIS offers them as a list."""
@@ -18,178 +25,300 @@ WARM = ("255,255,178", "254,204,92", "253,141,60", "240,59,32", "189,0,38")
 COOL = ("198,240,255", "120,214,250", "52,170,235", "24,112,204", "12,58,150")
 GREY = ("190,190,190", "160,160,160", "130,130,130", "95,95,95", "60,60,60")
 
-EVEN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+GREEN, DARK, MIDDLE = "0,158,115", "30,30,30", "120,120,120"
+
+LIMITS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Of the classes that a share is shown in."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Review": ("id", "prompt", "status", "notes", "event_date", "class"),
+    "Size": ("area_m2", "perimeter_m", "length_m", "width_m", "elongation", "lon", "lat"),
+    "Quality": ("confidence", "score_mean", "score_max", "score", "predicted_iou", "stability", "activation_mean"),
+}
+"""Pages of the form, and the columns on them, as far as a layer has them; what is left is on a page of its own."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """One symbol of one layer, in QGIS's own words."""
+    """One symbol, in QGIS's own words."""
 
     kind: str
     """``fill`` or ``marker``."""
-    properties: Mapping[str, str]
+    layers: tuple[tuple[str, Mapping[str, str]], ...]
+    """Classes of its layers, from the lowest, and their properties."""
 
 
 @dataclass(frozen=True)
-class Grade:
-    """Values from `lower` to `upper` are drawn with `symbol`."""
+class Rule:
+    """Features that a condition holds for are shown with `symbol`, or by the rules below this one."""
 
-    lower: float
-    upper: float
     label: str
-    symbol: Symbol
+    symbol: Symbol | None = None
+    condition: str = ""
+    """An expression of QGIS; empty for all features, ``ELSE`` for those that no rule beside this one takes."""
+    below: tuple[Rule, ...] = ()
+    ticked: bool = True
+    """Whether it is shown when the layer is loaded."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """A graduated renderer over an expression of the layer's columns; null is drawn as its expression says."""
+    """A style for a layer with certain columns."""
 
-    expression: str
-    grades: tuple[Grade, ...]
-    review: bool = False
-    """Whether the layer has a ``status`` that a person sets."""
+    rules: tuple[Rule, ...]
+    columns: Mapping[str, Kind]
+    title: str
+    """Expression of QGIS: what a feature is called."""
 
     def qml(self) -> str:
         """The style as the document that QGIS would save."""
-        root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology|Fields|Forms")
-        renderer = ET.SubElement(
-            root,
-            "renderer-v2",
-            type="graduatedSymbol",
-            attr=self.expression,
-            graduatedMethod="GraduatedColor",
-            enableorderby="0",
-            forceraster="0",
-            symbollevels="0",
-        )
-        ranges, symbols = ET.SubElement(renderer, "ranges"), ET.SubElement(renderer, "symbols")
-        for number, grade in enumerate(self.grades):
-            ET.SubElement(
-                ranges,
-                "range",
-                lower=f"{grade.lower:.15f}",
-                upper=f"{grade.upper:.15f}",
-                label=grade.label,
-                symbol=str(number),
-                render="true",
-            )
-            _add_symbol(symbols, str(number), grade.symbol)
-        if self.review:
-            _add_choice(root, "status", REVIEW_STATES)
+        root = ET.Element("qgis", version="3.22.0", styleCategories="AllStyleCategories")
+        _add_renderer(root, self.rules)
+        _add_fields(root, self.columns)
+        _add_form(root, self.columns)
+        ET.SubElement(root, "previewExpression").text = self.title
         ET.indent(root, " ")
         return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ET.tostring(root, encoding="unicode")
 
 
+# --- symbols ---------------------------------------------------------------------------------------------------------
+
+
+def _add_renderer(root: ET.Element, rules: Sequence[Rule]) -> None:
+    settings = {"type": "RuleRenderer", "symbollevels": "0", "forceraster": "0", "enableorderby": "0"}
+    renderer = ET.SubElement(root, "renderer-v2", settings)
+    tree = ET.SubElement(renderer, "rules", key=_key("root"))
+    symbols: list[Symbol] = []
+    for rule in rules:
+        _add_rule(tree, rule, symbols, "")
+    drawn = ET.SubElement(renderer, "symbols")
+    for number, symbol in enumerate(symbols):
+        _add_symbol(drawn, str(number), symbol)
+
+
+def _key(path: str) -> str:
+    return f"{{{uuid.uuid5(uuid.NAMESPACE_URL, path)}}}"  # the same style gives the same bytes
+
+
+def _add_rule(parent: ET.Element, rule: Rule, symbols: list[Symbol], path: str) -> None:
+    path = f"{path}/{rule.label}"
+    values = {"key": _key(path), "label": rule.label, "filter": rule.condition}
+    values |= {} if rule.ticked else {"checkstate": "0"}
+    if rule.symbol is not None:
+        values["symbol"] = str(len(symbols))
+        symbols.append(rule.symbol)
+    element = ET.SubElement(parent, "rule", {name: value for name, value in values.items() if value})
+    for below in rule.below:
+        _add_rule(element, below, symbols, path)
+
+
 def _add_symbol(parent: ET.Element, name: str, symbol: Symbol) -> None:
     element = ET.SubElement(parent, "symbol", type=symbol.kind, name=name, alpha="1", clip_to_extent="1", force_rhr="0")
-    layer_class = {"fill": "SimpleFill", "marker": "SimpleMarker"}[symbol.kind]
-    layer = ET.SubElement(element, "layer", {"class": layer_class, "enabled": "1", "locked": "0", "pass": "0"})
-    options = ET.SubElement(layer, "Option", type="Map")
-    for key, value in symbol.properties.items():
-        ET.SubElement(options, "Option", type="QString", name=key, value=value)
+    for layer_class, properties in symbol.layers:
+        layer = ET.SubElement(element, "layer", {"class": layer_class, "enabled": "1", "locked": "0", "pass": "0"})
+        options = ET.SubElement(layer, "Option", type="Map")
+        for key, value in properties.items():
+            ET.SubElement(options, "Option", type="QString", name=key, value=value)
 
 
-def _add_choice(root: ET.Element, field: str, values: Sequence[str]) -> None:
-    configuration = ET.SubElement(ET.SubElement(root, "fieldConfiguration"), "field", name=field)
-    widget = ET.SubElement(configuration, "editWidget", type="ValueMap")
-    options = ET.SubElement(ET.SubElement(widget, "config"), "Option", type="Map")
-    choices = ET.SubElement(options, "Option", type="List", name="map")
-    for value in values:
-        ET.SubElement(ET.SubElement(choices, "Option", type="Map"), "Option", type="QString", name=value, value=value)
+def _line(colour: str, width: float, style: str = "solid") -> tuple[str, Mapping[str, str]]:
+    values = {"line_color": colour, "line_style": style, "line_width": f"{width}", "line_width_unit": "MM"}
+    return "SimpleLine", values | {"joinstyle": "round", "capstyle": "round"}
 
 
-def _filled(colour: str) -> Symbol:
-    return Symbol(
-        "fill",
-        {
-            "style": "solid",
-            "color": f"{colour},120",
-            "outline_style": "solid",
-            "outline_color": "128,0,38,255",
-            "outline_width": "0.4",
-            "outline_width_unit": "MM",
-            "joinstyle": "round",
-        },
-    )
+def _fill(colour: str, style: str = "solid") -> tuple[str, Mapping[str, str]]:
+    return "SimpleFill", {"style": style, "color": colour, "outline_style": "no"}
 
 
-def _outlined(colour: str, width: str, line: str) -> Symbol:
-    return Symbol(
-        "fill",
-        {
-            "style": "no",
-            "color": "0,0,0,0",
-            "outline_style": line,
-            "outline_color": f"{colour},255",
-            "outline_width": width,
-            "outline_width_unit": "MM",
-            "joinstyle": "miter",
-        },
-    )
+def _cased(colour: str, width: float = 0.5, fill: str = "0") -> Symbol:
+    """An outline in a colour on a dark line that is a little wider, and what fill there is, of 0 to 255."""
+    casing = _line("0,0,0,150", width + 0.4)
+    return Symbol("fill", (_fill(f"{colour},{fill}"), casing, _line(f"{colour},255", width)))
+
+
+def _outlined(colour: str, width: float, style: str = "solid") -> Symbol:
+    return Symbol("fill", (_line(f"{colour},255", width, style),))
+
+
+def _crossed(colour: str) -> Symbol:
+    return Symbol("fill", (_fill(f"{colour},170", "diagonal_x"), _line(f"{colour},255", 0.3, "dash")))
 
 
 def _hatched(colour: str) -> Symbol:
-    return Symbol(
-        "fill",
-        {
-            "style": "b_diagonal",
-            "color": f"{colour},255",
-            "outline_style": "solid",
-            "outline_color": f"{colour},255",
-            "outline_width": "0.4",
-            "outline_width_unit": "MM",
-        },
-    )
+    return Symbol("fill", (_fill(f"{colour},255", "b_diagonal"), _line(f"{colour},255", 0.4)))
 
 
 def _dot(colour: str, shape: str = "circle", outline: str = "255,255,255,255") -> Symbol:
-    return Symbol(
-        "marker",
-        {
-            "name": shape,
-            "color": f"{colour},255",
-            "outline_color": outline,
-            "outline_style": "solid",
-            "outline_width": "0.3",
-            "outline_width_unit": "MM",
-            "size": "2.2",
-            "size_unit": "MM",
-        },
-    )
+    values = {"name": shape, "color": f"{colour},255", "outline_color": outline, "outline_style": "solid",
+              "outline_width": "0.3", "outline_width_unit": "MM", "size": "2.2", "size_unit": "MM"}  # fmt: skip
+    return Symbol("marker", (("SimpleMarker", values),))
 
 
-def _graded(limits: Sequence[float], symbols: Sequence[Symbol]) -> tuple[Grade, ...]:
-    return tuple(
-        Grade(lower, upper, f"{lower:g} to {upper:g}", symbol)
-        for (lower, upper), symbol in zip(pairwise(limits), symbols, strict=True)
-    )
+# --- fields and form -------------------------------------------------------------------------------------------------
 
 
-STYLES = {
-    "landslides": Style(
-        'coalesce("confidence", "score_mean", 1)', _graded(EVEN, [_filled(colour) for colour in WARM]), review=True
-    ),
-    "candidates": Style("1", (Grade(1, 1, "candidate", _outlined("128,0,38", "0.4", "dash")),), review=True),
-    "rejected": Style("1", (Grade(1, 1, "rejected", _hatched("110,110,110")),), review=True),
-    "segments": Style(
-        'coalesce("predicted_iou", 1)', _graded(EVEN, [_outlined(colour, "0.4", "solid") for colour in COOL])
-    ),
-    "prompts": Style(
-        'coalesce("score", 1)', _graded(EVEN, [_outlined(colour, "0.4", "dash") for colour in COOL]), review=True
-    ),
-    "prompt_points": Style(
-        'CASE WHEN "label" = 0 THEN -1 ELSE coalesce("score", 1) END',
-        (
-            Grade(-1, -1, "background", _dot("20,20,20", "cross_fill")),
-            *_graded(EVEN, [_dot(colour) for colour in COOL]),
+def _add_fields(root: ET.Element, columns: Mapping[str, Kind]) -> None:
+    widgets = ET.SubElement(root, "fieldConfiguration")
+    for name, kind in columns.items():
+        widget = ET.SubElement(ET.SubElement(widgets, "field", name=name), "editWidget", type=_widget(name, kind))
+        config = ET.SubElement(ET.SubElement(widget, "config"), "Option", type="Map")
+        if name == "status" and _is_reviewed(columns):
+            choices = ET.SubElement(config, "Option", type="List", name="map")
+            for value in REVIEW_STATES:
+                one = ET.SubElement(choices, "Option", type="Map")
+                ET.SubElement(one, "Option", type="QString", name=value, value=value)
+        for key, (form, value) in _settings(name, kind).items():
+            ET.SubElement(config, "Option", type=form, name=key, value=value)
+    aliases, editable = ET.SubElement(root, "aliases"), ET.SubElement(root, "editable")
+    defaults = ET.SubElement(root, "defaults")
+    for number, name in enumerate(columns):
+        alias = ABOUT[name].alias if name in ABOUT else name
+        ET.SubElement(aliases, "alias", index=str(number), field=name, name=alias)
+        ET.SubElement(editable, "field", name=name, editable=str(int(not _is_fixed(name, columns))))
+    if _is_reviewed(columns):
+        ET.SubElement(defaults, "default", field="status", expression=f"'{REVIEW_STATES[0]}'", applyOnUpdate="0")
+
+
+def _is_reviewed(columns: Mapping[str, Kind]) -> bool:
+    """Whether the layer has a ``status`` that a person sets; that of tiles is another."""
+    return "status" in columns and "tile" not in columns
+
+
+def _is_fixed(name: str, columns: Mapping[str, Kind]) -> bool:
+    """Whether a column follows from the run, so that the form shows it and takes no other value."""
+    return name in DERIVED or name in ("landslides", "origin") or "tile" in columns
+
+
+def _widget(name: str, kind: Kind) -> str:
+    if name == "status":
+        return "ValueMap"
+    # the spin box of whole numbers does not show those of 64 bits
+    return {"real": "Range", "date": "DateTime", "datetime": "DateTime", "bool": "CheckBox"}.get(kind, "TextEdit")
+
+
+def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:
+    """Type and value of what a widget is set to."""
+    if name == "notes":
+        return {"IsMultiline": ("bool", "true"), "UseHtml": ("bool", "false")}
+    if kind == "date":
+        form = "yyyy-MM-dd"
+        shown = {"display_format": ("QString", form), "field_format": ("QString", form)}
+        return shown | {"calendar_popup": ("bool", "true"), "allow_null": ("bool", "true")}
+    if kind == "real":
+        decimals = ABOUT[name].decimals if name in ABOUT else None
+        digits = {} if decimals is None else {"Precision": ("int", str(decimals))}
+        limits = {"Min": ("double", "-1e15"), "Max": ("double", "1e15"), "Step": ("double", "0.1")}
+        return digits | limits | {"AllowNull": ("bool", "true"), "Style": ("QString", "SpinBox")}
+    return {}
+
+
+def _add_form(root: ET.Element, columns: Mapping[str, Kind]) -> None:
+    """Pages of the form, and the order of the table: what a reviewer fills in comes first."""
+    pages = {page: [name for name in names if name in columns] for page, names in GROUPS.items()}
+    pages["Review"] += [name for name in columns if name not in ABOUT]
+    placed = [name for names in pages.values() for name in names]
+    pages["Origin"] = [name for name in columns if name not in placed]
+    ET.SubElement(root, "editorlayout").text = "tablayout"
+    form = ET.SubElement(root, "attributeEditorForm")
+    numbers = {name: str(number) for number, name in enumerate(columns)}
+    for page, names in pages.items():
+        if names:
+            box = ET.SubElement(
+                form, "attributeEditorContainer", name=page, columnCount="1", groupBox="0", showLabel="1"
+            )
+            for name in names:
+                ET.SubElement(box, "attributeEditorField", name=name, index=numbers[name], showLabel="1")
+    table = ET.SubElement(root, "attributetableconfig", actionWidgetStyle="dropDown", sortOrder="0", sortExpression="")
+    order = ET.SubElement(table, "columns")
+    for name in [name for names in pages.values() for name in names]:
+        ET.SubElement(order, "column", type="field", name=name, hidden="0", width="-1")
+
+
+# --- the layers ------------------------------------------------------------------------------------------------------
+
+
+def style_of(layer: str, features: pd.DataFrame, columns: Mapping[str, Kind]) -> Style:
+    """The style of a layer by its name, with classes for the values that its features have.
+
+    Parameters
+    ----------
+    columns
+        All that the layer has, in their order; those that geolabel does not know are a person's.
+    """
+    return Style(_LAYERS[layer](features), columns, _title(columns))
+
+
+def _title(columns: Mapping[str, Kind]) -> str:
+    if {"id", "class"} <= columns.keys():
+        return """concat(coalesce("class", 'landslide'), ' ', "id")"""
+    return next(f'"{name}"' for name in ("id", "prompt", "tile") if name in columns)
+
+
+def _graded(features: pd.DataFrame, name: str, symbols: Sequence[Symbol]) -> tuple[Rule, ...]:
+    """A rule for each class of a column from 0 to 1 that has a feature, and one for all that has no value."""
+    values = pd.to_numeric(features[name]).to_numpy(float) if name in features else np.zeros(0)
+    counts, _ = np.histogram(values[np.isfinite(values)], LIMITS)
+    rules = []
+    for lower, upper, symbol, count in zip(LIMITS[:-1], LIMITS[1:], symbols, counts, strict=True):
+        condition = f'"{name}" >= {lower:g} AND "{name}" {"<=" if upper == LIMITS[-1] else "<"} {upper:g}'
+        if count:
+            rules.append(Rule(f"{lower:g} to {upper:g}", symbol, condition))
+    return tuple(reversed(rules))
+
+
+def _reviewed(*rest: Rule) -> tuple[Rule, ...]:
+    """What a person has decided about, and the rules for what is left."""
+    accepted = Rule("accepted", _cased(GREEN, 0.8, "50"), "lower(\"status\") = 'accepted'")
+    return accepted, Rule("rejected", _crossed(MIDDLE), "lower(\"status\") = 'rejected'"), *rest
+
+
+def _landslides(features: pd.DataFrame) -> tuple[Rule, ...]:
+    known = [name for name in ("confidence", "score_mean") if name in features and features[name].notna().any()]
+    symbols = [_cased(colour, fill="30") for colour in WARM]
+    if not known:
+        return _reviewed(Rule("not reviewed", symbols[-1], "ELSE"))
+    grades = _graded(features, known[0], symbols)
+    title = {"confidence": "confidence, not reviewed", "score_mean": "mean score, not reviewed"}[known[0]]
+    unknown = Rule("unknown, or drawn by hand", _cased("255,255,255"), "ELSE")
+    return _reviewed(Rule(title, None, "ELSE", (*grades, unknown)))
+
+
+def _prompts(features: pd.DataFrame) -> tuple[Rule, ...]:
+    drawn = Rule("drawn or changed by a person", _outlined(GREEN, 0.5), '"origin" = \'person\' OR "origin" IS NULL')
+    rejected = Rule("rejected", _crossed(MIDDLE), "lower(\"status\") = 'rejected'")
+    grades = _graded(features, "score", [_outlined(colour, 0.4, "dash") for colour in COOL])
+    score = Rule("score", None, "ELSE", (*grades, Rule("unknown", _outlined(COOL[-1], 0.4, "dash"), "ELSE")))
+    return (Rule("prompts: tick to show", None, "", (rejected, drawn, score), ticked=False),)
+
+
+def _tiles(features: pd.DataFrame) -> tuple[Rule, ...]:
+    failed = Rule("failed", _hatched("215,25,28"), "\"status\" = 'failed'")
+    grades = _graded(features, "probability", [_outlined(colour, 0.3) for colour in GREY])
+    probability = Rule("probability", None, "ELSE", (*grades, Rule("not asked about", _outlined(GREY[0], 0.2), "ELSE")))
+    return (Rule("tiles: tick to show", None, "", (failed, probability), ticked=False),)
+
+
+def _segments(features: pd.DataFrame) -> tuple[Rule, ...]:
+    grades = _graded(features, "predicted_iou", [_outlined(colour, 0.4) for colour in COOL])
+    return (Rule("predicted IoU", None, "", (*grades, Rule("unknown", _outlined(COOL[-1], 0.4), "ELSE"))),)
+
+
+_LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
+    "landslides": _landslides,
+    "candidates": lambda _: _reviewed(Rule("candidate", _outlined("189,0,38", 0.5, "dash"), "ELSE")),
+    "rejected": lambda _: (Rule("rejected", _crossed(MIDDLE)),),
+    "prompts": _prompts,
+    "prompt_points": lambda _: (
+        Rule(
+            "points of prompts: tick to show",
+            None,
+            "",
+            (Rule("outside", _dot(DARK, "cross_fill"), '"label" = 0'), Rule("inside", _dot(COOL[-2]), "ELSE")),
+            ticked=False,
         ),
     ),
-    "tiles": Style(
-        """CASE WHEN "status" = 'failed' THEN 2 ELSE coalesce("probability", 0) END""",
-        (
-            *_graded(EVEN, [_outlined(colour, "0.2", "solid") for colour in GREY]),
-            Grade(2, 2, "failed", _hatched("215,25,28")),
-        ),
-    ),
+    "tiles": _tiles,
+    "segments": _segments,
+    "truth": lambda _: (Rule("landslide", _cased(WARM[-1], fill="60")),),
 }
-"""The style of each layer of an inventory, and of the segments of a scene."""
+"""Rules of every layer of an inventory, of the segments of a scene, and of the truth of a synthetic one."""

@@ -29,8 +29,9 @@ from geolabel.io.geopackage import Layer, write_geopackage
 from geolabel.io.promptlayers import PIXELS, asked_elsewhere, box_features, gather_prompts, point_features
 from geolabel.io.promptrecord import PROMPT_LAYERS, mark_changes, written_prompts
 from geolabel.io.review import NOTHING, REJECTED, UNREVIEWED, Carried
-from geolabel.io.styles import STYLES
+from geolabel.io.styles import style_of
 from geolabel.io.written import read_written
+from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
 from geolabel.reprojection import near
 from geolabel.scene import Grid
@@ -184,8 +185,8 @@ def _with_landslides(
 def prompt_numbers(named: object) -> list[int]:
     """Numbers in the column ``prompts`` of a landslide; none where it holds no such list."""
     try:
-        found = json.loads(named) if isinstance(named, str) else []
-    except (ValueError, RecursionError):
+        found = parse_json(named) if isinstance(named, str) else []
+    except ValueError:
         return []
     return [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
 
@@ -195,7 +196,7 @@ def _layer(
 ) -> Layer:
     if (features.geom_type == "MultiPolygon").any():  # boxes that the edge of the CRS cuts apart, too
         geometry_type = "MultiPolygon"
-    return Layer(name, geometry_type, description, columns, features, STYLES[name].qml())
+    return Layer(name, geometry_type, description, columns, features, style_of(name, features, columns).qml())
 
 
 def read_prompts(

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
 
 TABLE = "geolabel_written"
@@ -131,12 +132,12 @@ def read_written(path: str | Path) -> Record | None:
                 str(layer),
                 int(key),
                 None if outline is None else shapely.from_wkb(outline),
-                dict(json.loads(attributes)),
+                dict(parse_json(attributes)),
                 bool(reviewed),
             )
             for layer, key, outline, attributes, reviewed in rows
         ]
-    except (sqlite3.Error, ValueError, TypeError, RecursionError, shapely.errors.ShapelyError):
+    except (sqlite3.Error, ValueError, TypeError, shapely.errors.ShapelyError):
         return None
     highest = max((row.key for row in found if row.layer == HIGHEST), default=0)
     return Record({(row.layer, row.key): row for row in found if row.layer != HIGHEST}, highest)

@@ -23,7 +23,7 @@ from geolabel.io.geopackage import Layer, write_geopackage
 from geolabel.io.geotiffs import write_geotiff
 from geolabel.io.outputs import check_target
 from geolabel.io.review import Carried, check_work
-from geolabel.io.styles import STYLES, Grade, Style
+from geolabel.io.styles import style_of
 from geolabel.polygons import Geometries
 from geolabel.scene import Grid
 from geolabel.synthetic import CLASSES, SyntheticScene
@@ -171,7 +171,7 @@ def _landslides(ids: Int32Array, grid: Grid) -> Layer:
     numbers, polygons = _outlines(ids, grid.transform)
     areas = measure(polygons, grid.crs).area_m2
     features = gpd.GeoDataFrame({"id": numbers, "area_m2": areas}, geometry=polygons, crs=grid.crs)
-    style = Style("1", (Grade(1, 1, "landslide", STYLES["landslides"].grades[-1].symbol),))
+    style = style_of("truth", features, LANDSLIDE_COLUMNS)
     description = "Landslides as they were drawn, one row each"
     return Layer("landslides", "MultiPolygon", description, LANDSLIDE_COLUMNS, features, style.qml(), key="id")
 
