@@ -29,9 +29,8 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     if figures["candidates"]:
         rows["candidates"] = f"{figures['candidates']}, less likely: in the layer candidates"
     if "kept" in figures:
-        rows["review"] = (
-            f"{figures['kept']} kept as they were, {figures['rejected']} rejected; {figures['left_out']} found again on "
-            "that ground are left out"
+        rows["review"] = "{kept} kept, {rejected} rejected; {left_out} found on that ground are left out".format(
+            **figures
         )
     rows |= _effort(figures)
     if output:
