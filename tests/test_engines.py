@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from geolabel.cli.main import run
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_localizer, load_own
@@ -247,6 +248,20 @@ def test_a_graph_that_changed_since_the_plan_is_refused(copies: Path) -> None:
         file.write(b"?")
     with pytest.raises(WeightsError, match=f"the run was planned with {made.graphs[0]}"):
         weights.load(made)
+
+
+def test_models_check_and_name_the_graphs_too(copies: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(weights.resources, "files", lambda _: copies)
+    assert run(["models", "verify", "bundled"]) == 0
+    assert run(["models", "info", "bundled", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))
+    assert [sorted(one["graphs"]) for one in described] == [
+        ["localizer.onnx"],
+        ["segmenter-decoder.onnx", "segmenter-encoder.onnx"],
+    ]
+    (copies / "segmenter-decoder.onnx").write_bytes(b"?")
+    assert run(["models", "verify", "bundled"]) == 1
+    assert "segmenter-decoder.onnx is no ONNX graph" in capsys.readouterr().err
 
 
 # -- which engine ------------------------------------------------------------------------------------------------------

@@ -514,7 +514,7 @@ def test_models_info_of_a_file(files, capsys):
     assert run(["models", "info", str(files / "localizer.safetensors")]) == 0
     printed = capsys.readouterr().out
     assert "kind          localizer" in printed
-    assert "gsd range     (0.2, 30.0)" in printed
+    assert "gsd range     0.2, 30" in printed
 
 
 def test_models_of_an_unknown_name_is_an_error_of_one_line(capsys):

@@ -149,12 +149,12 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
 def verify(network: Published) -> str:
     """Check the file of a published network and return its SHA-256.
 
-    What ships with geolabel has no published hash (its package manager has); it is loaded instead.
+    What ships with geolabel has no published hash (its package manager has); each engine loads it instead.
 
     Raises
     ------
     WeightsError
-        If the file is missing or another.
+        If the file, or a graph beside it, is missing or another.
     """
     path = network.path
     if not path.is_file():
@@ -162,8 +162,10 @@ def verify(network: Published) -> str:
     digest = sha256(path)
     if network.sha256 is None:
         from geolabel.io.checkpoints import load_own
+        from geolabel.networks.on_onnx import OnnxMaps, OnnxSam
 
         load_own(path, network.role)
+        OnnxMaps(path) if network.role == "localizer" else OnnxSam(path)
     elif digest != network.sha256:
         raise WeightsError(
             f"{path} has SHA-256 {digest}, the published {network.name} has {network.sha256}: "
@@ -427,7 +429,7 @@ def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a weights file says of itself: SHA-256, bytes, number of parameters, and its description.
+    """What a weights file says of itself: SHA-256, bytes, number of parameters, its description, and graphs beside it.
 
     Raises
     ------
@@ -440,7 +442,8 @@ def describe(path: Path) -> dict[str, Any]:
     digest = sha256(path)
     if is_safetensors(path):
         state, info = load_checkpoint(path)
-        described = asdict(info)
+        graphs = {file.name: sha256(file) for file in graph_files(path, info.kind) if file.is_file()}
+        described = asdict(info) | ({"graphs": graphs} if graphs else {})
     else:
         state = official_state(path)
         described = {"kind": "segmenter", "architecture": official_name(state, path)}

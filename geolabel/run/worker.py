@@ -132,8 +132,8 @@ def settle(number: int, *, gpus: int, local: bool) -> None:
 
 def warm_up() -> None:
     """Import what tasks need, which takes seconds."""
-    for name in ("geolabel.io.weights", "geolabel.localizers", "geolabel.segmenters", "geolabel.run.passes"):
-        import_module(name)
+    for name in ("io.weights", "localizers.cam", "networks.on_onnx", "run.passes", "segmenters.sam"):
+        import_module(f"geolabel.{name}")
 
 
 def versions() -> dict[str, str]:
