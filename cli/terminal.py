@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+
+WIDE = 100
+"""Characters of a value on one line; parts of a longer one get a line each."""
 
 LINE_EVERY = 10.0
 """Seconds between lines of progress where there is no terminal to draw a bar on."""
@@ -153,12 +156,17 @@ def announce(values: Mapping[str, Any], *, as_json: bool) -> None:
 def readable(value: Any) -> str:
     """A value as a person writes it: no quotes, brackets or braces of Python."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {readable(one)}" for key, one in value.items()) or "none"
+        return _joined([f"{key} {readable(one)}" for key, one in value.items()])
     if isinstance(value, list | tuple):
-        return ", ".join(map(readable, value)) or "none"
+        return _joined([readable(one) for one in value])
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    together = ", ".join(parts) or "none"
+    return together if len(together) <= WIDE else "\n".join(parts)
 
 
 def duration(seconds: float) -> str:

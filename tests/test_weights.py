@@ -187,7 +187,7 @@ def test_a_file_of_another_size_is_fetched_again(published, server):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"content": b"<html>"}, "sent 6 bytes in place of"),
+        ({"content": b"<html>"}, "sent 6 bytes instead of"),
         ({"promised": 10**6}, "could not be downloaded"),  # the connection ends early
         ({"status": 404}, "404"),
     ],
@@ -202,7 +202,7 @@ def test_a_download_that_fails_leaves_nothing(published, server, files, change, 
 
 def test_a_download_with_another_hash_leaves_nothing(published, server, files):
     server.content = server.content[:-1] + b"?"
-    with pytest.raises(WeightsError, match=f"in place of {published.sha256}"):
+    with pytest.raises(WeightsError, match=f"instead of {published.sha256}"):
         weights.fetch(published)
     assert left_in(files / "cache") == []
 
@@ -213,6 +213,7 @@ def test_a_server_that_is_gone_is_an_error_of_one_line(published, server):
     with pytest.raises(WeightsError, match="could not be downloaded") as caught:
         weights.fetch(published)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("give the file with --sam vit_b --sam-checkpoint FILE")
 
 
 def test_a_cache_that_cannot_be_made_is_an_error(published, files, monkeypatch):
@@ -224,7 +225,7 @@ def test_a_cache_that_cannot_be_made_is_an_error(published, files, monkeypatch):
 
 def test_offline_names_both_ways_out(published, server, monkeypatch):
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
-    with pytest.raises(WeightsError, match=r"unset it, or get http.*sam_vit_b\.pth by hand .* --sam-checkpoint"):
+    with pytest.raises(WeightsError, match=r"unset it, or get http.*sam_vit_b\.pth where .* --sam-checkpoint FILE"):
         weights.recipe("segmenter", "vit_b", device="cpu")
     assert server.requests == 0
     monkeypatch.setenv("GEOLABEL_OFFLINE", "0")

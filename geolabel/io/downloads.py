@@ -43,13 +43,17 @@ def _digest(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(url: str, path: Path, *, size: int, sha256_expected: str, progress: Any = None) -> None:
+def download(
+    url: str, path: Path, *, size: int, sha256_expected: str, otherwise: str = "try again later", progress: Any = None
+) -> None:
     """Download a file beside `path`, check it, and rename it into place.
 
     Parameters
     ----------
     size, sha256_expected
         Of the whole file.
+    otherwise
+        What to do where the server cannot be reached, for the message.
     progress
         A progress bar as pooch takes it: ``total``, ``update(n)``, ``reset()`` and ``close()``.
 
@@ -62,7 +66,7 @@ def download(url: str, path: Path, *, size: int, sha256_expected: str, progress:
 
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     fetch = HTTPDownloader(progressbar=progress or False, chunk_size=CHUNK, timeout=TIMEOUT)
-    logger.info("downloading %s (%.0f MB) to %s", url, size / 1e6, path)
+    logger.warning("downloading %s (%.0f MB) to %s", url, size / 1e6, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,7 +79,7 @@ def download(url: str, path: Path, *, size: int, sha256_expected: str, progress:
         part.replace(path)
     except OSError as error:  # those of requests are OSErrors too
         said = in_words(error)
-        raise WeightsError(f"{url} could not be downloaded to {path.parent}: {said}; try again later") from error
+        raise WeightsError(f"{url} could not be downloaded to {path.parent}: {said}; {otherwise}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -83,7 +87,7 @@ def download(url: str, path: Path, *, size: int, sha256_expected: str, progress:
 def _check(part: Path, url: str, size: int, expected: str) -> None:
     found = part.stat().st_size
     if found != size:
-        raise WeightsError(f"{url} sent {found} bytes in place of {size}: try again, or fetch the file by hand")
+        raise WeightsError(f"{url} sent {found} bytes instead of {size}: try again, or fetch the file by hand")
     digest = sha256(part)
     if digest != expected:
-        raise WeightsError(f"{url} sent a file with SHA-256 {digest} in place of {expected}: do not use that source")
+        raise WeightsError(f"{url} sent a file with SHA-256 {digest} instead of {expected}: do not use that source")

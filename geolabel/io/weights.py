@@ -137,12 +137,16 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
         return path
     if network.url is None or network.size is None or network.sha256 is None:
         raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
+    by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
     if offline():
         raise WeightsError(
             f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
-            f"{network.url} by hand and give it with --sam-checkpoint"
+            f"{network.url} where there is a network, and {by_hand}"
         )
-    download(network.url, network.path, size=network.size, sha256_expected=network.sha256, progress=progress)
+    download(
+        network.url, network.path, size=network.size, sha256_expected=network.sha256, progress=progress,
+        otherwise=f"try again later, or get it where there is a network, and {by_hand}",
+    )  # fmt: skip
     return network.path
 
 

@@ -16,6 +16,7 @@ from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.errors import WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
+from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.networks import build
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
@@ -229,8 +230,10 @@ def _start(
     try:
         classifier = Classifier(**architecture, pretrained=pretrained)
     except (ValueError, OSError) as error:
-        raise WeightsError(f"{backbone} cannot start a localizer ({error}): give none, bundled, a file of geolabel, or "
-                           "a convolutional network of timm") from error  # fmt: skip
+        raise WeightsError(
+            f"{backbone} cannot start a localizer ({in_words(error)}): give none, bundled, a file of geolabel, or a "
+            "convolutional network of timm"
+        ) from error
     described = {"name": "classifier", **architecture}
     known = _known(request, numbers, chips)
     info = NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **known)
