@@ -327,10 +327,12 @@ def test_false_alarms_by_hand():
     assert alarms == {"ha per km2": pytest.approx(1.0), "polygons per km2": pytest.approx(1.0)}
 
 
-def test_answers_of_a_coarser_working_grid_are_judged_on_the_scenes_own():
+def test_answers_of_another_working_grid_are_judged_on_the_scenes_own():
     grid = layout.placed(field((4, 6)), 0.1)
     ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     assert scenes.onto(ids, grid).tolist() == np.kron(ids, np.ones((2, 2), int)).tolist()
+    finer = np.kron(np.arange(24, dtype=np.int32).reshape(4, 6), np.ones((4, 4), np.int32))
+    assert scenes.onto(finer, grid).tolist() == np.arange(24).reshape(4, 6).tolist()
     whole = np.zeros((4, 6), np.int32)
     assert scenes.onto(whole, grid) is whole
 
