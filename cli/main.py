@@ -14,6 +14,7 @@ from geolabel.urls import without_secrets
 
 from .commands import Group
 from .options import Session
+from .streams import open_streams
 
 COMMANDS = (
     "extract",
@@ -65,7 +66,13 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 ok, 1 error, 2 usage, 3 finished with gaps, 130 interrupted."""
-    sys.exit(run(arguments))
+    stdout = open_streams()
+    code = run(arguments)
+    sys.stdout.flush()
+    if stdout is not None and stdout.failure is not None:
+        click.echo(f"geolabel: stdout cannot be written: {stdout.failure.strerror}", err=True)
+        code = code or 1
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -83,8 +90,6 @@ def run(arguments: list[str] | None = None) -> int:
     except GeolabelError as error:
         _say(session, "; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2 if isinstance(error, OptionError) else 1
-    except BrokenPipeError:
-        return 1
     except Exception as error:  # noqa: BLE001  # the last resort: no traceback for users who did not ask for one
         reason = str(error).splitlines()[0] if str(error) else "no message"
         _say(session, f"unexpected {type(error).__name__}: {reason} (--debug shows where)")

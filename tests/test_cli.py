@@ -161,6 +161,7 @@ def test_commands_are_the_files_of_the_folder():
         "packing",
         "prediction",
         "pretraining",
+        "streams",
         "summary",
         "terminal",
     }

@@ -1,0 +1,61 @@
+"""Standard streams that are closed, full, or without a reader: no reason for a run to end."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+
+class _Forgiving(io.FileIO):
+    """A descriptor to write to. What cannot be written is dropped, so that what was begun is finished."""
+
+    failure: OSError | None = None
+    """Why, unless it is that nobody reads any more, as behind ``| head -1``."""
+
+    def write(self, data: Any, /) -> int:
+        """Write, or seem to."""
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+        except OSError as error:
+            self.failure = error
+            return memoryview(data).nbytes
+
+
+def open_streams() -> _Forgiving | None:
+    """Make the standard streams of this process usable, however it was started.
+
+    A stream that is closed leads to nowhere: the first file that is opened would otherwise take its number, and get
+    what libraries print there.
+
+    Returns
+    -------
+    What stdout writes to; None where that cannot fail.
+    """
+    stdout = None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if not _is_open(number):
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115, PTH123
+        elif number and not stream.isatty():
+            stream.flush()
+            raw = _Forgiving(number, "w", closefd=False)
+            text = io.TextIOWrapper(
+                io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=name == "stderr"
+            )
+            setattr(sys, name, text)
+            stdout = raw if name == "stdout" else stdout
+    return stdout
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
