@@ -106,7 +106,6 @@ def extract(
     geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
     """
     from geolabel.errors import OptionError
-    from geolabel.io.listing import list_scenes
 
     *others, last = scenes
     output = last if others and last.lower().endswith(".gpkg") else None
@@ -116,6 +115,8 @@ def extract(
     if target is None and not dry_run:
         raise OptionError("no output: give --out FILE.gpkg")
     check_scenes(others if output else scenes)
+    from geolabel.io.listing import list_scenes
+
     listed = list_scenes(others if output else scenes, asset=given["asset"])
     check_listed(listed)
     with ExitStack() as stack:

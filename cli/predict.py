@@ -50,13 +50,14 @@ def predict(
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.6
     """
     from geolabel.errors import OptionError
-    from geolabel.io.listing import list_scenes
 
     output = scenes[1] if len(scenes) == 2 and not out else None
     target = out or output
     if target is None:
         raise OptionError("no output: give --out FILE.tif")
     check_scenes(scenes[:1] if output else scenes)
+    from geolabel.io.listing import list_scenes
+
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
     check_listed(listed)
     with ExitStack() as stack:
