@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -16,6 +17,8 @@ MAX_XML_BYTES = 64 << 20
 
 MAX_DEPTH = 64
 """Values in values, or elements in elements."""
+
+MAX_NAME = 200
 
 MAX_ELEMENTS = 2_000_000
 
@@ -101,6 +104,46 @@ def parse_xml(text: bytes, *, limit: int = MAX_XML_BYTES, depth: int = MAX_DEPTH
     except (expat.ExpatError, LookupError) as error:  # LookupError: of an encoding that Python does not know
         raise ValueError(f"it is no XML ({error})") from error
     return builder.close()
+
+
+def parse_name(value: Any) -> str:
+    """The name of a class: a line of 1 to 200 characters.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_NAME or not value.isprintable():
+        raise ValueError(f"{str(value)[:40]!r} is no name: a name is a line of up to {MAX_NAME} characters")
+    return value
+
+
+def parse_file_name(value: Any) -> str:
+    """The name of a file in a folder: a `parse_name` that leads nowhere else.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    if parse_name(value).startswith(".") or any(mark in value for mark in "/\\:"):
+        raise ValueError(f"{value!r} is no name of a file: it leads out of its folder")
+    return str(value)
+
+
+def parse_length(value: Any) -> float:
+    """A positive, finite number of metres.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{str(value)[:40]} is no positive number of metres")
+    return number
 
 
 def _size(limit: int) -> str:

@@ -19,8 +19,8 @@ ORDER = (
 """Ring 0 from left to right: a module imports what stands to its left."""
 
 PARTS = (
-    "crf", "devices", "labelers", "localizers", "networks", "parts", "pipeline", "prompters", "segmenters", "synthetic",
-    "trainers",
+    "crf", "devices", "labelers", "localizers", "networks", "parts", "pictures", "pipeline", "prompters", "segmenters",
+    "synthetic", "trainers",
 )  # fmt: skip
 WORLD = ("datasets", "io", "weights")
 RUN = ("bench", "cli", "methods", "run", "testing", "__init__")
@@ -188,6 +188,17 @@ def test_what_strangers_send_is_opened_in_few_places():
             writes = len(call.args) > 1 and ast.unparse(call.args[1]) in ("'w'", "'r+'")
             if function in reading and not writes:
                 assert name_of(path) in reading[function], f"{path}, line {call.lineno}"
+
+
+def test_json_and_pictures_are_read_in_one_place_each():
+    """Where their size and depth are bounded, and decoders of other formats are left out."""
+    for path in files():
+        for function, call in calls(path):
+            plain = [ast.unparse(argument) for argument in call.args]
+            if function in {"json.loads", "json.load"} and not plain[0].startswith("json.dumps("):
+                assert name_of(path) == "parsing", f"{path}, line {call.lineno}"
+            if function == "Image.open" and not plain[0].startswith("io.BytesIO("):
+                assert name_of(path) == "pictures", f"{path}, line {call.lineno}"
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

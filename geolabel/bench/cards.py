@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from geolabel.io import weights
 from geolabel.io.measured import MEASURED, save_measured
 from geolabel.io.outputs import replacing
 from geolabel.networks.checkpoint import Kind, load_checkpoint
+from geolabel.parsing import read_json
 from geolabel.run.plan import Parameters
 from geolabel.run.request import Networks
 from geolabel.trainers.cards import write_card
@@ -90,7 +90,7 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OptionError(f"{path} does not exist: run geolabel bench quality --out {path.parent} first")
-    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    table: dict[str, Any] = read_json(path)
     return table
 
 
@@ -98,7 +98,7 @@ def _worst(path: Path) -> list[int]:
     """Seeds of the synthetic scenes with the lowest IoU, the worst first; none if they were not measured."""
     if not path.is_file():
         return []
-    cases = json.loads(path.read_text(encoding="utf-8"))["section"]["cases"]["synthetic"]
+    cases = read_json(path)["section"]["cases"]["synthetic"]
     ranked = sorted((case for case in cases if case[OURS] is not None), key=lambda case: float(case[OURS]))
     return [int(case["name"].removeprefix("seed ")) for case in ranked[:WORST]]
 

@@ -8,7 +8,6 @@ are made once for all thresholds, and the figures are kept in a file: a study th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from geolabel.io.outputs import replacing
 from geolabel.labels import Instances, LabelMap, closed_regions
 from geolabel.methods.diffuprompter import asked_only, compose
 from geolabel.metrics import ratio
+from geolabel.parsing import read_json
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import label_image
 from geolabel.run import worker
@@ -111,7 +111,7 @@ class GroundingStudy:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, self._measure(replace(self.grounding, timestep=timestep, draws=draws)))
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             for threshold in map(str, self.thresholds):
                 for way in WAYS:
                     if threshold not in found or way not in found[threshold]:

@@ -30,6 +30,7 @@ from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.localizers.dense import DenseLocalizer
 from geolabel.methods import alps
 from geolabel.networks.initial import Share
+from geolabel.parsing import read_json
 from geolabel.run import students, worker
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks
@@ -230,7 +231,7 @@ class PretrainingStudy:
         key = json.loads(json.dumps(kept, default=str))
         path = self.out / "study.json"
         self.out.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != key:
+        if path.is_file() and read_json(path) != key:
             raise OptionError(f"{self.out} holds a study of other images or settings: another folder, or --overwrite")
         write_json(path, key)
 
@@ -266,7 +267,7 @@ class PretrainingStudy:
         if not (out / FIGURES).is_file():
             found = self._tune(lesson, count, seed, out)
             write_json(out / FIGURES, {key: None if math.isnan(value) else value for key, value in found.items()})
-        read: dict[str, float | None] = json.loads((out / FIGURES).read_text(encoding="utf-8"))
+        read: dict[str, float | None] = read_json(out / FIGURES)
         return {key: math.nan if value is None else value for key, value in read.items()}
 
     def _tune(self, lesson: Lesson, count: int, seed: int, out: Path) -> dict[str, float]:

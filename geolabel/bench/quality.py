@@ -6,7 +6,6 @@ resumes from there. A section is measured again when the networks, the data or t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from geolabel.bench.sections import SECTIONS
 from geolabel.bench.setup import Bench
 from geolabel.bench.table import OURS, Section, extremes, write_json, write_text
 from geolabel.io import weights
+from geolabel.parsing import read_json
 from geolabel.parts import Recipe
 
 TABLE, PAGE, CURVES, PARTS = "quality.json", "quality.md", "reliability.png", "sections"
@@ -68,7 +68,7 @@ def _kept(path: Path, key: dict[str, Any]) -> Section | None:
     """A section that was measured before, if nothing has changed since."""
     if not path.is_file():
         return None
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = read_json(path)
     return Section.of(held["section"]) if held["key"] == key else None
 
 

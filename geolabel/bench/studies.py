@@ -7,7 +7,6 @@ masks, which nothing learns from. Every variant leaves its figures in a file: a 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from geolabel.io import weights
 from geolabel.io.outputs import replacing
 from geolabel.masks import Masks
 from geolabel.methods import apsam
+from geolabel.parsing import read_json
 from geolabel.parts import Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.run import localizers, worker
@@ -176,7 +176,7 @@ class Study:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"variant": name} | _plain(measure()))
-            figures = json.loads(path.read_text(encoding="utf-8"))
+            figures = read_json(path)
             figures = {key: math.nan if value is None else value for key, value in figures.items() if key != "variant"}
             printed = PAPER[self.name].get(name)
             rows.append(Measurement("", name, figures | ({} if printed is None else {"paper": printed})))
@@ -195,7 +195,7 @@ class Study:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, numbers)
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(path)
         if other := [name for name, value in numbers.items() if held.get(name) != value]:
             raise OptionError(f"{self.out} holds a study with another {other[0]}: another --out, or --overwrite")
 

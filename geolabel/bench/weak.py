@@ -40,6 +40,7 @@ from geolabel.labels import BACKGROUND
 from geolabel.localizers.dense import DenseLocalizer
 from geolabel.localizers.multiscale import MultiscaleLocalizer
 from geolabel.methods import apsam, cism, s2c
+from geolabel.parsing import read_json
 from geolabel.parts import Recipe
 from geolabel.run import localizers, students, worker
 from geolabel.run.activated import ActivatedLabels, Compose, chip_localizer, label_chips
@@ -191,7 +192,7 @@ class WeakBench:
         """
         self._check()
         done = {
-            str(path.relative_to(self.work).with_suffix("")): json.loads(path.read_text(encoding="utf-8"))
+            str(path.relative_to(self.work).with_suffix("")): read_json(path)
             for path in sorted(self.work.glob("seed[0-9]*/*.json"))
         }
         steps = list(self.steps())
@@ -205,7 +206,7 @@ class WeakBench:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, _plain(found))
                 log.info("%s: %.0f s", name, found["seconds"])
-            done[name] = json.loads(path.read_text(encoding="utf-8"))
+            done[name] = read_json(path)
         return done
 
     def _check(self) -> None:
@@ -222,7 +223,7 @@ class WeakBench:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, wanted)
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = read_json(path)
         for name, value in wanted.items():
             if held.get(name) != value:
                 raise OptionError(

@@ -14,7 +14,6 @@ in any other, what is not 0 is the one class that there is.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
 from geolabel.chips import Chip
 from geolabel.datasets.tables import means_nothing, read_table
 from geolabel.errors import ChipError
 from geolabel.labels import IGNORE
+from geolabel.parsing import parse_length, parse_name, read_json
+from geolabel.pictures import open_picture
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE, DESCRIPTION = "labels.csv", "chips.json"
 
-MOST_VALUES = 1 << 29
-"""Of a chip, in all bands; a header that claims more is no chip's."""
+MAX_CHIP_BYTES = 1 << 30
+"""Of the values of a chip in all bands; a header that claims more is no chip's."""
+
+MAX_DESCRIPTION_BYTES = 1 << 20
 
 SAMPLED = 32
 """Chips that the stretch of a set that is not uint8 is taken from."""
@@ -214,9 +216,9 @@ def _description(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        return {"classes": tuple(map(str, facts["classes"])), "gsd_m": float(facts["gsd_m"])}
-    except (KeyError, TypeError, ValueError) as error:
+        facts = read_json(file, limit=MAX_DESCRIPTION_BYTES)
+        return {"classes": tuple(map(parse_name, facts["classes"])), "gsd_m": parse_length(facts["gsd_m"])}
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ChipError(f"{file} cannot be understood ({error}): cut the chips again, or remove it") from error
 
 
@@ -281,12 +283,12 @@ def read_image(path: Path) -> AnyArray:
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             return _read_tiff(path)
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             plain = image if image.mode in ("L", "RGB", "P", "1", "I;16") else image.convert("RGB")
             plain = plain.convert("RGB") if plain.mode == "P" and path.parent.name != "masks" else plain
             values = np.array(plain)
             return values.astype(np.uint8) if values.dtype == bool else values
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise ChipError(f"{path} cannot be read ({error}): remove it, or save it again as PNG, JPEG or TIFF") from error
 
 
@@ -301,8 +303,9 @@ def _read_tiff(path: Path) -> AnyArray:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips may lie nowhere
         try:
             with reading(str(path)) as dataset:
-                if dataset.count * dataset.height * dataset.width > MOST_VALUES:
-                    raise OSError(f"{dataset.count} x {dataset.height} x {dataset.width} values are no chip")
+                size = dataset.height * dataset.width * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+                if size > MAX_CHIP_BYTES:
+                    raise OSError(f"it claims {dataset.count} x {dataset.height} x {dataset.width} values")
                 return np.moveaxis(dataset.read(), 0, 2)
         except RasterioError as error:
             raise OSError(error) from error

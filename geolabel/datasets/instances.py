@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections import Counter, defaultdict
@@ -26,6 +25,7 @@ from geolabel.labels import (
     from_run_lengths,
     smallest_wins,
 )
+from geolabel.parsing import parse_name, read_json
 from geolabel.trainers.examples import Examples
 from geolabel.trainers.instances import Outlined
 from geolabel.types import AnyArray, BoolArray, UInt8Array
@@ -123,6 +123,13 @@ class MaskedInstances:
         return chip.rgb, closed_regions(LabelMap(chip.mask, np.ones(chip.mask.shape, np.float32), named))
 
 
+MAX_COCO_BYTES = 1 << 30
+"""Of a file of COCO; that of COCO 2017 takes half of it."""
+
+MAX_MASKS_PX = 1 << 33
+"""Of the masks of one image together: they are in memory at once."""
+
+
 @dataclass(frozen=True)
 class _Object:
     """An annotation with an outline."""
@@ -163,7 +170,7 @@ class CocoInstances:
     @cached_property
     def _content(self) -> dict[str, list[dict[str, Any]]]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8-sig"))
+            content = read_json(self.path, limit=MAX_COCO_BYTES)
         except (OSError, ValueError) as error:
             raise ChipError(f"{self.path} cannot be read ({error}): give a COCO file of instances") from error
         content = content if isinstance(content, dict) else {}
@@ -175,7 +182,7 @@ class CocoInstances:
     @cached_property
     def _categories(self) -> dict[str, tuple[int, str]]:
         """Number from 1 and name of every category by its id, in the order of the ids."""
-        names = {_id(category["id"]): str(category["name"]) for category in self._content["categories"]}
+        names = {_id(category["id"]): parse_name(category["name"]) for category in self._content["categories"]}
         twice = [name for name, count in Counter(names.values()).items() if count > 1]
         if twice:
             raise ValueError(f"several categories are called {twice[0]!r}")
@@ -186,7 +193,7 @@ class CocoInstances:
     def _images(self) -> tuple[_Image, ...]:
         try:
             return self._read_images()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"an entry lacks {error}" if isinstance(error, KeyError) else error
             raise ChipError(
                 f"{self.path} cannot be understood ({reason}): export it again as COCO instances"
@@ -256,9 +263,14 @@ class CocoInstances:
                 f"{entry.name} has {size[0]} x {size[1]} px and was outlined at {entry.size[0]} x {entry.size[1]} px, "
                 f"says {self.path}: put the image that was outlined beside it"
             )
+        if len(entry.objects) * size[0] * size[1] > MAX_MASKS_PX:
+            raise ChipError(
+                f"{self.path}: {len(entry.objects)} objects on {entry.name}, of {size[0]} x {size[1]} px, take more "
+                "memory than there is: cut the image into smaller ones"
+            )
         try:
             masks = [_decode(one.segmentation, *size) for one in entry.objects]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ChipError(f"{self.path}: objects of {entry.name} cannot be understood ({error})") from error
         ids = smallest_wins(np.stack(masks)) + 1 if masks else np.zeros(size, np.int32)
         areas = np.bincount(ids.ravel(), minlength=len(masks) + 1)[1:].astype(np.int64)

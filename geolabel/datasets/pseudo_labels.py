@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from geolabel import parsing
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.io.outputs import replacing, saving
 from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
+from geolabel.pictures import open_picture
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 FORMAT = 1
@@ -203,12 +205,16 @@ class PseudoLabels(Sequence["PseudoLabel"]):
             reason = reason if self.root.is_dir() else "there is no such folder"
             raise SceneError(f"{self.root} holds no finished pseudo-labels ({reason}): give a folder of geolabel label")
         manifest = read_json(path)
-        if manifest.get("format", 0) > FORMAT:
+        try:
+            newer = manifest.get("format", 0) > FORMAT
+            self.names: tuple[str, ...] = tuple(map(parsing.parse_file_name, manifest["images"]))
+            self.classes: tuple[str, ...] = tuple(map(parsing.parse_name, manifest["classes"]))
+            self.provenance: dict[str, Any] = dict(manifest["provenance"])
+            self.results: dict[str, Any] = dict(manifest["results"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SceneError(f"{path} is no manifest of pseudo-labels ({error!r}): make them again") from error
+        if newer:
             raise SceneError(f"{self.root} has format {manifest['format']}, this geolabel reads {FORMAT}: upgrade it")
-        self.names: tuple[str, ...] = tuple(manifest["images"])
-        self.classes: tuple[str, ...] = tuple(manifest["classes"])
-        self.provenance: dict[str, Any] = manifest["provenance"]
-        self.results: dict[str, Any] = manifest["results"]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -285,11 +291,11 @@ def _write_png(path: Path, pixels: UInt8Array) -> None:
 
 def _read_png(path: Path, mode: str) -> AnyArray:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             if picture.mode != mode:
                 raise SceneError(f"{path} has mode {picture.mode}, {mode} is needed: it was replaced by another file")
             return np.asarray(picture)
-    except (OSError, UnidentifiedImageError) as error:
+    except OSError as error:
         raise SceneError(f"{path} cannot be read: {error}") from error
 
 
@@ -308,7 +314,7 @@ def read_json(path: Path) -> Any:
         If the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsing.read_json(path)
     except (OSError, ValueError) as error:
         raise SceneError(f"{path} cannot be read: {error}") from error
 

@@ -15,6 +15,7 @@ import numpy as np
 from geolabel.confidence import Attributes, ConfidenceModel
 from geolabel.errors import WeightsError
 from geolabel.io.outputs import replacing
+from geolabel.parsing import read_json
 from geolabel.types import Float64Array
 
 
@@ -63,7 +64,7 @@ def load_confidence(path: Path) -> FittedConfidence:
         If the file is missing or holds no such model.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         numbers = {name: tuple(values[name]) for name in ("means", "scales", "coefficients")}
         model = ConfidenceModel(names=tuple(values["features"]), intercept=float(values["intercept"]), **numbers)
         return FittedConfidence(model, dict(values["networks"]), dict(values["fitted"]))

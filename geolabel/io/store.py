@@ -22,6 +22,7 @@ import numpy as np
 
 from geolabel.errors import OutputError
 from geolabel.io.places import Place, place
+from geolabel.parsing import parse_json
 from geolabel.types import AnyArray
 
 SUFFIX = ".safetensors"
@@ -189,8 +190,8 @@ def _entries(file: BufferedIOBase) -> dict[str, _Entry]:
     begin = 8 + int.from_bytes(file.read(8), "little")
     if not 8 < begin <= size:
         raise ValueError("it has no header")
-    header = json.loads(file.read(begin - 8))
-    sums = json.loads(header.pop("__metadata__")[CHECKSUMS])
+    header = parse_json(file.read(begin - 8))
+    sums = parse_json(header.pop("__metadata__")[CHECKSUMS])
     entries = {}
     end = begin
     for name, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

@@ -6,7 +6,6 @@ safetensors. Downloads stay in a cache folder (`cache_folder`), and ``GEOLABEL_O
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -22,6 +21,7 @@ from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import download, sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
 from geolabel.networks.engines import Engine, graph_files
+from geolabel.parsing import parse_json
 from geolabel.parts import EVERYWHERE, NOTHING, Everywhere, Localizer, NoMasks, Recipe, Segmenter
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def bundled_gsd_range() -> tuple[float, float]:
     for path in (fetch(network) for network in PUBLISHED if network.bundled):
         try:
             with safe_open(path, framework="np") as file:
-                ranges.append(json.loads(file.metadata()["geolabel"])["gsd_range"])
+                ranges.append(parse_json(file.metadata()["geolabel"])["gsd_range"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path} does not say what it knows ({error}): install geolabel again") from error
     finest, coarsest = zip(*ranges, strict=True)

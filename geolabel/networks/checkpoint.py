@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from geolabel.errors import WeightsError
 from geolabel.kinds import depth, of_kind
+from geolabel.parsing import parse_json
 from geolabel.types import Float32Array
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class NetworkInfo:
             If the text is no such description, or of a newer format.
         """
         try:
-            given = json.loads(text)
+            given = parse_json(text)
             version = given.pop("format")
             if version > FORMAT:
                 raise WeightsError(

@@ -16,7 +16,7 @@ from geolabel.io.fingerprints import fingerprint
 from geolabel.io.patchwork import patchwork_of
 from geolabel.io.places import Place
 from geolabel.io.scenes import SceneReader
-from geolabel.kinds import depth
+from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
 from geolabel.run import execute, worker
 from geolabel.run.plan import Plan
@@ -66,17 +66,13 @@ class State:
         ValueError
             If it is anything else.
         """
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB")
-        values = json.loads(data)
+        values = parse_json(data, limit=MOST_BYTES, depth=DEEPEST)
         kinds = {"key": dict, "started": str, "overwrite": bool, "status": str, "message": str, "passes": dict,
                  "written": dict}  # fmt: skip
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT or values.keys() != kinds.keys():
             raise ValueError("it is of another version of geolabel")
         if not all(isinstance(values[name], kind) for name, kind in kinds.items()):
             raise ValueError("it is damaged")
-        if depth(values) > DEEPEST:
-            raise ValueError("it is damaged: its values lie too deep")
         return cls(**values)
 
     @classmethod

@@ -22,6 +22,7 @@ import shapely
 from geolabel.errors import GeolabelError, MemoryLimitError, OutputError, memory_wanted, ran_out_of_memory
 from geolabel.io.store import Store
 from geolabel.kinds import hints, of_kind
+from geolabel.parsing import parse_json
 from geolabel.run.passes import MaskTable, Regions, TileReport
 from geolabel.run.vectorize import Sums
 from geolabel.seams import Spans
@@ -194,6 +195,6 @@ def unpack(arrays: Mapping[str, AnyArray]) -> Any:
         return record
 
     try:
-        return build(json.loads(bytes(np.asarray(arrays["outline"], np.uint8))))
+        return build(parse_json(bytes(np.asarray(arrays["outline"], np.uint8))))
     except UNLIKE as error:
         raise OutputError(f"a record is not as it was written: {error}") from error

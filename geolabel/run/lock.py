@@ -20,6 +20,7 @@ import psutil
 from geolabel.errors import RunError
 from geolabel.io.places import Place
 from geolabel.kinds import of_kind
+from geolabel.parsing import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ MOST_BYTES = 1 << 16
 
 BEAT = 5.0
 """Seconds between the signs of life of whoever holds the lock."""
+
+MAX_BYTES = 1 << 16
+"""Of a lock."""
 
 MOST_PID = 1 << 31
 """Larger than any number of a process."""
@@ -59,9 +63,9 @@ class Holder:
     def parse(cls, data: bytes) -> Self | None:
         """Read a lock; None where it is none, as a full disk leaves it."""
         try:
-            values = json.loads(data)
+            values = parse_json(data, limit=MAX_BYTES)
             found = cls(**values)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError):
             return None
         return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < MOST_PID else None
 

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from geolabel.chips import Chips
+from geolabel.errors import ChipError
 from geolabel.io.outputs import saving
 from geolabel.labels import smallest_wins
 from geolabel.masks import Filters
 from geolabel.parts import Recipe, Segmenter
+from geolabel.pictures import open_picture
 from geolabel.prompters import GridPrompter
 from geolabel.run.report import Progress
 from geolabel.tiles import TileGrid
@@ -33,8 +35,12 @@ class SegmentMaps:
 
     def __call__(self, index: int) -> Int32Array:
         """(H, W) numbers from 1, 0 where no segment is."""
-        with Image.open(self.folder / f"{self.chips.names[index]}.png") as image:
-            return np.asarray(image).astype(np.int32)
+        path = self.folder / f"{self.chips.names[index]}.png"
+        try:
+            with open_picture(path) as image:
+                return np.asarray(image).astype(np.int32)
+        except OSError as error:
+            raise ChipError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
 
 
 def segment_maps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from geolabel.errors import VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS, Kind
 from geolabel.io.patchwork import common_date
 from geolabel.io.vectors import prompt_numbers
+from geolabel.parsing import parse_json
 from geolabel.reprojection import reproject
 from geolabel.run.origins import sources
 from geolabel.run.survey import same_crs
@@ -135,7 +135,7 @@ def _union(parts: gpd.GeoDataFrame) -> dict[str, Any]:
         values = parts[name].to_numpy(float)
         known = np.isfinite(values)
         whole[name] = float(np.average(values[known], weights=area[known])) if known.any() else np.nan
-    names = [name for text in parts["source"] for name in json.loads(text)]
+    names = [name for text in parts["source"] for name in parse_json(text)]
     asked = sorted({number for text in parts["prompts"] for number in prompt_numbers(text)})
     return whole | {
         "score_max": float(parts["score_max"].max()),

@@ -18,6 +18,7 @@ from skimage.segmentation import felzenszwalb
 
 from geolabel import synthetic
 from geolabel.errors import OptionError
+from geolabel.pictures import open_picture
 from geolabel.radiometry import Stretch
 from geolabel.synthetic import synthesize
 from geolabel.synthetic.cover import LANDSLIDE
@@ -227,7 +228,7 @@ def read_image(path: Path, mode: str) -> UInt8Array:
         If it cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return np.asarray(image.convert(mode))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise OptionError(f"{path} cannot be read ({error}): remove it, or save it again as PNG or JPEG") from error

@@ -1,0 +1,38 @@
+"""Pictures in PNG and JPEG, opened by no other decoder and only while they are small enough for memory."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG")
+"""Of Pillow. It knows dozens, one of which starts another program to draw a page."""
+
+MAX_PIXELS = 1 << 26
+"""Of a picture, 8192 x 8192; Pillow itself warns at about as many."""
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; decoding it inside the block raises OSError as well.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, is neither PNG nor JPEG, or claims more than `MAX_PIXELS`.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise OSError(f"it claims {picture.width} x {picture.height} px, and at most {MAX_PIXELS} px are read")
+            yield picture
+    except UnidentifiedImageError as error:
+        raise OSError("it is neither PNG nor JPEG") from error
+    except (ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, struct.error, zlib.error,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise OSError(f"it is damaged ({error})") from error
