@@ -13,6 +13,7 @@ import numpy as np
 from geolabel.errors import OptionError
 from geolabel.labels import BACKGROUND
 from geolabel.masks import Filters
+from geolabel.parsing import parse_name
 from geolabel.types import Float32Array, Int32Array, Int64Array
 
 MOST = 255
@@ -129,9 +130,13 @@ class Clusters:
         return cls(
             np.asarray(record["centres"], np.float32),
             np.asarray(record["sizes"], np.int64),
-            tuple(record["names"]),
+            tuple(map(parse_name, record["names"])),
             bool(record["normalised"]),
         )
+
+
+MAX_POINTS, MAX_TILE = 512, 1 << 14
+"""Points along a side of a tile, and its side in pixels, that any segmenter is asked about."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,11 @@ class Source:
     def __post_init__(self) -> None:
         if not 0 < self.max_share <= 1:
             raise OptionError(f"share {self.max_share} of an image that a mask covers: it has to lie above 0, up to 1")
+        if not (1 <= self.points_per_side <= MAX_POINTS and 1 <= self.tile <= MAX_TILE):
+            raise OptionError(
+                f"{self.points_per_side} points a side of a tile of {self.tile} px: give 1 to {MAX_POINTS} points, and "
+                f"tiles of at most {MAX_TILE} px"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

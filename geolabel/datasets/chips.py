@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from geolabel.chips import Chip
 from geolabel.datasets.tables import means_nothing, read_table
 from geolabel.errors import ChipError
+from geolabel.io.names import check_name
 from geolabel.labels import IGNORE
 from geolabel.parsing import parse_length, parse_name, read_json
 from geolabel.pictures import open_picture
@@ -237,6 +238,7 @@ def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Ro
 
 def _file(table: Path, name: str) -> Path:
     """The file that a table names, as Windows writes it or not."""
+    check_name(name)
     file = table.parent / name
     return file if file.is_file() or "\\" not in name else table.parent / name.replace("\\", "/")
 

@@ -16,6 +16,7 @@ from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_ima
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError
 from geolabel.extras import require
+from geolabel.io.names import check_name
 from geolabel.labels import (
     BACKGROUND,
     Instances,
@@ -301,6 +302,7 @@ def _plain(name: Any) -> str:
     ValueError
         If it leads out of the folder of the COCO file.
     """
+    check_name(str(name))
     plain = str(name).replace("\\", "/")
     if PurePosixPath(plain).is_absolute() or PureWindowsPath(plain).drive or ".." in PurePosixPath(plain).parts:
         raise ValueError(f"the image {name} leads out of the folder of the file; name images from there")

@@ -24,6 +24,7 @@ from rasterio.io import MemoryFile
 
 from geolabel.errors import SceneError
 from geolabel.io import formats, vsi
+from geolabel.io.names import check_name, exists
 from geolabel.parsing import MAX_XML_BYTES, parse_xml
 
 MAX_NESTED = 4
@@ -392,6 +393,7 @@ def _source(named: str, relative: bool, home: str) -> str:
     SceneError
         If it is not where it may be.
     """
+    check_name(named)
     refusal = _refusal(home, f"the source {named[:200]!r}")
     if home.startswith("/vsi"):
         beside = relative and re.match(r"[^:/\\<{][^:<{]*$", named) is not None  # else it is taken as it stands
@@ -410,7 +412,7 @@ def _source(named: str, relative: bool, home: str) -> str:
             raise refusal
         return named
     source = str((Path(home).parent if relative else Path()) / named.removeprefix("file://"))
-    if not Path(source).exists() and re.search(r"^\w\w+:|[<{\n]", named):
+    if not exists(source) and re.search(r"^\w\w+:|[<{\n]", named):
         raise refusal  # words that only some driver understands
     return str(Path(source).absolute())
 
@@ -423,7 +425,7 @@ def _looked_at(source: str, home: str, nested: int) -> Checked | None:
     SceneError
         If it is neither.
     """
-    if not source.startswith("/vsi") and not Path(source).exists():
+    if not source.startswith("/vsi") and not exists(source):
         return None  # reading it will be an error
     with rasterio.Env(**formats.options_of(source)):
         if formats.is_image(source):

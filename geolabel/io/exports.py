@@ -25,6 +25,7 @@ from geolabel.labels import BACKGROUND
 from geolabel.networks.checkpoint import NetworkInfo, load_arrays
 from geolabel.networks.engines import graph_files
 from geolabel.networks.on_onnx import facts_of, read_graph
+from geolabel.parsing import parse_json
 
 EDGE = 0.5
 """Score of the operating point."""
@@ -128,6 +129,6 @@ def _metadata(info: NetworkInfo, tile: int, gsd: float) -> dict[str, str]:
         "seg_small_segment": SMALL,
         "standardization_mean": [0.0, 0.0, 0.0],
         "standardization_std": [1.0, 1.0, 1.0],
-        "geolabel": json.loads(info.to_json()),
+        "geolabel": parse_json(info.to_json()),
     }
     return {name: json.dumps(value) for name, value in values.items()}

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
-from geolabel.io.names import check_name
+from geolabel.io.names import check_name, exists
 from geolabel.io.opening import is_remote
 from geolabel.parsing import parse_json
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 LIST_BYTES = 256 << 20
 """A longer list is none, or not one that a run is given by accident."""
+
+MAX_SCENES = 100_000
+"""Of one list; each is opened before work begins."""
 
 REMOTE = re.compile(r"(/vsicurl/)?https?://|(s3|gs|az|abfss?|adls?|oss|swift)://|/vsi(s3|gs|az|adls|oss|swift)/")
 """What a list that came over a network may name. All else may lead to files of this machine."""
@@ -86,7 +89,7 @@ def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
         yield from _text(text, asset)
     elif suffix in (".json", ".geojson") and (items := _items(text)) is not None:
         yield from _stac(items, text, text, asset)
-    elif re.search(r"[*?\[]", text) and not is_remote(text) and not Path(text).exists():
+    elif re.search(r"[*?\[]", text) and not is_remote(text) and not exists(text):
         found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # it may begin at the root
         if not found:
             raise SceneError(f"{text}: no file has such a name: correct the path or the pattern")
@@ -98,7 +101,7 @@ def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
 def _listed(text: str) -> Listed:
     """A scene as the user wrote it; workers may have another current folder, so a file is opened by its whole path."""
     check_name(text)
-    return Listed(str(Path(text).absolute()), text) if not is_remote(text) and Path(text).exists() else Listed(text)
+    return Listed(str(Path(text).absolute()), text) if not is_remote(text) and exists(text) else Listed(text)
 
 
 # --- text files ------------------------------------------------------------------------------------------------------
@@ -112,10 +115,16 @@ def _text(name: str, asset: str | None) -> Iterator[Listed]:
     entries = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
     if not entries:
         raise SceneError(f"{name} lists no scene: write one path or URL per line")
+    _check_count(len(entries), name)
     for entry in entries:
         if entry.lower().endswith(".txt"):
             raise SceneError(f"{name} lists {entry}: a list names scenes, not other lists")
         yield from _expand(_resolve(entry, name), asset)
+
+
+def _check_count(count: int, name: str) -> None:
+    if count > MAX_SCENES:
+        raise SceneError(f"{name} lists {count} scenes, and at most {MAX_SCENES} are one run: make several lists of it")
 
 
 def _resolve(entry: str, home: str) -> str:
@@ -179,6 +188,7 @@ def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) ->
     items = values.get("features", [values])
     if not items:
         raise SceneError(f"no STAC item in {name}: give at least one, or the scenes themselves")
+    _check_count(len(items), name)
     for item in items:
         if not isinstance(item, Mapping) or not isinstance(item.get("assets"), Mapping):
             raise SceneError(f"{name}: a STAC item without assets: give items, not a catalogue or a collection")

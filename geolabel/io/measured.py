@@ -17,6 +17,7 @@ from typing import Any
 
 from geolabel.errors import WeightsError
 from geolabel.io.outputs import replacing
+from geolabel.parsing import read_json
 
 REACH = 2.0
 """How many times finer or coarser than the pixels of a set its figures still say something."""
@@ -155,7 +156,7 @@ def load_measured(path: Path) -> Measured:
         If the file is missing or holds no such figures.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         return Measured(
             dict(values["networks"]),
             tuple(SetFigures(**(one | {"gsd_m": tuple(one["gsd_m"])})) for one in values["sets"]),

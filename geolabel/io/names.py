@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 from geolabel.errors import OptionError
+
+MAX_PART_BYTES = 255
+"""Of a name without its folders, on the file systems in use."""
 
 
 def check_name(name: str | os.PathLike[str]) -> None:
@@ -13,7 +18,7 @@ def check_name(name: str | os.PathLike[str]) -> None:
     Raises
     ------
     OptionError
-        If it is not text in UTF-8, as on disks that old systems wrote.
+        If it is not text in UTF-8, as on disks that old systems wrote, or longer than any file can be called.
     """
     text = os.fspath(name)
     try:
@@ -23,3 +28,15 @@ def check_name(name: str | os.PathLike[str]) -> None:
         raise OptionError(
             f"the name {shown} is not text in UTF-8 (bytes with a backslash are of another encoding): rename the file"
         ) from None
+    file = "://" not in text and not text.startswith("/vsi")
+    longest = max((len(part.encode()) for part in re.split(r"[/\\]", text)), default=0)
+    if file and (longest > MAX_PART_BYTES or "\0" in text):
+        raise OptionError(f"no file can be called {text[:60]!r}... ({longest} bytes): give the name of a file")
+
+
+def exists(name: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or folder of a name; not where it cannot be, or cannot be seen."""
+    try:
+        return Path(name).exists()
+    except OSError:
+        return False

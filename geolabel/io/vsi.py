@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 import rasterio
 
 from geolabel.io import remote
+from geolabel.io.names import exists
 
 SCHEMES = {
     "http": "curl", "https": "curl", "ftp": "curl", "s3": "s3", "gs": "gs", "az": "az", "adls": "adls", "adl": "adls",
@@ -67,7 +68,7 @@ def vsi_path(uri: str) -> str:
     scheme, _, rest = uri.partition("://")
     kinds = scheme.lower().split("+")
     if not rest or any(kind not in SCHEMES and kind != "file" for kind in kinds):
-        return str(Path(uri).absolute()) if Path(uri).exists() else uri
+        return str(Path(uri).absolute()) if exists(uri) else uri
     archive, bang, inner = rest.rpartition("!")
     target = archive if bang else rest
     file_systems = [SCHEMES[kind] for kind in kinds if kind != "file"]

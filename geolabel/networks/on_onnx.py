@@ -23,6 +23,7 @@ from onnx import TensorProto, numpy_helper
 from geolabel.errors import WeightsError
 from geolabel.networks.checkpoint import NetworkInfo, load_arrays
 from geolabel.networks.engines import MapNetwork, Points, PromptedNetwork, graph_files
+from geolabel.parsing import parse_json
 from geolabel.prompts import PADDING
 from geolabel.types import AnyArray, Float32Array, UInt8Array
 
@@ -61,7 +62,7 @@ def read_graph(path: Path, weights: Mapping[str, Float32Array]) -> onnx.ModelPro
 
 def facts_of(model: onnx.ModelProto) -> dict[str, Any]:
     """What a graph says of itself under `KEY`."""
-    facts: dict[str, Any] = json.loads(next((prop.value for prop in model.metadata_props if prop.key == KEY), "{}"))
+    facts: dict[str, Any] = parse_json(next((prop.value for prop in model.metadata_props if prop.key == KEY), "{}"))
     return facts
 
 
