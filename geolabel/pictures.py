@@ -34,5 +34,5 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise OSError("it is neither PNG nor JPEG") from error
     except (ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, struct.error, zlib.error,
-            Image.DecompressionBombError) as error:  # fmt: skip
+            Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # fmt: skip
         raise OSError(f"it is damaged ({error})") from error

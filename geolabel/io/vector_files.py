@@ -8,8 +8,10 @@ nothing else, into a copy. What comes from a network or in an archive is fetched
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -57,7 +59,7 @@ KML = {
 }  # fmt: skip
 """Elements of KML that are kept, and their attributes; styles, links, overlays and views are not."""
 
-_COPIES: dict[tuple[str, int, int], tuple[Path, tempfile.TemporaryDirectory[str]]] = {}
+_COPIES: dict[tuple[str, int, int], Path] = {}
 _COPYING = threading.RLock()
 
 
@@ -88,16 +90,15 @@ def _of_network(name: str) -> Path:
     url, inner = (name, None) if match is None else (match[2] or match[4], match[3] or match[5])
     with _COPYING:
         if (url, 0, 0) not in _COPIES:
-            folder = tempfile.TemporaryDirectory(prefix="geolabel-")
-            file = Path(folder.name) / _plain_name(PurePosixPath(urlsplit(remote.url_of(url)).path).name)
+            file = _new_folder() / _plain_name(PurePosixPath(urlsplit(remote.url_of(url)).path).name)
             file.write_bytes(remote.fetch(url, MAX_BYTES))
             if file.suffix.lower() == ".shp":
                 for suffix in BESIDE_SHAPES:
                     with suppress(SceneError, OSError):
                         beside = remote.fetch(_beside(url, suffix), MAX_BYTES)
                         file.with_suffix(suffix).write_bytes(beside)
-            _COPIES[url, 0, 0] = file, folder
-        file = _COPIES[url, 0, 0][0]
+            _COPIES[url, 0, 0] = file
+        file = _COPIES[url, 0, 0]
     return _of_machine(str(file) if inner is None else f"zip://{file}!{inner}")
 
 
@@ -144,9 +145,15 @@ def _copy(path: Path, kind: str, make: Any) -> Path:
     key = f"{path} {kind}", status.st_mtime_ns, status.st_size
     with _COPYING:
         if key not in _COPIES:
-            folder = tempfile.TemporaryDirectory(prefix="geolabel-")
-            _COPIES[key] = make(path, kind, Path(folder.name)), folder
-        return _COPIES[key][0]
+            _COPIES[key] = make(path, kind, _new_folder())
+        return _COPIES[key]
+
+
+def _new_folder() -> Path:
+    """A folder that is there until the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="geolabel-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 # --- GeoPackage ------------------------------------------------------------------------------------------------------
