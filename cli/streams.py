@@ -36,9 +36,10 @@ def open_streams() -> _Forgiving | None:
     What stdout writes to; None where that cannot fail.
     """
     stdout = None
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for number in range(3):
         if not _is_open(number):
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115, PTH123
