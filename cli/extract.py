@@ -13,7 +13,7 @@ from geolabel.io.measured import of_bundled
 from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
-from .inputs import VECTORS, check_listed, check_scenes
+from .inputs import VECTORS, check_listed, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 
 GAPS = 3
@@ -28,7 +28,7 @@ def _quality() -> str:
         return ""
 
 
-@command(epilog=_quality())
+@command(short_help="Find the landslides of scenes and write them as polygons.", epilog=_quality())
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @option(
@@ -115,6 +115,7 @@ def extract(
     if target is None and not dry_run:
         raise OptionError("no output: give --out FILE.gpkg")
     check_scenes(others if output else scenes)
+    check_outputs(target, score_out, mask_out, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.listing import list_scenes
 
     listed = list_scenes(others if output else scenes, asset=given["asset"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
 
 
-@command()
+@command(short_help="Say what geolabel understands of a scene.")
 @click.argument("scene", type=SCENE)
 @options.reading_options
 @options.as_json

@@ -1,4 +1,4 @@
-"""Files and folders that a command reads: a missing one is named at once, before anything heavy is imported."""
+"""Files that a command reads and writes: what is in the way is named at once, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -45,6 +45,22 @@ def check_scenes(texts: Iterable[str]) -> None:
 def check_listed(scenes: Iterable[Listed]) -> None:
     """Refuse what lists and STAC items name, where it is a plain path of a file that is not there."""
     check_scenes(scene.source for scene in scenes if isinstance(scene.source, str))
+
+
+def check_outputs(*targets: str | None, overwrite: bool, run_dir: str | None = None) -> None:
+    """Refuse outputs that cannot be written, as far as that is known without reading the run that may be resumed.
+
+    Parameters
+    ----------
+    run_dir
+        Where its records are, if that is not beside the output.
+    """
+    from geolabel.io.outputs import check_target
+
+    given = [Path(target) for target in targets if target is not None]
+    resumed = run_dir is not None or any(path.with_name(f"{path.name}.run").exists() for path in given)
+    for path in given:
+        check_target(path, overwrite=overwrite or resumed, suffixes=(path.suffix.lower(),))
 
 
 def _shown(text: str) -> str:

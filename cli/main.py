@@ -59,6 +59,10 @@ class LazyGroup(Group):
 def cli() -> None:
     """Find landslides in georeferenced scenes and write them as polygons.
 
+    \b
+    geolabel extract scene.tif --out slides.gpkg
+    geolabel COMMAND --help
+
     Every option of a subcommand can also be given in the environment: GEOLABEL_EXTRACT_TILE_SIZE is
     --tile-size of extract.
     """

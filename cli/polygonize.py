@@ -8,11 +8,11 @@ import click
 
 from . import options
 from .commands import command, option
-from .inputs import SCENE
+from .inputs import SCENE, check_outputs
 from .terminal import announce, extent, loading, progress_bar, see
 
 
-@command()
+@command(short_help="Turn a mask or scores into polygons.")
 @click.argument("raster", type=SCENE)
 @click.argument("output", required=False, type=click.Path(dir_okay=False))
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
@@ -75,6 +75,7 @@ def polygonize(
     target = out or output
     if target is None:
         raise OptionError("no output: give --out FILE.gpkg")
+    check_outputs(target, overwrite=given["overwrite"])
     with loading(ctx, "loading libraries"):
         from geolabel.run.polygonize import polygonize as run_polygonize
 

@@ -11,11 +11,11 @@ from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
-from .inputs import check_listed, check_scenes
+from .inputs import check_listed, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 
 
-@command()
+@command(short_help="Score every pixel of a scene.")
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
 @options.asset
@@ -56,6 +56,7 @@ def predict(
     if target is None:
         raise OptionError("no output: give --out FILE.tif")
     check_scenes(scenes[:1] if output else scenes)
+    check_outputs(target, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.listing import list_scenes
 
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])

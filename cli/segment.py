@@ -9,7 +9,7 @@ import click
 from . import options
 from .commands import command, option
 from .extract import GAPS
-from .inputs import SCENE
+from .inputs import SCENE, check_outputs
 from .terminal import announce, loading, progress_bar, warn
 
 
@@ -127,6 +127,7 @@ def segment(
     geolabel segment scene.tif --out segments.gpkg
     geolabel segment scene.tif --out segments.gpkg --sam vit_b
     """
+    check_outputs(out, overwrite=overwrite)
     with loading(ctx):
         from geolabel.io.review import Carried
         from geolabel.run.outcome import Targets

@@ -13,7 +13,7 @@ from .inputs import CHIPS, NETWORK
 from .terminal import announce, loading, progress_bar
 
 
-@group()
+@group(short_help="Leave out parts of a method, or change its numbers.")
 def study() -> None:
     """Leave parts of a method out, or change its numbers, and see what becomes of it: a table and a plot.
 

@@ -13,7 +13,7 @@ from .commands import command, option
 from .terminal import announce, loading
 
 
-@command()
+@command(short_help="Make a synthetic scene with its truth.")
 @click.argument("scene", type=click.Path(dir_okay=False))
 @option(
     "--size",

@@ -15,7 +15,7 @@ from affine import Affine
 
 from geolabel.cli.commands import TITLES, Command, Group
 from geolabel.cli.extract import extract
-from geolabel.cli.inputs import check_scenes
+from geolabel.cli.inputs import check_outputs, check_scenes
 from geolabel.cli.main import COMMANDS, cli, run
 from geolabel.errors import GeolabelError
 
@@ -195,6 +195,11 @@ WITHOUT = [
     ("polygonize {missing} --out {folder}/a.gpkg", "missing.tif: there is no such file"),
     ("evaluate {missing} {folder}/a.tif", "missing.tif: there is no such file"),
     ("evaluate {folder}/a.tif {missing}", "missing.tif: there is no such file"),
+    ("extract {folder}/a.tif --out {folder}/old.gpkg", "old.gpkg exists: give --overwrite"),
+    ("extract {folder}/a.tif --out {folder}/no/a.gpkg", "no does not exist; create it first"),
+    ("predict {folder}/a.tif --out {folder}/old.tif", "old.tif exists: give --overwrite"),
+    ("segment {folder}/a.tif --out {folder}/old.gpkg", "old.gpkg exists: give --overwrite"),
+    ("polygonize {folder}/a.tif --out {folder}/old.gpkg", "old.gpkg exists: give --overwrite"),
     ("chips {missing} --inventory {folder}/a.tif --out {folder}/chips", "missing.tif: there is no such file"),
     ("chips {folder}/a.tif --inventory {missing} --out {folder}/chips", "missing.tif: there is no such file"),
     ("label {missing} --method apsam --out {folder}/labels", "missing.tif: there is no such file"),
@@ -204,8 +209,9 @@ WITHOUT = [
 ]
 
 
-def test_a_missing_file_is_named_before_anything_heavy_is_loaded(tmp_path: Path):
-    (tmp_path / "a.tif").touch()
+def test_what_is_missing_or_in_the_way_is_named_before_anything_heavy_is_loaded(tmp_path: Path):
+    for name in ("a.tif", "old.gpkg", "old.tif"):
+        (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text("not_there.tif\n", encoding="utf-8")
     places = {"missing": tmp_path / "missing.tif", "folder": tmp_path}
     calls = [call.format(**places).split() for call, _ in WITHOUT]
@@ -220,6 +226,13 @@ def test_a_missing_file_is_named_before_anything_heavy_is_loaded(tmp_path: Path)
     for line, (call, says) in zip(done.stderr.splitlines(), WITHOUT, strict=True):
         assert line.startswith("geolabel: "), call
         assert says.format(**places) in line, call
+
+
+def test_an_output_of_a_run_that_may_resume_is_left_to_the_run(tmp_path: Path):
+    (tmp_path / "a.gpkg").touch()
+    (tmp_path / "a.gpkg.run").mkdir()
+    check_outputs(str(tmp_path / "a.gpkg"), overwrite=False)
+    check_outputs(str(tmp_path / "a.gpkg"), overwrite=False, run_dir="s3://bucket/run")
 
 
 @pytest.mark.parametrize(
