@@ -166,9 +166,10 @@ def quality(
     help="Folder for localizer.md, segmenter.md, measured.json and pictures of failures.",
 )
 @options.network_options
+@options.overwrite
 @options.as_json
 @options.terminal
-def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
+def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Write the model cards of the networks, with the table that bench quality left in the folder QUALITY.
 
     \b
@@ -176,7 +177,7 @@ def card(quality: Path, out: Path, as_json: bool, **given: Any) -> None:
     """
     from geolabel.bench.cards import write_cards
 
-    files = write_cards(out, quality, options.networks_of(given, localizer=True))
+    files = write_cards(out, quality, options.networks_of(given, localizer=True), overwrite=overwrite)
     announce(files, as_json=as_json)
 
 
@@ -296,14 +297,16 @@ def weak(
     geolabel bench weak chips/ --pack chips.zip
     geolabel bench weak chips.zip --preset gpu --out table.md
     """
-    import shutil
     import time
 
-    from geolabel.bench.chippack import pack_chips, unpack_chips
+    from geolabel.bench.chippack import pack_chips
     from geolabel.errors import OptionError
+    from geolabel.outputs import check_target
 
     if pack is not None:
-        announce({"pack": str(pack), **pack_chips(data, pack, quality=quality, limit=limit)}, as_json=as_json)
+        check_target(pack, overwrite=overwrite, suffixes=(".zip",), inputs=[data])
+        packed = pack_chips(data, pack, quality=quality, limit=limit, overwrite=overwrite)
+        announce({"pack": str(pack), **packed}, as_json=as_json)
         return
     if out is None:
         raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
@@ -312,27 +315,35 @@ def weak(
         from geolabel.bench.weak import KINDS, WeakBench
         from geolabel.bench.weak_sheet import draw_sheet
         from geolabel.bench.weak_tables import write_table
+        from geolabel.folders import check_rewritten, check_work, remember
 
-        networks = options.networks_of(given)
     work = out.with_name(out.name + ".run")
-    if overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-    folder = unpack_chips(data, work / "chips") if data.is_file() else data
+    check_work(work, overwrite=overwrite)
+    for file in (out, *([] if pictures is None else [pictures])):
+        check_rewritten(file, work, overwrite=overwrite, suffixes=(file.suffix.lower(),))
+    networks = options.networks_of(given)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with progress_bar(ctx) as progress:
         measured = WeakBench(
-            folder,
+            data,
             work,
             networks=networks,
             limit=limit,
             deadline=deadline,
             only=only or KINDS,
+            overwrite=overwrite,
             progress=progress,
             **given,
         )
         done = measured.run()
+        left = sum(name not in done for name, _ in measured.steps())
+        if overwrite and left:
+            facts: dict[str, Any] = {"table": f"{out} stays until all is measured anew", "steps done": len(done)}
+            announce(facts | {"steps left": left}, as_json=as_json)
+            return
         drawn = {} if pictures is None else draw_sheet(measured, pictures)
     write_table(done, out, f"Labels of whole chips: {data.name}, preset {measured.preset}")
-    left = sum(name not in done for name, _ in measured.steps())
+    for file in (out, *([] if pictures is None else [pictures])):
+        remember(file, work)
     facts = {"table": str(out), "steps done": len(done), "steps left": left}
     announce(facts | ({"pictures": str(pictures), **drawn} if pictures else {}), as_json=as_json)

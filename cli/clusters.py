@@ -41,22 +41,21 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
     \b
     geolabel clusters show pseudo/ --out sheets/
     """
-    from geolabel.io.outputs import check_target
+    from geolabel.folders import replacing_folder
     from geolabel.run.naming import followed
     from geolabel.run.sheets import sample_regions, write_sheet
 
     labels, content = _read(pseudo)
     found = content.clusters
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"cluster_{k:03d}.png" for k in range(len(found))]
-    for path in paths:
-        check_target(path, overwrite=overwrite, suffixes=(".png",))
-    with progress_bar(ctx) as progress:
+    with (
+        replacing_folder(out, overwrite=overwrite, inputs=[pseudo], shared=True) as folder,
+        progress_bar(ctx) as progress,
+    ):
         pictures = sample_regions(progress.track(followed(labels), "look", len(labels)), len(found), each, seed)
-    for k, (path, drawn) in enumerate(zip(paths, pictures, strict=True)):
-        name = "" if found.names[k] == f"cluster_{k}" else f" ({found.names[k]})"
-        write_sheet(path, drawn, f"cluster {k}{name}: {found.sizes[k]} masks", overwrite=overwrite)
-    announce({"sheets": len(paths), "output": str(out)}, as_json=as_json)
+        for k, drawn in enumerate(pictures):
+            name = "" if found.names[k] == f"cluster_{k}" else f" ({found.names[k]})"
+            write_sheet(folder / f"cluster_{k:03d}.png", drawn, f"cluster {k}{name}: {found.sizes[k]} masks")
+    announce({"sheets": len(found), "output": str(out)}, as_json=as_json)
 
 
 @clusters.command()

@@ -77,16 +77,15 @@ def diffuprompter(
     LABELS is a folder of chips with masks, one as "geolabel label" writes it, or a COCO file. An hour and more on a GPU
     for a hundred images; fewer numbers take less.
     """
-    from geolabel.bench.grounding import OWN, GroundingStudy
+    from geolabel.bench.grounding import GroundingStudy
     from geolabel.concepts import Grounding, parse_concepts
     from geolabel.datasets.instances import read_instances
+    from geolabel.folders import check_work
     from geolabel.io.diffusion import DEFAULT
-    from geolabel.io.outputs import empty
     from geolabel.run.grounded import GroundedNetworks
 
     plain = options.networks_of(given)
-    if overwrite:
-        empty(out, OWN)
+    check_work(out, overwrite=overwrite, inputs=[labels])
     examples = read_instances(labels, class_name=class_name)
     words, template = given.pop("classes"), given.pop("template")
     concepts = parse_concepts(words or ",".join(examples.classes))
@@ -95,6 +94,6 @@ def diffuprompter(
     swept = {name: given.pop(name) for name in ("timesteps", "draws", "thresholds")}
     networks = GroundedNetworks.of(plain, source, grounding)
     with progress_bar(ctx) as progress:
-        found = GroundingStudy(examples, out, networks, progress=progress, **swept).run()
+        found = GroundingStudy(examples, out, networks, overwrite=overwrite, progress=progress, **swept).run()
     rows = {row.method: row.figures for row in found.measured}
     announce({"table": str(out / "diffuprompter.md"), "plot": str(out / "diffuprompter.png"), **rows}, as_json=as_json)

@@ -125,6 +125,7 @@ def localizer(
             out,
             LocalizerRequest(**given),
             networks=networks,
+            overwrite=overwrite,
             resume=resume,
             progress=progress,
         )
@@ -244,7 +245,14 @@ def student(
         from geolabel.run.detectors import DetectorRequest, train_detector
 
         figures = train_detector(
-            labels, out, DetectorRequest(**given), test=test, networks=networks, class_name=class_name, resume=resume
+            labels,
+            out,
+            DetectorRequest(**given),
+            test=test,
+            networks=networks,
+            class_name=class_name,
+            overwrite=overwrite,
+            resume=resume,
         )
     else:
         from geolabel.datasets.painted import read_painted
@@ -253,6 +261,8 @@ def student(
         examples = read_painted(labels, class_name=class_name)
         held = None if test is None else read_painted(test, class_name=class_name)
         request = StudentRequest(model, plain=plain, **given)
-        figures = train_student(examples, out, request, test=held, networks=networks, resume=resume)
+        figures = train_student(
+            examples, out, request, test=held, networks=networks, overwrite=overwrite, resume=resume
+        )
     rounded = {name: round(value, 4) for name, value in figures.items()}
     announce({kind: str(file), **rounded}, as_json=as_json)

@@ -153,7 +153,7 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     """
     from geolabel.io import weights
     from geolabel.io.exports import export_onnx
-    from geolabel.io.outputs import check_target
+    from geolabel.outputs import check_target
     from geolabel.run.plan import Parameters
 
     path = Path(name) if Path(name).is_file() else weights.fetch(weights.lookup(name, "localizer")[0])

@@ -125,14 +125,13 @@ def alps(
     """
     options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"], ()), overwrite=True)
     with loading(ctx):
-        from geolabel.bench.pretraining import OWN, TITLE, PretrainingStudy
+        from geolabel.bench.pretraining import TITLE, PretrainingStudy
         from geolabel.datasets.chips import read_chips
-        from geolabel.io.outputs import empty
+        from geolabel.folders import check_work
         from geolabel.methods import METHODS
         from geolabel.run.students import StudentRequest
 
-    if overwrite:
-        empty(out, OWN)
+    check_work(out, overwrite=overwrite, inputs=[chips])
     networks = options.networks_of(given)
     learner = {name: given.pop(name) for name in ("model", "preset", "size")} | {"batch": given.pop("crops")}
     test, rows = given.pop("test"), given.pop("rows")
@@ -148,6 +147,7 @@ def alps(
             rows=None if rows is None else tuple(name.strip() for name in rows.split(",")),
             settings=METHODS["alps"].settings(given),
             student=StudentRequest(**learner),
+            overwrite=overwrite,
             progress=progress,
             **kept,
         )

@@ -174,12 +174,11 @@ def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
     if name in ("s2c", "cism"):
         options.check_training(out / "nothing", overwrite=True)
     with loading(ctx):
-        from geolabel.bench.studies import OWN, Study
+        from geolabel.bench.studies import Study
         from geolabel.datasets.chips import read_chips
-        from geolabel.io.outputs import empty
+        from geolabel.folders import check_work
 
-    if given.pop("overwrite"):
-        empty(out, OWN)
+    check_work(out, overwrite=given["overwrite"], inputs=[chips])
     networks = options.networks_of(given)
     with progress_bar(ctx) as progress:
         found = Study(name, read_chips(chips, class_name=class_name), out, networks, progress=progress, **given).run()

@@ -162,6 +162,7 @@ def bundled(
         networks=tuple(files),  # type: ignore[arg-type]
         init=_first(init),
         workers=workers,
+        overwrite=overwrite,
         **given,
     )
     facts: dict[str, object] = {}
@@ -277,7 +278,7 @@ def confidence(
     require("train", "sklearn", purpose="fitting the confidence")
     from geolabel.bench.confidence import fit_confidence
     from geolabel.io.confidence import save_confidence
-    from geolabel.io.outputs import check_target
+    from geolabel.outputs import check_target
 
     check_target(out, overwrite=overwrite, suffixes=(".json",))
     networks = options.networks_of(given, localizer=True)

@@ -38,7 +38,6 @@ def chips(tmp_path: Path) -> Path:
 
 def write_labels(folder: Path, maps: dict[str, np.ndarray], classes: tuple[str, ...] = CLASSES) -> Path:
     writer = PseudoLabelWriter(folder, classes, {})
-    writer.start()
     for name, found in maps.items():
         image = np.zeros((*found.shape, 3), np.uint8)
         writer.write(name, image, LabelMap(found, np.ones(found.shape, np.float32), classes))

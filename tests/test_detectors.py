@@ -202,7 +202,6 @@ def test_chips_without_masks_have_no_objects(tmp_path: Path) -> None:
 def pseudo_labels(folder: Path, count: int) -> Path:
     """Bright squares, all of them labelled."""
     writer = PseudoLabelWriter(folder, (BACKGROUND, "slide", "pond"), {"method": "test"})
-    writer.start()
     names = [f"image{k}" for k in range(count)]
     for k, name in enumerate(names):
         labels = label_map((20 + k, 30, 40, 1), (90, 80 + k, 30, 2), size=128)

@@ -97,7 +97,6 @@ def test_windows_of_a_sampler_become_batches(chips: ChipDataset):
 
 def test_pseudo_labels_take_the_place_of_masks(chips: ChipDataset, tmp_path: Path):
     writer = PseudoLabelWriter(tmp_path / "pseudo", CLASSES, {})
-    writer.start()
     values = np.full((64, 64), 255, np.uint8)
     values[:, 30:] = 1
     for k, name in enumerate(chips.names):

@@ -28,7 +28,6 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images: a landslide, an airplane, and neither."""
     folder = tmp_path_factory.mktemp("labels") / "pseudo"
     writer = PseudoLabelWriter(folder, (BACKGROUND, "landslide", "airplane"), {"method": "test"})
-    writer.start()
     for k, name in enumerate(("none", "slide", "plane")):
         values = np.zeros((96, 96), np.uint8)
         values[20:60, 30:70] = (0, 1, 2)[k]

@@ -69,7 +69,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(chips: ImageFolder, tm
     assert asked == ["0", "1", "1", "2"]
     label_images(chips, pipeline, whole, progress=Silent())
     files = sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
-    assert len(files) == 8
+    assert len(files) == 9
     assert [(tmp_path / "a" / file).read_bytes() for file in files] == [
         (tmp_path / "b" / file).read_bytes() for file in files
     ]

@@ -16,7 +16,7 @@ from affine import Affine
 from geolabel.cli.main import run
 from geolabel.errors import OptionError
 from geolabel.io.geopackage import read_provenance
-from geolabel.io.names import check_name
+from geolabel.names import check_name
 from geolabel.run.polygonize import polygonize
 
 ODD = ["x!y", "x;y", "x#y", "x?y=1", "x%20y", "x y", "日本 ä", "x[1]y", "it's", "a+b&c$d", "x.zip"]

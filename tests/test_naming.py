@@ -37,7 +37,6 @@ def values() -> np.ndarray:
 def pseudo(tmp_path: Path) -> Path:
     root = tmp_path / "pseudo"
     writer = PseudoLabelWriter(root, NAMES, {"method": "alps"})
-    writer.start()
     for name in ("a", "b"):
         image = np.zeros((40, 40, 3), np.uint8)
         image[:, 12:22] = 255
@@ -173,7 +172,7 @@ def test_labels_of_other_clusters_are_refused(pseudo: Path, tmp_path: Path, caps
 def test_there_is_a_sheet_of_every_cluster(pseudo: Path, tmp_path: Path) -> None:
     show = ["clusters", "show", str(pseudo), "--out", str(tmp_path / "sheets"), "-q"]
     assert command(show) == 0
-    written = sorted(path.name for path in (tmp_path / "sheets").iterdir())
+    written = sorted(path.name for path in (tmp_path / "sheets").glob("[!.]*"))
     assert written == ["cluster_000.png", "cluster_001.png", "cluster_002.png"]
     assert command(show) == 1
     assert command([*show, "--overwrite"]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter, unique_names
+from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter, labels_folder, unique_names
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.labels import LabelMap, from_run_lengths
 
@@ -29,9 +29,8 @@ def labels(size: tuple[int, int] = (6, 8)) -> LabelMap:
     return LabelMap(values, np.full(size, 0.5, np.float32), CLASSES)
 
 
-def write(root: Path, names: tuple[str, ...] = ("a", "b"), **options: object) -> PseudoLabelWriter:
-    writer = PseudoLabelWriter(root, CLASSES, PROVENANCE, **options)  # type: ignore[arg-type]
-    writer.start()
+def write(root: Path, names: tuple[str, ...] = ("a", "b")) -> PseudoLabelWriter:
+    writer = PseudoLabelWriter(root, CLASSES, PROVENANCE)
     for seed, name in enumerate(names):
         writer.write(name, image(seed), labels())
     return writer
@@ -52,7 +51,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_instances_are_coco(tmp_path: Path) -> None:
-    write(tmp_path, min_area=1).finish(["a", "b"])
+    write(tmp_path).finish(["a", "b"])
     coco = json.loads((tmp_path / "instances.json").read_text(encoding="utf-8"))
     assert [(one["id"], one["name"]) for one in coco["categories"]] == [(1, "slide")]
     assert [one["file_name"] for one in coco["images"]] == ["images/a.png", "images/b.png"]
@@ -71,44 +70,81 @@ def test_a_folder_without_images_is_a_valid_result(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "instances.json").read_text(encoding="utf-8"))["annotations"] == []
 
 
+def begin(root: Path, names: tuple[str, ...], **options: bool) -> None:
+    """Write some images and stop."""
+    with pytest.raises(KeyboardInterrupt), labels_folder(root, PROVENANCE, **options) as folder:  # noqa: PT012
+        write(folder, names)
+        raise KeyboardInterrupt
+
+
+def finish(root: Path, names: tuple[str, ...] = ("a", "b"), **options: bool) -> None:
+    with labels_folder(root, PROVENANCE, **options) as folder:
+        write(folder, names).finish(list(names))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def test_same_input_same_bytes_however_often_it_was_stopped(tmp_path: Path) -> None:
-    write(tmp_path / "once").finish(["a", "b"])
-    write(tmp_path / "twice", ("a",))
-    writer = PseudoLabelWriter(tmp_path / "twice", CLASSES, PROVENANCE)
-    writer.start()
-    assert (writer.has("a"), writer.has("b")) == (True, False)
-    writer.write("b", image(1), labels())
-    writer.finish(["a", "b"])
-    files = sorted(path.relative_to(tmp_path / "once") for path in (tmp_path / "once").rglob("*.*"))
-    assert len(files) == 6
-    for file in files:
-        assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "twice" / file).read_bytes()
+    finish(tmp_path / "once")
+    begin(tmp_path / "twice", ("a",))
+    with labels_folder(tmp_path / "twice", PROVENANCE) as folder:
+        writer = PseudoLabelWriter(folder, CLASSES, PROVENANCE)
+        assert (writer.has("a"), writer.has("b")) == (True, False)
+        writer.write("b", image(1), labels())
+        writer.finish(["a", "b"])
+    assert contents(tmp_path / "twice") == contents(tmp_path / "once")
+    assert len(contents(tmp_path / "once")) == 7
 
 
 def test_another_run_does_not_go_on_with_this_one(tmp_path: Path) -> None:
-    write(tmp_path, ("a",))
-    other = PseudoLabelWriter(tmp_path, CLASSES, {"method": "test", "seed": 4})
-    with pytest.raises(OutputError, match="the beginning of another run"):
-        other.start()
-    other.start(overwrite=True)
-    assert not other.has("a")
+    begin(tmp_path, ("a",))
+    with pytest.raises(OutputError, match="the beginning of another run"), labels_folder(tmp_path, {"seed": 4}):
+        pass
+    with labels_folder(tmp_path, {"seed": 4}, overwrite=True) as folder:
+        assert not PseudoLabelWriter(folder, CLASSES, {}).has("a")
 
 
 def test_finished_labels_and_other_things_stay(tmp_path: Path) -> None:
-    writer = write(tmp_path / "done")
-    writer.finish(["a", "b"])
+    finish(tmp_path / "done")
     with pytest.raises(OutputError, match="finished pseudo-labels: give --overwrite"):
-        writer.start()
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "me.jpg").touch()
+        finish(tmp_path / "done")
+    (tmp_path / "photos" / "images").mkdir(parents=True)
+    for name in ("run.json", "clusters.json", "images/me.png"):
+        (tmp_path / "photos" / name).write_text("mine")
+    before = contents(tmp_path / "photos")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="holds other things"):
-            PseudoLabelWriter(tmp_path / "photos", CLASSES, {}).start(overwrite=overwrite)
-    assert (tmp_path / "photos" / "me.jpg").exists()
+        with pytest.raises(OutputError, match="no record that geolabel made"):
+            finish(tmp_path / "photos", overwrite=overwrite)
+    assert contents(tmp_path / "photos") == before
+
+
+def test_the_old_labels_stand_until_the_new_ones_are_finished(tmp_path: Path) -> None:
+    finish(tmp_path, ("a", "old"))
+    (tmp_path / "labels" / "mine.png").write_text("mine")
+    before = contents(tmp_path)
+    begin(tmp_path, ("a",), overwrite=True)
+    assert {name: data for name, data in contents(tmp_path).items() if not name.startswith(".geolabel-work")} == before
+    assert PseudoLabels(tmp_path).names == ("a", "old")
+    with labels_folder(tmp_path, PROVENANCE, overwrite=True) as folder:
+        assert PseudoLabelWriter(folder, CLASSES, PROVENANCE).has("a")
+        write(folder, ("b",)).finish(["a", "b"])
+    assert PseudoLabels(tmp_path).names == ("a", "b")
+    assert sorted(name for name in contents(tmp_path) if "/" in name) == [
+        "images/a.png", "images/b.png", "labels/a.png", "labels/b.png", "labels/mine.png"
+    ]  # fmt: skip
+
+
+def test_what_a_person_changed_is_not_replaced(tmp_path: Path) -> None:
+    finish(tmp_path)
+    (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text() + " ")
+    with pytest.raises(OutputError, match=r"manifest\.json is not as geolabel wrote it"):
+        finish(tmp_path, overwrite=True)
 
 
 def test_unfinished_and_missing_folders_are_told_apart(tmp_path: Path) -> None:
-    write(tmp_path / "begun", ("a",))
+    begin(tmp_path / "begun", ("a",))
     with pytest.raises(SceneError, match="its run was stopped: run it again"):
         PseudoLabels(tmp_path / "begun")
     with pytest.raises(SceneError, match="there is no such folder"):

@@ -86,7 +86,6 @@ class Unshown(Painted):
 
 def write_pseudo_labels(folder: Path, painted: Painted) -> Path:
     writer = PseudoLabelWriter(folder, CLASSES, {"method": "apsam", "images": {"gsd_m": 0.5}})
-    writer.start()
     for k, name in enumerate(painted.names):
         one = painted[k]
         writer.write(name, one.image, LabelMap(one.values, np.ones(one.values.shape, np.float32), CLASSES))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geolabel.io.outputs import replacing
+from geolabel.outputs import replacing
 from geolabel.types import BoolArray, Float64Array
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from geolabel.bench.table import OURS, Section
 from geolabel.errors import OptionError
 from geolabel.io import weights
 from geolabel.io.measured import MEASURED, save_measured
-from geolabel.io.outputs import replacing
 from geolabel.networks.checkpoint import Kind, load_checkpoint
+from geolabel.outputs import check_target, replacing, together
 from geolabel.parsing import read_json
 from geolabel.run.plan import Parameters
 from geolabel.run.request import Networks
@@ -39,7 +39,7 @@ WORST = 3
 """Scenes on it."""
 
 
-def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]:
+def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool = False) -> dict[str, Path]:
     """Write the model card of both networks, with the figures that ``bench quality`` left in a folder.
 
     Parameters
@@ -48,6 +48,8 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
         Folder for ``localizer.md``, ``segmenter.md``, `MEASURED` and `FAILURES`; made if it is not there.
     quality
         Folder with the table.
+    overwrite
+        Whether files that are there may be replaced.
 
     Returns
     -------
@@ -57,6 +59,8 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
     ------
     OptionError
         If the folder holds no table, or one of other networks.
+    OutputError
+        If a file exists and must not be replaced, or cannot be written.
     """
     table = _read(quality / TABLE)
     out.mkdir(parents=True, exist_ok=True)
@@ -65,25 +69,29 @@ def write_cards(out: Path, quality: Path, networks: Networks) -> dict[str, Path]
     pictures += [f"![the worst synthetic scenes]({FAILURES})", ""]
     worst = _worst(quality / PARTS / "synthetic.json")
     files: dict[str, Path] = {}
-    for recipe in networks.recipes():
-        held = table["weights"][recipe.role]["sha256"]
-        if held != recipe.sha256:
-            raise OptionError(
-                f"{quality / TABLE} was measured with a {recipe.role} of SHA-256 {held}, this one has {recipe.sha256}: "
-                f"run geolabel bench quality --out {quality} again"
-            )
-        kind = cast("Kind", recipe.role)
-        measured = [sections[name].markdown() for name in SHOWN[kind] if name in sections]
-        state, info = load_checkpoint(weights.file_of(recipe))
-        count = sum(tensor.numel() for name, tensor in state.items() if "running" not in name and "num_" not in name)
-        files[kind] = out / f"{kind}.md"
-        write_card(files[kind], info, parameters=count, measured=measured, failures=pictures if worst else [])
-    if figures := figures_of_sets(sections):
-        files["measured"] = out / MEASURED
-        save_measured(files["measured"], {recipe.role: recipe.sha256 for recipe in networks.recipes()}, figures)
-    if worst:
-        files["failures"] = out / FAILURES
-        draw_failures(files["failures"], worst, networks)
+    for name in ("localizer.md", "segmenter.md", MEASURED, *([FAILURES] if worst else [])):
+        check_target(out / name, overwrite=overwrite, suffixes=(Path(name).suffix,), inputs=[quality / TABLE])
+    with together():
+        for recipe in networks.recipes():
+            held = table["weights"][recipe.role]["sha256"]
+            if held != recipe.sha256:
+                raise OptionError(
+                    f"{quality / TABLE} was measured with a {recipe.role} of SHA-256 {held}, this one has "
+                    f"{recipe.sha256}: run geolabel bench quality --out {quality} again"
+                )
+            kind = cast("Kind", recipe.role)
+            measured = [sections[name].markdown() for name in SHOWN[kind] if name in sections]
+            state, info = load_checkpoint(weights.file_of(recipe))
+            counted = (tensor for name, tensor in state.items() if "running" not in name and "num_" not in name)
+            count = sum(tensor.numel() for tensor in counted)
+            files[kind] = out / f"{kind}.md"
+            write_card(files[kind], info, parameters=count, measured=measured, failures=pictures if worst else [])
+        if figures := figures_of_sets(sections):
+            files["measured"] = out / MEASURED
+            save_measured(files["measured"], {recipe.role: recipe.sha256 for recipe in networks.recipes()}, figures)
+        if worst:
+            files["failures"] = out / FAILURES
+            draw_failures(files["failures"], worst, networks)
     return files
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from geolabel.datasets.chips import mask_path, read_chips
 from geolabel.errors import OptionError
+from geolabel.outputs import replacing, saving
 from geolabel.trainers.colours import jpeg
 
 SPLITS = ("train", "val")
@@ -25,7 +26,9 @@ LARGEST = 1 << 30
 """Bytes that are unpacked at most."""
 
 
-def pack_chips(data: Path, path: Path, *, quality: int = 85, limit: int | None = None) -> dict[str, int]:
+def pack_chips(
+    data: Path, path: Path, *, quality: int = 85, limit: int | None = None, overwrite: bool = False
+) -> dict[str, int]:
     """Write both splits of a set to one file, which appears when it is whole.
 
     Parameters
@@ -34,31 +37,28 @@ def pack_chips(data: Path, path: Path, *, quality: int = 85, limit: int | None =
         Of the JPEGs that the images become.
     limit
         Chips of each split, evenly spread; None for all.
+    overwrite
+        Whether a file that is there may be replaced.
 
     Returns
     -------
     chips of each split, and bytes of the file
     """
-    part = path.with_name(f".{path.name}.part")
     counts: dict[str, int] = {}
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for split in SPLITS:
-                chips = read_chips(data / split)
-                step = 1 if limit is None else max(1, len(chips) // limit)
-                rows = [",".join(["image", *(["label"] if len(chips.classes) == 1 else chips.classes)])]
-                for k in range(0, len(chips), step):
-                    name = chips.names[k]
-                    archive.writestr(zipfile.ZipInfo(f"{split}/images/{name}.jpg", EPOCH), jpeg(chips.rgb(k), quality))
-                    mask = mask_path(chips.paths[k])
-                    if mask.is_file():
-                        archive.writestr(zipfile.ZipInfo(f"{split}/masks/{name}.png", EPOCH), mask.read_bytes())
-                    rows.append(",".join([f"images/{name}.jpg", *(str(int(shown)) for shown in chips.labels[k])]))
-                archive.writestr(zipfile.ZipInfo(f"{split}/labels.csv", EPOCH), "\n".join([*rows, ""]))
-                counts[split] = len(rows) - 1
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, overwrite=overwrite) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        for split in SPLITS:
+            chips = read_chips(data / split)
+            step = 1 if limit is None else max(1, len(chips) // limit)
+            rows = [",".join(["image", *(["label"] if len(chips.classes) == 1 else chips.classes)])]
+            for k in range(0, len(chips), step):
+                name = chips.names[k]
+                archive.writestr(zipfile.ZipInfo(f"{split}/images/{name}.jpg", EPOCH), jpeg(chips.rgb(k), quality))
+                mask = mask_path(chips.paths[k])
+                if mask.is_file():
+                    archive.writestr(zipfile.ZipInfo(f"{split}/masks/{name}.png", EPOCH), mask.read_bytes())
+                rows.append(",".join([f"images/{name}.jpg", *(str(int(shown)) for shown in chips.labels[k])]))
+            archive.writestr(zipfile.ZipInfo(f"{split}/labels.csv", EPOCH), "\n".join([*rows, ""]))
+            counts[split] = len(rows) - 1
     return counts | {"bytes": path.stat().st_size}
 
 
@@ -80,7 +80,8 @@ def unpack_chips(path: Path, folder: Path) -> Path:
                 target = folder / member.filename
                 if not target.is_file() or target.stat().st_size != member.file_size:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(archive.read(member))
+                    with saving(target) as part:
+                        part.write_bytes(archive.read(member))
     except (OSError, zipfile.BadZipFile) as error:
         raise OptionError(f"{path} cannot be read as a pack of chips ({error}): make it with --pack") from error
     return folder

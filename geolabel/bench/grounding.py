@@ -20,10 +20,11 @@ from geolabel.activation import Activation
 from geolabel.bench.table import Measurement, Section, write_json, write_text
 from geolabel.concepts import Grounding
 from geolabel.errors import OptionError
-from geolabel.io.outputs import replacing
+from geolabel.folders import work_folder
 from geolabel.labels import Instances, LabelMap, closed_regions
 from geolabel.methods.diffuprompter import asked_only, compose
 from geolabel.metrics import ratio
+from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import label_image
@@ -66,10 +67,6 @@ class Once:
         return getattr(self.localizer, name)
 
 
-OWN = ("t*-L*.json", "diffuprompter.*")
-"""Names of what the study leaves in its folder."""
-
-
 @dataclass(frozen=True)
 class GroundingStudy:
     """What is asked, of which images, with which networks."""
@@ -82,6 +79,8 @@ class GroundingStudy:
     timesteps: tuple[int, ...] = (30, 40, 50)
     thresholds: tuple[float, ...] = (0.3, 0.4, 0.5)
     draws: tuple[int, ...] = (1, 5, 10, 25, 50, 100)
+    overwrite: bool = False
+    """Whether to measure anew: what an earlier study left in `out` is replaced when this one is finished."""
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
@@ -105,11 +104,20 @@ class GroundingStudy:
 
     def run(self) -> Section:
         """Measure what is not measured yet, and write table and plot."""
+        sources = getattr(self.examples, "sources", ())
+        with work_folder(self.out, overwrite=self.overwrite, inputs=sources, goes_on=self._is_of_these) as folder:
+            return replace(self, out=folder)._measured()
+
+    def _is_of_these(self, folder: Path) -> bool:
+        """Whether the figures in a folder are of these thresholds."""
+        held = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("t*-L*.json")]
+        return all(set(map(str, self.thresholds)) <= figures.keys() for figures in held)
+
+    def _measured(self) -> Section:
         rows = []
         for timestep, draws in self.progress.track(self.pairs(), "study", len(self.pairs())):
             path = self.out / f"t{timestep}-L{draws}.json"
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, self._measure(replace(self.grounding, timestep=timestep, draws=draws)))
             found = read_json(path)
             for threshold in map(str, self.thresholds):

@@ -25,6 +25,7 @@ from geolabel.datasets.chips import ChipDataset, mask_path
 from geolabel.datasets.painted import PaintedChips
 from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
 from geolabel.errors import ChipError, OptionError
+from geolabel.folders import work_folder
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.localizers.dense import DenseLocalizer
@@ -41,8 +42,8 @@ QUESTION = "What do pseudo-labels teach before the first mask? (ALPS, Tables 1 t
 
 TITLE = "alps"
 
-OWN = ("study.json", f"{TITLE}.*", "labels", "regions", "taught", "tuned")
-"""Names of what the study leaves in its folder."""
+STUDY = "study.json"
+"""What the figures in a folder depend on."""
 
 SCRATCH = "scratch"
 
@@ -180,6 +181,8 @@ class PretrainingStudy:
     """Model and preset."""
     preset: students.StudentPreset | None = None
     """Numbers in place of those of the request."""
+    overwrite: bool = False
+    """Whether to measure anew: what an earlier study left in `out` is replaced when this one is finished."""
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
@@ -202,7 +205,16 @@ class PretrainingStudy:
 
     def run(self) -> Section:
         """Measure what is not measured yet, and write table and plot."""
-        self._claim()
+        inputs = [*self.chips.sources, self.images, *([] if self.before is None else [self.before])]
+        with work_folder(
+            self.out, overwrite=self.overwrite, inputs=inputs, goes_on=lambda folder: _held(folder) == self._key()
+        ) as folder:
+            return replace(self, out=folder)._measured()
+
+    def _measured(self) -> Section:
+        if _held(self.out) not in (None, self._key()):
+            raise OptionError(f"{self.out} holds a study of other images or settings: another folder, or --overwrite")
+        write_json(self.out / STUDY, self._key())
         steps = [(name, count, seed) for seed in range(self.seeds) for name in self.names for count in self.masks]
         found = {step: self._figures(*step) for step in self.progress.track(steps, "study", len(steps))}
         rows = []
@@ -218,7 +230,8 @@ class PretrainingStudy:
         draw(section, self.out / f"{TITLE}.png")
         return section
 
-    def _claim(self) -> None:
+    def _key(self) -> Any:
+        """What the figures depend on, as plain values."""
         kept = {
             "settings": asdict(self.settings),
             "steps": self.steps,
@@ -228,12 +241,7 @@ class PretrainingStudy:
             "learned": [self.chips.names[k] for k in self._learnable],
             "judged": list(self._judged.names),
         }
-        key = json.loads(json.dumps(kept, default=str))
-        path = self.out / "study.json"
-        self.out.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and read_json(path) != key:
-            raise OptionError(f"{self.out} holds a study of other images or settings: another folder, or --overwrite")
-        write_json(path, key)
+        return json.loads(json.dumps(kept, default=str))
 
     # --- chips -------------------------------------------------------------------------------------------------------
 
@@ -323,6 +331,12 @@ class PretrainingStudy:
         # plain steps, as the paper's: what differs between rows is to be the lesson alone
         plain = replace(self.preset or request.numbers, overlap=0.0, shown=0.0)
         students.train_student(examples, out, request, networks=self.networks, preset=plain, resume=True)
+
+
+def _held(folder: Path) -> Any:
+    """What the figures in a folder depend on; None where there are none."""
+    path = folder / STUDY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _means(found: list[dict[str, float]]) -> dict[str, float]:

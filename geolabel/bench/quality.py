@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from geolabel.bench.calibration import draw_curves
 from geolabel.bench.sections import SECTIONS
 from geolabel.bench.setup import Bench
 from geolabel.bench.table import OURS, Section, extremes, write_json, write_text
+from geolabel.folders import check_made, work_folder
 from geolabel.io import weights
 from geolabel.parsing import read_json
 from geolabel.parts import Recipe
@@ -43,23 +44,27 @@ def bench_quality(
     -------
     files written, by what they are
     """
-    parts = out / PARTS
-    parts.mkdir(parents=True, exist_ok=True)
-    key = bench.key()
-    for name in only:
-        if overwrite or _kept(parts / f"{name}.json", key) is None:
-            began = time.monotonic()
-            section = replace(SECTIONS[name](bench), seconds=round(time.monotonic() - began, 1))
-            write_json(parts / f"{name}.json", {"key": key, "section": section.as_json()})
-    held = (_kept(parts / f"{name}.json", key) for name in SECTIONS)
-    measured = [section for section in held if section is not None]
-    curves = tables.curves(measured)
-    if curves:
-        draw_curves(out / CURVES, curves)
-    found = tables.arrange(measured)
-    described = {recipe.role: _described(recipe) for recipe in bench.recipes}
-    write_json(out / TABLE, key | {"weights": described, "sections": [_brief(section) for section in found]})
-    write_text(out / PAGE, _page(bench, described, found, bool(curves)))
+    folders = [folder for folder in asdict(bench.data).values() if folder is not None]
+    with work_folder(out, overwrite=False, inputs=folders, shared=True):
+        for name in (TABLE, PAGE, CURVES):
+            check_made(out / name)
+        parts = out / PARTS
+        parts.mkdir(parents=True, exist_ok=True)
+        key = bench.key()
+        for name in only:
+            if overwrite or _kept(parts / f"{name}.json", key) is None:
+                began = time.monotonic()
+                section = replace(SECTIONS[name](bench), seconds=round(time.monotonic() - began, 1))
+                write_json(parts / f"{name}.json", {"key": key, "section": section.as_json()})
+        held = (_kept(parts / f"{name}.json", key) for name in SECTIONS)
+        measured = [section for section in held if section is not None]
+        curves = tables.curves(measured)
+        if curves:
+            draw_curves(out / CURVES, curves)
+        found = tables.arrange(measured)
+        described = {recipe.role: _described(recipe) for recipe in bench.recipes}
+        write_json(out / TABLE, key | {"weights": described, "sections": [_brief(section) for section in found]})
+        write_text(out / PAGE, _page(bench, described, found, bool(curves)))
     files = {"table": out / TABLE, "page": out / PAGE}
     return files | ({"curves": out / CURVES} if curves else {})
 

@@ -21,10 +21,11 @@ from geolabel.bench.table import Measurement, Section, write_json, write_text
 from geolabel.chips import ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.errors import ChipError, OptionError
+from geolabel.folders import work_folder
 from geolabel.io import weights
-from geolabel.io.outputs import replacing
 from geolabel.masks import Masks
 from geolabel.methods import apsam
+from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 from geolabel.parts import Segmenter
 from geolabel.prompters import GridPrompter
@@ -55,8 +56,8 @@ QUESTIONS: dict[StudyName, str] = {
     "cism": "What do the parts of CISM add to the map? (its Tables 4 to 8)",
 }
 
-OWN = ("numbers.json", "[0-9][0-9].json", "trained", "segments", *(f"{name}.*" for name in QUESTIONS))
-"""Names of what studies leave in their folder."""
+NUMBERS = "numbers.json"
+"""What the figures in a folder depend on."""
 
 _NONE = S2cTerms(contrast=False, prompted=False)
 _FULL = S2cTerms()
@@ -137,6 +138,8 @@ class Study:
     """One view of a chip, in place of four scales and mirrored ones, which take fifteen times as long."""
     rows: tuple[str, ...] = ()
     """Variants to measure, by name; none for all."""
+    overwrite: bool = False
+    """Whether to measure anew: what an earlier study left in `out` is replaced when this one is finished."""
     progress: Progress = field(default_factory=Silent)
 
     def variants(self) -> dict[str, Callable[[], Figures]]:
@@ -168,13 +171,19 @@ class Study:
             raise OptionError(f"no row is called {unknown[0]!r}: known are {'; '.join(variants)}")
         if not any(chip.mask is not None for chip in self._shown()):
             raise ChipError("no chip that shows something has a mask: a study compares with masks, add masks/")
-        self._check()
+        inputs, same = self.chips.sources, lambda folder: not self._other(folder)
+        with work_folder(self.out, overwrite=self.overwrite, inputs=inputs, goes_on=same) as folder:
+            return replace(self, out=folder)._measured()
+
+    def _measured(self) -> Section:
+        if other := self._other(self.out):
+            raise OptionError(f"{self.out} holds a study with another {other[0]}: another --out, or --overwrite")
+        write_json(self.out / NUMBERS, self._numbers())
         rows = []
-        items = [(k, *item) for k, item in enumerate(variants.items()) if not self.rows or item[0] in self.rows]
+        items = [(k, *item) for k, item in enumerate(self.variants().items()) if not self.rows or item[0] in self.rows]
         for number, name, measure in self.progress.track(items, self.name, len(items)):
             path = self.out / f"{number:02d}.json"
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"variant": name} | _plain(measure()))
             figures = read_json(path)
             figures = {key: math.nan if value is None else value for key, value in figures.items() if key != "variant"}
@@ -186,18 +195,18 @@ class Study:
         draw(section, self.out / f"{self.name}.png")
         return section
 
-    def _check(self) -> None:
-        """Write down what the figures depend on, or compare with what an earlier call wrote down."""
+    def _numbers(self) -> dict[str, Any]:
+        """What the figures depend on."""
         kept = ("localizer", "epochs", "size", "points_per_side", "init", "seeds", "single_scale")
         numbers = {name: getattr(self, name) for name in kept} | self._place()
-        numbers |= {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
-        path = self.out / "numbers.json"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, numbers)
-        held = read_json(path)
-        if other := [name for name, value in numbers.items() if held.get(name) != value]:
-            raise OptionError(f"{self.out} holds a study with another {other[0]}: another --out, or --overwrite")
+        return numbers | {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
+
+    def _other(self, folder: Path) -> list[str]:
+        """What differs in the study that a folder holds."""
+        if not (folder / NUMBERS).is_file():
+            return []
+        held = read_json(folder / NUMBERS)
+        return [name for name, value in self._numbers().items() if held.get(name) != value]
 
     def _shown(self) -> Iterator[Any]:
         return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))

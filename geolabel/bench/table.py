@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from geolabel.io.outputs import replacing
+from geolabel.outputs import replacing
 
 OURS = "geolabel"
 """Name of the networks that are measured, among their peers."""

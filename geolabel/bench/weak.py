@@ -20,6 +20,7 @@ import numpy as np
 
 from geolabel.activation import quantise
 from geolabel.bench import peers
+from geolabel.bench.chippack import SPLITS, unpack_chips
 from geolabel.bench.maps import (
     THRESHOLDS,
     MapScores,
@@ -34,6 +35,7 @@ from geolabel.chips import Chip, is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.errors import OptionError
+from geolabel.folders import work_folder
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import BACKGROUND
@@ -112,12 +114,16 @@ SIZES: dict[PresetName, Sizes] = {
 bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
 
 
+NUMBERS = "numbers.json"
+"""What the figures in a folder depend on."""
+
+
 @dataclass(frozen=True)
 class WeakBench:
     """A measurement, and the folder where it keeps what it has done."""
 
-    data: Path
-    """Folder with train/ and val/, each as `geolabel.datasets.chips.read_chips` reads chips, with masks."""
+    source: Path
+    """Folder with train/ and val/, each as `geolabel.datasets.chips.read_chips` reads chips, with masks; or a pack."""
     work: Path
     preset: PresetName = "cpu"
     seeds: int = 3
@@ -132,9 +138,16 @@ class WeakBench:
     """Reading of `time.monotonic` after which nothing new is begun."""
     only: tuple[Kind, ...] = KINDS
     """What to measure. Without maps, of pseudo-labels and students only those whose localizers were trained before."""
+    overwrite: bool = False
+    """Whether to measure anew: what was measured before is replaced when everything is done that was asked for."""
     progress: Progress = field(default_factory=Silent)
 
     # --- data --------------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Path:
+        """The folder; a pack is unpacked to one in `work`."""
+        return self.source if self.source.is_dir() else self.work / "chips"
 
     @cached_property
     def train(self) -> ChipDataset:
@@ -190,7 +203,22 @@ class WeakBench:
         OptionError
             If what is done was done with other numbers.
         """
-        self._check()
+        inputs = [self.source / part for part in SPLITS]
+        with work_folder(
+            self.work,
+            overwrite=self.overwrite,
+            inputs=inputs,
+            goes_on=lambda folder: self._other(folder) is None,
+            whole=lambda folder: all((folder / f"{name}.json").is_file() for name, _ in self.steps()),
+        ) as folder:
+            return replace(self, work=folder)._measured()
+
+    def _measured(self) -> dict[str, dict[str, Any]]:
+        if (other := self._other(self.work)) is not None:
+            raise OptionError(other)
+        write_json(self.work / NUMBERS, self._depends_on())
+        if self.source.is_file():
+            unpack_chips(self.source, self.data)
         done = {
             str(path.relative_to(self.work).with_suffix("")): read_json(path)
             for path in sorted(self.work.glob("seed[0-9]*/*.json"))
@@ -209,8 +237,8 @@ class WeakBench:
             done[name] = read_json(path)
         return done
 
-    def _check(self) -> None:
-        """Write down what the figures depend on, or compare with what an earlier call wrote down."""
+    def _depends_on(self) -> dict[str, Any]:
+        """What the figures depend on, as plain values."""
         numbers = {"preset": self.preset, "init": self.init, "epochs": self.epochs, "limit": self.limit}
         numbers |= {"segmenter": self.networks.recipes()[1].sha256, **self._place()}
         if self._started:
@@ -218,18 +246,21 @@ class WeakBench:
         numbers |= {f"student {name}": value for name, value in asdict(SIZES[self.preset].student).items()}
         for method in METHODS:
             numbers |= {f"{method} {name}": value for name, value in asdict(self._numbers(method)).items()}
-        wanted = json.loads(json.dumps(numbers))
-        path = self.work / "numbers.json"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, wanted)
-        held = read_json(path)
-        for name, value in wanted.items():
+        plain: dict[str, Any] = json.loads(json.dumps(numbers))
+        return plain
+
+    def _other(self, folder: Path) -> str | None:
+        """How what a folder holds was measured otherwise; None where it was not."""
+        if not (folder / NUMBERS).is_file():
+            return None
+        held = read_json(folder / NUMBERS)
+        for name, value in self._depends_on().items():
             if held.get(name) != value:
-                raise OptionError(
-                    f"{self.work} was measured with {name} {held.get(name)}, this is {value}: ask as before, give "
+                return (
+                    f"{folder} was measured with {name} {held.get(name)}, this is {value}: ask as before, give "
                     "another --out, or --overwrite"
                 )
+        return None
 
     def floors(self) -> dict[str, Any]:
         """What a method has to beat: an ellipse, Otsu's cut of excess green, and what sizes and centres give away."""

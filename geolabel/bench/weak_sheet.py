@@ -13,10 +13,10 @@ from geolabel.bench.maps import iou
 from geolabel.bench.weak import METHODS, PSEUDO, STUDENTS, WeakBench
 from geolabel.chips import Chip
 from geolabel.errors import OptionError
-from geolabel.io.outputs import replacing
 from geolabel.labelers import enlarged
 from geolabel.labels import IGNORE
 from geolabel.localizers.multiscale import LabelledLocalizer
+from geolabel.outputs import replacing
 from geolabel.run import students
 from geolabel.types import UInt8Array
 

@@ -28,8 +28,8 @@ from torch.utils.data import Dataset
 from geolabel.chips import Chip
 from geolabel.datasets.tables import means_nothing, read_table
 from geolabel.errors import ChipError
-from geolabel.io.names import check_name
 from geolabel.labels import IGNORE
+from geolabel.names import check_name
 from geolabel.parsing import parse_length, parse_name, read_json
 from geolabel.pictures import open_picture
 from geolabel.types import AnyArray, BoolArray, UInt8Array
@@ -78,6 +78,11 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
     def names(self) -> tuple[str, ...]:
         """Stem of every chip's file."""
         return tuple(path.stem for path in self.paths)
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the images, which no output may be."""
+        return sorted({path.parent for path in self.paths})
 
     def __len__(self) -> int:
         return len(self.paths)

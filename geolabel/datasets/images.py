@@ -51,6 +51,11 @@ class ImageFolder:
         inner = self.root / "images"
         return inner if inner.is_dir() else self.root
 
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folder, and the one that the images are in, which may be a link to another."""
+        return (self.root, self.inner)
+
     @cached_property
     def paths(self) -> Sequence[Path]:
         """The files."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,7 +17,6 @@ from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_ima
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError
 from geolabel.extras import require
-from geolabel.io.names import check_name
 from geolabel.labels import (
     BACKGROUND,
     Instances,
@@ -26,6 +26,7 @@ from geolabel.labels import (
     from_run_lengths,
     smallest_wins,
 )
+from geolabel.names import check_name
 from geolabel.parsing import parse_name, read_json
 from geolabel.trainers.examples import Examples
 from geolabel.trainers.instances import Outlined
@@ -65,6 +66,11 @@ class LabelledInstances:
     labels: PseudoLabels
 
     @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the images."""
+        return self.labels.sources
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, the background left out."""
         return tuple(name for name in self.labels.classes if name != BACKGROUND)
@@ -92,6 +98,11 @@ class MaskedInstances:
     """The closed regions of the masks of chips; chips whose mask is not known are left out."""
 
     chips: ChipDataset
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the images."""
+        return self.chips.sources
 
     @property
     def classes(self) -> tuple[str, ...]:

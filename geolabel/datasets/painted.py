@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,11 @@ class PaintedChips:
     def names(self) -> tuple[str, ...]:
         """Name of every chip."""
         return self.chips.names
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the chips."""
+        return self.chips.sources
 
     @property
     def shown(self) -> BoolArray:

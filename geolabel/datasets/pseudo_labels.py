@@ -1,4 +1,4 @@
-"""Pseudo-labels on disk: one folder that any training reads, and that a stopped run goes on with.
+"""Pseudo-labels on disk: one folder that any training reads, and that the same run resumes after a stop.
 
 ::
 
@@ -9,15 +9,17 @@
       manifest.json       format, classes, provenance and the names of the images; written last
 
 While a run is under way, ``run.json`` says what it is and ``annotations/NAME.json`` holds the instances of an image;
-both go when it is finished. The label map of an image is written last, so whatever has one is whole. Memory does not
-grow with the number of images.
+both go when it is finished. The label map of an image is written last, so whatever has one is whole. Where finished
+pseudo-labels are replaced, the new ones are made in a folder inside, and the old ones stand until these are finished.
+What geolabel made is on the record of the folder (`geolabel.made`), and nothing else is touched. Memory does not grow
+with the number of images.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,40 +30,57 @@ from PIL import Image
 
 from geolabel import parsing
 from geolabel.errors import OptionError, OutputError, SceneError
-from geolabel.io.outputs import replacing, saving
+from geolabel.folders import check_folder, work_folder
 from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
+from geolabel.outputs import replacing, saving
 from geolabel.pictures import open_picture
+from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 FORMAT = 1
 """Version of the folder; a reader refuses what is newer than it knows."""
 
-FOLDERS = ("images", "labels", "annotations")
-FILES = ("run.json", "instances.json", "manifest.json")
-KEPT = ("regions", "clusters.json")
-"""What a method may keep beside them: a folder and a file. Nothing but these names is ever deleted."""
+MANIFEST, INSTANCES, RUN = "manifest.json", "instances.json", "run.json"
+"""What a folder holds, its instances, and what an unfinished run is of."""
 
 
-def claim(root: Path, *, overwrite: bool = False) -> None:
-    """Make sure that a folder is free for pseudo-labels, or holds the beginning of some; empty it with `overwrite`.
+@contextmanager
+def labels_folder(
+    root: Path, provenance: Mapping[str, Any], *, overwrite: bool = False, inputs: Sequence[str | Path] = ()
+) -> Iterator[Path]:
+    """Yield the folder to make pseudo-labels in: `root`, or one in it while the ones that are replaced stand.
+
+    Parameters
+    ----------
+    provenance
+        What the labels are made of and with: a stopped run is resumed by one with the same.
+    overwrite
+        Whether what geolabel made in the folder before may be replaced.
+    inputs
+        Files and folders that the labels are made from.
 
     Raises
     ------
     OutputError
-        If it holds something else, or finished pseudo-labels that must not be replaced.
+        If the folder is an input, holds other things, holds finished pseudo-labels that must not be replaced, or holds
+        the beginning of another run.
     """
-    if root.exists() and not root.is_dir():
-        raise OutputError(f"{root} is a file: give the name of a folder")
-    present = {entry.name for entry in root.iterdir()} if root.is_dir() else set()
-    if present and not present & {*FILES, *KEPT}:
-        raise OutputError(f"{root} holds other things than pseudo-labels: give a new folder")
-    if overwrite:
-        for name in {*FOLDERS, *FILES, *KEPT} & present:
-            path = root / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif "manifest.json" in present:
+    check_folder(root, inputs)
+    if (root / MANIFEST).is_file() and not overwrite:
         raise OutputError(f"{root} holds finished pseudo-labels: give --overwrite, or another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    with work_folder(root, overwrite=overwrite, goes_on=lambda folder: _begun(folder) == _plain(provenance)) as folder:
+        if _begun(folder) not in (None, _plain(provenance)):
+            raise OutputError(
+                f"{root} holds the beginning of another run, of other images, networks or settings: "
+                "give these again to resume it, --overwrite, or another folder"
+            )
+        write_json(folder / RUN, {"provenance": provenance})
+        yield folder
+
+
+def _begun(folder: Path) -> Any:
+    """Provenance of the unfinished run in a folder; None where there is none."""
+    return read_json(folder / RUN).get("provenance") if (folder / RUN).exists() else None
 
 
 @dataclass(frozen=True)
@@ -71,39 +90,16 @@ class PseudoLabelWriter:
     Parameters
     ----------
     root
-        The folder; see `start`.
+        The folder; see `labels_folder`.
     classes
         Names of the label values from 0.
     provenance
         What the labels are made of and with; plain values that JSON knows.
-    min_area
-        Pixels of the smallest closed region that counts as an instance.
     """
 
     root: Path
     classes: tuple[str, ...]
     provenance: Mapping[str, Any]
-    min_area: int = 1
-
-    def start(self, *, overwrite: bool = False) -> None:
-        """Make the folder, or go on with one that a stopped run of the same provenance left.
-
-        Raises
-        ------
-        OutputError
-            If the folder holds something else, or finished pseudo-labels that must not be replaced.
-        """
-        run = self.root / "run.json"
-        record = _plain({"classes": self.classes, "provenance": self.provenance, "min_area": self.min_area})
-        claim(self.root, overwrite=overwrite)
-        if run.exists() and read_json(run) != record:
-            raise OutputError(
-                f"{self.root} holds the beginning of another run, of other images, networks or settings: "
-                "give these again to go on with it, --overwrite, or another folder"
-            )
-        for name in FOLDERS:
-            (self.root / name).mkdir(parents=True, exist_ok=True)
-        write_json(run, record)
 
     def has(self, name: str) -> bool:
         """Whether an image is done."""
@@ -119,7 +115,9 @@ class PseudoLabelWriter:
         """
         if labels.classes != self.classes or labels.values.shape != image.shape[:2]:
             raise ValueError(f"labels {labels.classes} of {labels.values.shape} do not fit image {name} {image.shape}")
-        objects = closed_regions(labels, self.min_area)
+        objects = closed_regions(labels)
+        for folder in ("images", "labels", "annotations"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
         _write_png(self.root / "images" / f"{name}.png", image)
         write_json(self.root / "annotations" / f"{name}.json", {
             "image": {"file_name": f"images/{name}.png", "height": image.shape[0], "width": image.shape[1]},
@@ -137,7 +135,7 @@ class PseudoLabelWriter:
         results
             Figures of the run, kept beside its provenance.
         """
-        with replacing(self.root / "instances.json", overwrite=True) as part, part.open("w", encoding="utf-8") as file:
+        with replacing(self.root / INSTANCES, overwrite=True) as part, part.open("w", encoding="utf-8") as file:
             for piece in self._coco(names):
                 file.write(piece)
         manifest = {
@@ -148,9 +146,12 @@ class PseudoLabelWriter:
             "provenance": self.provenance,
             "results": dict(results or {}),
         }
-        write_json(self.root / "manifest.json", _plain(manifest))
-        shutil.rmtree(self.root / "annotations", ignore_errors=True)
-        (self.root / "run.json").unlink(missing_ok=True)
+        write_json(self.root / MANIFEST, _plain(manifest))
+        for name in names:
+            (self.root / "annotations" / f"{name}.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.root / "annotations").rmdir()
+        (self.root / RUN).unlink(missing_ok=True)
 
     def _coco(self, names: Sequence[str]) -> Iterator[str]:
         # Two passes over the images, since COCO lists them before their annotations; each is in memory for a moment.
@@ -198,9 +199,10 @@ class PseudoLabels(Sequence["PseudoLabel"]):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        path = self.root / "manifest.json"
+        settle(self.root)
+        path = self.root / MANIFEST
         if not path.is_file():
-            stopped = (self.root / "run.json").exists()
+            stopped = (self.root / RUN).exists()
             reason = "its run was stopped: run it again to go on" if stopped else "there is no manifest.json in it"
             reason = reason if self.root.is_dir() else "there is no such folder"
             raise SceneError(f"{self.root} holds no finished pseudo-labels ({reason}): give a folder of geolabel label")
@@ -232,9 +234,14 @@ class PseudoLabels(Sequence["PseudoLabel"]):
         return np.array([bool(((values > 0) & (values != IGNORE)).any()) for values in maps], bool)
 
     @property
+    def sources(self) -> Sequence[Path]:
+        """The folder, which no output may be."""
+        return (self.root,)
+
+    @property
     def coco(self) -> Path:
         """The file of instances."""
-        return self.root / "instances.json"
+        return self.root / INSTANCES
 
 
 @dataclass(frozen=True)

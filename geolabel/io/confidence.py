@@ -14,7 +14,7 @@ import numpy as np
 
 from geolabel.confidence import Attributes, ConfidenceModel
 from geolabel.errors import WeightsError
-from geolabel.io.outputs import replacing
+from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 from geolabel.types import Float64Array
 

@@ -24,7 +24,7 @@ from rasterio.io import MemoryFile
 
 from geolabel.errors import SceneError
 from geolabel.io import formats, vsi
-from geolabel.io.names import check_name, exists
+from geolabel.names import check_name, exists
 from geolabel.parsing import MAX_XML_BYTES, parse_xml
 
 MAX_NESTED = 4

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from geolabel.errors import WeightsError
 from geolabel.io.foreign import in_words
+from geolabel.outputs import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,6 @@ def download(
     """
     from pooch import HTTPDownloader
 
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     fetch = HTTPDownloader(progressbar=progress or False, chunk_size=CHUNK, timeout=TIMEOUT)
     logger.warning("downloading %s (%.0f MB) to %s", url, size / 1e6, path)
     try:
@@ -74,14 +73,12 @@ def download(
             f"the cache folder {path.parent} cannot be made ({error.strerror}): set GEOLABEL_CACHE"
         ) from error
     try:
-        fetch(url, part, None)
-        _check(part, url, size, sha256_expected)
-        part.replace(path)
+        with replacing(path, overwrite=True) as part:
+            fetch(url, part, None)
+            _check(part, url, size, sha256_expected)
     except OSError as error:  # those of requests are OSErrors too
         said = in_words(error)
         raise WeightsError(f"{url} could not be downloaded to {path.parent}: {said}; {otherwise}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check(part: Path, url: str, size: int, expected: str) -> None:

@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 import geolabel
 from geolabel.activation import LEVELS
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io.outputs import replacing
 from geolabel.labels import BACKGROUND
 from geolabel.networks.checkpoint import NetworkInfo, load_arrays
 from geolabel.networks.engines import graph_files
 from geolabel.networks.on_onnx import facts_of, read_graph
+from geolabel.outputs import replacing
 from geolabel.parsing import parse_json
 
 EDGE = 0.5

@@ -16,8 +16,8 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.io.foreign import in_words
-from geolabel.io.names import check_name
 from geolabel.io.vector_files import vector_file
+from geolabel.names import check_name
 from geolabel.reprojection import reproject, unwrapped
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray

@@ -28,9 +28,9 @@ import shapely
 from geolabel.errors import OutputError
 from geolabel.io.columns import ABOUT, DERIVED, Kind
 from geolabel.io.foreign import in_words
-from geolabel.io.outputs import check_target, replacing
 from geolabel.io.review import NOTHING, Carried, check_work
 from geolabel.io.written import Written, add_written, plain
+from geolabel.outputs import check_target, replacing
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import clean

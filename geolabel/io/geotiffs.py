@@ -14,8 +14,8 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
 from geolabel.io.foreign import in_words
-from geolabel.io.outputs import check_target, replacing
 from geolabel.io.rasters import CACHE_BYTES, GDAL_ERRORS, SUFFIXES, TILE
+from geolabel.outputs import check_target, replacing
 from geolabel.scene import Grid
 from geolabel.types import AnyArray
 

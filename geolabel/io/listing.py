@@ -12,8 +12,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
-from geolabel.io.names import check_name, exists
 from geolabel.io.opening import is_remote
+from geolabel.names import check_name, exists
 from geolabel.parsing import parse_json
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.errors import WeightsError
-from geolabel.io.outputs import replacing
+from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 
 REACH = 2.0

@@ -16,8 +16,8 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
 from geolabel.io.foreign import in_words
-from geolabel.io.outputs import check_target, replacing
 from geolabel.masks import FULL
+from geolabel.outputs import check_target, replacing
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array
@@ -49,8 +49,8 @@ def write_cog(
 ) -> None:
     """Write blocks of a raster as they come, as a Cloud Optimized GeoTIFF with overviews.
 
-    The blocks go to a plain GeoTIFF beside `path` first, which GDAL then copies: a COG cannot be written in pieces.
-    Memory is bounded by a block and GDAL's cache; the folder needs room for the raster twice.
+    The blocks go to a plain GeoTIFF in a scratch folder beside `path` first, which GDAL then copies: a COG cannot be
+    written in pieces. Memory is bounded by a block and GDAL's cache; the folder needs room for the raster twice.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def write_cog(
     """
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
-    scratch = path.with_name(f".{path.stem}.blocks.tif")
     with replacing(path, overwrite=overwrite) as part, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+        scratch = part.with_name("blocks of " + part.name)  # in the folder of this file alone
         try:
             _write_blocks(scratch, blocks, grid, nodata, kind, tags or {})
             rasterio.shutil.copy(
@@ -89,8 +89,7 @@ def write_cog(
             )
         except GDAL_ERRORS as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
-        finally:
-            scratch.unlink(missing_ok=True)
+        scratch.unlink()  # whose room another output of the run may need
 
 
 def _write_blocks(

@@ -25,8 +25,8 @@ from geolabel.errors import SceneError
 from geolabel.io import remote
 from geolabel.io.foreign import in_words
 from geolabel.io.headers import Header, crs_beside, to_pyproj
-from geolabel.io.names import check_name
 from geolabel.io.opening import is_remote, open_raster, settings
+from geolabel.names import check_name
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import without_secrets

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import rasterio
 
 from geolabel.io import remote
-from geolabel.io.names import exists
+from geolabel.names import exists
 
 SCHEMES = {
     "http": "curl", "https": "curl", "ftp": "curl", "s3": "s3", "gs": "gs", "az": "az", "adls": "adls", "adl": "adls",

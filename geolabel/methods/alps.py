@@ -16,14 +16,13 @@ are smaller: see `USUAL_SHARE`.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from geolabel.clusters import Clusters, Source, check_count
 from geolabel.datasets.images import ImageFolder
-from geolabel.datasets.pseudo_labels import PseudoLabelWriter, claim
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
 from geolabel.errors import OptionError
 from geolabel.io.clusters import NAME, ClusterFile, clusters_path, load_clusters, save_clusters
 from geolabel.labelers import ClusterLabeler
@@ -32,7 +31,7 @@ from geolabel.parts import Everywhere, Recipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import GridPrompter
 from geolabel.run import worker
-from geolabel.run.label import label_images, label_provenance
+from geolabel.run.label import label_images, label_provenance, label_within
 from geolabel.run.regions import RegionFolder
 from geolabel.run.report import Progress
 from geolabel.run.request import Networks
@@ -105,19 +104,21 @@ def label(
         provenance["clusters"] = known.clusters.as_dict()
         return label_images(images, _Known(known, recipe), PseudoLabelWriter(out, known.clusters.classes, provenance),
                             overwrite=overwrite, progress=progress)  # fmt: skip
-    claim(out, overwrite=overwrite)
-    folder = RegionFolder(settings.regions or out / "regions", images)
-    folder.find(worker.segmenter(recipe), source, progress)
-    content = _clustered(out / NAME, folder, source, settings, provenance)
-    clusters = content.clusters
-    index_of = {name: index for index, name in enumerate(images.names)}
+    with labels_folder(out, provenance, overwrite=overwrite, inputs=images.sources) as folder:
+        found = RegionFolder(settings.regions or folder / "regions", images)
+        found.find(worker.segmenter(recipe), source, progress)
+        content = _clustered(folder / NAME, found, source, settings, provenance)
+        clusters = content.clusters
+        index_of = {name: index for index, name in enumerate(images.names)}
 
-    def of_regions(name: str, _: UInt8Array) -> LabelMap:
-        regions = folder.read(index_of[name])
-        return regions.label(clusters.assign(regions.features), clusters.classes, source.max_share)
+        def of_regions(name: str, _: UInt8Array) -> LabelMap:
+            regions = found.read(index_of[name])
+            return regions.label(clusters.assign(regions.features), clusters.classes, source.max_share)
 
-    figures = label_images(images, of_regions, PseudoLabelWriter(out, clusters.classes, provenance), progress=progress)
-    shutil.rmtree(out / "regions", ignore_errors=True)
+        writer = PseudoLabelWriter(folder, clusters.classes, provenance)
+        figures = label_within(images, of_regions, writer, progress)
+        if settings.regions is None:
+            found.remove()
     return figures | dict(content.results)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from geolabel.errors import WeightsError
 from geolabel.kinds import depth, of_kind
+from geolabel.outputs import replacing
 from geolabel.parsing import parse_json
 from geolabel.types import Float32Array
 
@@ -111,7 +112,7 @@ class NetworkInfo:
 def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], info: NetworkInfo) -> None:
     """Write a network, its floating-point tensors rounded to half precision.
 
-    Beside `path` first, renamed at the end: a reader never sees half a file.
+    A reader never sees half a file; see `geolabel.outputs.replacing`.
     """
     from safetensors.torch import save_file
     from torch import nn
@@ -119,9 +120,8 @@ def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], 
     path = Path(path)
     state = module.state_dict() if isinstance(module, nn.Module) else module
     tensors = {name: _half(tensor) for name, tensor in sorted(state.items())}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={KEY: info.to_json()})
-    part.replace(path)
+    with replacing(path, overwrite=True) as part:
+        save_file(tensors, part, metadata={KEY: info.to_json()})
 
 
 def read_info(path: Path | str) -> NetworkInfo:

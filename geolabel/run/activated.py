@@ -43,6 +43,11 @@ class ChipImages:
         """Name of every chip."""
         return self.chips.names
 
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the chips."""
+        return self.chips.sources
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the names, sizes and labels of the files: by what the same chips are known again."""

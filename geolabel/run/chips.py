@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from geolabel.datasets.chips import DESCRIPTION, TABLE
-from geolabel.errors import ChipError, OptionError, OutputError
-from geolabel.io.foreign import in_words
+from geolabel.errors import ChipError, OptionError
+from geolabel.folders import replacing_folder
 from geolabel.io.geotiffs import write_geotiff
 from geolabel.io.scenes import SceneReader
 from geolabel.labels import IGNORE
@@ -80,7 +78,7 @@ def cut_chips(
     layer, class_column, class_name, classes
         See `geolabel.run.truths.read_truth`.
     overwrite
-        Whether a folder that was cut before may be replaced; any other never is.
+        Whether chips that were cut before may be replaced. What geolabel did not make in the folder stays.
 
     Raises
     ------
@@ -89,14 +87,16 @@ def cut_chips(
     ChipError
         If the inventory meets no part of the scene.
     OutputError
-        If the folder exists or cannot be written.
+        If the folder holds other things or may not be replaced, is an input, or cannot be written.
     """
     reading, out = reading or Reading(), Path(out)
     overlap = size // 4 if overlap is None else overlap
     if size < 32 or not 0 <= overlap < size:
         raise OptionError(f"chips of {size} px that share {overlap} px: give at least 32 px, and share less than that")
     reader = SceneReader(str(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd)
-    with reader, _new_folder(out, overwrite=overwrite) as folder:
+    with reader, replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory)) as folder:
+        (folder / "images").mkdir()
+        (folder / "masks").mkdir()
         grid = reader.scene.grid if reading.working_gsd is None else reader.scene.grid.at_gsd(reading.working_gsd)
         truth = read_truth(
             Path(inventory),
@@ -167,33 +167,6 @@ class _Knife:
             clear = all(share >= LEAST or (share == 0 and open_share < LEAST) for share in shares)
             labels = tuple(share > 0 for share in shares) if clear else None
         return _Chip(self.stretch.apply(bands, valid), mask, labels)
-
-
-@contextmanager
-def _new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder beside `out` for chips and masks, which becomes `out` if the block ends without an error.
-
-    Raises
-    ------
-    OutputError
-        If `out` exists and is no folder of chips that may be replaced, or cannot be written.
-    """
-    replaced = overwrite and (out / DESCRIPTION).is_file()
-    if out.exists() and not replaced:
-        raise OutputError(f"{out} exists: give another name, or --overwrite where it is a folder of chips")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        (part / "images").mkdir(parents=True)
-        (part / "masks").mkdir()
-        yield part
-        if replaced:
-            shutil.rmtree(out)
-        part.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out} could not be written: {in_words(error)}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _describe(

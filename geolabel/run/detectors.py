@@ -16,7 +16,16 @@ from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.initial import Share
 from geolabel.run import worker
 from geolabel.run.request import Networks
-from geolabel.run.training import TrainingRequest, begin, check_same_classes, gsd_range, saving_to, share_of, split
+from geolabel.run.training import (
+    TrainingRequest,
+    begin,
+    check_same_classes,
+    gsd_range,
+    share_of,
+    sources_of,
+    split,
+    training_folder,
+)
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.examples import Examples, Subset
 from geolabel.trainers.fit import Schedule, fit
@@ -79,6 +88,7 @@ def train_detector(
     networks: Networks | None = None,
     preset: DetectorPreset | None = None,
     class_name: str = "landslide",
+    overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, float]:
     """Train a detector.
@@ -93,6 +103,10 @@ def train_detector(
         Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
     preset
         Numbers in place of those of the request.
+    overwrite
+        Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
+    resume
+        Go on from where a stopped training in `out` was saved.
 
     Returns
     -------
@@ -125,8 +139,8 @@ def train_detector(
     steps = math.ceil((request.epochs or numbers.epochs) * len(learn) / objective.batch_size)
     schedule = Schedule((max(2, steps),), numbers.rate, minutes=request.minutes or math.inf)
     device, precision = worker.device_and_precision(networks.device, networks.precision)
-    with saving_to(out):
-        figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)
+    with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(known)) as folder:
+        figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
         if held is not None:
             figures |= judge(detector, held)
         told = {name: value for name, value in figures.items() if not math.isnan(value)}
@@ -142,7 +156,7 @@ def train_detector(
             std=(255.0,) * 3,
             trained=trained | {"figures": told} | begun,
         )
-        save_checkpoint(out / FILE, detector, info)
+        save_checkpoint(folder / FILE, detector, info)
     return figures
 
 

@@ -19,9 +19,9 @@ from types import FrameType
 from typing import Any
 
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
-from geolabel.io.names import check_name
 from geolabel.io.places import place
 from geolabel.io.store import Store
+from geolabel.names import check_name
 from geolabel.run import execute
 from geolabel.run.key import RUN, State, difference
 from geolabel.run.ledger import DONE, STOP

@@ -7,12 +7,12 @@ the size of its tiles, or anything else that a method is made of.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import geolabel
-from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
 from geolabel.labels import LabelMap
 from geolabel.parts import Recipe
 from geolabel.run.report import Progress
@@ -30,6 +30,11 @@ class Images(Protocol):
     @property
     def digest(self) -> str:
         """By what the same images are known again."""
+        ...
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """Files and folders that they are read from, which no output may be."""
         ...
 
     def __len__(self) -> int: ...
@@ -53,7 +58,7 @@ def label_images(
     label
         Is asked about each image once, in order; its maps have the classes of `writer`.
     overwrite
-        Whether finished pseudo-labels may be replaced.
+        Whether what geolabel made in the folder before may be replaced, when the new labels are finished.
 
     Returns
     -------
@@ -66,8 +71,13 @@ def label_images(
     OutputError
         If the folder holds something else or cannot be written to.
     """
+    with labels_folder(writer.root, writer.provenance, overwrite=overwrite, inputs=images.sources) as folder:
+        return label_within(images, label, replace(writer, root=folder), progress)
+
+
+def label_within(images: Images, label: LabelImage, writer: PseudoLabelWriter, progress: Progress) -> dict[str, Any]:
+    """As `label_images`, in a folder of `labels_folder`."""
     names = images.names
-    writer.start(overwrite=overwrite)
     kept = sum(map(writer.has, names))
     for _ in progress.track(_labelled(images, label, writer), "label", len(names)):
         pass

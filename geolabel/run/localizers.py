@@ -27,7 +27,7 @@ from geolabel.run import worker
 from geolabel.run.report import Progress, Silent
 from geolabel.run.request import Networks, usual_filters
 from geolabel.run.segmentmaps import segment_maps
-from geolabel.run.training import TrainingRequest, gsd_range, saving_to
+from geolabel.run.training import TrainingRequest, gsd_range, sources_of, training_folder
 from geolabel.trainers.bundled import MEAN, STD
 from geolabel.trainers.fit import fit
 from geolabel.trainers.presets import LocalizerPreset, Method, PresetName, preset_of
@@ -73,6 +73,7 @@ def train_localizer(
     networks: Networks | None = None,
     preset: LocalizerPreset | None = None,
     segments: Path | None = None,
+    overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -92,6 +93,10 @@ def train_localizer(
         Numbers in place of those of the request.
     segments
         Folder of the segment maps of S2C, which trainings of the same chips may share; by default one in `out`.
+    overwrite
+        Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
+    resume
+        Go on from where a stopped training in `out` was saved.
 
     Returns
     -------
@@ -126,18 +131,19 @@ def train_localizer(
     )
     if taught:
         fit_bias(network.eval(), learn, learning)
-    teacher = _Teacher(segmenter, networks.usual_confidence, segments or out / "segments", progress or Silent())
-    objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
     steps = request.steps_of(numbers, learning.epoch_steps(len(learn)))
     schedule = numbers.falling(steps, request.minutes or math.inf)
     precision: Precision = "bf16" if recipe.precision == "bf16" else "fp32"
-    with saving_to(out):
-        figures = fit(objective, schedule, out, device=recipe.device, precision=precision, resume=resume)
+    with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(chips)) as folder:
+        kept = segments or folder / "segments"
+        teacher = _Teacher(segmenter, networks.usual_confidence, kept, progress or Silent())
+        objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
+        figures = fit(objective, schedule, folder, device=recipe.device, precision=precision, resume=resume)
         trained = {"method": request.method, "preset": request.preset, "init": request.init, "seed": request.seed}
         trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
         trained["selection"] = figures
         constant = activation_constant(objective.module.network, learn, learning)
-        save_checkpoint(out / FILE, network, replace(info, constant=constant, trained=trained))
+        save_checkpoint(folder / FILE, network, replace(info, constant=constant, trained=trained))
     return figures
 
 

@@ -20,13 +20,13 @@ from geolabel.errors import OptionError
 from geolabel.io.burning import burn, in_pixels
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.confidence import confidence_of
-from geolabel.io.outputs import check_target
 from geolabel.io.patchwork import patchwork_of
 from geolabel.io.rasters import SUFFIXES, write_cog
 from geolabel.io.review import NOTHING, Carried, check_work
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import prompt_numbers, write_inventory
 from geolabel.masks import OUTSIDE
+from geolabel.outputs import check_target
 from geolabel.run.folder import SUFFIX, Folder, written_by
 from geolabel.run.passes import MosaicSource, TileReport
 from geolabel.run.plan import Plan, Run

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geolabel
-from geolabel.io.outputs import check_target
 from geolabel.io.scores import ScoreRaster
+from geolabel.outputs import check_target
 from geolabel.run import execute
 from geolabel.run.report import Progress, Silent
 from geolabel.run.vectorize import vectorize

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from geolabel.clusters import Source
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import read_json, write_json
 from geolabel.errors import OutputError
+from geolabel.folders import check_folder, note
 from geolabel.io.store import Store
 from geolabel.labelers import paint, passes_gate
 from geolabel.labels import LabelMap, smallest_wins
@@ -107,8 +109,11 @@ class RegionFolder:
         Raises
         ------
         OutputError
-            If the folder holds those of other images, or of another segmenter.
+            If the folder holds those of other images, or of another segmenter, or other things.
         """
+        check_folder(self.root, self.images.sources)
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / KEY).is_file():
+            raise OutputError(f"{self.root} holds other things than what a segmenter found: give another folder")
         self.root.mkdir(parents=True, exist_ok=True)
         key = {"images": self.images.digest, "source": source.as_dict() | {"max_share": None}}
         path = self.root / KEY
@@ -135,7 +140,15 @@ class RegionFolder:
     def _write(self, index: int, regions: Regions) -> None:
         packed = np.frombuffer(zlib.compress(regions.owner.tobytes(), 1), np.uint8)
         size = np.asarray(regions.owner.shape, np.int32)
+        note(self.root / self._store.name("regions", index))
         self._store.write("regions", index, vars(regions) | {"owner": packed, "size": size})
+
+    def remove(self) -> None:
+        """Delete what was found."""
+        self._store.remove()
+        (self.root / KEY).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody has put something there
+            self.root.rmdir()
 
     def read(self, index: int) -> Regions:
         """The regions of one image."""

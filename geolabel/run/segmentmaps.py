@@ -12,9 +12,9 @@ from PIL import Image
 
 from geolabel.chips import Chips
 from geolabel.errors import ChipError
-from geolabel.io.outputs import saving
 from geolabel.labels import smallest_wins
 from geolabel.masks import Filters
+from geolabel.outputs import saving
 from geolabel.parts import Recipe, Segmenter
 from geolabel.pictures import open_picture
 from geolabel.prompters import GridPrompter

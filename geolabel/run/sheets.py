@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from geolabel.datasets.pseudo_labels import PseudoLabel
-from geolabel.io.outputs import replacing
+from geolabel.outputs import replacing
 from geolabel.types import BoolArray, UInt8Array
 
 SIDE, COLUMNS, GAP, HEAD = 112, 6, 4, 20
@@ -55,7 +55,7 @@ def picture(image: UInt8Array, region: BoolArray) -> UInt8Array:
     return seen
 
 
-def write_sheet(path: Path, pictures: Sequence[UInt8Array], title: str, *, overwrite: bool = False) -> None:
+def write_sheet(path: Path, pictures: Sequence[UInt8Array], title: str) -> None:
     """Write the pictures of one cluster as one PNG, row by row below its title.
 
     Raises
@@ -70,5 +70,5 @@ def write_sheet(path: Path, pictures: Sequence[UInt8Array], title: str, *, overw
     for number, seen in enumerate(pictures):
         row, col = divmod(number, COLUMNS)
         sheet.paste(Image.fromarray(seen), (GAP + col * step, HEAD + GAP + row * step))
-    with replacing(path, overwrite=overwrite) as part:
+    with replacing(path, overwrite=False) as part:
         sheet.save(part)

@@ -24,9 +24,10 @@ from geolabel.run.training import (
     begin_with_trunk,
     check_same_classes,
     gsd_range,
-    saving_to,
     share_of,
+    sources_of,
     split,
+    training_folder,
 )
 from geolabel.trainers import bundled
 from geolabel.trainers.bundled import MEAN, STD
@@ -134,6 +135,7 @@ def train_student(
     test: PaintedExamples | None = None,
     networks: Networks | None = None,
     preset: StudentPreset | None = None,
+    overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, float]:
     """Train a student on label maps.
@@ -153,6 +155,10 @@ def train_student(
         Where the training runs.
     preset
         Numbers in place of those of the request.
+    overwrite
+        Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
+    resume
+        Go on from where a stopped training in `out` was saved.
 
     Returns
     -------
@@ -191,15 +197,15 @@ def train_student(
     steps = request.steps or request.steps_of(numbers, learning.epoch_steps(len(learn)))
     schedule = Falling(cycles=(steps,), minutes=request.minutes or math.inf, **numbers.schedule)
     device, precision = worker.device_and_precision(networks.device, networks.precision)
-    with saving_to(out):
-        figures = fit(objective, schedule, out, device=device, precision=precision, resume=resume)
+    with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(examples)) as folder:
+        figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
         trained = {"model": request.model, "preset": request.preset, "seed": request.seed, "images": len(learn)}
         trained["share"] = request.share
         trained |= {"steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms), "selection": figures}
         trained["labels"] = _origin(examples)
         trained |= begun
         info = _describe(architecture, examples, request, numbers.cropping)
-        save_checkpoint(out / FILE, network, replace(info, trained=trained))
+        save_checkpoint(folder / FILE, network, replace(info, trained=trained))
     return figures if test is None else figures | judge(network, test, learning)
 
 

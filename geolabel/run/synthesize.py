@@ -21,9 +21,9 @@ from geolabel.io import geopackage, rasters
 from geolabel.io.columns import Kind
 from geolabel.io.geopackage import Layer, write_geopackage
 from geolabel.io.geotiffs import write_geotiff
-from geolabel.io.outputs import check_target
 from geolabel.io.review import Carried, check_work
 from geolabel.io.styles import style_of
+from geolabel.outputs import check_target, together
 from geolabel.polygons import Geometries
 from geolabel.scene import Grid
 from geolabel.synthetic import CLASSES, SyntheticScene
@@ -99,7 +99,7 @@ def synthesize(
 ) -> SyntheticScene:
     """Draw a scene and write it with its truth: see `SceneFiles` and `geolabel.synthetic.synthesize`.
 
-    The same arguments give the same bytes. A file appears when it is whole, the scene itself last.
+    The same arguments give the same bytes. The files appear together, or none of them does.
 
     Parameters
     ----------
@@ -137,13 +137,15 @@ def synthesize(
         "software": {"geolabel": geolabel.__version__},
         "synthetic": {"height": height, "width": width, "gsd": gsd, "seed": seed, "epsg": epsg},
     }
-    write_geopackage(files.truth, [_landslides(drawn.ids, grid)], crs, made, overwrite=overwrite, carried=carried)
     truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
     cover = dict(zip(CLASSES, COLOURS, strict=True))
-    write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
-    write_geotiff(files.classes, drawn.classes, grid, description="land cover", classes=cover, overwrite=overwrite)
-    write_geotiff(files.dem, drawn.dem, grid, description="height", unit="m", overwrite=overwrite)
-    write_geotiff(files.scene, drawn.rgb, grid, description=f"synthetic scene, seed {seed}", overwrite=overwrite)
+    with together():
+        layers = [_landslides(drawn.ids, grid)]
+        write_geopackage(files.truth, layers, crs, made, overwrite=overwrite, carried=carried)
+        write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
+        write_geotiff(files.classes, drawn.classes, grid, description="land cover", classes=cover, overwrite=overwrite)
+        write_geotiff(files.dem, drawn.dem, grid, description="height", unit="m", overwrite=overwrite)
+        write_geotiff(files.scene, drawn.rgb, grid, description=f"synthetic scene, seed {seed}", overwrite=overwrite)
     return drawn
 
 

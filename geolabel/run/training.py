@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,14 @@ from torch import nn
 
 from geolabel.chips import is_held_out
 from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
+from geolabel.folders import work_folder
 from geolabel.io import weights
 from geolabel.io.downloads import sha256
 from geolabel.networks.checkpoint import load_checkpoint
 from geolabel.networks.initial import Share, take_over
 from geolabel.trainers.crops import Cropping
+from geolabel.trainers.curves import LOSSES
+from geolabel.trainers.fit import STATE
 from geolabel.trainers.presets import TrainingPreset
 from geolabel.types import Int64Array
 
@@ -69,6 +72,46 @@ class TrainingRequest:
     def steps_of(self, preset: TrainingPreset, epoch: int) -> int:
         """Steps of the training, where an epoch has so many."""
         return max(2, round((self.epochs or preset.epochs) * epoch))
+
+
+@contextmanager
+def training_folder(
+    out: Path, file: str, *, overwrite: bool, resume: bool, inputs: Iterable[str | Path] = ()
+) -> Iterator[Path]:
+    """Yield the folder to train in: `out`, or one in it while an earlier training stands that is replaced at the end.
+
+    Parameters
+    ----------
+    file
+        Name of the weights.
+    inputs
+        What is learned from.
+
+    Raises
+    ------
+    OutputError
+        If the folder is an input, holds an earlier training and neither `overwrite` nor `resume` is given, holds
+        files of these names that geolabel did not make, or cannot be written to.
+    """
+    earlier = next((name for name in (file, STATE, LOSSES) if (out / name).exists()), None)
+    if earlier is not None and not (overwrite or resume):
+        raise OutputError(
+            f"{out} holds {earlier} of an earlier training: give --resume to go on with that one, --overwrite to "
+            "replace it, or another folder"
+        )
+
+    def is_own(name: str) -> bool:
+        return name == file or not name.endswith((".safetensors", ".md"))  # other networks may be in the folder
+
+    folder = work_folder(out, overwrite=overwrite, inputs=inputs, shared=True, named=(file,), leaving=is_own,
+                         goes_on=lambda _: resume)  # fmt: skip
+    with saving_to(out), folder as work:
+        yield work
+
+
+def sources_of(data: Any) -> Sequence[Path]:
+    """Folders that chips, images or label maps are read from, as far as they say so."""
+    return getattr(data, "sources", ())
 
 
 @contextmanager

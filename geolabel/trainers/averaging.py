@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from geolabel.errors import WeightsError
+from geolabel.errors import OutputError, WeightsError
 from geolabel.networks import build
 from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.outputs import same_file, together
 from geolabel.trainers import localizer
 from geolabel.trainers.bundled import RECIPES, Preset, draw_selection
 from geolabel.trainers.cards import write_card
@@ -45,9 +46,14 @@ def average_localizers(
 
     Raises
     ------
+    OutputError
+        If one of the files is where the mean is to be written, or that cannot be written.
     WeightsError
         If the files hold networks that differ in more than their weights, or no localizer of a pyramid.
     """
+    target = out / "localizer.safetensors"
+    if any(same_file(target, file) for file in files):
+        raise OutputError(f"{target} is one of the files to average: give another folder")
     states, infos = zip(*(load_checkpoint(file) for file in files), strict=True)
     info = infos[0]
     for file, other in zip(files, infos, strict=True):
@@ -73,10 +79,11 @@ def average_localizers(
         trained["method"] = method  # what all of them were trained for, their mean is for too
     info = replace(info, window=GATE, constant=localizer.settle(losses, figures), trained=trained)
     out.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(out / "localizer.safetensors", network, info)
+    with together():
+        save_checkpoint(target, network, info)
+        write_card(out / "localizer.md", info, parameters=sum(p.numel() for p in network.parameters()))
     if preset != "short":
         from geolabel.trainers.graphs import write_graphs
 
-        write_graphs(out / "localizer.safetensors")
-    write_card(out / "localizer.md", info, parameters=sum(p.numel() for p in network.parameters()))
+        write_graphs(target)
     return figures

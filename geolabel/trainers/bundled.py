@@ -17,14 +17,16 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from geolabel.devices import Precision
-from geolabel.errors import WeightsError
+from geolabel.errors import OutputError, WeightsError
+from geolabel.folders import work_folder
 from geolabel.networks import build
 from geolabel.networks.checkpoint import Kind, NetworkInfo, load_checkpoint, save_checkpoint
+from geolabel.networks.engines import graph_files
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.networks.sam import LOW_RES_STRIDE
 from geolabel.trainers import localizer, segmenter
 from geolabel.trainers.cards import write_card
-from geolabel.trainers.fit import Objective, Schedule, fit
+from geolabel.trainers.fit import STATE, Objective, Schedule, fit
 from geolabel.trainers.localizer import GATE, STRENGTH, LocalizerObjective
 from geolabel.trainers.pictures import REPORTED, Picture, read_pictures, synthetic_pictures
 from geolabel.trainers.samples import Changes, Sampling
@@ -45,6 +47,9 @@ SELECTION_SEED = 800_000
 """First seed of the scenes that weights are selected on. Training has those from 0; 900000 and up are for reports."""
 
 CLASSES = ("landslide",)
+
+SEGMENTER = "segmenter.safetensors"
+"""Whose trunk a localizer of the same folder begins with."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ def train_bundled(
     init: Path | None = None,
     scenes: Path | None = None,
     workers: int = 1,
+    overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Train the localizer and the segmenter, and write each to `out` with a model card and its graphs.
@@ -200,6 +206,8 @@ def train_bundled(
         Folder that keeps the synthetic scenes for another run; a temporary one otherwise.
     workers
         Processes that draw synthetic scenes.
+    overwrite
+        Whether networks of these kinds in `out` may be replaced, when the new ones are trained.
     resume
         Go on from the states that an interrupted run left in `out`.
 
@@ -208,40 +216,53 @@ def train_bundled(
     figures on the selection scenes, of each network
     """
     recipe = RECIPES[preset]
-    out.mkdir(parents=True, exist_ok=True)
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         pool = gather(recipe, Path(folder), data=data, negatives=negatives, workers=workers)
-    results: dict[str, dict[str, float]] = {}
-    for kind in sorted(networks, reverse=True):
-        schedule = recipe.localizer_schedule if kind == "localizer" else recipe.segmenter_schedule
-        # Outlining is learned more slowly than finding.
-        share = {"localizer": 0.4, "segmenter": 0.6}[kind] if len(networks) > 1 else 1.0
-        schedule = replace(schedule, minutes=minutes * share if minutes else math.inf)
-        train = _train_localizer if kind == "localizer" else _train_segmenter
-        torch.manual_seed(seed)
-        begin = init / f"{kind}.safetensors" if init else None
-        begin = begin if begin and begin.is_file() else None
-        network, info, figures = train(
-            recipe, pool, _Course(schedule, out / kind, seed, device, precision, resume, begin)
-        )
-        trained = {
-            "seed": seed,
-            "preset": preset,
-            "precision": precision,
-            "began with": hashlib.sha256(begin.read_bytes()).hexdigest() if begin else None,
-            "data": [*pool.sources, *credit],
-            "steps": int(figures.pop("steps")),
-            "minutes": figures.pop("minutes"),
-            "selection": figures,
-        }
-        info = replace(info, trained=trained)
-        save_checkpoint(out / f"{kind}.safetensors", network, info)
-        if preset != "short":  # which is for a look, and graphs take longer than its seconds
-            from geolabel.trainers.graphs import write_graphs
+    named = [f"{kind}.{end}" for kind in networks for end in ("safetensors", "md")]
+    named += [file.name for kind in networks for file in graph_files(out / f"{kind}.safetensors", kind)]
+    held = next((name for name in (*named, *(f"{kind}/{STATE}" for kind in networks)) if (out / name).exists()), None)
+    if held is not None and not (overwrite or resume):
+        raise OutputError(f"{out} holds {held} of an earlier training: give --resume, --overwrite or another folder")
 
-            write_graphs(out / f"{kind}.safetensors")
-        write_card(out / f"{kind}.md", info, parameters=sum(p.numel() for p in network.parameters()))
-        results[kind] = figures
+    def is_own(name: str) -> bool:
+        return name in named or name.partition("/")[0] in networks
+
+    folders = [folder for folder in (data, negatives) if folder is not None]
+    place = work_folder(out, overwrite=overwrite, inputs=folders, shared=True, named=named, leaving=is_own,
+                        goes_on=lambda _: resume)  # fmt: skip
+    with place as work:
+        results: dict[str, dict[str, float]] = {}
+        for kind in sorted(networks, reverse=True):
+            schedule = recipe.localizer_schedule if kind == "localizer" else recipe.segmenter_schedule
+            # Outlining is learned more slowly than finding.
+            share = {"localizer": 0.4, "segmenter": 0.6}[kind] if len(networks) > 1 else 1.0
+            schedule = replace(schedule, minutes=minutes * share if minutes else math.inf)
+            train = _train_localizer if kind == "localizer" else _train_segmenter
+            torch.manual_seed(seed)
+            begin = init / f"{kind}.safetensors" if init else None
+            begin = begin if begin and begin.is_file() else None
+            trunk = next((f for f in (work / SEGMENTER, out / SEGMENTER) if f.is_file()), None)
+            network, info, figures = train(
+                recipe, pool, _Course(schedule, work / kind, seed, device, precision, resume, begin, trunk)
+            )
+            trained = {
+                "seed": seed,
+                "preset": preset,
+                "precision": precision,
+                "began with": hashlib.sha256(begin.read_bytes()).hexdigest() if begin else None,
+                "data": [*pool.sources, *credit],
+                "steps": int(figures.pop("steps")),
+                "minutes": figures.pop("minutes"),
+                "selection": figures,
+            }
+            info = replace(info, trained=trained)
+            save_checkpoint(work / f"{kind}.safetensors", network, info)
+            if preset != "short":  # which is for a look, and graphs take longer than its seconds
+                from geolabel.trainers.graphs import write_graphs
+
+                write_graphs(work / f"{kind}.safetensors")
+            write_card(work / f"{kind}.md", info, parameters=sum(p.numel() for p in network.parameters()))
+            results[kind] = figures
     return results
 
 
@@ -277,6 +298,8 @@ class _Course:
     resume: bool
     begin: Path | None
     """First weights."""
+    trunk: Path | None
+    """A segmenter whose trunk a localizer begins with otherwise."""
 
     def fit(self, objective: Objective) -> dict[str, float]:
         return fit(
@@ -291,7 +314,7 @@ Trained = tuple[nn.Module, NetworkInfo, dict[str, float]]
 def _train_localizer(recipe: Recipe, data: Data, course: _Course) -> Trained:
     network = cast("PyramidLocalizer", build(recipe.localizer))
     if course.begin is None:
-        _start_from_segmenter(network, course.folder.with_name("segmenter.safetensors"))
+        _start_from_segmenter(network, course.trunk)
     else:
         _start(network, course.begin)
     sampling = data.sampling(recipe.localizer_samples, recipe.localizer_real, course.seed)
@@ -324,10 +347,10 @@ def _start(network: nn.Module, path: Path) -> None:
     logger.info("beginning with %s", path)
 
 
-def _start_from_segmenter(network: PyramidLocalizer, path: Path) -> None:
+def _start_from_segmenter(network: PyramidLocalizer, path: Path | None) -> None:
     """Begin with the trunk of a segmenter in the same folder, which has learned textures and edges of every ground."""
-    if not path.is_file():
-        logger.info("no %s to take a trunk from: the localizer begins with random weights", path)
+    if path is None:
+        logger.info("no segmenter to take a trunk from: the localizer begins with random weights")
         return
     prefix = "image_encoder.trunk."
     state, _ = load_checkpoint(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.networks.checkpoint import NetworkInfo
+from geolabel.outputs import replacing
 
 _PURPOSE = {
     "localizer": "Says where in an image landslides are likely: a class activation map, from which prompts are cut, "
@@ -82,7 +83,8 @@ def write_card(
         "",
         *failures,
     ]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    with replacing(path, overwrite=True) as part:
+        part.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _making(trained: Mapping[str, Any]) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from geolabel.folders import check_made, note
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,9 @@ class Curves:
     def __init__(self, folder: Path, after: int) -> None:
         self._folder = folder
         for name in (LOSSES, SELECTION):
+            check_made(folder / name)
             _drop_rows(folder / name, after)
+            note(folder / name)
         self._events = _open_events(folder / EVENTS, after)
 
     def losses(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -59,6 +64,8 @@ class Curves:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._events is not None:
             self._events.close()
+            for path in (self._folder / EVENTS).glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+                note(path)
 
 
 def _open_events(folder: Path, after: int) -> Any:

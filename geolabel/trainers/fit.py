@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from geolabel.devices import Precision, keep_freed_memory
+from geolabel.outputs import replacing
 from geolabel.trainers.curves import Curves
 
 logger = logging.getLogger(__name__)
@@ -111,12 +112,8 @@ class _State:
     def save(self, path: Path) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("module", "average", "optimiser")}
         rest = {name: getattr(self, name) for name in ("step", "seconds", "best", "score")}
-        part = path.with_suffix(".part")
-        try:
+        with replacing(path, overwrite=True) as part:
             torch.save(parts | rest, part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)  # half a state on a full disk
 
     def load(self, path: Path) -> None:
         kept = torch.load(path, weights_only=True, map_location="cpu")

@@ -27,6 +27,7 @@ from geolabel.networks.checkpoint import NetworkInfo, read_info
 from geolabel.networks.engines import graph_files
 from geolabel.networks.on_onnx import CORNERS, KEY
 from geolabel.networks.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE, DrawingPromptEncoder
+from geolabel.outputs import replacing
 from geolabel.prompts import PADDING
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,8 @@ def write_graphs(weights: Path) -> tuple[Path, ...]:
         facts = {"architecture": info.architecture, "multiple": part.multiple, "stride": part.stride}
         graph = _without_weights(part)
         helper.set_model_props(graph, {KEY: json.dumps(facts, sort_keys=True)})
-        path.write_bytes(graph.SerializeToString(deterministic=True))
+        with replacing(path, overwrite=True) as scratch:
+            scratch.write_bytes(graph.SerializeToString(deterministic=True))
         logger.info("wrote %s", path)
     return files
 

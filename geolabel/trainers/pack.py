@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from geolabel.errors import OptionError
+from geolabel.outputs import replacing
 from geolabel.synthetic import synthesize
 from geolabel.trainers.colours import jpeg
 from geolabel.trainers.pictures import SUFFIXES, read_image
@@ -48,6 +49,7 @@ def write_pack(
     quality: int = 92,
     size: int = 1024,
     gsd: float = 0.5,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Pack pictures; the file appears when it is whole.
 
@@ -65,6 +67,8 @@ def write_pack(
         Synthetic scenes to add to those with landslides, pixels a side, metres per pixel.
     quality
         Of the JPEGs that are made, 1 to 95.
+    overwrite
+        Whether a file that is there may be replaced.
 
     Returns
     -------
@@ -72,13 +76,14 @@ def write_pack(
 
     Raises
     ------
+    OutputError
+        If the file exists and must not be replaced, or cannot be written.
     OptionError
         If there is nothing to pack, a picture cannot be read or lacks its mask, or the pack grows beyond `LARGEST`.
     """
     bytes_by_kind = dict.fromkeys((IMAGES, MASKS, NEGATIVES), 0)
     counts = dict.fromkeys((IMAGES, MASKS, NEGATIVES), 0)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path, overwrite=overwrite) as part:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             for name, content in _members(data, negatives, exclude, seeds, quality, size, gsd):
                 archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
@@ -94,9 +99,6 @@ def write_pack(
                 f"the pack has {total / 1e6:.1f} MB ({shares}), the limit is {LARGEST / 1e6:.0f} MB: "
                 f"pack fewer or smaller pictures, or give a --quality below {quality}"
             )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return {"images": counts[IMAGES], "masks": counts[MASKS], "negatives": counts[NEGATIVES], "bytes": total}
 
 

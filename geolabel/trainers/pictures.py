@@ -18,6 +18,7 @@ from skimage.segmentation import felzenszwalb
 
 from geolabel import synthetic
 from geolabel.errors import OptionError
+from geolabel.outputs import replacing
 from geolabel.pictures import open_picture
 from geolabel.radiometry import Stretch
 from geolabel.synthetic import synthesize
@@ -150,9 +151,8 @@ def _make_scene(job: tuple[int, int, float], folder: Path) -> Path:
     path = folder / f"scene_{generator_version()}_{seed}_{size}px_{gsd}m.npz"
     if not path.is_file():
         scene = synthesize(size, gsd=gsd, seed=seed)
-        part = path.with_suffix(".part.npz")
-        np.savez(part, rgb=stretch(scene.rgb), classes=scene.classes, regions=number_regions(scene.classes))
-        part.replace(path)
+        with replacing(path, overwrite=True) as part:
+            np.savez(part, rgb=stretch(scene.rgb), classes=scene.classes, regions=number_regions(scene.classes))
     return path
 
 

@@ -1,0 +1,236 @@
+"""What geolabel made in a folder: the record of it, and nothing else is ever deleted or replaced.
+
+A folder that geolabel fills has a file `RECORD`, with the name, size and SHA-256 of everything that was written there.
+A folder that looks like one of ours is not ours, a file that a person has changed is that person's, and whatever else
+is in a folder stays. A line is written before its file takes its place, so no file of ours is without one, however a
+run ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from geolabel.errors import OutputError
+
+RECORD = ".geolabel.jsonl"
+"""Name of the record, and of its parts in folders below."""
+
+FORMAT = 1
+
+HEADER = {"geolabel": FORMAT, "about": "What geolabel made here; only that is ever deleted."}
+"""First line of a record."""
+
+READ_BYTES = 16 << 20
+"""Of a file, at most, that its SHA-256 is taken of: what people edit is smaller."""
+
+MOST_LINE = 1 << 16
+"""Bytes of a line of a record."""
+
+Mark = tuple[int, str]
+"""Size and SHA-256 of a file."""
+
+
+def mark_of(path: Path) -> Mark:
+    """Size of a file, and SHA-256 of it, or of its first `READ_BYTES`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size, left = os.fstat(file.fileno()).st_size, READ_BYTES
+        while left and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+    return size, digest.hexdigest()
+
+
+@dataclass(eq=False)
+class Made:
+    """What geolabel made in a folder: its record, which new lines are added to.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    """
+
+    root: Path
+    marks: dict[str, set[Mark]] = field(default_factory=dict)
+    """Of each file, by its name with slashes: as it was written, once or more often."""
+    growing: set[str] = field(default_factory=set)
+    """Files that are ours whatever they hold, since they were still being written to."""
+
+    @classmethod
+    def read(cls, root: Path) -> Self | None:
+        """Read the record of a folder; None where it has none."""
+        path, made = root / RECORD, cls(root)
+        try:
+            if path.is_symlink() or not path.is_file():
+                return None
+            with path.open("rb") as file:
+                if not _is_header(file.readline(MOST_LINE)):
+                    return None
+                for line in iter(lambda: file.readline(MOST_LINE), b""):
+                    made._add(line)
+        except OSError:
+            return None
+        return made
+
+    @classmethod
+    def begin(cls, root: Path) -> Self:
+        """The record of a folder, which is made where there is none."""
+        made = cls.read(root)
+        if made is None:
+            made = cls(root)
+            try:
+                with (root / RECORD).open("xb") as file:
+                    file.write(_line(HEADER))
+            except FileExistsError as error:
+                raise OutputError(f"{root / RECORD} is no record of geolabel: move it away") from error
+            except OSError:
+                (root / RECORD).unlink(missing_ok=True)
+                raise
+        return made
+
+    def _add(self, line: bytes) -> None:
+        try:
+            name, size, digest = json.loads(line)
+        except (ValueError, TypeError, RecursionError):  # the end of a record on a full disk
+            return
+        if not (isinstance(name, str) and _is_inner(name)):
+            return
+        if size is None:
+            self.growing.add(name)
+        else:
+            self.growing.discard(name)
+            self.marks.setdefault(name, set()).add((size, digest))
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is in the folder."""
+        return self.root in path.parents
+
+    def name(self, path: Path) -> str:
+        """What the record calls a file in the folder."""
+        return path.relative_to(self.root).as_posix()
+
+    def owns(self, name: str) -> bool:
+        """Whether a file is there as geolabel wrote it."""
+        path = self.root / name
+        try:
+            status = path.lstat()
+        except OSError:
+            return False
+        inner = PurePosixPath(name)
+        if not stat.S_ISREG(status.st_mode) or any((self.root / parent).is_symlink() for parent in inner.parents):
+            return False
+        if name in self.growing:
+            return True
+        if inner.name == RECORD:
+            return name != RECORD and Made.read(path.parent) is not None
+        marks = self.marks.get(name, set())
+        return any(size == status.st_size for size, _ in marks) and mark_of(path) in marks
+
+    @property
+    def names(self) -> list[str]:
+        """Every file that was ever written there, the record of a folder below after what is in that."""
+        return sorted(self.marks.keys() | self.growing, key=lambda name: (PurePosixPath(name).name == RECORD, name))
+
+    def changed(self) -> list[str]:
+        """Files that geolabel wrote and that are something else now."""
+        return [name for name in self.names if os.path.lexists(self.root / name) and not self.owns(name)]
+
+    def check(self, path: Path) -> None:
+        """Refuse to replace a file that is not as geolabel wrote it.
+
+        Raises
+        ------
+        OutputError
+            If it is there, and is not.
+        """
+        if os.path.lexists(path) and not self.owns(self.name(path)):
+            raise OutputError(f"{path} {NOT_OURS}")
+
+    def note(self, path: Path, content: Path | None = None) -> None:
+        """Write down that geolabel makes a file, before it takes its place.
+
+        Parameters
+        ----------
+        content
+            Where the file is until then; None for one that is written to as it stands, or is already there.
+        """
+        name, mark = self.name(path), None
+        if content is not None:
+            mark = mark_of(content)
+            if mark in self.marks.get(name, ()) and name not in self.growing:
+                return
+        elif name in self.growing:
+            return
+        line = _line([name, *(mark or (None, None))])
+        with (self.root / RECORD).open("ab") as file:
+            file.write(b"\n" + line)  # on its own also after one that a full disk has cut off
+        self._add(line)
+
+    def conclude(self) -> None:
+        """Write the record anew, of what is still there: files that grew are whole now."""
+        there = [name for name in self.names if os.path.lexists(self.root / name)]
+        marks = [
+            (name, mark)
+            for name in there
+            for mark in ([mark_of(self.root / name)] if name in self.growing else sorted(self.marks[name]))
+        ]
+        part = self.root / f"{RECORD}.{os.getpid()}"
+        try:
+            write_record(part, marks)
+            part.replace(self.root / RECORD)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete files that are as geolabel wrote them, and the folders that are empty then."""
+        for name in names:
+            if self.owns(name):
+                (self.root / name).unlink(missing_ok=True)
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete the folders of recorded files that are empty, but not the folder itself."""
+        inner = {parent for name in self.names for parent in PurePosixPath(name).parents if parent.parts}
+        for parent in sorted(inner, key=lambda parent: len(parent.parts), reverse=True):
+            with suppress(OSError):
+                (self.root / parent).rmdir()
+
+
+NOT_OURS = "is not as geolabel wrote it, or was never written by it, so it stays: move it away, or give another folder"
+
+
+def write_record(path: Path, files: Iterable[tuple[str, Mark]]) -> None:
+    """Write a record of files."""
+    with path.open("xb") as file:
+        file.write(_line(HEADER))
+        file.writelines(_line([name, *mark]) for name, mark in files)
+
+
+def _line(values: object) -> bytes:
+    # names may hold bytes that are no UTF-8, which ASCII with escapes keeps; a line begins on its own after a torn one
+    return json.dumps(values).encode() + b"\n"
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("geolabel") == FORMAT
+
+
+def _is_inner(name: str) -> bool:
+    """Whether a name is that of a file below a folder."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+    )

@@ -1,0 +1,280 @@
+"""Outputs appear whole, those of one command together, or not at all; and no output is an input.
+
+A file is written in a `geolabel.scratch.Scratch` beside its place and moved there when it is whole. Writers need know
+nothing of each other: what they write inside `together` takes its place when the block ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from geolabel.errors import OutputError
+from geolabel.names import check_name
+from geolabel.scratch import Move, Scratch, commit, settle
+
+RASTER_SIDECARS = (".aux.xml", ".msk", ".ovr", ".msk.ovr", ".ovr.aux.xml", ".vat.dbf", ".vat.cpg")
+"""Files that describe a raster, named after the whole of its name: statistics and nodata, mask, pyramids, table."""
+
+DESCRIBED_BY = {
+    **dict.fromkeys((".tif", ".tiff"), (*RASTER_SIDECARS, "tfw", "tifw", "tiffw", "tfwx", "aux", "rrd")),
+    ".png": (*RASTER_SIDECARS, "pgw", "pngw", "pgwx"),
+    ".gpkg": (".aux.xml",),
+}
+"""What GDAL, QGIS and ArcGIS leave beside a finished file of each format and read with it: what describes the old file
+would be believed of the new one. With a dot the ending follows the whole name, without one it replaces the suffix.
+
+A ``.prj`` or ``.wld`` of the same stem may belong to another file, and a ``.qml`` is a style that a person made: a
+GeoTIFF needs none of them, and they stay."""
+
+
+SQLITE = (".gpkg", ".sqlite", ".db")
+"""Formats that are SQLite's, which keeps what is not yet in the file in files beside it."""
+
+UNSAVED = ("-wal", "-journal")
+"""Such files."""
+
+
+class Keeper(Protocol):
+    """Whoever writes down which files of a folder geolabel made; see `geolabel.folders`."""
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        ...
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is in the folder."""
+        ...
+
+    def check(self, path: Path) -> None:
+        """Refuse to replace a file that geolabel did not make."""
+        ...
+
+    def note(self, path: Path, content: Path) -> None:
+        """Write down that geolabel makes a file, before it takes its place; `content` is where it is until then."""
+        ...
+
+
+keepers: ContextVar[tuple[Keeper, ...]] = ContextVar("keepers", default=())
+"""Of the folders that are worked in, the innermost last."""
+
+
+def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse, before any work is done, a place where an output could not or should not be written.
+
+    A symbolic link is no place for an output: what it points to may be anything of anyone's.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a file that is there already may be replaced.
+    suffixes
+        File name extensions that fit the format, lower case.
+    inputs
+        Files that the run reads, none of which may be its output too.
+
+    Raises
+    ------
+    OutputError
+        If the name, the folder, the file that is there, or an input stands in the way, or another program has the file
+        open.
+    """
+    check_name(path.absolute())
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(f"{path}: the name of this output has to end with {' or '.join(suffixes)}")
+    settle(path.parent)
+    for source in inputs:
+        if same_file(path, source):
+            raise OutputError(f"{path} is an input of this run ({source}): give the output another name")
+    if path.is_symlink():
+        raise OutputError(f"{path} is a symbolic link to {path.readlink()}: give the name of a file itself")
+    _check_place(path, overwrite=overwrite)
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    """As `check_target`, at any moment of a run."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file")
+    if path.exists():
+        if not overwrite:
+            raise OutputError(f"{path} exists: give --overwrite to replace it, or another name")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OutputError(f"{path} is a device or a pipe: give the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {path.parent} cannot be written to; choose another")
+    if path.suffix.lower() in SQLITE:
+        _check_closed(path)
+
+
+def same_file(path: Path, source: str | Path) -> bool:
+    """Whether two names are of one file or folder: through links, and through hard links too."""
+    try:
+        return path.samefile(source)
+    except (OSError, ValueError):  # one of them is no file: a URI, or not there yet
+        return os.path.realpath(path) == os.path.realpath(Path(source))
+
+
+def _check_closed(path: Path) -> None:
+    """Refuse to replace a database that has unsaved edits beside it, or that another program has open.
+
+    The edits would be lost, and the new file could not be read: SQLite would take them for its own.
+    """
+    for ending in UNSAVED:
+        beside = path.with_name(path.name + ending)
+        with suppress(OSError):
+            if beside.stat().st_size:
+                raise OutputError(
+                    f"{beside} holds edits that are not yet in {path.name}: close {path.name} in QGIS or the program "
+                    f"that has it open; where that program has died, open {path.name} once more and close it. Or give "
+                    "the output another name"
+                )
+    if path.exists() and _is_open_elsewhere(path):
+        raise OutputError(
+            f"{path} is open in another program: close it there (in QGIS, remove its layers), or give another name"
+        )
+
+
+def _is_open_elsewhere(path: Path) -> bool:
+    """Whether another process has a lock on a database; nothing in it is changed."""
+    try:
+        name = f"file:{quote(path.absolute().as_posix())}?mode=rw"
+        with closing(sqlite3.connect(name, uri=True, timeout=0, isolation_level=None)) as connection:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        return "locked" in str(error) or "busy" in str(error)
+    except (sqlite3.Error, UnicodeError):  # no database: nobody has it open as one
+        return False
+    return False
+
+
+class _Together:
+    """Outputs on their way."""
+
+    def __init__(self) -> None:
+        self.moves: list[Move] = []
+        self.scratches: list[Scratch] = []
+
+    def room(self, parent: Path) -> Path:
+        """An empty folder on the file system of a place."""
+        found = next((scratch for scratch in self.scratches if scratch.parent == parent), None)
+        if found is None:
+            found = Scratch(parent)
+            self.scratches.append(found)
+        return found.room()
+
+    def finish(self) -> None:
+        for move in self.moves:
+            for keeper in keepers.get():
+                if move.staged is not None and keeper.holds(move.final):
+                    keeper.check(move.final)
+                    keeper.note(move.final, move.staged)
+        if self.moves:
+            commit(self.moves, self.scratches)
+
+    def close(self) -> None:
+        for scratch in reversed(self.scratches):
+            scratch.close()
+
+
+_under_way: ContextVar[_Together | None] = ContextVar("_under_way", default=None)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let everything that is written inside the block take its place at the end, all of it or nothing.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot take its place; those that were there before stay.
+    """
+    with _together():
+        yield
+
+
+@contextmanager
+def _together() -> Iterator[_Together]:
+    outer = _under_way.get()
+    if outer is not None:
+        yield outer
+        return
+    work = _Together()
+    token = _under_way.set(work)
+    try:
+        yield work
+        try:
+            work.finish()
+        except FileExistsError as error:
+            place = error.filename2 or error.filename
+            raise OutputError(f"{place} exists: give --overwrite to replace it, or another name") from error
+        except OSError as error:
+            place = error.filename2 or error.filename or work.moves[0].final
+            raise OutputError(
+                f"{place} could not be put in its place ({error.strerror or error}): what was there is still there; "
+                "close it where it is open, or give another name"
+            ) from error
+    finally:
+        _under_way.reset(token)
+        work.close()
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield the name of a file to write to, which takes its place at `path` if the block ends without an error.
+
+    The name is that of `path`, in a new folder of `Scratch`. What describes the old file goes with it. After an error
+    nothing is left but what was there before.
+
+    Raises
+    ------
+    OutputError
+        If `path` exists and must not be replaced.
+    """
+    held = [keeper for keeper in keepers.get() if keeper.holds(path)]
+    _check_place(path, overwrite=overwrite)
+    for keeper in held:
+        keeper.check(path)
+    with _together() as work:
+        part = work.room(held[-1].root if held else path.parent) / path.name
+        yield part
+        _check_place(path, overwrite=overwrite)  # a second run may have finished in the meantime
+        work.moves += [Move(sidecar) for sidecar in (() if held else sidecars_of(path))]
+        work.moves.append(Move(path, part, exclusive=not overwrite))
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[Path]:
+    """Write a file anew, as `replacing` does; what the disk refuses becomes an error of ours.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    try:
+        with replacing(path, overwrite=True) as part:
+            yield part
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}; is the disk full?") from error
+
+
+def sidecars_of(path: Path) -> list[Path]:
+    """Files beside a file that describe it, as far as they are there; upper case counts too."""
+    endings = DESCRIBED_BY.get(path.suffix.lower(), ())
+    names = {(path.name + end if end.startswith(".") else f"{path.stem}.{end}").lower() for end in endings}
+    stem = path.stem.lower()
+    entries = path.parent.iterdir() if names and path.parent.is_dir() else ()
+    same = [entry for entry in entries if entry.name.lower().startswith(stem) and entry.name.lower() in names]
+    return sorted(entry for entry in same if entry.name.startswith(path.stem) and entry.is_file())
