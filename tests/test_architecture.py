@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "urls", "errors", "extras", "names", "scratch", "outputs", "made", "folders", "types", "kinds", "parsing", "units", "bands",
-    "tiles", "scene", "resampling",
+    "urls", "errors", "extras", "names", "scratch", "outputs", "made", "folders", "types", "kinds", "parsing", "units",
+    "bands", "tiles", "scene", "resampling",
     "radiometry", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity",
     "polygons", "reprojection", "geodesy", "metrics",
     "confidence", "clusters", "concepts",

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from safetensors.numpy import save_file
 
 from geolabel.cli.main import run as command
 from geolabel.errors import OutputError, RunError
@@ -135,8 +136,9 @@ def test_what_calls_itself_a_run(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError):
         summarize(tmp_path)
-    with pytest.raises(RunError, match="--overwrite starts anew"):
-        Folder(Store(tmp_path)).begin({}, overwrite=False)
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="not that of a run of this geolabel"):
+            Folder(Store(tmp_path)).begin({}, overwrite=overwrite)
     assert written_by(tmp_path) == frozenset()
 
 
@@ -442,12 +444,65 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 2, "key": 5}', "[" * 9999])
-def test_a_damaged_folder_is_refused_or_overwritten(tmp_path: Path, text: str) -> None:
+def test_a_folder_of_another_program_is_refused(tmp_path: Path, text: str) -> None:
     cut_short(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(text)
-    with pytest.raises(RunError, match="--overwrite starts anew"):
-        kept(tmp_path / "run")
-    assert kept(tmp_path / "run", overwrite=True) == 0
+    before = files_of(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="not that of a run of this geolabel.*another --run-dir"):
+            kept(tmp_path / "run", overwrite=overwrite)
+    assert files_of(tmp_path) == before
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def network(path: Path) -> None:
+    """Write weights as a person keeps them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"w": THREE}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["landslides/best.safetensors"],
+        ["landslides/00000001.safetensors"],
+        ["lock"],
+        ["stop"],
+        ["localize/0.part"],
+        ["best.safetensors", "deep/er/best.safetensors"],
+        ["models/00000001.safetensors", "models/" + "0" * 32 + ".part"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_a_folder_of_somebody_is_refused_and_nothing_in_it_is_touched(
+    tmp_path: Path, names: list[str], overwrite: bool
+) -> None:
+    for name in names:
+        network(tmp_path / "mine" / name)
+    before = files_of(tmp_path)
+    with pytest.raises(RunError, match="holds other files"):
+        kept(tmp_path / "mine", overwrite=overwrite)
+    assert files_of(tmp_path) == before
+
+
+def test_what_somebody_put_into_the_folder_of_a_run_stays(tmp_path: Path) -> None:
+    cut_short(tmp_path / "run")
+    mine = ["notes.txt", "localize/best.safetensors", "localize/00000099.safetensors", "other/00000000.safetensors"]
+    for name in mine:
+        network(tmp_path / "run" / name)
+    assert kept(tmp_path / "run") == 1
+    assert sorted(files_of(tmp_path / "run")) == sorted(mine)
+
+
+def test_a_run_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(RunError, match="is a file"):
+        kept(tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_an_output_of_the_same_run_may_be_written_again(tmp_path: Path) -> None:
@@ -483,9 +538,22 @@ def test_so_may_one_that_was_whole_when_the_run_was_killed_but_not_said_to_be(tm
         Targets.of(out)
 
 
-def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(tmp_path: Path) -> None:
-    Store(tmp_path / "run").write("localize", 3, {"x": THREE})
-    (tmp_path / "run" / "localize" / "abc.part").write_text("")
+def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(tmp_path / "run")
+    remove, left = FolderPlace.remove, [1]
+
+    def die(self: FolderPlace, name: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        remove(self, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderPlace, "remove", die)
+        Folder(Store(tmp_path / "run")).remove()
+    assert len(files_of(tmp_path / "run")) == 2
     assert kept(tmp_path / "run") == 0
     assert not (tmp_path / "run").exists()
 

@@ -110,7 +110,7 @@ class GroundingStudy:
 
     def _is_of_these(self, folder: Path) -> bool:
         """Whether the figures in a folder are of these thresholds."""
-        held = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("t*-L*.json")]
+        held = [read_json(path) for path in folder.glob("t*-L*.json")]
         return all(set(map(str, self.thresholds)) <= figures.keys() for figures in held)
 
     def _measured(self) -> Section:

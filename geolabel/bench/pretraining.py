@@ -336,7 +336,7 @@ class PretrainingStudy:
 def _held(folder: Path) -> Any:
     """What the figures in a folder depend on; None where there are none."""
     path = folder / STUDY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _means(found: list[dict[str, float]]) -> dict[str, float]:

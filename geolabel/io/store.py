@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from geolabel.errors import OutputError
-from geolabel.io.places import Place, place
+from geolabel.io.places import FolderPlace, Place, place
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray
 
@@ -37,6 +38,12 @@ NAMES = {kind: name for name, kind in KINDS.items()}
 
 CHECKSUMS = "crc32"
 """Where the free text of the header holds the checksum of each array, in JSON."""
+
+OWN_NAME = re.compile(r"[^/]+/\d{8}\.safetensors")
+"""Of records, below the root."""
+
+OWN_PART = re.compile(r"[^/]+/[0-9a-f]{32}\.part")
+"""Of records that are being written."""
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a record raises that is not as it was written."""
@@ -119,11 +126,26 @@ class Store:
         return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(SUFFIX) for name in self.place.names())
 
     def owns(self, name: str) -> bool:
-        """Whether a file in the folder is a record, or a part of one."""
-        return name.count("/") == 1 and name.endswith((SUFFIX, ".part"))
+        """Whether a file in the folder is a record of a store, or a part of one that was never finished.
+
+        A name is not enough: networks of a person may be kept under one like it. What is in a folder is looked at;
+        what is in a store of another kind would have to be fetched for that, and is taken by its name.
+        """
+        if OWN_PART.fullmatch(name):
+            return True
+        if not OWN_NAME.fullmatch(name):
+            return False
+        if not isinstance(self.place, FolderPlace):
+            return True
+        try:
+            with self.place.open(name) as file:
+                _entries(file)
+        except DAMAGE:
+            return False
+        return True
 
     def remove(self) -> None:
-        """Delete every record, and the folders that are empty then; files that the store did not write stay."""
+        """Delete every record, and the folders that are empty then; files that no store wrote stay."""
         for name in list(self.place.names()):
             if self.owns(name):
                 self.place.remove(name)

@@ -19,18 +19,21 @@ from types import FrameType
 from typing import Any
 
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
-from geolabel.io.places import place
+from geolabel.io.places import FolderPlace, place
 from geolabel.io.store import Store
 from geolabel.names import check_name
 from geolabel.run import execute
 from geolabel.run.key import RUN, State, difference
 from geolabel.run.ledger import DONE, STOP
-from geolabel.run.lock import LOCK, locked
+from geolabel.run.lock import LOCK, MOST_BYTES, Holder, locked
 
 log = logging.getLogger(__name__)
 
 UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 """What working on values raises that do not belong together, as those of damaged records may not."""
+
+REMOVING = "removing"
+"""Status of a run whose records are being deleted."""
 
 SUFFIX = ".run"
 """What the folder beside an output is called: ``slides.gpkg.run``."""
@@ -86,10 +89,10 @@ class Folder:
         RunError
             If the folder holds something else and is not to be overwritten.
         """
-        found = None
-        with suppress(FileNotFoundError):
-            found = self._read(overwrite=overwrite)
-        if found is not None:
+        found = self._read()
+        if found is not None and found.status == REMOVING:
+            self.store.remove()  # a run was killed while it cleared its folder away
+        elif found is not None:
             differing = difference(found.key, key)
             if not differing and (found.overwrite or not overwrite):
                 log.info("going on with the run in %s", self.store.root)
@@ -102,21 +105,46 @@ class Folder:
                     "--overwrite to start anew, or another --run-dir"
                 )
             self.store.remove()
-        elif any(name not in (LOCK, STOP) and not self.store.owns(name) for name in self.place.names()):
-            raise RunError(f"{self.store.root} holds other files: give a --run-dir that is empty")
-        else:
-            self.store.remove()  # what a run that was killed while it cleared its folder away has left of it
         self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
 
-    def _read(self, *, overwrite: bool) -> State | None:
+    def check(self) -> None:
+        """Refuse a folder that is neither empty nor that of a run, before anything in it is touched.
+
+        Raises
+        ------
+        RunError
+            If it holds anything else.
+        """
+        root = self.store.root
+        if isinstance(self.place, FolderPlace) and self.place.root.exists() and not self.place.root.is_dir():
+            raise RunError(f"{root} is a file: give a --run-dir that is a folder, or none yet")
+        if self._read() is None:
+            other = next((name for name in self.place.names() if not self._is_lock(name)), None)
+            if other is not None:
+                raise RunError(
+                    f"{root} holds {other} and no {RUN} of geolabel, so it holds other files than those of a run: "
+                    "give a --run-dir that is empty"
+                )
+
+    def _is_lock(self, name: str) -> bool:
+        """Whether a file is what a run that has just begun, or was killed then, has in its folder."""
+        if name not in (LOCK, STOP):
+            return False
+        with suppress(FileNotFoundError), self.place.open(name) as file:
+            data = file.read(MOST_BYTES)
+            return not data or (name == LOCK and Holder.parse(data) is not None)
+        return True
+
+    def _read(self) -> State | None:
         try:
             return State.read(self.place)
+        except FileNotFoundError:
+            return None
         except (ValueError, RecursionError) as error:
-            if not overwrite:
-                raise RunError(
-                    f"{self.store.root}/{RUN} cannot be gone on with: {error}; --overwrite starts anew"
-                ) from error
-        return State({}, "", overwrite=False)  # of no known key: it is cleared away
+            raise RunError(
+                f"{self.store.root}/{RUN} is not that of a run of this geolabel ({error}): delete the folder if it is "
+                "left of another version, or give another --run-dir"
+            ) from error
 
     def _write(self, state: State) -> None:
         self._state = state
@@ -135,11 +163,12 @@ class Folder:
             self.update(passes={**self.state.passes, name: tasks})
 
     @contextmanager
-    def writing(self, path: Path) -> Iterator[None]:
-        """Say that an output is being written, and then that it is whole: the same run may write it again."""
-        self.update(written={**self.state.written, str(path.absolute()): [BEGUN, time.time_ns()]})
+    def writing(self, *paths: Path) -> Iterator[None]:
+        """Say that outputs are being written, and then that they are whole: the same run may write them again."""
+        begun = {str(path.absolute()): [BEGUN, time.time_ns()] for path in paths}
+        self.update(written={**self.state.written, **begun})
         yield
-        self.update(written={**self.state.written, str(path.absolute()): stamp(path)})
+        self.update(written={**self.state.written, **{str(path.absolute()): stamp(path) for path in paths}})
 
     def stop(self) -> None:
         """Begin no further task, here or in any worker."""
@@ -166,11 +195,16 @@ class Folder:
             self.remove()
 
     def remove(self) -> None:
-        """Delete everything that belongs to the run."""
+        """Delete everything that belongs to the run; `RUN` goes last, so that the folder is known until then."""
+        state = self._read() if self._state is None else self._state
+        if state is not None:
+            with suppress(OutputError):  # a full disk has no room to say so
+                self._write(State(**vars(state) | {"status": REMOVING}))
         self._state = None
-        for name in (RUN, STOP):
-            self.place.remove(name)
         self.store.remove()
+        for name in (STOP, RUN):
+            self.place.remove(name)
+        self.place.prune()
 
 
 @contextmanager
@@ -186,6 +220,7 @@ def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwr
     """
     folder = Folder(Store(root))
     with ExitStack() as stack:
+        folder.check()
         stack.enter_context(locked(folder.place, str(root), on_loss=folder.lose))
         folder.place.remove(STOP)
         folder.begin(key, overwrite=overwrite)

@@ -25,13 +25,13 @@ from geolabel.run.outcome import (
     Targets,
     is_likely,
     judged,
-    noted,
     overview,
     plan_provenance,
     review_provenance,
     software,
     sorted_by,
     write_rasters,
+    writing,
 )
 from geolabel.run.plan import Plan
 from geolabel.run.report import Progress, Report
@@ -98,11 +98,11 @@ def run_survey(
             parts.append(_Part.of(found, survey))
         inventory = _together(parts, survey, works[0].report, given=prompts_from is not None)
         inventory = _with_review(inventory, targets.carried.review)
-        if targets.raster is not None:  # there is one grid: its polygons are numbered as they were found
-            shown = replace(found, landslides=inventory.landslides, shown=inventory.shown, reviewed=inventory.reviewed)
-            write_rasters(shown, targets, work.folder)
-        if targets.inventory is not None:
-            with noted(works[0].folder, targets.inventory):
+        with writing(targets, works[0].folder):
+            if targets.raster is not None:  # there is one grid: its polygons are numbered as they were found
+                seen = {name: getattr(inventory, name) for name in ("landslides", "shown", "reviewed")}
+                write_rasters(replace(found, **seen), targets)
+            if targets.inventory is not None:
                 write_layers(
                     targets.inventory,
                     inventory.landslides,

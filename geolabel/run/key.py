@@ -45,7 +45,7 @@ class State:
     overwrite: bool = False
     """Whether the run was asked to replace its outputs."""
     status: str = "running"
-    """``running``, ``interrupted``, ``failed`` or ``finished``."""
+    """``running``, ``interrupted``, ``failed``, ``finished`` or ``removing``."""
     message: str = ""
     """Why it failed."""
     passes: Mapping[str, int] = field(default_factory=dict)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from geolabel.io.review import NOTHING, Carried, check_work
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.vectors import prompt_numbers, write_inventory
 from geolabel.masks import OUTSIDE
-from geolabel.outputs import check_target
+from geolabel.outputs import check_target, same_file, together
 from geolabel.run.folder import SUFFIX, Folder, written_by
 from geolabel.run.passes import MosaicSource, TileReport
 from geolabel.run.plan import Plan, Run
@@ -82,9 +83,11 @@ class Targets:
         targets = cls(first, second, third, overwrite, carried=carried)
         root = targets.root(run_dir)
         targets = replace(targets, own=frozenset() if root is None else written_by(root))
-        paths = [path for path in (targets.inventory, targets.scores, targets.mask) if path is not None]
-        if len({path.absolute() for path in paths}) < len(paths):
+        paths = targets.paths
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
             raise OptionError(f"two outputs share a name ({', '.join(map(str, paths))}): give each its own")
+        if root is not None and any(same_file(path, root) for path in paths):
+            raise OptionError(f"--run-dir {root} is an output of this run: give another folder")
         sources = [source for source in inputs if isinstance(source, str | Path)]
         for path in paths:
             suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES
@@ -92,6 +95,11 @@ class Targets:
         if targets.inventory is not None:
             check_work(targets.inventory, carried)
         return targets
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files."""
+        return [path for path in (self.inventory, self.scores, self.mask) if path is not None]
 
     @property
     def raster(self) -> Path | None:
@@ -102,7 +110,7 @@ class Targets:
         """Where the records of the run are kept: as given, else beside the first output; None without any."""
         if run_dir is not None:
             return run_dir
-        first = next((path for path in (self.inventory, self.scores, self.mask) if path is not None), None)
+        first = next(iter(self.paths), None)
         return None if first is None else first.with_name(first.name + SUFFIX).absolute()
 
     def may_replace(self, path: Path) -> bool:
@@ -202,11 +210,11 @@ def overview(landslides: gpd.GeoDataFrame, candidates: gpd.GeoDataFrame) -> dict
 
 
 def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
-    """Write what was asked for; each file appears when it is whole."""
+    """Write what was asked for; the files appear together, when all are whole."""
     plan = found.plan
-    write_rasters(found, targets, folder)
-    if targets.inventory is not None:
-        with noted(folder, targets.inventory):
+    with writing(targets, folder):
+        write_rasters(found, targets)
+        if targets.inventory is not None:
             write_inventory(
                 targets.inventory,
                 found.landslides,
@@ -222,9 +230,9 @@ def write_outputs(found: Extraction, targets: Targets, folder: Folder | None = N
             )
 
 
-def write_rasters(found: Extraction, targets: Targets, folder: Folder | None = None) -> None:
+def write_rasters(found: Extraction, targets: Targets) -> None:
     """Write the rasters of scores and of the mask, if they were asked for."""
-    write_scores(found.run, targets, folder)
+    write_scores(found.run, targets)
     if targets.mask is not None:
         mosaic, plan = MosaicSource(found.run), found.plan
         numbers = np.arange(1, found.objects.count + 1)
@@ -232,23 +240,23 @@ def write_rasters(found: Extraction, targets: Targets, folder: Folder | None = N
         drawn = shapely.STRtree(in_pixels(found.drawn, plan.grid))
         blocks = ((window, _mask(shown, drawn, mosaic, window)) for window in plan.blocks)
         overwrite = targets.may_replace(targets.mask)
-        with noted(folder, targets.mask):
-            write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
+        write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", overwrite=overwrite)
 
 
-def noted(folder: Folder | None, path: Path) -> AbstractContextManager[None]:
-    """Say in the folder of the run, where there is one, that an output is being written and then that it is whole."""
-    return nullcontext() if folder is None else folder.writing(path)
+@contextmanager
+def writing(targets: Targets, folder: Folder | None) -> Iterator[None]:
+    """Let all outputs take their places together; the folder of the run, where there is one, says so before and after."""
+    with nullcontext() if folder is None else folder.writing(*targets.paths), together():
+        yield
 
 
-def write_scores(run: Run, targets: Targets, folder: Folder | None = None) -> None:
+def write_scores(run: Run, targets: Targets) -> None:
     """Write the raster of scores, if it was asked for."""
     if targets.scores is not None:
         mosaic, plan = MosaicSource(run), run.plan
         blocks = ((window, mosaic.scores(window)) for window in plan.blocks)
         overwrite = targets.may_replace(targets.scores)
-        with noted(folder, targets.scores):
-            write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
+        write_cog(targets.scores, blocks, plan.grid, nodata=OUTSIDE, kind="score", overwrite=overwrite)
 
 
 def _mask(shown: Objects, drawn: shapely.STRtree, mosaic: MosaicSource, window: Window) -> UInt8Array:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geolabel.errors import RunError
 from geolabel.io.listing import list_scenes
+from geolabel.io.places import place
 from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.run import execute
 from geolabel.run.extract import find_scores, read_drawn
 from geolabel.run.folder import Keeping
-from geolabel.run.outcome import Targets, write_scores
+from geolabel.run.outcome import Targets, write_scores, writing
 from geolabel.run.passes import MosaicSource
 from geolabel.run.plan import Parameters, Plan, Run
 from geolabel.run.report import Progress, Report, Silent
@@ -64,6 +66,13 @@ def predict(
     -------
     xarray.DataArray
         (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them.
+
+    Raises
+    ------
+    RunError
+        If `run_dir` is not empty.
+    GeolabelError
+        See `geolabel.errors`.
     """
     reading = reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
@@ -72,6 +81,8 @@ def predict(
     for text in survey.warnings:
         log.warning("%s", text)
     (plan,) = survey.plans
+    if run_dir is not None and any(place(run_dir).names()):
+        raise RunError(f"{run_dir} is not empty: give another run_dir, for as long as the array is used")
     scratch = _Scratch() if run_dir is None else None
     run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")), localized=plan.localized)
     find_scores(Work(run, Report(), progress or Silent()))
@@ -90,7 +101,8 @@ def run_predict(
     drawn = read_drawn(prompts_from, plan)
     with under_way(plan, targets, keeping or Keeping(), drawn, progress) as work:
         find_scores(work, drawn)
-        write_scores(work.run, targets, work.folder)
+        with writing(targets, work.folder):
+            write_scores(work.run, targets)
     return work.report
 
 
