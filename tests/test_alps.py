@@ -144,7 +144,7 @@ def test_the_folder_says_how_it_came_out(chips: Path, tmp_path: Path, objects, c
     content = load_clusters(tmp_path / "out")
     assert content.source.max_share == 0.3
     assert sorted(content.clusters.sizes.tolist()) == [4, 5]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {
         "images", "labels", "instances.json", "manifest.json", "clusters.json"
     }  # fmt: skip
 

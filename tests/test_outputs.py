@@ -75,10 +75,12 @@ def test_folders_that_are_none(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("study", ["threshold", "s2c", "alps", "diffuprompter"])
 def test_a_study_replaces_no_folder_of_other_things(tmp_path: Path, study: str, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert run(["study", study, str(tmp_path / "chips"), "--out", str(tmp_path), "--overwrite", "-q"]) == 1
+    (tmp_path / "chips").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    assert run(["study", study, str(tmp_path / "chips"), "--out", str(tmp_path / "out"), "--overwrite", "-q"]) == 1
     assert "holds thesis.tex" in capsys.readouterr().err
-    assert (tmp_path / "thesis.tex").exists()
+    assert (tmp_path / "out" / "thesis.tex").exists()
 
 
 DESCRIPTIONS = {

@@ -449,7 +449,7 @@ def test_a_folder_of_another_program_is_refused(tmp_path: Path, text: str) -> No
     (tmp_path / "run" / "run.json").write_text(text)
     before = files_of(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(RunError, match="not that of a run of this geolabel.*another --run-dir"):
+        with pytest.raises(RunError, match=r"not that of a run of this geolabel.*another --run-dir"):
             kept(tmp_path / "run", overwrite=overwrite)
     assert files_of(tmp_path) == before
 
@@ -550,7 +550,7 @@ def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(
             raise KeyboardInterrupt
         remove(self, name)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         patch.setattr(FolderPlace, "remove", die)
         Folder(Store(tmp_path / "run")).remove()
     assert len(files_of(tmp_path / "run")) == 2
