@@ -83,4 +83,4 @@ def run_packing(pack: Path, *, overwrite: bool, as_json: bool, **given: Any) -> 
     from geolabel.trainers.pack import write_pack
 
     check_target(pack, overwrite=overwrite, suffixes=(".zip",))
-    announce({"pack": str(pack)} | write_pack(pack, **given), as_json=as_json)
+    announce({"pack": str(pack)} | write_pack(pack, overwrite=overwrite, **given), as_json=as_json)
