@@ -186,7 +186,7 @@ def test_a_localizer_begins_with_the_trunk_beside_it(tmp_path):
     network = cast("PyramidLocalizer", build(RECIPES["short"].localizer))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     path = tmp_path / "segmenter.safetensors"
-    _start_from_segmenter(network, path)  # none there: nothing changes
+    _start_from_segmenter(network, None)  # none there: nothing changes
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     sam = build(RECIPES["short"].segmenter)
     save_checkpoint(path, sam, _info("segmenter", RECIPES["short"].segmenter, 256, 4, None))

@@ -16,6 +16,8 @@ from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.errors import ChipError, OptionError
+from geolabel.folders import work_folder
+from geolabel.outputs import saving
 from geolabel.run import localizers, worker
 from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer, FakeSegmenter
@@ -121,7 +123,7 @@ def test_a_pack_is_unpacked_as_it_was(folder: Path, tmp_path: Path):
         np.testing.assert_array_equal(again.chip(k).mask, first.chip(k).mask)
         assert np.abs(again.rgb(k).astype(int) - first.rgb(k)).mean() < 25
     once = (tmp_path / "chips.zip").read_bytes()
-    pack_chips(folder, tmp_path / "chips.zip", quality=95)
+    pack_chips(folder, tmp_path / "chips.zip", quality=95, overwrite=True)
     assert (tmp_path / "chips.zip").read_bytes() == once
 
 
@@ -227,8 +229,8 @@ def test_a_study_names_its_rows_and_its_numbers(folder: Path, tmp_path: Path):
     chips = read_chips(folder / "train")
     with pytest.raises(OptionError, match="no row is called 'baseline '"):
         studies.Study("cism", chips, tmp_path / "out", CPU, rows=("baseline ",)).run()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/numbers.json").write_text(json.dumps({"epochs": 3}))
+    with work_folder(tmp_path / "out", overwrite=False) as out, saving(out / "numbers.json") as part:
+        part.write_text(json.dumps({"epochs": 3}))
     with pytest.raises(OptionError, match="holds a study with another"):
         studies.Study("cism", chips, tmp_path / "out", CPU).run()
 
