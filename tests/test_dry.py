@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from affine import Affine
 from geolabel.io.scenes import SceneReader
 from geolabel.parts import Recipe
 from geolabel.run import worker
-from geolabel.run.dry import estimate
+from geolabel.run.dry import TORCH_BYTES, estimate
 from geolabel.run.plan import Parameters, make_plan
+from geolabel.run.request import Networks, Reading, prepare
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=2), Recipe("segmenter", "stand-in", "0" * 64)
@@ -41,6 +43,15 @@ def test_an_estimate_counts_the_work_and_writes_nothing(scene: SceneReader, tmp_
     assert figures["seconds_without_landslides"] <= figures["seconds_with_landslides_everywhere"]
     assert figures["seconds_per_segmenter_window"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_memory_is_less_where_no_network_needs_torch(scene: SceneReader) -> None:
+    def figures(engine: Literal["onnx", "torch"]) -> dict[str, Any]:
+        return estimate(prepare(scene.source, Reading(), Networks(device="cpu", engine=engine), Parameters()))
+
+    ours, torchs = figures("onnx"), figures("torch")
+    assert (ours["engine"], torchs["engine"]) == ("onnx", "torch")
+    assert torchs["memory_mb"] - ours["memory_mb"] == TORCH_BYTES >> 20
 
 
 def test_memory_grows_with_tiles_and_batches_and_not_with_the_scene(scene: SceneReader) -> None:

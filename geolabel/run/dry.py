@@ -15,8 +15,8 @@ from geolabel.run.plan import Plan
 from geolabel.run.survey import Survey
 from geolabel.tiles import Window
 
-BASE_BYTES = 750 << 20
-"""Memory of the process with its libraries, before there is work."""
+BASE_BYTES, TORCH_BYTES = 250 << 20, 500 << 20
+"""Memory of the process with its libraries, before there is work, and what torch adds where it runs a network."""
 
 SMALL_BYTES_PER_PX, NETWORK_BYTES_PER_PX = 140, 1_500
 """Memory per pixel of a batch inside a small network, and inside another: features in single precision."""
@@ -62,6 +62,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     per_px = SMALL_BYTES_PER_PX if worker.is_small(plan.localizer) else NETWORK_BYTES_PER_PX
     memory = (
         BASE_BYTES
+        + TORCH_BYTES * any(recipe.engine == "torch" for recipe in (plan.localizer, plan.segmenter))
         + execute.LOCAL_WORKERS * block_px * BLOCK_BYTES_PER_PX
         + (execute.BESIDE_NETWORK + most) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
         + most * plan.localizer.batch * tile_px * per_px
@@ -72,6 +73,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "area_km2": round(plan.grid.height * plan.grid.width * plan.grid.gsd**2 / 1e6, 6),
         "bands": ",".join(map(str, plan.reader.scene.bands)),
         "device": plan.localizer.device,
+        "engine": plan.localizer.engine,
         "localizer_tiles": tiles,
         "localizer_tile_px": plan.localize_tiles.size,
         "segmenter_tile_px": plan.segment_tiles.size,
@@ -92,8 +94,8 @@ def estimate_survey(survey: Survey) -> dict[str, Any]:
     if len(parts) > 1:
         totals = {name: round(sum(part[name] for part in parts), 6) for name in TOTALS}
         memory = max(part["memory_mb"] for part in parts)
-        figures = {"scenes": survey.scenes, "grids": len(parts), "device": parts[0]["device"], **totals,
-                   "memory_mb": memory}  # fmt: skip
+        place = {name: parts[0][name] for name in ("device", "engine")}
+        figures = {"scenes": survey.scenes, "grids": len(parts), **place, **totals, "memory_mb": memory}
     per_km2 = {name.replace("seconds", "seconds_per_km2"): round(figures[name] / figures["area_km2"], 2)
                for name in (NONE, EVERYWHERE)}  # fmt: skip
     return figures | per_km2
