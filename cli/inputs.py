@@ -55,7 +55,7 @@ def check_outputs(*targets: str | None, overwrite: bool, run_dir: str | None = N
     run_dir
         Where its records are, if that is not beside the output.
     """
-    from geolabel.io.outputs import check_target
+    from geolabel.outputs import check_target
 
     given = [Path(target) for target in targets if target is not None]
     resumed = run_dir is not None or any(path.with_name(f"{path.name}.run").exists() for path in given)

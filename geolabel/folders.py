@@ -17,6 +17,7 @@ from geolabel import outputs
 from geolabel.errors import OutputError
 from geolabel.made import NOT_OURS, RECORD, Made, mark_of, write_record
 from geolabel.names import check_name
+from geolabel.parsing import read_json
 from geolabel.scratch import WITHOUT_LOCKS, Move, Scratch, commit, is_scratch, lock_open, settle
 
 REWRITTEN = "written.json"
@@ -371,7 +372,7 @@ def remember(path: Path, work: Path) -> None:
 
 def _rewritten(work: Path) -> dict[str, list[list[object]]]:
     try:
-        marks = json.loads((work / REWRITTEN).read_text(encoding="utf-8"))
+        marks = read_json(work / REWRITTEN)
     except (OSError, ValueError):
         return {}
     return marks if isinstance(marks, dict) else {}

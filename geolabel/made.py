@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from geolabel.errors import OutputError
+from geolabel.parsing import parse_json
 
 RECORD = ".geolabel.jsonl"
 """Name of the record, and of its parts in folders below."""
@@ -99,8 +100,8 @@ class Made:
 
     def _add(self, line: bytes) -> None:
         try:
-            name, size, digest = json.loads(line)
-        except (ValueError, TypeError, RecursionError):  # the end of a record on a full disk
+            name, size, digest = parse_json(line)
+        except (ValueError, TypeError):  # the end of a record on a full disk
             return
         if not (isinstance(name, str) and _is_inner(name)):
             return
@@ -222,8 +223,8 @@ def _line(values: object) -> bytes:
 
 def _is_header(line: bytes) -> bool:
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        values = parse_json(line)
+    except ValueError:
         return False
     return isinstance(values, dict) and values.get("geolabel") == FORMAT
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from geolabel.parsing import read_json
+
 log = logging.getLogger(__name__)
 
 PREFIX, SUFFIX = ".geolabel-", ".part"
@@ -35,9 +37,6 @@ NEW, OLD = "new", "old"
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """What file systems answer that lock nothing: scratch of theirs is not known for dead, and stays."""
-
-MOST_BYTES = 1 << 28
-"""Of a journal; a hundred bytes or so for each file."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +264,8 @@ def _is_inside(name: str, folder: Path) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """The journal of a scratch folder; None where nothing moves."""
     try:
-        with (path / JOURNAL).open("rb") as file:
-            record = json.loads(file.read(MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path / JOURNAL)
+    except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and {"moves", "first", "others"} <= record.keys() else None
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "urls", "errors", "extras", "names", "scratch", "outputs", "made", "folders", "types", "kinds", "parsing", "units",
+    "urls", "errors", "extras", "names", "parsing", "scratch", "outputs", "made", "folders", "types", "kinds", "units",
     "bands", "tiles", "scene", "resampling",
     "radiometry", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity",
     "polygons", "reprojection", "geodesy", "metrics",
