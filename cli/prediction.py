@@ -145,8 +145,8 @@ def prediction_options(command: F) -> F:
             group="sensitivity",
             rare=True,
             type=click.IntRange(0, 255),
-            help="apsam: grey value that the activation of every pixel of a landslide has to exceed. Default: "
-            "100 with the bundled localizer, else 0.",
+            help="apsam: grey value that the activation of every pixel of a landslide has to exceed, but for what a "
+            "prompt of a person asks for. Default: 100 with the bundled localizer, else 0.",
         ),
         option(
             "--gate",

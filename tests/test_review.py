@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +25,7 @@ import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OutputError
 from geolabel.io.review import read_review, read_work
-from geolabel.run import outcome
+from geolabel.run import outcome, request
 from geolabel.run.request import Networks, Reading
 from geolabel.testing import RECIPES
 from geolabel.units import Measure
@@ -371,22 +373,30 @@ def test_what_is_carried_over_is_not_lost(scene: Path, tmp_path: Path) -> None:
     assert layers(path)["landslides"]["status"].tolist()[0] == "accepted"
 
 
+@pytest.mark.parametrize("given", ["keep_reviewed", "prompts_from"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE landslides SET status = 'accepted' WHERE id = 1",
+        "UPDATE prompts SET status = 'rejected' WHERE prompt = 1",
+    ],
+)
 def test_who_reviews_while_a_run_is_going_on_loses_nothing(
-    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, statement: str
 ) -> None:
     path = tmp_path / "slides.gpkg"
     extract(scene, path)
     write_inventory = outcome.write_inventory
 
-    def late(*given: Any, **more: Any) -> None:
-        sql(path, "UPDATE landslides SET status = 'accepted' WHERE id = 1")
-        write_inventory(*given, **more)
+    def late(*arguments: Any, **more: Any) -> None:
+        sql(path, statement)
+        write_inventory(*arguments, **more)
 
     monkeypatch.setattr(outcome, "write_inventory", late)
-    with pytest.raises(OutputError, match="was edited after its review was read"):
-        extract(scene, path, overwrite=True, keep_reviewed=path)
-    monkeypatch.undo()
-    assert layers(path)["landslides"]["status"].tolist().count("accepted") == 1
+    with pytest.raises(OutputError, match=r"was edited after its review was read|1 prompt that a person"):
+        extract(scene, path, overwrite=True, **{given: path})
+    found = layers(path)
+    assert {*found["landslides"]["status"], *found["prompts"]["status"]} & {"accepted", "rejected"}
 
 
 def test_other_commands_do_not_overwrite_it_either(scene: Path, tmp_path: Path, capsys) -> None:
@@ -448,3 +458,58 @@ def test_a_record_that_is_damaged_ends_in_no_foreign_error(scene: Path, tmp_path
     for given in ({"keep_reviewed": path}, {"prompts_from": path}):
         found = extract(scene, tmp_path / "again.gpkg", overwrite=True, discard_review=True, **given)
         assert len(found) >= 6
+
+
+# Neighbours
+
+
+@pytest.mark.parametrize("given", [{"method": "s2c"}, {"tile_size": 32, "overlap": 8}, {"selection": "overlap"}])
+def test_the_map_is_the_same_with_points_and_with_parts_of_large_objects(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(request, "check_trained", lambda *_: None)
+    given = {"parameters": {"activation_floor": None} | given, "dst_crs": "EPSG:4326"}
+    first = extract(scene, tmp_path / "a.gpkg", **given)
+    assert len(first)
+    assert extract(scene, tmp_path / "b.gpkg", prompts_from=tmp_path / "a.gpkg", **given).equals(first)
+    assert same(tmp_path / "a.gpkg", tmp_path / "b.gpkg")
+
+
+def test_a_review_comes_back_in_another_crs(scene: Path, tmp_path: Path) -> None:
+    path, other = tmp_path / "a.gpkg", tmp_path / "b.gpkg"
+    extract(scene, path)
+    review(path)
+    found = extract(scene, other, keep_reviewed=path, dst_crs="EPSG:4326", mask_out=tmp_path / "mask.tif")
+    assert found["id"].tolist() == [1, 3, 4, 5, 8, 99, 100]
+    assert found.to_crs(32648).geometry.iloc[5].bounds == pytest.approx((500_100, 2_999_890, 500_110, 2_999_900))
+    assert extract(scene, tmp_path / "c.gpkg", keep_reviewed=other, dst_crs="EPSG:4326").equals(found)
+    with rasterio.open(tmp_path / "mask.tif") as opened:
+        assert opened.read(1)[205:215, 205:215].all()
+
+
+def test_a_review_of_several_scenes_comes_back_from_every_run(tmp_path: Path) -> None:
+    scenes, path = [write(tmp_path / f"{k}.tif", k * 30.5) for k in range(2)], tmp_path / "slides.gpkg"
+    extract(scenes, path)
+    review(path)
+    extract(scenes, path, keep_reviewed=path, overwrite=True)
+    once = layers(path)
+    assert once["landslides"]["status"].tolist().count("accepted") == 2
+    extract(scenes, path, prompts_from=path, overwrite=True)
+    assert all(layers(path)[name].equals(once[name]) for name in once)
+
+
+def test_work_that_a_killed_program_left_in_a_log_counts(scene: Path, tmp_path: Path) -> None:
+    path = tmp_path / "slides.gpkg"
+    extract(scene, path)
+    killed = (
+        "import os, sqlite3; c = sqlite3.connect(os.sys.argv[1], isolation_level=None);"
+        "c.execute('PRAGMA journal_mode = WAL');"
+        "[c.create_function(f'ST_{n}', 1, str) for n in ('IsEmpty', 'MinX', 'MaxX', 'MinY', 'MaxY')];"
+        "c.execute(\"UPDATE landslides SET status = 'accepted' WHERE id = 1\"); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", f"import os, sys; os.sys = sys; {killed}", str(path)], check=True)
+    assert (tmp_path / "slides.gpkg-wal").stat().st_size
+    with pytest.raises(OutputError, match="1 accepted"):
+        extract(scene, path, overwrite=True)
+    extract(scene, path, overwrite=True, keep_reviewed=path)
+    assert layers(path)["landslides"]["status"].tolist()[0] == "accepted"

@@ -79,7 +79,7 @@ def mark_changes(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int, W
     """
     boxes, points = layers.get("prompts"), layers.get("prompt_points")
     asked = _asked(boxes, points)
-    same = {number for number, was in written.items() if _is_same(asked.get(number, _Asked()), was)}
+    same = _unchanged(asked, written)
     origins = {
         number: DRAWN if written[number].attributes.get("origin") == ORIGINS[DRAWN] else LOCALIZER for number in same
     }
@@ -107,7 +107,7 @@ def changed_prompts(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int
     """Count the prompts that a person drew, changed, rejected or deleted, in this file or one it was made from."""
     boxes, points = layers.get("prompts"), layers.get("prompt_points")
     asked = _asked(boxes, points)
-    same = [was for number, was in written.items() if _is_same(asked.get(number, _Asked()), was)]
+    same = [written[number] for number in _unchanged(asked, written)]
     loose = sum(int((_numbers(table) == UNNUMBERED).sum()) for table in (boxes, points) if table is not None)
     return len({*asked, *written}) - sum(not was.reviewed for was in same) + loose
 
@@ -146,15 +146,20 @@ def _numbers(features: gpd.GeoDataFrame) -> Int64Array:
     return np.where(sound, given, UNNUMBERED).astype(np.int64)
 
 
-def _is_same(asked: _Asked, was: Written) -> bool:
+def _unchanged(asked: Mapping[int, _Asked], written: Mapping[int, Written]) -> set[int]:
+    """Numbers of the prompts that are as they were written."""
+    alike = [number for number, was in written.items() if number in asked and _is_alike(asked[number], was)]
+    boxed = [number for number in alike if asked[number].box is not None]
+    same = same_outlines([asked[number].box for number in boxed], [written[number].outline for number in boxed])
+    return {*alike} - {number for number, one in zip(boxed, same, strict=True) if not one}
+
+
+def _is_alike(asked: _Asked, was: Written) -> bool:
+    """Whether all but the outline of the box is as it was written."""
     if (asked.box is None) != (was.outline is None) or not _same_points(asked, was):
         return False
-    if asked.box is None:
-        return True
     name, status = (plain(value) for value in asked.said)
-    if name != was.attributes.get("class") or status not in (None, REVIEW_STATES[0]):
-        return False
-    return bool(same_outlines(np.array([asked.box]), np.array([was.outline]))[0])
+    return asked.box is None or (name == was.attributes.get("class") and status in (None, REVIEW_STATES[0]))
 
 
 def _same_points(asked: _Asked, was: Written) -> bool:

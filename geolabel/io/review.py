@@ -8,10 +8,10 @@ is, unless its status was set back to ``unreviewed`` since.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
 from geolabel.io.features import read_layer, spatial_layers
 from geolabel.io.promptrecord import PROMPT_LAYERS, changed_prompts
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.io.written import Written, plain, read_written, same_outlines
+from geolabel.io.written import Written, plain, read_only, read_written, same_outlines
 
 UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
 
@@ -280,6 +280,8 @@ class Carried:
     """Polygons that come back in the new file; where they are of the file that is replaced, they are not lost."""
     prompts_from: Path | None = None
     """The file whose prompts are answered; where it is the one that is replaced, they are not lost."""
+    prompts_mark: str | None = None
+    """Of these prompts, see `mark_of_prompts`."""
 
     def inputs(self, prompts_from: str | Path | None) -> list[str | Path]:
         """Files that the run reads and may not replace: the one whose review is kept may be."""
@@ -304,18 +306,40 @@ def check_work(path: str | Path, carried: Carried = NOTHING) -> None:
     work = read_work(path)
     review = carried.review
     if review is not None and _same_file(path, review.path):
-        if not review.is_still(read_review(path)):
-            raise OutputError(
-                f"{path} was edited after its review was read: run the same command again, and this is kept too"
-            )
+        _check_still(path, same=review.is_still(read_review(path)))
         work = replace(work, polygons={})
     if carried.prompts_from is not None and _same_file(path, carried.prompts_from):
+        _check_still(path, same=mark_of_prompts(path) == carried.prompts_mark)
         work = replace(work, prompts=0)
     if work:
         raise OutputError(
             f"{path} holds {work}: extract keeps reviewed polygons with --keep-reviewed {path} and answers prompts "
             f"with --prompts-from {path}; or give another output, or --discard-review to lose it"
         )
+
+
+def _check_still(path: Path, *, same: bool) -> None:
+    if not same:
+        raise OutputError(
+            f"{path} was edited after its review was read: run the same command again, and this is kept too"
+        )
+
+
+def mark_of_prompts(path: Path) -> str:
+    """What changes when a person changes a prompt of a file.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in spatial_layers(path):
+        if name in PROMPT_LAYERS:
+            table = read_layer(path, name)
+            digest.update(repr([name, *table.drop(columns="geometry").to_numpy().tolist()]).encode())
+            digest.update(b"".join(table.geometry.to_wkb()))
+    return digest.hexdigest()
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -327,7 +351,7 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file() or path.suffix.lower() != ".gpkg":
         return False
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with read_only(path) as connection:
             found = {name for (name,) in connection.execute("SELECT table_name FROM gpkg_contents")}
             if not found & {*POLYGON_LAYERS}:
                 return False
@@ -340,7 +364,7 @@ def _is_ours(path: Path) -> bool:
 
 def _other_tables(path: Path) -> tuple[str, ...]:
     """Tables of a GeoPackage that neither geolabel, nor the standard, nor SQLite made."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with read_only(path) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     own = (*OWN_LAYERS, *OWN_TABLES)
     return tuple(sorted(n for n in names if n not in own and not n.startswith(("gpkg_", "rtree_", "sqlite_"))))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ import shapely
 
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
+
+Geometries: TypeAlias = Sequence[shapely.Geometry | None] | AnyArray
 
 TABLE = "geolabel_written"
 
@@ -39,7 +41,7 @@ INSERT = "INSERT INTO geolabel_written VALUES (?, ?, ?, ?, ?)"
 SELECT = "SELECT layer, key, outline, attributes, reviewed FROM geolabel_written"
 
 MOST_STEPS = 500_000_000
-"""Of SQLite's machine, to read the table: what calls itself a table may be a view that never ends."""
+"""Of SQLite's machine, to read a file."""
 
 SAME = 1e-9
 """Units of the CRS: coordinates that differ by less are the same."""
@@ -87,12 +89,12 @@ def plain(value: object) -> Any:
     return str(value).strip() or None
 
 
-def same_outlines(one: AnyArray, other: AnyArray) -> BoolArray:
+def same_outlines(one: Geometries, other: Geometries) -> BoolArray:
     """(N,) whether geometries have the same vertices, however these are ordered and wrapped in collections of one."""
     return np.asarray(shapely.equals_exact(canonical(one), canonical(other), SAME), bool)
 
 
-def canonical(geometries: AnyArray) -> AnyArray:
+def canonical(geometries: Geometries) -> AnyArray:
     """(N,) the same geometries with their vertices in one order, flat, and out of collections that hold one alone."""
     canonical = np.array(shapely.normalize(shapely.force_2d(np.asarray(geometries, object))), object, ndmin=1)
     single = (shapely.get_type_id(canonical) >= shapely.GeometryType.MULTIPOINT) & (
@@ -118,11 +120,21 @@ def add_written(connection: sqlite3.Connection, rows: Iterable[Written], highest
     connection.executemany(INSERT, [(HIGHEST, highest, None, "{}", 0), *sorted(values)])
 
 
+@contextmanager
+def read_only(path: str | Path) -> Iterator[sqlite3.Connection]:
+    """A GeoPackage that is open to be read with SQLite, what a write-ahead log beside it holds too.
+
+    What takes more than `MOST_STEPS` ends in an error: what calls itself a table may be a view that never ends.
+    """
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.set_progress_handler(lambda: True, MOST_STEPS)
+        yield connection
+
+
 def read_written(path: str | Path) -> Record | None:
     """Read the table of a GeoPackage; None where there is none that can be read."""
     try:
-        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            connection.set_progress_handler(lambda: True, MOST_STEPS)
+        with read_only(path) as connection:
             kind = connection.execute("SELECT type FROM sqlite_master WHERE name = ?", (TABLE,)).fetchone()
             if kind != ("table",):
                 return None

@@ -22,7 +22,7 @@ import shapely
 
 from geolabel import geodesy
 from geolabel.io.columns import LANDSLIDE_COLUMNS
-from geolabel.io.review import LAYER, REDRAWN, Carried, Review, read_review
+from geolabel.io.review import LAYER, REDRAWN, UNREVIEWED, Carried, Review, mark_of_prompts, read_review
 from geolabel.io.vectors import Reviewed, prompt_numbers
 from geolabel.io.written import canonical, plain, read_written
 from geolabel.run.survey import same_crs
@@ -76,9 +76,10 @@ def carried_over(
     keep_reviewed: str | Path | None, prompts_from: str | Path | None, *, discard: bool = False
 ) -> Carried:
     """What of a person's work a run carries over; see `review_of`."""
-    return Carried(
-        discard, review_of(keep_reviewed, prompts_from), None if prompts_from is None else Path(prompts_from)
-    )
+    review = review_of(keep_reviewed, prompts_from)
+    if prompts_from is None or not Path(prompts_from).is_file():  # none, or a URL, which no output can be
+        return Carried(discard, review)
+    return Carried(discard, review, Path(prompts_from), mark_of_prompts(Path(prompts_from)))
 
 
 def combine(
@@ -151,11 +152,12 @@ def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | No
     table = table.reindex(columns=[*dict.fromkeys([*table.columns, *LANDSLIDE_COLUMNS])])
     table = table.set_geometry(gpd.GeoSeries(outlines, index=table.index, crs=crs))
     dates = [plain(value) for value in table["event_date"]]
+    states = table["status"].astype(object).where(table["status"].notna(), UNREVIEWED)
     sizes = geodesy.measure(_valid(outlines[new]), crs, 1.0 if unit_m is None else unit_m)
     measured = {name: pd.to_numeric(table[name]).to_numpy(float, copy=True) for name in SIZES}
     for name, values in measured.items():
         values[new] = getattr(sizes, name)
-    return table.assign(event_date=pd.Series(dates, table.index, dtype=object), **measured)
+    return table.assign(event_date=pd.Series(dates, table.index, dtype=object), status=states, **measured)
 
 
 def _valid(outlines: AnyArray) -> AnyArray:

@@ -51,8 +51,10 @@ def _column(parts: Sequence[pd.Series], kind: Kind) -> AnyArray:
     values = np.concatenate([part.astype(object).to_numpy() for part in parts])
     if kind == "real":
         return np.asarray([np.nan if value is None else value for value in values], np.float64)
-    if kind == "int" and not pd.isna(values).any():
+    missing = pd.isna(values)
+    if kind == "int" and not missing.any():
         return values.astype(np.int64)
+    values[missing] = None
     return values
 
 
