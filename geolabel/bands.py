@@ -111,6 +111,30 @@ def choose_bands(
     )
 
 
+_IN_NAME = re.compile(
+    r"(?:^|(?<=[_\-. ]))((?:sr_)?b\d{1,2}a?|red|green|blue|nir\d?|swir\d?|pan|coastal|[rgbn])(?=$|[_\-. ])",
+    re.IGNORECASE,
+)
+
+
+def band_in_name(name: str) -> tuple[str, str | None]:
+    """The name of a file without the band that it names, and that band, if it names one.
+
+    Examples
+    --------
+    >>> band_in_name("in/T48RUV_B04_10m.tif"), band_in_name("scene.tif")
+    (('in/T48RUV_*_10m', 'B04'), ('scene', None))
+    """
+    stem = re.sub(r"\.\w{1,5}$", "", name)
+    folder, _, file = stem.rpartition("/")
+    found = list(_IN_NAME.finditer(file))
+    if not found:
+        return stem, None
+    last = found[-1]
+    rest = f"{file[: last.start(1)]}*{file[last.end(1) :]}"
+    return (f"{folder}/{rest}" if folder else rest), last[1]
+
+
 def is_alpha(name: str | None, colour: str) -> bool:
     """Whether a band says which pixels are visible.
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "urls", "errors", "extras", "names", "parsing", "scratch", "outputs", "made", "folders", "types", "kinds", "units",
     "bands", "tiles", "scene", "resampling",
-    "radiometry", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams", "identity",
-    "polygons", "reprojection", "geodesy", "metrics",
+    "radiometry", "fills", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams",
+    "identity", "polygons", "reprojection", "geodesy", "metrics",
     "confidence", "clusters", "concepts",
 )  # fmt: skip
 """Ring 0 from left to right: a module imports what stands to its left."""

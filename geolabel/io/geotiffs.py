@@ -13,6 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
+from geolabel.io.contents import PRODUCT
 from geolabel.io.foreign import in_words
 from geolabel.io.rasters import CACHE_BYTES, GDAL_ERRORS, SUFFIXES, TILE
 from geolabel.outputs import check_target, replacing
@@ -96,6 +97,7 @@ def _profile(bands: AnyArray, grid: Grid) -> dict[str, Any]:
 
 
 def _describe(dataset: Any, description: str, unit: str | None, classes: Mapping[str, Colour]) -> None:
+    dataset.update_tags(**{PRODUCT: "labels" if classes else "heights" if unit else "values"})
     dataset.set_band_description(1, description)
     if unit is not None:
         dataset.set_band_unit(1, unit)

@@ -70,6 +70,8 @@ class Header:
     approximate: str | None = None
     """How the raster is placed where that is no transform: ``ground control points`` or ``RPCs``."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    units: tuple[str | None, ...] = ()
+    """Of the values of each band, where it is known."""
     wavelengths: tuple[float | None, ...] = ()
     """Of the centre of each band in nanometres, where it is known."""
     size_bytes: int | None = None

@@ -15,6 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
+from geolabel.io.contents import PRODUCT
 from geolabel.io.foreign import in_words
 from geolabel.masks import FULL
 from geolabel.outputs import check_target, replacing
@@ -120,7 +121,7 @@ def _write_blocks(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(scratch, "w", **profile)
     with dataset:
-        dataset.update_tags(**tags)
+        dataset.update_tags(**tags, **{PRODUCT: kind})
         dataset.set_band_description(1, kind)
         if kind == "score":
             dataset.scales = (1 / FULL,)

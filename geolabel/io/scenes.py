@@ -16,10 +16,13 @@ import numpy as np
 
 from geolabel.bands import choose_bands
 from geolabel.errors import OptionError, SceneError, TileError
+from geolabel.fills import Findings, beyond, examine
 from geolabel.io.arrays import ArraySource
+from geolabel.io.contents import doubts
 from geolabel.io.foreign import in_words
 from geolabel.io.headers import Header, event_date_of, grid_of
 from geolabel.io.sources import FileSource, Source
+from geolabel.io.upright import Upright
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
 from geolabel.tiles import Window
@@ -69,6 +72,8 @@ class SceneReader:
         What to call the scene, where that is not how it is opened.
     event_date
         ISO 8601 date of acquisition, in place of what the file says.
+    findings
+        What was found of values that nothing declares, see `examined`.
 
     Raises
     ------
@@ -86,13 +91,24 @@ class SceneReader:
         aoi: shapely.Geometry | None = None,
         name: str | None = None,
         event_date: str | None = None,
+        findings: Findings | None = None,
     ) -> None:
         if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
             raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
         self._recipe = partial(
-            type(self), source, bands=bands, nodata=nodata, gsd=gsd, aoi=aoi, name=name, event_date=event_date
+            type(self),
+            source,
+            bands=bands,
+            nodata=nodata,
+            gsd=gsd,
+            aoi=aoi,
+            name=name,
+            event_date=event_date,
+            findings=findings,
         )
-        self._source = _source(source)
+        self.findings = findings or Findings()
+        self._stored = _source(source)
+        self._source = Upright(self._stored)
         self.aoi = aoi
         self.nodata = nodata
         self._bands, self._gsd, self._date = bands, gsd, event_date
@@ -113,18 +129,34 @@ class SceneReader:
         """The same scene with another area of interest."""
         return self._recipe(aoi=aoi)
 
+    def examined(self, bands: AnyArray, valid: BoolArray) -> tuple[SceneReader, BoolArray]:
+        """The same scene without what a sample says is no data, and which pixels of the sample remain valid.
+
+        Parameters
+        ----------
+        bands : (3, h, w)
+        valid : (h, w)
+            As `sample` gives them.
+        """
+        scene = self.scene
+        if bands.shape[1] == 1 < scene.grid.height:  # patches of a damaged scene lie in no order
+            return self, valid
+        findings = examine(bands, valid, single=len(self._unique) == 1, stated=self.nodata is not None)
+        reader = self._recipe(findings=findings)
+        return reader, reader._without_findings(bands, valid, Window(0, 0, *valid.shape), valid.shape)
+
     def close(self) -> None:
         """Close what is open, in all threads; reading again opens again."""
         self._source.close()
 
     @property
     def source(self) -> Source:
-        """Where the pixels come from."""
-        return self._source
+        """Where the pixels come from, as they are stored."""
+        return self._stored
 
     @property
     def header(self) -> Header:
-        """What the raster says of itself."""
+        """What the raster says of itself, read with north up; see `geolabel.io.upright`."""
         return self._source.header
 
     @cached_property
@@ -158,7 +190,7 @@ class SceneReader:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What had to be guessed, for the user to check."""
-        return self._choice[1]
+        return (*self._choice[1], *doubts(self.header, self._choice[0]), *self.findings.warnings)
 
     @cached_property
     def _choice(self) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -240,7 +272,8 @@ class SceneReader:
         height = min(max(1, int(grid.height / step)), max_pixels)
         width = max(1, min(int(grid.width / step), max_pixels // height))
         try:
-            return self._finish(*self._source.decimate(self._unique, height, width))
+            picked, present = self._finish(*self._source.decimate(self._unique, height, width))
+            return picked, self._without_findings(picked, present, Window(0, 0, height, width), (height, width))
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:
             patches = self._patches() if lenient else []
             if not patches:
@@ -307,7 +340,16 @@ class SceneReader:
         return fits[-1]
 
     def _native(self, window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
-        return self._finish(*self._source.read(self._unique, window, level))
+        bands, valid = self._finish(*self._source.read(self._unique, window, level))
+        return bands, self._without_findings(bands, valid, window, self._source.levels[level])
+
+    def _without_findings(self, bands: AnyArray, valid: BoolArray, window: Window, shape: tuple[int, int]) -> BoolArray:
+        """What is valid beside fills and margins that nothing declares."""
+        if self.findings.fill is not None:
+            valid = valid & ~(bands == self.findings.fill).any(axis=0)
+        for margin in self.findings.margins:
+            valid = valid & ~margin.hidden(bands, window, shape)
+        return valid
 
     def _finish(self, stored: AnyArray, valid: BoolArray) -> tuple[AnyArray, BoolArray]:
         """Put the bands in order and find what is valid of the values themselves."""
@@ -319,7 +361,7 @@ class SceneReader:
             with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 becomes infinite
                 stored = stored.astype(self.scene.dtype)
         if stored.dtype.kind == "f":
-            valid &= np.isfinite(stored).all(axis=0)
+            valid &= (np.isfinite(stored) & ~beyond(stored)).all(axis=0)
         order = [unique.index(band) for band in self.scene.bands]
         return stored if order == [0, 1, 2] else stored[order], valid
 

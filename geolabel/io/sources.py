@@ -217,6 +217,7 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
         scaling=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
         approximate=None if placed else approximate,
         tags={**dataset.tags(), **dataset.tags(ns="IMAGERY")},
+        units=dataset.units,
         wavelengths=tuple(_wavelength(dataset, band) for band in dataset.indexes),
         size_bytes=status.st_size if status else None,
         modified=datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds") if status else None,

@@ -36,7 +36,7 @@ mean more records, and tiles that are read with fewer neighbours."""
 LOCALIZER_TILE = 512
 """Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
 
-SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 12
+SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 16
 """Pixels of a scene that percentiles are taken of, and those that are looked at where the stretch is given."""
 
 LEAST_PIXELS = 4
@@ -239,10 +239,12 @@ def make_plan(
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)
     blocks = BlockGrid(grid.height, grid.width, parameters.block_size)
+    if not isinstance(stretch, Stretch):
+        reader, stretch = examined(reader, stretch, parameters.on_error)
     return Plan(
         reader=reader,
         grid=grid,
-        stretch=stretch if isinstance(stretch, Stretch) else stretch_of(reader, stretch, parameters.on_error),
+        stretch=stretch,
         localizer=localizer,
         segmenter=segmenter,
         classes=locate.classes,
@@ -280,10 +282,12 @@ def _working_grid(
     return grid
 
 
-def stretch_of(reader: SceneReader, spec: str, on_error: str = "fail") -> Stretch:
-    """The one stretch of a whole scene."""
+def examined(reader: SceneReader, spec: str, on_error: str = "fail") -> tuple[SceneReader, Stretch]:
+    """A scene without what is no data in it though nothing says so, and its one stretch."""
     enough = SAMPLE_PX if spec.startswith("p") else GLANCE_PX
-    return Stretch.from_sample(*reader.sample(enough, lenient=on_error == "skip"), spec)
+    bands, valid = reader.sample(enough, lenient=on_error == "skip")
+    reader, valid = reader.examined(bands, valid)
+    return reader, Stretch.from_sample(bands, valid, spec)
 
 
 def crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:

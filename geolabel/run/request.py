@@ -259,9 +259,11 @@ def prepare(
     GeolabelError
         See `geolabel.errors`.
     """
+    from geolabel.io.contents import check_image
     from geolabel.io.vectors import read_aoi
 
     reader = open_scene(*_source(scene), reading, event_date)
+    check_image(reader.header)
     grid = reader.scene.grid  # the header comes first: most mistakes show there, before a network is loaded
     if reading.aoi is not None:
         reader = reader.within(read_aoi(reading.aoi, grid.crs, reading.aoi_layer, grid=grid))

@@ -11,17 +11,19 @@ import pyproj
 import shapely
 from affine import Affine
 
+from geolabel.bands import band_in_name, choose_bands
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io import measured
+from geolabel.io.contents import check_image, product_of
 from geolabel.io.listing import Listed
 from geolabel.io.patchwork import Patchwork, Sheet, patchwork_of
 from geolabel.io.scenes import SceneReader
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
 from geolabel.run import execute, request
-from geolabel.run.plan import Parameters, Plan, make_plan, stretch_of
+from geolabel.run.plan import Parameters, Plan, examined, make_plan
 from geolabel.run.request import Networks, Reading
-from geolabel.scene import Scene
+from geolabel.scene import Grid, Scene
 
 AS_IT_IS = Stretch((0.0,) * 3, (255.0,) * 3, "none")
 """What a patchwork needs: its scenes are stretched before they are put together."""
@@ -59,6 +61,8 @@ class Found:
     reader: SceneReader
     scene: Scene
     warnings: tuple[str, ...]
+    product: str | None = None
+    """What of geolabel's own it is, if it is no image."""
 
 
 def prepare_survey(
@@ -96,7 +100,8 @@ def prepare_survey(
         if crs is not None and own is None:
             raise OptionError(f"the scene has no CRS, so nothing can be brought to {crs.name}: leave --dst-crs away")
         return Survey((plan,), crs or own, 1, (*plan.reader.warnings, *_cautions([plan])))
-    found = _open(scenes, reading)
+    found, left_out = _images(_open(scenes, reading))
+    _refuse_bands(found)
     if reading.bounds is not None:
         found = _within_bounds(found, reading.bounds)
     groups = _groups(found)
@@ -113,7 +118,18 @@ def prepare_survey(
     if not plans:
         raise VectorError(f"{reading.aoi} misses all {len(scenes)} scenes: its CRS or its coordinates may be wrong")
     warnings = tuple(f"{one.scene.name}: {text}" for one in found for text in one.warnings)
-    return Survey(plans, crs, len(scenes), (*warnings, *_cautions(plans)))
+    return Survey(plans, crs, len(scenes), (*left_out, *warnings, *_noticed(plans), *_cautions(plans)))
+
+
+def _noticed(plans: Sequence[Plan]) -> list[str]:
+    """What the samples of the scenes say."""
+    noticed = []
+    for plan in plans:
+        together = patchwork_of(plan.reader)
+        sheets = [(plan.reader.scene.name, plan.reader)] if together is None else []
+        sheets += [] if together is None else [(sheet.name, sheet.reader) for sheet in together.sheets]
+        noticed += [f"{name}: {text}" for name, reader in sheets for text in reader.findings.warnings]
+    return noticed
 
 
 def _cautions(plans: Sequence[Plan]) -> list[str]:
@@ -158,10 +174,7 @@ def _single(listed: Listed, reading: Reading, networks: Networks, parameters: Pa
 
 def _open(listed: Sequence[Listed], reading: Reading) -> list[Found]:
     readers = [request.open_scene(request.visible(one.source), one.name, reading, one.event_date) for one in listed]
-    found = [
-        Found(reader, scene, warnings)
-        for reader, (scene, warnings) in zip(readers, execute.ordered(_look, readers), strict=True)
-    ]
+    found = [Found(reader, *seen) for reader, seen in zip(readers, execute.ordered(_look, readers), strict=True)]
     lost = next((one.scene.name for one in found if one.scene.grid.crs is None), None)
     if lost is not None:
         raise SceneError(
@@ -170,9 +183,51 @@ def _open(listed: Sequence[Listed], reading: Reading) -> list[Found]:
     return found
 
 
-def _look(reader: SceneReader) -> tuple[Scene, tuple[str, ...]]:
+def _images(found: Sequence[Found]) -> tuple[list[Found], list[str]]:
+    """Those that are no products of geolabel, which patterns pick up, and what to say of the others.
+
+    Raises
+    ------
+    SceneError
+        If none is left.
+    """
+    images = [one for one in found if one.product is None]
+    if not images:
+        check_image(found[0].reader.header)
+    others = [one for one in found if one.product is not None]
+    return images, [f"{one.scene.name} is a raster of geolabel's own ({one.product}): left out" for one in others]
+
+
+def _refuse_bands(found: Sequence[Found]) -> None:
+    """Refuse bands of one picture in files of their own, which would be worked on as grey scenes.
+
+    Raises
+    ------
+    SceneError
+        If there are such, with the command that joins them.
+    """
+    pictures: dict[tuple[str, Grid], list[tuple[str, str]]] = {}
+    for one in found:
+        stem, band = band_in_name(one.scene.name)
+        if band is not None and one.scene.band_count == 1:
+            pictures.setdefault((stem, one.scene.grid), []).append((band, one.scene.name))
+    for (stem, _), bands in pictures.items():
+        names = [band for band, _ in bands]
+        if len(set(names)) > 1:
+            order = choose_bands(names, ["undefined"] * len(names), sensor=stem)[0]
+            files = " ".join(bands[number - 1][1] for number in dict.fromkeys(order))
+            raise SceneError(
+                f"{bands[0][1]} and {len(bands) - 1} more are bands of one picture in files of their own: join red, "
+                f"green and blue (gdalbuildvrt -separate scene.vrt {files}) and give scene.vrt"
+            )
+
+
+def _look(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]:
     with reader:  # closed again: there may be thousands
-        return reader.scene, reader.warnings
+        product = product_of(reader.header)
+        if product is None:
+            check_image(reader.header)
+        return reader.scene, reader.warnings, product
 
 
 def _common_crs(found: Sequence[Found]) -> pyproj.CRS | None:
@@ -249,22 +304,22 @@ def _patchwork(group: Sequence[Found], stretch: str, on_error: str) -> Patchwork
     grid = replace(
         base, transform=base.transform * Affine.translation(col, row), height=bottom - row, width=right - col
     )
-    stretches = execute.ordered(partial(_stretch, stretch, on_error), [one.reader for one in group])
+    readers = execute.ordered(partial(_examined, stretch, on_error), [one.reader for one in group])
     return Patchwork(
         grid,
         [
             Sheet(
-                one.reader,
+                reader,
                 one.scene.name,
                 replace(window, row=window.row - row, col=window.col - col),
                 stretched,
                 one.scene.event_date,
             )
-            for one, window, stretched in zip(group, windows, stretches, strict=True)
+            for one, window, (reader, stretched) in zip(group, windows, readers, strict=True)
         ],
     )
 
 
-def _stretch(spec: str, on_error: str, reader: SceneReader) -> Stretch:
+def _examined(spec: str, on_error: str, reader: SceneReader) -> tuple[SceneReader, Stretch]:
     with reader:
-        return stretch_of(reader, spec, on_error)
+        return examined(reader, spec, on_error)
