@@ -14,6 +14,7 @@ from .terminal import announce, warn
 
 if TYPE_CHECKING:
     from geolabel.io.scenes import SceneReader
+    from geolabel.radiometry import Stretch
 
 
 @command(short_help="Say what geolabel understands of a scene.")
@@ -35,24 +36,25 @@ def info(
     """Say what geolabel understands of SCENE: its grid, bands, validity, stretch, and the grid it would work on."""
     from geolabel.errors import OptionError
     from geolabel.io.scenes import SceneReader
+    from geolabel.radiometry import Stretch, parse_stretch
 
     if working_gsd is not None and not 0 < working_gsd < float("inf"):
         raise OptionError(f"--working-gsd {working_gsd}: it has to be a positive number of metres")
-    with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd) as reader:
-        values = _facts(reader, stretch, working_gsd)
-        warn(ctx, reader.warnings)
+    parse_stretch(stretch)  # a wrong option should not wait for the sample
+    with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd) as stored:
+        sample, valid = stored.sample()
+        reader, valid = stored.examined(sample, valid)
+        with reader:
+            values = _facts(reader, Stretch.from_sample(sample, valid, stretch), float(valid.mean()), working_gsd)
+            warn(ctx, reader.warnings)
     announce(values, as_json=as_json)
 
 
-def _facts(reader: SceneReader, stretch: str, working_gsd: float | None) -> dict[str, Any]:
+def _facts(reader: SceneReader, fitted: Stretch, valid: float, working_gsd: float | None) -> dict[str, Any]:
     from geolabel.io.weights import bundled_gsd_range
-    from geolabel.radiometry import Stretch, parse_stretch
 
-    parse_stretch(stretch)  # a wrong option should not wait for the sample
     scene, header = reader.scene, reader.header
     grid = scene.grid
-    sample, valid = reader.sample()
-    fitted = Stretch.from_sample(sample, valid, stretch)
     working = grid.working(bundled_gsd_range()) if working_gsd is None else grid.at_gsd(working_gsd)
     nodata = [value if reader.nodata is None else reader.nodata for value in header.nodata]
     return {
@@ -71,7 +73,7 @@ def _facts(reader: SceneReader, stretch: str, working_gsd: float | None) -> dict
         "nodata": [_plain(nodata[band - 1]) for band in scene.bands],
         "alpha_bands": list(header.alpha),
         "mask": any(header.masked),
-        "valid_share": round(float(valid.mean()), 4),
+        "valid_share": round(valid, 4),
         "stretch": fitted.spec,
         "stretch_low": list(fitted.low),
         "stretch_high": list(fitted.high),

@@ -20,9 +20,7 @@ from .terminal import announce, extent, loading, progress_bar, see
     "--band",
     group="input",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Number of the band to read.",
+    help="Number of the band to read; by default the only one.",
 )
 @option(
     "--threshold",

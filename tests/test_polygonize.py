@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -204,3 +205,40 @@ def test_the_command_needs_one_output(tmp_path, mask):
     path = str(write(tmp_path / "mask.tif", mask))
     for arguments in ([path], [path, "a.gpkg", "--out", "b.gpkg"]):
         assert isinstance(CliRunner().invoke(command, arguments).exception, GeolabelError)
+
+
+def picture(path: Path, bands, **profile) -> Path:
+    bands = np.asarray(bands)
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=bands.dtype, count=len(bands), height=bands.shape[1], width=bands.shape[2],
+        crs="EPSG:32648", transform=Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), **profile,
+    ) as file:  # fmt: skip
+        file.write(bands)
+    return path
+
+
+def test_a_picture_is_refused_unless_a_band_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (4, 40, 50), dtype=np.uint8)
+    for count in (3, 4):
+        path = picture(tmp_path / "scene.tif", noise[:count])
+        with pytest.raises(SceneError, match=r"is a picture of 3 bands: .*geolabel extract finds"):
+            polygonize(path)
+    noise[1] = noise[1] > 200
+    assert len(polygonize(picture(tmp_path / "scene.tif", noise[:3]), band=2))
+
+
+def test_a_mask_that_was_saved_in_colours_is_a_mask(tmp_path: Path) -> None:
+    mask = np.zeros((40, 50), np.uint8)
+    mask[10:30, 10:40] = 255
+    for bands in ([mask] * 3, [*[mask] * 3, np.full_like(mask, 255)], [mask, np.full_like(mask, 255)]):
+        path = picture(tmp_path / "mask.tif", bands, photometric="rgb" if len(bands) > 2 else "minisblack")
+        assert polygonize(path)["area_m2"].round().tolist() == [150.0]
+
+
+def test_what_is_probably_no_mask_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grey = np.random.default_rng(0).integers(1, 255, (1, 40, 50), dtype=np.uint8)
+    polygonize(picture(tmp_path / "grey.tif", grey))
+    assert "a grey image is no mask" in caplog.text
+    scores = np.random.default_rng(0).random((3, 40, 50), dtype=np.float32)
+    polygonize(picture(tmp_path / "scores.tif", scores))
+    assert "has 3 bands: band 1 is used" in caplog.text

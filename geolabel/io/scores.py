@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from geolabel.errors import OptionError, SceneError
+from geolabel.fills import FEW_VALUES
 from geolabel.io.scenes import SceneReader
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers, mark_outside
@@ -16,6 +18,14 @@ from geolabel.scene import Grid
 from geolabel.seams import Spans
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_PX = 1 << 16
+"""Pixels that are looked at to find out what a raster holds."""
+
+MOST = 0.9
+"""A mask has a smaller share of landslide than this."""
 
 TOLERANCE = 1e-3
 """How far scores may leave 0..1 before the raster is taken for something else; resampling overshoots by less."""
@@ -134,3 +144,46 @@ class ScoreRaster:
     @property
     def _nodata(self) -> float | None:
         return self.reader.header.nodata[self.band - 1] if self.reader.nodata is None else self.reader.nodata
+
+
+def labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None, gsd: float | None = None) -> int:
+    """Which band of a raster holds its labels or scores, where nobody says.
+
+    Raises
+    ------
+    SceneError
+        If the raster is a picture. One whose bands are all the same, as painting programs save masks, is none.
+    """
+    with SceneReader(path, nodata=nodata, gsd=gsd) as reader:
+        header, scene = reader.header, reader.scene
+        plain = [band for band in range(1, header.count + 1) if band not in header.alpha]
+        if len(plain) == 1:
+            return plain[0]
+        bands, valid = reader.sample(SAMPLE_PX)
+    same = (bands == bands[:1]).all()
+    various = bands.dtype.kind in "iu" and len(np.unique(bands[:, valid])) > FEW_VALUES
+    if len(plain) > 2 and various and not same:
+        raise SceneError(
+            f"{header.name} is a picture of {len(plain)} bands: polygonize takes a mask, labels or scores, and "
+            "geolabel extract finds landslides in pictures; if one band holds labels, name it with --band"
+        )
+    band = scene.bands[0] if same else plain[0]
+    if not same:
+        logger.warning("%s has %d bands: band %d is used; choose with --band", header.name, len(plain), band)
+    return band
+
+
+def check_share(raster: ScoreRaster) -> None:
+    """Say so if nearly all of a raster of integers is landslide, as when it is a grey image and no mask."""
+    if raster.scored:
+        return
+    bands, valid = raster.reader.sample(SAMPLE_PX)
+    values = bands[0][valid]
+    share = float((values >= raster.threshold).mean()) if values.size else 0.0
+    if share > MOST and len(np.unique(values)) > FEW_VALUES:
+        logger.warning(
+            "%.0f %% of %s reach the threshold %g: a grey image is no mask; give a raster of labels, or a --threshold",
+            100 * share,
+            raster.reader.header.name,
+            raster.threshold,
+        )

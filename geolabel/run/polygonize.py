@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geolabel
-from geolabel.io.scores import ScoreRaster
+from geolabel.io.scores import ScoreRaster, check_share, labelled_band
 from geolabel.outputs import check_target
 from geolabel.run import execute
 from geolabel.run.report import Progress, Silent
@@ -27,7 +27,7 @@ def polygonize(
     raster: str | Path,
     *,
     out: str | Path | None = None,
-    band: int = 1,
+    band: int | None = None,
     threshold: float = 0.5,
     nodata: float | None = None,
     gsd: float | None = None,
@@ -44,8 +44,10 @@ def polygonize(
 
     Parameters
     ----------
-    raster, band, threshold, nodata, gsd
+    raster, threshold, nodata, gsd
         See `geolabel.io.scores.ScoreRaster`.
+    band
+        One-based; None for the only one, or the first of a raster that is no picture.
     out
         GeoPackage to write; None to write nothing.
     min_area, max_hole, simplify, smooth
@@ -80,7 +82,9 @@ def polygonize(
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
         check_work(out, carried)
+    band = labelled_band(raster, nodata=nodata, gsd=gsd) if band is None else band
     source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
+    check_share(source)
     blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
     found = vectorize(
         source,
