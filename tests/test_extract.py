@@ -362,6 +362,27 @@ def test_any_grid(tmp_path: Path, crs: str, transform: Affine) -> None:
     assert gpd.read_file(tmp_path / "slides.gpkg", layer="landslides").geometry.is_valid.all()
 
 
+@pytest.mark.parametrize("stored", ["south-up", "mirrored", "turned"])
+def test_polygons_do_not_depend_on_how_a_scene_is_stored(tmp_path: Path, stored: str) -> None:
+    mask = country()
+    height, width = mask.shape
+    expected = run(write(tmp_path / "scene.tif", mask), tmp_path / "slides.gpkg")
+    with rasterio.open(tmp_path / "scene.tif") as file:
+        bands, profile = file.read(), file.profile
+    way, turned = {
+        "south-up": (Affine(1, 0, 0, 0, -1, height), bands[:, ::-1]),
+        "mirrored": (Affine(-1, 0, width, 0, 1, 0), bands[:, :, ::-1]),
+        "turned": (Affine(0, -1, width, 1, 0, 0), bands.swapaxes(1, 2)[:, ::-1]),
+    }[stored]
+    size = {"height": turned.shape[1], "width": turned.shape[2], "transform": profile["transform"] * way}
+    with rasterio.open(tmp_path / "scene.tif", "w", **profile | size) as file:
+        file.write(turned)
+    found = run(tmp_path / "scene.tif", tmp_path / "again.gpkg")
+    columns = [name for name in expected.landslides.columns if name != "geometry"]
+    assert found.landslides[columns].equals(expected.landslides[columns])
+    assert found.landslides.geometry.to_wkb().equals(expected.landslides.geometry.to_wkb())
+
+
 def test_bounds_leave_the_rest_alone(tmp_path: Path) -> None:
     mask = country()
     reader = SceneReader(write(tmp_path / "scene.tif", mask))
