@@ -76,10 +76,23 @@ def test_an_area_elsewhere_is_refused_with_both_extents(tmp_path: Path):
     )
     with pytest.raises(VectorError, match="misses the scene"):
         read_aoi(sides, UTM, grid=grid)
-    lost = tmp_path / "lost.csv"
-    lost.write_text('WKT\n"POLYGON ((99 27, 100 27, 100 28, 99 27))"\n')
+    lost = drawn(tmp_path / "lost.shp", [box(99, 27, 100, 28)])
+    lost.with_suffix(".prj").unlink()
     with pytest.raises(VectorError, match=r"has no CRS and is taken to be in WGS 84 / UTM zone 48N, misses the scene"):
         read_aoi(lost, UTM, grid=grid)
+
+
+@pytest.mark.parametrize("crs", [32648, 3857, 2154, 4326])
+def test_an_area_may_be_larger_than_what_the_scenes_crs_can_map(tmp_path: Path, crs: int):
+    x, y, unit = {32648: (5e5, 3e6, 1), 3857: (1.15e7, 3e6, 1), 2154: (7e5, 6.6e6, 1), 4326: (105, 30, 1e-5)}[crs]
+    grid = Grid(pyproj.CRS(crs), Affine(unit, 0, x, 0, -unit, y), 100, 100)
+    world = drawn(tmp_path / "world.gpkg", [box(-180, -90, 180, 90)], crs=4326)
+    assert read_aoi(world, grid.crs, grid=grid).contains(grid.outline)
+    half = gpd.GeoSeries([box(x, y - 100 * unit, x + 50 * unit, y)], crs=crs).to_crs(4326)
+    area = read_aoi(drawn(tmp_path / "half.gpkg", list(half), crs=4326), grid.crs, grid=grid)
+    assert area.intersection(grid.outline).area == pytest.approx(grid.outline.area / 2, rel=1e-3)
+    with pytest.raises(VectorError, match=r"misses the scene: .*it reaches over x -60 to -50, y -30 to -20, the scene"):
+        read_aoi(drawn(tmp_path / "brazil.gpkg", [box(-60, -30, -50, -20)], crs=4326), grid.crs, grid=grid)
 
 
 @pytest.mark.parametrize("name", ["!site", "a;b", "a!b;c ü"])

@@ -108,7 +108,7 @@ def test_areas_are_turned_to_scenes_that_count_on_beyond_180_degrees(tmp_path: P
 def test_a_geopackage_takes_boxes_that_are_cut(tmp_path: Path):
     frame = gpd.GeoDataFrame({"tile": [1, 2]}, geometry=in_utm(RING, box(179, 10, 179.1, 10.1)), crs=UTM)
     tiles = frame.set_geometry(gpd.GeoSeries(brought(frame, LONLAT), crs=LONLAT))
-    empty = gpd.GeoDataFrame(geometry=[], crs=LONLAT)
+    empty = gpd.GeoDataFrame({"id": []}, geometry=[], crs=LONLAT)
     write_layers(tmp_path / "a.gpkg", empty, None, tiles, {}, crs=LONLAT)
     found = gpd.read_file(tmp_path / "a.gpkg", layer="tiles")
     assert shapely.get_num_geometries(found.geometry.to_numpy()).tolist() == [2, 1]

@@ -108,7 +108,7 @@ def polygon_parts(geometries: AnyArray) -> AnyArray:
     parts: AnyArray = np.asarray(geometries, object)
     while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
         parts = shapely.get_parts(parts)
-    polygons: AnyArray = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
+    polygons: AnyArray = parts[(shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)]
     return polygons
 
 

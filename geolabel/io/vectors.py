@@ -25,6 +25,7 @@ from geolabel.io.features import (
     read_layer,
     spatial_layers,
 )
+from geolabel.io.foreign import in_words
 from geolabel.io.geopackage import Layer, write_geopackage
 from geolabel.io.promptlayers import PIXELS, asked_elsewhere, box_features, gather_prompts, point_features
 from geolabel.io.promptrecord import PROMPT_LAYERS, mark_changes, written_prompts
@@ -33,8 +34,8 @@ from geolabel.io.styles import style_of
 from geolabel.io.written import read_written
 from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
-from geolabel.reprojection import near
-from geolabel.scene import Grid
+from geolabel.reprojection import near, unwrapped
+from geolabel.scene import Grid, span
 
 log = logging.getLogger(__name__)
 
@@ -289,16 +290,50 @@ def read_aoi(
     other = int((~kinds.isin(["Polygon", "MultiPolygon"])).sum())
     if other:
         log.warning("%s: of %d features %d are no polygons, of which nothing else is used", what, len(kinds), other)
+    if grid is not None:
+        if features.crs is None and grid.crs is not None:
+            what = f"{what}, which has no CRS and is taken to be in {grid.crs.name},"
+        polygons = _around(polygons, grid, what)
     polygons = mended(in_crs(polygons, crs, path))
     if grid is not None and len(polygons):
         polygons = polygons.set_geometry(near(polygons.geometry.to_numpy(), crs, grid.outline))
-        if features.crs is None and crs is not None:
-            what = f"{what}, which has no CRS and is taken to be in {crs.name},"
         check_meets(what, polygons, grid)
     try:
         area = shapely.union_all(polygons.geometry.to_numpy())
     except shapely.errors.ShapelyError as error:
-        raise VectorError(f"the polygons of {what} cannot be put together: {error}; mend them first") from error
+        raise VectorError(
+            f"the polygons of {what} cannot be put together ({in_words(error)}): mend them first"
+        ) from error
     if area.is_empty or area.area == 0:
         raise VectorError(f"{what} encloses no area: give a file with at least one polygon")
     return area
+
+
+def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFrame:
+    """Polygons cut to the surroundings of a scene, in their own CRS: few can map a continent into a UTM zone.
+
+    Raises
+    ------
+    VectorError
+        If none is there.
+    """
+    own, crs = polygons.crs, grid.crs
+    if (
+        own is None
+        or crs is None
+        or own.equals(crs, ignore_axis_order=True)
+        or not (own.geodetic_crs and crs.geodetic_crs)
+    ):
+        return polygons
+    frame = in_crs(gpd.GeoDataFrame(geometry=[grid.outline], crs=crs), own, what).geometry[0]
+    boxes = [shapely.box(*part.bounds) for part in shapely.get_parts([frame])]
+    surroundings = shapely.union_all([box.buffer(box.length / 4, join_style="mitre") for box in boxes])
+    outlines = near(unwrapped(polygons.geometry.to_numpy(), own), own, frame)
+    valid = mended(gpd.GeoDataFrame(geometry=outlines, crs=own))
+    cut = polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
+    if len(valid) and not len(cut):
+        raise VectorError(
+            f"{what} misses the scene: in {own.name} it reaches over {span(valid.total_bounds)}, the scene over "
+            f"{span(frame.bounds)}; its CRS or its coordinates may be wrong"
+        )
+    return gpd.GeoDataFrame(geometry=cut, crs=own)
