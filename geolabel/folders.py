@@ -71,7 +71,10 @@ def check_folder(out: Path, inputs: Iterable[str | Path] = ()) -> None:
             continue
         if outputs.same_file(out, source):
             raise OutputError(f"{out} is an input of this run ({source}): give another folder for the output")
-        if not Path(source).is_dir():  # a file in the folder stays there, as everything of the user's does
+        if not Path(source).is_dir():  # a file in the folder stays there, unless geolabel made it
+            made = Made.read(out) if _is_below(source, out) else None
+            if made is not None and _name_in(out, source) in made.names:
+                raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
             continue
         if _is_below(source, out):
             raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
@@ -81,6 +84,10 @@ def check_folder(out: Path, inputs: Iterable[str | Path] = ()) -> None:
         raise OutputError(f"{out} is a file: give the name of a folder")
     settle(out)
     settle(out.parent)
+
+
+def _name_in(out: Path, source: str) -> str:
+    return Path(os.path.relpath(os.path.realpath(source), os.path.realpath(out))).as_posix()
 
 
 def _is_below(inner: str | Path, outer: str | Path) -> bool:

@@ -353,3 +353,90 @@ def test_a_full_disk_leaves_nothing_and_the_same_command_completes(
     assert not [name for name in contents(out) if ".run/" not in name and ".new/" not in name]
     monkeypatch.undo()
     assert command(asked) == 0, capsys.readouterr().err
+
+
+def mosaic(path: Path, *sources: Path) -> None:
+    """Write a VRT of rasters as they lie."""
+    with rasterio.open(sources[0]) as first:
+        transform = ", ".join(map(str, first.transform.to_gdal()))
+        bands = "".join(
+            f"<VRTRasterBand dataType='Byte' band='{band}'>"
+            + "".join(
+                f"<SimpleSource><SourceFilename relativeToVRT='0'>{source}</SourceFilename><SourceBand>{band}"
+                f"</SourceBand><SrcRect xOff='0' yOff='0' xSize='{first.width}' ySize='{first.height}'/>"
+                f"<DstRect xOff='0' yOff='0' xSize='{first.width}' ySize='{first.height}'/></SimpleSource>"
+                for source in sources
+            )
+            + "</VRTRasterBand>"
+            for band in range(1, first.count + 1)
+        )
+        path.write_text(
+            f"<VRTDataset rasterXSize='{first.width}' rasterYSize='{first.height}'><SRS>EPSG:32648</SRS>"
+            f"<GeoTransform>{transform}</GeoTransform>{bands}</VRTDataset>"
+        )
+
+
+@pytest.mark.parametrize("link", ["none", "symbolic", "hard", "vrt"])
+@pytest.mark.parametrize("command_of", [extract, predict], ids=lambda words: words.__name__)
+def test_an_output_is_not_what_the_scene_is_read_from(
+    command_of: Callable[[Path, Path], list[str]],
+    link: str,
+    scene: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    target, given = out / "score.tif", scene
+    if link == "none":
+        given = target
+        scene.rename(target)
+    elif link == "symbolic":
+        target.symlink_to(scene)
+    elif link == "hard":
+        target.hardlink_to(scene)
+    else:
+        scene.rename(target)
+        given = scene.with_name("mosaic.vrt")
+        mosaic(given, target)
+    before = target.read_bytes()
+    assert command([*command_of(given, out), "--overwrite", "-q"]) == 1
+    said = capsys.readouterr().err
+    assert ("is a symbolic link to" if link == "symbolic" else "is an input of this run") in said
+    assert str(target) in said
+    assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("command_of", [polygonize, synthesize, predict, pack], ids=lambda words: words.__name__)
+def test_an_output_that_is_a_link_is_refused(
+    command_of: Callable[[Path, Path], list[str]],
+    scene: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    out.mkdir()
+    words = command_of(scene, out)
+    target = next(Path(word) for word in words if word.startswith(str(out)))
+    for there in (True, False):
+        if there:
+            theirs.write_text("mine")
+        else:
+            theirs.unlink()
+        target.unlink(missing_ok=True)
+        target.symlink_to(theirs)
+        assert command([*words, "--overwrite", "-q"]) == 1
+        assert f"{target} is a symbolic link to {theirs}" in capsys.readouterr().err
+        assert theirs.exists() == there
+        assert not there or theirs.read_text() == "mine"
+
+
+def test_chips_are_not_cut_from_one_of_the_set_that_is_replaced(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([*chips(scene, tmp_path), "-q"]) == 0
+    chip = sorted((tmp_path / "chips/images").iterdir())[0]
+    before = contents(tmp_path / "chips")
+    assert command([*chips(scene, tmp_path)[:1], str(chip), *chips(scene, tmp_path)[2:], "--overwrite", "-q"]) == 1
+    assert f"holds an input of this run ({chip})" in capsys.readouterr().err
+    assert contents(tmp_path / "chips") == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import urllib.request
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 from rasterio.errors import RasterioError
 
-from geolabel.errors import SceneError
+from geolabel.errors import OutputError, SceneError
 from geolabel.io import remote
 from geolabel.io.foreign import in_words
 from geolabel.io.opening import files_of, is_remote
+from geolabel.io.patchwork import patchwork_of
 from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource
+from geolabel.outputs import same_file
 from geolabel.tiles import Window
 from geolabel.urls import without_secrets
 
@@ -48,6 +51,25 @@ def fingerprint(reader: SceneReader) -> dict[str, Any] | None:
         "header": hashlib.sha256(repr(source.header).encode()).hexdigest(),
         "pixels": _look(source),
     }
+
+
+def check_apart(outputs: Iterable[Path], reader: SceneReader) -> None:
+    """Refuse outputs that a scene is read from, as a VRT reads the files that it names.
+
+    Raises
+    ------
+    OutputError
+        If an output is such a file.
+    """
+    patchwork = patchwork_of(reader)
+    readers = [reader] if patchwork is None else [sheet.reader for sheet in patchwork.sheets]
+    there = [path for path in outputs if path.exists()]
+    for source in (one.source for one in readers) if there else ():
+        if isinstance(source, FileSource) and not is_remote(source.uri):
+            names = [name for name, *_ in _files(source.uri)]
+            for path, name in ((path, name) for path in there for name in names if same_file(path, name)):
+                named = without_secrets(source.uri)
+                raise OutputError(f"{path} is an input of this run ({named} is read from {name}): give another name")
 
 
 def _files(uri: str) -> list[list[Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geolabel
+from geolabel.io.fingerprints import check_apart
 from geolabel.io.scores import ScoreRaster, check_share, labelled_band
 from geolabel.outputs import check_target
 from geolabel.run import execute
@@ -84,6 +85,8 @@ def polygonize(
         check_work(out, carried)
     band = labelled_band(raster, nodata=nodata, gsd=gsd) if band is None else band
     source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
+    if out is not None:
+        check_apart([Path(out)], source.reader)
     check_share(source)
     blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
     found = vectorize(

@@ -17,6 +17,7 @@ import numpy as np
 from geolabel import geodesy
 from geolabel.errors import OptionError
 from geolabel.identity import Sightings, choose, identify
+from geolabel.io.fingerprints import check_apart
 from geolabel.io.review import Carried
 from geolabel.io.segments import SEGMENT_COLUMNS, write_segments
 from geolabel.masks import Filters, Selection
@@ -151,6 +152,7 @@ def run_segment(
     plan: Plan, targets: Targets, everything: Everything, *, progress: Progress | None = None
 ) -> Segmentation:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
+    check_apart(targets.paths, plan.reader)
     with in_scratch(plan, progress, localized=False) as work:
         try:
             segments = find_segments(work, everything)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from geolabel.errors import ClusterError
+from geolabel.io.fingerprints import check_apart
 from geolabel.io.store import Store
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
@@ -133,6 +134,7 @@ def under_way(
     drawn
         Prompts that replace the activation.
     """
+    check_apart(targets.paths, plan.reader)
     localized = asks_localizer(plan, [drawn])
     root = targets.root(keeping.run_dir)
     key = None if root is None else run_key(plan, drawn, scene_key=keeping.scene_key)
@@ -163,6 +165,8 @@ def parts_under_way(
     key
         By what the run is known; None where nothing can go on from it.
     """
+    for plan in plans:
+        check_apart(targets.paths, plan.reader)
     root = targets.root(keeping.run_dir)
     report = Report.of(*(plan.grid for plan in plans))
     with ExitStack() as stack:
