@@ -297,20 +297,23 @@ def test_points_get_a_chip_each(tmp_path: Path):
     assert dict(zip(chips.names, chips.labels[:, 0].tolist(), strict=True)) == {
         "s_000000_000000": False, "s_000004_000064": True, "s_000034_000034": True,
     }  # fmt: skip
-    assert not list((cut.folder / "masks").iterdir())
+    assert not (cut.folder / "masks").exists()
 
 
 def test_a_folder_that_exists_and_sizes_that_cannot_be(scene: Path, tmp_path: Path):
     inventory = scene.with_name("scene_truth.gpkg")
-    with pytest.raises(OutputError, match="exists"):
-        cut_chips(scene, inventory, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/chips.json").write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"holds chips\.json, and no record that geolabel made"):
+            cut_chips(scene, inventory, tmp_path / "mine", overwrite=overwrite)
     with pytest.raises(OptionError, match="at least 32 px"):
         cut_chips(scene, inventory, tmp_path / "c", size=64, overlap=64)
     with pytest.raises(OptionError, match="no column 'kind'"):
         cut_chips(scene, inventory, tmp_path / "c", class_column="kind")
     with pytest.raises(GeolabelError, match="holds no quarry"):
         cut_chips(scene, inventory, tmp_path / "c", classes=["quarry"])
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "chips.json"]
 
 
 def test_the_command_line_cuts_chips(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
