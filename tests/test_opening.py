@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from PIL import Image
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
 from geolabel.io import formats, places
 from geolabel.io.descriptions import refuse_local
-from geolabel.io.opening import is_remote
+from geolabel.io.fingerprints import fingerprint
+from geolabel.io.opening import is_remote, reading
 from geolabel.io.scenes import SceneReader
 from geolabel.io.store import Store
 from geolabel.io.vectors import read_aoi, read_prompts
@@ -330,3 +333,14 @@ def test_formats_are_gdals():
     assert {"GTiff", "PNG", "JPEG", "JP2OpenJPEG", "HFA", "ENVI", "GPKG"} <= listed & known
     assert not {"VRT", "WMS", "GTI", "STACIT", "MRF", "PCIDSK", "DIMAP", "PDS4", "PDF", "Rasterlite"} & listed
     assert not {"HDF5", "netCDF", "GPKG", "Zarr", "ENVI", "HFA"} & far
+
+
+def test_a_raster_that_is_nowhere_opens_without_a_foreign_warning(tmp_path: Path) -> None:
+    path = tmp_path / "chip.png"
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with reading(str(path)) as dataset:
+            assert dataset.crs is None
+        assert SceneReader(path, gsd=1).sample()[1].all()
+        assert fingerprint(SceneReader(path, gsd=1)) is not None

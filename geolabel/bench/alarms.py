@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rasterio.errors import NotGeoreferencedWarning
 
 from geolabel.bench import examples, scenes
 from geolabel.bench.examples import Example
@@ -82,10 +80,8 @@ def _as_scene(path: Path, gsd: float | None, folder: Path) -> Path:
 def _has_place(path: Path) -> bool:
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with reading(str(path)) as opened:
-            return opened.crs is not None
+    with reading(str(path)) as opened:
+        return opened.crs is not None
 
 
 def mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measurement:

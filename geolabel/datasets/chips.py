@@ -300,22 +300,18 @@ def read_image(path: Path) -> AnyArray:
 
 
 def _read_tiff(path: Path) -> AnyArray:
-    import warnings
-
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     from geolabel.io.opening import reading
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # chips may lie nowhere
-        try:
-            with reading(str(path)) as dataset:
-                size = dataset.height * dataset.width * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
-                if size > MAX_CHIP_BYTES:
-                    raise OSError(f"it claims {dataset.count} x {dataset.height} x {dataset.width} values")
-                return np.moveaxis(dataset.read(), 0, 2)
-        except RasterioError as error:
-            raise OSError(error) from error
+    try:
+        with reading(str(path)) as dataset:
+            size = dataset.height * dataset.width * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+            if size > MAX_CHIP_BYTES:
+                raise OSError(f"it claims {dataset.count} x {dataset.height} x {dataset.width} values")
+            return np.moveaxis(dataset.read(), 0, 2)
+    except RasterioError as error:
+        raise OSError(error) from error
 
 
 def _bands(values: AnyArray, path: Path) -> AnyArray:

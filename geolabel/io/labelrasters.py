@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyproj
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
@@ -38,18 +37,10 @@ ANY_CRS = CRS.from_epsg(3857)
 def is_raster(path: str | Path) -> bool:
     """Whether GDAL opens a file as a raster."""
     try:
-        with _opened(path):
+        with reading(str(path)):
             return True
     except RasterioError:
         return False
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[DatasetReader]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with reading(str(path)) as dataset:
-            yield dataset
 
 
 @contextmanager
@@ -97,7 +88,7 @@ class LabelRaster:
             If it cannot be read, its bands differ, a value is negative or no whole number, or it has no georeference
             and another size than the scene.
         """
-        with _translated(path), _opened(path) as dataset:
+        with _translated(path), reading(str(path)) as dataset:
             grid = _place(str(path), dataset, scene)
             found = _scan(str(path), dataset)
             tags = {int(k[6:]): name for k, name in dataset.tags(1).items() if re.fullmatch(r"class_\d+", k)}
@@ -124,7 +115,7 @@ class LabelRaster:
             If they cannot be read.
         """
         place = RasterWindow(window.col, window.row, window.width, window.height)
-        with _translated(self.path), _opened(self.path) as dataset:
+        with _translated(self.path), reading(str(self.path)) as dataset:
             if grid is None or _same(grid, self.grid):
                 values, known = _read(dataset, place)
             else:
@@ -181,7 +172,7 @@ def grid_of(path: str | Path) -> Grid:
     SceneError
         If it cannot be read.
     """
-    with _translated(path), _opened(path) as dataset:
+    with _translated(path), reading(str(path)) as dataset:
         return _place(str(path), dataset, None)
 
 

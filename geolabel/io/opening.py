@@ -9,13 +9,15 @@ caller besides: how much memory one block of a file takes, and how many bands th
 from __future__ import annotations
 
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import vsi
@@ -32,6 +34,9 @@ MAX_BLOCK_BYTES = 1 << 30
 """Of one block as GDAL decodes it: whoever reads a pixel pays for all of its block."""
 
 is_remote = vsi.is_remote
+
+_QUIET = threading.RLock()
+"""Python's warning filters belong to the process, so rasters are opened one after the other."""
 
 
 def settings(uri: str) -> dict[str, object]:
@@ -55,7 +60,9 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
         If it cannot be opened.
     """
     path = vsi.vsi_path(uri)
-    dataset = _open_vrt(path, level) if is_vrt(path) else open_pixels(path, level=level)
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # who reads the header says so, as an error or not
+        dataset = _open_vrt(path, level) if is_vrt(path) else open_pixels(path, level=level)
     try:
         _check_size(dataset, uri)
     except BaseException:

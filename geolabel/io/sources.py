@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import warnings
 import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import rasterio
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
@@ -74,6 +73,7 @@ class FileSource:
         check_name(uri)
         self.uri = uri
         self._local = threading.local()
+        self._opening = threading.Lock()
         # Weak: the handles of a thread that ended are closed with it.
         self._opened: weakref.WeakSet[DatasetReader] = weakref.WeakSet()
 
@@ -112,7 +112,7 @@ class FileSource:
 
     def close(self) -> None:
         """Close the handles of all threads; reading again opens again."""
-        with _OPENING:
+        with self._opening:
             for dataset in self._opened:
                 dataset.close()
 
@@ -176,17 +176,12 @@ class FileSource:
 
     def _open_once(self, level: int) -> DatasetReader:
         try:
-            with _OPENING, warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the header says so, as an error or not
-                dataset = open_raster(self.uri, level=level)
-                self._opened.add(dataset)
+            dataset = open_raster(self.uri, level=level)
         except RasterioError as cause:
             raise SceneError(_why_not(self.uri, cause)) from cause
+        with self._opening:
+            self._opened.add(dataset)
         return dataset
-
-
-_OPENING = threading.Lock()
-"""Python's warning filters belong to the process, so handles are opened one after the other."""
 
 
 def _file_header(dataset: DatasetReader, uri: str) -> Header:
