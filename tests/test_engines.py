@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import rasterio
 import torch
 from onnx import TensorProto
 
@@ -29,8 +30,10 @@ from geolabel.networks.on_torch import TorchMaps, TorchSam
 from geolabel.parts import Recipe
 from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
 from geolabel.run import worker
+from geolabel.run.key import difference, run_key
+from geolabel.run.outcome import plan_provenance
 from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks
+from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.segment import AskedEverywhere, Everything
 from geolabel.synthetic import synthesize
 from geolabel.trainers.graphs import write_graphs
@@ -304,6 +307,20 @@ def test_what_has_no_graph_is_refused_for_onnx_runtime(copies: Path) -> None:
         engines(Networks(device="cpu", engine="onnx", localizer=str(alone)))
     with pytest.raises(OptionError, match="not on cpu in bf16"):
         engines(Networks(device="cpu", engine="onnx", precision="bf16"))
+
+
+def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:
+    scene = tmp_path / "scene.tif"
+    with rasterio.open(
+        scene, "w", driver="GTiff", dtype="uint8", count=3, height=64, width=64, photometric="rgb", crs="EPSG:32648",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
+    ) as target:  # fmt: skip
+        target.write(np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8))
+    plans = [prepare(scene, Reading(), Networks(device="cpu", engine=engine), Parameters()) for engine in ENGINES]
+    keys = [run_key(plan) for plan in plans]
+    assert "networks.localizer.engine was onnx and is torch now" in difference(*keys)
+    assert [plan_provenance(plan)["networks"]["segmenter"]["engine"] for plan in plans] == list(ENGINES)
+    assert {"onnxruntime", "torch"} <= set(keys[0]["versions"]) & set(plan_provenance(plans[0])["software"])
 
 
 def test_extract_with_the_bundled_networks_imports_no_torch(tmp_path: Path) -> None:

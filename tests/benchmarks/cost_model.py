@@ -121,8 +121,7 @@ def predict(costs: Costs, scene: Scene, machine: Machine) -> dict[str, float]:
 def measure(size: int) -> tuple[Costs, Scene, float]:
     """Costs of a run over a drawn scene, what there was to do, and its CPU seconds in all."""
     import dask
-    import torch
-    from extract import ForwardClock, make_scene, modules_of
+    from extract import ForwardClock, make_scene
 
     from geolabel.run import report, worker
     from geolabel.run.extract import run_extract
@@ -132,15 +131,13 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
 
     report.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)  # type: ignore
     dask.config.set(scheduler="synchronous")
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         scene = make_scene(Path(folder), size)
         plan = prepare(scene, Reading(), Networks(device="cpu"), Parameters(threads=1))
         clocks: list[Any] = []
         for part in (worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)):
             clocks.append(ForwardClock())
-            for module in modules_of(part):
-                clocks[-1].watch(module)
+            clocks[-1].watch(part)
         run_extract(plan, Targets.of(None))  # once to be warm
         localize, segment = (clock.seconds for clock in clocks)
         start = time.process_time()

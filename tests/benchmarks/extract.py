@@ -4,11 +4,11 @@ Usage: python tests/benchmarks/extract.py overhead [--size 4096] [--localizer NA
        python tests/benchmarks/extract.py memory [--sizes 4096 8192]
 
 overhead
-    CPU seconds of ``extract SCENE --out FILE.gpkg`` outside the forward calls of its networks, over those of the least
+    CPU seconds of ``extract SCENE --out FILE.gpkg`` outside the calls of its networks, over those of the least
     work that any program has to do: reading the same tiles with rasterio and one ``rasterio.features.shapes`` of the
     final mask. One thread, all in one process, median of five runs in turn.
 
-    Only the forward calls are left out, and what a process does once, whatever the scenes: importing packages, loading
+    Only these calls are left out, and what a process does once, whatever the scenes: importing packages, loading
     weights. Opening the scene, its statistics, the records of the run and the GeoPackage count. Each run opens the
     scene anew, as the least work does, so that neither finds blocks that are decoded. The same tiles are the windows
     that the networks see: the localizer's tiles, and the segmenter's windows in the order in which it sees them. The
@@ -26,7 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GDAL_CACHEMAX", "64")
@@ -35,7 +38,6 @@ import dask
 import numpy as np
 import rasterio
 import rasterio.features
-import torch
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.run import worker
@@ -46,40 +48,42 @@ from geolabel.run.request import Networks, Reading, prepare
 from geolabel.run.windows import assign
 from geolabel.tiles import Window
 
+T = TypeVar("T")
+
 REPEATS = 5
 
 
 class ForwardClock:
-    """CPU seconds inside the forward calls of modules."""
+    """CPU seconds inside the calls of networks, whatever engine runs them."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._start = 0.0
-        self._depth = 0
 
-    def watch(self, module: torch.nn.Module) -> None:
-        """Count the calls of a module; calls inside another watched call count once."""
-        module.register_forward_pre_hook(self._enter)
-        module.register_forward_hook(self._leave, always_call=True)
+    def watch(self, part: Any) -> None:
+        """Count the calls of the network of a localizer or a segmenter."""
+        part._network = _Watched(part._network, self)
 
-    def _enter(self, *_: object) -> None:
-        if self._depth == 0:
-            self._start = time.process_time()
-        self._depth += 1
-
-    def _leave(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.seconds += time.process_time() - self._start
+    def timed(self, function: Callable[..., T], *given: Any, **named: Any) -> T:
+        """Call a function and count its time."""
+        start = time.process_time()
+        try:
+            return function(*given, **named)
+        finally:
+            self.seconds += time.process_time() - start
 
 
-def modules_of(part: object) -> list[torch.nn.Module]:
-    """The torch modules that a part calls."""
-    held = [*vars(part).values(), *(getattr(value, "sam", None) for value in vars(part).values())]
-    found = [value for value in held if isinstance(value, torch.nn.Module)]
-    assert found, f"no network in {part}"
-    return [child for module in found for child in ([module] if not hasattr(module, "mask_decoder") else
-            [module.image_encoder, module.prompt_encoder, module.mask_decoder])]  # fmt: skip
+class _Watched:
+    """A network whose calls are counted; the rest is as it was."""
+
+    def __init__(self, network: Any, clock: ForwardClock) -> None:
+        self._watched, self._clock = network, clock
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._watched, name)
+        return partial(self._clock.timed, value) if name in ("encode", "decode") else value
+
+    def __call__(self, pixels: Any) -> Any:
+        return self._clock.timed(self._watched, pixels)
 
 
 def least_work(scene: Path, windows: list[Window], found: Extraction) -> float:
@@ -96,7 +100,6 @@ def least_work(scene: Path, windows: list[Window], found: Extraction) -> float:
 def overhead(size: int, networks: Networks) -> None:
     """Print the ratio and where the time goes."""
     dask.config.set(scheduler="synchronous")
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         scene = make_scene(Path(folder), size)
 
@@ -105,8 +108,7 @@ def overhead(size: int, networks: Networks) -> None:
 
         plan, clock = plan_run(), ForwardClock()  # loads the networks
         for part in (worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)):
-            for module in modules_of(part):
-                clock.watch(module)
+            clock.watch(part)
         plan.reader.close()
         ratios, costs = [], []
         for repeat in range(REPEATS):
