@@ -203,6 +203,16 @@ def test_values_that_are_no_labels(tmp_path: Path, value: float, message: str):
         evaluate(slides, write_truth(tmp_path / "t.tif", values))
 
 
+def test_rasters_that_cannot_be_labels(tmp_path: Path):
+    slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
+    with pytest.raises(SceneError, match="nothing but the value 1 is known, the rest is nodata or transparent"):
+        evaluate(slides, write_truth(tmp_path / "a.tif", np.where(MASK > 0, MASK, 9), nodata=9))
+    with pytest.raises(SceneError, match="holds 298 values: give a raster of classes, not of objects"):
+        evaluate(slides, write_truth(tmp_path / "b.tif", np.arange(300, dtype=np.int32).reshape(15, 20)))
+    with pytest.raises(SceneError, match="is compressed as JPEG, which changes values"):
+        evaluate(slides, write_truth(tmp_path / "c.tif", MASK * 255, compress="jpeg"))
+
+
 def test_what_lies_outside_the_truth_counts_nowhere(tmp_path: Path):
     # right; outside; half outside; on what is not known; smaller than a pixel, which is judged and wrong
     boxes = [ON_MASK, pixel_box(30, 0, 4, 4), pixel_box(-2, 8, 4, 2), pixel_box(12, 0, 3, 3), pixel_box(9, 9, 0.2, 0.2)]

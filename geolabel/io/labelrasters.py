@@ -66,6 +66,8 @@ class LabelRaster:
     """Where the raster is: as it says itself, or where the scene is that it was made for."""
     classes: dict[int, str]
     """Name of every value but those of background, ascending."""
+    nodata: float | None
+    """As it declares."""
     named: bool
     """Whether the raster names its classes itself."""
     white: bool
@@ -85,21 +87,28 @@ class LabelRaster:
         Raises
         ------
         SceneError
-            If it cannot be read, its bands differ, a value is negative or no whole number, or it has no georeference
-            and another size than the scene.
+            If it cannot be read, its bands differ, a value is negative or no whole number, values are compressed with
+            loss, no background is known, or it has no georeference and another size than the scene.
         """
         with _translated(path), reading(str(path)) as dataset:
             grid = _place(str(path), dataset, scene)
-            found = _scan(str(path), dataset)
+            nodata = dataset.nodata
+            found, gaps = _scan(str(path), dataset)
             tags = {int(k[6:]): name for k, name in dataset.tags(1).items() if re.fullmatch(r"class_\d+", k)}
             whites = {IGNORE, *([np.iinfo(dataset.dtypes[0]).max] if dataset.dtypes[0].startswith("uint") else [])}
         if tags:
-            return cls(str(path), grid, dict(sorted(tags.items())), named=True, white=False)
+            return cls(str(path), grid, dict(sorted(tags.items())), nodata, named=True, white=False)
+        if gaps and len(found) == 1 and 0 not in found:
+            raise SceneError(
+                f"of {path} nothing but the value {found.pop()} is known, the rest is nodata or transparent: give its "
+                "background the value 0 and no nodata (gdal_edit.py -unsetnodata)"
+            )
+        found.discard(0)
         if len(found) == 1 and found <= whites:
-            return cls(str(path), grid, {found.pop(): class_name}, named=False, white=True)
+            return cls(str(path), grid, {found.pop(): class_name}, nodata, named=False, white=True)
         values = sorted(found - {IGNORE})
         names = [class_name] if values == [1] else [f"class_{value}" for value in values]
-        return cls(str(path), grid, dict(zip(values, names, strict=True)), named=False, white=False)
+        return cls(str(path), grid, dict(zip(values, names, strict=True)), nodata, named=False, white=False)
 
     def listed(self) -> str:
         """The classes, or their values where they have no names, for a message."""
@@ -202,17 +211,21 @@ def _read(dataset: DatasetReader, window: RasterWindow | None) -> tuple[AnyArray
     return values, np.asarray(dataset.read_masks(1, window=window) > 0)
 
 
-def _scan(path: str, dataset: DatasetReader) -> set[int]:
-    """All values that are known and not 0."""
+def _scan(path: str, dataset: DatasetReader) -> tuple[set[int], bool]:
+    """All values that are known, and whether any pixel is not."""
+    if "JPEG" in (dataset.driver, dataset.profile.get("compress", "").upper()):
+        raise SceneError(f"{path} is compressed as JPEG, which changes values: give labels as PNG or GeoTIFF")
     found: set[int] = set()
+    gaps = False
     others = [k for k, kind in enumerate(dataset.colorinterp, 1) if k > 1 and kind != ColorInterp.alpha]
     for _, block in dataset.block_windows(1):
         values, known = _read(dataset, block)
         if any(not np.array_equal(values, dataset.read(k, window=block)) for k in others):
             raise SceneError(f"{path} has {dataset.count} bands that differ: give the one that holds the labels "
                              "(gdal_translate -b 1 IN OUT)")  # fmt: skip
+        known &= np.isfinite(values)
+        gaps |= not known.all()
         distinct = np.unique(values[known])
-        distinct = distinct[np.isfinite(distinct)]
         strange = distinct[(distinct < 0) | (distinct != np.rint(distinct))]
         if len(strange):
             way = "declare it as nodata (gdal_edit.py -a_nodata)" if strange[0] < 0 else "make a mask of scores first"
@@ -220,4 +233,4 @@ def _scan(path: str, dataset: DatasetReader) -> set[int]:
                 f"{path} holds the value {strange[0]:g}, and labels are whole numbers from 0: {way} if it is no label"
             )
         found |= {int(value) for value in distinct}
-    return found - {0}
+    return found, gaps

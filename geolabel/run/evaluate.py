@@ -22,6 +22,7 @@ from geolabel.io.burning import burn, in_pixels
 from geolabel.io.features import choose_layer, in_crs, layer_info, read_layer, read_polygons, spatial_layers
 from geolabel.io.labelrasters import LabelRaster, grid_of, is_raster, is_unplaced
 from geolabel.io.vectors import read_aoi
+from geolabel.labels import IGNORE
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.reprojection import near
 from geolabel.scene import span
@@ -183,7 +184,8 @@ def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: _So
         areas += Confusion.of(predicted, true, valid)
         meetings.append(_meet(Spans.of_mask(true & valid, window), predicted, numbers, window))
     if areas.tp + areas.fn == 0:
-        log.warning("%s holds no landslide: these are pixels of value %d", truth.path, landslide)
+        also = "" if truth.nodata is None else f"; {truth.nodata:g} is nodata there, which nobody has judged"
+        log.warning("%s holds no landslide: these are pixels of value %d%s", truth.path, landslide, also)
     # what lies where nobody has judged is neither right nor wrong; what is smaller than a pixel is judged, and wrong
     counted = (judged[1:] > 0) | (burnt[1:] == 0)
     pixel_ha = math.nan if grid.crs is None else math.prod(grid.pixel_size_m()) / 10_000
@@ -205,6 +207,8 @@ def _landslide(truth: LabelRaster) -> int:
             f"{truth.path} holds {truth.listed()}, and landslides are the value {LANDSLIDE}, a class named {NAME} "
             f"(band tag class_K={NAME}), or 255 where all else is 0: give a raster of landslides"
         )
+    if len(truth.classes) >= IGNORE and not truth.named:
+        raise SceneError(f"{truth.path} holds {len(truth.classes)} values: give a raster of classes, not of objects")
     if truth.white:
         log.warning("%s holds 0 and %d: the latter is taken for landslide", truth.path, value)
     elif len(truth.classes) > 1 and not truth.named:

@@ -23,7 +23,7 @@ from geolabel.radiometry import Stretch
 from geolabel.run import execute, request
 from geolabel.run.plan import Parameters, Plan, examined, make_plan
 from geolabel.run.request import Networks, Reading
-from geolabel.scene import Grid, Scene
+from geolabel.scene import Grid, Scene, span
 
 AS_IT_IS = Stretch((0.0,) * 3, (255.0,) * 3, "none")
 """What a patchwork needs: its scenes are stretched before they are put together."""
@@ -116,7 +116,11 @@ def prepare_survey(
     planned = (_plan_group(group, reading, recipes, parameters) for group in groups)
     plans = tuple(plan for plan in planned if plan is not None)
     if not plans:
-        raise VectorError(f"{reading.aoi} misses all {len(scenes)} scenes: its CRS or its coordinates may be wrong")
+        first = found[0].scene
+        raise VectorError(
+            f"{reading.aoi} misses all {len(scenes)} scenes, of which {first.name} reaches over "
+            f"{span(first.grid.outline.bounds)}: its CRS or its coordinates may be wrong"
+        )
     warnings = tuple(f"{one.scene.name}: {text}" for one in found for text in one.warnings)
     return Survey(plans, crs, len(scenes), (*left_out, *warnings, *_noticed(plans), *_cautions(plans)))
 
