@@ -238,7 +238,7 @@ def build_tiny(classes: int, **_: object) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, float]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(networks._BUILDERS, "maskrcnn", build_tiny)
+        patch.setattr("geolabel.networks.detector.build_detector", build_tiny)
         yield _trained(tmp_path_factory)
 
 
@@ -316,4 +316,4 @@ def test_the_command_refuses_before_it_works(tmp_path: Path, capsys: pytest.Capt
     assert run([*train, str(tmp_path), "--out", str(tmp_path)]) == 1
     assert "exists: choose another --out" in capsys.readouterr().err
     assert run([*train, str(tmp_path / "none.json"), "--out", str(tmp_path / "out")]) == 1
-    assert "none.json cannot be read" in capsys.readouterr().err
+    assert "none.json: there is no such file" in capsys.readouterr().err
