@@ -26,7 +26,7 @@ from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
 from geolabel.io.features import read_layer, spatial_layers
 from geolabel.io.promptrecord import PROMPT_LAYERS, changed_prompts
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.io.written import Written, plain, read_only, read_written, same_outlines
+from geolabel.io.written import Record, Written, plain, read_only, read_written, same_outlines
 
 UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
 
@@ -72,7 +72,7 @@ LAYER = "layer "
 """Column of a `Review` that says which layer a polygon belongs to. The space keeps it apart from a person's columns."""
 
 
-def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> Review:
+def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, record: Record | None = None) -> Review:
     """Read what a person did to the polygons of a file.
 
     Of a file without the record of what was written, such as an export or a file of another program, what has a
@@ -82,6 +82,8 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> R
     ----------
     layers
         Those that are read; of a file that has none of them its first layer, as landslides.
+    record
+        What was written, where it has been read already.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> R
         If the file cannot be read, or holds other geometry than polygons.
     """
     path = Path(path)
-    record = read_written(path)
+    record = record or read_written(path)
     written = None if record is None else record.of(*layers)
     tables = _polygon_tables(path, layers)
     crs = next((table.crs for table in tables.values()), None)
@@ -257,7 +259,7 @@ def read_work(path: str | Path) -> PersonsWork:
         kinds: tuple[tuple[str, ...], ...] = (POLYGON_LAYERS, ("segments",))
         for layers in kinds:
             if {*layers} & {*names}:
-                polygons.update(read_review(path, layers).counts)
+                polygons.update(read_review(path, layers, record).counts)
         if record is not None and {*PROMPT_LAYERS} & {*names}:
             asked = {name: read_layer(path, name) for name in PROMPT_LAYERS if name in names}
             prompts = changed_prompts(asked, record.of("prompts"))

@@ -139,15 +139,12 @@ def read_written(path: str | Path) -> Record | None:
             if kind != ("table",):
                 return None
             rows = connection.execute(SELECT).fetchall()
+        outlines = shapely.from_wkb(np.array([*(row[2] for row in rows), None], object))[:-1]
+        # in one call: one for each row would take longer than all else
+        said = parse_json(f"[{','.join(row[3] for row in rows)}]")
         found = [
-            Written(
-                str(layer),
-                int(key),
-                None if outline is None else shapely.from_wkb(outline),
-                dict(parse_json(attributes)),
-                bool(reviewed),
-            )
-            for layer, key, outline, attributes, reviewed in rows
+            Written(str(layer), int(key), outline, dict(attributes), bool(reviewed))
+            for (layer, key, _, _, reviewed), outline, attributes in zip(rows, outlines, said, strict=True)
         ]
     except (sqlite3.Error, ValueError, TypeError, shapely.errors.ShapelyError):
         return None
