@@ -133,6 +133,8 @@ def test_file_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str):
         ({"categories": ({"id": 2, "name": "pond"},)}, "an object has category 1, which it does not list"),
         ({"categories": ({"id": 1, "name": "x"}, {"id": 2, "name": "x"})}, "several categories are called 'x'"),
         ({"categories": ({"id": None, "name": "x"},)}, "None is no id"),
+        ({"categories": ({"id": 1, "name": "x"}, {"id": "1", "name": "y"})}, "2 categories have 1 different ids"),
+        ({"categories": ()}, "it names no category"),
     ],
 )
 def test_entries_that_contradict_each_other_are_refused(tmp_path: Path, changes: dict[str, Any], message: str):

@@ -177,7 +177,7 @@ class CocoInstances:
     path: Path
 
     def __post_init__(self) -> None:
-        assert self._images  # what is wrong with the file shows now, not in the middle of a training
+        _ = self._images  # what is wrong with the file shows now, not in the middle of a training
 
     @cached_property
     def _content(self) -> dict[str, list[dict[str, Any]]]:
@@ -195,6 +195,8 @@ class CocoInstances:
     def _categories(self) -> dict[str, tuple[int, str]]:
         """Number from 1 and name of every category by its id, in the order of the ids."""
         names = {_id(category["id"]): parse_name(category["name"]) for category in self._content["categories"]}
+        if len(names) < len(self._content["categories"]):
+            raise ValueError(f"{len(self._content['categories'])} categories have {len(names)} different ids")
         twice = [name for name, count in Counter(names.values()).items() if count > 1]
         if twice:
             raise ValueError(f"several categories are called {twice[0]!r}")
@@ -217,6 +219,8 @@ class CocoInstances:
         for what, count in (("ids", len(images)), ("file names", len({name for name, _ in images.values()}))):
             if count < len(entries):
                 raise ValueError(f"{len(entries)} images have {count} different {what}")
+        if not self._categories:
+            raise ValueError("it names no category")
         objects = self._objects(set(images))
         return tuple(_Image(name, size, tuple(objects[key])) for key, (name, size) in images.items())
 
