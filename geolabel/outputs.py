@@ -162,7 +162,8 @@ def _is_open_elsewhere(path: Path) -> bool:
 class _Together:
     """Outputs on their way."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = {path.absolute() for path in paths}
         self.moves: list[Move] = []
         self.scratches: list[Scratch] = []
 
@@ -192,25 +193,25 @@ _under_way: ContextVar[_Together | None] = ContextVar("_under_way", default=None
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Let everything that is written inside the block take its place at the end, all of it or nothing.
+def together(*paths: Path) -> Iterator[None]:
+    """Let files that are written inside the block take their places at the end, all of them or none.
 
     Raises
     ------
     OutputError
         If a file cannot take its place; those that were there before stay.
     """
-    with _together():
+    with _together(*paths):
         yield
 
 
 @contextmanager
-def _together() -> Iterator[_Together]:
+def _together(*paths: Path) -> Iterator[_Together]:
     outer = _under_way.get()
-    if outer is not None:
+    if outer is not None and outer.paths.issuperset(path.absolute() for path in paths):
         yield outer
         return
-    work = _Together()
+    work = _Together(paths)
     token = _under_way.set(work)
     try:
         yield work
@@ -246,7 +247,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     _check_place(path, overwrite=overwrite)
     for keeper in held:
         keeper.check(path)
-    with _together() as work:
+    with _together(path) as work:
         part = work.room(held[-1].root if held else path.parent) / path.name
         yield part
         _check_place(path, overwrite=overwrite)  # a second run may have finished in the meantime

@@ -578,10 +578,10 @@ def test_cards_show_what_was_measured_of_these_networks(stand_ins, data, tmp_pat
     held = json.loads((table / "quality.json").read_text())
     held["weights"]["segmenter"]["sha256"] = "0" * 64
     (table / "quality.json").write_text(json.dumps(held))
-    done = CliRunner().invoke(bench, call)
+    done = CliRunner().invoke(bench, [*call, "--overwrite"])
     assert "was measured with a segmenter of SHA-256 000" in str(done.exception)
     (table / "quality.json").unlink()
-    assert "run geolabel bench quality" in str(CliRunner().invoke(bench, call).exception)
+    assert "run geolabel bench quality" in str(CliRunner().invoke(bench, [*call, "--overwrite"]).exception)
 
 
 def test_bench_says_what_is_missing(stand_ins, data, tmp_path):

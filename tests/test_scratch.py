@@ -39,7 +39,7 @@ def arm():
     Path.replace = counted(Path.replace)
     Path.unlink = counted(unlink)
 
-with together():
+with together(*(root / name for name in sys.argv[3:])):
     for name in sys.argv[3:]:
         with replacing(root / name, overwrite=True) as part:
             part.write_text("new")
@@ -81,7 +81,7 @@ def test_a_kill_at_any_step_leaves_the_old_files_or_the_new_ones(tmp_path: Path)
 
 def test_a_file_that_cannot_be_moved_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
-    before = contents(tmp_path)
+    before, places = contents(tmp_path), [tmp_path / name for name in NAMES]
     rename = Path.replace
 
     def refuse(source: Path, target: Path) -> Path:
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_moved_leaves_all_as_it_was(tmp_path: Path, monkey
         return rename(source, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OutputError, match="Operation not permitted"), together():  # noqa: PT012
+    with pytest.raises(OutputError, match="Operation not permitted"), together(*places):  # noqa: PT012
         for name in NAMES:
             with replacing(tmp_path / name, overwrite=True) as part:
                 part.write_text("new")
@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_moved_leaves_all_as_it_was(tmp_path: Path, monkey
 
 
 def test_an_error_in_the_second_file_takes_the_first_back(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space"), together():  # noqa: PT012
+    with pytest.raises(OSError, match="No space"), together(tmp_path / "scene.tif", tmp_path / "truth.tif"):  # noqa: PT012
         with replacing(tmp_path / "scene.tif", overwrite=False) as part:
             part.write_text("new")
         with replacing(tmp_path / "truth.tif", overwrite=False):
@@ -107,7 +107,7 @@ def test_an_error_in_the_second_file_takes_the_first_back(tmp_path: Path) -> Non
 
 
 def test_a_file_that_appears_in_the_meantime_is_kept_with_all_others(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="exists"), together():  # noqa: PT012
+    with pytest.raises(OutputError, match="exists"), together(*(tmp_path / name for name in NAMES[:2])):  # noqa: PT012
         for name in NAMES[:2]:
             with replacing(tmp_path / name, overwrite=False) as part:
                 part.write_text("late")
@@ -162,7 +162,7 @@ def test_what_cannot_be_deleted_is_deleted_by_the_next_run(tmp_path: Path, monke
     fill(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(scratch.shutil, "rmtree", lambda *_, **__: None)
-        with together():
+        with together(*(tmp_path / name for name in NAMES)):
             for name in NAMES:
                 with replacing(tmp_path / name, overwrite=True) as part:
                     part.write_text("new")
@@ -170,3 +170,13 @@ def test_what_cannot_be_deleted_is_deleted_by_the_next_run(tmp_path: Path, monke
     settle(tmp_path)
     settle(tmp_path / "deep")
     assert contents(tmp_path) == dict.fromkeys(NAMES, "new") | {"deep/notes.txt": "old"}
+
+
+def test_another_file_that_is_written_meanwhile_is_there_at_once(tmp_path: Path) -> None:
+    with together(tmp_path / "a", tmp_path / "b"):
+        for name in "abc":
+            with replacing(tmp_path / name, overwrite=False) as part:
+                part.write_text(name)
+        assert contents(tmp_path).get("c") == "c"
+        assert not (tmp_path / "a").exists()
+    assert contents(tmp_path) == {"a": "a", "b": "b", "c": "c"}

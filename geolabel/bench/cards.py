@@ -69,9 +69,10 @@ def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool
     pictures += [f"![the worst synthetic scenes]({FAILURES})", ""]
     worst = _worst(quality / PARTS / "synthetic.json")
     files: dict[str, Path] = {}
-    for name in ("localizer.md", "segmenter.md", MEASURED, *([FAILURES] if worst else [])):
-        check_target(out / name, overwrite=overwrite, suffixes=(Path(name).suffix,), inputs=[quality / TABLE])
-    with together():
+    paths = [out / name for name in ("localizer.md", "segmenter.md", MEASURED, *([FAILURES] if worst else []))]
+    for path in paths:
+        check_target(path, overwrite=overwrite, suffixes=(path.suffix,), inputs=[quality / TABLE])
+    with together(*paths):
         for recipe in networks.recipes():
             held = table["weights"][recipe.role]["sha256"]
             if held != recipe.sha256:

@@ -246,7 +246,7 @@ def write_rasters(found: Extraction, targets: Targets) -> None:
 @contextmanager
 def writing(targets: Targets, folder: Folder | None) -> Iterator[None]:
     """Let all outputs take their places together; the folder of the run, where there is one, says so."""
-    with nullcontext() if folder is None else folder.writing(*targets.paths), together():
+    with nullcontext() if folder is None else folder.writing(*targets.paths), together(*targets.paths):
         yield
 
 

@@ -139,7 +139,7 @@ def synthesize(
     }
     truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
     cover = dict(zip(CLASSES, COLOURS, strict=True))
-    with together():
+    with together(*vars(files).values()):
         layers = [_landslides(drawn.ids, grid)]
         write_geopackage(files.truth, layers, crs, made, overwrite=overwrite, carried=carried)
         write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)

@@ -79,9 +79,10 @@ def average_localizers(
         trained["method"] = method  # what all of them were trained for, their mean is for too
     info = replace(info, window=GATE, constant=localizer.settle(losses, figures), trained=trained)
     out.mkdir(parents=True, exist_ok=True)
-    with together():
+    card = out / "localizer.md"
+    with together(target, card):
         save_checkpoint(target, network, info)
-        write_card(out / "localizer.md", info, parameters=sum(p.numel() for p in network.parameters()))
+        write_card(card, info, parameters=sum(p.numel() for p in network.parameters()))
     if preset != "short":
         from geolabel.trainers.graphs import write_graphs
 
