@@ -149,6 +149,9 @@ def label(
     The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
     they were made. A run that was stopped goes on with the same command.
     """
+    from geolabel.folders import check_work
+
+    check_work(out, overwrite=overwrite, inputs=[chips])
     with loading(ctx):
         networks = options.networks_of(given)
         chosen = METHODS[method]

@@ -113,7 +113,10 @@ def localizer(
     geolabel train localizer chips/ --method cam --out trained/
     geolabel extract scene.tif --localizer trained/localizer.safetensors --out slides.gpkg
     """
+    from geolabel.folders import check_folder
+
     options.check_training(out / "localizer.safetensors", overwrite=overwrite)
+    check_folder(out, [chips])
     with loading(ctx):
         from geolabel.datasets.chips import read_chips
         from geolabel.run.localizers import LocalizerRequest, train_localizer
@@ -235,7 +238,10 @@ def student(
     """
     kind = "detector" if model == "maskrcnn" else "student"
     file = out / f"{kind}.safetensors"
+    from geolabel.folders import check_folder
+
     options.check_training(file, *LIBRARIES.get(model, ()), overwrite=overwrite)
+    check_folder(out, [labels, *([] if test is None else [test])])
     networks = options.training_networks(given)
     if kind == "detector":
         if plain:

@@ -24,6 +24,8 @@ from geolabel.io.clusters import ClusterFile, save_clusters
 from geolabel.labels import LabelMap
 from geolabel.made import RECORD, Made
 from geolabel.outputs import saving
+from geolabel.run.training import training_folder
+from geolabel.trainers.curves import Curves
 
 # Folders
 
@@ -440,3 +442,74 @@ def test_chips_are_not_cut_from_one_of_the_set_that_is_replaced(
     assert command([*chips(scene, tmp_path)[:1], str(chip), *chips(scene, tmp_path)[2:], "--overwrite", "-q"]) == 1
     assert f"holds an input of this run ({chip})" in capsys.readouterr().err
     assert contents(tmp_path / "chips") == before
+
+
+@pytest.mark.parametrize("words", [
+    ["label", "{mine}", "--method", "apsam", "--out", "{mine}"],
+    ["label", "{mine}", "--method", "alps", "--out", "{mine}/images"],
+    ["label", "{mine}", "--method", "apsam", "--out", "{mine}/pseudo"],
+    ["label", "{mine}/images", "--method", "alps", "--out", "{mine}"],
+    ["label", "{link}", "--method", "apsam", "--out", "{mine}"],
+    ["train", "localizer", "{mine}", "--out", "{mine}"],
+    ["train", "student", "{mine}", "--out", "{mine}/images"],
+    ["study", "threshold", "{mine}", "--out", "{mine}"],
+    ["study", "alps", "{mine}", "--out", "{mine}/study"],
+    ["clusters", "show", "{pseudo}", "--out", "{pseudo}"],
+    ["clusters", "show", "{pseudo}", "--out", "{pseudo}/images"],
+], ids=lambda words: " ".join(words))  # fmt: skip
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_inputs_is_no_folder_of_outputs(
+    words: list[str], scene: Path, tmp_path: Path, overwrite: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(scene, tmp_path)
+    mine, link, pseudo = tmp_path / "mine", tmp_path / "link", scene.with_name("pseudo")
+    (mine / "images").mkdir(parents=True)
+    link.symlink_to(mine)
+    for name in ("images/a.png", "instances.json", "labels.csv", "manifest.json", "run.json"):
+        (mine / name).write_text("image,label\nimages/a.png,1\n")
+    before = contents(tmp_path)
+    asked = [word.format(mine=mine, link=link, pseudo=pseudo) for word in words]
+    assert command([*asked, "-q", *(["--overwrite"] if overwrite else [])]) == 1
+    assert "input of this run" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def trained(out: Path, text: str, *, overwrite: bool = False, resume: bool = False, ends: bool = True) -> None:
+    """Do what a training does in its folder."""
+    with training_folder(out, "localizer.safetensors", overwrite=overwrite, resume=resume) as folder:
+        with Curves(folder, after=0) as curves:
+            curves.losses(1, 0.5, {"loss": 1.0})
+        for name in ("state.pt", *(["localizer.safetensors"] if ends else [])):
+            with saving(folder / name) as part:
+                part.write_text(text)
+        if not ends:
+            raise KeyboardInterrupt
+
+
+def test_a_training_stands_until_the_next_one_has_ended(tmp_path: Path) -> None:
+    out = tmp_path / "trained"
+    trained(out, "old")
+    for name in ("notes.txt", "student.safetensors"):
+        (out / name).write_text("mine")
+    before = contents(out)
+    with pytest.raises(OutputError, match="of an earlier training: give --resume"):
+        trained(out, "new")
+    with pytest.raises(KeyboardInterrupt):
+        trained(out, "new", overwrite=True, ends=False)
+    assert {name: data for name, data in contents(out).items() if WORK not in name} == before
+    trained(out, "new", overwrite=True, resume=True)
+    after = contents(out)
+    assert after.keys() - {name for name in after if "tensorboard" in name} == {
+        "curves.csv", "localizer.safetensors", "notes.txt", "state.pt", "student.safetensors"
+    }  # fmt: skip
+    assert after["localizer.safetensors"] == after["state.pt"] == b"new"
+    assert after["notes.txt"] == after["student.safetensors"] == b"mine"
+
+
+@pytest.mark.parametrize("name", ["curves.csv", "selection.csv", "state.pt"])
+def test_a_training_takes_no_file_of_that_name_for_its_own(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(OutputError, match=rf"{name} (is not as geolabel wrote it|of an earlier training)"):
+            trained(tmp_path, "new", **options)
+        assert (tmp_path / name).read_text() == "mine"
