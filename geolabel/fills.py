@@ -28,6 +28,9 @@ SPARSE = 0.01
 FEW_VALUES = 16
 """One band of integers with no more different values looks like labels."""
 
+MIXED = 0.5
+"""An alpha band is neither clear nor opaque in a smaller share of the scene."""
+
 POOL = 4
 """Pixels of the sample, along each axis, of one cell of a margin."""
 
@@ -117,6 +120,13 @@ def examine(bands: AnyArray, valid: BoolArray, *, single: bool, stated: bool = F
             "labels do: geolabel polygonize makes polygons of these, and an image is wanted here"
         )
     return Findings(margins, fill, tuple(warnings))
+
+
+def is_opacity(values: AnyArray) -> bool:
+    """Whether values may say how opaque pixels are: all or nothing nearly everywhere, as no infrared band is."""
+    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    between = (values > 0) & (values < top)
+    return bool(between.mean() < MIXED or len(np.unique(values)) <= FEW_VALUES)
 
 
 def beyond(bands: AnyArray) -> BoolArray:

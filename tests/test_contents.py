@@ -148,6 +148,17 @@ def test_a_fill_gives_what_nodata_gives(tmp_path: Path, value: float) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_alpha_band_that_looks_like_infrared_is_told(tmp_path: Path) -> None:
+    bands = noise(4)
+    infrared, _ = examined(SceneReader(write(tmp_path / "a.tif", bands, photometric="rgb", alpha="yes")), "p2-98")
+    assert any("band 4 is marked as alpha but changes" in text for text in infrared.warnings)
+    bands[3] = 255
+    bands[3, :20] = 0
+    bands[3, 20:22] = np.arange(96)  # a soft edge
+    clear, _ = examined(SceneReader(write(tmp_path / "b.tif", bands, photometric="rgb", alpha="yes")), "p2-98")
+    assert clear.warnings == ()
+
+
 def test_findings_of_many_scenes_are_told_with_their_names(tmp_path: Path) -> None:
     bands = noise(size=128)
     bands[:, :40] = 0

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +17,7 @@ import numpy as np
 
 from geolabel.bands import choose_bands
 from geolabel.errors import OptionError, SceneError, TileError
-from geolabel.fills import Findings, beyond, examine
+from geolabel.fills import Findings, beyond, examine, is_opacity
 from geolabel.io.arrays import ArraySource
 from geolabel.io.contents import doubts
 from geolabel.io.foreign import in_words
@@ -41,6 +42,9 @@ MAX_WINDOW_PX = 1 << 28
 
 SOURCE_PX = 1 << 22
 """Pixels of the source that are resampled at a time."""
+
+GLANCE_SIDE = 256
+"""Most pixels along each axis at which an alpha band is looked at."""
 
 PATCHES_ACROSS, PATCH_PX = 24, 32
 """Patches along each axis, and their side in pixels, that a damaged scene is sampled by."""
@@ -142,8 +146,24 @@ class SceneReader:
         if bands.shape[1] == 1 < scene.grid.height:  # patches of a damaged scene lie in no order
             return self, valid
         findings = examine(bands, valid, single=len(self._unique) == 1, stated=self.nodata is not None)
+        findings = replace(findings, warnings=(*findings.warnings, *self._doubtful_alpha()))
         reader = self._recipe(findings=findings)
         return reader, reader._without_findings(bands, valid, Window(0, 0, *valid.shape), valid.shape)
+
+    def _doubtful_alpha(self) -> list[str]:
+        """What to say of a band without a description that GDAL calls alpha, as it does the fourth of four unasked."""
+        header = self.header
+        side = min(GLANCE_SIDE, header.height), min(GLANCE_SIDE, header.width)
+        told = []
+        for band in header.alpha:
+            if header.descriptions[band - 1] is None:
+                with suppress(OSError, RuntimeError):  # what cannot be read is told where it is needed
+                    if not is_opacity(self._source.decimate([band], *side)[0]):
+                        told.append(
+                            f"band {band} is marked as alpha but changes as infrared does: pixels where "
+                            f"it is 0 are left out; if it is none, gdal_translate -colorinterp_{band} undefined IN OUT"
+                        )
+        return told
 
     def close(self) -> None:
         """Close what is open, in all threads; reading again opens again."""
