@@ -252,13 +252,15 @@ def test_a_status_that_is_set_back_is_no_review(scene: Path, tmp_path: Path) -> 
     assert "rejected" not in layers(path)
 
 
-def test_moving_between_layers_by_hand_decides(scene: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [True, False])
+def test_moving_between_layers_by_hand_decides(scene: Path, tmp_path: Path, cut: bool) -> None:
     path = tmp_path / "slides.gpkg"
     extract(scene, path)
     found = layers(path)
     row = found["candidates"]["id"] == 3
     edit(path, "landslides", lambda table: pd.concat([table, found["candidates"][row]]))
-    edit(path, "candidates", without(3))
+    if cut:
+        edit(path, "candidates", without(3))
     after = extract(scene, path, overwrite=True, keep_reviewed=path)
     assert 3 in after["id"].tolist()
     assert layers(path)["candidates"]["id"].tolist() == [6]

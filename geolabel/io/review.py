@@ -96,6 +96,9 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
     tables = _polygon_tables(path, layers)
     crs = next((table.crs for table in tables.values()), None)
     rows = pd.concat([_judged(name, table, written) for name, table in tables.items()], ignore_index=True)
+    # copied into another layer as it is: the copy counts, and not what it was copied from
+    copied = rows.loc[rows[WHY].notna() & ~rows[REDRAWN].astype(bool), "id"].dropna()
+    rows = rows[~(rows[WHY].isna() & rows["id"].isin(copied))].reset_index(drop=True)
     taken = rows["id"].notna() & rows["id"].duplicated()
     # a feature that was split or copied: the first stays, the others are new
     rows.loc[taken, "id"], rows.loc[taken, WHY] = None, ADDED
