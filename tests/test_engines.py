@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto
 
 from geolabel.cli.main import run
+from geolabel.concepts import Grounding, parse_concepts
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_localizer, load_own
@@ -30,6 +31,7 @@ from geolabel.networks.on_torch import TorchMaps, TorchSam
 from geolabel.parts import Recipe
 from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
 from geolabel.run import worker
+from geolabel.run.grounded import GroundedNetworks
 from geolabel.run.key import difference, run_key
 from geolabel.run.outcome import plan_provenance
 from geolabel.run.plan import Parameters
@@ -307,6 +309,13 @@ def test_what_has_no_graph_is_refused_for_onnx_runtime(copies: Path) -> None:
         engines(Networks(device="cpu", engine="onnx", localizer=str(alone)))
     with pytest.raises(OptionError, match="not on cpu in bf16"):
         engines(Networks(device="cpu", engine="onnx", precision="bf16"))
+
+
+def test_a_diffusion_network_is_refused_for_onnx_runtime() -> None:
+    grounding = Grounding(parse_concepts("landslide"))
+    networks = GroundedNetworks.of(Networks(device="cpu", engine="onnx"), "model", grounding)
+    with pytest.raises(OptionError, match="the diffusion network runs with torch alone"):
+        networks.recipes()
 
 
 def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:

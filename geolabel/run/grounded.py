@@ -32,8 +32,16 @@ class GroundedNetworks(Networks):
         return cls(**vars(networks), diffusion=source, grounding=grounding)
 
     def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
-        """Recipes of the diffusion network and of the segmenter."""
+        """Recipes of the diffusion network and of the segmenter.
+
+        Raises
+        ------
+        OptionError
+            If ONNX Runtime is asked for, which does not run diffusion networks.
+        """
         assert self.grounding is not None
+        if self.engine == "onnx":
+            raise OptionError("engine onnx: the diffusion network runs with torch alone; give --engine auto or torch")
         _, segmenter = super().recipes(selection)
         return diffusion.recipe(self.diffusion, self.grounding, segmenter), segmenter
 
