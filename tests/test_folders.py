@@ -17,6 +17,7 @@ from PIL import Image
 
 from geolabel.cli.main import run as command
 from geolabel.clusters import Clusters, Source
+from geolabel.datasets.chips import read_chips
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import OutputError
 from geolabel.folders import WORK, check_folder, making, replacing_folder, work_folder
@@ -513,3 +514,32 @@ def test_a_training_takes_no_file_of_that_name_for_its_own(tmp_path: Path, name:
         with pytest.raises(OutputError, match=rf"{name} (is not as geolabel wrote it|of an earlier training)"):
             trained(tmp_path, "new", **options)
         assert (tmp_path / name).read_text() == "mine"
+
+
+def test_whoever_reads_chips_after_a_kill_reads_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(names: tuple[str, ...], text: str) -> None:
+        with replacing_folder(tmp_path / "chips", overwrite=True) as folder:
+            for name in names:
+                (folder / name).write_text(text)
+            (folder / "labels.csv").write_text("image,label\n" + "".join(f"{name},1\n" for name in names))
+
+    def die(*_: object) -> bool:
+        return False
+
+    cut(("a.png", "b.png"), "old")
+    rename, left = Path.replace, [5]
+
+    def kill(source: Path, target: Path) -> Path:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr("geolabel.scratch._undo", die)  # as after SIGKILL
+        patch.setattr(Path, "replace", kill)
+        cut(("b.png", "c.png"), "new")
+    found = read_chips(tmp_path / "chips")
+    assert found.names == ("a", "b")
+    assert {path.read_text() for path in found.paths} == {"old"}
+    assert sorted(contents(tmp_path)) == ["chips/a.png", "chips/b.png", "chips/labels.csv"]

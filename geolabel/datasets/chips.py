@@ -32,6 +32,7 @@ from geolabel.labels import IGNORE
 from geolabel.names import check_name
 from geolabel.parsing import parse_length, parse_name, read_json
 from geolabel.pictures import open_picture
+from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDatase
         name.
     """
     path = Path(path)
+    settle(path)  # a set that was being replaced when its run was killed is the old one again
     table = _table_of(path)
     classes, rows = _from_folders(path) if table is None else _from_table(table, class_name)
     if table is not None and path.is_dir() and table.parent != path:
