@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ import rasterio
 import shapely
 from affine import Affine
 from PIL import Image
+from rasterio.shutil import copy
+from rasterio.vrt import WarpedVRT
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
 from geolabel.io import formats, places
 from geolabel.io.descriptions import refuse_local
 from geolabel.io.fingerprints import fingerprint
-from geolabel.io.opening import is_remote, reading
+from geolabel.io.opening import files_of, is_remote, reading
 from geolabel.io.scenes import SceneReader
 from geolabel.io.store import Store
 from geolabel.io.vectors import read_aoi, read_prompts
@@ -294,6 +298,143 @@ def test_formats_that_lead_elsewhere_are_not_opened_from_a_network(tiff: Path, t
         _ = SceneReader(f"{server}/scene.img").scene
     with pytest.raises(SceneError):
         _ = SceneReader(f"{server}/index.xml").scene
+
+
+def description(tiff: Path, inside: str = "", source: str = "<SourceBand>1</SourceBand>", name: str = "") -> str:
+    named = f'<SourceFilename relativeToVRT="0">{name or tiff}</SourceFilename>'
+    return vrt(
+        f'<VRTRasterBand dataType="Byte">{inside}<SimpleSource>{named}{source}</SimpleSource></VRTRasterBand>' * 3
+    )
+
+
+OPTIONS = "<OpenOptions><OOI key='A'>b</OOI></OpenOptions>"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": OPTIONS}, {"source": OPTIONS.lower()}, {"source": "<openoptions/>"},
+        {"inside": "<PixelFunctionCode>x</PixelFunctionCode>"},
+        {"inside": "<Metadata domain='OVERVIEWS'><MDI key='OVERVIEW_FILE'>a.tif</MDI></Metadata>"},
+        {"inside": "<MaskBand><VRTRasterBand subClass='VRTRawRasterBand'/></MaskBand>"},
+        {"name": "vrt://a.tif"}, {"name": "GTIFF_RAW:a.tif"}, {"name": "/vsisubfile/0,a.tif"},
+        {"name": "/vsimem/a.tif"},
+        {"name": "/vsicurl?url=http://127.0.0.1/a.tif"}, {"name": "/vsistdin/"}, {"name": "&lt;VRTDataset/&gt;"},
+        {"name": "{scene}.xml"}, {"name": "{scene}.gti.gpkg"}, {"name": "x" * 5000},
+    ],
+)  # fmt: skip
+def test_a_vrt_of_this_machine_holds_nothing_but_what_is_listed(tiff: Path, tmp_path: Path, change: dict[str, str]):
+    (tmp_path / "scene.tif.xml").write_text("<GDAL_WMS/>")
+    (tmp_path / "scene.tif.gti.gpkg").write_bytes(tiff.read_bytes())
+    change = {key: value.replace("{scene}", str(tiff)) for key, value in change.items()}
+    path = tmp_path / "case.vrt"
+    path.write_text(description(tiff, **change))
+    with pytest.raises(GeolabelError, match=r"is not allowed there|leads to|can be called"):
+        _ = SceneReader(path).scene
+    path.write_text(description(tiff))
+    assert SceneReader(path).scene.band_count == 3
+
+
+def test_vrts_in_vrts_are_checked_too(tiff: Path, tmp_path: Path):
+    (tmp_path / "inner.vrt").write_text(description(tiff))
+    (tmp_path / "outer.vrt").write_text(description(tiff, name=str(tmp_path / "inner.vrt")))
+    with SceneReader(tmp_path / "outer.vrt") as reader:
+        assert (reader.read(Window(0, 0, 64, 64), reader.scene.grid)[0] == 200).all()
+        assert {str(tmp_path / "inner.vrt"), str(tiff)} < set(files_of(str(tmp_path / "outer.vrt")))
+    (tmp_path / "inner.vrt").write_text(description(tiff, source=OPTIONS))
+    (tmp_path / "other.vrt").write_text(description(tiff, name=str(tmp_path / "inner.vrt")))
+    with pytest.raises(SceneError, match="OpenOptions"):
+        _ = SceneReader(tmp_path / "other.vrt").scene
+    (tmp_path / "self.vrt").write_text(description(tiff, name=str(tmp_path / "self.vrt")))
+    with pytest.raises(SceneError, match="leads to"):
+        _ = SceneReader(tmp_path / "self.vrt").scene
+
+
+@pytest.mark.parametrize("end", [".ovr", ".msk", ".OVR", ".ovr.msk"])
+def test_what_lies_beside_an_image_is_an_image(tiff: Path, tmp_path: Path, end: str):
+    if end == ".ovr.msk":
+        (tmp_path / "scene.tif.ovr").write_bytes(tiff.read_bytes())
+    (tmp_path / f"scene.tif{end}").write_text(description(tiff))
+    for name in ("scene.tif", "case.vrt"):
+        (tmp_path / "case.vrt").write_text(description(tiff))
+        with pytest.raises(SceneError, match="as its overviews or mask, and it is no image"):
+            _ = SceneReader(tmp_path / name).scene
+
+
+def test_overviews_beside_a_vrt_are_used(tmp_path: Path):
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", dtype="uint8", count=3, height=512, width=512, crs="EPSG:32648",
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+    ) as file:  # fmt: skip
+        file.write(np.full((3, 512, 512), 9, np.uint8))
+    path = tmp_path / "a.vrt"
+    copy(tmp_path / "a.tif", path, driver="VRT")
+    assert SceneReader(path).source.levels == ((512, 512),)
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4])
+    path.touch()
+    assert SceneReader(path).source.levels == ((512, 512), (256, 256), (128, 128))
+
+
+def test_a_warped_vrt_is_read_as_gdal_reads_it(tiff: Path, tmp_path: Path):
+    with rasterio.open(tiff) as file, WarpedVRT(file, crs="EPSG:3857") as warped:
+        copy(warped, tmp_path / "warped.vrt", driver="VRT")
+        expected = warped.read()
+    reader = SceneReader(tmp_path / "warped.vrt", bands="1,2,3")
+    grid = reader.scene.grid
+    assert np.array_equal(reader.read(grid.window, grid)[0], expected[:3])
+
+
+def test_a_remote_description_is_fetched_once(tiff: Path, tmp_path: Path, server: str):
+    path = tmp_path / "once.vrt"
+    path.write_text(vrt(band("scene.tif", 1) * 3))
+    first = SceneReader(f"{server}/once.vrt")
+    assert first.scene.band_count == 3
+    path.write_text(vrt(band(str(tiff)) * 3))
+    with SceneReader(f"{server}/once.vrt") as again:
+        assert (again.read(Window(0, 0, 9, 9), again.scene.grid)[0] == 200).all()
+    area = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648)
+    area.to_file(tmp_path / "area.gpkg", layer="area")
+    assert read_aoi(f"{server}/area.gpkg", area.crs).area == 81
+    (tmp_path / "area.gpkg").unlink()
+    assert read_aoi(f"{server}/area.gpkg", area.crs).area == 81
+
+
+def test_vector_files_hold_their_own_features(tmp_path: Path, server: str):
+    area = gpd.GeoDataFrame(geometry=[shapely.box(5e5, 0, 5e5 + 9, 9)], crs=32648)
+    for name, driver in (
+        ("a.gpkg", "GPKG"), ("a.shp", "ESRI Shapefile"), ("a.fgb", "FlatGeobuf"), ("a.geojson", "GeoJSON"),
+        ("a.kml", "LIBKML"), ("a.kmz", "LIBKML"), ("a.gdb", "OpenFileGDB"), ("a.shp.zip", "ESRI Shapefile"),
+    ):  # fmt: skip
+        area.to_crs(4326 if "km" in name else 32648).to_file(tmp_path / name, driver=driver)
+        assert read_aoi(tmp_path / name, area.crs).area == pytest.approx(81, rel=1e-3), name
+        if name != "a.gdb":
+            assert read_aoi(f"{server}/{name}", area.crs).area == pytest.approx(81, rel=1e-3), name
+    source = f"<SrcDataSource>{tmp_path / 'a.gpkg'}</SrcDataSource>"
+    for name, text in (
+        ("a.vrt", f'<OGRVRTDataSource><OGRVRTLayer name="a">{source}</OGRVRTLayer></OGRVRTDataSource>'),
+        (
+            "a.gdalg.json",
+            json.dumps({"type": "gdal_streamed_alg", "command_line": f"gdal vector info {tmp_path}/a.gpkg"}),
+        ),
+        ("a.gml", "<gml:FeatureCollection xmlns:gml='http://www.opengis.net/gml'/>"),
+        ("a.csv", "WKT\nPOINT(0 0)\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        for path in (tmp_path / name, f"{server}/{name}", f"/vsicurl/{server}/{name}"):
+            with pytest.raises(VectorError, match="cannot be read as a vector file"):
+                read_aoi(path, area.crs)
+
+
+def test_a_geopackage_has_no_table_that_is_read_from_elsewhere(tmp_path: Path):
+    path = tmp_path / "a.gpkg"
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648).to_file(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA writable_schema = ON")
+        table = "CREATE VIRTUAL TABLE v USING VirtualText('/etc/a')"
+        database.execute("INSERT INTO sqlite_master VALUES ('table', 'v', 'v', 0, ?)", (table,))
+    with pytest.raises(VectorError, match="a table that is read from elsewhere"):
+        read_aoi(path, pyproj.CRS(32648))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ The grammar is that of https://gdal.org/en/stable/drivers/raster/vrt.html.
 from __future__ import annotations
 
 import re
-import threading
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from uuid import uuid4
 from xml.etree import ElementTree as ET
 
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from geolabel.errors import SceneError
@@ -97,7 +98,7 @@ RASTER: Mapping[str, Element] = {
     "NodataValue": Element(text=NUMBER),
     "HideNoDataValue": Element(text=WORD),
     "Overview": Element("SourceFilename SourceBand"),
-    "PixelFunctionLanguage": Element(text=r"\s*(C\+\+)?\s*"),
+    "PixelFunctionLanguage": Element(text=r"\s*(C|C\+\+)?\s*"),
     "PixelFunctionType": Element(
         text=r"(min|max|mean|geometric_mean|harmonic_mean|median|mode|sum|diff|mul|div|inv|sqrt|log10|pow|exp|scale|"
         r"norm_diff|dB|dB2amp|dB2pow|intensity|real|imag|complex|mod|phase|conj|polar|cmul|replace_nodata|"
@@ -144,7 +145,7 @@ RASTER: Mapping[str, Element] = {
     "WarpMemoryLimit": Element(text=NUMBER),
     "ResampleAlg": Element(text=WORD),
     "WorkingDataType": Element(text=WORD),
-    "Option": Element(attributes="name", text=WORD),
+    "Option": Element(attributes="name key", text=r"[-+.\w\s,]{0,200}"),
     "SourceDataset": Element(attributes="relativeToVRT shared", text=ANY),
     "Transformer": Element("ApproxTransformer GenImgProjTransformer"),
     "ApproxTransformer": Element("MaxError BaseTransformer"),
@@ -205,7 +206,7 @@ SUBCLASSES = frozenset({
 OPTIONS = frozenset({
     "INIT_DEST", "UNIFIED_SRC_NODATA", "NUM_THREADS", "SAMPLE_GRID", "SAMPLE_STEPS", "SOURCE_EXTRA", "SKIP_NOSOURCE",
     "ERROR_OUT_IF_EMPTY_SOURCE_WINDOW", "XSCALE", "YSCALE", "CENTER_LONG", "SRC_COORD_PRECISION",
-    "APPLY_VERTICAL_SHIFT", "OPTIMIZE_SIZE", "STREAMABLE_OUTPUT",
+    "APPLY_VERTICAL_SHIFT", "OPTIMIZE_SIZE", "STREAMABLE_OUTPUT", "AREA_OF_INTEREST",
 })  # fmt: skip
 """Options of a warp that are numbers and words: none of them names a file or a geometry."""
 
@@ -229,7 +230,6 @@ class Checked:
 
 
 _CHECKED: dict[tuple[str, int, int], Checked] = {}
-_CHECKING = threading.RLock()
 
 
 def is_vrt(path: str) -> bool:
@@ -260,10 +260,13 @@ def checked_vrt(path: str, nested: int = 0) -> Checked:
     if not path.startswith("/vsi"):
         status = Path(path).stat()
         version = (path, status.st_mtime_ns, status.st_size)
-    with _CHECKING:
-        if version not in _CHECKED:
-            _CHECKED[version] = _check(path, nested)
-        return _CHECKED[version]
+    if version not in _CHECKED:
+        # Without a lock: what is nested is checked in other threads. Of two that check at once, the first one counts.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # overviews and masks have no place
+            checked = _check(path, nested)
+        _CHECKED.setdefault(version, checked)
+    return _CHECKED[version]
 
 
 def refuse_local(name: str, named_by: str) -> None:
@@ -361,10 +364,11 @@ def _check_attributes(name: str, attributes: Mapping[str, str], text: str, path:
         raise _refusal(path, repr(kind[:80]))
     if name == "Metadata" and attributes.get("domain", "").upper() in LEADING:
         raise _refusal(path, f"metadata of the domain {attributes['domain']}, which name other files,")
-    if name == "Option" and attributes.get("name", "").upper() not in OPTIONS:
-        raise _refusal(path, f"the option {attributes.get('name', '')[:80]!r}")
+    option = attributes.get("name", attributes.get("key", ""))
+    if name == "Option" and (len(attributes) > 1 or option.upper() not in OPTIONS):
+        raise _refusal(path, f"the option {option[:80]!r}")
     crs = text if name in ("SRS", "SourceSRS", "TargetSRS") else attributes.get("Projection", "")
-    if not re.fullmatch(CRS, crs, re.IGNORECASE) or "grids" in crs.lower():
+    if not re.fullmatch(CRS, crs, re.IGNORECASE) or re.search(r"grids=(?!@null\b)", crs, re.IGNORECASE):
         raise _refusal(path, f"the CRS {crs[:80]!r}")
 
 

@@ -115,7 +115,7 @@ def _check_size(dataset: DatasetReader, uri: str) -> None:
             f"{uri} says that it has {dataset.count} bands, and at most {MAX_BANDS} are opened: the file is damaged, "
             "or take the three that are wanted out of it (gdal_translate -b 1 -b 2 -b 3 IN OUT)"
         )
-    together = dataset.count if str(dataset.interleaving).upper().endswith("PIXEL") else 1
+    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
     pairs = zip(dataset.block_shapes, dataset.dtypes, strict=True)
     for (height, width), dtype in pairs:
         size = height * width * together * _bytes(dtype)

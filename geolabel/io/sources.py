@@ -189,7 +189,7 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
         inner = ", ".join(dataset.subdatasets) or "no subdatasets either"
         raise SceneError(f"{uri} holds no image itself: give one of its subdatasets as the scene ({inner})")
     placed = not dataset.transform.is_identity
-    approximate = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.rpcs else None
+    approximate = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.tags(ns="RPC") else None
     status = Path(uri).stat() if Path(uri).is_file() else None
     crs = to_pyproj(dataset.crs, uri)
     if crs is None and placed and status is not None:
