@@ -114,10 +114,10 @@ def examine(bands: AnyArray, valid: BoolArray, *, single: bool, stated: bool = F
     if valid.any() and valid.mean() < SPARSE:
         warnings.append(f"only {_share(valid)} of the scene holds data")
     if single and bands.dtype.kind in "iu" and 0 < len(values := np.unique(bands[0][valid])) <= FEW_VALUES:
-        shown = ", ".join(map(str, values[:4].tolist()))
+        shown = ", ".join([*map(str, values[:4].tolist()), *(["..."] if len(values) > 4 else [])])
         warnings.append(
-            f"the band holds {len(values)} values ({shown}{', ...' if len(values) > 4 else ''}), as masks and "
-            "labels do: geolabel polygonize makes polygons of these, and an image is wanted here"
+            f"the band holds nothing but {shown}, as masks and labels do: geolabel polygonize makes polygons of these, "
+            "and an image is wanted here"
         )
     return Findings(margins, fill, tuple(warnings))
 

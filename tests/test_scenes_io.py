@@ -579,9 +579,15 @@ def test_rows_and_columns_may_be_latitudes_and_longitudes(tmp_path):
 
 def test_a_plain_array_needs_a_gsd():
     plain = xarray.DataArray(noise(), dims=("band", "y", "x"))
-    with pytest.raises(SceneError, match="--gsd"):
+    with pytest.raises(SceneError, match=r"--gsd METRES$"):
         _ = SceneReader(plain).scene
-    assert SceneReader(plain, gsd=0.5).scene.grid.gsd == 0.5
+    placed = plain.assign_coords(y=np.arange(60) * -0.5, x=np.arange(70) * 0.5)
+    with pytest.raises(SceneError, match=r"or its CRS \(array\.rio\.write_crs"):
+        _ = SceneReader(placed).scene
+    with SceneReader(plain, gsd=0.5) as reader:
+        assert reader.scene.grid.transform == Affine(1, 0, 0, 0, -1, 0)  # as of a picture
+        assert reader.scene.grid.gsd == 0.5
+        np.testing.assert_array_equal(whole(reader)[0], noise())
 
 
 @pytest.mark.parametrize(

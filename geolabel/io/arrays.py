@@ -227,7 +227,8 @@ def _array_transform(array: xarray.DataArray) -> Affine | None:
     mapping = array.coords.get(array.rio.grid_mapping)
     text = "" if mapping is None else str(mapping.attrs.get("GeoTransform", ""))
     stored = Affine.from_gdal(*map(float, text.split())) if text else None
-    axes = [array.coords.get(dim) for dim in (array.rio.x_dim, array.rio.y_dim)]
+    known = dict(array.coords)  # asked itself, xarray counts along axes without coordinates, which are no places
+    axes = [known.get(dim) for dim in (array.rio.x_dim, array.rio.y_dim)]
     if any(axis is None or axis.size < 2 for axis in axes):
         transform = stored
     else:

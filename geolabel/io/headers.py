@@ -113,7 +113,8 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
         )
     if header.crs is None:
         if gsd is None:
-            way = "" if header.transform is None else ", or its CRS (gdal_translate -a_srs EPSG:CODE IN OUT)"
+            tool = "gdal_translate -a_srs EPSG:CODE IN OUT" if header.scaling else 'array.rio.write_crs("EPSG:CODE")'
+            way = "" if header.transform is None else f", or its CRS ({tool})"
             raise SceneError(f"{header.name} has no CRS, so the size of its pixels is unknown: give --gsd METRES{way}")
         if header.transform is None:
             return Grid(None, Affine(1, 0, 0, 0, -1, 0), height, width, unit_m=gsd)
