@@ -584,6 +584,8 @@ def test_a_plain_array_needs_a_gsd():
     placed = plain.assign_coords(y=np.arange(60) * -0.5, x=np.arange(70) * 0.5)
     with pytest.raises(SceneError, match=r"or its CRS \(array\.rio\.write_crs"):
         _ = SceneReader(placed).scene
+    downwards = plain.assign_coords(y=np.arange(60) * 0.5, x=np.arange(70) * 0.5)  # as rows of a picture count
+    np.testing.assert_array_equal(whole(SceneReader(downwards, gsd=0.5))[0], noise())
     with SceneReader(plain, gsd=0.5) as reader:
         assert reader.scene.grid.transform == Affine(1, 0, 0, 0, -1, 0)  # as of a picture
         assert reader.scene.grid.gsd == 0.5

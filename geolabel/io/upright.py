@@ -81,7 +81,8 @@ class Upright:
     @cached_property
     def turn(self) -> Turn:
         """How the source is stored."""
-        return Turn.of(self.stored.header.transform)
+        stored = self.stored.header
+        return Turn.of(stored.transform if stored.crs is not None else None)  # without a CRS there is no north
 
     @cached_property
     def header(self) -> Header:
