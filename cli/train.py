@@ -70,8 +70,15 @@ train.add_command(learn.student)
 @option(
     "--negatives",
     group="input",
+    multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with images that show no landslide.",
+    help="A folder with images that show no landslide, or a folder of such; repeatable.",
+)
+@option(
+    "--calibration",
+    group="input",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Landslides in images of 10 m, images/ and masks/, to calibrate the localizer on.",
 )
 @option(
     "--pack",
@@ -124,7 +131,7 @@ def bundled(
     out: Path,
     networks: tuple[str, ...],
     data: Path | None,
-    negatives: Path | None,
+    negatives: tuple[Path, ...],
     pack: Path | None,
     init: str | None,
     threads: int | None,
@@ -152,7 +159,8 @@ def bundled(
         if data or negatives:
             raise OptionError(f"--pack {pack} is what to learn from: leave out --data and --negatives")
         folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="geolabel-"))
-        data, negatives = unpack(pack, Path(folder))
+        data, packed = unpack(pack, Path(folder))
+        negatives = (packed,) if packed else ()
     figures = train_bundled(
         out,
         device=device,

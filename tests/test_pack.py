@@ -135,7 +135,7 @@ def test_training_reads_a_pack(folders, tmp_path, monkeypatch):
     seen = {}
 
     def stand_in(out, *, data, negatives, networks, **_):
-        seen["names"] = sorted(p.name for folder in (data / "images", negatives) for p in folder.iterdir())
+        seen["names"] = sorted(p.name for folder in (data / "images", *negatives) for p in folder.iterdir())
         return {kind: {"score": 1.0} for kind in networks}
 
     monkeypatch.setattr("geolabel.trainers.bundled.train_bundled", stand_in)

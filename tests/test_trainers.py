@@ -30,21 +30,27 @@ from geolabel.synthetic.cover import FOREST, LANDSLIDE
 from geolabel.trainers import losses, pictures, segmenter
 from geolabel.trainers.averaging import average_localizers
 from geolabel.trainers.bundled import RECIPES, _info, _start, _start_from_segmenter, train_bundled
-from geolabel.trainers.colours import recolour, repaint, tint
+from geolabel.trainers.colours import coarsen, recolour, repaint, tint
 from geolabel.trainers.fit import Schedule, fit
 from geolabel.trainers.localizer import (
     CENTRE,
+    PREVALENCE,
     LocalizerLosses,
     area_under_curve,
     best_threshold,
     calibrate,
     settle,
+    weigh_slides,
 )
 from geolabel.trainers.objects import choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
 from geolabel.trainers.pictures import (
+    HARD_WEIGHT,
     Picture,
+    is_reported,
     number_regions,
     read_pictures,
+    read_sets,
+    seen_at,
     segment_regions,
     stretch,
     synthetic_pictures,
@@ -126,11 +132,36 @@ def test_best_threshold_is_scikit_learns():
     rng = np.random.default_rng(1)
     truth = rng.random(300) < 0.2
     values = rng.normal(size=300) + 2 + 1.5 * truth
-    threshold, f1 = best_threshold(values, truth)
-    precision, recall, _ = precision_recall_curve(truth, values)
-    assert f1 == pytest.approx(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
+    threshold, f1 = best_threshold([(values, truth)])
+    # At the prevalence that it assumes, all landslides together weigh 5 % of the pixels.
+    weights = np.where(truth, PREVALENCE / truth.sum(), (1 - PREVALENCE) / (~truth).sum())
+    precision, recall, _ = precision_recall_curve(truth, values, sample_weight=weights)
+    assert f1 == pytest.approx(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)), abs=1e-6)
     found = values >= threshold
-    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) == pytest.approx(f1)
+    taken = weights[found].sum()
+    assert 2 * weights[found & truth].sum() / (taken + PREVALENCE) == pytest.approx(f1, abs=1e-6)
+
+
+def test_ground_without_landslides_raises_the_threshold():
+    truth = np.arange(1000) < 100
+    values = np.where(truth, np.linspace(4, 1, 1000), 0.5)
+    alone, _ = best_threshold([(values, truth)])
+    with_ground, _ = best_threshold([(values, truth)], [np.full(1000, 3.8)])
+    assert alone < with_ground
+    assert best_threshold([(-values, truth)]) == (1e-3, 0.0)
+
+
+def test_small_landslides_weigh_more():
+    slides = np.zeros((128, 128), np.uint8)
+    slides[0:60, 0:60] = 1  # 3600 px
+    slides[80:105, 80:105] = 1  # 625 px
+    slides[120:124, 8:12] = 1  # 16 px
+    weights = weigh_slides(slides, 8)
+    assert weights.shape == (16, 16)
+    assert weights[2, 2] == 1  # large
+    assert weights[11, 11] == 2  # the square root of 2500 / 625
+    assert weights[15, 1] == 3  # the most
+    assert weights[10, 3] == 1  # ground
 
 
 def test_calibration_makes_frequencies_probabilities():
@@ -178,8 +209,12 @@ def test_localizer_losses_reward_a_map_on_the_slide():
     on = torch.full((1, 1, 16, 16), 0.0)
     on[..., :4, :4] = 2 * CENTRE
     classes = torch.zeros(1, 16, 16, dtype=torch.long)
-    right, wrong = (LocalizerLosses(Given(maps))(slides, slides, classes)["dense"].item() for maps in (on, on.flip(-1)))
-    assert right < 0.05 < 0.5 < wrong
+    for name in ("dense", "overlap"):
+        right, wrong = (
+            LocalizerLosses(Given(maps))(slides, slides, classes, torch.ones(1, 1, 16, 16))[name].item()
+            for maps in (on, on.flip(-1))
+        )
+        assert right < 0.2 < 0.4 < wrong
 
 
 def test_a_localizer_begins_with_the_trunk_beside_it(tmp_path):
@@ -270,6 +305,35 @@ def test_folder_of_real_images(tmp_path):
         read_pictures(tmp_path, exclude=("001", "003"), zooms=(1, 1))
 
 
+def test_sets_without_landslides_leave_out_what_is_reported(tmp_path):
+    kept, reported = "img_0", "img_14"
+    assert (is_reported(kept), is_reported(reported)) == (False, True)
+    for place, names in {"farm": [kept, reported], "flights": ["brighton_1", "caliterra_7"], "notes": []}.items():
+        (tmp_path / place).mkdir()
+        for name in names:
+            Image.new("RGB", (300, 100), (10, 200, 30)).save(tmp_path / place / f"{name}.png")
+    (tmp_path / "farm" / "img_2.tif").write_bytes(b"no image")
+    farm, flights = read_sets(tmp_path)
+    assert [len(farm), len(flights)] == [1, 1]  # what cannot be read is left out, too
+    assert not farm[0].slides.any()
+    assert flights[0].weight == HARD_WEIGHT * farm[0].weight
+    assert farm[0].zooms == (2.0, 2.2)
+    with pytest.raises(OptionError, match="a folder a set"):
+        read_sets(tmp_path / "notes")
+
+
+def test_a_coarse_picture_has_the_pixels_that_extraction_sees():
+    slides = np.zeros((64, 96), np.uint8)
+    slides[16:32, 32:64] = LANDSLIDE
+    rgb = np.repeat(np.where(slides == LANDSLIDE, 200, 40)[..., None], 3, axis=2).astype(np.uint8)
+    picture = Picture(rgb, slides, np.zeros((64, 96), np.uint16), 1.0, (1, 1))
+    coarse = seen_at(picture, 8, 2)
+    assert coarse.rgb.shape == (16, 24, 3)
+    assert coarse.slides[4:8, 8:16].all()
+    assert coarse.slides.sum() == 32
+    assert coarse.rgb[6, 12, 0] == 200
+
+
 def test_samples_depend_on_seed_and_step_alone():
     def cut(seed: int, step: int) -> Sample:
         return draw([checkerboard()], 48, generator(seed, step), on_slide=0.5)
@@ -291,6 +355,15 @@ def test_labels_turn_with_the_image(step, monkeypatch):
     assert sample.slides.any()
     assert disagree <= 0.7 * outline  # only at the edge, where one is interpolated
     np.testing.assert_array_equal(sample.regions == 2, sample.slides == 1)
+
+
+def test_coarsening_takes_detail_and_keeps_the_mean():
+    rgb = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    for i in range(5):
+        coarse = coarsen(rgb, generator(0, i))
+        assert coarse.shape == rgb.shape
+        assert coarse.std() < 0.8 * rgb.std()
+        assert coarse.mean() == pytest.approx(rgb.mean(), abs=3)
 
 
 def test_recolouring_keeps_shape_and_changes_values():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geolabel.networks.imagenet import LiteTrunk
 from geolabel.networks.trunk import STRIDES, Trunk, conv_norm, enlarge
 
 FINE = 0.75
@@ -30,7 +31,9 @@ class PyramidLocalizer(nn.Module):
     classes
         Number of classes.
     widths, depths
-        Of the trunk.
+        Of a residual trunk.
+    trunk
+        Instead of these, a variant of EfficientNet-Lite: `imagenet.VARIANTS`.
     features
         Channels of the pyramid, the D of ``theta^T F``.
     octaves
@@ -39,7 +42,7 @@ class PyramidLocalizer(nn.Module):
     Raises
     ------
     ValueError
-        If there are to be other octaves.
+        If there are to be other octaves, or another trunk.
     """
 
     stride = STRIDES[1]
@@ -47,13 +50,20 @@ class PyramidLocalizer(nn.Module):
     """The sides of an image are multiples of this."""
 
     def __init__(
-        self, *, classes: int, widths: Sequence[int], depths: Sequence[int], features: int, octaves: int = 1
+        self,
+        *,
+        classes: int,
+        features: int,
+        widths: Sequence[int] = (),
+        depths: Sequence[int] = (),
+        trunk: str | None = None,
+        octaves: int = 1,
     ) -> None:
         super().__init__()
         if octaves not in (1, 2):
             raise ValueError(f"a localizer has 1 or 2 octaves, not {octaves}")
-        self.trunk = Trunk(widths, depths)
-        self.lateral = nn.ModuleList(nn.Conv2d(width, features, 1) for width in widths[1:])
+        self.trunk: Trunk | LiteTrunk = LiteTrunk(trunk) if trunk else Trunk(widths, depths)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, features, 1) for width in self.trunk.widths[1:])
         self.smooth = nn.Sequential(conv_norm(features, features), nn.ReLU())
         self.mix = _mixing(features) if octaves == 2 else None
         self.head = nn.Conv2d(features, classes, 1, bias=False)

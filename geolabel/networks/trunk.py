@@ -54,6 +54,7 @@ class Trunk(nn.Module):
         super().__init__()
         if len(widths) != len(STRIDES) or len(depths) != len(STRIDES):
             raise ValueError(f"a trunk has {len(STRIDES)} stages, not widths {widths} and depths {depths}")
+        self.widths = tuple(widths)
         self.stem = nn.Sequential(conv_norm(3, widths[0] // 2, stride=2), nn.ReLU())
         before = (widths[0] // 2, *widths[:-1])
         self.stages = nn.ModuleList(

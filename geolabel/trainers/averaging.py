@@ -23,7 +23,7 @@ from geolabel.outputs import same_file, together
 from geolabel.trainers import localizer
 from geolabel.trainers.bundled import RECIPES, Preset, draw_selection
 from geolabel.trainers.cards import write_card
-from geolabel.trainers.localizer import GATE, LocalizerLosses
+from geolabel.trainers.localizer import GATE, Judged, LocalizerLosses
 
 
 def average_localizers(
@@ -68,7 +68,7 @@ def average_localizers(
     torch.nn.init.zeros_(losses.log_gain)  # what trained networks are saved with is folded in
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         selection = draw_selection(RECIPES[preset], Path(folder), workers)
-    figures = localizer.measure(network, selection, info.mean, info.std)
+    figures = localizer.measure(network, Judged([selection]), info.mean, info.std)
     trained = {
         "data": sorted({str(source) for one in infos for source in one.trained.get("data", ())}),
         "mean of": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],

@@ -19,16 +19,25 @@ from torch import nn
 from geolabel.devices import Precision
 from geolabel.errors import OutputError, WeightsError
 from geolabel.folders import work_folder
-from geolabel.networks import build
+from geolabel.networks import build, imagenet
 from geolabel.networks.checkpoint import Kind, NetworkInfo, load_checkpoint, save_checkpoint
 from geolabel.networks.engines import graph_files
+from geolabel.networks.imagenet import LiteTrunk, load_trunk
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.networks.sam import LOW_RES_STRIDE
 from geolabel.trainers import localizer, segmenter
 from geolabel.trainers.cards import write_card
 from geolabel.trainers.fit import STATE, Objective, Schedule, fit
-from geolabel.trainers.localizer import GATE, STRENGTH, LocalizerObjective
-from geolabel.trainers.pictures import REPORTED, Picture, read_pictures, synthetic_pictures
+from geolabel.trainers.localizer import GATE, STRENGTH, Judged, LocalizerObjective
+from geolabel.trainers.pictures import (
+    REPORTED,
+    SUFFIXES,
+    Picture,
+    read_pictures,
+    read_sets,
+    seen_at,
+    synthetic_pictures,
+)
 from geolabel.trainers.samples import Changes, Sampling
 from geolabel.trainers.segmenter import SegmenterObjective
 
@@ -51,6 +60,20 @@ CLASSES = ("landslide",)
 SEGMENTER = "segmenter.safetensors"
 """Whose trunk a localizer of the same folder begins with."""
 
+SEEN = ((1, 1), (2, 1), (6, 2), (16, 4))
+"""How much coarser than they are the real images are made for the calibration, and enlarged then: 0.5, 1, 3 and 8 m."""
+
+COARSE = 4
+"""Enlargement of the images of 10 m that the map is calibrated on."""
+
+JUDGED = 40
+"""Images of a set without landslides that the map is calibrated on, at most."""
+
+Range = tuple[float, float]
+
+Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of red, green and blue that images are normalised by."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -66,8 +89,12 @@ class Recipe:
     localizer_samples: tuple[int, int]
     """Pixels a side, and number, of the samples of a step."""
     localizer_real: float
-    """Samples of real landslides for each synthetic sample. Real ones fill half of a sample with bare ground that is a
-    slide, and many of them teach a localizer that all bare ground is."""
+    """Samples of real landslides for each synthetic sample."""
+    localizer_negatives: float
+    """Samples of real images without landslides for each synthetic sample, the same number from every set of them: many
+    real landslides, which fill half of a sample, would teach that all bare ground is one."""
+    localizer_zooms: tuple[float, float]
+    """Of the images with landslides: one and the same slide is seen from a few pixels wide to wider than a sample."""
     localizer_changes: Changes
     """In colour; the looks are those of the real images that are given. Bright, bluish ground is taken for slides,
     whatever grows on it, by a localizer that has seen no haze."""
@@ -82,19 +109,22 @@ class Recipe:
 
 
 _PYRAMID = {"name": "pyramid", "classes": 1, "octaves": 2}
+_LITE = _PYRAMID | {"trunk": "lite0", "features": 96}
 _SAM = {"name": "sam", "decoder_depth": 2, "heads": 4, "pixel_mean": list(MEAN), "pixel_std": list(STD)}
 
 _FULL = Recipe(
-    scenes=320,
+    scenes=160,
     scene_size=1024,
     selection=8,
     selection_size=768,
-    localizer=_PYRAMID | {"widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "features": 96},
-    localizer_schedule=Schedule(cycles=(7000,), rate=1.5e-3, evaluations=14),
+    localizer=_LITE,
+    localizer_schedule=Schedule(cycles=(4000,), rate=1.5e-3, evaluations=8, average=0.995, trunk=0.2, keeps_last=True),
     localizer_samples=(256, 8),
-    localizer_real=0.3,
-    localizer_changes=Changes(STRENGTH, haze=0.0),
-    localizer_laid=0.0,
+    localizer_real=3.0,
+    localizer_negatives=2.6,
+    localizer_zooms=(0.2, 2.0),
+    localizer_changes=Changes(1.0, haze=0.25, tinted=0.3, coarse=0.35),
+    localizer_laid=0.3,
     segmenter=_SAM
     | {"img_size": 512, "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2], "embed_dim": 128, "mlp_dim": 256},
     segmenter_schedule=Schedule(cycles=(2000, 2000, 2000, 2000), rate=1e-3, evaluations=32),
@@ -107,11 +137,10 @@ RECIPES: dict[Preset, Recipe] = {
     "full": _FULL,
     "refine": replace(
         _FULL,
-        localizer_schedule=Schedule(cycles=(900,), rate=4e-4, evaluations=2),
-        localizer_samples=(384, 4),
-        localizer_real=0.5,
-        localizer_changes=Changes(STRENGTH, haze=0.3, tinted=0.4, repainted=0.4),
-        localizer_laid=0.15,
+        localizer_schedule=Schedule(
+            cycles=(1500,), rate=6e-4, evaluations=3, average=0.995, trunk=0.3, keeps_last=True
+        ),
+        localizer_changes=Changes(1.0, haze=0.25, tinted=0.4, repainted=0.2, coarse=0.35),
         segmenter_schedule=Schedule(cycles=(1800,), rate=5e-4, evaluations=6),
     ),
     "short": Recipe(
@@ -123,7 +152,9 @@ RECIPES: dict[Preset, Recipe] = {
         localizer_schedule=Schedule(cycles=(16, 8), rate=4e-3, evaluations=2),
         localizer_samples=(128, 4),
         localizer_real=0.06,
-        localizer_changes=Changes(STRENGTH, haze=0.4, tinted=0.4, repainted=0.4),
+        localizer_negatives=0.1,
+        localizer_zooms=(0.25, 1.0),
+        localizer_changes=Changes(STRENGTH, haze=0.4, tinted=0.4, repainted=0.4, coarse=0.3),
         localizer_laid=0.4,
         segmenter=_SAM
         | {"img_size": 256, "widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1], "embed_dim": 32, "mlp_dim": 32},
@@ -149,20 +180,48 @@ class Data:
     synthetic: list[Picture]
     selection: list[Picture]
     real: list[Picture]
-    negatives: list[Picture]
+    negatives: list[list[Picture]]
+    """A list for each set."""
+    calibration: list[Picture]
+    """Of coarse images with landslides, enlarged; nothing else learns from them."""
     sources: list[str]
 
-    def mix(self, real: float) -> list[Picture]:
-        """All pictures to train on; of the real ones about `real` samples come for each synthetic one.
+    def judged(self) -> Judged:
+        """What a localizer is calibrated on: synthetic scenes only where there is nothing real."""
+        outlined = [[seen_at(p, *sizes) for p in self.real] for sizes in SEEN] + [self.calibration]
+        outlined = [pictures for pictures in outlined if pictures] or [self.selection]
+        return Judged(outlined, [pictures[:: -(-len(pictures) // JUDGED)] for pictures in self.negatives])
 
-        Few, since they are: enough to learn what real ground looks like, not enough to learn them by heart.
+    def mix(self, real: float, negatives: float) -> list[Picture]:
+        """All pictures to train on, with `real` samples of landslides and `negatives` without for each synthetic one.
+
+        Sets without landslides count the same, however many images each has.
         """
-        shares = ((self.synthetic, 1.0), (self.real, real), (self.negatives, 0.12))
-        return [replace(p, weight=share / len(group)) for group, share in shares for p in group]
+        each = negatives / max(1, len(self.negatives))
+        shares = [(self.synthetic, 1.0), (self.real, real), *((pictures, each) for pictures in self.negatives)]
+        totals = [sum(p.weight for p in group) for group, _ in shares]
+        return [
+            replace(p, weight=p.weight * share / total)
+            for (group, share), total in zip(shares, totals, strict=True)
+            for p in group
+        ]
 
-    def sampling(self, samples: tuple[int, int], real: float, seed: int) -> Sampling:
-        """How a training draws from these: samples of so many pixels a side, so many a step; `real` as for `mix`."""
-        return Sampling(self.mix(real), self.selection, *samples, mean=MEAN, std=STD, seed=seed)
+    def sampling(
+        self,
+        samples: tuple[int, int],
+        seed: int,
+        *,
+        real: float,
+        negatives: float = 0.12,
+        zooms: Range | None = None,
+        norm: Norm = (MEAN, STD),
+    ) -> Sampling:
+        """How a training samples these: squares of so many pixels a side, so many a step; `real` as for `mix`."""
+        pictures = self.mix(real, negatives)
+        if zooms:
+            outlined = {id(p.rgb) for p in self.real}
+            pictures = [replace(p, zooms=zooms) if id(p.rgb) in outlined else p for p in pictures]
+        return Sampling(pictures, self.selection, *samples, mean=norm[0], std=norm[1], seed=seed)
 
 
 def train_bundled(
@@ -174,7 +233,8 @@ def train_bundled(
     device: str = "cpu",
     precision: Precision = "fp32",
     data: Path | None = None,
-    negatives: Path | None = None,
+    negatives: Sequence[Path] = (),
+    calibration: Path | None = None,
     credit: Sequence[str] = (),
     networks: Sequence[Kind] = get_args(Kind),
     init: Path | None = None,
@@ -195,9 +255,11 @@ def train_bundled(
     data
         Folder with images/ and masks/ of real landslides to train on besides.
     negatives
-        Folder with images without landslides.
+        Folders with images without landslides, or with a folder for each set of them.
+    calibration
+        Folder with images/ and masks/ of landslides in images of 10 m, which calibrate the localizer's map and gate.
     credit
-        Sources and licences of both folders, for the model cards.
+        Sources and licences of these folders, for the model cards.
     networks
         Which to train, the segmenter first: a localizer begins with the trunk of a segmenter in `out`.
     init
@@ -217,7 +279,7 @@ def train_bundled(
     """
     recipe = RECIPES[preset]
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        pool = gather(recipe, Path(folder), data=data, negatives=negatives, workers=workers)
+        pool = gather(recipe, Path(folder), data=data, negatives=negatives, calibration=calibration, workers=workers)
     named = [f"{kind}.{end}" for kind in networks for end in ("safetensors", "md")]
     named += [file.name for kind in networks for file in graph_files(out / f"{kind}.safetensors", kind)]
     held = next((name for name in (*named, *(f"{kind}/{STATE}" for kind in networks)) if (out / name).exists()), None)
@@ -227,7 +289,7 @@ def train_bundled(
     def is_own(name: str) -> bool:
         return name in named or name.partition("/")[0] in networks
 
-    folders = [folder for folder in (data, negatives) if folder is not None]
+    folders = [folder for folder in (data, *negatives, calibration) if folder is not None]
     place = work_folder(out, overwrite=overwrite, inputs=folders, shared=True, named=named, leaving=is_own,
                         goes_on=lambda _: resume)  # fmt: skip
     with place as work:
@@ -266,17 +328,35 @@ def train_bundled(
     return results
 
 
-def gather(recipe: Recipe, folder: Path, *, data: Path | None, negatives: Path | None, workers: int) -> Data:
+def gather(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data: Path | None,
+    negatives: Sequence[Path],
+    calibration: Path | None = None,
+    workers: int,
+) -> Data:
     """Draw the synthetic scenes and read the real images."""
     logger.info("drawing %d synthetic scenes", recipe.scenes + recipe.selection)
     selection = draw_selection(recipe, folder, workers)
     synthetic = synthetic_pictures(range(recipe.scenes), recipe.scene_size, GSDS, folder=folder, workers=workers)
     real = read_pictures(data, exclude=REPORTED, zooms=(0.25, 1.0)) if data else []
-    without = read_pictures(negatives, exclude=REPORTED, zooms=(0.5, 1.5)) if negatives else []
+    without = [pictures for place in negatives for pictures in _without_landslides(place)]
     sources = [f"{recipe.scenes} synthetic scenes of geolabel (seeds 0 to {recipe.scenes - 1})"]
     sources += [f"{len(real)} real images with landslides ({data.name})"] if data else []
-    sources += [f"{len(without)} real images without landslides ({negatives.name})"] if negatives else []
-    return Data(synthetic, selection, real, without, sources)
+    sources += [f"{sum(map(len, without))} real images without landslides ({', '.join(p.name for p in negatives)})"] * (
+        len(without) > 0
+    )
+    coarse = read_pictures(calibration, exclude=(), zooms=(1, 1), fifth=True) if calibration else []
+    sources += [f"{len(coarse)} real images of 10 m ({calibration.name}), for calibration"] if calibration else []
+    return Data(synthetic, selection, real, without, [seen_at(p, 1, COARSE) for p in coarse], sources)
+
+
+def _without_landslides(folder: Path) -> list[list[Picture]]:
+    if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+        return [read_pictures(folder, exclude=REPORTED, zooms=(0.5, 1.5))]
+    return read_sets(folder)
 
 
 def draw_selection(recipe: Recipe, folder: Path, workers: int = 1) -> list[Picture]:
@@ -313,27 +393,42 @@ Trained = tuple[nn.Module, NetworkInfo, dict[str, float]]
 
 def _train_localizer(recipe: Recipe, data: Data, course: _Course) -> Trained:
     network = cast("PyramidLocalizer", build(recipe.localizer))
-    if course.begin is None:
-        _start_from_segmenter(network, course.trunk)
-    else:
+    norm = (imagenet.MEAN, imagenet.STD) if isinstance(network.trunk, LiteTrunk) else (MEAN, STD)
+    if course.begin is not None:
         _start(network, course.begin)
-    sampling = data.sampling(recipe.localizer_samples, recipe.localizer_real, course.seed)
-    changes = replace(recipe.localizer_changes, looks=tuple(picture.rgb for picture in (*data.real, *data.negatives)))
-    objective = LocalizerObjective(network, sampling, changes=changes, laid=recipe.localizer_laid)
+    elif isinstance(network.trunk, LiteTrunk):
+        network.trunk.load_state_dict(load_trunk(recipe.localizer["trunk"]))
+    else:
+        _start_from_segmenter(network, course.trunk)
+    sampling = data.sampling(
+        recipe.localizer_samples,
+        course.seed,
+        real=recipe.localizer_real,
+        negatives=recipe.localizer_negatives,
+        zooms=recipe.localizer_zooms,
+        norm=norm,
+    )
+    looks = tuple(picture.rgb for pictures in (data.real, *data.negatives) for picture in pictures)
+    changes = replace(recipe.localizer_changes, looks=looks)
+    objective = LocalizerObjective(network, sampling, changes=changes, laid=recipe.localizer_laid, judged=data.judged())
     figures = course.fit(objective)
     constant = localizer.settle(objective.module, figures)
-    return network, _info("localizer", recipe.localizer, GATE, network.stride, constant), figures
+    return network, _info("localizer", recipe.localizer, GATE, network.stride, constant, norm), figures
 
 
 def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
     sam = cast("Sam", build(recipe.segmenter))
     if course.begin is not None:
         _start(sam, course.begin)
-    sampling = data.sampling(recipe.segmenter_samples, recipe.segmenter_real, course.seed)
+    sampling = data.sampling(recipe.segmenter_samples, course.seed, real=recipe.segmenter_real)
     objective = SegmenterObjective(sam, sampling, judged=recipe.judged)
     figures = course.fit(objective)
     segmenter.settle(objective.module, figures)
-    return sam, _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None), figures
+    return (
+        sam,
+        _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None),
+        figures,
+    )
 
 
 def _start(network: nn.Module, path: Path) -> None:
@@ -358,7 +453,9 @@ def _start_from_segmenter(network: PyramidLocalizer, path: Path | None) -> None:
     logger.info("the localizer begins with the trunk of %s", path)
 
 
-def _info(kind: Kind, architecture: dict[str, Any], window: int, stride: int, constant: float | None) -> NetworkInfo:
+def _info(
+    kind: Kind, architecture: dict[str, Any], window: int, stride: int, constant: float | None, norm: Norm = (MEAN, STD)
+) -> NetworkInfo:
     return NetworkInfo(
         kind=kind,
         architecture=architecture,
@@ -366,7 +463,7 @@ def _info(kind: Kind, architecture: dict[str, Any], window: int, stride: int, co
         window=window,
         stride=stride,
         gsd_range=(min(GSDS), max(GSDS)),
-        mean=MEAN,
-        std=STD,
+        mean=norm[0],
+        std=norm[1],
         constant=constant,
     )

@@ -65,6 +65,15 @@ def jpeg(rgb: UInt8Array, quality: int) -> bytes:
     return stream.getvalue()
 
 
+def coarsen(rgb: UInt8Array, rng: Generator) -> UInt8Array:
+    """Reduce (H, W, 3) 1.3 to 4 times and enlarge it again, as a coarse image is before a network sees it."""
+    height, width = rgb.shape[:2]
+    factor = np.exp(rng.uniform(np.log(1.3), np.log(4.0)))
+    small = (max(1, round(width / factor)), max(1, round(height / factor)))
+    image = Image.fromarray(rgb).resize(small, Image.Resampling.BOX)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def tint(rgb: UInt8Array, like: UInt8Array, rng: Generator) -> UInt8Array:
     """Move the colours of (H, W, 3) part of the way to those of a part of another image of about that size.
 

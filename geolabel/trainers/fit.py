@@ -59,6 +59,10 @@ class Schedule:
     """Weight decay of AdamW."""
     average: float = 0.998
     """Decay of the moving average of the weights, once enough steps have passed."""
+    trunk: float = 1.0
+    """Share of the rate at which the parameters of a ``trunk`` learn: one that knows photographs has less to learn."""
+    keeps_last: bool = False
+    """Keep the last weights instead of those that scored highest: right where the selection says little."""
     minutes: float = math.inf
     """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
 
@@ -164,7 +168,7 @@ def fit(
             curves.losses(state.step, state.seconds, losses)
             if (stage := _stage(schedule, state)) > last_judged:
                 last_judged = stage
-                curves.figures(state.step, state.seconds, _judge(objective, state))
+                curves.figures(state.step, state.seconds, _judge(objective, state, keeps_last=schedule.keeps_last))
                 state.save(folder / STATE)
     assert state.best is not None
     objective.module.load_state_dict(state.best)
@@ -183,13 +187,21 @@ def _start(module: nn.Module, schedule: Schedule, device: str, precision: Precis
         devices=[int(index or 0)] if kind == "cuda" else 1,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    kept = [p for p in module.parameters() if p.ndim <= 1]  # norms and biases have no size to hold down
-    groups = [{"params": decayed, "weight_decay": schedule.decay}, {"params": kept, "weight_decay": 0.0}]
-    optimiser = schedule.optimiser(groups)
+    optimiser = schedule.optimiser(_groups(module, schedule))
     average = AveragedModel(module, avg_fn=_moving_average(schedule.average), use_buffers=True)
     wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
     return _State(fabric, wrapped, average.to(fabric.device), wrapped_optimiser)
+
+
+def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    def group(*, trunk: bool, decayed: bool) -> dict[str, Any]:
+        # Norms and biases have no size to hold down.
+        held = [p for n, p in module.named_parameters() if ("trunk." in n) == trunk and (p.ndim > 1) == decayed]
+        share, decay = schedule.trunk if trunk else 1.0, schedule.decay if decayed else 0.0
+        return {"params": held, "weight_decay": decay, "share": share, "lr": schedule.rate * share}
+
+    groups = [group(trunk=t, decayed=d) for t in (False, True) for d in (True, False)]
+    return [g for g in groups if g["params"]]
 
 
 def _moving_average(decay: float) -> Any:
@@ -207,7 +219,7 @@ def _stage(schedule: Schedule, state: _State) -> int:
 
 def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, float]:
     for group in state.optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["share"]
     state.module.train()
     losses = state.module(**state.fabric.to_device(dict(batch)))
     state.optimiser.zero_grad()
@@ -219,13 +231,13 @@ def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, 
     return {"rate": rate} | {name: round(loss.item(), 6) for name, loss in losses.items()}
 
 
-def _judge(objective: Objective, state: _State) -> dict[str, float]:
+def _judge(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str, float]:
     averaged = state.average.module
     averaged.eval()
     with torch.inference_mode():
         figures = objective.figures(averaged)
     logger.info("step %d, %.0f s: %s", state.step, state.seconds, {k: round(v, 4) for k, v in figures.items()})
-    if figures["score"] > state.score:
+    if keeps_last or figures["score"] > state.score:
         state.score = figures["score"]
         state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
     return figures

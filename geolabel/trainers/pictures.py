@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -170,13 +170,67 @@ def _read_scene(path: Path) -> Picture:
         return Picture(layers["rgb"], layers["classes"], layers["regions"], weight=1.0, zooms=(0.6, 1.6))
 
 
-def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, float]) -> list[Picture]:
+HARD = ("agricultural", "beach", "caliterra", "intersection", "river", "road")
+"""How the names of images without landslides begin that show what passes for one: bare, bright or graded ground."""
+
+HARD_WEIGHT = 3.0
+
+REPORTED_FLIGHTS = ("brighton",)
+FLIGHTS = (*REPORTED_FLIGHTS, "caliterra", "boruszyn")
+"""Frames of one flight overlap, so that whole flights are kept for reports."""
+
+
+def is_reported(stem: str) -> bool:
+    """Whether an image of a set without landslides is kept for reports: a fifth of them, by the hash of its name."""
+    if stem.startswith(FLIGHTS):
+        return stem.startswith(REPORTED_FLIGHTS)
+    return int(hashlib.sha1(stem.encode(), usedforsecurity=False).hexdigest(), 16) % 5 == 0
+
+
+def read_sets(folder: Path) -> list[list[Picture]]:
+    """Read images without landslides, a set from each folder in `folder`, and leave out what is kept for reports.
+
+    An image of another format than 8 bits of red, green and blue is left out with a warning.
+
+    Raises
+    ------
+    OptionError
+        If there is no image.
+    """
+    sets = []
+    for place in sorted(p for p in folder.iterdir() if p.is_dir()):
+        pictures: list[Picture] = []
+        for path in sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and not is_reported(p.stem)):
+            try:
+                rgb = stretch(read_image(path, "RGB"))
+            except OptionError as error:
+                logger.warning("left out: %s", error)
+                continue
+            # Mirrored beyond its frame a small picture would be a pattern.
+            zooms = max(0.3, 200 / min(rgb.shape[:2])), 2.2
+            weight = HARD_WEIGHT if path.stem.startswith(HARD) else 1.0
+            classes = np.full(rgb.shape[:2], UNKNOWN, np.uint8)
+            regions = segment_regions(rgb, SCALES[len(pictures) % len(SCALES)])
+            pictures.append(Picture(rgb, classes, regions, weight, zooms))
+        if pictures:
+            sets.append(pictures)
+            logger.info("%d pictures without landslides from %s", len(pictures), place)
+    if not sets:
+        raise OptionError(f"{folder} holds no folder with images ({', '.join(SUFFIXES)}): give one with a folder a set")
+    return sets
+
+
+def read_pictures(
+    folder: Path, *, exclude: Sequence[str], zooms: tuple[float, float], fifth: bool = False
+) -> list[Picture]:
     """Read ``images/*`` of a folder with ``masks/*`` of the same stem; without a masks folder none shows a landslide.
 
     Parameters
     ----------
     exclude
         Ends of stems that are left out, such as images that are kept for reports.
+    fifth
+        Only the fifth of the images that `is_reported` names.
 
     Raises
     ------
@@ -186,7 +240,9 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
     images = folder / "images" if (folder / "images").is_dir() else folder
     masks = folder / "masks"
     paths = [
-        p for p in sorted(images.iterdir()) if p.suffix.lower() in SUFFIXES and not p.stem.endswith(tuple(exclude))
+        p
+        for p in sorted(images.iterdir())
+        if p.suffix.lower() in SUFFIXES and not p.stem.endswith(tuple(exclude)) and (not fifth or is_reported(p.stem))
     ]
     if not paths:
         raise OptionError(f"{folder} holds no image ({', '.join(SUFFIXES)}): give a folder with images/ and masks/")
@@ -206,6 +262,18 @@ def read_pictures(folder: Path, *, exclude: Sequence[str], zooms: tuple[float, f
         pictures.append(Picture(stretched, classes, regions, 1.0, zooms))
     logger.info("%d pictures from %s", len(pictures), folder)
     return pictures
+
+
+def seen_at(picture: Picture, reduced: int, enlarged: int) -> Picture:
+    """A picture as a sensor of so many times larger pixels takes it, enlarged as extraction enlarges coarse images."""
+    height, width = (n // reduced * reduced for n in picture.slides.shape)
+    size = width // reduced * enlarged, height // reduced * enlarged
+    image = Image.fromarray(picture.rgb[:height, :width]).reduce(reduced).resize(size, Image.Resampling.BILINEAR)
+    layers = [
+        np.asarray(Image.fromarray(layer[:height, :width]).resize(size, Image.Resampling.NEAREST))
+        for layer in (picture.classes, picture.regions)
+    ]
+    return replace(picture, rgb=np.asarray(image), classes=layers[0], regions=layers[1])
 
 
 def segment_regions(rgb: UInt8Array, scale: float) -> UInt16Array:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from geolabel.tiles import mirrored
-from geolabel.trainers.colours import recolour, repaint, tint
+from geolabel.trainers.colours import coarsen, recolour, repaint, tint
 from geolabel.trainers.pictures import Picture, on_slides
 from geolabel.types import AnyArray, Float64Array, UInt8Array, UInt16Array
 
@@ -72,6 +72,8 @@ class Changes:
     """Share of samples that get the colours of a part of another picture."""
     repainted: float = 0.0
     """Share of samples of which a few regions get another brightness, contrast and tone."""
+    coarse: float = 0.0
+    """Share of samples that have lost detail, as an image has that was enlarged."""
     looks: tuple[UInt8Array, ...] = ()
     """Images (H, W, 3) that samples get their colours from."""
 
@@ -121,7 +123,8 @@ def _change(sample: Sample, rng: Generator, changes: Changes) -> UInt8Array:
         rgb = tint(rgb, changes.looks[rng.integers(len(changes.looks))], rng)
     if rng.random() < changes.repainted:
         rgb = repaint(rgb, sample.regions, sample.slides, rng)
-    return recolour(rgb, rng, changes.strength, changes.haze)
+    rgb = recolour(rgb, rng, changes.strength, changes.haze)
+    return coarsen(rgb, rng) if rng.random() < changes.coarse else rgb
 
 
 def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
