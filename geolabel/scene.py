@@ -18,6 +18,9 @@ from geolabel.types import BoolArray
 SAME_GSD = 0.01
 """A grid whose pixels differ from the wanted gsd by no more than this share is used as it is."""
 
+MOST_ENLARGED = 4.0
+"""How much larger the working grid of a coarse scene is than the scene, at most and along a side."""
+
 ALIGNED = 0.01
 """Pixels by which two grids may miss each other and still count as one."""
 
@@ -121,8 +124,12 @@ class Grid:
         return replace(self, transform=transform, height=height, width=width)
 
     def working(self, gsd_range: tuple[float, float]) -> Grid:
-        """The grid to work on: the scene's own gsd where the networks' range allows, else the nearest end of it."""
-        return self.at_gsd(min(max(self.gsd, gsd_range[0]), gsd_range[1]))
+        """The grid to work on: the scene's own gsd where the networks' range allows, else the nearest end of it.
+
+        A scene is enlarged at most `MOST_ENLARGED` times: more would add work and nothing to see.
+        """
+        finest, coarsest = gsd_range
+        return self.at_gsd(min(max(self.gsd, finest), max(coarsest, self.gsd / MOST_ENLARGED)))
 
     def window_of(self, other: Grid) -> Window | None:
         """Where another grid lies on this one, continued in all directions; None where the two do not share pixels.

@@ -127,9 +127,13 @@ def test_a_grid_that_is_near_enough_is_used_as_it_is():
     assert grid.at_gsd(0.51) is not grid
 
 
-@pytest.mark.parametrize(("size", "expected"), [(0.05, 0.2), (0.2, 0.2), (1.0, 1.0), (60.0, 30.0)])
-def test_working_grid_stays_in_the_networks_range(size, expected):
-    assert north_up(500_000, 5_000_000, size, UTM, 400, 400).working((0.2, 30)).gsd == pytest.approx(expected, rel=0.02)
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0.05, 0.2), (0.2, 0.2), (1.0, 1.0), (3.0, 1.5), (6.0, 1.5), (10.0, 2.5), (30.0, 7.5)]
+)
+def test_working_grid_stays_in_the_networks_range_and_enlarges_four_times_at_most(size, expected):
+    assert north_up(500_000, 5_000_000, size, UTM, 400, 400).working((0.2, 1.5)).gsd == pytest.approx(
+        expected, rel=0.02
+    )
 
 
 def test_crop_moves_the_origin():
