@@ -72,8 +72,9 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     group="method",
     default="bundled",
     show_default=True,
-    metavar="bundled|FILE|TIMM-NAME|none",
-    help="First weights: the bundled localizer, one of yours, timm's by name (downloaded), or none.",
+    metavar="bundled|imagenet|FILE|TIMM-NAME|none",
+    help="First weights: the bundled localizer, a trunk that has seen ImageNet, a localizer of yours, timm's by name "
+    "(downloaded), or none.",
 )
 @option(
     "--preset",

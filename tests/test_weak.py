@@ -19,8 +19,10 @@ from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.errors import ChipError, OptionError, OutputError, TrainingError, WeightsError
 from geolabel.io import weights
+from geolabel.io.checkpoints import load_own
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.masks import Filters
+from geolabel.networks import imagenet
 from geolabel.networks.checkpoint import read_info
 from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter
@@ -355,6 +357,18 @@ def test_a_training_makes_a_localizer_that_runs(method: str, tmp_path: Path):
     header = (tmp_path / "curves.csv").read_text().splitlines()[0]
     terms = {"cam": [], "s2c": ["contrast", "prompted"], "cism": ["secondary", "common", "non_common"]}[method]
     assert all(term in header for term in ["classification", *terms])
+
+
+def test_a_training_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
+    numbers = replace(small("cam"), schedule={"kind": "adamw", "rate": 0.0, "decay": 0.0, "average": 0.0})
+    request, networks = LocalizerRequest(init="imagenet"), Networks(device="cpu")
+    train_localizer(chips(8), tmp_path, request, preset=numbers, networks=networks)
+    network, info = load_own(tmp_path / FILE, "localizer")
+    assert (info.mean, info.stride) == (imagenet.MEAN, 8)
+    for name, tensor in imagenet.load_trunk("lite0").items():
+        torch.testing.assert_close(network.trunk.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(OptionError, match="backbone resnet18 is that of a network with init none: init is imagenet"):
+        train_localizer(chips(8), tmp_path, replace(request, backbone="resnet18"), networks=networks)
 
 
 def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):

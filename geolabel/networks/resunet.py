@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geolabel.networks.imagenet import LiteTrunk
 from geolabel.networks.trunk import STRIDES, Residual, Trunk, conv_norm, enlarge
 
 POOLS = (1, 2, 3, 6)
@@ -48,14 +49,25 @@ class ResUNet(nn.Module):
     depths
         Blocks of every stage of a `Trunk`, which then is the way down, with weights of the bundled networks if wanted.
         It begins at a quarter of the resolution, and so is the result, enlarged.
+    trunk
+        Instead of both, a variant of EfficientNet-Lite as the way down: `imagenet.VARIANTS`.
     """
 
     def __init__(
-        self, *, classes: int, widths: Sequence[int] = (32, 64, 128, 256, 512), depths: Sequence[int] | None = None
+        self,
+        *,
+        classes: int,
+        widths: Sequence[int] = (32, 64, 128, 256, 512),
+        depths: Sequence[int] | None = None,
+        trunk: str | None = None,
     ) -> None:
         super().__init__()
         self.down: nn.Module
-        if depths is None:
+        if trunk is not None:
+            self.multiple = STRIDES[-1]
+            self.down = lite = LiteTrunk(trunk)
+            widths = lite.widths
+        elif depths is None:
             self.multiple = 2 ** (len(widths) - 1)
             before = (3, *widths[:-1])
             self.down = nn.ModuleList(
@@ -84,7 +96,7 @@ class ResUNet(nn.Module):
         )
 
     def _descend(self, images: Tensor) -> list[Tensor]:
-        if isinstance(self.down, Trunk):
+        if isinstance(self.down, Trunk | LiteTrunk):
             return list(self.down(images))
         found = [images]
         for stage in self.down.children():

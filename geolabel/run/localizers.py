@@ -13,14 +13,15 @@ import torch
 
 from geolabel.chips import Chips, ChipSubset, check_learnable, split
 from geolabel.datasets.chips import ChipDataset, read_chips
-from geolabel.errors import WeightsError
+from geolabel.errors import OptionError, WeightsError
 from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
-from geolabel.networks import build
+from geolabel.networks import build, imagenet
 from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.networks.classifier import Classifier
+from geolabel.networks.localizer import PyramidLocalizer
 from geolabel.parts import Recipe
 from geolabel.prompters import PeakPrompter
 from geolabel.run import worker
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+IMAGENET_PYRAMID: dict[str, Any] = {"name": "pyramid", "trunk": "lite0", "features": 96}
+"""The network of ``--init imagenet``, on the trunk that ships."""
+
+TIMM = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation that timm's weights expect, of 0..255."""
 
 FILE = "localizer.safetensors"
@@ -55,7 +59,7 @@ class LocalizerRequest(TrainingRequest):
     method: Method = "cam"
     preset: PresetName = "cpu"
     init: str = "none"
-    """``none``, ``bundled``, the path of a localizer, or a network of timm's whose weights are fetched."""
+    """``none``, ``imagenet``, ``bundled``, a localizer's file, or a network of timm whose weights are fetched."""
     backbone: str | None = None
     """Of a network that starts from nothing."""
 
@@ -208,6 +212,16 @@ def _start(
 ) -> tuple[Any, NetworkInfo, LocalizerPreset, bool]:
     """A network to train, what is known of it, the numbers of its training, and whether it knows the classes."""
     count = len(chips.classes)
+    if request.backbone is not None and request.init != "none":
+        raise OptionError(f"backbone {request.backbone} is that of a network with init none: init is {request.init}")
+    if request.init == "imagenet":
+        lite = build(IMAGENET_PYRAMID | {"classes": count})
+        assert isinstance(lite, PyramidLocalizer)
+        lite.trunk.load_state_dict(imagenet.load_trunk(IMAGENET_PYRAMID["trunk"]))
+        known = _known(request, numbers, chips)
+        described = IMAGENET_PYRAMID | {"classes": count}
+        info = NetworkInfo(architecture=described, stride=lite.stride, mean=imagenet.MEAN, std=imagenet.STD, **known)
+        return lite, info, numbers, False
     if request.init == "bundled" or Path(request.init).is_file():
         path = weights.fetch(weights.lookup("bundled", "localizer")[0])
         network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")
@@ -224,15 +238,17 @@ def _start(
         return network, replace(info, architecture=architecture, **known), numbers, taught
     if Path(request.init).suffix == ".safetensors":
         raise WeightsError(
-            f"{request.init} does not exist: give a localizer's file, bundled, none or a network of timm"
+            f"{request.init} does not exist: give a localizer's file, bundled, imagenet, none or a network of timm"
         )
     pretrained = request.init != "none"
     if pretrained and weights.offline():
-        raise WeightsError(f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init bundled, none or a file")
+        raise WeightsError(
+            f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init imagenet, bundled, none or a file"
+        )
     backbone = request.init if pretrained else request.backbone or numbers.backbone
     stride = 8 if backbone == "wrn38" else numbers.output_stride
     architecture = {"backbone": backbone, "classes": count, "output_stride": stride, "features": numbers.features}
-    mean, std = IMAGENET if pretrained else (MEAN, STD)
+    mean, std = TIMM if pretrained else (MEAN, STD)
     try:
         classifier = Classifier(**architecture, pretrained=pretrained)
     except (ValueError, OSError) as error:

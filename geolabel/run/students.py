@@ -30,7 +30,7 @@ from geolabel.run.training import (
     training_folder,
 )
 from geolabel.trainers import bundled
-from geolabel.trainers.bundled import MEAN, STD
+from geolabel.trainers.bundled import norm_of
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import fit
 from geolabel.trainers.presets import TrainingPreset
@@ -60,7 +60,7 @@ class StudentPreset(TrainingPreset):
 BUNDLED = "bundled"
 """The model that begins with the trunk of the bundled localizer."""
 
-_TRUNK = {"name": "resunet", **{key: bundled.RECIPES["full"].localizer[key] for key in ("widths", "depths")}}
+_TRUNK = {"name": "resunet", "trunk": bundled.RECIPES["full"].localizer["trunk"]}
 
 
 def _smp(model: str, encoder: str) -> dict[str, Any]:
@@ -191,7 +191,9 @@ def train_student(
         begun = begin(network, architecture, tuple(examples.classes), *request.init)
     elif request.model == BUNDLED:
         begun = begin_with_trunk(network)
-    learning = Learning(numbers.cropping, max(2, min(numbers.batch, len(learn))), MEAN, STD, seed=request.seed)
+    learning = Learning(
+        numbers.cropping, max(2, min(numbers.batch, len(learn))), *norm_of(architecture), seed=request.seed
+    )
     losses = StudentLosses(network, learn.names, numbers.overlap)
     objective = StudentObjective(losses, learn, select, learning, numbers.shown)
     steps = request.steps or request.steps_of(numbers, learning.epoch_steps(len(learn)))
@@ -237,6 +239,7 @@ def _describe(
         gsd = examples.provenance.get("images", {}).get("gsd_m")
     elif gsd is None and isinstance(examples, PaintedChips):
         gsd = examples.gsd
+    mean, std = norm_of(architecture)
     return NetworkInfo(
         kind="student",
         architecture=architecture,
@@ -244,6 +247,6 @@ def _describe(
         window=cropping.size,
         stride=1,
         gsd_range=gsd_range(gsd, cropping),
-        mean=MEAN,
-        std=STD,
+        mean=mean,
+        std=std,
     )

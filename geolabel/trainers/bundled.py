@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -393,7 +393,7 @@ Trained = tuple[nn.Module, NetworkInfo, dict[str, float]]
 
 def _train_localizer(recipe: Recipe, data: Data, course: _Course) -> Trained:
     network = cast("PyramidLocalizer", build(recipe.localizer))
-    norm = (imagenet.MEAN, imagenet.STD) if isinstance(network.trunk, LiteTrunk) else (MEAN, STD)
+    norm = norm_of(recipe.localizer)
     if course.begin is not None:
         _start(network, course.begin)
     elif isinstance(network.trunk, LiteTrunk):
@@ -429,6 +429,11 @@ def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
         _info("segmenter", recipe.segmenter, recipe.segmenter["img_size"], LOW_RES_STRIDE, None),
         figures,
     )
+
+
+def norm_of(architecture: Mapping[str, Any]) -> Norm:
+    """How images are normalised for a network: as its trunk learned to see them, where that saw photographs."""
+    return (imagenet.MEAN, imagenet.STD) if architecture.get("trunk") else (MEAN, STD)
 
 
 def _start(network: nn.Module, path: Path) -> None:
