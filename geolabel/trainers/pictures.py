@@ -175,17 +175,6 @@ HARD = ("agricultural", "beach", "caliterra", "intersection", "river", "road")
 
 HARD_WEIGHT = 3.0
 
-REPORTED_FLIGHTS = ("brighton",)
-FLIGHTS = (*REPORTED_FLIGHTS, "caliterra", "boruszyn")
-"""Frames of one flight overlap, so that whole flights are kept for reports."""
-
-
-def is_reported(stem: str) -> bool:
-    """Whether an image of a set without landslides is kept for reports: a fifth of them, by the hash of its name."""
-    if stem.startswith(FLIGHTS):
-        return stem.startswith(REPORTED_FLIGHTS)
-    return int(hashlib.sha1(stem.encode(), usedforsecurity=False).hexdigest(), 16) % 5 == 0
-
 
 def read_sets(folder: Path) -> list[list[Picture]]:
     """Read images without landslides, a set from each folder in `folder`, and leave out what is kept for reports.
