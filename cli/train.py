@@ -253,10 +253,10 @@ def _first(init: str | None) -> Path | None:
     help="Synthetic scenes to extract.",
 )
 @option(
-    "--sichuan",
+    "--data",
     group="input",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Orthophotos to extract besides, but for those for reports: images/ and masks/.",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Real images to extract besides, but for those for reports: a folder as bench quality takes it.",
 )
 @options.network_options
 @options.overwrite
@@ -268,7 +268,7 @@ def confidence(
     /,
     out: Path,
     scenes: int,
-    sichuan: Path | None,
+    data: Path | None,
     overwrite: bool,
     as_json: bool,
     **given: Any,
@@ -285,13 +285,14 @@ def confidence(
 
     require("train", "sklearn", purpose="fitting the confidence")
     from geolabel.bench.confidence import fit_confidence
+    from geolabel.bench.setup import Data
     from geolabel.io.confidence import save_confidence
     from geolabel.outputs import check_target
 
     check_target(out, overwrite=overwrite, suffixes=(".json",))
     networks = options.networks_of(given, localizer=True)
     with progress_bar(ctx) as progress:
-        found = fit_confidence(networks, scenes=scenes, sichuan=sichuan, progress=progress)
+        found = fit_confidence(networks, scenes=scenes, data=Data.inside(data) if data else None, progress=progress)
     save_confidence(out, found, overwrite=overwrite)
     facts = {name: value for name, value in found.fitted.items() if name != "data"}
     announce({"model": str(out)} | facts, as_json=as_json)

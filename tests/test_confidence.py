@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from geolabel.bench import confidence as fitting
-from geolabel.bench.confidence import NAMES, Polygons, collect, fit
+from geolabel.bench import examples
+from geolabel.bench.confidence import NAMES, Polygons, Source, collect, fit
 from geolabel.bench.examples import Example
 from geolabel.cli.train import train
 from geolabel.confidence import FEATURES, ConfidenceModel, features
@@ -21,6 +22,7 @@ from geolabel.errors import GeolabelError, WeightsError
 from geolabel.io import weights
 from geolabel.io.confidence import FittedConfidence, confidence_of, load_confidence, save_confidence, shipped
 from geolabel.run import worker
+from geolabel.run.report import Silent
 from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
@@ -81,14 +83,16 @@ def polygons(count=600, scenes=12) -> Polygons:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(count, len(NAMES)))
     right = rng.random(count) < 1 / (1 + np.exp(-2 * values[:, 0] + values[:, 3]))
-    return Polygons(values, right, rng.integers(0, scenes, count))
+    return Polygons(values, right, rng.integers(0, scenes, count), rng.uniform(0.5, 2, count))
 
 
 def test_the_fit_is_scikit_learns(monkeypatch):
     data = polygons()
     model, figures = fit(data)
     scaler = StandardScaler().fit(data.features)
-    oracle = LogisticRegression().fit(scaler.transform(data.features), data.right)
+    oracle = LogisticRegression().fit(
+        scaler.transform(data.features), data.right, sample_weight=data.weight / data.weight.mean()
+    )
     monkeypatch.setattr("geolabel.confidence.FEATURES", {n: lambda a, n=n: np.asarray(a[n]) for n in NAMES})
     said = model(dict(zip(NAMES, data.features.T, strict=True)))
     assert said == pytest.approx(oracle.predict_proba(scaler.transform(data.features))[:, 1], abs=1e-6)
@@ -118,17 +122,19 @@ def bright(name: str, slides: bool) -> Example:
 
 
 def test_polygons_of_scenes_are_judged(stand_ins):
-    found = collect(iter([(bright("slide", True), 0.5), (bright("roof", False), 0.5)]), Networks())
-    assert found.right.tolist() == [True, False]
-    assert found.scene.tolist() == [0, 1]
-    assert found.features.shape == (2, len(NAMES))
+    sources = [Source("slides", [bright("slide", True)] * 2, 0.5), Source("roofs", [bright("roof", False)], 0.5, 0.25)]
+    found = collect(sources, Networks(), Silent())
+    assert found.right.tolist() == [True, True, False]
+    assert found.scene.tolist() == [0, 1, 2]
+    assert found.weight.tolist() == [0.5, 0.5, 0.25]
+    assert found.features.shape == (3, len(NAMES))
     area = dict(zip(NAMES, found.features[0], strict=True))["log_area_px"]
     assert 10**area == pytest.approx(32 * 40, rel=0.2)
 
 
 def test_the_command_writes_the_model_of_the_networks(stand_ins, monkeypatch, tmp_path):
     monkeypatch.setattr(fitting, "fit", lambda _: (MODEL, {"auc": 0.5}))
-    monkeypatch.setattr(fitting, "_scenes", lambda drawn, outlined: iter([(bright("a", True), 0.5)] * len(drawn)))
+    monkeypatch.setattr(examples.Drawn, "__iter__", lambda drawn: iter([bright("a", True)] * len(drawn)))
     out = tmp_path / "model.json"
     done = CliRunner().invoke(train, ["confidence", "--out", str(out), "--scenes", "5", "--json"])
     assert done.exit_code == 0, done.output

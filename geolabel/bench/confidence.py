@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from geolabel.bench import examples
 from geolabel.bench.calibration import expected_calibration_error, reliability
-from geolabel.bench.examples import Example
+from geolabel.bench.examples import L4S_GSD, Example, Examples
 from geolabel.bench.layout import placed, write_scene
+from geolabel.bench.scene_sets import Shrunk
 from geolabel.bench.scenes import polygon_ids
+from geolabel.bench.setup import Data
 from geolabel.bench.tally import judged
 from geolabel.confidence import ConfidenceModel, features
 from geolabel.errors import GeolabelError
@@ -55,10 +57,31 @@ class Polygons:
     """(N,) whether at least half of each is landslide."""
     scene: Int64Array
     """(N,) number of its scene."""
+    weight: Float64Array
+    """(N,) what each counts for in the fit."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Scenes of one kind and pixel size that polygons are looked at in."""
+
+    name: str
+    scenes: Examples
+    gsd: float
+    """Metres per pixel."""
+    weight: float = 1.0
+    """What all of its polygons together count for."""
+
+
+GSDS = (1.5, 4.0)
+"""Metres per pixel that orthophotos are shrunk to besides: what is sure at one size may not be at another."""
+
+WITHOUT = 24
+"""Maximum number of images of each set without landslides."""
 
 
 def fit_confidence(
-    networks: Networks, *, scenes: int, sichuan: Path | None = None, progress: Progress | None = None
+    networks: Networks, *, scenes: int, data: Data | None = None, progress: Progress | None = None
 ) -> FittedConfidence:
     """Extract scenes, and fit a logistic model to which polygons are right.
 
@@ -66,48 +89,72 @@ def fit_confidence(
     ----------
     scenes
         Synthetic scenes, from the first seed that is kept for selection.
-    sichuan
-        Folder with images/ and masks/, of which those for selection are taken.
+    data
+        Real images besides: orthophotos, chips of 10 m and images without landslides, of each those for selection.
 
     Raises
     ------
     GeolabelError
         If scikit-learn is missing, or too few polygons were found.
     """
-    drawn = examples.Drawn(examples.SYNTHETIC["select"], scenes)
-    outlined = examples.outlined(sichuan, "select") if sichuan else None
-    followed = (progress or Silent()).track(_scenes(drawn, outlined), "extract", scenes + len(outlined or ()))
-    polygons = collect(followed, networks)
-    sources = [f"{scenes} synthetic scenes of geolabel (seeds {drawn.first} to {drawn.first + scenes - 1})"]
-    if outlined and sichuan:
-        sources.append(f"{len(outlined)} real images with landslides ({sichuan.name})")
+    sources = _sources(scenes, data or Data())
+    polygons = collect(sources, networks, progress or Silent())
     model, figures = fit(polygons)
     recipes = {recipe.role: recipe.sha256 for recipe in networks.recipes()}
-    return FittedConfidence(model, recipes, {"data": sources, **figures})
+    return FittedConfidence(model, recipes, {"data": [source.name for source in sources], **figures})
 
 
-def _scenes(drawn: examples.Drawn, outlined: examples.Files | None) -> Iterator[tuple[Example, float]]:
-    """Yield examples and their metres per pixel."""
-    yield from zip(drawn, repeat(examples.SYNTHETIC_GSD))
-    yield from zip(outlined or (), repeat(examples.OUTLINED_GSD))
+def _sources(scenes: int, data: Data) -> list[Source]:
+    """Every kind with landslides counts the same, and so do all without them together."""
+    synthetic = examples.Drawn(examples.SYNTHETIC["select"], scenes)
+    seeds = f"seeds {synthetic.first} to {synthetic.first + scenes - 1}"
+    sources = [Source(f"{scenes} synthetic scenes of geolabel ({seeds})", synthetic, examples.SYNTHETIC_GSD)]
+    if data.sichuan:
+        outlined = examples.outlined(data.sichuan, "select")
+        name = f"{len(outlined)} real images with landslides ({data.sichuan.name})"
+        sources.append(Source(name, outlined, examples.OUTLINED_GSD))
+        for gsd in GSDS:
+            coarse = Shrunk(outlined, gsd / examples.OUTLINED_GSD)
+            sources.append(Source(f"{name}, shrunk to {gsd:g} m", coarse, gsd))
+    if data.l4s:
+        chips = examples.satellite_chips(data.l4s, "select")
+        sources.append(Source(f"{len(chips)} chips of 10 m with landslides ({data.l4s.name})", chips, L4S_GSD))
+    without = examples.without_landslides(data.negatives, "select") if data.negatives else {}
+    for name, plain in without.items():
+        # What has a place of its own would need its own pixel size.
+        images = tuple(path for path in plain.images if path.suffix.lower() not in (".tif", ".tiff"))
+        images = images[:: max(1, -(-len(images) // WITHOUT))]
+        files = examples.Files(images, plain.images[0].parent / "masks")
+        sources.append(Source(f"{len(images)} images without landslides ({name})", files, plain.gsd, 1 / len(without)))
+    return sources
 
 
-def collect(scenes: Iterator[tuple[Example, float]], networks: Networks) -> Polygons:
+def collect(sources: Sequence[Source], networks: Networks, progress: Progress) -> Polygons:
     """Extract each scene and look at its polygons; what a feature is not known of is left out."""
-    found: list[Float64Array] = [np.zeros((0, len(NAMES)))]
-    right: list[BoolArray] = [np.zeros(0, bool)]
-    number: list[Int64Array] = [np.zeros(0, np.int64)]
+    numbers = count()
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        for count, (example, gsd) in enumerate(scenes):
-            path = write_scene(Path(folder) / "scene.tif", example, gsd)
-            landslides = extract(path, networks=networks, parameters=Parameters(min_confidence=0))
-            numbers, is_right = judged(polygon_ids(landslides.geometry, placed(example, gsd)), example.ids)
-            columns = features(landslides, NAMES)[numbers - 1]
-            known = np.isfinite(columns).all(axis=1)
-            found.append(columns[known])
-            right.append(is_right[known])
-            number.append(np.full(int(known.sum()), count))
-    return Polygons(np.concatenate(found), np.concatenate(right), np.concatenate(number))
+        parts = []
+        for source in sources:
+            scenes = progress.track(source.scenes, "extract", len(source.scenes))
+            found = [_look(Path(folder), example, source.gsd, networks) for example in scenes]
+            total = sum(len(right) for _, right in found)
+            for columns, right in found:
+                number, weight = (
+                    np.full(len(right), next(numbers)),
+                    np.full(len(right), source.weight / max(total, 1)),
+                )
+                parts.append((columns, right, number, weight))
+    return Polygons(*(np.concatenate(layers) for layers in zip(*parts, strict=True)))
+
+
+def _look(folder: Path, example: Example, gsd: float, networks: Networks) -> tuple[Float64Array, BoolArray]:
+    # Features of the polygons of a scene, and which are right.
+    path = write_scene(folder / "scene.tif", example, gsd)
+    landslides = extract(path, networks=networks, parameters=Parameters(min_confidence=0))
+    numbers, is_right = judged(polygon_ids(landslides.geometry, placed(example, gsd)), example.ids)
+    columns = features(landslides, NAMES)[numbers - 1]
+    known = np.isfinite(columns).all(axis=1)
+    return columns[known], is_right[known]
 
 
 def require_fitting() -> None:
@@ -129,17 +176,24 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    right, count = polygons.right, int(polygons.right.sum())
-    if min(count, len(right) - count) < LEAST:
+    right, correct = polygons.right, int(polygons.right.sum())
+    if min(correct, len(right) - correct) < LEAST:
         raise GeolabelError(
-            f"{count} polygons are right and {len(right) - count} wrong; at least {LEAST} of either kind are needed: "
+            f"{correct} polygons are right and {len(right) - correct} wrong; at least {LEAST} of either kind are needed: "
             "give more --scenes"
         )
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    weights = {"logisticregression__sample_weight": polygons.weight * len(right) / polygons.weight.sum()}
     unseen = cross_val_predict(
-        pipeline, polygons.features, right, groups=polygons.scene, cv=GroupKFold(FOLDS), method="predict_proba"
+        pipeline,
+        polygons.features,
+        right,
+        groups=polygons.scene,
+        cv=GroupKFold(FOLDS),
+        method="predict_proba",
+        params=weights,
     )[:, 1]
-    scaler, logistic = (step for _, step in pipeline.fit(polygons.features, right).steps)
+    scaler, logistic = (step for _, step in pipeline.fit(polygons.features, right, **weights).steps)
     model = ConfidenceModel(
         names=NAMES,
         means=_plain(scaler.mean_),
@@ -149,7 +203,7 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     )
     figures = {
         "polygons": len(right),
-        "share_right": count / len(right),
+        "share_right": correct / len(right),
         "auc": float(roc_auc_score(right, unseen)),
         "log_loss": float(log_loss(right, unseen)),
         "calibration_error": expected_calibration_error(reliability(unseen, right)),
