@@ -179,8 +179,8 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     right, correct = polygons.right, int(polygons.right.sum())
     if min(correct, len(right) - correct) < LEAST:
         raise GeolabelError(
-            f"{correct} polygons are right and {len(right) - correct} wrong; at least {LEAST} of either kind are needed: "
-            "give more --scenes"
+            f"{correct} polygons are right and {len(right) - correct} wrong; at least {LEAST} of either kind are "
+            "needed: give more --scenes"
         )
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
     weights = {"logisticregression__sample_weight": polygons.weight * len(right) / polygons.weight.sum()}
