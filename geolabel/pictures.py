@@ -1,4 +1,4 @@
-"""Pictures in PNG and JPEG, opened by no other decoder and only while they are small enough for memory."""
+"""Pictures in PNG, JPEG and TIFF, opened by no other decoder and only while they are small enough for memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG")
+FORMATS = ("PNG", "JPEG", "TIFF")
 """Of Pillow. It knows dozens, one of which starts another program to draw a page."""
 
 MAX_PIXELS = 1 << 26
@@ -24,7 +24,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     Raises
     ------
     OSError
-        If it cannot be read, is neither PNG nor JPEG, or claims more than `MAX_PIXELS`.
+        If it cannot be read, is none of `FORMATS`, or claims more than `MAX_PIXELS`.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -32,7 +32,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 raise OSError(f"it claims {picture.width} x {picture.height} px, and at most {MAX_PIXELS} px are read")
             yield picture
     except UnidentifiedImageError as error:
-        raise OSError("it is neither PNG nor JPEG") from error
+        raise OSError("it is neither PNG, JPEG nor TIFF") from error
     except (ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, struct.error, zlib.error,
             Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # fmt: skip
         raise OSError(f"it is damaged ({error})") from error

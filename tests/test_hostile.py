@@ -252,7 +252,7 @@ def test_a_picture_may_not_claim_any_size(tmp_path: Path, size: tuple[int, int])
 def test_pictures_are_decoded_as_png_and_jpeg_alone(tmp_path: Path, start: bytes) -> None:
     """PostScript, for one, would be drawn by another program."""
     (tmp_path / "a.png").write_bytes(start)
-    with pytest.raises(OSError, match="neither PNG nor JPEG"), open_picture(tmp_path / "a.png") as opened:
+    with pytest.raises(OSError, match="neither PNG, JPEG nor TIFF"), open_picture(tmp_path / "a.png") as opened:
         opened.load()
 
 

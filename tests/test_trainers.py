@@ -300,6 +300,9 @@ def test_folder_of_real_images(tmp_path):
         read_pictures(tmp_path, exclude=(), zooms=(1, 1))
     with pytest.raises(OptionError, match="holds no image"):
         read_pictures(tmp_path, exclude=("1", "3"), zooms=(1, 1))
+    Image.new("RGB", (30, 20), (10, 20, 30)).save(tmp_path / "images" / "c.tif")
+    Image.fromarray(mask).save(tmp_path / "masks" / "c.png")
+    assert len(read_pictures(tmp_path, exclude=("001", "003"), zooms=(1, 1))) == 1
     (tmp_path / "images" / "b.png").write_bytes(b"no image")
     with pytest.raises(OptionError, match=r"b.png .*cannot be read"):
         read_pictures(tmp_path, exclude=("001", "003"), zooms=(1, 1))
