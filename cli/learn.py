@@ -150,11 +150,11 @@ def localizer(
 @option(
     "--model",
     group="method",
-    type=click.Choice(["resunet", "bundled", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
+    type=click.Choice(["resunet", "bundled", "imagenet", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
     default="resunet",
     show_default=True,
-    help="The network: APSAM's ResUNet; one that begins with the trunk of the bundled localizer, for few images or a "
-    "small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds single objects.",
+    help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one that has seen "
+    "ImageNet, for few images or a small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds single objects.",
 )
 @option(
     "--preset",

@@ -18,14 +18,14 @@ from geolabel.io import weights
 from geolabel.io.checkpoints import load_own
 from geolabel.labels import IGNORE, LabelMap
 from geolabel.localizers.dense import DenseLocalizer
-from geolabel.networks import build
+from geolabel.networks import build, imagenet
 from geolabel.networks.checkpoint import read_info
 from geolabel.networks.resunet import ResUNet
 from geolabel.networks.student import zoomed_probabilities
 from geolabel.parts import Localizer
 from geolabel.run.request import Networks
 from geolabel.run.students import FILE, MODELS, PRESETS, StudentRequest, train_student
-from geolabel.run.training import begin_with_trunk
+from geolabel.run.training import begin_with_imagenet, begin_with_trunk
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.student import StudentLosses, StudentObjective, overlap_loss, segmentation_loss
 from geolabel.trainers.weak import Learning
@@ -182,6 +182,19 @@ def test_the_bundled_student_begins_with_the_trunk_of_the_bundled_localizer(tmp_
     assert network.eval()(images).shape == (1, 2, 64, 96)
 
 
+def test_a_student_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
+    request = StudentRequest("imagenet", steps=2, batch=2, size=64)
+    assert train_student(Painted(), tmp_path, request, networks=CPU)["steps"] == 2
+    info = read_info(tmp_path / FILE)
+    assert (info.mean, info.std) == (imagenet.MEAN, imagenet.STD)
+    trunk = imagenet.load_trunk("lite0")
+    assert info.trained["init"] == {"share": "backbone", "weights": "ImageNet, lite0", "tensors": len(trunk)}
+    network = build({**PRESETS["cpu"].architectures["imagenet"], "classes": 2})
+    begin_with_imagenet(network, "lite0")
+    assert all(torch.equal(tensor, trunk[name]) for name, tensor in network.down.state_dict().items())
+    assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 64, 96)
+
+
 def test_a_loss_that_is_no_number_names_the_images():
     network = ResUNet(classes=2, widths=[16, 32])
     network.head.bias.data[:] = torch.nan
@@ -305,7 +318,9 @@ def test_a_plain_training_has_neither_overlap_nor_balance():
 
 
 def test_a_detector_has_no_plain_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(["train", "student", str(tmp_path), "--model", "maskrcnn", "--plain", "--out", str(tmp_path / "o")]) == 2
+    (tmp_path / "images").mkdir()
+    images, out = str(tmp_path / "images"), str(tmp_path / "out")
+    assert run(["train", "student", images, "--model", "maskrcnn", "--plain", "--out", out]) == 2
     assert "--plain" in capsys.readouterr().err
 
 

@@ -21,6 +21,7 @@ from geolabel.run.request import Networks
 from geolabel.run.training import (
     TrainingRequest,
     begin,
+    begin_with_imagenet,
     begin_with_trunk,
     check_same_classes,
     gsd_range,
@@ -29,7 +30,6 @@ from geolabel.run.training import (
     split,
     training_folder,
 )
-from geolabel.trainers import bundled
 from geolabel.trainers.bundled import norm_of
 from geolabel.trainers.crops import Cropping
 from geolabel.trainers.fit import fit
@@ -60,7 +60,13 @@ class StudentPreset(TrainingPreset):
 BUNDLED = "bundled"
 """The model that begins with the trunk of the bundled localizer."""
 
-_TRUNK = {"name": "resunet", "trunk": bundled.RECIPES["full"].localizer["trunk"]}
+IMAGENET = "imagenet"
+"""The model that begins with a trunk that has learned to see from photographs."""
+
+_TRUNK = {"name": "resunet", "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2]}
+"""Of the bundled localizer."""
+
+_LITE = {"name": "resunet", "trunk": "lite0"}
 
 
 def _smp(model: str, encoder: str) -> dict[str, Any]:
@@ -77,6 +83,7 @@ PRESETS: dict[PresetName, StudentPreset] = {
             "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
             "segformer": _smp("segformer", "mit_b2"),
             BUNDLED: _TRUNK,
+            IMAGENET: _LITE,
         },
         epochs=100,
         batch=24,
@@ -90,6 +97,7 @@ PRESETS: dict[PresetName, StudentPreset] = {
             "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
             "segformer": _smp("segformer", "mit_b0"),
             BUNDLED: _TRUNK,
+            IMAGENET: _LITE,
         },
         epochs=14,
         batch=12,
@@ -191,6 +199,8 @@ def train_student(
         begun = begin(network, architecture, tuple(examples.classes), *request.init)
     elif request.model == BUNDLED:
         begun = begin_with_trunk(network)
+    elif request.model == IMAGENET:
+        begun = begin_with_imagenet(network, _LITE["trunk"])
     learning = Learning(
         numbers.cropping, max(2, min(numbers.batch, len(learn))), *norm_of(architecture), seed=request.seed
     )

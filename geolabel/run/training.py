@@ -18,6 +18,7 @@ from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
 from geolabel.folders import work_folder
 from geolabel.io import weights
 from geolabel.io.downloads import sha256
+from geolabel.networks import imagenet
 from geolabel.networks.checkpoint import load_checkpoint
 from geolabel.networks.initial import Share, take_over
 from geolabel.trainers.crops import Cropping
@@ -217,6 +218,13 @@ def begin(
     except ValueError as error:
         raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
     return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
+
+
+def begin_with_imagenet(network: nn.Module, variant: str) -> dict[str, Any]:
+    """Give a ResUNet on a trunk of EfficientNet-Lite the ImageNet weights that ship, and say so."""
+    trunk = {f"down.{name}": tensor for name, tensor in imagenet.load_trunk(variant).items()}
+    network.load_state_dict(trunk, strict=False)
+    return {"init": {"share": "backbone", "weights": f"ImageNet, {variant}", "tensors": len(trunk)}}
 
 
 def begin_with_trunk(network: nn.Module) -> dict[str, Any]:
