@@ -154,7 +154,8 @@ def localizer(
     default="resunet",
     show_default=True,
     help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one that has seen "
-    "ImageNet, for few images or a small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds single objects.",
+    "ImageNet, for few images or a small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds "
+    "single objects.",
 )
 @option(
     "--preset",
