@@ -117,7 +117,7 @@ def localizer(
     from geolabel.folders import check_folder
 
     options.check_training(out / "localizer.safetensors", overwrite=overwrite)
-    check_folder(out, [chips])
+    check_folder(out, [chips], shared=True)
     with loading(ctx):
         from geolabel.datasets.chips import read_chips
         from geolabel.run.localizers import LocalizerRequest, train_localizer
@@ -243,7 +243,7 @@ def student(
     from geolabel.folders import check_folder
 
     options.check_training(file, *LIBRARIES.get(model, ()), overwrite=overwrite)
-    check_folder(out, [labels, *([] if test is None else [test])])
+    check_folder(out, [labels, *([] if test is None else [test])], shared=True)
     networks = options.training_networks(given)
     if kind == "detector":
         if plain:

@@ -57,8 +57,13 @@ def note(path: Path) -> None:
             keeper.note(path)
 
 
-def check_folder(out: Path, inputs: Iterable[str | Path] = ()) -> None:
+def check_folder(out: Path, inputs: Iterable[str | Path] = (), *, shared: bool = False) -> None:
     """Refuse, before any work is done, a folder that cannot be one of outputs.
+
+    Parameters
+    ----------
+    shared
+        Whether it may hold other things, such as a folder of inputs.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def check_folder(out: Path, inputs: Iterable[str | Path] = ()) -> None:
             if made is not None and _name_in(out, source) in made.names:
                 raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
             continue
-        if _is_below(source, out):
+        if _is_below(source, out) and not shared:
             raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
         if _is_below(out, source):
             raise OutputError(f"{out} is inside an input of this run ({source}): give another folder for the output")
@@ -177,7 +182,7 @@ def work_folder(
 
 def check_work(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = (), shared: bool = False) -> Made | None:
     """What geolabel made in a folder that is to be worked in; refuses, before any work is done, as `work_folder`."""
-    check_folder(out, inputs)
+    check_folder(out, inputs, shared=shared)
     if overwrite:
         return claim(out, overwrite=True, shared=shared)
     made = Made.read(out)
@@ -243,7 +248,7 @@ def replacing_folder(
         If `out` cannot be a folder of outputs, holds what geolabel did not make, or holds what it made and `overwrite`
         is not given.
     """
-    check_folder(out, inputs)
+    check_folder(out, inputs, shared=shared)
     old = claim(out, overwrite=overwrite, shared=shared)
     fresh = not out.is_dir()
     try:

@@ -208,6 +208,7 @@ def test_an_output_folder_is_apart_from_every_input(tmp_path: Path) -> None:
             check_folder(tmp_path / out, ["s3://bucket/chips", tmp_path / "chips"])
     with pytest.raises(OutputError, match="holds an input"):
         check_folder(tmp_path, [tmp_path / "link/images"])
+    check_folder(tmp_path, [tmp_path / "link/images"], shared=True)
     check_folder(tmp_path / "other", [tmp_path / "chips", scene])
     check_folder(tmp_path, [scene])
 
