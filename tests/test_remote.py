@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import pickle
 import re
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from rasterio.shutil import copy
 
 import geolabel
 from geolabel.errors import SceneError
-from geolabel.io import places
+from geolabel.io import places, sources
 from geolabel.io.fingerprints import fingerprint
 from geolabel.io.listing import list_scenes
 from geolabel.io.scenes import SceneReader
@@ -63,7 +64,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("Content-Length", str(last + 1 - first))
-        self.send_header("ETag", '"one"')
+        self.send_header("ETag", self.server.tag)
         self.end_headers()
         part = content[first : last + 1]
         if fault == "breaks off":
@@ -83,6 +84,7 @@ class Store(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.faults: list[int | str] = []
         self.served = 0
+        self.tag = '"one"'
 
     def url(self) -> str:
         """A new name each time, since GDAL remembers what it knows of a file."""
@@ -228,6 +230,21 @@ def test_a_scene_is_known_by_its_tag_although_the_server_is_busy(store: Store) -
     mark = fingerprint(reader)
     assert mark is not None
     assert mark["tag"] == '"one"'
+
+
+def test_a_scene_that_is_replaced_while_it_is_read_is_an_error(
+    store: Store, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CONFIRM_S", 0.0)
+    reader = SceneReader(store.url())
+    grid = reader.scene.grid
+    fingerprint(reader)
+    assert np.array_equal(reader.read(PART, grid)[0], expected)
+    travelled = pickle.loads(pickle.dumps(reader))
+    monkeypatch.setattr(store, "tag", '"two"')
+    for one in (reader, travelled):
+        with pytest.raises(SceneError, match=r'was replaced on its server .*"one", and is "two"'):
+            one.read(PART, grid)
 
 
 def test_a_list_is_fetched_with_patience(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

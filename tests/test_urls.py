@@ -81,7 +81,7 @@ def test_a_run_knows_its_scene_by_a_hash(tmp_path: Path, monkeypatch: pytest.Mon
     from geolabel.io import fingerprints
     from geolabel.io.sources import FileSource
 
-    monkeypatch.setattr(fingerprints, "_tag", lambda _: None)
+    monkeypatch.setattr(FileSource, "pin", lambda _: None)
     monkeypatch.setattr(fingerprints, "_look", lambda _: "")
     monkeypatch.setattr(FileSource, "header", property(lambda _: None))
     marks = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from geolabel.errors import OutputError, SceneError
-from geolabel.io import remote
 from geolabel.io.foreign import in_words
 from geolabel.io.opening import files_of, is_remote
 from geolabel.io.patchwork import patchwork_of
@@ -47,7 +45,7 @@ def fingerprint(reader: SceneReader) -> dict[str, Any] | None:
     return hidden | {
         "uri": named if is_remote(uri) or not Path(uri).exists() else str(Path(uri).absolute()),
         "files": _files(uri),
-        "tag": _tag(uri) if is_remote(uri) else None,
+        "tag": source.pin(),
         "header": hashlib.sha256(repr(source.header).encode()).hexdigest(),
         "pixels": _look(source),
     }
@@ -86,34 +84,6 @@ def _files(uri: str) -> list[list[Any]]:
             status = Path(name).stat()
             marks.append([name, status.st_size, status.st_mtime_ns])
     return marks
-
-
-def _tag(uri: str) -> str | None:
-    """What the server says of the version of a scene."""
-    url = uri.removeprefix("/vsicurl/")
-    if url.startswith(("http://", "https://")):
-        with suppress(OSError, ValueError):
-            return remote.insist(lambda _: _header_tag(url), without_secrets(url))
-        return None
-    return _store_tag(url)
-
-
-def _header_tag(url: str) -> str | None:
-    with urllib.request.urlopen(remote.request(url, "HEAD"), timeout=ANSWER_S) as answer:  # noqa: S310
-        said = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        return None if said is None else str(said)
-
-
-def _store_tag(url: str) -> str | None:
-    import fsspec
-
-    # whatever a store's package raises: its word is a help, and header and pixels do without
-    with suppress(Exception):
-        files, path = fsspec.core.url_to_fs(url)
-        facts = files.info(path)
-        said = next((facts[name] for name in ("ETag", "etag", "LastModified", "last_modified") if name in facts), None)
-        return None if said is None else str(said)
-    return None
 
 
 def _look(source: FileSource) -> str:

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.client import HTTPException
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -147,6 +148,34 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
     if user:
         asked.add_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
     return asked
+
+
+def tag_of(uri: str) -> str | None:
+    """What the server says of the version of a scene."""
+    url = uri.removeprefix("/vsicurl/")
+    if url.startswith(("http://", "https://")):
+        with suppress(OSError, ValueError):
+            return insist(lambda _: _header_tag(url), without_secrets(url))
+        return None
+    return _store_tag(url)
+
+
+def _header_tag(url: str) -> str | None:
+    with urllib.request.urlopen(request(url, "HEAD"), timeout=ANSWER_S) as answer:  # noqa: S310
+        said = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or answer.headers.get("Content-Length")
+        return None if said is None else str(said)
+
+
+def _store_tag(url: str) -> str | None:
+    import fsspec
+
+    # whatever a store's package raises: its word is a help, and header and pixels do without
+    with suppress(Exception):
+        files, path = fsspec.core.url_to_fs(url)
+        facts = files.info(path)
+        said = next((facts[name] for name in ("ETag", "etag", "LastModified", "last_modified") if name in facts), None)
+        return None if said is None else str(said)
+    return None
 
 
 def _said(error: BaseException | None) -> Iterator[str]:

@@ -121,7 +121,9 @@ class SceneReader:
         self._placed: tuple[Grid | None, tuple[Axis, Axis] | None] = (None, None)
 
     def __reduce__(self) -> tuple[partial[SceneReader], tuple[()]]:
-        return self._recipe, ()
+        # a file takes the version that it was pinned to along
+        source = self.source if isinstance(self.source, FileSource) else self._recipe.args[0]
+        return partial(self._recipe.func, source, **self._recipe.keywords), ()
 
     def __enter__(self) -> Self:
         return self
@@ -389,7 +391,7 @@ class SceneReader:
 def _source(given: str | os.PathLike[str] | Labelled | Source) -> Source:
     if isinstance(given, str | os.PathLike):
         return FileSource(os.fspath(given))
-    return given if isinstance(given, Source) else ArraySource(given)
+    return given if isinstance(given, FileSource | Source) else ArraySource(given)
 
 
 def _parts(window: Window, *scales: Fraction) -> list[Window]:

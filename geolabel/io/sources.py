@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 import weakref
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import rasterio
@@ -37,6 +38,13 @@ logger = logging.getLogger(__name__)
 
 PROBE = 512
 """Side in pixels at which the mask of a raster is compared with the masks of its overviews."""
+
+
+CONFIRM_S = 10.0
+"""Seconds after which a server is asked again for the version of a raster."""
+
+_CONFIRMED: dict[str, float] = {}
+"""When the version of a URL was last confirmed in this process."""
 
 
 @runtime_checkable
@@ -72,10 +80,36 @@ class FileSource:
     def __init__(self, uri: str) -> None:
         check_name(uri)
         self.uri = uri
+        self._tag: str | None = None
         self._local = threading.local()
         self._opening = threading.Lock()
         # Weak: the handles of a thread that ended are closed with it.
         self._opened: weakref.WeakSet[DatasetReader] = weakref.WeakSet()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _pinned, (self.uri, self._tag)
+
+    def pin(self) -> str | None:
+        """What the server says of the version of the raster; reading another one is an error from now on.
+
+        None for a raster of this machine, and where the server does not say.
+        """
+        if is_remote(self.uri) and self._tag is None:
+            self._tag = remote.tag_of(self.uri)
+            _CONFIRMED[self.uri] = time.monotonic()
+        return self._tag
+
+    def _confirm(self) -> None:
+        """Ask now and then whether the server still has the version that is read: ranges of two make no image."""
+        if self._tag is None or time.monotonic() - _CONFIRMED.get(self.uri, -CONFIRM_S) < CONFIRM_S:
+            return
+        found = remote.tag_of(self.uri)
+        if found is not None and found != self._tag:
+            raise SceneError(
+                f"{without_secrets(self.uri)} was replaced on its server while it was read (it was {self._tag}, and is "
+                f"{found}): run again, or download it first"
+            )
+        _CONFIRMED[self.uri] = time.monotonic()
 
     @cached_property
     def header(self) -> Header:
@@ -127,6 +161,7 @@ class FileSource:
                 self._reopen(level)
             return self._read_once(bands, shape, level, part)
 
+        self._confirm()
         with self._dataset(level):  # opened with patience of its own, which would else multiply with that of reading
             return remote.insist(attempt, without_secrets(self.uri))
 
@@ -182,6 +217,13 @@ class FileSource:
         with self._opening:
             self._opened.add(dataset)
         return dataset
+
+
+def _pinned(uri: str, tag: str | None) -> FileSource:
+    """A file that was pinned to a version in another process."""
+    source = FileSource(uri)
+    source._tag = tag
+    return source
 
 
 def _file_header(dataset: DatasetReader, uri: str) -> Header:
