@@ -208,14 +208,14 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     default=3,
     show_default=True,
     metavar="N",
-    help="How often everything is done, each time drawn anew.",
+    help="How often everything is done, each time drawn afresh.",
 )
 @option(
     "--minutes",
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Begin nothing new after that; the same command goes on with the rest.",
+    help="Begin nothing new after that; the same command does the rest.",
 )
 @option(
     "--only",
@@ -267,7 +267,7 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
 )
 @options.segmenter_options
 @option(
-    "--overwrite", group="output", is_flag=True, help="Begin anew: delete what earlier calls with this --out measured."
+    "--overwrite", group="output", is_flag=True, help="Restart: delete what earlier calls with this --out measured."
 )
 @options.as_json
 @options.terminal
@@ -290,7 +290,7 @@ def weak(
     """Measure what is learned from labels of whole chips: localizers, pseudo-labels and students, beside floors.
 
     DATA is a folder with train/ and val/, each with images/, masks/ and labels.csv, or a pack of such. What is done is
-    kept in a folder beside the table, so the same command goes on where it stopped.
+    kept in a folder beside the table, so the same command resumes where it stopped.
 
     \b
     geolabel bench weak chips/ --preset cpu --minutes 60 --out table.md
@@ -338,7 +338,7 @@ def weak(
         done = measured.run()
         left = sum(name not in done for name, _ in measured.steps())
         if overwrite and left:
-            facts: dict[str, Any] = {"table": f"{out} stays until all is measured anew", "steps done": len(done)}
+            facts: dict[str, Any] = {"table": f"{out} stays until all is measured again", "steps done": len(done)}
             announce(facts | {"steps left": left}, as_json=as_json)
             return
         drawn = {} if pictures is None else draw_sheet(measured, pictures)

@@ -86,7 +86,7 @@ def evaluate(
     regions, whether they are pixels or polygons.
 
     Where TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of the same chips, as "geolabel label"
-    writes it, or the file of a student. Figures come with intervals of 95 %, from drawing chips anew.
+    writes it, or the file of a student. Figures come with intervals of 95 %, from drawing chips again.
 
     \b
     geolabel evaluate slides.gpkg truth.gpkg --scene scene.tif

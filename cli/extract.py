@@ -113,7 +113,8 @@ def extract(
         raise OptionError(f"two outputs, {output} and {out}: give one")
     target = out or output
     if target is None and not dry_run:
-        raise OptionError("no output: give --out FILE.gpkg")
+        other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml"))
+        raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
     check_scenes(others if output else scenes)
     check_outputs(target, score_out, mask_out, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.listing import list_scenes

@@ -21,7 +21,7 @@ from .terminal import announce, progress_bar
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the table, the plot and the figures; a stopped study goes on there.",
+    help="Folder for the table, the plot and the figures; a stopped study resumes there.",
 )
 @option(
     "--classes",

@@ -76,7 +76,7 @@ METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         rare=True,
         is_flag=True,
         default=None,
-        help="apsam, s2c, cism: one view of a chip in place of four scales and mirrored ones.",
+        help="apsam, s2c, cism: one view of a chip instead of four scales and mirrored ones.",
     ),
     *prediction.CLUSTERING_OPTIONS,
     option(
@@ -147,7 +147,7 @@ def label(
     """Make pseudo-labels of the images in CHIPS.
 
     The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
-    they were made. A run that was stopped goes on with the same command.
+    they were made. A run that was stopped resumes with the same command.
     """
     from geolabel.folders import check_work
 

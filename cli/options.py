@@ -213,7 +213,7 @@ def run_options(command: F) -> F:
             group="machine",
             rare=True,
             metavar="FOLDER|URL",
-            help="Where the records are kept from which an interrupted run goes on; all workers have to see "
+            help="Where the records are kept from which an interrupted run resumes; all workers have to see "
             "it. Default: a folder beside the output.",
         ),
     ):
@@ -277,7 +277,7 @@ def reading_options(command: F) -> F:
             "--nodata",
             group="input",
             type=float,
-            help="Value that marks pixels without data, in place of the file's own.",
+            help="Value that marks pixels without data, instead of the file's own.",
         ),
         option(
             "-b", "--bands", group="input", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."

@@ -30,7 +30,7 @@ from .terminal import announce, extent, loading, progress_bar, see
     show_default=True,
     help="Minimum value of a landslide's pixels.",
 )
-@option("--nodata", group="input", type=float, help="Value of pixels without data, in place of the file's own.")
+@option("--nodata", group="input", type=float, help="Value of pixels without data, instead of the file's own.")
 @option(
     "--gsd",
     group="input",

@@ -247,7 +247,7 @@ def prediction_options(command: F) -> F:
             rare=True,
             type=click.Path(),
             metavar="FILE",
-            help="alps: named clusters, or the folder of pseudo-labels that they lie in.",
+            help="alps: named clusters, or the folder of pseudo-labels that holds them.",
         ),
     ):
         command = decorate(command)

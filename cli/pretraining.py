@@ -32,7 +32,7 @@ def _clustering(command: F) -> F:
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the table, the plot and what was learned; a stopped study goes on there.",
+    help="Folder for the table, the plot and what was learned; a stopped study resumes there.",
 )
 @option(
     "--test", group="input", type=FOLDER, help="Chips with masks to judge on; default one in five of CHIPS, kept aside."

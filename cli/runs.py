@@ -19,7 +19,7 @@ def runs() -> None:
     """List, describe and delete the folders of unfinished work.
 
     A run keeps its records in a folder beside its output (or in --run-dir) until it succeeds. One that was interrupted
-    goes on from there when the same command is given again.
+    resumes from there when the same command is given again.
     """
 
 
@@ -83,7 +83,7 @@ def show(run: str, as_json: bool) -> None:
 @click.argument("run", nargs=-1, required=True)
 @options.terminal
 def clean(run: tuple[str, ...]) -> None:
-    """Delete the folder of each RUN that is not going on."""
+    """Delete the folder of each RUN that no process works on."""
     from geolabel.run.runs import clean as clean_run
 
     for root in run:

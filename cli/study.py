@@ -32,7 +32,7 @@ def _study_options(command: F) -> F:
             "--single-scale",
             group="method",
             is_flag=True,
-            help="One view of a chip, in place of four scales and mirrored ones: fifteen times as fast.",
+            help="One view of a chip, instead of four scales and mirrored ones: fifteen times as fast.",
         ),
         option(
             "--class-name",
@@ -47,7 +47,7 @@ def _study_options(command: F) -> F:
             group="output",
             required=True,
             type=click.Path(file_okay=False, path_type=Path),
-            help="Folder for the table, the plot and the figures; a stopped study goes on there.",
+            help="Folder for the table, the plot and the figures; a stopped study resumes there.",
         ),
         click.argument("chips", type=CHIPS),
     ):
@@ -101,7 +101,7 @@ _seeds = option(
     default=1,
     show_default=True,
     metavar="N",
-    help="How often every variant is trained, each time drawn anew.",
+    help="How often every variant is trained, each time drawn afresh.",
 )
 
 

@@ -22,8 +22,9 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     dense
         Whether the method scores every pixel itself, without prompts.
     """
-    count, whole = figures["landslides"], extent(figures["area_km2"] * 1e6)
-    rows = {"landslides": f"{count}, {extent(figures['area_m2'])} of {whole}" if count else f"none in {whole}"}
+    count, whole = figures["landslides"], figures["area_km2"] * 1e6
+    found = f"{count}, {extent(figures['area_m2'], whole)} of" if count else "none in"
+    rows = {"landslides": f"{found} {extent(whole)}"}
     if figures["mean_confidence"] is not None:
         rows["confidence"] = f"{figures['mean_confidence']:.2f} on average, of 0 to 1"
     if figures["candidates"]:

@@ -30,7 +30,11 @@ LINE_EVERY = 10.0
 
 def _ended(name: str, done: int, total: int, start: float) -> str:
     """The line that stays when a pass has ended."""
-    return f"{name}: {done} of {total} tasks in {time.monotonic() - start:.1f} s"
+    return f"{name}: {done} of {_tasks(total)} in {time.monotonic() - start:.1f} s"
+
+
+def _tasks(total: int) -> str:
+    return f"{total} task" if total == 1 else f"{total} tasks"
 
 
 class Lines:
@@ -40,7 +44,7 @@ class Lines:
         """Pass `results` through and say how far they are."""
         start = last = time.monotonic()
         done = 0
-        click.echo(f"{name}: {total} tasks", err=True)
+        click.echo(f"{name}: {_tasks(total)}", err=True)
         for result in results:
             yield result
             done += 1
@@ -91,7 +95,7 @@ class Bars:
             yield result
             done += 1
             self.display.advance(task)
-        # only what is at work is drawn anew: runs over many scenes have more passes than a terminal has lines
+        # only what is at work is drawn again: runs over many scenes have more passes than a terminal has lines
         self.display.remove_task(task)
         self.display.console.print(_ended(name, done, total, start), highlight=False, markup=False)
 
@@ -176,11 +180,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-def extent(square_metres: float) -> str:
-    """An area in the unit that a person would use."""
-    for unit, size in (("km2", 1e7), ("ha", 1e3)):
-        if square_metres >= size:
-            return f"{_three_digits(square_metres / (1e6 if unit == 'km2' else 1e4))} {unit}"
+def extent(square_metres: float, whole: float | None = None) -> str:
+    """An area in the unit that a person would use: that of the `whole` that it is part of, unless it is tiny there."""
+    for unit, size, least in (("km2", 1e6, 1e7), ("ha", 1e4, 1e3)):
+        if square_metres >= least or (whole is not None and whole >= least and square_metres >= size / 100):
+            return f"{_three_digits(square_metres / size)} {unit}"
     return f"{square_metres:.0f} m2"
 
 

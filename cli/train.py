@@ -204,7 +204,7 @@ def bundled(
 def average(
     files: tuple[Path, ...], out: Path, scenes: Path | None, threads: int | None, overwrite: bool, as_json: bool
 ) -> None:
-    """Write the mean of the weights of localizers that train bundled made, calibrated anew.
+    """Write the mean of the weights of localizers that train bundled made, calibrated again.
 
     Trainings that begin alike and see different changes are often better as a mean than each is. A FILE that is named
     twice counts twice.

@@ -131,7 +131,7 @@ def test_ctrl_c_finishes_what_is_at_work_and_says_how_to_go_on(scene: Path, tmp_
     victim.send_signal(signal.SIGINT)
     _, said = victim.communicate(timeout=200)
     assert victim.returncode == 130
-    assert f"what is done is kept in {out}.run: the same command goes on from there" in said
+    assert f"what is done is kept in {out}.run: the same command resumes from there" in said
     assert "Traceback" not in said
     assert not list((tmp_path / "slides.gpkg.run").rglob("*.part"))
     done = records(out)
@@ -185,7 +185,7 @@ def test_ctrl_c_with_workers(scene: Path, tmp_path: Path) -> None:
     os.killpg(victim.pid, signal.SIGINT)
     _, said = victim.communicate(timeout=200)
     assert victim.returncode == 130, said
-    assert "the same command goes on from there" in said
+    assert "the same command resumes from there" in said
     done = records(out)
     again = start(scene, out, "--json")
     said, _ = again.communicate(timeout=200)
@@ -234,7 +234,7 @@ def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
         results = execute.ordered(slowly, range(20))
         next(results)
         client.cluster.scheduler.loop.add_callback(client.cluster.scheduler.close)
-        with pytest.raises(ClusterError, match="the same command goes on"):
+        with pytest.raises(ClusterError, match="the same command resumes"):
             list(results)
         with pytest.raises(ClusterError, match="the scheduler is gone"):
             list(execute.ordered(slowly, range(3)))
@@ -309,7 +309,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
         patch.setattr(FolderPlace, "_write", fills_up)
         with pytest.raises(OutputError, match="No space left") as caught:
             run(scene, out)
-    assert "the same command goes on" in caught.value.__notes__[0]
+    assert "the same command resumes" in caught.value.__notes__[0]
     found = run(scene, out)
     assert 0 < found.report.tasks_kept <= 30
     assert found.landslides.to_wkb().equals(run(scene).landslides.to_wkb())

@@ -150,7 +150,7 @@ def test_records_that_do_not_belong_together_are_an_error(scene: Path, tmp_path:
     store.write("localize", 0, store.read("localize", 0) | {"activation": np.zeros((1, 2, 3), np.uint8)})
     for number in range(store.count("prompt-done")):
         (tmp_path / "run" / store.name("prompt-done", number)).unlink()
-    with pytest.raises(RunError, match="records of an earlier run, and going on with them failed"):
+    with pytest.raises(RunError, match="records of an earlier run, and resuming from them failed"):
         run_extract(plan, Targets.of(None), keeping=keeping)
 
 
@@ -241,7 +241,7 @@ def test_a_full_disk_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(FolderPlace, "_write", full)
-    with pytest.raises(OutputError, match=r"No space left.*same command goes on"):
+    with pytest.raises(OutputError, match=r"No space left.*same command resumes"):
         Store(tmp_path).write("a", 0, {"x": THREE})
     assert len(asked) == 1
 

@@ -72,6 +72,27 @@ def test_gaps_and_tiles_without_data_are_told_and_so_is_what_was_kept() -> None:
     assert rows["time"] == "15 s; 60 of 80 tasks were done before"
 
 
+@pytest.mark.parametrize(
+    ("found", "whole", "said"),
+    [
+        (16_244, 0.262, "3, 1.62 ha of 26.2 ha"),
+        (6_500_000, 105, "3, 6.5 km2 of 105 km2"),
+        (52_000, 105, "3, 0.052 km2 of 105 km2"),
+        (5_200, 105, "3, 0.52 ha of 105 km2"),
+        (400, 0.262, "3, 0.04 ha of 26.2 ha"),
+        (40, 0.262, "3, 40 m2 of 26.2 ha"),
+        (400, 0.0009, "3, 400 m2 of 900 m2"),
+    ],
+)
+def test_a_part_is_said_in_the_unit_of_the_whole_unless_it_is_tiny(found: float, whole: float, said: str) -> None:
+    assert (
+        of_extraction("a.gpkg", FIGURES | {"landslides": 3, "area_m2": found, "area_km2": whole}, dense=False)[
+            "landslides"
+        ]
+        == said
+    )
+
+
 def test_several_processes_share_the_memory() -> None:
     rows = of_scores("a.tif", FIGURES | {"peak_mb": {"a:1": 512, "b:2": 1024}})
     assert rows["memory"] == "1.0 GB in the largest of 2 processes"
@@ -168,6 +189,11 @@ def test_without_a_terminal_progress_is_lines(context: click.Context, capsys: py
     assert lines[:2] == ["loading networks", "merge: 3 tasks"]
     assert re.fullmatch(r"merge: 3 of 3 tasks in \d+\.\d s", lines[2])
     assert len(lines) == 3
+    with progress_bar(context) as progress:
+        assert list(progress.track(iter("a"), "prompt", 1)) == ["a"]
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "prompt: 1 task"
+    assert last.startswith("prompt: 1 of 1 task in ")
 
 
 def test_quiet_shows_neither_loading_nor_progress(context: click.Context, capsys: pytest.CaptureFixture[str]) -> None:

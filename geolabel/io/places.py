@@ -37,7 +37,7 @@ LASTING = (
 """Errors that no waiting mends."""
 
 LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL}
-"""A full disk is for the user to mend; the run goes on where it stopped."""
+"""A full disk is for the user to mend; the run resumes where it stopped."""
 
 
 class Place(Protocol):

@@ -90,7 +90,7 @@ class Store:
         except OSError as error:
             raise OutputError(
                 f"record {self.root}/{name} could not be written: {error.strerror or error}; "
-                "mend that, and the same command goes on from here"
+                "mend that, and the same command resumes from here"
             ) from error
 
     def read(self, kind: str, index: int, *names: str) -> dict[str, AnyArray]:

@@ -58,7 +58,7 @@ PATIENCE = "distributed.scheduler.no-workers-timeout"
 
 NOBODY = (
     "no worker is left, and none came in the time that the scheduler waits for one: see why they ended, start others, "
-    "and the same command goes on"
+    "and the same command resumes"
 )
 
 
@@ -308,7 +308,7 @@ def _workers(client: Any) -> dict[str, dict[str, Any]]:
     """
     workers: dict[str, dict[str, Any]] | None = client.scheduler_info(n_workers=-1).get("workers")
     if workers is None:  # a client that has lost its scheduler knows of nothing
-        raise ClusterError("the scheduler is gone: start it again, and the same command goes on; or close its client")
+        raise ClusterError("the scheduler is gone: start it again, and the same command resumes; or close its client")
     return workers
 
 
@@ -378,6 +378,6 @@ def _explained(number: int = 0) -> Iterator[None]:
             raise ClusterError(NOBODY) from error
         if isinstance(error, CancelledError | AsyncCancelledError) or type(error).__module__.startswith("distributed"):
             raise ClusterError(
-                f"the scheduler is gone ({type(error).__name__}: {error}): start it again, and the same command goes on"
+                f"the scheduler is gone ({type(error).__name__}: {error}): start it again, and the same command resumes"
             ) from error
         raise

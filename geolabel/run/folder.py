@@ -95,7 +95,7 @@ class Folder:
         elif found is not None:
             differing = difference(found.key, key)
             if not differing and (found.overwrite or not overwrite):
-                log.info("going on with the run in %s", self.store.root)
+                log.info("resuming the run in %s", self.store.root)
                 self.resumed = True
                 self._write(State(key, found.started, overwrite, passes=found.passes, written=found.written))
                 return
@@ -224,7 +224,7 @@ def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwr
         stack.enter_context(locked(folder.place, str(root), on_loss=folder.lose))
         folder.place.remove(STOP)
         folder.begin(key, overwrite=overwrite)
-        hint = f"what is done is kept in {root}: the same command goes on from there"
+        hint = f"what is done is kept in {root}: the same command resumes from there"
         try:
             _check_visible(folder)
             with _interruptible(folder):
@@ -238,8 +238,8 @@ def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwr
             folder.give_up(error, hint)
             if folder.resumed and isinstance(error, UNFIT):
                 raise RunError(
-                    f"{root} holds records of an earlier run, and going on with them failed "
-                    f"({type(error).__name__}: {error}); if they are damaged, --overwrite starts anew"
+                    f"{root} holds records of an earlier run, and resuming from them failed "
+                    f"({type(error).__name__}: {error}); if they are damaged, --overwrite restarts"
                 ) from error
             raise
         if keeping.keep:

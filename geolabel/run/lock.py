@@ -106,7 +106,7 @@ def holder(place: Place, *, watch: bool = True) -> Holder | None:
         return None
     if found.alive or not watch:
         return found
-    log.warning("the run seems to be going on at %s: waiting for a sign of life", found.host)
+    log.warning("the run seems to be at work on %s: waiting for a sign of life", found.host)
     end = time.monotonic() + PATIENCE * BEAT
     while time.monotonic() < end:
         time.sleep(BEAT / 5)

@@ -212,8 +212,8 @@ def check_trained(localizer: Recipe, method: str) -> None:
         how = f"with --method {trained}" if trained else "in another way"
         raise WeightsError(
             f"--method {method} needs a localizer that was trained so, and {localizer.source} was trained {how}: train "
-            f"one on chips (geolabel train localizer --method {method}) and give its file with --localizer, or leave "
-            "--method out"
+            f"one on chips (geolabel train localizer --method {method}) and give its file with --localizer, or take "
+            "--method apsam"
         )
 
 

@@ -155,7 +155,7 @@ def fit(
     state = _start(objective.module, schedule, device, precision)
     if resume and (folder / STATE).is_file():
         state.load(folder / STATE)
-        logger.info("going on from step %d", state.step)
+        logger.info("resuming from step %d", state.step)
     last_judged = _stage(schedule, state)
     began = time.monotonic() - state.seconds
     with Curves(folder, after=state.step) as curves, ThreadPoolExecutor(1) as ahead:
