@@ -168,7 +168,7 @@ RECIPES: dict[Preset, Recipe] = {
 """``full`` takes 120 minutes for the segmenter and 12 for the localizer, in bf16 on a core each; ``short`` takes a few
 seconds, to see that it runs.
 
-The networks that ship are of earlier recipes and cannot be made again byte for byte. The segmenter is of ``refine`` after
+The networks that ship are of earlier recipes, not to be made again byte for byte. The segmenter is of ``refine`` after
 7000 of the 8000 steps of ``full``, both with synthetic scenes of an earlier generator. The localizer is the mean
 (`trainers.averaging`) of trainings without a trunk that saw photographs.
 """
