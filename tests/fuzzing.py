@@ -233,7 +233,7 @@ def read_vectors(path: Path, dice: random.Random) -> None:
     errors = []
     for read in (
         lambda: read_prompts(path, GRID),
-        lambda: read_aoi(path, GRID.crs),
+        lambda: read_aoi(path, GRID.crs, layer="landslides" if path.suffix == ".gpkg" else None),
         lambda: evaluate(path, path.with_name("valid") / "slides.gpkg"),
         lambda: read_provenance(path) if path.suffix == ".gpkg" else None,
     ):
@@ -395,6 +395,7 @@ CASES = {
 
 def main(folder: Path, cases: list[str]) -> None:
     import dask
+    import torch  # noqa: F401  # its libraries have no place in the memory that a case may take
 
     from geolabel.run import lock
 

@@ -15,6 +15,7 @@ from affine import Affine
 from PIL import Image
 from rasterio.features import rasterize
 from scipy import ndimage
+from shapely import Point
 
 from geolabel.cli.main import run as command
 from geolabel.clusters import Source
@@ -318,7 +319,7 @@ def test_what_alps_cannot_extract_is_an_error(
     scene: Path, tmp_path: Path, named: Path, capsys, monkeypatch, more, says
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "drawn.gpkg").touch()
+    gpd.GeoDataFrame(geometry=[Point(500010, 2999990)], crs="EPSG:32648").to_file(tmp_path / "drawn.gpkg")
     assert extract(scene, tmp_path / "slides.gpkg", named, *more) == 2
     assert says in capsys.readouterr().err
 

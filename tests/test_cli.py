@@ -126,7 +126,7 @@ def test_a_command_without_rare_options_speaks_of_no_others(capsys):
         (["scene.tif"], "geolabel extract scene.tif --out slides.gpkg"),
         (["wibble"], "there are extract, predict"),
         (["models", "lst"], "did you mean list?"),
-        (["models", "scene.tif"], "there are fetch"),
+        (["models", "scene.tif"], "there are export, fetch"),
         (["extract", "scene.tif", "--bound", "1,2,3,4"], "--bounds"),
     ],
 )
@@ -264,8 +264,8 @@ def test_what_leads_elsewhere_is_for_others_to_open(name: str):
         ("study s2c . --out t", "lightning", "training needs lightning"),
         ("study alps . --out t", "sklearn", "training needs scikit-learn"),
         ("bench weak . --out t.md", "lightning", "training needs lightning"),
-        ("label . --out t --method alps --sam vit_b", "sklearn", "clustering needs scikit-learn"),
-        ("label . --out t --method diffuprompter --sam vit_b", "diffusers", "diffuprompter needs diffusers"),
+        ("label chips --out t --method alps --sam vit_b", "sklearn", "clustering needs scikit-learn"),
+        ("label chips --out t --method diffuprompter --sam vit_b", "diffusers", "diffuprompter needs diffusers"),
         ("extract a.tif --out t.gpkg --method diffuprompter --sam vit_b", "transformers", "needs transformers"),
     ],
 )
@@ -280,6 +280,8 @@ def test_a_missing_extra_is_named_before_work_and_downloads(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.tif").touch()
+    (tmp_path / "chips").mkdir()
+    (tmp_path / "chips" / "a.png").touch()
     monkeypatch.setattr("geolabel.extras.find_spec", find)
     monkeypatch.setattr("geolabel.io.weights.download", download)
     monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path / "cache"))
@@ -287,7 +289,8 @@ def test_a_missing_extra_is_named_before_work_and_downloads(
     shown = capsys.readouterr()
     assert says in shown.err
     assert "pip install 'geolabel[" in shown.err
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "chips"]
+    assert [path.name for path in (tmp_path / "chips").iterdir()] == ["a.png"]
 
 
 # The environment
