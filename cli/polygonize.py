@@ -9,7 +9,7 @@ import click
 from . import options
 from .commands import command, option
 from .inputs import SCENE, check_outputs
-from .terminal import announce, extent, loading, progress_bar, see
+from .terminal import announce, loading, progress_bar
 
 
 @command(short_help="Turn a mask or scores into polygons.")
@@ -77,10 +77,11 @@ def polygonize(
     with loading(ctx, "loading libraries"):
         from geolabel.run.polygonize import polygonize as run_polygonize
 
+        from .summary import of_polygons
+
     chosen = {name: value for name, value in given.items() if value is not None}
     with progress_bar(ctx) as progress:
         found = run_polygonize(raster, out=target, progress=progress, **chosen)
     area = float(found["area_m2"].sum())
     figures = {"output": target, "landslides": len(found), "area_m2": area}
-    rows = {"landslides": f"{len(found)}, {extent(area)}", "output": target, "next": see(target)}
-    announce(figures if as_json else rows, as_json=as_json)
+    announce(figures if as_json else of_polygons(target, figures), as_json=as_json)

@@ -30,9 +30,8 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     if figures["candidates"]:
         rows["candidates"] = f"{figures['candidates']}, less likely: in the layer candidates"
     if "kept" in figures:
-        rows["review"] = "{kept} kept, {rejected} rejected; {left_out} found on that ground are left out".format(
-            **figures
-        )
+        reviewed = "{kept} kept, {rejected} rejected; {left_out} found on that ground are left out".format(**figures)
+        rows["review"] = reviewed if figures["kept"] or figures["rejected"] else "nothing was reviewed or edited"
     rows |= _effort(figures)
     if output:
         rows["output"] = output
@@ -51,6 +50,15 @@ def of_scores(output: str, figures: Figures) -> dict[str, str]:
         "output": output,
         "next": f"geolabel polygonize {output} --out slides.gpkg; or open it in QGIS: 127 of 254 is the edge",
     }
+
+
+def of_polygons(output: str, figures: Figures) -> dict[str, str]:
+    """Rows on the polygons of a raster: how many `landslides`, and their `area_m2`."""
+    if not figures["landslides"]:
+        way = "a lower --threshold keeps what is less clear, --min-area 1px what is small; is landslide in --band?"
+        return {"landslides": "none", "output": output, "try": way}
+    found = f"{figures['landslides']}, {extent(figures['area_m2'])}"
+    return {"landslides": found, "output": output, "next": see(output)}
 
 
 def of_segments(output: str, figures: Figures) -> dict[str, str]:

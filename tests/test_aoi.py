@@ -82,6 +82,20 @@ def test_an_area_elsewhere_is_refused_with_both_extents(tmp_path: Path):
         read_aoi(lost, UTM, grid=grid)
 
 
+def test_an_area_without_crs_is_taken_to_be_in_the_scenes_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = drawn(tmp_path / "aoi.shp", [box(500_010, 2_999_950, 500_020, 2_999_960)])
+    grid = Grid(UTM, Affine(1, 0, 500_000, 0, -1, 3_000_000), 100, 100)
+    assert read_aoi(path, UTM, grid=grid).area == 100
+    assert not caplog.messages
+    path.with_suffix(".prj").unlink()
+    assert read_aoi(path, UTM, grid=grid).area == 100
+    assert [said for said in caplog.messages if "has no CRS" in said] == [
+        f"{path} has no CRS: its coordinates are taken to be in WGS 84 / UTM zone 48N"
+    ]
+
+
 @pytest.mark.parametrize("crs", [32648, 3857, 2154, 4326])
 def test_an_area_may_be_larger_than_what_the_scenes_crs_can_map(tmp_path: Path, crs: int):
     x, y, unit = {32648: (5e5, 3e6, 1), 3857: (1.15e7, 3e6, 1), 2154: (7e5, 6.6e6, 1), 4326: (105, 30, 1e-5)}[crs]

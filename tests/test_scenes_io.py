@@ -7,6 +7,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -817,7 +818,10 @@ def test_a_reader_opens_nothing_before_it_is_asked():
         ("page.tif", b"<!DOCTYPE html><html><body>404</body></html>", "web page.*failed download"),
         ("error.tif", b"\n<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page or XML"),
         ("empty.tif", b"", "is empty"),
-        ("garbage.tif", bytes(range(256)) * 4, "damaged, or in no format"),
+        ("slides.shp", b"\x00\x00\x27\x0a" + bytes(252), "holds vectors or tables, not a raster"),
+        ("slides.fgb", b"fgb\x03fgb\x01" + bytes(252), "holds vectors or tables, not a raster"),
+        ("slides.geojson", b'{"type": "FeatureCollection", "features": []}', "holds vectors or tables, not a raster"),
+        ("garbage.tif", bytes(range(256)) * 4, r"damaged, or in no format that GDAL reads here$"),
         ("header.tif", b"II*\x00\x08\x00\x00\x00", "damaged, or in no format"),
     ],
 )
@@ -829,6 +833,13 @@ def test_a_file_that_is_no_raster_says_why(tmp_path, name, content, message):
         _ = SceneReader(path).scene
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_geopackage_of_polygons_is_no_scene(tmp_path):
+    path = tmp_path / "slides.gpkg"
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], crs=32648).to_file(path)
+    with pytest.raises(SceneError, match="holds vectors or tables, not a raster"):
+        _ = SceneReader(path).scene
 
 
 def test_a_folder_is_no_scene(tmp_path):

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from geolabel.cli.options import Session
-from geolabel.cli.summary import of_estimate, of_extraction, of_scores, of_segments
+from geolabel.cli.summary import of_estimate, of_extraction, of_polygons, of_scores, of_segments
 from geolabel.cli.terminal import Bars, Lines, announce, duration, extent, loading, progress_bar, readable
 
 FIGURES: dict[str, Any] = {
@@ -91,6 +91,26 @@ def test_a_part_is_said_in_the_unit_of_the_whole_unless_it_is_tiny(found: float,
         ]
         == said
     )
+
+
+def test_a_raster_without_landslides_says_what_to_try_and_nothing_of_a_review() -> None:
+    rows = of_polygons("a.gpkg", {"landslides": 0, "area_m2": 0.0})
+    assert rows["landslides"] == "none"
+    assert "--threshold" in rows["try"]
+    assert "next" not in rows
+    assert of_polygons("a.gpkg", {"landslides": 2, "area_m2": 5e4})["landslides"] == "2, 5 ha"
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((0, 0, 0), "nothing was reviewed or edited"),
+        ((1, 0, 2), "1 kept, 0 rejected; 2 found on that ground are left out"),
+    ],
+)
+def test_a_review_without_reviewed_polygons_says_so(counts: tuple[int, int, int], said: str) -> None:
+    figures = FIGURES | dict(zip(("kept", "rejected", "left_out"), counts, strict=True))
+    assert of_extraction("a.gpkg", figures, dense=False)["review"] == said
 
 
 def test_several_processes_share_the_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from geolabel.names import check_name
 from geolabel.reprojection import reproject, unwrapped
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray
+
+log = logging.getLogger(__name__)
 
 SEGMENTS = 32
 """Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
@@ -188,7 +191,7 @@ def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Pat
     Parameters
     ----------
     source
-        Where the features come from, for the error.
+        Where the features come from, for the error and the warning.
 
     Raises
     ------
@@ -196,6 +199,8 @@ def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Pat
         If coordinates have no place in `crs`.
     """
     own = features.crs
+    if own is None and crs is not None:
+        log.warning("%s has no CRS: its coordinates are taken to be in %s", source, crs.name)
     if crs is None or own is None or own.geodetic_crs is None or crs.geodetic_crs is None:
         return features.set_crs(crs, allow_override=True)
     if own.equals(crs, ignore_axis_order=True):

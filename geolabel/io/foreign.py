@@ -18,6 +18,8 @@ ANSWER = re.compile(r"(?:HTTP (?:error|status)(?: code)?|response code)(?: on \S
 
 PHRASES = {status.value: status.phrase.lower() for status in HTTPStatus}
 
+UNREADABLE = "it is in no format that GDAL reads here"
+
 SENTENCES = {
     "the server's name is not known: check the address and the connection": (
         r"resolve host|name resolution|name or service not known|getaddrinfo|nodename nor|failed to resolve"
@@ -28,9 +30,7 @@ SENTENCES = {
     "no answer came in time": r"timed? ?out",
     "the server's certificate is not accepted": r"certificate|\bssl\b",
     "the connection broke off": r"connection (reset|aborted|broken)|remote end closed|incompleteread|max retries",
-    "it is in no format that GDAL reads here": (
-        r"not recognized as (being in )?a supported (file|dataset) (format|name)|not a supported file format"
-    ),
+    UNREADABLE: (r"not recognized as (being in )?a supported (file|dataset) (format|name)|not a supported file format"),
     "there is no such file": r"no such file or directory|does not exist in the file system",
     "permission is denied": r"permission denied|operation not permitted",
     "the disk is full": r"no space left|disk full|disk is full|disk quota",

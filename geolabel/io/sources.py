@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
 from geolabel.io import remote
-from geolabel.io.foreign import in_words
+from geolabel.io.foreign import UNREADABLE, in_words
 from geolabel.io.headers import Header, crs_beside, to_pyproj
 from geolabel.io.opening import is_remote, open_raster, settings
 from geolabel.names import check_name
@@ -261,6 +261,9 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
     )
 
 
+VECTOR = re.compile(rb"SQLite format 3\x00|\x00\x00\x27\x0a|fgb\x03|\s*\{.*\"(FeatureCollection|Feature)\"", re.DOTALL)
+"""How GeoPackages and other databases, Shapefiles, FlatGeobufs and GeoJSON begin."""
+
 ARCHIVES = {b"PK\x03\x04": ("ZIP", "/vsizip/"), b"7z\xbc\xaf": ("7z", "/vsi7z/"), b"Rar!": ("RAR", "/vsirar/")}
 """How archives begin, and GDAL's way into them where it has one."""
 
@@ -326,6 +329,9 @@ def _why_not(uri: str, cause: RasterioError) -> str:
         return archive
     if re.match(rb"\s*<(!doctype html|html|\?xml)", start, re.IGNORECASE) and b"<VRTDataset" not in start:
         return f"{uri} is a web page or XML, not a raster: it may be the error page of a failed download"
+    if VECTOR.match(start) and in_words(cause) == UNREADABLE:
+        return f"{uri} holds vectors or tables, not a raster: give a GeoTIFF or another format that GDAL reads"
     if not re.match(rb"\s*<", start) and not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
         return f"{uri} is a text file, not a raster: give a GeoTIFF or another format that GDAL reads"
-    return f"{uri} is damaged, or in no format that GDAL reads here: {in_words(cause)}"
+    reason = in_words(cause)
+    return f"{uri} is damaged, or in no format that GDAL reads here" + ("" if reason == UNREADABLE else f": {reason}")

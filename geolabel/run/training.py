@@ -172,7 +172,7 @@ def split(names: Sequence[str]) -> tuple[Int64Array, Int64Array]:
     kept = np.fromiter(map(is_held_out, names), bool, len(names))
     if kept.any() and not kept.all():
         return np.flatnonzero(~kept), np.flatnonzero(kept)
-    log.warning("%d images are too few to keep some aside: weights are selected by what they learn from", len(names))
+    log.warning("images: %d, too few to keep some aside: weights are selected by what they learn from", len(names))
     return np.arange(len(names)), np.arange(len(names))
 
 
