@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from pathlib import Path
 
 from geolabel.errors import OptionError
@@ -32,6 +34,22 @@ def check_name(name: str | os.PathLike[str]) -> None:
     longest = max((len(part.encode()) for part in re.split(r"[/\\]", text)), default=0)
     if file and (longest > MAX_PART_BYTES or "\0" in text):
         raise OptionError(f"no file can be called {text[:60]!r}... ({longest} bytes): give the name of a file")
+
+
+def check_regular(name: str | os.PathLike[str]) -> None:
+    """Refuse what is no file, but is opened like one: reading a pipe waits for ever, and a device has no end.
+
+    Raises
+    ------
+    OSError
+        If it is a pipe, a socket or a device. What is not there passes, as do files and folders.
+    """
+    try:
+        mode = Path(name).stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(name))
 
 
 def exists(name: str | os.PathLike[str]) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
+from geolabel.names import check_regular
+
 MAX_JSON_BYTES = 256 << 20
 """Of a file of JSON that a person gives."""
 
@@ -60,6 +62,7 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, depth: int = MAX_DEPTH
     ValueError
         As `parse_json`.
     """
+    check_regular(path)
     with path.open("rb") as file:
         return parse_json(file.read(limit + 1), limit=limit, depth=depth)
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>{}`]+)")
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|\b(?:https?|ftp|s3|gs|az|abfss?|adls?|oss|swift):/(?!/))("
+    r"?P<rest>[^\s'\"<>{}`]+)"
+)
 _OPTIONS = re.compile(r"/vsicurl(_streaming)?\?(?P<options>[^\s'\"<>{}|\\^`]+)")
 _STORE = re.compile(r"(?P<path>/vsi(s3|gs|az|adls|oss|swift|webhdfs|hdfs)(_streaming)?/[^\s'\"<>{}|\\^`?#]*)"
                     r"[?#][^\s'\"<>{}|\\^`]*")  # fmt: skip
@@ -19,14 +22,14 @@ def without_secrets(text: str) -> str:
 
     User and password, the query string and the fragment of every URL go, since these hold passwords, signatures (S3),
     shared access signatures (Azure) and tokens; so do the options of ``/vsicurl?...`` other than its URL. Anything
-    that is no URL stays as it is.
+    that is no URL stays as it is. A URL that was taken for a path has lost one of its slashes, and counts.
 
     Examples
     --------
     >>> without_secrets("/vsicurl/https://me:secret@host/scene.tif?sig=abc cannot be opened")
     '/vsicurl/https://host/scene.tif cannot be opened'
     """
-    if "://" in text or "%3A%2F%2F" in text.upper() or "/vsi" in text or "@" in text:
+    if ":/" in text or "%3A%2F%2F" in text.upper() or "/vsi" in text or "@" in text:
         text = _OPTIONS.sub(_options, text)
         text = _URL.sub(_plain, text)
         text = _STORE.sub(r"\g<path>", text)

@@ -137,3 +137,13 @@ def test_arrays_and_what_is_no_scene() -> None:
     for given, says in (([], "no scene"), (7, "is no scene")):
         with pytest.raises(OptionError, match=says):
             list_scenes(given)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"properties": 5, "links": 9}, {"properties": ["a"], "links": {"a": 1}}],
+)
+def test_items_with_any_values_elsewhere(here: Path, more: dict[str, Any]) -> None:
+    asset = {"href": "a.tif", "type": "image/tiff", "roles": 7}
+    (here / "i.json").write_text(json.dumps({"type": "Feature", "assets": {"visual": asset}, **more}))
+    assert [str(scene.source) for scene in list_scenes("i.json")] == [str(here / "a.tif")]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import sqlite3
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,11 +27,12 @@ from rasterio.shutil import copy
 from rasterio.vrt import WarpedVRT
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
-from geolabel.io import formats, places
+from geolabel.io import formats, places, vector_files
 from geolabel.io.descriptions import refuse_local
 from geolabel.io.fingerprints import fingerprint
 from geolabel.io.opening import files_of, is_remote, reading
 from geolabel.io.scenes import SceneReader
+from geolabel.io.sources import FileSource
 from geolabel.io.store import Store
 from geolabel.io.vectors import read_aoi, read_prompts
 from geolabel.networks import build
@@ -426,15 +429,89 @@ def test_vector_files_hold_their_own_features(tmp_path: Path, server: str):
                 read_aoi(path, area.crs)
 
 
-def test_a_geopackage_has_no_table_that_is_read_from_elsewhere(tmp_path: Path):
+@pytest.mark.parametrize(
+    "table",
+    [
+        "CREATE VIRTUAL TABLE v USING VirtualText('/etc/a')",
+        "CREATE/**/VIRTUAL TABLE v USING VirtualText('/etc/a')",
+        "CREATE VIRTUAL TABLE v USING VirtualText('/etc/a', ' USING rtree')",
+    ],
+)
+def test_a_geopackage_has_no_table_that_is_read_from_elsewhere(tmp_path: Path, table: str):
     path = tmp_path / "a.gpkg"
     gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648).to_file(path)
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("PRAGMA writable_schema = ON")
-        table = "CREATE VIRTUAL TABLE v USING VirtualText('/etc/a')"
         database.execute("INSERT INTO sqlite_master VALUES ('table', 'v', 'v', 0, ?)", (table,))
     with pytest.raises(VectorError, match="a table that is read from elsewhere"):
         read_aoi(path, pyproj.CRS(32648))
+
+
+@pytest.mark.parametrize(
+    ("view", "fails"),
+    [
+        ("SELECT fid, geom FROM a", False),
+        ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS fid, geom FROM n, a", True),
+        ("SELECT gdal_get_pixel_value('b.tif', 1, 'pixel', 1, 1) AS v, geom FROM a", True),
+    ],
+)
+def test_a_view_of_a_geopackage_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str, fails: bool):
+    monkeypatch.setattr(vector_files, "MAX_STEPS", vector_files.STEPS)
+    path = tmp_path / "a.gpkg"
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648).to_file(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(f"CREATE VIEW v AS {view}")
+    if fails:
+        with pytest.raises(VectorError, match="its view 'v' cannot be read within reason"):
+            read_aoi(path, pyproj.CRS(32648))
+    else:
+        assert read_aoi(path, pyproj.CRS(32648)).area == 81
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"type": "GeometryCollection", "geometries": 5}',
+        '{"type": "FeatureCollection", "crs": {"type": "name", "properties": 5}, "features": []}',
+        '{"type": "Polygon", "coordinates": [[[1e300, 27], [105.1, 2e300], [105.1, 27.1], [1e300, 27]]]}',
+    ],
+)
+def test_geojson_of_any_values_is_an_error_of_ours(tmp_path: Path, content: str):
+    (tmp_path / "a.geojson").write_text(content)
+    with pytest.raises(VectorError):
+        read_aoi(tmp_path / "a.geojson", pyproj.CRS(32648))
+
+
+@pytest.mark.parametrize("name", ["p.tif", "p.vrt", "p"])
+def test_a_pipe_is_no_scene(tmp_path: Path, name: str):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SceneError, match="a pipe or a device"):
+        FileSource(str(tmp_path / name)).header  # noqa: B018
+
+
+@pytest.mark.parametrize("end", [".ovr", ".msk", ".aux.xml"])
+def test_nor_is_one_read_beside_a_scene(tiff: Path, end: str):
+    os.mkfifo(f"{tiff}{end}")
+    with pytest.raises(SceneError, match="a pipe or a device, not a file: remove it"):
+        FileSource(str(tiff)).header  # noqa: B018
+
+
+def test_a_crs_that_leads_elsewhere_is_an_error_of_ours(tiff: Path):
+    tiff.with_name(f"{tiff.name}.aux.xml").write_text("<PAMDataset><SRS>/etc/hostname</SRS></PAMDataset>")
+    with pytest.raises(SceneError):
+        FileSource(str(tiff)).header  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "begin", ["zip://{}!", "/vsizip/{}/", "zip+{}!", "/vsizip/vsicurl/{}/", "/vsizip//vsicurl/{}/"]
+)
+def test_a_vrt_in_an_archive_shows_what_is_in_it(tiff: Path, tmp_path: Path, server: str, begin: str):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tiff, "a.tif")
+        archive.writestr("a.vrt", vrt(band("a.tif", 1)))
+    home = f"{server}/a.zip" if "curl" in begin or "+" in begin else str(tmp_path / "a.zip")
+    with reading(f"{begin.format(home)}a.vrt") as found, rasterio.open(tiff) as image:
+        assert (found.read(1) == image.read(1)).all()
 
 
 @pytest.mark.parametrize(
@@ -444,6 +521,7 @@ def test_a_geopackage_has_no_table_that_is_read_from_elsewhere(tmp_path: Path):
         ("/vsicurl/https://a.org/b.tif", True),
         ("/vsicurl_streaming/https://a.org/b.tif", True),
         ("/vsizip//vsicurl/https://a.org/b.zip/c.tif", True),
+        ("/vsizip/vsicurl/https://a.org/b.zip/c.tif", True),
         ("/vsizip/{/vsis3/a/b.zip}/c.tif", True),
         ("/vsis3/a/b.tif", True),
         ("b.tif", False),

@@ -24,6 +24,7 @@ SECRETS = ("PASSW0RD", "TOKEN")
     [
         ("https://me:PASSW0RD@host/a.tif", "https://host/a.tif"),
         ("https://TOKEN@host:8080/a.tif", "https://host:8080/a.tif"),
+        ("https:/me:PASSW0RD@host/a.tif?sig=TOKEN is no folder", "https:/host/a.tif is no folder"),
         ("https://me:PASSW0RD/x@host/a.tif?sig=TOKEN", "https://host/a.tif"),
         ("https://me:PASSW0RD#x@host/a.tif", "https://host/a.tif"),
         ("https://host/a.tif?X-Amz-Signature=TOKEN&X-Amz-Date=1", "https://host/a.tif"),

@@ -284,7 +284,7 @@ def refuse_local(name: str, named_by: str) -> None:
     SceneError
         If the file is none, or if it lies on this machine or inside the process.
     """
-    if _FROM_NETWORK.match(name) is None or "file:" in name.lower():
+    if _FROM_NETWORK.match(vsi.chained(name)) is None or "file:" in name.lower():
         raise SceneError(
             f"{named_by} comes from a network and names {name!r}, which does not: what others publish may not read "
             "files of this machine; if you trust it, download it and give the copy"

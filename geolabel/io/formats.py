@@ -20,6 +20,7 @@ from rasterio.errors import RasterioError, RasterioIOError
 
 from geolabel.errors import SceneError
 from geolabel.io import vsi
+from geolabel.names import check_regular
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -114,7 +115,9 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
     """
     network = vsi.is_remote(path)
     if not network:
-        check_beside(_file_of(path), beside)
+        file = _file_of(path)
+        check_regular(file)
+        check_beside(file, beside)
     dataset = _open(path, network=network)
     try:
         check_overviews(dataset, path, network=network, beside=beside)
@@ -192,6 +195,8 @@ def check_beside(path: str, beside: int = 0) -> None:
     SceneError
         If such a file is no image.
     """
+    if not path.startswith("/vsi"):
+        _check_pipes(path)
     for name in beside_of(path):
         try:
             start = vsi.head(name)
@@ -202,11 +207,32 @@ def check_beside(path: str, beside: int = 0) -> None:
         _check_image(name, "", f"{name} lies beside {path} as its overviews or mask", beside)
 
 
+def _check_pipes(path: str) -> None:
+    """Refuse pipes beside a raster: GDAL opens what describes one, and waits for ever."""
+    stem = path.rpartition(".")[0] or path
+    whole = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".AUX.XML")
+    suffix = Path(path).suffix[1:]
+    worlds = ("aux", "tfw", "wld", "tab", "imd", "rpb", "hdr", f"{suffix}w", f"{suffix[:1]}{suffix[-1:]}w")
+    try:
+        for name in (*(path + end for end in whole), *(f"{stem}.{f}" for end in worlds for f in (end, end.upper()))):
+            check_regular(name)
+    except OSError as error:
+        raise SceneError(f"{error.filename} is beside {path}, and {error.strerror}: remove it") from error
+
+
 def beside_of(path: str) -> Iterator[str]:
     """Names of the files that may hold overviews or the mask of a raster, and are there."""
     stem = path.rpartition(".")[0] or path
     names = [path + end for end in (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX")] + [stem + ".aux", stem + ".AUX"]
-    yield from (name for name in names if path.startswith("/vsi") or Path(name).is_file())
+    yield from (name for name in names if (_is_in_archive(name) if path.startswith("/vsi") else Path(name).is_file()))
+
+
+def _is_in_archive(name: str) -> bool:
+    try:
+        vsi.head(name)
+    except (OSError, RasterioError):
+        return False
+    return True
 
 
 def check_overviews(dataset: DatasetReader, path: str, *, network: bool, beside: int = 0) -> None:

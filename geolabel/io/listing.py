@@ -13,7 +13,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from geolabel.errors import OptionError, SceneError
 from geolabel.io import remote
 from geolabel.io.opening import is_remote
-from geolabel.names import check_name, exists
+from geolabel.names import check_name, check_regular, exists
 from geolabel.parsing import parse_json
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def _content(name: str) -> bytes:
     if not is_remote(name):
         path = Path(name)
         try:
+            check_regular(path)
             if path.stat().st_size > LIST_BYTES:
                 raise SceneError(f"{name} is larger than {LIST_BYTES >> 20} MB: that is no list of scenes")
             return path.read_bytes()
@@ -218,8 +219,8 @@ def _href(item: Mapping[str, Any], name: str, asset: str | None) -> str:
 
 
 def _is_picture(asset: Mapping[str, Any]) -> bool:
-    roles = asset.get("roles") or ()
-    if {"thumbnail", "overview", "metadata"} & set(map(str, roles)):
+    roles = asset.get("roles")
+    if isinstance(roles, list) and {"thumbnail", "overview", "metadata"} & set(map(str, roles)):
         return False
     kind = str(asset.get("type") or "").lower()
     return kind.startswith(RASTERS) if kind else str(asset.get("href")).lower().endswith((".tif", ".tiff", ".jp2"))
@@ -227,12 +228,18 @@ def _is_picture(asset: Mapping[str, Any]) -> bool:
 
 def _self(item: Mapping[str, Any]) -> str:
     """Where an item says that it lies itself; relative names count from there."""
-    links = item.get("links") or ()
-    found = [str(link.get("href")) for link in links if isinstance(link, Mapping) and link.get("rel") == "self"]
+    links = item.get("links")
+    found = [
+        str(link.get("href"))
+        for link in (links if isinstance(links, list) else ())
+        if isinstance(link, Mapping) and link.get("rel") == "self"
+    ]
     return found[0] if found else ""
 
 
 def _date(item: Mapping[str, Any]) -> str | None:
-    properties = item.get("properties") or {}
+    properties = item.get("properties")
+    if not isinstance(properties, Mapping):
+        return None
     said = str(properties.get("datetime") or properties.get("start_datetime") or "")
     return said[:10] if re.match(r"\d{4}-\d\d-\d\d(T|$)", said) else None

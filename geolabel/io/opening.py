@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +63,7 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
     path = vsi.vsi_path(uri)
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # who reads the header says so, as an error or not
-        dataset = _open_vrt(path, level) if is_vrt(path) else open_pixels(path, level=level)
+        dataset = _open_vrt(path, level) if is_vrt(path) and not Path(path).is_dir() else open_pixels(path, level=level)
     try:
         _check_size(dataset, uri)
     except BaseException:

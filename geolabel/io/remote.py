@@ -56,7 +56,7 @@ ASK_ANEW = {"CPL_VSIL_CURL_NON_CACHED": ":".join(f"/vsi{kind}/" for kind in STOR
 
 ANSWERS = re.compile(
     r"(response code:|HTTP error) 4(?!08|25|29)\d\d|access ?denied|no ?such ?(key|bucket)|does not exist"
-    r"|invalid ?access ?key|signature|credentials|not recognized as|permission denied|no such file",
+    r"|redirection to url|invalid ?access ?key|signature|credentials|not recognized as|permission denied|no such file",
     re.IGNORECASE,
 )
 """What a server says that it will say again: 404, 403, and that what it sent is no raster."""
@@ -146,7 +146,8 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
     user, _, host = parts.netloc.rpartition("@")
     asked = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")), method=method)  # noqa: S310
     if user:
-        asked.add_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
+        # not for the server that this one may redirect to
+        asked.add_unredirected_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
     return asked
 
 

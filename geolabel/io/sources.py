@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
@@ -26,7 +27,7 @@ from geolabel.io import remote
 from geolabel.io.foreign import UNREADABLE, in_words
 from geolabel.io.headers import Header, crs_beside, to_pyproj
 from geolabel.io.opening import is_remote, open_raster, settings
-from geolabel.names import check_name
+from geolabel.names import check_name, check_regular
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import without_secrets
@@ -115,7 +116,10 @@ class FileSource:
     def header(self) -> Header:
         """What the raster says of itself."""
         with self._dataset() as dataset:
-            return _file_header(dataset, self.uri)
+            try:
+                return _file_header(dataset, self.uri)
+            except CPLE_BaseError as cause:  # what GDAL found in a file beside, which rasterio passes on as it stands
+                raise SceneError(f"{self.uri} cannot be read, or what describes it: {in_words(cause)}") from cause
 
     @cached_property
     def levels(self) -> tuple[tuple[int, int], ...]:
@@ -212,7 +216,7 @@ class FileSource:
     def _open_once(self, level: int) -> DatasetReader:
         try:
             dataset = open_raster(self.uri, level=level)
-        except RasterioError as cause:
+        except (RasterioError, OSError) as cause:
             raise SceneError(_why_not(self.uri, cause)) from cause
         with self._opening:
             self._opened.add(dataset)
@@ -317,6 +321,10 @@ def _why_not(uri: str, cause: RasterioError) -> str:
         return f"{uri}: there is no such file"
     if path.is_dir():
         return f"{uri} is a folder: give the raster file inside it"
+    try:
+        check_regular(path)
+    except OSError as error:
+        return f"{uri} cannot be read: {error.strerror}"
     if path.stat().st_size == 0:
         return f"{uri} is empty: copy or download it again"
     try:

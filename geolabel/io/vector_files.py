@@ -43,6 +43,16 @@ WAY_OUT = (
     "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf, KML or file geodatabase; ogr2ogr and QGIS convert other formats"
 )
 
+PLAIN_TABLE = re.compile(
+    r"CREATE (TABLE|(UNIQUE )?INDEX|VIEW|TRIGGER)\b"
+    r'|CREATE VIRTUAL TABLE ("([^"]|"")*"|\'([^\']|\'\')*\'|\[[^]]*\]|`[^`]*`|\w+) USING (rtree|rtree_i32|fts[345])\b',
+    re.IGNORECASE,
+)
+"""How the tables, indexes, views and triggers of a GeoPackage begin in its schema, as SQLite writes it."""
+
+MAX_STEPS, STEPS = 100_000_000, 1_000_000
+"""Instructions of SQLite that all views of a file may take, and those after which they are counted: some seconds."""
+
 GEOMETRIES = {"Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection"}
 
 CRS_NAME = re.compile(
@@ -77,7 +87,7 @@ def vector_file(path: str | Path) -> Path:
     VectorError
         If it cannot be read, or is in a format that may lead to other files.
     """
-    name = str(path)
+    name = vsi.chained(str(path))
     try:
         return _of_network(name) if vsi.is_remote(name) else _of_machine(name)
     except (OSError, ValueError, zipfile.BadZipFile, SceneError) as error:
@@ -125,7 +135,7 @@ def _of_machine(name: str) -> Path:
     with path.open("rb") as file:
         start = file.read(100)
     if start.startswith(b"SQLite format 3\0"):
-        _check_tables(path)
+        check_tables(path)
         return path
     if start.startswith((b"fgb\x03fgb", b"\0\0\x27\x0a")):
         return path
@@ -159,17 +169,42 @@ def _new_folder() -> Path:
 # --- GeoPackage ------------------------------------------------------------------------------------------------------
 
 
-def _check_tables(path: Path) -> None:
-    """Refuse virtual tables, whose modules may read any file; those of the spatial index read their own."""
+def check_tables(path: Path) -> None:
+    """Refuse a database that reads other files, or that never ends.
+
+    Of its tables those count that hold rows and those of a spatial index: the modules of virtual tables may read any
+    file, whatever its schema, which anyone can write, calls them. Views are run, within `MAX_STEPS`.
+
+    Raises
+    ------
+    ValueError
+        If it is such a database.
+    """
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-            made = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql LIKE '%virtual%'")]
+            made = database.execute("SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+            for _, _, sql in made:
+                if not PLAIN_TABLE.match(str(sql)):
+                    raise ValueError(f"it has a table that is read from elsewhere ({str(sql)[:80]!r}); {WAY_OUT}")
+            database.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+            for name, kind, _ in made:
+                if kind == "view":
+                    _run_view(database, str(name))
     except sqlite3.Error:
         return  # a damaged file is for GDAL to judge: it reads no table of it that SQLite cannot list
-    strange = [sql for sql in made if re.match(r"\s*CREATE\s+VIRTUAL\s+TABLE", str(sql), re.IGNORECASE)
-               and not re.search(r"\bUSING\s+(rtree|fts[345])\b", str(sql), re.IGNORECASE)]  # fmt: skip
-    if strange:
-        raise ValueError(f"it has a table that is read from elsewhere ({str(strange[0])[:80]!r}); {WAY_OUT}")
+
+
+def _run_view(database: sqlite3.Connection, name: str) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    try:
+        for _ in database.execute(f"SELECT * FROM {quoted}"):  # noqa: S608
+            pass
+    except (sqlite3.Error, MemoryError) as error:
+        raise ValueError(
+            f"its view {name[:80]!r} cannot be read within reason ({in_words(error)}): save what it shows as a layer "
+            "of its own (Export in QGIS)"
+        ) from error
 
 
 # --- GeoJSON ---------------------------------------------------------------------------------------------------------
@@ -200,7 +235,8 @@ def _geojson(path: Path, suffix: str, folder: Path) -> Path:
 
 
 def _crs(crs: Any) -> dict[str, Any]:
-    name = crs.get("properties", {}).get("name") if isinstance(crs, dict) and crs.get("type") == "name" else None
+    properties = crs.get("properties") if isinstance(crs, dict) and crs.get("type") == "name" else None
+    name = properties.get("name") if isinstance(properties, dict) else None
     if not isinstance(name, str) or not CRS_NAME.fullmatch(name):
         raise ValueError(f"its crs {str(crs)[:80]} is no code of a CRS, such as urn:ogc:def:crs:EPSG::32648")
     return {"type": "name", "properties": {"name": name}}
@@ -224,7 +260,8 @@ def _geometry(geometry: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"it holds a geometry of the type {str(kind)[:40]!r}")
     if kind == "GeometryCollection":
         parts = geometry.get("geometries")
-        return {"type": kind, "geometries": [_geometry(one) for one in parts or () if isinstance(one, dict)]}
+        inner = parts if isinstance(parts, list) else ()
+        return {"type": kind, "geometries": [_geometry(one) for one in inner if isinstance(one, dict)]}
     return {"type": kind, "coordinates": geometry.get("coordinates")}
 
 

@@ -294,11 +294,11 @@ def read_aoi(
         if features.crs is None and grid.crs is not None:
             what = f"{what}, which has no CRS and is taken to be in {grid.crs.name},"
         polygons = _around(polygons, grid, what)
-    polygons = mended(in_crs(polygons, crs, path))
-    if grid is not None and len(polygons):
-        polygons = polygons.set_geometry(near(polygons.geometry.to_numpy(), crs, grid.outline))
-        check_meets(what, polygons, grid)
     try:
+        polygons = mended(in_crs(polygons, crs, path))
+        if grid is not None and len(polygons):
+            polygons = polygons.set_geometry(near(polygons.geometry.to_numpy(), crs, grid.outline))
+            check_meets(what, polygons, grid)
         area = shapely.union_all(polygons.geometry.to_numpy())
     except shapely.errors.ShapelyError as error:
         raise VectorError(

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import rasterio
 
 from geolabel.io import remote
-from geolabel.names import exists
+from geolabel.names import check_regular, exists
 
 SCHEMES = {
     "http": "curl", "https": "curl", "ftp": "curl", "s3": "s3", "gs": "gs", "az": "az", "adls": "adls", "adl": "adls",
@@ -28,6 +28,8 @@ NETWORK = r"/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs|hdfs)"
 _REMOTE = re.compile(
     rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({NETWORK}|(?!((zip|tar|gzip|file)\+)*(zip|tar|gzip|file)://)(\w+\+)*\w+://)"
 )
+
+_CHAINED = re.compile(rf"(/vsi(?:zip|tar|gzip|7z|rar)/\{{?)(?={NETWORK[1:]}[_/?])")
 
 CHUNK = 1 << 14
 """Bytes that are read at once, as GDAL asks servers for them."""
@@ -58,13 +60,18 @@ def settings(*, network: bool) -> dict[str, object]:
 
 def is_remote(uri: str) -> bool:
     """Whether a URI leads over a network, through archives or not."""
-    return _REMOTE.match(uri) is not None
+    return _REMOTE.match(chained(uri)) is not None
+
+
+def chained(uri: str) -> str:
+    """An archive on a network in the one form of its two: ``/vsizip//vsicurl/...`` for ``/vsizip/vsicurl/...``."""
+    return _CHAINED.sub(r"\1/", uri) if uri.startswith("/vsi") else uri
 
 
 def vsi_path(uri: str) -> str:
     """A path or URL as GDAL opens it: ``s3://bucket/a.tif`` is ``/vsis3/bucket/a.tif``, a file its absolute path."""
     if uri.startswith("/vsi"):
-        return uri
+        return chained(uri)
     scheme, _, rest = uri.partition("://")
     kinds = scheme.lower().split("+")
     if not rest or any(kind not in SCHEMES and kind != "file" for kind in kinds):
@@ -76,7 +83,7 @@ def vsi_path(uri: str) -> str:
         target = f"{kinds[-1]}://{target}"
     if not file_systems:
         return target
-    return "".join(f"/vsi{name}" for name in file_systems) + f"/{target}" + (f"/{inner.lstrip('/')}" if bang else "")
+    return "/".join(f"/vsi{name}" for name in file_systems) + f"/{target}" + (f"/{inner.lstrip('/')}" if bang else "")
 
 
 def head(path: str, size: int = 64) -> bytes:
@@ -89,6 +96,7 @@ def head(path: str, size: int = 64) -> bytes:
     """
     if path.startswith("/vsi"):
         return _read(path, 0, size)
+    check_regular(path)
     with Path(path).open("rb") as file:
         return file.read(size).ljust(size, b"\0")
 
@@ -108,6 +116,7 @@ def text(path: str, limit: int) -> bytes:
         while len(data) <= limit and b"\0" not in data[-CHUNK:]:
             data += _read(path, len(data), CHUNK)
     else:
+        check_regular(path)
         with Path(path).open("rb") as file:
             data = file.read(limit + 1)
     found = data.partition(b"\0")[0]
