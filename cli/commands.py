@@ -52,10 +52,13 @@ class Option(click.Option):
         if self.metavar is None and isinstance(self.type, click.IntRange | click.FloatRange) and not self.count:
             self.metavar = "N"  # click's own is INTEGER RANGE, and the range stands in the help besides
 
+    def variable(self, ctx: click.Context) -> str:
+        """GEOLABEL_COMMAND_OPTION."""
+        return f"{ctx.auto_envvar_prefix}_{max(self.opts, key=len).removeprefix('--').replace('-', '_').upper()}"
+
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         """Look up GEOLABEL_COMMAND_OPTION."""
-        name = max(self.opts, key=len).removeprefix("--").replace("-", "_").upper()
-        return os.environ.get(f"{ctx.auto_envvar_prefix}_{name}") or None
+        return os.environ.get(self.variable(ctx)) or None
 
 
 def option(*names: str, group: Topic, rare: bool = False, **settings: Any) -> Callable[[F], F]:
@@ -108,6 +111,9 @@ class Command(click.Command):
         MemoryLimitError
             Instead of what other libraries raise where memory runs out; it names the options that help.
         """
+        from .terminal import warn  # which needs the options, and these this module
+
+        warn(ctx, self._misspelled(ctx))
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -117,6 +123,20 @@ class Command(click.Command):
             smaller = " or ".join(name for name in SMALLER if name in names)
             way = f"give a smaller {smaller}, or close other programs" if smaller else "close other programs"
             raise MemoryLimitError(f"memory ran out{memory_wanted(error)}: {way}") from error
+
+    def _misspelled(self, ctx: click.Context) -> list[str]:
+        prefix = f"{ctx.auto_envvar_prefix}_"
+        known = {
+            one.variable(ctx) if isinstance(one, Option) else f"{prefix}{str(one.name).upper()}" for one in self.params
+        }
+        said = []
+        for name in sorted(name for name in os.environ if name.startswith(prefix) and name not in known):
+            close = get_close_matches(name, known, n=1)
+            said.append(
+                f"{name} names no option of {ctx.command_path} and is ignored"
+                + (f": did you mean {close[0]}?" if close else "")
+            )
+        return said
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options group by group."""

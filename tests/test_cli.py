@@ -304,6 +304,20 @@ def test_an_option_from_the_environment(scene: str, prepared, monkeypatch: pytes
     assert str(prepared["parameters"].min_area) == "400m2"
 
 
+def test_a_misspelled_option_in_the_environment_is_named(
+    scene: str, prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("EXTRACT_GAT", "EXTRACT_OUT", "EXTRACTOR_TILE", "CACHE"):
+        monkeypatch.setenv(f"GEOLABEL_{name}", f"{scene}.gpkg")
+    run(["extract", scene])
+    said = capsys.readouterr().err
+    assert "warning: GEOLABEL_EXTRACT_GAT names no option of geolabel extract and is ignored: did you mean" in said
+    assert "GEOLABEL_EXTRACT_GATE?" in said
+    assert said.count("names no option") == 1
+    run(["extract", scene, "-q"])
+    assert "names no option" not in capsys.readouterr().err
+
+
 def test_the_command_line_overrules_the_environment(scene: str, prepared, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("GEOLABEL_EXTRACT_TILE_SIZE", "256")
     run(["extract", scene, "--out", f"{scene}.gpkg", "--tile-size", "128"])
