@@ -53,6 +53,8 @@ def list_runs(folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    if not rows:
+        click.echo(f"no unfinished runs in {folder}", err=True)
     for row in rows:
         size = f"{(row['size_bytes'] or 0) / 1e6:.1f} MB"
         tasks = f"{row['tasks_done']} of {row['tasks']} tasks"

@@ -592,6 +592,8 @@ def test_runs_are_listed_described_and_cleaned(tmp_path: Path, capsys: pytest.Ca
     assert not root.exists()
     assert command(["runs", "show", str(root)]) == 1
     assert "no folder of a run" in capsys.readouterr().err
+    assert command(["runs", "list", str(tmp_path)]) == 0
+    assert f"no unfinished runs in {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_run_that_is_going_on_is_not_cleaned(tmp_path: Path) -> None:
