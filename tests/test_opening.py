@@ -30,6 +30,7 @@ from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError,
 from geolabel.io import formats, places, vector_files
 from geolabel.io.descriptions import refuse_local
 from geolabel.io.fingerprints import fingerprint
+from geolabel.io.geopackage import read_provenance
 from geolabel.io.opening import files_of, is_remote, reading
 from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource
@@ -487,6 +488,13 @@ def test_a_pipe_is_no_scene(tmp_path: Path, name: str):
     os.mkfifo(tmp_path / name)
     with pytest.raises(SceneError, match="a pipe or a device"):
         FileSource(str(tmp_path / name)).header  # noqa: B018
+
+
+def test_nor_is_one_read_in_the_folder_of_a_run_or_for_provenance(tmp_path: Path):
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(OutputError, match="a pipe or a device, not a file: remove it"):
+        places.FolderPlace(tmp_path).open("run.json")
+    assert read_provenance(tmp_path / "run.json") is None
 
 
 @pytest.mark.parametrize("end", [".ovr", ".msk", ".aux.xml"])

@@ -30,6 +30,7 @@ from geolabel.io.columns import ABOUT, DERIVED, Kind
 from geolabel.io.foreign import in_words
 from geolabel.io.review import NOTHING, Carried, check_work
 from geolabel.io.written import Written, add_written, plain
+from geolabel.names import check_regular
 from geolabel.outputs import check_target, replacing
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
@@ -164,13 +165,14 @@ def _written_features(layer: Layer) -> Iterator[Written]:
 def read_provenance(path: str | Path) -> Any:
     """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none that can be read."""
     try:
+        check_regular(path)
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.set_progress_handler(lambda: True, MOST_STEPS)
             row = connection.execute(
                 "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
             ).fetchone()
         return None if row is None else parse_json(row[0])
-    except (sqlite3.Error, ValueError, TypeError):
+    except (OSError, sqlite3.Error, ValueError, TypeError):
         return None
 
 

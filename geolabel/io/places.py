@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 from uuid import uuid4
 
-from geolabel.errors import OptionError
+from geolabel.errors import OptionError, OutputError
 from geolabel.io.foreign import in_words
+from geolabel.names import check_regular
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,10 @@ class FolderPlace:
 
     def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Open a file to read."""
+        try:
+            check_regular(self.root / name)
+        except OSError as error:
+            raise OutputError(f"{error.filename} cannot be read, since {error.strerror}: remove it") from error
         return patient(lambda: (self.root / name).open("rb"), name)
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
