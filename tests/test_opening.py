@@ -36,6 +36,7 @@ from geolabel.io.scenes import SceneReader
 from geolabel.io.sources import FileSource
 from geolabel.io.store import Store
 from geolabel.io.vectors import read_aoi, read_prompts
+from geolabel.io.written import read_written
 from geolabel.networks import build
 from geolabel.run.evaluate import evaluate
 from geolabel.run.plan import Parameters, make_plan
@@ -495,6 +496,7 @@ def test_nor_is_one_read_in_the_folder_of_a_run_or_for_provenance(tmp_path: Path
     with pytest.raises(OutputError, match="a pipe or a device, not a file: remove it"):
         places.FolderPlace(tmp_path).open("run.json")
     assert read_provenance(tmp_path / "run.json") is None
+    assert read_written(tmp_path / "run.json") is None
 
 
 @pytest.mark.parametrize("end", [".ovr", ".msk", ".aux.xml"])

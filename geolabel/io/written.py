@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from geolabel.names import check_regular
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
 
@@ -126,6 +127,10 @@ def read_only(path: str | Path) -> Iterator[sqlite3.Connection]:
 
     What takes more than `MOST_STEPS` ends in an error: what calls itself a table may be a view that never ends.
     """
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise sqlite3.OperationalError(error.strerror) from error
     with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
         connection.set_progress_handler(lambda: True, MOST_STEPS)
         yield connection
