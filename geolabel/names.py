@@ -26,7 +26,9 @@ def check_name(name: str | os.PathLike[str]) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+        # The bytes of a name on disk; of one in a JSON file, which no disk has, the characters.
+        shown = re.sub("[\ud800-\udbff]", lambda half: f"\\u{ord(half[0]):x}", text)
+        shown = os.fsencode(shown).decode("utf-8", "backslashreplace")
         raise OptionError(
             f"the name {shown} is not text in UTF-8 (bytes with a backslash are of another encoding): rename the file"
         ) from None
@@ -56,5 +58,5 @@ def exists(name: str | os.PathLike[str]) -> bool:
     """Whether there is a file or folder of a name; not where it cannot be, or cannot be seen."""
     try:
         return Path(name).exists()
-    except OSError:
+    except (OSError, ValueError):  # the latter of what no file system can hold
         return False

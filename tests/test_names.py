@@ -16,7 +16,7 @@ from affine import Affine
 from geolabel.cli.main import run
 from geolabel.errors import OptionError
 from geolabel.io.geopackage import read_provenance
-from geolabel.names import check_name
+from geolabel.names import check_name, exists
 from geolabel.run.polygonize import polygonize
 
 ODD = ["x!y", "x;y", "x#y", "x?y=1", "x%20y", "x y", "日本 ä", "x[1]y", "it's", "a+b&c$d", "x.zip"]
@@ -93,3 +93,9 @@ def test_any_text_is_a_name() -> None:
         check_name(name)
     with pytest.raises(OptionError, match=r"a\\xff"):
         check_name("a\udcff")
+
+
+def test_half_a_character_is_no_name():
+    with pytest.raises(OptionError, match=r"the name a\\ud800\.tif is not text in UTF-8"):
+        check_name("a\ud800.tif")
+    assert not exists("a\ud800.tif")

@@ -24,6 +24,7 @@ import shapely
 from affine import Affine
 from PIL import Image
 from rasterio.shutil import copy
+from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
@@ -447,6 +448,27 @@ def test_a_geopackage_has_no_table_that_is_read_from_elsewhere(tmp_path: Path, t
         database.execute("INSERT INTO sqlite_master VALUES ('table', 'v', 'v', 0, ?)", (table,))
     with pytest.raises(VectorError, match="a table that is read from elsewhere"):
         read_aoi(path, pyproj.CRS(32648))
+
+
+def test_nor_has_a_geopackage_of_tiles(tmp_path: Path):
+    path = tmp_path / "a.gpkg"
+    image = np.full((3, 64, 64), 90, np.uint8)
+    transform = from_origin(500000, 3000000, 1, 1)
+    with rasterio.open(
+        path, "w", driver="GPKG", width=64, height=64, count=3, dtype="uint8", crs=32648, transform=transform
+    ) as file:
+        file.write(image)
+    assert SceneReader(path).scene.grid.width == 64
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("PRAGMA writable_schema = ON")
+        table = "CREATE/**/VIRTUAL TABLE v USING VirtualText('/etc/a')"
+        database.execute("INSERT INTO sqlite_master VALUES ('table', 'v', 'v', 0, ?)", (table,))
+    with pytest.raises(SceneError, match=r"a table that is read from elsewhere.*as GeoTIFF"):
+        SceneReader(path).scene  # noqa: B018
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "a.gpkg")
+    with pytest.raises(SceneError, match="is a database in an archive"):
+        SceneReader(f"/vsizip/{tmp_path}/a.zip/a.gpkg").scene  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geolabel.errors import ChipError
+from geolabel.names import check_regular
 
 YES = ("1", "true", "yes", "t", "y")
 NO = ("0", "false", "no", "f", "n")
@@ -99,6 +100,7 @@ def read_table(path: Path, class_name: str) -> tuple[tuple[str, ...], list[Row]]
 def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header, and number and cells of every line that is not empty, without surrounding space."""
     try:
+        check_regular(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
             if not first.lower().startswith("sep="):  # which Excel takes as an order, and writes

@@ -20,6 +20,7 @@ from rasterio.errors import RasterioError, RasterioIOError
 
 from geolabel.errors import SceneError
 from geolabel.io import vsi
+from geolabel.io.vector_files import check_tables
 from geolabel.names import check_regular
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ FORMATS = (
     Format(("ENVI",), suffixes=(".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".envi", "")),
     Format(("EHdr",), suffixes=(".bil", ".bip", ".bsq", ".flt")),
 )  # fmt: skip
+
+SQLITE = b"SQLite format 3\0"
 
 MAX_BESIDE = 4
 """Overviews of masks of overviews: files beside files beside a raster."""
@@ -117,6 +120,7 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
     if not network:
         file = _file_of(path)
         check_regular(file)
+        _check_database(file)
         check_beside(file, beside)
     dataset = _open(path, network=network)
     try:
@@ -130,6 +134,27 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
         raise
     dataset.close()
     return overview
+
+
+def _check_database(file: str) -> None:
+    """Refuse a database of tiles with tables that are read from elsewhere, or that end never: GDAL reads them first."""
+    if _head(file)[: len(SQLITE)] != SQLITE:
+        return
+    if not Path(file).is_file():
+        raise SceneError(f"{file} is a database in an archive: unpack it, and give the database")
+    try:
+        # The tiles of MBTiles are a view of all of them, so that to run it would be to read the whole file.
+        views = not file.lower().endswith(".mbtiles")
+        check_tables(Path(file), views=views, way_out="if you trust it, give a copy as GeoTIFF (gdal_translate)")
+    except ValueError as error:
+        raise SceneError(f"{file} cannot be read: {error}") from error
+
+
+def _head(path: str) -> bytes:
+    try:
+        return b"" if Path(path).is_dir() else vsi.head(path)
+    except (OSError, RasterioError):
+        return b""
 
 
 def _open(path: str, *, network: bool) -> DatasetReader:

@@ -169,11 +169,11 @@ def _new_folder() -> Path:
 # --- GeoPackage ------------------------------------------------------------------------------------------------------
 
 
-def check_tables(path: Path) -> None:
+def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> None:
     """Refuse a database that reads other files, or that never ends.
 
     Of its tables those count that hold rows and those of a spatial index: the modules of virtual tables may read any
-    file, whatever its schema, which anyone can write, calls them. Views are run, within `MAX_STEPS`.
+    file, whatever its schema, which anyone can write, calls them. Views are run, within `MAX_STEPS`, if asked for.
 
     Raises
     ------
@@ -185,11 +185,11 @@ def check_tables(path: Path) -> None:
             made = database.execute("SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
             for _, _, sql in made:
                 if not PLAIN_TABLE.match(str(sql)):
-                    raise ValueError(f"it has a table that is read from elsewhere ({str(sql)[:80]!r}); {WAY_OUT}")
+                    raise ValueError(f"it has a table that is read from elsewhere ({str(sql)[:80]!r}); {way_out}")
             database.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
             for name, kind, _ in made:
-                if kind == "view":
+                if kind == "view" and views:
                     _run_view(database, str(name))
     except sqlite3.Error:
         return  # a damaged file is for GDAL to judge: it reads no table of it that SQLite cannot list
