@@ -118,13 +118,10 @@ _FULL = Recipe(
     selection=8,
     selection_size=768,
     localizer=_LITE,
-    # Longer trainings learn the eighteen real images by heart: docs/experiments.md.
-    localizer_schedule=Schedule(
-        cycles=(500,), rate=1.5e-3, evaluations=5, warmup=0.1, average=0.99, trunk=0.1, keeps_last=True
-    ),
+    localizer_schedule=Schedule(cycles=(2400,), rate=1.5e-3, evaluations=4, average=0.995, trunk=0.2, keeps_last=True),
     localizer_samples=(256, 8),
-    localizer_real=6.0,
-    localizer_negatives=5.2,
+    localizer_real=3.0,
+    localizer_negatives=2.6,
     localizer_zooms=(0.2, 2.0),
     localizer_changes=Changes(1.0, haze=0.25, tinted=0.3, coarse=0.35),
     localizer_laid=0.3,
@@ -165,7 +162,7 @@ RECIPES: dict[Preset, Recipe] = {
         judged=2,
     ),
 }
-"""``full`` takes 120 minutes for the segmenter and 12 for the localizer, in bf16 on a core each; ``short`` takes a few
+"""``full`` takes 120 minutes for the segmenter and 80 for the localizer, in bf16 on a core each; ``short`` takes a few
 seconds, to see that it runs.
 
 The networks that ship are of earlier recipes, not to be made again byte for byte. The segmenter is of ``refine`` after
