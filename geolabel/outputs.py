@@ -43,7 +43,7 @@ UNSAVED = ("-wal", "-journal")
 
 
 class Keeper(Protocol):
-    """Whoever writes down which files of a folder geolabel made; see `geolabel.folders`."""
+    """What records which files of a folder geolabel made; see `geolabel.folders`."""
 
     @property
     def root(self) -> Path:

@@ -517,7 +517,7 @@ def test_a_training_takes_no_file_of_that_name_for_its_own(tmp_path: Path, name:
         assert (tmp_path / name).read_text() == "mine"
 
 
-def test_whoever_reads_chips_after_a_kill_reads_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_of_chips_after_a_kill_reads_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(names: tuple[str, ...], text: str) -> None:
         with replacing_folder(tmp_path / "chips", overwrite=True) as folder:
             for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dask
 import distributed
 import numpy as np
@@ -153,6 +155,9 @@ def test_processes_of_a_cluster(scene: Path, expected: list[bytes], tmp_path: Pa
     assert len(found.report.peak_bytes) == 2
 
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which workers cannot import
+
+
 def extract_here(scene: Path, folder: Path) -> None:
     run(planned(scene), folder)
 
@@ -164,10 +169,15 @@ def test_a_task_of_a_cluster_whose_only_slot_it_takes(
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
+
+    def work(scene: Path, folder: Path) -> None:  # not of the module, which pickle would let workers import
+        extract_here(scene, folder)
+
     with cluster(1, processes=processes):
         client = distributed.get_client()
-        client.gather(client.map(extract_here, [scene] * 2, folders, pure=False))
-        client.compute(dask.delayed(extract_here)(scene, tmp_path)).result()
+        for task in client.map(work, [scene] * 2, folders, pure=False):
+            task.result(timeout=60)
+        client.compute(dask.delayed(work)(scene, tmp_path)).result(timeout=60)
     assert outputs(folders[0]) == outputs(folders[1]) == outputs(tmp_path) == expected
 
 

@@ -54,7 +54,7 @@ def export_onnx(
     tile
         Pixels a side, a multiple of what the network needs.
     gsd
-        Metres per pixel that rasters are brought to.
+        Metres per pixel that rasters are resampled to.
 
     Raises
     ------

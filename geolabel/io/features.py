@@ -1,4 +1,4 @@
-"""Features of any vector file, brought to the CRS of a scene."""
+"""Features of any vector file, reprojected to the CRS of a scene."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def polygon_parts(geometries: AnyArray) -> AnyArray:
 
 
 def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
-    """Read one layer, brought to `crs`, without features that have no geometry and without heights.
+    """Read one layer, reprojected to `crs`, without features that have no geometry and without heights.
 
     A file without CRS is taken to be in `crs`; with `crs` None, or where either CRS has no place on Earth, coordinates
     are taken as they are.
@@ -129,7 +129,7 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
     Raises
     ------
     VectorError
-        If the file or the layer cannot be read, or its features cannot be brought to `crs`.
+        If the file or the layer cannot be read, or its features cannot be reprojected to `crs`.
     """
     return in_crs(read_layer(path, layer), crs, path)
 

@@ -24,7 +24,7 @@ from geolabel.run.work import Work
 
 @dataclass(frozen=True)
 class ClusteredNetworks(Networks):
-    """Networks of a run that has clusters in place of a localizer."""
+    """Networks of a run that has clusters instead of a localizer."""
 
     clusters: str | Path = ""
     """The file of clusters, or the folder of pseudo-labels that it lies in."""

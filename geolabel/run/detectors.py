@@ -98,11 +98,11 @@ def train_detector(
     Parameters
     ----------
     examples, test
-        See `geolabel.datasets.instances.read_instances`; `test` is what is reported on in place of the kept images.
+        See `geolabel.datasets.instances.read_instances`; `test` is what is reported on instead of the kept images.
     out
         Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
     preset
-        Numbers in place of those of the request.
+        Numbers instead of those of the request.
     overwrite
         Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
     resume

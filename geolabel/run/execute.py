@@ -163,7 +163,7 @@ class _Promise(Protocol[R_co]):
 
 
 class _Crew(Protocol):
-    """Whoever does the tasks."""
+    """What does the tasks."""
 
     def width(self) -> int:
         """Tasks to have in flight."""

@@ -14,7 +14,7 @@ from geolabel.parts import Recipe
 from geolabel.run.request import Networks
 
 DEFAULTS: dict[str, Any] = {"activation_threshold": 102, "selection": "overlap"}
-"""Parameters that the method has in place of the usual ones: 102 of 255 is `geolabel.concepts.GAMMA`."""
+"""Parameters that the method has instead of the usual ones: 102 of 255 is `geolabel.concepts.GAMMA`."""
 
 
 @dataclass(frozen=True)

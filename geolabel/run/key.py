@@ -25,7 +25,7 @@ RUN = "run.json"
 """Name of the file that says what the records are of."""
 
 FORMAT = 2
-"""Of the folder. Another is not gone on with."""
+"""Format of the run folder; other versions are not resumed."""
 
 
 MOST_BYTES = 16 << 20
@@ -98,7 +98,7 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
     drawn
         Prompts that replace the activation.
     scene_key
-        What stands for the scene, in place of its file.
+        What stands for the scene, instead of its file.
     """
     mark = {"key": scene_key} if scene_key is not None else _scene_mark(plan.reader)
     if mark is None:
@@ -149,7 +149,7 @@ def survey_key(
     crs
         Of the inventory.
     scene_key
-        What stands for the scenes, in place of their files.
+        What stands for the scenes, instead of their files.
     """
     keys = [run_key(plan, prompts, scene_key=scene_key) for plan, prompts in zip(plans, drawn, strict=True)]
     if None in keys:

@@ -94,7 +94,7 @@ def train_localizer(
     networks
         The segmenter that S2C learns from, and where everything runs.
     preset
-        Numbers in place of those of the request.
+        Numbers instead of those of the request.
     segments
         Folder of the segment maps of S2C, which trainings of the same chips may share; by default one in `out`.
     overwrite

@@ -162,7 +162,7 @@ def train_student(
     networks
         Where the training runs.
     preset
-        Numbers in place of those of the request.
+        Numbers instead of those of the request.
     overwrite
         Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
     resume

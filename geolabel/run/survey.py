@@ -98,7 +98,9 @@ def prepare_survey(
         plan = _single(scenes[0], reading, networks, parameters)
         own = plan.grid.crs
         if crs is not None and own is None:
-            raise OptionError(f"the scene has no CRS, so nothing can be brought to {crs.name}: leave --dst-crs away")
+            raise OptionError(
+                f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave --dst-crs away"
+            )
         return Survey((plan,), crs or own, 1, (*plan.reader.warnings, *_cautions([plan])))
     found, left_out = _images(_open(scenes, reading))
     _refuse_bands(found)

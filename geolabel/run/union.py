@@ -34,7 +34,7 @@ SIZES = ("area_m2", "perimeter_m", "length_m", "width_m", "elongation", "lon", "
 def stacked(
     tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
 ) -> gpd.GeoDataFrame:
-    """Put tables one after the other, their geometry brought to `crs`; what columns they lack is null.
+    """Put tables one after the other, their geometry reprojected to `crs`; what columns they lack is null.
 
     Raises
     ------

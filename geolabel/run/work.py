@@ -198,7 +198,7 @@ def in_folder(root: str | Path, key: Mapping[str, Any], targets: Targets, keepin
 
 @contextmanager
 def in_scratch(plan: Plan, progress: Progress | None = None, *, localized: bool = True) -> Iterator[Work]:
-    """Work on a plan in a temporary folder: what is interrupted starts anew."""
+    """Work on a plan in a temporary folder: what is interrupted starts again."""
     report = Report.of(plan.grid)
     try:
         with TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True) as scratch:
