@@ -126,8 +126,8 @@ def quality(
     geolabel bench quality --data data/ --out quality/
     """
     with loading(ctx):
-        from geolabel.bench.quality import bench_quality
-        from geolabel.bench.setup import Bench, Data
+        from geolabel.evaluation.quality import bench_quality
+        from geolabel.evaluation.setup import Bench, Data
 
         networks = options.networks_of(given, localizer=True)
     named = {
@@ -175,7 +175,7 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     \b
     geolabel bench card quality/ --out cards/
     """
-    from geolabel.bench.cards import write_cards
+    from geolabel.evaluation.cards import write_cards
 
     files = write_cards(out, quality, options.networks_of(given, localizer=True), overwrite=overwrite)
     announce(files, as_json=as_json)
@@ -299,8 +299,8 @@ def weak(
     """
     import time
 
-    from geolabel.bench.chippack import pack_chips
     from geolabel.errors import OptionError
+    from geolabel.evaluation.chippack import pack_chips
     from geolabel.outputs import check_target
 
     if pack is not None:
@@ -312,9 +312,9 @@ def weak(
         raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
     options.check_training(out.with_name("nothing"), overwrite=True)
     with loading(ctx):
-        from geolabel.bench.weak import KINDS, WeakBench
-        from geolabel.bench.weak_sheet import draw_sheet
-        from geolabel.bench.weak_tables import write_table
+        from geolabel.evaluation.weak import KINDS, WeakBench
+        from geolabel.evaluation.weak_sheet import draw_sheet
+        from geolabel.evaluation.weak_tables import write_table
         from geolabel.folders import check_rewritten, check_work, remember
 
     work = out.with_name(out.name + ".run")

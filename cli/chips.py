@@ -88,8 +88,8 @@ def chips(ctx: click.Context, /, pack: Path | None, overwrite: bool, as_json: bo
     scene, inventory, out = (given.pop(name) for name in ("scene", "inventory", "out"))
     if scene is None or inventory is None or out is None:
         raise click.UsageError("give SCENE with --inventory FILE and --out FOLDER; or --pack FILE")
-    from geolabel.run.chips import cut_chips
-    from geolabel.run.request import Reading
+    from geolabel.extraction.request import Reading
+    from geolabel.labeling.cut_chips import cut_chips
 
     names = {field.name for field in fields(Reading)}
     reading = Reading(**{name: given.pop(name) for name in list(given) if name in names})

@@ -121,7 +121,7 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
         if crew.workers:
             import dask
 
-            from geolabel.run.execute import PATIENCE
+            from geolabel.engine.executors import PATIENCE
 
             stack.enter_context(dask.config.set({PATIENCE: WITHOUT_S}))
             threads = given.get("threads") or 1
@@ -135,20 +135,20 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
 def _local(count: int, memory: str, device: str, threads: int) -> Iterator[None]:
     import distributed
 
+    from geolabel.engine import executors
     from geolabel.errors import OptionError
-    from geolabel.run import execute
 
     gpus = _gpus(device)
     try:
         cluster = distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=count,
-            threads_per_worker=execute.LOCAL_WORKERS if gpus else threads,
+            threads_per_worker=executors.LOCAL_WORKERS if gpus else threads,
             processes=True,
             memory_limit=memory,
             host=HOST,
             dashboard_address=f"{HOST}:0",
             silence_logs=logging.ERROR,
-            resources={execute.GPU: 1} if gpus else None,
+            resources={executors.GPU: 1} if gpus else None,
         )
     except ValueError as error:
         raise OptionError(f"worker memory {memory!r}: {error}; give a size such as 4GB, or auto") from error
@@ -189,7 +189,7 @@ def _warm_up(client: Any) -> None:
     """Have every worker import what tasks need while the run is planned."""
     import distributed
 
-    from geolabel.run import worker
+    from geolabel.engine import worker
 
     for address in client.scheduler_info(n_workers=-1)["workers"]:
         warming = client.submit(worker.warm_up, workers=[address], pure=False)
@@ -206,14 +206,14 @@ def _gpus(device: str) -> int:
 
 def _check_versions(client: Any) -> None:
     """Refuse workers whose versions are not all the same: their results would not be either."""
+    from geolabel.engine import executors, worker
     from geolabel.errors import ClusterError
-    from geolabel.run import execute, worker
 
     if not client.scheduler_info(n_workers=-1)["workers"]:
         click.echo("geolabel: the scheduler has no workers yet; waiting for them", err=True)
     here = worker.versions()["geolabel"]
     try:
-        found = execute.everywhere(worker.versions)
+        found = executors.everywhere(worker.versions)
     except ModuleNotFoundError as error:
         raise ClusterError(f"the workers lack a package ({error}): install geolabel {here} there") from error
     different = {address: versions for address, versions in found.items() if versions["geolabel"] != here}
@@ -234,7 +234,7 @@ def _settle(client: Any, gpus: int, *, local: bool) -> None:
         name = "geolabel"
 
         def setup(self, worker: Any) -> None:
-            from geolabel.run.worker import settle
+            from geolabel.engine.worker import settle
 
             number = worker.name if isinstance(worker.name, int) else 0
             settle(number, gpus=gpus, local=local)

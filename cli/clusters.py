@@ -42,8 +42,8 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
     geolabel clusters show pseudo/ --out sheets/
     """
     from geolabel.folders import replacing_folder
-    from geolabel.run.naming import followed
-    from geolabel.run.sheets import sample_regions, write_sheet
+    from geolabel.labeling.cluster_names import followed
+    from geolabel.labeling.sheets import sample_regions, write_sheet
 
     labels, content = _read(pseudo)
     found = content.clusters
@@ -118,10 +118,11 @@ def name(
     geolabel clusters name pseudo/ --chips labelled/
     geolabel clusters name pseudo/ --localizer bundled
     """
+    from geolabel.datasets.clusters import NAME, save_clusters
+    from geolabel.engine import worker
     from geolabel.errors import OptionError
-    from geolabel.io.clusters import NAME, save_clusters
-    from geolabel.io.weights import recipe
-    from geolabel.run import naming, worker
+    from geolabel.labeling import cluster_names
+    from geolabel.models.loading import recipe
 
     if sum(map(bool, (names, chips, localizer))) != 1:
         raise OptionError("give one of --name, --chips and --localizer")
@@ -132,11 +133,15 @@ def name(
         chosen = _parse(names)
     else:
         if chips is not None:
-            truth = naming.chip_masks(chips)
+            truth = cluster_names.chip_masks(chips)
         else:
-            truth = naming.active(worker.localizer(recipe("localizer", localizer or "", device=device)), class_name)
+            truth = cluster_names.active(
+                worker.localizer(recipe("localizer", localizer or "", device=device)), class_name
+            )
         with progress_bar(ctx) as progress:
-            counted = naming.tally(progress.track(naming.followed(labels), "name", len(labels)), truth, count)
+            counted = cluster_names.tally(
+                progress.track(cluster_names.followed(labels), "name", len(labels)), truth, count
+            )
         best = counted.best()
         if not best:
             raise OptionError(f"no cluster meets {class_name!r} in the {counted.images} images where it is known")
@@ -152,9 +157,9 @@ def name(
 
 def _read(pseudo: Path) -> Any:
     # The labels of a folder and the clusters that its values are.
+    from geolabel.datasets.clusters import load_clusters
     from geolabel.datasets.pseudo_labels import PseudoLabels
     from geolabel.errors import OptionError
-    from geolabel.io.clusters import load_clusters
 
     labels = PseudoLabels(pseudo)
     content = load_clusters(pseudo)

@@ -106,7 +106,7 @@ def evaluate(
         )
         return
     with loading(ctx, "comparing"):
-        from geolabel.run.evaluate import evaluate as score
+        from geolabel.evaluation.evaluate import evaluate as score
 
         figures = score(
             slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi, aoi_layer=aoi_layer
@@ -121,7 +121,7 @@ def _score_chips(
     ctx: click.Context, predicted: str, truth: str, class_name: str, foreign: list[str], *, as_json: bool
 ) -> None:
     from geolabel.errors import OptionError
-    from geolabel.run.agreements import score_chips
+    from geolabel.evaluation.chip_scores import score_chips
 
     if foreign:
         raise OptionError(f"{', '.join(foreign)}: no option for chips, which have no place")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from geolabel.errors import WeightsError
-from geolabel.io.measured import of_bundled
+from geolabel.models.measured import of_bundled
 
 from . import options, prediction
 from .cluster import at_work, cluster_options
@@ -117,17 +117,17 @@ def extract(
         raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
     check_scenes(others if output else scenes)
     check_outputs(target, score_out, mask_out, overwrite=overwrite, run_dir=run_dir)
-    from geolabel.io.listing import list_scenes
+    from geolabel.io.read.scene_inputs import list_scenes
 
     listed = list_scenes(others if output else scenes, asset=given["asset"])
     check_listed(listed)
     with ExitStack() as stack:
         with loading(ctx):
-            from geolabel.run.folder import Keeping
-            from geolabel.run.inventory import run_survey
-            from geolabel.run.outcome import Targets
-            from geolabel.run.reviewed import carried_over
-            from geolabel.run.survey import prepare_survey
+            from geolabel.engine.run_folder import Keeping
+            from geolabel.extraction.combine import run_survey
+            from geolabel.extraction.outputs import Targets
+            from geolabel.extraction.reviewed import carried_over
+            from geolabel.extraction.scene_groups import prepare_survey
 
             from . import summary
 
@@ -141,7 +141,7 @@ def extract(
             asked = (request.reading, request.networks, request.parameters)
             survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)
             if dry_run:
-                from geolabel.run.dry import estimate_survey
+                from geolabel.extraction.estimate import estimate_survey
 
                 estimated = estimate_survey(survey)
         warn(ctx, survey.warnings)

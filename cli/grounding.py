@@ -77,12 +77,12 @@ def diffuprompter(
     LABELS is a folder of chips with masks, one as "geolabel label" writes it, or a COCO file. An hour and more on a GPU
     for a hundred images; fewer numbers take less.
     """
-    from geolabel.bench.grounding import GroundingStudy
     from geolabel.concepts import Grounding, parse_concepts
     from geolabel.datasets.instances import read_instances
+    from geolabel.evaluation.grounding import GroundingStudy
+    from geolabel.extraction.text_prompts import GroundedNetworks
     from geolabel.folders import check_work
-    from geolabel.io.diffusion import DEFAULT
-    from geolabel.run.grounded import GroundedNetworks
+    from geolabel.models.diffusion_files import DEFAULT
 
     plain = options.networks_of(given)
     check_work(out, overwrite=overwrite, inputs=[labels])

@@ -13,7 +13,7 @@ from .inputs import SCENE
 from .terminal import announce, warn
 
 if TYPE_CHECKING:
-    from geolabel.io.scenes import SceneReader
+    from geolabel.io.read.scenes import SceneReader
     from geolabel.radiometry import Stretch
 
 
@@ -35,7 +35,7 @@ def info(
 ) -> None:
     """Say what geolabel understands of SCENE: its grid, bands, validity, stretch, and the grid it would work on."""
     from geolabel.errors import OptionError
-    from geolabel.io.scenes import SceneReader
+    from geolabel.io.read.scenes import SceneReader
     from geolabel.radiometry import Stretch, parse_stretch
 
     if working_gsd is not None and not 0 < working_gsd < float("inf"):
@@ -51,7 +51,7 @@ def info(
 
 
 def _facts(reader: SceneReader, fitted: Stretch, valid: float, working_gsd: float | None) -> dict[str, Any]:
-    from geolabel.io.weights import bundled_gsd_range
+    from geolabel.models.loading import bundled_gsd_range
 
     scene, header = reader.scene, reader.header
     grid = scene.grid

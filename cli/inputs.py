@@ -15,7 +15,7 @@ import click
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError, WeightsError
 
 if TYPE_CHECKING:
-    from geolabel.io.listing import Listed
+    from geolabel.io.read.scene_inputs import Listed
 
 ELSEWHERE = re.compile(r"/vsi|\w[\w+.-]+:|\s*[<{]|.*[*?\[]", re.DOTALL)
 """What is no plain path: URLs, names of GDAL's drivers and file systems, whole descriptions, and patterns."""

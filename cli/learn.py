@@ -120,7 +120,7 @@ def localizer(
     check_folder(out, [chips], shared=True)
     with loading(ctx):
         from geolabel.datasets.chips import read_chips
-        from geolabel.run.localizers import LocalizerRequest, train_localizer
+        from geolabel.training.localizers import LocalizerRequest, train_localizer
 
         networks = options.training_networks(given)
     with progress_bar(ctx) as progress:
@@ -250,7 +250,7 @@ def student(
             from geolabel.errors import OptionError
 
             raise OptionError("--plain: Mask R-CNN has losses of its own; leave it out")
-        from geolabel.run.detectors import DetectorRequest, train_detector
+        from geolabel.training.detectors import DetectorRequest, train_detector
 
         figures = train_detector(
             labels,
@@ -264,7 +264,7 @@ def student(
         )
     else:
         from geolabel.datasets.painted import read_painted
-        from geolabel.run.students import StudentRequest, train_student
+        from geolabel.training.students import StudentRequest, train_student
 
         examples = read_painted(labels, class_name=class_name)
         held = None if test is None else read_painted(test, class_name=class_name)

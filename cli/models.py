@@ -16,7 +16,7 @@ from .commands import group, option
 from .terminal import announce
 
 if TYPE_CHECKING:
-    from geolabel.io.weights import Published
+    from geolabel.models.loading import Published
 
 
 @group()
@@ -32,7 +32,7 @@ def models() -> None:
 @options.terminal
 def list_models(as_json: bool) -> None:
     """List the networks and say which are here."""
-    from geolabel.io.weights import PUBLISHED
+    from geolabel.models.loading import PUBLISHED
 
     rows = [_row(network) for network in PUBLISHED]
     if as_json:
@@ -49,13 +49,13 @@ def list_models(as_json: bool) -> None:
 @click.pass_context
 def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
     """Download the network NAME, check it, and keep it in the cache folder."""
-    from geolabel.io import weights
+    from geolabel.models import loading
 
-    for network in weights.lookup(name):
+    for network in loading.lookup(name):
         show = sys.stderr.isatty() and not ctx.ensure_object(options.Session).quiet
-        with closing(_DownloadBar(name)) if show and not weights.find(network) else nullcontext() as bar:
-            path = weights.fetch(network, progress=bar)
-        announce({"name": name, "role": network.role, "file": path, "sha256": weights.verify(network)}, as_json=as_json)
+        with closing(_DownloadBar(name)) if show and not loading.find(network) else nullcontext() as bar:
+            path = loading.fetch(network, progress=bar)
+        announce({"name": name, "role": network.role, "file": path, "sha256": loading.verify(network)}, as_json=as_json)
 
 
 @models.command()
@@ -65,14 +65,14 @@ def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
 def verify(name: str | None, as_json: bool) -> int:
     """Check the files of the network NAME, or of all networks that are here; exit code 1 if one is damaged."""
     from geolabel.errors import WeightsError
-    from geolabel.io import weights
+    from geolabel.models import loading
 
-    asked = weights.lookup(name) if name else [p for p in weights.PUBLISHED if p.path.is_file()]
+    asked = loading.lookup(name) if name else [p for p in loading.PUBLISHED if p.path.is_file()]
     rows = []
     for network in asked:
         row: dict[str, Any] = {"name": network.name, "role": network.role, "ok": True}
         try:
-            row["sha256"] = weights.verify(network)
+            row["sha256"] = loading.verify(network)
         except WeightsError as error:
             row |= {"ok": False, "sha256": None, "message": str(error)}
             click.echo(f"geolabel: {error}", err=True)
@@ -91,12 +91,12 @@ def verify(name: str | None, as_json: bool) -> int:
 @options.terminal
 def info(name: str, as_json: bool) -> None:
     """Describe the network NAME, or the one that FILE holds."""
-    from geolabel.io import weights
+    from geolabel.models import loading
 
     if Path(name).is_file():
-        described = [weights.describe(Path(name))]
+        described = [loading.describe(Path(name))]
     else:
-        described = [_describe(network) for network in weights.lookup(name)]
+        described = [_describe(network) for network in loading.lookup(name)]
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return
@@ -151,12 +151,12 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     geolabel models export --onnx
     geolabel models export my-localizer.safetensors --onnx mine.onnx --gsd 1
     """
-    from geolabel.io import weights
-    from geolabel.io.exports import export_onnx
+    from geolabel.extraction.plan import Parameters
+    from geolabel.models import loading
+    from geolabel.models.exports import export_onnx
     from geolabel.outputs import check_target
-    from geolabel.run.plan import Parameters
 
-    path = Path(name) if Path(name).is_file() else weights.fetch(weights.lookup(name, "localizer")[0])
+    path = Path(name) if Path(name).is_file() else loading.fetch(loading.lookup(name, "localizer")[0])
     check_target(out, overwrite=overwrite, suffixes=(".onnx",), inputs=(path,))
     threshold = Parameters().activation_threshold
     export_onnx(path, out, threshold=threshold, tile=tile_size, gsd=gsd, overwrite=overwrite)
@@ -164,15 +164,15 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
 
 
 def _describe(network: Published) -> dict[str, Any]:
-    from geolabel.io import weights
+    from geolabel.models import loading
 
     values = {"name": network.name, "role": network.role, "summary": network.summary, "licence": network.licence}
     if network.url is not None:
         values["url"] = network.url
-    path = weights.find(network)
+    path = loading.find(network)
     if path is None:
         return values | {"state": _state(network), "bytes": network.size, "sha256": network.sha256}
-    return values | {"state": _state(network)} | weights.describe(path)
+    return values | {"state": _state(network)} | loading.describe(path)
 
 
 def _row(network: Published) -> dict[str, Any]:
@@ -182,9 +182,9 @@ def _row(network: Published) -> dict[str, Any]:
 
 
 def _state(network: Published) -> str:
-    from geolabel.io import weights
+    from geolabel.models import loading
 
-    if weights.find(network) is not None:
+    if loading.find(network) is not None:
         return "here"
     if network.path.is_file():
         return "damaged"

@@ -17,8 +17,8 @@ from .inputs import NETWORK, VECTORS, WEIGHTS
 from .prediction import GROUNDING
 
 if TYPE_CHECKING:
-    from geolabel.run.plan import Parameters
-    from geolabel.run.request import Networks, Reading
+    from geolabel.extraction.plan import Parameters
+    from geolabel.extraction.request import Networks, Reading
 
 
 @dataclass
@@ -138,8 +138,8 @@ class Request:
     def of(cls, given: Mapping[str, Any]) -> Request:
         """Sort the options of a command into the library's records."""
         from geolabel.errors import OptionError
-        from geolabel.run.plan import Parameters
-        from geolabel.run.request import Networks, Reading
+        from geolabel.extraction.plan import Parameters
+        from geolabel.extraction.request import Networks, Reading
 
         def pick(record: type) -> dict[str, Any]:
             names = {field.name for field in fields(record)}
@@ -149,14 +149,14 @@ class Request:
         reading = pick(Reading) | ({"bounds": parse_bounds(bounds)} if bounds else {})
         networks, parameters = Networks(**pick(Networks)), pick(Parameters)
         if given.get("method") == "diffuprompter":
-            from geolabel.run.grounded import DEFAULTS, grounded_networks
+            from geolabel.extraction.text_prompts import DEFAULTS, grounded_networks
 
             networks, parameters = grounded_networks(networks, given), DEFAULTS | parameters
         elif foreign := [name for name in GROUNDING if given.get(name) is not None]:
             else_where = "; geolabel label takes it with cism too, for chips" if foreign[0] == "crf" else ""
             raise OptionError(f"--{foreign[0]} is an option of --method diffuprompter{else_where}")
         elif given.get("method") == "alps":
-            from geolabel.run.clustered import ClusteredNetworks
+            from geolabel.extraction.clustered import ClusteredNetworks
 
             networks = ClusteredNetworks.of(networks, given["clusters"], given["class_name"])
         return cls(Reading(**reading), networks, Parameters(**parameters))
@@ -328,7 +328,7 @@ _sam = option(
 )
 
 NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "engine", "batch")
-"""Options of `network_options` that are fields of `geolabel.run.request.Networks`."""
+"""Options of `network_options` that are fields of `geolabel.extraction.request.Networks`."""
 
 
 def network_options(command: F) -> F:
@@ -404,7 +404,7 @@ def training_networks(given: dict[str, Any]) -> Networks:
     """Take the options of `training_options` that say what runs where out of those given, and set the threads."""
     import torch
 
-    from geolabel.run.request import Networks
+    from geolabel.extraction.request import Networks
 
     threads = given.pop("threads")
     if threads:
@@ -417,7 +417,7 @@ def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
     """Take the options of `segmenter_options` out of those given, and set the threads; with a localizer, its too."""
     import torch
 
-    from geolabel.run.request import Networks
+    from geolabel.extraction.request import Networks
 
     if threads := given.pop("threads"):
         torch.set_num_threads(threads)

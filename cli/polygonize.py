@@ -75,7 +75,7 @@ def polygonize(
         raise OptionError("no output: give --out FILE.gpkg")
     check_outputs(target, overwrite=given["overwrite"])
     with loading(ctx, "loading libraries"):
-        from geolabel.run.polygonize import polygonize as run_polygonize
+        from geolabel.extraction.polygonize import polygonize as run_polygonize
 
         from .summary import of_polygons
 

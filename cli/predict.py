@@ -57,16 +57,16 @@ def predict(
         raise OptionError("no output: give --out FILE.tif")
     check_scenes(scenes[:1] if output else scenes)
     check_outputs(target, overwrite=overwrite, run_dir=run_dir)
-    from geolabel.io.listing import list_scenes
+    from geolabel.io.read.scene_inputs import list_scenes
 
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
     check_listed(listed)
     with ExitStack() as stack:
         with loading(ctx):
-            from geolabel.run.folder import Keeping
-            from geolabel.run.outcome import Targets
-            from geolabel.run.predict import run_predict
-            from geolabel.run.survey import prepare_survey
+            from geolabel.engine.run_folder import Keeping
+            from geolabel.extraction.outputs import Targets
+            from geolabel.extraction.predict import run_predict
+            from geolabel.extraction.scene_groups import prepare_survey
 
             from . import summary
 

@@ -125,11 +125,11 @@ def alps(
     """
     options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"], ()), overwrite=True)
     with loading(ctx):
-        from geolabel.bench.pretraining import TITLE, PretrainingStudy
         from geolabel.datasets.chips import read_chips
+        from geolabel.evaluation.pretraining import TITLE, PretrainingStudy
         from geolabel.folders import check_work
         from geolabel.methods import METHODS
-        from geolabel.run.students import StudentRequest
+        from geolabel.training.students import StudentRequest
 
     check_work(out, overwrite=overwrite, inputs=[chips])
     networks = options.networks_of(given)

@@ -129,10 +129,10 @@ def segment(
     """
     check_outputs(out, overwrite=overwrite)
     with loading(ctx):
-        from geolabel.io.review import Carried
-        from geolabel.run.outcome import Targets
-        from geolabel.run.request import prepare
-        from geolabel.run.segment import AskedEverywhere, Everything, run_segment
+        from geolabel.extraction.outputs import Targets
+        from geolabel.extraction.request import prepare
+        from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
+        from geolabel.io.read.review import Carried
 
         from . import summary
 

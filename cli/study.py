@@ -174,8 +174,8 @@ def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
     if name in ("s2c", "cism"):
         options.check_training(out / "nothing", overwrite=True)
     with loading(ctx):
-        from geolabel.bench.studies import Study
         from geolabel.datasets.chips import read_chips
+        from geolabel.evaluation.studies import Study
         from geolabel.folders import check_work
 
     check_work(out, overwrite=given["overwrite"], inputs=[chips])

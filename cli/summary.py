@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from geolabel.run.dry import EVERYWHERE, NONE
+from geolabel.extraction.estimate import EVERYWHERE, NONE
 
 from .terminal import duration, extent, see
 
@@ -18,7 +18,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     Parameters
     ----------
     figures
-        Of `geolabel.run.extract.Extraction.summary`.
+        Of `geolabel.extraction.extract.Extraction.summary`.
     dense
         Whether the method scores every pixel itself, without prompts.
     """
@@ -43,7 +43,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
 
 
 def of_scores(output: str, figures: Figures) -> dict[str, str]:
-    """Rows on a raster of scores; `figures` are those of `geolabel.run.report.Report.summary`."""
+    """Rows on a raster of scores; `figures` are those of `geolabel.engine.report.Report.summary`."""
     return {
         "scored": extent(figures["area_km2"] * 1e6),
         **_effort(figures),
@@ -62,7 +62,7 @@ def of_polygons(output: str, figures: Figures) -> dict[str, str]:
 
 
 def of_segments(output: str, figures: Figures) -> dict[str, str]:
-    """Rows on everything in a scene; `figures` are those of `geolabel.run.segment.Segmentation.summary`."""
+    """Rows on everything in a scene; `figures` are those of `geolabel.extraction.segment.Segmentation.summary`."""
     return {
         "segments": f"{figures['segments']} in {extent(figures['area_km2'] * 1e6)}",
         **_effort(figures),
@@ -72,7 +72,7 @@ def of_segments(output: str, figures: Figures) -> dict[str, str]:
 
 
 def of_estimate(figures: Figures) -> dict[str, str]:
-    """Rows on what a run would take; `figures` are those of `geolabel.run.dry.estimate_survey`."""
+    """Rows on what a run would take; `figures` are those of `geolabel.extraction.estimate.estimate_survey`."""
     named = {"scene": "scene", "scenes": "scenes", "working_grid": "grid", "grids": "grids", "device": "device"}
     rows = {label: str(figures[key]) for key, label in named.items() if key in figures}
     low, high = (duration(figures[name]) for name in (NONE, EVERYWHERE))

@@ -60,8 +60,8 @@ def synthesize(ctx: click.Context, /, scene: str, size: str, as_json: bool, **gi
     """
     height, width = _parse_size(size)
     with loading(ctx, f"making a scene of {height} x {width} px"):
-        from geolabel.run.synthesize import SceneFiles
-        from geolabel.run.synthesize import synthesize as run_synthesize
+        from geolabel.labeling.synthesize import SceneFiles
+        from geolabel.labeling.synthesize import synthesize as run_synthesize
 
         drawn = run_synthesize(scene, size=(height, width), **given)
     facts = {"landslides": drawn.count, "landslide_share": round(float(drawn.truth.mean()), 4)}

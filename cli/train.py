@@ -149,8 +149,8 @@ def bundled(
 
     from geolabel.devices import resolve_device, resolve_precision
     from geolabel.errors import OptionError
-    from geolabel.trainers.bundled import train_bundled
-    from geolabel.trainers.pack import unpack
+    from geolabel.training.bundled import train_bundled
+    from geolabel.training.pack import unpack
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)
@@ -216,7 +216,7 @@ def average(
         raise OutputError(f"{target} exists: choose another --out, or give --overwrite")
     import torch
 
-    from geolabel.trainers.averaging import average_localizers
+    from geolabel.training.averaging import average_localizers
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)
@@ -284,9 +284,9 @@ def confidence(
     from geolabel.extras import require
 
     require("train", "sklearn", purpose="fitting the confidence")
-    from geolabel.bench.confidence import fit_confidence
-    from geolabel.bench.setup import Data
-    from geolabel.io.confidence import save_confidence
+    from geolabel.evaluation.confidence import fit_confidence
+    from geolabel.evaluation.setup import Data
+    from geolabel.models.confidence_files import save_confidence
     from geolabel.outputs import check_target
 
     check_target(out, overwrite=overwrite, suffixes=(".json",))
@@ -318,6 +318,6 @@ def graphs(files: tuple[Path, ...], as_json: bool) -> None:
 
     if find_spec("onnxscript") is None:
         raise GeolabelError('graphs are made with onnxscript, which is not installed: pip install "geolabel[train]"')
-    from geolabel.trainers.graphs import write_graphs
+    from geolabel.training.graphs import write_graphs
 
     announce({str(file): ", ".join(map(str, write_graphs(file))) for file in files}, as_json=as_json)

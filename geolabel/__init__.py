@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geolabel.errors import GeolabelError as GeolabelError
-    from geolabel.run.extract import extract as extract
-    from geolabel.run.plan import Parameters as Parameters
-    from geolabel.run.predict import predict as predict
-    from geolabel.run.request import Networks as Networks
-    from geolabel.run.request import Reading as Reading
+    from geolabel.extraction.extract import extract as extract
+    from geolabel.extraction.plan import Parameters as Parameters
+    from geolabel.extraction.predict import predict as predict
+    from geolabel.extraction.request import Networks as Networks
+    from geolabel.extraction.request import Reading as Reading
     from geolabel.units import Measure as Measure
 
 __version__ = "0.1.0"
@@ -22,11 +22,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "GeolabelError": "geolabel.errors",
     "Measure": "geolabel.units",
-    "Networks": "geolabel.run.request",
-    "Parameters": "geolabel.run.plan",
-    "Reading": "geolabel.run.request",
-    "extract": "geolabel.run.extract",
-    "predict": "geolabel.run.predict",
+    "Networks": "geolabel.extraction.request",
+    "Parameters": "geolabel.extraction.plan",
+    "Reading": "geolabel.extraction.request",
+    "extract": "geolabel.extraction.extract",
+    "predict": "geolabel.extraction.predict",
 }
 
 __all__ = ["GeolabelError", "Measure", "Networks", "Parameters", "Reading", "__version__", "extract", "predict"]

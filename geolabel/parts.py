@@ -144,7 +144,7 @@ class Recipe:
     normalisation: Normalisation = "constant"
     """What becomes activation 1; localizers only."""
     filters: Filters | None = None
-    """Makes a segmenter answer with every candidate that passes; see `segmenters.everything`."""
+    """Makes a segmenter answer with every candidate that passes; see `models.everything`."""
     features: bool = False
     """Whether such a segmenter's masks come with features."""
     clusters: ClusterChoice | None = None

@@ -433,7 +433,7 @@ KINDS: dict[str, tuple[Callable[[World, random.Random], str], str]] = {
 
 
 def read_scene(uri: str) -> Iterator[bytes]:
-    from geolabel.io.scenes import SceneReader
+    from geolabel.io.read.scenes import SceneReader
     from geolabel.tiles import Window
 
     with SceneReader(uri) as reader:
@@ -444,8 +444,8 @@ def read_scene(uri: str) -> Iterator[bytes]:
 
 
 def read_area(uri: str) -> Iterator[bytes]:
-    from geolabel.io.features import read_features, spatial_layers
-    from geolabel.io.vectors import read_aoi, read_prompts
+    from geolabel.io.read.features import read_features, spatial_layers
+    from geolabel.io.write.vectors import read_aoi, read_prompts
     from geolabel.scene import Grid
 
     crs = pyproj.CRS("EPSG:32648")
@@ -456,7 +456,7 @@ def read_area(uri: str) -> Iterator[bytes]:
 
 
 def read_list(uri: str) -> Iterator[bytes]:
-    from geolabel.io.listing import list_scenes
+    from geolabel.io.read.scene_inputs import list_scenes
 
     for scene in list_scenes(uri):
         yield from read_scene(str(scene.source))
@@ -566,9 +566,9 @@ def main(folder: Path, first: int, stop: int, *, bare: bool) -> None:
     import logging
     import os
 
-    from geolabel.io import places
+    from geolabel.io import storage
 
-    places.WAITS = ()
+    storage.WAITS = ()
     os.environ["GDAL_HTTP_TIMEOUT"] = "10"
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable(logging.CRITICAL)

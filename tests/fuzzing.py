@@ -30,23 +30,23 @@ import rasterio
 import shapely
 from affine import Affine
 
+from geolabel.engine.run_folder import Keeping
+from geolabel.engine.runs import summarize
 from geolabel.errors import GeolabelError
-from geolabel.io import weights
-from geolabel.io.geopackage import read_provenance
-from geolabel.io.scenes import SceneReader
+from geolabel.evaluation.evaluate import evaluate
+from geolabel.extraction.extract import run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.polygonize import polygonize
+from geolabel.io.read.scenes import SceneReader
 from geolabel.io.store import SUFFIX, Store
-from geolabel.io.vectors import read_aoi, read_prompts, write_inventory
-from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.io.write.geopackage import read_provenance
+from geolabel.io.write.vectors import read_aoi, read_prompts, write_inventory
+from geolabel.models import loading
+from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.models.nets import build
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
-from geolabel.run.evaluate import evaluate
-from geolabel.run.extract import run_extract
-from geolabel.run.folder import Keeping
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, make_plan
-from geolabel.run.polygonize import polygonize
-from geolabel.run.runs import summarize
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
@@ -278,8 +278,8 @@ def change_safetensors(data: bytes, dice: random.Random) -> bytes:
 
 def read_safetensors(path: Path, dice: random.Random) -> None:
     role = "localizer" if path.name.startswith("localizer") else "segmenter"
-    weights.describe(path)
-    part = weights.load(Recipe(role, str(path), weights.sha256(path), batch=1))
+    loading.describe(path)
+    part = loading.load(Recipe(role, str(path), loading.sha256(path), batch=1))
     if part.window > 512:
         return
     image = np.moveaxis(picture("uint8"), 0, 2)[: min(64, part.window), : min(64, part.window)]
@@ -397,7 +397,7 @@ def main(folder: Path, cases: list[str]) -> None:
     import dask
     import torch  # noqa: F401  # its libraries have no place in the memory that a case may take
 
-    from geolabel.run import lock
+    from geolabel.engine import lock
 
     dask.config.set(scheduler="synchronous")
     lock.BEAT = 0.05

@@ -10,8 +10,8 @@ from PIL import Image
 from geolabel.cli.main import run
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import ChipError, WeightsError
+from geolabel.evaluation.chip_scores import score_chips
 from geolabel.labels import IGNORE, LabelMap
-from geolabel.run.agreements import score_chips
 
 CLASSES = ("background", "landslide")
 

@@ -19,20 +19,20 @@ from shapely import Point
 
 from geolabel.cli.main import run as command
 from geolabel.clusters import Source
+from geolabel.datasets.clusters import load_clusters, save_clusters
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.engine import worker
+from geolabel.engine.report import Silent
 from geolabel.errors import OutputError
-from geolabel.io import weights
-from geolabel.io.clusters import load_clusters, save_clusters
+from geolabel.extraction.request import Networks
+from geolabel.labeling.regions import RegionFolder, find_regions
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.methods.alps import usual_share
+from geolabel.models import loading
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
-from geolabel.run import worker
-from geolabel.run.regions import RegionFolder, find_regions
-from geolabel.run.report import Silent
-from geolabel.run.request import Networks
 from geolabel.types import UInt8Array
 
 
@@ -67,8 +67,8 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Objects:
 
     def load(recipe: Recipe):
         if recipe.role == "localizer":
-            return weights.load(recipe)
-        return part if recipe.clusters is None else weights._of_clusters(part, recipe.clusters)
+            return loading.load(recipe)
+        return part if recipe.clusters is None else loading._of_clusters(part, recipe.clusters)
 
     monkeypatch.setattr(worker, "_load", load)
     return part
@@ -170,7 +170,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(chips: Path, tmp_path:
             left[which] = 100
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("geolabel.run.regions.find_regions", lambda *given: (stop(0), find(*given))[1])
+    monkeypatch.setattr("geolabel.labeling.regions.find_regions", lambda *given: (stop(0), find(*given))[1])
     monkeypatch.setattr(PseudoLabelWriter, "write", lambda *given: (stop(1), write(*given))[1])
     before = objects.calls
     codes = [label(chips, tmp_path / "out", "--clusters", "2") for _ in range(3)]
@@ -331,7 +331,7 @@ def test_clusters_have_to_be_given_and_to_stay_as_they_are(scene: Path, tmp_path
     from geolabel.errors import WeightsError
 
     with pytest.raises(WeightsError, match="has changed since the run was planned"):
-        weights._of_clusters(Objects(), ClusterChoice(str(named / "clusters.json"), "0" * 64, "landslide"))
+        loading._of_clusters(Objects(), ClusterChoice(str(named / "clusters.json"), "0" * 64, "landslide"))
 
 
 def test_a_dry_run_asks_the_grid(scene: Path, tmp_path: Path, named: Path, capsys) -> None:

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from geolabel.errors import WeightsError
-from geolabel.networks import build
-from geolabel.networks.classifier import Classifier, class_logits, merged_maps
-from geolabel.networks.localizer import PyramidLocalizer
-from geolabel.networks.resunet import ResUNet
-from geolabel.networks.wideresnet import WideResNet38
+from geolabel.models.nets import build
+from geolabel.models.nets.classifier import Classifier, class_logits, merged_maps
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.nets.resunet import ResUNet
+from geolabel.models.nets.wideresnet import WideResNet38
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])

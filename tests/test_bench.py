@@ -15,15 +15,27 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from geolabel.bench import chips, examples, layout, peers, quality, scene_sets, scenes, setup, table, tables, tally
-from geolabel.bench.calibration import draw_curves, expected_calibration_error, reliability
-from geolabel.bench.examples import Drawn, Example, Files
-from geolabel.bench.table import OURS, Measurement, Section
 from geolabel.cli.bench import SECTIONS, bench
+from geolabel.engine import worker
 from geolabel.errors import OptionError
-from geolabel.io import weights
+from geolabel.evaluation import (
+    baselines,
+    chips,
+    examples,
+    layout,
+    quality,
+    scene_sets,
+    scenes,
+    setup,
+    table,
+    tables,
+    tally,
+)
+from geolabel.evaluation.calibration import draw_curves, expected_calibration_error, reliability
+from geolabel.evaluation.examples import Drawn, Example, Files
+from geolabel.evaluation.table import OURS, Measurement, Section
 from geolabel.metrics import Boundary, Confusion, WidthCounts
-from geolabel.run import worker
+from geolabel.models import loading
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 
@@ -148,49 +160,49 @@ def test_an_off_centre_crop_holds_the_centroid_and_keeps_the_pixels():
 
 def test_excess_green_by_hand():
     rgb = np.array([[[0, 0, 0], [10, 20, 10], [0, 255, 0], [255, 0, 0]]], np.uint8)
-    assert peers.excess_green(rgb).tolist() == [[0, 0.5, 2, -1]]
+    assert baselines.excess_green(rgb).tolist() == [[0, 0.5, 2, -1]]
 
 
 def test_otsu_finds_the_bare_ground_and_nothing_where_nothing_differs():
     one = field()
-    assert np.array_equal(peers.otsu_bare(one.rgb, np.ones(one.ids.shape, bool)), one.truth)
+    assert np.array_equal(baselines.otsu_bare(one.rgb, np.ones(one.ids.shape, bool)), one.truth)
     plain = np.full((8, 8, 3), 90, np.uint8)
-    assert not peers.otsu_bare(plain, np.ones((8, 8), bool)).any()
-    assert not peers.otsu_bare(one.rgb, np.zeros(one.ids.shape, bool)).any()
+    assert not baselines.otsu_bare(plain, np.ones((8, 8), bool)).any()
+    assert not baselines.otsu_bare(one.rgb, np.zeros(one.ids.shape, bool)).any()
 
 
 def test_otsu_finds_the_bright_ground_and_nothing_where_nothing_differs():
     one = field()
-    assert np.array_equal(peers.otsu_bright(one.rgb, np.ones(one.ids.shape, bool)), one.truth)
-    assert not peers.otsu_bright(np.full((8, 8, 3), 90, np.uint8), np.ones((8, 8), bool)).any()
+    assert np.array_equal(baselines.otsu_bright(one.rgb, np.ones(one.ids.shape, bool)), one.truth)
+    assert not baselines.otsu_bright(np.full((8, 8, 3), 90, np.uint8), np.ones((8, 8), bool)).any()
 
 
 def test_cells_average_pixels_and_repeat_the_frame():
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert peers.cell_means(values, 2).tolist() == [[2.0, 3.5]]  # (0 1 3 4), (2 2 5 5)
+    assert baselines.cell_means(values, 2).tolist() == [[2.0, 3.5]]  # (0 1 3 4), (2 2 5 5)
 
 
 def test_surround_minus_centre_by_hand():
     values = np.zeros((4, 4), np.float32)
     values[1:3, 1:3] = 2
-    assert peers.surround_minus_centre(values) == -2
-    assert peers.surround_minus_centre(np.ones((1, 1), np.float32)) == 0
+    assert baselines.surround_minus_centre(values) == -2
+    assert baselines.surround_minus_centre(np.ones((1, 1), np.float32)) == 0
 
 
 def test_peers_outline_a_plain_landslide():
     one = field()
     prompts = examples.landslide_prompts(one.ids, 64)
     box, point = prompts.boxes[0] + [-4, -4, 4, 4], prompts.points[0, 0]
-    for found in (peers.walk(one.rgb, box, point), peers.cut(one.rgb, box)):
+    for found in (baselines.walk(one.rgb, box, point), baselines.cut(one.rgb, box)):
         assert (found & one.truth).sum() / (found | one.truth).sum() > 0.9
     whole = np.array([0.0, 0, 64, 64])
-    assert peers.walk(one.rgb, whole, point).all()
-    assert peers.cut(one.rgb, whole).all()
+    assert baselines.walk(one.rgb, whole, point).all()
+    assert baselines.cut(one.rgb, whole).all()
 
 
 def test_a_forest_learns_a_colour():
     one = field()
-    forest = peers.Forest.grow([(one.rgb, one.truth)])
+    forest = baselines.Forest.grow([(one.rgb, one.truth)])
     assert (forest.find(one.rgb) == one.truth).mean() > 0.98
 
 
@@ -477,7 +489,7 @@ def stand_ins(monkeypatch):
         return FakeLocalizer() if recipe.role == "localizer" else FakeSegmenter()
 
     monkeypatch.setattr(worker, "_load", load)
-    monkeypatch.setattr(weights, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(examples, "SYNTHETIC_SIZE", 96)
     monkeypatch.setattr(scene_sets, "FOREST_SEEDS", range(700_000, 700_001))
     monkeypatch.setattr(Drawn, "__iter__", lambda self: (field((96, 96), name=f"seed {k}") for k in range(self.count)))
@@ -516,7 +528,7 @@ def test_bench_writes_one_table_and_measures_nothing_twice(stand_ins, data, tmp_
     names = [section["name"] for section in held["sections"]]
     made = ["gain", "band", "width", "image", "alarms", "calibration", "reliability", "synthetic"]
     assert names == ["mask", "map", "gate", "scene", "coarse", *made]
-    assert held["weights"]["localizer"]["sha256"] == weights.describe(weights.lookup("bundled")[0].path)["sha256"]
+    assert held["weights"]["localizer"]["sha256"] == loading.describe(loading.lookup("bundled")[0].path)["sha256"]
     page = (out / "quality.md").read_text()
     assert held["weights"]["segmenter"]["sha256"] in page
     assert "A quick look" in page

@@ -5,7 +5,7 @@ import shapely
 from affine import Affine
 from rasterio.features import rasterize
 
-from geolabel.io.burning import burn, in_pixels
+from geolabel.io.write.rasterize import burn, in_pixels
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 

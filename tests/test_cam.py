@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from geolabel.errors import WeightsError
-from geolabel.localizers.cam import CamLocalizer
-from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo
-from geolabel.networks.localizer import PyramidLocalizer
-from geolabel.networks.on_torch import TorchMaps
+from geolabel.models.cam import CamLocalizer
+from geolabel.models.checkpoint import NetworkInfo
+from geolabel.models.nets import build
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.on_torch import TorchMaps
 from geolabel.parts import Localizer
 
 INFO = NetworkInfo(

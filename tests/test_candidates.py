@@ -17,9 +17,9 @@ from rasterio.features import rasterize
 import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError
-from geolabel.run import outcome
-from geolabel.run.request import LIKELY, Networks, Reading
-from geolabel.run.vectorize import Objects
+from geolabel.extraction import outputs
+from geolabel.extraction.request import LIKELY, Networks, Reading
+from geolabel.extraction.vectorize import Objects
 from geolabel.seams import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
@@ -35,7 +35,7 @@ READING = Reading(stretch="0,255")
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that find what is bright, and a confidence that grows with the area: 400 m2 and more are certain."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
-    monkeypatch.setattr(outcome, "confidence_of", lambda table, *_: np.minimum(np.asarray(table["area_m2"]) / 400, 1.0))
+    monkeypatch.setattr(outputs, "confidence_of", lambda table, *_: np.minimum(np.asarray(table["area_m2"]) / 400, 1.0))
 
 
 def write(path: Path, *boxes: tuple[int, int, int, int], shift: float = 0.0) -> Path:
@@ -109,7 +109,7 @@ def test_the_summary_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_has_no_confidence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcome, "confidence_of", lambda table, *_: np.full(len(table), np.nan))
+    monkeypatch.setattr(outputs, "confidence_of", lambda table, *_: np.full(len(table), np.nan))
     scene = write(tmp_path / "scene.tif", SMALL, LARGE)
     assert len(geolabel.extract(scene, reading=READING, parameters=geolabel.Parameters(**GIVEN))) == 2
 

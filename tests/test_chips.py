@@ -17,9 +17,9 @@ from geolabel.chips import Chip, ChipList, check_learnable, is_held_out, split
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.errors import ChipError, GeolabelError, OptionError, OutputError
-from geolabel.io.geotiffs import write_geotiff
-from geolabel.run.chips import cut_chips
-from geolabel.run.synthesize import synthesize
+from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.labeling.cut_chips import cut_chips
+from geolabel.labeling.synthesize import synthesize
 from geolabel.scene import Grid
 from geolabel.tiles import TileGrid
 

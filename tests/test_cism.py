@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from geolabel.trainers.cism import (
+from geolabel.training.cism import (
     class_maps,
     class_vectors,
     common_semantic_loss,

@@ -53,7 +53,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         asked.update(scene=scene, reading=reading, networks=networks, parameters=parameters)
         raise GeolabelError("seen enough")
 
-    monkeypatch.setattr("geolabel.run.request.prepare", prepare)
+    monkeypatch.setattr("geolabel.extraction.request.prepare", prepare)
     return asked
 
 
@@ -283,7 +283,7 @@ def test_a_missing_extra_is_named_before_work_and_downloads(
     (tmp_path / "chips").mkdir()
     (tmp_path / "chips" / "a.png").touch()
     monkeypatch.setattr("geolabel.extras.find_spec", find)
-    monkeypatch.setattr("geolabel.io.weights.download", download)
+    monkeypatch.setattr("geolabel.models.loading.download", download)
     monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path / "cache"))
     assert run(call.split()) == 1
     shown = capsys.readouterr()
@@ -387,7 +387,7 @@ def test_an_error_is_1_and_one_line(command: str, tmp_path: Path, capsys):
 
 
 def test_a_surprise_is_1_and_one_line(scene: str, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr("geolabel.io.scenes.SceneReader", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("geolabel.io.read.scenes.SceneReader", lambda *_, **__: 1 // 0)
     assert run(["info", scene]) == 1
     assert_one_line(capsys.readouterr(), "unexpected ZeroDivisionError")
     assert run(["info", scene, "--debug"]) == 1
@@ -398,7 +398,7 @@ def test_an_interrupted_run_is_130(scene: str, monkeypatch: pytest.MonkeyPatch, 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geolabel.io.scenes.SceneReader", interrupt)
+    monkeypatch.setattr("geolabel.io.read.scenes.SceneReader", interrupt)
     assert run(["info", scene]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -448,10 +448,10 @@ def test_memory_that_runs_out_is_one_line_with_a_way_out(error, wanted: str, sce
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("geolabel.run.survey.prepare_survey", fail)
+    monkeypatch.setattr("geolabel.extraction.scene_groups.prepare_survey", fail)
     assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
     assert_one_line(capsys.readouterr(), f"memory ran out{wanted}")
-    monkeypatch.setattr("geolabel.io.scenes.SceneReader", fail)
+    monkeypatch.setattr("geolabel.io.read.scenes.SceneReader", fail)
     assert run(["info", scene]) == 1
     assert_one_line(capsys.readouterr(), "close other programs")
 
@@ -460,7 +460,7 @@ def test_the_way_out_of_too_little_memory_names_options_that_there_are(scene, mo
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("geolabel.run.survey.prepare_survey", fail)
+    monkeypatch.setattr("geolabel.extraction.scene_groups.prepare_survey", fail)
     assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
     assert "a smaller --batch or --tile-size or --block-size or --workers or --bounds" in capsys.readouterr().err
 

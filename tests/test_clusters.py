@@ -11,10 +11,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from geolabel.clusters import Clusters, Source
+from geolabel.datasets.clusters import ClusterFile, load_clusters, save_clusters
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io.clusters import ClusterFile, load_clusters, save_clusters
 from geolabel.masks import Filters
-from geolabel.trainers.clusters import BATCH, fit_clusters, predict_count
+from geolabel.training.clusters import BATCH, fit_clusters, predict_count
 
 SOURCE = Source("0" * 64, 512, 8, Filters(0.25, 0.15))
 

@@ -12,18 +12,18 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from geolabel.bench import confidence as fitting
-from geolabel.bench import examples
-from geolabel.bench.confidence import NAMES, Polygons, Source, collect, fit
-from geolabel.bench.examples import Example
 from geolabel.cli.train import train
 from geolabel.confidence import FEATURES, ConfidenceModel, features
+from geolabel.engine import worker
+from geolabel.engine.report import Silent
 from geolabel.errors import GeolabelError, WeightsError
-from geolabel.io import weights
-from geolabel.io.confidence import FittedConfidence, confidence_of, load_confidence, save_confidence, shipped
-from geolabel.run import worker
-from geolabel.run.report import Silent
-from geolabel.run.request import Networks
+from geolabel.evaluation import confidence as fitting
+from geolabel.evaluation import examples
+from geolabel.evaluation.confidence import NAMES, Polygons, Source, collect, fit
+from geolabel.evaluation.examples import Example
+from geolabel.extraction.request import Networks
+from geolabel.models import loading
+from geolabel.models.confidence_files import FittedConfidence, confidence_of, load_confidence, save_confidence, shipped
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 MODEL = ConfidenceModel(("score_mean", "log_area_px"), (0.5, 2.0), (0.25, 1.0), (1.0, -2.0), 0.5)
@@ -151,7 +151,7 @@ def test_the_command_writes_the_model_of_the_networks(stand_ins, monkeypatch, tm
 def test_the_shipped_model_belongs_to_the_shipped_networks():
     """Where this fails, the networks have changed: run geolabel train confidence again."""
     found = load_confidence(shipped())
-    assert found.networks == {p.role: weights.verify(p) for p in weights.PUBLISHED if p.bundled}
+    assert found.networks == {p.role: loading.verify(p) for p in loading.PUBLISHED if p.bundled}
     assert found.fitted["polygons"] > 100
 
 

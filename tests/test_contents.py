@@ -10,14 +10,14 @@ from affine import Affine
 
 from geolabel.bands import band_in_name
 from geolabel.errors import SceneError
-from geolabel.io.contents import check_image, product_of
-from geolabel.io.listing import list_scenes
-from geolabel.io.rasters import write_cog
-from geolabel.io.scenes import SceneReader
-from geolabel.io.sources import FileSource
-from geolabel.run.plan import Parameters, examined
-from geolabel.run.request import Networks, Reading, prepare
-from geolabel.run.survey import prepare_survey
+from geolabel.extraction.plan import Parameters, examined
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.scene_groups import prepare_survey
+from geolabel.io.read.contents import check_image, product_of
+from geolabel.io.read.scene_inputs import list_scenes
+from geolabel.io.read.scenes import SceneReader
+from geolabel.io.read.sources import FileSource
+from geolabel.io.write.rasters import write_cog
 from geolabel.tiles import Window
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)

@@ -10,16 +10,17 @@ import torch
 from affine import Affine
 
 from geolabel.activation import quantise
+from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io.weights import PUBLISHED
+from geolabel.extraction import request
+from geolabel.extraction.dense import to_scores
+from geolabel.extraction.extract import extract
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks, Reading
 from geolabel.masks import FULL
-from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
-from geolabel.networks.resunet import ResUNet
-from geolabel.run import request, worker
-from geolabel.run.dense import to_scores
-from geolabel.run.extract import extract
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks, Reading
+from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.models.loading import PUBLISHED
+from geolabel.models.nets.resunet import ResUNet
 from geolabel.testing import FakeLocalizer
 from geolabel.units import Measure
 

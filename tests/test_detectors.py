@@ -22,14 +22,14 @@ from geolabel.cli.main import run
 from geolabel.datasets.instances import CocoInstances, read_instances
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, WeightsError
-from geolabel.io import weights
 from geolabel.labels import BACKGROUND, LabelMap, closed_regions
-from geolabel.networks.checkpoint import read_info
-from geolabel.networks.detector import build_detector
-from geolabel.run.detectors import FILE, PRESETS, DetectorPreset, DetectorRequest, train_detector
-from geolabel.trainers.crops import Cropping
-from geolabel.trainers.instances import MOST, DetectorLosses, crop_objects, detect
-from geolabel.trainers.precision import NAMES, Found, Precision
+from geolabel.models import loading
+from geolabel.models.checkpoint import read_info
+from geolabel.models.nets.detector import build_detector
+from geolabel.training.crops import Cropping
+from geolabel.training.detector_objective import MOST, DetectorLosses, crop_objects, detect
+from geolabel.training.detectors import FILE, PRESETS, DetectorPreset, DetectorRequest, train_detector
+from geolabel.training.precision import NAMES, Found, Precision
 
 
 def label_map(*squares: tuple[int, int, int, int], size: int = 160) -> LabelMap:
@@ -237,7 +237,7 @@ def build_tiny(classes: int, **_: object) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, float]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("geolabel.networks.detector.build_detector", build_tiny)
+        patch.setattr("geolabel.models.nets.detector.build_detector", build_tiny)
         yield _trained(tmp_path_factory)
 
 
@@ -282,7 +282,7 @@ def test_what_a_detector_cannot_be_made_of(trained: tuple[Path, dict[str, float]
     first = ("overall", folder / "out" / FILE)
     with pytest.raises(OptionError, match="give the same --model and --preset"):
         train_detector(other, tmp_path / "out", DetectorRequest(init=first))
-    bundled = weights.lookup("bundled", "localizer")[0].path
+    bundled = loading.lookup("bundled", "localizer")[0].path
     with pytest.raises(WeightsError, match="holds a localizer, not a detector"):
         train_detector(folder / "pseudo", tmp_path / "out", DetectorRequest(init=("overall", bundled)), preset=PRESET)
 

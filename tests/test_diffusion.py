@@ -16,8 +16,8 @@ pytest.importorskip("transformers", reason="needs the extra geolabel[diffusion]"
 
 from geolabel.concepts import Grounding, parse_concepts
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io import diffusion
-from geolabel.localizers.diffusion import (
+from geolabel.models import diffusion_files
+from geolabel.models.diffusion import (
     AttentionRecorder,
     DiffusionLocalizer,
     DiffusionNetworks,
@@ -27,7 +27,7 @@ from geolabel.localizers.diffusion import (
     stretched,
     token_columns,
 )
-from geolabel.localizers.refined import RefinedLocalizer
+from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import Localizer
 from geolabel.testing import FakeLocalizer, write_diffusion
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def networks(folder: Path) -> DiffusionNetworks:
-    return diffusion.load(folder)
+    return diffusion_files.load(folder)
 
 
 def image(seed: int = 0, height: int = 128, width: int = 128) -> np.ndarray:
@@ -273,29 +273,29 @@ def test_a_refined_map_follows_the_image() -> None:
 
 def test_a_fingerprint_is_that_of_the_files(folder: Path, tmp_path: Path) -> None:
     again = write_diffusion(tmp_path / "again")
-    assert diffusion.fingerprint(again) == diffusion.fingerprint(folder)
+    assert diffusion_files.fingerprint(again) == diffusion_files.fingerprint(folder)
     other = write_diffusion(tmp_path / "other", seed=1)
-    assert diffusion.fingerprint(other) != diffusion.fingerprint(folder)
+    assert diffusion_files.fingerprint(other) != diffusion_files.fingerprint(folder)
 
 
 def test_a_folder_without_a_model_says_what_is_missing(folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "vae" / "diffusion_pytorch_model.safetensors").rename(broken / "vae" / "diffusion_pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"vae/diffusion_pytorch_model\.safetensors missing"):
-        diffusion.load(broken)
+        diffusion_files.load(broken)
 
 
 def test_a_damaged_model_is_named(folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "unet" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match=r"broken cannot be loaded as Stable Diffusion 1\.x"):
-        diffusion.load(broken)
+        diffusion_files.load(broken)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./a/b", "a/b/c"])
 def test_what_is_neither_a_folder_nor_a_model(source: str) -> None:
     with pytest.raises(WeightsError, match="is no folder"):
-        diffusion.locate(source)
+        diffusion_files.locate(source)
 
 
 def test_without_network_and_weights_there_are_two_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -306,10 +306,10 @@ def test_without_network_and_weights_there_are_two_ways_out(monkeypatch: pytest.
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(WeightsError, match=r"no such host.*run hf download owner/model.*or give the folder"):
-        diffusion.locate("owner/model")
+        diffusion_files.locate("owner/model")
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"forbids downloads.*run hf download.*or give the folder"):
-        diffusion.locate("owner/model@main")
+        diffusion_files.locate("owner/model@main")
 
 
 def test_a_model_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_model_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
-    assert diffusion.locate("owner/model@v1") == folder
+    assert diffusion_files.locate("owner/model@v1") == folder
     (request,) = asked
     assert (request["repo_id"], request["revision"], request["local_files_only"]) == ("owner/model", "v1", True)
     assert not [pattern for pattern in request["allow_patterns"] if pattern.endswith(".bin")]

@@ -8,12 +8,12 @@ import pytest
 import rasterio
 from affine import Affine
 
-from geolabel.io.scenes import SceneReader
+from geolabel.engine import worker
+from geolabel.extraction.estimate import TORCH_BYTES, estimate
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.io.read.scenes import SceneReader
 from geolabel.parts import Recipe
-from geolabel.run import worker
-from geolabel.run.dry import TORCH_BYTES, estimate
-from geolabel.run.plan import Parameters, make_plan
-from geolabel.run.request import Networks, Reading, prepare
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=2), Recipe("segmenter", "stand-in", "0" * 64)

@@ -18,29 +18,29 @@ from onnx import TensorProto
 
 from geolabel.cli.main import run
 from geolabel.concepts import Grounding, parse_concepts
+from geolabel.engine import worker
+from geolabel.engine.run_key import difference, run_key
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io import weights
-from geolabel.io.checkpoints import load_localizer, load_own
-from geolabel.localizers.multiscale import MapModule, MultiscaleLocalizer
+from geolabel.extraction.outputs import plan_provenance
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.segment import AskedEverywhere, Everything
+from geolabel.extraction.text_prompts import GroundedNetworks
 from geolabel.masks import EVERY_CANDIDATE
-from geolabel.networks import build
-from geolabel.networks.checkpoint import read_info, save_checkpoint
-from geolabel.networks.engines import Engine, graph_files
-from geolabel.networks.on_onnx import KEY, OnnxMaps, OnnxSam, facts_of, tokens
-from geolabel.networks.on_torch import TorchMaps, TorchSam
+from geolabel.models import loading
+from geolabel.models.checkpoint import read_info, save_checkpoint
+from geolabel.models.checkpoints import load_localizer, load_own
+from geolabel.models.engines import Engine, graph_files
+from geolabel.models.multiscale import MapModule, MultiscaleLocalizer
+from geolabel.models.nets import build
+from geolabel.models.on_onnx import KEY, OnnxMaps, OnnxSam, facts_of, tokens
+from geolabel.models.on_torch import TorchMaps, TorchSam
 from geolabel.parts import Recipe
 from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
-from geolabel.run import worker
-from geolabel.run.grounded import GroundedNetworks
-from geolabel.run.key import difference, run_key
-from geolabel.run.outcome import plan_provenance
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks, Reading, prepare
-from geolabel.run.segment import AskedEverywhere, Everything
 from geolabel.synthetic import synthesize
-from geolabel.trainers.graphs import write_graphs
+from geolabel.training.graphs import write_graphs
 
-FILES = {role: weights.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
+FILES = {role: loading.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
 ALIKE = 1e-4
 ENGINES: tuple[Engine, ...] = ("onnx", "torch")
 
@@ -145,8 +145,8 @@ def test_prompts_become_tokens_a_box_two_and_points_alone_one_more() -> None:
 @pytest.mark.parametrize("filters", [None, EVERY_CANDIDATE])
 def test_parts_of_either_engine_find_the_same_masks(image: np.ndarray, filters: object) -> None:
     boxes = np.array([[20.0, 30, 200, 220], [100, 100, 180, 160], [240, 10, 300, 290]])
-    recipe = replace(weights.recipe("segmenter", device="cpu"), filters=filters)
-    ours, torchs = (weights.load(weights.with_engine(recipe, engine)) for engine in ENGINES)
+    recipe = replace(loading.recipe("segmenter", device="cpu"), filters=filters)
+    ours, torchs = (loading.load(loading.with_engine(recipe, engine)) for engine in ENGINES)
     (found,), (expected,) = (part([image[:300, :411]], [Prompts.build(boxes=boxes)]) for part in (ours, torchs))
     assert found.candidates.tolist() == expected.candidates.tolist()
     assert found.scores.any()
@@ -173,7 +173,7 @@ def test_graphs_that_ship_hold_no_weights_and_are_of_the_networks_beside_them(ro
         held = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL]
         assert max(len(t.raw_data) for t in held) < 1 << 14
         assert path.stat().st_size < 1 << 17
-        architecture = json.loads(json.dumps(weights.describe(FILES[role])["architecture"]))
+        architecture = json.loads(json.dumps(loading.describe(FILES[role])["architecture"]))
         assert facts_of(model)["architecture"] == architecture
 
 
@@ -214,7 +214,7 @@ def test_a_graph_is_that_of_an_architecture_whatever_its_weights(copies: Path) -
 
 def test_a_file_with_its_graphs_runs_on_either_engine(copies: Path, image: np.ndarray) -> None:
     path = copies / "localizer.safetensors"
-    parts = [weights.load(weights.recipe("localizer", path, device="cpu", engine=engine)) for engine in ENGINES]
+    parts = [loading.load(loading.recipe("localizer", path, device="cpu", engine=engine)) for engine in ENGINES]
     (found,), (expected,) = (part([image]) for part in parts)
     assert np.abs(found.values - expected.values).max() < ALIKE
 
@@ -248,15 +248,15 @@ def relabel(path: Path, facts: dict[str, object]) -> None:
 
 
 def test_a_graph_that_changed_since_the_plan_is_refused(copies: Path) -> None:
-    made = weights.recipe("localizer", copies / "localizer.safetensors", device="cpu", engine="onnx")
+    made = loading.recipe("localizer", copies / "localizer.safetensors", device="cpu", engine="onnx")
     with (copies / "localizer.onnx").open("ab") as file:
         file.write(b"?")
     with pytest.raises(WeightsError, match=f"the run was planned with {made.graphs[0]}"):
-        weights.load(made)
+        loading.load(made)
 
 
 def test_models_check_and_name_the_graphs_too(copies: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(weights.resources, "files", lambda _: copies)
+    monkeypatch.setattr(loading.resources, "files", lambda _: copies)
     assert run(["models", "verify", "bundled"]) == 0
     assert run(["models", "info", "bundled", "--json"]) == 0
     described = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))

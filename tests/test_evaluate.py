@@ -20,9 +20,9 @@ from shapely import Polygon, box
 from geolabel.cli.evaluate import SECTIONS
 from geolabel.cli.evaluate import evaluate as command
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.io.vectors import write_inventory
-from geolabel.run import evaluate as module
-from geolabel.run.evaluate import evaluate
+from geolabel.evaluation import evaluate as module
+from geolabel.evaluation.evaluate import evaluate
+from geolabel.io.write.vectors import write_inventory
 from geolabel.scene import Grid
 
 UTM = pyproj.CRS(32648)

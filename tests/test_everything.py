@@ -13,11 +13,11 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from geolabel.errors import OptionError
 from geolabel.masks import EVERY_CANDIDATE, FeaturedMasks, Filters
-from geolabel.networks.on_torch import TorchSam
+from geolabel.models.everything import EverythingSegmenter, pool
+from geolabel.models.on_torch import TorchSam
 from geolabel.parts import Everywhere, Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
-from geolabel.segmenters.everything import EverythingSegmenter, pool
 
 SIDE = 64
 BIAS = torch.tensor([0.5, 2.46, 1.5, 2.18])

@@ -13,13 +13,13 @@ import pytest
 
 from geolabel.cli.main import run
 from geolabel.errors import OptionError, OutputError, WeightsError
-from geolabel.io import weights
-from geolabel.io.exports import export_onnx
-from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
-from geolabel.networks.engines import graph_files
+from geolabel.models import loading
+from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.models.engines import graph_files
+from geolabel.models.exports import export_onnx
 from geolabel.synthetic import synthesize
 
-FILES = {role: weights.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
+FILES = {role: loading.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 def test_the_highest_score_is_the_landslides_where_activation_exceeds_its_threshold(exported: Path) -> None:
     image = synthesize(256, seed=900_101).rgb
-    (found,) = weights.load(weights.recipe("localizer", device="cpu"))([image])
+    (found,) = loading.load(loading.recipe("localizer", device="cpu"))([image])
     (scores,) = session(exported).run(None, {"rgb": np.moveaxis(image, 2, 0)[None] / np.float32(255)})
     assert scores.shape == (1, 2, 256, 256)
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-6)

@@ -20,18 +20,18 @@ from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 
 import geolabel
+from geolabel.engine import worker
 from geolabel.errors import OptionError, OutputError, SceneError
-from geolabel.io.scenes import SceneReader
-from geolabel.io.vectors import read_prompts
+from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.predict import run_predict
+from geolabel.extraction.request import Networks
+from geolabel.io.read.scenes import SceneReader
+from geolabel.io.write.vectors import read_prompts
 from geolabel.masks import Masks
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
-from geolabel.run import worker
-from geolabel.run.extract import Extraction, run_extract
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, make_plan
-from geolabel.run.predict import run_predict
-from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer
 from geolabel.types import UInt8Array
 from geolabel.units import Measure
@@ -440,7 +440,7 @@ def test_a_tile_larger_than_the_segmenter_sees_is_refused(tmp_path: Path) -> Non
 
 
 def test_provenance_tells_how_it_was_made(tmp_path: Path) -> None:
-    from geolabel.io.geopackage import read_provenance
+    from geolabel.io.write.geopackage import read_provenance
 
     run(write(tmp_path / "scene.tif", country()), tmp_path / "slides.gpkg")
     record = read_provenance(tmp_path / "slides.gpkg")

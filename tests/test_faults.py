@@ -21,16 +21,16 @@ import rasterio
 from affine import Affine
 
 from geolabel.activation import Activation
+from geolabel.engine import executors, worker
+from geolabel.engine.task_records import Recorded
 from geolabel.errors import ClusterError, MemoryLimitError, OptionError, OutputError, TileError
-from geolabel.io.places import FolderPlace
-from geolabel.io.scenes import SceneReader
+from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.io.read.scenes import SceneReader
+from geolabel.io.storage import FolderPlace
 from geolabel.masks import Masks
 from geolabel.prompts import Prompts
-from geolabel.run import execute, worker
-from geolabel.run.extract import Extraction, run_extract
-from geolabel.run.ledger import Recorded
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, make_plan
 from geolabel.testing import RECIPES, FakeLocalizer, FakeSegmenter
 from geolabel.types import UInt8Array
 
@@ -44,9 +44,9 @@ import sys
 from dataclasses import replace
 from geolabel.cli.cluster import at_work
 from geolabel.cli.main import run as command
-from geolabel.io.scenes import SceneReader
-from geolabel.run import request
-from geolabel.run.plan import Parameters, make_plan
+from geolabel.io.read.scenes import SceneReader
+from geolabel.extraction import request
+from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.testing import RECIPES
 
 def prepare(scene, reading, networks, parameters):
@@ -201,27 +201,27 @@ def test_a_task_that_kills_its_workers_is_named() -> None:
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as local,
         distributed.Client(local),
-        pytest.raises(execute.TaskLostError, match="memory ran out") as caught,
+        pytest.raises(executors.TaskLostError, match="memory ran out") as caught,
     ):
-        list(execute.ordered(die, [0, 1]))
+        list(executors.ordered(die, [0, 1]))
     assert caught.value.number == 0
 
 
 def test_workers_that_do_not_come_back_end_the_run() -> None:
     with (
-        dask.config.set({execute.PATIENCE: "1s"}),
+        dask.config.set({executors.PATIENCE: "1s"}),
         distributed.LocalCluster(
             n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", threads_per_worker=1
         ) as local,
         distributed.Client(local),
     ):
-        results = execute.ordered(slowly, range(200))
+        results = executors.ordered(slowly, range(200))
         next(results)
         local.scale(0)
         with pytest.raises(ClusterError, match="no worker is left"):
             list(results)
         with pytest.raises(ClusterError, match="no worker is left"):
-            list(execute.ordered(slowly, range(3)))
+            list(executors.ordered(slowly, range(3)))
 
 
 def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
@@ -231,13 +231,13 @@ def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
         ) as local,
         distributed.Client(local, timeout=1) as client,
     ):
-        results = execute.ordered(slowly, range(20))
+        results = executors.ordered(slowly, range(20))
         next(results)
         client.cluster.scheduler.loop.add_callback(client.cluster.scheduler.close)
         with pytest.raises(ClusterError, match="the same command resumes"):
             list(results)
         with pytest.raises(ClusterError, match="the scheduler is gone"):
-            list(execute.ordered(slowly, range(3)))
+            list(executors.ordered(slowly, range(3)))
     distributed.client._del_global_client(client)  # which goes on looking for its scheduler
 
 
@@ -277,7 +277,7 @@ def test_options_that_contradict_each_other(given: dict[str, Any], says: str) ->
 
 def test_an_unknown_scheduler_of_dask() -> None:
     with dask.config.set(scheduler="abacus"), pytest.raises(OptionError, match="abacus"):
-        list(execute.ordered(slowly, [1]))
+        list(executors.ordered(slowly, [1]))
 
 
 def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from geolabel.models.fitting import FittingSegmenter
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
-from geolabel.segmenters.fitting import FittingSegmenter
 from geolabel.testing import FakeSegmenter
 
 PROMPTS = Prompts.build(boxes=np.array([[40.0, 20.0, 80.0, 60.0]]), points=np.array([[[59.5, 39.5]]]))

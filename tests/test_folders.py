@@ -18,15 +18,15 @@ from PIL import Image
 from geolabel.cli.main import run as command
 from geolabel.clusters import Clusters, Source
 from geolabel.datasets.chips import read_chips
+from geolabel.datasets.clusters import ClusterFile, save_clusters
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import OutputError
 from geolabel.folders import WORK, check_folder, making, replacing_folder, work_folder
-from geolabel.io.clusters import ClusterFile, save_clusters
 from geolabel.labels import LabelMap
 from geolabel.made import RECORD, Made
 from geolabel.outputs import saving
-from geolabel.run.training import training_folder
-from geolabel.trainers.curves import Curves
+from geolabel.training.curves import Curves
+from geolabel.training.setup import training_folder
 
 # Folders
 

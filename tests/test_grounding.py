@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("diffusers", reason="needs the extra geolabel[diffusion]")
 pytest.importorskip("transformers", reason="needs the extra geolabel[diffusion]")
 
-from geolabel.bench.grounding import Once
 from geolabel.cli.main import run
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.evaluation.grounding import Once
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.testing import FakeLocalizer, write_diffusion
 

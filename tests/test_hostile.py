@@ -15,20 +15,20 @@ from affine import Affine
 from PIL import Image
 
 from geolabel.datasets.chips import read_chips, read_image
+from geolabel.datasets.clusters import load_clusters
 from geolabel.datasets.instances import CocoInstances, read_instances
 from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.engine.run_key import State
+from geolabel.engine.task_records import unpack
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError
-from geolabel.io import listing
-from geolabel.io.clusters import load_clusters
-from geolabel.io.confidence import load_confidence
-from geolabel.io.features import spatial_layers
-from geolabel.io.listing import list_scenes
-from geolabel.io.scenes import SceneReader
-from geolabel.networks.checkpoint import NetworkInfo
+from geolabel.io.read import scene_inputs
+from geolabel.io.read.features import spatial_layers
+from geolabel.io.read.scene_inputs import list_scenes
+from geolabel.io.read.scenes import SceneReader
+from geolabel.models.checkpoint import NetworkInfo
+from geolabel.models.confidence_files import load_confidence
 from geolabel.parsing import parse_json, parse_xml
 from geolabel.pictures import open_picture
-from geolabel.run.key import State
-from geolabel.run.ledger import unpack
 
 DEEP = b"[" * 100_000
 LONG = "x" * 5000
@@ -221,7 +221,7 @@ def test_lists_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path.write_text("a.tif\n" * 1_000_000)
     with pytest.raises(SceneError, match="lists 1000000 scenes, and at most 100000"):
         list_scenes(path)
-    monkeypatch.setattr(listing, "MAX_SCENES", 1)
+    monkeypatch.setattr(scene_inputs, "MAX_SCENES", 1)
     item = {"type": "Feature", "assets": {"image": {"href": "a.tif"}}}
     (tmp_path / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": [item, item]}))
     with pytest.raises(SceneError, match="lists 2 scenes"):
@@ -279,7 +279,7 @@ def test_a_chip_may_not_claim_any_size(tmp_path: Path) -> None:
 def test_an_archive_may_not_hold_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
-    from geolabel.io import vector_files
+    from geolabel.io.read import vector_files
 
     monkeypatch.setattr(vector_files, "MAX_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geolabel.identity import Part, Sightings, agreements, choose, identify, is_cut, representative_point, unite
+from geolabel.cross_tile_matching import (
+    Part,
+    Sightings,
+    agreements,
+    choose,
+    identify,
+    is_cut,
+    representative_point,
+    unite,
+)
 from geolabel.seams import Spans
 from geolabel.testing import binary_masks
 from geolabel.tiles import TileGrid, Window

@@ -8,8 +8,8 @@ from PIL import Image
 from skimage import data
 
 from geolabel.errors import WeightsError
-from geolabel.networks import build
-from geolabel.networks.imagenet import MEAN, STD, VARIANTS, LiteTrunk, convert, load_trunk
+from geolabel.models.nets import build
+from geolabel.models.nets.imagenet import MEAN, STD, VARIANTS, LiteTrunk, convert, load_trunk
 
 
 def with_wheel_names(variant):

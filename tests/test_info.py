@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from geolabel.cli.info import info
 from geolabel.errors import OptionError, SceneError
-from geolabel.io import weights
+from geolabel.models import loading
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_what_cannot_work_says_why(scene, arguments, error, message):
 
 
 def test_the_working_grid_is_that_of_the_bundled_networks():
-    recipes = [weights.recipe(role, "bundled", device="cpu") for role in ("localizer", "segmenter")]
-    parts = [weights.load(recipe) for recipe in recipes]
-    finest, coarsest = weights.bundled_gsd_range()
+    recipes = [loading.recipe(role, "bundled", device="cpu") for role in ("localizer", "segmenter")]
+    parts = [loading.load(recipe) for recipe in recipes]
+    finest, coarsest = loading.bundled_gsd_range()
     assert finest == max(part.gsd_range[0] for part in parts)
     assert coarsest == min(part.gsd_range[1] for part in parts)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from geolabel.errors import ChipError, OptionError, WeightsError
-from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
-from geolabel.networks.initial import BACKBONE, CLASSES, SHARES, take_over
-from geolabel.run.training import begin, share_of
+from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.models.nets import build
+from geolabel.models.nets.initial import BACKBONE, CLASSES, SHARES, take_over
+from geolabel.training.setup import begin, share_of
 
 RESUNET = {"name": "resunet", "widths": [8, 16]}
 UNET = {"name": "smp", "model": "unet", "encoder": "resnet18"}

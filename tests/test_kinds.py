@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from geolabel.kinds import depth, hints, of_kind
-from geolabel.networks.checkpoint import NetworkInfo
-from geolabel.run import passes
-from geolabel.run.passes import Regions, TileReport
+from geolabel.extraction import passes
+from geolabel.extraction.passes import Regions, TileReport
+from geolabel.models.checkpoint import NetworkInfo
 from geolabel.seams import Spans
+from geolabel.typecheck import depth, hints, of_kind
 from geolabel.types import AnyArray, Int32Array
 
 THREE = np.arange(3, dtype=np.int32)

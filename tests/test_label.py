@@ -11,15 +11,15 @@ from PIL import Image
 
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
+from geolabel.engine.report import Silent
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.labelers import UnionLabeler
+from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import LabelMap
 from geolabel.methods import METHODS, Method
 from geolabel.parts import Recipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
-from geolabel.run.label import label_images, label_provenance
-from geolabel.run.report import Silent
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.types import UInt8Array
 

@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 
 from geolabel.errors import OptionError, SceneError
-from geolabel.io import listing
-from geolabel.io.listing import list_scenes
+from geolabel.io.read import scene_inputs
+from geolabel.io.read.scene_inputs import list_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -109,23 +109,23 @@ def test_other_json_is_taken_for_a_scene(here: Path, content: str) -> None:
 )
 @pytest.mark.parametrize("home", ["https://host/folder/list", "s3://bucket/folder/list"])
 def test_a_list_from_a_network_names_no_local_files(monkeypatch, home: str, entry: str) -> None:
-    monkeypatch.setattr(listing, "_content", lambda name: entry.encode())
+    monkeypatch.setattr(scene_inputs, "_content", lambda name: entry.encode())
     with pytest.raises(SceneError, match="may name no files of this machine"):
         list_scenes(f"{home}.txt")
     items = json.dumps(item(1, image={"href": entry, **COG}))
-    monkeypatch.setattr(listing, "_content", lambda name: items.encode())
+    monkeypatch.setattr(scene_inputs, "_content", lambda name: items.encode())
     with pytest.raises(SceneError, match="may name no files of this machine"):
         list_scenes(f"{home}.json")
 
 
 @pytest.mark.parametrize("home", ["https://host/folder", "s3://bucket/folder"])
 def test_a_list_from_a_network_counts_from_there(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
-    monkeypatch.setattr(listing, "_content", lambda name: b"a.tif\nsub/b.tif\ngs://other/c.tif")
+    monkeypatch.setattr(scene_inputs, "_content", lambda name: b"a.tif\nsub/b.tif\ngs://other/c.tif")
     assert names(f"{home}/list.txt") == [f"{home}/a.tif", f"{home}/sub/b.tif", "gs://other/c.tif"]
 
 
 def test_the_root_of_a_server_is_not_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_content", lambda name: b"/etc/passwd")
+    monkeypatch.setattr(scene_inputs, "_content", lambda name: b"/etc/passwd")
     assert names("https://host/folder/list.txt") == ["https://host/etc/passwd"]
     with pytest.raises(SceneError, match="may name no files of this machine"):
         names("s3://bucket/list.txt")

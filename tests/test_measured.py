@@ -12,11 +12,11 @@ import rasterio
 from affine import Affine
 
 import geolabel
-from geolabel.bench.measured import figures_of_sets
-from geolabel.bench.table import OURS, Measurement, Section
 from geolabel.errors import WeightsError
-from geolabel.io import measured, weights
-from geolabel.io.measured import Measured, SetFigures, load_measured, save_measured
+from geolabel.evaluation.measured import figures_of_sets
+from geolabel.evaluation.table import OURS, Measurement, Section
+from geolabel.models import loading, measured
+from geolabel.models.measured import Measured, SetFigures, load_measured, save_measured
 
 FINE = SetFigures("fine", (0.2, 0.9), 0.67, {"Otsu on excess green": 0.43})
 COARSE = SetFigures("coarse", (3.0, 3.0), 0.07, {"Otsu on excess green": 0.35, "Otsu on brightness": 0.3}, 24, 477, 0.0)
@@ -65,7 +65,7 @@ def test_a_file_without_figures_is_an_error(tmp_path: Path, text: str) -> None:
 
 def test_the_figures_that_ship_are_of_the_networks_that_ship() -> None:
     found = measured.of_bundled()
-    recipes = [weights.recipe(role, "bundled", device="cpu") for role in ("localizer", "segmenter")]
+    recipes = [loading.recipe(role, "bundled", device="cpu") for role in ("localizer", "segmenter")]
     held = {recipe.role: recipe.sha256 for recipe in recipes}
     assert dict(found.networks) == held, "measure again: geolabel bench quality, then geolabel bench card"
     assert found.sets

@@ -13,19 +13,21 @@ from PIL import Image
 
 from geolabel.cli.main import run
 from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.engine import worker
 from geolabel.errors import OptionError
-from geolabel.io import weights
-from geolabel.io.geotiffs import write_geotiff
+from geolabel.extraction import request
+from geolabel.extraction.request import Networks
+from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.labeling import label_chips
+from geolabel.labeling.label_chips import ActivatedLabels
 from geolabel.labels import BACKGROUND
-from geolabel.localizers.multiscale import MultiscaleLocalizer
 from geolabel.methods import METHODS, apsam, cism, s2c
-from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.models import loading
+from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.models.fitting import FittingSegmenter
+from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.prompts import Prompts
-from geolabel.run import activated, request, worker
-from geolabel.run.activated import ActivatedLabels
-from geolabel.run.request import Networks
 from geolabel.scene import Grid
-from geolabel.segmenters.fitting import FittingSegmenter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 SQUARE = (slice(40, 80), slice(24, 64))
@@ -151,7 +153,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["apsam", "s2c", "cism"])
 def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(activated, "chip_localizer", lambda *_, **__: LOCALIZER)
+    monkeypatch.setattr(label_chips, "chip_localizer", lambda *_, **__: LOCALIZER)
     monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=12))
     monkeypatch.setattr(request, "check_trained", lambda *_: None)
     words = ["label", str(folder), "--method", method, "--out", str(tmp_path / "pseudo"), "--device", "cpu", "-q"]
@@ -172,7 +174,7 @@ def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monk
 def test_a_localizer_of_another_training_is_refused_for_chips_and_scenes(
     method: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    state, info = load_checkpoint(weights.file_of(weights.recipe("localizer", "bundled", device="cpu")))
+    state, info = load_checkpoint(loading.file_of(loading.recipe("localizer", "bundled", device="cpu")))
     for name in ("cam", method):
         save_checkpoint(tmp_path / f"{name}.safetensors", state, replace(info, trained={"method": name}))
     scene = tmp_path / "s.tif"
@@ -203,10 +205,10 @@ def test_the_bundled_networks_label(folder: Path, tmp_path: Path):
 
 
 def test_all_views_or_one():
-    recipe = weights.recipe("localizer", "bundled", device="cpu")
-    assert isinstance(activated.chip_localizer(recipe), MultiscaleLocalizer)
+    recipe = loading.recipe("localizer", "bundled", device="cpu")
+    assert isinstance(label_chips.chip_localizer(recipe), MultiscaleLocalizer)
     image = chip()
-    (one,), (many,) = (activated.chip_localizer(recipe, multiscale=flag)([image]) for flag in (False, True))
+    (one,), (many,) = (label_chips.chip_localizer(recipe, multiscale=flag)([image]) for flag in (False, True))
     assert np.abs(one.values - many.values).max() > 0.01
 
 

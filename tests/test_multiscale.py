@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from geolabel.localizers.cam import CamLocalizer
-from geolabel.localizers.multiscale import LabelledLocalizer, MultiscaleLocalizer
-from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo
-from geolabel.networks.localizer import PyramidLocalizer
-from geolabel.networks.on_torch import TorchMaps
+from geolabel.models.cam import CamLocalizer
+from geolabel.models.checkpoint import NetworkInfo
+from geolabel.models.multiscale import LabelledLocalizer, MultiscaleLocalizer
+from geolabel.models.nets import build
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.on_torch import TorchMaps
 from geolabel.parts import Localizer
 from geolabel.testing import FakeLocalizer
 

@@ -15,9 +15,9 @@ from affine import Affine
 
 from geolabel.cli.main import run
 from geolabel.errors import OptionError
-from geolabel.io.geopackage import read_provenance
+from geolabel.extraction.polygonize import polygonize
+from geolabel.io.write.geopackage import read_provenance
 from geolabel.names import check_name, exists
-from geolabel.run.polygonize import polygonize
 
 ODD = ["x!y", "x;y", "x#y", "x?y=1", "x%20y", "x y", "日本 ä", "x[1]y", "it's", "a+b&c$d", "x.zip"]
 WINDOWS = set('?"*<>|:')

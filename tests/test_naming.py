@@ -14,13 +14,13 @@ from PIL import Image
 
 from geolabel.cli.main import run as command
 from geolabel.clusters import Clusters, Source
+from geolabel.datasets.clusters import ClusterFile, load_clusters, save_clusters
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
+from geolabel.engine import worker
 from geolabel.errors import OptionError, SceneError
-from geolabel.io.clusters import ClusterFile, load_clusters, save_clusters
+from geolabel.labeling.cluster_names import Tally, active, chip_masks, followed, tally
+from geolabel.labeling.sheets import COLUMNS, HEAD, LINE, SIDE, picture, sample_regions, write_sheet
 from geolabel.labels import IGNORE, LabelMap
-from geolabel.run import worker
-from geolabel.run.naming import Tally, active, chip_masks, followed, tally
-from geolabel.run.sheets import COLUMNS, HEAD, LINE, SIDE, picture, sample_regions, write_sheet
 from geolabel.testing import FakeLocalizer
 
 NAMES = ("cluster_0", "cluster_1", "cluster_2")

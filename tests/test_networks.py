@@ -14,9 +14,9 @@ from segment_anything.modeling import PromptEncoder, Sam
 
 from geolabel.activation import local_probability
 from geolabel.errors import WeightsError
-from geolabel.networks import build
-from geolabel.networks.checkpoint import KEY, NetworkInfo, load_checkpoint, read_info, save_checkpoint
-from geolabel.networks.sam import DrawingPromptEncoder
+from geolabel.models.checkpoint import KEY, NetworkInfo, load_checkpoint, read_info, save_checkpoint
+from geolabel.models.nets import build
+from geolabel.models.nets.sam import DrawingPromptEncoder
 
 PYRAMID = {"name": "pyramid", "classes": 2, "widths": [24, 24, 24, 24], "depths": [1, 1, 1, 1], "features": 12}
 SAM = {

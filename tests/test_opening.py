@@ -28,20 +28,21 @@ from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
-from geolabel.io import formats, places, vector_files
-from geolabel.io.descriptions import refuse_local
-from geolabel.io.fingerprints import fingerprint
-from geolabel.io.geopackage import read_provenance
-from geolabel.io.opening import files_of, is_remote, reading
-from geolabel.io.scenes import SceneReader
-from geolabel.io.sources import FileSource
+from geolabel.evaluation.evaluate import evaluate
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.polygonize import polygonize
+from geolabel.io import storage
+from geolabel.io.read import formats, vector_files
+from geolabel.io.read.descriptions import refuse_local
+from geolabel.io.read.fingerprints import fingerprint
+from geolabel.io.read.opening import files_of, is_remote, reading
+from geolabel.io.read.scenes import SceneReader
+from geolabel.io.read.sources import FileSource
 from geolabel.io.store import Store
-from geolabel.io.vectors import read_aoi, read_prompts
+from geolabel.io.write.geopackage import read_provenance
+from geolabel.io.write.vectors import read_aoi, read_prompts
 from geolabel.io.written import read_written
-from geolabel.networks import build
-from geolabel.run.evaluate import evaluate
-from geolabel.run.plan import Parameters, make_plan
-from geolabel.run.polygonize import polygonize
+from geolabel.models.nets import build
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES
 from geolabel.tiles import BlockGrid, TileGrid, Window
@@ -60,7 +61,7 @@ def band(source: str, relative: int = 0, kind: str = "SimpleSource") -> str:
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr(places, "WAITS", (0.0,))
+    monkeypatch.setattr(storage, "WAITS", (0.0,))
 
 
 @pytest.fixture
@@ -190,9 +191,9 @@ def test_a_network_may_not_ask_for_any_size(change: dict[str, Any]):
 
 
 def test_prompts_share_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from geolabel.io import promptlayers
+    from geolabel.io import prompt_layers
 
-    monkeypatch.setattr(promptlayers, "MOST_POINTS", 1000)
+    monkeypatch.setattr(prompt_layers, "MOST_POINTS", 1000)
     path = tmp_path / "points.gpkg"
     numbers = np.r_[np.zeros(50, int), np.arange(50)]
     points = shapely.points(5e5 + numbers * 0.1, np.full(100, 3e6 - 5.0))
@@ -516,7 +517,7 @@ def test_a_pipe_is_no_scene(tmp_path: Path, name: str):
 def test_nor_is_one_read_in_the_folder_of_a_run_or_for_provenance(tmp_path: Path):
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(OutputError, match="a pipe or a device, not a file: remove it"):
-        places.FolderPlace(tmp_path).open("run.json")
+        storage.FolderPlace(tmp_path).open("run.json")
     assert read_provenance(tmp_path / "run.json") is None
     assert read_written(tmp_path / "run.json") is None
 

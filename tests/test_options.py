@@ -11,8 +11,8 @@ from geolabel.cli.extract import extract
 from geolabel.cli.options import Request, parse_bounds
 from geolabel.cli.predict import predict
 from geolabel.errors import OptionError
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks, Reading
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks, Reading
 from geolabel.units import Measure
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from geolabel.cli.chips import chips
 from geolabel.cli.train import train
 from geolabel.errors import OptionError, OutputError
-from geolabel.trainers import pack
-from geolabel.trainers.pack import unpack, write_pack
-from geolabel.trainers.pictures import read_pictures
+from geolabel.training import pack
+from geolabel.training.pack import unpack, write_pack
+from geolabel.training.pictures import read_pictures
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_training_reads_a_pack(folders, tmp_path, monkeypatch):
         seen["names"] = sorted(p.name for folder in (data / "images", *negatives) for p in folder.iterdir())
         return {kind: {"score": 1.0} for kind in networks}
 
-    monkeypatch.setattr("geolabel.trainers.bundled.train_bundled", stand_in)
+    monkeypatch.setattr("geolabel.training.bundled.train_bundled", stand_in)
     done = invoke(train, "bundled", "--out", tmp_path / "out", "--pack", tmp_path / "p.zip", "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert seen["names"] == ["field.jpg", "hill.jpg", "slope003.jpg"]

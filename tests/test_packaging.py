@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import geolabel
-from geolabel.bench.examples import SAMPLE, SAMPLE_SIZE, SYNTHETIC_GSD
 from geolabel.cli.main import cli
-from geolabel.io.measured import of_bundled
+from geolabel.evaluation.examples import SAMPLE, SAMPLE_SIZE, SYNTHETIC_GSD
+from geolabel.models.measured import of_bundled
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -200,7 +200,7 @@ def test_links_lead_somewhere(page: str):
 
 def test_the_readme_shows_the_figures_of_the_networks_that_ship():
     (table,) = re.findall(r"^<!-- measured -->\n(.*?)\n<!-- end -->$", README, re.MULTILINE | re.DOTALL)
-    assert table == of_bundled().markdown(), "put the table of geolabel.io.measured there"
+    assert table == of_bundled().markdown(), "put the table of geolabel.models.measured there"
 
 
 def test_the_sample_of_the_readme_is_the_one_that_the_bench_reports_on():

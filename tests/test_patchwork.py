@@ -13,9 +13,9 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geolabel.io import patchwork as module
-from geolabel.io.patchwork import NOBODY, Patchwork, Sheet
-from geolabel.io.scenes import SceneReader
+from geolabel.io.read import scene_mosaic as module
+from geolabel.io.read.scene_mosaic import NOBODY, Patchwork, Sheet
+from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
 from geolabel.tiles import Window
 

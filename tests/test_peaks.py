@@ -9,12 +9,13 @@ import rasterio
 from affine import Affine
 from skimage.feature import peak_local_max
 
+from geolabel.engine import worker
 from geolabel.errors import OptionError
-from geolabel.run import request, worker
-from geolabel.run.extract import extract
-from geolabel.run.peaks import peak_distance
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks, Reading
+from geolabel.extraction import request
+from geolabel.extraction.extract import extract
+from geolabel.extraction.peaks import peak_distance
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks, Reading
 from geolabel.testing import FakeLocalizer, FakeSegmenter, brightness
 from geolabel.units import Measure
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geolabel.run.plan import SHARES, TASK_TILES, task_size
+from geolabel.extraction.plan import SHARES, TASK_TILES, task_size
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from PIL import Image
 
 from geolabel.cli.polygonize import polygonize as command
 from geolabel.errors import GeolabelError, OptionError, OutputError, SceneError
+from geolabel.extraction.polygonize import polygonize
+from geolabel.extraction.vectorize import vectorize
 from geolabel.io.columns import LANDSLIDE_COLUMNS
-from geolabel.io.rasters import write_cog
+from geolabel.io.write.rasters import write_cog
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import Layers
-from geolabel.run.polygonize import polygonize
-from geolabel.run.vectorize import vectorize
 from geolabel.scene import Grid
 from geolabel.tiles import BlockGrid
 from geolabel.units import Measure

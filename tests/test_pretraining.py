@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geolabel.bench import pretraining
-from geolabel.bench.pretraining import LESSONS, PAPER, PretrainingStudy
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.engine import worker
 from geolabel.errors import ChipError, OptionError
+from geolabel.evaluation import pretraining
+from geolabel.evaluation.pretraining import LESSONS, PAPER, PretrainingStudy
+from geolabel.extraction.request import Networks
 from geolabel.io.downloads import sha256
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.methods.alps import Settings
-from geolabel.networks.checkpoint import read_info
+from geolabel.models.checkpoint import read_info
 from geolabel.prompts import Prompts
-from geolabel.run import students, worker
-from geolabel.run.request import Networks
-from geolabel.trainers.crops import Cropping
+from geolabel.training import students
+from geolabel.training.crops import Cropping
 from geolabel.types import UInt8Array
 
 SMALL = replace(

@@ -9,7 +9,7 @@ import rasterio
 from affine import Affine
 
 from geolabel.errors import OutputError, TileError
-from geolabel.io.rasters import write_cog
+from geolabel.io.write.rasters import write_cog
 from geolabel.scene import Grid
 from geolabel.tiles import BlockGrid, Window
 

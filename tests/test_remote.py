@@ -22,11 +22,12 @@ from rasterio.shutil import copy
 
 import geolabel
 from geolabel.errors import SceneError
-from geolabel.io import places, sources
-from geolabel.io.fingerprints import fingerprint
-from geolabel.io.listing import list_scenes
-from geolabel.io.scenes import SceneReader
-from geolabel.run.request import Networks
+from geolabel.extraction.request import Networks
+from geolabel.io import storage
+from geolabel.io.read import sources
+from geolabel.io.read.fingerprints import fingerprint
+from geolabel.io.read.scene_inputs import list_scenes
+from geolabel.io.read.scenes import SceneReader
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 
@@ -125,7 +126,7 @@ def serving(scene: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def store(serving: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(places, "WAITS", (0.01,) * 3)
+    monkeypatch.setattr(storage, "WAITS", (0.01,) * 3)
     monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.01")
     monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")
     serving.requests.clear()
@@ -216,7 +217,7 @@ def test_credentials_are_those_of_the_environment(store: Store, expected: np.nda
 def test_what_the_environment_sets_is_respected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
     monkeypatch.setenv("GDAL_HTTP_HEADERS", "X-Token: 17")
-    monkeypatch.setattr(places, "WAITS", ())
+    monkeypatch.setattr(storage, "WAITS", ())
     store.faults[:] = [503]
     with pytest.raises(SceneError, match="503"):
         _ = SceneReader(store.url()).scene

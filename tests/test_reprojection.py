@@ -11,13 +11,13 @@ import shapely
 from affine import Affine
 from shapely import box
 
+from geolabel.evaluation.evaluate import evaluate
+from geolabel.extraction.merge_overlaps import brought
 from geolabel.geodesy import measure
-from geolabel.io.features import in_crs
-from geolabel.io.vectors import read_aoi, write_layers
+from geolabel.io.read.features import in_crs
+from geolabel.io.write.vectors import read_aoi, write_layers
 from geolabel.polygons import Geometries
 from geolabel.reprojection import near, reproject, unwrapped
-from geolabel.run.evaluate import evaluate
-from geolabel.run.union import brought
 from geolabel.scene import Grid
 
 LONLAT = pyproj.CRS(4326)

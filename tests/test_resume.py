@@ -19,23 +19,23 @@ from affine import Affine
 from safetensors.numpy import save_file
 
 from geolabel.cli.main import run as command
+from geolabel.engine import lock
+from geolabel.engine.lock import Holder, holder, locked
+from geolabel.engine.run_folder import Folder, Keeping, opened, written_by
+from geolabel.engine.run_key import State, difference, run_key
+from geolabel.engine.runs import clean, find_runs, summarize
+from geolabel.engine.task_records import STOP, Recorded, pack, unpack
 from geolabel.errors import OutputError, RunError
-from geolabel.io import places
-from geolabel.io.fingerprints import fingerprint
-from geolabel.io.places import FolderPlace, place
-from geolabel.io.scenes import SceneReader
+from geolabel.extraction.extract import run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.passes import MaskTable, Regions, TileReport
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.vectorize import Sums
+from geolabel.io import storage
+from geolabel.io.read.fingerprints import fingerprint
+from geolabel.io.read.scenes import SceneReader
+from geolabel.io.storage import FolderPlace, place
 from geolabel.io.store import Store
-from geolabel.run import lock
-from geolabel.run.extract import run_extract
-from geolabel.run.folder import Folder, Keeping, opened, written_by
-from geolabel.run.key import State, difference, run_key
-from geolabel.run.ledger import STOP, Recorded, pack, unpack
-from geolabel.run.lock import Holder, holder, locked
-from geolabel.run.outcome import Targets
-from geolabel.run.passes import MaskTable, Regions, TileReport
-from geolabel.run.plan import Parameters, make_plan
-from geolabel.run.runs import clean, find_runs, summarize
-from geolabel.run.vectorize import Sums
 from geolabel.seams import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
@@ -212,8 +212,8 @@ def flaky(times: int):
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("geolabel.io.store._place", places.place)
+    monkeypatch.setattr(storage, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("geolabel.io.store._place", storage.place)
 
 
 def test_a_store_that_fails_for_a_while_is_asked_again(quick: None) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from geolabel.trainers.s2c import normalised, prompted_mask_loss, prototypes, segment_contrast, with_background
+from geolabel.training.s2c import normalised, prompted_mask_loss, prototypes, segment_contrast, with_background
 
 
 def two_segments() -> tuple[torch.Tensor, torch.Tensor]:

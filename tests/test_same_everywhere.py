@@ -22,11 +22,11 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geolabel.io.scenes import SceneReader
-from geolabel.run.extract import Extraction, run_extract
-from geolabel.run.folder import Keeping
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, Plan, make_plan
+from geolabel.engine.run_folder import Keeping
+from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, Plan, make_plan
+from geolabel.io.read.scenes import SceneReader
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES, binary_masks, grids
 from geolabel.types import BoolArray
@@ -280,8 +280,8 @@ def test_any_scene(
 
 @pytest.mark.slow
 def test_the_bundled_networks(tmp_path: Path) -> None:
-    from geolabel.run.request import Networks, Reading, prepare
-    from geolabel.run.synthesize import synthesize
+    from geolabel.extraction.request import Networks, Reading, prepare
+    from geolabel.labeling.synthesize import synthesize
 
     scene = tmp_path / "scene.tif"
     synthesize(scene, size=(600, 700), gsd=0.5, seed=900100)

@@ -22,8 +22,8 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 
 from geolabel.errors import OptionError, SceneError, TileError
-from geolabel.io.opening import is_remote
-from geolabel.io.scenes import SceneReader
+from geolabel.io.read.opening import is_remote
+from geolabel.io.read.scenes import SceneReader
 from geolabel.scene import inside
 from geolabel.tiles import TileGrid, Window
 
@@ -363,7 +363,7 @@ def holed(tmp_path_factory):
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_a_pixel_depends_on_no_window_and_no_crop(holed, monkeypatch, kind, gsd, data):
-    monkeypatch.setattr("geolabel.io.scenes.SOURCE_PX", 1 << 9)
+    monkeypatch.setattr("geolabel.io.read.scenes.SOURCE_PX", 1 << 9)
     reader = SceneReader(holed if kind == "file" else array_of(holed))
     grid = reader.scene.grid.at_gsd(gsd)
     bands, valid = reader.read(grid.window, grid)
@@ -384,7 +384,7 @@ def test_reading_in_parts_changes_nothing(holed, monkeypatch):
         grid = reader.scene.grid.at_gsd(1.3)
         expected = reader.read(grid.window, grid)
         for pixels in (1, 100, 2000):
-            monkeypatch.setattr("geolabel.io.scenes.SOURCE_PX", pixels)
+            monkeypatch.setattr("geolabel.io.read.scenes.SOURCE_PX", pixels)
             for found, wanted in zip(reader.read(grid.window, grid), expected, strict=True):
                 np.testing.assert_array_equal(found, wanted)
 

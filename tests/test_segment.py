@@ -16,13 +16,13 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from geolabel.cli.main import run as command
+from geolabel.engine import worker
 from geolabel.errors import OptionError
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.segment import Everything, segment
 from geolabel.masks import FULL, Masks
 from geolabel.parts import Everywhere
 from geolabel.prompts import Prompts
-from geolabel.run import worker
-from geolabel.run.plan import Parameters
-from geolabel.run.segment import Everything, segment
 from geolabel.types import UInt8Array
 from geolabel.units import Measure
 

@@ -11,11 +11,11 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from geolabel.masks import EDGE, FAINT, quantise_logits, stability_score
-from geolabel.networks.on_torch import TorchSam
+from geolabel.models import sam as segmenters
+from geolabel.models.on_torch import TorchSam
+from geolabel.models.sam import SamSegmenter
 from geolabel.parts import Segmenter
 from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
-from geolabel.segmenters import sam as segmenters
-from geolabel.segmenters.sam import SamSegmenter
 
 SIDE = 64
 PEAKS = torch.tensor([-2.5, -1.5, -0.5])[:, None, None]

@@ -14,21 +14,21 @@ from geolabel.cli.main import run
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
-from geolabel.io import weights
-from geolabel.io.checkpoints import load_own
+from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE, LabelMap
-from geolabel.localizers.dense import DenseLocalizer
-from geolabel.networks import build, imagenet
-from geolabel.networks.checkpoint import read_info
-from geolabel.networks.resunet import ResUNet
-from geolabel.networks.student import zoomed_probabilities
+from geolabel.models import loading
+from geolabel.models.checkpoint import read_info
+from geolabel.models.checkpoints import load_own
+from geolabel.models.dense import DenseLocalizer
+from geolabel.models.nets import build, imagenet
+from geolabel.models.nets.resunet import ResUNet
+from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.parts import Localizer
-from geolabel.run.request import Networks
-from geolabel.run.students import FILE, MODELS, PRESETS, StudentRequest, train_student
-from geolabel.run.training import begin_with_imagenet, begin_with_trunk
-from geolabel.trainers.crops import Cropping
-from geolabel.trainers.student import StudentLosses, StudentObjective, overlap_loss, segmentation_loss
-from geolabel.trainers.weak import Learning
+from geolabel.training.crops import Cropping
+from geolabel.training.setup import begin_with_imagenet, begin_with_trunk
+from geolabel.training.student_objective import StudentLosses, StudentObjective, overlap_loss, segmentation_loss
+from geolabel.training.students import FILE, MODELS, PRESETS, StudentRequest, train_student
+from geolabel.training.weak import Learning
 
 CPU = Networks(device="cpu")
 CLASSES = ("background", "landslide")
@@ -169,7 +169,7 @@ def test_the_bundled_student_begins_with_the_trunk_of_the_bundled_localizer(tmp_
     figures = train_student(Painted(), tmp_path, StudentRequest("bundled", steps=2, batch=2, size=64), networks=CPU)
     assert figures["steps"] == 2
     info = read_info(tmp_path / FILE)
-    path = weights.fetch(weights.lookup("bundled", "localizer")[0])
+    path = loading.fetch(loading.lookup("bundled", "localizer")[0])
     localizer, known = load_own(path, "localizer")
     assert (info.mean, info.std) == (known.mean, known.std)
     network = build({**PRESETS["cpu"].architectures["bundled"], "classes": 2})

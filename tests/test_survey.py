@@ -20,12 +20,12 @@ from rasterio.warp import calculate_default_transform, reproject
 
 import geolabel
 from geolabel.cli.main import run as command
+from geolabel.engine.run_folder import Keeping
+from geolabel.engine.runs import scenes_of, summarize
 from geolabel.errors import OptionError, RunError, SceneError, VectorError
-from geolabel.io.geopackage import read_provenance
-from geolabel.run.folder import Keeping
-from geolabel.run.request import Networks, Reading
-from geolabel.run.runs import scenes_of, summarize
-from geolabel.run.union import overlapping, unite
+from geolabel.extraction.merge_overlaps import overlapping, unite
+from geolabel.extraction.request import Networks, Reading
+from geolabel.io.write.geopackage import read_provenance
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 from geolabel.types import BoolArray
@@ -271,7 +271,7 @@ def test_a_run_over_many_scenes_goes_on(grids: int, quarters: list[Path], tmp_pa
     scenes = quarters if grids == 1 else [quarters[0], shifted(tmp_path, "right", Window(0, 110, SIZE, 110))]
     out = tmp_path / "slides.gpkg"
     geolabel.extract(scenes, out=tmp_path / "expected.gpkg", **GIVEN)
-    from geolabel.run import extract
+    from geolabel.extraction import extract
 
     real, calls = extract.merge, []
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from geolabel.cli.synthesize import synthesize as command
 from geolabel.errors import OptionError, OutputError
-from geolabel.run import synthesize as run
+from geolabel.labeling import synthesize as run
 from geolabel.synthetic import CLASSES, synthesize
 from geolabel.synthetic.slides import NEAR, make_slides
 from geolabel.synthetic.terrain import make_terrain

@@ -23,16 +23,16 @@ from torch import nn
 
 from geolabel.cli.train import train
 from geolabel.errors import OptionError, OutputError, WeightsError
-from geolabel.networks import build
-from geolabel.networks.checkpoint import load_checkpoint, save_checkpoint
-from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.models.nets import build
+from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.synthetic.cover import FOREST, LANDSLIDE
-from geolabel.trainers import losses, pictures, segmenter
-from geolabel.trainers.averaging import average_localizers
-from geolabel.trainers.bundled import RECIPES, _info, _start, _start_from_segmenter, train_bundled
-from geolabel.trainers.colours import coarsen, recolour, repaint, tint
-from geolabel.trainers.fit import Schedule, fit
-from geolabel.trainers.localizer import (
+from geolabel.training import losses, pictures, segmenter_objective
+from geolabel.training.averaging import average_localizers
+from geolabel.training.bundled import RECIPES, _info, _start, _start_from_segmenter, train_bundled
+from geolabel.training.colours import coarsen, recolour, repaint, tint
+from geolabel.training.fit import Schedule, fit
+from geolabel.training.localizer_objective import (
     CENTRE,
     PREVALENCE,
     LocalizerLosses,
@@ -42,8 +42,8 @@ from geolabel.trainers.localizer import (
     settle,
     weigh_slides,
 )
-from geolabel.trainers.objects import choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
-from geolabel.trainers.pictures import (
+from geolabel.training.objects import choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
+from geolabel.training.pictures import (
     HARD_WEIGHT,
     Picture,
     is_reported,
@@ -55,8 +55,8 @@ from geolabel.trainers.pictures import (
     stretch,
     synthetic_pictures,
 )
-from geolabel.trainers.samples import Changes, Sample, draw, generator, lay_together, to_tensor
-from geolabel.trainers.segmenter import SegmenterLosses
+from geolabel.training.samples import Changes, Sample, draw, generator, lay_together, to_tensor
+from geolabel.training.segmenter_objective import SegmenterLosses
 
 LN2 = math.log(2)
 
@@ -349,7 +349,7 @@ def test_samples_depend_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("step", range(12))
 def test_labels_turn_with_the_image(step, monkeypatch):
-    monkeypatch.setattr("geolabel.trainers.samples.recolour", lambda rgb, *_: rgb)
+    monkeypatch.setattr("geolabel.training.samples.recolour", lambda rgb, *_: rgb)
     picture = replace(checkerboard(), zooms=(0.5, 2.0))
     sample = draw([picture], 48, generator(5, step), on_slide=1.0)
     bright = sample.rgb[..., 0] > 120
@@ -405,7 +405,7 @@ def test_repainting_changes_whole_regions_and_no_other():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_whole_slide_fits_into_the_sample(seed, monkeypatch):
-    monkeypatch.setattr("geolabel.trainers.samples._turn", lambda _: np.eye(2))
+    monkeypatch.setattr("geolabel.training.samples._turn", lambda _: np.eye(2))
     picture = checkerboard()
     np.testing.assert_array_equal(picture.slide_boxes, [[28, 20, 52, 36]])
     sample = draw([picture], 16, np.random.default_rng(seed), on_slide=1.0, whole=1.0, changes=Changes(strength=0.0))
@@ -503,7 +503,7 @@ def test_logits_become_probabilities():
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 1, 50_000)
     truth = rng.random(50_000) < 1 / (1 + np.exp(-2.5 * logits))
-    assert segmenter.logit_scale(np.where(truth, logits, -logits)) == pytest.approx(2.5, rel=0.05)
+    assert segmenter_objective.logit_scale(np.where(truth, logits, -logits)) == pytest.approx(2.5, rel=0.05)
 
 
 def test_settling_scales_every_mask_and_nothing_else():
@@ -518,7 +518,7 @@ def test_settling_scales_every_mask_and_nothing_else():
     )
     with torch.inference_mode():
         logits, quality = module.answer(*asked)
-    segmenter.settle(module, {"logit/scale": 3.0})
+    segmenter_objective.settle(module, {"logit/scale": 3.0})
     with torch.inference_mode():
         scaled, same = module.answer(*asked)
     torch.testing.assert_close(scaled, 3 * logits, atol=1e-4, rtol=1e-4)
@@ -634,7 +634,7 @@ def test_bundled_training_in_miniature(tmp_path):
 def test_training_goes_on_from_given_weights(tmp_path, monkeypatch):
     still = replace(RECIPES["short"], localizer_schedule=Schedule(cycles=(1,), rate=0.0))
     monkeypatch.setitem(RECIPES, "short", still)
-    monkeypatch.setattr("geolabel.trainers.localizer.settle", lambda *_: 1.0)
+    monkeypatch.setattr("geolabel.training.localizer_objective.settle", lambda *_: 1.0)
     torch.manual_seed(5)
     network, first = build(still.localizer), tmp_path / "first"
     first.mkdir()

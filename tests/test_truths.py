@@ -12,8 +12,8 @@ from affine import Affine
 from PIL import Image
 
 from geolabel.errors import ChipError, SceneError, VectorError
+from geolabel.labeling.reference_labels import read_truth
 from geolabel.labels import IGNORE
-from geolabel.run.truths import read_truth
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 

@@ -12,8 +12,8 @@ import pytest
 from geolabel.cli.terminal import announce
 from geolabel.errors import GeolabelError, SceneError
 from geolabel.io.foreign import in_words
-from geolabel.io.remote import request, url_of
-from geolabel.io.scenes import SceneReader
+from geolabel.io.read.remote import request, url_of
+from geolabel.io.read.scenes import SceneReader
 from geolabel.urls import clean, without_secrets
 
 SECRETS = ("PASSW0RD", "TOKEN")
@@ -79,8 +79,8 @@ def test_what_is_printed_and_logged(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_knows_its_scene_by_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from geolabel.io import fingerprints
-    from geolabel.io.sources import FileSource
+    from geolabel.io.read import fingerprints
+    from geolabel.io.read.sources import FileSource
 
     monkeypatch.setattr(FileSource, "pin", lambda _: None)
     monkeypatch.setattr(fingerprints, "_look", lambda _: "")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from geolabel.extraction.vectorize import MosaicReader, Objects, find_objects, vectorize
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import NO_MASK, Layers
-from geolabel.run.vectorize import MosaicReader, Objects, find_objects, vectorize
 from geolabel.scene import Grid
 from geolabel.seams import Spans
 from geolabel.tiles import BlockGrid, Window

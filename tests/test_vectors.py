@@ -23,9 +23,9 @@ from shapely import MultiPoint, Point, Polygon, box
 
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
-from geolabel.io.geopackage import read_provenance
 from geolabel.io.styles import style_of
-from geolabel.io.vectors import read_aoi, read_prompts, write_inventory
+from geolabel.io.write.geopackage import read_provenance
+from geolabel.io.write.vectors import read_aoi, read_prompts, write_inventory
 from geolabel.prompts import PADDING, Prompts
 from geolabel.scene import Grid
 

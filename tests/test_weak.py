@@ -17,29 +17,29 @@ from torch import nn
 from geolabel.activation import Activation
 from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
+from geolabel.engine import worker
+from geolabel.engine.report import Silent
 from geolabel.errors import ChipError, OptionError, OutputError, TrainingError, WeightsError
-from geolabel.io import weights
-from geolabel.io.checkpoints import load_own
+from geolabel.extraction.request import Networks, usual_filters
 from geolabel.labelers import ConfidenceLabeler
+from geolabel.labeling.segment_maps import segment_everything, segment_maps
 from geolabel.masks import Filters
-from geolabel.networks import imagenet
-from geolabel.networks.checkpoint import read_info
-from geolabel.networks.localizer import PyramidLocalizer
+from geolabel.models import loading
+from geolabel.models.checkpoint import read_info
+from geolabel.models.checkpoints import load_own
+from geolabel.models.nets import imagenet
+from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter
-from geolabel.run import worker
-from geolabel.run.localizers import FILE, LocalizerRequest, train_localizer
-from geolabel.run.report import Silent
-from geolabel.run.request import Networks, usual_filters
-from geolabel.run.segmentmaps import segment_everything, segment_maps
-from geolabel.run.training import saving_to
 from geolabel.testing import FakeSegmenter
 from geolabel.tiles import mirrored
-from geolabel.trainers.crops import Cropping, epoch_indices, take_crop
-from geolabel.trainers.presets import PRESETS, preset_of
-from geolabel.trainers.schedules import Falling
-from geolabel.trainers.weak import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
-from geolabel.trainers.weak_cism import CismLosses, CismObjective, CismTerms, partner
-from geolabel.trainers.weak_s2c import S2cLosses, S2cObjective, S2cTerms, prompted_targets
+from geolabel.training.crops import Cropping, epoch_indices, take_crop
+from geolabel.training.localizers import FILE, LocalizerRequest, train_localizer
+from geolabel.training.presets import PRESETS, preset_of
+from geolabel.training.schedules import Falling
+from geolabel.training.setup import saving_to
+from geolabel.training.weak import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
+from geolabel.training.weak_cism import CismLosses, CismObjective, CismTerms, partner
+from geolabel.training.weak_s2c import S2cLosses, S2cObjective, S2cTerms, prompted_targets
 
 LEARNING = Learning(Cropping(64, strength=0.0), batch=4, mean=(110.0,) * 3, std=(65.0,) * 3)
 
@@ -315,11 +315,11 @@ def test_the_bundled_segmenter_finds_segments_to_contrast():
 
 
 def test_segment_maps_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from geolabel.run import worker
+    from geolabel.engine import worker
 
     data = chips(3)
     monkeypatch.setattr(worker, "segmenter", lambda recipe: Quarters())
-    recipe = weights.recipe("segmenter", "bundled", device="cpu")
+    recipe = loading.recipe("segmenter", "bundled", device="cpu")
     settings = {"filters": Filters(), "points_per_side": 2, "progress": Silent()}
     Quarters.calls = 0
     first = segment_maps(data, recipe, tmp_path, **settings)
@@ -351,7 +351,7 @@ def test_a_training_makes_a_localizer_that_runs(method: str, tmp_path: Path):
     assert (info.classes, info.window, info.gsd_range) == (("red", "blue"), 64, (0.8, 0.8))
     assert info.trained["method"] == method
     assert info.constant > 0
-    localizer = weights.load(weights.recipe("localizer", tmp_path / FILE, device="cpu"))
+    localizer = loading.load(loading.recipe("localizer", tmp_path / FILE, device="cpu"))
     (activation,) = localizer([np.zeros((70, 90, 3), np.uint8)])
     assert activation.values.shape == (2, 5, 6)
     header = (tmp_path / "curves.csv").read_text().splitlines()[0]

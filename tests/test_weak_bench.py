@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geolabel.bench import studies, weak, weak_tables
-from geolabel.bench.chippack import pack_chips, unpack_chips
-from geolabel.bench.maps import THRESHOLDS, MapScores, ellipse, iou, label_scores, mosaic_of, mosaic_scores
-from geolabel.bench.weak_sheet import draw_sheet
 from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
+from geolabel.engine import worker
 from geolabel.errors import ChipError, OptionError
+from geolabel.evaluation import studies, weak, weak_tables
+from geolabel.evaluation.chippack import pack_chips, unpack_chips
+from geolabel.evaluation.maps import THRESHOLDS, MapScores, ellipse, iou, label_scores, mosaic_of, mosaic_scores
+from geolabel.evaluation.weak_sheet import draw_sheet
+from geolabel.extraction.request import Networks
 from geolabel.folders import work_folder
 from geolabel.outputs import saving
-from geolabel.run import localizers, worker
-from geolabel.run.request import Networks
 from geolabel.testing import FakeLocalizer, FakeSegmenter
-from geolabel.trainers.crops import Cropping
-from geolabel.trainers.presets import preset_of
+from geolabel.training import localizers
+from geolabel.training.crops import Cropping
+from geolabel.training.presets import preset_of
 
 CPU = Networks(device="cpu")
 SMALL = {"backbone": "resnet18", "cropping": Cropping(64, strength=0.0), "batch": 4, "output_stride": 16}

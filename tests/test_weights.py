@@ -19,9 +19,10 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from geolabel.cli.main import run
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io import checkpoints, downloads, weights
-from geolabel.networks import build
-from geolabel.networks.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.io import downloads
+from geolabel.models import checkpoints, loading
+from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.models.nets import build
 from geolabel.prompts import Prompts
 
 LOCALIZER = NetworkInfo(
@@ -108,12 +109,12 @@ def server():
 def published(files, server, monkeypatch):
     """vit_b as published by the loopback server, with an empty cache."""
     server.content = (files / "vit.pth").read_bytes()
-    network = weights.Published(
+    network = loading.Published(
         "vit_b", "segmenter", "sam_vit_b.pth", "a tiny one", "Apache-2.0", server.url + "sam_vit_b.pth",
         len(server.content), hashlib.sha256(server.content).hexdigest(),
     )  # fmt: skip
-    kept = tuple(p for p in weights.PUBLISHED if p.name != "vit_b")
-    monkeypatch.setattr(weights, "PUBLISHED", (*kept, network))
+    kept = tuple(p for p in loading.PUBLISHED if p.name != "vit_b")
+    monkeypatch.setattr(loading, "PUBLISHED", (*kept, network))
     monkeypatch.setenv("GEOLABEL_CACHE", str(files / "cache"))
     monkeypatch.delenv("GEOLABEL_OFFLINE", raising=False)
     return network
@@ -127,13 +128,13 @@ def left_in(folder):
 
 
 def test_the_official_files_are_those_of_segment_anything():
-    sizes = {p.filename: (p.size, p.sha256[:6]) for p in weights.PUBLISHED if not p.bundled}
+    sizes = {p.filename: (p.size, p.sha256[:6]) for p in loading.PUBLISHED if not p.bundled}
     assert sizes == {
         "sam_vit_h_4b8939.pth": (2564550879, "a7bf3b"),
         "sam_vit_l_0b3195.pth": (1249524607, "3adcc4"),
         "sam_vit_b_01ec64.pth": (375042383, "ec2df6"),
     }
-    for network in weights.PUBLISHED:
+    for network in loading.PUBLISHED:
         if not network.bundled:
             assert network.url == f"https://dl.fbaipublicfiles.com/segment_anything/{network.filename}"
 
@@ -146,42 +147,42 @@ def test_official_networks_are_told_apart_by_their_tensors(tmp_path):
 
 
 def test_a_name_may_stand_for_two_roles():
-    assert [p.role for p in weights.lookup("bundled")] == ["localizer", "segmenter"]
-    assert [p.role for p in weights.lookup("bundled", "segmenter")] == ["segmenter"]
-    assert weights.lookup("bundled")[0].path.parent.name == "weights"
+    assert [p.role for p in loading.lookup("bundled")] == ["localizer", "segmenter"]
+    assert [p.role for p in loading.lookup("bundled", "segmenter")] == ["segmenter"]
+    assert loading.lookup("bundled")[0].path.parent.name == "weights"
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(WeightsError, match="no localizer is called 'vit_b': known are bundled; or give a file"):
-        weights.lookup("vit_b", "localizer")
+        loading.lookup("vit_b", "localizer")
 
 
 def test_the_cache_is_the_users_unless_told_otherwise(tmp_path, monkeypatch):
     monkeypatch.delenv("GEOLABEL_CACHE", raising=False)
-    assert weights.cache_folder().name == "geolabel"
+    assert loading.cache_folder().name == "geolabel"
     monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path))
-    assert weights.cache_folder() == tmp_path
+    assert loading.cache_folder() == tmp_path
 
 
 # -- downloads ---------------------------------------------------------------------------------------------------------
 
 
 def test_fetch_downloads_once(published, server, files):
-    assert weights.find(published) is None
-    path = weights.fetch(published)
-    assert path == weights.find(published) == files / "cache" / "sam_vit_b.pth"
+    assert loading.find(published) is None
+    path = loading.fetch(published)
+    assert path == loading.find(published) == files / "cache" / "sam_vit_b.pth"
     assert path.read_bytes() == server.content
-    assert weights.fetch(published) == path
+    assert loading.fetch(published) == path
     assert server.requests == 1
-    assert weights.verify(published) == published.sha256
+    assert loading.verify(published) == published.sha256
     assert left_in(files / "cache") == ["sam_vit_b.pth"]
 
 
 def test_a_file_of_another_size_is_fetched_again(published, server):
     published.path.parent.mkdir()
     published.path.write_bytes(b"half a file")
-    assert weights.find(published) is None
-    assert weights.fetch(published).read_bytes() == server.content
+    assert loading.find(published) is None
+    assert loading.fetch(published).read_bytes() == server.content
 
 
 @pytest.mark.parametrize(
@@ -196,14 +197,14 @@ def test_a_download_that_fails_leaves_nothing(published, server, files, change, 
     for name, value in change.items():
         setattr(server, name, value)
     with pytest.raises(WeightsError, match=message):
-        weights.fetch(published)
+        loading.fetch(published)
     assert left_in(files / "cache") == []
 
 
 def test_a_download_with_another_hash_leaves_nothing(published, server, files):
     server.content = server.content[:-1] + b"?"
     with pytest.raises(WeightsError, match=f"instead of {published.sha256}"):
-        weights.fetch(published)
+        loading.fetch(published)
     assert left_in(files / "cache") == []
 
 
@@ -211,7 +212,7 @@ def test_a_server_that_is_gone_is_an_error_of_one_line(published, server):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(WeightsError, match="could not be downloaded") as caught:
-        weights.fetch(published)
+        loading.fetch(published)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("give the file with --sam vit_b --sam-checkpoint FILE")
 
@@ -220,18 +221,18 @@ def test_a_cache_that_cannot_be_made_is_an_error(published, files, monkeypatch):
     (files / "file").write_text("")
     monkeypatch.setenv("GEOLABEL_CACHE", str(files / "file" / "below"))
     with pytest.raises(WeightsError, match="below cannot be made"):
-        weights.fetch(published)
+        loading.fetch(published)
 
 
 def test_offline_names_both_ways_out(published, server, monkeypatch):
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"unset it, or get http.*sam_vit_b\.pth where .* --sam-checkpoint FILE"):
-        weights.recipe("segmenter", "vit_b", device="cpu")
+        loading.recipe("segmenter", "vit_b", device="cpu")
     assert server.requests == 0
     monkeypatch.setenv("GEOLABEL_OFFLINE", "0")
-    weights.fetch(published)
+    loading.fetch(published)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "yes")
-    assert weights.recipe("segmenter", "vit_b", device="cpu").sha256 == published.sha256  # what is here may be used
+    assert loading.recipe("segmenter", "vit_b", device="cpu").sha256 == published.sha256  # what is here may be used
 
 
 def test_progress_is_told_of_every_byte(published, server):
@@ -248,24 +249,24 @@ def test_progress_is_told_of_every_byte(published, server):
             self.closed = True
 
     bar = Bar()
-    weights.fetch(published, progress=bar)
+    loading.fetch(published, progress=bar)
     assert bar.total == bar.done == len(server.content)
     assert bar.closed
 
 
 def test_verify_finds_a_flipped_bit(published):
-    path = weights.fetch(published)
+    path = loading.fetch(published)
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    for check in (partial(weights.verify, published), partial(weights.recipe, "segmenter", "vit_b", device="cpu")):
+    for check in (partial(loading.verify, published), partial(loading.recipe, "segmenter", "vit_b", device="cpu")):
         with pytest.raises(WeightsError, match=f"the published vit_b has {published.sha256}: delete the file"):
             check()
 
 
 def test_verify_of_what_is_not_here_says_how_to_get_it(published):
     with pytest.raises(WeightsError, match="run geolabel models fetch vit_b"):
-        weights.verify(published)
+        loading.verify(published)
 
 
 def test_sha256_is_of_the_bytes_and_follows_a_change(tmp_path):
@@ -287,7 +288,7 @@ def answer(segmenter):
 
 
 def test_a_recipe_says_all_that_is_needed_and_pickles(files):
-    made = weights.recipe(
+    made = loading.recipe(
         "segmenter", files / "segmenter.safetensors", device="cpu", precision="auto", batch=3, selection="whole"
     )
     digest = hashlib.sha256((files / "segmenter.safetensors").read_bytes()).hexdigest()
@@ -299,21 +300,21 @@ def test_a_recipe_says_all_that_is_needed_and_pickles(files):
 
 def test_batches_are_of_one_on_the_cpu_unless_told_otherwise(files, monkeypatch):
     path = files / "localizer.safetensors"
-    assert weights.recipe("localizer", path, device="cpu").batch == 1
-    assert weights.recipe("localizer", path, device="cpu", batch=4).batch == 4
+    assert loading.recipe("localizer", path, device="cpu").batch == 1
+    assert loading.recipe("localizer", path, device="cpu", batch=4).batch == 4
     monkeypatch.setattr("geolabel.devices.count_gpus", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert weights.recipe("localizer", path, device="cuda").batch == 8
+    assert loading.recipe("localizer", path, device="cuda").batch == 8
 
 
 def test_a_relative_path_becomes_absolute(files, monkeypatch):
     monkeypatch.chdir(files)
-    made = weights.recipe("localizer", "localizer.safetensors", device="cpu")
+    made = loading.recipe("localizer", "localizer.safetensors", device="cpu")
     assert made.source == str(files / "localizer.safetensors")
 
 
 def test_a_localizer_loads_from_its_file(files):
-    locate = weights.load(weights.recipe("localizer", files / "localizer.safetensors", device="cpu", batch=1))
+    locate = loading.load(loading.recipe("localizer", files / "localizer.safetensors", device="cpu", batch=1))
     assert (locate.window, locate.gsd_range, locate.classes) == (64, (0.2, 30.0), ("landslide",))
     (found,) = locate([np.zeros((64, 64, 3), np.uint8)])
     assert found.values.shape == (1, 8, 8)
@@ -323,51 +324,51 @@ def test_normalisation_reaches_the_localizer(files):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     path = files / "localizer.safetensors"
     for normalisation in ("constant", "maximum"):
-        made = weights.recipe("localizer", path, device="cpu", batch=1, normalisation=normalisation)
-        (found,) = weights.load(made)([image])
+        made = loading.recipe("localizer", path, device="cpu", batch=1, normalisation=normalisation)
+        (found,) = loading.load(made)([image])
         scale = {"constant": 0.5, "maximum": found.raw_max.max()}[normalisation]
         assert found.values.max() == pytest.approx(np.clip(found.raw_max.max() / scale, 0, 1))
 
 
 def test_a_segmenter_of_ours_keeps_small_images_as_they_are(files):
-    segment = weights.load(weights.recipe("segmenter", files / "segmenter.safetensors", device="cpu", batch=1))
+    segment = loading.load(loading.recipe("segmenter", files / "segmenter.safetensors", device="cpu", batch=1))
     assert (segment.window, segment.gsd_range) == (64, (0.3, 20.0))
     assert segment._network.resize is None
     assert answer(segment).scores.shape == (1, 48, 40)
 
 
 def test_a_fetched_network_and_its_file_by_hand_answer_alike(published, files):
-    fetched = weights.load(weights.recipe("segmenter", "vit_b", device="cpu", batch=1))
-    by_hand = weights.recipe("segmenter", "vit_b", checkpoint=files / "vit.pth", device="cpu", batch=1)
+    fetched = loading.load(loading.recipe("segmenter", "vit_b", device="cpu", batch=1))
+    by_hand = loading.recipe("segmenter", "vit_b", checkpoint=files / "vit.pth", device="cpu", batch=1)
     assert by_hand.architecture == "vit_b"
-    assert np.array_equal(answer(fetched).scores, answer(weights.load(by_hand)).scores)
+    assert np.array_equal(answer(fetched).scores, answer(loading.load(by_hand)).scores)
     assert fetched._network.resize is not None
 
 
 def test_a_checkpoint_without_a_name_is_believed(files):
-    made = weights.recipe("segmenter", checkpoint=files / "vit.pth", device="cpu", batch=1)
+    made = loading.recipe("segmenter", checkpoint=files / "vit.pth", device="cpu", batch=1)
     assert made.architecture == ""
-    assert answer(weights.load(made)).scores.shape == (1, 48, 40)
+    assert answer(loading.load(made)).scores.shape == (1, 48, 40)
 
 
 def test_selection_reaches_the_segmenter(files):
     path = files / "segmenter.safetensors"
     for selection, token in {"first": 1, "whole": 3, "single": 0}.items():
-        made = weights.recipe("segmenter", path, device="cpu", batch=1, selection=selection)
-        assert answer(weights.load(made)).candidates.tolist() == [token]
+        made = loading.recipe("segmenter", path, device="cpu", batch=1, selection=selection)
+        assert answer(loading.load(made)).candidates.tolist() == [token]
 
 
 def test_a_device_that_is_not_here_is_refused_when_the_run_is_planned(files):
     with pytest.raises(OptionError, match="gpu"):
-        weights.recipe("localizer", files / "localizer.safetensors", device="gpu")
+        loading.recipe("localizer", files / "localizer.safetensors", device="gpu")
 
 
 def test_a_file_that_changed_since_the_plan_is_refused(files):
     path = files / "localizer.safetensors"
-    made = weights.recipe("localizer", path, device="cpu")
+    made = loading.recipe("localizer", path, device="cpu")
     save_checkpoint(path, build(LOCALIZER.architecture), LOCALIZER)
     with pytest.raises(WeightsError, match=f"the run was planned with {made.sha256}"):
-        weights.load(made)
+        loading.load(made)
 
 
 class Evil:
@@ -441,7 +442,7 @@ def spoil(files, kind):
 def test_a_file_that_is_not_what_it_claims_is_an_error_of_one_line(files, kind, message):
     path = spoil(files, kind)
     with pytest.raises(WeightsError, match=message) as caught:
-        weights.load(weights.recipe("segmenter", path, device="cpu"))
+        loading.load(loading.recipe("segmenter", path, device="cpu"))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert not (files / "pwned").exists()
@@ -450,21 +451,21 @@ def test_a_file_that_is_not_what_it_claims_is_an_error_of_one_line(files, kind, 
 def test_a_file_in_the_old_format_of_torch_loads_too(files):
     state = torch.load(files / "vit.pth", weights_only=True)
     torch.save(state, files / "old.pth", _use_new_zipfile_serialization=False)
-    old, new = (weights.recipe("segmenter", files / name, device="cpu", batch=1) for name in ("old.pth", "vit.pth"))
-    assert np.array_equal(answer(weights.load(old)).scores, answer(weights.load(new)).scores)
+    old, new = (loading.recipe("segmenter", files / name, device="cpu", batch=1) for name in ("old.pth", "vit.pth"))
+    assert np.array_equal(answer(loading.load(old)).scores, answer(loading.load(new)).scores)
 
 
 def test_a_file_of_another_official_network_is_refused(files):
-    made = weights.recipe("segmenter", "vit_l", checkpoint=files / "vit.pth", device="cpu")
+    made = loading.recipe("segmenter", "vit_l", checkpoint=files / "vit.pth", device="cpu")
     with pytest.raises(WeightsError, match="holds vit_b, vit_l was asked for: give --sam vit_b"):
-        weights.load(made)
+        loading.load(made)
 
 
 @pytest.mark.parametrize("given", [{"name": "none.safetensors"}, {"checkpoint": "none.pth"}])
 def test_a_missing_file_is_refused_when_the_run_is_planned(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=r"none\."):
-        weights.recipe("segmenter", device="cpu", **given)
+        loading.recipe("segmenter", device="cpu", **given)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -473,7 +474,7 @@ def test_a_missing_file_is_refused_when_the_run_is_planned(tmp_path, monkeypatch
 def test_models_list_shows_what_is_here(published, capsys):
     assert run(["models", "list"]) == 0
     assert "vit_b    segmenter" in capsys.readouterr().out
-    weights.fetch(published)
+    loading.fetch(published)
     assert run(["models", "list", "--json"]) == 0
     rows = {(row["name"], row["role"]): row for row in json.loads(capsys.readouterr().out)}
     assert rows["vit_b", "segmenter"]["state"] == "here"
@@ -492,7 +493,7 @@ def test_models_fetch_and_verify(published, capsys):
 
 
 def test_models_verify_exits_with_1_when_a_file_is_damaged(published, capsys):
-    path = weights.fetch(published)
+    path = loading.fetch(published)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert run(["models", "verify", "vit_b"]) == 1
     printed = capsys.readouterr()
@@ -504,7 +505,7 @@ def test_models_info_before_and_after_fetching(published, capsys):
     assert run(["models", "info", "vit_b", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["state"], row["sha256"], row["licence"]) == ("not fetched", published.sha256, "Apache-2.0")
-    weights.fetch(published)
+    loading.fetch(published)
     assert run(["models", "info", "vit_b", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["state"], row["architecture"]) == ("here", "vit_b")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geolabel.extraction.windows import MARGIN, assign, clip_to_tiles, oversized
 from geolabel.prompts import PADDING, Prompts
-from geolabel.run.windows import MARGIN, assign, clip_to_tiles, oversized
 from geolabel.tiles import TileGrid, Window
 
 

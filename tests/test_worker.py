@@ -15,13 +15,13 @@ import rasterio
 import torch
 
 from geolabel.devices import count_cores
-from geolabel.io.weights import recipe
+from geolabel.engine import worker
+from geolabel.extraction.extract import extract
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks
 from geolabel.masks import Filters
+from geolabel.models.loading import recipe
 from geolabel.parts import Recipe
-from geolabel.run import worker
-from geolabel.run.extract import extract
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks
 from geolabel.synthetic import synthesize
 from geolabel.testing import RECIPES
 

@@ -304,7 +304,7 @@ def read_image(path: Path) -> AnyArray:
 def _read_tiff(path: Path) -> AnyArray:
     from rasterio.errors import RasterioError
 
-    from geolabel.io.opening import reading
+    from geolabel.io.read.opening import reading
 
     try:
         with reading(str(path)) as dataset:
@@ -328,7 +328,7 @@ def _gsd(path: Path) -> float | None:
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None
     from geolabel.errors import SceneError
-    from geolabel.io.scenes import SceneReader
+    from geolabel.io.read.scenes import SceneReader
 
     try:
         with SceneReader(path) as reader:

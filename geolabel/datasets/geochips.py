@@ -3,10 +3,11 @@
 `geolabel.datasets.chips.ChipDataset` knows chips by number. Here they lie where they were cut: a sampler draws windows
 of any size from them, and ``chips & other`` lays them over elevation or images of other dates.
 
-Chips themselves are not cut by torchgeo's samplers. `geolabel.run.chips` takes whole pixels of the scene's own grid,
+Chips themselves are not cut by torchgeo's samplers. `geolabel.labeling.cut_chips` takes whole pixels of the scene's
+own grid,
 rotated ones and such without CRS as well, asks which of them are valid, stretches them once for the whole scene, and
-reads files of strangers under the guard of `geolabel.io.opening`; a raster dataset of torchgeo warps to a north-up grid
-in a CRS, does not tell nodata from ground, and opens what it is given.
+reads files of strangers under the guard of `geolabel.io.read.opening`; a raster dataset of torchgeo warps to a
+north-up grid in a CRS, does not tell nodata from ground, and opens what it is given.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from geolabel.datasets.chips import ChipDataset
 from geolabel.datasets.painted import PaintedChips
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError, SceneError
-from geolabel.io.scenes import SceneReader
+from geolabel.io.read.scenes import SceneReader
 from geolabel.labels import IGNORE
 from geolabel.scene import Grid
 from geolabel.tiles import Window

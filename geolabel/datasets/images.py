@@ -12,7 +12,7 @@ import numpy as np
 
 from geolabel.datasets.pseudo_labels import unique_names
 from geolabel.errors import SceneError
-from geolabel.io.scenes import SceneReader
+from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
 from geolabel.types import UInt8Array
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_image
+from geolabel.datasets.examples import Examples, Outlined
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError
 from geolabel.extras import require
@@ -28,8 +29,6 @@ from geolabel.labels import (
 )
 from geolabel.names import check_name
 from geolabel.parsing import parse_name, read_json
-from geolabel.trainers.examples import Examples
-from geolabel.trainers.instances import Outlined
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from geolabel.errors import OutputError
-from geolabel.io.places import FolderPlace, Place, place
+from geolabel.io.storage import FolderPlace, Place, place
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from geolabel.errors import OptionError
 
 if TYPE_CHECKING:
-    from geolabel.run.report import Progress
-    from geolabel.run.request import Networks
+    from geolabel.engine.report import Progress
+    from geolabel.extraction.request import Networks
 
 
 class Label(Protocol):

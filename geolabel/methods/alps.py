@@ -3,10 +3,10 @@
 Source: Zhang et al., "ALPS: An Auto-Labeling and Pre-training Scheme for Remote Sensing Segmentation With Segment
 Anything Model". Its steps and where they are:
 
-* eq. 1, masks of everything: `geolabel.segmenters.everything`
+* eq. 1, masks of everything: `geolabel.models.everything`
 * eq. 2 and 3, the filtering gate: `geolabel.labelers.gate`
-* eq. 4, features of masks: `geolabel.segmenters.everything.pool`
-* online k-means, and the number of clusters where it is not known: `geolabel.trainers.clusters`
+* eq. 4, features of masks: `geolabel.models.everything.pool`
+* online k-means, and the number of clusters where it is not known: `geolabel.training.clusters`
 * pseudo-labels: `geolabel.labelers.ClusterLabeler`; the smallest mask of a pixel decides, and 255 is what none covers
 
 The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
@@ -21,22 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.clusters import Clusters, Source, check_count
+from geolabel.datasets.clusters import NAME, ClusterFile, clusters_path, load_clusters, save_clusters
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
+from geolabel.engine import worker
+from geolabel.engine.report import Progress
 from geolabel.errors import OptionError
-from geolabel.io.clusters import NAME, ClusterFile, clusters_path, load_clusters, save_clusters
+from geolabel.extraction.request import Networks
+from geolabel.extraction.segment import AskedEverywhere, Everything
 from geolabel.labelers import ClusterLabeler
+from geolabel.labeling.label import label_images, label_provenance, label_within
+from geolabel.labeling.regions import RegionFolder
 from geolabel.labels import LabelMap
 from geolabel.parts import Everywhere, Recipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import GridPrompter
-from geolabel.run import worker
-from geolabel.run.label import label_images, label_provenance, label_within
-from geolabel.run.regions import RegionFolder
-from geolabel.run.report import Progress
-from geolabel.run.request import Networks
-from geolabel.run.segment import AskedEverywhere, Everything
-from geolabel.trainers.clusters import fit_clusters, predict_count, require_clustering
+from geolabel.training.clusters import fit_clusters, predict_count, require_clustering
 from geolabel.types import UInt8Array
 
 AUTO = "auto"
@@ -66,7 +66,7 @@ class Settings:
     """Of the grid of points; 32."""
     predicted_iou: float | None = None
     stability: float | None = None
-    """See `geolabel.run.segment.Everything`."""
+    """See `geolabel.extraction.segment.Everything`."""
     passes: int = 3
     """How often k-means sees all masks."""
     seed: int = 0

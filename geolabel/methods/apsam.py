@@ -3,13 +3,13 @@
 Source: Wang et al. (2025), "Auto-Prompting SAM for Weakly Supervised Landslide Extraction". Its equations and where
 they are:
 
-* eq. 1, class activation: `geolabel.networks.classifier`, `geolabel.activation.normalise`
+* eq. 1, class activation: `geolabel.models.nets.classifier`, `geolabel.activation.normalise`
 * eq. 2 to 8, threshold, contours, boxes and centroids: `geolabel.prompters.ContourPrompter`
-* eq. 9, masks: `geolabel.segmenters.sam`; which of three answers is left open, see `PAPER` and `USUAL`
-* algorithm 1, chips without a landslide are skipped: `geolabel.run.activated`
-* retraining: `geolabel.run.students`
+* eq. 9, masks: `geolabel.models.sam`; which of three answers is left open, see `PAPER` and `USUAL`
+* algorithm 1, chips without a landslide are skipped: `geolabel.labeling.label_chips`
+* retraining: `geolabel.training.students`
 
-Over scenes, `geolabel.run.extract` does the same tile by tile.
+Over scenes, `geolabel.extraction.extract` does the same tile by tile.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geolabel.activation import Activation
+from geolabel.engine import worker
+from geolabel.engine.report import Progress
+from geolabel.extraction.request import Networks
 from geolabel.labelers import AgreedLabeler, UnionLabeler
+from geolabel.labeling.label_chips import label_chips
 from geolabel.masks import Selection
+from geolabel.models.fitting import FittingSegmenter
 from geolabel.parts import Labeler, Localizer, Segmenter
 from geolabel.pipeline import Pipeline
 from geolabel.prompters import THRESHOLD, ContourPrompter
 from geolabel.prompts import Prompts
-from geolabel.run import worker
-from geolabel.run.activated import label_chips
-from geolabel.run.report import Progress
-from geolabel.run.request import Networks
-from geolabel.segmenters.fitting import FittingSegmenter
 
 
 @dataclass(frozen=True)

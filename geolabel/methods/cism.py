@@ -3,9 +3,9 @@
 Source: Zhou et al. (2023), "Weakly Supervised Semantic Segmentation in Aerial Imagery via Cross-Image Semantic Mining".
 Its equations and where they are:
 
-* eq. 1 to 17, prototypes, similarity, class vectors: `geolabel.trainers.cism`
-* eq. 18 to 27, losses: `geolabel.trainers.weak_cism`
-* the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.localizers.refined`,
+* eq. 1 to 17, prototypes, similarity, class vectors: `geolabel.training.cism`
+* eq. 18 to 27, losses: `geolabel.training.weak_cism`
+* the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.models.refined`,
   `geolabel.labelers.ThresholdLabeler`
 
 With one class, the secondary classification is void and all images are of one group; common and non-common semantics
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.activation import LEVELS
+from geolabel.engine.report import Progress
 from geolabel.errors import OptionError
+from geolabel.extraction.request import Networks
 from geolabel.labelers import ThresholdLabeler
-from geolabel.localizers.refined import RefinedLocalizer
+from geolabel.labeling.label_chips import label_chips
+from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import Localizer, NoMasks, NoPrompts
 from geolabel.pipeline import Pipeline
-from geolabel.run.activated import label_chips
-from geolabel.run.report import Progress
-from geolabel.run.request import Networks
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ Source: Li et al. (2024), "DiffuPrompter: Pixel-Level Automatic Annotation for H
 with Foundation Models", Remote Sensing 16, 2004. No code of the authors is known. Its steps and where they are:
 
 * the template, and words for a class: `geolabel.concepts`
-* eq. 1 and 3, cross-attention: `geolabel.localizers.diffusion.AttentionRecorder`
-* eq. 4, the pyramid and Norm: `geolabel.localizers.diffusion.combined` and `stretched`
-* eq. 5 to 9, LSAD: `geolabel.localizers.diffusion.noisy` and `DiffusionLocalizer`
-* eq. 10, the threshold, and the dense CRF where it is asked for: `geolabel.localizers.refined`, `geolabel.crf`
+* eq. 1 and 3, cross-attention: `geolabel.models.diffusion.AttentionRecorder`
+* eq. 4, the pyramid and Norm: `geolabel.models.diffusion.combined` and `stretched`
+* eq. 5 to 9, LSAD: `geolabel.models.diffusion.noisy` and `DiffusionLocalizer`
+* eq. 10, the threshold, and the dense CRF where it is asked for: `geolabel.models.refined`, `geolabel.crf`
 * box and centroid of every component: `geolabel.prompters.ContourPrompter`
-* eq. 2, the segmenter: `geolabel.segmenters.everything`, which keeps all its candidates
+* eq. 2, the segmenter: `geolabel.models.everything`, which keeps all its candidates
 * the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
 * closed regions become instances: `geolabel.labels.closed_regions`
 
@@ -30,20 +30,20 @@ from geolabel.concepts import GAMMA, TEMPLATE, Grounding, parse_concepts
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.engine import worker
+from geolabel.engine.report import Progress
 from geolabel.errors import ChipError, OptionError
-from geolabel.io import diffusion
+from geolabel.extraction.request import Networks
+from geolabel.extraction.text_prompts import GroundedNetworks
 from geolabel.labelers import OverlapLabeler, ThresholdLabeler
+from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import BACKGROUND, LabelMap
-from geolabel.localizers.diffusion import DiffusionLocalizer
-from geolabel.localizers.refined import RefinedLocalizer
+from geolabel.models import diffusion_files
+from geolabel.models.diffusion import DiffusionLocalizer
+from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import Localizer, NoMasks, NoPrompts, Segmenter
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
-from geolabel.run import worker
-from geolabel.run.grounded import GroundedNetworks
-from geolabel.run.label import label_images, label_provenance
-from geolabel.run.report import Progress
-from geolabel.run.request import Networks
 from geolabel.types import UInt8Array
 
 
@@ -59,7 +59,7 @@ class Settings:
 
     classes: str = "landslide"
     """What to look for: names that commas part, each with its synonyms after slashes."""
-    diffusion: str = diffusion.DEFAULT
+    diffusion: str = diffusion_files.DEFAULT
     """A folder, or a model of the hub."""
     template: str = TEMPLATE
     timestep: int = 40

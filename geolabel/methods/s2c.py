@@ -3,11 +3,11 @@
 Source: Kweon and Yoon (2024), "From SAM to CAMs: Exploring Segment Anything Model for Weakly Supervised Semantic
 Segmentation". Its equations and where they are:
 
-* eq. 1 to 4, classification: `geolabel.networks.classifier`, `geolabel.trainers.weak`
-* eq. 5 and 6, contrast of segments: `geolabel.trainers.s2c.segment_contrast`
+* eq. 1 to 4, classification: `geolabel.models.nets.classifier`, `geolabel.training.weak`
+* eq. 5 and 6, contrast of segments: `geolabel.training.s2c.segment_contrast`
 * eq. 7 and 8, peaks and their masks: `geolabel.prompters.PeakPrompter`
 * eq. 9 to 11, confidence: `geolabel.labelers.ConfidenceLabeler`
-* eq. 12 and 13, cross-entropy with a background: `geolabel.trainers.s2c.prompted_mask_loss`
+* eq. 12 and 13, cross-entropy with a background: `geolabel.training.s2c.prompted_mask_loss`
 
 The paper asks the segmenter in training only, and thresholds the map afterwards. Here the same pipeline labels chips,
 since a student learns from masks with edges; ``geolabel label --method cism`` thresholds a map.
@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from geolabel.engine import worker
+from geolabel.engine.report import Progress
+from geolabel.extraction.request import TAU, Networks
 from geolabel.labelers import ConfidenceLabeler
+from geolabel.labeling.label_chips import label_chips
 from geolabel.masks import Selection
+from geolabel.models.fitting import FittingSegmenter
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import Pipeline
 from geolabel.prompters import PeakPrompter
-from geolabel.run import worker
-from geolabel.run.activated import label_chips
-from geolabel.run.report import Progress
-from geolabel.run.request import TAU, Networks
-from geolabel.segmenters.fitting import FittingSegmenter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Settings:
     localizer: str = "bundled"
     confidence: float | None = None
     """Least stability times mean activation of a mask that counts: the tau of eq. 11. None for what suits its network,
-    `geolabel.run.request.Networks.usual_confidence`."""
+    `geolabel.extraction.request.Networks.usual_confidence`."""
     single_peak: bool = False
     selection: Selection = "whole"
     single_scale: bool = False

@@ -35,13 +35,13 @@ from geolabel.cli.terminal import Lines
 from geolabel.clusters import Clusters, unnamed
 from geolabel.datasets.chips import mask_path, read_image
 from geolabel.datasets.images import ImageFolder
+from geolabel.engine import worker
+from geolabel.extraction.request import Networks
+from geolabel.labeling.cluster_names import Tally
+from geolabel.labeling.regions import RegionFolder, Regions
 from geolabel.methods.alps import Settings, source_of
 from geolabel.mosaic import NO_MASK
-from geolabel.run import worker
-from geolabel.run.naming import Tally
-from geolabel.run.regions import RegionFolder, Regions
-from geolabel.run.request import Networks
-from geolabel.trainers.clusters import fit_clusters
+from geolabel.training.clusters import fit_clusters
 
 PIXELS = 400
 """Pixels of an image that the mutual information, and k-means on pixels, are taken of."""

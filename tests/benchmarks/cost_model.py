@@ -123,11 +123,11 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
     import dask
     from extract import ForwardClock, make_scene
 
-    from geolabel.run import report, worker
-    from geolabel.run.extract import run_extract
-    from geolabel.run.outcome import Targets
-    from geolabel.run.plan import Parameters
-    from geolabel.run.request import Networks, Reading, prepare
+    from geolabel.engine import report, worker
+    from geolabel.extraction.extract import run_extract
+    from geolabel.extraction.outputs import Targets
+    from geolabel.extraction.plan import Parameters
+    from geolabel.extraction.request import Networks, Reading, prepare
 
     report.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)  # type: ignore
     dask.config.set(scheduler="synchronous")

@@ -40,12 +40,12 @@ import rasterio
 import rasterio.features
 from rasterio.windows import Window as RasterWindow
 
-from geolabel.run import worker
-from geolabel.run.extract import Extraction, run_extract
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, Plan
-from geolabel.run.request import Networks, Reading, prepare
-from geolabel.run.windows import assign
+from geolabel.engine import worker
+from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, Plan
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.windows import assign
 from geolabel.tiles import Window
 
 T = TypeVar("T")

@@ -22,7 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from geolabel.activation import Activation
-from geolabel.bench.examples import SYNTHETIC
+from geolabel.engine import worker
+from geolabel.evaluation.examples import SYNTHETIC
+from geolabel.extraction.request import Networks
 from geolabel.labelers import OverlapLabeler, UnionLabeler, enlarged, most_alike
 from geolabel.labels import Instances, LabelMap, closed_regions
 from geolabel.masks import EVERY_CANDIDATE, Masks
@@ -31,10 +33,8 @@ from geolabel.parts import Localizer
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.prompts import Prompts
-from geolabel.run import worker
-from geolabel.run.request import Networks
 from geolabel.synthetic import SyntheticScene, synthesize
-from geolabel.trainers.precision import NAMES, Found, Precision
+from geolabel.training.precision import NAMES, Found, Precision
 from geolabel.types import UInt8Array
 
 TILE = 512

@@ -29,12 +29,12 @@ import shapely
 from affine import Affine
 from scipy import ndimage
 
-from geolabel.io.rasters import write_cog
-from geolabel.io.scores import ScoreRaster
+from geolabel.extraction.vectorize import find_objects, vectorize
+from geolabel.io.read.scores import ScoreRaster
+from geolabel.io.write.rasters import write_cog
 from geolabel.masks import EDGE
 from geolabel.mosaic import Layers
 from geolabel.polygons import outlines
-from geolabel.run.vectorize import find_objects, vectorize
 from geolabel.scene import Grid
 from geolabel.tiles import BlockGrid
 

@@ -55,11 +55,12 @@ from affine import Affine
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.cli.main import run as command
-from geolabel.io.scenes import SceneReader
-from geolabel.run import execute, ledger, request, worker
-from geolabel.run.extract import run_extract
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, make_plan
+from geolabel.engine import executors, task_records, worker
+from geolabel.extraction import request
+from geolabel.extraction.extract import run_extract
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.io.read.scenes import SceneReader
 from geolabel.testing import RECIPES
 
 STAND_IN, BEGUN = "BENCH_STAND_IN", "BENCH_BEGUN"
@@ -75,7 +76,7 @@ def _stand_ins() -> None:
 
 
 def _note_tasks() -> None:
-    kept = ledger.Recorded._kept
+    kept = task_records.Recorded._kept
 
     def noting(self: Any, number: int) -> Any:
         found = kept(self, number)
@@ -84,7 +85,7 @@ def _note_tasks() -> None:
                 file.write(f"{self.name} {number}\n")
         return found
 
-    ledger.Recorded._kept = noting  # type: ignore[method-assign]
+    task_records.Recorded._kept = noting  # type: ignore[method-assign]
 
 
 if STAND_IN in os.environ:
@@ -321,7 +322,7 @@ def _kill_until_done(out: Path, words: list[str], dice: random.Random, seconds: 
 def _two_workers() -> Iterator[Any]:
     import distributed
 
-    waits = {"distributed.scheduler.allowed-failures": 20, execute.PATIENCE: "30s"}
+    waits = {"distributed.scheduler.allowed-failures": 20, executors.PATIENCE: "30s"}
     with (
         dask.config.set(waits),
         distributed.LocalCluster(

@@ -30,10 +30,10 @@ import shapely
 from affine import Affine
 from shapely.affinity import affine_transform
 
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks, Reading, prepare
-from geolabel.run.segment import AskedEverywhere, Everything, run_segment
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
 from geolabel.synthetic import synthesize
 from geolabel.tiles import TileGrid
 

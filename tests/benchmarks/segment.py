@@ -28,13 +28,13 @@ import torch
 from extract import make_scene
 from segment_anything import SamAutomaticMaskGenerator
 
+from geolabel.engine import worker
+from geolabel.extraction.outputs import Targets
+from geolabel.extraction.plan import Parameters, Plan
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
 from geolabel.masks import Filters
 from geolabel.prompters import GridPrompter
-from geolabel.run import worker
-from geolabel.run.outcome import Targets
-from geolabel.run.plan import Parameters, Plan
-from geolabel.run.request import Networks, Reading, prepare
-from geolabel.run.segment import AskedEverywhere, Everything, run_segment
 
 
 def tile_by_tile(plan: Plan, points: int, count: int) -> None:

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from geolabel.bench import scenes
-from geolabel.bench.examples import Example
-from geolabel.bench.layout import write_scene
-from geolabel.bench.peers import Forest, otsu_bare
-from geolabel.bench.table import OURS
+from geolabel.evaluation import scenes
+from geolabel.evaluation.baselines import Forest, otsu_bare
+from geolabel.evaluation.examples import Example
+from geolabel.evaluation.layout import write_scene
+from geolabel.evaluation.table import OURS
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks
 from geolabel.metrics import Confusion
-from geolabel.run.plan import Parameters
-from geolabel.run.request import Networks
 from geolabel.synthetic import synthesize
 
 TESTED = range(900000, 900010)

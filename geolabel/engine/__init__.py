@@ -1,0 +1,1 @@
+"""The engine: executors, tasks, records, run folders. It knows no landslide."""

@@ -1,0 +1,319 @@
+"""The folder of a run: its records, what it is a run of, and its lock. A run that ended early goes on from here.
+
+A folder holds ``run.json``, which says by what the run is known (its key) and how far it has come; ``lock``, while the
+run is going on; and the records of `geolabel.io.store`. It goes when the run has succeeded.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from geolabel.engine import executors
+from geolabel.engine.lock import LOCK, MOST_BYTES, Holder, locked
+from geolabel.engine.run_key import RUN, State, difference
+from geolabel.engine.task_records import DONE, STOP
+from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
+from geolabel.io.storage import FolderPlace, place
+from geolabel.io.store import Store
+from geolabel.names import check_name
+
+log = logging.getLogger(__name__)
+
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What working on values raises that do not belong together, as those of damaged records may not."""
+
+REMOVING = "removing"
+"""Status of a run whose records are being deleted."""
+
+SUFFIX = ".run"
+"""What the folder beside an output is called: ``slides.gpkg.run``."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where the records of a run are kept, and how long."""
+
+    run_dir: str | Path | None = None
+    """Path, or URL of any store that fsspec knows; None for a folder beside the output."""
+    keep: bool = False
+    """Whether the records stay when the run has succeeded."""
+    scene_key: str | None = None
+    """What stands for the scene in the key, for a scene that is no file: a run over an array resumes only with one."""
+
+    def __post_init__(self) -> None:
+        if self.run_dir is not None:
+            check_name(self.run_dir)
+
+
+class Folder:
+    """The folder of a run that is going on.
+
+    Parameters
+    ----------
+    store
+        Where it is.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.place = store.place
+        self.stopping = threading.Event()
+        """Set when no further task is to begin."""
+        self.lost = False
+        """Whether another run has taken the folder over."""
+        self.resumed = False
+        """Whether the run goes on from records of an earlier one."""
+        self._state: State | None = None
+
+    @property
+    def state(self) -> State:
+        """What the folder says of the run."""
+        assert self._state is not None
+        return self._state
+
+    def begin(self, key: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Go on with the run of this key, or start it.
+
+        Raises
+        ------
+        RunError
+            If the folder holds something else and is not to be overwritten.
+        """
+        found = self._read()
+        if found is not None and found.status == REMOVING:
+            self.store.remove()  # a run was killed while it cleared its folder away
+        elif found is not None:
+            differing = difference(found.key, key)
+            if not differing and (found.overwrite or not overwrite):
+                log.info("resuming the run in %s", self.store.root)
+                self.resumed = True
+                self._write(State(key, found.started, overwrite, passes=found.passes, written=found.written))
+                return
+            if differing and not overwrite:
+                raise RunError(
+                    f"{self.store.root} holds another run: {differing}. Give what was given then to go on with it, "
+                    "--overwrite to start anew, or another --run-dir"
+                )
+            self.store.remove()
+        self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
+
+    def check(self) -> None:
+        """Refuse a folder that is neither empty nor that of a run, before anything in it is touched.
+
+        Raises
+        ------
+        RunError
+            If it holds anything else.
+        """
+        root = self.store.root
+        if isinstance(self.place, FolderPlace) and self.place.root.exists() and not self.place.root.is_dir():
+            raise RunError(f"{root} is a file: give a --run-dir that is a folder, or none yet")
+        if self._read() is None:
+            other = next((name for name in self.place.names() if not self._is_lock(name)), None)
+            if other is not None:
+                raise RunError(
+                    f"{root} holds {other} and no {RUN} of geolabel, so it holds other files than those of a run: "
+                    "give a --run-dir that is empty"
+                )
+
+    def _is_lock(self, name: str) -> bool:
+        """Whether a file is what a run that has just begun, or was killed then, has in its folder."""
+        if name not in (LOCK, STOP):
+            return False
+        with suppress(FileNotFoundError), self.place.open(name) as file:
+            data = file.read(MOST_BYTES)
+            return not data or (name == LOCK and Holder.parse(data) is not None)
+        return True
+
+    def _read(self) -> State | None:
+        try:
+            return State.read(self.place)
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise RunError(
+                f"{self.store.root}/{RUN} is not that of a run of this geolabel ({error}): delete the folder if it is "
+                "left of another version, or give another --run-dir"
+            ) from error
+
+    def _write(self, state: State) -> None:
+        self._state = state
+        try:
+            self.place.write(RUN, lambda file: file.write(state.dump()))
+        except OSError as error:
+            raise OutputError(f"{self.store.root}/{RUN} could not be written: {error.strerror or error}") from error
+
+    def update(self, **changes: Any) -> None:
+        """Change what the folder says of the run."""
+        self._write(State(**vars(self.state) | changes))
+
+    def note_pass(self, name: str, tasks: int) -> None:
+        """Say how many tasks a pass has."""
+        if self.state.passes.get(name) != tasks:
+            self.update(passes={**self.state.passes, name: tasks})
+
+    @contextmanager
+    def writing(self, *paths: Path) -> Iterator[None]:
+        """Say that outputs are being written, and then that they are whole: the same run may write them again."""
+        begun = {str(path.absolute()): [BEGUN, time.time_ns()] for path in paths}
+        self.update(written={**self.state.written, **begun})
+        yield
+        self.update(written={**self.state.written, **{str(path.absolute()): stamp(path) for path in paths}})
+
+    def stop(self) -> None:
+        """Begin no further task, here or in any worker."""
+        self.stopping.set()
+        with suppress(OSError):
+            self.place.write(STOP, lambda file: file.write(b""))
+
+    def lose(self) -> None:
+        """Leave the folder to another run; its workers are not asked to stop."""
+        self.lost = True
+        self.stopping.set()
+
+    def end(self, status: str, message: str = "") -> None:
+        """Say how the run ended; what is left of the folder is for `runs` or for the run that goes on."""
+        with suppress(GeolabelError):
+            self.update(status=status, message=message)
+
+    def give_up(self, error: BaseException, hint: str) -> None:
+        """Say why the run failed, where something is kept that it can go on from; leave nothing where not."""
+        if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.place.names()):
+            self.end("failed", str(error))
+            error.add_note(hint)
+        else:
+            self.remove()
+
+    def remove(self) -> None:
+        """Delete everything that belongs to the run; `RUN` goes last, so that the folder is known until then."""
+        state = self._read() if self._state is None else self._state
+        if state is not None:
+            with suppress(OutputError):  # a full disk has no room to say so
+                self._write(State(**vars(state) | {"status": REMOVING}))
+        self._state = None
+        self.store.remove()
+        for name in (STOP, RUN):
+            self.place.remove(name)
+        self.place.prune()
+
+
+@contextmanager
+def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwrite: bool) -> Iterator[Folder]:
+    """A folder that is locked, known to every worker, and gone when the run in it succeeds.
+
+    Raises
+    ------
+    RunError
+        If another run is going on in it, it belongs to another, or a worker does not see it.
+    KeyboardInterrupt
+        With a message that says how to go on.
+    """
+    folder = Folder(Store(root))
+    with ExitStack() as stack:
+        folder.check()
+        stack.enter_context(locked(folder.place, str(root), on_loss=folder.lose))
+        folder.place.remove(STOP)
+        folder.begin(key, overwrite=overwrite)
+        hint = f"what is done is kept in {root}: the same command resumes from there"
+        try:
+            _check_visible(folder)
+            with _interruptible(folder):
+                yield folder
+        except KeyboardInterrupt as error:
+            if folder.lost:
+                raise RunError(f"{root} was taken over by another run, since this one gave no sign of life") from error
+            folder.end("interrupted")
+            raise KeyboardInterrupt(f"interrupted; {hint}") from error
+        except BaseException as error:
+            folder.give_up(error, hint)
+            if folder.resumed and isinstance(error, UNFIT):
+                raise RunError(
+                    f"{root} holds records of an earlier run, and resuming from them failed "
+                    f"({type(error).__name__}: {error}); if they are damaged, --overwrite restarts"
+                ) from error
+            raise
+        if keeping.keep:
+            folder.end("finished")
+        else:
+            folder.remove()
+
+
+def _check_visible(folder: Folder) -> None:
+    if not executors.clustered():
+        return
+    for worker, sees in executors.everywhere(_sees, str(folder.store.root), folder.state.started).items():
+        if not sees:
+            raise RunError(
+                f"the worker {worker} does not see {folder.store.root}: give a --run-dir that all workers and this "
+                "machine see, such as a shared folder or s3://BUCKET/NAME"
+            )
+
+
+def _sees(root: str, started: str) -> bool:
+    try:
+        return State.read(place(root)).started == started
+    except (OSError, ValueError, RecursionError, OptionError):
+        return False
+
+
+@contextmanager
+def _interruptible(folder: Folder) -> Iterator[None]:
+    """Let the first Ctrl-C stop the run after the tasks at work, and the second at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is None:  # not set from Python
+        yield
+        return
+
+    def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGINT, before)
+        folder.stop()
+        log.warning("interrupted: finishing the tasks at work (once more to end at once)")
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+BEGUN = -1
+"""In the place of the size of an output that is being written; beside it is when that began."""
+
+SLACK_NS = 2_000_000_000
+"""File systems tell times to two seconds at worst."""
+
+
+def stamp(path: Path) -> list[int]:
+    """Size and modification time of a file."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def written_by(root: str | Path) -> frozenset[Path]:
+    """Outputs of the unfinished run in a folder, as it left them: the run that goes on may replace them."""
+    try:
+        state = State.read(place(root))
+    except (OSError, ValueError, RecursionError):
+        return frozenset()
+    found = set()
+    for name, mark in state.written.items():
+        with suppress(OSError, ValueError, TypeError, LookupError):  # what calls itself a name and a mark may be none
+            size, changed = stamp(Path(name))
+            # killed between the output's last byte and the word that it is whole
+            just_written = mark[0] == BEGUN and changed >= mark[1] - SLACK_NS
+            if just_written or [size, changed] == mark:
+                found.add(Path(name))
+    return frozenset(found)

@@ -1,0 +1,152 @@
+"""What a process keeps between tasks: loaded networks, and how many tasks at a time are let into them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.metadata import version
+
+from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
+from geolabel.parts import Localizer, Recipe, Segmenter
+
+BUNDLED = "bundled"
+"""Source of recipes of the networks that come with the package."""
+
+STAND_IN = "stand-in"
+"""Source of recipes that `geolabel.testing` makes, in whatever process they are wanted."""
+
+CACHE_MB = 128
+"""GDAL's cache in a worker process; ``GDAL_CACHEMAX`` in the worker's environment is respected."""
+
+_loading = threading.Lock()
+
+
+def localizer(recipe: Recipe) -> Localizer:
+    """Return the localizer of a recipe, loaded on first use."""
+    part = _part(recipe)
+    assert recipe.role == "localizer"
+    return part  # type: ignore[return-value]
+
+
+def segmenter(recipe: Recipe) -> Segmenter:
+    """Return the segmenter of a recipe, loaded on first use."""
+    part = _part(recipe)
+    assert recipe.role == "segmenter"
+    return part  # type: ignore[return-value]
+
+
+def _part(recipe: Recipe) -> Localizer | Segmenter:
+    with _loading:
+        return _load(recipe)
+
+
+@lru_cache(maxsize=4)
+def _load(recipe: Recipe) -> Localizer | Segmenter:
+    if recipe.source.partition(":")[0] == STAND_IN:
+        from geolabel import testing
+
+        return testing.stand_in(recipe)
+    from geolabel.models import loading
+
+    return loading.load(recipe)
+
+
+def is_small(recipe: Recipe) -> bool:
+    """Whether a network's features take little memory and its layers little time: that of those in the package."""
+    return recipe.source == BUNDLED and recipe.filters is None
+
+
+def calls_at_once(recipe: Recipe, threads: int | None) -> int:
+    """How many calls of a network a process has side by side.
+
+    Of a small one, on a CPU, as many calls as there are threads, each on one of them, take less time than one call
+    after the other on all threads: its layers are too short to share out. What it answers then depends on no number
+    of threads either. ONNX Runtime runs every network so. Of all others there is one call at a time, for its memory.
+
+    Parameters
+    ----------
+    threads
+        Of this process; None for all cores.
+    """
+    side_by_side = recipe.engine == "onnx" or (recipe.device == "cpu" and is_small(recipe))
+    return _threads(recipe, threads) if side_by_side else 1
+
+
+@contextmanager
+def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
+    """Enter a network, when it is this call's turn, with a number of threads that the plan fixes.
+
+    A network's last digits depend on its number of threads, so nothing else may decide it. See `calls_at_once`.
+    """
+    calls = calls_at_once(recipe, threads)
+    with _places(calls):
+        if recipe.engine == "torch":
+            import torch
+
+            each = 1 if calls > 1 else _threads(recipe, threads)
+            if torch.get_num_threads() != each:
+                torch.set_num_threads(each)
+        yield
+
+
+def _threads(recipe: Recipe, threads: int | None) -> int:
+    return threads or (_torch_threads() if recipe.engine == "torch" else count_cores())
+
+
+@cache
+def _torch_threads() -> int:
+    # before this module sets any number: threads that begin later take over the last one that was set
+    import torch
+
+    return torch.get_num_threads()
+
+
+@cache
+def _places(count: int) -> threading.BoundedSemaphore:
+    return threading.BoundedSemaphore(count)
+
+
+def settle(number: int, *, gpus: int, local: bool) -> None:
+    """Fit a process out for work, before it opens anything.
+
+    Parameters
+    ----------
+    number
+        Of the worker, from 0.
+    gpus
+        GPUs of this machine to spread the workers over; 0 to leave the choice as it is.
+    local
+        Whether the process belongs to the run: then it is the client that decides what Ctrl-C means.
+    """
+    os.environ.setdefault("GDAL_CACHEMAX", str(CACHE_MB))
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    if local and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def warm_up() -> None:
+    """Import what tasks need, which takes seconds."""
+    for name in ("models.loading", "models.cam", "models.on_onnx", "extraction.passes", "models.sam"):
+        import_module(f"geolabel.{name}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a network's last digits and the pixels of a scene depend on, in this process."""
+    import rasterio
+
+    import geolabel
+
+    engines = {name: version(name) for name in ("onnxruntime", "torch")}  # importing torch would take seconds
+    return {"geolabel": geolabel.__version__, "gdal": rasterio.__gdal_version__} | engines
+
+
+def device_and_precision(device: str, precision: str) -> tuple[str, Precision]:
+    """What ``auto`` means in this process; see `geolabel.devices`."""
+    resolved = resolve_device(device)
+    return resolved, resolve_precision(precision, resolved)

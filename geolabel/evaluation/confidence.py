@@ -1,0 +1,216 @@
+"""Fit the confidence of polygons: extract scenes that are kept for selection, and see which polygons are right."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geolabel.confidence import ConfidenceModel, features
+from geolabel.engine.report import Progress, Silent
+from geolabel.errors import GeolabelError
+from geolabel.evaluation import examples
+from geolabel.evaluation.calibration import expected_calibration_error, reliability
+from geolabel.evaluation.examples import L4S_GSD, Example, Examples
+from geolabel.evaluation.layout import placed, write_scene
+from geolabel.evaluation.scene_sets import Shrunk
+from geolabel.evaluation.scenes import polygon_ids
+from geolabel.evaluation.setup import Data
+from geolabel.evaluation.tally import judged
+from geolabel.extraction.extract import extract
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks
+from geolabel.extras import require
+from geolabel.models.confidence_files import FittedConfidence
+from geolabel.types import BoolArray, Float64Array, Int64Array
+
+NAMES = (
+    "score_mean",
+    "score_max",
+    "predicted_iou",
+    "stability",
+    "activation_mean",
+    "log_area_px",
+    "log_elongation",
+)
+"""What the model looks at. Not the area in square metres: a model that knows it would trust a sensor, not a shape."""
+
+LEAST = 30
+"""Polygons of either kind that a fit needs."""
+
+FOLDS = 5
+"""Parts by scene: a part is judged by a model that was fitted to the others."""
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """N polygons of several scenes."""
+
+    features: Float64Array
+    """(N, F) of `NAMES`."""
+    right: BoolArray
+    """(N,) whether at least half of each is landslide."""
+    scene: Int64Array
+    """(N,) number of its scene."""
+    weight: Float64Array
+    """(N,) what each counts for in the fit."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Scenes of one kind and pixel size that polygons are looked at in."""
+
+    name: str
+    scenes: Examples
+    gsd: float
+    """Metres per pixel."""
+    weight: float = 1.0
+    """What all of its polygons together count for."""
+
+
+GSDS = (1.5, 4.0)
+"""Metres per pixel that orthophotos are shrunk to besides: what is sure at one size may not be at another."""
+
+WITHOUT = 24
+"""Maximum number of images of each set without landslides."""
+
+
+def fit_confidence(
+    networks: Networks, *, scenes: int, data: Data | None = None, progress: Progress | None = None
+) -> FittedConfidence:
+    """Extract scenes, and fit a logistic model to which polygons are right.
+
+    Parameters
+    ----------
+    scenes
+        Synthetic scenes, from the first seed that is kept for selection.
+    data
+        Real images besides: orthophotos, chips of 10 m and images without landslides, of each those for selection.
+
+    Raises
+    ------
+    GeolabelError
+        If scikit-learn is missing, or too few polygons were found.
+    """
+    sources = _sources(scenes, data or Data())
+    polygons = collect(sources, networks, progress or Silent())
+    model, figures = fit(polygons)
+    recipes = {recipe.role: recipe.sha256 for recipe in networks.recipes()}
+    return FittedConfidence(model, recipes, {"data": [source.name for source in sources], **figures})
+
+
+def _sources(scenes: int, data: Data) -> list[Source]:
+    """Every kind with landslides counts the same, and so do all without them together."""
+    synthetic = examples.Drawn(examples.SYNTHETIC["select"], scenes)
+    seeds = f"seeds {synthetic.first} to {synthetic.first + scenes - 1}"
+    sources = [Source(f"{scenes} synthetic scenes of geolabel ({seeds})", synthetic, examples.SYNTHETIC_GSD)]
+    if data.sichuan:
+        outlined = examples.outlined(data.sichuan, "select")
+        name = f"{len(outlined)} real images with landslides ({data.sichuan.name})"
+        sources.append(Source(name, outlined, examples.OUTLINED_GSD))
+        for gsd in GSDS:
+            coarse = Shrunk(outlined, gsd / examples.OUTLINED_GSD)
+            sources.append(Source(f"{name}, shrunk to {gsd:g} m", coarse, gsd))
+    if data.l4s:
+        chips = examples.satellite_chips(data.l4s, "select")
+        sources.append(Source(f"{len(chips)} chips of 10 m with landslides ({data.l4s.name})", chips, L4S_GSD))
+    without = examples.without_landslides(data.negatives, "select") if data.negatives else {}
+    for name, plain in without.items():
+        # What has a place of its own would need its own pixel size.
+        images = tuple(path for path in plain.images if path.suffix.lower() not in (".tif", ".tiff"))
+        images = images[:: max(1, -(-len(images) // WITHOUT))]
+        files = examples.Files(images, plain.images[0].parent / "masks")
+        sources.append(Source(f"{len(images)} images without landslides ({name})", files, plain.gsd, 1 / len(without)))
+    return sources
+
+
+def collect(sources: Sequence[Source], networks: Networks, progress: Progress) -> Polygons:
+    """Extract each scene and look at its polygons; what a feature is not known of is left out."""
+    numbers = count()
+    with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        parts = []
+        for source in sources:
+            scenes = progress.track(source.scenes, "extract", len(source.scenes))
+            found = [_look(Path(folder), example, source.gsd, networks) for example in scenes]
+            total = sum(len(right) for _, right in found)
+            for columns, right in found:
+                number, weight = (
+                    np.full(len(right), next(numbers)),
+                    np.full(len(right), source.weight / max(total, 1)),
+                )
+                parts.append((columns, right, number, weight))
+    return Polygons(*(np.concatenate(layers) for layers in zip(*parts, strict=True)))
+
+
+def _look(folder: Path, example: Example, gsd: float, networks: Networks) -> tuple[Float64Array, BoolArray]:
+    # Features of the polygons of a scene, and which are right.
+    path = write_scene(folder / "scene.tif", example, gsd)
+    landslides = extract(path, networks=networks, parameters=Parameters(min_confidence=0))
+    numbers, is_right = judged(polygon_ids(landslides.geometry, placed(example, gsd)), example.ids)
+    columns = features(landslides, NAMES)[numbers - 1]
+    known = np.isfinite(columns).all(axis=1)
+    return columns[known], is_right[known]
+
+
+def require_fitting() -> None:
+    """Make sure that a model can be fitted here; raises a GeolabelError that says what is missing."""
+    require("train", "sklearn", purpose="fitting the confidence")
+
+
+def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
+    """Fit a logistic model, and judge it on scenes that it was not fitted to.
+
+    Returns
+    -------
+    the model of all polygons, and figures of models that were fitted without the scenes they are judged on
+    """
+    require_fitting()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss, roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    right, correct = polygons.right, int(polygons.right.sum())
+    if min(correct, len(right) - correct) < LEAST:
+        raise GeolabelError(
+            f"{correct} polygons are right and {len(right) - correct} wrong; at least {LEAST} of either kind are "
+            "needed: give more --scenes"
+        )
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    weights = {"logisticregression__sample_weight": polygons.weight * len(right) / polygons.weight.sum()}
+    unseen = cross_val_predict(
+        pipeline,
+        polygons.features,
+        right,
+        groups=polygons.scene,
+        cv=GroupKFold(FOLDS),
+        method="predict_proba",
+        params=weights,
+    )[:, 1]
+    scaler, logistic = (step for _, step in pipeline.fit(polygons.features, right, **weights).steps)
+    model = ConfidenceModel(
+        names=NAMES,
+        means=_plain(scaler.mean_),
+        scales=_plain(scaler.scale_),
+        coefficients=_plain(logistic.coef_[0]),
+        intercept=round(float(logistic.intercept_[0]), 9),
+    )
+    figures = {
+        "polygons": len(right),
+        "share_right": correct / len(right),
+        "auc": float(roc_auc_score(right, unseen)),
+        "log_loss": float(log_loss(right, unseen)),
+        "calibration_error": expected_calibration_error(reliability(unseen, right)),
+    }
+    return model, {name: round(value, 6) for name, value in figures.items()}
+
+
+def _plain(values: Float64Array) -> tuple[float, ...]:
+    # nine digits are more than the data can tell, and the same on every machine
+    return tuple(round(float(value), 9) for value in values)

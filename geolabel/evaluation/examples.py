@@ -1,0 +1,298 @@
+"""What networks are measured on: images with their landslides outlined, read or drawn one at a time.
+
+Images are split by one rule, so that what weights are chosen by is never what they are reported on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from geolabel.errors import OptionError
+from geolabel.prompts import Prompts
+from geolabel.synthetic import synthesize
+from geolabel.training.pictures import REPORTED, SUFFIXES, is_reported, read_image
+from geolabel.types import BoolArray, Float64Array, Int32Array, UInt8Array
+
+Split = Literal["report", "select"]
+"""``report`` is for tables that are published, ``select`` for choosing between weights and designs."""
+
+SYNTHETIC: dict[Split, int] = {"report": 1000, "select": 800_000}
+"""First seed of the synthetic scenes of each split; trainings take seeds below these."""
+
+SYNTHETIC_SIZE, SYNTHETIC_GSD = 1024, 0.5
+"""Pixels a side of a synthetic scene, and metres per pixel."""
+
+SAMPLE, SAMPLE_SIZE = 1000, 2048
+"""Seed and size of the scene that the README begins with."""
+
+CHIP_GSD, L4S_GSD, HOKKAIDO_GSD = 0.8, 10.0, 3.0
+"""Metres per pixel of the sets of chips: Bijie's, Landslide4Sense's and Hokkaido's."""
+
+OUTLINED_GSD = 0.5
+"""Metres per pixel that orthophotos without georeference are taken to have."""
+
+NEGATIVES_GSD = {"ucmerced": 0.3, "oam_fair": 0.3, "odm_drone": 0.15, "georef": 0.1}
+"""Metres per pixel of sets without landslides, for images that do not say; other folders end in theirs, as _0p2m."""
+
+FOLDS = 5
+"""One in so many images of a training folder is kept for selection."""
+
+LEAST = 64
+"""Pixels of the smallest landslide that is asked for."""
+
+LEAST_OUTLINED = 1000
+"""The same in orthophotos that were outlined by hand and then resampled, where specks came off the outlines."""
+
+INSIDE = 127
+"""Grey values of a mask above this are landslide."""
+
+CROP = 0.6
+"""Sides of an off-centre crop, as a share of the image's."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and where its landslides are."""
+
+    name: str
+    rgb: UInt8Array
+    """(H, W, 3) as the file has it, not stretched."""
+    ids: Int32Array
+    """(H, W) number of the landslide, from 1; 0 elsewhere."""
+    least: int = LEAST
+    """Pixels of the smallest landslide that counts as one."""
+
+    @property
+    def truth(self) -> BoolArray:
+        """(H, W) landslide or not."""
+        return self.ids > 0
+
+
+class Examples(Protocol):
+    """A sequence of examples that are made when they are iterated over."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Example]: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, and the folder of masks of the same stem; an image without mask shows no landslide."""
+
+    images: tuple[Path, ...]
+    masks: Path
+    least: int = LEAST
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def listed(self) -> dict[str, int | str]:
+        """Number of the files, and a digest of their names."""
+        return listed(self.images)
+
+    def __iter__(self) -> Iterator[Example]:
+        for path in self.images:
+            rgb = read_image(path, "RGB")
+            mask = self.masks / f"{path.stem}.png"
+            truth = read_image(mask, "L") > INSIDE if mask.is_file() else np.zeros(rgb.shape[:2], bool)
+            if truth.shape != rgb.shape[:2]:
+                raise OptionError(f"{mask} has {truth.shape} px, its image {rgb.shape[:2]}: make them of one size")
+            yield Example(path.stem, rgb, ndimage.label(truth)[0].astype(np.int32), self.least)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Image files of one set without landslides."""
+
+    images: tuple[Path, ...]
+    gsd: float
+    """Metres per pixel of those that do not say."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Synthetic scenes of the seeds from `first` on."""
+
+    first: int
+    count: int
+    size: int = SYNTHETIC_SIZE
+    gsd: float = SYNTHETIC_GSD
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Example]:
+        for seed in range(self.first, self.first + self.count):
+            scene = synthesize(self.size, gsd=self.gsd, seed=seed)
+            yield Example(f"seed {seed}", scene.rgb, np.where(scene.truth > 0, scene.ids, 0))
+
+
+def listed(paths: Sequence[Path]) -> dict[str, int | str]:
+    """Number of files, and a digest of their names."""
+    names = "\n".join(path.name for path in paths)
+    return {"images": len(paths), "names": hashlib.sha256(names.encode()).hexdigest()}
+
+
+def outlined(folder: Path, split: Split) -> Files:
+    """Images of a folder with images/ and masks/, of which those named in `REPORTED` are for reports only."""
+    kept, others = apart(_images(folder))
+    wanted = kept if split == "report" else others
+    return replace(_files(folder, wanted), least=LEAST_OUTLINED)
+
+
+def apart(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Part images into those named in `REPORTED`, which are for reports only, and the others."""
+    kept, others = list[Path](), list[Path]()
+    for path in paths:
+        (kept if path.stem.endswith(REPORTED) else others).append(path)
+    return kept, others
+
+
+def chips(folder: Path, split: Split) -> Files:
+    """Chips of a folder with val/, for reports, and train/, a fifth of which is for selection.
+
+    The fifth is known by the name: the SHA-1 of the file's stem, as an integer, is 0 modulo 5.
+    """
+    part = folder / ("val" if split == "report" else "train")
+    wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
+    return _files(part, wanted)
+
+
+def satellite_chips(folder: Path, split: Split) -> Files:
+    """Chips of a folder with validation/, for reports, and train/, a fifth of which is for selection, as `chips`."""
+    part = folder / ("validation" if split == "report" else "train")
+    wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
+    return replace(_files(part, wanted), least=1)
+
+
+def report_only(folder: Path) -> Files:
+    """All images of a folder with images/ and masks/ that nothing is chosen or trained on."""
+    return replace(_files(folder, _images(folder)), least=1)
+
+
+def without_landslides(folder: Path, split: Split) -> dict[str, Plain]:
+    """Sets of images without landslides, one from each folder in `folder`.
+
+    Those that `is_reported` names are for reports. Trainings take all others, a fifth of which is for selection: the
+    SHA-1 of the file's stem, as an integer, is 1 modulo 5.
+
+    Raises
+    ------
+    OptionError
+        If no folder holds such an image, or the name of one says no pixel size.
+    """
+    sets = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = tuple(
+            path
+            for path in sorted(place.rglob("*"))
+            if path.suffix.lower() in SUFFIXES
+            and (
+                is_reported(path.stem) if split == "report" else not is_reported(path.stem) and fold_of(path.stem) == 1
+            )
+        )
+        if images:
+            sets[place.name] = Plain(images, stated_gsd(place.name))
+    if not sets:
+        raise OptionError(f"{folder} holds no image of this split: give a folder with a folder for each set of images")
+    return sets
+
+
+def stated_gsd(name: str) -> float:
+    """Metres per pixel that a folder's name ends in, as in ``terraces_0p2m``, or that `NEGATIVES_GSD` knows of it.
+
+    Raises
+    ------
+    OptionError
+        If neither does.
+    """
+    ending = re.search(r"_(\d+(?:p\d+)?)m$", name)
+    if ending:
+        return float(ending[1].replace("p", "."))
+    if name not in NEGATIVES_GSD:
+        raise OptionError(f"{name}: the size of its pixels is unknown; let the folder's name end in it, as {name}_0p3m")
+    return NEGATIVES_GSD[name]
+
+
+def tiffs(folder: Path) -> list[Path]:
+    """GeoTIFFs of a folder in the order of their names.
+
+    Raises
+    ------
+    OptionError
+        If there is none.
+    """
+    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".tif", ".tiff"))
+    if not found:
+        raise OptionError(f"{folder} holds no GeoTIFF (.tif, .tiff): give a folder with scenes that show no landslide")
+    return found
+
+
+def fold_of(name: str) -> int:
+    """Which of `FOLDS` parts a name falls into, the same on every machine."""
+    return int(hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS
+
+
+def _images(folder: Path) -> list[Path]:
+    images = folder / "images"
+    return sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES) if images.is_dir() else []
+
+
+def _files(folder: Path, wanted: Sequence[Path]) -> Files:
+    if not wanted:
+        raise OptionError(f"{folder} holds no image of this split: give a folder with images/ and masks/")
+    return Files(tuple(wanted), folder / "masks")
+
+
+def landslide_prompts(ids: Int32Array, least: int) -> Prompts:
+    """Box and centroid of every landslide of at least `least` pixels; `Prompts.ids` are their numbers."""
+    boxes: list[tuple[int, ...]] = []
+    points: list[Float64Array] = []
+    numbers = []
+    for number, place in enumerate(ndimage.find_objects(ids), 1):
+        if place is None:
+            continue
+        rows, cols = np.nonzero(ids[place] == number)
+        if len(rows) < least:
+            continue
+        (y, x) = place
+        boxes.append((x.start, y.start, x.stop, y.stop))
+        points.append(np.array([x.start + cols.mean(), y.start + rows.mean()]))
+        numbers.append(number)
+    if not numbers:
+        return Prompts.build()
+    return Prompts.build(np.array(boxes, float), np.stack(points), ids=np.array(numbers, np.int64))
+
+
+def off_centre(example: Example) -> Example:
+    """Cut an example with landslides so that the first lies anywhere in it, at the same pixel size.
+
+    Where the cut lies is drawn from the name, evenly over all places at which it holds the landslide's centroid.
+    """
+    rng = np.random.default_rng(int(hashlib.sha1(example.name.encode(), usedforsecurity=False).hexdigest()[:8], 16))
+    centre = landslide_prompts(example.ids, least=1).points[0, 0, ::-1]
+    cut = []
+    for middle, length in zip(centre.astype(int).tolist(), example.ids.shape, strict=True):
+        side = max(1, round(CROP * length))
+        start = int(rng.integers(max(0, middle - side + 1), min(middle, length - side) + 1))
+        cut.append(slice(start, start + side))
+    return replace(example, rgb=example.rgb[cut[0], cut[1]], ids=example.ids[cut[0], cut[1]])
+
+
+def shrunk(example: Example, factor: float) -> Example:
+    """Show an example as pixels `factor` times as large would: means of colour, landslide where half of a pixel is."""
+    height, width = (max(1, round(side / factor)) for side in example.ids.shape)
+    rgb = np.array(Image.fromarray(example.rgb).resize((width, height), Image.Resampling.BOX))
+    cover = Image.fromarray(example.truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    ids = ndimage.label(np.asarray(cover) >= 0.5)[0].astype(np.int32)
+    return Example(example.name, rgb, ids, max(1, round(example.least / factor**2)))

@@ -1,0 +1,166 @@
+"""What ``bench quality`` measures, on which data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import geolabel
+from geolabel.engine.report import Progress, Silent
+from geolabel.errors import OptionError
+from geolabel.evaluation import examples
+from geolabel.evaluation.examples import Example, Examples, Split
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks
+from geolabel.models import loading
+from geolabel.parts import Localizer, Recipe, Segmenter
+
+SCENES = 20
+"""Synthetic scenes of a split."""
+
+FOLDERS = {
+    "sichuan": "sichuan",
+    "bijie": "bijie",
+    "hokkaido": "hokkaido_planet_3m",
+    "l4s": "l4s_rgb_10m",
+    "negatives": "negatives",
+    "geotiffs": "geotiffs",
+}
+"""Names of the folders in a folder with all data, by the field of `Data`."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Folders with real images; None for what is not at hand."""
+
+    sichuan: Path | None = None
+    """images/ and masks/; what is reported on is named in `geolabel.training.pictures.REPORTED`."""
+    bijie: Path | None = None
+    """train/ and val/, each with images/ and masks/."""
+    hokkaido: Path | None = None
+    """images/ and masks/ of chips of 3 m; for reports only."""
+    l4s: Path | None = None
+    """train/ and validation/, each with images/ and masks/, chips of 10 m."""
+    negatives: Path | None = None
+    """A folder for each set of images without landslides."""
+    geotiffs: Path | None = None
+    """GeoTIFFs without landslides."""
+
+    @classmethod
+    def inside(cls, folder: Path) -> Data:
+        """Take what a folder has of `FOLDERS`."""
+        found = {field: folder / name for field, name in FOLDERS.items() if (folder / name).is_dir()}
+        if not found:
+            known = ", ".join(FOLDERS.values())
+            raise OptionError(f"{folder} holds none of the folders {known}: give one of them by its own option")
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, on what."""
+
+    data: Data
+    networks: Networks
+    split: Split = "report"
+    limit: int | None = None
+    """Maximum number of examples of each set of data, for a quick look; None for all."""
+    windows: int = 2
+    """Windows that the peer of the speed section is timed on."""
+    progress: Progress = field(default_factory=Silent)
+
+    @cached_property
+    def recipes(self) -> tuple[Recipe, Recipe]:
+        """Of the localizer and the segmenter."""
+        return self.networks.recipes()
+
+    @cached_property
+    def localizer(self) -> Localizer:
+        """Maps are not cut at the constant: their highest place has to be one."""
+        return cast("Localizer", loading.load(replace(self.recipes[0], normalisation="maximum")))
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """As the product uses it."""
+        return cast("Segmenter", loading.load(self.recipes[1]))
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The product's own."""
+        return Parameters()
+
+    @cached_property
+    def sichuan(self) -> examples.Files | None:
+        """Orthophotos with careful outlines."""
+        return self._limited(examples.outlined(self.data.sichuan, self.split) if self.data.sichuan else None)
+
+    @cached_property
+    def bijie(self) -> examples.Files | None:
+        """Chips with and without landslides."""
+        return self._limited(examples.chips(self.data.bijie, self.split) if self.data.bijie else None)
+
+    @cached_property
+    def hokkaido(self) -> examples.Files | None:
+        """Chips of 3 m, full of small landslides; nothing is selected by them."""
+        shown = self.data.hokkaido is not None and self.split == "report"
+        return self._limited(examples.report_only(self.data.hokkaido) if shown and self.data.hokkaido else None)
+
+    @cached_property
+    def l4s(self) -> examples.Files | None:
+        """Chips of 10 m with landslides."""
+        return self._limited(examples.satellite_chips(self.data.l4s, self.split) if self.data.l4s else None)
+
+    @cached_property
+    def negatives(self) -> dict[str, examples.Plain]:
+        """Sets without landslides by name."""
+        if self.data.negatives is None:
+            return {}
+        sets = examples.without_landslides(self.data.negatives, self.split)
+        return {name: replace(plain, images=self.every(plain.images)) for name, plain in sets.items()}
+
+    @cached_property
+    def geotiffs(self) -> tuple[Path, ...]:
+        """GeoTIFFs without landslides, of both splits."""
+        return tuple(examples.tiffs(self.data.geotiffs)) if self.data.geotiffs else ()
+
+    @property
+    def synthetic(self) -> examples.Drawn:
+        """Synthetic scenes."""
+        count = SCENES if self.limit is None else min(SCENES, self.limit)
+        return examples.Drawn(examples.SYNTHETIC[self.split], count)
+
+    def _limited(self, files: examples.Files | None) -> examples.Files | None:
+        return None if files is None else replace(files, images=self.every(files.images))
+
+    def every(self, items: Sequence[T]) -> tuple[T, ...]:
+        """All items, or every so many-th up to the limit, so that items of each kind stay."""
+        if self.limit is None:
+            return tuple(items)
+        return tuple(items[:: max(1, len(items) // self.limit)][: self.limit])
+
+    def followed(self, items: Examples, name: str) -> Iterator[Example]:
+        """Pass examples through under the eyes of the progress."""
+        return self.progress.track(items, name, len(items))
+
+    def key(self) -> dict[str, Any]:
+        """What the figures depend on, as plain values."""
+        files = {"sichuan": self.sichuan, "bijie": self.bijie, "hokkaido": self.hokkaido, "l4s": self.l4s}
+        without = {f"negatives/{name}": examples.listed(plain.images) for name, plain in self.negatives.items()}
+        without |= {"geotiffs": examples.listed(self.geotiffs)}
+        return {
+            "geolabel": geolabel.__version__,
+            "networks": {recipe.role: recipe.sha256 for recipe in self.recipes},
+            "parameters": self.networks.settled(self.parameters).as_dict(),
+            "split": self.split,
+            "limit": self.limit,
+            "data": {name: held.listed() if held else None for name, held in files.items()} | without,
+        }
+
+    def missing(self) -> list[str]:
+        """Names of the folders that are not at hand."""
+        return [FOLDERS[name] for name, folder in asdict(self.data).items() if folder is None]

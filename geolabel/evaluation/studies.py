@@ -1,0 +1,325 @@
+"""Studies: a method without one of its parts, or with other numbers, as table and plot, beside the paper's figures.
+
+Those of pseudo-labels ask a localizer that is there; those of training train one for every variant. Chips have to have
+masks, which nothing learns from. Every variant leaves its figures in a file: a study that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from geolabel.chips import ChipSubset, split
+from geolabel.datasets.chips import ChipDataset
+from geolabel.engine import worker
+from geolabel.engine.report import Progress, Silent
+from geolabel.errors import ChipError, OptionError
+from geolabel.evaluation.maps import THRESHOLDS, MapScores, image_scores, iou, label_scores
+from geolabel.evaluation.table import Measurement, Section, write_json, write_text
+from geolabel.extraction.request import Networks, usual_filters
+from geolabel.folders import work_folder
+from geolabel.labeling.label_chips import ActivatedLabels, chip_localizer
+from geolabel.masks import Masks
+from geolabel.methods import apsam
+from geolabel.models import loading
+from geolabel.models.fitting import FittingSegmenter
+from geolabel.outputs import replacing
+from geolabel.parsing import read_json
+from geolabel.parts import Segmenter
+from geolabel.prompters import GridPrompter
+from geolabel.training import localizers
+from geolabel.training.presets import Method
+from geolabel.training.weak_cism import CismTerms
+from geolabel.training.weak_s2c import S2cTerms
+
+Figures = dict[str, float]
+
+StudyName = Literal["threshold", "prompts", "everything", "s2c", "cism"]
+
+GREYS = tuple(range(40, 221, 20))
+"""Grey values of the study of the threshold; the paper's is 120."""
+
+POINTS = 8
+"""Points along each side of the grid that everything is asked with: the N of the paper's section III-D."""
+
+QUESTIONS: dict[StudyName, str] = {
+    "threshold": "At which grey value is the activation to be cut? (APSAM, Fig. 5)",
+    "prompts": "What is the segmenter to be given? (APSAM, Table II)",
+    "everything": "What does the segmenter find without prompts? (APSAM, Fig. 4)",
+    "s2c": "What do the parts of S2C add to the map? (its Tables 1 and 2)",
+    "cism": "What do the parts of CISM add to the map? (its Tables 4 to 8)",
+}
+
+NUMBERS = "numbers.json"
+"""What the figures in a folder depend on."""
+
+_NONE = S2cTerms(contrast=False, prompted=False)
+_FULL = S2cTerms()
+
+S2C: dict[str, S2cTerms] = {
+    "none": _NONE,
+    "SSC on logits": replace(_NONE, contrast=True, contrast_on_logits=True),
+    "SSC on features": replace(_NONE, contrast=True),
+    "SSC and CPM": _FULL,
+    "CPM: single peak": replace(_FULL, single_peak=True),
+    "CPM: no scores": replace(_FULL, by_stability=False, by_activation=False),
+    "CPM: no activation score": replace(_FULL, by_activation=False),
+    "CPM: no segmenter's score": replace(_FULL, by_stability=False),
+    "CPM: no background": replace(_FULL, background=False),
+}
+"""Rows of S2C's Tables 1 and 2."""
+
+_BASE = CismTerms(enhancement=False, secondary=False, common=False, non_common=False, generated=False)
+_LOSSES = replace(_BASE, enhancement=True, secondary=True)
+_PAIRS = replace(_LOSSES, common=True, non_common=True)
+_ALL = CismTerms()
+
+CISM: dict[str, CismTerms] = {
+    "baseline": _BASE,
+    "PV": replace(_BASE, secondary=True),
+    "PV and PIE": _LOSSES,
+    "without SLSC": replace(_PAIRS, secondary=False),
+    "with SLSC": _PAIRS,
+    "SLSC and MCSG": _ALL,
+    "losses ml, sl, nsc": replace(_LOSSES, non_common=True),
+    "losses ml, sl, csm": replace(_LOSSES, common=True),
+    **{f"without SLSC, eta {eta}": replace(_PAIRS, secondary=False, eta=eta) for eta in (0.1, 0.5, 0.7)},
+}
+"""Rows of CISM's Tables 4 to 8; where two tables have one row, it stands once. Eta is 0.3 unless said otherwise.
+
+Prototypes (PV, PIE) act on the map through the secondary classification alone, so it is there with them."""
+
+PAPER: dict[StudyName, dict[str, float]] = {
+    "threshold": {},
+    "prompts": {"point": 0.2733, "box": 0.4851, "both": 0.4900},
+    "everything": {},
+    "s2c": {
+        "none": 0.501, "SSC on logits": 0.573, "SSC on features": 0.632, "SSC and CPM": 0.761,
+        "CPM: single peak": 0.730, "CPM: no scores": 0.727, "CPM: no activation score": 0.732,
+        "CPM: no background": 0.749,
+    },
+    "cism": {
+        "baseline": 0.239, "PV": 0.246, "PV and PIE": 0.284, "without SLSC": 0.322, "with SLSC": 0.335,
+        "SLSC and MCSG": 0.341, "losses ml, sl, nsc": 0.203, "losses ml, sl, csm": 0.298,
+        "without SLSC, eta 0.1": 0.289, "without SLSC, eta 0.5": 0.274, "without SLSC, eta 0.7": 0.258,
+    },
+}  # fmt: skip
+"""IoU or mean IoU that the papers print, on their own data (Hong Kong, VOC, iSAID): their order is to be compared."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked, of which chips, with which networks."""
+
+    name: StudyName
+    chips: ChipDataset
+    out: Path
+    """Folder for the table, the plot, and the figures of every variant."""
+    networks: Networks
+    localizer: str = "bundled"
+    """Of studies of pseudo-labels."""
+    epochs: float | None = None
+    """Of studies of training."""
+    size: int | None = None
+    """Pixels a side of the crops that trainings see; None for the preset's."""
+    points_per_side: int | None = None
+    """Of the grid that S2C's segments come from; None for the preset's."""
+    init: str = "none"
+    """What each training starts from; see `geolabel.training.localizers.LocalizerRequest`."""
+    seeds: int = 1
+    """How often each variant is trained."""
+    single_scale: bool = False
+    """One view of a chip, in place of four scales and mirrored ones, which take fifteen times as long."""
+    rows: tuple[str, ...] = ()
+    """Variants to measure, by name; none for all."""
+    overwrite: bool = False
+    """Whether to measure anew: what an earlier study left in `out` is replaced when this one is finished."""
+    progress: Progress = field(default_factory=Silent)
+
+    def variants(self) -> dict[str, Callable[[], Figures]]:
+        """What is measured, by the name of its row."""
+        if self.name == "s2c":
+            return {name: partial(self._trained, "s2c", {"s2c": terms}) for name, terms in S2C.items()}
+        if self.name == "cism":
+            return {name: partial(self._trained, "cism", {"cism": terms}) for name, terms in CISM.items()}
+        if self.name == "threshold":
+            cut = {str(grey): replace(apsam.PAPER, activation_threshold=grey) for grey in GREYS}
+            return {name: partial(self._labelled, settings) for name, settings in cut.items()}
+        if self.name == "prompts":
+            kinds: tuple[Literal["point", "box", "both"], ...] = ("point", "box", "both")
+            return {kind: partial(self._labelled, replace(apsam.PAPER, prompts=kind)) for kind in kinds}
+        return {"everything": self._everything, "both": partial(self._labelled, apsam.PAPER)}
+
+    def run(self) -> Section:
+        """Measure what is not measured yet, and write table and plot.
+
+        Raises
+        ------
+        ChipError
+            If no chip has a mask to compare with.
+        OptionError
+            If there is no row of a name, or what is measured was measured with other numbers.
+        """
+        variants = self.variants()
+        if unknown := [name for name in self.rows if name not in variants]:
+            raise OptionError(f"no row is called {unknown[0]!r}: known are {'; '.join(variants)}")
+        if not any(chip.mask is not None for chip in self._shown()):
+            raise ChipError("no chip that shows something has a mask: a study compares with masks, add masks/")
+        inputs, same = self.chips.sources, lambda folder: not self._other(folder)
+        with work_folder(self.out, overwrite=self.overwrite, inputs=inputs, goes_on=same) as folder:
+            return replace(self, out=folder)._measured()
+
+    def _measured(self) -> Section:
+        if other := self._other(self.out):
+            raise OptionError(f"{self.out} holds a study with another {other[0]}: another --out, or --overwrite")
+        write_json(self.out / NUMBERS, self._numbers())
+        rows = []
+        items = [(k, *item) for k, item in enumerate(self.variants().items()) if not self.rows or item[0] in self.rows]
+        for number, name, measure in self.progress.track(items, self.name, len(items)):
+            path = self.out / f"{number:02d}.json"
+            if not path.is_file():
+                write_json(path, {"variant": name} | _plain(measure()))
+            figures = read_json(path)
+            figures = {key: math.nan if value is None else value for key, value in figures.items() if key != "variant"}
+            printed = PAPER[self.name].get(name)
+            rows.append(Measurement("", name, figures | ({} if printed is None else {"paper": printed})))
+        section = Section(self.name, QUESTIONS[self.name], rows)
+        write_text(self.out / f"{self.name}.md", section.markdown())
+        write_json(self.out / f"{self.name}.json", section.as_json())
+        draw(section, self.out / f"{self.name}.png")
+        return section
+
+    def _numbers(self) -> dict[str, Any]:
+        """What the figures depend on."""
+        kept = ("localizer", "epochs", "size", "points_per_side", "init", "seeds", "single_scale")
+        numbers = {name: getattr(self, name) for name in kept} | self._place()
+        return numbers | {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
+
+    def _other(self, folder: Path) -> list[str]:
+        """What differs in the study that a folder holds."""
+        if not (folder / NUMBERS).is_file():
+            return []
+        held = read_json(folder / NUMBERS)
+        return [name for name, value in self._numbers().items() if held.get(name) != value]
+
+    def _shown(self) -> Iterator[Any]:
+        return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))
+
+    def _labelled(self, settings: apsam.Settings) -> Figures:
+        """Figures of pseudo-labels of the chips that show something."""
+        recipe = loading.recipe("localizer", self.localizer, batch=1, **self._place())
+        segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
+        locate = chip_localizer(recipe, multiscale=not self.single_scale)
+        label = ActivatedLabels(locate, lambda of: apsam.pipeline(of, segmenter, settings))
+        shown = self.chips.part(np.any(self.chips.labels, axis=1))
+        found = label_scores(lambda chip: label(chip.rgb, chip.labels).values, shown)
+        return _figures(found)
+
+    def _everything(self) -> Figures:
+        """What a grid of points finds: how many masks, all of them together, and the best of each chip by its mask."""
+        _, recipe = self.networks.recipes()
+        segmenter = worker.segmenter(replace(recipe, filters=usual_filters(recipe.source)))
+        means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
+        pixels = np.zeros(2, np.int64)
+        for chip in self._shown():
+            if chip.mask is None:
+                continue
+            truth, masks = chip.mask > 0, grid_masks(segmenter, chip.rgb).binary
+            union = np.asarray(masks.any(axis=0))
+            pixels += np.count_nonzero(union & truth), np.count_nonzero(union | truth)
+            best = max((iou(mask, truth) for mask in masks), default=0.0)
+            for values, value in zip(means.values(), (iou(union, truth), best, len(masks)), strict=True):
+                values.append(value)
+        found = {name: float(np.mean(values)) for name, values in means.items()}
+        return {"IoU": float(pixels[0] / max(1, pixels[1]))} | found | {"chips": len(means["masks"])}
+
+    def _trained(self, method: Method, terms: Mapping[str, Any]) -> Figures:
+        """Figures of the maps of a localizer that is trained with some terms."""
+        found = [self._train(method, terms, seed) for seed in range(self.seeds)]
+        means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        spread = {"spread": float(np.ptp([one["map IoU"] for one in found]))} if len(found) > 1 else {}
+        return means | spread
+
+    def _train(self, method: Method, terms: Mapping[str, Any], seed: int) -> Figures:
+        request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, size=self.size, seed=seed)
+        points = self.points_per_side or request.numbers.points_per_side
+        numbers = replace(request.numbers, output_stride=16, points_per_side=points)
+        numbers = replace(numbers, **{k: _merged(getattr(numbers, k), v) for k, v in terms.items()})
+        mark = hashlib.sha256(repr(terms).encode()).hexdigest()[:12]
+        folder = self.out / "trained" / f"{mark}-{seed}"
+        localizers.train_localizer(
+            self.chips, folder, request, networks=self.networks, preset=numbers, segments=self.out / "segments",
+            resume=True, progress=self.progress,
+        )  # fmt: skip
+        recipe = loading.recipe("localizer", folder / localizers.FILE, batch=1, **self._place())
+        locate = chip_localizer(recipe, multiscale=not self.single_scale)
+        _, kept = split(self.chips)
+        judged = kept if kept.labels.any() else ChipSubset(self.chips, np.arange(len(self.chips)))
+        maps = MapScores.of(locate, judged)
+        best = maps.best_threshold()
+        figures = {"map IoU": float(maps.at(best).mean()), "hits": float(np.mean(maps.hits))}
+        said = image_scores(chip_localizer(recipe, multiscale=False), judged)
+        return figures | {"cut at": THRESHOLDS[best]} | said
+
+    def _place(self) -> dict[str, Any]:
+        device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)
+        return {"device": device, "precision": precision}
+
+
+def grid_masks(segmenter: Segmenter, rgb: Any) -> Masks:
+    """Masks of an image (H, W, 3) that a grid of points asks for."""
+    fitting = FittingSegmenter(segmenter)
+    return fitting([rgb], [GridPrompter(POINTS).over(*rgb.shape[:2])])[0]
+
+
+def _merged(usual: Any, wanted: Any) -> Any:
+    # numbers of the small machine stay: how many pixels and scales take part
+    kept = {name: getattr(usual, name) for name in ("pixels", "scales", "prompted_from") if hasattr(usual, name)}
+    return replace(wanted, **kept)
+
+
+def _figures(found: Mapping[str, Any]) -> Figures:
+    """Over all pixels of the chips, and the mean IoU of single chips; see `maps.label_scores`."""
+    figures = {name: found["all"][key] for name, key in _columns(found["all"])}
+    return figures | {"mean IoU of chips": float(np.mean(found["ious"])), "chips": len(found["ious"])}
+
+
+def _columns(figures: Mapping[str, float]) -> list[tuple[str, str]]:
+    names = [("IoU", "iou"), ("F1", "f1"), ("P", "precision"), ("R", "recall"), ("OA", "overall_accuracy")]
+    told = [(name, key) for name, key in names if key in figures]
+    return told if len(told) == len(names) else [("IoU", "miou"), ("OA", "overall_accuracy")]
+
+
+def _plain(figures: Figures) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def draw(section: Section, path: Path) -> None:
+    """Plot the first figure of every row; as a line where the rows are numbers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [", ".join(filter(None, (row.method, row.data))) for row in section.measured]
+    key = "map IoU" if section.name in ("s2c", "cism") else "IoU"
+    values = [row.figures[key] for row in section.measured]
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(names)) if not names[0].isdecimal() else (7, 4))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if names[0].isdecimal():
+        axes.plot([int(name) for name in names], values, marker="o")
+        axes.set_xlabel("grey value")
+        axes.set_ylabel(key)
+    else:
+        axes.barh(names[::-1], values[::-1], color="#4477aa")
+        axes.set_xlabel(key)
+    axes.set_title(section.question, fontsize=9)
+    figure.tight_layout()
+    with replacing(path, overwrite=True) as part:
+        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})

@@ -1,0 +1,1 @@
+"""From scenes to landslide polygons: plan, passes, vectorize, outputs."""

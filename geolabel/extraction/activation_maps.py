@@ -1,0 +1,128 @@
+"""What the first pass left, read back window by window: activation, class probability, and which pixels are valid.
+
+Tiles are blended where they are read, so what a window holds depends on no other window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import TypeAlias
+
+import numpy as np
+
+from geolabel import mosaic
+from geolabel.activation import Enlarged
+from geolabel.extraction.plan import Run
+from geolabel.io.store import Store
+from geolabel.tiles import Window, extent
+from geolabel.types import AnyArray, BoolArray, UInt8Array
+
+Tiles: TypeAlias = list[tuple[Window, Enlarged]]
+"""Tiles and their activations."""
+
+
+@dataclass(frozen=True)
+class TileMaps:
+    """What the first pass left of one tile."""
+
+    window: Window
+    activation: Enlarged | None
+    """Of the size of the tile; None where the tile went to no network."""
+    probability: UInt8Array | None
+    """At the network's stride."""
+    stride: int
+    bits: UInt8Array | None
+    """Which pixels are valid, eight to a byte along a row; None where every pixel is."""
+
+    @property
+    def valid(self) -> BoolArray | None:
+        """(h, w), or None where every pixel is valid."""
+        return None if self.bits is None else np.unpackbits(self.bits, axis=-1, count=self.window.width).astype(bool)
+
+
+@lru_cache(maxsize=64)
+def _localize_record(store: Store, task: int) -> Mapping[str, AnyArray]:
+    return store.read("localize", task)
+
+
+def forget() -> None:
+    """Let go of the records that this process keeps in memory."""
+    _localize_record.cache_clear()
+
+
+def tile_maps(run: Run, window: Window) -> dict[int, TileMaps]:
+    """What the first pass left of every tile that shares a pixel with `window`, by the number of the tile."""
+    return {index: _tile_maps(run, index) for index in run.plan.localize_tiles.covering(window)}
+
+
+def _tile_maps(run: Run, index: int) -> TileMaps:
+    task, k = divmod(index, run.plan.task_tiles)
+    record = _localize_record(run.store, task)
+    at = int(np.searchsorted(record["seen"], k))
+    seen = at < len(record["seen"]) and record["seen"][at] == k
+    return TileMaps(
+        window=run.plan.localize_tiles[index],
+        activation=Enlarged(record["activation"][at], int(record["stride"])) if seen else None,
+        probability=record["probability"][at] if seen else None,
+        stride=int(record["stride"]),
+        bits=None if record["whole"][k] else record["valid"][k],
+    )
+
+
+def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], Window | None]) -> UInt8Array:
+    """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
+
+    A tile that went to no network has no vote on what its neighbours saw.
+
+    Parameters
+    ----------
+    wanted
+        The part that matters of a patch, which these tiles cover, or None; elsewhere the values are 0.
+    """
+    maps = tile_maps(run, window)
+    grey = np.zeros((window.height, window.width), np.uint8)
+    for patch, indices in run.plan.localize_tiles.patches(window):
+        tiles = [(maps[i].window, values) for i in indices if (values := maps[i].activation) is not None]
+        part = wanted(patch, tiles)
+        if part is not None:
+            grey[part.within(window)] = mosaic.blend(part, tiles)
+    return grey
+
+
+def reach(level: int, patch: Window, tiles: Tiles) -> Window | None:
+    """Where in a patch the blend, an average of the tiles, may exceed a level."""
+    parts = [(tile, values.reach(level, patch.within(tile))) for tile, values in tiles]
+    windows = [tile.part(place) for tile, place in parts if place is not None]
+    return reduce(Window.hull, windows) if windows else None
+
+
+def validity(run: Run, window: Window) -> BoolArray | None:
+    """(H, W) which pixels of a window any tile found valid; None when all are."""
+    tiles = list(tile_maps(run, window).values())
+    if all(maps.bits is None for maps in tiles):
+        return None
+    valid = np.zeros((window.height, window.width), bool)
+    for maps in tiles:
+        shared = maps.window.shared(window)
+        own = maps.valid
+        valid[shared.within(window)] |= True if own is None else own[shared.within(maps.window)]
+    return valid
+
+
+def class_probability(run: Run, window: Window, wanted: BoolArray) -> UInt8Array:
+    """(H, W) 0..255, the largest probability that any tile gives the class around each wanted pixel of a window."""
+    maps = tile_maps(run, window)
+    best = np.zeros((window.height, window.width), np.uint8)
+    for patch, indices in run.plan.localize_tiles.patches(window):
+        place = extent(wanted[patch.within(window)])
+        if place is None:
+            continue
+        part = patch.part(place)
+        into = best[part.within(window)]
+        for tile in (maps[index] for index in indices):
+            if tile.probability is not None:
+                rows, cols = (np.arange(at.start, at.stop) // tile.stride for at in part.within(tile.window))
+                np.maximum(into, tile.probability[:, cols][rows], out=into)
+    return best

@@ -1,0 +1,112 @@
+"""What a run would do, and how long it would take, from one warm tile of each network."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from geolabel.engine import executors, worker
+from geolabel.extraction.clustered import points_asked
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.scene_groups import Survey
+from geolabel.prompters import GridPrompter
+from geolabel.prompts import Prompts
+from geolabel.tiles import Window
+
+BASE_BYTES, TORCH_BYTES = 250 << 20, 500 << 20
+"""Memory of the process with its libraries, before there is work, and what torch adds where it runs a network."""
+
+SMALL_BYTES_PER_PX, NETWORK_BYTES_PER_PX = 140, 1_500
+"""Memory per pixel of a batch inside a small network, and inside another: features in single precision."""
+
+TILE_BYTES_PER_PX = 7
+"""Of a tile in a task: three bands, the stretched image, and where it is valid."""
+
+BLOCK_BYTES_PER_PX = 24
+"""Of a block at work: sums, weights, scores, winners."""
+
+
+NONE, EVERYWHERE = "seconds_without_landslides", "seconds_with_landslides_everywhere"
+
+TOTALS = ("area_km2", "localizer_tiles", "blocks", NONE, EVERYWHERE)
+"""What adds up over the grids of a run."""
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """Count the work of a plan and time one warm tile of each network on real pixels.
+
+    How many windows the segmenter will see is not known before the activation is; the time of all is given for
+    none and for every tile.
+    """
+    tile = plan.localize_tiles[len(plan.localize_tiles) // 2]
+    image = _read(plan, tile)
+    locate, segment = worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)
+    asked = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
+    if plan.segmenter.clusters is not None:
+        asked = GridPrompter(points_asked(plan)).over(tile.height, tile.width)
+    threads = plan.parameters.threads
+    calls = {recipe: worker.calls_at_once(recipe, threads) for recipe in (plan.localizer, plan.segmenter)}
+    with worker.network(plan.localizer, threads):
+        alone_s = _warm(lambda: locate([image] * plan.localizer.batch))
+    localize_s = alone_s / plan.localizer.batch / calls[plan.localizer]
+    window = _read(plan, plan.segment_tiles[len(plan.segment_tiles) // 2])
+    with worker.network(plan.segmenter, threads):
+        segment_s = _warm(lambda: segment([window], [asked])) / calls[plan.segmenter]
+    read_s = _warm(lambda: _read(plan, tile))
+    tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
+    per_tile = max(localize_s, read_s)
+    tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
+    most = max(calls.values())
+    per_px = SMALL_BYTES_PER_PX if worker.is_small(plan.localizer) else NETWORK_BYTES_PER_PX
+    memory = (
+        BASE_BYTES
+        + TORCH_BYTES * any(recipe.engine == "torch" for recipe in (plan.localizer, plan.segmenter))
+        + executors.LOCAL_WORKERS * block_px * BLOCK_BYTES_PER_PX
+        + (executors.BESIDE_NETWORK + most) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
+        + most * plan.localizer.batch * tile_px * per_px
+    )
+    return {
+        "scene": plan.reader.scene.name,
+        "working_grid": f"{plan.grid.height} x {plan.grid.width} px at {plan.grid.gsd:.4g} m",
+        "area_km2": round(plan.grid.height * plan.grid.width * plan.grid.gsd**2 / 1e6, 6),
+        "bands": ",".join(map(str, plan.reader.scene.bands)),
+        "device": plan.localizer.device,
+        "engine": plan.localizer.engine,
+        "localizer_tiles": tiles,
+        "localizer_tile_px": plan.localize_tiles.size,
+        "segmenter_tile_px": plan.segment_tiles.size,
+        "overlap_px": plan.segment_tiles.overlap,
+        "blocks": len(plan.blocks),
+        "memory_mb": round(memory / 2**20),
+        "seconds_per_localizer_tile": round(per_tile, 4),
+        "seconds_per_segmenter_window": round(segment_s, 6),
+        NONE: round(tiles * per_tile, 1),
+        EVERYWHERE: round(tiles * per_tile + windows * segment_s, 1),
+    }
+
+
+def estimate_survey(survey: Survey) -> dict[str, Any]:
+    """Count the work of all plans together; for scenes on one grid see `estimate`."""
+    parts = [estimate(plan) for plan in survey.plans]
+    figures = parts[0]
+    if len(parts) > 1:
+        totals = {name: round(sum(part[name] for part in parts), 6) for name in TOTALS}
+        memory = max(part["memory_mb"] for part in parts)
+        place = {name: parts[0][name] for name in ("device", "engine")}
+        figures = {"scenes": survey.scenes, "grids": len(parts), **place, **totals, "memory_mb": memory}
+    per_km2 = {name.replace("seconds", "seconds_per_km2"): round(figures[name] / figures["area_km2"], 2)
+               for name in (NONE, EVERYWHERE)}  # fmt: skip
+    return figures | per_km2
+
+
+def _read(plan: Plan, window: Window) -> Any:
+    return plan.stretch.apply(*plan.reader.read(window, plan.grid))
+
+
+def _warm(call: Any) -> float:
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,366 @@
+"""The passes over a scene: the only functions that workers run.
+
+Each takes the run and the number of a task, reads what earlier passes left in the store, writes one record, and returns
+the few numbers that the client needs. No two tasks write the same record.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+
+from geolabel import activation, mosaic
+from geolabel.activation import Activation
+from geolabel.engine import worker
+from geolabel.errors import TileError
+from geolabel.extraction import activation_maps
+from geolabel.extraction.activation_maps import Tiles, blend_activation, class_probability, reach, validity
+from geolabel.extraction.plan import Plan, Run
+from geolabel.extraction.windows import PromptedWindow
+from geolabel.io.store import Store
+from geolabel.labelers import most_alike
+from geolabel.masks import Masks
+from geolabel.mosaic import Layers
+from geolabel.seams import Spans, pixel_sums
+from geolabel.tiles import Window, extent, strips
+from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
+
+log = logging.getLogger(__name__)
+
+STRIP = 8
+"""Most windows that are read at once: tiles overlap, and what they share is then read and stretched once."""
+
+NOWHERE = (slice(0, 0), slice(0, 0))
+
+NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
+"""What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
+since the prompts came from elsewhere."""
+
+
+@dataclass(frozen=True)
+class TileReport:
+    """What the first pass says of one tile."""
+
+    index: int
+    status: str
+    probability: float | None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """Where the masks of one segmentation task lie, and what the network thinks of them."""
+
+    windows: Int64Array
+    """(M, 4) row, col, height, width of the crop that holds the mask."""
+    prompt_ids: Int64Array
+    predicted_iou: Float32Array
+    stability: Float32Array
+    failures: tuple[tuple[Window, str], ...] = ()
+    """Windows that could not be segmented, and why."""
+
+
+# --- 1. localize -----------------------------------------------------------------------------------------------------
+
+
+def localize(run: Run, task: int) -> list[TileReport]:
+    """Write the activation, the class probability and the validity of a batch of tiles."""
+    plan = run.plan
+    tiles, c = plan.tiles_of(task), plan.class_index
+    images, valid, failures = _read(plan, [plan.localize_tiles[index] for index in tiles])
+    seen = [k for k, mask in enumerate(valid) if mask.any()] if run.localized else []
+    maps = dict(zip(seen, _locate(plan, [images[k] for k in seen]), strict=True)) if seen else {}
+    for k, found in list(maps.items()):
+        if not (np.isfinite(found.values).all() and np.isfinite(found.local_probability).all()):
+            failures[k] = _not_numbers(plan, "localizer", plan.localize_tiles[tiles[k]])
+            valid[k] = np.zeros_like(valid[k])
+            del maps[k]
+    run.store.write(
+        "localize",
+        task,
+        {
+            "seen": np.asarray(list(maps), np.int32),
+            "activation": _stack([activation.quantise(found.values[c]) for found in maps.values()]),
+            "probability": _stack([activation.quantise(found.local_probability[c]) for found in maps.values()]),
+            "stride": np.asarray(next((found.stride for found in maps.values()), 1), np.int32),
+            "valid": np.packbits(np.stack(valid), axis=-1),
+            "whole": np.asarray([mask.all() for mask in valid]),
+        },
+    )
+    probability = {k: float(found.probability[c]) for k, found in maps.items()}
+    status = [_status(run, failures.get(k), mask, probability.get(k)) for k, mask in enumerate(valid)]
+    return [TileReport(index, status[k], probability.get(k), failures.get(k)) for k, index in enumerate(tiles)]
+
+
+def _locate(plan: Plan, images: list[UInt8Array]) -> list[Activation]:
+    with worker.network(plan.localizer, plan.parameters.threads):
+        return worker.localizer(plan.localizer)(images)
+
+
+def _not_numbers(plan: Plan, role: str, window: Window) -> str:
+    """Say that a network failed on a window; raises where that ends the run."""
+    message = (
+        f"{plan.reader.scene.name}: the {role} answers {window} with values that are no numbers: "
+        "check its weights, try --precision fp32, or leave such parts out with --on-error skip"
+    )
+    if plan.parameters.on_error == "fail":
+        raise TileError(message)
+    log.warning("%s", message)
+    return message
+
+
+def _read(plan: Plan, windows: list[Window]) -> tuple[list[UInt8Array], list[BoolArray], dict[int, str]]:
+    """Stretched images and validity of windows; the messages of those that failed, which count as not valid."""
+    images: list[UInt8Array] = []
+    valid: list[BoolArray] = []
+    failures: dict[int, str] = {}
+    for strip, members in strips(windows, STRIP):
+        try:
+            image, mask = _picture(plan, strip)
+        except TileError:  # which of them it is shows when each is read alone
+            parts = [_alone(plan, window) for window in members]
+        else:
+            parts = [(image[window.within(strip)], mask[window.within(strip)], None) for window in members]
+        failures |= {len(images) + k: message for k, (*_, message) in enumerate(parts) if message is not None}
+        images += [image for image, *_ in parts]
+        valid += [mask for _, mask, _ in parts]
+    return images, valid, failures
+
+
+def _picture(plan: Plan, window: Window) -> tuple[UInt8Array, BoolArray]:
+    bands, valid = plan.reader.read(window, plan.grid)
+    return plan.stretch.apply(bands, valid), valid
+
+
+def _alone(plan: Plan, window: Window) -> tuple[UInt8Array, BoolArray, str | None]:
+    try:
+        return *_picture(plan, window), None
+    except TileError as error:
+        if plan.parameters.on_error == "fail":
+            raise
+        log.warning("%s", error)
+        shape = window.height, window.width
+        return np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool), str(error)
+
+
+def _stack(arrays: list[UInt8Array]) -> UInt8Array:
+    return np.stack(arrays) if arrays else np.zeros((0, 1, 1), np.uint8)
+
+
+def _status(run: Run, failure: str | None, valid: BoolArray, probability: float | None) -> str:
+    if failure is not None:
+        return FAILED
+    if not valid.any():
+        return NO_DATA
+    if probability is None:
+        return UNSEEN
+    return FOUND if probability >= run.plan.parameters.gate else CLEAR
+
+
+# --- 2. prompt -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Spans of a block whose blended activation exceeds the threshold (APSAM, eq. 2)."""
+
+    spans: Spans
+    probability: Int64Array
+    """(N,) largest class probability under each span, 0..255."""
+
+
+def find_regions(run: Run, block: int) -> Regions:
+    """Threshold the blended activation of a block."""
+    window = run.plan.blocks[block]
+    threshold = run.plan.parameters.activation_threshold
+    binary = blend_activation(run, window, partial(reach, threshold)) > threshold
+    valid = validity(run, window)
+    if valid is not None:
+        binary &= valid
+    spans = Spans.of_mask(binary, window)
+    return Regions(spans, pixel_sums(spans, window, class_probability(run, window, binary))[1])
+
+
+# --- 3. segment ------------------------------------------------------------------------------------------------------
+
+
+def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
+    """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
+    task, prompted = job
+    crops: list[UInt8Array] = []
+    rows: list[tuple[Window, int, float, float]] = []
+    failures: list[tuple[Window, str]] = []
+    for window, valid, masks in _answers(run, prompted, failures):
+        for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
+            place, scores = _crop(masks.scores[m], valid, window)
+            if scores.size:
+                rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
+                crops.append(scores.ravel())
+    table = MaskTable(
+        windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
+        prompt_ids=np.asarray([row[1] for row in rows], np.int64),
+        predicted_iou=np.asarray([row[2] for row in rows], np.float32),
+        stability=np.asarray([row[3] for row in rows], np.float32),
+        failures=tuple(failures),
+    )
+    flat = np.concatenate([np.zeros(0, np.uint8), *crops])
+    run.store.write("segment", task, {"windows": table.windows, "scores": flat})
+    return table
+
+
+def _answers(
+    run: Run, prompted: list[PromptedWindow], failures: list[tuple[Window, str]]
+) -> Iterator[tuple[Window, BoolArray, Masks]]:
+    """Yield windows, where they are valid, and their masks; those that failed go to `failures`."""
+    plan, batch = run.plan, run.plan.segmenter.batch
+    ahead = -(-STRIP // batch) * batch
+    for start in range(0, len(prompted), ahead):
+        part = prompted[start : start + ahead]
+        images, valid, failed = _read(plan, [item.window for item in part])
+        failures += [(part[k].window, message) for k, message in failed.items()]
+        kept = [k for k in range(len(part)) if k not in failed]
+        for first in range(0, len(kept), batch):
+            some = kept[first : first + batch]
+            answers = _answer(run, [images[k] for k in some], [part[k] for k in some])
+            for k, masks in zip(some, answers, strict=True):
+                if np.isfinite(masks.quality).all():
+                    yield part[k].window, valid[k], masks
+                else:
+                    failures.append((part[k].window, _not_numbers(plan, "segmenter", part[k].window)))
+
+
+def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
+    prompts = [item.prompts.shift(-item.window.col, -item.window.row) for item in prompted]
+    with worker.network(run.plan.segmenter, run.plan.parameters.threads):
+        answers = worker.segmenter(run.plan.segmenter)(images, prompts)
+    if run.plan.parameters.selection != "overlap":
+        return answers
+    threshold = run.plan.parameters.activation_threshold
+    active = (blend_activation(run, item.window, partial(reach, threshold)) > threshold for item in prompted)
+    return [masks[most_alike(masks, asked, here[None])]
+            for masks, asked, here in zip(answers, prompts, active, strict=True)]  # fmt: skip
+
+
+def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:
+    """Where a mask of a window counts, and its scores there; an empty array where it counts nowhere."""
+    near = extent(scores) or NOWHERE
+    scores = scores[near] * valid[near]
+    inner = extent(scores) or NOWHERE  # smaller where the mask reaches into what is not valid
+    return window.part(near).part(inner), scores[inner]
+
+
+# --- 4. merge --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaskPlace:
+    """One mask that reaches into a block: its number in the run, and where its scores are stored."""
+
+    number: int
+    task: int
+    position: int
+    drawn: bool = False
+    """Whether it answers a prompt that a person drew."""
+
+
+@lru_cache(maxsize=16)
+def _segment_record(store: Store, task: int) -> tuple[Int64Array, Int64Array, UInt8Array]:
+    record = store.read("segment", task)
+    sizes = record["windows"][:, 2] * record["windows"][:, 3]
+    return record["windows"], np.concatenate([[0], np.cumsum(sizes)]), record["scores"]
+
+
+def forget() -> None:
+    """Let go of the records that this process keeps in memory, when the run that they belong to is over."""
+    activation_maps.forget()
+    _segment_record.cache_clear()
+
+
+def _mask_crops(
+    store: Store, places: list[MaskPlace], *, drawn: bool = False
+) -> Iterator[tuple[Window, UInt8Array, int]]:
+    """Yield where masks are, their scores, and their place in the list from 1; with `drawn`, only those of a person."""
+    for k, place in enumerate(places, 1):
+        if drawn and not place.drawn:
+            continue
+        windows, offsets, scores = _segment_record(store, place.task)
+        window = Window(*(int(v) for v in windows[place.position]))
+        flat = scores[offsets[place.position] : offsets[place.position + 1]]
+        yield window, flat.reshape(window.height, window.width), k
+
+
+def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
+    """Write the mosaic of one block: the largest score of any mask, and whose it is. False where there is nothing.
+
+    A block without a record has score 0 everywhere and no winner.
+    """
+    block, places = job
+    window = run.plan.blocks[block]
+    valid = validity(run, window)
+    if not places and valid is None:
+        return False
+    # Few masks reach into a block: who won is kept as a place in `numbers`, most often in a byte.
+    numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
+    kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if len(places) <= np.iinfo(kind).max)
+    scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places), kind)
+    if run.localized and run.plan.parameters.activation_floor:
+        kept = _above_floor(run, window, scores)
+        scores, winner = scores * kept, winner * kept
+        if any(place.drawn for place in places):  # below the floor, what a person asked for is all there is
+            asked, whose = mosaic.merge_scores(window, _mask_crops(run.store, places, drawn=True), kind)
+            scores, winner = np.where(kept, scores, asked), np.where(kept, winner, whose)
+    if valid is not None:
+        scores = mosaic.mark_outside(scores, valid)
+        winner *= valid
+    run.store.write("mosaic", block, {"scores": scores, "winner": winner, "numbers": numbers})
+    return True
+
+
+def _above_floor(run: Run, window: Window, scores: UInt8Array) -> BoolArray:
+    """(H, W) where the blended activation under the masks of a window exceeds the floor."""
+    floor = run.plan.parameters.activation_floor or 0
+
+    def masked(patch: Window, tiles: Tiles) -> Window | None:
+        near, place = reach(floor, patch, tiles), extent(scores[patch.within(window)])
+        return None if near is None or place is None else near.intersection(patch.part(place))
+
+    return blend_activation(run, window, masked) > floor
+
+
+@dataclass(frozen=True)
+class MosaicSource:
+    """The finished mosaic, read window by window for its polygons and rasters."""
+
+    run: Run
+
+    def scores(self, window: Window) -> UInt8Array:
+        """(H, W) 0..254, or `OUTSIDE`."""
+        scores = np.zeros((window.height, window.width), np.uint8)
+        for block, shared, record in self._records(window, "scores"):
+            scores[shared.within(window)] = record["scores"][shared.within(block)]
+        return scores
+
+    def read(self, window: Window, spans: Spans) -> Layers:
+        """The scores, and under the spans the masks they came from and the activation if there is one."""
+        winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
+        for block, shared, record in self._records(window, "winner", "numbers"):
+            under, _ = spans.clip(shared)
+            won = record["winner"].reshape(-1)[under.pixels(block)]
+            winner.reshape(-1)[under.pixels(window)] = record["numbers"][won]
+
+        def covered(patch: Window, _: Tiles) -> Window | None:
+            return spans.clip(patch)[0].hull
+
+        grey = blend_activation(self.run, window, covered) if self.run.localized else None
+        return Layers(self.scores(window), grey, winner)
+
+    def _records(self, window: Window, *names: str) -> Iterator[tuple[Window, Window, Mapping[str, AnyArray]]]:
+        """Yield the blocks that have a record and share pixels with a window: block, what they share, its arrays."""
+        blocks, store = self.run.plan.blocks, self.run.store
+        for block in blocks.covering(window):
+            if store.has("mosaic", block):
+                yield blocks[block], blocks[block].shared(window), store.read("mosaic", block, *names)

@@ -1,0 +1,315 @@
+"""Decide everything before a pixel is touched: grids, tiles, blocks, stretch, networks and parameters."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from geolabel.errors import OptionError, VectorError
+from geolabel.masks import Selection
+from geolabel.parts import EVERYWHERE, Recipe
+from geolabel.radiometry import Stretch
+from geolabel.scene import SAME_GSD, Grid
+from geolabel.tiles import BlockGrid, TileGrid, Window
+from geolabel.units import Measure
+
+if TYPE_CHECKING:
+    from geolabel.io.read.scenes import SceneReader
+    from geolabel.io.store import Store
+
+log = logging.getLogger(__name__)
+
+Method = Literal["apsam", "s2c", "cism", "alps", "diffuprompter", "student"]
+
+DENSE = ("cism", "student")
+"""Methods that score every pixel themselves, without a segmenter."""
+
+TASK_TILES = 32
+"""Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
+
+SHARES = 32
+"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do. More of them
+mean more records, and tiles that are read with fewer neighbours."""
+
+LOCALIZER_TILE = 512
+"""Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
+
+SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 16
+"""Pixels of a scene that percentiles are taken of, and those that are looked at where the stretch is given."""
+
+LEAST_PIXELS = 4
+"""Pixels that a landslide has to measure across to be told from what surrounds it: a word of warning, no limit."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Every number and choice that the polygons depend on, beside the scene and the networks."""
+
+    method: Method = "apsam"
+    tile_size: int | None = None
+    """Side in pixels of the segmenter's windows; None for the network's own."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; None for a quarter of the tile."""
+    block_size: int = 2048
+    """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
+    gate: float = 0.5
+    """Least class probability of an activation that is followed up, in some window of the localizer's size."""
+    activation_threshold: int = 120
+    """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
+    activation_floor: int | None = None
+    """Grey value 0..255 that the activation of a mask's pixels has to exceed, with the method apsam; the published one
+    has no such floor, 0. None for what suits its localizer, `geolabel.extraction.request.Networks.usual_floor`."""
+    prompts: Literal["box", "point", "both"] = "both"
+    selection: Selection = "best_iou"
+    confidence: float | None = None
+    """Least stability x mean activation of a mask that counts, with the method s2c: the tau of its eq. 11. None for
+    what suits its segmenter, `geolabel.extraction.request.Networks.usual_confidence`."""
+    min_quality: float = 0.0
+    """Least predicted IoU x stability of a mask that takes part in the mosaic; the paper leaves out none."""
+    score_threshold: float = 0.5
+    """Least score of a landslide's pixels in the mosaic."""
+    min_confidence: float | None = None
+    """Least confidence of a landslide; what is less sure is a candidate. None for `geolabel.extraction.request.LIKELY`
+    where the networks have a confidence, and for no limit elsewhere."""
+    min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
+    max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
+    simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
+    smooth: Measure = field(default_factory=lambda: Measure(0, "px"))
+    on_error: Literal["fail", "skip"] = "fail"
+    threads: int | None = None
+    """Threads per network call; None for as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "gate": (self.gate, 0, 1),
+            "activation threshold": (self.activation_threshold, 0, 255),
+            "activation floor": (self.activation_floor or 0, 0, 255),
+            "score threshold": (self.score_threshold, 0, 1),
+            "min quality": (self.min_quality, 0, 1),
+            "confidence": (self.confidence or 0, 0, 1),
+            "min confidence": (self.min_confidence or 0, 0, 1),
+        }
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+        if self.activation_floor is not None and self.method != "apsam":
+            raise OptionError(f"activation floor {self.activation_floor}: {self.method} has none; leave it out")
+        if self.method == "s2c" and self.prompts == "box":
+            raise OptionError("prompts box: the method s2c asks by points and has no boxes; leave it out")
+        if self.tile_size is not None and self.tile_size < 32:
+            raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
+        if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
+            raise OptionError(
+                f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px: give an overlap from 0 to "
+                f"{self.tile_size - 1} px"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance."""
+        return {key: str(value) if isinstance(value, Measure) else value for key, value in asdict(self).items()} | {
+            name: str(getattr(self, name)) for name in ("min_area", "max_hole", "simplify", "smooth")
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Small, and the same wherever it is opened."""
+
+    reader: SceneReader
+    grid: Grid
+    """The working grid, cut to the bounds or the area of interest."""
+    stretch: Stretch
+    localizer: Recipe
+    segmenter: Recipe
+    classes: tuple[str, ...]
+    localize_tiles: TileGrid
+    segment_tiles: TileGrid
+    blocks: BlockGrid
+    parameters: Parameters
+
+    @property
+    def localized(self) -> bool:
+        """Whether there is a localizer to ask where the classes are likely."""
+        return self.localizer.source.partition(":")[0] != EVERYWHERE
+
+    @property
+    def dense(self) -> bool:
+        """Whether the localizer's maps are the scores."""
+        return self.parameters.method in DENSE
+
+    @property
+    def class_index(self) -> int:
+        """Which of the localizer's classes is wanted: landslides, or the only one there is."""
+        return self.classes.index("landslide") if "landslide" in self.classes else 0
+
+    @property
+    def mask_threshold(self) -> int:
+        """Least score, 1..254, of a landslide's pixels."""
+        return max(1, math.ceil(self.parameters.score_threshold * 254))
+
+    @property
+    def task_tiles(self) -> int:
+        """Tiles of a task of the first pass."""
+        return task_size(len(self.localize_tiles), self.localizer.batch)
+
+    @property
+    def localize_tasks(self) -> range:
+        """Numbers of the tasks of the first pass."""
+        return range(-(-len(self.localize_tiles) // self.task_tiles))
+
+    def tiles_of(self, task: int) -> range:
+        """Indices of the localizer's tiles that a task works on."""
+        size = self.task_tiles
+        return range(task * size, min((task + 1) * size, len(self.localize_tiles)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A plan and the place where its records are kept."""
+
+    plan: Plan
+    store: Store
+    localized: bool = True
+    """False where all prompts are a person's: tiles are read for their validity only."""
+
+
+def task_size(count: int, batch: int) -> int:
+    """Tiles of each task of a pass over `count` tiles, in whole batches where that is possible.
+
+    It does not depend on who works, so that a run goes on with any number of workers.
+
+    Examples
+    --------
+    >>> [task_size(count, 1) for count in (5, 32, 33, 500, 10**6)], task_size(100, 8)
+    ([1, 1, 2, 16, 32], 8)
+    """
+    batches = -(-count // (SHARES * batch))
+    return max(1, min(TASK_TILES, batches * batch))
+
+
+def make_plan(
+    reader: SceneReader,
+    localizer: Recipe,
+    segmenter: Recipe,
+    parameters: Parameters,
+    *,
+    bounds: tuple[float, float, float, float] | None = None,
+    working_gsd: float | None = None,
+    stretch: str | Stretch = "p2-98",
+) -> Plan:
+    """Decide a run over one scene.
+
+    Parameters
+    ----------
+    bounds
+        Left, bottom, right, top in the scene's CRS; only this part is worked on.
+    working_gsd
+        Metres per pixel of the working grid; by default the scene's own within the networks' range.
+    stretch
+        See `geolabel.radiometry.Stretch.from_sample`; or one that is known already.
+
+    Raises
+    ------
+    OptionError
+        If numbers contradict each other.
+    SceneError
+        If the scene has more pixels than a run takes.
+    VectorError
+        If the bounds or the area of interest miss the scene.
+    """
+    from geolabel.engine import executors, worker
+
+    # What is asked of the networks here is the same on every device, and a cluster's client may lack the workers'.
+    here: dict[str, Any] = {"device": "cpu", "precision": "fp32"} if executors.clustered() else {}
+    locate, segment = worker.localizer(replace(localizer, **here)), worker.segmenter(replace(segmenter, **here))
+    finest = max(locate.gsd_range[0], segment.gsd_range[0])
+    coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
+    grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)
+    tile = segment.window if parameters.tile_size is None else parameters.tile_size
+    if tile > segment.window:
+        raise OptionError(
+            f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"
+        )
+    overlap = tile // 4 if parameters.overlap is None else parameters.overlap
+    # convolutions see tiles of any size, a diffusion network none larger than its own
+    smaller = min(tile, LOCALIZER_TILE if localizer.grounding is None else locate.window)
+    # before a pixel is read: a header may claim more than can be worked on
+    localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
+    segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)
+    blocks = BlockGrid(grid.height, grid.width, parameters.block_size)
+    if not isinstance(stretch, Stretch):
+        reader, stretch = examined(reader, stretch, parameters.on_error)
+    return Plan(
+        reader=reader,
+        grid=grid,
+        stretch=stretch,
+        localizer=localizer,
+        segmenter=segmenter,
+        classes=locate.classes,
+        localize_tiles=localize_tiles,
+        segment_tiles=segment_tiles,
+        blocks=blocks,
+        parameters=parameters,
+    )
+
+
+def _working_grid(
+    reader: SceneReader,
+    gsd_range: tuple[float, float],
+    bounds: tuple[float, float, float, float] | None,
+    working_gsd: float | None,
+) -> Grid:
+    """The scene's grid at the size of pixels that is worked at, cut to the bounds and the area of interest."""
+    native, (_, coarsest) = reader.scene.grid, gsd_range
+    if native.gsd > coarsest * (1 + SAME_GSD):
+        log.warning(
+            "pixels of %.3g m, where the networks know up to %.3g m: landslides less than %.2g m across cannot be seen",
+            native.gsd,
+            coarsest,
+            LEAST_PIXELS * native.gsd,
+        )
+    if working_gsd is None:
+        grid = native.working(gsd_range)
+    elif working_gsd > 0 and math.isfinite(working_gsd):
+        grid = native.at_gsd(working_gsd)
+    else:
+        raise OptionError(f"working gsd {working_gsd} m: it has to be a positive number of metres")
+    for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
+        if region is not None:
+            grid = crop_to(grid, region)
+    return grid
+
+
+def examined(reader: SceneReader, spec: str, on_error: str = "fail") -> tuple[SceneReader, Stretch]:
+    """A scene without what is no data in it though nothing says so, and its one stretch."""
+    enough = SAMPLE_PX if spec.startswith("p") else GLANCE_PX
+    bands, valid = reader.sample(enough, lenient=on_error == "skip")
+    reader, valid = reader.examined(bands, valid)
+    return reader, Stretch.from_sample(bands, valid, spec)
+
+
+def crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
+    """Cut a grid to the pixels that a rectangle of its CRS touches.
+
+    Raises
+    ------
+    VectorError
+        If the rectangle misses the grid.
+    """
+    left, bottom, right, top = bounds
+    inverse = ~grid.transform
+    corners = [inverse * corner for corner in ((left, top), (right, top), (right, bottom), (left, bottom))]
+    cols, rows = [x for x, _ in corners], [y for _, y in corners]
+    # a hair's breadth is no pixel: bounds that lie on pixel edges pick exactly those pixels
+    row, col = math.floor(min(rows) + 1e-6), math.floor(min(cols) + 1e-6)
+    height, width = math.ceil(max(rows) - 1e-6) - row, math.ceil(max(cols) - 1e-6) - col
+    window = grid.window.intersection(Window(row, col, height, width))
+    if window is None:
+        (x0, y0), (x1, y1) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
+        raise VectorError(
+            f"the bounds {tuple(bounds)} miss the scene, which reaches from ({x0}, {y0}) to ({x1}, {y1}): "
+            "give bounds in the scene's CRS, or an area of interest with a CRS of its own"
+        )
+    return grid.crop(window)

@@ -1,0 +1,130 @@
+"""From any raster of masks or scores to landslide polygons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from operator import length_hint
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import geolabel
+from geolabel.engine import executors
+from geolabel.engine.report import Progress, Silent
+from geolabel.extraction.vectorize import vectorize
+from geolabel.io.read.fingerprints import check_apart
+from geolabel.io.read.scores import ScoreRaster, check_share, labelled_band
+from geolabel.outputs import check_target
+from geolabel.tiles import BlockGrid
+from geolabel.units import Measure
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+NOTHING = Measure(0, "px")
+
+
+def polygonize(
+    raster: str | Path,
+    *,
+    out: str | Path | None = None,
+    band: int | None = None,
+    threshold: float = 0.5,
+    nodata: float | None = None,
+    gsd: float | None = None,
+    min_area: Measure = NOTHING,
+    max_hole: Measure = NOTHING,
+    simplify: Measure = NOTHING,
+    smooth: Measure = NOTHING,
+    block_size: int = 2048,
+    overwrite: bool = False,
+    discard_review: bool = False,
+    progress: Progress | None = None,
+) -> gpd.GeoDataFrame:
+    """Turn a raster of masks, labels or scores into landslides with attributes.
+
+    Parameters
+    ----------
+    raster, threshold, nodata, gsd
+        See `geolabel.io.read.scores.ScoreRaster`.
+    band
+        One-based; None for the only one, or the first of a raster that is no picture.
+    out
+        GeoPackage to write; None to write nothing.
+    min_area, max_hole, simplify, smooth
+        See `geolabel.extraction.vectorize.vectorize`.
+    block_size
+        Side in pixels of the blocks that are read at a time; no result depends on it.
+    overwrite
+        Whether `out` may be replaced, if no person has reviewed or edited something in it.
+    discard_review
+        Whether it may be replaced all the same.
+    progress
+        Whoever wants to follow the run.
+
+    Returns
+    -------
+    geopandas.GeoDataFrame
+        One row per landslide, as in the layer ``landslides`` of the GeoPackage; ``score_mean`` and ``score_max`` are
+        null unless the raster holds scores.
+
+    Raises
+    ------
+    GeolabelError
+        See `geolabel.errors`.
+    """
+    from geolabel.io.columns import LANDSLIDE_COLUMNS
+    from geolabel.io.read.review import Carried, check_work
+    from geolabel.io.styles import REVIEW_STATES
+    from geolabel.io.write.geopackage import SUFFIXES
+    from geolabel.io.write.vectors import write_inventory
+
+    carried = Carried(discard=discard_review)
+    if out is not None:
+        check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
+        check_work(out, carried)
+    band = labelled_band(raster, nodata=nodata, gsd=gsd) if band is None else band
+    source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
+    if out is not None:
+        check_apart([Path(out)], source.reader)
+    check_share(source)
+    blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
+    found = vectorize(
+        source,
+        source.grid,
+        blocks,
+        threshold=source.level,
+        min_area_px=min_area.pixels(size),
+        max_hole_px=max_hole.pixels(size),
+        simplify_px=simplify.pixels(size),
+        smooth_px=smooth.pixels(size),
+        apply=partial(_followed, progress or Silent(), len(blocks)),
+    )
+    unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
+    unknown |= {} if source.scored else {"score_mean": None, "score_max": None}
+    found = found.assign(source=source.reader.scene.name, status=REVIEW_STATES[0], **unknown)
+    found = found[[*LANDSLIDE_COLUMNS, found.geometry.name]]
+    if out is not None:
+        measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
+        given = {"threshold": threshold, "nodata": nodata, "gsd": gsd}
+        made = _provenance(source, given | {name: str(measure) for name, measure in measures.items()})
+        write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite, carried=carried)
+    return found
+
+
+def _provenance(source: ScoreRaster, parameters: dict[str, Any]) -> dict[str, Any]:
+    scene = source.reader.scene
+    return {
+        "software": {"geolabel": geolabel.__version__},
+        "raster": {
+            "name": scene.name,
+            "size_bytes": scene.size_bytes,
+            "modified": scene.modified,
+            "band": source.band,
+        },
+        "parameters": parameters,
+    }
+
+
+def _followed(progress: Progress, total: int, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[Any]:
+    return progress.track(executors.ordered(function, jobs), "polygonize", length_hint(jobs, total))

@@ -1,0 +1,102 @@
+"""Which scenes of a patchwork each landslide was seen in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geolabel.extraction.plan import Run
+from geolabel.io.read.scene_mosaic import NOBODY, Patchwork, common_date, patchwork_of
+from geolabel.resampling import axes
+from geolabel.seams import Spans
+from geolabel.tiles import Window
+from geolabel.types import Int32Array, Int64Array
+
+if TYPE_CHECKING:
+    from geolabel.engine.work import Work
+    from geolabel.extraction.vectorize import Objects
+
+
+def seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None:
+    """Source and date of each object: the scenes that show in its pixels, the first on top; None for a single scene.
+
+    A date is only given where all of these scenes have it.
+    """
+    run = work.run
+    patchwork = patchwork_of(run.plan.reader)
+    if patchwork is None:
+        return None
+    jobs = [
+        (window, spans, objects.labels[index])
+        for window in run.plan.blocks
+        for spans, index in [objects.spans.clip(window)]
+        if len(spans)
+    ]
+    pairs = np.unique(
+        np.concatenate([np.zeros((0, 2), np.int64), *work.apply(partial(scenes_under, run), jobs)]), axis=0
+    )
+    sheets = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, objects.count)))
+    return [_told(patchwork, numbers.tolist()) for numbers in sheets[: objects.count]]
+
+
+def _told(patchwork: Patchwork, numbers: list[int]) -> tuple[str, str | None]:
+    seen = [patchwork.sheets[number] for number in numbers]
+    return sources([sheet.name for sheet in seen]), common_date([sheet.event_date for sheet in seen])
+
+
+def sources(names: Iterable[str]) -> str:
+    """The scenes of a landslide as the inventory has them: a list in JSON."""
+    return json.dumps(list(names), ensure_ascii=False)
+
+
+def scenes_under(run: Run, job: tuple[Window, Spans, Int32Array]) -> Int64Array:
+    """(N, 2) pairs of object and scene, for the spans of objects in a block.
+
+    Only where the grids of several scenes meet under a span are pixels read.
+    """
+    window, spans, labels = job
+    patchwork, grid = patchwork_of(run.plan.reader), run.plan.grid
+    assert patchwork is not None
+    touched = np.zeros(len(spans), np.int64)
+    only = np.zeros(len(spans), np.int64)
+    for number, footprint in _footprints(run, patchwork, window):
+        _, index = spans.clip(footprint)
+        touched[index] += 1
+        only[index] = number
+    clear = touched == 1
+    pairs = [np.column_stack([labels[clear], only[clear]])]
+    some, theirs = spans[~clear], labels[~clear]
+    if len(some):
+        top, bottom = int(some.row.min()), int(some.row.max()) + 1
+        left, right = int(some.start.min()), int(some.stop.max())
+        place = Window(top, left, bottom - top, right - left)
+        shown = patchwork.origins_on(grid, place).reshape(-1)[some.pixels(place)]
+        pairs.append(np.column_stack([np.repeat(theirs, some.lengths), shown]))
+    found = np.concatenate(pairs).astype(np.int64)
+    unique: Int64Array = np.unique(found[found[:, 1] != NOBODY], axis=0)
+    return unique
+
+
+def _footprints(run: Run, patchwork: Patchwork, window: Window) -> list[tuple[int, Window]]:
+    """Where the scenes that may lie under a window are on the working grid, rounded outward."""
+    tall, wide = axes(patchwork.grid, run.plan.grid)
+    top, bottom = (tall.offset + edge * tall.scale for edge in (window.row, window.bottom))
+    left, right = (wide.offset + edge * wide.scale for edge in (window.col, window.right))
+    places = []
+    for number in patchwork.meeting(_outward(top, left, bottom, right)).tolist():
+        sheet = patchwork.sheets[number].window
+        row, end = ((edge - tall.offset) / tall.scale for edge in (sheet.row, sheet.bottom))
+        col, last = ((edge - wide.offset) / wide.scale for edge in (sheet.col, sheet.right))
+        places.append((number, _outward(row, col, end, last)))
+    return places
+
+
+def _outward(top: Fraction, left: Fraction, bottom: Fraction, right: Fraction) -> Window:
+    row, col = math.floor(top), math.floor(left)
+    return Window(row, col, math.ceil(bottom) - row, math.ceil(right) - col)

@@ -1,0 +1,1 @@
+"""Read scenes, features and whatever else comes from outside."""

@@ -1,0 +1,468 @@
+"""GDAL's virtual rasters (VRT), checked before GDAL sees them and opened from a copy that holds what was checked.
+
+A VRT can name any file, any URL and any driver with any option, and hold code. Here it is read by geolabel's own
+parser; what `RASTER` lists is written anew, and anything else is an error. Each source has to be an image by itself
+(`geolabel.io.read.formats`), or, on this machine, another VRT that is checked likewise. What comes from a network may
+only name what is reached over a network.
+
+The grammar is that of https://gdal.org/en/stable/drivers/raster/vrt.html.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+from xml.etree import ElementTree as ET
+
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+
+from geolabel.errors import SceneError
+from geolabel.io.read import formats, vsi
+from geolabel.names import check_name, exists
+from geolabel.parsing import MAX_XML_BYTES, parse_xml
+
+MAX_NESTED = 4
+"""VRTs in VRTs."""
+
+SNIFFERS = 16
+"""Sources that are looked at at once."""
+
+_FROM_NETWORK = re.compile(rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({vsi.NETWORK}(_streaming)?/|(https?|ftp)://)")
+_ARCHIVE = re.compile(r"(/vsi(zip|tar|gzip|7z|rar)/)+\{?/?(?!vsi)")
+
+
+@dataclass(frozen=True)
+class Element:
+    """What an element of a description may hold."""
+
+    inner: str = ""
+    """Names of elements, separated by spaces."""
+    attributes: str = ""
+    text: str | None = None
+    """Regular expression of its text; None for no text at all."""
+
+
+ANY = r"[^\0]*"
+NUMBER = r"[-+.#\w\s]{0,100}"
+NUMBERS = r"[-+.#\w\s,:;]*"
+WORD = r"[-+\w\s,]*(\.\d+)?"
+CRS = r"\s*((EPSG|ESRI|IGNF|OGC):[\w.:+]+|urn:ogc:def:crs:[\w.:+-]+|\+proj=[^/\\]*|[A-Z]\w+\s*\[[^\0]*\]|)\s*"
+"""By code, as WKT, or as a PROJ string without grids in files: not by a URL or a file that would be read."""
+
+SOURCES = "SimpleSource ComplexSource AveragedSource NoDataFromMaskSource KernelFilteredSource"
+_SOURCE = "SourceFilename SourceBand SourceProperties SrcRect DstRect "
+_SCALED = (
+    _SOURCE
+    + "NODATA UseMaskBand ScaleOffset ScaleRatio LUT ColorTableComponent Exponent SrcMin SrcMax DstMin DstMax Clamp"
+)
+
+RASTER: Mapping[str, Element] = {
+    "VRTDataset": Element(
+        "SRS GeoTransform GCPList Metadata BlockXSize BlockYSize OverviewList MaskBand VRTRasterBand GDALWarpOptions "
+        "PansharpeningOptions",
+        "rasterXSize rasterYSize subClass",
+    ),
+    "SRS": Element(attributes="dataAxisToSRSAxisMapping coordinateEpoch", text=CRS),
+    "GeoTransform": Element(text=NUMBERS),
+    "GCPList": Element("GCP", "Projection dataAxisToSRSAxisMapping"),
+    "GCP": Element(attributes="Id Info Pixel Line X Y Z"),
+    "Metadata": Element("MDI", "domain"),
+    "MDI": Element(attributes="key", text=ANY),
+    "BlockXSize": Element(text=r"\d+"),
+    "BlockYSize": Element(text=r"\d+"),
+    "OverviewList": Element(attributes="resampling", text=NUMBERS),
+    "MaskBand": Element("VRTRasterBand"),
+    "VRTRasterBand": Element(
+        f"{SOURCES} Description UnitType Offset Scale ColorInterp ColorTable CategoryNames NoDataValue NodataValue "
+        "HideNoDataValue Metadata MaskBand Overview PixelFunctionType PixelFunctionLanguage PixelFunctionArguments "
+        "SourceTransferType BufferRadius SkipNonContributingSources",
+        "dataType band subClass blockXSize blockYSize",
+    ),
+    "Description": Element(text=ANY),
+    "UnitType": Element(text=ANY),
+    "Offset": Element(text=NUMBER),
+    "Scale": Element(text=NUMBER),
+    "ColorInterp": Element(text=WORD),
+    "ColorTable": Element("Entry"),
+    "Entry": Element(attributes="c1 c2 c3 c4"),
+    "CategoryNames": Element("Category"),
+    "Category": Element(text=ANY),
+    "NoDataValue": Element(text=NUMBER),
+    "NodataValue": Element(text=NUMBER),
+    "HideNoDataValue": Element(text=WORD),
+    "Overview": Element("SourceFilename SourceBand"),
+    "PixelFunctionLanguage": Element(text=r"\s*(C|C\+\+)?\s*"),
+    "PixelFunctionType": Element(
+        text=r"(min|max|mean|geometric_mean|harmonic_mean|median|mode|sum|diff|mul|div|inv|sqrt|log10|pow|exp|scale|"
+        r"norm_diff|dB|dB2amp|dB2pow|intensity|real|imag|complex|mod|phase|conj|polar|cmul|replace_nodata|"
+        r"interpolate_(linear|exp))"
+    ),
+    "PixelFunctionArguments": Element(
+        attributes="k base exponent factor fact power amplitude_type t0 dt t to propagateNoData"
+    ),
+    "SourceTransferType": Element(text=WORD),
+    "BufferRadius": Element(text=NUMBER),
+    "SkipNonContributingSources": Element(text=WORD),
+    "SimpleSource": Element(_SOURCE, "resampling name"),
+    "ComplexSource": Element(_SCALED, "resampling name"),
+    "AveragedSource": Element(_SCALED, "resampling name"),
+    "NoDataFromMaskSource": Element(_SOURCE + "MaskValueThreshold NODATA RemappedValue", "resampling name"),
+    "KernelFilteredSource": Element(_SCALED + " Kernel", "resampling name"),
+    "SourceFilename": Element(attributes="relativeToVRT shared", text=ANY),
+    "SourceBand": Element(text=r"\s*(mask\s*,\s*)?\d+\s*|mask"),
+    "SourceProperties": Element(attributes="RasterXSize RasterYSize DataType BlockXSize BlockYSize"),
+    "SrcRect": Element(attributes="xOff yOff xSize ySize"),
+    "DstRect": Element(attributes="xOff yOff xSize ySize"),
+    "NODATA": Element(text=NUMBER),
+    "UseMaskBand": Element(text=WORD),
+    "MaskValueThreshold": Element(text=NUMBER),
+    "RemappedValue": Element(text=NUMBER),
+    "ScaleOffset": Element(text=NUMBER),
+    "ScaleRatio": Element(text=NUMBER),
+    "LUT": Element(text=NUMBERS),
+    "ColorTableComponent": Element(text=r"\s*\d+\s*"),
+    "Exponent": Element(text=NUMBER),
+    "SrcMin": Element(text=NUMBER),
+    "SrcMax": Element(text=NUMBER),
+    "DstMin": Element(text=NUMBER),
+    "DstMax": Element(text=NUMBER),
+    "Clamp": Element(text=WORD),
+    "Kernel": Element("Size Coefs", "normalized"),
+    "Size": Element(text=r"\s*\d+\s*"),
+    "Coefs": Element(text=NUMBERS),
+    # gdalwarp -of VRT
+    "GDALWarpOptions": Element(
+        "WarpMemoryLimit ResampleAlg WorkingDataType Option SourceDataset Transformer BandList SrcAlphaBand "
+        "DstAlphaBand"
+    ),
+    "WarpMemoryLimit": Element(text=NUMBER),
+    "ResampleAlg": Element(text=WORD),
+    "WorkingDataType": Element(text=WORD),
+    "Option": Element(attributes="name key", text=r"[-+.\w\s,]{0,200}"),
+    "SourceDataset": Element(attributes="relativeToVRT shared", text=ANY),
+    "Transformer": Element("ApproxTransformer GenImgProjTransformer"),
+    "ApproxTransformer": Element("MaxError BaseTransformer"),
+    "MaxError": Element(text=NUMBER),
+    "BaseTransformer": Element("GenImgProjTransformer"),
+    "GenImgProjTransformer": Element(
+        "SrcGeoTransform SrcInvGeoTransform DstGeoTransform DstInvGeoTransform ReprojectTransformer"
+    ),
+    "SrcGeoTransform": Element(text=NUMBERS),
+    "SrcInvGeoTransform": Element(text=NUMBERS),
+    "DstGeoTransform": Element(text=NUMBERS),
+    "DstInvGeoTransform": Element(text=NUMBERS),
+    "ReprojectTransformer": Element("ReprojectionTransformer"),
+    "ReprojectionTransformer": Element("SourceSRS TargetSRS Options"),
+    "SourceSRS": Element(text=CRS),
+    "TargetSRS": Element(text=CRS),
+    "Options": Element("Option"),
+    "BandList": Element("BandMapping"),
+    "BandMapping": Element("SrcNoDataReal SrcNoDataImag DstNoDataReal DstNoDataImag", "src dst"),
+    "SrcNoDataReal": Element(text=NUMBER),
+    "SrcNoDataImag": Element(text=NUMBER),
+    "DstNoDataReal": Element(text=NUMBER),
+    "DstNoDataImag": Element(text=NUMBER),
+    "SrcAlphaBand": Element(text=NUMBER),
+    "DstAlphaBand": Element(text=NUMBER),
+    # gdal_pansharpen -of VRT
+    "PansharpeningOptions": Element(
+        "Algorithm AlgorithmOptions Resampling NumThreads BitDepth NoData SpatialExtentAdjustment PanchroBand "
+        "SpectralBand"
+    ),
+    "Algorithm": Element(text=WORD),
+    "AlgorithmOptions": Element("Weights"),
+    "Weights": Element(text=NUMBERS),
+    "Resampling": Element(text=WORD),
+    "NumThreads": Element(text=WORD),
+    "BitDepth": Element(text=NUMBER),
+    "NoData": Element(text=NUMBER),
+    "SpatialExtentAdjustment": Element(text=WORD),
+    "PanchroBand": Element("SourceFilename SourceBand"),
+    "SpectralBand": Element("SourceFilename SourceBand", "dstBand"),
+}  # fmt: skip
+"""Every element that a VRT may hold, by its name."""
+
+UNREAD = frozenset({"Histograms", "GDALRasterAttributeTable"})
+"""Elements that say nothing about pixels: left out of the copy."""
+
+DOMAINS = frozenset({"", "IMAGE_STRUCTURE", "IMAGERY", "RPC"})
+"""Domains of metadata that are kept."""
+
+LEADING = frozenset({"OVERVIEWS", "GEOLOCATION"})
+"""Domains of metadata that name files."""
+
+SUBCLASSES = frozenset({
+    "VRTDataset", "VRTWarpedDataset", "VRTPansharpenedDataset", "VRTRasterBand", "VRTSourcedRasterBand",
+    "VRTDerivedRasterBand", "VRTWarpedRasterBand", "VRTPansharpenedRasterBand",
+})  # fmt: skip
+
+OPTIONS = frozenset({
+    "INIT_DEST", "UNIFIED_SRC_NODATA", "NUM_THREADS", "SAMPLE_GRID", "SAMPLE_STEPS", "SOURCE_EXTRA", "SKIP_NOSOURCE",
+    "ERROR_OUT_IF_EMPTY_SOURCE_WINDOW", "XSCALE", "YSCALE", "CENTER_LONG", "SRC_COORD_PRECISION",
+    "APPLY_VERTICAL_SHIFT", "OPTIMIZE_SIZE", "STREAMABLE_OUTPUT", "AREA_OF_INTEREST",
+})  # fmt: skip
+"""Options of a warp that are numbers and words: none of them names a file or a geometry."""
+
+_DTYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
+           "uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64"}  # fmt: skip
+
+_CANONICAL = {name.lower(): name for name in RASTER}  # GDAL's own look-up ignores case
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A description that was checked, as a copy in GDAL's memory."""
+
+    path: str
+    network: bool
+    """Whether it, or any source of it, is reached over a network."""
+    files: tuple[str, ...]
+    """Files of this machine that it is made of, itself among them."""
+    held: tuple[MemoryFile, ...]
+    """Keeps the copy in memory."""
+
+
+_CHECKED: dict[tuple[str, int, int], Checked] = {}
+
+
+def is_vrt(path: str) -> bool:
+    """Whether GDAL would take a file for a VRT: by its name, or by how it begins."""
+    if path.lower().partition("?")[0].endswith(".vrt"):
+        return True
+    if vsi.is_remote(path):
+        return False  # one that is no image is looked at when no driver opens it
+    try:
+        return b"<VRTDataset" in vsi.head(path, 1024).partition(b"\0")[0]
+    except OSError:
+        return False
+
+
+def checked_vrt(path: str, nested: int = 0) -> Checked:
+    """Read a VRT, check everything in it, and keep a copy of what was checked.
+
+    One from a network is fetched once in a process; one of this machine again when it has changed.
+
+    Raises
+    ------
+    SceneError
+        If anything in it is not on the lists of this module, or a source is no image, or lies where it may not.
+    OSError
+        If it cannot be read.
+    """
+    version = (path, 0, 0)
+    if not path.startswith("/vsi"):
+        status = Path(path).stat()
+        version = (path, status.st_mtime_ns, status.st_size)
+    if version not in _CHECKED:
+        # Without a lock: what is nested is checked in other threads. Of two that check at once, the first one counts.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # overviews and masks have no place
+            checked = _check(path, nested)
+        _CHECKED.setdefault(version, checked)
+    return _CHECKED[version]
+
+
+def refuse_local(name: str, named_by: str) -> None:
+    """Refuse a file that something from a network names, unless that file is reached over a network too.
+
+    Parameters
+    ----------
+    name
+        As GDAL would open it.
+    named_by
+        What names it, for the message.
+
+    Raises
+    ------
+    SceneError
+        If the file is none, or if it lies on this machine or inside the process.
+    """
+    if _FROM_NETWORK.match(vsi.chained(name)) is None or "file:" in name.lower():
+        raise SceneError(
+            f"{named_by} comes from a network and names {name!r}, which does not: what others publish may not read "
+            "files of this machine; if you trust it, download it and give the copy"
+        )
+
+
+def _check(path: str, nested: int) -> Checked:
+    far = vsi.is_remote(path)
+    copy = _copied(_parsed(path), path)
+    named = _by_source(copy, path)
+    with ThreadPoolExecutor(SNIFFERS) as pool:
+        found = list(pool.map(lambda source: _looked_at(source, path, nested), named))
+    files = {path: None}
+    network, held = far, list[MemoryFile]()
+    for (source, elements), inner in zip(named.items(), found, strict=True):
+        network |= vsi.is_remote(source) if inner is None else inner.network
+        files |= dict.fromkeys((source,) if inner is None else inner.files)
+        held += [] if inner is None else inner.held
+        for element in elements:
+            element.text = source if inner is None else inner.path
+    folder = f"geolabel-{uuid4().hex}"
+    held.append(MemoryFile(ET.tostring(copy, "utf-8"), dirname=folder, filename="copy.vrt"))
+    if not far:
+        formats.check_beside(path)
+        for beside in formats.beside_of(path):
+            end = beside[len(path) :].lower() if beside.startswith(path) else ""
+            if end in (".ovr", ".msk"):
+                held.append(MemoryFile(_whole(beside), dirname=folder, filename=f"copy.vrt{end}"))
+                files[beside] = None
+    return Checked(
+        f"/vsimem/{folder}/copy.vrt", network, tuple(f for f in files if not f.startswith("/vsi")), tuple(held)
+    )
+
+
+def _parsed(path: str) -> ET.Element:
+    try:
+        root = parse_xml(vsi.text(path, MAX_XML_BYTES))
+        if root.tag.lower() == "vrtdataset":
+            return root
+        why = f"its root is {root.tag[:40]!r}"
+    except ValueError as error:
+        why = str(error)
+    raise SceneError(
+        f"{path} is no VRT that can be understood ({why}): write it again (gdalbuildvrt), or give the images themselves"
+    )
+
+
+def _copied(given: ET.Element, path: str) -> ET.Element:
+    """A copy of an element that holds nothing but what is listed."""
+    name = _CANONICAL.get(given.tag.lower(), "")
+    if not name:
+        raise _refusal(path, f"the element {given.tag[:80]!r}")
+    rule, text = RASTER[name], (given.text or "").strip()
+    known = {one.lower(): one for one in rule.attributes.split()}
+    unknown = [key for key in given.attrib if key.lower() not in known]
+    if unknown:
+        raise _refusal(path, f"the attribute {unknown[0][:80]!r} of {name}")
+    if not re.fullmatch(rule.text or "", text, re.IGNORECASE):
+        raise _refusal(path, f"{text[:80]!r} in {name}")
+    attributes = {known[key.lower()]: value for key, value in given.attrib.items()}
+    _check_attributes(name, attributes, text, path)
+    made = ET.Element(name, attributes)
+    made.text = text
+    inner = {one.lower() for one in rule.inner.split()}
+    for child in given:
+        if child.tag in UNREAD or _is_unread_metadata(child):
+            continue
+        if child.tag.lower() not in inner:
+            raise _refusal(path, f"{child.tag[:80]!r} in {name}")
+        made.append(_copied(child, path))
+    return made
+
+
+def _check_attributes(name: str, attributes: Mapping[str, str], text: str, path: str) -> None:
+    kind = attributes.get("subClass", "VRTDataset")
+    if kind not in SUBCLASSES:
+        raise _refusal(path, repr(kind[:80]))
+    if name == "Metadata" and attributes.get("domain", "").upper() in LEADING:
+        raise _refusal(path, f"metadata of the domain {attributes['domain']}, which name other files,")
+    option = attributes.get("name", attributes.get("key", ""))
+    if name == "Option" and (len(attributes) > 1 or option.upper() not in OPTIONS):
+        raise _refusal(path, f"the option {option[:80]!r}")
+    crs = text if name in ("SRS", "SourceSRS", "TargetSRS") else attributes.get("Projection", "")
+    if not re.fullmatch(CRS, crs, re.IGNORECASE) or re.search(r"grids=(?!@null\b)", crs, re.IGNORECASE):
+        raise _refusal(path, f"the CRS {crs[:80]!r}")
+
+
+def _is_unread_metadata(element: ET.Element) -> bool:
+    domain = element.get("domain", "").upper()
+    return element.tag.lower() == "metadata" and domain not in DOMAINS | LEADING
+
+
+def _by_source(copy: ET.Element, path: str) -> dict[str, list[ET.Element]]:
+    """The elements that name each source, which lose what they say of how to find it."""
+    named: dict[str, list[ET.Element]] = {}
+    for element in copy.iter():
+        if element.tag in ("SourceFilename", "SourceDataset"):
+            source = _source(element.text or "", element.attrib.pop("relativeToVRT", "0") == "1", path)
+            element.attrib.clear()
+            element.set("relativeToVRT", "0")
+            named.setdefault(source, []).append(element)
+    return named
+
+
+def _source(named: str, relative: bool, home: str) -> str:
+    """Where a source is, as GDAL opens it.
+
+    Raises
+    ------
+    SceneError
+        If it is not where it may be.
+    """
+    check_name(named)
+    refusal = _refusal(home, f"the source {named[:200]!r}")
+    if home.startswith("/vsi"):
+        beside = relative and re.match(r"[^:/\\<{][^:<{]*$", named) is not None  # else it is taken as it stands
+        source = f"{home.rpartition('/')[0]}/{named}" if beside else named
+        if vsi.is_remote(home):
+            refuse_local(source, home)
+        elif not (beside or _FROM_NETWORK.match(source)):
+            raise refusal  # what comes in an archive names what is in it
+        if ".." in re.split(r"[/\\]", source) and not source.startswith("/vsicurl"):
+            raise refusal
+        return vsi.vsi_path(source)
+    if _FROM_NETWORK.match(named):
+        return vsi.vsi_path(named)
+    if named.startswith("/vsi"):
+        if not _ARCHIVE.match(named):
+            raise refusal
+        return named
+    source = str((Path(home).parent if relative else Path()) / named.removeprefix("file://"))
+    if not exists(source) and re.search(r"^\w\w+:|[<{\n]", named):
+        raise refusal  # words that only some driver understands
+    return str(Path(source).absolute())
+
+
+def _looked_at(source: str, home: str, nested: int) -> Checked | None:
+    """Check that a source is an image; a VRT of this machine is checked and returned as its copy.
+
+    Raises
+    ------
+    SceneError
+        If it is neither.
+    """
+    if not source.startswith("/vsi") and not exists(source):
+        return None  # reading it will be an error
+    with rasterio.Env(**formats.options_of(source)):
+        if formats.is_image(source):
+            formats.open_pixels(source).close()
+            return None
+    if not vsi.is_remote(home) and not vsi.is_remote(source) and nested < MAX_NESTED and is_vrt(source):
+        return checked_vrt(source, nested + 1)
+    where = "comes from a network and " if vsi.is_remote(home) else ""
+    raise SceneError(
+        f"{home} {where}leads to {source}, which is no image but may lead on to others: give that one, or "
+        "write it into an image first (gdal_translate IN OUT.tif)"
+    )
+
+
+def _whole(path: str) -> bytes:
+    """A VRT that shows an image and its overviews as they are: GDAL takes it for the overviews or mask of a copy."""
+    with rasterio.Env(**formats.options_of(path)), formats.open_pixels(path) as image:
+        root = ET.Element("VRTDataset", rasterXSize=str(image.width), rasterYSize=str(image.height))
+        for number, dtype in enumerate(image.dtypes, 1):
+            band = ET.SubElement(root, "VRTRasterBand", dataType=_DTYPES.get(dtype, "Float64"), band=str(number))
+            source = ET.SubElement(band, "SimpleSource")
+            ET.SubElement(source, "SourceFilename", relativeToVRT="0").text = path
+            ET.SubElement(source, "SourceBand").text = str(number)
+        if image.tags():
+            metadata = ET.SubElement(root, "Metadata")
+            for key, value in image.tags().items():  # what the bands of a mask mean
+                ET.SubElement(metadata, "MDI", key=key).text = value
+    return bytes(ET.tostring(root, "utf-8"))
+
+
+def _refusal(path: str, what: str) -> SceneError:
+    """The error about a thing that is not allowed."""
+    return SceneError(
+        f"{path} is a VRT that does more than lay images side by side: {what} is not allowed there; if you trust it, "
+        "write what it shows into an image (gdal_translate IN OUT.tif)"
+    )

@@ -1,0 +1,262 @@
+"""Features of any vector file, reprojected to the CRS of a scene."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import pyproj
+import shapely
+
+from geolabel.errors import VectorError
+from geolabel.io.foreign import in_words
+from geolabel.io.read.vector_files import vector_file
+from geolabel.names import check_name
+from geolabel.reprojection import reproject, unwrapped
+from geolabel.scene import Grid, span
+from geolabel.types import AnyArray
+
+log = logging.getLogger(__name__)
+
+SEGMENTS = 32
+"""Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
+
+
+CUT_AT = "!;"
+"""Characters at which pyogrio cuts the name of a file: for it one precedes a file in an archive."""
+
+
+def _opened_as(path: str | Path) -> str:
+    """How GDAL opens a file that was checked, so that pyogrio leaves its name as it is; raises as `vector_file`."""
+    check_name(str(path))
+    file = vector_file(path)
+    if not any(character in str(file) for character in CUT_AT):
+        return str(file)
+    return f"/vsicached?file={quote(os.fsencode(file))}"
+
+
+def spatial_layers(path: str | Path) -> list[str]:
+    """Names of the layers of a vector file that have a geometry, in the file's order.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read or has none.
+    """
+    file = _opened_as(path)
+    try:
+        names = [str(name) for name, geometry_type in pyogrio.list_layers(file) if geometry_type is not None]
+    except (RuntimeError, ValueError) as error:
+        raise VectorError(f"{path} cannot be read as a vector file: {in_words(error)}") from error
+    if not names:
+        raise VectorError(f"{path} holds no layer with a geometry: give a file of points or polygons")
+    return names
+
+
+def choose_layer(
+    path: str | Path, layer: str | None, option: str, *, preferred: str = "", polygons: bool = False
+) -> str:
+    """The layer to read of a file that may have several: of those with features the only one.
+
+    Parameters
+    ----------
+    layer
+        As the user names it, or None.
+    option
+        By which the user names it, for the error.
+    preferred
+        Taken where the user names none and the file has it.
+    polygons
+        Whether other geometry does not count.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, has no such layer, or several hold what is wanted and none is named.
+    """
+    names = spatial_layers(path)
+    if layer is not None or preferred in names:
+        return _check_layer(path, names, preferred if layer is None else layer)
+    filled = [name for name in names if len(names) == 1 or _holds(path, name, polygons=polygons)]
+    if len(filled) > 1:
+        raise VectorError(f"{path} has several layers{' of polygons' if polygons else ''}, {', '.join(filled)}: "
+                          f"choose one ({option} NAME)")  # fmt: skip
+    return filled[0] if filled else names[0]
+
+
+def _check_layer(path: str | Path, names: list[str], layer: str) -> str:
+    if layer not in names:
+        raise VectorError(f"{path} has no layer {layer}: it has {', '.join(names)}")
+    return layer
+
+
+def _holds(path: str | Path, layer: str, *, polygons: bool) -> bool:
+    """Whether a layer has a feature, or one of polygons."""
+    kind = layer_info(path, layer)["geometry_type"]
+    if polygons and kind is not None and ("Point" in kind or "LineString" in kind):
+        return False
+    geometries = read_layer(path, layer, columns=()).geometry.to_numpy()
+    return len(polygon_parts(geometries) if polygons else geometries) > 0
+
+
+def polygon_parts(geometries: AnyArray) -> AnyArray:
+    """(N,) the polygons of geometries, those of multipolygons and collections one by one."""
+    parts: AnyArray = np.asarray(geometries, object)
+    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
+        parts = shapely.get_parts(parts)
+    polygons: AnyArray = parts[(shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)]
+    return polygons
+
+
+def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
+    """Read one layer, reprojected to `crs`, without features that have no geometry and without heights.
+
+    A file without CRS is taken to be in `crs`; with `crs` None, or where either CRS has no place on Earth, coordinates
+    are taken as they are.
+
+    Parameters
+    ----------
+    layer
+        None for the file's first.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read, or its features cannot be reprojected to `crs`.
+    """
+    return in_crs(read_layer(path, layer), crs, path)
+
+
+def read_layer(path: str | Path, layer: str | None = None, columns: Sequence[str] | None = None) -> gpd.GeoDataFrame:
+    """Read one layer in its own CRS, without features that have no geometry and without heights.
+
+    Parameters
+    ----------
+    layer
+        None for the file's first.
+    columns
+        Attributes to read; None for all.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    names = spatial_layers(path)
+    layer = _check_layer(path, names, names[0] if layer is None else layer)
+    file = _opened_as(path)
+    try:
+        features = _read(file, layer, columns)
+    except (RuntimeError, ValueError, shapely.errors.ShapelyError) as error:
+        raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
+    return features[~(features.geometry.isna() | features.geometry.is_empty)].reset_index(drop=True)
+
+
+def _read(file: str, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFrame:
+    wanted = {"layer": layer, "force_2d": True, "columns": columns}
+    try:
+        return pyogrio.read_dataframe(file, **wanted)
+    except UnicodeDecodeError:  # a DBF that says it is UTF-8, or that says nothing, and was written by older Windows
+        return pyogrio.read_dataframe(file, **wanted, encoding="ISO-8859-1")
+
+
+def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
+    """What pyogrio says of a layer, with its bounds.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    file = _opened_as(path)
+    try:
+        info: dict[str, Any] = pyogrio.read_info(file, layer=layer, force_total_bounds=True)
+    except (RuntimeError, ValueError) as error:
+        raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
+    return info
+
+
+def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Path) -> gpd.GeoDataFrame:
+    """Bring features to a CRS; the long sides of polygons bend as they should.
+
+    Without a CRS on either side, or where one has no place on Earth, coordinates are taken as they are.
+
+    Parameters
+    ----------
+    source
+        Where the features come from, for the error and the warning.
+
+    Raises
+    ------
+    VectorError
+        If coordinates have no place in `crs`.
+    """
+    own = features.crs
+    if own is None and crs is not None:
+        log.warning("%s has no CRS: its coordinates are taken to be in %s", source, crs.name)
+    if crs is None or own is None or own.geodetic_crs is None or crs.geodetic_crs is None:
+        return features.set_crs(crs, allow_override=True)
+    if own.equals(crs, ignore_axis_order=True):
+        return features.set_crs(crs, allow_override=True)
+    geometries = unwrapped(features.geometry.to_numpy(), own)
+    bounds = shapely.bounds(geometries)
+    longest = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])
+    pieces = np.where(longest > 0, longest / SEGMENTS, 1.0)
+    moved = reproject(shapely.segmentize(geometries, pieces), own, crs)
+    features = features.set_geometry(gpd.GeoSeries(moved, index=features.index, crs=crs))
+    if not np.isfinite(features.geometry.bounds.to_numpy()).all():
+        raise VectorError(
+            f"{source}: coordinates in {own.name} have no place in {crs.name}, the scene's CRS: "
+            "the CRS or the coordinates of the file are wrong"
+        )
+    return features
+
+
+def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
+    """Refuse what is elsewhere than a scene, of which it would say nothing.
+
+    Parameters
+    ----------
+    what
+        For the error: the file, and its layer.
+    outlines
+        In the CRS of `grid`.
+
+    Raises
+    ------
+    VectorError
+        If no outline meets the grid.
+    """
+    if not outlines.geometry.intersects(grid.outline).any():
+        raise VectorError(
+            f"{what} misses the scene: it reaches over {span(outlines.total_bounds)}, the scene over "
+            f"{span(grid.outline.bounds)}; its CRS or its coordinates may be wrong"
+        )
+
+
+def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
+    """Read a layer of polygons, see `read_features`; outlines that cross themselves are mended.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read or holds anything but polygons.
+    """
+    features = read_features(path, crs, layer)
+    kinds = set(features.geometry.geom_type) - {"Polygon", "MultiPolygon"}
+    if kinds:
+        raise VectorError(f"{path} holds {', '.join(sorted(kinds))}: only polygons can be used here")
+    return mended(features)
+
+
+def mended(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Polygons whose outlines cross themselves made valid, and those left out that enclose nothing."""
+    valid = polygons.geometry.make_valid(method="structure", keep_collapsed=False)
+    return polygons.set_geometry(valid)[~valid.is_empty].reset_index(drop=True)

@@ -1,0 +1,296 @@
+"""Rasters that hold their own pixels: recognised by their first bytes and opened by the driver of their format alone.
+
+Left to itself, GDAL asks some 150 drivers whose file it is; many of them read instructions, not pixels: where else to
+look, what to download, what to run. Only the formats of `FORMATS` are opened, each by its name, and what GDAL opens by
+itself beside a raster (overviews and masks in files of their own) is looked at before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import rasterio
+from rasterio.errors import RasterioError, RasterioIOError
+
+from geolabel.errors import SceneError
+from geolabel.io.read import vsi
+from geolabel.io.read.vector_files import check_tables
+from geolabel.names import check_regular
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that holds its own pixels."""
+
+    drivers: tuple[str, ...]
+    """Of GDAL; the first that this build has and that opens the file is taken."""
+    signature: bytes = b""
+    """Regular expression of how its files begin; empty where suffixes have to tell."""
+    suffixes: tuple[str, ...] = ()
+    network: bool = False
+    """Whether it is read over a network too: one file, of which a part is enough."""
+    inner: str = ""
+    """How the name of one image of several begins, such as ``GTIFF_DIR:2:scene.tif``."""
+
+
+FORMATS = (
+    Format(("GTiff",), rb"II[*+]\0|MM\0[*+]", (".tif", ".tiff", ".gtiff"), network=True, inner="GTIFF_DIR"),
+    Format(("PNG",), rb"\x89PNG\r\n\x1a\n", (".png",), network=True),
+    Format(("JPEG",), rb"\xff\xd8\xff", (".jpg", ".jpeg"), network=True),
+    Format(
+        ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID"), rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", (".jp2", ".j2k"),
+        network=True,
+    ),
+    Format(("JPEGXL",), rb"\0\0\0\x0cJXL |\xff\x0a", (".jxl",), network=True),
+    Format(("WEBP",), rb"RIFF....WEBP", (".webp",), network=True),
+    Format(("GIF", "BIGGIF"), rb"GIF8[79]a", (".gif",), network=True),
+    Format(("BMP",), rb"BM", (".bmp",), network=True),
+    Format(("NITF",), rb"NITF0|NSIF0", (".ntf", ".nitf"), network=True, inner="NITF_IM"),
+    Format(("GPKG", "MBTiles"), rb"SQLite format 3\0", (".gpkg", ".mbtiles"), inner="GPKG"),
+    Format(("HFA",), rb"EHFA_HEADER_TAG\0", (".img",)),
+    Format(("netCDF",), rb"CDF[\1\2\5]|\x89HDF\r\n\x1a\n", (".nc", ".nc4"), inner="NETCDF"),
+    Format(("HDF5", "HDF5Image"), rb"\x89HDF\r\n\x1a\n", (".h5", ".hdf5", ".he5"), inner="HDF5"),
+    Format(("GRIB",), rb"GRIB", (".grb", ".grib", ".grb2", ".grib2")),
+    Format(("PNM",), rb"P[56]\s", (".ppm", ".pgm", ".pnm")),
+    Format(("Zarr",), suffixes=(".zarr",), inner="ZARR"),
+    Format(("AAIGrid",), suffixes=(".asc", ".grd")),
+    Format(("SAGA",), suffixes=(".sdat", ".sgrd")),
+    Format(("ENVI",), suffixes=(".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".envi", "")),
+    Format(("EHdr",), suffixes=(".bil", ".bip", ".bsq", ".flt")),
+)  # fmt: skip
+
+SQLITE = b"SQLite format 3\0"
+
+MAX_BESIDE = 4
+"""Overviews of masks of overviews: files beside files beside a raster."""
+
+IMAGE_BYTES = 16
+"""Of the first bytes of an image one is zero. Drivers of formats of words, VRT among them, stop reading there."""
+
+_INNER = re.compile(rf"({'|'.join(f.inner for f in FORMATS if f.inner)}):(?:\d+:|\w+:\d+:)?(.+)", re.IGNORECASE)
+
+
+@lru_cache(maxsize=1)
+def _known_drivers() -> frozenset[str]:
+    with rasterio.Env() as env:
+        return frozenset(env.drivers())
+
+
+def is_image(path: str) -> bool:
+    """Whether a file begins as an image does, so that GDAL cannot take it for a description of others.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    start = vsi.head(path)
+    known = any(f.signature and re.match(f.signature, start, re.DOTALL) for f in FORMATS)
+    named = ".gti." in path.lower()  # an index of tiles, by its name
+    return known and b"\0" in start[:IMAGE_BYTES] and not named
+
+
+def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
+    """Open a raster that holds its own pixels, by the driver of its format; call inside `settings`.
+
+    Parameters
+    ----------
+    path
+        As `vsi.vsi_path` gives it.
+    level
+        Overview to open in its stead; 0 for the raster itself.
+
+    Raises
+    ------
+    SceneError
+        If it names overviews elsewhere, or what lies beside it as its overviews or mask is no image.
+    rasterio.errors.RasterioError
+        If it cannot be opened, or is in no format of `FORMATS`.
+    """
+    network = vsi.is_remote(path)
+    if not network:
+        file = _file_of(path)
+        check_regular(file)
+        _check_database(file)
+        check_beside(file, beside)
+    dataset = _open(path, network=network)
+    try:
+        check_overviews(dataset, path, network=network, beside=beside)
+        if level == 0:
+            return dataset
+        # Only now: to open an overview is to open the file that holds it.
+        overview = rasterio.open(path, driver=dataset.driver, OVERVIEW_LEVEL=level - 1)
+    except BaseException:
+        dataset.close()
+        raise
+    dataset.close()
+    return overview
+
+
+def _check_database(file: str) -> None:
+    """Refuse a database of tiles with tables that are read from elsewhere, or that end never: GDAL reads them first."""
+    if _head(file)[: len(SQLITE)] != SQLITE:
+        return
+    if not Path(file).is_file():
+        raise SceneError(f"{file} is a database in an archive: unpack it, and give the database")
+    try:
+        # The tiles of MBTiles are a view of all of them, so that to run it would be to read the whole file.
+        views = not file.lower().endswith(".mbtiles")
+        check_tables(Path(file), views=views, way_out="if you trust it, give a copy as GeoTIFF (gdal_translate)")
+    except ValueError as error:
+        raise SceneError(f"{file} cannot be read: {error}") from error
+
+
+def _head(path: str) -> bytes:
+    try:
+        return b"" if Path(path).is_dir() else vsi.head(path)
+    except (OSError, RasterioError):
+        return b""
+
+
+def _open(path: str, *, network: bool) -> DatasetReader:
+    formats = [f for f in FORMATS if f.network or not network]
+    inner = _INNER.match(path)
+    if inner is not None:
+        kind = inner[1].upper()
+        drivers = [d for f in formats if f.inner == kind for d in f.drivers[::-1]]
+    else:
+        suffix = Path(urlsplit(path).path if network else path).suffix.lower()
+        likely = [f for f in formats if suffix in f.suffixes]
+        if network and likely:
+            try:  # what is named as an image is asked for once only
+                return _by_driver(path, [d for f in likely for d in f.drivers])
+            except RasterioIOError as error:
+                if "not recognized" not in str(error):
+                    raise
+        try:
+            start = b"" if Path(path).is_dir() else vsi.head(path)
+        except (OSError, RasterioError):
+            start = b"II*\0"  # there is none: GDAL has the better words for that when it opens
+        signed = [f for f in formats if f.signature and re.match(f.signature, start, re.DOTALL)]
+        silent = [f for f in likely if not f.signature]
+        drivers = [d for f in sorted(signed, key=lambda f: suffix not in f.suffixes) or silent for d in f.drivers]
+    return _by_driver(path, drivers)
+
+
+def _by_driver(path: str, drivers: list[str]) -> DatasetReader:
+    failure: RasterioError | None = None
+    for driver in drivers:
+        if driver not in _known_drivers():
+            continue
+        try:
+            return rasterio.open(path, driver=driver)
+        except RasterioError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    raise RasterioIOError("not recognized as being in a supported file format")
+
+
+def _file_of(path: str) -> str:
+    """The file behind a name such as ``GPKG:scene.gpkg:table``."""
+    match = _INNER.match(path)
+    if match is None:
+        return path
+    name = match[2]
+    while name and not Path(name.strip('"')).exists():
+        name = name.rpartition(":")[0]
+    if not name:
+        raise RasterioIOError(f"{path}: there is no such file on this machine")
+    return str(Path(name.strip('"')).absolute())
+
+
+# --- what GDAL opens beside a raster ---------------------------------------------------------------------------------
+
+
+def check_beside(path: str, beside: int = 0) -> None:
+    """Check what GDAL takes for overviews or the mask of a raster, since it opens these by any driver.
+
+    Raises
+    ------
+    SceneError
+        If such a file is no image.
+    """
+    if not path.startswith("/vsi"):
+        _check_pipes(path)
+    for name in beside_of(path):
+        try:
+            start = vsi.head(name)
+        except OSError:
+            continue
+        if name.lower().endswith(".aux") and not start.startswith(b"EHFA_HEADER_TAG"):
+            continue  # GDAL leaves it alone too
+        _check_image(name, "", f"{name} lies beside {path} as its overviews or mask", beside)
+
+
+def _check_pipes(path: str) -> None:
+    """Refuse pipes beside a raster: GDAL opens what describes one, and waits for ever."""
+    stem = path.rpartition(".")[0] or path
+    whole = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".AUX.XML")
+    suffix = Path(path).suffix[1:]
+    worlds = ("aux", "tfw", "wld", "tab", "imd", "rpb", "hdr", f"{suffix}w", f"{suffix[:1]}{suffix[-1:]}w")
+    try:
+        for name in (*(path + end for end in whole), *(f"{stem}.{f}" for end in worlds for f in (end, end.upper()))):
+            check_regular(name)
+    except OSError as error:
+        raise SceneError(f"{error.filename} is beside {path}, and {error.strerror}: remove it") from error
+
+
+def beside_of(path: str) -> Iterator[str]:
+    """Names of the files that may hold overviews or the mask of a raster, and are there."""
+    stem = path.rpartition(".")[0] or path
+    names = [path + end for end in (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX")] + [stem + ".aux", stem + ".AUX"]
+    yield from (name for name in names if (_is_in_archive(name) if path.startswith("/vsi") else Path(name).is_file()))
+
+
+def _is_in_archive(name: str) -> bool:
+    try:
+        vsi.head(name)
+    except (OSError, RasterioError):
+        return False
+    return True
+
+
+def check_overviews(dataset: DatasetReader, path: str, *, network: bool, beside: int = 0) -> None:
+    """Check the file that a raster, or the ``.aux.xml`` beside it, names as that of its overviews.
+
+    Raises
+    ------
+    SceneError
+        If a raster from a network names any, or another one that is no image.
+    """
+    named = dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
+    if named is None:
+        return
+    if network:
+        raise SceneError(
+            f"{path} comes from a network and names {named!r} as the file of its overviews: download it, remove that "
+            "entry (gdal_edit.py -unsetmd), and give the copy"
+        )
+    base = ":::BASE:::"
+    file = str(Path(path).parent / named.removeprefix(base)) if named.startswith(base) else named
+    _check_image(file, named, f"{path} names {named!r} as the file of its overviews", beside)
+
+
+def _check_image(file: str, named: str, why: str, beside: int) -> None:
+    try:
+        plain = beside < MAX_BESIDE and "/vsi" not in named and is_image(file)
+    except OSError:
+        plain = False
+    if not plain:
+        raise SceneError(f"{why}, and it is no image: remove it, or build the overviews again (gdaladdo)")
+    open_pixels(file, beside=beside + 1).close()
+
+
+def options_of(path: str) -> dict[str, Any]:
+    """GDAL's settings for a raster that holds its own pixels."""
+    return vsi.settings(network=vsi.is_remote(path))

@@ -1,0 +1,236 @@
+"""Rasters of labels, as people and programs make them: which value means what, and where nothing is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as RasterWindow
+
+from geolabel.errors import SceneError
+from geolabel.io.foreign import in_words
+from geolabel.io.read.opening import reading
+from geolabel.labels import IGNORE
+from geolabel.scene import Grid
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, BoolArray
+
+NAMED = 10
+"""Values of a raster that a message names."""
+
+ANY_CRS = CRS.from_epsg(3857)
+"""Stands for a CRS where one is missing: coordinates are then taken as they are."""
+
+
+def is_raster(path: str | Path) -> bool:
+    """Whether GDAL opens a file as a raster."""
+    try:
+        with reading(str(path)):
+            return True
+    except RasterioError:
+        return False
+
+
+@contextmanager
+def _translated(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except RasterioError as error:
+        raise SceneError(f"{path} cannot be read as a raster: {in_words(error)}") from error
+
+
+@dataclass(frozen=True)
+class LabelRaster:
+    """A raster whose values stand for classes. It is opened for every access.
+
+    A band tag ``class_K`` names the class of value K. Without, 1 is the class that is asked for if no other value is
+    there, and class_K any other. A mask of 0 and white (255, or 65535 of 16 bits) shows the class in white; 255 beside
+    other values is not known, nor is nodata, except a nodata of 0: many masks call their background so, and nobody
+    means by it that the whole background is not known.
+    """
+
+    path: str
+    grid: Grid
+    """Where the raster is: as it says itself, or where the scene is that it was made for."""
+    classes: dict[int, str]
+    """Name of every value but those of background, ascending."""
+    nodata: float | None
+    """As it declares."""
+    named: bool
+    """Whether the raster names its classes itself."""
+    white: bool
+    """Whether the one class is white."""
+
+    @classmethod
+    def open(cls, path: str | Path, *, class_name: str = "landslide", scene: Grid | None = None) -> LabelRaster:
+        """Read all values of a raster once, to find out what they mean.
+
+        Parameters
+        ----------
+        class_name
+            Of a raster that shows one class and does not name it.
+        scene
+            Grid of the scene that a raster without georeference was made for.
+
+        Raises
+        ------
+        SceneError
+            If it cannot be read, its bands differ, a value is negative or no whole number, values are compressed with
+            loss, no background is known, or it has no georeference and another size than the scene.
+        """
+        with _translated(path), reading(str(path)) as dataset:
+            grid = _place(str(path), dataset, scene)
+            nodata = dataset.nodata
+            found, gaps = _scan(str(path), dataset)
+            tags = {int(k[6:]): name for k, name in dataset.tags(1).items() if re.fullmatch(r"class_\d+", k)}
+            whites = {IGNORE, *([np.iinfo(dataset.dtypes[0]).max] if dataset.dtypes[0].startswith("uint") else [])}
+        if tags:
+            return cls(str(path), grid, dict(sorted(tags.items())), nodata, named=True, white=False)
+        if gaps and len(found) == 1 and 0 not in found:
+            raise SceneError(
+                f"of {path} nothing but the value {found.pop()} is known, the rest is nodata or transparent: give its "
+                "background the value 0 and no nodata (gdal_edit.py -unsetnodata)"
+            )
+        found.discard(0)
+        if len(found) == 1 and found <= whites:
+            return cls(str(path), grid, {found.pop(): class_name}, nodata, named=False, white=True)
+        values = sorted(found - {IGNORE})
+        names = [class_name] if values == [1] else [f"class_{value}" for value in values]
+        return cls(str(path), grid, dict(zip(values, names, strict=True)), nodata, named=False, white=False)
+
+    def listed(self) -> str:
+        """The classes, or their values where they have no names, for a message."""
+        words = list(self.classes.values() if self.named else map(str, self.classes))
+        return ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
+
+    def read(self, window: Window, grid: Grid | None = None) -> tuple[AnyArray, BoolArray]:
+        """Values (H, W) of a window, and where they are known; of the nearest pixel on a grid that is not the own.
+
+        Raises
+        ------
+        SceneError
+            If they cannot be read.
+        """
+        place = RasterWindow(window.col, window.row, window.width, window.height)
+        with _translated(self.path), reading(str(self.path)) as dataset:
+            if grid is None or _same(grid, self.grid):
+                values, known = _read(dataset, place)
+            else:
+                kinds = dataset.colorinterp
+                alpha = kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else len(kinds) + 1
+                onto = self._onto(grid, src_nodata=dataset.nodata or None, add_alpha=alpha > len(kinds))
+                # GDAL takes the alpha of signed and of real numbers for a band like others, so it is read as one
+                with WarpedVRT(dataset, **onto) as warped:
+                    values, known = warped.read(1, window=place), warped.read(alpha, window=place) > 0
+        if values.dtype.kind == "f":
+            known &= np.isfinite(values)
+            values = np.where(known, values, 0).astype(np.int64)
+        return values, known if self.white else known & (values != IGNORE)
+
+    def number(self, values: AnyArray, wanted: Sequence[int]) -> AnyArray:
+        """Place from 1 of each of `values` among those that are wanted; 0 of others."""
+        order = np.argsort(wanted)
+        ascending = np.asarray(wanted)[order]
+        at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+        return np.where(ascending[at] == values, order[at] + 1, 0)
+
+    def _onto(self, grid: Grid, **options: Any) -> dict[str, Any]:
+        own, other = self.grid.crs, grid.crs
+        apart = own is None or other is None or own.geodetic_crs is None or other.geodetic_crs is None
+        source, target = (ANY_CRS, ANY_CRS) if apart else (_rasterio(own), _rasterio(other))
+        return {
+            "src_crs": source,
+            "crs": target,
+            "src_transform": self.grid.transform,
+            "transform": grid.transform,
+            "height": grid.height,
+            "width": grid.width,
+            "nodata": None,
+            "resampling": Resampling.nearest,
+            **options,
+        }
+
+
+def _rasterio(crs: pyproj.CRS | None) -> CRS | None:
+    return None if crs is None else CRS.from_wkt(crs.to_wkt())
+
+
+def _same(one: Grid, other: Grid) -> bool:
+    size = (one.height, one.width) == (other.height, other.width)
+    crs = one.crs is None or other.crs is None or one.crs.equals(other.crs, ignore_axis_order=True)
+    return size and crs and one.transform.almost_equals(other.transform)
+
+
+def grid_of(path: str | Path) -> Grid:
+    """Where a raster is; pixels counted downwards, as scenes without CRS have them, where it says nothing.
+
+    Raises
+    ------
+    SceneError
+        If it cannot be read.
+    """
+    with _translated(path), reading(str(path)) as dataset:
+        return _place(str(path), dataset, None)
+
+
+def is_unplaced(grid: Grid) -> bool:
+    """Whether a raster says nothing of where it is."""
+    return grid.crs is None and grid.transform == Affine(1, 0, 0, 0, -1, 0)
+
+
+def _place(path: str, dataset: DatasetReader, scene: Grid | None) -> Grid:
+    crs = None if dataset.crs is None else pyproj.CRS.from_wkt(dataset.crs.to_wkt())
+    if crs is not None or dataset.transform != Affine.identity():
+        return Grid(crs, dataset.transform, dataset.height, dataset.width)
+    if scene is None:
+        return Grid(None, Affine(1, 0, 0, 0, -1, 0), dataset.height, dataset.width)
+    if (dataset.height, dataset.width) != (scene.height, scene.width):
+        raise SceneError(
+            f"{path} has no georeference and {dataset.height} x {dataset.width} px, where the scene has "
+            f"{scene.height} x {scene.width} px: give a raster of the scene's size, or one with a georeference"
+        )
+    return scene
+
+
+def _read(dataset: DatasetReader, window: RasterWindow | None) -> tuple[AnyArray, BoolArray]:
+    values = dataset.read(1, window=window)
+    if dataset.nodata == 0 and MaskFlags.nodata in dataset.mask_flag_enums[0]:
+        return values, np.ones(values.shape, bool)
+    return values, np.asarray(dataset.read_masks(1, window=window) > 0)
+
+
+def _scan(path: str, dataset: DatasetReader) -> tuple[set[int], bool]:
+    """All values that are known, and whether any pixel is not."""
+    if "JPEG" in (dataset.driver, dataset.profile.get("compress", "").upper()):
+        raise SceneError(f"{path} is compressed as JPEG, which changes values: give labels as PNG or GeoTIFF")
+    found: set[int] = set()
+    gaps = False
+    others = [k for k, kind in enumerate(dataset.colorinterp, 1) if k > 1 and kind != ColorInterp.alpha]
+    for _, block in dataset.block_windows(1):
+        values, known = _read(dataset, block)
+        if any(not np.array_equal(values, dataset.read(k, window=block)) for k in others):
+            raise SceneError(f"{path} has {dataset.count} bands that differ: give the one that holds the labels "
+                             "(gdal_translate -b 1 IN OUT)")  # fmt: skip
+        known &= np.isfinite(values)
+        gaps |= not known.all()
+        distinct = np.unique(values[known])
+        strange = distinct[(distinct < 0) | (distinct != np.rint(distinct))]
+        if len(strange):
+            way = "declare it as nodata (gdal_edit.py -a_nodata)" if strange[0] < 0 else "make a mask of scores first"
+            raise SceneError(
+                f"{path} holds the value {strange[0]:g}, and labels are whole numbers from 0: {way} if it is no label"
+            )
+        found |= {int(value) for value in distinct}
+    return found, gaps

@@ -1,0 +1,132 @@
+"""Open rasters that come from strangers.
+
+They run no code, take no memory that was not asked for, and reach no further than they say. Nothing else opens a raster
+to read it: one that holds its own pixels is opened by the driver of its format (`geolabel.io.read.formats`), one that
+describes others from a checked copy (`geolabel.io.read.descriptions`). What is checked here is what GDAL leaves to its
+caller besides: how much memory one block of a file takes, and how many bands there are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from geolabel.errors import SceneError
+from geolabel.io.read import vsi
+from geolabel.io.read.descriptions import checked_vrt, is_vrt
+from geolabel.io.read.formats import open_pixels
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+MAX_BANDS = 4096
+"""A time series of a hyperspectral sensor has as many; a header that claims more is wrong or means harm."""
+
+MAX_BLOCK_BYTES = 1 << 30
+"""Of one block as GDAL decodes it: whoever reads a pixel pays for all of its block."""
+
+is_remote = vsi.is_remote
+
+_QUIET = threading.RLock()
+"""Python's warning filters belong to the process, so rasters are opened one after the other."""
+
+
+def settings(uri: str) -> dict[str, object]:
+    """GDAL's settings for every access to a raster."""
+    return vsi.settings(network=is_remote(uri) or _leads_to_network(vsi.vsi_path(uri)))
+
+
+def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
+    """Open a raster to read it; call inside ``rasterio.Env(**settings(uri))``.
+
+    Parameters
+    ----------
+    level
+        Overview to open in its stead; 0 for the raster itself.
+
+    Raises
+    ------
+    SceneError
+        If its header claims more than can be true, or it names what it may not.
+    rasterio.errors.RasterioError
+        If it cannot be opened.
+    """
+    path = vsi.vsi_path(uri)
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # who reads the header says so, as an error or not
+        dataset = _open_vrt(path, level) if is_vrt(path) and not Path(path).is_dir() else open_pixels(path, level=level)
+    try:
+        _check_size(dataset, uri)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset
+
+
+def _leads_to_network(path: str) -> bool:
+    try:
+        return is_vrt(path) and checked_vrt(path).network
+    except (OSError, RasterioError):  # as opening it will say
+        return False
+
+
+def _open_vrt(path: str, level: int) -> DatasetReader:
+    checked = checked_vrt(path)
+    options = {"OVERVIEW_LEVEL": level - 1} if level else {}
+    with rasterio.Env(**vsi.settings(network=checked.network)):
+        return rasterio.open(checked.path, driver="VRT", **options)
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[DatasetReader]:
+    """A raster that is open inside the block, with the settings that every access needs; raises as `open_raster`."""
+    with rasterio.Env(**settings(uri)), open_raster(uri) as dataset:
+        yield dataset
+
+
+def files_of(uri: str) -> list[str]:
+    """The files of this machine that a raster is made of: a VRT has many, a TIFF may have some beside it.
+
+    Raises
+    ------
+    As `open_raster`.
+    """
+    path = vsi.vsi_path(uri)
+    if is_vrt(path):
+        return sorted(checked_vrt(path).files)
+    with reading(uri) as dataset:
+        return sorted({os.fspath(name) for name in dataset.files})
+
+
+# --- how large -------------------------------------------------------------------------------------------------------
+
+
+def _check_size(dataset: DatasetReader, uri: str) -> None:
+    if dataset.count > MAX_BANDS:
+        raise SceneError(
+            f"{uri} says that it has {dataset.count} bands, and at most {MAX_BANDS} are opened: the file is damaged, "
+            "or take the three that are wanted out of it (gdal_translate -b 1 -b 2 -b 3 IN OUT)"
+        )
+    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    pairs = zip(dataset.block_shapes, dataset.dtypes, strict=True)
+    for (height, width), dtype in pairs:
+        size = height * width * together * _bytes(dtype)
+        if size > MAX_BLOCK_BYTES:
+            raise SceneError(
+                f"{uri} is stored in pieces of {height} x {width} px, {size >> 20} MB each, and at most "
+                f"{MAX_BLOCK_BYTES >> 20} MB are read at once: the file is damaged, or write it in tiles "
+                "(gdal_translate -co TILED=YES IN OUT)"
+            )
+
+
+def _bytes(dtype: str) -> int:
+    return 4 if dtype == "complex_int16" else np.dtype(dtype).itemsize  # which is GDAL's own

@@ -1,0 +1,186 @@
+"""Scenes in object stores and on web servers: how GDAL asks for them, what is asked again, and what counts as answer.
+
+GDAL repeats a request that a server refuses for the moment, and geolabel repeats what still fails then: an answer that
+breaks off, or a server that is away for longer. Credentials are GDAL's own: ``AWS_ACCESS_KEY_ID`` and its like, its
+configuration files, or the role of the machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPException
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from rasterio.errors import RasterioError
+
+from geolabel.errors import SceneError
+from geolabel.io import storage
+from geolabel.io.foreign import in_words
+from geolabel.urls import without_secrets
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SETTINGS: dict[str, object] = {
+    "GDAL_HTTP_CONNECTTIMEOUT": 15,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes per second: a timeout of the whole answer would punish slow lines
+    "GDAL_HTTP_LOW_SPEED_TIME": 30,
+    "GDAL_HTTP_MAX_RETRY": 3,  # of 429, 502, 503, 504 and timeouts, each wait about twice the one before
+    "GDAL_HTTP_RETRY_DELAY": 0.5,
+    "GDAL_INGESTED_BYTES_AT_OPEN": 1 << 15,  # the header of a COG of 10^5 px comes with the first request
+}
+"""Of GDAL, in seconds where they are times. What the environment sets is respected."""
+
+ANSWER_S = 30.0
+"""Seconds without a byte after which a server is given up for the moment."""
+
+FETCH_S = 1800.0
+"""Seconds that a whole file may take: one that trickles in is never whole."""
+
+CHUNK = 1 << 20
+"""Bytes that are read at once."""
+
+STORES = ("curl", "s3", "gs", "az", "adls", "oss", "swift")
+
+ASK_ANEW = {"CPL_VSIL_CURL_NON_CACHED": ":".join(f"/vsi{kind}/" for kind in STORES)}
+"""So that GDAL forgets what a server said of a file before."""
+
+ANSWERS = re.compile(
+    r"(response code:|HTTP error) 4(?!08|25|29)\d\d|access ?denied|no ?such ?(key|bucket)|does not exist"
+    r"|redirection to url|invalid ?access ?key|signature|credentials|not recognized as|permission denied|no such file",
+    re.IGNORECASE,
+)
+"""What a server says that it will say again: 404, 403, and that what it sent is no raster."""
+
+
+def settings() -> dict[str, object]:
+    """Settings for scenes behind a network, but for those that the environment has."""
+    return {name: value for name, value in SETTINGS.items() if name not in os.environ}
+
+
+def insist(action: Callable[[bool], T], what: str) -> T:
+    """Do what may fail for a while, again and again with longer waits; an error that is an answer stands.
+
+    Parameters
+    ----------
+    action
+        Told whether it has been tried before.
+    """
+    for tried, wait in enumerate((*storage.WAITS, None)):
+        try:
+            return action(tried > 0)
+        except (RasterioError, OSError, SceneError) as error:
+            ours = isinstance(error, SceneError) and error.__cause__ is None  # a judgement, not a failure
+            said = list(_said(error))
+            if wait is None or ours or any(map(ANSWERS.search, said)):
+                raise
+            log.warning("%s: %s; trying again in %g s", what, in_words(error), wait)
+            time.sleep(wait)
+    raise AssertionError("the last try has returned or raised")
+
+
+def url_of(path: str) -> str:
+    """The URL behind a name of GDAL's, such as ``/vsicurl/https://host/a.gpkg`` or ``/vsis3/bucket/a.gpkg``."""
+    if path.startswith("/vsicurl?"):
+        return unquote(next((o[4:] for o in path[9:].split("&") if o.startswith("url=")), ""))
+    kind, _, place = path.removeprefix("/vsi").partition("/")
+    if not path.startswith("/vsi"):
+        return path
+    return place if kind in ("curl", "curl_streaming") else f"{kind}://{place}"
+
+
+def fetch(path: str, limit: int) -> bytes:
+    """All bytes of a file on a web server or in an object store, with patience.
+
+    Parameters
+    ----------
+    path
+        Its URL, or its name in GDAL. User and password in the URL of a web server are sent as such.
+    limit
+        Most bytes that it may have.
+
+    Raises
+    ------
+    SceneError
+        If it cannot be fetched.
+    ValueError
+        If it is larger than `limit`.
+    """
+    url = url_of(path)
+    try:
+        data = insist(lambda _: _fetched(url, limit), without_secrets(path))
+    except (OSError, ImportError, HTTPException) as error:
+        raise SceneError(f"{path} cannot be fetched: {in_words(error)}") from error
+    if len(data) > limit:
+        raise ValueError(f"it is larger than {limit >> 20} MB")
+    return data
+
+
+def _fetched(url: str, limit: int) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        import fsspec
+
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read(limit + 1))
+    with urllib.request.urlopen(request(url), timeout=ANSWER_S) as answer:  # noqa: S310
+        data, end = bytearray(), time.monotonic() + FETCH_S
+        while len(data) <= limit and (part := answer.read1(CHUNK)):
+            data += part
+            if time.monotonic() > end:
+                raise TimeoutError(f"{len(data)} bytes came in {FETCH_S:.0f} s, and then time ran out")
+        return bytes(data)
+
+
+def request(url: str, method: str = "GET") -> urllib.request.Request:
+    """A request for the URL of a web server, which may hold user and password."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    asked = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")), method=method)  # noqa: S310
+    if user:
+        # not for the server that this one may redirect to
+        asked.add_unredirected_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
+    return asked
+
+
+def tag_of(uri: str) -> str | None:
+    """What the server says of the version of a scene."""
+    url = uri.removeprefix("/vsicurl/")
+    if url.startswith(("http://", "https://")):
+        with suppress(OSError, ValueError):
+            return insist(lambda _: _header_tag(url), without_secrets(url))
+        return None
+    return _store_tag(url)
+
+
+def _header_tag(url: str) -> str | None:
+    with urllib.request.urlopen(request(url, "HEAD"), timeout=ANSWER_S) as answer:  # noqa: S310
+        said = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or answer.headers.get("Content-Length")
+        return None if said is None else str(said)
+
+
+def _store_tag(url: str) -> str | None:
+    import fsspec
+
+    # whatever a store's package raises: its word is a help, and header and pixels do without
+    with suppress(Exception):
+        files, path = fsspec.core.url_to_fs(url)
+        facts = files.info(path)
+        said = next((facts[name] for name in ("ETag", "etag", "LastModified", "last_modified") if name in facts), None)
+        return None if said is None else str(said)
+    return None
+
+
+def _said(error: BaseException | None) -> Iterator[str]:
+    """Yield the messages of an error and of all that led to it."""
+    while error is not None:
+        yield " ".join(str(error).split())
+        error = error.__cause__

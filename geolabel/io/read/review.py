@@ -1,0 +1,375 @@
+"""What a person did in a GeoPackage that geolabel wrote: read here, and nowhere else.
+
+A polygon is a person's work if its ``status`` is not ``unreviewed``, if its outline, its class, notes, date or a column
+that geolabel does not know differ from what was written, if it was moved to another layer, or if it has no number that
+was written. A polygon that is gone was rejected. What was a person's work in the file that this one was made from still
+is, unless its status was set back to ``unreviewed`` since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+
+from geolabel.errors import OutputError, VectorError
+from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
+from geolabel.io.prompt_record import PROMPT_LAYERS, changed_prompts
+from geolabel.io.read.features import read_layer, spatial_layers
+from geolabel.io.styles import REVIEW_STATES
+from geolabel.io.written import Record, Written, plain, read_only, read_written, same_outlines
+
+UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
+
+POLYGON_LAYERS = ("landslides", "candidates", REJECTED)
+"""Layers of an inventory that a person reviews."""
+
+OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", "segments")
+
+OWN_TABLES = ("layer_styles", "geolabel_written", "sqlite_sequence")
+
+MOST_NUMBER = 2**53
+"""A number above is no ``id``: not every program could hold it."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """A person's work on the polygons of a file, in the CRS of the file."""
+
+    path: Path
+    crs: pyproj.CRS | None
+    kept: gpd.GeoDataFrame
+    """Polygons to come back as they are, of the layer that the column `LAYER` names."""
+    rejected: gpd.GeoDataFrame
+    """Polygons that are not to come back. Those that were deleted are as they were written."""
+    waiting: gpd.GeoDataFrame
+    """Polygons that nobody has looked at: `id`, `LAYER` and outline."""
+    columns: Mapping[str, Kind] = field(default_factory=dict)
+    """Those that the person added."""
+    highest: int = 0
+    """Of the numbers that polygons have had."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """How many are accepted, rejected, edited, added and deleted."""
+    unsure: int = 0
+    """Polygons of a file without a record of which it cannot be told whether they were edited."""
+
+    def is_still(self, other: Review) -> bool:
+        """Whether another reading found the same."""
+        tables = ((self.kept, other.kept), (self.rejected, other.rejected), (self.waiting, other.waiting))
+        return all(before.equals(after) for before, after in tables)
+
+
+LAYER = "layer "
+"""Column of a `Review` that says which layer a polygon belongs to. The space keeps it apart from a person's columns."""
+
+
+def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, record: Record | None = None) -> Review:
+    """Read what a person did to the polygons of a file.
+
+    Of a file without the record of what was written, such as an export or a file of another program, what has a
+    ``status`` is taken by it, and what has none, or no number, is a person's.
+
+    Parameters
+    ----------
+    layers
+        Those that are read; of a file that has none of them its first layer, as landslides.
+    record
+        What was written, where it has been read already.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, or holds other geometry than polygons.
+    """
+    path = Path(path)
+    record = record or read_written(path)
+    written = None if record is None else record.of(*layers)
+    tables = _polygon_tables(path, layers)
+    crs = next((table.crs for table in tables.values()), None)
+    rows = pd.concat([_judged(name, table, written) for name, table in tables.items()], ignore_index=True)
+    # copied into another layer as it is: the copy counts, and not what it was copied from
+    copied = rows.loc[rows[WHY].notna() & ~rows[REDRAWN].astype(bool), "id"].dropna()
+    rows = rows[~(rows[WHY].isna() & rows["id"].isin(copied))].reset_index(drop=True)
+    taken = rows["id"].notna() & rows["id"].duplicated()
+    # a feature that was split or copied: the first stays, the others are new
+    rows.loc[taken, "id"], rows.loc[taken, WHY] = None, ADDED
+    gone = _deleted(rows, written or {}, crs)
+    asked = rows[rows[WHY].notna()]
+    refused = asked[LAYER] == REJECTED
+    counts = Counter([*asked[WHY], *([DELETED] * len(gone))])
+    known = [*rows["id"].dropna().astype(int), *(written or {}), 0]
+    return Review(
+        path,
+        crs,
+        kept=_frame(asked[~refused], crs),
+        rejected=_frame(pd.concat([asked[refused], gone], ignore_index=True) if len(gone) else asked[refused], crs),
+        waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs)[["id", LAYER, "geometry"]],
+        columns=_added_columns(tables),
+        highest=max(*known, record.highest if record else 0),
+        counts={name: counts[name] for name in (ACCEPTED, REJECTED, EDITED, ADDED, DELETED)},
+        unsure=int(rows[WHY].isna().sum()) if record is None else 0,
+    )
+
+
+REDRAWN = "redrawn "
+"""Column of a `Review` that says whether the outline is a person's."""
+
+EDITED, ADDED, DELETED = "edited", "added", "deleted"
+
+WHY = "why "
+"""Column that says why a polygon is a person's work, null where it is not."""
+
+
+def _polygon_tables(path: Path, layers: tuple[str, ...]) -> dict[str, gpd.GeoDataFrame]:
+    names = spatial_layers(path)
+    ours = [name for name in layers if name in names]
+    tables = {name: read_layer(path, name) for name in ours} if ours else {"landslides": read_layer(path, names[0])}
+    for name, table in tables.items():
+        other = sorted({*table.geom_type} - {"Polygon", "MultiPolygon"})
+        if other:
+            raise VectorError(f"layer {name} of {path} holds {', '.join(other)}: landslides are polygons")
+    return tables
+
+
+def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] | None) -> pd.DataFrame:
+    """The rows of a layer with `id` (null where it is none), `LAYER` that they belong to, and `WHY`."""
+    ids = pd.to_numeric(table["id"], errors="coerce") if "id" in table else pd.Series(np.nan, table.index)
+    ids = ids.where((ids % 1 == 0) & (ids > 0) & (ids < MOST_NUMBER))
+    was = [None if written is None or np.isnan(number) else written.get(int(number)) for number in ids]
+    outlined = np.array([*(None if one is None else one.outline for one in was), None], object)[:-1]
+    same = same_outlines(table.geometry.to_numpy(), outlined)
+    why: list[str | None] = []
+    target: list[str] = []
+    for row, values in enumerate(table.drop(columns="geometry").to_dict("records")):
+        state, one = _state(layer, values, was[row]), was[row]
+        target.append(
+            {ACCEPTED: "landslides", REJECTED: REJECTED}.get(state, layer if layer != REJECTED else "landslides")
+        )
+        if state in (ACCEPTED, REJECTED):
+            why.append(state)
+        elif written is None:
+            said = state != UNREVIEWED or plain(values.get("notes")) is not None
+            numbered = "status" in values and np.isfinite(ids.iloc[row])
+            why.append(EDITED if said else None if numbered else ADDED)
+        elif one is None:
+            why.append(ADDED)
+        else:
+            why.append(EDITED if not same[row] or _edited(layer, values, state, one) else None)
+    return pd.DataFrame(table).assign(
+        **{"id": ids.astype(object).where(ids.notna(), None), LAYER: target, WHY: why, REDRAWN: ~same}
+    )
+
+
+def _state(layer: str, values: Mapping[str, Any], was: Written | None) -> str:
+    """The status of a row, lower case. What a person puts into the layer ``rejected`` is rejected."""
+    state = str(plain(values.get("status")) or UNREVIEWED).lower()
+    put_there = layer == REJECTED and (was is None or was.layer != REJECTED)
+    return REJECTED if put_there and state == UNREVIEWED else state
+
+
+def _edited(layer: str, values: Mapping[str, Any], state: str, was: Written) -> bool:
+    """Whether a row whose outline is as it was written, and that is unreviewed, is a person's work all the same."""
+    names = {name for name in {*values, *was.attributes} if name not in DERIVED and name != "status"}
+    if any(plain(values.get(name)) != was.attributes.get(name) for name in names):
+        return True
+    withdrawn = str(was.attributes.get("status") or UNREVIEWED).lower() != UNREVIEWED
+    return layer != was.layer or state != UNREVIEWED or (was.reviewed and not withdrawn)
+
+
+def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    present = {int(number) for number in rows["id"].dropna()}
+    gone = [was for number, was in sorted(written.items()) if number not in present and was.outline is not None]
+    table = [{**was.attributes, "id": was.key, "status": REJECTED, LAYER: REJECTED, REDRAWN: False} for was in gone]
+    columns = None if table else ["id", "status", LAYER, REDRAWN]
+    return gpd.GeoDataFrame(table, columns=columns, geometry=[was.outline for was in gone], crs=crs)
+
+
+def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    table = rows.drop(columns=WHY, errors="ignore").reset_index(drop=True)
+    return gpd.GeoDataFrame(table, geometry="geometry" if "geometry" in table else [], crs=crs)
+
+
+def _added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
+    """Columns that geolabel does not know, and what they hold."""
+    known = {name.lower() for name in (*LANDSLIDE_COLUMNS, "fid", "geom", "geometry")}
+    columns: dict[str, Kind] = {}
+    for table in tables.values():
+        for name in table.columns:
+            if str(name).lower() not in known and name not in columns:
+                columns[str(name)] = _kind(table[name])
+    return columns
+
+
+def _kind(values: pd.Series) -> Kind:
+    if pd.api.types.is_bool_dtype(values):
+        return "bool"
+    if pd.api.types.is_integer_dtype(values):
+        return "int"
+    if pd.api.types.is_float_dtype(values):
+        return "real"
+    if pd.api.types.is_datetime64_any_dtype(values):
+        days = values.dropna()
+        return "date" if (days == days.dt.normalize()).all() else "datetime"
+    return "text"
+
+
+# --- what may be replaced --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PersonsWork:
+    """What a person did in a GeoPackage of geolabel, as far as a command that replaces it has to know."""
+
+    polygons: Mapping[str, int] = field(default_factory=dict)
+    """How many are accepted, rejected, edited, added and deleted."""
+    prompts: int = 0
+    """How many were drawn, changed, rejected or deleted."""
+    tables: tuple[str, ...] = ()
+    """Layers and tables that geolabel did not write."""
+
+    def __bool__(self) -> bool:
+        return any(self.polygons.values()) or bool(self.prompts) or bool(self.tables)
+
+    def __str__(self) -> str:
+        total = sum(self.polygons.values())
+        states = ", ".join(f"{count} {name}" for name, count in self.polygons.items() if count)
+        parts = [f"{total} reviewed polygon{'s' * (total != 1)} ({states})"] if total else []
+        parts += [f"{self.prompts} prompt{'s' * (self.prompts != 1)} that a person drew or changed"] * bool(
+            self.prompts
+        )
+        parts += [f"what geolabel did not write ({', '.join(self.tables)})"] * bool(self.tables)
+        return " and ".join(parts)
+
+
+def read_work(path: str | Path) -> PersonsWork:
+    """Say what a person did in a file that a command is to replace; nothing where it is no GeoPackage of geolabel."""
+    path = Path(path)
+    record = read_written(path) if path.is_file() else None
+    if record is None and not _is_ours(path):
+        return PersonsWork()
+    try:
+        names = spatial_layers(path)
+        polygons, prompts = Counter[str](), 0
+        kinds: tuple[tuple[str, ...], ...] = (POLYGON_LAYERS, ("segments",))
+        for layers in kinds:
+            if {*layers} & {*names}:
+                polygons.update(read_review(path, layers, record).counts)
+        if record is not None and {*PROMPT_LAYERS} & {*names}:
+            asked = {name: read_layer(path, name) for name in PROMPT_LAYERS if name in names}
+            prompts = changed_prompts(asked, record.of("prompts"))
+        tables = _other_tables(path)
+    except VectorError as error:
+        raise OutputError(
+            f"{path} may hold the review of a person, and cannot be read: {error}. Give another name, or "
+            "--discard-review to replace it all the same"
+        ) from error
+    return PersonsWork(polygons, prompts, tables)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What becomes of a person's work in a file that a command replaces."""
+
+    discard: bool = False
+    """Whether it may be lost."""
+    review: Review | None = None
+    """Polygons that come back in the new file; where they are of the file that is replaced, they are not lost."""
+    prompts_from: Path | None = None
+    """The file whose prompts are answered; where it is the one that is replaced, they are not lost."""
+    prompts_mark: str | None = None
+    """Of these prompts, see `mark_of_prompts`."""
+
+    def inputs(self, prompts_from: str | Path | None) -> list[str | Path]:
+        """Files that the run reads and may not replace: the one whose review is kept may be."""
+        kept = prompts_from is None or (self.review is not None and _same_file(Path(prompts_from), self.review.path))
+        return [] if kept or prompts_from is None else [prompts_from]
+
+
+NOTHING = Carried()
+
+
+def check_work(path: str | Path, carried: Carried = NOTHING) -> None:
+    """Refuse to replace a file in which a person has reviewed or edited something that would be lost.
+
+    Raises
+    ------
+    OutputError
+        If that is so, or the file has changed since its review was read.
+    """
+    path = Path(path)
+    if carried.discard or not path.exists():
+        return
+    work = read_work(path)
+    review = carried.review
+    if review is not None and _same_file(path, review.path):
+        _check_still(path, same=review.is_still(read_review(path)))
+        work = replace(work, polygons={})
+    if carried.prompts_from is not None and _same_file(path, carried.prompts_from):
+        _check_still(path, same=mark_of_prompts(path) == carried.prompts_mark)
+        work = replace(work, prompts=0)
+    if work:
+        raise OutputError(
+            f"{path} holds {work}: extract keeps reviewed polygons with --keep-reviewed {path} and answers prompts "
+            f"with --prompts-from {path}; or give another output, or --discard-review to lose it"
+        )
+
+
+def _check_still(path: Path, *, same: bool) -> None:
+    if not same:
+        raise OutputError(
+            f"{path} was edited after its review was read: run the same command again, and this is kept too"
+        )
+
+
+def mark_of_prompts(path: Path) -> str:
+    """What changes when a person changes a prompt of a file.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in spatial_layers(path):
+        if name in PROMPT_LAYERS:
+            table = read_layer(path, name)
+            digest.update(repr([name, *table.drop(columns="geometry").to_numpy().tolist()]).encode())
+            digest.update(b"".join(table.geometry.to_wkb()))
+    return digest.hexdigest()
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file without a record has the layers of an inventory."""
+    if not path.is_file() or path.suffix.lower() != ".gpkg":
+        return False
+    try:
+        with read_only(path) as connection:
+            found = {name for (name,) in connection.execute("SELECT table_name FROM gpkg_contents")}
+            if not found & {*POLYGON_LAYERS}:
+                return False
+            layer = next(name for name in POLYGON_LAYERS if name in found)
+            columns = {row[1] for row in connection.execute(f'PRAGMA table_info("{layer}")')}
+    except sqlite3.Error:
+        return False
+    return {"id", "status", "score_mean"} <= columns
+
+
+def _other_tables(path: Path) -> tuple[str, ...]:
+    """Tables of a GeoPackage that neither geolabel, nor the standard, nor SQLite made."""
+    with read_only(path) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    own = (*OWN_LAYERS, *OWN_TABLES)
+    return tuple(sorted(n for n in names if n not in own and not n.startswith(("gpkg_", "rtree_", "sqlite_"))))

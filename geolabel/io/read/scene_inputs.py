@@ -1,0 +1,245 @@
+"""Which scenes a user means: paths and URLs, patterns, lists in text files, and collections of STAC items."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+from geolabel.errors import OptionError, SceneError
+from geolabel.io.read import remote
+from geolabel.io.read.opening import is_remote
+from geolabel.names import check_name, check_regular, exists
+from geolabel.parsing import parse_json
+
+if TYPE_CHECKING:
+    from geolabel.io.read.arrays import Labelled
+
+LIST_BYTES = 256 << 20
+"""A longer list is none, or not one that a run is given by accident."""
+
+MAX_SCENES = 100_000
+"""Of one list; each is opened before work begins."""
+
+REMOTE = re.compile(r"(/vsicurl/)?https?://|(s3|gs|az|abfss?|adls?|oss|swift)://|/vsi(s3|gs|az|adls|oss|swift)/")
+"""What a list that came over a network may name. All else may lead to files of this machine."""
+
+PREFERRED = ("visual", "image", "ortho", "rgb", "data", "analytic")
+"""Assets of a STAC item that hold a picture, by the names in use, the most telling first."""
+
+RASTERS = ("image/tiff", "image/jp2", "image/png", "image/jpeg", "image/vnd.stac.geotiff", "application/x-geotiff")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A scene to work on, and what its list says of it."""
+
+    source: str | Labelled
+    name: str | None = None
+    """What the user calls it; None for what it calls itself."""
+    event_date: str | None = None
+
+
+def list_scenes(given: Any, *, asset: str | None = None) -> list[Listed]:
+    """Find out which scenes are meant, in the order given; what is named twice is meant once.
+
+    Parameters
+    ----------
+    given
+        A scene, or a sequence of them. A scene is a path or a URI that GDAL opens, a pattern such as
+        ``folder/*.tif``, a text file (``.txt``) with one of these per line, a file of STAC items (``.json``), STAC
+        items as pystac has them, an ``xarray.DataArray`` or an ``xarray.Dataset``.
+    asset
+        Which asset of STAC items is meant; by default the one that is a picture.
+
+    Raises
+    ------
+    OptionError
+        If nothing is given.
+    SceneError
+        If a pattern or a list leads to nothing, or a list cannot be read or names what it may not.
+    """
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    scenes = [found for one in (given if several else [given]) for found in _expand(one, asset)]
+    if not scenes:
+        raise OptionError("no scene: give at least one file")
+    first: dict[object, Listed] = {}
+    for scene in scenes:
+        first.setdefault(scene.source if isinstance(scene.source, str) else id(scene.source), scene)
+    return list(first.values())
+
+
+def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
+    if not isinstance(one, str | Path):
+        if hasattr(one, "dims"):
+            yield Listed(one)
+            return
+        items = one.to_dict() if hasattr(one, "to_dict") else one
+        if not isinstance(items, Mapping):
+            raise OptionError(f"{one!r} is no scene: give a path, a URL, STAC items or an array")
+        yield from _stac(items, "the STAC items", "", asset)
+        return
+    text = str(one)
+    suffix = Path(urlsplit(text).path if is_remote(text) else text).suffix.lower()
+    if suffix == ".txt":
+        yield from _text(text, asset)
+    elif suffix in (".json", ".geojson") and (items := _items(text)) is not None:
+        yield from _stac(items, text, text, asset)
+    elif re.search(r"[*?\[]", text) and not is_remote(text) and not exists(text):
+        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # it may begin at the root
+        if not found:
+            raise SceneError(f"{text}: no file has such a name: correct the path or the pattern")
+        yield from map(_listed, found)
+    else:
+        yield _listed(text)
+
+
+def _listed(text: str) -> Listed:
+    """A scene as the user wrote it; workers may have another current folder, so a file is opened by its whole path."""
+    check_name(text)
+    return Listed(str(Path(text).absolute()), text) if not is_remote(text) and exists(text) else Listed(text)
+
+
+# --- text files ------------------------------------------------------------------------------------------------------
+
+
+def _text(name: str, asset: str | None) -> Iterator[Listed]:
+    try:
+        lines = _content(name).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise SceneError(f"{name} is no list of scenes: it is not text in UTF-8") from error
+    entries = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    if not entries:
+        raise SceneError(f"{name} lists no scene: write one path or URL per line")
+    _check_count(len(entries), name)
+    for entry in entries:
+        if entry.lower().endswith(".txt"):
+            raise SceneError(f"{name} lists {entry}: a list names scenes, not other lists")
+        yield from _expand(_resolve(entry, name), asset)
+
+
+def _check_count(count: int, name: str) -> None:
+    if count > MAX_SCENES:
+        raise SceneError(f"{name} lists {count} scenes, and at most {MAX_SCENES} are one run: make several lists of it")
+
+
+def _resolve(entry: str, home: str) -> str:
+    """An entry of a list, whose relative path counts from the list.
+
+    Raises
+    ------
+    SceneError
+        If the list came over a network and names something that did not.
+    """
+    if not is_remote(home):
+        if is_remote(entry) or entry.startswith("/vsi") or Path(entry).is_absolute():
+            return entry
+        if entry.startswith("file://"):
+            return unquote(entry.removeprefix("file://"))
+        return str(Path(home).parent / entry)
+    if re.match(r"\w[\w+.-]*:|/vsi", entry):
+        full = entry
+    elif home.startswith(("http://", "https://")):
+        full = urljoin(home, entry)
+    else:
+        full = entry if entry.startswith("/") else f"{home.rpartition('/')[0]}/{entry}"
+    if not REMOTE.match(full):
+        raise SceneError(f"{home} names {entry}: a list that came over a network may name no files of this machine")
+    return full
+
+
+def _content(name: str) -> bytes:
+    """The bytes of a list."""
+    if not is_remote(name):
+        path = Path(name)
+        try:
+            check_regular(path)
+            if path.stat().st_size > LIST_BYTES:
+                raise SceneError(f"{name} is larger than {LIST_BYTES >> 20} MB: that is no list of scenes")
+            return path.read_bytes()
+        except OSError as error:
+            raise SceneError(f"{name} cannot be read: {error.strerror or error}") from error
+    try:
+        return remote.fetch(name, LIST_BYTES)
+    except ValueError as error:
+        raise SceneError(f"{name} is no list of scenes: {error}") from error
+
+
+# --- STAC ------------------------------------------------------------------------------------------------------------
+
+
+def _items(name: str) -> Mapping[str, Any] | None:
+    """The content of a file if it holds STAC items; None for any other, which may be a scene."""
+    try:
+        values = parse_json(_content(name), limit=LIST_BYTES)
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    features = values.get("features") if values.get("type") == "FeatureCollection" else [values]
+    is_items = isinstance(features, list) and all(isinstance(f, dict) and "assets" in f for f in features)
+    return values if is_items else None
+
+
+def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) -> Iterator[Listed]:
+    items = values.get("features", [values])
+    if not items:
+        raise SceneError(f"no STAC item in {name}: give at least one, or the scenes themselves")
+    _check_count(len(items), name)
+    for item in items:
+        if not isinstance(item, Mapping) or not isinstance(item.get("assets"), Mapping):
+            raise SceneError(f"{name}: a STAC item without assets: give items, not a catalogue or a collection")
+        found = _listed(_resolve(_href(item, name, asset), home or _self(item)))
+        yield replace(found, event_date=_date(item))
+
+
+def _href(item: Mapping[str, Any], name: str, asset: str | None) -> str:
+    """Where the picture of an item is.
+
+    Raises
+    ------
+    SceneError
+        If it is not clear which of its assets is meant.
+    """
+    assets = {str(key): value for key, value in item["assets"].items() if isinstance(value, Mapping)}
+    known = ", ".join(sorted(assets)) or "no assets"
+    if asset is not None:
+        chosen = [asset] if asset in assets else []
+    else:
+        pictures = [key for key in assets if _is_picture(assets[key])]
+        chosen = [key for key in PREFERRED if key in pictures][:1] or pictures
+    if len(chosen) != 1 or not isinstance(assets[chosen[0]].get("href"), str):
+        what = f"no asset {asset}" if asset is not None else "no single asset that is a picture"
+        raise SceneError(f"{name}: item {item.get('id')} has {what}, but {known}: choose one with --asset NAME")
+    return str(assets[chosen[0]]["href"])
+
+
+def _is_picture(asset: Mapping[str, Any]) -> bool:
+    roles = asset.get("roles")
+    if isinstance(roles, list) and {"thumbnail", "overview", "metadata"} & set(map(str, roles)):
+        return False
+    kind = str(asset.get("type") or "").lower()
+    return kind.startswith(RASTERS) if kind else str(asset.get("href")).lower().endswith((".tif", ".tiff", ".jp2"))
+
+
+def _self(item: Mapping[str, Any]) -> str:
+    """Where an item says that it lies itself; relative names count from there."""
+    links = item.get("links")
+    found = [
+        str(link.get("href"))
+        for link in (links if isinstance(links, list) else ())
+        if isinstance(link, Mapping) and link.get("rel") == "self"
+    ]
+    return found[0] if found else ""
+
+
+def _date(item: Mapping[str, Any]) -> str | None:
+    properties = item.get("properties")
+    if not isinstance(properties, Mapping):
+        return None
+    said = str(properties.get("datetime") or properties.get("start_datetime") or "")
+    return said[:10] if re.match(r"\d{4}-\d\d-\d\d(T|$)", said) else None

@@ -1,0 +1,206 @@
+"""Several scenes on one grid as one source of pixels, so that a tile may lie across them and no seam is left.
+
+Each scene is stretched by itself: what comes out are 8-bit red, green and blue. Where scenes overlap, the first one
+that has a valid pixel shows. Only the scenes under a window are opened.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from geolabel.io.read.headers import Header
+from geolabel.io.read.scenes import SceneReader
+from geolabel.io.read.sources import Source
+from geolabel.radiometry import Stretch
+from geolabel.resampling import axes
+from geolabel.scene import Grid
+from geolabel.tiles import Window
+from geolabel.types import BoolArray, Int32Array, Int64Array, UInt8Array
+
+OPEN_SCENES = 64
+"""Scenes that a process keeps open; an operating system allows some hundred files."""
+
+ROWS_PX = 1 << 22
+"""Pixels of the scenes that are looked at together to find out which scene shows."""
+
+NOBODY = -1
+"""Where no scene has a valid pixel."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One scene of a patchwork."""
+
+    reader: SceneReader
+    name: str
+    window: Window
+    """Where it lies on the grid of the patchwork."""
+    stretch: Stretch
+    event_date: str | None = None
+
+
+class Patchwork:
+    """Scenes on one grid, the first on top. It travels as its arguments.
+
+    Parameters
+    ----------
+    grid
+        Holds the windows of all sheets.
+    sheets
+        In order of precedence.
+    """
+
+    def __init__(self, grid: Grid, sheets: Sequence[Sheet]) -> None:
+        self.grid = grid
+        self.sheets = tuple(sheets)
+        self._windows = np.asarray([(w.row, w.col, w.bottom, w.right) for w in (s.window for s in self.sheets)])
+        self._using: dict[int, int] = {}
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Patchwork], tuple[Grid, tuple[Sheet, ...]]]:
+        return type(self), (self.grid, self.sheets)
+
+    @cached_property
+    def header(self) -> Header:
+        """What the patchwork looks like from outside: one picture of three bands of eight bits."""
+        first, others = self.sheets[0].name, len(self.sheets) - 1
+        date = common_date([sheet.event_date for sheet in self.sheets])
+        return Header(
+            name=f"{first} and {others} more" if others else first,
+            height=self.grid.height,
+            width=self.grid.width,
+            crs=self.grid.crs,
+            transform=self.grid.transform,
+            dtypes=("uint8",) * 3,
+            nodata=(None,) * 3,
+            descriptions=(None,) * 3,
+            colours=("red", "green", "blue"),
+            masked=(False,) * 3,
+            tags={} if date is None else {"DATE_ACQUIRED": date},
+        )
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """A patchwork has no overviews: those of its scenes need not share a grid."""
+        return ((self.grid.height, self.grid.width),)
+
+    def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[UInt8Array, BoolArray]:
+        """Stretched values (B, h, w), and where any scene is valid (h, w)."""
+        assert level == 0, "a patchwork has no overviews"
+        values = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        for index, here in self._beneath(window, valid):
+            image, good = self._image(index, window, here)
+            np.copyto(values[:, *here], image, where=good & ~valid[here])
+            valid[here] |= good
+        return (values if list(bands) == [1, 2, 3] else values[[band - 1 for band in bands]]), valid
+
+    def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[UInt8Array, BoolArray]:
+        """The whole patchwork at another size, each pixel picked from the nearest one."""
+        rows = (2 * np.arange(height) + 1) * self.grid.height // (2 * height)
+        cols = (2 * np.arange(width) + 1) * self.grid.width // (2 * width)
+        values = np.zeros((len(bands), height, width), np.uint8)
+        valid = np.zeros((height, width), bool)
+        for k, row in enumerate(rows):
+            line, good = self.read(bands, Window(int(row), 0, 1, self.grid.width))
+            values[:, k], valid[k] = line[:, 0, cols], good[0, cols]
+        return values, valid
+
+    def origins(self, window: Window) -> Int32Array:
+        """(h, w) number of the scene that shows in each pixel of a window, or `NOBODY`."""
+        shown = np.full((window.height, window.width), NOBODY, np.int32)
+        covered = np.zeros(shown.shape, bool)
+        for index, here in self._beneath(window, covered):
+            _, good = self._image(index, window, here)
+            shown[here][good & ~covered[here]] = index
+            covered[here] |= good
+        return shown
+
+    def origins_on(self, grid: Grid, window: Window) -> Int32Array:
+        """(h, w) number of the scene that shows in the middle of each pixel of a window of a working grid."""
+        tall, wide = axes(self.grid, grid)
+        if tall.aligned and wide.aligned:
+            moved = Window(window.row + int(tall.offset), window.col + int(wide.offset), window.height, window.width)
+            return self.origins(moved)
+        rows, cols = (
+            np.asarray([int(axis.offset + (2 * k + 1) * axis.scale / 2) for k in range(first, last)])
+            for axis, first, last in ((tall, window.row, window.bottom), (wide, window.col, window.right))
+        )
+        left, right = int(cols[0]), int(cols[-1]) + 1
+        shown = np.full((window.height, window.width), NOBODY, np.int32)
+        step = max(1, int(ROWS_PX / (right - left) / max(1.0, float(tall.scale))))
+        for first in range(0, window.height, step):
+            some = rows[first : first + step]
+            top, bottom = int(some[0]), int(some[-1]) + 1
+            shown[first : first + step] = self.origins(Window(top, left, bottom - top, right - left))[
+                some - top][:, cols - left]  # fmt: skip
+        return shown
+
+    def meeting(self, window: Window) -> Int64Array:
+        """Numbers, ascending, of the scenes whose grids share a pixel with a window."""
+        top, left, bottom, right = self._windows.T
+        return np.flatnonzero(
+            (top < window.bottom) & (bottom > window.row) & (left < window.right) & (right > window.col)
+        )
+
+    def close(self) -> None:
+        """Close all scenes; reading again opens again."""
+        for sheet in self.sheets:
+            sheet.reader.close()
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[SceneReader]:
+        """Lend the reader of a scene; those that were not used for longest are closed when too many are open."""
+        with self._opening:
+            self._using[index] = self._using.pop(index, 0) + 1
+        try:
+            yield self.sheets[index].reader
+        finally:
+            with self._opening:
+                self._using[index] -= 1
+                idle = [other for other, users in self._using.items() if not users]
+                for other in idle[: max(0, len(self._using) - OPEN_SCENES)]:
+                    del self._using[other]
+                    self.sheets[other].reader.close()
+
+    def _beneath(self, window: Window, covered: BoolArray) -> Iterator[tuple[int, tuple[slice, slice]]]:
+        """Yield the scenes under a window that may show, from the top, and which part of the window they share."""
+        for index in self.meeting(window).tolist():
+            shared = self.sheets[index].window.shared(window)
+            here = shared.within(window)
+            if not covered[here].all():
+                yield index, here
+
+    def _image(self, index: int, window: Window, here: tuple[slice, slice]) -> tuple[UInt8Array, BoolArray]:
+        """Stretched image (3, h, w) and validity of the part of a scene under a part of a window."""
+        sheet = self.sheets[index]
+        rows, cols = here
+        part = Window(
+            window.row + rows.start - sheet.window.row,
+            window.col + cols.start - sheet.window.col,
+            rows.stop - rows.start,
+            cols.stop - cols.start,
+        )
+        with self.opened(index) as reader:
+            bands, valid = reader.read(part, reader.scene.grid)
+        return np.moveaxis(sheet.stretch.apply(bands, valid), 2, 0), valid
+
+
+def patchwork_of(reader: SceneReader) -> Patchwork | None:
+    """The patchwork behind a reader, if there is one."""
+    return reader.source if isinstance(reader.source, Patchwork) else None
+
+
+def common_date(dates: Sequence[str | None]) -> str | None:
+    """The date of all, if they share one."""
+    return dates[0] if len(set(dates)) == 1 else None
+
+
+def _is_source(patchwork: Patchwork) -> Source:
+    return patchwork

@@ -1,0 +1,345 @@
+"""Where the pixels of a scene come from: what every source answers, and files that GDAL opens."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import weakref
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from geolabel.errors import SceneError
+from geolabel.io.foreign import UNREADABLE, in_words
+from geolabel.io.read import remote
+from geolabel.io.read.headers import Header, crs_beside, to_pyproj
+from geolabel.io.read.opening import is_remote, open_raster, settings
+from geolabel.names import check_name, check_regular
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, BoolArray
+from geolabel.urls import without_secrets
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+logger = logging.getLogger(__name__)
+
+PROBE = 512
+"""Side in pixels at which the mask of a raster is compared with the masks of its overviews."""
+
+
+CONFIRM_S = 10.0
+"""Seconds after which a server is asked again for the version of a raster."""
+
+_CONFIRMED: dict[str, float] = {}
+"""When the version of a URL was last confirmed in this process."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Pixels of a raster, as they are stored. Level 0 is the raster itself, the next ones are coarser overviews."""
+
+    @property
+    def header(self) -> Header:
+        """What the raster says of itself."""
+        ...
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each level."""
+        ...
+
+    def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
+        """Values (B, h, w) and where no mask and no alpha band hides them (h, w)."""
+        ...
+
+    def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[AnyArray, BoolArray]:
+        """The whole raster at another size, each pixel picked from the nearest one stored."""
+        ...
+
+    def close(self) -> None:
+        """Give back what was opened; reading again opens again."""
+        ...
+
+
+class FileSource:
+    """A path, a VRT or any URI that GDAL opens. Each thread has a handle of its own, opened when it first reads."""
+
+    def __init__(self, uri: str) -> None:
+        check_name(uri)
+        self.uri = uri
+        self._tag: str | None = None
+        self._local = threading.local()
+        self._opening = threading.Lock()
+        # Weak: the handles of a thread that ended are closed with it.
+        self._opened: weakref.WeakSet[DatasetReader] = weakref.WeakSet()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _pinned, (self.uri, self._tag)
+
+    def pin(self) -> str | None:
+        """What the server says of the version of the raster; reading another one is an error from now on.
+
+        None for a raster of this machine, and where the server does not say.
+        """
+        if is_remote(self.uri) and self._tag is None:
+            self._tag = remote.tag_of(self.uri)
+            _CONFIRMED[self.uri] = time.monotonic()
+        return self._tag
+
+    def _confirm(self) -> None:
+        """Ask now and then whether the server still has the version that is read: ranges of two make no image."""
+        if self._tag is None or time.monotonic() - _CONFIRMED.get(self.uri, -CONFIRM_S) < CONFIRM_S:
+            return
+        found = remote.tag_of(self.uri)
+        if found is not None and found != self._tag:
+            raise SceneError(
+                f"{without_secrets(self.uri)} was replaced on its server while it was read (it was {self._tag}, and is "
+                f"{found}): run again, or download it first"
+            )
+        _CONFIRMED[self.uri] = time.monotonic()
+
+    @cached_property
+    def header(self) -> Header:
+        """What the raster says of itself."""
+        with self._dataset() as dataset:
+            try:
+                return _file_header(dataset, self.uri)
+            except CPLE_BaseError as cause:  # what GDAL found in a file beside, which rasterio passes on as it stands
+                raise SceneError(f"{self.uri} cannot be read, or what describes it: {in_words(cause)}") from cause
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the raster and of the overviews that kept its masks."""
+        base = (self.header.height, self.header.width)
+        probe = (min(base[0], PROBE), min(base[1], PROBE))
+        with self._dataset() as dataset:
+            count = len(dataset.overviews(1))
+            hidden = any(self.header.masked) and not dataset.read_masks(1, out_shape=probe).all()
+        levels = [base]
+        for level in range(1, count + 1):
+            with self._dataset(level) as dataset:
+                # A mask that came after the overviews has none itself; GDAL then calls all of them valid.
+                if hidden and dataset.read_masks(1, out_shape=probe).all():
+                    logger.info("%s: its overviews lost the mask and are not used", without_secrets(self.uri))
+                    break
+                levels.append(dataset.shape)
+        return tuple(levels)
+
+    def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
+        """Values (B, h, w) and where no mask and no alpha band hides them (h, w)."""
+        part = RasterWindow(window.col, window.row, window.width, window.height)
+        return self._read(bands, (window.height, window.width), level, part)
+
+    def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[AnyArray, BoolArray]:
+        """The whole raster at another size, each pixel picked from the nearest one stored, overviews included."""
+        return self._read(bands, (height, width), 0, None)
+
+    def close(self) -> None:
+        """Close the handles of all threads; reading again opens again."""
+        with self._opening:
+            for dataset in self._opened:
+                dataset.close()
+
+    def _read(
+        self, bands: Sequence[int], shape: tuple[int, int], level: int, part: RasterWindow | None
+    ) -> tuple[AnyArray, BoolArray]:
+        if not is_remote(self.uri):
+            return self._read_once(bands, shape, level, part)
+
+        def attempt(again: bool) -> tuple[AnyArray, BoolArray]:
+            if again:
+                self._reopen(level)
+            return self._read_once(bands, shape, level, part)
+
+        self._confirm()
+        with self._dataset(level):  # opened with patience of its own, which would else multiply with that of reading
+            return remote.insist(attempt, without_secrets(self.uri))
+
+    def _reopen(self, level: int) -> None:
+        """Replace this thread's handle of a level by one that asks the server whether the file is still there."""
+        with rasterio.Env(**settings(self.uri) | remote.ASK_ANEW):
+            handle = self._local.handles.pop(level, None)
+            if handle is not None:
+                handle.close()
+            self._local.handles[level] = self._open_once(level)
+
+    def _read_once(
+        self, bands: Sequence[int], shape: tuple[int, int], level: int, part: RasterWindow | None
+    ) -> tuple[AnyArray, BoolArray]:
+        header = self.header
+        dtypes = {header.dtypes[band - 1] for band in bands}
+        with self._dataset(level) as dataset:
+            if len(dtypes) == 1:
+                values = dataset.read(list(bands), window=part, out_shape=(len(bands), *shape))
+            else:  # as only a VRT has them; rasterio reads one type at a time
+                values = np.stack([dataset.read(band, window=part, out_shape=shape) for band in bands])
+            valid = np.ones(shape, bool)
+            for band in header.alpha:
+                valid &= dataset.read(band, window=part, out_shape=shape) > 0
+            for band in (band for band in bands if header.masked[band - 1]):
+                valid &= dataset.read_masks(band, window=part, out_shape=shape) > 0
+        return values, valid
+
+    @contextmanager
+    def _dataset(self, level: int = 0) -> Iterator[DatasetReader]:
+        """A handle of a level that belongs to this thread, inside the GDAL settings that every access needs."""
+        handles: dict[int, DatasetReader] = self._local.__dict__.setdefault("handles", {})
+        with rasterio.Env(**settings(self.uri)):
+            if level not in handles or handles[level].closed:
+                handles[level] = self._open(level)
+            yield handles[level]
+
+    def _open(self, level: int) -> DatasetReader:
+        if not is_remote(self.uri):
+            return self._open_once(level)
+
+        def attempt(again: bool) -> DatasetReader:
+            with rasterio.Env(**settings(self.uri) | (remote.ASK_ANEW if again else {})):
+                return self._open_once(level)
+
+        return remote.insist(attempt, without_secrets(self.uri))
+
+    def _open_once(self, level: int) -> DatasetReader:
+        try:
+            dataset = open_raster(self.uri, level=level)
+        except (RasterioError, OSError) as cause:
+            raise SceneError(_why_not(self.uri, cause)) from cause
+        with self._opening:
+            self._opened.add(dataset)
+        return dataset
+
+
+def _pinned(uri: str, tag: str | None) -> FileSource:
+    """A file that was pinned to a version in another process."""
+    source = FileSource(uri)
+    source._tag = tag
+    return source
+
+
+def _file_header(dataset: DatasetReader, uri: str) -> Header:
+    if dataset.count == 0:
+        inner = ", ".join(dataset.subdatasets) or "no subdatasets either"
+        raise SceneError(f"{uri} holds no image itself: give one of its subdatasets as the scene ({inner})")
+    placed = not dataset.transform.is_identity
+    approximate = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.tags(ns="RPC") else None
+    status = Path(uri).stat() if Path(uri).is_file() else None
+    crs = to_pyproj(dataset.crs, uri)
+    if crs is None and placed and status is not None:
+        crs = crs_beside(Path(uri))
+    return Header(
+        name=without_secrets(uri),
+        height=dataset.height,
+        width=dataset.width,
+        crs=crs,
+        transform=dataset.transform if placed else None,
+        dtypes=dataset.dtypes,
+        nodata=dataset.nodatavals,
+        descriptions=dataset.descriptions,
+        colours=tuple(colour.name.lower() for colour in dataset.colorinterp),
+        # Alpha and nodata are looked at apart: a mask beside the file replaces both in GDAL's own flags.
+        masked=tuple(
+            not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flags)
+            for flags in dataset.mask_flag_enums
+        ),
+        scaling=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
+        approximate=None if placed else approximate,
+        tags={**dataset.tags(), **dataset.tags(ns="IMAGERY")},
+        units=dataset.units,
+        wavelengths=tuple(_wavelength(dataset, band) for band in dataset.indexes),
+        size_bytes=status.st_size if status else None,
+        modified=datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds") if status else None,
+    )
+
+
+VECTOR = re.compile(rb"SQLite format 3\x00|\x00\x00\x27\x0a|fgb\x03|\s*\{.*\"(FeatureCollection|Feature)\"", re.DOTALL)
+"""How GeoPackages and other databases, Shapefiles, FlatGeobufs and GeoJSON begin."""
+
+ARCHIVES = {b"PK\x03\x04": ("ZIP", "/vsizip/"), b"7z\xbc\xaf": ("7z", "/vsi7z/"), b"Rar!": ("RAR", "/vsirar/")}
+"""How archives begin, and GDAL's way into them where it has one."""
+
+
+def _archive(path: Path, start: bytes) -> str | None:
+    """What to say of an archive; None of any other file."""
+    if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+        return f"{path} is an archive (tar or gzip), not a raster: unpack it first"
+    known = next((kind for begin, kind in ARCHIVES.items() if start.startswith(begin)), None)
+    if known is None:
+        return None
+    name, prefix = known
+    inner = _rasters_inside(path) if name == "ZIP" else []
+    if not inner:
+        return f"{path} is a {name} archive, not a raster: unpack it first"
+    more = f", or one of {len(inner) - 1} others in it" if len(inner) > 1 else ""
+    return (
+        f"{path} is a {name} archive: give the raster inside, {prefix}{path.absolute()}/{inner[0]}{more}, or unpack it"
+    )
+
+
+def _rasters_inside(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return []
+    return sorted(name for name in names if name.lower().endswith((".tif", ".tiff", ".jp2", ".png", ".jpg", ".img")))
+
+
+def _wavelength(dataset: DatasetReader, band: int) -> float | None:
+    """The centre of a band in nanometres, as GDAL or ENVI files tell it."""
+    try:
+        micrometres = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
+        if micrometres is not None:
+            return float(micrometres) * 1000
+        tags = {key.lower(): value for key, value in dataset.tags(band).items()}
+        length = float(tags["wavelength"])
+        unit = tags.get("wavelength_units", "").lower() or ("micrometers" if length < 100 else "nanometers")
+        return length if unit.startswith("n") else length * 1000
+    except (KeyError, ValueError):
+        return None
+
+
+def _why_not(uri: str, cause: RasterioError) -> str:
+    """Why a file does not open, in words that help."""
+    path = Path(uri.removeprefix("file://"))
+    if is_remote(uri) or re.match(r"/vsi|\w{2,}:", uri):
+        return f"{uri} cannot be opened: {in_words(cause)}"
+    if not path.exists():
+        return f"{uri}: there is no such file"
+    if path.is_dir():
+        return f"{uri} is a folder: give the raster file inside it"
+    try:
+        check_regular(path)
+    except OSError as error:
+        return f"{uri} cannot be read: {error.strerror}"
+    if path.stat().st_size == 0:
+        return f"{uri} is empty: copy or download it again"
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as denied:
+        return f"{uri} cannot be read: {denied.strerror}"
+    archive = _archive(path, start)
+    if archive is not None:
+        return archive
+    if re.match(rb"\s*<(!doctype html|html|\?xml)", start, re.IGNORECASE) and b"<VRTDataset" not in start:
+        return f"{uri} is a web page or XML, not a raster: it may be the error page of a failed download"
+    if VECTOR.match(start) and in_words(cause) == UNREADABLE:
+        return f"{uri} holds vectors or tables, not a raster: give a GeoTIFF or another format that GDAL reads"
+    if not re.match(rb"\s*<", start) and not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
+        return f"{uri} is a text file, not a raster: give a GeoTIFF or another format that GDAL reads"
+    reason = in_words(cause)
+    return f"{uri} is damaged, or in no format that GDAL reads here" + ("" if reason == UNREADABLE else f": {reason}")

@@ -1,0 +1,352 @@
+"""Vector files that hold their own features: recognised by how they begin, checked, and only then given to GDAL.
+
+GDAL's drivers cannot be chosen where features are read, and many of them read instructions: other files to open, SQL
+to run, URLs to fetch. So the format is decided here. GeoPackages, Shapefiles, FlatGeobufs and file geodatabases begin
+like no format of words does; GeoJSON and KML are read by geolabel and written anew, with what holds features and
+nothing else, into a copy. What comes from a network or in an archive is fetched or unpacked once and checked as a file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import shutil
+import sqlite3
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+from xml.etree import ElementTree as ET
+
+from geolabel.errors import SceneError, VectorError
+from geolabel.io.foreign import in_words
+from geolabel.io.read import remote, vsi
+from geolabel.parsing import parse_json, parse_xml
+
+MAX_BYTES = 1 << 29
+"""Of a file that is fetched, unpacked or written anew."""
+
+MAX_MEMBERS = 10_000
+"""Files in an archive."""
+
+SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".kmz", ".gdb", ".zip")
+
+BESIDE_SHAPES = (".shx", ".dbf", ".prj", ".cpg")
+"""What a Shapefile is made of besides."""
+
+WAY_OUT = (
+    "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf, KML or file geodatabase; ogr2ogr and QGIS convert other formats"
+)
+
+PLAIN_TABLE = re.compile(
+    r"CREATE (TABLE|(UNIQUE )?INDEX|VIEW|TRIGGER)\b"
+    r'|CREATE VIRTUAL TABLE ("([^"]|"")*"|\'([^\']|\'\')*\'|\[[^]]*\]|`[^`]*`|\w+) USING (rtree|rtree_i32|fts[345])\b',
+    re.IGNORECASE,
+)
+"""How the tables, indexes, views and triggers of a GeoPackage begin in its schema, as SQLite writes it."""
+
+MAX_STEPS, STEPS = 100_000_000, 1_000_000
+"""Instructions of SQLite that all views of a file may take, and those after which they are counted: some seconds."""
+
+GEOMETRIES = {"Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection"}
+
+CRS_NAME = re.compile(
+    r"(urn:ogc:def:crs:[\w.:+-]+|(EPSG|OGC|ESRI|IAU):+[\w.:]+|https?://www\.opengis\.net/def/crs/[\w./]+)"
+)
+"""Names of a CRS in GeoJSON: a code, not a place to fetch it from."""
+
+KML = {
+    "kml": "", "Document": "id", "Folder": "id", "Placemark": "id", "name": "", "description": "", "ExtendedData": "",
+    "Data": "name", "value": "", "SchemaData": "schemaUrl", "SimpleData": "name", "Schema": "id name",
+    "SimpleField": "name type", "MultiGeometry": "", "Point": "", "LineString": "", "LinearRing": "", "Polygon": "",
+    "outerBoundaryIs": "", "innerBoundaryIs": "", "coordinates": "", "TimeStamp": "", "TimeSpan": "", "when": "",
+    "begin": "", "end": "",
+}  # fmt: skip
+"""Elements of KML that are kept, and their attributes; styles, links, overlays and views are not."""
+
+_COPIES: dict[tuple[str, int, int], Path] = {}
+_COPYING = threading.RLock()
+
+
+def vector_file(path: str | Path) -> Path:
+    """A file of this machine that GDAL may read features from: the one given, or a copy of what was checked.
+
+    Parameters
+    ----------
+    path
+        A file or a URL, an archive, or a file in one (``zip://a.zip!b.shp``). What comes from a network is fetched once
+        in a process.
+
+    Raises
+    ------
+    VectorError
+        If it cannot be read, or is in a format that may lead to other files.
+    """
+    name = vsi.chained(str(path))
+    try:
+        return _of_network(name) if vsi.is_remote(name) else _of_machine(name)
+    except (OSError, ValueError, zipfile.BadZipFile, SceneError) as error:
+        said = in_words(error) if isinstance(error, OSError | zipfile.BadZipFile) else str(error)
+        raise VectorError(f"{path} cannot be read as a vector file: {said}") from error
+
+
+def _of_network(name: str) -> Path:
+    match = re.match(r"/vsi(zip)/\{?(/vsi.*?\.zip)\}?(?:/(.+))?$|zip\+(.*?\.zip)(?:!(.+))?$", name)
+    url, inner = (name, None) if match is None else (match[2] or match[4], match[3] or match[5])
+    with _COPYING:
+        if (url, 0, 0) not in _COPIES:
+            file = _new_folder() / _plain_name(PurePosixPath(urlsplit(remote.url_of(url)).path).name)
+            file.write_bytes(remote.fetch(url, MAX_BYTES))
+            if file.suffix.lower() == ".shp":
+                for suffix in BESIDE_SHAPES:
+                    with suppress(SceneError, OSError):
+                        beside = remote.fetch(_beside(url, suffix), MAX_BYTES)
+                        file.with_suffix(suffix).write_bytes(beside)
+            _COPIES[url, 0, 0] = file
+        file = _COPIES[url, 0, 0]
+    return _of_machine(str(file) if inner is None else f"zip://{file}!{inner}")
+
+
+def _beside(url: str, suffix: str) -> str:
+    """The URL of what lies beside a Shapefile, with the same query string."""
+    place, mark, query = url.partition("?")
+    return place[: -len(".shp")] + suffix + mark + query
+
+
+def _of_machine(name: str) -> Path:
+    match = re.match(r"(?:/vsizip/|zip://)\{?(.*?\.(?:zip|kmz|shz))\}?(?:[!/](.+))?$", name, re.IGNORECASE)
+    inner = None
+    if match is not None:
+        name, inner = match[1], match[2]
+    path = Path(name.removeprefix("file://")).absolute()
+    if path.is_dir():
+        if path.suffix.lower() == ".gdb" and (path / "a00000001.gdbtable").is_file():
+            return path
+        raise ValueError("it is a folder: give the file inside it")
+    if not path.exists():
+        raise ValueError("there is no such file")
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        start = file.read(100)
+    if start.startswith(b"SQLite format 3\0"):
+        check_tables(path)
+        return path
+    if start.startswith((b"fgb\x03fgb", b"\0\0\x27\x0a")):
+        return path
+    if start.startswith(b"PK\3\4"):
+        return _copy(path, inner or "", _unpacked)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"{"):
+        return _copy(path, ".geojson", _geojson)
+    if text.startswith(b"<"):
+        return _copy(path, ".kml", _kml)
+    raise ValueError(WAY_OUT)
+
+
+def _copy(path: Path, kind: str, make: Any) -> Path:
+    """What `make` writes into a folder for a file, once per state of that file."""
+    status = path.stat()
+    key = f"{path} {kind}", status.st_mtime_ns, status.st_size
+    with _COPYING:
+        if key not in _COPIES:
+            _COPIES[key] = make(path, kind, _new_folder())
+        return _COPIES[key]
+
+
+def _new_folder() -> Path:
+    """A folder that is there until the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="geolabel-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+# --- GeoPackage ------------------------------------------------------------------------------------------------------
+
+
+def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> None:
+    """Refuse a database that reads other files, or that never ends.
+
+    Of its tables those count that hold rows and those of a spatial index: the modules of virtual tables may read any
+    file, whatever its schema, which anyone can write, calls them. Views are run, within `MAX_STEPS`, if asked for.
+
+    Raises
+    ------
+    ValueError
+        If it is such a database.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            made = database.execute("SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+            for _, _, sql in made:
+                if not PLAIN_TABLE.match(str(sql)):
+                    raise ValueError(f"it has a table that is read from elsewhere ({str(sql)[:80]!r}); {way_out}")
+            database.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+            for name, kind, _ in made:
+                if kind == "view" and views:
+                    _run_view(database, str(name))
+    except sqlite3.Error:
+        return  # a damaged file is for GDAL to judge: it reads no table of it that SQLite cannot list
+
+
+def _run_view(database: sqlite3.Connection, name: str) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    try:
+        for _ in database.execute(f"SELECT * FROM {quoted}"):  # noqa: S608
+            pass
+    except (sqlite3.Error, MemoryError) as error:
+        raise ValueError(
+            f"its view {name[:80]!r} cannot be read within reason ({in_words(error)}): save what it shows as a layer "
+            "of its own (Export in QGIS)"
+        ) from error
+
+
+# --- GeoJSON ---------------------------------------------------------------------------------------------------------
+
+
+def _geojson(path: Path, suffix: str, folder: Path) -> Path:
+    with path.open("rb") as file:
+        value = parse_json(file.read(MAX_BYTES + 1), limit=MAX_BYTES)
+    kind = value.get("type")
+    if kind == "FeatureCollection":
+        features = value.get("features")
+        if not isinstance(features, list):
+            raise ValueError("its member features is no list")
+    elif kind == "Feature":
+        features = [value]
+    elif kind in GEOMETRIES:
+        features = [{"type": "Feature", "properties": {}, "geometry": value}]
+    else:
+        raise ValueError(f"it is JSON of the type {str(kind)[:40]!r}, not GeoJSON; {WAY_OUT}")
+    kept: dict[str, Any] = {"type": "FeatureCollection", "name": str(value.get("name") or path.stem)}
+    if (crs := value.get("crs")) is not None:
+        kept["crs"] = _crs(crs)
+    kept["features"] = [_feature(feature) for feature in features]
+    copy = folder / (_plain_name(path.stem) + suffix)
+    with copy.open("w", encoding="ascii") as target:
+        json.dump(kept, target, separators=(",", ":"))
+    return copy
+
+
+def _crs(crs: Any) -> dict[str, Any]:
+    properties = crs.get("properties") if isinstance(crs, dict) and crs.get("type") == "name" else None
+    name = properties.get("name") if isinstance(properties, dict) else None
+    if not isinstance(name, str) or not CRS_NAME.fullmatch(name):
+        raise ValueError(f"its crs {str(crs)[:80]} is no code of a CRS, such as urn:ogc:def:crs:EPSG::32648")
+    return {"type": "name", "properties": {"name": name}}
+
+
+def _feature(feature: Any) -> dict[str, Any]:
+    if not isinstance(feature, dict):
+        raise ValueError("it holds a feature that is none")  # noqa: TRY004
+    properties, geometry = feature.get("properties"), feature.get("geometry")
+    if not isinstance(properties, dict | None) or not isinstance(geometry, dict | None):
+        raise ValueError("it holds a feature whose properties or geometry are none")  # noqa: TRY004
+    kept: dict[str, Any] = {"type": "Feature"}
+    if isinstance(feature.get("id"), str | int):
+        kept["id"] = feature["id"]
+    return kept | {"properties": properties, "geometry": None if geometry is None else _geometry(geometry)}
+
+
+def _geometry(geometry: dict[str, Any]) -> dict[str, Any]:
+    kind = geometry.get("type")
+    if kind not in GEOMETRIES:
+        raise ValueError(f"it holds a geometry of the type {str(kind)[:40]!r}")
+    if kind == "GeometryCollection":
+        parts = geometry.get("geometries")
+        inner = parts if isinstance(parts, list) else ()
+        return {"type": kind, "geometries": [_geometry(one) for one in inner if isinstance(one, dict)]}
+    return {"type": kind, "coordinates": geometry.get("coordinates")}
+
+
+# --- KML -------------------------------------------------------------------------------------------------------------
+
+
+def _kml(path: Path, suffix: str, folder: Path) -> Path:
+    with path.open("rb") as file:
+        root = _kml_root(file.read(MAX_BYTES + 1))
+    return _write_kml(root, folder / (_plain_name(path.stem) + suffix))
+
+
+def _kml_root(data: bytes) -> ET.Element:
+    root = parse_xml(data, limit=MAX_BYTES)
+    if root.tag != "kml":
+        raise ValueError(f"it is XML of the kind {root.tag[:40]!r}, not KML; {WAY_OUT}")
+    return _elements(root)
+
+
+def _write_kml(root: ET.Element, copy: Path) -> Path:
+    root.set("xmlns", "http://www.opengis.net/kml/2.2")
+    ET.ElementTree(root).write(copy, encoding="utf-8", xml_declaration=True)
+    return copy
+
+
+def _elements(given: ET.Element) -> ET.Element:
+    names = KML[given.tag].split()
+    made = ET.Element(given.tag, {key: value for key, value in given.attrib.items() if key in names})
+    if not made.get("schemaUrl", "#").startswith("#"):
+        del made.attrib["schemaUrl"]  # fields that another file declares
+    made.text = given.text
+    made.extend([_elements(child) for child in given if child.tag in KML])
+    return made
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+
+def _unpacked(path: Path, inner: str, folder: Path) -> Path:
+    """The one vector file of an archive, or the one that is asked for."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MAX_MEMBERS:
+            raise ValueError(f"its archive holds {len(members)} files, and at most {MAX_MEMBERS} are looked through")
+        if path.suffix.lower() == ".kmz":
+            return _kmz(archive, [one for one in members if one.filename.lower().endswith(".kml")], path, folder)
+        wanted = [one for one in members if _is_vector(one.filename) and (not inner or one.filename == inner)]
+        if len(wanted) != 1:
+            found = ", ".join(one.filename for one in wanted[:5]) or "none"
+            raise ValueError(f"one vector file is expected in the archive, and it holds {found}: unpack it, give one")
+        stem = wanted[0].filename.rpartition(".")[0]
+        beside = [f for f in members if f.filename.startswith(stem + ".") and f.filename.endswith(BESIDE_SHAPES)]
+        for member, data in _contents(archive, [*wanted, *beside]):
+            (folder / _plain_name(PurePosixPath(member.filename).name)).write_bytes(data)
+    return _of_machine(str(folder / _plain_name(PurePosixPath(wanted[0].filename).name)))
+
+
+def _kmz(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], path: Path, folder: Path) -> Path:
+    """All features of an archive of KML, whose files link to each other, in one file."""
+    root = ET.Element("kml")
+    whole = ET.SubElement(root, "Document")
+    for _, data in _contents(archive, members):
+        for child in _kml_root(data):
+            if child.find(".//Placemark") is not None:  # else it only links to the others
+                child.tag = "Folder" if child.tag == "Document" else child.tag
+                whole.append(child)
+    return _write_kml(root, folder / (_plain_name(path.stem) + ".kml"))
+
+
+def _contents(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, bytes]]:
+    left = MAX_BYTES
+    for member in members:
+        with archive.open(member) as file:
+            data = file.read(left + 1)
+        left -= len(data)
+        if left < 0:
+            raise ValueError(f"its archive holds more than {MAX_BYTES >> 20} MB: unpack it, and give the file")
+        yield member, data
+
+
+def _is_vector(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES[:6]) and not PurePosixPath(name).name.startswith(".")
+
+
+def _plain_name(name: str) -> str:
+    """A name of at most 100 characters that no library takes for anything but a name."""
+    stem, dot, suffix = name.rpartition(".")
+    return re.sub(r"[^\w. -]", "_", (stem if dot else suffix)[:100]) + (f".{suffix[:10]}" if dot else "") or "file"

@@ -1,0 +1,1 @@
+"""Write layers, rasters and their styles."""

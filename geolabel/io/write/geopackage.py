@@ -1,0 +1,286 @@
+"""GeoPackages as QGIS, GDAL and the standard want them: typed layers, styles, metadata, one finished file.
+
+The same layers give the same bytes: the times of last change that the format asks for are a constant, so when a file
+was made stands in its metadata or nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pyproj
+import shapely
+
+from geolabel.errors import OutputError
+from geolabel.io.columns import ABOUT, DERIVED, Kind
+from geolabel.io.foreign import in_words
+from geolabel.io.read.review import NOTHING, Carried, check_work
+from geolabel.io.written import Written, add_written, plain
+from geolabel.names import check_regular
+from geolabel.outputs import check_target, replacing
+from geolabel.parsing import parse_json
+from geolabel.types import AnyArray, BoolArray
+from geolabel.urls import clean
+
+SUFFIXES = (".gpkg",)
+
+GEOMETRY = "geom"
+"""Name of the geometry column; ``layer_styles`` has to repeat it or QGIS ignores the style."""
+
+VERSION = "1.3"
+"""Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
+
+MOST_STEPS = 10_000_000
+"""Of SQLite's machine, to find the provenance: what calls itself a table may be a view that never ends."""
+
+TIME = "1970-01-01T00:00:00.000Z"
+
+STYLE_TABLE = """
+CREATE TABLE layer_styles (
+  id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), f_table_schema TEXT(256),
+  f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
+  useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30),
+  update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))
+"""
+"""As QGIS itself creates it. It looks styles up by an empty catalog and schema."""
+
+
+SCHEMA_TABLES = (
+    """
+CREATE TABLE gpkg_data_columns (
+  table_name TEXT NOT NULL, column_name TEXT NOT NULL, name TEXT, title TEXT, description TEXT, mime_type TEXT,
+  constraint_name TEXT, CONSTRAINT pk_gdc PRIMARY KEY (table_name, column_name),
+  CONSTRAINT gdc_tn UNIQUE (table_name, name))
+""",
+    """
+CREATE TABLE gpkg_data_column_constraints (
+  constraint_name TEXT NOT NULL, constraint_type TEXT NOT NULL, value TEXT, min NUMERIC, min_is_inclusive BOOLEAN,
+  max NUMERIC, max_is_inclusive BOOLEAN, description TEXT,
+  CONSTRAINT gdcc_ntv UNIQUE (constraint_name, constraint_type, value))
+""",
+)
+"""As the standard has them."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer to be written."""
+
+    name: str
+    geometry_type: Literal["Point", "Polygon", "MultiPolygon"]
+    description: str
+    columns: Mapping[str, Kind]
+    """In order. What `features` lacks is written as null."""
+    features: gpd.GeoDataFrame
+    """Columns that are not in `columns` are an error of the caller."""
+    qml: str
+    """The style that QGIS applies on opening."""
+    key: str | None = None
+    """The column that numbers its features, where changes are to be recognised (`geolabel.io.written`)."""
+    reviewed: AbstractSet[int] = frozenset()
+    """Numbers of features that are a person's work already."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.features.columns) - set(self.columns) - {self.features.geometry.name})
+        if unknown:
+            raise ValueError(f"layer {self.name} has no columns {unknown}: it knows {list(self.columns)}")
+        fitting = {self.geometry_type, self.geometry_type.removeprefix("Multi")}
+        other = sorted(set(self.features.geom_type.astype(str)) - fitting)
+        if other:
+            raise ValueError(f"layer {self.name} takes no {other}: its features are of type {self.geometry_type}")
+
+
+def write_geopackage(
+    path: str | Path,
+    layers: Sequence[Layer],
+    crs: pyproj.CRS | None,
+    provenance: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    carried: Carried = NOTHING,
+    written: Sequence[Written] = (),
+    highest: int = 0,
+) -> None:
+    """Write layers, in order, with their styles, and `provenance` as JSON in ``gpkg_metadata``.
+
+    Parameters
+    ----------
+    carried
+        What becomes of a person's work in a file that is replaced.
+    written
+        What else is to be recognised, beside the features of layers that have a key.
+    highest
+        Of the numbers that polygons have had in files that this one is made from.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or exists and must not be replaced, or a person's work would be lost.
+    """
+    path = Path(path)
+    check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
+    record = json.dumps(clean(provenance), indent=1, ensure_ascii=False, allow_nan=False)
+    rows = [*written, *(row for layer in layers for row in _written_features(layer))]
+    highest = max([highest, *(row.key for row in rows if row.layer in {layer.name for layer in layers if layer.key})])
+    with replacing(path, overwrite=overwrite) as part:
+        try:
+            with _fixed_time(), _plainly_named(part) as name:
+                for number, layer in enumerate(layers):
+                    _write_layer(name, layer, crs, append=number > 0)
+            with closing(sqlite3.connect(part)) as connection, connection:
+                _add_styles(connection, layers)
+                _add_descriptions(connection, layers)
+                add_written(connection, rows, highest)
+                _add_provenance(connection, record)
+        except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
+            raise OutputError(f"{path} could not be written: {in_words(error)}") from error
+        check_work(path, carried)  # the last thing: who reviews while a run is going on loses nothing
+
+
+def _written_features(layer: Layer) -> Iterator[Written]:
+    if layer.key is None:
+        return
+    table = layer.features
+    editable = [name for name in layer.columns if name in table and name not in DERIVED]
+    rows = zip(table[layer.key].tolist(), table[editable].to_dict("records"), table.geometry, strict=True)
+    for number, values, outline in rows:
+        attributes = {name: plain(value) for name, value in values.items()}
+        yield Written(layer.name, int(number), outline, attributes, reviewed=int(number) in layer.reviewed)
+
+
+def read_provenance(path: str | Path) -> Any:
+    """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none that can be read."""
+    try:
+        check_regular(path)
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.set_progress_handler(lambda: True, MOST_STEPS)
+            row = connection.execute(
+                "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
+            ).fetchone()
+        return None if row is None else parse_json(row[0])
+    except (OSError, sqlite3.Error, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def _fixed_time() -> Iterator[None]:
+    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": TIME})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A name for a file that pyogrio takes as it is: of others, it writes to what stands behind an exclamation mark.
+
+    On Windows it leaves whole paths alone; elsewhere a link leads to the file.
+    """
+    whole = path.absolute()
+    if os.name == "nt" or not set("!;") & set(str(whole)):
+        yield whole
+        return
+    with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        link = Path(folder) / f"file{path.suffix}"
+        link.symlink_to(whole)
+        yield link
+
+
+def _write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, *, append: bool) -> None:
+    columns = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
+    creation = {} if append else {"VERSION": VERSION}
+    # any entry makes GDAL create the tables of gpkg_metadata; the provenance takes its place
+    metadata = {} if append else {"dataset_metadata": {"provenance": ""}}
+    with warnings.catch_warnings():
+        # a scene without CRS has none to give
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        pyogrio.raw.write(
+            path,
+            shapely.to_wkb(layer.features.geometry.to_numpy()),
+            [values for values, _ in columns],
+            list(layer.columns),
+            field_mask=[mask for _, mask in columns],
+            layer=layer.name,
+            driver="GPKG",
+            geometry_type=layer.geometry_type,
+            promote_to_multi=layer.geometry_type == "MultiPolygon",
+            crs=None if crs is None else crs.to_wkt(),
+            append=append,
+            dataset_options=creation,
+            layer_options={"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES", "DESCRIPTION": layer.description},
+            **metadata,
+        )
+
+
+def _column(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray, BoolArray]:
+    """Values of one column in the type of the file, and where they are null."""
+    series = features[name] if name in features else pd.Series([None] * len(features), dtype=object)
+    null = series.isna().to_numpy(bool)
+    if kind == "text":
+        return np.array([None if n else str(v) for v, n in zip(series, null, strict=True)], object), null
+    if kind in ("date", "datetime"):
+        times = pd.to_datetime(series, utc=True).dt.tz_localize(None)
+        return times.to_numpy("datetime64[D]" if kind == "date" else "datetime64[ms]"), null
+    if kind == "bool":
+        return series.where(~null, other=False).to_numpy(bool), null
+    numbers = pd.to_numeric(series).to_numpy(float if kind == "real" else np.int64, na_value=0)
+    return numbers, null
+
+
+def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+    connection.execute(STYLE_TABLE)
+    connection.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change) "
+        "VALUES ('layer_styles', 'attributes', 'layer_styles', 'How QGIS draws the layers', ?)",
+        (TIME,),
+    )
+    connection.executemany(
+        "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
+        "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
+        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'As geolabel shows it', '', '', ?)",
+        [(layer.name, GEOMETRY, layer.name, layer.qml, TIME) for layer in layers],
+    )
+
+
+def _add_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+    """Say what columns are called and what they mean, as the extension for schemas of the standard has it."""
+    for statement in SCHEMA_TABLES:
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO gpkg_extensions (table_name, column_name, extension_name, definition, scope) "
+        "VALUES (?, NULL, 'gpkg_schema', 'http://www.geopackage.org/spec121/#extension_schema', 'read-write')",
+        [("gpkg_data_columns",), ("gpkg_data_column_constraints",)],
+    )
+    connection.executemany(
+        "INSERT INTO gpkg_data_columns (table_name, column_name, name, title, description) VALUES (?, ?, ?, ?, ?)",
+        [
+            (layer.name, name, name, ABOUT[name].alias, ABOUT[name].meaning)
+            for layer in layers
+            for name in layer.columns
+            if name in ABOUT
+        ],
+    )
+
+
+def _add_provenance(connection: sqlite3.Connection, record: str) -> None:
+    # beside a file with an entry of GDAL's own kind, GDAL 3.12 leaves an .aux.xml whenever the file is read
+    connection.execute(
+        "UPDATE gpkg_metadata SET md_standard_uri = ?, mime_type = 'application/json', metadata = ?",
+        ("https://www.rfc-editor.org/rfc/rfc8259", record),
+    )

@@ -1,0 +1,1 @@
+"""From chips to pseudo-labels, and from inventories to chips."""

@@ -1,0 +1,150 @@
+"""Pseudo-labels of chips from class activation: what APSAM, S2C and CISM share.
+
+A chip that shows nothing is background all over, and no network is asked about it (APSAM, algorithm 1). In any other,
+the maps of the classes that it shows are followed, and those of no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from geolabel.datasets.chips import ChipDataset, read_chips
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.engine.report import Progress
+from geolabel.errors import WeightsError
+from geolabel.labeling.label import label_images, label_provenance
+from geolabel.labels import BACKGROUND, LabelMap
+from geolabel.models import loading
+from geolabel.models.checkpoints import load_localizer
+from geolabel.models.multiscale import SCALES, LabelledLocalizer, MapModule, MultiscaleLocalizer
+from geolabel.models.nets.classifier import Classifier
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.parts import Localizer, Recipe
+from geolabel.pipeline import Pipeline
+from geolabel.types import BoolArray, UInt8Array
+
+Compose = Callable[[Localizer], Pipeline]
+"""Makes a method of a localizer that knows what the chip at hand shows."""
+
+
+@dataclass(frozen=True)
+class ChipImages:
+    """Chips as `geolabel.labeling.label.label_images` takes images."""
+
+    chips: ChipDataset
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every chip."""
+        return self.chips.names
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the chips."""
+        return self.chips.sources
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the names, sizes and labels of the files: by what the same chips are known again."""
+        marks = (f"{path.name} {path.stat().st_size} {shows.astype(int).tolist()}"
+                 for path, shows in zip(self.chips.paths, self.chips.labels, strict=True))  # fmt: skip
+        return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.chips)
+
+    def read(self, index: int) -> UInt8Array:
+        """Read one chip (H, W, 3); its mask, be there one, is not opened."""
+        return self.chips.rgb(index)
+
+
+@dataclass(frozen=True)
+class ActivatedLabels:
+    """Labels a chip of which it is known what it shows."""
+
+    localizer: Localizer
+    compose: Compose
+
+    def __call__(self, image: UInt8Array, shows: BoolArray) -> LabelMap:
+        """Label an image (H, W, 3) that shows some of the classes (C,)."""
+        if not shows.any():
+            height, width = image.shape[:2]
+            return LabelMap.background(height, width, (BACKGROUND, *self.localizer.classes))
+        return self.compose(LabelledLocalizer(self.localizer, shows))(image)
+
+
+def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLocalizer:
+    """The localizer of a recipe, for whole chips.
+
+    Parameters
+    ----------
+    multiscale
+        Whether the maps of four scales and of mirrored chips are summed, as in released code of this family.
+
+    Raises
+    ------
+    WeightsError
+        If its file holds something else.
+    """
+    path = loading.file_of(recipe)
+    network: PyramidLocalizer | Classifier | MapModule
+    if recipe.engine == "onnx":
+        maps, info = loading.maps_of(recipe, path)
+        network = MapModule(maps)
+    else:
+        network, info = load_localizer(path)
+    views: dict[str, Any] = {"scales": SCALES, "flip": True} if multiscale else {"scales": (1.0,), "flip": False}
+    return MultiscaleLocalizer(network, info, device=recipe.device, precision=recipe.precision, **views)
+
+
+def label_chips(
+    chips: Path | ChipDataset,
+    out: Path,
+    method: str,
+    settings: Any,
+    recipes: Sequence[Recipe],
+    compose: Compose,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Label chips, such as those of a folder or table, and write the pseudo-labels.
+
+    Parameters
+    ----------
+    settings
+        Of the method; its ``single_scale`` and ``class_name`` are looked at.
+    recipes
+        Of the localizer, which comes first, and of what else takes part.
+    compose
+        The method.
+
+    Raises
+    ------
+    ChipError
+        If the chips cannot be read.
+    WeightsError
+        If the localizer does not know the classes that the chips show.
+    """
+    images = ChipImages(chips if isinstance(chips, ChipDataset) else read_chips(chips, class_name=settings.class_name))
+    localizer = chip_localizer(recipes[0], multiscale=not settings.single_scale)
+    known = images.chips
+    if localizer.classes != known.classes:
+        raise WeightsError(
+            f"the localizer {recipes[0].source} knows {', '.join(localizer.classes)}, the chips show "
+            f"{', '.join(known.classes)}: train one on them, or give --class-name where they only have other names"
+        )
+    label = ActivatedLabels(localizer, compose)
+    shows = dict(zip(known.names, known.labels, strict=True))
+    provenance = label_provenance(method, settings, recipes, images)
+    provenance["images"] |= {"gsd_m": known.gsd}
+    writer = PseudoLabelWriter(out, (BACKGROUND, *localizer.classes), provenance)
+    figures = label_images(
+        images, lambda name, rgb: label(rgb, shows[name]), writer, overwrite=overwrite, progress=progress
+    )
+    return figures | {"without labels": int((~known.labels.any(axis=1)).sum())}

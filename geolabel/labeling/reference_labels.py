@@ -1,0 +1,238 @@
+"""What an inventory says of a scene: windows of chips, which classes each shows, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
+from geolabel.errors import ChipError, OptionError
+from geolabel.io.read.features import check_meets, choose_layer, in_crs, read_features
+from geolabel.io.read.label_rasters import LabelRaster, is_raster
+from geolabel.io.write.rasterize import burn, in_pixels
+from geolabel.labels import IGNORE
+from geolabel.reprojection import near
+from geolabel.scene import Grid
+from geolabel.tiles import TileGrid, Window, window_around
+from geolabel.types import AnyArray, UInt8Array
+
+LAYER = "landslides"
+"""The layer to read, where the file has one of this name."""
+
+LABEL_COLUMNS = ("label", "class")
+"""Attributes that may say what a point or a polygon is."""
+
+
+class Truth(Protocol):
+    """What is known of a scene: the windows to cut, and what each shows."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, the background left out."""
+        ...
+
+    def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, tuple[bool, ...] | None]]:
+        """Windows, and their labels where these do not follow from the mask."""
+        ...
+
+    def mask(self, window: Window) -> UInt8Array | None:
+        """(H, W) numbers of classes; None where nothing is known of single pixels."""
+        ...
+
+
+def read_truth(
+    path: Path,
+    grid: Grid,
+    *,
+    layer: str | None = None,
+    class_column: str | None = None,
+    class_name: str = "landslide",
+    classes: Sequence[str] = (),
+    scene: Grid | None = None,
+) -> Truth:
+    """Open an inventory of a scene.
+
+    Parameters
+    ----------
+    path
+        Polygons or points of a vector file, or a raster whose values are numbers of classes.
+    grid
+        That chips are cut on.
+    layer, class_column
+        Of the vector file: by default ``landslides`` or the only layer, and `LABEL_COLUMNS` if there is one.
+    class_name
+        Of features without a class, and of a raster of one class that does not name it.
+    classes
+        Only these; all by default.
+    scene
+        The scene's own grid, which a raster without georeference has too; `grid` by default.
+
+    Raises
+    ------
+    OptionError
+        If there is no such column.
+    ChipError
+        If it holds none of the classes, or neither polygons nor points.
+    SceneError
+        If a raster cannot be understood.
+    VectorError
+        If a vector file cannot be read or has several layers, or the inventory misses the scene.
+    """
+    if is_raster(path):
+        return RasterTruth.open(path, grid, scene or grid, class_name, classes)
+    layer = choose_layer(path, layer, "--layer", preferred=LAYER)
+    features = read_features(path, grid.crs, layer)
+    if class_column is not None and class_column not in features:
+        raise OptionError(f"{path} has no column {class_column!r}: it has {', '.join(map(str, features.columns))}")
+    column = class_column or _column(features)
+    labels = [class_name] * len(features) if column is None else _labels(path, features[column], class_name)
+    if classes:
+        labels = [label if label in classes else "" for label in labels]
+    found = tuple(sorted({label for label in labels if label}))
+    if not found:
+        raise ChipError(f"{path} holds no {' or '.join(classes) or class_name}: an inventory needs one at least")
+    if len(found) >= IGNORE:
+        raise ChipError(f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
+                        "choose another column or some of the classes")  # fmt: skip
+    features = features.set_geometry(near(features.geometry.to_numpy(), grid.crs, grid.outline))
+    check_meets(str(path), features, grid)
+    shapes = in_pixels(features.geometry.to_numpy(), grid)
+    numbers = np.array([found.index(label) + 1 if label else 0 for label in labels], np.uint8)
+    kinds = {kind.removeprefix("Multi") for kind in features.geometry.geom_type}
+    if kinds == {"Point"}:
+        return PointTruth(found, grid, shapely.get_parts(shapes), numbers)
+    if kinds != {"Polygon"}:
+        raise ChipError(f"{path} holds {', '.join(sorted(kinds))}: give polygons, points, or a raster of classes")
+    return PolygonTruth(found, grid, shapes, numbers)
+
+
+def _column(features: gpd.GeoDataFrame) -> str | None:
+    """The attribute that says what a feature is, if there is one and it says so of any feature."""
+    return next((name for name in LABEL_COLUMNS if name in features and features[name].notna().any()), None)
+
+
+def _labels(path: Path, values: pd.Series[Any], class_name: str) -> list[str]:
+    """Class of every feature; empty for none."""
+    texts = ["" if pd.isna(value) else plain(value) for value in values]
+    unknown = sum(text.lower() in NOT_KNOWN for text in texts)
+    if unknown:
+        raise ChipError(
+            f"{unknown} of {len(texts)} features of {path} have no class in column {values.name}: write 0 or none "
+            "where nothing is shown, take out what nobody has looked at, or name another column (--class-column)"
+        )
+    return [_class(text, class_name) for text in texts]
+
+
+def _class(text: str, class_name: str) -> str:
+    yes = is_yes(text)
+    if yes is None:
+        return "" if means_nothing(text) else text
+    return class_name if yes else ""
+
+
+@dataclass(frozen=True)
+class PolygonTruth:
+    """Polygons of classes; the ground outside shows nothing."""
+
+    classes: tuple[str, ...]
+    grid: Grid
+    shapes: AnyArray
+    """(N,) in pixels of the grid."""
+    numbers: UInt8Array
+    """(N,) class of each from 1, or 0."""
+
+    def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, None]]:
+        """All windows of the grid."""
+        return _grid_windows(self.grid, size, overlap)
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self.shapes)
+
+    def mask(self, window: Window) -> UInt8Array:
+        """(H, W) class of each pixel from 1, or 0."""
+        return burn(self._tree, self.numbers, window)
+
+
+@dataclass(frozen=True)
+class PointTruth:
+    """Points, each of which labels one window around it."""
+
+    classes: tuple[str, ...]
+    grid: Grid
+    points: AnyArray
+    """(N,) in pixels of the grid."""
+    numbers: UInt8Array
+    """(N,) class of each from 1; 0 of one that says that nothing is there."""
+
+    def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, tuple[bool, ...]]]:  # noqa: ARG002
+        """Windows around the points, with the classes of all points whose window it is."""
+        seen: dict[Window, set[int]] = {}
+        for point, number in zip(self.points, self.numbers, strict=True):
+            if 0 <= point.y < self.grid.height and 0 <= point.x < self.grid.width:
+                window = window_around(point.y, point.x, size, self.grid.height, self.grid.width)
+                seen.setdefault(window, set()).add(int(number))
+        for window, numbers in sorted(seen.items()):
+            yield window, tuple(k in numbers for k in range(1, len(self.classes) + 1))
+
+    def mask(self, window: Window) -> None:
+        """Nothing is known of single pixels."""
+
+
+@dataclass(frozen=True)
+class RasterTruth:
+    """A raster of classes, on any grid."""
+
+    classes: tuple[str, ...]
+    grid: Grid
+    raster: LabelRaster
+    values: tuple[int, ...]
+    """Value of each class."""
+
+    @classmethod
+    def open(cls, path: Path, grid: Grid, scene: Grid, class_name: str, wanted: Sequence[str]) -> RasterTruth:
+        """Find out what classes a raster holds; all of them are wanted where none is named.
+
+        Raises
+        ------
+        ChipError
+            If it holds none of them or too many.
+        SceneError
+            If it cannot be understood.
+        VectorError
+            If it misses the scene.
+        """
+        raster = LabelRaster.open(path, class_name=class_name, scene=scene)
+        value_of = {name: k for k, name in raster.classes.items() if (name in wanted if wanted else k)}
+        if not value_of:
+            raise ChipError(f"{path} holds {raster.listed() or 'nothing but 0'}: no class to label chips by")
+        if len(value_of) >= IGNORE:
+            raise ChipError(
+                f"{path} holds {len(value_of)} values, and chips have up to {IGNORE - 1} classes: give a raster of "
+                "classes, not of objects, or name the classes that are wanted"
+            )
+        outline = gpd.GeoDataFrame(geometry=[raster.grid.outline], crs=raster.grid.crs)
+        check_meets(str(path), in_crs(outline, grid.crs, path), grid)
+        return cls(tuple(value_of), grid, raster, tuple(value_of.values()))
+
+    def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, None]]:
+        """All windows of the grid."""
+        return _grid_windows(self.grid, size, overlap)
+
+    def mask(self, window: Window) -> UInt8Array:
+        """(H, W) class of each pixel from 1, 0, or `IGNORE`, as beside the raster; of the nearest pixel of others."""
+        values, known = self.raster.read(window, self.grid)
+        return np.where(known, self.raster.number(values, self.values), IGNORE).astype(np.uint8)
+
+
+def _grid_windows(grid: Grid, size: int, overlap: int) -> Iterator[tuple[Window, None]]:
+    tiles = TileGrid(grid.height, grid.width, size, overlap)
+    return ((tiles[k], None) for k in range(len(tiles)))

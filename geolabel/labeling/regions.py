@@ -1,0 +1,164 @@
+"""What a segmenter finds everywhere in a folder of images, kept on disk: who owns each pixel, and the masks' features.
+
+Finding is what takes the time. What is kept serves any gate and any number of clusters: where a mask is too large to be
+an object, so is every other mask of its pixels, since the smallest of them owns each.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from geolabel.clusters import Source
+from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.pseudo_labels import read_json, write_json
+from geolabel.engine.report import Progress
+from geolabel.errors import OutputError
+from geolabel.folders import check_folder, note
+from geolabel.io.store import Store
+from geolabel.labelers import paint, passes_gate
+from geolabel.labels import LabelMap, smallest_wins
+from geolabel.masks import FeaturedMasks
+from geolabel.mosaic import NO_MASK
+from geolabel.parts import Segmenter
+from geolabel.prompters import GridPrompter
+from geolabel.tiles import TileGrid
+from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
+
+KEY = "key.json"
+"""Says what the records are of."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """M masks of an image, of any size."""
+
+    owner: Int32Array
+    """(H, W) the smallest mask that covers a pixel, or `geolabel.mosaic.NO_MASK`."""
+    features: Float32Array
+    """(M, D)"""
+    areas: Int64Array
+    """(M,) pixels."""
+    pixels: Int64Array
+    """(M,) of the tile that a mask was found in."""
+    quality: Float32Array
+    """(M,) predicted IoU x stability."""
+
+    def objects(self, max_share: float) -> BoolArray:
+        """(M,) which masks pass the gate of ALPS, eq. 2 and 3."""
+        return passes_gate(self.areas, self.pixels, max_share)
+
+    def label(self, values: Int32Array, classes: tuple[str, ...], max_share: float) -> LabelMap:
+        """Paint every object with its value (M,); what no object owns is ignored."""
+        kept = np.append(self.objects(max_share), False)  # NO_MASK, -1, picks the last
+        owner = np.where(kept[self.owner], self.owner, NO_MASK).astype(np.int32)
+        return paint(owner, values, self.quality, classes)
+
+
+def find_regions(image: UInt8Array, segmenter: Segmenter, points_per_side: int, size: int) -> Regions:
+    """Ask about everything in an image (H, W, 3), tile by tile; every pixel belongs to the nearest tile.
+
+    Parameters
+    ----------
+    segmenter
+        Answers with `FeaturedMasks`.
+    size
+        Largest side of a tile, pixels.
+    """
+    height, width = image.shape[:2]
+    tiles = TileGrid(height, width, size, size // 4)
+    grid = GridPrompter(points_per_side)
+    owner = np.full((height, width), NO_MASK, np.int32)
+    found: list[FeaturedMasks] = []
+    areas, pixels, first = [], [], 0
+    for index, tile in enumerate(tiles):
+        (masks,) = segmenter([image[tile.slices]], [grid.over(tile.height, tile.width)])
+        assert isinstance(masks, FeaturedMasks)
+        inside = masks.binary
+        here = smallest_wins(inside)
+        core = tiles.core(index)
+        owner[core.slices] = np.where(here == NO_MASK, NO_MASK, here + first)[core.within(tile)]
+        found.append(masks)
+        areas.append(inside.sum(axis=(1, 2), dtype=np.int64))
+        pixels.append(np.full(len(masks), tile.height * tile.width, np.int64))
+        first += len(masks)
+    return Regions(
+        owner,
+        np.concatenate([masks.features for masks in found]),
+        np.concatenate(areas),
+        np.concatenate(pixels),
+        np.concatenate([masks.quality for masks in found]),
+    )
+
+
+@dataclass(frozen=True)
+class RegionFolder:
+    """The regions of every image of a folder. A stopped search goes on; memory holds one image."""
+
+    root: Path
+    images: ImageFolder
+
+    def find(self, segmenter: Segmenter, source: Source, progress: Progress) -> None:
+        """Find the regions of all images that have none yet.
+
+        Raises
+        ------
+        OutputError
+            If the folder holds those of other images, or of another segmenter, or other things.
+        """
+        check_folder(self.root, self.images.sources)
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / KEY).is_file():
+            raise OutputError(f"{self.root} holds other things than what a segmenter found: give another folder")
+        self.root.mkdir(parents=True, exist_ok=True)
+        key = {"images": self.images.digest, "source": source.as_dict() | {"max_share": None}}
+        path = self.root / KEY
+        if path.exists() and read_json(path) != key:
+            raise OutputError(
+                f"{self.root} holds what was found in other images, or with another segmenter or other settings: "
+                "give another folder, or delete this one"
+            )
+        write_json(path, key)
+        for _ in progress.track(self._found(segmenter, source), "segment", len(self.images)):
+            pass
+
+    def _found(self, segmenter: Segmenter, source: Source) -> Iterator[int]:
+        for index in range(len(self.images)):
+            if not self._store.has("regions", index):
+                image = self.images.read(index)
+                self._write(index, find_regions(image, segmenter, source.points_per_side, source.tile))
+            yield index
+
+    @property
+    def _store(self) -> Store:
+        return Store(self.root)
+
+    def _write(self, index: int, regions: Regions) -> None:
+        packed = np.frombuffer(zlib.compress(regions.owner.tobytes(), 1), np.uint8)
+        size = np.asarray(regions.owner.shape, np.int32)
+        note(self.root / self._store.name("regions", index))
+        self._store.write("regions", index, vars(regions) | {"owner": packed, "size": size})
+
+    def remove(self) -> None:
+        """Delete what was found."""
+        self._store.remove()
+        (self.root / KEY).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody has put something there
+            self.root.rmdir()
+
+    def read(self, index: int) -> Regions:
+        """The regions of one image."""
+        record = self._store.read("regions", index)
+        flat = np.frombuffer(zlib.decompress(record["owner"].tobytes()), np.int32)
+        owner = flat.reshape(record.pop("size"))
+        return Regions(**record | {"owner": owner})
+
+    def features(self, number: int, max_share: float, seed: int = 0) -> Iterator[Float32Array]:
+        """Features (M, D) of the objects of every image, in an order of images that a seed and a number decide."""
+        for index in np.random.default_rng([seed, number]).permutation(len(self.images)).tolist():
+            record = self._store.read("regions", index, "features", "areas", "pixels")
+            yield record["features"][passes_gate(record["areas"], record["pixels"], max_share)]

@@ -1,0 +1,105 @@
+"""Segment maps: what a segmenter finds everywhere in a chip, computed once and kept as 16-bit pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from geolabel.chips import Chips
+from geolabel.engine.report import Progress
+from geolabel.errors import ChipError
+from geolabel.labels import smallest_wins
+from geolabel.masks import Filters
+from geolabel.outputs import saving
+from geolabel.parts import Recipe, Segmenter
+from geolabel.pictures import open_picture
+from geolabel.prompters import GridPrompter
+from geolabel.tiles import TileGrid
+from geolabel.types import Int32Array, UInt8Array
+
+MOST = (1 << 16) - 1
+"""Segments of a chip that a picture of 16 bits can number; more are left out."""
+
+
+@dataclass(frozen=True)
+class SegmentMaps:
+    """Numbers of the segments of every chip, where the smallest segment of those that cover a pixel owns it."""
+
+    folder: Path
+    chips: Chips
+
+    def __call__(self, index: int) -> Int32Array:
+        """(H, W) numbers from 1, 0 where no segment is."""
+        path = self.folder / f"{self.chips.names[index]}.png"
+        try:
+            with open_picture(path) as image:
+                return np.asarray(image).astype(np.int32)
+        except OSError as error:
+            raise ChipError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
+
+
+def segment_maps(
+    chips: Chips,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    filters: Filters,
+    points_per_side: int = 32,
+    progress: Progress,
+) -> SegmentMaps:
+    """Segment every chip, but those that are in the folder already.
+
+    Parameters
+    ----------
+    recipe
+        Of the segmenter.
+    folder
+        Maps are kept below it in a folder that is named after the segmenter and the settings.
+
+    Raises
+    ------
+    OutputError
+        If a map cannot be written.
+    """
+    from geolabel.engine import worker
+
+    settings = {"sha256": recipe.sha256, "points": points_per_side, **asdict(filters)}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    maps = SegmentMaps(folder / key, chips)
+    maps.folder.mkdir(parents=True, exist_ok=True)
+    missing = [k for k, name in enumerate(chips.names) if not (maps.folder / f"{name}.png").is_file()]
+    if missing:
+        segmenter = worker.segmenter(replace(recipe, filters=filters))
+        prompter = GridPrompter(points_per_side)
+
+        def work(k: int) -> None:
+            numbers = segment_everything(chips.rgb(k), segmenter, prompter)
+            _write(maps.folder / f"{chips.names[k]}.png", numbers)
+
+        for _ in progress.track(map(work, missing), "segments", len(missing)):
+            pass
+    return maps
+
+
+def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridPrompter) -> Int32Array:
+    """(H, W) numbers of the segments of an image, from 1; in tiles where it is larger than the segmenter's window."""
+    numbers = np.zeros(rgb.shape[:2], np.int32)
+    height, width = rgb.shape[:2]
+    tiles = TileGrid(height, width, segmenter.window, segmenter.window // 4)
+    for index, tile in enumerate(tiles):
+        part = rgb[tile.slices]
+        (masks,) = segmenter([part], [prompter.over(*part.shape[:2])])
+        owner, core = smallest_wins(masks.binary), tiles.core(index)
+        own = owner[core.within(tile)]
+        numbers[core.slices] = np.where(own >= 0, own + 1 + numbers.max(), 0)
+    return numbers
+
+
+def _write(path: Path, numbers: Int32Array) -> None:
+    with saving(path) as part:
+        Image.fromarray(np.where(numbers <= MOST, numbers, 0).astype(np.uint16)).save(part)

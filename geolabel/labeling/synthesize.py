@@ -1,0 +1,187 @@
+"""A synthetic scene and its truth as files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import geopandas as gpd
+import numpy as np
+import pyproj
+import shapely
+from affine import Affine
+from pyproj.exceptions import CRSError
+from rasterio.features import shapes
+
+import geolabel
+from geolabel.errors import OptionError, SceneError
+from geolabel.geodesy import measure
+from geolabel.io.columns import Kind
+from geolabel.io.read.review import Carried, check_work
+from geolabel.io.styles import style_of
+from geolabel.io.write import geopackage, rasters
+from geolabel.io.write.geopackage import Layer, write_geopackage
+from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.outputs import check_target, together
+from geolabel.polygons import Geometries
+from geolabel.scene import Grid
+from geolabel.synthetic import CLASSES, SyntheticScene
+from geolabel.synthetic import synthesize as draw
+from geolabel.types import Int32Array
+
+PLACE = (500_000.0, 3_000_000.0)
+"""Easting and northing of the upper left corner, metres: on the central meridian of a UTM zone."""
+
+DISTORTION = 0.05
+"""Most by which a metre of the CRS may differ from a metre on the ground there, as a share."""
+
+COLOURS = (
+    (38, 92, 48),
+    (151, 189, 96),
+    (225, 200, 108),
+    (176, 128, 86),
+    (150, 150, 150),
+    (60, 60, 66),
+    (66, 133, 190),
+    (225, 120, 190),
+    (189, 0, 38),
+)
+"""Red, green and blue of each of `CLASSES` in the raster's colour table."""
+
+LANDSLIDE_COLUMNS: dict[str, Kind] = {"id": "int", "area_m2": "real"}
+
+
+@dataclass(frozen=True)
+class SceneFiles:
+    """Where a scene and what is true of it are written."""
+
+    scene: Path
+    """RGB, uint8."""
+    truth: Path
+    """The landslides' polygons, layer ``landslides``."""
+    mask: Path
+    """1 where a landslide is, else 0."""
+    classes: Path
+    """Land cover: indices into `CLASSES`."""
+    dem: Path
+    """Heights in metres, float32."""
+
+    @classmethod
+    def beside(cls, scene: str | Path) -> Self:
+        """Name the other files after the scene."""
+        scene = Path(scene)
+        names = ("truth.gpkg", "truth.tif", "classes.tif", "dem.tif")
+        return cls(scene, *(scene.with_name(f"{scene.stem}_{name}") for name in names))
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse places where a file could not or should not be written.
+
+        Raises
+        ------
+        OutputError
+            If anything stands in the way of one of the files.
+        """
+        for path in (self.scene, self.mask, self.classes, self.dem):
+            check_target(path, overwrite=overwrite, suffixes=rasters.SUFFIXES)
+        check_target(self.truth, overwrite=overwrite, suffixes=geopackage.SUFFIXES)
+
+
+def synthesize(
+    scene: str | Path,
+    *,
+    size: int | tuple[int, int] = 1024,
+    gsd: float = 0.5,
+    seed: int = 0,
+    epsg: int = 32648,
+    overwrite: bool = False,
+    discard_review: bool = False,
+) -> SyntheticScene:
+    """Draw a scene and write it with its truth: see `SceneFiles` and `geolabel.synthetic.synthesize`.
+
+    The same arguments give the same bytes. The files appear together, or none of them does.
+
+    Parameters
+    ----------
+    scene
+        GeoTIFF to write; the other files' names derive from it.
+    size
+        Side, or height and width, in pixels.
+    gsd
+        Metres per pixel.
+    seed
+        What the scene is drawn from.
+    epsg
+        A projected CRS in metres. The scene's place in it is invented.
+    overwrite
+        Whether files that are there may be replaced, if no person has edited the truth.
+    discard_review
+        Whether they may be replaced all the same.
+
+    Raises
+    ------
+    OptionError
+        If the size, gsd, seed or CRS cannot be used.
+    OutputError
+        If a file cannot be written, or exists and must not be replaced.
+    """
+    files = SceneFiles.beside(scene)
+    files.check(overwrite=overwrite)
+    carried = Carried(discard=discard_review)
+    check_work(files.truth, carried)
+    crs = _metric(epsg)
+    drawn = draw(size, gsd, seed)
+    height, width = drawn.truth.shape
+    grid = Grid(crs, Affine(gsd, 0, PLACE[0], 0, -gsd, PLACE[1]), height, width)
+    made = {
+        "software": {"geolabel": geolabel.__version__},
+        "synthetic": {"height": height, "width": width, "gsd": gsd, "seed": seed, "epsg": epsg},
+    }
+    truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
+    cover = dict(zip(CLASSES, COLOURS, strict=True))
+    with together(*vars(files).values()):
+        layers = [_landslides(drawn.ids, grid)]
+        write_geopackage(files.truth, layers, crs, made, overwrite=overwrite, carried=carried)
+        write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
+        write_geotiff(files.classes, drawn.classes, grid, description="land cover", classes=cover, overwrite=overwrite)
+        write_geotiff(files.dem, drawn.dem, grid, description="height", unit="m", overwrite=overwrite)
+        write_geotiff(files.scene, drawn.rgb, grid, description=f"synthetic scene, seed {seed}", overwrite=overwrite)
+    return drawn
+
+
+def _metric(epsg: int) -> pyproj.CRS:
+    """Look up a CRS that counts metres at `PLACE`."""
+    advice = "give a projected one in metres, such as 32648"
+    try:
+        crs = pyproj.CRS.from_epsg(epsg)
+    except CRSError as error:
+        raise OptionError(f"EPSG:{epsg} is no known CRS: {advice}") from error
+    if not crs.is_projected or any(axis.unit_conversion_factor != 1 for axis in crs.axis_info):
+        raise OptionError(f"EPSG:{epsg}, {crs.name}, is not projected in metres: {advice}")
+    try:
+        metre = Grid(crs, Affine.translation(*PLACE), 1, 1).gsd
+    except SceneError as error:
+        raise OptionError(f"EPSG:{epsg}, {crs.name}, does not reach {PLACE}, where scenes lie: {advice}") from error
+    if abs(metre - 1) > DISTORTION:
+        raise OptionError(
+            f"EPSG:{epsg}, {crs.name}: at {PLACE}, where scenes lie, its metre is {metre:.3f} m on the ground: {advice}"
+        )
+    return crs
+
+
+def _landslides(ids: Int32Array, grid: Grid) -> Layer:
+    numbers, polygons = _outlines(ids, grid.transform)
+    areas = measure(polygons, grid.crs).area_m2
+    features = gpd.GeoDataFrame({"id": numbers, "area_m2": areas}, geometry=polygons, crs=grid.crs)
+    style = style_of("truth", features, LANDSLIDE_COLUMNS)
+    description = "Landslides as they were drawn, one row each"
+    return Layer("landslides", "MultiPolygon", description, LANDSLIDE_COLUMNS, features, style.qml(), key="id")
+
+
+def _outlines(ids: Int32Array, transform: Affine) -> tuple[list[int], Geometries]:
+    """Numbers of the landslides in the scene, ascending, and the exact outline of each."""
+    parts: dict[int, list[shapely.Polygon]] = {}
+    for geometry, number in shapes(ids, mask=ids > 0, connectivity=4, transform=transform):
+        parts.setdefault(int(number), []).append(shapely.geometry.shape(geometry))
+    numbers = sorted(parts)
+    return numbers, np.fromiter((shapely.MultiPolygon(parts[number]) for number in numbers), object, len(numbers))

@@ -1,1 +1,0 @@
-"""Parts that say where in an image a class is likely."""

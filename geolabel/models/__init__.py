@@ -1,0 +1,1 @@
+"""Networks, and the localizers and segmenters made of them."""

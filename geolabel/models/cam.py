@@ -1,0 +1,108 @@
+"""Class activation maps: where a classifier with a linear head finds its evidence.
+
+Sources: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from geolabel.activation import Activation, Normalisation, local_probability, normalise
+from geolabel.errors import WeightsError
+from geolabel.models.checkpoint import NetworkInfo
+from geolabel.models.engines import MapNetwork
+from geolabel.types import Float32Array, UInt8Array
+
+
+class CamLocalizer:
+    """A classifier whose head is linear, as a `parts.Localizer`.
+
+    Parameters
+    ----------
+    network
+        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``.
+    info
+        Its description.
+    batch
+        Images per call. The last batch is padded: a network's last digits depend on the batch.
+    normalisation
+        What becomes activation 1.
+
+    Raises
+    ------
+    WeightsError
+        If the constant is to be used and the description has none.
+    """
+
+    def __init__(
+        self, network: MapNetwork, info: NetworkInfo, *, batch: int = 8, normalisation: Normalisation = "constant"
+    ) -> None:
+        self._constant = info.constant if normalisation == "constant" else None
+        if normalisation == "constant" and not (self._constant and self._constant > 0):
+            raise WeightsError(
+                f"the localizer has the constant {info.constant}, scenes need a positive one: calibrate it, "
+                "or normalise each image by its maximum"
+            )
+        self._network = network
+        self._info = info
+        self._batch = batch
+        self._mean, self._std = (np.asarray(values, np.float32)[:, None, None] for values in (info.mean, info.std))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self._info.classes
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the images that it was trained on."""
+        return self._info.window
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of the activation."""
+        return self._info.stride
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._info.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activations of images (H, W, 3), red first.
+
+        Raises
+        ------
+        ValueError
+            If the images are not all of one size.
+        """
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(f"images of one call have one size, not {sorted({image.shape for image in images})}")
+        raw: list[Float32Array] = []
+        for start in range(0, len(images), self._batch):
+            raw.extend(self._raw_maps(images[start : start + self._batch]))
+        return [self._activation(maps) for maps in raw]
+
+    def _raw_maps(self, images: Sequence[UInt8Array]) -> Float32Array:
+        # (n, C, ceil(H / stride), ceil(W / stride)): cells that lie wholly outside the image are cut away.
+        height, width = images[0].shape[:2]
+        multiple = self._network.multiple
+        missing = ((0, self._batch - len(images)), (0, 0), (0, -height % multiple), (0, -width % multiple))
+        stack = np.stack([np.moveaxis(image, 2, 0) for image in images])
+        if np.any(missing):
+            stack = np.pad(stack, missing, mode="edge")
+        pixels = stack - self._mean
+        pixels /= self._std
+        maps = self._network(pixels)
+        return maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
+
+    def _activation(self, raw: Float32Array) -> Activation:
+        return Activation(
+            values=normalise(raw, self._constant),
+            local_probability=local_probability(raw, self._network.bias, max(1, self.window // self.stride)),
+            raw_max=raw.max(axis=(1, 2)),
+            stride=self.stride,
+            classes=self.classes,
+        )

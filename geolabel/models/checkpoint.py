@@ -1,0 +1,176 @@
+"""One file per network: half-precision tensors and a JSON description, as safetensors. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from geolabel.errors import WeightsError
+from geolabel.outputs import replacing
+from geolabel.parsing import parse_json
+from geolabel.typecheck import depth, of_kind
+from geolabel.types import Float32Array
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT = 1
+"""Version of the description; a reader refuses what is newer than it knows."""
+
+KEY = "geolabel"
+"""Where the description lies in the metadata of the file."""
+
+LEAST, LARGEST = 32, 1 << 14
+"""Pixels a side that a network may ask for at once."""
+
+DEEPEST = 16
+"""Levels of values in values of a description."""
+
+Kind = Literal["localizer", "segmenter"]
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What a network is, and what a caller must know to use it. All of it is plain JSON."""
+
+    kind: Kind | Literal["student", "detector"]
+    architecture: dict[str, Any]
+    """What `networks.build` makes the network from."""
+    classes: tuple[str, ...]
+    """Names of the localizer's classes; of a segmenter, what it was mostly trained to outline; of a student, of every
+    value of its label maps, the background included."""
+    window: int
+    """Side in pixels of the images it was trained on: of a localizer, the window of the gate."""
+    stride: int
+    """Image pixels per cell: of the localizer's map, of the segmenter's low-resolution masks."""
+    gsd_range: tuple[float, float]
+    """Finest and coarsest ground sample distance of its training, metres."""
+    mean: tuple[float, float, float]
+    """Of red, green and blue, 0..255: an image is normalised as ``(rgb - mean) / std``."""
+    std: tuple[float, float, float]
+    constant: float | None = None
+    """Raw value of a localizer's map that becomes activation 1, so that 120 of 255 is the operating point."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: seed, steps, data and their licences, figures on selection data."""
+
+    @property
+    def zoom(self) -> float:
+        """The middle of the enlargements that it was trained at: how it sees chips of its own set best."""
+        low, high = self.trained.get("zooms", (1.0, 1.0))
+        return math.sqrt(low * high)
+
+    def to_json(self) -> str:
+        """Return the description as JSON, with the version of its format."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    def is_sound(self) -> bool:
+        """Whether the numbers can be those of a network; for what a file says."""
+        finest, coarsest = self.gsd_range
+        numbers = [finest, coarsest, *self.mean, *self.std, *([] if self.constant is None else [self.constant])]
+        return (
+            all(math.isfinite(number) for number in numbers)
+            and 0 < finest <= coarsest
+            and min(self.std) > 0
+            and 1 <= self.stride <= self.window
+            and LEAST <= self.window <= LARGEST
+            and len(self.classes) > 0
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> NetworkInfo:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        WeightsError
+            If the text is no such description, or of a newer format.
+        """
+        try:
+            given = parse_json(text)
+            version = given.pop("format")
+            if version > FORMAT:
+                raise WeightsError(
+                    f"the network file has format {version}, this geolabel reads up to {FORMAT}: upgrade it"
+                )
+            known = {f.name for f in fields(cls)}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
+            info, levels = cls(**values), depth(values)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise WeightsError(f"the description of the network cannot be read ({error}): use another file") from error
+        if levels > DEEPEST or not (of_kind(info, cls) and info.is_sound()):
+            raise WeightsError("the description of the network holds what no network can have: use another file")
+        return info
+
+
+def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], info: NetworkInfo) -> None:
+    """Write a network, its floating-point tensors rounded to half precision.
+
+    A reader never sees half a file; see `geolabel.outputs.replacing`.
+    """
+    from safetensors.torch import save_file
+    from torch import nn
+
+    path = Path(path)
+    state = module.state_dict() if isinstance(module, nn.Module) else module
+    tensors = {name: _half(tensor) for name, tensor in sorted(state.items())}
+    with replacing(path, overwrite=True) as part:
+        save_file(tensors, part, metadata={KEY: info.to_json()})
+
+
+def read_info(path: Path | str) -> NetworkInfo:
+    """Read the description of a network without its tensors, and without torch; raises as `load_checkpoint` does."""
+    return _read(Path(path), "np", tensors=False)[1]
+
+
+def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], NetworkInfo]:
+    """Read the tensors, in single precision, and the description of a network.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or no network of geolabel.
+    """
+    state, info = _read(Path(path), "pt")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}, info
+
+
+def load_arrays(path: Path | str) -> tuple[dict[str, Float32Array], NetworkInfo]:
+    """Read the floating-point tensors as `load_checkpoint` does, as arrays and without torch."""
+    state, info = _read(Path(path), "np")
+    floating = {name: array for name, array in state.items() if np.issubdtype(array.dtype, np.floating)}
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in floating.items()}, info
+
+
+def _read(path: Path, framework: str, *, tensors: bool = True) -> tuple[dict[str, Any], NetworkInfo]:
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist: give the path of a network file")
+    try:
+        with safe_open(path, framework=framework) as file:
+            text = (file.metadata() or {}).get(KEY)
+            state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        MemoryError,
+        TypeError,
+    ) as error:
+        raise WeightsError(f"{path} is no whole safetensors file ({error}): fetch or train it again") from error
+    if text is None:
+        raise WeightsError(f"{path} lacks the description that geolabel stores with a network: use a file made by it")
+    return state, NetworkInfo.from_json(text)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if tensor.is_floating_point() else tensor.clone()

@@ -1,0 +1,242 @@
+"""Text-to-image networks from a folder or from the Hugging Face hub.
+
+A folder is one as diffusers writes it: ``unet``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``. Weights
+are read from safetensors only, so that nothing is unpickled. What comes from the hub is kept in the hub's own cache
+(``HF_HOME``), which other programs share; ``GEOLABEL_OFFLINE`` forbids downloads here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from geolabel.concepts import Grounding
+from geolabel.errors import WeightsError
+from geolabel.extras import require
+from geolabel.io.downloads import sha256
+from geolabel.io.foreign import in_words
+from geolabel.models.diffusion import DiffusionLocalizer, DiffusionNetworks
+from geolabel.models.loading import offline
+from geolabel.models.refined import RefinedLocalizer
+from geolabel.parts import Localizer, Recipe
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+"""A model of the hub: Stable Diffusion 1.5, under CreativeML Open RAIL-M."""
+
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+"""Name of the weights in each folder, less ``.safetensors``."""
+
+CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+
+TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+"""What a tokenizer may be kept in."""
+
+HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+"""``OWNER/NAME``, or ``OWNER/NAME@REVISION``."""
+
+
+def require_diffusion() -> None:
+    """Make sure that diffusion networks can run here; raises a GeolabelError that says what is missing."""
+    require("diffusion", "diffusers", "transformers", "huggingface_hub", purpose="diffuprompter")
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a model: the one that is given, or that of a model of the hub, downloaded if need be.
+
+    Parameters
+    ----------
+    source
+        A folder, or ``OWNER/NAME`` with or without ``@REVISION``.
+
+    Raises
+    ------
+    WeightsError
+        If it is neither, or the model is not here and cannot be had.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder.absolute()
+    named = HUB_ID.fullmatch(str(source))
+    if named is None or str(source).startswith("."):
+        raise WeightsError(f"{source} is no folder, and no model of the hub: give a folder, or OWNER/NAME[@REVISION]")
+    return _from_hub(named["id"], named["revision"])
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    require_diffusion()
+    from huggingface_hub import snapshot_download
+
+    wanted = [*CONFIGS, *(f"{part}/{name}.safetensors" for part, name in WEIGHTS.items()), "tokenizer/*"]
+    request: dict[str, Any] = {"repo_id": model, "revision": revision, "allow_patterns": wanted}
+    try:
+        here = Path(snapshot_download(**request, local_files_only=True))
+        if not missing(here):
+            return here
+    except OSError:
+        log.debug("%s is not in the hub's cache", model)
+    if offline():
+        raise WeightsError(
+            f"{model} is not in the hub's cache, and GEOLABEL_OFFLINE forbids downloads: {_ways_out(model)}"
+        )
+    try:
+        log.info("downloading %s from the hub, about 4 GB", model)
+        return Path(snapshot_download(**request))
+    except (OSError, ValueError) as error:  # those of the hub and of its connection are OSErrors
+        raise WeightsError(f"{model} cannot be had from the hub ({in_words(error)}): {_ways_out(model)}") from error
+
+
+def _ways_out(model: str) -> str:
+    return (
+        f"run hf download {model} where there is a network and bring its cache here (HF_HOME says where it lies), "
+        "or give the folder of a downloaded model with --diffusion FOLDER"
+    )
+
+
+def missing(folder: Path) -> list[str]:
+    """Files without which a folder holds no model."""
+    lacking = [name for name in CONFIGS if not (folder / name).is_file()]
+    lacking += [f"{part}/{name}.safetensors" for part, name in WEIGHTS.items() if _variant(folder, part) is None]
+    if not ((folder / "tokenizer/tokenizer.json").is_file() or (folder / "tokenizer/vocab.json").is_file()):
+        lacking.append("tokenizer/vocab.json")
+    return lacking
+
+
+def _variant(folder: Path, part: str) -> str | None:
+    # "" for full weights, "fp16" where there are only those, None where there are none
+    variants = {"": f"{WEIGHTS[part]}.safetensors", "fp16": f"{WEIGHTS[part]}.fp16.safetensors"}
+    return next((variant for variant, name in variants.items() if (folder / part / name).is_file()), None)
+
+
+def check(folder: Path) -> None:
+    """Raise a WeightsError that says what a folder lacks to be a model."""
+    lacking = missing(folder)
+    if lacking:
+        raise WeightsError(
+            f"{folder} holds no Stable Diffusion as diffusers writes it: {', '.join(lacking)} missing; give such a "
+            "folder, with weights as safetensors"
+        )
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and the SHA-256 of all files of a model.
+
+    Raises
+    ------
+    WeightsError
+        If the folder holds no model.
+    """
+    check(folder)
+    names = [*CONFIGS, *(f"tokenizer/{name}" for name in TOKENIZER)]
+    for part, name in WEIGHTS.items():
+        variant = _variant(folder, part)
+        names.append(f"{part}/{name}{'.' if variant else ''}{variant}.safetensors")
+    digest = hashlib.sha256()
+    for name in names:
+        if (folder / name).is_file():
+            digest.update(f"{name} {sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> Recipe:
+    """Decide how a diffusion network will be made, wherever that is; downloads it if need be.
+
+    Parameters
+    ----------
+    source
+        See `locate`.
+    like
+        Of the segmenter: both run on the same device, in the same precision and batches.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be had.
+    """
+    folder = locate(source)
+    return Recipe(
+        "localizer", str(folder), fingerprint(folder), like.device, like.precision, like.batch, grounding=grounding
+    )
+
+
+def localizer(recipe: Recipe) -> Localizer:
+    """Make the localizer that a recipe describes.
+
+    Raises
+    ------
+    WeightsError
+        If the model is missing or has changed since.
+    OptionError
+        If it knows a word not, or not the time step.
+    """
+    assert recipe.grounding is not None
+    folder = Path(recipe.source)
+    digest = fingerprint(folder)
+    if digest != recipe.sha256:
+        raise WeightsError(f"{folder} has SHA-256 {digest}, the run was planned with {recipe.sha256}: plan it again")
+    made = DiffusionLocalizer(
+        load(folder), recipe.grounding, device=recipe.device, precision=recipe.precision, batch=recipe.batch
+    )
+    crf = recipe.grounding.crf
+    return made if crf is None else RefinedLocalizer(made, crf, device=recipe.device)
+
+
+def load(folder: Path) -> DiffusionNetworks:
+    """Load a model, in single precision and on the CPU.
+
+    Raises
+    ------
+    GeolabelError
+        If diffusers or transformers are not installed.
+    WeightsError
+        If the folder is no such model.
+    """
+    require_diffusion()
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    check(folder)
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    try:
+        with _without_bars():
+            loaded = {part: _part(kind, folder, part) for part, kind in kinds.items()}
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{folder} cannot be loaded as Stable Diffusion 1.x ({reason}): give another") from error
+    return DiffusionNetworks(**loaded, tokenizer=tokenizer, alphas_cumprod=schedule.alphas_cumprod)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    # transformers and diffusers write progress to stderr, which is the command line's
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [kind for kind in (of_diffusers, of_transformers) if kind.is_progress_bar_enabled()]
+    for kind in shown:
+        kind.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kind in shown:
+            kind.enable_progress_bar()
+
+
+def _part(kind: Any, folder: Path, part: str) -> Any:
+    variant = _variant(folder, part) or None
+    network = kind.from_pretrained(
+        folder, subfolder=part, variant=variant, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    return network.float()

@@ -1,0 +1,455 @@
+"""Networks by name or by file: where their weights are, whether they are what they claim to be, and how they load.
+
+Nothing here unpickles more than tensors: the official SAM files are read with ``weights_only=True``, all others are
+safetensors. Downloads stay in a cache folder (`cache_folder`), and ``GEOLABEL_OFFLINE`` forbids them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import platformdirs
+
+from geolabel.activation import Normalisation
+from geolabel.clusters import ClusterChoice
+from geolabel.devices import keep_freed_memory
+from geolabel.errors import OptionError, WeightsError
+from geolabel.io.downloads import download, sha256
+from geolabel.masks import EVERY_CANDIDATE, Selection
+from geolabel.models.engines import Engine, graph_files
+from geolabel.parsing import parse_json
+from geolabel.parts import EVERYWHERE, NOTHING, Everywhere, Localizer, NoMasks, Recipe, Segmenter
+
+if TYPE_CHECKING:
+    from geolabel.models.checkpoint import NetworkInfo
+    from geolabel.models.engines import MapNetwork, PromptedNetwork
+
+Role = Literal["localizer", "segmenter"]
+
+SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+SAM_GSD_RANGE = (0.01, 1000.0)
+"""Metres. The official networks saw photographs of every scale, so the localizer's range decides."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network that geolabel knows by name."""
+
+    name: str
+    role: Role
+    filename: str
+    summary: str
+    licence: str
+    url: str | None = None
+    """None for what ships with geolabel."""
+    size: int | None = None
+    """Bytes of the published file."""
+    sha256: str | None = None
+    """Of the published file."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the network ships with geolabel."""
+        return self.url is None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or would be."""
+        if self.bundled:
+            return Path(str(resources.files("geolabel.weights") / self.filename))
+        return cache_folder() / self.filename
+
+
+def _official(name: str, filename: str, size: int, digest: str) -> Published:
+    summary = f"Segment Anything, ViT-{name[-1].upper()} encoder"
+    return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest)
+
+
+PUBLISHED = (
+    Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
+    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0"),
+    _official(
+        "vit_b", "sam_vit_b_01ec64.pth", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    ),
+    _official(
+        "vit_l", "sam_vit_l_0b3195.pth", 1249524607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    ),
+    _official(
+        "vit_h", "sam_vit_h_4b8939.pth", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    ),
+)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
+    given = os.environ.get("GEOLABEL_CACHE")
+    return Path(given) if given else platformdirs.user_cache_path("geolabel")
+
+
+def offline() -> bool:
+    """Whether ``GEOLABEL_OFFLINE`` forbids downloads: set to anything but nothing or 0."""
+    return os.environ.get("GEOLABEL_OFFLINE", "0") not in ("", "0")
+
+
+def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
+    """Published networks of a name, and of a role if one is given.
+
+    Raises
+    ------
+    WeightsError
+        If there is none.
+    """
+    found = tuple(p for p in PUBLISHED if p.name == name and role in (None, p.role))
+    if not found:
+        known = dict.fromkeys(p.name for p in PUBLISHED if role in (None, p.role))
+        raise WeightsError(f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file")
+    return found
+
+
+def find(network: Published) -> Path | None:
+    """Return the path of a published network if its file is here and of the right size."""
+    path = network.path
+    if not path.is_file() or (network.size is not None and path.stat().st_size != network.size):
+        return None
+    return path
+
+
+def fetch(network: Published, *, progress: Any = None) -> Path:
+    """Return the path of a published network, downloaded if need be.
+
+    Parameters
+    ----------
+    progress
+        See `downloads.download`.
+
+    Raises
+    ------
+    WeightsError
+        If it is not here and cannot be had.
+    """
+    path = find(network)
+    if path is not None:
+        return path
+    if network.url is None or network.size is None or network.sha256 is None:
+        raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
+    by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
+    if offline():
+        raise WeightsError(
+            f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
+            f"{network.url} where there is a network, and {by_hand}"
+        )
+    download(
+        network.url, network.path, size=network.size, sha256_expected=network.sha256, progress=progress,
+        otherwise=f"try again later, or get it where there is a network, and {by_hand}",
+    )  # fmt: skip
+    return network.path
+
+
+def verify(network: Published) -> str:
+    """Check the file of a published network and return its SHA-256.
+
+    What ships with geolabel has no published hash (its package manager has); each engine loads it instead.
+
+    Raises
+    ------
+    WeightsError
+        If the file, or a graph beside it, is missing or another.
+    """
+    path = network.path
+    if not path.is_file():
+        raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
+    digest = sha256(path)
+    if network.sha256 is None:
+        from geolabel.models.checkpoints import load_own
+        from geolabel.models.on_onnx import OnnxMaps, OnnxSam
+
+        load_own(path, network.role)
+        OnnxMaps(path) if network.role == "localizer" else OnnxSam(path)
+    elif digest != network.sha256:
+        raise WeightsError(
+            f"{path} has SHA-256 {digest}, the published {network.name} has {network.sha256}: "
+            f"delete the file and run geolabel models fetch {network.name}"
+        )
+    return digest
+
+
+def recipe(
+    role: Role,
+    name: str | Path = "bundled",
+    *,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    engine: Engine = "torch",
+    batch: int | None = None,
+    selection: Selection = "best_iou",
+    normalisation: Normalisation = "constant",
+) -> Recipe:
+    """Decide how a network will be made, wherever that is. Downloads it if it is a published one that is not here.
+
+    Parameters
+    ----------
+    name
+        A published network, or the path of a file.
+    checkpoint
+        A file in place of the published one; `name` then says which of the official networks it holds, unless it is
+        ``bundled``.
+    device, precision
+        See `devices.resolve_device` and `devices.resolve_precision`.
+    engine
+        See `with_engine`.
+    batch
+        Images per forward call; None for `default_batch`.
+    selection, normalisation
+        See `parts.Recipe`.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or not the published one.
+    OptionError
+        If the device, the precision or the engine cannot be had.
+    """
+    from geolabel.devices import resolve_device, resolve_precision
+
+    device = resolve_device(device)
+    source, digest, architecture = _source(role, name, checkpoint)
+    made = Recipe(
+        role=role,
+        source=source,
+        sha256=digest,
+        device=device,
+        precision=resolve_precision(precision, device),
+        batch=default_batch(device) if batch is None else batch,
+        selection=selection,
+        normalisation=normalisation,
+        architecture=architecture,
+        # who knows the activation chooses by it, among everything that the network answers
+        filters=EVERY_CANDIDATE if role == "segmenter" and selection == "overlap" else None,
+    )
+    return with_engine(made, engine)
+
+
+def with_engine(recipe: Recipe, engine: Engine) -> Recipe:
+    """The same recipe for an engine; ONNX Runtime runs what has its graphs beside it, on a CPU.
+
+    Raises
+    ------
+    OptionError
+        If ONNX Runtime is asked for what it cannot run.
+    """
+    if engine == "torch":
+        return replace(recipe, engine=engine, graphs=())
+    if recipe.device != "cpu" or recipe.precision != "fp32":
+        raise OptionError(
+            f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
+            f"{recipe.precision}: give --device cpu --precision fp32, or --engine torch"
+        )
+    files = [] if recipe.grounding is not None else graph_files(file_of(recipe), recipe.role)
+    if not files or not all(file.is_file() for file in files):
+        raise OptionError(
+            f"engine onnx: there is no graph of the {recipe.role} {recipe.source} for ONNX Runtime: give --engine auto "
+            "or torch, or make one of a network of geolabel's own with geolabel train graphs"
+        )
+    return replace(recipe, engine=engine, graphs=tuple(map(sha256, files)))
+
+
+def default_batch(device: str) -> int:
+    """8 on a GPU, and 1 on the CPU, where more are no faster and padding a last batch costs as much as filling it."""
+    return 1 if device == "cpu" else 8
+
+
+def _source(role: Role, name: str | Path, checkpoint: str | Path | None) -> tuple[str, str, str]:
+    # What a recipe holds of where the weights are: source, SHA-256, architecture.
+    if checkpoint is not None:
+        path = Path(checkpoint).absolute()
+        official = not lookup(str(name), role)[0].bundled
+        return str(path), sha256(path), str(name) if official else ""
+    if any(p.name == name and p.role == role for p in PUBLISHED):
+        network = lookup(str(name), role)[0]
+        fetch(network)
+        return network.name, verify(network) if network.sha256 else sha256(network.path), ""
+    path = Path(name).absolute()
+    if not path.is_file():
+        lookup(str(name), role)  # raises, and names what is known
+    return str(path), sha256(path), ""
+
+
+def bundled_gsd_range() -> tuple[float, float]:
+    """Finest and coarsest ground sample distance, metres, that both bundled networks know; read without torch.
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    ranges = []
+    for path in (fetch(network) for network in PUBLISHED if network.bundled):
+        try:
+            with safe_open(path, framework="np") as file:
+                ranges.append(parse_json(file.metadata()["geolabel"])["gsd_range"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{path} does not say what it knows ({error}): install geolabel again") from error
+    finest, coarsest = zip(*ranges, strict=True)
+    return max(finest), min(coarsest)
+
+
+def file_of(recipe: Recipe) -> Path:
+    """File of the network that a recipe names, which is fetched where it is published and not here yet.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be fetched.
+    """
+    published = next((p for p in PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
+    return fetch(published) if published else Path(recipe.source)
+
+
+def load(recipe: Recipe) -> Localizer | Segmenter:
+    """Make the part that a recipe describes.
+
+    Raises
+    ------
+    WeightsError
+        If its file is missing, has changed since the recipe was written, or is no such network.
+    """
+    keep_freed_memory()
+    if recipe.grounding is not None:
+        from geolabel.models import diffusion_files
+
+        return diffusion_files.localizer(recipe)
+    if recipe.source.partition(":")[0] == EVERYWHERE:
+        return Everywhere((recipe.source.partition(":")[2],)) if ":" in recipe.source else Everywhere()
+    if recipe.source == NOTHING:
+        return NoMasks()
+    path = file_of(recipe)
+    expected = [(path, recipe.sha256)]
+    if recipe.engine == "onnx":
+        expected += zip(graph_files(path, recipe.role), recipe.graphs, strict=True)
+    for file, digest in expected:
+        found = sha256(file)
+        if found != digest:
+            raise WeightsError(f"{file} has SHA-256 {found}, the run was planned with {digest}: plan it again")
+    return _localizer(recipe, path) if recipe.role == "localizer" else _segmenter(recipe, path)
+
+
+def _localizer(recipe: Recipe, path: Path) -> Localizer:
+    from geolabel.models.cam import CamLocalizer
+    from geolabel.models.checkpoint import read_info
+
+    if read_info(path).kind == "student":
+        return _student(recipe, path)
+    network, info = maps_of(recipe, path)
+    return CamLocalizer(network, info, batch=recipe.batch, normalisation=recipe.normalisation)
+
+
+def maps_of(recipe: Recipe, path: Path) -> tuple[MapNetwork, NetworkInfo]:
+    """The network of a localizer's recipe, whose file is `path`, as its engine runs it; and its description.
+
+    Raises
+    ------
+    WeightsError
+        If the file holds something else.
+    """
+    if recipe.engine == "onnx":
+        from geolabel.models.on_onnx import OnnxMaps
+
+        maps = OnnxMaps(path)
+        return maps, maps.info
+    from geolabel.models.checkpoints import load_localizer
+    from geolabel.models.on_torch import TorchMaps
+
+    network, info = load_localizer(path)
+    return TorchMaps(network, device=recipe.device, precision=recipe.precision), info
+
+
+def _student(recipe: Recipe, path: Path) -> Localizer:
+    from geolabel.models.checkpoints import load_own
+    from geolabel.models.dense import DenseLocalizer
+
+    network, info = load_own(path, "student")
+    return DenseLocalizer(network, info, device=recipe.device, precision=recipe.precision, batch=recipe.batch)
+
+
+def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
+    network, gsd_range = _prompted(recipe, path)
+    if recipe.filters is None:
+        from geolabel.models.sam import SamSegmenter
+
+        return SamSegmenter(network, gsd_range=gsd_range, selection=recipe.selection)
+    from geolabel.models.everything import PROMPTS_CPU, PROMPTS_GPU, EverythingSegmenter
+
+    everything = EverythingSegmenter(
+        network,
+        gsd_range=gsd_range,
+        filters=recipe.filters,
+        features=recipe.features,
+        prompts_per_batch=PROMPTS_CPU if recipe.device == "cpu" else PROMPTS_GPU,
+    )
+    return everything if recipe.clusters is None else _of_clusters(everything, recipe.clusters)
+
+
+def _prompted(recipe: Recipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
+    # The network of a segmenter's recipe as its engine runs it, and the gsd that it knows.
+    if recipe.engine == "onnx":
+        from geolabel.models.on_onnx import OnnxSam
+
+        network = OnnxSam(path, batch=recipe.batch)
+        return network, network.info.gsd_range
+    from segment_anything.modeling import Sam
+
+    from geolabel.models.checkpoints import is_safetensors, load_official, load_own
+    from geolabel.models.on_torch import TorchSam
+
+    gsd_range, resize = SAM_GSD_RANGE, True
+    if is_safetensors(path):
+        sam, info = load_own(path, "segmenter")
+        if not isinstance(sam, Sam):
+            raise WeightsError(f"{path} calls itself a segmenter and holds a {type(sam).__name__}: give another file")
+        gsd_range, resize = info.gsd_range, False
+    else:
+        sam = load_official(path, recipe.architecture)
+    place: dict[str, Any] = {"device": recipe.device, "precision": recipe.precision, "batch": recipe.batch}
+    return TorchSam(sam, resize=resize, **place), gsd_range
+
+
+def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
+    from geolabel.datasets.clusters import load_clusters
+    from geolabel.models.clustered import ClusterSegmenter
+
+    path = Path(choice.path)
+    content = load_clusters(path)
+    if sha256(path) != choice.sha256:
+        raise WeightsError(f"{path} has changed since the run was planned: plan it again")
+    return ClusterSegmenter(segmenter, content.clusters, choice.class_name, content.source.max_share)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a weights file says of itself: SHA-256, bytes, number of parameters, its description, and graphs beside it.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing, damaged, or holds no network.
+    """
+    from geolabel.models.checkpoint import load_checkpoint
+    from geolabel.models.checkpoints import is_safetensors, official_name, official_state
+
+    digest = sha256(path)
+    if is_safetensors(path):
+        state, info = load_checkpoint(path)
+        graphs = {file.name: sha256(file) for file in graph_files(path, info.kind) if file.is_file()}
+        described = asdict(info) | ({"graphs": graphs} if graphs else {})
+    else:
+        state = official_state(path)
+        described = {"kind": "segmenter", "architecture": official_name(state, path)}
+    parameters = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    return {"file": str(path), "sha256": digest, "bytes": path.stat().st_size, "parameters": parameters} | described

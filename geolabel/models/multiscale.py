@@ -1,0 +1,153 @@
+"""Class activation of chips: several scales and mirrored views, and what is known of a chip as a whole.
+
+A chip that is known to show a class may have its map divided by its own maximum (eq. 1 of APSAM); one that does not
+show it must have no map of it at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from geolabel.activation import Activation, local_probability, normalise
+from geolabel.devices import forward
+from geolabel.models.checkpoint import NetworkInfo
+from geolabel.models.engines import MapNetwork
+from geolabel.models.nets.classifier import Classifier, merged_maps
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.parts import Localizer
+from geolabel.types import BoolArray, UInt8Array
+
+SCALES = (0.5, 1.0, 1.5, 2.0)
+"""Of the released code of APSAM and S2C."""
+
+
+class MapModule(nn.Module):
+    """A network of another engine, as a module on the CPU."""
+
+    def __init__(self, maps: MapNetwork) -> None:
+        super().__init__()
+        self._maps = maps
+        self.stride, self.multiple = maps.stride, maps.multiple
+        self.bias = nn.Parameter(torch.from_numpy(maps.bias), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw maps (N, C, h, w) of normalised images."""
+        return torch.from_numpy(self._maps(images.numpy()))
+
+
+class MultiscaleLocalizer:
+    """A classifier whose head is linear, as a `parts.Localizer` of single chips of any size.
+
+    Parameters
+    ----------
+    network, info
+        See `models.cam.CamLocalizer`.
+    zoom
+        Enlargement of every chip before anything else: the middle of those that the network was trained at. By default
+        what its description says.
+    scales, flip
+        Views whose maps are summed.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        network: PyramidLocalizer | Classifier | MapModule,
+        info: NetworkInfo,
+        *,
+        zoom: float | None = None,
+        scales: Sequence[float] = SCALES,
+        flip: bool = True,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
+        self._network = network.to(device).eval()
+        self._info = info
+        self._zoom = info.zoom if zoom is None else zoom
+        self._scales, self._flip = tuple(scales), flip
+        self._device, self._precision = device, precision
+        self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (info.mean, info.std))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self._info.classes
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the chips' own that it was trained on."""
+        return max(1, round(self._info.window / self._zoom))
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._info.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activations of images (H, W, 3), each at the size of its image, its maximum 1 where it has a positive one."""
+        with forward(self._device, self._precision):
+            return [self._activation(image) for image in images]
+
+    def _activation(self, image: UInt8Array) -> Activation:
+        height, width = image.shape[:2]
+        multiple = self._network.multiple
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1).float()
+        sides = [max(1, round(n * self._zoom / multiple)) * multiple for n in (height, width)]
+        normal = ((pixels - self._mean) / self._std)[None]
+        scaled = interpolate(normal, sides, mode="bilinear", align_corners=False, antialias=True)
+        merged = merged_maps(self._network, scaled, self._scales, flip=self._flip)
+        maps = interpolate(merged.float(), (height, width), mode="bilinear", align_corners=False)[0].cpu().numpy()
+        raw = self._network(scaled)[0].float().cpu().numpy()
+        bias = self._network.bias.detach().float().cpu().numpy()
+        probability = local_probability(raw, bias, max(1, self._info.window // self._network.stride))
+        largest = probability.max(axis=(1, 2), keepdims=True)
+        return Activation(
+            values=normalise(maps),
+            local_probability=np.broadcast_to(largest, maps.shape),
+            raw_max=raw.max(axis=(1, 2)),
+            stride=self.stride,
+            classes=self.classes,
+        )
+
+
+@dataclass(frozen=True)
+class LabelledLocalizer:
+    """A localizer of one chip, whose maps of the classes that the chip does not show are 0."""
+
+    localizer: Localizer
+    shows: BoolArray
+    """(C,)"""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.localizer.classes
+
+    @property
+    def window(self) -> int:
+        """Of the localizer."""
+        return self.localizer.window
+
+    @property
+    def stride(self) -> int:
+        """Of the localizer."""
+        return self.localizer.stride
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Of the localizer."""
+        return self.localizer.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Activations of images (H, W, 3)."""
+        found = self.localizer(images)
+        return [replace(one, values=one.values * self.shows[:, None, None].astype(np.float32)) for one in found]

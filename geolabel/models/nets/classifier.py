@@ -1,0 +1,141 @@
+"""A classifier of whole images on any backbone, whose head is linear: its activation map is its logit taken apart.
+
+Source: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM, eq. 1 to 3 of S2C.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.models.nets.wideresnet import WideResNet38
+
+WRN38 = "wrn38"
+
+
+class MapsImages(Protocol):
+    """A network of raw class activation maps."""
+
+    stride: int
+    multiple: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Raw maps (N, C, h, w) of normalised images, without the bias."""
+        ...
+
+
+class Activating(MapsImages, Protocol):
+    """What the trainers need of a network; `Classifier` and `PyramidLocalizer` have it."""
+
+    head: nn.Conv2d
+    bias: nn.Parameter
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute (N, D, h, w) of normalised images (N, 3, H, W)."""
+        ...
+
+
+class Classifier(nn.Module):
+    """A backbone, optionally a layer that narrows its features, and a 1x1 head.
+
+    Parameters
+    ----------
+    backbone
+        Any convolutional network of timm by its name, or ``wrn38``.
+    classes
+        Number of classes.
+    output_stride
+        Image pixels per cell of the map: 8, 16 or 32. WRN-38 has 8.
+    features
+        Channels of a 1x1 layer before the head (S2C's released code has 256); None for the backbone's own.
+    pretrained
+        Fetch the weights that timm knows under this name.
+
+    Raises
+    ------
+    ValueError
+        If timm has no such network, or it cannot have that stride.
+    """
+
+    multiple = 32
+    """The sides of an image are multiples of this."""
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        classes: int,
+        output_stride: int = 16,
+        features: int | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk, width, self.stride = _trunk(backbone, output_stride, pretrained)
+        self.narrow = nn.Identity() if features is None else nn.Sequential(nn.Conv2d(width, features, 1), nn.ReLU())
+        self.head = nn.Conv2d(width if features is None else features, classes, 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D, H / stride, W / stride) of normalised images (N, 3, H, W), H and W multiples of `multiple`."""
+        (deep,) = self.trunk(images)
+        narrowed: Tensor = self.narrow(deep)
+        return narrowed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw class activation maps (N, C, H / stride, W / stride), without the bias."""
+        maps: Tensor = self.head(self.features(images))
+        return maps
+
+
+def _trunk(backbone: str, output_stride: int, pretrained: bool) -> tuple[nn.Module, int, int]:
+    if backbone == WRN38:
+        if output_stride != WideResNet38.stride or pretrained:
+            raise ValueError(f"{WRN38} has output stride {WideResNet38.stride} and no published weights in timm")
+        wide = WideResNet38()
+        return wide, wide.channels, wide.stride
+    import timm
+
+    try:
+        trunk = timm.create_model(
+            backbone, features_only=True, out_indices=(-1,), output_stride=output_stride, pretrained=pretrained
+        )
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(f"timm has no backbone {backbone!r} of output stride {output_stride}: {error}") from error
+    facts: Any = trunk.feature_info
+    return trunk, facts.channels()[-1], facts.reduction()[-1]
+
+
+def class_logits(maps: Tensor, bias: Tensor) -> Tensor:
+    """Logits (N, C) of whole images: global average pooling of linear maps (N, C, h, w), and the bias (S2C, eq. 3)."""
+    return maps.mean(dim=(2, 3)) + bias
+
+
+@torch.no_grad()
+def merged_maps(
+    network: MapsImages, images: Tensor, scales: tuple[float, ...] = (1.0,), *, flip: bool = False
+) -> Tensor:
+    """Positive parts of the maps of several scales, and of mirrored images, summed at the size of scale 1.
+
+    Parameters
+    ----------
+    images : (N, 3, H, W)
+        Normalised.
+
+    Returns
+    -------
+    (N, C, h, w), not normalised
+    """
+    size = tuple(n // network.stride for n in images.shape[-2:])
+    total: Tensor | None = None
+    for scale in scales:
+        sides = [max(1, round(n * scale / network.multiple)) * network.multiple for n in images.shape[-2:]]
+        scaled = functional.interpolate(images, sides, mode="bilinear", align_corners=False)
+        views = [network(scaled)] + ([network(scaled.flip(-1)).flip(-1)] if flip else [])
+        for maps in views:
+            positive = functional.interpolate(maps.relu(), size, mode="bilinear", align_corners=False)
+            total = positive if total is None else total + positive
+    assert total is not None, "no scales"
+    return total

@@ -1,0 +1,112 @@
+"""The classifier whose head is linear, so that its activation map is its class logit taken apart.
+
+Source: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM. Global average
+pooling and a linear head commute: the logit of a window is the mean of ``theta^T F`` over the window, plus the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.models.nets.imagenet import LiteTrunk
+from geolabel.models.nets.trunk import STRIDES, Trunk, conv_norm, enlarge
+
+FINE = 0.75
+"""What the image's own resolution counts for in the mean that a localizer of two octaves begins with."""
+
+
+class PyramidLocalizer(nn.Module):
+    """A trunk, a feature pyramid down to stride 8, and a 1x1 head.
+
+    The pyramid (Lin et al. 2017) gives every cell both what is near and what surrounds it: bare ground is a slide
+    where the slope around it says so. With two octaves the same pyramid also sees the image at half its resolution,
+    where a slide of twice the size looks as large as those that it learned from.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    widths, depths
+        Of a residual trunk.
+    trunk
+        Instead of these, a variant of EfficientNet-Lite: `imagenet.VARIANTS`.
+    features
+        Channels of the pyramid, the D of ``theta^T F``.
+    octaves
+        1, or 2 to see the image at half its resolution too; the features of both are mixed cell by cell.
+
+    Raises
+    ------
+    ValueError
+        If there are to be other octaves, or another trunk.
+    """
+
+    stride = STRIDES[1]
+    multiple = STRIDES[-1]
+    """The sides of an image are multiples of this."""
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        features: int,
+        widths: Sequence[int] = (),
+        depths: Sequence[int] = (),
+        trunk: str | None = None,
+        octaves: int = 1,
+    ) -> None:
+        super().__init__()
+        if octaves not in (1, 2):
+            raise ValueError(f"a localizer has 1 or 2 octaves, not {octaves}")
+        self.trunk: Trunk | LiteTrunk = LiteTrunk(trunk) if trunk else Trunk(widths, depths)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, features, 1) for width in self.trunk.widths[1:])
+        self.smooth = nn.Sequential(conv_norm(features, features), nn.ReLU())
+        self.mix = _mixing(features) if octaves == 2 else None
+        self.head = nn.Conv2d(features, classes, 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw class activation maps, without the bias.
+
+        Parameters
+        ----------
+        images : (N, 3, H, W)
+            Normalised; H and W multiples of `multiple`.
+
+        Returns
+        -------
+        (N, C, H / stride, W / stride)
+        """
+        maps: Tensor = self.head(self.features(images))
+        return maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D, H / stride, W / stride), the F of ``theta^T F``."""
+        fine = self._pyramid(images)
+        if self.mix is None:
+            return fine
+        half = functional.avg_pool2d(images, 2)
+        height, width = half.shape[-2:]
+        half = functional.pad(half, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        coarse = enlarge(self._pyramid(half))[..., : fine.shape[-2], : fine.shape[-1]]
+        mixed: Tensor = functional.relu(self.mix(torch.cat([fine, coarse], dim=1)))
+        return mixed
+
+    def _pyramid(self, images: Tensor) -> Tensor:
+        at8, at16, at32 = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(images)[1:], strict=True))
+        features: Tensor = self.smooth(functional.relu(at8 + enlarge(at16 + enlarge(at32))))
+        return features
+
+
+def _mixing(features: int) -> nn.Conv2d:
+    """The weighted mean of two stacks of features, as a layer that can learn better."""
+    layer = nn.Conv2d(2 * features, features, 1)
+    same = torch.eye(features)
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([FINE * same, (1 - FINE) * same], dim=1)[:, :, None, None])
+        layer.bias.zero_()  # type: ignore[union-attr]
+    return layer

@@ -1,0 +1,145 @@
+"""Networks that PyTorch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from geolabel.devices import forward
+from geolabel.models.engines import MapNetwork, Points, PromptedNetwork
+from geolabel.models.nets.classifier import Classifier
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.types import AnyArray, Float32Array, UInt8Array
+
+
+class TorchMaps:
+    """A classifier whose head is linear, as a `engines.MapNetwork`.
+
+    Parameters
+    ----------
+    network
+        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``; is moved to `device` and set to evaluate.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``.
+    """
+
+    def __init__(self, network: PyramidLocalizer | Classifier, *, device: str = "cpu", precision: str = "fp32") -> None:
+        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+        self._device, self._precision = device, precision
+        self.stride, self.multiple = network.stride, network.multiple
+        self.bias: Float32Array = network.bias.detach().float().cpu().numpy()
+
+    def __call__(self, pixels: Float32Array) -> Float32Array:
+        """Raw maps (N, C, H / stride, W / stride) of normalised images (N, 3, H, W)."""
+        with forward(self._device, self._precision):
+            maps: Tensor = self._network(torch.from_numpy(pixels).to(self._device))
+            raw: Float32Array = maps.float().cpu().numpy()
+            return raw
+
+
+class TorchSam:
+    """A SAM-shaped network, as a `engines.PromptedNetwork`.
+
+    Parameters
+    ----------
+    sam
+        Is moved to `device` and set to evaluate.
+    resize
+        Whether images are first enlarged until their longest side is the encoder's. If not, they keep their pixels and
+        are padded with zeros at the bottom and the right.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``. Positions of prompts are always encoded in single precision, since eight
+        bits cannot distinguish neighbouring pixels.
+    batch
+        Images per call of the encoder.
+    """
+
+    def __init__(
+        self, sam: Sam, *, resize: bool = True, device: str = "cpu", precision: str = "fp32", batch: int = 8
+    ) -> None:
+        self.sam = sam.to(device).eval()
+        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        self.sam.image_encoder.to(memory_format=torch.channels_last)
+        self.window = int(sam.image_encoder.img_size)
+        self.cells = int(sam.prompt_encoder.image_embedding_size[0])
+        self.width = int(sam.prompt_encoder.embed_dim)
+        self.batch = batch
+        self.resize = ResizeLongestSide(self.window) if resize else None
+        self._device, self._precision = device, precision
+        with torch.inference_mode():
+            self._positions = sam.prompt_encoder.get_dense_pe()
+
+    def running(self) -> AbstractContextManager[None]:
+        """Without gradients, in the precision asked for."""
+        return forward(self._device, self._precision)
+
+    def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that an image of some height and width has in the encoder's frame."""
+        if self.resize is None:
+            return size
+        frame: tuple[int, int] = self.resize.get_preprocess_shape(*size, self.window)
+        return frame
+
+    def encode(self, images: Sequence[UInt8Array]) -> Tensor:
+        """Embeddings (N, D, h, w) of up to `batch` images (H, W, 3).
+
+        As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
+        """
+        frames = torch.empty((self.batch, 3, self.window, self.window), device=self._device)
+        frames[len(images) :].zero_()
+        for frame, image in zip(frames, images, strict=False):
+            pixels = self._pixels(image)
+            height, width = pixels.shape[1:]
+            frame[:, :height, :width].copy_(pixels).sub_(self.sam.pixel_mean).div_(self.sam.pixel_std)
+            frame[:, height:].zero_()
+            frame[:, :height, width:].zero_()
+        embeddings: Tensor = self.sam.image_encoder(frames)
+        return embeddings[: len(images)].float()
+
+    def _pixels(self, image: UInt8Array) -> Tensor:
+        # (3, h, w), 0..255, on the scale of the frame.
+        pixels = self.resize.apply_image(image) if self.resize else np.ascontiguousarray(image)
+        return torch.from_numpy(np.moveaxis(pixels, 2, 0))
+
+    def decode(
+        self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, *, single: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
+        with torch.autocast(torch.device(self._device).type, enabled=False):
+            sparse, dense = self.sam.prompt_encoder(
+                points=None if points is None else (self._tensor(points[0]), self._tensor(points[1])),
+                boxes=None if boxes is None else self._tensor(boxes),
+                masks=None,
+            )
+        low_res, quality = self.sam.mask_decoder(
+            image_embeddings=embedding[None],
+            image_pe=self._positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=not single,
+        )
+        return low_res.float(), quality.float()
+
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (h, w) at another size, bilinearly."""
+        return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+    def host(self, array: Tensor) -> AnyArray:
+        """The same as a NumPy array."""
+        values: AnyArray = array.cpu().numpy()
+        return values
+
+    def _tensor(self, values: AnyArray) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+_maps: type[MapNetwork] = TorchMaps
+_prompted: type[PromptedNetwork] = TorchSam

@@ -1,0 +1,166 @@
+"""Segment Anything: an image is encoded once, and all its prompts are decoded in batches.
+
+Any network of that shape will do: the official ViT-B, -L and -H, and the small one that ships with geolabel.
+Source: Kirillov et al. (2023), "Segment Anything", and the package ``segment_anything``, whose predictor this equals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from geolabel.masks import FAINT, FULL, Masks, Selection, quantise_logits, stability_score
+from geolabel.models.engines import Points, PromptedNetwork
+from geolabel.models.prompted import answer
+from geolabel.prompts import PADDING, Prompts
+from geolabel.types import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array, UInt8Array
+
+FAINT_LOGIT = math.log((FAINT - 1) / (FULL - FAINT + 1))
+"""Logit of the score below `FAINT`: what does not reach it scores 0, nor do the means of what does not."""
+
+
+class SamSegmenter:
+    """A SAM-shaped network as a `parts.Segmenter`.
+
+    Parameters
+    ----------
+    network
+        As an engine runs it.
+    gsd_range
+        Finest and coarsest ground sample distance, metres, that it knows.
+    selection
+        Which candidate answers a prompt; not ``overlap``, for which the activation would have to be known.
+    prompts_per_batch
+        Objects per call of the decoder, all of one image. Which share a call depends on that image's prompts alone.
+    """
+
+    def __init__(
+        self,
+        network: PromptedNetwork,
+        *,
+        gsd_range: tuple[float, float],
+        selection: Selection = "best_iou",
+        prompts_per_batch: int = 64,
+    ) -> None:
+        self._network = network
+        self._gsd_range = gsd_range
+        self._selection = selection
+        self._prompts_per_batch = prompts_per_batch
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the largest image it takes."""
+        return self._network.window
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3), red first; an image without prompts is not encoded.
+
+        Raises
+        ------
+        ValueError
+            If an image is larger than `window`.
+        """
+        return answer(self._network, images, prompts, self._decode, lambda image: Masks.none(*image.shape[:2]))
+
+    def _decode(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks:
+        height, width = image.shape[:2]
+        answers = Masks(
+            scores=np.zeros((len(prompts), height, width), np.uint8),
+            predicted_iou=np.empty(len(prompts), np.float32),
+            stability=np.empty(len(prompts), np.float32),
+            prompt_ids=prompts.ids,
+            candidates=np.empty(len(prompts), np.int64),
+        )
+        for rows in _alike(prompts, self._prompts_per_batch):
+            low_res, predicted_iou, candidates = self._answer(embedding, (height, width), prompts[rows])
+            answers.predicted_iou[rows] = predicted_iou.clip(0, 1)
+            answers.candidates[rows] = candidates
+            reached = self._network.host(low_res) >= FAINT_LOGIT
+            for row, mask, cells in zip(rows, low_res, _boxes(reached), strict=True):
+                (top, left), logits = self._enlarge(mask, cells, (height, width))
+                answers.scores[row, top : top + len(logits), left : left + logits.shape[1]] = quantise_logits(logits)
+                answers.stability[row] = stability_score(logits)
+        return answers
+
+    def _answer(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> tuple[Any, Float32Array, Int64Array]:
+        # Of K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
+        points, boxes = self._to_sam(prompts, size)
+        single = self._selection == "single"
+        low_res, given = self._network.decode(embedding, points, boxes, single=single)
+        quality = self._network.host(given)
+        chosen = _choose(quality, self._selection)
+        each = np.arange(len(chosen))
+        return low_res[each, chosen], quality[each, chosen], chosen if single else chosen + 1
+
+    def _enlarge(
+        self, low_res: Any, cells: tuple[slice, slice], size: tuple[int, int]
+    ) -> tuple[tuple[int, int], Float32Array]:
+        # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
+        # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
+        frame_size, step = self._network.frame_size(size), self._network.window // low_res.shape[-1]
+        if frame_size != size:
+            cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
+        part = low_res[cells]
+        top, left = (s.start * step for s in cells)
+        if all(part.shape):
+            part = self._network.enlarge(part, (part.shape[0] * step, part.shape[1] * step))
+        logits = part[: max(0, frame_size[0] - top), : max(0, frame_size[1] - left)]
+        if frame_size != size:
+            logits = self._network.enlarge(logits, size)
+        return (top, left), self._network.host(logits)
+
+    def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
+        # Prompts of one kind as the prompt encoder takes them: padding left out, in pixels of the frame.
+        frame = self._network.frame_size(size)
+        scale = np.array([frame[1] / size[1], frame[0] / size[0]])
+        points = boxes = None
+        count = int((prompts.labels[0] != PADDING).sum())
+        if count:
+            order = np.argsort(prompts.labels == PADDING, axis=1, kind="stable")[:, :count]
+            coords = np.take_along_axis(prompts.points, order[..., None], axis=1) * scale
+            labels = np.take_along_axis(prompts.labels, order, axis=1)
+            points = coords.astype(np.float32), labels.astype(np.int32)
+        if prompts.has_box[0]:
+            boxes = (corner_pixels(prompts.boxes) * np.tile(scale, 2)).astype(np.float32)
+        return points, boxes
+
+
+def corner_pixels(boxes: Float64Array) -> Float64Array:
+    """First and last pixel of half-open boxes (K, 4): what SAM calls a box, as it adds half a pixel to each corner."""
+    return boxes - [0, 0, 1, 1]
+
+
+def _boxes(reached: BoolArray) -> Iterator[tuple[slice, slice]]:
+    # Of each of K masks (K, h, w): the rows and columns that hold something, and one more on every side. What is
+    # interpolated from there has the values that it has in the whole mask, or is made of nothing that counts.
+    rows, cols = np.any(reached, axis=2), np.any(reached, axis=1)
+    for along in zip(rows, cols, strict=True):
+        found = [np.flatnonzero(line) for line in along]
+        row, col = (slice(max(0, at[0] - 1), at[-1] + 2) if len(at) else slice(0, 0) for at in found)
+        yield row, col
+
+
+def _choose(quality: Float32Array, selection: Selection) -> Int64Array:
+    if selection == "best_iou":
+        best: Int64Array = np.argmax(quality, axis=1)
+        return best
+    last = quality.shape[1] - 1
+    return np.full(len(quality), last if selection == "whole" else 0)
+
+
+def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:
+    # Rows that may share a call: all with a box or all without, and with equally many points. SAM adds a token of its
+    # own to points without box, and evening out by padding would add tokens that it never saw.
+    kinds = list(zip(prompts.has_box.tolist(), (prompts.labels != PADDING).sum(axis=1).tolist(), strict=True))
+    for kind in sorted(set(kinds)):
+        rows = np.asarray([row for row, other in enumerate(kinds) if other == kind], np.int64)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]

@@ -1,1 +1,0 @@
-"""The run: plan, passes, execution, and the verbs of the package."""

@@ -1,1 +1,0 @@
-"""Parts that answer prompts with masks."""

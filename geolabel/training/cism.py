@@ -1,0 +1,220 @@
+"""CISM's modules and losses, which let a classifier compare images in pairs, as pure functions of tensors.
+
+Source: Zhou et al. (2023), "Weakly Supervised Semantic Segmentation in Aerial Imagery via Cross-Image Semantic Mining",
+Remote Sensing 15, 986; numbers of equations are the paper's. No code was released, and several equations do not fit
+together as printed. They are read as follows:
+
+* P is one vector per image, and what eq. 7 compares has to vary over space: X is the 1x1 convolution of the gated map.
+* Eq. 8 uses one similarity for both images, whose positions differ: each image has its own.
+* Similarities are rescaled to 0..1 per image; a constant one becomes 1.
+* Eq. 14 multiplies the map of a class, the prototype and the features, all of one width D.
+* The weight gamma of eq. 16 is the softmax over classes at each pixel.
+
+With one class, the softmax of eq. 21 has one term: that loss is 0, and every image is in the low group of MCSG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from geolabel.training.s2c import EPSILON
+from geolabel.types import BoolArray, UInt8Array
+
+FEW_CLASSES = 3
+"""Images with up to so many classes are the low group that samples are generated from."""
+
+
+def random_gate(size: Sequence[int], eta: float) -> Tensor:
+    """Gamma of eq. 5: ones of a shape, of which dropout takes a share `eta`."""
+    return functional.dropout(torch.ones(*size), eta, training=eta > 0)
+
+
+def prototype(features: Tensor, gate: Tensor) -> Tensor:
+    """(N, D) means of features (N, D, h, w) over the cells of a gate (N, 1, h, w) (eq. 3 and 4).
+
+    A constant factor of the gate cancels; an image whose gate is closed everywhere has a mean of 0.
+    """
+    open_cells = gate.sum(dim=(2, 3))
+    return (features * gate).sum(dim=(2, 3)) / open_cells.clamp(min=EPSILON)
+
+
+class Similarity(NamedTuple):
+    """How like the other image of a pair each cell is."""
+
+    q: Tensor
+    """(N, 1, hq, wq)"""
+    r: Tensor
+    """(N, 1, hr, wr)"""
+
+
+def cross_similarity(q: Tensor, r: Tensor) -> Similarity:
+    """Largest cosine of each cell of one image with any cell of the other (eq. 7), -1..1.
+
+    Parameters
+    ----------
+    q : (N, D, hq, wq)
+    r : (N, D, hr, wr)
+    """
+    flat_q, flat_r = (functional.normalize(x.flatten(2), dim=1) for x in (q, r))
+    cosines = flat_q.transpose(1, 2) @ flat_r
+    of_q, of_r = cosines.amax(dim=2), cosines.amax(dim=1)
+    return Similarity(of_q.reshape(len(q), 1, *q.shape[2:]), of_r.reshape(len(r), 1, *r.shape[2:]))
+
+
+def rescaled(similarity: Tensor) -> Tensor:
+    """Similarity (N, 1, h, w) spread over 0..1 in each image; 1 where it is constant."""
+    low, high = similarity.amin(dim=(2, 3), keepdim=True), similarity.amax(dim=(2, 3), keepdim=True)
+    span = high - low
+    spread = (similarity - low) / span.clamp(min=EPSILON)
+    return torch.where(span > EPSILON, spread, torch.ones_like(spread))
+
+
+def enhanced(own: Tensor, other: Tensor, similarity: Tensor) -> Tensor:
+    """PIE (eq. 8 and 9): prototypes (N, D) and the mean of the other image's X (N, D, h, w) where it is similar."""
+    return own + (other * similarity).sum(dim=(2, 3)) / similarity.sum(dim=(2, 3)).clamp(min=EPSILON)
+
+
+def class_maps(maps: Tensor) -> Tensor:
+    """M of eq. 12 and 13: linear maps (N, C, h, w), their positive part scaled to a maximum of 1."""
+    positive = maps.relu()
+    return positive / (positive.amax(dim=(2, 3), keepdim=True) + EPSILON)
+
+
+def class_vectors(features: Tensor, maps: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+    """Eq. 14 to 17: features seen through each class's map and the prototype, averaged under soft labels.
+
+    Parameters
+    ----------
+    features : (N, D, h, w)
+    maps : (N, C, h, w)
+        0..1
+    prototypes : (N, D)
+    weights : (N, C, h, w)
+        Gamma; softmax over the classes.
+
+    Returns
+    -------
+    (N, C, D)
+    """
+    share = weights * maps
+    sums = torch.einsum("nchw,ndhw->ncd", share, features) * prototypes[:, None]
+    return sums / weights.sum(dim=(2, 3)).clamp(min=EPSILON)[..., None]
+
+
+def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """SLSC (eq. 21 and 22): cross-entropy of a softmax over the classes, its target spread over those present.
+
+    Parameters
+    ----------
+    logits, labels : (N, C)
+
+    Returns
+    -------
+    mean over the images that show a class; 0 where none does
+    """
+    count = labels.sum(dim=1)
+    each = -(labels * logits.log_softmax(dim=1)).sum(dim=1) / count.clamp(min=1)
+    return each.sum() / (count > 0).sum().clamp(min=1)
+
+
+class PairLabels(NamedTuple):
+    """Classes (N, C) of a pair: in both, in the first only, in the second only."""
+
+    common: Tensor
+    q_only: Tensor
+    r_only: Tensor
+
+
+def pair_labels(q: Tensor, r: Tensor) -> PairLabels:
+    """Split the labels (N, C), 0 or 1, of both images of a pair."""
+    common = q * r
+    return PairLabels(common, q - common, r - common)
+
+
+def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> Tensor:
+    """CSM (eq. 23 and 24): what similar cells of both images show together is what both have in common.
+
+    Parameters
+    ----------
+    logits_q, logits_r : (N, C)
+        Mean class logits of the cells of each image, weighted by their similarity.
+    common : (N, C)
+
+    Returns
+    -------
+    mean over the pairs that have a class in common; 0 where none has
+    """
+    return _over_pairs(
+        functional.binary_cross_entropy_with_logits(logits_q + logits_r, common, reduction="none"), common
+    )
+
+
+def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: PairLabels) -> Tensor:
+    """NSC (eq. 25 to 27): what the other cells of each image show is what only that image has.
+
+    Parameters
+    ----------
+    logits_q, logits_r : (N, C)
+        Mean class logits of the cells of each image, weighted by one minus their similarity.
+
+    Returns
+    -------
+    mean over the pairs that have a class in common; 0 where none has
+    """
+    each = functional.binary_cross_entropy_with_logits(logits_q, labels.q_only, reduction="none")
+    each = each + functional.binary_cross_entropy_with_logits(logits_r, labels.r_only, reduction="none")
+    return _over_pairs(each, labels.common)
+
+
+def _over_pairs(each: Tensor, common: Tensor) -> Tensor:
+    # A pair that shares nothing teaches nothing here, and is no reason to fail.
+    partners = (common.sum(dim=1) > 0).to(each.dtype)
+    return (each.mean(dim=1) * partners).sum() / partners.sum().clamp(min=1)
+
+
+# --- multi-category sample generation --------------------------------------------------------------------------------
+
+
+def low_group(labels: BoolArray) -> BoolArray:
+    """(N,) which images show few classes, 1 to `FEW_CLASSES`, and are put together into richer ones."""
+    count = labels.sum(axis=1)
+    return np.asarray((count > 0) & (count <= FEW_CLASSES))
+
+
+def generated_sample(images: Sequence[UInt8Array], rng: Generator) -> UInt8Array:
+    """MCSG: four images scaled, cropped and arranged at random into one as large as the largest of them.
+
+    Parameters
+    ----------
+    images
+        Four of (H, W, 3). The new image shows all classes that they show.
+    """
+    if len(images) != 4:
+        raise ValueError(f"a sample is made of four images, not {len(images)}")
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    row, col = (int(rng.integers(round(0.35 * n), round(0.65 * n) + 1)) for n in (height, width))
+    canvas = np.empty((height, width, 3), np.uint8)
+    parts = [(slice(0, row), slice(0, col)), (slice(0, row), slice(col, None)),
+             (slice(row, None), slice(0, col)), (slice(row, None), slice(col, None))]  # fmt: skip
+    for part, k in zip(parts, rng.permutation(4), strict=True):
+        view = canvas[part]
+        view[:] = _scaled_crop(images[k], view.shape[0], view.shape[1], rng)
+    return canvas
+
+
+def _scaled_crop(image: UInt8Array, height: int, width: int, rng: Generator) -> UInt8Array:
+    # As much as fills the part, or up to half as large again, cut where it happens.
+    least = max(height / image.shape[0], width / image.shape[1])
+    scale = least * rng.uniform(1, 1.5)
+    size = [max(n, round(side * scale)) for n, side in zip((height, width), image.shape[:2], strict=True)]
+    scaled = np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    top, left = (int(rng.integers(have - need + 1)) for have, need in zip(size, (height, width), strict=True))
+    return scaled[top : top + height, left : left + width]

@@ -1,0 +1,243 @@
+"""The one fit loop: AdamW, a cyclic rate, an average of the weights, curves, and a state to go on from."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from geolabel.devices import Precision, keep_freed_memory
+from geolabel.outputs import replacing
+from geolabel.training.curves import Curves
+
+logger = logging.getLogger(__name__)
+
+STATE = "state.pt"
+"""What a training goes on from."""
+
+
+class Objective(Protocol):
+    """What is trained, on what, and how it is judged."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Called with a batch, returns losses by name; their sum is what falls."""
+        ...
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return the samples of one step, the same whenever asked."""
+        ...
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Judge a module on data kept for selection; ``score`` is to be high."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast."""
+
+    cycles: tuple[int, ...]
+    """Steps of each cycle: the rate rises, falls, and rises again, half as high each time."""
+    rate: float
+    """Highest learning rate of the first cycle."""
+    evaluations: int = 6
+    """How often the averaged weights are judged, evenly over the training."""
+    warmup: float = 0.05
+    """Share of a cycle in which the rate rises."""
+    decay: float = 0.02
+    """Weight decay of AdamW."""
+    average: float = 0.998
+    """Decay of the moving average of the weights, once enough steps have passed."""
+    trunk: float = 1.0
+    """Share of the rate at which the parameters of a ``trunk`` learn: one that knows photographs has less to learn."""
+    keeps_last: bool = False
+    """Keep the last weights instead of those that scored highest: right where the selection says little."""
+    minutes: float = math.inf
+    """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
+
+    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make what takes the steps, from groups of parameters."""
+        return torch.optim.AdamW(groups, lr=self.rate)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all cycles."""
+        return sum(self.cycles)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the training that lies behind."""
+        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+
+    def rate_at(self, progress: float) -> float:
+        """Learning rate: in each cycle a linear rise, then half a cosine down to a hundredth.
+
+        Source: Loshchilov and Hutter (2017), "SGDR: Stochastic Gradient Descent with Warm Restarts".
+        """
+        left, peak = progress * self.steps, self.rate
+        for steps in self.cycles[:-1]:
+            if left < steps:
+                break
+            left, peak = left - steps, peak / 2
+        else:
+            steps = self.cycles[-1]
+        at = left / steps
+        share = at / self.warmup if at < self.warmup else _half_cosine((at - self.warmup) / (1 - self.warmup))
+        return peak * (0.01 + 0.99 * share)
+
+
+def _half_cosine(x: float) -> float:
+    return (1 + math.cos(math.pi * x)) / 2
+
+
+@dataclass
+class _State:
+    """What a training goes on from."""
+
+    fabric: Fabric
+    module: nn.Module
+    average: AveragedModel
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Tensor] | None = None
+    score: float = -math.inf
+
+    def save(self, path: Path) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("module", "average", "optimiser")}
+        rest = {name: getattr(self, name) for name in ("step", "seconds", "best", "score")}
+        with replacing(path, overwrite=True) as part:
+            torch.save(parts | rest, part)
+
+    def load(self, path: Path) -> None:
+        kept = torch.load(path, weights_only=True, map_location="cpu")
+        for name in ("module", "average", "optimiser"):
+            getattr(self, name).load_state_dict(kept[name])
+        self.step, self.seconds, self.best, self.score = (kept[n] for n in ("step", "seconds", "best", "score"))
+
+
+def fit(
+    objective: Objective,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    resume: bool = False,
+) -> dict[str, float]:
+    """Train ``objective.module`` and leave in it the averaged weights that scored highest.
+
+    Parameters
+    ----------
+    folder
+        Gets the files of `Curves`, and `STATE`.
+    precision
+        Of the steps; weights are kept, averaged and judged in single precision.
+    resume
+        Go on from `STATE` where there is one, as if the training had not been interrupted.
+
+    Returns
+    -------
+    figures of the weights kept, how many ``steps`` were taken and how many ``minutes`` they took
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    state = _start(objective.module, schedule, device, precision)
+    if resume and (folder / STATE).is_file():
+        state.load(folder / STATE)
+        logger.info("resuming from step %d", state.step)
+    last_judged = _stage(schedule, state)
+    began = time.monotonic() - state.seconds
+    with Curves(folder, after=state.step) as curves, ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(objective.batch, state.step)
+        while (progress := schedule.progress(state.step, state.seconds)) < 1:
+            batch = coming.result()
+            coming = ahead.submit(objective.batch, state.step + 1)
+            losses = _step(state, batch, schedule.rate_at(progress))
+            state.seconds = time.monotonic() - began
+            curves.losses(state.step, state.seconds, losses)
+            if (stage := _stage(schedule, state)) > last_judged:
+                last_judged = stage
+                curves.figures(state.step, state.seconds, _judge(objective, state, keeps_last=schedule.keeps_last))
+                state.save(folder / STATE)
+    assert state.best is not None
+    objective.module.load_state_dict(state.best)
+    objective.module.eval()
+    with torch.inference_mode():
+        return objective.figures(objective.module) | {
+            "steps": float(state.step),
+            "minutes": round(state.seconds / 60, 1),
+        }
+
+
+def _start(module: nn.Module, schedule: Schedule, device: str, precision: Precision) -> _State:
+    kind, _, index = device.partition(":")
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(index or 0)] if kind == "cuda" else 1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+    )
+    optimiser = schedule.optimiser(_groups(module, schedule))
+    average = AveragedModel(module, avg_fn=_moving_average(schedule.average), use_buffers=True)
+    wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
+    return _State(fabric, wrapped, average.to(fabric.device), wrapped_optimiser)
+
+
+def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    def group(*, trunk: bool, decayed: bool) -> dict[str, Any]:
+        # Norms and biases have no size to hold down.
+        held = [p for n, p in module.named_parameters() if ("trunk." in n) == trunk and (p.ndim > 1) == decayed]
+        share, decay = schedule.trunk if trunk else 1.0, schedule.decay if decayed else 0.0
+        return {"params": held, "weight_decay": decay, "share": share, "lr": schedule.rate * share}
+
+    groups = [group(trunk=t, decayed=d) for t in (False, True) for d in (True, False)]
+    return [g for g in groups if g["params"]]
+
+
+def _moving_average(decay: float) -> Any:
+    def blend(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        # A plain mean of a tenth of the steps at first: the random start must not linger in a short training.
+        weight = max(1 - decay, 1 / (1 + int(count) / 10))
+        return average + (new - average) * weight
+
+    return blend
+
+
+def _stage(schedule: Schedule, state: _State) -> int:
+    return int(schedule.progress(state.step, state.seconds) * schedule.evaluations + 1e-9)
+
+
+def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, float]:
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate * group["share"]
+    state.module.train()
+    losses = state.module(**state.fabric.to_device(dict(batch)))
+    state.optimiser.zero_grad()
+    state.fabric.backward(sum(losses.values()))
+    state.fabric.clip_gradients(state.module, state.optimiser, max_norm=5.0)
+    state.optimiser.step()
+    state.average.update_parameters(state.module)
+    state.step += 1
+    return {"rate": rate} | {name: round(loss.item(), 6) for name, loss in losses.items()}
+
+
+def _judge(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str, float]:
+    averaged = state.average.module
+    averaged.eval()
+    with torch.inference_mode():
+        figures = objective.figures(averaged)
+    logger.info("step %d, %.0f s: %s", state.step, state.seconds, {k: round(v, 4) for k, v in figures.items()})
+    if keeps_last or figures["score"] > state.score:
+        state.score = figures["score"]
+        state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
+    return figures

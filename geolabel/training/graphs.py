@@ -1,0 +1,207 @@
+"""Graphs of networks for ONNX Runtime, written from the modules that torch runs.
+
+What a graph computes follows from the architecture. Its weights are named and left out, so that it stays true whatever
+is trained, and `geolabel.models.on_onnx` puts those of the file beside it in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from onnxscript import optimizer
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from geolabel.errors import WeightsError
+from geolabel.models.checkpoint import NetworkInfo, read_info
+from geolabel.models.engines import graph_files
+from geolabel.models.nets import build
+from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE, DrawingPromptEncoder
+from geolabel.models.on_onnx import CORNERS, KEY
+from geolabel.outputs import replacing
+from geolabel.prompts import PADDING
+
+logger = logging.getLogger(__name__)
+
+ELSEWHERE = "weights"
+"""What a graph says of where its weights are; the safetensors file beside it may have any name."""
+
+DynamicAxes = Mapping[str, Mapping[int, str] | None]
+
+
+class ImageEncoder(nn.Module):
+    """The encoder of a Sam, its weights named as in the whole network."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings (N, D, h, w) of normalised frames (N, 3, window, window)."""
+        embeddings: Tensor = self.image_encoder(images)
+        return embeddings
+
+
+class PromptDecoder(nn.Module):
+    """The prompt encoder and the mask decoder of a Sam, for prompts of any kind as tokens."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+
+    def forward(self, embedding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """All four masks of K prompts: logits (K, 4, h, w) and predicted IoU (K, 4), the single mask first.
+
+        Parameters
+        ----------
+        embedding : (1, D, h, w)
+        coords : (K, N, 2)
+            Pixels of the frame, x first.
+        labels : (K, N)
+            Of points 1 or 0, of the corners of a box `on_onnx.CORNERS`, and `PADDING`.
+        """
+        masks, quality = self.mask_decoder.predict_masks(
+            image_embeddings=embedding,
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=self._sparse(coords, labels),
+            dense_prompt_embeddings=self._dense(coords, labels),
+        )
+        return masks, quality
+
+    def _sparse(self, coords: Tensor, labels: Tensor) -> Tensor:
+        # What PromptEncoder does token by token, by a table: padding first, then labels 0 to 3.
+        encoder = self.prompt_encoder
+        height, width = encoder.input_image_size
+        positions = encoder.pe_layer._pe_encoding((coords + 0.5) / torch.tensor([width, height], dtype=torch.float32))
+        kinds = [encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)]
+        placed = (labels != PADDING).float()[..., None] * positions
+        sparse: Tensor = placed + torch.cat(kinds)[labels - PADDING]
+        return sparse
+
+    def _dense(self, coords: Tensor, labels: Tensor) -> Tensor:
+        encoder = self.prompt_encoder
+        if not isinstance(encoder, DrawingPromptEncoder):
+            cells = encoder.image_embedding_size
+            none: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(coords), -1, *cells)
+            return none
+        first, last = ((coords * (labels == corner)[..., None]).sum(dim=1) for corner in CORNERS)
+        boxed = (labels == CORNERS[0]).any(dim=1).float()[:, None, None, None]
+        drawn = encoder.draw((coords, labels), None) + boxed * encoder.draw(None, torch.cat([first, last], dim=1))
+        dense: Tensor = encoder._embed_masks(drawn)
+        return dense
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What becomes a graph of its own."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    outputs: tuple[str, ...]
+    axes: DynamicAxes
+    """Of the inputs, those of any size, by name."""
+    multiple: int
+    stride: int
+
+
+def write_graphs(weights: Path) -> tuple[Path, ...]:
+    """Write the graphs of a network beside the file of its weights; return their files.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds a network that has no graphs.
+    """
+    info = read_info(weights)
+    files = graph_files(weights, info.kind)
+    if not files:
+        raise WeightsError(f"{weights} holds a {info.kind}: graphs are made of a localizer or a segmenter")
+    for path, part in zip(files, _parts(info), strict=True):
+        facts = {"architecture": info.architecture, "multiple": part.multiple, "stride": part.stride}
+        graph = _without_weights(part)
+        helper.set_model_props(graph, {KEY: json.dumps(facts, sort_keys=True)})
+        with replacing(path, overwrite=True) as scratch:
+            scratch.write_bytes(graph.SerializeToString(deterministic=True))
+        logger.info("wrote %s", path)
+    return files
+
+
+def _parts(info: NetworkInfo) -> Iterator[_Part]:
+    network = build(info.architecture).eval().requires_grad_(False)
+    if info.kind == "localizer":
+        multiple, stride = (int(cast("int", getattr(network, name))) for name in ("multiple", "stride"))
+        # No side is like another, or like the number of channels: the exporter takes equal sizes to be one.
+        images = torch.zeros(2, 3, 3 * multiple, 4 * multiple)
+        axes = {"images": {0: "batch", 2: "height", 3: "width"}}
+        yield _Part(network, (images,), ("images",), ("maps",), axes, multiple, stride)
+        return
+    sam = cast("Sam", network)
+    side, width = info.window, int(sam.prompt_encoder.embed_dim)
+    cells = sam.prompt_encoder.image_embedding_size
+    frames = torch.zeros(2, 3, side, side)
+    yield _Part(
+        ImageEncoder(sam), (frames,), ("images",), ("embeddings",), {"images": {0: "batch"}}, side, EMBEDDING_STRIDE
+    )
+    prompts = (torch.zeros(1, width, *cells), torch.zeros(5, 3, 2), torch.zeros(5, 3, dtype=torch.int64))
+    both = {0: "prompts", 1: "points"}
+    axes_of_prompts = {"embedding": None, "coords": both, "labels": both}
+    names = ("embedding", "coords", "labels")
+    yield _Part(PromptDecoder(sam), prompts, names, ("masks", "quality"), axes_of_prompts, side, LOW_RES_STRIDE)
+
+
+def _without_weights(part: _Part) -> onnx.ModelProto:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch's exporter says of itself
+        program = torch.onnx.export(
+            part.module,
+            part.inputs,
+            dynamo=True,
+            dynamic_shapes=dict(part.axes),
+            input_names=list(part.names),
+            output_names=list(part.outputs),
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    graph = model.graph
+    weights = {name: list(tensor.shape) for name, tensor in part.module.state_dict().items()}
+    # While the graph is simplified a weight is an input: nothing then depends on its values.
+    named = [tensor for tensor in graph.initializer if tensor.name in weights]
+    others = [tensor for tensor in graph.initializer if tensor.name not in weights]
+    graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in named)
+    _replace(graph.initializer, others)
+    model = optimizer.optimize(model)
+    graph = model.graph
+    read = {name for node in graph.node for name in node.input}
+    for name in [value.name for value in graph.input if value.name in weights and value.name in read]:
+        initializer = graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=weights[name])
+        initializer.data_location = TensorProto.EXTERNAL
+        initializer.external_data.add(key="location", value=ELSEWHERE)
+    _replace(graph.input, [value for value in graph.input if value.name not in weights])
+    _strip(graph)
+    return model
+
+
+def _replace(repeated: Any, values: Sequence[Any]) -> None:
+    del repeated[:]
+    repeated.extend(values)
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    # The traces of where in torch a node comes from are many times the graph.
+    del graph.value_info[:]
+    for described in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        described.ClearField("doc_string")
+        del described.metadata_props[:]

@@ -1,0 +1,368 @@
+"""Training of the bundled localizer by masks: labels of windows, the map held to the slide, land cover of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage, optimize, special
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.activation import LEVELS
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.synthetic import CLASSES
+from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.training.losses import cover_loss, dice_loss, gate_loss, window_logits
+from geolabel.training.pictures import UNKNOWN, Picture
+from geolabel.training.samples import Changes, Sampling, draw, generator, in_cells, lay_together, to_tensor
+from geolabel.types import BoolArray, Float32Array, Float64Array, UInt8Array
+
+WINDOW = 128
+"""Side in pixels of the windows whose image-level label is learned. In larger ones a small slide drowns."""
+
+LEAST = 0.02
+"""Share of a window that a slide must cover to label it."""
+
+GATE = 32
+"""Side in pixels of the windows that the gate looks at once it is trained. The logit of any window is a mean of the
+map, and that of a small one is not drowned by what lies around a slide."""
+
+MOST = 0.12
+"""Share of such a window that a slide must cover: one of 11 px a side shows in the class probability."""
+
+CENTRE = 4.0
+"""Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
+
+SMALL = 2500
+"""Area in pixels under which a landslide weighs more than its pixels."""
+
+MOST_WEIGHT = 3.0
+
+STRENGTH = 0.6
+"""Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
+
+OPERATING_POINT = 120
+"""Grey value at which eq. 2 of APSAM cuts the activation."""
+
+
+class LocalizerLosses(nn.Module):
+    """The localizer and its losses.
+
+    The map serves two ends. Its mean over a window is the class logit: the gate. Its values are the evidence that
+    prompts are cut from. A classifier left alone puts its evidence on whatever comes with slides, such as the forest
+    around them, so a dense loss holds it to the slide. One gain lets the two differ in scale; `absorb_gain` ends that.
+
+    A head that is thrown away after training reads the land cover of every cell from the features: a quarry is told
+    from a slide sooner by one who has to name both.
+    """
+
+    def __init__(self, network: PyramidLocalizer) -> None:
+        super().__init__()
+        self.network = network
+        self.log_gain = nn.Parameter(torch.tensor(1.0))
+        self.cover = nn.Conv2d(network.head.in_channels, len(CLASSES), 1)
+
+    def forward(self, images: Tensor, slides: Tensor, classes: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Parameters
+        ----------
+        images : (N, 3, S, S)
+            Normalised.
+        slides : (N, 1, S, S)
+            1 on landslides, else 0.
+        classes : (N, S / stride, S / stride)
+            Land cover in the map's cells, `UNKNOWN` where it is only known to be no landslide.
+        weights : (N, 1, S / stride, S / stride)
+            Of the map's cells.
+        """
+        features = self.network.features(images)
+        maps = self.network.head(features).float()
+        cover = cover_loss(self.cover(features).float(), classes, LANDSLIDE, UNKNOWN)
+        coverage = functional.avg_pool2d(slides, self.network.stride)
+        cells = WINDOW // self.network.stride
+        logits = window_logits(maps * self.log_gain.exp(), self.network.bias, cells, cells // 2)
+        share = functional.avg_pool2d(coverage, cells, cells // 2)
+        logit = maps - CENTRE
+        dense = functional.binary_cross_entropy_with_logits(
+            logit, coverage, weight=weights, pos_weight=maps.new_tensor(2.0)
+        )
+        # Over the whole batch: most samples of ground without a slide would have a Dice overlap of all or nothing.
+        overlap = 0.5 * dice_loss(logit.flatten(0, 2), coverage.flatten(0, 2))
+        gate = 0.3 * gate_loss(logits, share, LEAST)
+        return {"dense": dense, "overlap": overlap, "gate": gate, "cover": 0.5 * cover}
+
+    @torch.no_grad()
+    def absorb_gain(self) -> float:
+        """Fold the gain into the head, so that the class logit is the mean of the map itself; return the gain."""
+        gain = self.log_gain.exp().item()
+        self.network.head.weight *= gain
+        self.log_gain.zero_()
+        return gain
+
+
+class LocalizerObjective:
+    """Trains on samples of pictures, selects on whole pictures.
+
+    Parameters
+    ----------
+    changes
+        In the samples' colours.
+    laid
+        Share of samples over which part of another is laid.
+    judged
+        What it is judged and calibrated on; by default the selection.
+    """
+
+    def __init__(
+        self,
+        network: PyramidLocalizer,
+        sampling: Sampling,
+        *,
+        changes: Changes,
+        laid: float = 0.0,
+        judged: Judged | None = None,
+    ) -> None:
+        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        self.module = LocalizerLosses(network).to(memory_format=torch.channels_last)
+        self._sampling, self._changes, self._laid = sampling, changes, laid
+        self._judged = judged or Judged([sampling.selection])
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Samples of one step."""
+        asked = self._sampling
+        rng = generator(asked.seed, 1, step)
+        drawn = [draw(asked.pictures, asked.size, rng, on_slide=0.8, changes=self._changes) for _ in range(asked.batch)]
+        samples = lay_together(drawn, rng, self._laid)
+        slides = torch.from_numpy(np.stack([sample.slides for sample in samples]))[:, None].float()
+        classes = torch.from_numpy(np.stack([in_cells(s.classes, PyramidLocalizer.stride) for s in samples])).long()
+        weights = torch.from_numpy(np.stack([weigh_slides(s.slides, PyramidLocalizer.stride) for s in samples]))[
+            :, None
+        ]
+        images = asked.to_tensor([s.rgb for s in samples])
+        return {"images": images, "slides": slides, "classes": classes, "weights": weights}
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Figures of `measure` on the selection; the score is the map's F1 and, for a third, the gate's AUC."""
+        assert isinstance(module, LocalizerLosses)
+        asked = self._sampling
+        found = measure(module.network, self._judged, asked.mean, asked.std, gain=module.log_gain.exp().item())
+        return {"score": found["map/f1"] + float(np.nan_to_num(found["gate/auc"])) / 3, **found}
+
+
+def weigh_slides(slides: UInt8Array, stride: int) -> Float32Array:
+    """Weights of the cells of a map: more on small landslides, of which a mean over pixels takes no notice.
+
+    Parameters
+    ----------
+    slides : (H, W)
+        1 on landslides.
+
+    Returns
+    -------
+    (H / stride, W / stride)
+        1, on landslides of an area under `SMALL` px the square root of the ratio, at most `MOST_WEIGHT`.
+    """
+    labels, _ = ndimage.label(slides)
+    areas = np.bincount(labels.ravel()).astype(np.float32)
+    weights = np.clip(np.sqrt(SMALL / np.maximum(areas, 1)), 1, MOST_WEIGHT)
+    weights[0] = 1
+    of_pixels = weights[labels].reshape(slides.shape[0] // stride, stride, -1, stride)
+    cells: Float32Array = of_pixels.max(axis=(1, 3)).astype(np.float32)
+    return cells
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Sets of pictures that a localizer is judged and calibrated on, at the size at which extraction would see them."""
+
+    outlined: Sequence[Sequence[Picture]]
+    """With landslides: a set for each kind of image. Every set counts the same."""
+    without: Sequence[Sequence[Picture]] = ()
+    """Without landslides."""
+
+
+@torch.inference_mode()
+def measure(
+    network: PyramidLocalizer, judged: Judged, mean: Sequence[float], std: Sequence[float], *, gain: float = 1.0
+) -> dict[str, float]:
+    """How well the map lies on the slides, and the gate tells windows with slides from windows without.
+
+    Returns
+    -------
+    ``map/f1`` at ``map/threshold``, the raw value at which the mean over the sets of `balanced_f1` is highest;
+    ``map/hit``, the share of windows of `WINDOW` pixels with slides in which the maximum lies on one; ``gate/auc`` of
+    windows of `GATE` pixels, those that a slide covers to `MOST` against those without; ``gate/scale`` and
+    ``gate/shift``, which make their class logit a calibrated one, every set counting the same.
+    """
+    network.eval()
+    outlined = [_Cells.of(network, pictures, mean, std, gain) for pictures in judged.outlined]
+    without = [_Cells.of(network, pictures, mean, std, gain) for pictures in judged.without]
+    threshold, f1 = best_threshold([(c.values, c.truth) for c in outlined], [c.values for c in without])
+    windows = [cells.windows() for cells in (*outlined, *without)]
+    weights, logits, labels = (np.concatenate(parts) for parts in zip(*windows, strict=True))
+    scale, shift = calibrate(logits, labels, weights)
+    return {
+        "map/f1": f1,
+        "map/threshold": threshold,
+        "map/hit": float(np.concatenate([c.hits for c in outlined]).mean()),
+        "gate/auc": area_under_curve(logits, labels),
+        "gate/scale": scale,
+        "gate/shift": shift,
+    }
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What a localizer answers on the pictures of a set."""
+
+    values: Float64Array
+    """(N,) raw values of all cells."""
+    truth: BoolArray
+    """(N,) whether a slide covers half of the cell."""
+    logits: Float64Array
+    """(W,) class logits of windows of `GATE` pixels."""
+    shares: Float64Array
+    """(W,) how much of them slides cover."""
+    hits: BoolArray
+    """(V,) of the windows of `WINDOW` pixels with slides: whether the maximum lies on one."""
+
+    @classmethod
+    def of(
+        cls,
+        network: PyramidLocalizer,
+        pictures: Sequence[Picture],
+        mean: Sequence[float],
+        std: Sequence[float],
+        gain: float,
+    ) -> _Cells:
+        parts = [_look(network, picture, mean, std, gain) for picture in pictures]
+        return cls(*(np.concatenate(layers) for layers in zip(*parts, strict=True)))
+
+    def windows(self) -> tuple[Float64Array, Float64Array, BoolArray]:
+        """Weights, logits and labels of the windows whose label is known; the weights of a set and label sum to 1."""
+        known = (self.shares >= MOST) | (self.shares == 0)
+        logits, labels = self.logits[known], self.shares[known] >= MOST
+        counts = np.bincount(labels, minlength=2)
+        return 1 / counts[labels.astype(int)], logits, labels
+
+
+def _look(
+    network: PyramidLocalizer, picture: Picture, mean: Sequence[float], std: Sequence[float], gain: float
+) -> tuple[Float64Array, BoolArray, Float64Array, Float64Array, BoolArray]:
+    # The fields of `_Cells`, of one picture.
+    cells, gate = WINDOW // network.stride, GATE // network.stride
+    missing = [(0, -n % network.multiple) for n in picture.slides.shape]
+    rgb = np.pad(picture.rgb, (*missing, (0, 0)), mode="edge")
+    maps = network(to_tensor([rgb], mean, std).to(network.bias.device)).cpu() * gain
+    height, width = (n // network.stride for n in picture.slides.shape)
+    maps = maps[..., :height, :width]
+    slides = torch.from_numpy(picture.slides)[None, None].float()
+    coverage = functional.avg_pool2d(slides, network.stride)
+    logits = window_logits(maps, network.bias.cpu(), min(gate, height, width), gate // 2).flatten()
+    shares = functional.avg_pool2d(coverage, min(gate, height, width), gate // 2).flatten()
+    hits = torch.zeros(0, dtype=torch.bool)
+    if min(height, width) >= cells:
+        held = functional.unfold(coverage, cells, stride=cells // 2)
+        peak = functional.unfold(maps, cells, stride=cells // 2).argmax(dim=1, keepdim=True)
+        hits = (held.gather(1, peak) > 0).flatten()[held.mean(dim=1).flatten() >= LEAST]
+    return (
+        maps.flatten().double().numpy(),
+        (coverage.flatten() >= 0.5).numpy(),
+        logits.double().numpy(),
+        shares.double().numpy(),
+        hits.numpy(),
+    )
+
+
+PREVALENCE = 0.05
+"""Share of landslide in the scenes that a map is cut for. Sets of images of landslides hold many times more, and a cut
+chosen on them as they are takes much ground for landslides."""
+
+
+def best_threshold(
+    outlined: Sequence[tuple[Float64Array, BoolArray]], without: Sequence[Float64Array] = ()
+) -> tuple[float, float]:
+    """Positive value above which the mean F1 of several sets is highest, and that mean.
+
+    The F1 of a set is that of a scene of which landslides cover `PREVALENCE`: recall is that of the set, and the share
+    of other ground that is taken is the mean of the set's own and that of the sets without landslides.
+
+    Parameters
+    ----------
+    outlined
+        Values (N,) and truth (N,) of each set with landslides.
+    without
+        Values (N,) of each set without.
+    """
+    slides = [np.sort(values[truth]) for values, truth in outlined]
+    ground = [np.sort(values[~truth]) for values, truth in outlined]
+    other = [np.sort(values) for values in without]
+    levels = np.unique(np.concatenate(slides))
+    levels = levels[levels > 0]
+    if not len(levels):
+        return 1e-3, 0.0
+    levels = levels[:: max(1, len(levels) // 2000)]
+
+    def above(values: Float64Array) -> Float64Array:
+        share: Float64Array = 1 - np.searchsorted(values, levels, side="left") / max(1, len(values))
+        return share
+
+    elsewhere = np.mean([above(values) for values in other], axis=0) if other else None
+    scores = []
+    for own, around in zip(map(above, slides), map(above, ground), strict=True):
+        false = around if elsewhere is None else (around + elsewhere) / 2
+        taken = PREVALENCE * own + (1 - PREVALENCE) * false
+        scores.append(2 * PREVALENCE * own / (taken + PREVALENCE))
+    mean = np.mean(scores, axis=0)
+    best = int(mean.argmax())
+    return float(levels[best]), float(mean[best])
+
+
+def area_under_curve(values: Float64Array, truth: BoolArray) -> float:
+    """Area under the ROC curve of values (N,): how often a positive ranks above a negative, a tie being half of once.
+
+    NaN without either.
+    """
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    if not positive or not negative:
+        return float("nan")
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def calibrate(logits: Float64Array, truth: BoolArray, weights: Float64Array | None = None) -> tuple[float, float]:
+    """Scale and shift that make ``sigmoid(scale * logit + shift)`` of logits (N,) a probability; 1, 0 for one label.
+
+    Weights (N,) say what each counts for; by default all count the same.
+
+    Source: Platt (1999), "Probabilistic Outputs for Support Vector Machines".
+    """
+    if truth.all() or not truth.any():
+        return 1.0, 0.0
+
+    share = np.full(len(logits), 1 / len(logits)) if weights is None else weights / weights.sum()
+
+    def loss(parameters: Float64Array) -> tuple[float, Float64Array]:
+        scaled = np.exp(parameters[0]) * logits  # the logarithm of the scale is sought: it stays positive
+        margin = scaled + parameters[1]
+        excess = special.expit(margin) - truth
+        value = (share * (np.logaddexp(0, margin) - margin * truth)).sum()
+        return float(value), np.array([(share * excess * scaled).sum(), (share * excess).sum()])
+
+    log_scale, shift = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS").x
+    return float(np.exp(log_scale)), float(shift)
+
+
+@torch.no_grad()
+def settle(losses: LocalizerLosses, figures: dict[str, float]) -> float:
+    """Fold gain and calibration into head and bias; return the raw value of activation 1."""
+    network = losses.network
+    losses.absorb_gain()
+    network.head.weight *= figures["gate/scale"]
+    network.bias.mul_(figures["gate/scale"]).add_(figures["gate/shift"])
+    return figures["map/threshold"] * figures["gate/scale"] * LEVELS / OPERATING_POINT

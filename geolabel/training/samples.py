@@ -1,0 +1,219 @@
+"""Square samples from pictures: where they are cut.
+
+Every draw takes a generator of its own, made from the seed and the step, so that a resumed training sees what an
+uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image
+from torch import Tensor
+
+from geolabel.tiles import mirrored
+from geolabel.training.colours import coarsen, recolour, repaint, tint
+from geolabel.training.pictures import Picture, on_slides
+from geolabel.types import AnyArray, Float64Array, UInt8Array, UInt16Array
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Part of a picture, turned, scaled and recoloured."""
+
+    rgb: UInt8Array
+    """(S, S, 3)"""
+    classes: UInt8Array
+    """(S, S) land cover, as `Picture.classes`."""
+    regions: UInt16Array
+    """(S, S) numbered regions, as `Picture.regions`."""
+
+    @property
+    def slides(self) -> UInt8Array:
+        """(S, S), 1 on landslides."""
+        return on_slides(self.classes)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the samples of a training are drawn from, how many, and how they are normalised."""
+
+    pictures: Sequence[Picture]
+    """Trained on."""
+    selection: Sequence[Picture]
+    """Weights are selected on these."""
+    size: int
+    """Pixels a side."""
+    batch: int
+    """Samples of a step."""
+    mean: Sequence[float]
+    """Of red, green and blue, 0..255; as `std`."""
+    std: Sequence[float]
+    seed: int = 0
+
+    def to_tensor(self, images: Sequence[UInt8Array]) -> Tensor:
+        """Normalised images (N, 3, H, W) of images (H, W, 3)."""
+        return to_tensor(images, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How far, and how often, the colours of samples change."""
+
+    strength: float = 1.0
+    """Of what `colours.recolour` does."""
+    haze: float = 0.2
+    """Share of samples that are hazy."""
+    tinted: float = 0.0
+    """Share of samples that get the colours of a part of another picture."""
+    repainted: float = 0.0
+    """Share of samples of which a few regions get another brightness, contrast and tone."""
+    coarse: float = 0.0
+    """Share of samples that have lost detail, as an image has that was enlarged."""
+    looks: tuple[UInt8Array, ...] = ()
+    """Images (H, W, 3) that samples get their colours from."""
+
+
+def generator(seed: int, *key: int) -> Generator:
+    """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
+    return np.random.default_rng([seed, *key])
+
+
+def draw(
+    pictures: Sequence[Picture],
+    size: int,
+    rng: Generator,
+    *,
+    on_slide: float,
+    whole: float = 0.0,
+    changes: Changes = Changes(),  # frozen
+) -> Sample:
+    """Cut one sample of `size` x `size` pixels, with probability `on_slide` near a landslide but not centred on it.
+
+    Parameters
+    ----------
+    whole
+        Probability that a sample near a landslide holds all of it, reduced beyond the picture's range of enlargements
+        if it has to be: as extraction shows a large one.
+    changes
+        In colour and sharpness.
+    """
+    weights = np.array([picture.weight for picture in pictures])
+    picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
+    zoom = np.exp(rng.uniform(*np.log(picture.zooms)))
+    if len(picture.slide_boxes) and rng.random() < on_slide * whole:
+        box = picture.slide_boxes[rng.integers(len(picture.slide_boxes))]
+        extent = float((box[2:] - box[:2]).max())
+        zoom = min(zoom, size / extent * rng.uniform(0.5, 0.85))
+        slack = 0.45 * size / zoom - extent / 2
+        centre = _inside(picture, (box[:2] + box[2:])[::-1] / 2 + rng.uniform(-slack, slack, 2), 0.45 * size / zoom)
+    else:
+        centre = _centre(picture, rng, on_slide, reach=0.45 * size / zoom)
+    sample = _resample(picture, centre, _turn(rng) / zoom, size)
+    return replace(sample, rgb=_change(sample, rng, changes))
+
+
+def _change(sample: Sample, rng: Generator, changes: Changes) -> UInt8Array:
+    rgb = sample.rgb
+    if changes.looks and rng.random() < changes.tinted:
+        rgb = tint(rgb, changes.looks[rng.integers(len(changes.looks))], rng)
+    if rng.random() < changes.repainted:
+        rgb = repaint(rgb, sample.regions, sample.slides, rng)
+    rgb = recolour(rgb, rng, changes.strength, changes.haze)
+    return coarsen(rgb, rng) if rng.random() < changes.coarse else rgb
+
+
+def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
+    """Lay a rectangle of the next sample over about a `share` of the samples, where it lies in that one.
+
+    A mosaic of scenes changes its light and colours along straight lines, and what lies between them is no landslide
+    for that. Source: Yun et al. (2019), "CutMix".
+    """
+    laid = []
+    for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True):
+        if rng.random() >= share:
+            laid.append(sample)
+            continue
+        size = len(sample.rgb)
+        sides = (size * rng.uniform(0.25, 0.75, 2)).astype(int)
+        top, left = rng.integers(0, size - sides + 1)
+        place = slice(top, top + sides[0]), slice(left, left + sides[1])
+        layers = {}
+        for name in ("rgb", "classes", "regions"):
+            layers[name] = getattr(sample, name).copy()
+            layers[name][place] = getattr(other, name)[place]
+        laid.append(Sample(**layers))
+    return laid
+
+
+def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> Float64Array:
+    """(2,) x and y of the middle of a sample that reaches `reach` pixels to each side."""
+    shape = np.array(picture.slides.shape)
+    centre = rng.uniform(0, shape)
+    pixels = picture.slide_pixels
+    if len(pixels) and rng.random() < on_slide:
+        at = np.array(np.unravel_index(pixels[rng.integers(len(pixels))], picture.slides.shape))
+        centre = at + rng.uniform(-reach, reach, 2)
+    return _inside(picture, centre, reach)
+
+
+def _inside(picture: Picture, centre: Float64Array, reach: float) -> Float64Array:
+    """(2,) x and y of the centre, given as y and x, so moved that a sample does not look beyond its picture."""
+    # It does only where the picture is smaller than the sample.
+    shape = np.array(picture.slides.shape)
+    margin = np.minimum(reach, shape / 2)
+    inside: Float64Array = np.clip(centre, margin, shape - margin)[::-1]
+    return inside
+
+
+def _turn(rng: Generator) -> Float64Array:
+    """(2, 2) a quarter turn or, one time in three, any angle; flipped half of the time."""
+    angle = rng.integers(4) * np.pi / 2 if rng.random() < 2 / 3 else rng.uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]]) @ np.diag([rng.choice([-1.0, 1.0]), 1.0])
+
+
+def _resample(picture: Picture, centre: Float64Array, matrix: Float64Array, size: int) -> Sample:
+    # Pixels of the sample, from its centre, times the matrix are pixels of the picture, from `centre`; x before y.
+    half = np.abs(matrix).sum(axis=1) * size / 2 + 2
+    low, high = np.floor(centre - half).astype(int), np.ceil(centre + half).astype(int)
+    offset = centre - low - matrix @ np.full(2, size / 2)
+    rgb, classes, regions = (_cut(layer, low, high) for layer in (picture.rgb, picture.classes, picture.regions))
+    image = Image.fromarray(rgb)
+    # Pixels are averaged where a picture is made coarser, as a sensor would; Pillow's transform only picks.
+    shrink = max(1, int(np.sqrt(abs(np.linalg.det(matrix)))))
+    image = image.reduce(shrink) if shrink > 1 else image
+    return Sample(
+        _warp(image, matrix / shrink, offset / shrink, size, Image.Resampling.BILINEAR),
+        _warp(Image.fromarray(classes), matrix, offset, size, Image.Resampling.NEAREST),
+        _warp(Image.fromarray(regions), matrix, offset, size, Image.Resampling.NEAREST),
+    )
+
+
+def _warp(image: Image.Image, matrix: Float64Array, offset: Float64Array, size: int, how: Image.Resampling) -> AnyArray:
+    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, data, how))
+
+
+def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
+    # Reflected beyond the picture's frame: no straight black edges to learn.
+    (x0, y0), (x1, y1) = low, high
+    if x0 >= 0 and y0 >= 0 and y1 <= layer.shape[0] and x1 <= layer.shape[1]:
+        return np.ascontiguousarray(layer[y0:y1, x0:x1])
+    return layer[mirrored(y0, y1, layer.shape[0])[:, None], mirrored(x0, x1, layer.shape[1])]
+
+
+def in_cells(classes: UInt8Array, stride: int) -> UInt8Array:
+    """(H / stride, W / stride) classes at the middle of the cells of a map."""
+    return classes[stride // 2 :: stride, stride // 2 :: stride]
+
+
+def to_tensor(images: Sequence[UInt8Array], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised images (N, 3, H, W) of images (H, W, 3)."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    shape = (1, 3, 1, 1)
+    return (stacked - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(shape)

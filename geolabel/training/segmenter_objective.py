@@ -1,0 +1,271 @@
+"""Training of the segmenter, as Segment Anything is trained: many objects per image, three candidates, the best counts.
+
+Source: Kirillov et al. (2023), "Segment Anything", appendix A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from scipy import optimize
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
+from geolabel.synthetic import CLASSES
+from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.training.losses import best_candidate, cover_loss, dice_loss, focal_loss, mask_iou
+from geolabel.training.objects import Prompt, choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
+from geolabel.training.pictures import UNKNOWN
+from geolabel.training.samples import Sampling, draw, generator, in_cells
+from geolabel.types import BoolArray, Float64Array
+
+Kind = Literal["both", "box", "point"]
+KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
+"""What prompts a step consists of; extraction asks with box and point."""
+
+OBJECTS = 6
+"""Objects that are asked for per image."""
+
+
+EXACT = 0.25
+"""Share of prompts that are an object's own box and centroid; half of the others on landslides are a localizer's."""
+
+WHOLE = 0.4
+"""Share of samples near a landslide that hold all of it: extraction reduces what is larger than the frame."""
+
+
+class SegmenterLosses(nn.Module):
+    """The segmenter and its losses.
+
+    Few objects are asked for per step, and each tells the encoder little. So a head that is thrown away after training
+    reads the land cover of every cell from the embedding: what two sides of an edge are is what puts a mask on it.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.sam = sam
+        channels = sam.mask_decoder.transformer_dim
+        fold = EMBEDDING_STRIDE // LOW_RES_STRIDE
+        self.cover = nn.Sequential(nn.Conv2d(channels, len(CLASSES) * fold**2, 1), nn.PixelShuffle(fold))
+
+    def forward(
+        self,
+        images: Tensor,
+        classes: Tensor,
+        index: Tensor,
+        target: Tensor,
+        origin: Tensor,
+        points: Tensor | None = None,
+        boxes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of K objects and of the land cover under them.
+
+        Parameters
+        ----------
+        classes : (N, h, w)
+            Land cover in the decoder's cells, `UNKNOWN` where it is only known to be no landslide.
+        target : (K, h, w)
+            Coverage of the decoder's cells by each object.
+
+        The other arguments are those of `answer`.
+        """
+        embeddings = self.sam.image_encoder(images)
+        logits, quality = self.decode(embeddings, index, origin, points, boxes)
+        true = target[:, None].expand_as(logits)
+        each = 20 * focal_loss(logits, true) + dice_loss(logits, true)
+        masks = best_candidate(each[:, 1:], rest=0.15) + 0.5 * each[:, 0]
+        wrong = functional.mse_loss(quality, mask_iou(logits, true).detach(), reduction="none")
+        cover = cover_loss(self.cover(embeddings).float(), classes, LANDSLIDE, UNKNOWN)
+        return {"masks": masks.mean(), "quality": 2 * wrong.mean(), "cover": 0.5 * cover}
+
+    def answer(
+        self,
+        images: Tensor,
+        index: Tensor,
+        origin: Tensor,
+        points: Tensor | None = None,
+        boxes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (K, 4, h, w) and predicted IoU (K, 4) of all four mask tokens, the single one first.
+
+        An image may be smaller than the encoder's: it then lies somewhere inside the frame that positions refer to.
+        Small ones show more of the data in the same time.
+
+        Parameters
+        ----------
+        images : (N, 3, S, S)
+            Normalised.
+        index : (K,)
+            Image of each object.
+        origin : (2,)
+            x and y of the images' first pixel in the encoder's frame, multiples of the embedding's stride.
+        points : (K, 2)
+            In pixels of the image.
+        boxes : (K, 4)
+            In pixels of the image.
+        """
+        return self.decode(self.sam.image_encoder(images), index, origin, points, boxes)
+
+    def decode(
+        self, embeddings: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Answer as `answer` does, from embeddings (N, D, S / 16, S / 16)."""
+        with torch.autocast(embeddings.device.type, enabled=False):  # eight bits cannot tell pixels apart
+            sparse, dense, positions = self._ask(embeddings.shape[-1], origin, points, boxes)
+        # The decoder takes one image and adds the dense prompts to it: objects of many images share a call when their
+        # image comes as part of the prompt.
+        logits, quality = self.sam.mask_decoder.predict_masks(
+            image_embeddings=torch.zeros_like(embeddings[:1]),
+            image_pe=positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense + embeddings[index],
+        )
+        return logits.float(), quality.float()
+
+    def _ask(
+        self, cells: int, origin: Tensor, points: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Sparse and dense embeddings of prompts, and the positions of the cells that the images lie in.
+        encoder = self.sam.prompt_encoder
+        shift = origin.float()
+        asked_points = None
+        if points is not None:
+            asked_points = (points + shift)[:, None], points.new_ones(len(points), 1)
+        asked_boxes = None if boxes is None else boxes + shift.repeat(2)
+        drawn = encoder.draw(asked_points, asked_boxes)
+        fold = EMBEDDING_STRIDE // LOW_RES_STRIDE
+        masks = _part(drawn, origin // LOW_RES_STRIDE, cells * fold)
+        positions = _part(encoder.get_dense_pe(), origin // EMBEDDING_STRIDE, cells)
+        sparse, dense = encoder(points=asked_points, boxes=asked_boxes, masks=masks)
+        return sparse, dense, positions
+
+
+def _part(maps: Tensor, origin: Tensor, cells: int) -> Tensor:
+    x, y = origin.tolist()
+    return maps[..., y : y + cells, x : x + cells]
+
+
+class SegmenterObjective:
+    """Trains on samples of two sizes, selects on samples of the encoder's size with a localizer's prompts.
+
+    Parameters
+    ----------
+    sampling
+        Its size and batch are those of most steps; every fourth step has fewer samples of twice the side.
+    slides
+        Share of objects that are landslides.
+    judged
+        Samples that weights are selected on.
+    """
+
+    def __init__(self, sam: Sam, sampling: Sampling, *, slides: float = 0.7, judged: int = 24) -> None:
+        self.module = SegmenterLosses(sam)
+        self._sampling, self._slides = sampling, slides
+        self._frame = int(sam.image_encoder.img_size)
+        self._judged = [self._kept(i) for i in range(judged)]
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Samples of one step."""
+        asked = self._sampling
+        rng = generator(asked.seed, 2, step)
+        large = step % 4 == 3 and 2 * asked.size <= self._frame
+        size, count = (2 * asked.size, max(1, asked.batch // 4)) if large else (asked.size, asked.batch)
+        samples = [draw(asked.pictures, size, rng, on_slide=0.8, whole=WHOLE) for _ in range(count)]
+        prompts: list[Prompt] = []
+        index: list[int] = []
+        while not prompts:
+            for i, sample in enumerate(samples):
+                for mask, is_slide in choose_objects(sample, OBJECTS, self._slides, rng):
+                    prompts.append(_ask(mask, is_slide, rng))
+                    index.append(i)
+            if not prompts:
+                samples = [draw(asked.pictures, size, rng, on_slide=1.0) for _ in range(count)]
+        kind = KINDS[rng.integers(len(KINDS))]
+        steps = (self._frame - size) // EMBEDDING_STRIDE
+        origin = rng.integers(0, steps + 1, 2) * EMBEDDING_STRIDE
+        classes = np.stack([in_cells(sample.classes, LOW_RES_STRIDE) for sample in samples])
+        return {
+            "images": asked.to_tensor([sample.rgb for sample in samples]),
+            "classes": torch.from_numpy(classes).long(),
+            "index": torch.tensor(index),
+            "origin": torch.from_numpy(origin),
+        } | _question(prompts, kind)
+
+    def _kept(self, number: int) -> dict[str, Tensor]:
+        rng = generator(self._sampling.seed, 3, number)
+        while True:
+            sample = draw(self._sampling.selection, self._frame, rng, on_slide=1.0)
+            prompts = [localizer_prompt(mask, rng) for mask, _ in choose_objects(sample, OBJECTS, 1.0, rng)]
+            if prompts:
+                images = self._sampling.to_tensor([sample.rgb])
+                index = torch.zeros(len(prompts), dtype=torch.long)
+                origin = torch.zeros(2, dtype=torch.long)
+                return {"images": images, "index": index, "origin": origin} | _question(prompts, "both")
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Mean IoU with landslides: of the candidate that the network prefers (the score), the best, the single one.
+
+        And ``logit/scale``, which makes the sigmoid of the preferred masks' logits a probability.
+        """
+        assert isinstance(module, SegmenterLosses)
+        device = module.sam.device
+        chosen, best, single, error, margins = [], [], [], [], []
+        for kept in self._judged:
+            batch = {name: tensor.to(device) for name, tensor in kept.items()}
+            target = batch.pop("target")
+            logits, quality = module.answer(**batch)
+            iou = mask_iou(logits, target[:, None].expand_as(logits)).cpu()
+            preferred = quality[:, 1:].argmax(dim=1, keepdim=True)
+            chosen.append(iou[:, 1:].gather(1, preferred.cpu())[:, 0])
+            best.append(iou[:, 1:].max(dim=1).values)
+            single.append(iou[:, 0])
+            error.append((quality.cpu() - iou).abs().mean(dim=1))
+            # On the right side of a mask's edge the margin is positive.
+            masks = logits[torch.arange(len(logits), device=device), 1 + preferred[:, 0]]
+            margins.append((masks * (2 * (target >= 0.5) - 1)).flatten().cpu())
+        means = [float(torch.cat(values).mean()) for values in (chosen, best, single, error)]
+        figures = dict(zip(("iou/chosen", "iou/best", "iou/single", "iou/error"), means, strict=True))
+        return {"score": means[0], **figures, "logit/scale": logit_scale(torch.cat(margins).double().numpy())}
+
+
+def _ask(mask: BoolArray, is_slide: bool, rng: Generator) -> Prompt:
+    how = rng.random()
+    if how < EXACT:
+        return exact_prompt(mask)
+    return localizer_prompt(mask, rng) if is_slide and how < 0.5 * (1 + EXACT) else sloppy_prompt(mask, rng)
+
+
+def logit_scale(margins: Float64Array) -> float:
+    """Scale of least cross-entropy for logits, given as margins (N,): negated where the truth is 0.
+
+    Source: temperature scaling, Guo et al. (2017), "On Calibration of Modern Neural Networks".
+    """
+
+    def loss(log_scale: float) -> float:
+        return float(np.logaddexp(0, -np.exp(log_scale) * margins).mean())
+
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
+
+
+@torch.no_grad()
+def settle(losses: SegmenterLosses, figures: dict[str, float]) -> None:
+    """Fold the scale into the decoder, so that scores are probabilities; masks keep their edge, at a logit of 0."""
+    for branch in losses.sam.mask_decoder.output_hypernetworks_mlps:
+        branch.layers[-1].weight *= figures["logit/scale"]
+        branch.layers[-1].bias *= figures["logit/scale"]
+
+
+def _question(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:
+    masks = torch.from_numpy(np.stack([prompt.mask for prompt in prompts])).float()
+    asked = {"target": functional.avg_pool2d(masks[:, None], LOW_RES_STRIDE)[:, 0]}
+    if kind != "box":
+        asked["points"] = torch.from_numpy(np.stack([prompt.point for prompt in prompts])).float()
+    if kind != "point":
+        asked["boxes"] = torch.from_numpy(np.stack([prompt.box for prompt in prompts])).float()
+    return asked

@@ -1,0 +1,209 @@
+"""Training on image-level labels: a classifier alone, or with the terms of S2C or of CISM.
+
+Each module holds the network and returns losses by name; each objective makes the batches of its module. What comes
+from a segmenter is handed in, so nothing here knows files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize, special
+from torch import Tensor, nn
+from torch.nn import functional
+
+from geolabel.activation import local_probability
+from geolabel.chips import Chips, ChipSubset
+from geolabel.errors import TrainingError
+from geolabel.models.nets.classifier import Activating, class_logits
+from geolabel.training.crops import Cropping, epoch_indices, take_crop
+from geolabel.training.localizer_objective import area_under_curve
+from geolabel.training.samples import generator, to_tensor
+from geolabel.types import Float32Array, Float64Array, Int32Array
+
+Segments = Callable[[int], Int32Array]
+"""(H, W) numbers of the segments of a chip, from 1, 0 where none is."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What all methods need beside the chips."""
+
+    cropping: Cropping
+    batch: int
+    """Crops of a step."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    seed: int = 0
+    judged: int = 128
+    """Most chips that weights are selected by."""
+    frozen_norm: bool = False
+    """Whether batch normalisation keeps its statistics, as released code of this family does."""
+
+    def epoch_steps(self, count: int) -> int:
+        """Steps of an epoch over `count` chips."""
+        return -(-count // self.batch)
+
+
+class ChipLosses(nn.Module):
+    """A network and the loss of its image-level labels; the base of the others.
+
+    A loss that is no number ends the training, and says of which chips it was.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], *, frozen_norm: bool = False) -> None:
+        super().__init__()
+        self.network: Any = network
+        self._names = tuple(names)
+        self._frozen_norm = frozen_norm
+
+    def forward(self, index: Tensor, **batch: Tensor) -> dict[str, Tensor]:
+        """Losses of the crops of the chips (N,) `index`.
+
+        Raises
+        ------
+        TrainingError
+            If one is no number.
+        """
+        losses = self.losses(**batch)
+        for name, loss in losses.items():
+            if not torch.isfinite(loss):
+                chips = ", ".join(dict.fromkeys(self._names[i] for i in index.flatten().tolist()))
+                raise TrainingError(
+                    f"the {name} loss is {loss.item()} on the chips {chips}: look at these, or lower the learning rate"
+                )
+        return losses
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Binary cross-entropy of every class (S2C, eq. 4) of normalised crops (N, 3, S, S) with labels (N, C)."""
+        return {"classification": self.classification(self.network(images), labels)}
+
+    def classification(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """Binary cross-entropy of labels (N, C) from raw maps (N, C, h, w)."""
+        return functional.binary_cross_entropy_with_logits(class_logits(maps, self.network.bias), labels)
+
+    def train(self, mode: bool = True) -> ChipLosses:
+        """Switch to training; frozen normalisation stays as it is."""
+        super().train(mode)
+        if mode and self._frozen_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+class ChipObjective:
+    """Batches of crops with the labels of their chips, and figures of held-out chips, judged whole.
+
+    A crop is taken to show what its chip shows. That is wrong now and then for chips much larger than a crop, as in
+    all trainings of this kind.
+    """
+
+    def __init__(self, losses: ChipLosses, learn: Chips, select: Chips, learning: Learning) -> None:
+        self.module = losses
+        self.learning = learning
+        self._learn = learn
+        self._select = _evenly(select, learning.judged)
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Crops of one step."""
+        rng = generator(self.learning.seed, 1, step)
+        index = epoch_indices(len(self._learn), self.learning.batch, step, self.learning.seed)
+        crops = [take_crop(self._learn.rgb(int(i)), self.learning.cropping, rng).rgb for i in index]
+        return self.tensors(crops, index)
+
+    def tensors(self, crops: Sequence[Any], index: Int32Array) -> dict[str, Tensor]:
+        """Crops and labels as tensors."""
+        return {
+            "index": torch.from_numpy(index),
+            "images": to_tensor(crops, self.learning.mean, self.learning.std),
+            "labels": torch.from_numpy(self._learn.labels[index]).float(),
+        }
+
+    def figures(self, module: nn.Module) -> dict[str, float]:
+        """Mean AUC and accuracy over the classes, of image-level labels; the AUC is what weights are selected by."""
+        assert isinstance(module, ChipLosses)
+        window = self.learning.cropping.size
+        chips = self._select
+        found = [probabilities(module.network, chips.rgb(k), window, self.learning) for k in range(len(chips))]
+        probability, labels = np.stack(found), chips.labels
+        areas = [area_under_curve(p.astype(np.float64), t) for p, t in zip(probability.T, labels.T, strict=True)]
+        told = [area for area in areas if np.isfinite(area)]
+        auc = float(np.mean(told)) if told else 0.5
+        return {"score": auc, "accuracy": float(((probability > 0.5) == labels).mean())}
+
+
+def _evenly(chips: Chips, most: int) -> Chips:
+    # Chips come sorted by class as often as not, and every class is to be judged.
+    order = np.argsort(~chips.labels.any(axis=1), kind="stable")
+    at = np.unique(np.linspace(0, len(chips) - 1, min(most, len(chips))).astype(int))
+    return ChipSubset(chips, np.sort(order[at]))
+
+
+@torch.inference_mode()
+def raw_maps(network: Activating, rgb: Any, learning: Learning) -> Float32Array:
+    """(C, h, w) raw maps of a whole chip (H, W, 3), at the middle of the zooms of the training."""
+    pixels = to_tensor([rgb], learning.mean, learning.std).to(network.bias.device)
+    zoom, multiple = learning.cropping.zoom, network.multiple
+    sides = [max(1, round(n * zoom / multiple)) * multiple for n in rgb.shape[:2]]
+    scaled = functional.interpolate(pixels, sides, mode="bilinear", align_corners=False, antialias=True)
+    maps: Float32Array = network(scaled)[0].float().cpu().numpy()
+    return maps
+
+
+def probabilities(network: Activating, rgb: Any, window: int, learning: Learning) -> Float32Array:
+    """(C,) largest probability of each class in any window of the training's size."""
+    maps = raw_maps(network, rgb, learning)
+    found = local_probability(maps, network.bias.detach().float().cpu().numpy(), max(1, window // network.stride))
+    largest: Float32Array = found.max(axis=(1, 2))
+    return largest
+
+
+@torch.no_grad()
+def fit_bias(network: Activating, chips: Chips, learning: Learning) -> None:
+    """Give every class the bias with which as many chips are expected to show it as do.
+
+    For weights that learned elsewhere: their bias may be right for windows full of a class, as is that of a gate. A
+    training would raise the whole map long before it has moved such a bias to where whole chips need it, and a map
+    that is positive everywhere has no contours. The map itself stays as it is.
+    """
+    some = _evenly(chips, learning.judged)
+    maps = np.stack([raw_maps(network, some.rgb(k), learning).mean(axis=(1, 2)) for k in range(len(some))])
+    for c, (means, shows) in enumerate(zip(maps.T.astype(np.float64), some.labels.T, strict=True)):
+        if shows.any() and not shows.all():  # what a few chips of many do not tell stays as it is
+            network.bias[c] = _bias_of(means, float(shows.mean()))
+
+
+def _bias_of(means: Float64Array, share: float) -> float:
+    # The expected share grows with the bias, and lies below the wanted one, or above, where the largest logit, or the
+    # smallest, gives just that.
+    wanted = special.logit(share)
+    ends = wanted - means.max(), wanted - means.min()
+    found: float = optimize.brentq(lambda bias: special.expit(means + bias).mean() - share, ends[0] - 1, ends[1] + 1)
+    return found
+
+
+def activation_constant(network: Activating, chips: Chips, learning: Learning) -> float:
+    """Raw value that becomes activation 1 on scenes: the median peak of the classes that chips show.
+
+    No pixel is known, so this is no operating point; it makes a typical peak as high as a chip's own maximum is.
+
+    Raises
+    ------
+    TrainingError
+        If no peak is positive: the network has learned nothing.
+    """
+    some = _evenly(chips, learning.judged)
+    peaks = [
+        float(raw_maps(network, some.rgb(k), learning)[c].max())
+        for k in range(len(some))
+        for c in np.flatnonzero(some.labels[k])
+    ]
+    constant = float(np.median(peaks)) if peaks else 0.0
+    if not constant > 0:
+        raise TrainingError(f"the map's median peak is {constant:.3g} where it should be positive: train for longer")
+    return constant
