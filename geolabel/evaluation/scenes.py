@@ -17,7 +17,8 @@ from geolabel.evaluation import baselines
 from geolabel.evaluation.table import OURS
 from geolabel.evaluation.tally import Answer
 from geolabel.extraction.activation_maps import validity
-from geolabel.extraction.extract import find_landslides, join_regions, localize
+from geolabel.extraction.extract import find_landslides
+from geolabel.extraction.pipeline import join_regions, localize
 from geolabel.extraction.plan import Parameters, Plan
 from geolabel.extraction.request import Networks, Reading, prepare
 from geolabel.extraction.vectorize import find_objects

@@ -16,7 +16,7 @@ from geolabel.engine.run_folder import Keeping
 from geolabel.engine.run_key import survey_key
 from geolabel.engine.work import parts_under_way
 from geolabel.errors import VectorError
-from geolabel.extraction.extract import NOBODY, Extraction, find_landslides, read_drawn, run_extract
+from geolabel.extraction.extract import Extraction, find_landslides, read_drawn, run_extract
 from geolabel.extraction.merge_overlaps import stacked, unite
 from geolabel.extraction.outputs import (
     Targets,
@@ -30,6 +30,7 @@ from geolabel.extraction.outputs import (
     write_rasters,
     writing,
 )
+from geolabel.extraction.pipeline import NOBODY
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.reviewed import combine
 from geolabel.extraction.scene_groups import Survey

@@ -40,7 +40,7 @@ def peak_prompts(work: Work, spans: Spans, labels: Int32Array, probability: Floa
     Parameters
     ----------
     spans, labels, probability
-        See `geolabel.extraction.extract.join_regions`.
+        See `geolabel.extraction.pipeline.join_regions`.
     """
     found = np.concatenate([np.zeros((0, 3), np.int64), *work.each("peaks", peaks, range(len(work.run.plan.blocks)))])
     holding = spans.holding(found[:, 0], found[:, 1])

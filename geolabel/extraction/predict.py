@@ -18,9 +18,10 @@ from geolabel.engine.report import Progress, Report, Silent
 from geolabel.engine.run_folder import Keeping
 from geolabel.engine.work import Work, under_way
 from geolabel.errors import RunError
-from geolabel.extraction.extract import find_scores, read_drawn
+from geolabel.extraction.extract import read_drawn
 from geolabel.extraction.outputs import Targets, write_scores, writing
 from geolabel.extraction.passes import MosaicSource
+from geolabel.extraction.pipeline import find_scores
 from geolabel.extraction.plan import Parameters, Plan, Run
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare_survey

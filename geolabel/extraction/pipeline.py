@@ -1,0 +1,196 @@
+"""The passes over one working grid, in order: tiles, prompts, masks, mosaic, polygons.
+
+Each pass hands its tasks to the workers, leaves its pixels in the store and returns tables of small numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geolabel.engine.work import Work
+from geolabel.extraction import dense, passes
+from geolabel.extraction.clustered import find_clustered
+from geolabel.extraction.outputs import complete, tile_table
+from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource
+from geolabel.extraction.peaks import confident, peak_prompts
+from geolabel.extraction.plan import task_size
+from geolabel.extraction.source_scenes import seen_in
+from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
+from geolabel.extraction.windows import assign, clip_to_tiles, oversized
+from geolabel.prompters import centroid_outside, shape_prompts
+from geolabel.prompts import Prompts
+from geolabel.seams import Shapes, Spans, join, largest
+from geolabel.tiles import TileGrid, Window
+from geolabel.types import Float32Array, Int32Array, Int64Array
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+NOBODY = np.zeros(0, np.int64)
+"""No prompt."""
+
+
+def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
+    """Run the passes up to the mosaic: tiles, prompts, masks; tiles alone where the localizer's maps are the scores."""
+    tiles = localize(work)
+    if work.run.plan.dense:
+        dense.merge(work)
+        return tiles, Prompts.build(), []
+    if work.run.plan.segmenter.clusters is not None:
+        prompts, masks = find_clustered(work)
+        merge(work, masks)
+        return tiles, prompts, masks
+    prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, work.run.plan.segment_tiles)
+    masks = segment(work, prompts)
+    merge(work, masks, prompts.ids[prompts.drawn])
+    return tiles, prompts, masks
+
+
+def localize(work: Work) -> gpd.GeoDataFrame:
+    """Pass 1: the activation of every tile that holds a valid pixel."""
+    plan = work.run.plan
+    reports = [
+        tile
+        for batch in work.each("localize", passes.localize, plan.localize_tasks, network=plan.localizer)
+        for tile in batch
+    ]
+    work.report.count_tiles(reports)
+    return tile_table(reports, plan)
+
+
+def find_prompts(work: Work) -> Prompts:
+    """Pass 2: box and centroid of every place where a landslide is likely."""
+    plan = work.run.plan
+    spans, labels, probability = join_regions(work)
+    if plan.parameters.method == "s2c":
+        return fit_to_tiles(numbered(peak_prompts(work, spans, labels, probability)), plan.segment_tiles)
+    shapes = Shapes.of(spans, labels, len(probability))
+    prompts = shape_prompts(shapes, probability)
+    large = oversized(prompts, plan.segment_tiles)
+    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], plan.segment_tiles) for k in np.flatnonzero(large)]
+    work.report.points_outside += centroid_outside(spans, labels, shapes)
+    return numbered(Prompts.concatenate([prompts[~large], *parts]))
+
+
+def join_regions(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
+    """Join the regions of all blocks: components of the thresholded, blended activation that pass the gate.
+
+    Returns
+    -------
+    spans (N,), component of each (N,), and the class probability of each component (K,)
+    """
+    plan = work.run.plan
+    regions = list(work.each("prompt", passes.find_regions, range(len(plan.blocks))))
+    spans, index = join([region.spans for region in regions])
+    labels, count = spans.components(8)
+    probability = largest(np.concatenate([region.probability for region in regions]), labels[index], count) / 255
+    open_gate = probability >= plan.parameters.gate
+    inside = open_gate[labels]
+    renumbered = (np.cumsum(open_gate, dtype=np.int32) - 1)[labels[inside]]
+    return spans[inside], renumbered, probability[open_gate].astype(np.float32)
+
+
+def tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:
+    """Prompts of an object larger than a tile: box and centroid of its part in every tile whose core it reaches."""
+    x0, y0, x1, y1 = (int(v) for v in whole.boxes[0])
+    parts = []
+    for index in tiles.covering(Window(y0, x0, y1 - y0, x1 - x0)):
+        part, _ = spans.clip(tiles[index])
+        if len(part) and len(part.clip(tiles.core(index))[0]):
+            parts.append(
+                shape_prompts(Shapes.of(part, np.zeros(len(part), np.int32), 1), whole.scores, whole.class_ids)
+            )
+    return Prompts.concatenate(parts)
+
+
+def fit_to_tiles(prompts: Prompts, tiles: TileGrid) -> Prompts:
+    """The same prompts, those larger than a tile cut to tiles; the parts get numbers that no other prompt has."""
+    large = oversized(prompts, tiles)
+    if not large.any():
+        return prompts
+    parts = clip_to_tiles(prompts[large], tiles)
+    numbers = np.arange(len(parts), dtype=np.int64) + prompts.ids.max() + 1
+    return Prompts.concatenate([prompts[~large], replace(parts, ids=numbers)])
+
+
+def numbered(prompts: Prompts) -> Prompts:
+    """The same prompts with ids 1, 2, ..."""
+    return replace(prompts, ids=np.arange(1, len(prompts) + 1, dtype=np.int64))
+
+
+def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
+    """Pass 3: masks of the windows that hold a prompt, each window once for all its prompts, and of no other."""
+    plan = work.run.plan
+    windows = [
+        replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
+        for seen in assign(prompts, plan.segment_tiles)
+    ]
+    size = task_size(len(windows), plan.segmenter.batch)
+    batches = [windows[start : start + size] for start in range(0, len(windows), size)]
+    tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=work.run.plan.segmenter))
+    work.report.count_masks(prompts, windows, tables)
+    return tables
+
+
+def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY) -> None:
+    """Pass 4: the mosaic of every block, from the masks that reach into it.
+
+    Parameters
+    ----------
+    drawn_ids
+        Prompts that a person drew: their masks count wherever they are, whatever the localizer says of the place.
+    """
+    blocks = work.run.plan.blocks
+    drawn = [np.isin(table.prompt_ids, drawn_ids) for table in masks]
+    counting = [np.ones(len(table.windows), bool) for table in masks]
+    if work.run.plan.parameters.method == "s2c" and work.run.localized:
+        counting = [sure | asked for sure, asked in zip(confident(work, masks), drawn, strict=True)]
+    places: dict[int, list[MaskPlace]] = defaultdict(list)
+    number = 0
+    for task, table in enumerate(masks):
+        for position, crop in enumerate(table.windows.tolist()):
+            for block in blocks.covering(Window(*crop)) if counting[task][position] else ():
+                places[block].append(MaskPlace(number, task, position, drawn=bool(drawn[task][position])))
+            number += 1
+    for _ in work.each("merge", passes.merge, [(block, places.get(block, [])) for block in range(len(blocks))]):
+        pass
+
+
+def polygonize(
+    work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
+) -> tuple[Objects, gpd.GeoDataFrame]:
+    """Pass 5: objects of every block joined across seams, cleaned, outlined and measured.
+
+    Parameters
+    ----------
+    drawn_ids
+        Prompts that a person drew: what answers them has no confidence, and so is no candidate.
+    """
+    plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
+    mosaic = dense.DenseSource(work.run) if plan.dense else MosaicSource(work.run)
+    with work.report.timed("polygons"):
+        objects = find_objects(
+            mosaic,
+            plan.blocks,
+            threshold=plan.mask_threshold,
+            min_area_px=parameters.min_area.pixels(gsd),
+            max_hole_px=parameters.max_hole.pixels(gsd),
+            apply=work.apply,
+        )
+        landslides = describe(
+            objects,
+            sum_objects(mosaic, plan.blocks, objects, apply=work.apply),
+            plan.grid,
+            simplify_px=parameters.simplify.pixels(gsd),
+            smooth_px=parameters.smooth.pixels(gsd),
+            predicted_iou=np.concatenate([np.zeros(0, np.float32), *(table.predicted_iou for table in masks)]),
+            stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
+            prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
+            class_name=plan.classes[plan.class_index],
+        )
+    return objects, complete(landslides, plan, seen_in(work, objects), drawn_ids)
