@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Crew:
+class ExecutorOptions:
     """Who is to work, as the command line says it."""
 
     workers: int | None = None
@@ -101,7 +101,7 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
     Parameters
     ----------
     given
-        Options of the command, of which those of `Crew` are taken out, and ``device`` is looked at.
+        Options of the command, of which those of `ExecutorOptions` are taken out, and ``device`` is looked at.
 
     Raises
     ------
@@ -112,22 +112,22 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
     """
     from geolabel.errors import OptionError
 
-    crew = Crew(**{field.name: given.pop(field.name) for field in fields(Crew)})
-    if crew.workers and crew.scheduler:
+    asked = ExecutorOptions(**{field.name: given.pop(field.name) for field in fields(ExecutorOptions)})
+    if asked.workers and asked.scheduler:
         raise OptionError("--workers starts processes here and --scheduler uses those of a cluster: give one of them")
-    if crew.tls and not crew.scheduler:
+    if asked.tls and not asked.scheduler:
         raise OptionError("--tls-ca-file, --tls-cert and --tls-key are for a --scheduler")
     with ExitStack() as stack:
-        if crew.workers:
+        if asked.workers:
             import dask
 
             from geolabel.engine.executors import PATIENCE
 
             stack.enter_context(dask.config.set({PATIENCE: WITHOUT_S}))
             threads = given.get("threads") or 1
-            stack.enter_context(_local(crew.workers, crew.worker_memory, str(given.get("device")), threads))
-        elif crew.scheduler:
-            stack.enter_context(_remote(crew.scheduler, crew.tls))
+            stack.enter_context(_local(asked.workers, asked.worker_memory, str(given.get("device")), threads))
+        elif asked.scheduler:
+            stack.enter_context(_remote(asked.scheduler, asked.tls))
         yield
 
 

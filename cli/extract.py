@@ -123,7 +123,7 @@ def extract(
     check_listed(listed)
     with ExitStack() as stack:
         with loading(ctx):
-            from geolabel.engine.run_folder import Keeping
+            from geolabel.engine.run_folder import RunFolderOptions
             from geolabel.extraction.combine import run_survey
             from geolabel.extraction.outputs import Targets
             from geolabel.extraction.reviewed import carried_over
@@ -148,9 +148,9 @@ def extract(
         if dry_run:
             announce(estimated if as_json else summary.of_estimate(estimated), as_json=as_json)
             return 0
-        keeping = Keeping(run_dir, keep)
+        run_folder = RunFolderOptions(run_dir, keep)
         with progress_bar(ctx) as progress:
-            found = run_survey(survey, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
+            found = run_survey(survey, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress)
     warn(ctx, found.report.gaps)
     figures = found.summary()
     dense = survey.plans[0].dense

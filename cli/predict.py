@@ -63,7 +63,7 @@ def predict(
     check_listed(listed)
     with ExitStack() as stack:
         with loading(ctx):
-            from geolabel.engine.run_folder import Keeping
+            from geolabel.engine.run_folder import RunFolderOptions
             from geolabel.extraction.outputs import Targets
             from geolabel.extraction.predict import run_predict
             from geolabel.extraction.scene_groups import prepare_survey
@@ -78,9 +78,9 @@ def predict(
             survey = prepare_survey(listed, *asked, raster=target)
             (plan,) = survey.plans
         warn(ctx, survey.warnings)
-        keeping = Keeping(run_dir, keep)
+        run_folder = RunFolderOptions(run_dir, keep)
         with progress_bar(ctx) as progress:
-            report = run_predict(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
+            report = run_predict(plan, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress)
     warn(ctx, report.gaps)
     figures = report.summary()
     announce({"output": target, **figures} if as_json else summary.of_scores(target, figures), as_json=as_json)

@@ -30,7 +30,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from geolabel.engine.run_folder import Keeping
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.runs import summarize
 from geolabel.errors import GeolabelError
 from geolabel.evaluation.evaluate import evaluate
@@ -289,7 +289,7 @@ def read_safetensors(path: Path, dice: random.Random) -> None:
 def extract_into(folder: Path, scene: Path) -> bytes:
     given = Parameters(tile_size=48, overlap=16, block_size=100)
     plan = make_plan(SceneReader(scene), *RECIPES, given, stretch="0,255")
-    found = run_extract(plan, Targets.of(None), keeping=Keeping(folder, keep=True))
+    found = run_extract(plan, Targets.of(None), run_folder=RunFolderOptions(folder, keep=True))
     return found.landslides.drop(columns=["source"]).to_json().encode() + bytes(len(found.prompts))
 
 

@@ -268,9 +268,9 @@ def test_no_scheduler_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_options_that_contradict_each_other(given: dict[str, Any], says: str) -> None:
-    from geolabel.cli.cluster import Crew, at_work
+    from geolabel.cli.cluster import ExecutorOptions, at_work
 
-    options = dict.fromkeys(Crew.__dataclass_fields__) | {"device": "cpu"} | given
+    options = dict.fromkeys(ExecutorOptions.__dataclass_fields__) | {"device": "cpu"} | given
     with pytest.raises(OptionError, match=says), at_work(options):
         pass
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from geolabel.cli.main import run as command
 from geolabel.engine import lock
 from geolabel.engine.lock import Holder, holder, locked
-from geolabel.engine.run_folder import Folder, Keeping, opened, written_by
+from geolabel.engine.run_folder import Folder, RunFolderOptions, opened, written_by
 from geolabel.engine.run_key import State, difference, run_key
 from geolabel.engine.runs import clean, find_runs, summarize
 from geolabel.engine.task_records import STOP, Recorded, pack, unpack
@@ -144,14 +144,14 @@ def test_what_calls_itself_a_run(text: str, tmp_path: Path) -> None:
 
 def test_records_that_do_not_belong_together_are_an_error(scene: Path, tmp_path: Path) -> None:
     plan = make_plan(SceneReader(scene), *RECIPES, Parameters(tile_size=48, overlap=16), stretch="0,255")
-    keeping = Keeping(tmp_path / "run", keep=True)
-    run_extract(plan, Targets.of(None), keeping=keeping)
+    run_folder = RunFolderOptions(tmp_path / "run", keep=True)
+    run_extract(plan, Targets.of(None), run_folder=run_folder)
     store = Store(tmp_path / "run")
     store.write("localize", 0, store.read("localize", 0) | {"activation": np.zeros((1, 2, 3), np.uint8)})
     for number in range(store.count("prompt-done")):
         (tmp_path / "run" / store.name("prompt-done", number)).unlink()
     with pytest.raises(RunError, match="records of an earlier run, and resuming from them failed"):
-        run_extract(plan, Targets.of(None), keeping=keeping)
+        run_extract(plan, Targets.of(None), run_folder=run_folder)
 
 
 def test_a_result_without_its_pixels_is_found_again(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ KEY = {"scene": {"uri": "scene.tif"}, "gate": 0.5}
 def cut_short(root: Path, *, overwrite: bool = False) -> None:
     with (  # noqa: PT012
         pytest.raises(ValueError, match="the machine"),
-        opened(Keeping(), root, KEY, overwrite=overwrite) as folder,
+        opened(RunFolderOptions(), root, KEY, overwrite=overwrite) as folder,
     ):
         folder.note_pass("localize", 5)
         folder.store.write("localize-done", 0, pack(True))
@@ -402,7 +402,7 @@ def cut_short(root: Path, *, overwrite: bool = False) -> None:
 
 
 def kept(root: Path, key: dict[str, object] = KEY, *, overwrite: bool = False) -> int:
-    with opened(Keeping(), root, key, overwrite=overwrite) as folder:
+    with opened(RunFolderOptions(), root, key, overwrite=overwrite) as folder:
         return folder.store.count("localize-done")
 
 
@@ -417,7 +417,7 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_nothing_done_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="early"), opened(Keeping(), tmp_path / "run", KEY, overwrite=False):
+    with pytest.raises(ValueError, match="early"), opened(RunFolderOptions(), tmp_path / "run", KEY, overwrite=False):
         raise ValueError("early")
     assert not (tmp_path / "run").exists()
 
@@ -509,7 +509,7 @@ def test_an_output_of_the_same_run_may_be_written_again(tmp_path: Path) -> None:
     out = tmp_path / "slides.gpkg"
     with (  # noqa: PT012
         pytest.raises(ValueError, match="killed"),
-        opened(Keeping(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
+        opened(RunFolderOptions(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
     ):
         folder.store.write("localize-done", 0, pack(True))
         with folder.writing(out):
@@ -526,7 +526,7 @@ def test_so_may_one_that_was_whole_when_the_run_was_killed_but_not_said_to_be(tm
     out = tmp_path / "slides.gpkg"
     with (  # noqa: PT012
         pytest.raises(ValueError, match="killed"),
-        opened(Keeping(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
+        opened(RunFolderOptions(), tmp_path / "slides.gpkg.run", KEY, overwrite=False) as folder,
     ):
         folder.store.write("localize-done", 0, pack(True))
         with folder.writing(out):
@@ -561,7 +561,7 @@ def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(
 def test_a_folder_may_lie_in_a_store(quick: None) -> None:
     flaky(0)
     root = "flaky://bucket/folder"
-    with pytest.raises(ValueError, match="early"), opened(Keeping(), root, KEY, overwrite=False) as folder:  # noqa: PT012
+    with pytest.raises(ValueError, match="early"), opened(RunFolderOptions(), root, KEY, overwrite=False) as folder:  # noqa: PT012
         folder.store.write("localize-done", 0, pack(True))
         raise ValueError("early")
     assert summarize(root).status == "failed"
@@ -597,7 +597,7 @@ def test_runs_are_listed_described_and_cleaned(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_run_that_is_going_on_is_not_cleaned(tmp_path: Path) -> None:
-    with opened(Keeping(), tmp_path / "run", KEY, overwrite=False):
+    with opened(RunFolderOptions(), tmp_path / "run", KEY, overwrite=False):
         assert summarize(tmp_path / "run").status == "running"
         with pytest.raises(RunError, match="in use"):
             clean(tmp_path / "run")

@@ -22,7 +22,7 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geolabel.engine.run_folder import Keeping
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.extraction.extract import Extraction, run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan, make_plan
@@ -320,8 +320,8 @@ def test_what_differs_is_told_and_overwritten_only_when_asked(scene: Path, tmp_p
 
 
 def test_records_stay_when_asked_for(scene: Path, tmp_path: Path) -> None:
-    keeping = Keeping(tmp_path / "here", keep=True)
-    first = run_extract(planned(scene), Targets.of(None), keeping=keeping)
-    again = run_extract(planned(scene), Targets.of(None), keeping=keeping)
+    run_folder = RunFolderOptions(tmp_path / "here", keep=True)
+    first = run_extract(planned(scene), Targets.of(None), run_folder=run_folder)
+    again = run_extract(planned(scene), Targets.of(None), run_folder=run_folder)
     assert again.report.tasks_kept == again.report.tasks == first.report.tasks
     assert again.landslides.to_wkb().equals(first.landslides.to_wkb())

@@ -20,7 +20,7 @@ from rasterio.warp import calculate_default_transform, reproject
 
 import geolabel
 from geolabel.cli.main import run as command
-from geolabel.engine.run_folder import Keeping
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.runs import scenes_of, summarize
 from geolabel.errors import OptionError, RunError, SceneError, VectorError
 from geolabel.extraction.merge_overlaps import overlapping, unite
@@ -300,12 +300,12 @@ def test_a_run_over_many_scenes_goes_on(grids: int, quarters: list[Path], tmp_pa
 
 
 def test_a_scene_that_changed_is_noticed(quarters: list[Path], tmp_path: Path) -> None:
-    keeping = Keeping(keep=True)
-    geolabel.extract(quarters, out=tmp_path / "slides.gpkg", keeping=keeping, **GIVEN)
+    run_folder = RunFolderOptions(keep=True)
+    geolabel.extract(quarters, out=tmp_path / "slides.gpkg", run_folder=run_folder, **GIVEN)
     write(quarters[2], ~country(), QUARTERS["sw"])
     (tmp_path / "slides.gpkg").unlink()
     with pytest.raises(RunError, match=r"scene\.3\."):
-        geolabel.extract(quarters, out=tmp_path / "slides.gpkg", keeping=keeping, **GIVEN)
+        geolabel.extract(quarters, out=tmp_path / "slides.gpkg", run_folder=run_folder, **GIVEN)
 
 
 def test_where_the_tasks_run_changes_nothing(tmp_path: Path) -> None:

@@ -77,17 +77,17 @@ def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = F
     ClusterError
         If the scheduler is gone, or a task took several workers with it.
     """
-    with _crew(network, BESIDE_NETWORK + calls) as crew:
+    with _executor(network, BESIDE_NETWORK + calls) as executor:
         remaining = iter(items)
         task = _Shared(function)
-        flying = deque(crew.submit(task, item) for item in islice(remaining, crew.width()))
+        flying = deque(executor.submit(task, item) for item in islice(remaining, executor.width()))
         done = 0
         try:
             while flying:
                 yield _result(flying.popleft(), done)
                 done += 1
-                room = crew.width() - len(flying) if done % RECOUNT == 0 else 1
-                flying.extend(crew.submit(task, item) for item in islice(remaining, max(0, room)))
+                room = executor.width() - len(flying) if done % RECOUNT == 0 else 1
+                flying.extend(executor.submit(task, item) for item in islice(remaining, max(0, room)))
         finally:
             for future in flying:
                 future.cancel()
@@ -162,7 +162,7 @@ class _Promise(Protocol[R_co]):
     def cancel(self) -> Any: ...
 
 
-class _Crew(Protocol):
+class _TaskExecutor(Protocol):
     """What does the tasks."""
 
     def width(self) -> int:
@@ -231,7 +231,7 @@ def _has_gpu(worker: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _crew(network: bool, threads: int) -> Iterator[_Crew]:
+def _executor(network: bool, threads: int) -> Iterator[_TaskExecutor]:
     client = _client()
     if client is not None:
         yield _Cluster(client, network=network)

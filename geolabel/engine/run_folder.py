@@ -40,7 +40,7 @@ SUFFIX = ".run"
 
 
 @dataclass(frozen=True)
-class Keeping:
+class RunFolderOptions:
     """Where the records of a run are kept, and how long."""
 
     run_dir: str | Path | None = None
@@ -208,7 +208,9 @@ class Folder:
 
 
 @contextmanager
-def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwrite: bool) -> Iterator[Folder]:
+def opened(
+    run_folder: RunFolderOptions, root: str | Path, key: Mapping[str, Any], *, overwrite: bool
+) -> Iterator[Folder]:
     """A folder that is locked, known to every worker, and gone when the run in it succeeds.
 
     Raises
@@ -242,7 +244,7 @@ def opened(keeping: Keeping, root: str | Path, key: Mapping[str, Any], *, overwr
                     f"({type(error).__name__}: {error}); if they are damaged, --overwrite restarts"
                 ) from error
             raise
-        if keeping.keep:
+        if run_folder.keep:
             folder.end("finished")
         else:
             folder.remove()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from geolabel.engine import executors, worker
 from geolabel.engine.report import Numbered, Progress, Report, Silent
-from geolabel.engine.run_folder import Folder, Keeping, opened
+from geolabel.engine.run_folder import Folder, RunFolderOptions, opened
 from geolabel.engine.run_key import run_key
 from geolabel.engine.task_records import TOO_LARGE, Outcome, Recorded
 from geolabel.errors import ClusterError
@@ -125,7 +125,7 @@ def asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
 
 @contextmanager
 def under_way(
-    plan: Plan, targets: Targets, keeping: Keeping, drawn: Prompts | None, progress: Progress | None
+    plan: Plan, targets: Targets, run_folder: RunFolderOptions, drawn: Prompts | None, progress: Progress | None
 ) -> Iterator[Work]:
     """Work on a plan in a folder that it can go on from, or in a temporary one where that cannot be.
 
@@ -136,13 +136,13 @@ def under_way(
     """
     check_apart(targets.paths, plan.reader)
     localized = asks_localizer(plan, [drawn])
-    root = targets.root(keeping.run_dir)
-    key = None if root is None else run_key(plan, drawn, scene_key=keeping.scene_key)
+    root = targets.root(run_folder.run_dir)
+    key = None if root is None else run_key(plan, drawn, scene_key=run_folder.scene_key)
     if root is None or key is None:
         with in_scratch(plan, progress, localized=localized) as work:
             yield work
         return
-    with in_folder(root, key, targets, keeping) as folder:
+    with in_folder(root, key, targets, run_folder) as folder:
         report = Report.of(plan.grid)
         yield Work.within(folder, Run(plan, folder.store, localized=localized), report, progress or Silent())
 
@@ -151,7 +151,7 @@ def under_way(
 def parts_under_way(
     plans: Sequence[Plan],
     targets: Targets,
-    keeping: Keeping,
+    run_folder: RunFolderOptions,
     drawn: Sequence[Prompts | None],
     progress: Progress | None,
     key: Mapping[str, Any] | None,
@@ -167,7 +167,7 @@ def parts_under_way(
     """
     for plan in plans:
         check_apart(targets.paths, plan.reader)
-    root = targets.root(keeping.run_dir)
+    root = targets.root(run_folder.run_dir)
     report = Report.of(*(plan.grid for plan in plans))
     with ExitStack() as stack:
         if root is None or key is None:
@@ -176,7 +176,7 @@ def parts_under_way(
             scratch = stack.enter_context(TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True))
             store = Store(Path(scratch))
         else:
-            folder = stack.enter_context(in_folder(root, key, targets, keeping))
+            folder = stack.enter_context(in_folder(root, key, targets, run_folder))
             store = folder.store
         works = []
         for number, plan in enumerate(plans, 1):
@@ -187,10 +187,12 @@ def parts_under_way(
 
 
 @contextmanager
-def in_folder(root: str | Path, key: Mapping[str, Any], targets: Targets, keeping: Keeping) -> Iterator[Folder]:
+def in_folder(
+    root: str | Path, key: Mapping[str, Any], targets: Targets, run_folder: RunFolderOptions
+) -> Iterator[Folder]:
     """The folder of a run; what the process keeps of its records is let go at the end."""
     try:
-        with opened(keeping, root, key, overwrite=targets.overwrite) as folder:
+        with opened(run_folder, root, key, overwrite=targets.overwrite) as folder:
             yield folder
     finally:
         forget()

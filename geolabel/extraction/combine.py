@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from geolabel.engine.report import Progress, Report
-from geolabel.engine.run_folder import Keeping
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.run_key import survey_key
 from geolabel.engine.work import parts_under_way
 from geolabel.errors import VectorError
@@ -81,18 +81,18 @@ def run_survey(
     targets: Targets,
     *,
     prompts_from: str | Path | None = None,
-    keeping: Keeping | None = None,
+    run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
 ) -> Extraction | Inventory:
     """Do what was planned for one scene or many and write what was asked for."""
     if survey.plain:
         plan = survey.plans[0]
-        return run_extract(plan, targets, prompts_from=prompts_from, keeping=keeping, progress=progress)
-    keeping = keeping or Keeping()
+        return run_extract(plan, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress)
+    run_folder = run_folder or RunFolderOptions()
     plans, drawn = survey.plans, _drawn(prompts_from, survey.plans)
-    wanted = targets.root(keeping.run_dir) is not None
-    key = survey_key(plans, drawn, survey.crs, scene_key=keeping.scene_key) if wanted else None
-    with parts_under_way(plans, targets, keeping, drawn, progress, key) as works:
+    wanted = targets.root(run_folder.run_dir) is not None
+    key = survey_key(plans, drawn, survey.crs, scene_key=run_folder.scene_key) if wanted else None
+    with parts_under_way(plans, targets, run_folder, drawn, progress, key) as works:
         parts = []
         for work, prompts in zip(works, drawn, strict=True):
             found = find_landslides(work, prompts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geolabel.engine.report import Progress, Report
-from geolabel.engine.run_folder import Keeping
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.work import Work, under_way
 from geolabel.errors import OptionError
 from geolabel.extraction.merge_overlaps import brought
@@ -101,7 +101,7 @@ def extract(
     dst_crs: str | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
-    keeping: Keeping | None = None,
+    run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
     """Find the landslides of a scene, or of many as one inventory.
@@ -134,7 +134,7 @@ def extract(
         replaced only if this comes into the new file.
     discard_review
         Whether such a file may be replaced all the same.
-    keeping
+    run_folder
         Where the records of the run are kept, from which the same call goes on when this one ends early; by default in
         a folder beside the first output that goes when the run succeeds.
     progress
@@ -159,19 +159,19 @@ def extract(
     from geolabel.extraction.combine import run_survey
     from geolabel.extraction.scene_groups import prepare_survey
 
-    keeping, reading = keeping or Keeping(), reading or Reading()
+    run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
     inputs = [*carried.inputs(prompts_from), *(one.source for one in scenes)]
     targets = Targets.of(
-        out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=keeping.run_dir, carried=carried
+        out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried
     )
     survey = prepare_survey(
         scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster
     )
     for text in survey.warnings:
         log.warning("%s", text)
-    return run_survey(survey, targets, prompts_from=prompts_from, keeping=keeping, progress=progress).landslides
+    return run_survey(survey, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress).landslides
 
 
 def run_extract(
@@ -179,12 +179,12 @@ def run_extract(
     targets: Targets,
     *,
     prompts_from: str | Path | None = None,
-    keeping: Keeping | None = None,
+    run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
     drawn = read_drawn(prompts_from, plan)
-    with under_way(plan, targets, keeping or Keeping(), drawn, progress) as work:
+    with under_way(plan, targets, run_folder or RunFolderOptions(), drawn, progress) as work:
         found = with_review(find_landslides(work, drawn), targets.carried.review)
         write_outputs(found, targets, work.folder)
     return found

@@ -15,7 +15,7 @@ import numpy as np
 
 from geolabel.engine import executors
 from geolabel.engine.report import Progress, Report, Silent
-from geolabel.engine.run_folder import Keeping
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.work import Work, under_way
 from geolabel.errors import RunError
 from geolabel.extraction.extract import read_drawn
@@ -95,12 +95,12 @@ def run_predict(
     targets: Targets,
     *,
     prompts_from: str | Path | None = None,
-    keeping: Keeping | None = None,
+    run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Do what was planned as far as the scores and write them; the records of the run are gone at the end."""
     drawn = read_drawn(prompts_from, plan)
-    with under_way(plan, targets, keeping or Keeping(), drawn, progress) as work:
+    with under_way(plan, targets, run_folder or RunFolderOptions(), drawn, progress) as work:
         find_scores(work, drawn)
         with writing(targets, work.folder):
             write_scores(work.run, targets)
