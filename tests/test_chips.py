@@ -17,7 +17,7 @@ from geolabel.chips import Chip, ChipList, check_learnable, is_held_out, split
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.errors import ChipError, GeolabelError, OptionError, OutputError
-from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.io.write.rasters import write_geotiff
 from geolabel.labeling.cut_chips import cut_chips
 from geolabel.labeling.synthesize import synthesize
 from geolabel.scene import Grid

@@ -13,7 +13,7 @@ from geolabel.errors import SceneError
 from geolabel.extraction.plan import Parameters, examined
 from geolabel.extraction.request import Networks, Reading, prepare
 from geolabel.extraction.scene_groups import prepare_survey
-from geolabel.io.read.contents import check_image, product_of
+from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.read.sources import FileSource

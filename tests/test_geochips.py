@@ -17,7 +17,7 @@ from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.geochips import GeoChips
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
 from geolabel.errors import ChipError
-from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.io.write.rasters import write_geotiff
 from geolabel.labels import LabelMap
 from geolabel.scene import Grid
 from geolabel.tiles import Window

@@ -17,7 +17,7 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.request import Networks
-from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.io.write.rasters import write_geotiff
 from geolabel.labeling import label_chips
 from geolabel.labeling.label_chips import ActivatedLabels
 from geolabel.labels import BACKGROUND

@@ -14,7 +14,7 @@ from affine import Affine
 
 from geolabel.evaluation.examples import Example
 from geolabel.evaluation.maps import ellipse
-from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.io.write.rasters import write_geotiff
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, Int32Array, UInt8Array

@@ -259,7 +259,7 @@ def prepare(
     GeolabelError
         See `geolabel.errors`.
     """
-    from geolabel.io.read.contents import check_image
+    from geolabel.io.read.headers import check_image
     from geolabel.io.write.vectors import read_aoi
 
     reader = open_scene(*_source(scene), reading, event_date)

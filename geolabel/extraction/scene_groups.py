@@ -17,7 +17,7 @@ from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.extraction import request
 from geolabel.extraction.plan import Parameters, Plan, examined, make_plan
 from geolabel.extraction.request import Networks, Reading
-from geolabel.io.read.contents import check_image, product_of
+from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import Listed
 from geolabel.io.read.scene_mosaic import Patchwork, Sheet, patchwork_of
 from geolabel.io.read.scenes import SceneReader

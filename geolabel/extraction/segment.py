@@ -28,7 +28,7 @@ from geolabel.extraction.request import Networks, Reading, prepare, usual_filter
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.io.read.fingerprints import check_apart
 from geolabel.io.read.review import Carried
-from geolabel.io.write.segments import SEGMENT_COLUMNS, write_segments
+from geolabel.io.write.vectors import SEGMENT_COLUMNS, write_segments
 from geolabel.masks import Filters, Selection
 from geolabel.parts import EVERYWHERE, Recipe
 from geolabel.prompters import GridPrompter

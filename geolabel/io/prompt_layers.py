@@ -97,7 +97,7 @@ def gather_prompts(
     """Make prompts, in pixels of `grid`, of the features of named layers in the CRS of `grid`.
 
     See `geolabel.io.write.vectors.read_prompts` for the columns, the rules and `partly`. What has no column
-    ``asked_by`` is a person's, see `geolabel.io.prompt_record.mark_changes`.
+    ``asked_by`` is a person's, see `geolabel.io.written.mark_changes`.
 
     Parameters
     ----------

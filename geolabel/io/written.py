@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
 
+from geolabel.io.prompt_layers import ORIGINS
+from geolabel.io.styles import REVIEW_STATES
 from geolabel.names import check_regular
 from geolabel.parsing import parse_json
-from geolabel.types import AnyArray, BoolArray
+from geolabel.prompts import DRAWN, FOREGROUND, FRESH, LOCALIZER
+from geolabel.types import AnyArray, BoolArray, Int64Array
 
 Geometries: TypeAlias = Sequence[shapely.Geometry | None] | AnyArray
 
@@ -155,3 +159,164 @@ def read_written(path: str | Path) -> Record | None:
         return None
     highest = max((row.key for row in found if row.layer == HIGHEST), default=0)
     return Record({(row.layer, row.key): row for row in found if row.layer != HIGHEST}, highest)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+PROMPT_LAYERS = ("prompts", "prompt_points")
+
+UNNUMBERED = -1
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One prompt, as its layers have it."""
+
+    box: shapely.Geometry | None = None
+    row: int = -1
+    """Of the box in its layer."""
+    said: tuple[Any, Any] = (None, None)
+    """Class and status of the box."""
+    points: tuple[tuple[float, float, float], ...] = ()
+    """x, y and label, in the order of the layer."""
+
+
+def written_prompts(boxes: gpd.GeoDataFrame, points: gpd.GeoDataFrame) -> list[Written]:
+    """Prompts as they are written, with their coordinates in pixels of the grid that they were asked on.
+
+    Parameters
+    ----------
+    boxes, points
+        As `geolabel.io.prompt_layers` makes them, in the CRS of the file.
+    """
+    box_rows = {int(row["prompt"]): row for row in boxes.to_dict("records")}
+    point_rows: dict[int, list[dict[str, Any]]] = {}
+    for row in points.to_dict("records"):
+        point_rows.setdefault(int(row["prompt"]), []).append(row)
+    found = []
+    for number, asked in sorted(_asked(boxes, points).items()):
+        box, own = box_rows.get(number, {}), point_rows.get(number, [])
+        said = box or own[0]
+        attributes = {
+            "class": said["class"],
+            "origin": said["origin"],
+            "points": [list(point) for point in asked.points],
+            "box_pixels": box.get("pixels"),
+            "point_pixels": [row.get("pixels") for row in own],
+        }
+        found.append(Written("prompts", number, asked.box, attributes, reviewed=said["origin"] == ORIGINS[DRAWN]))
+    return found
+
+
+def mark_changes(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int, Written]) -> dict[str, gpd.GeoDataFrame]:
+    """Say which prompts are as they were written, and leave out those that were deleted.
+
+    Parameters
+    ----------
+    layers
+        ``prompts`` and ``prompt_points``, or one of them, in the CRS of their file.
+    written
+        What was written, by the number of the prompt.
+
+    Returns
+    -------
+    The layers with the columns ``asked_by``, which is `LOCALIZER`, `DRAWN` or `FRESH`, and ``pixels``, null for what
+    was changed. Points whose box is gone are left out unless they were changed too: deleting a box deletes its prompt.
+    """
+    boxes, points = layers.get("prompts"), layers.get("prompt_points")
+    asked = _asked(boxes, points)
+    same = _unchanged(asked, written)
+    origins = {
+        number: DRAWN if written[number].attributes.get("origin") == ORIGINS[DRAWN] else LOCALIZER for number in same
+    }
+    marked = {}
+    if boxes is not None:
+        rows = {one.row: number for number, one in asked.items() if one.box is not None}
+        own = [rows.get(row, UNNUMBERED) for row in range(len(boxes))]
+        marked["prompts"] = boxes.assign(
+            asked_by=[origins.get(number, FRESH) for number in own],
+            pixels=[written[number].attributes.get("box_pixels") if number in same else None for number in own],
+        )
+    if points is not None:
+        numbers = _numbers(points)
+        exact = {number: iter(_list(written[number], "point_pixels")) for number in same}
+        table = points.assign(
+            asked_by=[origins.get(number, FRESH) for number in numbers.tolist()],
+            pixels=[next(exact[number], None) if number in exact else None for number in numbers.tolist()],
+        )
+        orphaned = [number for number, was in written.items() if _is_orphaned(asked.get(number, _Asked()), was)]
+        marked["prompt_points"] = table[~np.isin(numbers, orphaned)].reset_index(drop=True)
+    return marked
+
+
+def changed_prompts(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int, Written]) -> int:
+    """Count the prompts that a person drew, changed, rejected or deleted, in this file or one it was made from."""
+    boxes, points = layers.get("prompts"), layers.get("prompt_points")
+    asked = _asked(boxes, points)
+    same = [written[number] for number in _unchanged(asked, written)]
+    loose = sum(int((_numbers(table) == UNNUMBERED).sum()) for table in (boxes, points) if table is not None)
+    return len({*asked, *written}) - sum(not was.reviewed for was in same) + loose
+
+
+def _asked(boxes: gpd.GeoDataFrame | None, points: gpd.GeoDataFrame | None) -> dict[int, _Asked]:
+    """Prompts by their numbers. Of several boxes with one number the first is the prompt's."""
+    found: dict[int, _Asked] = {}
+    if boxes is not None:
+        names = boxes["class"] if "class" in boxes else [None] * len(boxes)
+        states = boxes["status"] if "status" in boxes else [None] * len(boxes)
+        for row, (number, box, *said) in enumerate(
+            zip(_numbers(boxes).tolist(), boxes.geometry, names, states, strict=True)
+        ):
+            if number != UNNUMBERED:
+                found.setdefault(number, _Asked(box, row, (said[0], said[1])))
+    if points is not None:
+        placed: dict[int, list[tuple[float, float, float]]] = {}
+        labels = pd.to_numeric(points["label"], errors="coerce") if "label" in points else pd.Series(1, points.index)
+        x, y = points.geometry.x, points.geometry.y
+        values = np.column_stack([x, y, labels.fillna(FOREGROUND)]).astype(float).tolist()
+        for number, (at_x, at_y, label) in zip(_numbers(points).tolist(), values, strict=True):
+            placed.setdefault(number, []).append((at_x, at_y, label))
+        placed.pop(UNNUMBERED, None)
+        for number, own in placed.items():
+            box = found.get(number, _Asked())
+            found[number] = _Asked(box.box, box.row, box.said, tuple(own))
+    return found
+
+
+def _numbers(features: gpd.GeoDataFrame) -> Int64Array:
+    """(N,) numbers of the prompts; `UNNUMBERED` where there is none."""
+    if "prompt" not in features:
+        return np.full(len(features), UNNUMBERED, np.int64)
+    given = pd.to_numeric(features["prompt"], errors="coerce").to_numpy(float)
+    sound = np.isfinite(given) & (given >= 0) & (given < 2**53)
+    return np.where(sound, given, UNNUMBERED).astype(np.int64)
+
+
+def _unchanged(asked: Mapping[int, _Asked], written: Mapping[int, Written]) -> set[int]:
+    """Numbers of the prompts that are as they were written."""
+    alike = [number for number, was in written.items() if number in asked and _is_alike(asked[number], was)]
+    boxed = [number for number in alike if asked[number].box is not None]
+    same = same_outlines([asked[number].box for number in boxed], [written[number].outline for number in boxed])
+    return {*alike} - {number for number, one in zip(boxed, same, strict=True) if not one}
+
+
+def _is_alike(asked: _Asked, was: Written) -> bool:
+    """Whether all but the outline of the box is as it was written."""
+    if (asked.box is None) != (was.outline is None) or not _same_points(asked, was):
+        return False
+    name, status = (plain(value) for value in asked.said)
+    return asked.box is None or (name == was.attributes.get("class") and status in (None, REVIEW_STATES[0]))
+
+
+def _same_points(asked: _Asked, was: Written) -> bool:
+    return sorted(map(repr, map(list, asked.points))) == sorted(map(repr, _list(was, "points")))
+
+
+def _list(was: Written, name: str) -> list[Any]:
+    value = was.attributes.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _is_orphaned(asked: _Asked, was: Written) -> bool:
+    return was.outline is not None and asked.box is None and _same_points(asked, was)

@@ -17,7 +17,7 @@ from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Reading
 from geolabel.folders import replacing_folder
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.io.write.rasters import write_geotiff
 from geolabel.labeling.reference_labels import Truth, read_truth
 from geolabel.labels import IGNORE
 from geolabel.radiometry import Stretch

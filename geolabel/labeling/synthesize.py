@@ -22,7 +22,7 @@ from geolabel.io.read.review import Carried, check_work
 from geolabel.io.styles import style_of
 from geolabel.io.write import geopackage, rasters
 from geolabel.io.write.geopackage import Layer, write_geopackage
-from geolabel.io.write.geotiffs import write_geotiff
+from geolabel.io.write.rasters import write_geotiff
 from geolabel.outputs import check_target, together
 from geolabel.polygons import Geometries
 from geolabel.scene import Grid

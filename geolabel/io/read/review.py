@@ -23,10 +23,18 @@ import pyproj
 
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
-from geolabel.io.prompt_record import PROMPT_LAYERS, changed_prompts
 from geolabel.io.read.features import read_layer, spatial_layers
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.io.written import Record, Written, plain, read_only, read_written, same_outlines
+from geolabel.io.written import (
+    PROMPT_LAYERS,
+    Record,
+    Written,
+    changed_prompts,
+    plain,
+    read_only,
+    read_written,
+    same_outlines,
+)
 
 UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
 

@@ -20,10 +20,8 @@ from geolabel.errors import OptionError, SceneError, TileError
 from geolabel.fills import Findings, beyond, examine, is_opacity
 from geolabel.io.foreign import in_words
 from geolabel.io.read.arrays import ArraySource
-from geolabel.io.read.contents import doubts
-from geolabel.io.read.headers import Header, event_date_of, grid_of
-from geolabel.io.read.sources import FileSource, Source
-from geolabel.io.read.upright import Upright
+from geolabel.io.read.headers import Header, doubts, event_date_of, grid_of
+from geolabel.io.read.sources import FileSource, Source, Upright
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
 from geolabel.tiles import Window
@@ -178,7 +176,7 @@ class SceneReader:
 
     @property
     def header(self) -> Header:
-        """What the raster says of itself, read with north up; see `geolabel.io.read.upright`."""
+        """What the raster says of itself, read with north up; see `geolabel.io.read.sources`."""
         return self._source.header
 
     @cached_property

@@ -25,7 +25,7 @@ from xml.etree import ElementTree as ET
 
 from geolabel.errors import SceneError, VectorError
 from geolabel.io.foreign import in_words
-from geolabel.io.read import remote, vsi
+from geolabel.io.read import remote
 from geolabel.parsing import parse_json, parse_xml
 
 MAX_BYTES = 1 << 29
@@ -87,9 +87,9 @@ def vector_file(path: str | Path) -> Path:
     VectorError
         If it cannot be read, or is in a format that may lead to other files.
     """
-    name = vsi.chained(str(path))
+    name = remote.chained(str(path))
     try:
-        return _of_network(name) if vsi.is_remote(name) else _of_machine(name)
+        return _of_network(name) if remote.is_remote(name) else _of_machine(name)
     except (OSError, ValueError, zipfile.BadZipFile, SceneError) as error:
         said = in_words(error) if isinstance(error, OSError | zipfile.BadZipFile) else str(error)
         raise VectorError(f"{path} cannot be read as a vector file: {said}") from error

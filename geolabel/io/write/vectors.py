@@ -18,7 +18,6 @@ from geolabel.errors import VectorError
 from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, TILE_COLUMNS, Kind
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, asked_elsewhere, box_features, gather_prompts, point_features
-from geolabel.io.prompt_record import PROMPT_LAYERS, mark_changes, written_prompts
 from geolabel.io.read.features import (
     check_meets,
     choose_layer,
@@ -31,7 +30,7 @@ from geolabel.io.read.features import (
 from geolabel.io.read.review import NOTHING, REJECTED, UNREVIEWED, Carried
 from geolabel.io.styles import style_of
 from geolabel.io.write.geopackage import Layer, write_geopackage
-from geolabel.io.written import read_written
+from geolabel.io.written import PROMPT_LAYERS, mark_changes, read_written, written_prompts
 from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
 from geolabel.reprojection import near, unwrapped
@@ -337,3 +336,44 @@ def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFra
             f"{span(frame.bounds)}; its CRS or its coordinates may be wrong"
         )
     return gpd.GeoDataFrame(geometry=cut, crs=own)
+
+
+SEGMENT_COLUMNS: dict[str, Kind] = {
+    "id": "int",
+    "area_m2": "real",
+    "perimeter_m": "real",
+    "length_m": "real",
+    "width_m": "real",
+    "elongation": "real",
+    "lon": "real",
+    "lat": "real",
+    "predicted_iou": "real",
+    "stability": "real",
+    "n_tiles": "int",
+    "gsd_m": "real",
+    "source": "text",
+}
+"""Attributes of a segment and their kinds, in the order of the file."""
+
+
+def write_segments(
+    path: str | Path,
+    segments: gpd.GeoDataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    crs: pyproj.CRS | None,
+    overwrite: bool = False,
+    carried: Carried = NOTHING,
+) -> None:
+    """Write a GeoPackage with the layer ``segments``, typed and styled; the same input gives the same bytes.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or exists and must not be replaced.
+    """
+    layer = Layer(
+        "segments", "MultiPolygon", "Everything in the scene, no class", SEGMENT_COLUMNS, segments,
+        style_of("segments", segments, SEGMENT_COLUMNS).qml(), key="id",
+    )  # fmt: skip
+    write_geopackage(path, [layer], crs, provenance, overwrite=overwrite, carried=carried)
