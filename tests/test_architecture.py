@@ -201,7 +201,7 @@ def test_workers_parse_no_python():
 def test_what_strangers_send_is_opened_in_few_places():
     """Where GDAL is told what such a file may not do."""
     reading = {
-        "rasterio.open": {"io.read.vsi", "io.read.formats", "io.read.opening"},
+        "rasterio.open": {"io.read.files", "io.read.formats", "io.read.opening"},
         "pyogrio.list_layers": {"io.read.features"},
         "pyogrio.read_info": {"io.read.features"},
         "pyogrio.read_dataframe": {"io.read.features"},

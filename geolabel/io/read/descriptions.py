@@ -24,7 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from geolabel.errors import SceneError
-from geolabel.io.read import formats, remote
+from geolabel.io.read import files, formats
 from geolabel.names import check_name, exists
 from geolabel.parsing import MAX_XML_BYTES, parse_xml
 
@@ -34,7 +34,7 @@ MAX_NESTED = 4
 SNIFFERS = 16
 """Sources that are looked at at once."""
 
-_FROM_NETWORK = re.compile(rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({remote.NETWORK}(_streaming)?/|(https?|ftp)://)")
+_FROM_NETWORK = re.compile(rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({files.NETWORK}(_streaming)?/|(https?|ftp)://)")
 _ARCHIVE = re.compile(r"(/vsi(zip|tar|gzip|7z|rar)/)+\{?/?(?!vsi)")
 
 
@@ -236,10 +236,10 @@ def is_vrt(path: str) -> bool:
     """Whether GDAL would take a file for a VRT: by its name, or by how it begins."""
     if path.lower().partition("?")[0].endswith(".vrt"):
         return True
-    if remote.is_remote(path):
+    if files.is_remote(path):
         return False  # one that is no image is looked at when no driver opens it
     try:
-        return b"<VRTDataset" in remote.head(path, 1024).partition(b"\0")[0]
+        return b"<VRTDataset" in files.head(path, 1024).partition(b"\0")[0]
     except OSError:
         return False
 
@@ -284,7 +284,7 @@ def refuse_local(name: str, named_by: str) -> None:
     SceneError
         If the file is none, or if it lies on this machine or inside the process.
     """
-    if _FROM_NETWORK.match(remote.chained(name)) is None or "file:" in name.lower():
+    if _FROM_NETWORK.match(files.chained(name)) is None or "file:" in name.lower():
         raise SceneError(
             f"{named_by} comes from a network and names {name!r}, which does not: what others publish may not read "
             "files of this machine; if you trust it, download it and give the copy"
@@ -292,16 +292,16 @@ def refuse_local(name: str, named_by: str) -> None:
 
 
 def _check(path: str, nested: int) -> Checked:
-    far = remote.is_remote(path)
+    far = files.is_remote(path)
     copy = _copied(_parsed(path), path)
     named = _by_source(copy, path)
     with ThreadPoolExecutor(SNIFFERS) as pool:
         found = list(pool.map(lambda source: _looked_at(source, path, nested), named))
-    files = {path: None}
+    read = {path: None}
     network, held = far, list[MemoryFile]()
     for (source, elements), inner in zip(named.items(), found, strict=True):
-        network |= remote.is_remote(source) if inner is None else inner.network
-        files |= dict.fromkeys((source,) if inner is None else inner.files)
+        network |= files.is_remote(source) if inner is None else inner.network
+        read |= dict.fromkeys((source,) if inner is None else inner.files)
         held += [] if inner is None else inner.held
         for element in elements:
             element.text = source if inner is None else inner.path
@@ -313,15 +313,15 @@ def _check(path: str, nested: int) -> Checked:
             end = beside[len(path) :].lower() if beside.startswith(path) else ""
             if end in (".ovr", ".msk"):
                 held.append(MemoryFile(_whole(beside), dirname=folder, filename=f"copy.vrt{end}"))
-                files[beside] = None
+                read[beside] = None
     return Checked(
-        f"/vsimem/{folder}/copy.vrt", network, tuple(f for f in files if not f.startswith("/vsi")), tuple(held)
+        f"/vsimem/{folder}/copy.vrt", network, tuple(f for f in read if not f.startswith("/vsi")), tuple(held)
     )
 
 
 def _parsed(path: str) -> ET.Element:
     try:
-        root = parse_xml(remote.text(path, MAX_XML_BYTES))
+        root = parse_xml(files.text(path, MAX_XML_BYTES))
         if root.tag.lower() == "vrtdataset":
             return root
         why = f"its root is {root.tag[:40]!r}"
@@ -402,15 +402,15 @@ def _source(named: str, relative: bool, home: str) -> str:
     if home.startswith("/vsi"):
         beside = relative and re.match(r"[^:/\\<{][^:<{]*$", named) is not None  # else it is taken as it stands
         source = f"{home.rpartition('/')[0]}/{named}" if beside else named
-        if remote.is_remote(home):
+        if files.is_remote(home):
             refuse_local(source, home)
         elif not (beside or _FROM_NETWORK.match(source)):
             raise refusal  # what comes in an archive names what is in it
         if ".." in re.split(r"[/\\]", source) and not source.startswith("/vsicurl"):
             raise refusal
-        return remote.vsi_path(source)
+        return files.vsi_path(source)
     if _FROM_NETWORK.match(named):
-        return remote.vsi_path(named)
+        return files.vsi_path(named)
     if named.startswith("/vsi"):
         if not _ARCHIVE.match(named):
             raise refusal
@@ -435,9 +435,9 @@ def _looked_at(source: str, home: str, nested: int) -> Checked | None:
         if formats.is_image(source):
             formats.open_pixels(source).close()
             return None
-    if not remote.is_remote(home) and not remote.is_remote(source) and nested < MAX_NESTED and is_vrt(source):
+    if not files.is_remote(home) and not files.is_remote(source) and nested < MAX_NESTED and is_vrt(source):
         return checked_vrt(source, nested + 1)
-    where = "comes from a network and " if remote.is_remote(home) else ""
+    where = "comes from a network and " if files.is_remote(home) else ""
     raise SceneError(
         f"{home} {where}leads to {source}, which is no image but may lead on to others: give that one, or "
         "write it into an image first (gdal_translate IN OUT.tif)"

@@ -19,7 +19,7 @@ import rasterio
 from rasterio.errors import RasterioError, RasterioIOError
 
 from geolabel.errors import SceneError
-from geolabel.io.read import remote
+from geolabel.io.read import files
 from geolabel.io.read.vector_files import check_tables
 from geolabel.names import check_regular
 
@@ -93,7 +93,7 @@ def is_image(path: str) -> bool:
     OSError
         If it cannot be read.
     """
-    start = remote.head(path)
+    start = files.head(path)
     known = any(f.signature and re.match(f.signature, start, re.DOTALL) for f in FORMATS)
     named = ".gti." in path.lower()  # an index of tiles, by its name
     return known and b"\0" in start[:IMAGE_BYTES] and not named
@@ -116,7 +116,7 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
     rasterio.errors.RasterioError
         If it cannot be opened, or is in no format of `FORMATS`.
     """
-    network = remote.is_remote(path)
+    network = files.is_remote(path)
     if not network:
         file = _file_of(path)
         check_regular(file)
@@ -152,7 +152,7 @@ def _check_database(file: str) -> None:
 
 def _head(path: str) -> bytes:
     try:
-        return b"" if Path(path).is_dir() else remote.head(path)
+        return b"" if Path(path).is_dir() else files.head(path)
     except (OSError, RasterioError):
         return b""
 
@@ -173,7 +173,7 @@ def _open(path: str, *, network: bool) -> DatasetReader:
                 if "not recognized" not in str(error):
                     raise
         try:
-            start = b"" if Path(path).is_dir() else remote.head(path)
+            start = b"" if Path(path).is_dir() else files.head(path)
         except (OSError, RasterioError):
             start = b"II*\0"  # there is none: GDAL has the better words for that when it opens
         signed = [f for f in formats if f.signature and re.match(f.signature, start, re.DOTALL)]
@@ -224,7 +224,7 @@ def check_beside(path: str, beside: int = 0) -> None:
         _check_pipes(path)
     for name in beside_of(path):
         try:
-            start = remote.head(name)
+            start = files.head(name)
         except OSError:
             continue
         if name.lower().endswith(".aux") and not start.startswith(b"EHFA_HEADER_TAG"):
@@ -254,7 +254,7 @@ def beside_of(path: str) -> Iterator[str]:
 
 def _is_in_archive(name: str) -> bool:
     try:
-        remote.head(name)
+        files.head(name)
     except (OSError, RasterioError):
         return False
     return True
@@ -293,4 +293,4 @@ def _check_image(file: str, named: str, why: str, beside: int) -> None:
 
 def options_of(path: str) -> dict[str, Any]:
     """GDAL's settings for a raster that holds its own pixels."""
-    return remote.settings(network=remote.is_remote(path))
+    return files.settings(network=files.is_remote(path))

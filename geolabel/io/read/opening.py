@@ -21,7 +21,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geolabel.errors import SceneError
-from geolabel.io.read import remote
+from geolabel.io.read import files
 from geolabel.io.read.descriptions import checked_vrt, is_vrt
 from geolabel.io.read.formats import open_pixels
 
@@ -34,7 +34,7 @@ MAX_BANDS = 4096
 MAX_BLOCK_BYTES = 1 << 30
 """Of one block as GDAL decodes it: whoever reads a pixel pays for all of its block."""
 
-is_remote = remote.is_remote
+is_remote = files.is_remote
 
 _QUIET = threading.RLock()
 """Python's warning filters belong to the process, so rasters are opened one after the other."""
@@ -42,7 +42,7 @@ _QUIET = threading.RLock()
 
 def settings(uri: str) -> dict[str, object]:
     """GDAL's settings for every access to a raster."""
-    return remote.settings(network=is_remote(uri) or _leads_to_network(remote.vsi_path(uri)))
+    return files.settings(network=is_remote(uri) or _leads_to_network(files.vsi_path(uri)))
 
 
 def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
@@ -60,7 +60,7 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
     rasterio.errors.RasterioError
         If it cannot be opened.
     """
-    path = remote.vsi_path(uri)
+    path = files.vsi_path(uri)
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # who reads the header says so, as an error or not
         dataset = _open_vrt(path, level) if is_vrt(path) and not Path(path).is_dir() else open_pixels(path, level=level)
@@ -82,7 +82,7 @@ def _leads_to_network(path: str) -> bool:
 def _open_vrt(path: str, level: int) -> DatasetReader:
     checked = checked_vrt(path)
     options = {"OVERVIEW_LEVEL": level - 1} if level else {}
-    with rasterio.Env(**remote.settings(network=checked.network)):
+    with rasterio.Env(**files.settings(network=checked.network)):
         return rasterio.open(checked.path, driver="VRT", **options)
 
 
@@ -100,7 +100,7 @@ def files_of(uri: str) -> list[str]:
     ------
     As `open_raster`.
     """
-    path = remote.vsi_path(uri)
+    path = files.vsi_path(uri)
     if is_vrt(path):
         return sorted(checked_vrt(path).files)
     with reading(uri) as dataset:

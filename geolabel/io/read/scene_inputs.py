@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
-from geolabel.io.read import remote
+from geolabel.io.read import files
 from geolabel.io.read.opening import is_remote
 from geolabel.names import check_name, check_regular, exists
 from geolabel.parsing import parse_json
@@ -164,7 +164,7 @@ def _content(name: str) -> bytes:
         except OSError as error:
             raise SceneError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
-        return remote.fetch(name, LIST_BYTES)
+        return files.fetch(name, LIST_BYTES)
     except ValueError as error:
         raise SceneError(f"{name} is no list of scenes: {error}") from error
 

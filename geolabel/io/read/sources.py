@@ -26,7 +26,7 @@ from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
 from geolabel.io.foreign import UNREADABLE, in_words
-from geolabel.io.read import remote
+from geolabel.io.read import files
 from geolabel.io.read.headers import Header, crs_beside, to_pyproj
 from geolabel.io.read.opening import is_remote, open_raster, settings
 from geolabel.names import check_name, check_regular
@@ -99,7 +99,7 @@ class FileSource:
         None for a raster of this machine, and where the server does not say.
         """
         if is_remote(self.uri) and self._tag is None:
-            self._tag = remote.tag_of(self.uri)
+            self._tag = files.tag_of(self.uri)
             _CONFIRMED[self.uri] = time.monotonic()
         return self._tag
 
@@ -107,7 +107,7 @@ class FileSource:
         """Ask now and then whether the server still has the version that is read: ranges of two make no image."""
         if self._tag is None or time.monotonic() - _CONFIRMED.get(self.uri, -CONFIRM_S) < CONFIRM_S:
             return
-        found = remote.tag_of(self.uri)
+        found = files.tag_of(self.uri)
         if found is not None and found != self._tag:
             raise SceneError(
                 f"{without_secrets(self.uri)} was replaced on its server while it was read (it was {self._tag}, and is "
@@ -170,11 +170,11 @@ class FileSource:
 
         self._confirm()
         with self._dataset(level):  # opened with patience of its own, which would else multiply with that of reading
-            return remote.insist(attempt, without_secrets(self.uri))
+            return files.insist(attempt, without_secrets(self.uri))
 
     def _reopen(self, level: int) -> None:
         """Replace this thread's handle of a level by one that asks the server whether the file is still there."""
-        with rasterio.Env(**settings(self.uri) | remote.ASK_ANEW):
+        with rasterio.Env(**settings(self.uri) | files.ASK_ANEW):
             handle = self._local.handles.pop(level, None)
             if handle is not None:
                 handle.close()
@@ -211,10 +211,10 @@ class FileSource:
             return self._open_once(level)
 
         def attempt(again: bool) -> DatasetReader:
-            with rasterio.Env(**settings(self.uri) | (remote.ASK_ANEW if again else {})):
+            with rasterio.Env(**settings(self.uri) | (files.ASK_ANEW if again else {})):
                 return self._open_once(level)
 
-        return remote.insist(attempt, without_secrets(self.uri))
+        return files.insist(attempt, without_secrets(self.uri))
 
     def _open_once(self, level: int) -> DatasetReader:
         try:

@@ -25,7 +25,7 @@ from xml.etree import ElementTree as ET
 
 from geolabel.errors import SceneError, VectorError
 from geolabel.io.foreign import in_words
-from geolabel.io.read import remote
+from geolabel.io.read import files
 from geolabel.parsing import parse_json, parse_xml
 
 MAX_BYTES = 1 << 29
@@ -87,9 +87,9 @@ def vector_file(path: str | Path) -> Path:
     VectorError
         If it cannot be read, or is in a format that may lead to other files.
     """
-    name = remote.chained(str(path))
+    name = files.chained(str(path))
     try:
-        return _of_network(name) if remote.is_remote(name) else _of_machine(name)
+        return _of_network(name) if files.is_remote(name) else _of_machine(name)
     except (OSError, ValueError, zipfile.BadZipFile, SceneError) as error:
         said = in_words(error) if isinstance(error, OSError | zipfile.BadZipFile) else str(error)
         raise VectorError(f"{path} cannot be read as a vector file: {said}") from error
@@ -100,12 +100,12 @@ def _of_network(name: str) -> Path:
     url, inner = (name, None) if match is None else (match[2] or match[4], match[3] or match[5])
     with _COPYING:
         if (url, 0, 0) not in _COPIES:
-            file = _new_folder() / _plain_name(PurePosixPath(urlsplit(remote.url_of(url)).path).name)
-            file.write_bytes(remote.fetch(url, MAX_BYTES))
+            file = _new_folder() / _plain_name(PurePosixPath(urlsplit(files.url_of(url)).path).name)
+            file.write_bytes(files.fetch(url, MAX_BYTES))
             if file.suffix.lower() == ".shp":
                 for suffix in BESIDE_SHAPES:
                     with suppress(SceneError, OSError):
-                        beside = remote.fetch(_beside(url, suffix), MAX_BYTES)
+                        beside = files.fetch(_beside(url, suffix), MAX_BYTES)
                         file.with_suffix(suffix).write_bytes(beside)
             _COPIES[url, 0, 0] = file
         file = _COPIES[url, 0, 0]
