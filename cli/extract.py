@@ -13,7 +13,7 @@ from geolabel.models.measured import of_bundled
 from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
-from .inputs import VECTORS, check_listed, check_outputs, check_scenes
+from .inputs import VECTORS, check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 
 GAPS = 3
@@ -120,7 +120,7 @@ def extract(
     from geolabel.io.read.scene_inputs import list_scenes
 
     listed = list_scenes(others if output else scenes, asset=given["asset"])
-    check_listed(listed)
+    check_inputs(listed)
     with ExitStack() as stack:
         with loading(ctx):
             from geolabel.engine.run_folder import RunFolderOptions

@@ -15,7 +15,7 @@ import click
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError, WeightsError
 
 if TYPE_CHECKING:
-    from geolabel.io.read.scene_inputs import Listed
+    from geolabel.io.read.scene_inputs import SceneInput
 
 ELSEWHERE = re.compile(r"/vsi|\w[\w+.-]+:|\s*[<{]|.*[*?\[]", re.DOTALL)
 """What is no plain path: URLs, names of GDAL's drivers and file systems, whole descriptions, and patterns."""
@@ -42,7 +42,7 @@ def check_scenes(texts: Iterable[str]) -> None:
         check_exists(text, SceneError)
 
 
-def check_listed(scenes: Iterable[Listed]) -> None:
+def check_inputs(scenes: Iterable[SceneInput]) -> None:
     """Refuse what lists and STAC items name, where it is a plain path of a file that is not there."""
     check_scenes(scene.source for scene in scenes if isinstance(scene.source, str))
 

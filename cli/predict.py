@@ -11,7 +11,7 @@ from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
-from .inputs import check_listed, check_outputs, check_scenes
+from .inputs import check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 
 
@@ -60,7 +60,7 @@ def predict(
     from geolabel.io.read.scene_inputs import list_scenes
 
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
-    check_listed(listed)
+    check_inputs(listed)
     with ExitStack() as stack:
         with loading(ctx):
             from geolabel.engine.run_folder import RunFolderOptions

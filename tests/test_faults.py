@@ -28,7 +28,7 @@ from geolabel.extraction.extract import Extraction, run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.storage import FolderPlace
+from geolabel.io.storage import FolderStorage
 from geolabel.masks import Masks
 from geolabel.prompts import Prompts
 from geolabel.testing import RECIPES, FakeLocalizer, FakeSegmenter
@@ -296,9 +296,9 @@ def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write, written = tmp_path / "slides.gpkg", FolderPlace._write, []
+    out, write, written = tmp_path / "slides.gpkg", FolderStorage._write, []
 
-    def fills_up(self: FolderPlace, target: Path, fill: Any) -> None:
+    def fills_up(self: FolderStorage, target: Path, fill: Any) -> None:
         if target.suffix == ".safetensors":
             written.append(target)
             if len(written) > 30:
@@ -306,7 +306,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
         write(self, target, fill)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderPlace, "_write", fills_up)
+        patch.setattr(FolderStorage, "_write", fills_up)
         with pytest.raises(OutputError, match="No space left") as caught:
             run(scene, out)
     assert "the same command resumes" in caught.value.__notes__[0]

@@ -517,7 +517,7 @@ def test_a_pipe_is_no_scene(tmp_path: Path, name: str):
 def test_nor_is_one_read_in_the_folder_of_a_run_or_for_provenance(tmp_path: Path):
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(OutputError, match="a pipe or a device, not a file: remove it"):
-        storage.FolderPlace(tmp_path).open("run.json")
+        storage.FolderStorage(tmp_path).open("run.json")
     assert read_provenance(tmp_path / "run.json") is None
     assert read_written(tmp_path / "run.json") is None
 

@@ -34,7 +34,7 @@ from geolabel.extraction.vectorize import Sums
 from geolabel.io import storage
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.storage import FolderPlace, place
+from geolabel.io.storage import FolderStorage, storage_at
 from geolabel.io.store import Store
 from geolabel.seams import Spans
 from geolabel.testing import RECIPES
@@ -213,7 +213,7 @@ def flaky(times: int):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("geolabel.io.store._place", storage.place)
+    monkeypatch.setattr("geolabel.io.store._storage", storage.storage_at)
 
 
 def test_a_store_that_fails_for_a_while_is_asked_again(quick: None) -> None:
@@ -224,7 +224,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(quick: None) -> None:
     assert np.array_equal(store.read("a", 0)["x"], THREE)
     assert store.count("a") == 1
     store.remove()
-    assert not list(store.place.names())
+    assert not list(store.storage.names())
 
 
 def test_a_store_that_goes_on_failing_is_an_error(quick: None) -> None:
@@ -240,7 +240,7 @@ def test_a_full_disk_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Monk
         asked.append(1)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FolderPlace, "_write", full)
+    monkeypatch.setattr(FolderStorage, "_write", full)
     with pytest.raises(OutputError, match=r"No space left.*same command resumes"):
         Store(tmp_path).write("a", 0, {"x": THREE})
     assert len(asked) == 1
@@ -250,7 +250,7 @@ def test_a_place_that_no_store_answers_for() -> None:
     from geolabel.errors import OptionError
 
     with pytest.raises(OptionError, match="nosuch"):
-        place("nosuch://bucket/run")
+        storage_at("nosuch://bucket/run")
 
 
 # Locks
@@ -269,7 +269,7 @@ def hold(folder: Path, **changes: object) -> Holder:
 
 
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
-    here = place(tmp_path / "run")
+    here = storage_at(tmp_path / "run")
     with locked(here, "slides.run", on_loss=lambda: None):
         with (
             pytest.raises(RunError, match=rf"slides\.run is in use by process {os.getpid()}"),
@@ -284,17 +284,17 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"pid": dead_process()}, {"born": 0.0}], ids=["dead", "another"])
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, changes: dict[str, object]) -> None:
     hold(tmp_path / "run", **changes)
-    with locked(place(tmp_path / "run"), "run", on_loss=lambda: None):
+    with locked(storage_at(tmp_path / "run"), "run", on_loss=lambda: None):
         assert json.loads((tmp_path / "run" / lock.LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_run_elsewhere_is_known_by_its_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.05)
     kept = hold(tmp_path, host="another machine")
-    assert holder(place(tmp_path)) is None  # it gives none
+    assert holder(storage_at(tmp_path)) is None  # it gives none
     beating = threading.Timer(0.03, lambda: hold(tmp_path, host="another machine", token=kept.token, beat=1))
     beating.start()
-    assert holder(place(tmp_path)) is not None
+    assert holder(storage_at(tmp_path)) is not None
     beating.join()
 
 
@@ -314,15 +314,15 @@ def test_a_run_elsewhere_is_known_by_its_signs_of_life(tmp_path: Path, monkeypat
 def test_a_lock_that_says_nothing_holds_nobody(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.01)
     (tmp_path / lock.LOCK).write_text(text)
-    assert holder(place(tmp_path)) is None
-    with locked(place(tmp_path), "run", on_loss=lambda: None):
-        assert holder(place(tmp_path)) is not None
+    assert holder(storage_at(tmp_path)) is None
+    with locked(storage_at(tmp_path), "run", on_loss=lambda: None):
+        assert holder(storage_at(tmp_path)) is not None
 
 
 def test_whoever_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.02)
     lost = threading.Event()
-    with locked(place(tmp_path), "run", on_loss=lost.set):
+    with locked(storage_at(tmp_path), "run", on_loss=lost.set):
         time.sleep(0.1)
         assert json.loads((tmp_path / lock.LOCK).read_text())["beat"] > 0
         hold(tmp_path, token="another")
@@ -542,16 +542,16 @@ def test_what_is_left_of_a_folder_that_was_being_cleared_away_is_no_hindrance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_short(tmp_path / "run")
-    remove, left = FolderPlace.remove, [1]
+    remove, left = FolderStorage.remove, [1]
 
-    def die(self: FolderPlace, name: str) -> None:
+    def die(self: FolderStorage, name: str) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         remove(self, name)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        patch.setattr(FolderPlace, "remove", die)
+        patch.setattr(FolderStorage, "remove", die)
         Folder(Store(tmp_path / "run")).remove()
     assert len(files_of(tmp_path / "run")) == 2
     assert kept(tmp_path / "run") == 0
@@ -566,7 +566,7 @@ def test_a_folder_may_lie_in_a_store(quick: None) -> None:
         raise ValueError("early")
     assert summarize(root).status == "failed"
     assert kept(root) == 1  # type: ignore[arg-type]
-    assert not list(place(root).names())
+    assert not list(storage_at(root).names())
 
 
 # What is said of runs

@@ -18,7 +18,7 @@ from typing import Self
 import psutil
 
 from geolabel.errors import RunError
-from geolabel.io.storage import Place
+from geolabel.io.storage import Storage
 from geolabel.parsing import parse_json
 from geolabel.typecheck import of_kind
 
@@ -93,7 +93,7 @@ def _host() -> str:
     return platform.node()
 
 
-def holder(place: Place, *, watch: bool = True) -> Holder | None:
+def holder(storage: Storage, *, watch: bool = True) -> Holder | None:
     """Return who holds the lock of a folder and lives, None if nobody.
 
     Parameters
@@ -101,7 +101,7 @@ def holder(place: Place, *, watch: bool = True) -> Holder | None:
     watch
         Whether to wait for a sign of life of a process that runs elsewhere; without, it counts as alive.
     """
-    found = _read(place)
+    found = _read(storage)
     if found is None or found.alive is False:
         return None
     if found.alive or not watch:
@@ -110,16 +110,16 @@ def holder(place: Place, *, watch: bool = True) -> Holder | None:
     end = time.monotonic() + PATIENCE * BEAT
     while time.monotonic() < end:
         time.sleep(BEAT / 5)
-        now = _read(place)
+        now = _read(storage)
         if now != found:
             return now
     return None
 
 
-def _read(place: Place) -> Holder | None:
+def _read(storage: Storage) -> Holder | None:
     for _ in range(5):
         try:
-            with place.open(LOCK) as file:
+            with storage.open(LOCK) as file:
                 found = Holder.parse(file.read(MOST_BYTES))
         except FileNotFoundError:
             return None
@@ -129,15 +129,15 @@ def _read(place: Place) -> Holder | None:
     return None
 
 
-def _clear(place: Place) -> None:
+def _clear(storage: Storage) -> None:
     """Take away the lock of a dead process, unless another run has been faster."""
-    found = _read(place)
+    found = _read(storage)
     if found is None or found.alive is not True:
-        place.remove(LOCK)
+        storage.remove(LOCK)
 
 
 @contextmanager
-def locked(place: Place, name: str, *, on_loss: Callable[[], None]) -> Iterator[None]:
+def locked(storage: Storage, name: str, *, on_loss: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a folder; one that is empty afterwards goes.
 
     Parameters
@@ -154,39 +154,39 @@ def locked(place: Place, name: str, *, on_loss: Callable[[], None]) -> Iterator[
         If another run holds it and lives.
     """
     mine = Holder.here()
-    if not place.create(LOCK, mine.dump()):
-        other = holder(place)
+    if not storage.create(LOCK, mine.dump()):
+        other = holder(storage)
         if other is not None:
             raise RunError(
                 f"{name} is in use by process {other.pid} on {other.host.split()[0]}: wait for it, "
                 "or give another --run-dir"
             )
-        _clear(place)
-        if not place.create(LOCK, mine.dump()):
+        _clear(storage)
+        if not storage.create(LOCK, mine.dump()):
             raise RunError(f"{name} was taken by another run just now: wait for it, or give another --run-dir")
     over = threading.Event()
-    thread = threading.Thread(target=_beat, args=(place, mine, over, on_loss), name="geolabel-lock", daemon=True)
+    thread = threading.Thread(target=_beat, args=(storage, mine, over, on_loss), name="geolabel-lock", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
-        found = _read(place)
+        found = _read(storage)
         if found is not None and found.token == mine.token:
-            place.remove(LOCK)
-            place.prune()
+            storage.remove(LOCK)
+            storage.prune()
 
 
-def _beat(place: Place, mine: Holder, over: threading.Event, on_loss: Callable[[], None]) -> None:
+def _beat(storage: Storage, mine: Holder, over: threading.Event, on_loss: Callable[[], None]) -> None:
     while not over.wait(BEAT):
         mine = replace(mine, beat=mine.beat + 1)
         data = mine.dump()
         try:
-            found = _read(place)
+            found = _read(storage)
             if found is not None and found.token != mine.token:
                 on_loss()
                 return
-            place.write(LOCK, lambda file, data=data: file.write(data))  # type: ignore[misc]
+            storage.write(LOCK, lambda file, data=data: file.write(data))  # type: ignore[misc]
         except OSError as error:  # a full disk ends the run elsewhere, with a better message
             log.warning("the lock could not be renewed: %s", error)

@@ -23,7 +23,7 @@ from geolabel.engine.lock import LOCK, MOST_BYTES, Holder, locked
 from geolabel.engine.run_key import RUN, State, difference
 from geolabel.engine.task_records import DONE, STOP
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
-from geolabel.io.storage import FolderPlace, place
+from geolabel.io.storage import FolderStorage, storage_at
 from geolabel.io.store import Store
 from geolabel.names import check_name
 
@@ -66,7 +66,7 @@ class Folder:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.place = store.place
+        self.storage = store.storage
         self.stopping = threading.Event()
         """Set when no further task is to begin."""
         self.lost = False
@@ -116,10 +116,10 @@ class Folder:
             If it holds anything else.
         """
         root = self.store.root
-        if isinstance(self.place, FolderPlace) and self.place.root.exists() and not self.place.root.is_dir():
+        if isinstance(self.storage, FolderStorage) and self.storage.root.exists() and not self.storage.root.is_dir():
             raise RunError(f"{root} is a file: give a --run-dir that is a folder, or none yet")
         if self._read() is None:
-            other = next((name for name in self.place.names() if not self._is_lock(name)), None)
+            other = next((name for name in self.storage.names() if not self._is_lock(name)), None)
             if other is not None:
                 raise RunError(
                     f"{root} holds {other} and no {RUN} of geolabel, so it holds other files than those of a run: "
@@ -130,14 +130,14 @@ class Folder:
         """Whether a file is what a run that has just begun, or was killed then, has in its folder."""
         if name not in (LOCK, STOP):
             return False
-        with suppress(FileNotFoundError), self.place.open(name) as file:
+        with suppress(FileNotFoundError), self.storage.open(name) as file:
             data = file.read(MOST_BYTES)
             return not data or (name == LOCK and Holder.parse(data) is not None)
         return True
 
     def _read(self) -> State | None:
         try:
-            return State.read(self.place)
+            return State.read(self.storage)
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError) as error:
@@ -149,7 +149,7 @@ class Folder:
     def _write(self, state: State) -> None:
         self._state = state
         try:
-            self.place.write(RUN, lambda file: file.write(state.dump()))
+            self.storage.write(RUN, lambda file: file.write(state.dump()))
         except OSError as error:
             raise OutputError(f"{self.store.root}/{RUN} could not be written: {error.strerror or error}") from error
 
@@ -174,7 +174,7 @@ class Folder:
         """Begin no further task, here or in any worker."""
         self.stopping.set()
         with suppress(OSError):
-            self.place.write(STOP, lambda file: file.write(b""))
+            self.storage.write(STOP, lambda file: file.write(b""))
 
     def lose(self) -> None:
         """Leave the folder to another run; its workers are not asked to stop."""
@@ -188,7 +188,7 @@ class Folder:
 
     def give_up(self, error: BaseException, hint: str) -> None:
         """Say why the run failed, where something is kept that it can go on from; leave nothing where not."""
-        if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.place.names()):
+        if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.storage.names()):
             self.end("failed", str(error))
             error.add_note(hint)
         else:
@@ -203,8 +203,8 @@ class Folder:
         self._state = None
         self.store.remove()
         for name in (STOP, RUN):
-            self.place.remove(name)
-        self.place.prune()
+            self.storage.remove(name)
+        self.storage.prune()
 
 
 @contextmanager
@@ -223,8 +223,8 @@ def opened(
     folder = Folder(Store(root))
     with ExitStack() as stack:
         folder.check()
-        stack.enter_context(locked(folder.place, str(root), on_loss=folder.lose))
-        folder.place.remove(STOP)
+        stack.enter_context(locked(folder.storage, str(root), on_loss=folder.lose))
+        folder.storage.remove(STOP)
         folder.begin(key, overwrite=overwrite)
         hint = f"what is done is kept in {root}: the same command resumes from there"
         try:
@@ -263,7 +263,7 @@ def _check_visible(folder: Folder) -> None:
 
 def _sees(root: str, started: str) -> bool:
     try:
-        return State.read(place(root)).started == started
+        return State.read(storage_at(root)).started == started
     except (OSError, ValueError, RecursionError, OptionError):
         return False
 
@@ -307,7 +307,7 @@ def stamp(path: Path) -> list[int]:
 def written_by(root: str | Path) -> frozenset[Path]:
     """Outputs of the unfinished run in a folder, as it left them: the run that goes on may replace them."""
     try:
-        state = State.read(place(root))
+        state = State.read(storage_at(root))
     except (OSError, ValueError, RecursionError):
         return frozenset()
     found = set()

@@ -15,9 +15,9 @@ import shapely
 from geolabel.engine import executors, worker
 from geolabel.extraction.plan import Plan
 from geolabel.io.read.fingerprints import fingerprint
-from geolabel.io.read.scene_mosaic import patchwork_of
+from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.storage import Place
+from geolabel.io.storage import Storage
 from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
 
@@ -76,7 +76,7 @@ class State:
         return cls(**values)
 
     @classmethod
-    def read(cls, folder: Place) -> Self:
+    def read(cls, folder: Storage) -> Self:
         """Read what a folder says.
 
         Raises
@@ -159,16 +159,16 @@ def survey_key(
 
 
 def _scene_mark(reader: SceneReader) -> dict[str, Any] | None:
-    """Plain values that change when a scene does, or one of those that a patchwork is made of."""
-    patchwork = patchwork_of(reader)
-    if patchwork is None:
+    """Plain values that change when a scene does, or one of the scenes of a scene mosaic."""
+    scene_mosaic = scene_mosaic_of(reader)
+    if scene_mosaic is None:
         return fingerprint(reader)
-    marks = list(executors.ordered(_closed_fingerprint, [sheet.reader for sheet in patchwork.sheets]))
+    marks = list(executors.ordered(_closed_fingerprint, [layer.reader for layer in scene_mosaic.layers]))
     if None in marks:
         return None
     named: dict[str, Any] = {"scenes": len(marks)}
-    for number, (sheet, mark) in enumerate(zip(patchwork.sheets, marks, strict=True), 1):
-        named[f"{number}"] = (mark or {}) | {"at": astuple(sheet.window), "stretch": asdict(sheet.stretch)}
+    for number, (layer, mark) in enumerate(zip(scene_mosaic.layers, marks, strict=True), 1):
+        named[f"{number}"] = (mark or {}) | {"at": astuple(layer.window), "stretch": asdict(layer.stretch)}
     return named
 
 

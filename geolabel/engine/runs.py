@@ -12,7 +12,7 @@ from geolabel.engine.run_folder import Folder
 from geolabel.engine.run_key import RUN, State
 from geolabel.engine.task_records import DONE
 from geolabel.errors import RunError
-from geolabel.io.storage import is_url, place
+from geolabel.io.storage import is_url, storage_at
 from geolabel.io.store import SUFFIX, Store
 
 
@@ -40,7 +40,7 @@ def summarize(root: str | Path) -> Summary:
     RunError
         If it is no folder of a run.
     """
-    here = place(root)
+    here = storage_at(root)
     try:
         state = State.read(here)
     except FileNotFoundError as error:
@@ -91,8 +91,8 @@ def clean(root: str | Path) -> None:
     """
     summarize(root)
     folder = Folder(Store(root))
-    other = holder(folder.place)
+    other = holder(folder.storage)
     if other is not None:
         raise RunError(f"{root} is in use by process {other.pid} on {other.host.split()[0]}: end that run first")
-    folder.place.remove(LOCK)
+    folder.storage.remove(LOCK)
     folder.remove()

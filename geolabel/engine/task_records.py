@@ -77,7 +77,7 @@ class Recorded(Generic[T, R]):
         kept = self._kept(number)
         if kept is not None:
             return Outcome(kept[0], _process(), time.perf_counter() - start, kept=True, peak_bytes=peak_bytes())
-        if self.store is not None and self.store.place.exists(STOP):
+        if self.store is not None and self.store.storage.exists(STOP):
             return Outcome(None, _process(), stopped=True)
         try:
             result = self.function(job)

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.read.features import choose_layer, in_crs, layer_info, read_layer, read_polygons, spatial_layers
 from geolabel.io.read.label_rasters import LabelRaster, grid_of, is_raster, is_unplaced
-from geolabel.io.write.rasterize import burn, in_pixels
+from geolabel.io.write.rasterize import in_pixels, rasterize
 from geolabel.io.write.vectors import read_aoi
 from geolabel.labels import IGNORE
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
@@ -175,8 +175,8 @@ def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: _So
         values, valid = truth.read(window)
         true = values == landslide
         if area:
-            valid &= burn(region, np.ones(1, np.uint8), window) > 0
-        numbers = [burn(tree, members, window) for tree, members in zip(layers, number_of, strict=True)]
+            valid &= rasterize(region, np.ones(1, np.uint8), window) > 0
+        numbers = [rasterize(tree, members, window) for tree, members in zip(layers, number_of, strict=True)]
         for layer in numbers:
             burnt += np.bincount(layer.reshape(-1), minlength=len(burnt))
             judged += np.bincount(layer[valid], minlength=len(judged))

@@ -37,7 +37,7 @@ from geolabel.extraction.scene_groups import Survey
 from geolabel.extraction.source_scenes import sources
 from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, TILE_COLUMNS
 from geolabel.io.prompt_layers import PIXELS, grid_key
-from geolabel.io.read.scene_mosaic import patchwork_of
+from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.write.vectors import Reviewed, prompt_features, prompt_numbers, write_layers
 from geolabel.prompts import FRESH, Prompts
 from geolabel.types import Int64Array
@@ -148,7 +148,7 @@ class _Part:
         """Keep of a run what the inventory is made of."""
         tables = (found.landslides, found.candidates)
         polygons = stacked(tables, found.landslides.crs, LANDSLIDE_COLUMNS).sort_values("id", ignore_index=True)
-        if survey.several and patchwork_of(found.plan.reader) is None:
+        if survey.several and scene_mosaic_of(found.plan.reader) is None:
             polygons = polygons.assign(source=sources([found.plan.reader.scene.name]))
         return cls(polygons, found.prompts, found.tiles, found.plan)
 

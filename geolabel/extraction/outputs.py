@@ -23,9 +23,9 @@ from geolabel.extraction.passes import MosaicSource, TileReport
 from geolabel.extraction.plan import Plan, Run
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.review import NOTHING, Carried, check_work
-from geolabel.io.read.scene_mosaic import patchwork_of
+from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.io.write.rasterize import burn, in_pixels
+from geolabel.io.write.rasterize import in_pixels, rasterize
 from geolabel.io.write.rasters import SUFFIXES, write_cog
 from geolabel.io.write.vectors import prompt_numbers, write_inventory
 from geolabel.masks import OUTSIDE
@@ -261,7 +261,7 @@ def write_scores(run: Run, targets: Targets) -> None:
 
 def _mask(shown: Objects, drawn: shapely.STRtree, mosaic: MosaicSource, window: Window) -> UInt8Array:
     """1 inside a landslide, found or kept, 0 outside, 255 where the scene is not valid."""
-    mask = shown.mask(window) | burn(drawn, np.ones(len(drawn.geometries), np.uint8), window)
+    mask = shown.mask(window) | rasterize(drawn, np.ones(len(drawn.geometries), np.uint8), window)
     mask[mosaic.scores(window) == OUTSIDE] = OUTSIDE
     return mask
 
@@ -300,7 +300,7 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
     """Everything that was decided before a run, as plain values."""
     return {
         "software": software(),
-        "scene": _scene_facts(plan.reader.scene) | _sheet_facts(plan.reader),
+        "scene": _scene_facts(plan.reader.scene) | _layer_facts(plan.reader),
         "working_grid": {
             "height": plan.grid.height,
             "width": plan.grid.width,
@@ -335,14 +335,14 @@ def _scene_facts(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _sheet_facts(reader: SceneReader) -> dict[str, Any]:
-    """What a patchwork is made of."""
-    patchwork = patchwork_of(reader)
-    if patchwork is None:
+def _layer_facts(reader: SceneReader) -> dict[str, Any]:
+    """The scenes of a scene mosaic."""
+    scene_mosaic = scene_mosaic_of(reader)
+    if scene_mosaic is None:
         return {}
     facts = []
-    for number, sheet in enumerate(patchwork.sheets):
-        with patchwork.opened(number) as opened:
-            place = {"row": sheet.window.row, "col": sheet.window.col, "stretch": asdict(sheet.stretch)}
+    for number, layer in enumerate(scene_mosaic.layers):
+        with scene_mosaic.opened(number) as opened:
+            place = {"row": layer.window.row, "col": layer.window.col, "stretch": asdict(layer.stretch)}
             facts.append(_scene_facts(opened.scene) | place)
     return {"scenes": facts}

@@ -26,7 +26,7 @@ from geolabel.extraction.plan import Parameters, Plan, Run
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare_survey
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.io.storage import place
+from geolabel.io.storage import storage_at
 from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.types import Float32Array
@@ -82,7 +82,7 @@ def predict(
     for text in survey.warnings:
         log.warning("%s", text)
     (plan,) = survey.plans
-    if run_dir is not None and any(place(run_dir).names()):
+    if run_dir is not None and any(storage_at(run_dir).names()):
         raise RunError(f"{run_dir} is not empty: give another run_dir, for as long as the array is used")
     scratch = _Scratch() if run_dir is None else None
     run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")), localized=plan.localized)

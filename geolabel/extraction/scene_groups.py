@@ -18,8 +18,8 @@ from geolabel.extraction import request
 from geolabel.extraction.plan import Parameters, Plan, examined, make_plan
 from geolabel.extraction.request import Networks, Reading
 from geolabel.io.read.headers import check_image, product_of
-from geolabel.io.read.scene_inputs import Listed
-from geolabel.io.read.scene_mosaic import Patchwork, Sheet, patchwork_of
+from geolabel.io.read.scene_inputs import SceneInput
+from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
 from geolabel.models import measured
 from geolabel.parts import Recipe
@@ -27,7 +27,7 @@ from geolabel.radiometry import Stretch
 from geolabel.scene import Grid, Scene, span
 
 AS_IT_IS = Stretch((0.0,) * 3, (255.0,) * 3, "none")
-"""What a patchwork needs: its scenes are stretched before they are put together."""
+"""What a scene mosaic needs: its scenes are stretched before they are put together."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Survey:
     def plain(self) -> bool:
         """Whether all there is to do is one plan, whose landslides need nothing done to them."""
         first = self.plans[0]
-        told_apart = not self.several or patchwork_of(first.reader) is not None
+        told_apart = not self.several or scene_mosaic_of(first.reader) is not None
         return len(self.plans) == 1 and told_apart and same_crs(self.crs, first.grid.crs)
 
     @property
@@ -67,7 +67,7 @@ class Found:
 
 
 def prepare_survey(
-    scenes: Sequence[Listed],
+    scenes: Sequence[SceneInput],
     reading: Reading,
     networks: Networks,
     parameters: Parameters,
@@ -132,10 +132,10 @@ def _noticed(plans: Sequence[Plan]) -> list[str]:
     """What the samples of the scenes say."""
     noticed = []
     for plan in plans:
-        together = patchwork_of(plan.reader)
-        sheets = [(plan.reader.scene.name, plan.reader)] if together is None else []
-        sheets += [] if together is None else [(sheet.name, sheet.reader) for sheet in together.sheets]
-        noticed += [f"{name}: {text}" for name, reader in sheets for text in reader.findings.warnings]
+        together = scene_mosaic_of(plan.reader)
+        readers = [(plan.reader.scene.name, plan.reader)] if together is None else []
+        readers += [] if together is None else [(layer.name, layer.reader) for layer in together.layers]
+        noticed += [f"{name}: {text}" for name, reader in readers for text in reader.findings.warnings]
     return noticed
 
 
@@ -173,13 +173,13 @@ def same_crs(one: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:
     return bool(one.equals(other, ignore_axis_order=True))
 
 
-def _single(listed: Listed, reading: Reading, networks: Networks, parameters: Parameters) -> Plan:
+def _single(listed: SceneInput, reading: Reading, networks: Networks, parameters: Parameters) -> Plan:
     known = {} if listed.event_date is None else {"event_date": listed.event_date}
     scene = listed.source if listed.name is None else listed.name
     return request.prepare(scene, reading, networks, parameters, **known)
 
 
-def _open(listed: Sequence[Listed], reading: Reading) -> list[Found]:
+def _open(listed: Sequence[SceneInput], reading: Reading) -> list[Found]:
     readers = [request.open_scene(request.visible(one.source), one.name, reading, one.event_date) for one in listed]
     found = [Found(reader, *seen) for reader, seen in zip(readers, executors.ordered(_look, readers), strict=True)]
     lost = next((one.scene.name for one in found if one.scene.grid.crs is None), None)
@@ -293,7 +293,7 @@ def _plan_group(
     stretch: str | Stretch = reading.stretch
     reader = group[0].reader
     if len(group) > 1:
-        reader, stretch = SceneReader(_patchwork(group, reading.stretch, parameters.on_error)), AS_IT_IS
+        reader, stretch = SceneReader(_scene_mosaic(group, reading.stretch, parameters.on_error)), AS_IT_IS
     if aoi is not None:
         reader = reader.within(aoi)
     return make_plan(
@@ -301,7 +301,7 @@ def _plan_group(
     )
 
 
-def _patchwork(group: Sequence[Found], stretch: str, on_error: str) -> Patchwork:
+def _scene_mosaic(group: Sequence[Found], stretch: str, on_error: str) -> SceneMosaic:
     """Scenes on one grid as one, which reaches as far as they do."""
     base = group[0].scene.grid
     windows = [window for one in group if (window := base.window_of(one.scene.grid)) is not None]
@@ -312,10 +312,10 @@ def _patchwork(group: Sequence[Found], stretch: str, on_error: str) -> Patchwork
         base, transform=base.transform * Affine.translation(col, row), height=bottom - row, width=right - col
     )
     readers = executors.ordered(partial(_examined, stretch, on_error), [one.reader for one in group])
-    return Patchwork(
+    return SceneMosaic(
         grid,
         [
-            Sheet(
+            SceneLayer(
                 reader,
                 one.scene.name,
                 replace(window, row=window.row - row, col=window.col - col),

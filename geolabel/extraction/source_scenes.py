@@ -1,4 +1,4 @@
-"""Which scenes of a patchwork each landslide was seen in."""
+"""Which scenes of a scene mosaic each landslide was seen in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geolabel.extraction.plan import Run
-from geolabel.io.read.scene_mosaic import NOBODY, Patchwork, common_date, patchwork_of
+from geolabel.io.read.scene_mosaic import NO_SCENE, SceneMosaic, common_date, scene_mosaic_of
 from geolabel.resampling import axes
 from geolabel.seams import Spans
 from geolabel.tiles import Window
@@ -29,8 +29,8 @@ def seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None
     A date is only given where all of these scenes have it.
     """
     run = work.run
-    patchwork = patchwork_of(run.plan.reader)
-    if patchwork is None:
+    scene_mosaic = scene_mosaic_of(run.plan.reader)
+    if scene_mosaic is None:
         return None
     jobs = [
         (window, spans, objects.labels[index])
@@ -41,13 +41,13 @@ def seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None
     pairs = np.unique(
         np.concatenate([np.zeros((0, 2), np.int64), *work.apply(partial(scenes_under, run), jobs)]), axis=0
     )
-    sheets = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, objects.count)))
-    return [_told(patchwork, numbers.tolist()) for numbers in sheets[: objects.count]]
+    numbers_of = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, objects.count)))
+    return [_told(scene_mosaic, numbers.tolist()) for numbers in numbers_of[: objects.count]]
 
 
-def _told(patchwork: Patchwork, numbers: list[int]) -> tuple[str, str | None]:
-    seen = [patchwork.sheets[number] for number in numbers]
-    return sources([sheet.name for sheet in seen]), common_date([sheet.event_date for sheet in seen])
+def _told(scene_mosaic: SceneMosaic, numbers: list[int]) -> tuple[str, str | None]:
+    seen = [scene_mosaic.layers[number] for number in numbers]
+    return sources([layer.name for layer in seen]), common_date([layer.event_date for layer in seen])
 
 
 def sources(names: Iterable[str]) -> str:
@@ -61,11 +61,11 @@ def scenes_under(run: Run, job: tuple[Window, Spans, Int32Array]) -> Int64Array:
     Only where the grids of several scenes meet under a span are pixels read.
     """
     window, spans, labels = job
-    patchwork, grid = patchwork_of(run.plan.reader), run.plan.grid
-    assert patchwork is not None
+    scene_mosaic, grid = scene_mosaic_of(run.plan.reader), run.plan.grid
+    assert scene_mosaic is not None
     touched = np.zeros(len(spans), np.int64)
     only = np.zeros(len(spans), np.int64)
-    for number, footprint in _footprints(run, patchwork, window):
+    for number, footprint in _footprints(run, scene_mosaic, window):
         _, index = spans.clip(footprint)
         touched[index] += 1
         only[index] = number
@@ -76,23 +76,23 @@ def scenes_under(run: Run, job: tuple[Window, Spans, Int32Array]) -> Int64Array:
         top, bottom = int(some.row.min()), int(some.row.max()) + 1
         left, right = int(some.start.min()), int(some.stop.max())
         place = Window(top, left, bottom - top, right - left)
-        shown = patchwork.origins_on(grid, place).reshape(-1)[some.pixels(place)]
+        shown = scene_mosaic.scene_numbers_on(grid, place).reshape(-1)[some.pixels(place)]
         pairs.append(np.column_stack([np.repeat(theirs, some.lengths), shown]))
     found = np.concatenate(pairs).astype(np.int64)
-    unique: Int64Array = np.unique(found[found[:, 1] != NOBODY], axis=0)
+    unique: Int64Array = np.unique(found[found[:, 1] != NO_SCENE], axis=0)
     return unique
 
 
-def _footprints(run: Run, patchwork: Patchwork, window: Window) -> list[tuple[int, Window]]:
+def _footprints(run: Run, scene_mosaic: SceneMosaic, window: Window) -> list[tuple[int, Window]]:
     """Where the scenes that may lie under a window are on the working grid, rounded outward."""
-    tall, wide = axes(patchwork.grid, run.plan.grid)
+    tall, wide = axes(scene_mosaic.grid, run.plan.grid)
     top, bottom = (tall.offset + edge * tall.scale for edge in (window.row, window.bottom))
     left, right = (wide.offset + edge * wide.scale for edge in (window.col, window.right))
     places = []
-    for number in patchwork.meeting(_outward(top, left, bottom, right)).tolist():
-        sheet = patchwork.sheets[number].window
-        row, end = ((edge - tall.offset) / tall.scale for edge in (sheet.row, sheet.bottom))
-        col, last = ((edge - wide.offset) / wide.scale for edge in (sheet.col, sheet.right))
+    for number in scene_mosaic.meeting(_outward(top, left, bottom, right)).tolist():
+        place = scene_mosaic.layers[number].window
+        row, end = ((edge - tall.offset) / tall.scale for edge in (place.row, place.bottom))
+        col, last = ((edge - wide.offset) / wide.scale for edge in (place.col, place.right))
         places.append((number, _outward(row, col, end, last)))
     return places
 

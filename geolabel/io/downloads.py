@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ CHUNK = 1 << 20
 
 TIMEOUT = 60
 """Seconds without a byte after which a server is given up."""
+
+
+def offline() -> bool:
+    """Whether ``GEOLABEL_OFFLINE`` forbids downloads: any value but 0 and the empty one."""
+    return os.environ.get("GEOLABEL_OFFLINE", "0") not in ("", "0")
 
 
 def sha256(path: Path) -> str:

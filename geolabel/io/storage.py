@@ -41,7 +41,7 @@ LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.E
 """A full disk is for the user to mend; the run resumes where it stopped."""
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """A folder of files, each known by its name relative to the folder, with slashes."""
 
     def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
@@ -69,12 +69,12 @@ class Place(Protocol):
         ...
 
     def prune(self) -> None:
-        """Delete the folders that are empty, the place itself among them."""
+        """Delete the folders that are empty, the root itself among them."""
         ...
 
 
-def place(root: str | os.PathLike[str]) -> Place:
-    """Return the place of a path or a URL such as ``s3://bucket/run``.
+def storage_at(root: str | os.PathLike[str]) -> Storage:
+    """The storage behind a path or a URL such as ``s3://bucket/run``.
 
     Raises
     ------
@@ -83,13 +83,13 @@ def place(root: str | os.PathLike[str]) -> Place:
     """
     text = os.fspath(root)
     if "://" in text and not text.startswith("file://"):
-        return RemotePlace(text)
-    return FolderPlace(Path(text.removeprefix("file://")))
+        return RemoteStorage(text)
+    return FolderStorage(Path(text.removeprefix("file://")))
 
 
 def is_url(root: str | os.PathLike[str]) -> bool:
-    """Whether a place lies outside the file system."""
-    return isinstance(place(root), RemotePlace)
+    """Whether a path is a URL of a store."""
+    return isinstance(storage_at(root), RemoteStorage)
 
 
 def patient(action: Callable[[], T], what: str) -> T:
@@ -105,7 +105,7 @@ def patient(action: Callable[[], T], what: str) -> T:
     return action()
 
 
-class FolderPlace:
+class FolderStorage:
     """A folder of this machine, or one that is mounted."""
 
     def __init__(self, root: Path) -> None:
@@ -120,7 +120,7 @@ class FolderPlace:
         return patient(lambda: (self.root / name).open("rb"), name)
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
-        """Write beside the place of the file and rename."""
+        """Write beside the file and rename."""
         patient(lambda: self._write(self.root / name, fill), name)
 
     def _write(self, target: Path, fill: Callable[[IO[bytes]], Any]) -> None:
@@ -172,7 +172,7 @@ def _create(path: Path) -> BufferedWriter:
         return path.open("xb")
 
 
-class RemotePlace:
+class RemoteStorage:
     """A folder of a store that fsspec knows; an object appears when it is whole."""
 
     def __init__(self, url: str) -> None:

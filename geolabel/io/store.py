@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from geolabel.errors import OutputError
-from geolabel.io.storage import FolderPlace, Place, place
+from geolabel.io.storage import FolderStorage, Storage, storage_at
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray
 
@@ -63,9 +63,9 @@ class Store:
     """What the kinds of records begin with, where a run has several parts in one folder."""
 
     @property
-    def place(self) -> Place:
+    def storage(self) -> Storage:
         """The folder."""
-        return _place(self.root)
+        return _storage(self.root)
 
     def name(self, kind: str, index: int) -> str:
         """Where a record is kept, below the root."""
@@ -73,7 +73,7 @@ class Store:
 
     def has(self, kind: str, index: int) -> bool:
         """Whether the record has been written."""
-        return self.place.exists(self.name(kind, index))
+        return self.storage.exists(self.name(kind, index))
 
     def write(self, kind: str, index: int, arrays: Mapping[str, AnyArray]) -> None:
         """Write a record under a name of its own and move it into place.
@@ -86,7 +86,7 @@ class Store:
         name = self.name(kind, index)
         try:
             plain = {key: _plain(array) for key, array in arrays.items()}
-            self.place.write(name, lambda file: _write(file, plain))
+            self.storage.write(name, lambda file: _write(file, plain))
         except OSError as error:
             raise OutputError(
                 f"record {self.root}/{name} could not be written: {error.strerror or error}; "
@@ -103,7 +103,7 @@ class Store:
         """
         name = self.name(kind, index)
         try:
-            with self.place.open(name) as file:
+            with self.storage.open(name) as file:
                 entries = _entries(file)
                 return {array: entries[array].read(file) for array in names or entries}
         except FileNotFoundError as error:
@@ -116,14 +116,14 @@ class Store:
     def whole(self, kind: str, index: int) -> bool:
         """Whether the record is there to its last byte; those in between are checked when it is read."""
         try:
-            with self.place.open(self.name(kind, index)) as file:
+            with self.storage.open(self.name(kind, index)) as file:
                 return bool(_entries(file))
         except DAMAGE:
             return False
 
     def count(self, kind: str) -> int:
         """Number of records of a kind."""
-        return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(SUFFIX) for name in self.place.names())
+        return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(SUFFIX) for name in self.storage.names())
 
     def owns(self, name: str) -> bool:
         """Whether a file in the folder is a record of a store, or a part of one that was never finished.
@@ -135,10 +135,10 @@ class Store:
             return True
         if not OWN_NAME.fullmatch(name):
             return False
-        if not isinstance(self.place, FolderPlace):
+        if not isinstance(self.storage, FolderStorage):
             return True
         try:
-            with self.place.open(name) as file:
+            with self.storage.open(name) as file:
                 _entries(file)
         except DAMAGE:
             return False
@@ -146,10 +146,10 @@ class Store:
 
     def remove(self) -> None:
         """Delete every record, and the folders that are empty then; files that no store wrote stay."""
-        for name in list(self.place.names()):
+        for name in list(self.storage.names()):
             if self.owns(name):
-                self.place.remove(name)
-        self.place.prune()
+                self.storage.remove(name)
+        self.storage.prune()
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, AnyArray]) -> None:
@@ -230,5 +230,5 @@ def _entries(file: BufferedIOBase) -> dict[str, _Entry]:
 
 
 @lru_cache(maxsize=32)
-def _place(root: Path | str) -> Place:
-    return place(root)
+def _storage(root: Path | str) -> Storage:
+    return storage_at(root)

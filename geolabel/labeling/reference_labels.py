@@ -17,7 +17,7 @@ from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
 from geolabel.io.read.features import check_meets, choose_layer, in_crs, read_features
 from geolabel.io.read.label_rasters import LabelRaster, is_raster
-from geolabel.io.write.rasterize import burn, in_pixels
+from geolabel.io.write.rasterize import in_pixels, rasterize
 from geolabel.labels import IGNORE
 from geolabel.reprojection import near
 from geolabel.scene import Grid
@@ -159,7 +159,7 @@ class PolygonTruth:
 
     def mask(self, window: Window) -> UInt8Array:
         """(H, W) class of each pixel from 1, or 0."""
-        return burn(self._tree, self.numbers, window)
+        return rasterize(self._tree, self.numbers, window)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from typing import Any
 from geolabel.concepts import Grounding
 from geolabel.errors import WeightsError
 from geolabel.extras import require
-from geolabel.io.downloads import sha256
+from geolabel.io.downloads import offline, sha256
 from geolabel.io.foreign import in_words
 from geolabel.models.diffusion import DiffusionLocalizer, DiffusionNetworks
-from geolabel.models.loading import offline
 from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import Localizer, Recipe
 

@@ -18,7 +18,7 @@ from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
 from geolabel.devices import keep_freed_memory
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io.downloads import download, sha256
+from geolabel.io.downloads import download, offline, sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
 from geolabel.models.engines import Engine, graph_files
 from geolabel.parsing import parse_json
@@ -89,11 +89,6 @@ def cache_folder() -> Path:
     """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
     given = os.environ.get("GEOLABEL_CACHE")
     return Path(given) if given else platformdirs.user_cache_path("geolabel")
-
-
-def offline() -> bool:
-    """Whether ``GEOLABEL_OFFLINE`` forbids downloads: set to anything but nothing or 0."""
-    return os.environ.get("GEOLABEL_OFFLINE", "0") not in ("", "0")
 
 
 def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:

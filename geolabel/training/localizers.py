@@ -17,6 +17,7 @@ from geolabel.engine import worker
 from geolabel.engine.report import Progress, Silent
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.request import Networks, usual_filters
+from geolabel.io.downloads import offline
 from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.segment_maps import segment_maps
@@ -241,7 +242,7 @@ def _start(
             f"{request.init} does not exist: give a localizer's file, bundled, imagenet, none or a network of timm"
         )
     pretrained = request.init != "none"
-    if pretrained and loading.offline():
+    if pretrained and offline():
         raise WeightsError(
             f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init imagenet, bundled, none or a file"
         )

@@ -14,7 +14,7 @@ from rasterio.errors import RasterioError
 from geolabel.errors import OutputError, SceneError
 from geolabel.io.foreign import in_words
 from geolabel.io.read.opening import files_of, is_remote
-from geolabel.io.read.scene_mosaic import patchwork_of
+from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.read.sources import FileSource
 from geolabel.outputs import same_file
@@ -59,8 +59,8 @@ def check_apart(outputs: Iterable[Path], reader: SceneReader) -> None:
     OutputError
         If an output is such a file.
     """
-    patchwork = patchwork_of(reader)
-    readers = [reader] if patchwork is None else [sheet.reader for sheet in patchwork.sheets]
+    scene_mosaic = scene_mosaic_of(reader)
+    readers = [reader] if scene_mosaic is None else [layer.reader for layer in scene_mosaic.layers]
     there = [path for path in outputs if path.exists()]
     for source in (one.source for one in readers) if there else ():
         if isinstance(source, FileSource) and not is_remote(source.uri):

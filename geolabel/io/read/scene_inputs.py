@@ -35,7 +35,7 @@ RASTERS = ("image/tiff", "image/jp2", "image/png", "image/jpeg", "image/vnd.stac
 
 
 @dataclass(frozen=True)
-class Listed:
+class SceneInput:
     """A scene to work on, and what its list says of it."""
 
     source: str | Labelled
@@ -44,7 +44,7 @@ class Listed:
     event_date: str | None = None
 
 
-def list_scenes(given: Any, *, asset: str | None = None) -> list[Listed]:
+def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
     """Find out which scenes are meant, in the order given; what is named twice is meant once.
 
     Parameters
@@ -67,16 +67,16 @@ def list_scenes(given: Any, *, asset: str | None = None) -> list[Listed]:
     scenes = [found for one in (given if several else [given]) for found in _expand(one, asset)]
     if not scenes:
         raise OptionError("no scene: give at least one file")
-    first: dict[object, Listed] = {}
+    first: dict[object, SceneInput] = {}
     for scene in scenes:
         first.setdefault(scene.source if isinstance(scene.source, str) else id(scene.source), scene)
     return list(first.values())
 
 
-def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
+def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
     if not isinstance(one, str | Path):
         if hasattr(one, "dims"):
-            yield Listed(one)
+            yield SceneInput(one)
             return
         items = one.to_dict() if hasattr(one, "to_dict") else one
         if not isinstance(items, Mapping):
@@ -93,21 +93,21 @@ def _expand(one: Any, asset: str | None) -> Iterator[Listed]:
         found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # it may begin at the root
         if not found:
             raise SceneError(f"{text}: no file has such a name: correct the path or the pattern")
-        yield from map(_listed, found)
+        yield from map(_scene_input, found)
     else:
-        yield _listed(text)
+        yield _scene_input(text)
 
 
-def _listed(text: str) -> Listed:
+def _scene_input(text: str) -> SceneInput:
     """A scene as the user wrote it; workers may have another current folder, so a file is opened by its whole path."""
     check_name(text)
-    return Listed(str(Path(text).absolute()), text) if not is_remote(text) and exists(text) else Listed(text)
+    return SceneInput(str(Path(text).absolute()), text) if not is_remote(text) and exists(text) else SceneInput(text)
 
 
 # --- text files ------------------------------------------------------------------------------------------------------
 
 
-def _text(name: str, asset: str | None) -> Iterator[Listed]:
+def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
     try:
         lines = _content(name).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -185,7 +185,7 @@ def _items(name: str) -> Mapping[str, Any] | None:
     return values if is_items else None
 
 
-def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) -> Iterator[Listed]:
+def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) -> Iterator[SceneInput]:
     items = values.get("features", [values])
     if not items:
         raise SceneError(f"no STAC item in {name}: give at least one, or the scenes themselves")
@@ -193,7 +193,7 @@ def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) ->
     for item in items:
         if not isinstance(item, Mapping) or not isinstance(item.get("assets"), Mapping):
             raise SceneError(f"{name}: a STAC item without assets: give items, not a catalogue or a collection")
-        found = _listed(_resolve(_href(item, name, asset), home or _self(item)))
+        found = _scene_input(_resolve(_href(item, name, asset), home or _self(item)))
         yield replace(found, event_date=_date(item))
 
 

@@ -29,48 +29,48 @@ OPEN_SCENES = 64
 ROWS_PX = 1 << 22
 """Pixels of the scenes that are looked at together to find out which scene shows."""
 
-NOBODY = -1
+NO_SCENE = -1
 """Where no scene has a valid pixel."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """One scene of a patchwork."""
+class SceneLayer:
+    """One scene of a mosaic. The name leaves `Layer` to what is written and `Layers` to scores."""
 
     reader: SceneReader
     name: str
     window: Window
-    """Where it lies on the grid of the patchwork."""
+    """Its window on the grid of the mosaic."""
     stretch: Stretch
     event_date: str | None = None
 
 
-class Patchwork:
+class SceneMosaic:
     """Scenes on one grid, the first on top. It travels as its arguments.
 
     Parameters
     ----------
     grid
-        Holds the windows of all sheets.
-    sheets
+        Holds the windows of all layers.
+    layers
         In order of precedence.
     """
 
-    def __init__(self, grid: Grid, sheets: Sequence[Sheet]) -> None:
+    def __init__(self, grid: Grid, layers: Sequence[SceneLayer]) -> None:
         self.grid = grid
-        self.sheets = tuple(sheets)
-        self._windows = np.asarray([(w.row, w.col, w.bottom, w.right) for w in (s.window for s in self.sheets)])
+        self.layers = tuple(layers)
+        self._windows = np.asarray([(w.row, w.col, w.bottom, w.right) for w in (s.window for s in self.layers)])
         self._using: dict[int, int] = {}
         self._opening = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Patchwork], tuple[Grid, tuple[Sheet, ...]]]:
-        return type(self), (self.grid, self.sheets)
+    def __reduce__(self) -> tuple[type[SceneMosaic], tuple[Grid, tuple[SceneLayer, ...]]]:
+        return type(self), (self.grid, self.layers)
 
     @cached_property
     def header(self) -> Header:
-        """What the patchwork looks like from outside: one picture of three bands of eight bits."""
-        first, others = self.sheets[0].name, len(self.sheets) - 1
-        date = common_date([sheet.event_date for sheet in self.sheets])
+        """What the mosaic looks like from outside: one picture of three bands of eight bits."""
+        first, others = self.layers[0].name, len(self.layers) - 1
+        date = common_date([layer.event_date for layer in self.layers])
         return Header(
             name=f"{first} and {others} more" if others else first,
             height=self.grid.height,
@@ -87,12 +87,12 @@ class Patchwork:
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """A patchwork has no overviews: those of its scenes need not share a grid."""
+        """A mosaic has no overviews: those of its scenes need not share a grid."""
         return ((self.grid.height, self.grid.width),)
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[UInt8Array, BoolArray]:
         """Stretched values (B, h, w), and where any scene is valid (h, w)."""
-        assert level == 0, "a patchwork has no overviews"
+        assert level == 0, "a mosaic has no overviews"
         values = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
         for index, here in self._beneath(window, valid):
@@ -102,7 +102,7 @@ class Patchwork:
         return (values if list(bands) == [1, 2, 3] else values[[band - 1 for band in bands]]), valid
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[UInt8Array, BoolArray]:
-        """The whole patchwork at another size, each pixel picked from the nearest one."""
+        """The whole mosaic at another size, each pixel picked from the nearest one."""
         rows = (2 * np.arange(height) + 1) * self.grid.height // (2 * height)
         cols = (2 * np.arange(width) + 1) * self.grid.width // (2 * width)
         values = np.zeros((len(bands), height, width), np.uint8)
@@ -112,9 +112,9 @@ class Patchwork:
             values[:, k], valid[k] = line[:, 0, cols], good[0, cols]
         return values, valid
 
-    def origins(self, window: Window) -> Int32Array:
-        """(h, w) number of the scene that shows in each pixel of a window, or `NOBODY`."""
-        shown = np.full((window.height, window.width), NOBODY, np.int32)
+    def scene_numbers(self, window: Window) -> Int32Array:
+        """(h, w) number of the scene that shows in each pixel of a window, or `NO_SCENE`."""
+        shown = np.full((window.height, window.width), NO_SCENE, np.int32)
         covered = np.zeros(shown.shape, bool)
         for index, here in self._beneath(window, covered):
             _, good = self._image(index, window, here)
@@ -122,23 +122,23 @@ class Patchwork:
             covered[here] |= good
         return shown
 
-    def origins_on(self, grid: Grid, window: Window) -> Int32Array:
+    def scene_numbers_on(self, grid: Grid, window: Window) -> Int32Array:
         """(h, w) number of the scene that shows in the middle of each pixel of a window of a working grid."""
         tall, wide = axes(self.grid, grid)
         if tall.aligned and wide.aligned:
             moved = Window(window.row + int(tall.offset), window.col + int(wide.offset), window.height, window.width)
-            return self.origins(moved)
+            return self.scene_numbers(moved)
         rows, cols = (
             np.asarray([int(axis.offset + (2 * k + 1) * axis.scale / 2) for k in range(first, last)])
             for axis, first, last in ((tall, window.row, window.bottom), (wide, window.col, window.right))
         )
         left, right = int(cols[0]), int(cols[-1]) + 1
-        shown = np.full((window.height, window.width), NOBODY, np.int32)
+        shown = np.full((window.height, window.width), NO_SCENE, np.int32)
         step = max(1, int(ROWS_PX / (right - left) / max(1.0, float(tall.scale))))
         for first in range(0, window.height, step):
             some = rows[first : first + step]
             top, bottom = int(some[0]), int(some[-1]) + 1
-            shown[first : first + step] = self.origins(Window(top, left, bottom - top, right - left))[
+            shown[first : first + step] = self.scene_numbers(Window(top, left, bottom - top, right - left))[
                 some - top][:, cols - left]  # fmt: skip
         return shown
 
@@ -151,8 +151,8 @@ class Patchwork:
 
     def close(self) -> None:
         """Close all scenes; reading again opens again."""
-        for sheet in self.sheets:
-            sheet.reader.close()
+        for layer in self.layers:
+            layer.reader.close()
 
     @contextmanager
     def opened(self, index: int) -> Iterator[SceneReader]:
@@ -160,41 +160,41 @@ class Patchwork:
         with self._opening:
             self._using[index] = self._using.pop(index, 0) + 1
         try:
-            yield self.sheets[index].reader
+            yield self.layers[index].reader
         finally:
             with self._opening:
                 self._using[index] -= 1
                 idle = [other for other, users in self._using.items() if not users]
                 for other in idle[: max(0, len(self._using) - OPEN_SCENES)]:
                     del self._using[other]
-                    self.sheets[other].reader.close()
+                    self.layers[other].reader.close()
 
     def _beneath(self, window: Window, covered: BoolArray) -> Iterator[tuple[int, tuple[slice, slice]]]:
         """Yield the scenes under a window that may show, from the top, and which part of the window they share."""
         for index in self.meeting(window).tolist():
-            shared = self.sheets[index].window.shared(window)
+            shared = self.layers[index].window.shared(window)
             here = shared.within(window)
             if not covered[here].all():
                 yield index, here
 
     def _image(self, index: int, window: Window, here: tuple[slice, slice]) -> tuple[UInt8Array, BoolArray]:
         """Stretched image (3, h, w) and validity of the part of a scene under a part of a window."""
-        sheet = self.sheets[index]
+        layer = self.layers[index]
         rows, cols = here
         part = Window(
-            window.row + rows.start - sheet.window.row,
-            window.col + cols.start - sheet.window.col,
+            window.row + rows.start - layer.window.row,
+            window.col + cols.start - layer.window.col,
             rows.stop - rows.start,
             cols.stop - cols.start,
         )
         with self.opened(index) as reader:
             bands, valid = reader.read(part, reader.scene.grid)
-        return np.moveaxis(sheet.stretch.apply(bands, valid), 2, 0), valid
+        return np.moveaxis(layer.stretch.apply(bands, valid), 2, 0), valid
 
 
-def patchwork_of(reader: SceneReader) -> Patchwork | None:
-    """The patchwork behind a reader, if there is one."""
-    return reader.source if isinstance(reader.source, Patchwork) else None
+def scene_mosaic_of(reader: SceneReader) -> SceneMosaic | None:
+    """The scene mosaic behind a reader; None for a single scene."""
+    return reader.source if isinstance(reader.source, SceneMosaic) else None
 
 
 def common_date(dates: Sequence[str | None]) -> str | None:
@@ -202,5 +202,5 @@ def common_date(dates: Sequence[str | None]) -> str | None:
     return dates[0] if len(set(dates)) == 1 else None
 
 
-def _is_source(patchwork: Patchwork) -> Source:
-    return patchwork
+def _is_source(mosaic: SceneMosaic) -> Source:
+    return mosaic

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import shapely
 from affine import Affine
+from rasterio import features
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.features import rasterize
 
 from geolabel.scene import Grid
 from geolabel.tiles import Window
@@ -21,7 +21,7 @@ def in_pixels(geometries: AnyArray, grid: Grid) -> AnyArray:
     return np.asarray(shapely.transform(geometries, lambda points: points @ [[a, d], [b, e]] + [c, f]))
 
 
-def burn(tree: shapely.STRtree, values: AnyArray, window: Window) -> AnyArray:
+def rasterize(tree: shapely.STRtree, values: AnyArray, window: Window) -> AnyArray:
     """(height, width) value of the polygon on each pixel whose middle it covers, later ones on top; 0 where none is.
 
     Parameters
@@ -31,11 +31,11 @@ def burn(tree: shapely.STRtree, values: AnyArray, window: Window) -> AnyArray:
     values : (N,)
         Whole numbers, of the type of the result.
     """
-    burnt = np.zeros((window.height, window.width), values.dtype)
+    drawn = np.zeros((window.height, window.width), values.dtype)
     found = np.sort(tree.query(shapely.box(window.col, window.row, window.right, window.bottom)))
     if len(found):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates, on purpose
             place = Affine.translation(window.col, window.row)
-            rasterize(zip(tree.geometries[found], values[found], strict=True), out=burnt, transform=place)
-    return burnt
+            features.rasterize(zip(tree.geometries[found], values[found], strict=True), out=drawn, transform=place)
+    return drawn

@@ -3,9 +3,9 @@
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.features import rasterize
+from rasterio import features
 
-from geolabel.io.write.rasterize import burn, in_pixels
+from geolabel.io.write.rasterize import in_pixels, rasterize
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 
@@ -18,15 +18,15 @@ def scattered(count: int = 30) -> np.ndarray:
     return np.array([shapely.Point(place).buffer(rng.uniform(0.2, 6)) for place in places])
 
 
-def test_windows_of_a_raster_are_burnt_as_the_whole_is():
+def test_windows_are_rasterized_as_the_whole_is():
     shapes = scattered()
     tree, values = shapely.STRtree(in_pixels(shapes, GRID)), np.arange(1, len(shapes) + 1, dtype=np.uint8)
-    whole = burn(tree, values, GRID.window)
-    expected = rasterize(zip(shapes, values, strict=True), (60, 70), transform=GRID.transform, dtype="uint8")
+    whole = rasterize(tree, values, GRID.window)
+    expected = features.rasterize(zip(shapes, values, strict=True), (60, 70), transform=GRID.transform, dtype="uint8")
     np.testing.assert_array_equal(whole, expected)
     assert whole.dtype == np.uint8
     for window in (Window(0, 0, 7, 70), Window(13, 5, 20, 31), Window(59, 69, 1, 1)):
-        np.testing.assert_array_equal(burn(tree, values, window), whole[window.slices])
+        np.testing.assert_array_equal(rasterize(tree, values, window), whole[window.slices])
 
 
 def test_a_grid_draws_its_outline_as_it_lies():
