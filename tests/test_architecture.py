@@ -28,7 +28,7 @@ RING_0 = ORDER[: ORDER.index("pictures")]
 NETWORKS_ONLY = (*ORDER[ORDER.index("pictures") : ORDER.index("testing")], "synthetic", "models.nets", "training")
 """What a machine with torch and no raster library runs, but for what `WITH_FILES` names."""
 
-WITH_FILES = {"training.detectors", "training.localizers", "training.setup", "training.students"}
+WITH_FILES = {"training.detectors", "training.localizers", "training.train", "training.students"}
 """Trainings from folders, as the command line asks for them."""
 
 NUMBERS = {"affine", "numpy", "pyproj", "scipy", "shapely", "skimage"}

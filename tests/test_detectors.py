@@ -26,10 +26,19 @@ from geolabel.labels import BACKGROUND, LabelMap, closed_regions
 from geolabel.models import loading
 from geolabel.models.checkpoint import read_info
 from geolabel.models.nets.detector import build_detector
-from geolabel.training.crops import Cropping
-from geolabel.training.detector_objective import MOST, DetectorLosses, crop_objects, detect
-from geolabel.training.detectors import FILE, PRESETS, DetectorPreset, DetectorRequest, train_detector
-from geolabel.training.precision import NAMES, Found, Precision
+from geolabel.training.average_precision import NAMES, Found, Precision
+from geolabel.training.detectors import (
+    FILE,
+    MOST,
+    PRESETS,
+    DetectorLosses,
+    DetectorPreset,
+    DetectorRequest,
+    crop_objects,
+    detect,
+    train_detector,
+)
+from geolabel.training.samples import Cropping
 
 
 def label_map(*squares: tuple[int, int, int, int], size: int = 160) -> LabelMap:

@@ -25,8 +25,8 @@ from geolabel.folders import WORK, check_folder, making, replacing_folder, work_
 from geolabel.labels import LabelMap
 from geolabel.made import RECORD, Made
 from geolabel.outputs import saving
-from geolabel.training.curves import Curves
-from geolabel.training.setup import training_folder
+from geolabel.training.fit import Curves
+from geolabel.training.train import training_folder
 
 # Folders
 

@@ -11,7 +11,7 @@ from geolabel.errors import ChipError, OptionError, WeightsError
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build
 from geolabel.models.nets.initial import BACKBONE, CLASSES, SHARES, take_over
-from geolabel.training.setup import begin, share_of
+from geolabel.training.train import begin, share_of
 
 RESUNET = {"name": "resunet", "widths": [8, 16]}
 UNET = {"name": "smp", "model": "unet", "encoder": "resnet18"}

@@ -26,7 +26,7 @@ from geolabel.methods.alps import Settings
 from geolabel.models.checkpoint import read_info
 from geolabel.prompts import Prompts
 from geolabel.training import students
-from geolabel.training.crops import Cropping
+from geolabel.training.samples import Cropping
 from geolabel.types import UInt8Array
 
 SMALL = replace(

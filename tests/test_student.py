@@ -24,11 +24,20 @@ from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.resunet import ResUNet
 from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.parts import Localizer
-from geolabel.training.crops import Cropping
-from geolabel.training.setup import begin_with_imagenet, begin_with_trunk
-from geolabel.training.student_objective import StudentLosses, StudentObjective, overlap_loss, segmentation_loss
-from geolabel.training.students import FILE, MODELS, PRESETS, StudentRequest, train_student
-from geolabel.training.weak import Learning
+from geolabel.training.image_labels import Learning
+from geolabel.training.samples import Cropping
+from geolabel.training.students import (
+    FILE,
+    MODELS,
+    PRESETS,
+    StudentLosses,
+    StudentObjective,
+    StudentRequest,
+    overlap_loss,
+    segmentation_loss,
+    train_student,
+)
+from geolabel.training.train import begin_with_imagenet, begin_with_trunk
 
 CPU = Networks(device="cpu")
 CLASSES = ("background", "landslide")

@@ -42,7 +42,6 @@ from geolabel.training.localizer_objective import (
     settle,
     weigh_slides,
 )
-from geolabel.training.objects import choose_objects, exact_prompt, localizer_prompt, sloppy_prompt
 from geolabel.training.pictures import (
     HARD_WEIGHT,
     Picture,
@@ -56,7 +55,13 @@ from geolabel.training.pictures import (
     synthetic_pictures,
 )
 from geolabel.training.samples import Changes, Sample, draw, generator, lay_together, to_tensor
-from geolabel.training.segmenter_objective import SegmenterLosses
+from geolabel.training.segmenter_objective import (
+    SegmenterLosses,
+    choose_objects,
+    exact_prompt,
+    localizer_prompt,
+    sloppy_prompt,
+)
 
 LN2 = math.log(2)
 

@@ -32,14 +32,14 @@ from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter
 from geolabel.testing import FakeSegmenter
 from geolabel.tiles import mirrored
-from geolabel.training.crops import Cropping, epoch_indices, take_crop
+from geolabel.training.cism import CismLosses, CismObjective, CismTerms, partner
+from geolabel.training.fit import Falling
+from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
 from geolabel.training.localizers import FILE, LocalizerRequest, train_localizer
 from geolabel.training.presets import PRESETS, preset_of
-from geolabel.training.schedules import Falling
-from geolabel.training.setup import saving_to
-from geolabel.training.weak import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
-from geolabel.training.weak_cism import CismLosses, CismObjective, CismTerms, partner
-from geolabel.training.weak_s2c import S2cLosses, S2cObjective, S2cTerms, prompted_targets
+from geolabel.training.s2c import S2cLosses, S2cObjective, S2cTerms, prompted_targets
+from geolabel.training.samples import Cropping, epoch_indices, take_crop
+from geolabel.training.train import saving_to
 
 LEARNING = Learning(Cropping(64, strength=0.0), batch=4, mean=(110.0,) * 3, std=(65.0,) * 3)
 

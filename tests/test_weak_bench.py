@@ -22,8 +22,8 @@ from geolabel.folders import work_folder
 from geolabel.outputs import saving
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.training import localizers
-from geolabel.training.crops import Cropping
 from geolabel.training.presets import preset_of
+from geolabel.training.samples import Cropping
 
 CPU = Networks(device="cpu")
 SMALL = {"backbone": "resnet18", "cropping": Cropping(64, strength=0.0), "batch": 4, "output_stride": 16}

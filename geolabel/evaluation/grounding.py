@@ -33,7 +33,7 @@ from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import label_image
-from geolabel.training.precision import Found, Precision
+from geolabel.training.average_precision import Found, Precision
 from geolabel.types import UInt8Array
 
 Figures = dict[str, float]

@@ -36,7 +36,7 @@ from geolabel.models.dense import DenseLocalizer
 from geolabel.models.nets.initial import Share
 from geolabel.parsing import read_json
 from geolabel.training import students
-from geolabel.training.student_objective import PaintedSubset
+from geolabel.training.students import PaintedSubset
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 QUESTION = "What do pseudo-labels teach before the first mask? (ALPS, Tables 1 to 5)"

@@ -35,9 +35,9 @@ from geolabel.parsing import read_json
 from geolabel.parts import Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.training import localizers
+from geolabel.training.cism import CismTerms
 from geolabel.training.presets import Method
-from geolabel.training.weak_cism import CismTerms
-from geolabel.training.weak_s2c import S2cTerms
+from geolabel.training.s2c import S2cTerms
 
 Figures = dict[str, float]
 

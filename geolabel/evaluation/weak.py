@@ -49,9 +49,9 @@ from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json
 from geolabel.parts import Recipe
 from geolabel.training import localizers, students
-from geolabel.training.crops import Cropping
 from geolabel.training.localizer_objective import area_under_curve
 from geolabel.training.presets import LocalizerPreset, Method, preset_of
+from geolabel.training.samples import Cropping
 from geolabel.types import BoolArray, UInt8Array
 
 log = logging.getLogger(__name__)

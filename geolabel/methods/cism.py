@@ -4,7 +4,7 @@ Source: Zhou et al. (2023), "Weakly Supervised Semantic Segmentation in Aerial I
 Its equations and where they are:
 
 * eq. 1 to 17, prototypes, similarity, class vectors: `geolabel.training.cism`
-* eq. 18 to 27, losses: `geolabel.training.weak_cism`
+* eq. 18 to 27, losses: `geolabel.training.cism`
 * the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.models.refined`,
   `geolabel.labelers.ThresholdLabeler`
 

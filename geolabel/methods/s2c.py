@@ -3,7 +3,7 @@
 Source: Kweon and Yoon (2024), "From SAM to CAMs: Exploring Segment Anything Model for Weakly Supervised Semantic
 Segmentation". Its equations and where they are:
 
-* eq. 1 to 4, classification: `geolabel.models.nets.classifier`, `geolabel.training.weak`
+* eq. 1 to 4, classification: `geolabel.models.nets.classifier`, `geolabel.training.image_labels`
 * eq. 5 and 6, contrast of segments: `geolabel.training.s2c.segment_contrast`
 * eq. 7 and 8, peaks and their masks: `geolabel.prompters.PeakPrompter`
 * eq. 9 to 11, confidence: `geolabel.labelers.ConfidenceLabeler`

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from lightning.fabric import Fabric
@@ -17,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from geolabel.devices import Precision, keep_freed_memory
+from geolabel.folders import check_made, note
 from geolabel.outputs import replacing
-from geolabel.training.curves import Curves
 
 logger = logging.getLogger(__name__)
 
@@ -241,3 +244,102 @@ def _judge(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str
         state.score = figures["score"]
         state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
     return figures
+
+
+@dataclass(frozen=True)
+class Falling(Schedule):
+    """A rate that falls once: by steps, as a power of what is left of the training, or as `Schedule` has it."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.9
+    """Of SGD. Released code of APSAM and of S2C passes its weight decay here, so 1e-4 and 5e-4 do as they do."""
+    fall: Literal["poly", "step", "cosine"] = "poly"
+    """``cosine`` is the one that rises first, as high rates need that follow on weights of another training."""
+    power: float = 0.9
+    """Of ``poly``."""
+
+    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make what takes the steps."""
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
+        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(groups, lr=self.rate)
+
+    def rate_at(self, progress: float) -> float:
+        """Learning rate: ``rate (1 - progress) ^ power``, a tenth after each third of the training, or a cosine."""
+        if self.fall == "cosine":
+            return super().rate_at(progress)
+        if self.fall == "poly":
+            return float(self.rate * max(0.0, 1 - progress) ** self.power)
+        return self.rate * 0.1 ** min(2, int(progress * 3 + 1e-9))
+
+
+logger = logging.getLogger(__name__)
+
+LOSSES, SELECTION, EVENTS = "curves.csv", "selection.csv", "tensorboard"
+"""Losses of every step, figures of every evaluation, and the folder of both for ``tensorboard --logdir``."""
+
+
+class Curves:
+    """Writes what happens step by step.
+
+    Parameters
+    ----------
+    folder
+        Gets `LOSSES`, `SELECTION` and, where the package tensorboard is installed, `EVENTS`.
+    after
+        The last step that counts: later ones, which an interrupted run wrote, are dropped, since they come again.
+    """
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self._folder = folder
+        for name in (LOSSES, SELECTION):
+            check_made(folder / name)
+            _drop_rows(folder / name, after)
+            note(folder / name)
+        self._events = _open_events(folder / EVENTS, after)
+
+    def losses(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Add the losses of a step."""
+        self._add(LOSSES, "train", step, seconds, values)
+
+    def figures(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Add the figures of an evaluation."""
+        self._add(SELECTION, "selection", step, seconds, values)
+
+    def _add(self, name: str, group: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        row = {"step": step, "seconds": round(seconds, 2)} | dict(values)
+        path = self._folder / name
+        fresh = not path.exists() or not path.stat().st_size
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        if self._events is not None:
+            for key, value in values.items():
+                self._events.add_scalar(f"{group}/{key}", value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._events is not None:
+            self._events.close()
+            for path in (self._folder / EVENTS).glob(f"events.out.tfevents.*.{os.getpid()}.*"):
+                note(path)
+
+
+def _open_events(folder: Path, after: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        logger.info("tensorboard is not installed: curves are written as CSV alone")
+        return None
+    return SummaryWriter(str(folder), purge_step=after + 1)
+
+
+def _drop_rows(path: Path, after: int) -> None:
+    if path.exists() and path.stat().st_size:
+        header, *rows = path.read_text().splitlines()
+        kept = [row for row in rows if int(row.split(",")[0]) <= after]
+        path.write_text("\n".join([header, *kept, ""]) if kept else "")

@@ -30,12 +30,12 @@ from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.parts import Recipe
 from geolabel.prompters import PeakPrompter
 from geolabel.training.bundled import MEAN, STD
+from geolabel.training.cism import CismLosses, CismObjective
 from geolabel.training.fit import fit
+from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, Segments, activation_constant, fit_bias
 from geolabel.training.presets import LocalizerPreset, Method, PresetName, preset_of
-from geolabel.training.setup import TrainingRequest, gsd_range, sources_of, training_folder
-from geolabel.training.weak import ChipLosses, ChipObjective, Learning, Segments, activation_constant, fit_bias
-from geolabel.training.weak_cism import CismLosses, CismObjective
-from geolabel.training.weak_s2c import S2cLosses, S2cObjective, Targets, prompted_targets
+from geolabel.training.s2c import S2cLosses, S2cObjective, Targets, prompted_targets
+from geolabel.training.train import TrainingRequest, gsd_range, sources_of, training_folder
 
 if TYPE_CHECKING:
     from torch import nn

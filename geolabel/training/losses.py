@@ -102,9 +102,3 @@ def best_candidate(losses: Tensor, rest: float) -> Tensor:
     (K,)
     """
     return (1 - rest) * losses.min(dim=1).values + rest * losses.mean(dim=1)
-
-
-def smooth_noise(count: int, cells: int, coarse: int, generator: torch.Generator) -> Tensor:
-    """Noise fields (count, cells, cells) of unit variance at their nodes, `coarse` nodes a side, bilinear between."""
-    nodes = torch.randn((count, 1, coarse, coarse), generator=generator)
-    return functional.interpolate(nodes, (cells, cells), mode="bilinear", align_corners=True)[:, 0]

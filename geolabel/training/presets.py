@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from geolabel.errors import OptionError
-from geolabel.training.crops import Cropping
-from geolabel.training.schedules import Falling
-from geolabel.training.weak_cism import CismTerms
-from geolabel.training.weak_s2c import S2cTerms
+from geolabel.training.cism import CismTerms
+from geolabel.training.fit import Falling
+from geolabel.training.s2c import S2cTerms
+from geolabel.training.samples import Cropping
 
 Method = Literal["cam", "s2c", "cism"]
 PresetName = Literal["paper", "code", "cpu"]

@@ -34,7 +34,7 @@ from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.prompts import Prompts
 from geolabel.synthetic import SyntheticScene, synthesize
-from geolabel.training.precision import NAMES, Found, Precision
+from geolabel.training.average_precision import NAMES, Found, Precision
 from geolabel.types import UInt8Array
 
 TILE = 512

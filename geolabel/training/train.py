@@ -21,10 +21,9 @@ from geolabel.models import loading
 from geolabel.models.checkpoint import load_checkpoint
 from geolabel.models.nets import imagenet
 from geolabel.models.nets.initial import Share, take_over
-from geolabel.training.crops import Cropping
-from geolabel.training.curves import LOSSES
-from geolabel.training.fit import STATE
+from geolabel.training.fit import LOSSES, STATE
 from geolabel.training.presets import TrainingPreset
+from geolabel.training.samples import Cropping
 from geolabel.types import Int64Array
 
 log = logging.getLogger(__name__)

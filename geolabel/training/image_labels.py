@@ -20,9 +20,8 @@ from geolabel.activation import local_probability
 from geolabel.chips import Chips, ChipSubset
 from geolabel.errors import TrainingError
 from geolabel.models.nets.classifier import Activating, class_logits
-from geolabel.training.crops import Cropping, epoch_indices, take_crop
 from geolabel.training.localizer_objective import area_under_curve
-from geolabel.training.samples import generator, to_tensor
+from geolabel.training.samples import Cropping, epoch_indices, generator, take_crop, to_tensor
 from geolabel.types import Float32Array, Float64Array, Int32Array
 
 Segments = Callable[[int], Int32Array]
