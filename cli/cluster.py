@@ -23,6 +23,11 @@ WITHOUT_S = 120
 """Seconds without any worker of this machine that end a run: dask replaces one that dies, but for one that dies while
 it starts."""
 
+WARM = tuple(
+    f"geolabel.{name}" for name in ("models.loading", "models.cam", "models.on_onnx", "extraction.passes", "models.sam")
+)
+"""Modules that tasks need."""
+
 log = logging.getLogger(__name__)
 
 
@@ -192,7 +197,7 @@ def _warm_up(client: Any) -> None:
     from geolabel.engine import worker
 
     for address in client.scheduler_info(n_workers=-1)["workers"]:
-        warming = client.submit(worker.warm_up, workers=[address], pure=False)
+        warming = client.submit(worker.warm_up, WARM, workers=[address], pure=False)
         distributed.fire_and_forget(warming)  # type: ignore[no-untyped-call]
 
 

@@ -29,7 +29,7 @@ def runs() -> None:
 @options.terminal
 def list_runs(folder: Path, as_json: bool) -> None:
     """List the runs that have their folders in FOLDER; by default the current one."""
-    from geolabel.engine.runs import find_runs, summarize
+    from geolabel.engine.run_folder import find_runs, summarize
     from geolabel.errors import RunError
 
     rows: list[dict[str, Any]] = []
@@ -67,7 +67,8 @@ def list_runs(folder: Path, as_json: bool) -> None:
 @options.terminal
 def show(run: str, as_json: bool) -> None:
     """Say how far RUN, the folder of a run, has come, and what it is a run of."""
-    from geolabel.engine.runs import scenes_of, summarize
+    from geolabel.engine.run_folder import summarize
+    from geolabel.extraction.run_key import scenes_of
 
     found = summarize(run)
     if as_json:
@@ -86,7 +87,7 @@ def show(run: str, as_json: bool) -> None:
 @options.terminal
 def clean(run: tuple[str, ...]) -> None:
     """Delete the folder of each RUN that no process works on."""
-    from geolabel.engine.runs import clean as clean_run
+    from geolabel.engine.run_folder import clean as clean_run
 
     for root in run:
         clean_run(root)

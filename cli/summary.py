@@ -43,7 +43,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
 
 
 def of_scores(output: str, figures: Figures) -> dict[str, str]:
-    """Rows on a raster of scores; `figures` are those of `geolabel.engine.report.Report.summary`."""
+    """Rows on a raster of scores; `figures` are those of `geolabel.extraction.work.Report.summary`."""
     return {
         "scored": extent(figures["area_km2"] * 1e6),
         **_effort(figures),

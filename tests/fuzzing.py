@@ -30,8 +30,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.engine.runs import summarize
+from geolabel.engine.run_folder import RunFolderOptions, summarize
 from geolabel.errors import GeolabelError
 from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.extract import run_extract

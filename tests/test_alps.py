@@ -23,7 +23,7 @@ from geolabel.datasets.clusters import load_clusters, save_clusters
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
-from geolabel.engine.report import Silent
+from geolabel.engine.progress import Silent
 from geolabel.errors import OutputError
 from geolabel.extraction.request import Networks
 from geolabel.labeling.regions import RegionFolder, find_regions

@@ -126,7 +126,6 @@ def libraries(path: Path) -> set[str]:
 
 
 KNOWN = {
-    ("engine", "extraction"),
     ("extraction", "methods"),
 }
 """Imports to the right that remain: the engine reads records of landslides."""

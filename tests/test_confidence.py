@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from geolabel.cli.train import train
 from geolabel.confidence import FEATURES, ConfidenceModel, features
 from geolabel.engine import worker
-from geolabel.engine.report import Silent
+from geolabel.engine.progress import Silent
 from geolabel.errors import GeolabelError, WeightsError
 from geolabel.evaluation import confidence as fitting
 from geolabel.evaluation import examples

@@ -19,11 +19,12 @@ from onnx import TensorProto
 from geolabel.cli.main import run
 from geolabel.concepts import Grounding, parse_concepts
 from geolabel.engine import worker
-from geolabel.engine.run_key import difference, run_key
+from geolabel.engine.run_state import difference
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.outputs import plan_provenance
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.run_key import run_key
 from geolabel.extraction.segment import AskedEverywhere, Everything
 from geolabel.extraction.text_prompts import GroundedNetworks
 from geolabel.masks import EVERY_CANDIDATE

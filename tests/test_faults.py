@@ -22,7 +22,7 @@ from affine import Affine
 
 from geolabel.activation import Activation
 from geolabel.engine import executors, worker
-from geolabel.engine.task_records import Recorded
+from geolabel.engine.tasks import Pass, Recorded
 from geolabel.errors import ClusterError, MemoryLimitError, OptionError, OutputError, TileError
 from geolabel.extraction.extract import Extraction, run_extract
 from geolabel.extraction.outputs import Targets
@@ -287,7 +287,7 @@ def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:
         raise MemoryError("Unable to allocate 64. GiB")
 
     with pytest.raises(MemoryLimitError, match=r"task 3 of pass localize .*64 GiB wanted.*--tile-size"):
-        Recorded(hungry, "localize", Store(tmp_path))((3, 0))
+        Recorded(Pass("localize", hungry, None).bind(), Store(tmp_path))((3, 0))
 
 
 # The disk

@@ -18,8 +18,8 @@ from geolabel.datasets.chips import read_chips, read_image
 from geolabel.datasets.clusters import load_clusters
 from geolabel.datasets.instances import CocoInstances, read_instances
 from geolabel.datasets.pseudo_labels import PseudoLabels
-from geolabel.engine.run_key import State
-from geolabel.engine.task_records import unpack
+from geolabel.engine.run_state import State
+from geolabel.engine.tasks import unpack
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError
 from geolabel.io.read import scene_inputs
 from geolabel.io.read.features import spatial_layers
@@ -177,7 +177,7 @@ CASES: dict[str, Callable[[Path], Any]] = {
     ),
     "confidence of brackets": file_of("a.json", DEEP, load_confidence),
     "network of brackets": lambda _: NetworkInfo.from_json(DEEP.decode()),
-    "record of brackets": lambda _: unpack({"outline": np.frombuffer(DEEP, np.uint8)}),
+    "record of brackets": lambda _: unpack({"outline": np.frombuffer(DEEP, np.uint8)}, list[int]),
     "GeoJSON of brackets": file_of("a.geojson", b'{"type":"Polygon","coordinates":' + DEEP, spatial_layers),
     "GeoJSON of a number": file_of("a.geojson", b'{"type":"Polygon","coordinates":7}', lambda p: spatial_layers(p)[7]),
     "KML with entities": file_of("a.kml", b"<!DOCTYPE k [<!ENTITY a 'b'>]><kml>&a;</kml>", spatial_layers),

@@ -54,8 +54,8 @@ def test_a_value_is_of_a_kind_or_not(value: Any, kind: Any, fits: bool):
 
 
 def test_every_pass_says_what_it_finds():
-    for function in (passes.localize, passes.find_regions, passes.segment, passes.merge):
-        assert hints(function)["return"] is not Any
+    for step in (passes.LOCALIZE, passes.PROMPT, passes.SEGMENT, passes.MERGE):
+        assert hints(step.function)["return"] == step.record
     assert hints(NetworkInfo)["gsd_range"] == tuple[float, float]
 
 

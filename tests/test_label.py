@@ -11,7 +11,7 @@ from PIL import Image
 
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
-from geolabel.engine.report import Silent
+from geolabel.engine.progress import Silent
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.labelers import UnionLabeler
 from geolabel.labeling.label import label_images, label_provenance

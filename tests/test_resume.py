@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -21,16 +23,17 @@ from safetensors.numpy import save_file
 from geolabel.cli.main import run as command
 from geolabel.engine import lock
 from geolabel.engine.lock import Holder, holder, locked
-from geolabel.engine.run_folder import Folder, RunFolderOptions, opened, written_by
-from geolabel.engine.run_key import State, difference, run_key
-from geolabel.engine.runs import clean, find_runs, summarize
-from geolabel.engine.task_records import STOP, Recorded, pack, unpack
+from geolabel.engine.run_folder import Folder, RunFolderOptions, clean, find_runs, opened, summarize, written_by
+from geolabel.engine.run_state import STOP, State, difference
+from geolabel.engine.tasks import Pass, Recorded, pack, unpack
 from geolabel.errors import OutputError, RunError
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.passes import MaskTable, Regions, TileReport
 from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.run_key import run_key
 from geolabel.extraction.vectorize import Sums
+from geolabel.extraction.work import ALLOWED
 from geolabel.io import storage
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.scenes import SceneReader
@@ -39,6 +42,7 @@ from geolabel.io.store import Store
 from geolabel.seams import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
+from geolabel.types import AnyArray
 
 # Results as records
 
@@ -52,13 +56,15 @@ RESULTS = [
     Sums(THREE, THREE.astype(np.int64), THREE.astype(np.int64), None, np.ones((2, 3), np.int64)),
     np.asarray([np.nan, 1.5]),
 ]
+RECORDS = list[TileReport] | Regions | MaskTable | Sums
+"""Types of these, with those of their fields."""
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda value: type(value).__name__)
 def test_a_result_comes_back_as_it_was(result: object, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write("x-done", 0, pack(result))
-    assert same(unpack(store.read("x-done", 0)), result)
+    assert same(unpack(store.read("x-done", 0), RECORDS), result)
 
 
 def same(a: object, b: object) -> bool:
@@ -87,12 +93,28 @@ def same(a: object, b: object) -> bool:
 )
 def test_what_is_no_result_is_refused(outline: str) -> None:
     with pytest.raises(OutputError, match="not as it was written"):
-        unpack({"outline": np.frombuffer(outline.encode() or b" ", np.uint8)})
+        unpack({"outline": np.frombuffer(outline.encode() or b" ", np.uint8)}, MaskTable)
+
+
+def recorded(name: str, function: Callable[[int], Any], record: Any, store: Store, pixels: str | None = None) -> Any:
+    return Recorded(Pass(name, function, record, pixels=pixels).bind(), store)
+
+
+def test_a_pass_returns_what_it_says(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="pass square returned"):
+        recorded("square", lambda job: [job], list[str], Store(tmp_path))((0, 7))
+
+
+def test_a_record_makes_no_type_that_its_pass_does_not_name() -> None:
+    arrays = pack(Window(1, 2, 3, 4))
+    assert unpack(arrays, tuple[Window, bool]) == Window(1, 2, 3, 4)
+    with pytest.raises(OutputError, match="'Window'"):
+        unpack(arrays, TileReport)
 
 
 def test_a_task_is_done_once(tmp_path: Path) -> None:
     calls = []
-    task = Recorded(lambda job: calls.append(job) or np.asarray([job]), "square", Store(tmp_path))
+    task = recorded("square", lambda job: calls.append(job) or np.asarray([job]), AnyArray, Store(tmp_path))
     first, again = task((3, 7)), task((3, 7))
     assert calls == [7]
     assert (first.kept, again.kept) == (False, True)
@@ -101,7 +123,7 @@ def test_a_task_is_done_once(tmp_path: Path) -> None:
 
 
 def test_a_damaged_result_is_found_again(tmp_path: Path) -> None:
-    task = Recorded(lambda job: np.asarray([job]), "square", Store(tmp_path))
+    task = recorded("square", lambda job: np.asarray([job]), AnyArray, Store(tmp_path))
     task((0, 7))
     (tmp_path / "square-done" / "00000000.safetensors").write_bytes(b"half of it")
     assert not task((0, 7)).kept
@@ -116,7 +138,7 @@ def test_a_result_of_another_kind_is_found_again(tmp_path: Path) -> None:
     for found in (["7"], {"tuple": [7]}, [1.5], True):
         text = np.frombuffer(json.dumps({"list": found} if isinstance(found, list) else found).encode(), np.uint8)
         store.write("count-done", 7, {"outline": text})
-        outcome = Recorded(count, "count", store)((7, 7))
+        outcome = recorded("count", count, list[int], store)((7, 7))
         assert outcome.result == [7]
         assert not outcome.kept
 
@@ -161,19 +183,19 @@ def test_a_result_without_its_pixels_is_found_again(tmp_path: Path) -> None:
         store.write("mosaic", job, {"scores": THREE})
         return True
 
-    task = Recorded(merge, "merge", store)
+    task = recorded("merge", merge, bool, store, pixels="mosaic")
     task((0, 0))
     assert task((0, 0)).kept
     pixels = tmp_path / "mosaic" / "00000000.safetensors"
     pixels.write_bytes(pixels.read_bytes()[:-30])
     assert not task((0, 0)).kept
-    nothing = Recorded(lambda job: False, "merge", store)
+    nothing = recorded("merge", lambda job: False, bool, store, pixels="mosaic")
     nothing((1, 1))
     assert nothing((1, 1)).kept  # a block where nothing is has no pixels
 
 
 def test_a_run_that_is_to_stop_begins_no_task(tmp_path: Path) -> None:
-    task = Recorded(lambda job: job, "same", Store(tmp_path))
+    task = recorded("same", lambda job: job, int, Store(tmp_path))
     task((0, 1))
     (tmp_path / STOP).touch()
     assert task((1, 1)).stopped
@@ -369,8 +391,8 @@ def test_a_key_tells_what_changed(scene: Path) -> None:
 
 def test_gaps_may_be_allowed_later_but_not_forbidden(scene: Path) -> None:
     strict, lenient = key_of(scene), key_of(scene, on_error="skip")
-    assert not difference(strict, lenient)
-    assert difference(lenient, strict) == "parameters.on_error was skip and is fail now"
+    assert not difference(strict, lenient, ALLOWED)
+    assert difference(lenient, strict, ALLOWED) == "parameters.on_error was skip and is fail now"
 
 
 def test_an_array_has_no_key_of_its_own(scene: Path) -> None:

@@ -20,11 +20,11 @@ from rasterio.warp import calculate_default_transform, reproject
 
 import geolabel
 from geolabel.cli.main import run as command
-from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.engine.runs import scenes_of, summarize
+from geolabel.engine.run_folder import RunFolderOptions, summarize
 from geolabel.errors import OptionError, RunError, SceneError, VectorError
 from geolabel.extraction.merge_overlaps import overlapping, unite
 from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.run_key import scenes_of
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window

@@ -18,7 +18,7 @@ from geolabel.activation import Activation
 from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.engine import worker
-from geolabel.engine.report import Silent
+from geolabel.engine.progress import Silent
 from geolabel.errors import ChipError, OptionError, OutputError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks, usual_filters
 from geolabel.labelers import ConfidenceLabeler

@@ -27,16 +27,13 @@ log = logging.getLogger(__name__)
 LOCK = "lock"
 """Name of the file."""
 
-MOST_BYTES = 1 << 16
-"""Of a lock, which takes a few hundred."""
-
 BEAT = 5.0
 """Seconds between the signs of life of whoever holds the lock."""
 
 MAX_BYTES = 1 << 16
-"""Of a lock."""
+"""Of a lock, which takes a few hundred."""
 
-MOST_PID = 1 << 31
+MAX_PID = 1 << 31
 """Larger than any number of a process."""
 
 PATIENCE = 3
@@ -67,7 +64,7 @@ class Holder:
             found = cls(**values)
         except (ValueError, TypeError):
             return None
-        return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < MOST_PID else None
+        return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < MAX_PID else None
 
     def dump(self) -> bytes:
         """As it is written."""
@@ -120,7 +117,7 @@ def _read(storage: Storage) -> Holder | None:
     for _ in range(5):
         try:
             with storage.open(LOCK) as file:
-                found = Holder.parse(file.read(MOST_BYTES))
+                found = Holder.parse(file.read(MAX_BYTES))
         except FileNotFoundError:
             return None
         if found is not None:

@@ -1,7 +1,7 @@
-"""The folder of a run: its records, what it is a run of, and its lock. A run that ended early goes on from here.
+"""The folder of a run: its records, what it is a run of, and its lock. A run that ended early resumes from here.
 
-A folder holds ``run.json``, which says by what the run is known (its key) and how far it has come; ``lock``, while the
-run is going on; and the records of `geolabel.io.store`. It goes when the run has succeeded.
+A folder holds ``run.json``, which holds the key of the run and says how far it is; ``lock``, while a process
+works on it; and the records of `geolabel.io.store`. It is deleted when the run has succeeded.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from types import FrameType
 from typing import Any
 
 from geolabel.engine import executors
-from geolabel.engine.lock import LOCK, MOST_BYTES, Holder, locked
-from geolabel.engine.run_key import RUN, State, difference
-from geolabel.engine.task_records import DONE, STOP
+from geolabel.engine.lock import LOCK, MAX_BYTES, Holder, holder, locked
+from geolabel.engine.run_state import DONE, RUN, STOP, Changes, State, difference
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
-from geolabel.io.storage import FolderStorage, storage_at
+from geolabel.io.storage import FolderStorage, is_url, storage_at
+from geolabel.io.store import SUFFIX as RECORD_SUFFIX
 from geolabel.io.store import Store
 from geolabel.names import check_name
 
@@ -56,7 +56,7 @@ class RunFolderOptions:
 
 
 class Folder:
-    """The folder of a run that is going on.
+    """The folder of a run under way.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Folder:
         self.lost = False
         """Whether another run has taken the folder over."""
         self.resumed = False
-        """Whether the run goes on from records of an earlier one."""
+        """Whether the run resumes from records of an earlier one."""
         self._state: State | None = None
 
     @property
@@ -81,8 +81,13 @@ class Folder:
         assert self._state is not None
         return self._state
 
-    def begin(self, key: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Go on with the run of this key, or start it.
+    def begin(self, key: Mapping[str, Any], *, overwrite: bool, allowed: Changes | None = None) -> None:
+        """Resume the run of this key, or start it.
+
+        Parameters
+        ----------
+        allowed
+            See `geolabel.engine.run_state.difference`.
 
         Raises
         ------
@@ -93,7 +98,7 @@ class Folder:
         if found is not None and found.status == REMOVING:
             self.store.remove()  # a run was killed while it cleared its folder away
         elif found is not None:
-            differing = difference(found.key, key)
+            differing = difference(found.key, key, allowed)
             if not differing and (found.overwrite or not overwrite):
                 log.info("resuming the run in %s", self.store.root)
                 self.resumed = True
@@ -101,8 +106,8 @@ class Folder:
                 return
             if differing and not overwrite:
                 raise RunError(
-                    f"{self.store.root} holds another run: {differing}. Give what was given then to go on with it, "
-                    "--overwrite to start anew, or another --run-dir"
+                    f"{self.store.root} holds another run: {differing}. Give what was given then to resume it, "
+                    "--overwrite to restart, or another --run-dir"
                 )
             self.store.remove()
         self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
@@ -131,7 +136,7 @@ class Folder:
         if name not in (LOCK, STOP):
             return False
         with suppress(FileNotFoundError), self.storage.open(name) as file:
-            data = file.read(MOST_BYTES)
+            data = file.read(MAX_BYTES)
             return not data or (name == LOCK and Holder.parse(data) is not None)
         return True
 
@@ -182,12 +187,12 @@ class Folder:
         self.stopping.set()
 
     def end(self, status: str, message: str = "") -> None:
-        """Say how the run ended; what is left of the folder is for `runs` or for the run that goes on."""
+        """Say how the run ended; what is left of the folder is for ``geolabel runs`` or the run that resumes."""
         with suppress(GeolabelError):
             self.update(status=status, message=message)
 
     def give_up(self, error: BaseException, hint: str) -> None:
-        """Say why the run failed, where something is kept that it can go on from; leave nothing where not."""
+        """Say why the run failed, and keep the records that it can resume from; without any, leave nothing."""
         if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.storage.names()):
             self.end("failed", str(error))
             error.add_note(hint)
@@ -209,23 +214,35 @@ class Folder:
 
 @contextmanager
 def opened(
-    run_folder: RunFolderOptions, root: str | Path, key: Mapping[str, Any], *, overwrite: bool
+    options: RunFolderOptions,
+    root: str | Path,
+    key: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    allowed: Changes | None = None,
 ) -> Iterator[Folder]:
     """A folder that is locked, known to every worker, and gone when the run in it succeeds.
+
+    Parameters
+    ----------
+    key
+        Everything that the records of the run depend on, as plain values.
+    allowed
+        See `geolabel.engine.run_state.difference`.
 
     Raises
     ------
     RunError
-        If another run is going on in it, it belongs to another, or a worker does not see it.
+        If another process works in it, it belongs to another run, or a worker does not see it.
     KeyboardInterrupt
-        With a message that says how to go on.
+        With a message that says how to resume.
     """
     folder = Folder(Store(root))
     with ExitStack() as stack:
         folder.check()
         stack.enter_context(locked(folder.storage, str(root), on_loss=folder.lose))
         folder.storage.remove(STOP)
-        folder.begin(key, overwrite=overwrite)
+        folder.begin(key, overwrite=overwrite, allowed=allowed)
         hint = f"what is done is kept in {root}: the same command resumes from there"
         try:
             _check_visible(folder)
@@ -244,7 +261,7 @@ def opened(
                     f"({type(error).__name__}: {error}); if they are damaged, --overwrite restarts"
                 ) from error
             raise
-        if run_folder.keep:
+        if options.keep:
             folder.end("finished")
         else:
             folder.remove()
@@ -305,7 +322,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def written_by(root: str | Path) -> frozenset[Path]:
-    """Outputs of the unfinished run in a folder, as it left them: the run that goes on may replace them."""
+    """Outputs of the unfinished run in a folder, as it left them: the run that resumes may replace them."""
     try:
         state = State.read(storage_at(root))
     except (OSError, ValueError, RecursionError):
@@ -319,3 +336,75 @@ def written_by(root: str | Path) -> frozenset[Path]:
             if just_written or [size, changed] == mark:
                 found.add(Path(name))
     return frozenset(found)
+
+
+# --- folders that runs left -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What can be said of a run from its folder."""
+
+    folder: str
+    status: str
+    """``running``, ``interrupted``, ``failed``, ``finished``, or ``dead``: ended without a word."""
+    started: str
+    message: str
+    done: Mapping[str, tuple[int, int]]
+    """Tasks done and tasks in all, by pass."""
+    key: Mapping[str, Any]
+    size_bytes: int | None
+    """None where the store does not say."""
+
+
+def summarize(root: str | Path) -> Summary:
+    """Read what a folder says of its run.
+
+    Raises
+    ------
+    RunError
+        If it is no folder of a run.
+    """
+    here = storage_at(root)
+    try:
+        state = State.read(here)
+    except FileNotFoundError as error:
+        raise RunError(f"{root} is no folder of a run: it has no {RUN}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{root}/{RUN} cannot be read: {error}") from error
+    names = list(here.names())
+    alive = LOCK in names and holder(here, watch=False) is not None
+    counted = {
+        name: (sum(n.startswith(f"{name}-{DONE}/") and n.endswith(RECORD_SUFFIX) for n in names), total)
+        for name, total in state.passes.items()
+        if isinstance(total, int)
+    }
+    size = None
+    if not is_url(root):
+        size = sum(path.stat().st_size for path in Path(root).rglob("*") if path.is_file())
+    status = "running" if alive else "dead" if state.status == "running" else state.status
+    return Summary(str(root), status, state.started, state.message, counted, state.key, size)
+
+
+def find_runs(where: Path) -> list[Path]:
+    """Folders of runs in a folder, or that folder itself."""
+    if (where / RUN).is_file():
+        return [where]
+    return sorted(path.parent for path in where.glob(f"*/{RUN}"))
+
+
+def clean(root: str | Path) -> None:
+    """Delete the folder of a run that no process works on.
+
+    Raises
+    ------
+    RunError
+        If a process works on it, or the folder is none of a run.
+    """
+    summarize(root)
+    folder = Folder(Store(root))
+    other = holder(folder.storage)
+    if other is not None:
+        raise RunError(f"{root} is in use by process {other.pid} on {other.host.split()[0]}: end that run first")
+    folder.storage.remove(LOCK)
+    folder.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib import import_module
@@ -130,10 +130,10 @@ def settle(number: int, *, gpus: int, local: bool) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def warm_up() -> None:
+def warm_up(modules: Sequence[str]) -> None:
     """Import what tasks need, which takes seconds."""
-    for name in ("models.loading", "models.cam", "models.on_onnx", "extraction.passes", "models.sam"):
-        import_module(f"geolabel.{name}")
+    for name in modules:
+        import_module(name)
 
 
 def versions() -> dict[str, str]:

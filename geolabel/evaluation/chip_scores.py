@@ -13,7 +13,7 @@ from geolabel.agreement import Agreement, count_pixels
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import ChipError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from geolabel.confidence import ConfidenceModel, features
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import GeolabelError
 from geolabel.evaluation import examples
 from geolabel.evaluation.calibration import expected_calibration_error, reliability

@@ -21,7 +21,7 @@ from geolabel.activation import Activation
 from geolabel.concepts import Grounding
 from geolabel.datasets.examples import Examples, Outlined
 from geolabel.engine import worker
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import OptionError
 from geolabel.evaluation.table import Measurement, Section, write_json, write_text
 from geolabel.extraction.text_prompts import GroundedNetworks

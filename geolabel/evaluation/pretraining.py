@@ -22,7 +22,7 @@ from geolabel.datasets.chips import ChipDataset, mask_path
 from geolabel.datasets.painted import PaintedChips
 from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
 from geolabel.engine import worker
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import ChipError, OptionError
 from geolabel.evaluation.maps import label_scores
 from geolabel.evaluation.studies import draw

@@ -12,7 +12,6 @@ import numpy as np
 import shapely
 from rasterio.features import rasterize
 
-from geolabel.engine.work import in_scratch
 from geolabel.evaluation import baselines
 from geolabel.evaluation.table import OURS
 from geolabel.evaluation.tally import Answer
@@ -22,6 +21,7 @@ from geolabel.extraction.pipeline import join_regions, localize
 from geolabel.extraction.plan import Parameters, Plan
 from geolabel.extraction.request import Networks, Reading, prepare
 from geolabel.extraction.vectorize import find_objects
+from geolabel.extraction.work import in_scratch
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid

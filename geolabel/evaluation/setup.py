@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import geolabel
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import OptionError
 from geolabel.evaluation import examples
 from geolabel.evaluation.examples import Example, Examples, Split

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from geolabel.engine.work import in_scratch
 from geolabel.evaluation.examples import Drawn
 from geolabel.evaluation.layout import write_scene
 from geolabel.evaluation.table import OURS, Measurement, Section
@@ -16,6 +15,7 @@ from geolabel.extraction.extract import find_landslides
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading, prepare
 from geolabel.extraction.windows import PromptedWindow, assign
+from geolabel.extraction.work import in_scratch
 from geolabel.models.sam import corner_pixels
 from geolabel.tiles import TileGrid
 from geolabel.types import UInt8Array

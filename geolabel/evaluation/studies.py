@@ -19,7 +19,7 @@ import numpy as np
 from geolabel.chips import ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.engine import worker
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import ChipError, OptionError
 from geolabel.evaluation.maps import THRESHOLDS, MapScores, image_scores, iou, label_scores
 from geolabel.evaluation.table import Measurement, Section, write_json, write_text

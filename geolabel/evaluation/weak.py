@@ -23,7 +23,7 @@ from geolabel.chips import Chip, is_held_out
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.engine import worker
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import OptionError
 from geolabel.evaluation import baselines
 from geolabel.evaluation.chippack import SPLITS, unpack_chips

@@ -9,12 +9,12 @@ import numpy as np
 
 from geolabel.clusters import ClusterChoice
 from geolabel.datasets.clusters import clusters_path, load_clusters
-from geolabel.engine.work import Work
 from geolabel.errors import OptionError
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import Networks
 from geolabel.extraction.segment import ask_everywhere
+from geolabel.extraction.work import Work
 from geolabel.io.downloads import sha256
 from geolabel.masks import Selection
 from geolabel.parts import EVERYWHERE, Recipe

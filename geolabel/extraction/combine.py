@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from geolabel.engine.report import Progress, Report
+from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.engine.run_key import survey_key
-from geolabel.engine.work import parts_under_way
 from geolabel.errors import VectorError
 from geolabel.extraction.extract import Extraction, find_landslides, read_drawn, run_extract
 from geolabel.extraction.merge_overlaps import stacked, unite
@@ -33,8 +31,10 @@ from geolabel.extraction.outputs import (
 from geolabel.extraction.pipeline import NOBODY
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.reviewed import combine
+from geolabel.extraction.run_key import survey_key
 from geolabel.extraction.scene_groups import Survey
 from geolabel.extraction.source_scenes import sources
+from geolabel.extraction.work import Report, parts_under_way
 from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, TILE_COLUMNS
 from geolabel.io.prompt_layers import PIXELS, grid_key
 from geolabel.io.read.scene_mosaic import scene_mosaic_of

@@ -13,8 +13,9 @@ import numpy as np
 
 from geolabel import mosaic
 from geolabel.activation import LEVELS
+from geolabel.engine.tasks import Pass
 from geolabel.extraction.activation_maps import blend_activation, class_probability, reach, validity
-from geolabel.extraction.passes import MaskPlace, MosaicSource
+from geolabel.extraction.passes import MaskPlace, MosaicSource, where_block
 from geolabel.extraction.plan import Run
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
@@ -23,13 +24,13 @@ from geolabel.tiles import Window
 from geolabel.types import UInt8Array
 
 if TYPE_CHECKING:
-    from geolabel.engine.work import Work
+    from geolabel.extraction.work import Work
 
 
 def merge(work: Work) -> None:
     """Pass 2, the last: the mosaic of every block."""
     jobs: list[tuple[int, list[MaskPlace]]] = [(block, []) for block in range(len(work.run.plan.blocks))]
-    for _ in work.each("merge", score, jobs):
+    for _ in work.each(SCORE, jobs):
         pass
 
 
@@ -47,6 +48,9 @@ def score(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     scores = to_scores(grey)
     run.store.write("mosaic", block, {"scores": scores if valid is None else mosaic.mark_outside(scores, valid)})
     return True
+
+
+SCORE = Pass("merge", score, bool, where_block, pixels="mosaic")
 
 
 def to_scores(grey: UInt8Array) -> UInt8Array:

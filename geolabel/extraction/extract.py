@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geolabel.engine.report import Progress, Report
+from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.engine.work import Work, under_way
 from geolabel.errors import OptionError
 from geolabel.extraction.merge_overlaps import brought
 from geolabel.extraction.outputs import (
@@ -31,6 +30,7 @@ from geolabel.extraction.plan import Parameters, Plan, Run
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.reviewed import carried_over, combine
 from geolabel.extraction.vectorize import Objects
+from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.write.vectors import read_prompts
 from geolabel.prompts import FRESH, Prompts

@@ -15,6 +15,7 @@ import shapely
 
 from geolabel import polygons
 from geolabel.cross_tile_matching import Part, agreements, is_cut, representative_point, unite
+from geolabel.engine.tasks import Pass
 from geolabel.extraction.plan import Run
 from geolabel.io.store import Store
 from geolabel.masks import EDGE
@@ -55,6 +56,13 @@ def look(run: Run, job: tuple[Window, Places]) -> list[tuple[bool, int, int, int
             if part.mask.any() else (False, -1, -1, 0) for part in parts]  # fmt: skip
 
 
+def _where_tile(_: Run, job: tuple[Window, Places]) -> str:
+    return f"{job[0]}"
+
+
+LOOK = Pass("look", look, list[tuple[bool, int, int, int]], _where_tile)
+
+
 def compare(run: Run, job: tuple[float, Seam]) -> tuple[Int64Array, Float64Array]:
     """Pairs of masks, as numbers of the run, that agree where two tiles overlap; and how well."""
     least, seam = job
@@ -62,6 +70,13 @@ def compare(run: Run, job: tuple[float, Seam]) -> tuple[Int64Array, Float64Array
     (first, a), (second, b) = near
     pairs, iou = agreements(a, b, seam.shared, least)
     return np.stack([first[pairs[:, 0]], second[pairs[:, 1]]], axis=1), iou
+
+
+def _where_seam(_: Run, job: tuple[float, Seam]) -> str:
+    return f"{job[1].shared}"
+
+
+MATCH = Pass("match", compare, tuple[Int64Array, Float64Array], _where_seam)
 
 
 def _near(store: Store, places: Places, shared: Window) -> tuple[Int64Array, list[Part]]:
@@ -98,6 +113,13 @@ def outline(run: Run, objects: list[list[Places]]) -> list[tuple[Any, int] | Non
             (polygons.multipolygons(_together(shapes))[0], int(spans.row[0]) * plan.grid.width + int(spans.start[0]))
         )
     return found
+
+
+def _where_objects(_: Run, objects: list[list[Places]]) -> str:
+    return f"{len(objects)} objects, from mask {objects[0][0].first} on"
+
+
+OUTLINE = Pass("outline", outline, list[tuple[Any, int] | None], _where_objects)
 
 
 def _together(shapes: polygons.Geometries) -> polygons.Geometries:

@@ -16,6 +16,7 @@ import numpy as np
 from geolabel import activation, mosaic
 from geolabel.activation import Activation
 from geolabel.engine import worker
+from geolabel.engine.tasks import Pass
 from geolabel.errors import TileError
 from geolabel.extraction import activation_maps
 from geolabel.extraction.activation_maps import Tiles, blend_activation, class_probability, reach, validity
@@ -161,6 +162,14 @@ def _status(run: Run, failure: str | None, valid: BoolArray, probability: float 
     return FOUND if probability >= run.plan.parameters.gate else CLEAR
 
 
+def _where_tiles(run: Run, task: int) -> str:
+    tiles = run.plan.tiles_of(task)
+    return f"tiles {tiles[0]} to {tiles[-1]}, from {run.plan.localize_tiles[tiles[0]]} on"
+
+
+LOCALIZE = Pass("localize", localize, list[TileReport], _where_tiles, pixels="localize")
+
+
 # --- 2. prompt -------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +192,15 @@ def find_regions(run: Run, block: int) -> Regions:
         binary &= valid
     spans = Spans.of_mask(binary, window)
     return Regions(spans, pixel_sums(spans, window, class_probability(run, window, binary))[1])
+
+
+def where_block(run: Run, job: int | tuple[int, object]) -> str:
+    """A job that is a block, or begins with one, in words."""
+    block = job[0] if isinstance(job, tuple) else job
+    return f"block {block}, {run.plan.blocks[block]}"
+
+
+PROMPT = Pass("prompt", find_regions, Regions, where_block)
 
 
 # --- 3. segment ------------------------------------------------------------------------------------------------------
@@ -251,6 +269,13 @@ def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window,
     scores = scores[near] * valid[near]
     inner = extent(scores) or NOWHERE  # smaller where the mask reaches into what is not valid
     return window.part(near).part(inner), scores[inner]
+
+
+def _where_windows(_: Run, job: tuple[int, list[PromptedWindow]]) -> str:
+    return f"{len(job[1])} prompts' windows, from {job[1][0].window} on"
+
+
+SEGMENT = Pass("segment", segment, MaskTable, _where_windows, pixels="segment")
 
 
 # --- 4. merge --------------------------------------------------------------------------------------------------------
@@ -329,6 +354,9 @@ def _above_floor(run: Run, window: Window, scores: UInt8Array) -> BoolArray:
         return None if near is None or place is None else near.intersection(patch.part(place))
 
     return blend_activation(run, window, masked) > floor
+
+
+MERGE = Pass("merge", merge, bool, where_block, pixels="mosaic")
 
 
 @dataclass(frozen=True)

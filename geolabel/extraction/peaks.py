@@ -17,8 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from geolabel.activation import LEVELS
+from geolabel.engine.tasks import Pass
 from geolabel.extraction.activation_maps import blend_activation, reach
-from geolabel.extraction.passes import MaskTable
+from geolabel.extraction.passes import MaskTable, where_block
 from geolabel.extraction.plan import Run
 from geolabel.masks import EDGE
 from geolabel.prompters import PeakPrompter
@@ -28,7 +29,7 @@ from geolabel.tiles import Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 
 if TYPE_CHECKING:
-    from geolabel.engine.work import Work
+    from geolabel.extraction.work import Work
 
 POINTS = 16
 """Most points of a prompt, the highest of the object's: more tell the segmenter nothing new."""
@@ -42,7 +43,7 @@ def peak_prompts(work: Work, spans: Spans, labels: Int32Array, probability: Floa
     spans, labels, probability
         See `geolabel.extraction.pipeline.join_regions`.
     """
-    found = np.concatenate([np.zeros((0, 3), np.int64), *work.each("peaks", peaks, range(len(work.run.plan.blocks)))])
+    found = np.concatenate([np.zeros((0, 3), np.int64), *work.each(PEAKS, range(len(work.run.plan.blocks)))])
     holding = spans.holding(found[:, 0], found[:, 1])
     owner = np.where(holding < 0, -1, np.append(labels, -1)[holding])
     found, owner = found[owner >= 0], owner[owner >= 0]
@@ -88,6 +89,9 @@ def peaks(run: Run, block: int) -> Int64Array:
     return np.stack([rows + around.row, cols + around.col, grey[rows, cols].astype(np.int64)], axis=1)
 
 
+PEAKS = Pass("peaks", peaks, Int64Array, where_block)
+
+
 def peak_distance(side: int) -> int:
     """Least distance in pixels of two peaks in an image of that side, as `PeakPrompter` has it."""
     return max(1, round(PeakPrompter().distance * min(side, 256)))
@@ -95,7 +99,7 @@ def peak_distance(side: int) -> int:
 
 def confident(work: Work, tables: Sequence[MaskTable]) -> list[BoolArray]:
     """Which masks of every task have a stability times mean activation (eq. 9 and 10) of at least tau (eq. 11)."""
-    active = list(work.each("weigh", mean_activation, list(enumerate(tables))))
+    active = list(work.each(WEIGH, list(enumerate(tables))))
     tau = work.run.plan.parameters.confidence
     assert tau is not None  # see `Networks.settled`
     return [np.asarray(table.stability * mean >= tau) for table, mean in zip(tables, active, strict=True)]
@@ -114,3 +118,6 @@ def mean_activation(run: Run, job: tuple[int, MaskTable]) -> Float32Array:
         if inside.any():
             means[k] = blend_activation(run, place, lambda patch, _: patch)[inside].mean() / LEVELS
     return means.astype(np.float32)
+
+
+WEIGH = Pass("weigh", mean_activation, Float32Array)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geolabel.engine.work import Work
 from geolabel.extraction import dense, passes
 from geolabel.extraction.clustered import find_clustered
 from geolabel.extraction.outputs import complete, tile_table
@@ -22,6 +21,7 @@ from geolabel.extraction.plan import task_size
 from geolabel.extraction.source_scenes import seen_in
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.extraction.windows import assign, clip_to_tiles, oversized
+from geolabel.extraction.work import Work
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans, join, largest
@@ -55,9 +55,7 @@ def localize(work: Work) -> gpd.GeoDataFrame:
     """Pass 1: the activation of every tile that holds a valid pixel."""
     plan = work.run.plan
     reports = [
-        tile
-        for batch in work.each("localize", passes.localize, plan.localize_tasks, network=plan.localizer)
-        for tile in batch
+        tile for batch in work.each(passes.LOCALIZE, plan.localize_tasks, networks=[plan.localizer]) for tile in batch
     ]
     work.report.count_tiles(reports)
     return tile_table(reports, plan)
@@ -85,7 +83,7 @@ def join_regions(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
     spans (N,), component of each (N,), and the class probability of each component (K,)
     """
     plan = work.run.plan
-    regions = list(work.each("prompt", passes.find_regions, range(len(plan.blocks))))
+    regions = list(work.each(passes.PROMPT, range(len(plan.blocks))))
     spans, index = join([region.spans for region in regions])
     labels, count = spans.components(8)
     probability = largest(np.concatenate([region.probability for region in regions]), labels[index], count) / 255
@@ -132,7 +130,7 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
     ]
     size = task_size(len(windows), plan.segmenter.batch)
     batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    tables = list(work.each("segment", passes.segment, list(enumerate(batches)), network=work.run.plan.segmenter))
+    tables = list(work.each(passes.SEGMENT, list(enumerate(batches)), networks=[plan.segmenter]))
     work.report.count_masks(prompts, windows, tables)
     return tables
 
@@ -157,7 +155,7 @@ def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
             for block in blocks.covering(Window(*crop)) if counting[task][position] else ():
                 places[block].append(MaskPlace(number, task, position, drawn=bool(drawn[task][position])))
             number += 1
-    for _ in work.each("merge", passes.merge, [(block, places.get(block, [])) for block in range(len(blocks))]):
+    for _ in work.each(passes.MERGE, [(block, places.get(block, [])) for block in range(len(blocks))]):
         pass
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import geolabel
 from geolabel.engine import executors
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.extraction.vectorize import vectorize
 from geolabel.io.read.fingerprints import check_apart
 from geolabel.io.read.scores import ScoreRaster, check_share, labelled_band

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from geolabel.engine import executors
-from geolabel.engine.report import Progress, Report, Silent
+from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.engine.work import Work, under_way
 from geolabel.errors import RunError
 from geolabel.extraction.extract import read_drawn
 from geolabel.extraction.outputs import Targets, write_scores, writing
@@ -25,6 +24,7 @@ from geolabel.extraction.pipeline import find_scores
 from geolabel.extraction.plan import Parameters, Plan, Run
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare_survey
+from geolabel.extraction.work import Report, under_way, work_on
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.storage import storage_at
 from geolabel.io.store import Store
@@ -86,7 +86,7 @@ def predict(
         raise RunError(f"{run_dir} is not empty: give another run_dir, for as long as the array is used")
     scratch = _Scratch() if run_dir is None else None
     run = Run(plan, Store(scratch.folder if scratch else Path(run_dir or "")), localized=plan.localized)
-    find_scores(Work(run, Report(), progress or Silent()))
+    find_scores(work_on(run, Report(), progress))
     return _to_xarray(_Scores(MosaicSource(run), scratch), plan.grid, plan.blocks)
 
 

@@ -16,16 +16,16 @@ import numpy as np
 
 from geolabel import geodesy
 from geolabel.cross_tile_matching import Sightings, choose, identify
-from geolabel.engine.report import Progress, Report
-from geolabel.engine.work import Work, in_scratch
+from geolabel.engine.progress import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction import passes
-from geolabel.extraction.instances import Places, Seam, batches, compare, forget, look, outline
+from geolabel.extraction.instances import LOOK, MATCH, OUTLINE, Places, Seam, batches, forget
 from geolabel.extraction.outputs import Targets, plan_provenance
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Parameters, Plan, task_size
 from geolabel.extraction.request import Networks, Reading, prepare, usual_filters
 from geolabel.extraction.windows import PromptedWindow
+from geolabel.extraction.work import Report, Work, in_scratch
 from geolabel.io.read.fingerprints import check_apart
 from geolabel.io.read.review import Carried
 from geolabel.io.write.vectors import SEGMENT_COLUMNS, write_segments
@@ -185,7 +185,7 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
     ]
     size = task_size(len(windows), work.run.plan.segmenter.batch)
     tables = list(
-        work.each("segment", passes.segment, list(enumerate(batches(windows, size))), network=work.run.plan.segmenter)
+        work.each(passes.SEGMENT, list(enumerate(batches(windows, size))), networks=[work.run.plan.segmenter])
     )
     work.report.windows += len(tiles)
     work.report.masks += sum(len(table.windows) for table in tables)
@@ -216,7 +216,7 @@ def sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], ti
     """Pass 2: small numbers of every mask."""
     tiles = work.run.plan.segment_tiles
     jobs = [(tiles[tile], where) for tile, where in places.items()]
-    rows = [row for found in work.each("look", look, jobs) for row in found]
+    rows = [row for found in work.each(LOOK, jobs) for row in found]
     numbers = np.asarray(rows, np.int64).reshape(-1, 4)
     windows = [np.zeros((0, 4), np.int64), *(table.windows for table in tables)]
     quality = [table.predicted_iou.astype(float) * table.stability for table in tables]
@@ -238,7 +238,7 @@ def pair_up(work: Work, places: dict[int, Places], least: float) -> tuple[Int64A
             shared = tiles[tile].intersection(tiles[other])
             if other > tile and other in places and shared is not None:
                 jobs.append((least, Seam(shared, where, places[other])))
-    found = list(work.each("match", compare, jobs))
+    found = list(work.each(MATCH, jobs))
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *(part for part, _ in found)])
     return pairs, np.concatenate([np.zeros(0), *(part for _, part in found)])
 
@@ -249,7 +249,7 @@ def describe(
     """Pass 4: outline and measure the objects, in the order of their first pixels."""
     plan = work.run.plan
     jobs = batches([_parts(masks, places, tile_of) for masks in objects], OBJECTS)
-    outlines = [one for part in work.each("outline", outline, jobs) for one in part]
+    outlines = [one for part in work.each(OUTLINE, jobs) for one in part]
     found = sorted((one[1], k, one[0]) for k, one in enumerate(outlines) if one is not None)
     order = [k for _, k, _ in found]
     shapes = np.array([None, *(shape for *_, shape in found)])[1:]

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Iterable
 from fractions import Fraction
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from geolabel.engine.tasks import Pass
 from geolabel.extraction.plan import Run
 from geolabel.io.read.scene_mosaic import NO_SCENE, SceneMosaic, common_date, scene_mosaic_of
 from geolabel.resampling import axes
@@ -19,8 +19,8 @@ from geolabel.tiles import Window
 from geolabel.types import Int32Array, Int64Array
 
 if TYPE_CHECKING:
-    from geolabel.engine.work import Work
     from geolabel.extraction.vectorize import Objects
+    from geolabel.extraction.work import Work
 
 
 def seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None:
@@ -38,9 +38,7 @@ def seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None
         for spans, index in [objects.spans.clip(window)]
         if len(spans)
     ]
-    pairs = np.unique(
-        np.concatenate([np.zeros((0, 2), np.int64), *work.apply(partial(scenes_under, run), jobs)]), axis=0
-    )
+    pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *work.apply(SCENES_UNDER.bind(run), jobs)]), axis=0)
     numbers_of = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, objects.count)))
     return [_told(scene_mosaic, numbers.tolist()) for numbers in numbers_of[: objects.count]]
 
@@ -81,6 +79,9 @@ def scenes_under(run: Run, job: tuple[Window, Spans, Int32Array]) -> Int64Array:
     found = np.concatenate(pairs).astype(np.int64)
     unique: Int64Array = np.unique(found[found[:, 1] != NO_SCENE], axis=0)
     return unique
+
+
+SCENES_UNDER = Pass("scenes-under", scenes_under, Int64Array)
 
 
 def _footprints(run: Run, scene_mosaic: SceneMosaic, window: Window) -> list[tuple[int, Window]]:

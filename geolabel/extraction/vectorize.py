@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from geolabel import geodesy, polygons
+from geolabel.engine.tasks import Pass
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
@@ -104,7 +105,7 @@ def find_objects(
     apply
         Runs the work on blocks.
     """
-    found = list(apply(partial(_find_spans, mosaic, threshold, min_area_px), blocks))
+    found = list(apply(_FIND_SPANS.bind(mosaic, threshold, min_area_px), blocks))
     spans, _ = join([part for part, _ in found])
     if min_area_px > 1:
         spans = drop_small(spans, min_area_px)
@@ -127,6 +128,9 @@ def _find_spans(mosaic: MosaicReader, threshold: int, min_area_px: float, window
     return drop_small(spans, min_area_px, frame=window) if min_area_px > 1 else spans, any_outside
 
 
+_FIND_SPANS = Pass("find-spans", _find_spans, tuple[Spans, bool])
+
+
 def _all_valid(
     mosaic: MosaicReader, suspects: Iterable[Window], gaps: Spans, labels: Int32Array, count: int, apply: Map
 ) -> BoolArray:
@@ -136,7 +140,7 @@ def _all_valid(
     valid = np.ones(count, bool)
     if not jobs:
         return valid
-    for invalid in apply(partial(_invalid_holes, mosaic), jobs):
+    for invalid in apply(_INVALID_HOLES.bind(mosaic), jobs):
         valid[invalid] = False
     return valid
 
@@ -145,6 +149,9 @@ def _invalid_holes(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) 
     window, gaps, labels = job
     _, highest = pixel_sums(gaps, window, mosaic.scores(window))
     return np.unique(labels[highest == OUTSIDE])
+
+
+_INVALID_HOLES = Pass("invalid-holes", _invalid_holes, Int32Array)
 
 
 # --- sums ------------------------------------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ class Sums:
 
 def sum_objects(mosaic: MosaicReader, blocks: BlockGrid, objects: Objects, *, apply: Map = map) -> Sums:
     """Sum the mosaic's layers over the pixels of every object."""
-    parts = list(apply(partial(_sum_block, mosaic), _shares(blocks, objects)))
+    parts = list(apply(_SUM_BLOCK.bind(mosaic), _shares(blocks, objects)))
     labels = np.concatenate([np.zeros(0, np.int32), *(part.labels for part in parts)])
     if labels.min(initial=0) < 0 or labels.max(initial=-1) >= objects.count:  # sums are counted out by them
         raise IndexError(f"sums of object {labels.max()}, where there are {objects.count}")
@@ -217,6 +224,9 @@ def _sum_block(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> S
         activation=activation,
         wins=wins,
     )
+
+
+_SUM_BLOCK = Pass("sum-block", _sum_block, Sums)
 
 
 def _merge_wins(wins: Int64Array) -> Int64Array:

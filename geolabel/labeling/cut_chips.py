@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from geolabel.datasets.chips import DESCRIPTION, TABLE
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Reading
 from geolabel.folders import replacing_folder

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import geolabel
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.labels import LabelMap
 from geolabel.parts import Recipe
 from geolabel.types import UInt8Array

@@ -15,7 +15,7 @@ from typing import Any
 
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.errors import WeightsError
 from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import BACKGROUND, LabelMap

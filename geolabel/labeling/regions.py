@@ -17,7 +17,7 @@ import numpy as np
 from geolabel.clusters import Source
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import read_json, write_json
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.errors import OutputError
 from geolabel.folders import check_folder, note
 from geolabel.io.store import Store

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from geolabel.chips import Chips
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.errors import ChipError
 from geolabel.labels import smallest_wins
 from geolabel.masks import Filters

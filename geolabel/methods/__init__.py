@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from geolabel.errors import OptionError
 
 if TYPE_CHECKING:
-    from geolabel.engine.report import Progress
+    from geolabel.engine.progress import Progress
     from geolabel.extraction.request import Networks
 
 

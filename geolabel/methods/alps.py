@@ -25,7 +25,7 @@ from geolabel.datasets.clusters import NAME, ClusterFile, clusters_path, load_cl
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
 from geolabel.engine import worker
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction.request import Networks
 from geolabel.extraction.segment import AskedEverywhere, Everything

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from geolabel.activation import Activation
 from geolabel.engine import worker
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.extraction.request import Networks
 from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.labeling.label_chips import label_chips

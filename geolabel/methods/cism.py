@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.activation import LEVELS
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction.request import Networks
 from geolabel.labelers import ThresholdLabeler

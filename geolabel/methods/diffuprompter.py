@@ -31,7 +31,7 @@ from geolabel.datasets.chips import read_chips
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.engine import worker
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Networks
 from geolabel.extraction.text_prompts import GroundedNetworks

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.engine import worker
-from geolabel.engine.report import Progress
+from geolabel.engine.progress import Progress
 from geolabel.extraction.request import TAU, Networks
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.label_chips import label_chips

@@ -14,7 +14,7 @@ import torch
 from geolabel.chips import Chips, ChipSubset, check_learnable, split
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.engine import worker
-from geolabel.engine.report import Progress, Silent
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.request import Networks, usual_filters
 from geolabel.io.downloads import offline

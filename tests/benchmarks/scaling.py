@@ -55,7 +55,7 @@ from affine import Affine
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.cli.main import run as command
-from geolabel.engine import executors, task_records, worker
+from geolabel.engine import executors, tasks, worker
 from geolabel.extraction import request
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
@@ -76,16 +76,16 @@ def _stand_ins() -> None:
 
 
 def _note_tasks() -> None:
-    kept = task_records.Recorded._kept
+    kept = tasks.Recorded._kept
 
     def noting(self: Any, number: int) -> Any:
         found = kept(self, number)
         if found is None and self.store is not None:
             with Path(os.environ[BEGUN]).open("a") as file:
-                file.write(f"{self.name} {number}\n")
+                file.write(f"{self.step.step.name} {number}\n")
         return found
 
-    task_records.Recorded._kept = noting  # type: ignore[method-assign]
+    tasks.Recorded._kept = noting  # type: ignore[method-assign]
 
 
 if STAND_IN in os.environ:

@@ -1,12 +1,12 @@
-"""By what a run is known: everything that its records depend on, written down in the folder of the run."""
+"""The run key: everything the records depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, fields
+from typing import Any
 
 import numpy as np
 import pyproj
@@ -17,77 +17,7 @@ from geolabel.extraction.plan import Plan
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.storage import Storage
-from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
-
-RUN = "run.json"
-"""Name of the file that says what the records are of."""
-
-FORMAT = 2
-"""Format of the run folder; other versions are not resumed."""
-
-
-MOST_BYTES = 16 << 20
-"""Of ``run.json``, which takes a few thousand."""
-
-DEEPEST = 16
-"""Levels of values in values; a key has six."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What ``run.json`` says."""
-
-    key: Mapping[str, Any]
-    """Everything that the records depend on."""
-    started: str
-    overwrite: bool = False
-    """Whether the run was asked to replace its outputs."""
-    status: str = "running"
-    """``running``, ``interrupted``, ``failed``, ``finished`` or ``removing``."""
-    message: str = ""
-    """Why it failed."""
-    passes: Mapping[str, int] = field(default_factory=dict)
-    """Tasks of the passes that have begun."""
-    written: Mapping[str, list[int]] = field(default_factory=dict)
-    """Outputs that are whole: path to size and modification time in nanoseconds; see `Folder.writing`."""
-
-    def dump(self) -> bytes:
-        """As it is written."""
-        return json.dumps({"format": FORMAT} | vars(self), indent=1).encode()
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Read what `dump` wrote.
-
-        Raises
-        ------
-        ValueError
-            If it is anything else.
-        """
-        values = parse_json(data, limit=MOST_BYTES, depth=DEEPEST)
-        kinds = {"key": dict, "started": str, "overwrite": bool, "status": str, "message": str, "passes": dict,
-                 "written": dict}  # fmt: skip
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT or values.keys() != kinds.keys():
-            raise ValueError("it is of another version of geolabel")
-        if not all(isinstance(values[name], kind) for name, kind in kinds.items()):
-            raise ValueError("it is damaged")
-        return cls(**values)
-
-    @classmethod
-    def read(cls, folder: Storage) -> Self:
-        """Read what a folder says.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it says nothing.
-        ValueError, RecursionError
-            If it is anything else than what `dump` wrote.
-        """
-        with folder.open(RUN) as file:
-            return cls.parse(file.read(MOST_BYTES + 1))
 
 
 def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None = None) -> dict[str, Any] | None:
@@ -186,26 +116,14 @@ def _digest(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> str:
-    """Say in words what differs between two keys; empty where nothing does."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    if before.get("parameters.on_error") == "fail" and after.get("parameters.on_error") == "skip":
-        before["parameters.on_error"] = "skip"  # what was done without a gap stays as it is
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    told = [
-        f"{name} was {_short(before.get(name))} and is {_short(after.get(name))} now" for name in sorted(names)[:limit]
-    ]
-    return "; ".join(told) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
+def scenes_of(key: Mapping[str, Any]) -> list[str]:
+    """The scenes that the key of a run names."""
+    scene = key.get("scene")
+    if isinstance(scene, Mapping):
+        said = scene.get("uri", scene.get("key"))
+        return [str(said)] if said is not None else [name for part in scene.values() for name in _uri(part)]
+    return [name for part in key.values() if isinstance(part, Mapping) for name in scenes_of(part)]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _short(value: Any) -> str:
-    text = "not given" if value is None else str(value)
-    return text if len(text) <= 48 else f"{text[:45]}..."
+def _uri(part: Any) -> list[str]:
+    return [str(part["uri"])] if isinstance(part, Mapping) and "uri" in part else []
