@@ -132,7 +132,7 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
             threads = given.get("threads") or 1
             stack.enter_context(_local(asked.workers, asked.worker_memory, str(given.get("device")), threads))
         elif asked.scheduler:
-            stack.enter_context(_remote(asked.scheduler, asked.tls))
+            stack.enter_context(_remote(asked.scheduler, asked.tls, given.get("threads")))
         yield
 
 
@@ -159,13 +159,13 @@ def _local(count: int, memory: str, device: str, threads: int) -> Iterator[None]
         raise OptionError(f"worker memory {memory!r}: {error}; give a size such as 4GB, or auto") from error
     with cluster, distributed.Client(cluster) as client:  # type: ignore[no-untyped-call]
         log.info("dashboard at %s", cluster.dashboard_link)
-        _settle(client, gpus, local=True)
+        _settle(client, gpus, local=True, threads=threads)
         _warm_up(client)
         yield
 
 
 @contextmanager
-def _remote(scheduler: str, tls: dict[str, str]) -> Iterator[None]:
+def _remote(scheduler: str, tls: dict[str, str], threads: int | None) -> Iterator[None]:
     import distributed
 
     from geolabel.errors import ClusterError
@@ -186,7 +186,7 @@ def _remote(scheduler: str, tls: dict[str, str]) -> Iterator[None]:
         ) from error
     with client, client.as_current():  # not before: one that finds no scheduler would stay the default
         _check_versions(client)
-        _settle(client, 0, local=False)
+        _settle(client, 0, local=False, threads=threads)
         yield
 
 
@@ -231,7 +231,7 @@ def _check_versions(client: Any) -> None:
         raise ClusterError(f"the workers have different versions, so their results would differ: {found}")
 
 
-def _settle(client: Any, gpus: int, *, local: bool) -> None:
+def _settle(client: Any, gpus: int, *, local: bool, threads: int | None) -> None:
     """Fit out every worker that is there, and every one that will come."""
     import distributed
 
@@ -242,6 +242,6 @@ def _settle(client: Any, gpus: int, *, local: bool) -> None:
             from geolabel.engine.worker import settle
 
             number = worker.name if isinstance(worker.name, int) else 0
-            settle(number, gpus=gpus, local=local)
+            settle(number, gpus=gpus, local=local, threads=threads)
 
     client.register_plugin(Settle())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from geolabel.methods import METHODS
 
 from . import options, prediction
+from .cluster import at_work, cluster_options
 from .commands import F, command, option
 from .inputs import CHIPS_PATH, NETWORK
 from .terminal import announce, loading, progress_bar
@@ -137,6 +139,7 @@ def _summaries() -> str:
 )
 @method_options
 @options.segmenter_options
+@cluster_options
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -152,10 +155,12 @@ def label(
     from geolabel.folders import check_work
 
     check_work(out, overwrite=overwrite, inputs=[chips])
-    with loading(ctx):
-        networks = options.networks_of(given)
-        chosen = METHODS[method]
-        settings = chosen.settings(given)
-    with progress_bar(ctx) as progress:
-        figures = chosen.label(chips, out, settings, networks, overwrite=overwrite, progress=progress)
+    with ExitStack() as stack:
+        with loading(ctx):
+            stack.enter_context(at_work(given))
+            networks = options.networks_of(given)
+            chosen = METHODS[method]
+            settings = chosen.settings(given)
+        with progress_bar(ctx) as progress:
+            figures = chosen.label(chips, out, settings, networks, overwrite=overwrite, progress=progress)
     announce({"output": str(out)} | figures, as_json=as_json)

@@ -417,9 +417,12 @@ def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
     """Take the options of `segmenter_options` out of those given, and set the threads; with a localizer, its too."""
     import torch
 
+    from geolabel.engine.worker import use_threads
     from geolabel.extraction.request import Networks
 
-    if threads := given.pop("threads"):
+    threads = given.pop("threads")
+    use_threads(threads)
+    if threads:
         torch.set_num_threads(threads)
     wanted = [name for name in NETWORKS if name in given and (localizer or name != "localizer")]
     return Networks(**{name: given.pop(name) for name in wanted})

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from geolabel import outputs
@@ -55,6 +56,45 @@ def note(path: Path) -> None:
     for keeper in outputs.keepers.get():
         if isinstance(keeper, Made) and keeper.holds(path):
             keeper.note(path)
+
+
+def promise(paths: Iterable[Path]) -> None:
+    """Put files that workers will write on the record of each folder worked in, see `written_elsewhere`.
+
+    Raises
+    ------
+    OutputError
+        If a file is there that geolabel did not make.
+    """
+    for path in paths:
+        check_made(path)
+        note(path)
+
+
+@contextmanager
+def written_elsewhere(root: Path) -> Iterator[None]:
+    """Write, in a worker, files in a folder that another process works in and has promised."""
+    token = outputs.keepers.set((_Promised(root),))
+    try:
+        yield
+    finally:
+        outputs.keepers.reset(token)
+
+
+@dataclass(frozen=True)
+class _Promised:
+    """Keeps nothing: the record of the folder is kept by the process that works in it."""
+
+    root: Path
+
+    def holds(self, path: Path) -> bool:
+        return self.root in path.parents
+
+    def check(self, path: Path) -> None:
+        pass
+
+    def note(self, path: Path, content: Path) -> None:
+        pass
 
 
 def check_folder(out: Path, inputs: Iterable[str | Path] = (), *, shared: bool = False) -> None:

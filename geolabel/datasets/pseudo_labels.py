@@ -105,6 +105,11 @@ class PseudoLabelWriter:
         """Whether an image is done."""
         return (self.root / "labels" / f"{name}.png").exists()
 
+    def files(self, name: str) -> list[Path]:
+        """The files that are written of an image."""
+        ends = {"images": "png", "annotations": "json", "labels": "png"}
+        return [self.root / folder / f"{name}.{end}" for folder, end in ends.items()]
+
     def write(self, name: str, image: UInt8Array, labels: LabelMap) -> None:
         """Write an image (H, W, 3) and its labels.
 

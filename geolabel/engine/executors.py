@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import dask
@@ -144,6 +145,30 @@ def everywhere(function: Callable[..., R], *arguments: Any) -> dict[str, R]:
     with _explained():
         _await_workers(client)
         return dict(client.run(function, *arguments))
+
+
+def check_seen(path: Path) -> None:
+    """Refuse, before any work, an output that workers write and one of them does not see.
+
+    Parameters
+    ----------
+    path
+        A file that is there, in the folder of the output.
+
+    Raises
+    ------
+    ClusterError
+        If a worker does not see it.
+    """
+    for address, seen in everywhere(_is_file, str(path)).items():
+        if not seen:
+            raise ClusterError(
+                f"the worker {address} does not see {path.parent}: give a folder that all workers and this machine see"
+            )
+
+
+def _is_file(path: str) -> bool:
+    return Path(path).is_file()
 
 
 def where_networks_run(function: Callable[..., R], *arguments: Any) -> R:

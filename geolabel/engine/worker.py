@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
 from geolabel.parts import Localizer, Recipe, Segmenter
+
+P = TypeVar("P")
 
 BUNDLED = "bundled"
 """Source of recipes of the networks that come with the package."""
@@ -23,7 +27,7 @@ STAND_IN = "stand-in"
 CACHE_MB = 128
 """GDAL's cache in a worker process; ``GDAL_CACHEMAX`` in the worker's environment is respected."""
 
-_loading = threading.Lock()
+_loading = threading.RLock()
 
 
 def localizer(recipe: Recipe) -> Localizer:
@@ -38,6 +42,18 @@ def segmenter(recipe: Recipe) -> Segmenter:
     part = _part(recipe)
     assert recipe.role == "segmenter"
     return part  # type: ignore[return-value]
+
+
+def once(load: Callable[..., P], *given: Any, **options: Any) -> P:
+    """Return what a function loads, loaded on first use: other parts than those of `localizer` and `segmenter`."""
+    with _loading:
+        part: P = _once(load, *given, **options)
+    return part
+
+
+@lru_cache(maxsize=4)
+def _once(load: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    return load(*given, **options)
 
 
 def _part(recipe: Recipe) -> Localizer | Segmenter:
@@ -83,19 +99,45 @@ def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
 
     A network's last digits depend on its number of threads, so nothing else may decide it. See `calls_at_once`.
     """
-    calls = calls_at_once(recipe, threads)
+    with networks([recipe], threads):
+        yield
+
+
+@contextmanager
+def networks(recipes: Sequence[Recipe], threads: int | None) -> Iterator[None]:
+    """Enter networks that one call runs, as `network` does; as many calls side by side as each of them allows."""
+    if not recipes:
+        yield
+        return
+    calls = min(calls_at_once(recipe, threads) for recipe in recipes)
     with _places(calls):
-        if recipe.engine == "torch":
+        ours = [recipe for recipe in recipes if recipe.engine == "torch"]
+        if ours:
             import torch
 
-            each = 1 if calls > 1 else _threads(recipe, threads)
+            each = 1 if calls > 1 else _threads(ours[0], threads)
             if torch.get_num_threads() != each:
                 torch.set_num_threads(each)
         yield
 
 
 def _threads(recipe: Recipe, threads: int | None) -> int:
-    return threads or (_torch_threads() if recipe.engine == "torch" else count_cores())
+    return threads or _own.threads or (_torch_threads() if recipe.engine == "torch" else count_cores())
+
+
+@dataclass
+class _Own:
+    """What this process was told."""
+
+    threads: int | None = None
+
+
+_own = _Own()
+
+
+def use_threads(count: int | None) -> None:
+    """Set the number of threads of network calls in this process, where a plan does not fix it; None for all cores."""
+    _own.threads = count
 
 
 @cache
@@ -111,7 +153,7 @@ def _places(count: int) -> threading.BoundedSemaphore:
     return threading.BoundedSemaphore(count)
 
 
-def settle(number: int, *, gpus: int, local: bool) -> None:
+def settle(number: int, *, gpus: int, local: bool, threads: int | None = None) -> None:
     """Fit a process out for work, before it opens anything.
 
     Parameters
@@ -122,7 +164,10 @@ def settle(number: int, *, gpus: int, local: bool) -> None:
         GPUs of this machine to spread the workers over; 0 to leave the choice as it is.
     local
         Whether the process belongs to the run: then it is the client that decides what Ctrl-C means.
+    threads
+        See `use_threads`.
     """
+    use_threads(threads)
     os.environ.setdefault("GDAL_CACHEMAX", str(CACHE_MB))
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)

@@ -1,19 +1,22 @@
-"""From a folder of images to a folder of pseudo-labels, one image after the other; a stopped run goes on.
+"""From a folder of images to a folder of pseudo-labels, image by image; a stopped run resumes.
 
-Memory does not grow with the number of images. What labels an image is a function: a `geolabel.pipeline.Pipeline` with
-the size of its tiles, or anything else that a method is made of.
+Memory does not grow with the number of images. What labels an image is a function that travels to the workers: a record
+of what a method is made of, which loads its networks there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import geolabel
-from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
-from geolabel.engine.progress import Progress
+from geolabel.datasets.pseudo_labels import RUN, PseudoLabelWriter, labels_folder
+from geolabel.engine import executors, worker
+from geolabel.engine.progress import Effort, Progress
+from geolabel.engine.tasks import Pass, Work
+from geolabel.folders import promise, written_elsewhere
 from geolabel.labels import LabelMap
 from geolabel.parts import Recipe
 from geolabel.types import UInt8Array
@@ -29,7 +32,7 @@ class Images(Protocol):
 
     @property
     def digest(self) -> str:
-        """By what the same images are known again."""
+        """Names the same images in another run."""
         ...
 
     @property
@@ -49,14 +52,22 @@ LabelImage = Callable[[str, UInt8Array], LabelMap]
 
 
 def label_images(
-    images: Images, label: LabelImage, writer: PseudoLabelWriter, *, overwrite: bool = False, progress: Progress
+    images: Images,
+    label: LabelImage,
+    writer: PseudoLabelWriter,
+    *,
+    networks: Sequence[Recipe] = (),
+    overwrite: bool = False,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Label every image that is not labelled yet, and finish the folder.
 
     Parameters
     ----------
     label
-        Is asked about each image once, in order; its maps have the classes of `writer`.
+        Is asked about each image once; its maps have the classes of `writer`.
+    networks
+        Networks that it runs.
     overwrite
         Whether what geolabel made in the folder before may be replaced, when the new labels are finished.
 
@@ -72,29 +83,52 @@ def label_images(
         If the folder holds something else or cannot be written to.
     """
     with labels_folder(writer.root, writer.provenance, overwrite=overwrite, inputs=images.sources) as folder:
-        return label_within(images, label, replace(writer, root=folder), progress)
+        return label_within(images, label, replace(writer, root=folder), progress, networks)
 
 
-def label_within(images: Images, label: LabelImage, writer: PseudoLabelWriter, progress: Progress) -> dict[str, Any]:
+def label_within(
+    images: Images, label: LabelImage, writer: PseudoLabelWriter, progress: Progress, networks: Sequence[Recipe] = ()
+) -> dict[str, Any]:
     """As `label_images`, in a folder of `labels_folder`."""
     names = images.names
-    kept = sum(map(writer.has, names))
-    for _ in progress.track(_labelled(images, label, writer), "label", len(names)):
+    missing = [index for index, name in enumerate(names) if not writer.has(name)]
+    executors.check_seen(writer.root / RUN)
+    promise(path for index in missing for path in writer.files(names[index]))
+    work = Work(_Labelling(images, label, writer, tuple(networks)), Effort(), progress)
+    for _ in work.each(LABEL, missing, networks=networks):
         pass
     writer.finish(names, {"images": len(names)})
-    return {"images": len(names), "kept": kept, "classes": len(writer.classes)}
+    return {"images": len(names), "kept": len(names) - len(missing), "classes": len(writer.classes)}
 
 
-def _labelled(images: Images, label: LabelImage, writer: PseudoLabelWriter) -> Iterator[str]:
-    for index, name in enumerate(images.names):
-        if not writer.has(name):
-            image = images.read(index)
-            writer.write(name, image, label(name, image))
-        yield name
+@dataclass(frozen=True)
+class _Labelling:
+    """What the labelling of one image takes."""
+
+    images: Images
+    label: LabelImage
+    writer: PseudoLabelWriter
+    networks: tuple[Recipe, ...]
+
+
+def _label(run: _Labelling, index: int) -> None:
+    """Label an image and write it."""
+    name, image = run.images.names[index], run.images.read(index)
+    with worker.networks(run.networks, None):
+        labels = run.label(name, image)
+    with written_elsewhere(run.writer.root):
+        run.writer.write(name, image, labels)
+
+
+def _where(run: _Labelling, index: int) -> str:
+    return f"image {run.images.names[index]}"
+
+
+LABEL = Pass("label", _label, None, _where)
 
 
 def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], images: Images) -> dict[str, Any]:
-    """What pseudo-labels are made of and with, as plain values; a run goes on only with the same.
+    """What pseudo-labels are made of and with, as plain values; a run resumes only with the same.
 
     Parameters
     ----------

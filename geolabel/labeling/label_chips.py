@@ -7,7 +7,7 @@ the maps of the classes that it shows are followed, and those of no other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.engine import worker
 from geolabel.engine.progress import Progress
 from geolabel.errors import WeightsError
 from geolabel.labeling.label import label_images, label_provenance
@@ -29,7 +30,7 @@ from geolabel.pipeline import Pipeline
 from geolabel.types import BoolArray, UInt8Array
 
 Compose = Callable[[Localizer], Pipeline]
-"""Makes a method of a localizer that knows what the chip at hand shows."""
+"""Makes a method of a localizer that knows what the chip at hand shows. Travels to the workers."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ChipImages:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the names, sizes and labels of the files: by what the same chips are known again."""
+        """SHA-256 of the names, sizes and labels of the files, which names the same chips in another run."""
         marks = (f"{path.name} {path.stat().st_size} {shows.astype(int).tolist()}"
                  for path, shows in zip(self.chips.paths, self.chips.labels, strict=True))  # fmt: skip
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
@@ -59,7 +60,7 @@ class ChipImages:
         return len(self.chips)
 
     def read(self, index: int) -> UInt8Array:
-        """Read one chip (H, W, 3); its mask, be there one, is not opened."""
+        """Read one chip (H, W, 3); its mask is never opened."""
         return self.chips.rgb(index)
 
 
@@ -76,6 +77,22 @@ class ActivatedLabels:
             height, width = image.shape[:2]
             return LabelMap.background(height, width, (BACKGROUND, *self.localizer.classes))
         return self.compose(LabelledLocalizer(self.localizer, shows))(image)
+
+
+@dataclass(frozen=True)
+class _ChipLabels:
+    """Labels chips by their names, with a localizer that each process loads once."""
+
+    localizer: Recipe
+    multiscale: bool
+    compose: Compose
+    shows: Mapping[str, BoolArray]
+    """(C,) which classes each chip shows."""
+
+    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
+        """Label the image (H, W, 3) of a chip."""
+        localizer = worker.once(chip_localizer, self.localizer, multiscale=self.multiscale)
+        return ActivatedLabels(localizer, self.compose)(image, self.shows[name])
 
 
 def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLocalizer:
@@ -132,19 +149,16 @@ def label_chips(
         If the localizer does not know the classes that the chips show.
     """
     images = ChipImages(chips if isinstance(chips, ChipDataset) else read_chips(chips, class_name=settings.class_name))
-    localizer = chip_localizer(recipes[0], multiscale=not settings.single_scale)
-    known = images.chips
+    multiscale, known = not settings.single_scale, images.chips
+    localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale)
     if localizer.classes != known.classes:
         raise WeightsError(
             f"the localizer {recipes[0].source} knows {', '.join(localizer.classes)}, the chips show "
             f"{', '.join(known.classes)}: train one on them, or give --class-name where they only have other names"
         )
-    label = ActivatedLabels(localizer, compose)
-    shows = dict(zip(known.names, known.labels, strict=True))
+    label = _ChipLabels(recipes[0], multiscale, compose, dict(zip(known.names, known.labels, strict=True)))
     provenance = label_provenance(method, settings, recipes, images)
     provenance["images"] |= {"gsd_m": known.gsd}
     writer = PseudoLabelWriter(out, (BACKGROUND, *localizer.classes), provenance)
-    figures = label_images(
-        images, lambda name, rgb: label(rgb, shows[name]), writer, overwrite=overwrite, progress=progress
-    )
+    figures = label_images(images, label, writer, networks=recipes, overwrite=overwrite, progress=progress)
     return figures | {"without labels": int((~known.labels.any(axis=1)).sum())}

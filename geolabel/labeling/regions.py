@@ -17,15 +17,17 @@ import numpy as np
 from geolabel.clusters import Source
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import read_json, write_json
-from geolabel.engine.progress import Progress
+from geolabel.engine import executors, worker
+from geolabel.engine.progress import Effort, Progress
+from geolabel.engine.tasks import Pass, Work
 from geolabel.errors import OutputError
-from geolabel.folders import check_folder, note
+from geolabel.folders import check_folder, promise
 from geolabel.io.store import Store
 from geolabel.labelers import paint, passes_gate
 from geolabel.labels import LabelMap, smallest_wins
 from geolabel.masks import FeaturedMasks
 from geolabel.mosaic import NO_MASK
-from geolabel.parts import Segmenter
+from geolabel.parts import Recipe, Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.tiles import TileGrid
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
@@ -98,12 +100,12 @@ def find_regions(image: UInt8Array, segmenter: Segmenter, points_per_side: int, 
 
 @dataclass(frozen=True)
 class RegionFolder:
-    """The regions of every image of a folder. A stopped search goes on; memory holds one image."""
+    """The regions of every image of a folder. A stopped search resumes; memory holds an image per task."""
 
     root: Path
     images: ImageFolder
 
-    def find(self, segmenter: Segmenter, source: Source, progress: Progress) -> None:
+    def find(self, segmenter: Recipe, source: Source, progress: Progress) -> None:
         """Find the regions of all images that have none yet.
 
         Raises
@@ -123,24 +125,21 @@ class RegionFolder:
                 "give another folder, or delete this one"
             )
         write_json(path, key)
-        for _ in progress.track(self._found(segmenter, source), "segment", len(self.images)):
+        missing = [index for index in range(len(self.images)) if not self._store.has("regions", index)]
+        executors.check_seen(path)
+        promise(self.root / self._store.name("regions", index) for index in missing)
+        work = Work(_Search(self, segmenter, source), Effort(), progress)
+        for _ in work.each(SEGMENT, missing, networks=[segmenter]):
             pass
-
-    def _found(self, segmenter: Segmenter, source: Source) -> Iterator[int]:
-        for index in range(len(self.images)):
-            if not self._store.has("regions", index):
-                image = self.images.read(index)
-                self._write(index, find_regions(image, segmenter, source.points_per_side, source.tile))
-            yield index
 
     @property
     def _store(self) -> Store:
         return Store(self.root)
 
-    def _write(self, index: int, regions: Regions) -> None:
+    def write(self, index: int, regions: Regions) -> None:
+        """Write the regions of one image."""
         packed = np.frombuffer(zlib.compress(regions.owner.tobytes(), 1), np.uint8)
         size = np.asarray(regions.owner.shape, np.int32)
-        note(self.root / self._store.name("regions", index))
         self._store.write("regions", index, vars(regions) | {"owner": packed, "size": size})
 
     def remove(self) -> None:
@@ -162,3 +161,27 @@ class RegionFolder:
         for index in np.random.default_rng([seed, number]).permutation(len(self.images)).tolist():
             record = self._store.read("regions", index, "features", "areas", "pixels")
             yield record["features"][passes_gate(record["areas"], record["pixels"], max_share)]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the search of one image takes."""
+
+    folder: RegionFolder
+    segmenter: Recipe
+    source: Source
+
+
+def _segment(run: _Search, index: int) -> None:
+    """Find the regions of an image and write them."""
+    image = run.folder.images.read(index)
+    with worker.networks([run.segmenter], None):
+        regions = find_regions(image, worker.segmenter(run.segmenter), run.source.points_per_side, run.source.tile)
+    run.folder.write(index, regions)
+
+
+def _where(run: _Search, index: int) -> str:
+    return f"image {run.folder.images.names[index]}"
+
+
+SEGMENT = Pass("segment", _segment, None, _where)

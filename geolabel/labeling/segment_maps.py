@@ -1,4 +1,4 @@
-"""Segment maps: what a segmenter finds everywhere in a chip, computed once and kept as 16-bit pictures."""
+"""Segment maps: what a segmenter finds everywhere in a chip, computed once and kept as 16-bit images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import numpy as np
 from PIL import Image
 
 from geolabel.chips import Chips
-from geolabel.engine.progress import Progress
+from geolabel.engine import worker
+from geolabel.engine.progress import Effort, Progress
+from geolabel.engine.tasks import Pass, Work
 from geolabel.errors import ChipError
+from geolabel.folders import promise, written_elsewhere
 from geolabel.labels import smallest_wins
 from geolabel.masks import Filters
 from geolabel.outputs import saving
@@ -22,8 +25,8 @@ from geolabel.prompters import GridPrompter
 from geolabel.tiles import TileGrid
 from geolabel.types import Int32Array, UInt8Array
 
-MOST = (1 << 16) - 1
-"""Segments of a chip that a picture of 16 bits can number; more are left out."""
+MAX_SEGMENTS = (1 << 16) - 1
+"""Maximum number of segments of a chip, which an image of 16 bits can number; more are left out."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,13 @@ class SegmentMaps:
     folder: Path
     chips: Chips
 
+    def path(self, index: int) -> Path:
+        """The file of a chip."""
+        return self.folder / f"{self.chips.names[index]}.png"
+
     def __call__(self, index: int) -> Int32Array:
         """(H, W) numbers from 1, 0 where no segment is."""
-        path = self.folder / f"{self.chips.names[index]}.png"
+        path = self.path(index)
         try:
             with open_picture(path) as image:
                 return np.asarray(image).astype(np.int32)
@@ -66,24 +73,42 @@ def segment_maps(
     OutputError
         If a map cannot be written.
     """
-    from geolabel.engine import worker
-
     settings = {"sha256": recipe.sha256, "points": points_per_side, **asdict(filters)}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     maps = SegmentMaps(folder / key, chips)
     maps.folder.mkdir(parents=True, exist_ok=True)
-    missing = [k for k, name in enumerate(chips.names) if not (maps.folder / f"{name}.png").is_file()]
-    if missing:
-        segmenter = worker.segmenter(replace(recipe, filters=filters))
-        prompter = GridPrompter(points_per_side)
-
-        def work(k: int) -> None:
-            numbers = segment_everything(chips.rgb(k), segmenter, prompter)
-            _write(maps.folder / f"{chips.names[k]}.png", numbers)
-
-        for _ in progress.track(map(work, missing), "segments", len(missing)):
-            pass
+    missing = [k for k in range(len(chips)) if not maps.path(k).is_file()]
+    promise(maps.path(k) for k in missing)
+    asked = replace(recipe, filters=filters)
+    work = Work(_Everything(maps, asked, GridPrompter(points_per_side)), Effort(), progress)
+    for _ in work.each(SEGMENTS, missing, networks=[asked]) if missing else ():
+        pass
     return maps
+
+
+@dataclass(frozen=True)
+class _Everything:
+    """What the segmentation of one chip takes."""
+
+    maps: SegmentMaps
+    segmenter: Recipe
+    prompter: GridPrompter
+
+
+def _segments(run: _Everything, index: int) -> None:
+    """Segment a chip and write its map."""
+    rgb = run.maps.chips.rgb(index)
+    with worker.networks([run.segmenter], None):
+        numbers = segment_everything(rgb, worker.segmenter(run.segmenter), run.prompter)
+    with written_elsewhere(run.maps.folder):
+        _write(run.maps.path(index), numbers)
+
+
+def _where(run: _Everything, index: int) -> str:
+    return f"chip {run.maps.chips.names[index]}"
+
+
+SEGMENTS = Pass("segments", _segments, None, _where)
 
 
 def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridPrompter) -> Int32Array:
@@ -102,4 +127,4 @@ def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridProm
 
 def _write(path: Path, numbers: Int32Array) -> None:
     with saving(path) as part:
-        Image.fromarray(np.where(numbers <= MOST, numbers, 0).astype(np.uint16)).save(part)
+        Image.fromarray(np.where(numbers <= MAX_SEGMENTS, numbers, 0).astype(np.uint16)).save(part)

@@ -16,6 +16,7 @@ are smaller: see `USUAL_SHARE`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,21 +103,16 @@ def label(
     provenance = label_provenance("alps", replace(settings, regions=None), [recipe], images)
     if known is not None:
         provenance["clusters"] = known.clusters.as_dict()
-        return label_images(images, _Known(known, recipe), PseudoLabelWriter(out, known.clusters.classes, provenance),
-                            overwrite=overwrite, progress=progress)  # fmt: skip
+        writer = PseudoLabelWriter(out, known.clusters.classes, provenance)
+        by_pipeline = _Known(known, recipe)
+        return label_images(images, by_pipeline, writer, networks=[recipe], overwrite=overwrite, progress=progress)
     with labels_folder(out, provenance, overwrite=overwrite, inputs=images.sources) as folder:
         found = RegionFolder(settings.regions or folder / "regions", images)
-        found.find(worker.segmenter(recipe), source, progress)
+        found.find(recipe, source, progress)
         content = _clustered(folder / NAME, found, source, settings, provenance)
         clusters = content.clusters
-        index_of = {name: index for index, name in enumerate(images.names)}
-
-        def of_regions(name: str, _: UInt8Array) -> LabelMap:
-            regions = found.read(index_of[name])
-            return regions.label(clusters.assign(regions.features), clusters.classes, source.max_share)
-
-        writer = PseudoLabelWriter(folder, clusters.classes, provenance)
-        figures = label_within(images, of_regions, writer, progress)
+        by_regions = _Found(found, clusters, source.max_share, {name: k for k, name in enumerate(images.names)})
+        figures = label_within(images, by_regions, PseudoLabelWriter(folder, clusters.classes, provenance), progress)
         if settings.regions is None:
             found.remove()
     return figures | dict(content.results)
@@ -199,6 +195,20 @@ class _Known:
             ClusterLabeler(clusters.values, clusters.classes, source.max_share),
         )
         return label_image(pipeline, image, source.tile)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Labels images with the clusters of what was found in them."""
+
+    regions: RegionFolder
+    clusters: Clusters
+    max_share: float
+    index_of: Mapping[str, int]
+
+    def __call__(self, name: str, _: UInt8Array) -> LabelMap:
+        regions = self.regions.read(self.index_of[name])
+        return regions.label(self.clusters.assign(regions.features), self.clusters.classes, self.max_share)
 
 
 def _clustered(

@@ -15,6 +15,7 @@ Over scenes, `geolabel.extraction.extract` does the same tile by tile.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.labeling.label_chips import label_chips
 from geolabel.masks import Selection
 from geolabel.models.fitting import FittingSegmenter
-from geolabel.parts import Labeler, Localizer, Segmenter
+from geolabel.parts import Labeler, Localizer, Recipe, Segmenter
 from geolabel.pipeline import Pipeline
 from geolabel.prompters import THRESHOLD, ContourPrompter
 from geolabel.prompts import Prompts
@@ -81,14 +82,16 @@ def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> 
     return Pipeline(localizer, AskedPrompter(contours, settings.prompts), FittingSegmenter(segmenter), labeler)
 
 
+def compose(segmenter: Recipe, settings: Settings, localizer: Localizer) -> Pipeline:
+    """The method with the segmenter of a recipe, in whatever process it labels."""
+    return pipeline(localizer, worker.segmenter(segmenter), settings)
+
+
 def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
     settings = settled(settings, networks)
     recipes = networks.with_localizer(settings.localizer).recipes(settings.selection or "best_iou")
-    segmenter = worker.segmenter(recipes[1])
-    return label_chips(
-        chips, out, "apsam", settings, recipes, lambda localizer: pipeline(localizer, segmenter, settings),
-        overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+    method = partial(compose, recipes[1], settings)
+    return label_chips(chips, out, "apsam", settings, recipes, method, overwrite=overwrite, progress=progress)

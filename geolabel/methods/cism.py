@@ -15,6 +15,7 @@ still compare images. Several classes are what the method is for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,5 @@ def label(
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
     recipe, _ = networks.with_localizer(settings.localizer).recipes_for("cism")
-    return label_chips(
-        chips, out, "cism", settings, [recipe], lambda localizer: pipeline(localizer, settings, recipe.device),
-        overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+    method = partial(pipeline, settings=settings, device=recipe.device)
+    return label_chips(chips, out, "cism", settings, [recipe], method, overwrite=overwrite, progress=progress)

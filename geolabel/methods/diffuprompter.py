@@ -41,7 +41,7 @@ from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models import diffusion_files
 from geolabel.models.diffusion import DiffusionLocalizer
 from geolabel.models.refined import RefinedLocalizer
-from geolabel.parts import Localizer, NoMasks, NoPrompts, Segmenter
+from geolabel.parts import Localizer, NoMasks, NoPrompts, Recipe, Segmenter
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.types import UInt8Array
@@ -118,21 +118,33 @@ def label(
     """Label a folder of images; see `geolabel.methods.Label`."""
     images, grounding = ImageFolder(chips), settings.grounding
     recipes = GroundedNetworks.of(networks, settings.diffusion, grounding).recipes("overlap")
-    locate, segmenter = worker.localizer(recipes[0]), worker.segmenter(recipes[1])
     known = shown_classes(images, grounding)
-    size = min(locate.window, segmenter.window)
-
-    def of_image(name: str, image: UInt8Array) -> LabelMap:
-        shown = known.get(name, grounding.classes)
-        if not shown:
-            return LabelMap.background(image.shape[0], image.shape[1], (BACKGROUND, *grounding.classes))
-        parts = asked_only(locate, shown), segmenter
-        return label_image(compose(*parts, settings.threshold, attention_only=settings.attention_only), image, size)
-
     provenance = label_provenance("diffuprompter", settings, recipes, images) | {"classes_known_of": len(known)}
     writer = PseudoLabelWriter(out, (BACKGROUND, *grounding.classes), provenance)
-    figures = label_images(images, of_image, writer, overwrite=overwrite, progress=progress)
+    of_image = _LabelImage(settings, recipes, known)
+    figures = label_images(images, of_image, writer, networks=recipes, overwrite=overwrite, progress=progress)
     return figures | {"classes_known_of": len(known)}
+
+
+@dataclass(frozen=True)
+class _LabelImage:
+    """The method, in whatever process it labels."""
+
+    settings: Settings
+    recipes: tuple[Recipe, Recipe]
+    known: Mapping[str, tuple[str, ...]]
+    """Classes that images are known to show."""
+
+    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
+        classes, settings = self.settings.grounding.classes, self.settings
+        shown = self.known.get(name, classes)
+        if not shown:
+            return LabelMap.background(image.shape[0], image.shape[1], (BACKGROUND, *classes))
+        locate, segmenter = worker.localizer(self.recipes[0]), worker.segmenter(self.recipes[1])
+        method = compose(
+            asked_only(locate, shown), segmenter, settings.threshold, attention_only=settings.attention_only
+        )
+        return label_image(method, image, min(locate.window, segmenter.window))
 
 
 def asked_only(localizer: Localizer, classes: Collection[str]) -> Localizer:

@@ -16,6 +16,7 @@ since a student learns from masks with edges; ``geolabel label --method cism`` t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.label_chips import label_chips
 from geolabel.masks import Selection
 from geolabel.models.fitting import FittingSegmenter
-from geolabel.parts import Localizer, Segmenter
+from geolabel.parts import Localizer, Recipe, Segmenter
 from geolabel.pipeline import Pipeline
 from geolabel.prompters import PeakPrompter
 
@@ -56,6 +57,11 @@ def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> 
     )
 
 
+def compose(segmenter: Recipe, settings: Settings, localizer: Localizer) -> Pipeline:
+    """The method with the segmenter of a recipe, in whatever process it labels."""
+    return pipeline(localizer, worker.segmenter(segmenter), settings)
+
+
 def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
@@ -63,8 +69,5 @@ def label(
     if settings.confidence is None:
         settings = replace(settings, confidence=networks.usual_confidence)
     recipes = networks.with_localizer(settings.localizer).recipes_for("s2c", settings.selection)
-    segmenter = worker.segmenter(recipes[1])
-    return label_chips(
-        chips, out, "s2c", settings, recipes, lambda localizer: pipeline(localizer, segmenter, settings),
-        overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+    method = partial(compose, recipes[1], settings)
+    return label_chips(chips, out, "s2c", settings, recipes, method, overwrite=overwrite, progress=progress)
