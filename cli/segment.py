@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from . import options
+from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import SCENE, check_outputs
@@ -103,6 +105,8 @@ from .terminal import announce, loading, progress_bar, warn
     help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
 )
 @options.segmenter_options
+@cluster_options
+@options.run_options
 @options.overwrite
 @options.discard_review
 @options.as_json
@@ -113,6 +117,8 @@ def segment(
     /,
     scene: str,
     out: str,
+    run_dir: str | None,
+    keep: bool,
     overwrite: bool,
     discard_review: bool,
     as_json: bool,
@@ -127,22 +133,27 @@ def segment(
     geolabel segment scene.tif --out segments.gpkg
     geolabel segment scene.tif --out segments.gpkg --sam vit_b
     """
-    check_outputs(out, overwrite=overwrite)
-    with loading(ctx):
-        from geolabel.extraction.outputs import Targets
-        from geolabel.extraction.request import prepare
-        from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
-        from geolabel.io.read.review import Carried
+    check_outputs(out, overwrite=overwrite, run_dir=run_dir)
+    with ExitStack() as stack:
+        with loading(ctx):
+            from geolabel.engine.run_folder import RunFolderOptions
+            from geolabel.extraction.outputs import Targets
+            from geolabel.extraction.request import prepare
+            from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
+            from geolabel.io.read.review import Carried
 
-        from . import summary
+            from . import summary
 
-        targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), carried=Carried(discard=discard_review))
-        asked = Everything(**{name: given[name] for name in vars(Everything())})
-        request = options.Request.of(given)
-        plan = prepare(scene, request.reading, AskedEverywhere.of(request.networks, asked), request.parameters)
-    warn(ctx, plan.reader.warnings)
-    with progress_bar(ctx) as progress:
-        found = run_segment(plan, targets, asked, progress=progress)
+            carried = Carried(discard=discard_review)
+            targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_dir, carried=carried)
+            asked = Everything(**{name: given[name] for name in vars(Everything())})
+            request = options.Request.of(given)
+            stack.enter_context(at_work(given))
+            plan = prepare(scene, request.reading, AskedEverywhere.of(request.networks, asked), request.parameters)
+        warn(ctx, plan.reader.warnings)
+        run_folder = RunFolderOptions(run_dir, keep)
+        with progress_bar(ctx) as progress:
+            found = run_segment(plan, targets, asked, run_folder=run_folder, progress=progress)
     warn(ctx, found.report.gaps)
     figures = found.summary()
     announce({"output": out, **figures} if as_json else summary.of_segments(out, figures), as_json=as_json)

@@ -17,16 +17,16 @@ import numpy as np
 from geolabel import geodesy
 from geolabel.cross_tile_matching import Sightings, choose, identify
 from geolabel.engine.progress import Progress
+from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.errors import OptionError
 from geolabel.extraction import passes
 from geolabel.extraction.instances import LOOK, MATCH, OUTLINE, Places, Seam, batches, forget
-from geolabel.extraction.outputs import Targets, plan_provenance
+from geolabel.extraction.outputs import Targets, plan_provenance, writing
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Parameters, Plan, task_size
 from geolabel.extraction.request import Networks, Reading, prepare, usual_filters
 from geolabel.extraction.windows import PromptedWindow
-from geolabel.extraction.work import Report, Work, in_scratch
-from geolabel.io.read.fingerprints import check_apart
+from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.read.review import Carried
 from geolabel.io.write.vectors import SEGMENT_COLUMNS, write_segments
 from geolabel.masks import Filters, Selection
@@ -118,13 +118,14 @@ def segment(
     parameters: Parameters | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
+    run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
     """Find everything in a scene that the segmenter takes for an object, whatever it is.
 
     Parameters
     ----------
-    scene, out, reading, networks, overwrite, discard_review, progress
+    scene, out, reading, networks, overwrite, discard_review, run_folder, progress
         As in `geolabel.extract`.
     everything
         What is asked, and what counts as an answer.
@@ -142,27 +143,39 @@ def segment(
         See `geolabel.errors`.
     """
     asked = everything or Everything()
-    targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), carried=Carried(discard=discard_review))
+    run_folder, carried = run_folder or RunFolderOptions(), Carried(discard=discard_review)
+    targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_folder.run_dir, carried=carried)
     asking = AskedEverywhere.of(networks or Networks(), asked)
     plan = prepare(scene, reading or Reading(), asking, parameters or Parameters())
-    return run_segment(plan, targets, asked, progress=progress).segments
+    return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress).segments
 
 
 def run_segment(
-    plan: Plan, targets: Targets, everything: Everything, *, progress: Progress | None = None
+    plan: Plan,
+    targets: Targets,
+    everything: Everything,
+    *,
+    run_folder: RunFolderOptions | None = None,
+    progress: Progress | None = None,
 ) -> Segmentation:
-    """Do what was planned and write what was asked for; the records of the run are gone at the end."""
-    check_apart(targets.paths, plan.reader)
-    with in_scratch(plan, progress, localized=False) as work:
+    """Do what was planned and write what was asked for; the records of the run are deleted at the end."""
+    asked = {"everything": asdict(everything)}
+    with under_way(plan, targets, run_folder or RunFolderOptions(), None, progress, asked) as work:
         try:
             segments = find_segments(work, everything)
         finally:
             forget()
-    if targets.inventory is not None:
-        facts = plan_provenance(plan) | {"everything": asdict(everything), "counts": {"segments": len(segments)}}
-        write_segments(
-            targets.inventory, segments, facts, crs=plan.grid.crs, overwrite=targets.overwrite, carried=targets.carried
-        )
+        if targets.inventory is not None:
+            facts = plan_provenance(plan) | asked | {"counts": {"segments": len(segments)}}
+            with writing(targets, work.folder):
+                write_segments(
+                    targets.inventory,
+                    segments,
+                    facts,
+                    crs=plan.grid.crs,
+                    overwrite=targets.may_replace(targets.inventory),
+                    carried=targets.carried,
+                )
     return Segmentation(segments, plan, work.report)
 
 

@@ -135,7 +135,12 @@ def asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
 
 @contextmanager
 def under_way(
-    plan: Plan, targets: Outputs, run_folder: RunFolderOptions, drawn: Prompts | None, progress: Progress | None
+    plan: Plan,
+    targets: Outputs,
+    run_folder: RunFolderOptions,
+    drawn: Prompts | None,
+    progress: Progress | None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Iterator[Work]:
     """Work on a plan in a folder that it can be resumed from, or in a temporary one where that cannot be.
 
@@ -143,6 +148,8 @@ def under_way(
     ----------
     drawn
         Prompts that replace the activation.
+    asked
+        What the records depend on beside the plan and the prompts, as plain values.
     """
     check_apart(targets.paths, plan.reader)
     localized = asks_localizer(plan, [drawn])
@@ -152,7 +159,7 @@ def under_way(
         with in_scratch(plan, progress, localized=localized) as work:
             yield work
         return
-    with in_folder(root, key, targets, run_folder) as folder:
+    with in_folder(root, key | dict(asked or {}), targets, run_folder) as folder:
         yield work_on(Run(plan, folder.store, localized=localized), Report.of(plan.grid), progress).inside(folder)
 
 
