@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from . import options
+from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import SCENE, VECTORS
 from .packing import packing_options, run_packing
@@ -64,11 +65,22 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 )
 @options.reading_options
 @packing_options
+@cluster_options
+@options.run_options
 @options.overwrite
 @options.as_json
 @options.terminal
 @click.pass_context
-def chips(ctx: click.Context, /, pack: Path | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+def chips(
+    ctx: click.Context,
+    /,
+    pack: Path | None,
+    run_dir: str | None,
+    keep: bool,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Cut SCENE into chips and label each as a whole, by what the inventory shows in it.
 
     The folder then holds images/, masks/ (where the inventory says what every pixel is) and labels.csv. Chips keep the
@@ -83,18 +95,33 @@ def chips(ctx: click.Context, /, pack: Path | None, overwrite: bool, as_json: bo
     """
     packing = {name: given.pop(name) for name in PACKING}
     if pack is not None:
+        if given["workers"] or given["scheduler"] or run_dir or keep:
+            raise click.UsageError(
+                "--workers, --scheduler, --run-dir and --keep are for SCENE: leave them out of --pack"
+            )
         run_packing(pack, overwrite=overwrite, as_json=as_json, **packing)
         return
     scene, inventory, out = (given.pop(name) for name in ("scene", "inventory", "out"))
     if scene is None or inventory is None or out is None:
         raise click.UsageError("give SCENE with --inventory FILE and --out FOLDER; or --pack FILE")
+    from geolabel.engine.run_folder import RunFolderOptions
     from geolabel.extraction.request import Reading
     from geolabel.labeling.cut_chips import cut_chips
 
     names = {field.name for field in fields(Reading)}
     reading = Reading(**{name: given.pop(name) for name in list(given) if name in names})
-    with progress_bar(ctx) as progress:
-        cut = cut_chips(scene, inventory, out, reading=reading, overwrite=overwrite, progress=progress, **given)
+    run_folder = RunFolderOptions(run_dir, keep)
+    with at_work(given), progress_bar(ctx) as progress:
+        cut = cut_chips(
+            scene,
+            inventory,
+            out,
+            reading=reading,
+            overwrite=overwrite,
+            run_folder=run_folder,
+            progress=progress,
+            **given,
+        )
     shown = dict(zip(cut.classes, cut.shown, strict=True))
     facts = {"chips": cut.chips, **{f"with {name}": count for name, count in shown.items()}, "left out": cut.unclear}
     announce({"output": str(cut.folder), **facts}, as_json=as_json)

@@ -8,28 +8,47 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cloudpickle
 import dask
 import distributed
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from geolabel.datasets.chips import read_chips
+from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.engine import worker
+from geolabel.engine.progress import Silent
 from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.extraction.extract import Extraction, run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan, make_plan
+from geolabel.extraction.segment import Everything, run_segment
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.write.rasters import write_geotiff
+from geolabel.labelers import UnionLabeler
+from geolabel.labeling.cut_chips import cut_chips
+from geolabel.labeling.label import label_images
+from geolabel.labeling.segment_maps import segment_maps
+from geolabel.labels import LabelMap
+from geolabel.masks import Filters
+from geolabel.parts import EVERYWHERE, Recipe
+from geolabel.pipeline import Pipeline, label_image
+from geolabel.prompters import ContourPrompter
 from geolabel.scene import Grid
-from geolabel.testing import RECIPES, binary_masks, grids
-from geolabel.types import BoolArray
+from geolabel.testing import RECIPES, FakeLocalizer, binary_masks, grids
+from geolabel.types import BoolArray, UInt8Array
 from geolabel.units import Measure
 
 PLACE = Grid(None, Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), 1, 1)
@@ -209,6 +228,120 @@ def test_a_coroutine_with_an_asynchronous_client(scene: Path, expected: list[byt
         (tmp_path / name).mkdir()
     asyncio.run(work())
     assert outputs(tmp_path) == outputs(tmp_path / "thread") == outputs(tmp_path / "task") == expected
+
+
+# What is made of images and of scenes beside landslides
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A method of stand-ins, as workers label with it."""
+
+    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
+        segmenter = worker.segmenter(RECIPES[1])
+        return label_image(Pipeline(FakeLocalizer(), ContourPrompter(), segmenter, UnionLabeler()), image, 64)
+
+
+def make_labels(inputs: Path, folder: Path) -> None:
+    writer = PseudoLabelWriter(folder / "labels", ("background", "landslide"), {"method": "test"})
+    label_images(ImageFolder(inputs / "images"), Labels(), writer, networks=RECIPES, progress=Silent())
+
+
+def make_segment_maps(inputs: Path, folder: Path) -> None:
+    chips = read_chips(inputs)
+    segment_maps(chips, RECIPES[1], folder / "maps", filters=Filters(), points_per_side=4, progress=Silent())
+
+
+def make_chips(inputs: Path, folder: Path) -> None:
+    with patch("geolabel.labeling.cut_chips.TASK_PIXELS", 2 * 64**2):
+        cut_chips(inputs / "scene.tif", inputs / "truth.tif", folder / "chips", size=64, overlap=16)
+
+
+def make_segments(inputs: Path, folder: Path) -> None:
+    everywhere = Recipe("localizer", EVERYWHERE, "")
+    parameters = Parameters(tile_size=64, overlap=16, threads=1)
+    plan = make_plan(SceneReader(inputs / "scene.tif"), everywhere, RECIPES[1], parameters, stretch="0,255")
+    found = run_segment(plan, Targets.of(folder / "segments.gpkg"), Everything(points_per_side=4))
+    assert len(found.segments) > 9
+
+
+MAKERS = [make_labels, make_segment_maps, make_chips, make_segments]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene, what is bright in it as a raster, and a table of images."""
+    folder, mask = tmp_path_factory.mktemp("inputs"), country(200)
+    draw(folder / "scene.tif", mask)
+    grid = replace(PLACE, crs=pyproj.CRS(32648), height=200, width=200)
+    write_geotiff(folder / "truth.tif", mask.astype(np.uint8), grid, description="")
+    (folder / "images").mkdir()
+    for number in range(5):
+        part = mask[20 * number :, :90]
+        Image.fromarray(np.where(part[..., None], 230, np.uint8([30, 40, 50]))).save(folder / f"images/{number}.png")
+    rows = "".join(f"images/{number}.png,{number % 2}\n" for number in range(5))
+    (folder / "labels.csv").write_text("image,label\n" + rows)
+    return folder
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What all makers make, one task after the other."""
+    folder = tmp_path_factory.mktemp("made")
+    with dask.config.set(scheduler="synchronous"):
+        for make in MAKERS:
+            make(inputs, folder)
+    found = files_in(folder)
+    assert {name.split("/")[0] for name in found} == {"labels", "maps", "chips", "segments.gpkg"}
+    assert len(found) > 30
+    return found
+
+
+def test_threads_of_this_process_make_the_same(inputs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    for make in MAKERS:
+        make(inputs, tmp_path)
+    assert files_in(tmp_path) == made
+
+
+def test_tasks_in_any_order_make_the_same(inputs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    with dask.config.set(scheduler=Shuffled(4)):
+        for make in MAKERS:
+            make(inputs, tmp_path)
+    assert files_in(tmp_path) == made
+
+
+def test_processes_of_a_cluster_make_the_same(inputs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    with cluster(2, processes=True):
+        for make in MAKERS:
+            make(inputs, tmp_path)
+    assert files_in(tmp_path) == made
+
+
+def test_a_task_of_a_cluster_makes_the_same(inputs: Path, made: dict[str, bytes], tmp_path: Path) -> None:
+    def work(inputs: Path, folder: Path) -> None:  # not of the module, which pickle would let workers import
+        for make in MAKERS:
+            make(inputs, folder)
+
+    with cluster(1):
+        distributed.get_client().submit(work, inputs, tmp_path, pure=False).result(timeout=120)
+    assert files_in(tmp_path) == made
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_was_cut_short_resumes(
+    make: Callable[[Path, Path], None], inputs: Path, made: dict[str, bytes], tmp_path: Path
+) -> None:
+    with dask.config.set(scheduler=Shuffled(1, dies_after=3)), pytest.raises(ConnectionError):
+        make(inputs, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".safetensors")]
+    make(inputs, tmp_path)
+    found = files_in(tmp_path)
+    assert found == {name: made[name] for name in found}
+    assert found
 
 
 @pytest.mark.slow

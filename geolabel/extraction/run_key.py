@@ -30,7 +30,7 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
     scene_key
         What stands for the scene, instead of its file.
     """
-    mark = {"key": scene_key} if scene_key is not None else _scene_mark(plan.reader)
+    mark = {"key": scene_key} if scene_key is not None else scene_mark(plan.reader)
     if mark is None:
         return None
     grid, reader = plan.grid, plan.reader
@@ -88,7 +88,7 @@ def survey_key(
     return {"parts": len(keys), "crs": None if crs is None else crs.to_wkt()} | parts
 
 
-def _scene_mark(reader: SceneReader) -> dict[str, Any] | None:
+def scene_mark(reader: SceneReader) -> dict[str, Any] | None:
     """Plain values that change when a scene does, or one of the scenes of a scene mosaic."""
     scene_mosaic = scene_mosaic_of(reader)
     if scene_mosaic is None:

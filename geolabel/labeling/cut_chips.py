@@ -5,42 +5,51 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from geolabel.datasets.chips import DESCRIPTION, TABLE
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine import executors, worker
+from geolabel.engine.progress import Effort, Progress, Silent
+from geolabel.engine.run_folder import SUFFIX, RunFolderOptions, opened
+from geolabel.engine.tasks import Pass, Work
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Reading
-from geolabel.folders import replacing_folder
+from geolabel.extraction.run_key import scene_mark
+from geolabel.folders import check_folder, claim, replacing_folder
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.store import Store
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.labeling.reference_labels import Truth, read_truth
 from geolabel.labels import IGNORE
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid
 from geolabel.tiles import Window
-from geolabel.types import UInt8Array
+from geolabel.types import AnyArray, UInt8Array
 
-LEAST = 0.01
-"""Share of a chip that a class must cover to label it; what lies between none and this says nothing clear."""
+MIN_SHARE = 0.01
+"""Share of a chip that a class must cover to label it; what is between none and this says nothing clear."""
 
-VALID = 0.5
+MIN_VALID = 0.5
 """Share of a chip that has to be valid, and judged."""
+
+TASK_PIXELS = 1 << 21
+"""Of the windows of a task: 32 of 256 px."""
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChipFolder:
     """A folder of chips, as it was written."""
 
     folder: Path
     classes: tuple[str, ...]
     chips: int
     unclear: int
-    """Windows left out since a class covers less than `LEAST` of them, but something, or may do so."""
+    """Windows left out since a class covers less than `MIN_SHARE` of them, but something, or may do so."""
     shown: tuple[int, ...]
     """How many chips show each class."""
 
@@ -58,12 +67,13 @@ def cut_chips(
     class_name: str = "landslide",
     classes: Sequence[str] = (),
     overwrite: bool = False,
+    run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
-) -> Cut:
+) -> ChipFolder:
     """Cut a scene into chips and label each as a whole.
 
     The chips are GeoTIFFs of 8 bits, stretched once for the whole scene, at its own gsd or the working gsd asked for.
-    Objects lie in them wherever the grid of windows happens to cut, not in their middle.
+    Objects are in them wherever the grid of windows happens to cut, not in their middle.
 
     Parameters
     ----------
@@ -80,6 +90,10 @@ def cut_chips(
         See `geolabel.labeling.reference_labels.read_truth`.
     overwrite
         Whether chips that were cut before may be replaced. What geolabel did not make in the folder stays.
+    run_folder
+        Where the records of the run are kept, from which the same call resumes; by default beside `out`.
+    progress
+        Follows the run.
 
     Raises
     ------
@@ -94,10 +108,11 @@ def cut_chips(
     overlap = size // 4 if overlap is None else overlap
     if size < 32 or not 0 <= overlap < size:
         raise OptionError(f"chips of {size} px that share {overlap} px: give at least 32 px, and share less than that")
-    reader = SceneReader(str(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd)
-    with reader, replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory)) as folder:
-        (folder / "images").mkdir()
-        (folder / "masks").mkdir()
+    run_folder = run_folder or RunFolderOptions()
+    check_folder(out, (scene, inventory))
+    claim(out, overwrite=overwrite)
+    asked = {"layer": layer, "class_column": class_column, "class_name": class_name, "classes": list(classes)}
+    with SceneReader(str(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd) as reader:
         grid = reader.scene.grid if reading.working_gsd is None else reader.scene.grid.at_gsd(reading.working_gsd)
         truth = read_truth(
             Path(inventory),
@@ -108,29 +123,48 @@ def cut_chips(
             classes=classes,
             scene=reader.scene.grid,
         )
-        knife = _Knife(reader, grid, Stretch.from_sample(*reader.sample(), reading.stretch), truth)
+        key = _run_key(reader, Path(inventory), reading, asked | {"size": size, "overlap": overlap})
+        root = run_folder.run_dir or out.absolute().with_name(out.absolute().name + SUFFIX)
+        cutter = ChipCutter(reader, grid, Stretch.from_sample(*reader.sample(), reading.stretch), truth)
         windows = list(truth.windows(size, overlap))
-        rows, unclear = [], 0
-        for window, labels in (progress or Silent()).track(windows, "chips", len(windows)):
-            chip = knife.cut(window, labels)
-            if chip is None:
-                continue
-            if chip.shows is None:
-                unclear += 1
-                continue
-            name = f"{Path(str(scene)).stem}_{window.row:06d}_{window.col:06d}"
-            image = folder / "images" / f"{name}.tif"
-            write_geotiff(image, chip.rgb, grid.crop(window), description=f"chip of {scene}")
-            if chip.mask is not None:
-                Image.fromarray(chip.mask).save(folder / "masks" / f"{name}.png")
-            rows.append((f"images/{name}.tif", chip.shows))
-        if not rows:
-            raise ChipError(
-                f"no window of {size} px of {scene} is both valid and clear in {inventory}: give smaller chips"
-            )
-        _describe(folder, rows, truth.classes, grid, {"scene": str(scene), "inventory": str(inventory)})
+        count = max(1, TASK_PIXELS // size**2)
+        batches = [windows[k : k + count] for k in range(0, len(windows), count)]
+        with opened(run_folder, root, key, overwrite=overwrite) as run:
+            work = Work(_Cutting(cutter, run.store), Effort(), progress or Silent()).inside(run)
+            found = list(work.each(CHIPS, list(enumerate(batches))))
+            rows: list[tuple[str, tuple[bool, ...]]] = []
+            if any(isinstance(shows, tuple) for batch in found for shows in batch):
+                with replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory)) as folder:
+                    source = {"scene": str(scene), "inventory": str(inventory)}
+                    pairs = [list(zip(*both, strict=True)) for both in zip(batches, found, strict=True)]
+                    rows = _write(work, folder, source, pairs)
+    if not rows:
+        raise ChipError(f"no window of {size} px of {scene} is both valid and clear in {inventory}: give smaller chips")
     shown = tuple(int(n) for n in np.sum([shows for _, shows in rows], axis=0))
-    return Cut(out, truth.classes, len(rows), unclear, shown)
+    unclear = sum(batch.count(UNCLEAR) for batch in found)
+    return ChipFolder(out, truth.classes, len(rows), unclear, shown)
+
+
+def _run_key(reader: SceneReader, inventory: Path, reading: Reading, asked: dict[str, Any]) -> dict[str, Any]:
+    """Everything that chips depend on, as plain values."""
+    beside = [path for path in inventory.parent.iterdir() if path.stem == inventory.stem]
+    marks = sorted([path.name, status.st_size, status.st_mtime_ns] for path in beside for status in [path.stat()])
+    values = {
+        "scene": (scene_mark(reader) or {}) | {"bands": list(reader.scene.bands), "nodata": reader.nodata},
+        "inventory": {"path": str(inventory.absolute()), "files": marks},
+        "reading": {name: getattr(reading, name) for name in ("gsd", "working_gsd", "stretch")},
+        "chips": asked,
+        "versions": executors.where_networks_run(worker.versions),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+UNCLEAR = "unclear"
+"""Of a window of which it is not clear which classes it shows."""
+
+Shows = tuple[bool, ...] | str | None
+"""Which classes a window shows; `UNCLEAR`; None where too little of it is valid or judged."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +178,7 @@ class _Chip:
 
 
 @dataclass(frozen=True)
-class _Knife:
+class ChipCutter:
     """What all chips of a scene are cut with."""
 
     reader: SceneReader
@@ -155,27 +189,111 @@ class _Knife:
     def cut(self, window: Window, labels: tuple[bool, ...] | None) -> _Chip | None:
         """Image, mask and labels of a window; None where too little of it is valid or judged."""
         bands, valid = self.reader.read(window, self.grid)
-        if valid.mean() < VALID:
+        if valid.mean() < MIN_VALID:
             return None
         mask = self.truth.mask(window)
         if mask is not None:
-            if (valid & (mask != IGNORE)).mean() < VALID:
+            if (valid & (mask != IGNORE)).mean() < MIN_VALID:
                 return None
             mask[~valid] = IGNORE
             shares = [float((mask[valid] == number).mean()) for number in range(1, len(self.truth.classes) + 1)]
             # what nobody has judged may show a class as well: enough of it leaves unclear whether a class is there
             open_share = float((mask[valid] == IGNORE).mean())
-            clear = all(share >= LEAST or (share == 0 and open_share < LEAST) for share in shares)
+            clear = all(share >= MIN_SHARE or (share == 0 and open_share < MIN_SHARE) for share in shares)
             labels = tuple(share > 0 for share in shares) if clear else None
         return _Chip(self.stretch.apply(bands, valid), mask, labels)
 
 
-def _describe(
-    folder: Path, rows: list[tuple[str, tuple[bool, ...]]], classes: tuple[str, ...], grid: Grid, source: dict[str, str]
-) -> None:
+@dataclass(frozen=True)
+class _Cutting:
+    """What the cutting of a batch of windows takes."""
+
+    cutter: ChipCutter
+    store: Store
+
+
+def _cut(run: _Cutting, job: tuple[int, list[tuple[Window, tuple[bool, ...] | None]]]) -> list[Shows]:
+    """Cut a batch of windows, and leave those that are chips in the store."""
+    number, windows = job
+    arrays: dict[str, AnyArray] = {"windows": np.asarray([astuple(window) for window, _ in windows], np.int64)}
+    found: list[Shows] = []
+    for k, (window, labels) in enumerate(windows):
+        chip = run.cutter.cut(window, labels)
+        found.append(None if chip is None else UNCLEAR if chip.shows is None else chip.shows)
+        if chip is not None and chip.shows is not None:
+            arrays[f"rgb{k}"] = chip.rgb
+            if chip.mask is not None:
+                arrays[f"mask{k}"] = chip.mask
+    run.store.write("pixels", number, arrays)
+    return found
+
+
+def _where(_: Any, job: tuple[int, list[Any]]) -> str:
+    return f"{len(job[1])} windows, from {job[1][0][0]} on"
+
+
+CHIPS = Pass("chips", _cut, list[Shows], _where, pixels="pixels")
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """What the writing of a batch of chips takes."""
+
+    store: Store
+    grid: Grid
+    folder: Path
+    scene: str
+
+    def name(self, window: Window) -> str:
+        """What a chip is called."""
+        return f"{Path(self.scene).stem}_{window.row:06d}_{window.col:06d}"
+
+
+def _write_batch(run: _Writing, job: tuple[int, list[tuple[int, Window]]]) -> None:
+    """Write the chips of a batch: their places in it, and their windows."""
+    number, chips = job
+    arrays = run.store.read("pixels", number)
+    own = run.folder / f"batch-{number}"  # writers clear away what they find of others in their folder
+    own.mkdir()
+    for k, window in chips:
+        name = run.name(window)
+        image = own / f"{name}.tif"
+        write_geotiff(image, arrays[f"rgb{k}"], run.grid.crop(window), description=f"chip of {run.scene}")
+        image.replace(run.folder / "images" / image.name)
+        if f"mask{k}" in arrays:
+            Image.fromarray(arrays[f"mask{k}"]).save(run.folder / "masks" / f"{name}.png")
+    own.rmdir()
+
+
+WRITE = Pass("write", _write_batch, None)
+
+
+def _write(
+    work: Work[_Cutting, Effort],
+    folder: Path,
+    source: dict[str, str],
+    batches: Sequence[Sequence[tuple[tuple[Window, Any], Shows]]],
+) -> list[tuple[str, tuple[bool, ...]]]:
+    """Write all chips, and what is known of them; return their images and what these show."""
+    cutter = work.run.cutter
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
+    writing = _Writing(work.run.store, cutter.grid, folder, source["scene"])
+    facts = {"format": 1, "classes": cutter.truth.classes, "gsd_m": round(cutter.grid.gsd, 6), **source}
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    executors.check_seen(folder / DESCRIPTION)
+    jobs: list[tuple[int, list[tuple[int, Window]]]] = []
+    rows: list[tuple[str, tuple[bool, ...]]] = []
+    for number, batch in enumerate(batches):
+        chips = [(k, window, shows) for k, ((window, _), shows) in enumerate(batch) if isinstance(shows, tuple)]
+        rows += [(f"images/{writing.name(window)}.tif", shows) for _, window, shows in chips]
+        if chips:
+            jobs.append((number, [(k, window) for k, window, _ in chips]))
+    for _ in Work(writing, work.report, work.progress).each(WRITE, jobs):
+        pass
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
+        classes = cutter.truth.classes
         writer.writerow(["image", *(["label"] if len(classes) == 1 else classes)])
         writer.writerows([image, *map(int, shows)] for image, shows in rows)
-    facts = {"format": 1, "classes": classes, "gsd_m": round(grid.gsd, 6), **source}
-    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return rows
