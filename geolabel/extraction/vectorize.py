@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from geolabel import geodesy, polygons
-from geolabel.engine.tasks import Pass
+from geolabel.engine.tasks import Bound, Pass
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
@@ -27,8 +27,8 @@ from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, In
 if TYPE_CHECKING:
     import geopandas as gpd
 
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Applies a function to items and yields the results in their order, as `map` does."""
+Map = Callable[[Bound[Any], Iterable[Any]], Iterable[Any]]
+"""Applies a pass to jobs and yields the results in their order, as `map` does."""
 
 BATCH_SPANS = 1 << 20
 """Spans that are outlined at a time, rounded up to whole objects: a bound on memory, not on results."""
