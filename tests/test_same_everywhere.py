@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from PIL import Image
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
-from geolabel.engine import worker
+from geolabel.engine import executors, worker
 from geolabel.engine.progress import Silent
 from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.extraction.extract import Extraction, run_extract
@@ -153,11 +154,29 @@ def expected(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> list[byte
     return outputs(folder)
 
 
-@pytest.mark.parametrize("scheduler", ["threads", Shuffled(1), Shuffled(2)], ids=["threads", "shuffled", "again"])
+@pytest.mark.parametrize(
+    "scheduler", ["threads", Shuffled(1), Shuffled(2), dask.get], ids=["threads", "shuffled", "again", "dask.get"]
+)
 def test_schedulers_of_this_process(scene: Path, expected: list[bytes], tmp_path: Path, scheduler: object) -> None:
     with dask.config.set(scheduler=scheduler):
         run(planned(scene), tmp_path)
     assert outputs(tmp_path) == expected
+
+
+def test_the_pool_and_the_number_of_threads_that_dask_is_configured_for() -> None:
+    threads: set[str] = set()
+
+    def note(item: int) -> int:
+        threads.add(threading.current_thread().name)
+        return item
+
+    with ThreadPoolExecutor(2, "mine") as pool, dask.config.set(pool=pool):
+        assert list(executors.ordered(note, range(9))) == list(range(9))
+    assert {name.partition("_")[0] for name in threads} == {"mine"}
+    threads.clear()
+    with dask.config.set(num_workers=1):
+        assert list(executors.ordered(note, range(9))) == list(range(9))
+    assert len(threads) == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -1,8 +1,9 @@
 """Run the tasks of a pass on whatever dask scheduler is active. The only file that names dask.
 
 The active scheduler is the ``distributed.Client`` that is open, else the one that dask is configured for
-(``synchronous``, ``threads``, ``processes``, or an executor), else a few threads of this process. A task is a function
-and one item; the function is pickled, and opened once in every process that works.
+(``scheduler``, with ``pool`` and ``num_workers``), else a few threads of this process. A task is a function and one
+item; the function is pickled, and opened once in every process that works. Tasks are submitted one by one, not as a
+graph: a graph is worked off as a whole, and here the first results are taken in while the last tasks are not yet named.
 
 Inside a task of somebody else's, as in ``client.map(geolabel.extract, scenes)``, the work is done by threads of that
 task's process: a task that waits for other tasks holds the slot that they may need.
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import dask
+from dask.base import named_schedulers
+from dask.local import MultiprocessingPoolExecutor
 from numpy.typing import DTypeLike
 
 from geolabel.errors import ClusterError, OptionError
@@ -261,14 +264,18 @@ def _executor(network: bool, threads: int) -> Iterator[_TaskExecutor]:
     if client is not None:
         yield _Cluster(client, network=network)
         return
-    scheduler = dask.config.get("scheduler", None) or "threads"
+    scheduler, pool = _configured()
     if scheduler in ("sync", "synchronous", "single-threaded"):
         yield _Here()
     elif isinstance(scheduler, Executor) and not _is_own(scheduler):
         yield _Pool(scheduler, getattr(scheduler, "_max_workers", LOCAL_WORKERS))
     elif isinstance(scheduler, Executor) or scheduler in ("threads", "threading", "dask.distributed", "distributed"):
-        with _closing(ThreadPoolExecutor(threads, "geolabel")) as executor:
-            yield _Pool(executor, threads)
+        if isinstance(pool, Executor) and not _is_own(pool):
+            yield _Pool(pool, getattr(pool, "_max_workers", threads))
+            return
+        count = int(dask.config.get("num_workers", None) or threads)
+        with _closing(ThreadPoolExecutor(count, "geolabel")) as executor:
+            yield _Pool(executor, count)
     elif scheduler in ("processes", "multiprocessing"):
         count = int(dask.config.get("num_workers", None) or os.cpu_count() or 1)
         try:
@@ -281,6 +288,17 @@ def _executor(network: bool, threads: int) -> Iterator[_TaskExecutor]:
             f"scheduler {scheduler!r}: geolabel works on synchronous, threads, processes, an executor or a "
             "distributed.Client; set one of these with dask.config.set(scheduler=...)"
         )
+
+
+def _configured() -> tuple[Any, Executor | None]:
+    """The scheduler that dask is configured for, by its name if it has one, and the pool that its threads come from."""
+    scheduler = dask.config.get("scheduler", None) or "threads"
+    if callable(scheduler):  # as dask.get and dask.threaded.get
+        scheduler = next((name for name, get in named_schedulers.items() if get is scheduler), scheduler)
+    pool = dask.config.get("pool", None)
+    if pool is not None and not isinstance(pool, Executor):
+        pool = MultiprocessingPoolExecutor(pool)  # type: ignore[no-untyped-call]
+    return scheduler, pool
 
 
 def _is_own(executor: Executor) -> bool:
