@@ -280,6 +280,13 @@ def test_an_unknown_scheduler_of_dask() -> None:
         list(executors.ordered(slowly, [1]))
 
 
+def test_a_worker_that_does_not_see_an_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executors.check_seen(Path(__file__))
+    monkeypatch.setattr(executors, "everywhere", lambda *_: {"tcp://a:1": True, "tcp://b:2": False})
+    with pytest.raises(ClusterError, match=f"tcp://b:2 does not see {tmp_path}: give a folder that all workers"):
+        executors.check_seen(tmp_path / "run.json")
+
+
 def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:
     from geolabel.io.store import Store
 

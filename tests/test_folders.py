@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import geopandas as gpd
@@ -21,7 +22,7 @@ from geolabel.datasets.chips import read_chips
 from geolabel.datasets.clusters import ClusterFile, save_clusters
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import OutputError
-from geolabel.folders import WORK, check_folder, making, replacing_folder, work_folder
+from geolabel.folders import WORK, check_folder, making, promise, replacing_folder, work_folder, written_elsewhere
 from geolabel.labels import LabelMap
 from geolabel.made import RECORD, Made
 from geolabel.outputs import saving
@@ -29,6 +30,26 @@ from geolabel.training.fit import Curves
 from geolabel.training.train import training_folder
 
 # Folders
+
+
+def test_what_workers_write_is_on_the_record_of_the_folder(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        with written_elsewhere(tmp_path), saving(tmp_path / name) as part:
+            part.write_text(name)
+
+    (tmp_path / "mine").write_text("a person's")
+    with making(tmp_path):
+        promise([tmp_path / "a", tmp_path / "b"])
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(write, "ab"))
+        with pytest.raises(OutputError, match="mine is not as geolabel wrote it"):
+            promise([tmp_path / "mine"])
+    made = Made.read(tmp_path)
+    assert made is not None
+    assert (made.names, made.growing) == (["a", "b"], set())
+    assert made.owns("a")
+    (tmp_path / "a").write_text("changed")
+    assert Made.read(tmp_path).changed() == ["a"]  # type: ignore[union-attr]
 
 
 def contents(root: Path) -> dict[str, bytes]:

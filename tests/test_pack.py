@@ -117,6 +117,13 @@ def invoke(command, *arguments: object):
     return CliRunner().invoke(command, [str(a) for a in arguments])
 
 
+def test_options_of_runs_are_refused_beside_a_pack(tmp_path):
+    for option in (["--workers", "2"], ["--keep"]):
+        done = invoke(chips, "--pack", tmp_path / "p.zip", "--seeds", "3", *option)
+        assert done.exit_code == 2
+        assert "are for SCENE: leave them out of --pack" in " ".join(done.output.split())
+
+
 def test_the_command_packs(folders, tmp_path):
     done = invoke(chips, "--pack", tmp_path / "p.zip", "--data", folders[0], "--seeds", "1-2,5", "--exclude", "003",
                   "--exclude", "hill", "--json")  # fmt: skip

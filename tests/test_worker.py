@@ -47,6 +47,31 @@ def test_small_networks_and_those_of_onnx_runtime_alone_are_called_side_by_side(
     assert worker.calls_at_once(replace(BUNDLED, engine="onnx"), None) == count_cores()
 
 
+def test_threads_of_a_process_hold_where_a_plan_fixes_none() -> None:
+    try:
+        worker.use_threads(5)
+        assert worker.calls_at_once(BUNDLED, None) == 5
+        assert worker.calls_at_once(BUNDLED, 2) == 2
+    finally:
+        worker.use_threads(None)
+    assert worker.calls_at_once(BUNDLED, None) == torch.get_num_threads()
+
+
+def test_networks_of_one_call_are_entered_together_as_the_slowest_of_them() -> None:
+    large = replace(BUNDLED, source="vit_b")
+    entered = []
+
+    def call(_: int) -> None:
+        with worker.networks([BUNDLED, large], 3), worker.networks([], 3):
+            entered.append(threading.active_count())
+            assert len(entered) == 1
+            time.sleep(0.01)
+            entered.pop()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(call, range(6)))
+
+
 def test_as_many_are_in_a_small_network_as_there_are_threads_each_on_one() -> None:
     together = threading.Barrier(3, timeout=30)
 
