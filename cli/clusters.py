@@ -42,8 +42,7 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
     geolabel clusters show pseudo/ --out sheets/
     """
     from geolabel.folders import replacing_folder
-    from geolabel.labeling.cluster_names import followed
-    from geolabel.labeling.sheets import sample_regions, write_sheet
+    from geolabel.labeling.cluster_names import followed, sample_regions, write_sheet
 
     labels, content = _read(pseudo)
     found = content.clusters

@@ -18,8 +18,20 @@ from geolabel.datasets.clusters import ClusterFile, load_clusters, save_clusters
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
 from geolabel.engine import worker
 from geolabel.errors import OptionError, SceneError
-from geolabel.labeling.cluster_names import Tally, active, chip_masks, followed, tally
-from geolabel.labeling.sheets import COLUMNS, HEAD, LINE, SIDE, picture, sample_regions, write_sheet
+from geolabel.labeling.cluster_names import (
+    COLUMNS,
+    HEAD,
+    LINE,
+    SIDE,
+    Tally,
+    active,
+    chip_masks,
+    followed,
+    picture,
+    sample_regions,
+    tally,
+    write_sheet,
+)
 from geolabel.labels import IGNORE, LabelMap
 from geolabel.testing import FakeLocalizer
 

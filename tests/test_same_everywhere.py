@@ -272,7 +272,7 @@ def make_segment_maps(inputs: Path, folder: Path) -> None:
 
 
 def make_chips(inputs: Path, folder: Path) -> None:
-    with patch("geolabel.labeling.cut_chips.TASK_PIXELS", 2 * 64**2):
+    with patch("geolabel.labeling.cut_chips._TASK_PIXELS", 2 * 64**2):
         cut_chips(inputs / "scene.tif", inputs / "truth.tif", folder / "chips", size=64, overlap=16)
 
 

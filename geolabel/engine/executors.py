@@ -47,10 +47,10 @@ BESIDE_NETWORK = 2
 LOCAL_WORKERS = BESIDE_NETWORK + 1
 """Tasks at work at once in a process whose network lets in one at a time."""
 
-AHEAD = 4
+_AHEAD = 4
 """Tasks in flight per task at work: enough that no worker waits for the client, and few enough to be held."""
 
-RECOUNT = 64
+_RECOUNT = 64
 """Tasks after which the workers of a cluster are counted again; they may come and go."""
 
 GPU = "GPU"
@@ -60,7 +60,7 @@ GPU = "GPU"
 PATIENCE = "distributed.scheduler.no-workers-timeout"
 """What dask calls the time that tasks wait for a worker to come. It has no end unless one is set."""
 
-NOBODY = (
+_NOBODY = (
     "no worker is left, and none came in the time that the scheduler waits for one: see why they ended, start others, "
     "and the same command resumes"
 )
@@ -90,7 +90,7 @@ def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = F
             while flying:
                 yield _result(flying.popleft(), done)
                 done += 1
-                room = executor.width() - len(flying) if done % RECOUNT == 0 else 1
+                room = executor.width() - len(flying) if done % _RECOUNT == 0 else 1
                 flying.extend(executor.submit(task, item) for item in islice(remaining, max(0, room)))
         finally:
             for future in flying:
@@ -210,7 +210,7 @@ class _Pool:
     workers: int
 
     def width(self) -> int:
-        return self.workers * AHEAD
+        return self.workers * _AHEAD
 
     def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
         return self.executor.submit(function, item)
@@ -243,7 +243,7 @@ class _Cluster:
     def width(self) -> int:
         with _explained():
             threads = sum(int(worker["nthreads"]) for worker in self._workers() if self.wanted(worker))
-        return AHEAD * max(1, threads)
+        return _AHEAD * max(1, threads)
 
     def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
         with _explained():
@@ -338,7 +338,7 @@ def _await_workers(client: Any) -> None:
         try:
             client.wait_for_workers(1, timeout=dask.config.get(PATIENCE, None))
         except TimeoutError as error:
-            raise ClusterError(NOBODY) from error
+            raise ClusterError(_NOBODY) from error
 
 
 def _workers(client: Any) -> dict[str, dict[str, Any]]:
@@ -375,7 +375,7 @@ class _Shared(Generic[T, R]):
 _known: OrderedDict[str, _Shared[Any, Any]] = OrderedDict()
 _knowing = threading.Lock()
 
-KNOWN = 8
+_KNOWN = 8
 """Functions that a process keeps: those of one run's passes."""
 
 
@@ -383,7 +383,7 @@ def _recall(function: Callable[[T], R], token: str) -> _Shared[T, R]:
     with _knowing:
         shared = _known.setdefault(token, _Shared(function, token))
         _known.move_to_end(token)
-        while len(_known) > KNOWN:
+        while len(_known) > _KNOWN:
             _known.popitem(last=False)
     return shared
 
@@ -418,7 +418,7 @@ def _explained(number: int = 0) -> Iterator[None]:
                 "every worker that tried it died, most likely because memory ran out", number
             ) from error
         if type(error).__name__ in ("NoWorkerError", "NoValidWorkerError"):
-            raise ClusterError(NOBODY) from error
+            raise ClusterError(_NOBODY) from error
         if isinstance(error, CancelledError | AsyncCancelledError) or type(error).__module__.startswith("distributed"):
             raise ClusterError(
                 f"the scheduler is gone ({type(error).__name__}: {error}): start it again, and the same command resumes"

@@ -33,7 +33,7 @@ BEAT = 5.0
 MAX_BYTES = 1 << 16
 """Of a lock, which takes a few hundred."""
 
-MAX_PID = 1 << 31
+_MAX_PID = 1 << 31
 """Larger than any number of a process."""
 
 PATIENCE = 3
@@ -64,7 +64,7 @@ class Holder:
             found = cls(**values)
         except (ValueError, TypeError):
             return None
-        return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < MAX_PID else None
+        return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < _MAX_PID else None
 
     def dump(self) -> bytes:
         """As it is written."""

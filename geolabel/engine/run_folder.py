@@ -29,10 +29,10 @@ from geolabel.names import check_name
 
 log = logging.getLogger(__name__)
 
-UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 """What working on values raises that do not belong together, as those of damaged records may not."""
 
-REMOVING = "removing"
+_REMOVING = "removing"
 """Status of a run whose records are being deleted."""
 
 SUFFIX = ".run"
@@ -95,7 +95,7 @@ class Folder:
             If the folder holds something else and is not to be overwritten.
         """
         found = self._read()
-        if found is not None and found.status == REMOVING:
+        if found is not None and found.status == _REMOVING:
             self.store.remove()  # a run was killed while it cleared its folder away
         elif found is not None:
             differing = difference(found.key, key, allowed)
@@ -204,7 +204,7 @@ class Folder:
         state = self._read() if self._state is None else self._state
         if state is not None:
             with suppress(OutputError):  # a full disk has no room to say so
-                self._write(State(**vars(state) | {"status": REMOVING}))
+                self._write(State(**vars(state) | {"status": _REMOVING}))
         self._state = None
         self.store.remove()
         for name in (STOP, RUN):
@@ -255,7 +255,7 @@ def opened(
             raise KeyboardInterrupt(f"interrupted; {hint}") from error
         except BaseException as error:
             folder.give_up(error, hint)
-            if folder.resumed and isinstance(error, UNFIT):
+            if folder.resumed and isinstance(error, _UNFIT):
                 raise RunError(
                     f"{root} holds records of an earlier run, and resuming from them failed "
                     f"({type(error).__name__}: {error}); if they are damaged, --overwrite restarts"
@@ -311,7 +311,7 @@ def _interruptible(folder: Folder) -> Iterator[None]:
 BEGUN = -1
 """In the place of the size of an output that is being written; beside it is when that began."""
 
-SLACK_NS = 2_000_000_000
+_SLACK_NS = 2_000_000_000
 """File systems tell times to two seconds at worst."""
 
 
@@ -332,7 +332,7 @@ def written_by(root: str | Path) -> frozenset[Path]:
         with suppress(OSError, ValueError, TypeError, LookupError):  # what calls itself a name and a mark may be none
             size, changed = stamp(Path(name))
             # killed between the output's last byte and the word that it is whole
-            just_written = mark[0] == BEGUN and changed >= mark[1] - SLACK_NS
+            just_written = mark[0] == BEGUN and changed >= mark[1] - _SLACK_NS
             if just_written or [size, changed] == mark:
                 found.add(Path(name))
     return frozenset(found)

@@ -42,7 +42,7 @@ R = TypeVar("R")
 C = TypeVar("C")
 E = TypeVar("E", bound=Effort)
 
-TOO_LARGE = "give its process more memory, or set a smaller --batch, --tile-size or --block-size"
+_TOO_LARGE = "give its process more memory, or set a smaller --batch, --tile-size or --block-size"
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Recorded(Generic[R]):
     def _too_large(self, number: int, error: Exception) -> GeolabelError:
         return MemoryLimitError(
             f"memory ran out in task {number} of pass {self.step.step.name} on {_process()}{memory_wanted(error)}: "
-            f"{TOO_LARGE}"
+            f"{_TOO_LARGE}"
         )
 
 
@@ -233,7 +233,7 @@ class Work(Generic[C, E]):
                 done += 1
                 yield _result(outcome)
         except executors.TaskLostError as error:
-            raise ClusterError(f"{step.where(jobs[error.number])}: {error}; {TOO_LARGE}") from error
+            raise ClusterError(f"{step.where(jobs[error.number])}: {error}; {_TOO_LARGE}") from error
         if done < len(jobs):
             raise KeyboardInterrupt
 
@@ -250,7 +250,7 @@ def _result(outcome: Outcome[R]) -> R:
 
 # --- values as arrays ------------------------------------------------------------------------------------------------
 
-UNLIKE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, shapely.errors.ShapelyError)
+_UNLIKE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, shapely.errors.ShapelyError)
 """What taking a record apart raises that no run has written."""
 
 
@@ -319,7 +319,7 @@ def unpack(arrays: Mapping[str, AnyArray], kind: Any) -> Any:
 
     try:
         return build(parse_json(bytes(np.asarray(arrays["outline"], np.uint8))))
-    except UNLIKE as error:
+    except _UNLIKE as error:
         raise OutputError(f"a record is not as it was written: {error}") from error
 
 

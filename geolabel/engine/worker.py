@@ -24,7 +24,7 @@ BUNDLED = "bundled"
 STAND_IN = "stand-in"
 """Source of recipes that `geolabel.testing` makes, in whatever process they are wanted."""
 
-CACHE_MB = 128
+_CACHE_MB = 128
 """GDAL's cache in a worker process; ``GDAL_CACHEMAX`` in the worker's environment is respected."""
 
 _loading = threading.RLock()
@@ -168,7 +168,7 @@ def settle(number: int, *, gpus: int, local: bool, threads: int | None = None) -
         See `use_threads`.
     """
     use_threads(threads)
-    os.environ.setdefault("GDAL_CACHEMAX", str(CACHE_MB))
+    os.environ.setdefault("GDAL_CACHEMAX", str(_CACHE_MB))
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
     if local and threading.current_thread() is threading.main_thread():

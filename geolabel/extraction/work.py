@@ -23,7 +23,7 @@ from geolabel.io.store import Store
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 
-EFFORT = ("seconds", "pixels", "area_km2", "tasks", "tasks_kept", "peak_bytes")
+_EFFORT = ("seconds", "pixels", "area_km2", "tasks", "tasks_kept", "peak_bytes")
 """Fields that differ between runs that find the same."""
 
 
@@ -91,7 +91,7 @@ class Report(Effort):
 
     def counts(self) -> dict[str, Any]:
         """Plain values that the same run gives again: everything but the effort."""
-        return {name: value for name, value in vars(self).items() if name not in EFFORT}
+        return {name: value for name, value in vars(self).items() if name not in _EFFORT}
 
 
 Work: TypeAlias = tasks.Work[Run, Report]
@@ -124,7 +124,7 @@ def work_on(run: Run, report: Report, progress: Progress | None = None) -> Work:
     return tasks.Work(run, report, progress or Silent(), threads=run.plan.parameters.threads)
 
 
-def asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
+def _asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
     """Whether the localizer is asked: for prompts, or where prompts of its own are given again, for what it weighs.
 
     Activation floor and confidence hold for these as they did in the run that found them. They do not hold for what a
@@ -152,14 +152,14 @@ def under_way(
         What the records depend on beside the plan and the prompts, as plain values.
     """
     check_apart(targets.paths, plan.reader)
-    localized = asks_localizer(plan, [drawn])
+    localized = _asks_localizer(plan, [drawn])
     root = targets.root(run_folder.run_dir)
     key = None if root is None else run_key(plan, drawn, scene_key=run_folder.scene_key)
     if root is None or key is None:
         with in_scratch(plan, progress, localized=localized) as work:
             yield work
         return
-    with in_folder(root, key | dict(asked or {}), targets, run_folder) as folder:
+    with _in_folder(root, key | dict(asked or {}), targets, run_folder) as folder:
         yield work_on(Run(plan, folder.store, localized=localized), Report.of(plan.grid), progress).inside(folder)
 
 
@@ -192,19 +192,19 @@ def parts_under_way(
             scratch = stack.enter_context(TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True))
             store = Store(Path(scratch))
         else:
-            folder = stack.enter_context(in_folder(root, key, targets, run_folder))
+            folder = stack.enter_context(_in_folder(root, key, targets, run_folder))
             store = folder.store
         works = []
         for number, plan in enumerate(plans, 1):
             part = f"{number:04d}-"
-            run = Run(plan, replace(store, part=part), localized=asks_localizer(plan, drawn))
+            run = Run(plan, replace(store, part=part), localized=_asks_localizer(plan, drawn))
             work = work_on(run, report, Numbered(progress or Silent(), f"{number}/{len(plans)}"))
             works.append(work if folder is None else work.inside(folder, part))
         yield works
 
 
 @contextmanager
-def in_folder(
+def _in_folder(
     root: str | Path, key: Mapping[str, Any], targets: Outputs, run_folder: RunFolderOptions
 ) -> Iterator[Folder]:
     """The folder of a run; what the process keeps of its records is let go at the end."""

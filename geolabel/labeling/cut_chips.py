@@ -31,13 +31,13 @@ from geolabel.scene import Grid
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
 
-MIN_SHARE = 0.01
+_MIN_SHARE = 0.01
 """Share of a chip that a class must cover to label it; what is between none and this says nothing clear."""
 
-MIN_VALID = 0.5
+_MIN_VALID = 0.5
 """Share of a chip that has to be valid, and judged."""
 
-TASK_PIXELS = 1 << 21
+_TASK_PIXELS = 1 << 21
 """Of the windows of a task: 32 of 256 px."""
 
 
@@ -49,7 +49,7 @@ class ChipFolder:
     classes: tuple[str, ...]
     chips: int
     unclear: int
-    """Windows left out since a class covers less than `MIN_SHARE` of them, but something, or may do so."""
+    """Windows left out since a class covers less than `_MIN_SHARE` of them, but something, or may do so."""
     shown: tuple[int, ...]
     """How many chips show each class."""
 
@@ -127,7 +127,7 @@ def cut_chips(
         root = run_folder.run_dir or out.absolute().with_name(out.absolute().name + SUFFIX)
         cutter = ChipCutter(reader, grid, Stretch.from_sample(*reader.sample(), reading.stretch), truth)
         windows = list(truth.windows(size, overlap))
-        count = max(1, TASK_PIXELS // size**2)
+        count = max(1, _TASK_PIXELS // size**2)
         batches = [windows[k : k + count] for k in range(0, len(windows), count)]
         with opened(run_folder, root, key, overwrite=overwrite) as run:
             work = Work(_Cutting(cutter, run.store), Effort(), progress or Silent()).inside(run)
@@ -141,7 +141,7 @@ def cut_chips(
     if not rows:
         raise ChipError(f"no window of {size} px of {scene} is both valid and clear in {inventory}: give smaller chips")
     shown = tuple(int(n) for n in np.sum([shows for _, shows in rows], axis=0))
-    unclear = sum(batch.count(UNCLEAR) for batch in found)
+    unclear = sum(batch.count(_UNCLEAR) for batch in found)
     return ChipFolder(out, truth.classes, len(rows), unclear, shown)
 
 
@@ -160,11 +160,11 @@ def _run_key(reader: SceneReader, inventory: Path, reading: Reading, asked: dict
     return plain
 
 
-UNCLEAR = "unclear"
+_UNCLEAR = "unclear"
 """Of a window of which it is not clear which classes it shows."""
 
 Shows = tuple[bool, ...] | str | None
-"""Which classes a window shows; `UNCLEAR`; None where too little of it is valid or judged."""
+"""Which classes a window shows; `_UNCLEAR`; None where too little of it is valid or judged."""
 
 
 @dataclass(frozen=True)
@@ -189,17 +189,17 @@ class ChipCutter:
     def cut(self, window: Window, labels: tuple[bool, ...] | None) -> _Chip | None:
         """Image, mask and labels of a window; None where too little of it is valid or judged."""
         bands, valid = self.reader.read(window, self.grid)
-        if valid.mean() < MIN_VALID:
+        if valid.mean() < _MIN_VALID:
             return None
         mask = self.truth.mask(window)
         if mask is not None:
-            if (valid & (mask != IGNORE)).mean() < MIN_VALID:
+            if (valid & (mask != IGNORE)).mean() < _MIN_VALID:
                 return None
             mask[~valid] = IGNORE
             shares = [float((mask[valid] == number).mean()) for number in range(1, len(self.truth.classes) + 1)]
             # what nobody has judged may show a class as well: enough of it leaves unclear whether a class is there
             open_share = float((mask[valid] == IGNORE).mean())
-            clear = all(share >= MIN_SHARE or (share == 0 and open_share < MIN_SHARE) for share in shares)
+            clear = all(share >= _MIN_SHARE or (share == 0 and open_share < _MIN_SHARE) for share in shares)
             labels = tuple(share > 0 for share in shares) if clear else None
         return _Chip(self.stretch.apply(bands, valid), mask, labels)
 
@@ -219,7 +219,7 @@ def _cut(run: _Cutting, job: tuple[int, list[tuple[Window, tuple[bool, ...] | No
     found: list[Shows] = []
     for k, (window, labels) in enumerate(windows):
         chip = run.cutter.cut(window, labels)
-        found.append(None if chip is None else UNCLEAR if chip.shows is None else chip.shows)
+        found.append(None if chip is None else _UNCLEAR if chip.shows is None else chip.shows)
         if chip is not None and chip.shows is not None:
             arrays[f"rgb{k}"] = chip.rgb
             if chip.mask is not None:
@@ -265,7 +265,7 @@ def _write_batch(run: _Writing, job: tuple[int, list[tuple[int, Window]]]) -> No
     own.rmdir()
 
 
-WRITE = Pass("write", _write_batch, None)
+_WRITE = Pass("write", _write_batch, None)
 
 
 def _write(
@@ -289,7 +289,7 @@ def _write(
         rows += [(f"images/{writing.name(window)}.tif", shows) for _, window, shows in chips]
         if chips:
             jobs.append((number, [(k, window) for k, window, _ in chips]))
-    for _ in Work(writing, work.report, work.progress).each(WRITE, jobs):
+    for _ in Work(writing, work.report, work.progress).each(_WRITE, jobs):
         pass
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -25,7 +25,7 @@ from geolabel.prompters import GridPrompter
 from geolabel.tiles import TileGrid
 from geolabel.types import Int32Array, UInt8Array
 
-MAX_SEGMENTS = (1 << 16) - 1
+_MAX_SEGMENTS = (1 << 16) - 1
 """Maximum number of segments of a chip, which an image of 16 bits can number; more are left out."""
 
 
@@ -127,4 +127,4 @@ def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridProm
 
 def _write(path: Path, numbers: Int32Array) -> None:
     with saving(path) as part:
-        Image.fromarray(np.where(numbers <= MAX_SEGMENTS, numbers, 0).astype(np.uint16)).save(part)
+        Image.fromarray(np.where(numbers <= _MAX_SEGMENTS, numbers, 0).astype(np.uint16)).save(part)
