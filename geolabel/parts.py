@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -118,20 +118,19 @@ class NoMasks:
         return [Masks.none(*image.shape[:2]) for image in images]
 
 
-EVERYWHERE, NOTHING = "everywhere", "nothing"
-"""What a recipe names in place of a file when the localizer is `Everywhere`, after which a colon and its class may
-follow, or the segmenter `NoMasks`."""
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a part where it is needed. Recipes are small, hashable and pickle; networks stay out of tasks."""
+    """How to make a part where it is needed. Recipes are small, hashable and pickle; networks stay out of tasks.
 
-    role: str
+    Each kind of part has a record of its own below.
+    """
+
+    role: ClassVar[str]
     """``localizer`` or ``segmenter``."""
+
     source: str
     """``bundled``, the name of a published network, or the path of a weights file."""
-    sha256: str
+    sha256: str = ""
     """Of the weights file; checked when it is loaded."""
     device: str = "cpu"
     """A torch device."""
@@ -139,21 +138,76 @@ class Recipe:
     """``fp32`` or ``bf16``."""
     batch: int = 8
     """Images per forward call; the last batch is padded, since a network's last digits depend on the batch."""
-    selection: Selection = "best_iou"
-    """Which candidate mask answers a prompt; segmenters only."""
-    normalisation: Normalisation = "constant"
-    """What becomes activation 1; localizers only."""
-    filters: Filters | None = None
-    """Makes a segmenter answer with every candidate that passes; see `models.everything`."""
-    features: bool = False
-    """Whether such a segmenter's masks come with features."""
-    clusters: ClusterChoice | None = None
-    """Of these features, the only ones that are answers; segmenters only."""
-    architecture: str = ""
-    """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
-    grounding: Grounding | None = None
-    """What a diffusion network is asked; the source is then the folder of its model. Localizers only."""
     engine: str = "torch"
     """``torch``, or ``onnx`` for ONNX Runtime, on a CPU in fp32."""
     graphs: tuple[str, ...] = ()
     """SHA-256 of the files of graphs that ONNX Runtime reads beside the weights; checked when they are loaded."""
+
+
+@dataclass(frozen=True)
+class LocalizerRecipe(Recipe):
+    """A network of class activation maps, or a student, whose maps are scores; its file says which."""
+
+    role = "localizer"
+
+    normalisation: Normalisation = "constant"
+    """What becomes activation 1."""
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe(Recipe):
+    """A diffusion network that is told the classes in words; the source is the folder of its model."""
+
+    role = "localizer"
+
+    grounding: Grounding = field(kw_only=True)
+    """What it is asked."""
+
+
+@dataclass(frozen=True)
+class EverywhereRecipe(Recipe):
+    """`Everywhere`."""
+
+    role = "localizer"
+
+    source: str = "everywhere"
+    classes: tuple[str, ...] = Everywhere.classes
+
+
+@dataclass(frozen=True)
+class SegmenterRecipe(Recipe):
+    """A segmenter that answers a prompt with one mask."""
+
+    role = "segmenter"
+
+    selection: Selection = "best_iou"
+    """Which candidate mask answers a prompt."""
+    architecture: str = ""
+    """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
+
+    def everything(
+        self, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None
+    ) -> EverythingRecipe:
+        """The same network, which answers with everything that passes `filters`."""
+        chosen = {"filters": filters, "features": features, "clusters": clusters}
+        return EverythingRecipe(**{**vars(self), **chosen})
+
+
+@dataclass(frozen=True)
+class EverythingRecipe(SegmenterRecipe):
+    """A segmenter that answers with every candidate that passes; see `models.everything`."""
+
+    filters: Filters = field(default_factory=Filters)
+    features: bool = False
+    """Whether masks come with features."""
+    clusters: ClusterChoice | None = None
+    """Of these features, the only ones that are answers."""
+
+
+@dataclass(frozen=True)
+class NoSegmenterRecipe(Recipe):
+    """`NoMasks`."""
+
+    role = "segmenter"
+
+    source: str = "nothing"

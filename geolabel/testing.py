@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from geolabel.activation import Activation
 from geolabel.masks import FULL, Masks
-from geolabel.parts import Localizer, Recipe, Segmenter
+from geolabel.parts import Localizer, LocalizerRecipe, Recipe, Segmenter, SegmenterRecipe
 from geolabel.prompts import FOREGROUND, Prompts
 from geolabel.scene import Grid
 from geolabel.types import BoolArray, Float32Array, UInt8Array
@@ -107,7 +107,7 @@ class FakeSegmenter:
 DIFFUSION_WORDS = ("photo", "of", "a", "an", "landslide", "mud|slide", "airplane", "storage", "tank")
 """What the tokenizer of `write_diffusion` knows unless told otherwise."""
 
-RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=1), Recipe("segmenter", "stand-in", "0" * 64, batch=1)
+RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=1), SegmenterRecipe("stand-in", "0" * 64, batch=1)
 """Recipes of stand-ins, for runs whose tasks go to other processes."""
 
 

@@ -44,7 +44,7 @@ from geolabel.io.write.vectors import read_aoi, read_prompts, write_inventory
 from geolabel.models import loading
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build
-from geolabel.parts import Recipe
+from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES
@@ -276,13 +276,13 @@ def change_safetensors(data: bytes, dice: random.Random) -> bytes:
 
 
 def read_safetensors(path: Path, dice: random.Random) -> None:
-    role = "localizer" if path.name.startswith("localizer") else "segmenter"
+    kind = LocalizerRecipe if path.name.startswith("localizer") else SegmenterRecipe
     loading.describe(path)
-    part = loading.load(Recipe(role, str(path), loading.sha256(path), batch=1))
+    part = loading.load(kind(str(path), loading.sha256(path), batch=1))
     if part.window > 512:
         return
     image = np.moveaxis(picture("uint8"), 0, 2)[: min(64, part.window), : min(64, part.window)]
-    part([image]) if role == "localizer" else part([image], [Prompts.build(boxes=np.asarray([[4.0, 4, 30, 20]]))])
+    part([image]) if kind.role == "localizer" else part([image], [Prompts.build(boxes=np.asarray([[4.0, 4, 30, 20]]))])
 
 
 def extract_into(folder: Path, scene: Path) -> bytes:

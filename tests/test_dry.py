@@ -13,10 +13,10 @@ from geolabel.extraction.estimate import TORCH_BYTES, estimate
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.request import Networks, Reading, prepare
 from geolabel.io.read.scenes import SceneReader
-from geolabel.parts import Recipe
+from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
-RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=2), Recipe("segmenter", "stand-in", "0" * 64)
+RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=2), SegmenterRecipe("stand-in", "0" * 64)
 
 
 @pytest.fixture

@@ -30,14 +30,14 @@ from geolabel.extraction.request import Networks
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.write.vectors import read_prompts
 from geolabel.masks import Masks
-from geolabel.parts import Recipe
+from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.prompts import Prompts
 from geolabel.testing import FakeLocalizer
 from geolabel.types import UInt8Array
 from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
-RECIPES = Recipe("localizer", "stand-in", "0" * 64, batch=4), Recipe("segmenter", "stand-in", "0" * 64)
+RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=4), SegmenterRecipe("stand-in", "0" * 64)
 
 
 @dataclass(frozen=True)

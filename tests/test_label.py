@@ -18,7 +18,7 @@ from geolabel.labelers import UnionLabeler
 from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import LabelMap
 from geolabel.methods import METHODS, Method
-from geolabel.parts import Recipe
+from geolabel.parts import SegmenterRecipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
@@ -86,7 +86,7 @@ class Settings:
 
 
 def test_provenance_is_plain_and_changes_with_everything(chips: ImageFolder) -> None:
-    recipe = Recipe("segmenter", "bundled", "0" * 64)
+    recipe = SegmenterRecipe("bundled", "0" * 64)
     facts = label_provenance("test", Settings(), [recipe], chips)
     assert facts["settings"] == {"threshold": 0.5, "model": "a.json"}
     assert facts["networks"]["segmenter"]["source"] == "bundled"

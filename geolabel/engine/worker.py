@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
-from geolabel.parts import Localizer, Recipe, Segmenter
+from geolabel.parts import EverythingRecipe, Localizer, Recipe, Segmenter
 
 P = TypeVar("P")
 
@@ -74,7 +74,7 @@ def _load(recipe: Recipe) -> Localizer | Segmenter:
 
 def is_small(recipe: Recipe) -> bool:
     """Whether a network's features take little memory and its layers little time: that of those in the package."""
-    return recipe.source == BUNDLED and recipe.filters is None
+    return recipe.source == BUNDLED and not isinstance(recipe, EverythingRecipe)
 
 
 def calls_at_once(recipe: Recipe, threads: int | None) -> int:

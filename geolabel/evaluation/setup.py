@@ -16,7 +16,7 @@ from geolabel.evaluation.examples import Example, Examples, Split
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
 from geolabel.models import loading
-from geolabel.parts import Localizer, Recipe, Segmenter
+from geolabel.parts import Localizer, LocalizerRecipe, Segmenter, SegmenterRecipe
 
 SCENES = 20
 """Synthetic scenes of a split."""
@@ -75,7 +75,7 @@ class Bench:
     progress: Progress = field(default_factory=Silent)
 
     @cached_property
-    def recipes(self) -> tuple[Recipe, Recipe]:
+    def recipes(self) -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Of the localizer and the segmenter."""
         return self.networks.recipes()
 

@@ -225,7 +225,7 @@ class Study:
     def _everything(self) -> Figures:
         """What a grid of points finds: how many masks, all of them together, and the best of each chip by its mask."""
         _, recipe = self.networks.recipes()
-        segmenter = worker.segmenter(replace(recipe, filters=usual_filters(recipe.source)))
+        segmenter = worker.segmenter(recipe.everything(usual_filters(recipe.source)))
         means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
         pixels = np.zeros(2, np.int64)
         for chip in self._shown():

@@ -17,7 +17,7 @@ from geolabel.extraction.segment import ask_everywhere
 from geolabel.extraction.work import Work
 from geolabel.io.downloads import sha256
 from geolabel.masks import Selection
-from geolabel.parts import EVERYWHERE, Recipe
+from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 
@@ -43,7 +43,7 @@ class ClusteredNetworks(Networks):
             raise OptionError("--method alps finds clusters that have a name: give --clusters FILE")
         return cls(**vars(networks), clusters=clusters, class_name=class_name)
 
-    def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
+    def recipes(self, selection: Selection = "best_iou") -> tuple[EverywhereRecipe, EverythingRecipe]:  # type: ignore[override]
         """Recipes of a localizer that sees the class everywhere, and of a segmenter that leaves out all others.
 
         Raises
@@ -60,8 +60,8 @@ class ClusteredNetworks(Networks):
         content.check(segmenter)
         choice = ClusterChoice(str(path), sha256(path), self.class_name)
         return (
-            Recipe("localizer", f"{EVERYWHERE}:{self.class_name}", ""),
-            replace(segmenter, filters=content.source.filters, features=True, clusters=choice),
+            EverywhereRecipe(classes=(self.class_name,)),
+            segmenter.everything(content.source.filters, features=True, clusters=choice),
         )
 
 
@@ -77,6 +77,7 @@ def find_clustered(work: Work) -> tuple[Prompts, list[MaskTable]]:
 
 def points_asked(plan: Plan) -> int:
     """Points along each side of the grid in every tile."""
+    assert isinstance(plan.segmenter, EverythingRecipe)
     choice = plan.segmenter.clusters
     assert choice is not None
     return load_clusters(Path(choice.path)).source.points_per_side

@@ -11,6 +11,7 @@ from geolabel.engine import executors, worker
 from geolabel.extraction.clustered import points_asked
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.scene_groups import Survey
+from geolabel.parts import EverythingRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.tiles import Window
@@ -44,7 +45,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     image = _read(plan, tile)
     locate, segment = worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)
     asked = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
-    if plan.segmenter.clusters is not None:
+    if isinstance(plan.segmenter, EverythingRecipe) and plan.segmenter.clusters is not None:
         asked = GridPrompter(points_asked(plan)).over(tile.height, tile.width)
     threads = plan.parameters.threads
     calls = {recipe: worker.calls_at_once(recipe, threads) for recipe in (plan.localizer, plan.segmenter)}

@@ -22,6 +22,7 @@ from geolabel.extraction.source_scenes import seen_in
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.extraction.windows import assign, clip_to_tiles, oversized
 from geolabel.extraction.work import Work
+from geolabel.parts import EverythingRecipe
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans, join, largest
@@ -41,7 +42,8 @@ def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFr
     if work.run.plan.dense:
         dense.merge(work)
         return tiles, Prompts.build(), []
-    if work.run.plan.segmenter.clusters is not None:
+    segmenter = work.run.plan.segmenter
+    if isinstance(segmenter, EverythingRecipe) and segmenter.clusters is not None:
         prompts, masks = find_clustered(work)
         merge(work, masks)
         return tiles, prompts, masks

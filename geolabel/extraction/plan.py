@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from geolabel.errors import OptionError, VectorError
 from geolabel.masks import Selection
-from geolabel.parts import EVERYWHERE, Recipe
+from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import SAME_GSD, Grid
 from geolabel.tiles import BlockGrid, TileGrid, Window
@@ -132,7 +132,7 @@ class Plan:
     @property
     def localized(self) -> bool:
         """Whether there is a localizer to ask where the classes are likely."""
-        return self.localizer.source.partition(":")[0] != EVERYWHERE
+        return not isinstance(self.localizer, EverywhereRecipe)
 
     @property
     def dense(self) -> bool:
@@ -234,7 +234,7 @@ def make_plan(
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
     # convolutions see tiles of any size, a diffusion network none larger than its own
-    smaller = min(tile, LOCALIZER_TILE if localizer.grounding is None else locate.window)
+    smaller = min(tile, locate.window if isinstance(localizer, DiffusionRecipe) else LOCALIZER_TILE)
     # before a pixel is read: a header may claim more than can be worked on
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)

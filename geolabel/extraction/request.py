@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.plan import DENSE, LOCALIZER_TILE, Parameters, Plan, make_plan
 from geolabel.masks import Filters, Selection
-from geolabel.parts import NOTHING, Recipe
+from geolabel.parts import LocalizerRecipe, NoSegmenterRecipe, Recipe, SegmenterRecipe
 
 if TYPE_CHECKING:
     from geolabel.io.read.arrays import Labelled
@@ -88,24 +88,27 @@ class Networks:
     batch: int | None = None
     """Images per network call; None for 1 on the CPU and 8 on a GPU."""
 
-    def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
+    def recipes(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Recipes of the localizer and the segmenter."""
         from geolabel.models import loading
 
         # Decided where the networks will run: the client of a cluster may have no GPU.
         device, precision = _device_and_precision(self.device, self.precision)
         batch = loading.default_batch(device) if self.batch is None else self.batch
-        recipes = (
-            loading.recipe("localizer", self.localizer, device="cpu"),
-            loading.recipe("segmenter", self.sam, checkpoint=self.sam_checkpoint, selection=selection, device="cpu"),
-        )
         engine = "torch" if self.engine == "auto" else self.engine
-        localizer, segmenter = (
-            loading.with_engine(replace(r, device=device, precision=precision, batch=batch), engine) for r in recipes
+        localizer = loading.recipe("localizer", self.localizer, device="cpu")
+        segmenter = loading.recipe(
+            "segmenter", self.sam, checkpoint=self.sam_checkpoint, selection=selection, device="cpu"
         )
-        return localizer, segmenter
+        assert isinstance(localizer, LocalizerRecipe)
+        assert isinstance(segmenter, SegmenterRecipe)
+        where: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
+        return (
+            loading.with_engine(replace(localizer, **where), engine),
+            loading.with_engine(replace(segmenter, **where), engine),
+        )
 
-    def recipes_for(self, method: str, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
+    def recipes_for(self, method: str, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Recipes for a method, whose localizer has to be trained for it.
 
         Raises
@@ -177,11 +180,13 @@ class Networks:
                 raise WeightsError(f"{self.student} holds a {kind}, not a student: give it with --{kind}")
             networks: Networks = replace(self, localizer=str(self.student), student=None)
             return networks.recipes_of(parameters)
+        localizer: Recipe
+        segmenter: Recipe
         localizer, segmenter = self.recipes_for(parameters.method, parameters.selection)
         if self.engine == "auto":
             localizer, segmenter = usual_engine(localizer), usual_engine(segmenter)
         if parameters.method in DENSE:
-            segmenter = Recipe("segmenter", NOTHING, "")
+            segmenter = NoSegmenterRecipe()
         return localizer, segmenter
 
 

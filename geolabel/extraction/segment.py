@@ -30,7 +30,7 @@ from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.read.review import Carried
 from geolabel.io.write.vectors import SEGMENT_COLUMNS, write_segments
 from geolabel.masks import Filters, Selection
-from geolabel.parts import EVERYWHERE, Recipe
+from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.types import Int64Array
 
@@ -86,11 +86,11 @@ class AskedEverywhere(Networks):
         """The same segmenter, asked about everything."""
         return cls(**vars(networks), everything=everything, features=features)
 
-    def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
+    def recipes(self, selection: Selection = "best_iou") -> tuple[EverywhereRecipe, EverythingRecipe]:  # type: ignore[override]
         """Recipes of `Everywhere` and of a segmenter in everything mode."""
         _, segmenter = super().recipes(selection)
         filters = self.everything.filters(segmenter.source)
-        return Recipe("localizer", EVERYWHERE, ""), replace(segmenter, filters=filters, features=self.features)
+        return EverywhereRecipe(), segmenter.everything(filters, features=self.features)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from geolabel.errors import OptionError
 from geolabel.extraction.request import Networks
 from geolabel.masks import Selection
 from geolabel.models import diffusion_files
-from geolabel.parts import Recipe
+from geolabel.parts import Recipe, SegmenterRecipe
 
 DEFAULTS: dict[str, Any] = {"activation_threshold": 102, "selection": "overlap"}
 """Parameters that the method has instead of the usual ones: 102 of 255 is `geolabel.concepts.GAMMA`."""
@@ -31,7 +31,7 @@ class GroundedNetworks(Networks):
         diffusion_files.require_diffusion()  # before a segmenter is downloaded
         return cls(**vars(networks), diffusion=source, grounding=grounding)
 
-    def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, Recipe]:
+    def recipes(self, selection: Selection = "best_iou") -> tuple[Recipe, SegmenterRecipe]:  # type: ignore[override]
         """Recipes of the diffusion network and of the segmenter.
 
         Raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from geolabel.folders import promise, written_elsewhere
 from geolabel.labels import smallest_wins
 from geolabel.masks import Filters
 from geolabel.outputs import saving
-from geolabel.parts import Recipe, Segmenter
+from geolabel.parts import EverythingRecipe, Segmenter, SegmenterRecipe
 from geolabel.pictures import open_picture
 from geolabel.prompters import GridPrompter
 from geolabel.tiles import TileGrid
@@ -52,7 +52,7 @@ class SegmentMaps:
 
 def segment_maps(
     chips: Chips,
-    recipe: Recipe,
+    recipe: SegmenterRecipe,
     folder: Path,
     *,
     filters: Filters,
@@ -79,7 +79,7 @@ def segment_maps(
     maps.folder.mkdir(parents=True, exist_ok=True)
     missing = [k for k in range(len(chips)) if not maps.path(k).is_file()]
     promise(maps.path(k) for k in missing)
-    asked = replace(recipe, filters=filters)
+    asked = recipe.everything(filters)
     work = Work(_Everything(maps, asked, GridPrompter(points_per_side)), Effort(), progress)
     for _ in work.each(SEGMENTS, missing, networks=[asked]) if missing else ():
         pass
@@ -91,7 +91,7 @@ class _Everything:
     """What the segmentation of one chip takes."""
 
     maps: SegmentMaps
-    segmenter: Recipe
+    segmenter: EverythingRecipe
     prompter: GridPrompter
 
 

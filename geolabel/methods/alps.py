@@ -34,7 +34,7 @@ from geolabel.labelers import ClusterLabeler
 from geolabel.labeling.label import label_images, label_provenance, label_within
 from geolabel.labeling.regions import RegionFolder
 from geolabel.labels import LabelMap
-from geolabel.parts import Everywhere, Recipe
+from geolabel.parts import EverythingRecipe, Everywhere
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import GridPrompter
 from geolabel.training.clusters import fit_clusters, predict_count, require_clustering
@@ -118,7 +118,7 @@ def label(
     return figures | dict(content.results)
 
 
-def source_of(settings: Settings, networks: Networks) -> tuple[Source, Recipe]:
+def source_of(settings: Settings, networks: Networks) -> tuple[Source, EverythingRecipe]:
     """What features will come from, and the segmenter that makes them."""
     asked = Everything(
         points_per_side=32 if settings.points_per_side is None else settings.points_per_side,
@@ -127,7 +127,6 @@ def source_of(settings: Settings, networks: Networks) -> tuple[Source, Recipe]:
     )
     _, recipe = AskedEverywhere.of(networks, asked, features=True).recipes()
     recipe = replace(recipe, batch=networks.batch or 1)  # images come one at a time
-    assert recipe.filters is not None
     source = Source(
         segmenter=recipe.sha256,
         tile=worker.segmenter(recipe).window,
@@ -166,7 +165,7 @@ def known_clusters(path: Path, settings: Settings, networks: Networks) -> Cluste
     return content
 
 
-def recipe_of(networks: Networks, content: ClusterFile) -> Recipe:
+def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
     """The segmenter whose features clusters were made of.
 
     Raises
@@ -184,7 +183,7 @@ class _Known:
     """Labels images with clusters that were made before: the method as a pipeline."""
 
     content: ClusterFile
-    recipe: Recipe
+    recipe: EverythingRecipe
 
     def __call__(self, _: str, image: UInt8Array) -> LabelMap:
         clusters, source = self.content.clusters, self.content.source

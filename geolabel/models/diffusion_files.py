@@ -22,7 +22,7 @@ from geolabel.io.downloads import offline, sha256
 from geolabel.io.foreign import in_words
 from geolabel.models.diffusion import DiffusionLocalizer, DiffusionNetworks
 from geolabel.models.refined import RefinedLocalizer
-from geolabel.parts import Localizer, Recipe
+from geolabel.parts import DiffusionRecipe, Localizer, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> Recipe:
+def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> DiffusionRecipe:
     """Decide how a diffusion network will be made, wherever that is; downloads it if need be.
 
     Parameters
@@ -163,12 +163,12 @@ def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> Recipe:
         If it cannot be had.
     """
     folder = locate(source)
-    return Recipe(
-        "localizer", str(folder), fingerprint(folder), like.device, like.precision, like.batch, grounding=grounding
+    return DiffusionRecipe(
+        str(folder), fingerprint(folder), like.device, like.precision, like.batch, grounding=grounding
     )
 
 
-def localizer(recipe: Recipe) -> Localizer:
+def localizer(recipe: DiffusionRecipe) -> Localizer:
     """Make the localizer that a recipe describes.
 
     Raises
@@ -178,7 +178,6 @@ def localizer(recipe: Recipe) -> Localizer:
     OptionError
         If it knows a word not, or not the time step.
     """
-    assert recipe.grounding is not None
     folder = Path(recipe.source)
     digest = fingerprint(folder)
     if digest != recipe.sha256:

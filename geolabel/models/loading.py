@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import platformdirs
 
@@ -22,13 +22,27 @@ from geolabel.io.downloads import download, offline, sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
 from geolabel.models.engines import Engine, graph_files
 from geolabel.parsing import parse_json
-from geolabel.parts import EVERYWHERE, NOTHING, Everywhere, Localizer, NoMasks, Recipe, Segmenter
+from geolabel.parts import (
+    DiffusionRecipe,
+    EverythingRecipe,
+    Everywhere,
+    EverywhereRecipe,
+    Localizer,
+    LocalizerRecipe,
+    NoMasks,
+    NoSegmenterRecipe,
+    Recipe,
+    Segmenter,
+    SegmenterRecipe,
+)
 
 if TYPE_CHECKING:
     from geolabel.models.checkpoint import NetworkInfo
     from geolabel.models.engines import MapNetwork, PromptedNetwork
 
 Role = Literal["localizer", "segmenter"]
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
@@ -184,7 +198,7 @@ def recipe(
     batch: int | None = None,
     selection: Selection = "best_iou",
     normalisation: Normalisation = "constant",
-) -> Recipe:
+) -> LocalizerRecipe | SegmenterRecipe:
     """Decide how a network will be made, wherever that is. Downloads it if it is a published one that is not here.
 
     Parameters
@@ -201,7 +215,7 @@ def recipe(
     batch
         Images per forward call; None for `default_batch`.
     selection, normalisation
-        See `parts.Recipe`.
+        See `parts.SegmenterRecipe` and `parts.LocalizerRecipe`; each is taken by its role alone.
 
     Raises
     ------
@@ -214,23 +228,22 @@ def recipe(
 
     device = resolve_device(device)
     source, digest, architecture = _source(role, name, checkpoint)
-    made = Recipe(
-        role=role,
-        source=source,
-        sha256=digest,
-        device=device,
-        precision=resolve_precision(precision, device),
-        batch=default_batch(device) if batch is None else batch,
-        selection=selection,
-        normalisation=normalisation,
-        architecture=architecture,
-        # who knows the activation chooses by it, among everything that the network answers
-        filters=EVERY_CANDIDATE if role == "segmenter" and selection == "overlap" else None,
-    )
-    return with_engine(made, engine)
+    made: dict[str, Any] = {
+        "source": source,
+        "sha256": digest,
+        "device": device,
+        "precision": resolve_precision(precision, device),
+        "batch": default_batch(device) if batch is None else batch,
+    }
+    if role == "localizer":
+        return with_engine(LocalizerRecipe(**made, normalisation=normalisation), engine)
+    made |= {"selection": selection, "architecture": architecture}
+    if selection == "overlap":  # who knows the activation chooses by it, among everything that the network answers
+        return with_engine(EverythingRecipe(**made, filters=EVERY_CANDIDATE), engine)
+    return with_engine(SegmenterRecipe(**made), engine)
 
 
-def with_engine(recipe: Recipe, engine: Engine) -> Recipe:
+def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
     """The same recipe for an engine; ONNX Runtime runs what has its graphs beside it, on a CPU.
 
     Raises
@@ -245,7 +258,7 @@ def with_engine(recipe: Recipe, engine: Engine) -> Recipe:
             f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
             f"{recipe.precision}: give --device cpu --precision fp32, or --engine torch"
         )
-    files = [] if recipe.grounding is not None else graph_files(file_of(recipe), recipe.role)
+    files = [] if isinstance(recipe, DiffusionRecipe) else graph_files(file_of(recipe), recipe.role)
     if not files or not all(file.is_file() for file in files):
         raise OptionError(
             f"engine onnx: there is no graph of the {recipe.role} {recipe.source} for ONNX Runtime: give --engine auto "
@@ -317,13 +330,13 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
         If its file is missing, has changed since the recipe was written, or is no such network.
     """
     keep_freed_memory()
-    if recipe.grounding is not None:
+    if isinstance(recipe, DiffusionRecipe):
         from geolabel.models import diffusion_files
 
         return diffusion_files.localizer(recipe)
-    if recipe.source.partition(":")[0] == EVERYWHERE:
-        return Everywhere((recipe.source.partition(":")[2],)) if ":" in recipe.source else Everywhere()
-    if recipe.source == NOTHING:
+    if isinstance(recipe, EverywhereRecipe):
+        return Everywhere(recipe.classes)
+    if isinstance(recipe, NoSegmenterRecipe):
         return NoMasks()
     path = file_of(recipe)
     expected = [(path, recipe.sha256)]
@@ -333,10 +346,13 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
         found = sha256(file)
         if found != digest:
             raise WeightsError(f"{file} has SHA-256 {found}, the run was planned with {digest}: plan it again")
-    return _localizer(recipe, path) if recipe.role == "localizer" else _segmenter(recipe, path)
+    if isinstance(recipe, SegmenterRecipe):
+        return _segmenter(recipe, path)
+    assert isinstance(recipe, LocalizerRecipe)
+    return _localizer(recipe, path)
 
 
-def _localizer(recipe: Recipe, path: Path) -> Localizer:
+def _localizer(recipe: LocalizerRecipe, path: Path) -> Localizer:
     from geolabel.models.cam import CamLocalizer
     from geolabel.models.checkpoint import read_info
 
@@ -374,9 +390,9 @@ def _student(recipe: Recipe, path: Path) -> Localizer:
     return DenseLocalizer(network, info, device=recipe.device, precision=recipe.precision, batch=recipe.batch)
 
 
-def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
+def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
     network, gsd_range = _prompted(recipe, path)
-    if recipe.filters is None:
+    if not isinstance(recipe, EverythingRecipe):
         from geolabel.models.sam import SamSegmenter
 
         return SamSegmenter(network, gsd_range=gsd_range, selection=recipe.selection)
@@ -392,7 +408,7 @@ def _segmenter(recipe: Recipe, path: Path) -> Segmenter:
     return everything if recipe.clusters is None else _of_clusters(everything, recipe.clusters)
 
 
-def _prompted(recipe: Recipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
+def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
     # The network of a segmenter's recipe as its engine runs it, and the gsd that it knows.
     if recipe.engine == "onnx":
         from geolabel.models.on_onnx import OnnxSam

@@ -27,7 +27,7 @@ from geolabel.models.checkpoints import load_own
 from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
-from geolabel.parts import Recipe
+from geolabel.parts import SegmenterRecipe
 from geolabel.prompters import PeakPrompter
 from geolabel.training.bundled import MEAN, STD
 from geolabel.training.cism import CismLosses, CismObjective
@@ -156,7 +156,7 @@ def train_localizer(
 class _Teacher:
     """The segmenter that S2C learns from."""
 
-    recipe: Recipe
+    recipe: SegmenterRecipe
     usual_confidence: float
     """Most that the threshold of its masks may be; see `Networks.usual_confidence`."""
     folder: Path
