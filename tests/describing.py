@@ -444,8 +444,7 @@ def read_scene(uri: str) -> Iterator[bytes]:
 
 
 def read_area(uri: str) -> Iterator[bytes]:
-    from geolabel.io.read.features import read_features, spatial_layers
-    from geolabel.io.write.vectors import read_aoi, read_prompts
+    from geolabel.io.read.features import read_aoi, read_features, read_prompts, spatial_layers
     from geolabel.scene import Grid
 
     crs = pyproj.CRS("EPSG:32648")

@@ -37,10 +37,11 @@ from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.polygonize import polygonize
+from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.store import SUFFIX, Store
 from geolabel.io.write.geopackage import read_provenance
-from geolabel.io.write.vectors import read_aoi, read_prompts, write_inventory
+from geolabel.io.write.vectors import write_inventory
 from geolabel.models import loading
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build

@@ -10,8 +10,7 @@ from affine import Affine
 from shapely import LineString, Point, box
 
 from geolabel.errors import VectorError
-from geolabel.io.read.features import read_features
-from geolabel.io.write.vectors import read_aoi
+from geolabel.io.read.features import read_aoi, read_features
 from geolabel.scene import Grid
 
 UTM = pyproj.CRS(32648)

@@ -27,8 +27,8 @@ from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.predict import run_predict
 from geolabel.extraction.request import Networks
+from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.write.vectors import read_prompts
 from geolabel.masks import Masks
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.prompts import Prompts

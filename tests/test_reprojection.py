@@ -14,8 +14,8 @@ from shapely import box
 from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.merge_overlaps import brought
 from geolabel.geodesy import measure
-from geolabel.io.read.features import in_crs
-from geolabel.io.write.vectors import read_aoi, write_layers
+from geolabel.io.read.features import in_crs, read_aoi
+from geolabel.io.write.vectors import write_layers
 from geolabel.polygons import Geometries
 from geolabel.reprojection import near, reproject, unwrapped
 from geolabel.scene import Grid

@@ -23,9 +23,10 @@ from shapely import MultiPoint, Point, Polygon, box
 
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
+from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.styles import style_of
 from geolabel.io.write.geopackage import read_provenance
-from geolabel.io.write.vectors import read_aoi, read_prompts, write_inventory
+from geolabel.io.write.vectors import SUFFIXES, write_inventory
 from geolabel.prompts import PADDING, Prompts
 from geolabel.scene import Grid
 
@@ -252,11 +253,47 @@ def test_provenance_is_json_in_the_metadata(tmp_path: Path):
         write_inventory(path, slides_on(GRID), None, None, {"loss": np.nan}, grid=GRID, overwrite=True)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["utm", "custom", "none"])
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path, name: str):
-    write(tmp_path / "a.gpkg", GRIDS[name])
-    write(tmp_path / "b.gpkg", GRIDS[name])
-    assert (tmp_path / "a.gpkg").read_bytes() == (tmp_path / "b.gpkg").read_bytes()
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, name: str, suffix: str):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / f"slides{suffix}", GRIDS[name])
+    one, other = ((tmp_path / folder / f"slides{suffix}").read_bytes() for folder in ("a", "b"))
+    assert one == other
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_a_flatgeobuf_holds_the_landslides_of_the_geopackage(tmp_path: Path, grid: Grid):
+    for name in ("slides.gpkg", "slides.fgb"):
+        write(tmp_path / name, grid)
+    one, other = (pyogrio.read_dataframe(tmp_path / name) for name in ("slides.gpkg", "slides.fgb"))
+    other = other.sort_values("id", ignore_index=True)  # it has the order of its spatial index
+    assert list(other.columns) == [*LANDSLIDE_COLUMNS, "geometry"]
+    assert other["event_date"].equals(one["event_date"].astype(other["event_date"].dtype))
+    for column in set(LANDSLIDE_COLUMNS) - {"event_date"}:
+        pd.testing.assert_series_equal(one[column], other[column])
+    assert shapely.equals_identical(one.geometry.to_numpy(), other.geometry.to_numpy()).all()
+    assert one.crs == other.crs
+
+
+def test_a_flatgeobuf_keeps_the_provenance_and_names_what_it_leaves_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write(tmp_path / "slides.fgb", GRID)
+    info = pyogrio.read_info(tmp_path / "slides.fgb")
+    assert json.loads(info["layer_metadata"]["provenance"]) == {"version": "1.0"}
+    assert [name for name, _ in pyogrio.list_layers(tmp_path / "slides.fgb")] == ["landslides"]
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "slides.fgb holds the layer landslides alone, without styles" in said
+    assert "left out: prompts (2), prompt_points (4), tiles (1): for these give a name that ends with .gpkg" in said
+
+
+def test_an_empty_flatgeobuf_has_its_columns(tmp_path: Path):
+    write(tmp_path / "slides.fgb", GRID, landslides=slides_on(GRID)[:0], prompts=None, tiles=None)
+    info = pyogrio.read_info(tmp_path / "slides.fgb")
+    assert info["features"] == 0
+    assert list(info["fields"]) == list(LANDSLIDE_COLUMNS)
 
 
 def test_one_file_without_write_ahead_log_and_with_indices(tmp_path: Path):
@@ -292,7 +329,11 @@ def test_a_file_is_replaced_only_when_asked_and_only_by_a_finished_one(tmp_path:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("slides.shp", r"has to end with \.gpkg"), ("nowhere/slides.gpkg", "does not exist"), ("f.gpkg", "is a folder")],
+    [
+        ("slides.shp", r"has to end with \.gpkg or \.fgb"),
+        ("nowhere/slides.gpkg", "does not exist"),
+        ("f.gpkg", "is a folder"),
+    ],
 )
 def test_places_that_cannot_be_written(tmp_path: Path, name: str, message: str):
     (tmp_path / "f.gpkg").mkdir()

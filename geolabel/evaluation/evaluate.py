@@ -18,10 +18,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.io.read.features import choose_layer, in_crs, layer_info, read_layer, read_polygons, spatial_layers
+from geolabel.io.read.features import (
+    choose_layer,
+    in_crs,
+    layer_info,
+    read_aoi,
+    read_layer,
+    read_polygons,
+    spatial_layers,
+)
 from geolabel.io.read.label_rasters import LabelRaster, grid_of, is_raster, is_unplaced
 from geolabel.io.write.rasterize import in_pixels, rasterize
-from geolabel.io.write.vectors import read_aoi
 from geolabel.labels import IGNORE
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.reprojection import near

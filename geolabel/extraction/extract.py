@@ -31,8 +31,8 @@ from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.reviewed import carried_over, combine
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Report, Work, under_way
+from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.io.write.vectors import read_prompts
 from geolabel.prompts import FRESH, Prompts
 from geolabel.types import AnyArray, Int64Array
 

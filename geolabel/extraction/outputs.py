@@ -25,8 +25,9 @@ from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.review import NOTHING, Carried, check_work
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.styles import REVIEW_STATES
+from geolabel.io.write import rasters, vectors
 from geolabel.io.write.rasterize import in_pixels, rasterize
-from geolabel.io.write.rasters import SUFFIXES, write_cog
+from geolabel.io.write.rasters import write_cog
 from geolabel.io.write.vectors import prompt_numbers, write_inventory
 from geolabel.masks import OUTSIDE
 from geolabel.models.confidence_files import confidence_of
@@ -90,7 +91,7 @@ class Targets:
             raise OptionError(f"--run-dir {root} is an output of this run: give another folder")
         sources = [source for source in inputs if isinstance(source, str | Path)]
         for path in paths:
-            suffixes = (".gpkg",) if path == targets.inventory else SUFFIXES
+            suffixes = vectors.SUFFIXES if path == targets.inventory else rasters.SUFFIXES
             check_target(path, overwrite=targets.may_replace(path), suffixes=suffixes, inputs=sources)
         if targets.inventory is not None:
             check_work(targets.inventory, carried)

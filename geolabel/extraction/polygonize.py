@@ -76,8 +76,7 @@ def polygonize(
     from geolabel.io.columns import LANDSLIDE_COLUMNS
     from geolabel.io.read.review import Carried, check_work
     from geolabel.io.styles import REVIEW_STATES
-    from geolabel.io.write.geopackage import SUFFIXES
-    from geolabel.io.write.vectors import write_inventory
+    from geolabel.io.write.vectors import SUFFIXES, write_inventory
 
     carried = Carried(discard=discard_review)
     if out is not None:

@@ -264,8 +264,8 @@ def prepare(
     GeolabelError
         See `geolabel.errors`.
     """
+    from geolabel.io.read.features import read_aoi
     from geolabel.io.read.headers import check_image
-    from geolabel.io.write.vectors import read_aoi
 
     reader = open_scene(*_source(scene), reading, event_date)
     check_image(reader.header)

@@ -283,7 +283,7 @@ def _plan_group(
     group: Sequence[Found], reading: Reading, recipes: tuple[Recipe, Recipe], parameters: Parameters
 ) -> Plan | None:
     """The plan of scenes on one grid; None where the area of interest misses them all."""
-    from geolabel.io.write.vectors import read_aoi
+    from geolabel.io.read.features import read_aoi
 
     crs = group[0].scene.grid.crs
     aoi = None if reading.aoi is None else read_aoi(reading.aoi, crs, reading.aoi_layer)

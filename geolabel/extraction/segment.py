@@ -27,8 +27,9 @@ from geolabel.extraction.plan import Parameters, Plan, task_size
 from geolabel.extraction.request import Networks, Reading, prepare, usual_filters
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.extraction.work import Report, Work, under_way
+from geolabel.io.columns import SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried
-from geolabel.io.write.vectors import SEGMENT_COLUMNS, write_segments
+from geolabel.io.write.vectors import write_segments
 from geolabel.masks import Filters, Selection
 from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter

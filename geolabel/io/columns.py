@@ -1,4 +1,7 @@
-"""The columns of the layers that geolabel writes: what they hold, what they are called in QGIS, and what they mean."""
+"""The columns of the layers that geolabel writes: one row a column, and all that is known of it.
+
+A new attribute of landslides is a row of `LANDSLIDES`, and the function that measures it.
+"""
 
 from __future__ import annotations
 
@@ -7,101 +10,138 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["int", "real", "text", "date", "datetime", "bool"]
-"""What a column of a GeoPackage holds."""
+"""Type of the values of a column."""
 
-LANDSLIDE_COLUMNS: dict[str, Kind] = {
-    "id": "int",
-    "class": "text",
-    "area_m2": "real",
-    "perimeter_m": "real",
-    "length_m": "real",
-    "width_m": "real",
-    "elongation": "real",
-    "lon": "real",
-    "lat": "real",
-    "confidence": "real",
-    "score_mean": "real",
-    "score_max": "real",
-    "predicted_iou": "real",
-    "stability": "real",
-    "activation_mean": "real",
-    "n_prompts": "int",
-    "prompts": "text",
-    "gsd_m": "real",
-    "source": "text",
-    "event_date": "date",
-    "status": "text",
-    "notes": "text",
-}
-"""Attributes of a landslide and their kinds, in the order of the file."""
+Page = Literal["Review", "Size", "Quality", "Origin"]
+"""Pages of the form in QGIS."""
 
-BOX_COLUMNS: dict[str, Kind] = {
-    "prompt": "int",
-    "landslides": "text",
-    "origin": "text",
-    "class": "text",
-    "score": "real",
-    "status": "text",
-}
+Merged = Literal["largest", "measured", "mean", "maximum", "sum", "numbers", "scenes", "shared"]
+"""What becomes of a value when polygons of several scenes are merged into one.
 
-POINT_COLUMNS: dict[str, Kind] = {
-    "prompt": "int",
-    "landslides": "text",
-    "label": "int",
-    "origin": "text",
-    "class": "text",
-    "score": "real",
-}
-"""A point repeats what is said of its prompt, which may have no box."""
-
-TILE_COLUMNS: dict[str, Kind] = {"tile": "int", "status": "text", "probability": "real", "message": "text"}
-
-DERIVED = frozenset({*LANDSLIDE_COLUMNS, "n_tiles"}) - {"class", "event_date", "status", "notes"}
-"""Columns of polygons that follow from the outline and the run. All others are for a person to fill in or to add."""
+``largest``: that of the largest polygon; ``measured``: measured again of the new outline; ``mean``: weighted by area;
+``maximum``; ``sum``; ``numbers``: all numbers of their lists, ascending; ``scenes``: all names of their lists;
+``shared``: the value if all share it, else null.
+"""
 
 
 @dataclass(frozen=True)
-class About:
-    """What a column is called, and what it means."""
+class Column:
+    """One column of a layer."""
 
+    name: str
+    kind: Kind
     alias: str
-    """With the unit."""
+    """What QGIS calls it, with the unit."""
     meaning: str
     decimals: int | None = None
     """Digits after the point that are worth reading; None for what has none."""
+    page: Page = "Origin"
+    merged: Merged = "largest"
+    edited: bool = False
+    """Whether a person fills it in; all others follow from the outline and the run."""
 
 
-ABOUT: Mapping[str, About] = {
-    "id": About("ID", "Number of the polygon; landslides and candidates are numbered together"),
-    "class": About("Class", "What it is"),
-    "area_m2": About("Area (m²)", "Area on the ellipsoid, without holes", 0),
-    "perimeter_m": About("Perimeter (m)", "Length of the outline on the ellipsoid, holes included", 1),
-    "length_m": About("Length (m)", "Longer side of the smallest rectangle around it, in any direction", 1),
-    "width_m": About("Width (m)", "Shorter side of the smallest rectangle around it, in any direction", 1),
-    "elongation": About("Length / width", "Length over width", 2),
-    "lon": About("Longitude (°)", "Longitude of a point inside it, degrees, in the datum of the scene", 6),
-    "lat": About("Latitude (°)", "Latitude of a point inside it, degrees, in the datum of the scene", 6),
-    "confidence": About("Confidence (0-1)", "Probability that at least half of it is landslide; null if unknown", 2),
-    "score_mean": About("Mean score (0-1)", "Mean score of its pixels; 0.5 is the edge that the segmenter draws", 2),
-    "score_max": About("Highest score (0-1)", "Highest score of its pixels", 2),
-    "predicted_iou": About("Predicted IoU (0-1)", "Quality that the segmenter predicts of its masks", 2),
-    "stability": About("Stability (0-1)", "How little its masks change with the threshold", 2),
-    "activation_mean": About("Mean activation (0-1)", "How strongly the localizer responds to its pixels", 2),
-    "n_prompts": About("Number of prompts", "Prompts that it was made from"),
-    "prompts": About("Prompts", "Numbers of the prompts that it was made from, a list in JSON"),
-    "gsd_m": About("Pixel size (m)", "Metres per pixel of the grid that was worked on", 3),
-    "source": About("Scene", "The scene that it was found in; of several, a list in JSON"),
-    "event_date": About("Date of the event", "Date of the event or the scene, if known"),
-    "status": About("Review", "unreviewed, accepted or rejected"),
-    "notes": About("Notes", "Remarks of the reviewer"),
-    "prompt": About("Prompt", "Number of the prompt; its box and its points share it"),
-    "landslides": About("Landslides", "Numbers of the landslides and candidates made from it, a list in JSON"),
-    "origin": About("Asked by", "localizer, or person for what was drawn or changed by hand"),
-    "score": About("Score (0-1)", "How sure the localizer was of the place", 2),
-    "label": About("Inside (1) or outside (0)", "1: the point is in the landslide; 0: it is not"),
-    "tile": About("Tile", "Number of the tile"),
-    "probability": About("Probability (0-1)", "Probability that the tile shows a landslide", 2),
-    "message": About("Message", "Why the tile could not be worked on"),
-    "n_tiles": About("Number of tiles", "Tiles that the segment was seen in"),
-}
-"""Of every column that geolabel writes."""
+LANDSLIDES = (
+    Column("id", "int", "ID", "Number of the polygon; landslides and candidates are numbered together", page="Review"),
+    Column("class", "text", "Class", "What it is", page="Review", edited=True),
+    Column("area_m2", "real", "Area (m²)", "Area on the ellipsoid, without holes", 0, "Size", "measured"),
+    Column(
+        "perimeter_m", "real", "Perimeter (m)", "Length of the outline on the ellipsoid, holes included",
+        1, "Size", "measured",
+    ),
+    Column(
+        "length_m", "real", "Length (m)", "Longer side of the smallest rectangle around it, in any direction",
+        1, "Size", "measured",
+    ),
+    Column(
+        "width_m", "real", "Width (m)", "Shorter side of the smallest rectangle around it, in any direction",
+        1, "Size", "measured",
+    ),
+    Column("elongation", "real", "Length / width", "Length over width", 2, "Size", "measured"),
+    Column(
+        "lon", "real", "Longitude (°)", "Longitude of a point inside it, degrees, in the datum of the scene",
+        6, "Size", "measured",
+    ),
+    Column(
+        "lat", "real", "Latitude (°)", "Latitude of a point inside it, degrees, in the datum of the scene",
+        6, "Size", "measured",
+    ),
+    Column(
+        "confidence", "real", "Confidence (0-1)", "Probability that at least half of it is landslide; null if unknown",
+        2, "Quality",
+    ),
+    Column(
+        "score_mean", "real", "Mean score (0-1)",
+        "Mean score of its pixels; 0.5 is the edge that the segmenter draws", 2, "Quality", "mean",
+    ),
+    Column("score_max", "real", "Highest score (0-1)", "Highest score of its pixels", 2, "Quality", "maximum"),
+    Column(
+        "predicted_iou", "real", "Predicted IoU (0-1)", "Quality that the segmenter predicts of its masks",
+        2, "Quality", "mean",
+    ),
+    Column(
+        "stability", "real", "Stability (0-1)", "How little its masks change with the threshold", 2, "Quality", "mean"
+    ),
+    Column(
+        "activation_mean", "real", "Mean activation (0-1)", "How strongly the localizer responds to its pixels",
+        2, "Quality", "mean",
+    ),
+    Column("n_prompts", "int", "Number of prompts", "Prompts that it was made from", merged="sum"),
+    Column(
+        "prompts", "text", "Prompts", "Numbers of the prompts that it was made from, a list in JSON", merged="numbers"
+    ),
+    Column("gsd_m", "real", "Pixel size (m)", "Metres per pixel of the grid that was worked on", 3),
+    Column(
+        "source", "text", "Scene", "The scene that it was found in; of several, a list in JSON", merged="scenes"
+    ),
+    Column(
+        "event_date", "date", "Date of the event", "Date of the event or the scene, if known", page="Review",
+        merged="shared", edited=True,
+    ),
+    Column("status", "text", "Review", "unreviewed, accepted or rejected", page="Review", edited=True),
+    Column("notes", "text", "Notes", "Remarks of the reviewer", page="Review", edited=True),
+)  # fmt: skip
+"""Attributes of a landslide, in the order of the file."""
+
+OTHERS = (
+    Column("n_tiles", "int", "Number of tiles", "Tiles that the segment was seen in"),
+    Column("prompt", "int", "Prompt", "Number of the prompt; its box and its points share it", page="Review",
+           edited=True),
+    Column("landslides", "text", "Landslides", "Numbers of the landslides and candidates made from it, a list in JSON"),
+    Column("origin", "text", "Asked by", "localizer, or person for what was drawn or changed by hand"),
+    Column("score", "real", "Score (0-1)", "How sure the localizer was of the place", 2, "Quality", edited=True),
+    Column("label", "int", "Inside (1) or outside (0)", "1: the point is in the landslide; 0: it is not", edited=True),
+    Column("tile", "int", "Tile", "Number of the tile"),
+    Column("probability", "real", "Probability (0-1)", "Probability that the tile shows a landslide", 2),
+    Column("message", "text", "Message", "Why the tile could not be worked on"),
+)  # fmt: skip
+"""Columns of segments, prompts and tiles that landslides lack."""
+
+COLUMNS: Mapping[str, Column] = {column.name: column for column in (*LANDSLIDES, *OTHERS)}
+"""Every column that geolabel writes, by its name."""
+
+
+def kinds(*names: str) -> dict[str, Kind]:
+    """Columns of a layer, in the order of the file, and their kinds."""
+    return {name: COLUMNS[name].kind for name in names}
+
+
+LANDSLIDE_COLUMNS = kinds(*(column.name for column in LANDSLIDES))
+
+MEASURED = tuple(column.name for column in LANDSLIDES if column.merged == "measured")
+"""Columns that are measured of an outline, see `geolabel.geodesy.Sizes`."""
+
+SEGMENT_COLUMNS = kinds("id", *MEASURED, "predicted_iou", "stability", "n_tiles", "gsd_m", "source")
+
+BOX_COLUMNS = kinds("prompt", "landslides", "origin", "class", "score", "status")
+
+POINT_COLUMNS = kinds("prompt", "landslides", "label", "origin", "class", "score")
+"""A point repeats what is said of its prompt, which may have no box."""
+
+TILE_COLUMNS = kinds("tile", "status", "probability", "message")
+
+TRUTH_COLUMNS = kinds("id", "area_m2")
+"""Of the landslides that a synthetic scene was made with."""
+
+DERIVED = frozenset(column.name for column in LANDSLIDES if not column.edited) | {"n_tiles"}
+"""Columns of polygons that follow from the outline and the run. All others are for a person to fill in or to add."""

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pandas as pd
 
-from geolabel.io.columns import ABOUT, DERIVED, Kind
+from geolabel.io.columns import COLUMNS, Kind, Page
 
 REVIEW_STATES = ("unreviewed", "accepted", "rejected")
 """What a reviewer can make of a landslide or a prompt; QGIS offers them as a list."""
@@ -30,12 +30,11 @@ GREEN, DARK, MIDDLE = "0,158,115", "30,30,30", "120,120,120"
 LIMITS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the classes that a share is shown in."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Review": ("id", "prompt", "status", "notes", "event_date", "class"),
-    "Size": ("area_m2", "perimeter_m", "length_m", "width_m", "elongation", "lon", "lat"),
-    "Quality": ("confidence", "score_mean", "score_max", "score", "predicted_iou", "stability", "activation_mean"),
-}
-"""Pages of the form, and the columns on them, as far as a layer has them; what is left is on a page of its own."""
+PAGES: tuple[Page, ...] = ("Review", "Size", "Quality", "Origin")
+"""Of the form, in their order."""
+
+REVIEW_FIRST = ("id", "prompt", "status", "notes", "event_date", "class")
+"""Order of the fields that a reviewer fills in, which is not that of the file."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _add_fields(root: ET.Element, columns: Mapping[str, Kind]) -> None:
     aliases, editable = ET.SubElement(root, "aliases"), ET.SubElement(root, "editable")
     defaults = ET.SubElement(root, "defaults")
     for number, name in enumerate(columns):
-        alias = ABOUT[name].alias if name in ABOUT else name
+        alias = COLUMNS[name].alias if name in COLUMNS else name
         ET.SubElement(aliases, "alias", index=str(number), field=name, name=alias)
         ET.SubElement(editable, "field", name=name, editable=str(int(not _is_fixed(name, columns))))
     if _is_reviewed(columns):
@@ -186,7 +185,7 @@ def _is_reviewed(columns: Mapping[str, Kind]) -> bool:
 
 def _is_fixed(name: str, columns: Mapping[str, Kind]) -> bool:
     """Whether a column follows from the run, so that the form shows it and takes no other value."""
-    return name in DERIVED or name in ("landslides", "origin") or "tile" in columns
+    return "tile" in columns or (name in COLUMNS and not COLUMNS[name].edited)
 
 
 def _widget(name: str, kind: Kind) -> str:
@@ -205,7 +204,7 @@ def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:
         shown = {"display_format": ("QString", form), "field_format": ("QString", form)}
         return shown | {"calendar_popup": ("bool", "true"), "allow_null": ("bool", "true")}
     if kind == "real":
-        decimals = ABOUT[name].decimals if name in ABOUT else None
+        decimals = COLUMNS[name].decimals if name in COLUMNS else None
         digits = {} if decimals is None else {"Precision": ("int", str(decimals))}
         limits = {"Min": ("double", "-1e15"), "Max": ("double", "1e15"), "Step": ("double", "0.1")}
         return digits | limits | {"AllowNull": ("bool", "true"), "Style": ("QString", "SpinBox")}
@@ -214,10 +213,10 @@ def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:
 
 def _add_form(root: ET.Element, columns: Mapping[str, Kind]) -> None:
     """Pages of the form, and the order of the table: what a reviewer fills in comes first."""
-    pages = {page: [name for name in names if name in columns] for page, names in GROUPS.items()}
-    pages["Review"] += [name for name in columns if name not in ABOUT]
-    placed = [name for names in pages.values() for name in names]
-    pages["Origin"] = [name for name in columns if name not in placed]
+    known = [name for name in columns if name in COLUMNS]
+    pages = {page: [name for name in known if COLUMNS[name].page == page] for page in PAGES}
+    pages["Review"].sort(key=REVIEW_FIRST.index)
+    pages["Review"] += [name for name in columns if name not in COLUMNS]
     ET.SubElement(root, "editorlayout").text = "tablayout"
     form = ET.SubElement(root, "attributeEditorForm")
     numbers = {name: str(number) for number, name in enumerate(columns)}

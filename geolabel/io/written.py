@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,9 +19,9 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from geolabel.io.databases import reading_database
 from geolabel.io.prompt_layers import ORIGINS
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.names import check_regular
 from geolabel.parsing import parse_json
 from geolabel.prompts import DRAWN, FOREGROUND, FRESH, LOCALIZER
 from geolabel.types import AnyArray, BoolArray, Int64Array
@@ -44,9 +43,6 @@ CREATE TABLE geolabel_written (
 INSERT = "INSERT INTO geolabel_written VALUES (?, ?, ?, ?, ?)"
 
 SELECT = "SELECT layer, key, outline, attributes, reviewed FROM geolabel_written"
-
-MOST_STEPS = 500_000_000
-"""Of SQLite's machine, to read a file."""
 
 SAME = 1e-9
 """Units of the CRS: coordinates that differ by less are the same."""
@@ -125,25 +121,10 @@ def add_written(connection: sqlite3.Connection, rows: Iterable[Written], highest
     connection.executemany(INSERT, [(HIGHEST, highest, None, "{}", 0), *sorted(values)])
 
 
-@contextmanager
-def read_only(path: str | Path) -> Iterator[sqlite3.Connection]:
-    """A GeoPackage that is open to be read with SQLite, what a write-ahead log beside it holds too.
-
-    What takes more than `MOST_STEPS` ends in an error: what calls itself a table may be a view that never ends.
-    """
-    try:
-        check_regular(path)
-    except OSError as error:
-        raise sqlite3.OperationalError(error.strerror) from error
-    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        connection.set_progress_handler(lambda: True, MOST_STEPS)
-        yield connection
-
-
 def read_written(path: str | Path) -> Record | None:
     """Read the table of a GeoPackage; None where there is none that can be read."""
     try:
-        with read_only(path) as connection:
+        with reading_database(path) as connection:
             kind = connection.execute("SELECT type FROM sqlite_master WHERE name = ?", (TABLE,)).fetchone()
             if kind != ("table",):
                 return None

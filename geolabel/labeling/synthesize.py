@@ -17,11 +17,11 @@ from rasterio.features import shapes
 import geolabel
 from geolabel.errors import OptionError, SceneError
 from geolabel.geodesy import measure
-from geolabel.io.columns import Kind
+from geolabel.io.columns import TRUTH_COLUMNS
 from geolabel.io.read.review import Carried, check_work
 from geolabel.io.styles import style_of
-from geolabel.io.write import geopackage, rasters
-from geolabel.io.write.geopackage import Layer, write_geopackage
+from geolabel.io.write import rasters, vectors
+from geolabel.io.write.geopackage import Layer, VectorFile
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.outputs import check_target, together
 from geolabel.polygons import Geometries
@@ -48,8 +48,6 @@ COLOURS = (
     (189, 0, 38),
 )
 """Red, green and blue of each of `CLASSES` in the raster's colour table."""
-
-LANDSLIDE_COLUMNS: dict[str, Kind] = {"id": "int", "area_m2": "real"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class SceneFiles:
         """
         for path in (self.scene, self.mask, self.classes, self.dem):
             check_target(path, overwrite=overwrite, suffixes=rasters.SUFFIXES)
-        check_target(self.truth, overwrite=overwrite, suffixes=geopackage.SUFFIXES)
+        check_target(self.truth, overwrite=overwrite, suffixes=vectors.SUFFIXES)
 
 
 def synthesize(
@@ -140,8 +138,8 @@ def synthesize(
     truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
     cover = dict(zip(CLASSES, COLOURS, strict=True))
     with together(*vars(files).values()):
-        layers = [_landslides(drawn.ids, grid)]
-        write_geopackage(files.truth, layers, crs, made, overwrite=overwrite, carried=carried)
+        truths = VectorFile([_landslides(drawn.ids, grid)], crs, made)
+        vectors.write_vectors(files.truth, truths, overwrite=overwrite, carried=carried)
         write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
         write_geotiff(files.classes, drawn.classes, grid, description="land cover", classes=cover, overwrite=overwrite)
         write_geotiff(files.dem, drawn.dem, grid, description="height", unit="m", overwrite=overwrite)
@@ -173,9 +171,9 @@ def _landslides(ids: Int32Array, grid: Grid) -> Layer:
     numbers, polygons = _outlines(ids, grid.transform)
     areas = measure(polygons, grid.crs).area_m2
     features = gpd.GeoDataFrame({"id": numbers, "area_m2": areas}, geometry=polygons, crs=grid.crs)
-    style = style_of("truth", features, LANDSLIDE_COLUMNS)
+    style = style_of("truth", features, TRUTH_COLUMNS)
     description = "Landslides as they were drawn, one row each"
-    return Layer("landslides", "MultiPolygon", description, LANDSLIDE_COLUMNS, features, style.qml(), key="id")
+    return Layer("landslides", "MultiPolygon", description, TRUTH_COLUMNS, features, style.qml(), key="id")
 
 
 def _outlines(ids: Int32Array, transform: Affine) -> tuple[list[int], Geometries]:

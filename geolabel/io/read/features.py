@@ -17,9 +17,12 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.io.foreign import in_words
+from geolabel.io.prompt_layers import asked_elsewhere, gather_prompts
 from geolabel.io.read.vector_files import vector_file
+from geolabel.io.written import PROMPT_LAYERS, mark_changes, read_written
 from geolabel.names import check_name
-from geolabel.reprojection import reproject, unwrapped
+from geolabel.prompts import Prompts
+from geolabel.reprojection import near, reproject, unwrapped
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray
 
@@ -260,3 +263,145 @@ def mended(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Polygons whose outlines cross themselves made valid, and those left out that enclose nothing."""
     valid = polygons.geometry.make_valid(method="structure", keep_collapsed=False)
     return polygons.set_geometry(valid)[~valid.is_empty].reset_index(drop=True)
+
+
+# --- what a person gives to a run ------------------------------------------------------------------------------------
+
+
+def read_prompts(
+    path: str | Path,
+    grid: Grid,
+    *,
+    classes: tuple[str, ...] = ("landslide",),
+    partly: bool = False,
+    others: frozenset[str] = frozenset(),
+) -> Prompts:
+    """Read the prompts that a person drew or corrected.
+
+    Any vector file of points and polygons will do, in any CRS. Of a file with the layers ``prompts`` or
+    ``prompt_points`` these are read, of another all layers. A polygon becomes its bounding box on the grid. Columns are
+    optional:
+
+    ``prompt``
+        Number of the object. A point joins the box of the same number; a point without a number joins the smallest box
+        that it lies in, else it is an object of its own. A box without a number, or with one that is taken, gets a new
+        one.
+    ``label``
+        Of a point: 1 inside the landslide (the default), 0 outside.
+    ``class``, ``score``
+        Name of the class, by default the first, and 0..1, by default 1.
+    ``status``
+        Of a box: what is ``rejected`` is left out, with its points.
+
+    Of a file that `geolabel.extract` wrote it is known which prompts are as they were written: these are the
+    localizer's, if it asked for them, and exactly those of that run if the grid is the same. All others are a person's.
+    A box that was deleted takes its points with it, if these were not moved.
+
+    Boxes are cut to the scene. What lies outside, and points labelled 0 whose object has nothing else, is left out with
+    a warning. Objects come in the order of their numbers.
+
+    Parameters
+    ----------
+    partly
+        Whether the grid is one of several: then nothing is wrong with prompts that lie outside it, even if all do.
+    others
+        Keys of the other grids of the run, see `geolabel.io.prompt_layers.grid_key`: what was asked on one of
+        these, and was not changed, is asked there.
+
+    Returns
+    -------
+    Prompts in pixels of `grid`, rounded to a millionth.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, holds other geometry, a column holds what it cannot, or all prompts lie outside.
+    """
+    names = spatial_layers(path)
+    ours = [name for name in names if name in PROMPT_LAYERS]
+    tables = {name: read_layer(path, name) for name in ours or names}
+    record, highest = read_written(path) if ours else None, -1
+    if record is not None:
+        written = record.of("prompts")
+        highest = max(written, default=-1)
+        marked = mark_changes(tables, written)
+        tables = {name: table[~asked_elsewhere(table, others)] for name, table in marked.items()}
+    layers = {f"layer {name} of {path}": in_crs(table, grid.crs, path) for name, table in tables.items()}
+    return gather_prompts(layers, grid, classes, partly=partly, highest=highest)
+
+
+def read_aoi(
+    path: str | Path, crs: pyproj.CRS | None, layer: str | None = None, *, grid: Grid | None = None
+) -> shapely.Geometry:
+    """Read the area of interest: all polygons of a layer as one, in the CRS of the scene.
+
+    Parameters
+    ----------
+    layer
+        None for the only one that holds polygons. What else it holds is left out with a warning.
+    grid
+        Of the scene, which the area has to meet; None where it need not.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, holds no area, has several layers of polygons of which none is named, or misses
+        the scene.
+    """
+    layer = choose_layer(path, layer, "--aoi-layer", polygons=True)
+    features, what = read_layer(path, layer, columns=()), f"layer {layer} of {path}"
+    kinds = features.geometry.geom_type
+    polygons = gpd.GeoDataFrame(geometry=polygon_parts(features.geometry.to_numpy()), crs=features.crs)
+    if not len(polygons):
+        held = f"holds {', '.join(sorted(set(kinds)))} alone" if len(kinds) else "is empty"
+        raise VectorError(f"{what} encloses no area, since it {held}: draw a polygon around the area")
+    other = int((~kinds.isin(["Polygon", "MultiPolygon"])).sum())
+    if other:
+        log.warning("%s: of %d features %d are no polygons, of which nothing else is used", what, len(kinds), other)
+    if grid is not None:
+        if features.crs is None and grid.crs is not None:
+            what = f"{what}, which has no CRS and is taken to be in {grid.crs.name},"
+        polygons = _around(polygons, grid, what)
+    try:
+        polygons = mended(in_crs(polygons, crs, path))
+        if grid is not None and len(polygons):
+            polygons = polygons.set_geometry(near(polygons.geometry.to_numpy(), crs, grid.outline))
+            check_meets(what, polygons, grid)
+        area = shapely.union_all(polygons.geometry.to_numpy())
+    except shapely.errors.ShapelyError as error:
+        raise VectorError(
+            f"the polygons of {what} cannot be put together ({in_words(error)}): mend them first"
+        ) from error
+    if area.is_empty or area.area == 0:
+        raise VectorError(f"{what} encloses no area: give a file with at least one polygon")
+    return area
+
+
+def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFrame:
+    """Polygons cut to the surroundings of a scene, in their own CRS: few can map a continent into a UTM zone.
+
+    Raises
+    ------
+    VectorError
+        If none is there.
+    """
+    own, crs = polygons.crs, grid.crs
+    if (
+        own is None
+        or crs is None
+        or own.equals(crs, ignore_axis_order=True)
+        or not (own.geodetic_crs and crs.geodetic_crs)
+    ):
+        return polygons
+    frame = in_crs(gpd.GeoDataFrame(geometry=[grid.outline], crs=crs), own, what).geometry[0]
+    boxes = [shapely.box(*part.bounds) for part in shapely.get_parts([frame])]
+    surroundings = shapely.union_all([box.buffer(box.length / 4, join_style="mitre") for box in boxes])
+    outlines = near(unwrapped(polygons.geometry.to_numpy(), own), own, frame)
+    valid = mended(gpd.GeoDataFrame(geometry=outlines, crs=own))
+    cut = polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
+    if len(valid) and not len(cut):
+        raise VectorError(
+            f"{what} misses the scene: in {own.name} it reaches over {span(valid.total_bounds)}, the scene over "
+            f"{span(frame.bounds)}; its CRS or its coordinates may be wrong"
+        )
+    return gpd.GeoDataFrame(geometry=cut, crs=own)

@@ -23,6 +23,7 @@ import pyproj
 
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
+from geolabel.io.databases import reading_database
 from geolabel.io.read.features import read_layer, spatial_layers
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import (
@@ -31,7 +32,6 @@ from geolabel.io.written import (
     Written,
     changed_prompts,
     plain,
-    read_only,
     read_written,
     same_outlines,
 )
@@ -45,7 +45,7 @@ OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", "segments")
 
 OWN_TABLES = ("layer_styles", "geolabel_written", "sqlite_sequence")
 
-MOST_NUMBER = 2**53
+MAX_NUMBER = 2**53
 """A number above is no ``id``: not every program could hold it."""
 
 
@@ -151,7 +151,7 @@ def _polygon_tables(path: Path, layers: tuple[str, ...]) -> dict[str, gpd.GeoDat
 def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] | None) -> pd.DataFrame:
     """The rows of a layer with `id` (null where it is none), `LAYER` that they belong to, and `WHY`."""
     ids = pd.to_numeric(table["id"], errors="coerce") if "id" in table else pd.Series(np.nan, table.index)
-    ids = ids.where((ids % 1 == 0) & (ids > 0) & (ids < MOST_NUMBER))
+    ids = ids.where((ids % 1 == 0) & (ids > 0) & (ids < MAX_NUMBER))
     was = [None if written is None or np.isnan(number) else written.get(int(number)) for number in ids]
     outlined = np.array([*(None if one is None else one.outline for one in was), None], object)[:-1]
     same = same_outlines(table.geometry.to_numpy(), outlined)
@@ -364,7 +364,7 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file() or path.suffix.lower() != ".gpkg":
         return False
     try:
-        with read_only(path) as connection:
+        with reading_database(path) as connection:
             found = {name for (name,) in connection.execute("SELECT table_name FROM gpkg_contents")}
             if not found & {*POLYGON_LAYERS}:
                 return False
@@ -377,7 +377,7 @@ def _is_ours(path: Path) -> bool:
 
 def _other_tables(path: Path) -> tuple[str, ...]:
     """Tables of a GeoPackage that neither geolabel, nor the standard, nor SQLite made."""
-    with read_only(path) as connection:
+    with reading_database(path) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     own = (*OWN_LAYERS, *OWN_TABLES)
     return tuple(sorted(n for n in names if n not in own and not n.startswith(("gpkg_", "rtree_", "sqlite_"))))

@@ -17,13 +17,14 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 from geolabel.errors import SceneError, VectorError
+from geolabel.io.databases import reading_database
 from geolabel.io.foreign import in_words
 from geolabel.io.read import files
 from geolabel.parsing import parse_json, parse_xml
@@ -49,9 +50,6 @@ PLAIN_TABLE = re.compile(
     re.IGNORECASE,
 )
 """How the tables, indexes, views and triggers of a GeoPackage begin in its schema, as SQLite writes it."""
-
-MAX_STEPS, STEPS = 100_000_000, 1_000_000
-"""Instructions of SQLite that all views of a file may take, and those after which they are counted: some seconds."""
 
 GEOMETRIES = {"Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection"}
 
@@ -173,7 +171,8 @@ def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> N
     """Refuse a database that reads other files, or that never ends.
 
     Of its tables those count that hold rows and those of a spatial index: the modules of virtual tables may read any
-    file, whatever its schema, which anyone can write, calls them. Views are run, within `MAX_STEPS`, if asked for.
+    file, whatever its schema, which anyone can write, calls them. Views are run, if asked for, within
+    `geolabel.io.databases.MAX_STEPS`.
 
     Raises
     ------
@@ -181,12 +180,11 @@ def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> N
         If it is such a database.
     """
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        with reading_database(path) as database:
             made = database.execute("SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
             for _, _, sql in made:
                 if not PLAIN_TABLE.match(str(sql)):
                     raise ValueError(f"it has a table that is read from elsewhere ({str(sql)[:80]!r}); {way_out}")
-            database.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
             for name, kind, _ in made:
                 if kind == "view" and views:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,27 +26,18 @@ import pyogrio
 import pyproj
 import shapely
 
-from geolabel.errors import OutputError
-from geolabel.io.columns import ABOUT, DERIVED, Kind
-from geolabel.io.foreign import in_words
-from geolabel.io.read.review import NOTHING, Carried, check_work
+from geolabel.io.columns import COLUMNS, DERIVED, Kind
+from geolabel.io.databases import reading_database
 from geolabel.io.written import Written, add_written, plain
-from geolabel.names import check_regular
-from geolabel.outputs import check_target, replacing
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import clean
-
-SUFFIXES = (".gpkg",)
 
 GEOMETRY = "geom"
 """Name of the geometry column; ``layer_styles`` has to repeat it or QGIS ignores the style."""
 
 VERSION = "1.3"
 """Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
-
-MOST_STEPS = 10_000_000
-"""Of SQLite's machine, to find the provenance: what calls itself a table may be a view that never ends."""
 
 TIME = "1970-01-01T00:00:00.000Z"
 
@@ -104,51 +96,48 @@ class Layer:
             raise ValueError(f"layer {self.name} takes no {other}: its features are of type {self.geometry_type}")
 
 
-def write_geopackage(
-    path: str | Path,
-    layers: Sequence[Layer],
-    crs: pyproj.CRS | None,
-    provenance: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    carried: Carried = NOTHING,
-    written: Sequence[Written] = (),
-    highest: int = 0,
-) -> None:
-    """Write layers, in order, with their styles, and `provenance` as JSON in ``gpkg_metadata``.
+@dataclass(frozen=True)
+class VectorFile:
+    """Everything that a file of layers is to hold; a format that cannot hold all of it names what it leaves out."""
 
-    Parameters
-    ----------
-    carried
-        What becomes of a person's work in a file that is replaced.
-    written
-        What else is to be recognised, beside the features of layers that have a key.
-    highest
-        Of the numbers that polygons have had in files that this one is made from.
+    layers: Sequence[Layer]
+    """In order, at least one."""
+    crs: pyproj.CRS | None
+    provenance: Mapping[str, Any]
+    """What the layers were made of and with; plain values that JSON knows."""
+    written: Sequence[Written] = ()
+    """What else is to be recognised in a review, beside the features of layers that have a key."""
+    highest: int = 0
+    """Of the numbers that polygons have had in files that this one is made from."""
 
-    Raises
-    ------
-    OutputError
-        If the file cannot be written, or exists and must not be replaced, or a person's work would be lost.
-    """
-    path = Path(path)
-    check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
-    record = json.dumps(clean(provenance), indent=1, ensure_ascii=False, allow_nan=False)
-    rows = [*written, *(row for layer in layers for row in _written_features(layer))]
-    highest = max([highest, *(row.key for row in rows if row.layer in {layer.name for layer in layers if layer.key})])
-    with replacing(path, overwrite=overwrite) as part:
-        try:
-            with _fixed_time(), _plainly_named(part) as name:
-                for number, layer in enumerate(layers):
-                    _write_layer(name, layer, crs, append=number > 0)
-            with closing(sqlite3.connect(part)) as connection, connection:
-                _add_styles(connection, layers)
-                _add_descriptions(connection, layers)
-                add_written(connection, rows, highest)
-                _add_provenance(connection, record)
-        except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
-            raise OutputError(f"{path} could not be written: {in_words(error)}") from error
-        check_work(path, carried)  # the last thing: who reviews while a run is going on loses nothing
+    @cached_property
+    def record(self) -> str:
+        """The provenance as JSON, without secrets in URLs."""
+        return json.dumps(clean(self.provenance), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def write_geopackage(path: Path, file: VectorFile) -> None:
+    """Write all layers with their styles, what recognises a review, and the provenance in ``gpkg_metadata``."""
+    rows = [*file.written, *(row for layer in file.layers for row in _written_features(layer))]
+    numbered = {layer.name for layer in file.layers if layer.key}
+    highest = max([file.highest, *(row.key for row in rows if row.layer in numbered)])
+    for number, layer in enumerate(file.layers):
+        write_layer(
+            path,
+            layer,
+            file.crs,
+            driver="GPKG",
+            append=number > 0,
+            dataset_options={} if number else {"VERSION": VERSION},
+            layer_options={"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES", "DESCRIPTION": layer.description},
+            # any entry makes GDAL create the tables of gpkg_metadata; the provenance takes its place
+            **({} if number else {"dataset_metadata": {"provenance": ""}}),
+        )
+    with closing(sqlite3.connect(path)) as connection, connection:
+        _add_styles(connection, file.layers)
+        _add_descriptions(connection, file.layers)
+        add_written(connection, rows, highest)
+        _add_provenance(connection, file.record)
 
 
 def _written_features(layer: Layer) -> Iterator[Written]:
@@ -165,14 +154,12 @@ def _written_features(layer: Layer) -> Iterator[Written]:
 def read_provenance(path: str | Path) -> Any:
     """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none that can be read."""
     try:
-        check_regular(path)
-        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            connection.set_progress_handler(lambda: True, MOST_STEPS)
+        with reading_database(path) as connection:
             row = connection.execute(
                 "SELECT metadata FROM gpkg_metadata WHERE mime_type = 'application/json' ORDER BY id LIMIT 1"
             ).fetchone()
         return None if row is None else parse_json(row[0])
-    except (OSError, sqlite3.Error, ValueError, TypeError):
+    except (sqlite3.Error, ValueError, TypeError):
         return None
 
 
@@ -202,29 +189,23 @@ def _plainly_named(path: Path) -> Iterator[Path]:
         yield link
 
 
-def _write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, *, append: bool) -> None:
+def write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, **options: Any) -> None:
+    """Write one layer with pyogrio, its columns typed; `options` are pyogrio's and those of its driver."""
     columns = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
-    creation = {} if append else {"VERSION": VERSION}
-    # any entry makes GDAL create the tables of gpkg_metadata; the provenance takes its place
-    metadata = {} if append else {"dataset_metadata": {"provenance": ""}}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _fixed_time(), _plainly_named(path) as name:
         # a scene without CRS has none to give
         warnings.filterwarnings("ignore", message="'crs' was not provided")
         pyogrio.raw.write(
-            path,
+            name,
             shapely.to_wkb(layer.features.geometry.to_numpy()),
             [values for values, _ in columns],
             list(layer.columns),
             field_mask=[mask for _, mask in columns],
             layer=layer.name,
-            driver="GPKG",
             geometry_type=layer.geometry_type,
             promote_to_multi=layer.geometry_type == "MultiPolygon",
             crs=None if crs is None else crs.to_wkt(),
-            append=append,
-            dataset_options=creation,
-            layer_options={"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES", "DESCRIPTION": layer.description},
-            **metadata,
+            **options,
         )
 
 
@@ -270,10 +251,10 @@ def _add_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -
     connection.executemany(
         "INSERT INTO gpkg_data_columns (table_name, column_name, name, title, description) VALUES (?, ?, ?, ?, ?)",
         [
-            (layer.name, name, name, ABOUT[name].alias, ABOUT[name].meaning)
+            (layer.name, name, name, COLUMNS[name].alias, COLUMNS[name].meaning)
             for layer in layers
             for name in layer.columns
-            if name in ABOUT
+            if name in COLUMNS
         ],
     )
 
