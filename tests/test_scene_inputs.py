@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import xarray as xr
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io.read import scene_inputs
+from geolabel.io.read.files import check_redirect
 from geolabel.io.read.scene_inputs import list_scenes
 
 
@@ -147,3 +151,63 @@ def test_items_with_any_values_elsewhere(here: Path, more: dict[str, Any]) -> No
     asset = {"href": "a.tif", "type": "image/tiff", "roles": 7}
     (here / "i.json").write_text(json.dumps({"type": "Feature", "assets": {"visual": asset}, **more}))
     assert [str(scene.source) for scene in list_scenes("i.json")] == [str(here / "a.tif")]
+
+
+# --- redirects -------------------------------------------------------------------------------------------------------
+
+
+class Redirects(http.server.BaseHTTPRequestHandler):
+    """Sends ``/here`` to a list of the same server, and ``/there`` to one under another name of it."""
+
+    def do_GET(self) -> None:
+        port = self.server.server_address[1]
+        target = {"/here.txt": "/list.txt", "/there.txt": f"http://localhost:{port}/list.txt"}.get(self.path)
+        self.send_response(200 if target is None else 302)
+        if target is not None:
+            self.send_header("Location", target)
+        self.end_headers()
+        if target is None:
+            self.wfile.write(b"a.tif")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_address[1]}"
+        served.shutdown()
+
+
+def test_a_list_is_fetched_through_a_redirect_on_its_server_only(server: str) -> None:
+    assert names(f"{server}/here.txt") == [f"{server}/a.tif"]
+    with pytest.raises(SceneError, match=r"/there\.txt redirects to http://localhost:\d+/list\.txt, and"):
+        names(f"{server}/there.txt")
+
+
+@pytest.mark.parametrize(
+    ("target", "followed"),
+    [
+        ("https://host.org/b", True),
+        ("http://host.org/b", True),
+        ("https://store.example.com/b?sig=1", True),
+        ("http://store.example.com/b", False),
+        ("https://host.org:8443/b", True),
+        ("http://host.org:8080/b", False),
+        ("http://169.254.169.254/latest", False),
+        ("https://127.0.0.1/b", False),
+        ("https://0x7f.1/b", False),
+        ("https://[::ffff:127.0.0.1]/b", False),
+        ("https://localhost./b", False),
+        ("https://vault.internal/b", False),
+        ("ftp://store.example.com/b", False),
+    ],
+)
+def test_where_a_redirect_may_lead(target: str, followed: bool) -> None:
+    if followed:
+        check_redirect("http://host.org/a", target)
+    else:
+        with pytest.raises(SceneError, match="give that URL itself, if you trust it"):
+            check_redirect("http://host.org/a", target)

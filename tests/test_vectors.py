@@ -267,7 +267,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, name: str, suffix: 
 def test_a_flatgeobuf_holds_the_landslides_of_the_geopackage(tmp_path: Path, grid: Grid):
     for name in ("slides.gpkg", "slides.fgb"):
         write(tmp_path / name, grid)
-    one, other = (pyogrio.read_dataframe(tmp_path / name) for name in ("slides.gpkg", "slides.fgb"))
+    one, other = (pyogrio.read_dataframe(tmp_path / name, layer="landslides") for name in ("slides.gpkg", "slides.fgb"))
     other = other.sort_values("id", ignore_index=True)  # it has the order of its spatial index
     assert list(other.columns) == [*LANDSLIDE_COLUMNS, "geometry"]
     assert other["event_date"].equals(one["event_date"].astype(other["event_date"].dtype))
@@ -292,7 +292,7 @@ def test_a_flatgeobuf_keeps_the_provenance_and_names_what_it_leaves_out(
 def test_an_empty_flatgeobuf_has_its_columns(tmp_path: Path):
     write(tmp_path / "slides.fgb", GRID, landslides=slides_on(GRID)[:0], prompts=None, tiles=None)
     info = pyogrio.read_info(tmp_path / "slides.fgb")
-    assert info["features"] == 0
+    assert pyogrio.read_dataframe(tmp_path / "slides.fgb").empty
     assert list(info["fields"]) == list(LANDSLIDE_COLUMNS)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 from xml.sax.saxutils import escape
 
@@ -61,6 +61,9 @@ STORES = ("curl", "s3", "gs", "az", "adls", "oss", "swift")
 
 ASK_ANEW = {"CPL_VSIL_CURL_NON_CACHED": ":".join(f"/vsi{kind}/" for kind in STORES)}
 """So that GDAL forgets what a server said of a file before."""
+
+LOCAL_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+"""How names of machines of a local network end."""
 
 ANSWERS = re.compile(
     r"(response code:|HTTP error) 4(?!08|25|29)\d\d|access ?denied|no ?such ?(key|bucket)|does not exist"
@@ -139,13 +142,49 @@ def _fetched(url: str, limit: int) -> bytes:
 
         with fsspec.open(url, "rb") as file:
             return bytes(file.read(limit + 1))
-    with urllib.request.urlopen(request(url), timeout=ANSWER_S) as answer:  # noqa: S310
+    with _OPENER.open(request(url), timeout=ANSWER_S) as answer:
         data, end = bytearray(), time.monotonic() + FETCH_S
         while len(data) <= limit and (part := answer.read1(CHUNK)):
             data += part
             if time.monotonic() > end:
                 raise TimeoutError(f"{len(data)} bytes came in {FETCH_S:.0f} s, and then time ran out")
         return bytes(data)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects on the same server, and to names of other servers over https."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        check_redirect(req.full_url, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
+def check_redirect(asked: str, target: str) -> None:
+    """Refuse a redirect that could lead into the network of this machine, whose servers a stranger may not choose.
+
+    Object stores and download services redirect to other names over https, which is followed.
+
+    Raises
+    ------
+    SceneError
+        If the target is another server without https, or one that is given by its address or a local name.
+    """
+    old, new = urlsplit(asked), urlsplit(target)
+    host = (new.hostname or "").rstrip(".")
+    if new.hostname == old.hostname and new.port in (old.port, None):
+        return
+    is_address = ":" in host or host.rpartition(".")[2][:1].isdigit()
+    if new.scheme == "https" and "." in host and not is_address and not host.endswith(LOCAL_NAMES):
+        return
+    raise SceneError(
+        f"{asked} redirects to {target}, and redirects are followed on the same server or to a public name over https: "
+        "give that URL itself, if you trust it"
+    )
 
 
 def request(url: str, method: str = "GET") -> urllib.request.Request:
