@@ -1,4 +1,4 @@
-"""How well a prediction agrees with the truth: by area, by object, by the objects' width, and along their outlines.
+"""How well a prediction agrees with the truth: by area, object, width of objects, outline, and class of pixels.
 
 A ratio without a denominator is NaN: a class that neither side has is no success and no failure, and means leave it
 out. Between the F1 score and the intersection over union holds IoU = F1 / (2 - F1).
@@ -7,6 +7,7 @@ out. Between the F1 score and the intersection over union holds IoU = F1 / (2 - 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self, TypeAlias
 
@@ -17,7 +18,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
-from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array
+from geolabel.labels import IGNORE
+from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
 Areas: TypeAlias = Float64Array | Int64Array
 
@@ -296,3 +298,48 @@ def _count_near(points: Int64Array, others: Int64Array, tolerance: float) -> int
     # the tree finds what is nearer than its bound, and the tolerance itself is near
     distance, _ = KDTree(others).query(points, distance_upper_bound=np.nextafter(tolerance, np.inf))
     return int(np.isfinite(distance).sum())
+
+
+# --- classes of pixels -----------------------------------------------------------------------------------------------
+
+
+def count_pixels(predicted: UInt8Array, truth: UInt8Array, classes: int) -> Int64Array:
+    """(K, K) confusion matrix of two label maps: rows are true classes, columns predicted ones.
+
+    Parameters
+    ----------
+    predicted, truth : (H, W)
+        0 to ``classes - 1``, or `IGNORE`; pixels that either side ignores are not counted.
+    """
+    judged = (predicted != IGNORE) & (truth != IGNORE)
+    pairs = truth[judged].astype(np.int64) * classes + predicted[judged]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def class_figures(counts: Int64Array, classes: Sequence[str]) -> dict[str, float]:
+    """Overall accuracy and mean IoU of a confusion matrix, and precision, recall, F1 and IoU of each class.
+
+    Parameters
+    ----------
+    counts : (K, K)
+        See `count_pixels`.
+    classes
+        Names of all K classes; the first is the background, which has no figures of its own.
+
+    Returns
+    -------
+    by name, with the class in front where there are several; NaN without a denominator, and the mean leaves such
+    classes out
+    """
+    matrix = counts.astype(np.float64)
+    hit, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = hit / (true + predicted - hit)
+        columns = {"precision": hit / predicted, "recall": hit / true, "f1": 2 * hit / (true + predicted), "iou": iou}
+        accuracy = float(hit.sum() / matrix.sum())
+    defined = iou[~np.isnan(iou)]
+    figures = {"overall_accuracy": accuracy, "miou": float(defined.mean()) if len(defined) else math.nan}
+    for k, name in list(enumerate(classes))[1:]:
+        prefix = "" if len(classes) == 2 else f"{name} "
+        figures |= {f"{prefix}{key}": float(values[k]) for key, values in columns.items()}
+    return figures

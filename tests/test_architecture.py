@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "urls", "errors", "extras", "names", "parsing", "scratch", "outputs", "made", "folders", "types", "typecheck",
     "units", "bands", "tiles", "scene", "resampling",
-    "radiometry", "fills", "activation", "prompts", "masks", "mosaic", "labels", "chips", "agreement", "seams",
+    "radiometry", "fills", "activation", "prompts", "masks", "mosaic", "labels", "chips", "seams",
     "cross_tile_matching", "polygons", "reprojection", "geodesy", "metrics",
     "confidence", "clusters", "concepts",
     "pictures", "devices", "crf", "parts", "prompters", "labelers", "pipeline", "testing",

@@ -1,15 +1,14 @@
-"""Score label maps of chips, or a student that makes them, against masks."""
+"""Scores of label maps of chips against masks, each class by itself, with intervals over chips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from geolabel.agreement import Agreement, count_pixels
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
@@ -17,41 +16,90 @@ from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import ChipError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE
-from geolabel.types import BoolArray, UInt8Array
+from geolabel.metrics import class_figures, count_pixels
+from geolabel.types import BoolArray, Float64Array, Int64Array, UInt8Array
 
 Predict = Callable[[int, UInt8Array], UInt8Array]
 """Label map (H, W) of an image by its number and its pixels (H, W, 3)."""
 
 
+DRAWS = 1000
+"""Bootstrap samples of an interval."""
+
+
 @dataclass(frozen=True)
 class ChipScores:
-    """Figures of a set of chips."""
+    """Pixel counts of N chips, and the figures that follow from them."""
 
-    names: tuple[str, ...]
-    agreement: Agreement
+    counts: Int64Array
+    """(N, K, K) confusion matrices, see `geolabel.metrics.count_pixels`."""
+    classes: tuple[str, ...]
+    """Names of all K classes; the first is the background."""
     shows: BoolArray
-    """(N,) which chips truly show a class."""
+    """(N,) which chips show a class."""
+    names: tuple[str, ...]
+
+    def of_shown(self) -> Self:
+        """Scores of the chips that show a class alone."""
+        names = tuple(name for name, shows in zip(self.names, self.shows, strict=True) if shows)
+        return replace(self, counts=self.counts[self.shows], shows=self.shows[self.shows], names=names)
+
+    def figures(self) -> dict[str, float]:
+        """Figures over all pixels; see `geolabel.metrics.class_figures`."""
+        return class_figures(self.counts.sum(axis=0), self.classes)
+
+    def intervals(self, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Low and high end of each figure, by percentile bootstrap over chips; NaN where it is not defined."""
+        n = len(self.counts)
+        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), DRAWS)
+        samples = np.einsum("dn,nij->dij", weights, self.counts)
+        values = np.array([list(class_figures(sample, self.classes).values()) for sample in samples])
+        edge = (1 - level) / 2
+        return {key: _quantiles(column, edge) for key, column in zip(self.figures(), values.T, strict=True)}
 
     def tables(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Every figure with its interval, of all chips, and of those that show something; None if not defined.
+        """Each figure with its interval, of all chips and of those that show something; None where not defined.
 
-        Where no chip shows nothing, the two are the same and there is but one.
+        Where all chips show something, or none does, there is one table.
         """
-        parts = {"all chips": self.agreement}
+        parts = {"all chips": self}
         if self.shows.any() and not self.shows.all():
-            parts["chips that show something"] = Agreement(self.agreement.counts[self.shows], self.agreement.classes)
-        return {name: _table(part) for name, part in parts.items()}
+            parts["chips that show something"] = self.of_shown()
+        return {name: part._table() for name, part in parts.items()}
+
+    def _table(self) -> dict[str, dict[str, float | None]]:
+        intervals = self.intervals()
+        return {
+            key: {"value": _defined(value), "low": _defined(intervals[key][0]), "high": _defined(intervals[key][1])}
+            for key, value in self.figures().items()
+        }
 
 
-def _table(agreement: Agreement) -> dict[str, dict[str, float | None]]:
-    intervals = agreement.interval()
-    return {
-        key: {"value": _told(value), "low": _told(intervals[key][0]), "high": _told(intervals[key][1])}
-        for key, value in agreement.figures().items()
-    }
+def paired_interval(
+    first: Sequence[float] | Float64Array, second: Sequence[float] | Float64Array, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean difference of two figures of the same chips, and its percentile bootstrap interval.
+
+    Chips without one of the two (NaN) are left out.
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    difference = difference[~np.isnan(difference)]
+    n = len(difference)
+    if not n:
+        return (float("nan"),) * 3
+    means = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), DRAWS) @ difference / n
+    return float(difference.mean()), *_quantiles(means, (1 - level) / 2)
 
 
-def _told(value: float) -> float | None:
+def _quantiles(values: Float64Array, edge: float) -> tuple[float, float]:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [edge, 1 - edge])
+    return float(low), float(high)
+
+
+def _defined(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
@@ -63,7 +111,7 @@ def score_chips(
     networks: Networks | None = None,
     progress: Progress | None = None,
 ) -> ChipScores:
-    """Score label maps against the masks of the same chips; pixels that either side ignores count nowhere.
+    """Score label maps against the masks of the same chips; pixels that either side ignores are not counted.
 
     Parameters
     ----------
@@ -98,7 +146,7 @@ def score_chips(
 
     for _ in (progress or Silent()).track(work(), "chips", len(masks)):
         pass
-    return ChipScores(tuple(masks.names), Agreement(np.stack(counts), classes), np.array(shows))
+    return ChipScores(np.stack(counts), classes, np.array(shows), tuple(masks.names))
 
 
 def _folder(path: Path, masks: PseudoLabels | PaintedChips) -> Predict:

@@ -9,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 
 from geolabel.activation import Activation
-from geolabel.agreement import Agreement, count_pixels
 from geolabel.chips import Chip, Chips
+from geolabel.evaluation.chip_scores import ChipScores
 from geolabel.labels import BACKGROUND, IGNORE
+from geolabel.metrics import class_figures, count_pixels
 from geolabel.parts import Localizer
 from geolabel.tiles import TileGrid, Window
 from geolabel.training.localizer_objective import area_under_curve
@@ -107,21 +108,22 @@ def label_scores(paint: Paint, chips: Chips) -> dict[str, Any]:
     Pixels that a label map ignores are not judged.
     """
     classes = (BACKGROUND, *chips.classes)
-    counts, shows, each = [], [], []
+    names, counts, shows, each = [], [], [], []
     for k in range(len(chips)):
         chip = chips.chip(k)
         if chip.mask is None:
             continue
         found = paint(chip)
+        names.append(chip.name)
         counts.append(count_pixels(found, chip.mask, len(classes)))
         shows.append(bool(chip.labels.any()))
         if shows[-1]:
             judged = (chip.mask != IGNORE) & (found != IGNORE)
             each.append(iou((found > 0) & judged, (chip.mask > 0) & judged))
-    whole, kept = np.stack(counts), np.array(shows)
+    scores = ChipScores(np.stack(counts), classes, np.array(shows), tuple(names))
     return {
-        "all": Agreement(whole, classes).figures(),
-        "shown": Agreement(whole[kept], classes).figures() if kept.any() else {},
+        "all": scores.figures(),
+        "shown": scores.of_shown().figures() if any(shows) else {},
         "ious": each,
     }
 
@@ -186,7 +188,7 @@ def mosaic_scores(
         truth = mosaic.truth[window.slices]
         truth = np.where(truth == IGNORE, truth, truth == 1).astype(np.uint8)
         counts += count_pixels((grey > 127).astype(np.uint8), truth, 2)
-    return Agreement(counts[None], tuple(classes)[:2]).figures()
+    return class_figures(counts, classes[:2])
 
 
 # --- floors ----------------------------------------------------------------------------------------------------------

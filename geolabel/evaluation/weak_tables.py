@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from geolabel.agreement import paired_interval
+from geolabel.evaluation.chip_scores import paired_interval
 from geolabel.evaluation.table import Measurement, Section, write_text
 from geolabel.evaluation.weak import METHODS, PSEUDO, STUDENTS
 

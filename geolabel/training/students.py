@@ -14,7 +14,6 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.agreement import Agreement, count_pixels
 from geolabel.datasets.examples import Examples, Subset
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
@@ -22,6 +21,7 @@ from geolabel.engine import worker
 from geolabel.errors import ChipError, OptionError, TrainingError
 from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE
+from geolabel.metrics import class_figures, count_pixels
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build
 from geolabel.models.nets.initial import Share
@@ -422,13 +422,13 @@ class StudentObjective:
 
 
 def judge(network: Any, examples: Examples[Painted], learning: Learning) -> dict[str, float]:
-    """Agreement of a student with the label maps of whole images; see `Agreement.figures`."""
+    """Agreement of a student with the label maps of whole images; see `geolabel.metrics.class_figures`."""
     counts = []
     for k in range(len(examples)):
         example = examples[k]
         found = probabilities(network, example.image, learning).argmax(axis=0).astype(np.uint8)
         counts.append(count_pixels(found, example.values, len(examples.classes)))
-    return Agreement(np.stack(counts), examples.classes).figures()
+    return class_figures(np.sum(counts, axis=0), examples.classes)
 
 
 @torch.inference_mode()
