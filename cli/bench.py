@@ -1,4 +1,4 @@
-"""``geolabel bench``: measure what the networks can do, beside simple peers."""
+"""``geolabel bench``: measure the networks beside simple baselines."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @group()
 def bench() -> None:
-    """Measure what the networks can do, beside simple peers."""
+    """Measure the networks beside simple baselines."""
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
-    """Names with commas between them."""
+    """Names separated by commas."""
 
     name = "names"
 
@@ -32,7 +32,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return "NAME[,NAME]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Split at the commas; an unknown name is an error that lists those known."""
+        """Split at the commas; an unknown name is an error that lists the known ones."""
         names = value.split(",") if isinstance(value, str) else list(value)
         unknown = [name for name in names if name not in SECTIONS]
         if unknown:
@@ -74,7 +74,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     "--only",
     group="method",
     type=Names(),
-    help=f"What to measure, of {', '.join(SECTIONS)}; speed only if it is named.",
+    help=f"Sections to measure, of {', '.join(SECTIONS)}; speed only if it is named.",
 )
 @option(
     "--split",
@@ -89,10 +89,10 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     group="input",
     type=click.IntRange(min=1),
     metavar="N",
-    help="At most so many images of each folder, for a quick look.",
+    help="Maximum number of images of each folder, for a quick look.",
 )
 @option("--speed", group="method", is_flag=True, help="Also time a scene of 4096 px beside segment-anything's ViT-B.")
-@option("--overwrite", group="output", is_flag=True, help="Measure again what an earlier run left in --out.")
+@option("--overwrite", group="output", is_flag=True, help="Measure sections again that --out holds.")
 @options.network_options
 @options.as_json
 @options.terminal
@@ -116,18 +116,19 @@ def quality(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Write how good the networks are, a table for each question, with the SHA-256 of their weights.
+    """Measure how good the networks are: one table for each question, with the SHA-256 of the weights.
 
     Masks, maps, gate, polygons by set, ground sample distance and width, false alarms and calibration, each beside
-    simple peers measured in the same run. Data that is not given is left out. What was measured before with the same
-    weights is not measured again.
+    simple baselines of the same run. Sets that are not given are left out. Sections that were measured before are kept;
+    those of other weights, data or parameters are refused without --overwrite.
 
     \b
     geolabel bench quality --data data/ --out quality/
     """
     with loading(ctx):
+        from geolabel.evaluation.bench import Bench
+        from geolabel.evaluation.examples import Data
         from geolabel.evaluation.quality import bench_quality
-        from geolabel.evaluation.setup import Bench, Data
 
         networks = options.networks_of(given, localizer=True)
     named = {
@@ -138,13 +139,13 @@ def quality(
         "negatives": negatives,
         "geotiffs": geotiffs,
     }
-    at_hand = vars(Data.inside(data) if data else Data()) | {name: path for name, path in named.items() if path}
+    available = vars(Data.inside(data) if data else Data()) | {name: path for name, path in named.items() if path}
     chosen = only or tuple(name for name in SECTIONS if speed or name != "speed")
     with progress_bar(ctx) as progress:
         files = bench_quality(
             out,
             Bench(
-                Data(**at_hand),
+                Data(**available),
                 networks,
                 split,  # type: ignore[arg-type]
                 limit,
@@ -170,7 +171,7 @@ def quality(
 @options.as_json
 @options.terminal
 def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any) -> None:
-    """Write the model cards of the networks, with the table that bench quality left in the folder QUALITY.
+    """Write the model cards of the networks, from the output folder QUALITY of bench quality.
 
     \b
     geolabel bench card quality/ --out cards/
@@ -208,21 +209,21 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     default=3,
     show_default=True,
     metavar="N",
-    help="How often everything is done, each time drawn afresh.",
+    help="How often all steps are done, each time with another random seed.",
 )
 @option(
     "--minutes",
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Begin nothing new after that; the same command does the rest.",
+    help="Start no step after that; the same command resumes.",
 )
 @option(
     "--only",
     group="method",
     multiple=True,
     type=click.Choice(["maps", "labels", "students"]),
-    help="Measure maps of localizers, pseudo-labels or students alone; twice for two.",
+    help="Measure maps of localizers, pseudo-labels or students alone; repeat it for two.",
 )
 @option(
     "--init",
@@ -230,31 +231,35 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     default="none",
     show_default=True,
     metavar="bundled|FILE|NAME|none",
-    help="What localizers start from, as train localizer takes it; bundled holds for students too.",
+    help="Initial weights of localizers, as in train localizer; bundled is for students too.",
 )
 @option(
-    "--limit", group="input", type=click.IntRange(min=4), metavar="N", help="Chips of each split, for a quick look."
+    "--limit",
+    group="input",
+    type=click.IntRange(min=4),
+    metavar="N",
+    help="Maximum number of chips of each split, for a quick look.",
 )
 @option(
     "--epochs",
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Of every training, for a quick look.",
+    help="Epochs of each training, for a quick look.",
 )
 @option(
     "--pictures",
     group="output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Also draw twelve chips with their maps, prompts, pseudo-labels and students, as PNG.",
+    help="Also plot twelve chips with their maps, prompts, pseudo-labels and students, as PNG.",
 )
 @option(
     "--pack",
     group="output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Measure nothing; pack DATA into one file, to be given as DATA on another machine.",
+    help="Measure nothing; pack DATA into one file, to use as DATA on another machine.",
 )
 @option(
     "--quality",
@@ -267,7 +272,10 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
 )
 @options.segmenter_options
 @option(
-    "--overwrite", group="output", is_flag=True, help="Restart: delete what earlier calls with this --out measured."
+    "--overwrite",
+    group="output",
+    is_flag=True,
+    help="Measure again, and replace the figures of earlier calls with this --out.",
 )
 @options.as_json
 @options.terminal
@@ -287,10 +295,10 @@ def weak(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure what is learned from labels of whole chips: localizers, pseudo-labels and students, beside floors.
+    """Measure weak supervision by labels of whole chips: localizers, pseudo-labels and students, beside baselines.
 
-    DATA is a folder with train/ and val/, each with images/, masks/ and labels.csv, or a pack of such. What is done is
-    kept in a folder beside the table, so the same command resumes where it stopped.
+    DATA is a folder with train/ and val/, each with images/, masks/ and labels.csv, or a pack of such a folder. Figures
+    and trainings are kept in a folder beside the table; the same command resumes there.
 
     \b
     geolabel bench weak chips/ --preset cpu --minutes 60 --out table.md
@@ -313,8 +321,7 @@ def weak(
     options.check_training(out.with_name("nothing"), overwrite=True)
     with loading(ctx):
         from geolabel.evaluation.weak import KINDS, WeakBench
-        from geolabel.evaluation.weak_sheet import draw_sheet
-        from geolabel.evaluation.weak_tables import write_table
+        from geolabel.evaluation.weak_report import draw_sheet, write_table
         from geolabel.folders import check_rewritten, check_work, remember
 
     work = out.with_name(out.name + ".run")
@@ -338,12 +345,12 @@ def weak(
         done = measured.run()
         left = sum(name not in done for name, _ in measured.steps())
         if overwrite and left:
-            facts: dict[str, Any] = {"table": f"{out} stays until all is measured again", "steps done": len(done)}
+            facts: dict[str, Any] = {"table": f"{out} is kept until all steps are done", "steps done": len(done)}
             announce(facts | {"steps left": left}, as_json=as_json)
             return
-        drawn = {} if pictures is None else draw_sheet(measured, pictures)
+        sheet = {} if pictures is None else draw_sheet(measured, pictures)
     write_table(done, out, f"Labels of whole chips: {data.name}, preset {measured.preset}")
     for file in (out, *([] if pictures is None else [pictures])):
         remember(file, work)
     facts = {"table": str(out), "steps done": len(done), "steps left": left}
-    announce(facts | ({"pictures": str(pictures), **drawn} if pictures else {}), as_json=as_json)
+    announce(facts | ({"pictures": str(pictures), **sheet} if pictures else {}), as_json=as_json)

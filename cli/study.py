@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import grounding, options, pretraining
+from geolabel.errors import ChipError
+
+from . import options, prediction
 from .commands import F, group, option
-from .inputs import CHIPS, NETWORK
+from .inputs import CHIPS, CHIPS_PATH, NETWORK, Input
+from .learn import LIBRARIES
 from .terminal import announce, loading, progress_bar
+
+if TYPE_CHECKING:
+    from geolabel.evaluation.table import Section
 
 
 @group(short_help="Leave out parts of a method, or change its numbers.")
 def study() -> None:
-    """Leave parts of a method out, or change its numbers, and see what becomes of it: a table and a plot.
+    """Leave out parts of a method, or change its numbers, and compare: a table and a plot.
 
-    Any chips with labels and masks will do; the masks are compared with, and of all studies only that of alps learns
-    from some of them.
+    Any chips with labels and masks will do. Masks are compared with; the study of alps alone also trains on some.
     """
+
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+_out = option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=FOLDER,
+    help="Folder for the table, the plot and the figures; a stopped study resumes there.",
+)
+_only = option(
+    "--only",
+    group="method",
+    multiple=True,
+    metavar="ROW",
+    help="Only this row of the table; repeat it for several.",
+)
 
 
 def _study_options(command: F) -> F:
@@ -41,14 +65,8 @@ def _study_options(command: F) -> F:
             show_default=True,
             help="What label 1 of the chips means.",
         ),
-        option(
-            "-o",
-            "--out",
-            group="output",
-            required=True,
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Folder for the table, the plot and the figures; a stopped study resumes there.",
-        ),
+        _only,
+        _out,
         click.argument("chips", type=CHIPS),
     ):
         command = decorate(command)
@@ -69,14 +87,14 @@ _epochs = option(
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="How often every chip is seen in each training; default 8.",
+    help="Epochs of each training; default 8.",
 )
 _size = option(
     "--size",
     group="method",
     type=click.IntRange(min=32),
     metavar="PX",
-    help="Side of the crops that each training sees; default 160.",
+    help="Side of the crops of each training; default 160.",
 )
 _init = option(
     "--init",
@@ -84,15 +102,7 @@ _init = option(
     default="none",
     show_default=True,
     metavar="bundled|FILE|NAME|none",
-    help="What each training starts from, as train localizer takes it.",
-)
-_rows = option(
-    "--row",
-    "rows",
-    group="method",
-    multiple=True,
-    metavar="NAME",
-    help="Only this row of the table; give it several times for several.",
+    help="Initial weights of each training, as in train localizer.",
 )
 _seeds = option(
     "--seeds",
@@ -101,7 +111,7 @@ _seeds = option(
     default=1,
     show_default=True,
     metavar="N",
-    help="How often every variant is trained, each time drawn afresh.",
+    help="How often each row is trained, each time with another random seed.",
 )
 
 
@@ -110,7 +120,7 @@ _seeds = option(
 @_localizer
 @click.pass_context
 def threshold(ctx: click.Context, /, **given: Any) -> None:
-    """Where APSAM's activation is cut: pseudo-labels at grey values from 40 to 220."""
+    """The threshold of APSAM's activation: pseudo-labels at grey values from 40 to 220."""
     _run(ctx, "threshold", given)
 
 
@@ -119,7 +129,7 @@ def threshold(ctx: click.Context, /, **given: Any) -> None:
 @_localizer
 @click.pass_context
 def prompts(ctx: click.Context, /, **given: Any) -> None:
-    """What APSAM gives the segmenter: points, boxes, or both."""
+    """The prompts of APSAM's segmenter: points, boxes, or both."""
     _run(ctx, "prompts", given)
 
 
@@ -128,7 +138,7 @@ def prompts(ctx: click.Context, /, **given: Any) -> None:
 @_localizer
 @click.pass_context
 def everything(ctx: click.Context, /, **given: Any) -> None:
-    """What a grid of eight by eight points finds without a map, beside APSAM."""
+    """Masks of a grid of eight by eight points without a map, beside APSAM."""
     _run(ctx, "everything", given)
 
 
@@ -144,7 +154,6 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
     help="Points of the grid that segments come from, along each side of a chip; default 12.",
 )
 @_init
-@_rows
 @_seeds
 @click.pass_context
 def s2c(ctx: click.Context, /, **given: Any) -> None:
@@ -157,16 +166,11 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 @_epochs
 @_size
 @_init
-@_rows
 @_seeds
 @click.pass_context
 def cism(ctx: click.Context, /, **given: Any) -> None:
     """What the modules and losses of CISM add to the class activation; trains eleven networks."""
     _run(ctx, "cism", given)
-
-
-study.add_command(grounding.diffuprompter)
-study.add_command(pretraining.alps)
 
 
 def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
@@ -182,5 +186,214 @@ def _run(ctx: click.Context, name: Any, given: dict[str, Any]) -> None:
     networks = options.networks_of(given)
     with progress_bar(ctx) as progress:
         found = Study(name, read_chips(chips, class_name=class_name), out, networks, progress=progress, **given).run()
-    rows = {row.method: row.figures for row in found.measured}
-    announce({"table": str(out / f"{name}.md"), "plot": str(out / f"{name}.png"), **rows}, as_json=as_json)
+    _announce(found, out, as_json=as_json)
+
+
+def _announce(found: Section, out: Path, *, as_json: bool) -> None:
+    rows = {", ".join(filter(None, (row.method, row.data))): row.figures for row in found.measured}
+    files = {"table": str(out / f"{found.name}.md"), "plot": str(out / f"{found.name}.png")}
+    announce(files | rows, as_json=as_json)
+
+
+@study.command()
+@click.argument("labels", type=CHIPS_PATH)
+@_out
+@option(
+    "--classes",
+    group="method",
+    metavar="NAME[/SYNONYM...],...",
+    help="Words for the classes of LABELS, in their order. Default: their own names.",
+)
+@option(
+    "--diffusion",
+    group="method",
+    metavar="FOLDER|OWNER/NAME",
+    help="A Stable Diffusion 1.x, from a folder or from the Hugging Face hub.",
+)
+@option("--template", group="method", rare=True, help="Text around the word of a class. Default: Photo of a {}.")
+@option(
+    "--timesteps",
+    group="method",
+    default="30,40,50",
+    show_default=True,
+    callback=options.numbers(int),
+    metavar="N,...",
+    help="Steps of the noise schedule, at 50 draws.",
+)
+@option(
+    "--draws",
+    group="method",
+    default="1,5,10,25,50,100",
+    show_default=True,
+    callback=options.numbers(int),
+    metavar="N,...",
+    help="Numbers of draws, at step 40.",
+)
+@option(
+    "--thresholds",
+    group="sensitivity",
+    default="0.3,0.4,0.5",
+    show_default=True,
+    callback=options.numbers(float),
+    metavar="N,...",
+    help="Thresholds of the activation; each costs little more.",
+)
+@option("--class-name", group="input", default="landslide", show_default=True, help="Name of label 1 of the chips.")
+@options.segmenter_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def diffuprompter(
+    ctx: click.Context, /, labels: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    """The time step, threshold and number of draws of DiffuPrompter, and what the segmenter adds to the map.
+
+    LABELS is a folder of chips with masks, an output folder of "geolabel label", or a COCO file. An hour or more on a
+    GPU for a hundred images; fewer numbers take less.
+    """
+    from geolabel.concepts import Grounding, parse_concepts
+    from geolabel.datasets.instances import read_instances
+    from geolabel.evaluation.study_diffuprompter import DiffuPrompterStudy
+    from geolabel.extraction.text_prompts import GroundedNetworks
+    from geolabel.folders import check_work
+    from geolabel.models.diffusion_files import DEFAULT
+
+    plain = options.networks_of(given)
+    check_work(out, overwrite=overwrite, inputs=[labels])
+    examples = read_instances(labels, class_name=class_name)
+    words, template = given.pop("classes"), given.pop("template")
+    concepts = parse_concepts(words or ",".join(examples.classes))
+    grounding = Grounding(concepts, **({"template": template} if template else {}))
+    source = given.pop("diffusion") or DEFAULT
+    swept = {name: given.pop(name) for name in ("timesteps", "draws", "thresholds")}
+    networks = GroundedNetworks.of(plain, source, grounding)
+    with progress_bar(ctx) as progress:
+        found = DiffuPrompterStudy(examples, out, networks, overwrite=overwrite, progress=progress, **swept).run()
+    _announce(found, out, as_json=as_json)
+
+
+def _clustering(command: F) -> F:
+    for decorate in reversed(prediction.CLUSTERING_OPTIONS):
+        command = decorate(command)
+    return command
+
+
+@study.command()
+@click.argument("chips", type=Input(ChipError, file_okay=False, path_type=Path))
+@_out
+@_only
+@option(
+    "--test", group="input", type=FOLDER, help="Chips with masks to test on; default one in five of CHIPS, kept aside."
+)
+@option("--images", group="input", type=FOLDER, help="Images that pseudo-labels are made of; default those of CHIPS.")
+@option(
+    "--before", group="input", type=FOLDER, help="Images of another set, which the row chained is pre-trained on first."
+)
+@option(
+    "--masks",
+    group="method",
+    default="50",
+    show_default=True,
+    callback=options.numbers(int),
+    metavar="N,...",
+    help="Numbers of masks to tune on, with as many chips that show nothing.",
+)
+@option(
+    "--seeds",
+    group="method",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How often students are tuned, each time on other chips.",
+)
+@option(
+    "--steps",
+    group="method",
+    type=click.IntRange(min=2),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="Steps of pre-training and of tuning; the paper has 80000.",
+)
+@option(
+    "--model",
+    group="method",
+    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer"]),
+    default="resunet",
+    show_default=True,
+    help="Network of the student.",
+)
+@option(
+    "--preset",
+    group="method",
+    type=click.Choice(["cpu", "paper"]),
+    default="cpu",
+    show_default=True,
+    help="Preset of the student and its training.",
+)
+@option(
+    "--size", group="method", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32."
+)
+@option(
+    "--crops", group="method", type=click.IntRange(min=2), metavar="N", help="Crops of a step; default the preset's."
+)
+@option(
+    "--seed",
+    group="method",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed of the clusters.",
+)
+@option("--class-name", group="input", default="landslide", show_default=True, help="Name of label 1 of the chips.")
+@_clustering
+@options.segmenter_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def alps(
+    ctx: click.Context, /, chips: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    """What ALPS teaches a student before the first mask: its gate, its clusters, its steps.
+
+    In each row a student is pre-trained on pseudo-labels, keeps some of its weights, and is tuned on a few masks of
+    CHIPS. The row scratch is tuned alone; gains are over it, on the same chips. Rows: overall, backbone, head;
+    gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; chained; longer. Each takes as long as two trainings of its steps; the
+    segmenter sees each image once.
+
+    \b
+    geolabel study alps data/train --test data/val --masks 50,200 --seeds 3 --only overall --out study/
+    geolabel study alps data/train --test data/val --before other/ --out study/
+    """
+    options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"], ()), overwrite=True)
+    with loading(ctx):
+        from geolabel.datasets.chips import read_chips
+        from geolabel.evaluation.study_alps import AlpsStudy
+        from geolabel.folders import check_work
+        from geolabel.methods import METHODS
+        from geolabel.training.students import StudentRequest
+
+    check_work(out, overwrite=overwrite, inputs=[chips])
+    networks = options.networks_of(given)
+    learner = {name: given.pop(name) for name in ("model", "preset", "size")} | {"batch": given.pop("crops")}
+    test = given.pop("test")
+    kept = {name: given.pop(name) for name in ("only", "before", "masks", "seeds", "steps")}
+    images = given.pop("images") or chips
+    with progress_bar(ctx) as progress:
+        study = AlpsStudy(
+            read_chips(chips, class_name=class_name),
+            images,
+            out,
+            networks,
+            test=None if test is None else read_chips(test, class_name=class_name),
+            settings=METHODS["alps"].settings(given),
+            student=StudentRequest(**learner),
+            overwrite=overwrite,
+            progress=progress,
+            **kept,
+        )
+        found = study.run()
+    _announce(found, out, as_json=as_json)

@@ -285,7 +285,7 @@ def confidence(
 
     require("train", "sklearn", purpose="fitting the confidence")
     from geolabel.evaluation.confidence import fit_confidence
-    from geolabel.evaluation.setup import Data
+    from geolabel.evaluation.examples import Data
     from geolabel.models.confidence_files import save_confidence
     from geolabel.outputs import check_target
 

@@ -20,22 +20,22 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.evaluation import (
     baselines,
-    chips,
     examples,
-    layout,
+    network_scores,
     quality,
-    scene_sets,
+    scene_scores,
     scenes,
-    setup,
+    sections,
     table,
-    tables,
-    tally,
 )
 from geolabel.evaluation.calibration import draw_curves, expected_calibration_error, reliability
-from geolabel.evaluation.examples import Drawn, Example, Files
+from geolabel.evaluation.examples import Example, Files, SyntheticScenes
+from geolabel.evaluation.scene_scores import SceneScores, Truth
+from geolabel.evaluation.scenes import Answer
 from geolabel.evaluation.table import OURS, Measurement, Section
 from geolabel.metrics import Boundary, Confusion, WidthCounts
 from geolabel.models import loading
+from geolabel.models.measured import load_measured
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 
@@ -85,7 +85,7 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(OptionError, match="holds no image of this split"):
         examples.outlined(tmp_path, "report")
     with pytest.raises(OptionError, match="holds none of the folders sichuan"):
-        setup.Data.inside(tmp_path)
+        examples.Data.inside(tmp_path)
     with pytest.raises(OptionError, match="holds no GeoTIFF"):
         examples.tiffs(tmp_path / "missing")
     write_chips(tmp_path, [field()])
@@ -95,10 +95,10 @@ def test_folders_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_prompts_are_box_and_centroid():
-    prompts = examples.landslide_prompts(field().ids, least=64)
+    prompts = examples.landslide_prompts(field().ids, minimum=64)
     assert prompts.boxes.tolist() == [[8, 16, 32, 32]]
     assert prompts.points.tolist() == [[[19.5, 23.5]]]
-    assert len(examples.landslide_prompts(field().ids, least=16 * 24 + 1)) == 0
+    assert len(examples.landslide_prompts(field().ids, minimum=16 * 24 + 1)) == 0
 
 
 def test_satellite_chips_for_reports_are_those_of_validation(tmp_path):
@@ -155,7 +155,7 @@ def test_an_off_centre_crop_holds_the_centroid_and_keeps_the_pixels():
     assert len(offsets) > 10
 
 
-# peers
+# baselines
 
 
 def test_excess_green_by_hand():
@@ -189,7 +189,7 @@ def test_surround_minus_centre_by_hand():
     assert baselines.surround_minus_centre(np.ones((1, 1), np.float32)) == 0
 
 
-def test_peers_outline_a_plain_landslide():
+def test_baselines_outline_a_plain_landslide():
     one = field()
     prompts = examples.landslide_prompts(one.ids, 64)
     box, point = prompts.boxes[0] + [-4, -4, 4, 4], prompts.points[0, 0]
@@ -202,7 +202,7 @@ def test_peers_outline_a_plain_landslide():
 
 def test_a_forest_learns_a_colour():
     one = field()
-    forest = baselines.Forest.grow([(one.rgb, one.truth)])
+    forest = baselines.Forest.fit([(one.rgb, one.truth)])
     assert (forest.find(one.rgb) == one.truth).mean() > 0.98
 
 
@@ -213,9 +213,9 @@ def test_masks_of_a_box_filler_are_the_filled_box():
     disc = field((96, 96), at=(30, 30), slide=(30, 30))
     rows, cols = np.mgrid[:96, :96]
     disc = replace(disc, ids=((rows - 44.5) ** 2 + (cols - 44.5) ** 2 < 15**2).astype(np.int32))
-    methods = chips.outliners(FakeSegmenter(window=64))
+    methods = network_scores.outliners(FakeSegmenter(window=64))
     assert set(methods) == {OURS, "filled box", "random walker", "GrabCut"}
-    measured, cases = chips.mask_ious([disc], methods)
+    measured, cases = network_scores.mask_ious([disc], methods)
     iou = disc.truth.sum() / 900
     assert figures(measured, "mean IoU")[OURS] == pytest.approx(iou)
     assert figures(measured, "mean IoU")["filled box"] == pytest.approx(iou)
@@ -224,14 +224,18 @@ def test_masks_of_a_box_filler_are_the_filled_box():
 
 def test_a_landslide_larger_than_the_window_is_shown_reduced():
     large = field((400, 300), at=(40, 40), slide=(320, 200))
-    measured, _ = chips.mask_ious([large], {OURS: (chips.Asked(FakeSegmenter(window=64)), 64)})
+    measured, _ = network_scores.mask_ious(
+        [large], {OURS: (network_scores.SegmenterOutliner(FakeSegmenter(window=64)), 64)}
+    )
     assert figures(measured, "mean IoU")[OURS] > 0.95
 
 
-def test_the_highest_place_counts_where_it_lies_on_a_landslide():
+def test_the_maximum_counts_where_it_is_on_a_landslide():
     on, off = field(name="on"), field(name="off")
     off = replace(off, ids=np.roll(off.ids, 32, axis=1))
-    measured, cases = chips.map_hits([on, off, replace(on, ids=np.zeros_like(on.ids))], FakeLocalizer(stride=8))
+    measured, cases = network_scores.map_hits(
+        [on, off, replace(on, ids=np.zeros_like(on.ids))], FakeLocalizer(stride=8)
+    )
     hits = figures(measured, "hits")
     assert hits[OURS] == hits["brightest cell"] == hits["lowest excess green"] == 0.5
     assert hits["random pixel"] == pytest.approx(16 * 24 / 64**2)
@@ -240,7 +244,7 @@ def test_the_highest_place_counts_where_it_lies_on_a_landslide():
 
 def test_a_flat_map_hits_as_often_as_chance():
     flat = FakeLocalizer(function=lambda image: np.zeros(image.shape[:2], np.float32))
-    measured, _ = chips.map_hits([field()], flat)
+    measured, _ = network_scores.map_hits([field()], flat)
     assert figures(measured, "hits")[OURS] == pytest.approx(6 / 64)  # 2 x 3 of 8 x 8 cells
 
 
@@ -248,10 +252,10 @@ def test_the_gate_is_compared_with_what_the_data_gives_away():
     pictures = [field(), field((32, 48), name="small"), replace(field((80, 80)), ids=np.zeros((80, 80), np.int32))]
     pictures[2].rgb[...] = [40, 90, 30]
     ask = FakeLocalizer()
-    found = chips.gate_scores(pictures, lambda example: float(ask([example.rgb])[0].probability[0]))
+    found = network_scores.gate_scores(pictures, lambda example: float(ask([example.rgb])[0].probability[0]))
     assert found.truth.tolist() == [True, True, False]
     aucs = figures(found.measurements(), "ROC AUC")
-    assert aucs == {name: roc_auc_score(found.truth, said) for name, said in found.said.items()}
+    assert aucs == {name: roc_auc_score(found.truth, said) for name, said in found.scores.items()}
     assert aucs["small image"] == 1
     assert found.measurements()[0].figures["images"] == 3
 
@@ -287,13 +291,13 @@ def test_curves_are_drawn_the_same_each_time(tmp_path):
 # scenes
 
 
-def test_tally_by_hand_adds_up():
+def test_scores_of_scenes_by_hand_add_up():
     truth = np.zeros((4, 6), np.int32)
     truth[:2, :2], truth[2:, 4:] = 1, 2
     predicted = np.zeros((4, 6), np.int32)
     predicted[:2, :3], predicted[3, 3] = 1, 2
-    counted = tally.Tally.of(tally.Answer(predicted, np.ones((4, 6), bool), 0.5), tally.Truth(truth))
-    assert counted == tally.Tally(
+    counted = SceneScores.of(Answer(predicted, np.ones((4, 6), bool), 0.5), Truth(truth))
+    assert counted == SceneScores(
         Confusion(tp=4, fp=3, fn=4, tn=13),
         # the corners of the image are no edges, and the first polygon is one only along its right side and below
         Boundary(predicted=5, predicted_near=5, true=6, true_near=6),
@@ -303,44 +307,44 @@ def test_tally_by_hand_adds_up():
     )
     assert (counted + counted).figures()["object recall"] == 0.5
     assert (counted + counted).polygons == 4
-    assert tally.Tally.from_plain(json.loads(json.dumps(counted.plain()))) == counted
+    assert SceneScores.from_plain(json.loads(json.dumps(counted.plain()))) == counted
 
 
 def test_what_is_not_judged_counts_nowhere():
     truth = np.array([[1, 1, 0, -1, -1]], np.int32)
-    answer = tally.Answer(np.array([[1, 1, 0, 2, 2]], np.int32), np.ones((1, 5), bool), 1.0)
-    counted = tally.Tally.of(answer, tally.Truth(truth))
+    answer = Answer(np.array([[1, 1, 0, 2, 2]], np.int32), np.ones((1, 5), bool), 1.0)
+    counted = SceneScores.of(answer, Truth(truth))
     assert counted.areas == Confusion(tp=2, fp=0, fn=0, tn=1)
     assert (counted.polygons, counted.right) == (1, 1)
 
 
 def test_specks_count_by_area_and_are_no_objects():
     truth = np.array([[1, 0, 2, 2]], np.int32)
-    answer = tally.Answer(truth, np.ones((1, 4), bool), 1.0)
-    counted = tally.Tally.of(answer, tally.Truth(truth, minimum=2))
+    answer = Answer(truth, np.ones((1, 4), bool), 1.0)
+    counted = SceneScores.of(answer, Truth(truth, minimum=2))
     assert counted.areas.tp == 3
     assert sum(counted.widths.objects) == sum(counted.widths.found) == 1
 
 
-def test_what_was_said_of_polygons_is_held_against_the_truth():
+def test_the_confidence_of_polygons_is_compared_with_the_truth():
     truth = np.zeros((4, 6), np.int32)
     truth[:2] = 1
     ids = np.zeros((4, 6), np.int32)
     ids[0, :4], ids[3, :4], ids[1:3, 5] = 1, 3, 4  # 2 holds no pixel's centre; half of 4 is landslide
-    answer = tally.Answer(ids, np.ones((4, 6), bool), 1, np.array([0.9, 0.5, 0.2, np.nan]))
-    assert tally.stated(answer, truth) == [(0.9, True), (0.2, False)]
-    assert tally.judged(ids, truth)[1].tolist() == [True, False, True]
+    answer = Answer(ids, np.ones((4, 6), bool), 1, np.array([0.9, 0.5, 0.2, np.nan]))
+    assert scene_scores.stated_confidence(answer, truth) == [(0.9, True), (0.2, False)]
+    assert scene_scores.judged(ids, truth)[1].tolist() == [True, False, True]
 
 
 def test_false_alarms_by_hand():
     ids = np.zeros((100, 100), np.int32)
     ids[:10, :10] = 1
-    alarms = tally.false_alarms(tally.Answer(ids, np.ones((100, 100), bool), 10.0))
+    alarms = scene_scores.false_alarms(Answer(ids, np.ones((100, 100), bool), 10.0))
     assert alarms == {"ha per km2": pytest.approx(1.0), "polygons per km2": pytest.approx(1.0)}
 
 
 def test_answers_of_another_working_grid_are_judged_on_the_scenes_own():
-    grid = layout.placed(field((4, 6)), 0.1)
+    grid = scenes.example_grid(field((4, 6)), 0.1)
     ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     assert scenes.onto(ids, grid).tolist() == np.kron(ids, np.ones((2, 2), int)).tolist()
     finer = np.kron(np.arange(24, dtype=np.int32).reshape(4, 6), np.ones((4, 4), np.int32))
@@ -353,7 +357,7 @@ def test_a_mosaic_keeps_every_chip_and_its_landslides_apart(tmp_path):
     parts = [field((40, 70), at=(0, 0), slide=(40, 30), name=f"chip{k}") for k in range(3)]
     folder = write_chips(tmp_path, parts)
     files = Files(tuple(sorted((folder / "images").iterdir())), folder / "masks")
-    mosaic = layout.lay_mosaic(files, tmp_path / "scene.tif", 0.8, width=150)
+    mosaic = scenes.lay_mosaic(files, tmp_path / "scene.tif", 0.8, width=150)
     ids = mosaic.ids
     assert ids.shape == (80, 150)
     assert sorted(np.unique(ids).tolist()) == [-1, 0, 1, 2, 3]
@@ -373,14 +377,14 @@ def test_a_mosaic_keeps_every_chip_and_its_landslides_apart(tmp_path):
 
 def test_the_heaviest_chip_of_a_mosaic_is_named_with_its_share(tmp_path):
     small, large = field((40, 60), at=(0, 0), slide=(10, 10), name="small"), field((40, 60), name="large")
-    mosaic = layout.lay_mosaic([small, large], tmp_path / "scene.tif", 0.8)
+    mosaic = scenes.lay_mosaic([small, large], tmp_path / "scene.tif", 0.8)
     assert mosaic.heaviest() == ("large", 384 / 484)
 
 
 # table
 
 
-def test_a_section_survives_its_file_and_shows_what_is_not_defined():
+def test_a_section_is_read_back_as_it_was_and_shows_what_is_not_defined():
     section = Section("map", "Maps", [Measurement("a", OURS, {"hits": 0.5, "images": 2}),
                                       Measurement("b", OURS, {"hits": math.nan})], ["a note"])  # fmt: skip
     text = json.dumps(section.as_json(), allow_nan=False)
@@ -396,21 +400,21 @@ def test_extremes_rank_cases():
     assert table.extremes(cases, 2) == "Best: 4 0.40; 3 0.30.\n\nWorst: 0 0.00; 1 0.10.\n"
 
 
-# tables made from counts
+# derived tables
 
 
 def test_a_scene_without_landslides_is_none_of_the_worst_by_iou():
-    assert scene_sets._case("a", 1.0, {OURS: area(0, 10, 0)})[OURS] is None
-    assert scene_sets._case("a", 1.0, {OURS: area(1, 2, 1)})[OURS] == 0.25
+    assert scene_scores.scene_case("a", 1.0, {OURS: area(0, 10, 0)})[OURS] is None
+    assert scene_scores.scene_case("a", 1.0, {OURS: area(1, 2, 1)})[OURS] == 0.25
 
 
-def counted(name: str, gsd: float, **tallies: tally.Tally) -> dict:
-    named = {OURS: tallies["ours"], scenes.ALONE: tallies["alone"]}
-    return scene_sets._case(name, gsd, named)
+def counted(name: str, gsd: float, *, ours: SceneScores, alone: SceneScores) -> dict:
+    named = {OURS: ours, scenes.ACTIVATION_ALONE: alone}
+    return scene_scores.scene_case(name, gsd, named)
 
 
-def area(tp: int, fp: int, fn: int) -> tally.Tally:
-    return tally.Tally(Confusion(tp=tp, fp=fp, fn=fn, tn=0))
+def area(tp: int, fp: int, fn: int) -> SceneScores:
+    return SceneScores(Confusion(tp=tp, fp=fp, fn=fn, tn=0))
 
 
 @pytest.fixture
@@ -422,24 +426,24 @@ def sets() -> dict:
 
 
 def test_image_wise_means_stand_beside_pooled_pixels(sets):
-    rows = {m.method: m.figures for m in tables.images(sets).measured}
+    rows = {m.method: m.figures for m in quality.images(sets).measured}
     assert rows[OURS]["mean F1"] == pytest.approx(0.4)  # 0.8 and 0; the image without landslide has none
     assert rows[OURS]["pooled F1"] == pytest.approx(16 / (16 + 12 + 92))
     assert rows[OURS]["pooled F1 without the heaviest"] == pytest.approx(16 / (16 + 12 + 2))
     assert (rows[OURS]["images"], rows[OURS]["with landslides"]) == (3, 2)
-    assert "large holds 90% of the landslide pixels of hokkaido." in tables.images(sets).notes
+    assert "large holds 90% of the landslide pixels of hokkaido." in quality.images(sets).notes
 
 
 def test_a_scene_is_in_the_band_of_its_gsd(sets):
     finest = {"sichuan": [counted("a", 0.25, ours=area(1, 0, 0), alone=area(1, 0, 0))]}
     limit = {"bijie": [counted("b", 1.0, ours=area(1, 0, 0), alone=area(1, 0, 0))]}
-    found = tables.bands(sets | finest | limit).measured
+    found = quality.bands(sets | finest | limit).measured
     assert [m.data for m in found][::2] == ["0.1 to 0.3 m: sichuan", "1 to 2.5 m: bijie", "2.5 to 7 m: hokkaido"]
 
 
 def test_gains_are_over_the_map_and_their_mean_is_over_sets(sets):
     other = {"sichuan": [counted("a", 0.5, ours=area(8, 2, 2), alone=area(6, 4, 4))]}
-    found = {m.data: m.figures for m in tables.gains(sets | other).measured}
+    found = {m.data: m.figures for m in quality.gains(sets | other).measured}
     assert found["sichuan"]["gain"] == pytest.approx(0.2)
     gain = found["hokkaido"]["gain"]
     assert gain == pytest.approx(16 / 120 - 192 / 200)
@@ -447,24 +451,24 @@ def test_gains_are_over_the_map_and_their_mean_is_over_sets(sets):
 
 
 def test_recall_by_width_has_a_column_for_each_band():
-    wide = tally.Tally(widths=WidthCounts((4, 2, 0, 1), (1, 2, 0, 0)))
-    (ours, _) = tables.widths({"x": [counted("a", 3.0, ours=wide, alone=wide)]}).measured
+    wide = SceneScores(widths=WidthCounts((4, 2, 0, 1), (1, 2, 0, 0)))
+    (ours, _) = quality.widths({"x": [counted("a", 3.0, ours=wide, alone=wide)]}).measured
     assert ours.figures["below 8 px"] == 0.25
     assert ours.figures["8 to 24 px"] == 1
     assert math.isnan(ours.figures["24 to 64 px"])
     assert (ours.figures["from 64 px"], ours.figures["landslides from 64 px"]) == (0, 1)
 
 
-def test_shrunk_and_synthetic_scenes_are_no_part_of_what_is_said_of_real_ones():
-    said = {"said": 0.9, "true": True}
+def test_shrunk_and_synthetic_scenes_do_not_count_as_real_ones():
+    right = {"said": 0.9, "true": True}
     wrong = {"said": 0.7, "true": False}
     measured = [
-        Section("coarse", "", [], cases={"gate, l4s": [said], "confidence, l4s": [said]}),
+        Section("coarse", "", [], cases={"gate, l4s": [right], "confidence, l4s": [right]}),
         Section("band", "", [], cases={"confidence, shrunk": [wrong]}),
         Section("alarms", "", [], cases={"confidence, negatives": [wrong]}),
         Section("synthetic", "", [], cases={"confidence, synthetic": [wrong]}),
     ]
-    errors, shares = tables.calibration(tables.curves(measured))
+    errors, shares = quality.calibration(quality.curves(measured))
     found = {(m.method, m.data): m.figures for m in errors.measured}
     pooled = found["confidence", "all real sets"]
     assert (pooled["cases"], pooled["share true"]) == (2, 0.5)
@@ -491,8 +495,10 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(worker, "_load", load)
     monkeypatch.setattr(loading, "load", load)
     monkeypatch.setattr(examples, "SYNTHETIC_SIZE", 96)
-    monkeypatch.setattr(scene_sets, "FOREST_SEEDS", range(700_000, 700_001))
-    monkeypatch.setattr(Drawn, "__iter__", lambda self: (field((96, 96), name=f"seed {k}") for k in range(self.count)))
+    monkeypatch.setattr(sections, "FOREST_SEEDS", range(700_000, 700_001))
+    monkeypatch.setattr(
+        SyntheticScenes, "__iter__", lambda self: (field((96, 96), name=f"seed {k}") for k in range(self.count))
+    )
 
 
 @pytest.fixture
@@ -503,15 +509,15 @@ def data(tmp_path) -> Path:
     without = Example("plain", np.full_like(without.rgb, [40, 90, 30]), np.zeros_like(without.ids))
     write_chips(folder / "bijie" / "val", [field(name="one"), field(name="two"), without])
     (folder / "geotiffs").mkdir()
-    layout.write_scene(folder / "geotiffs" / "plain.tif", without, 0.5)
-    layout.write_scene(folder / "geotiffs" / "kept_field_0p1m.tif", without, 0.5)
+    scenes.write_scene(folder / "geotiffs" / "plain.tif", without, 0.5)
+    scenes.write_scene(folder / "geotiffs" / "kept_field_0p1m.tif", without, 0.5)
     write_chips(folder / "hokkaido_planet_3m", [field(name="370")])
     write_chips(folder / "l4s_rgb_10m" / "validation", [field(name="image_1")])
     write_chips(folder / "l4s_rgb_10m" / "train", [field(name="image_3")])
     for image in (folder / "negatives" / "georef" / "brighton_1.png", folder / "negatives" / "fields_0p2m" / KEPT):
         image.parent.mkdir(parents=True)
         Image.fromarray(without.rgb).save(image)
-    layout.write_scene(folder / "negatives" / "georef" / "brighton_2.tif", without, 5.0)
+    scenes.write_scene(folder / "negatives" / "georef" / "brighton_2.tif", without, 5.0)
     return folder
 
 
@@ -558,14 +564,22 @@ def test_every_set_is_a_scene_of_its_own_gsd(stand_ins, data, tmp_path):
     alarms = {(row["data"], row["method"]): row["figures"] for row in tables_by_name["alarms"]}
     assert alarms["negatives/georef", OURS]["scenes"] == 2
     assert alarms["negatives/fields_0p2m", OURS]["scenes"] == 1
-    assert {row["method"] for row in tables_by_name["coarse"]} >= {OURS, scenes.ALONE, scenes.ELLIPSE, *scenes.PEERS}
+    assert {row["method"] for row in tables_by_name["coarse"]} >= {
+        OURS,
+        scenes.ACTIVATION_ALONE,
+        scenes.ELLIPSE,
+        *scenes.BASELINES,
+    }
     calibrated = [(row["method"], row["data"]) for row in tables_by_name["calibration"]]
     assert ("gate", "l4s_rgb_10m") in calibrated
     assert ("gate", "negatives/georef") in calibrated
 
     # nothing is selected by what is for reports only
     sets = ("--l4s", data / "l4s_rgb_10m", "--hokkaido", data / "hokkaido_planet_3m")
-    run(*sets, "--out", out, "--only", "coarse", "--split", "select")
+    given = (*sets, "--out", out, "--only", "coarse", "--split", "select")
+    done = CliRunner().invoke(bench, ["quality", *map(str, given)])
+    assert "coarse.json was measured with split report, this is select" in str(done.exception)
+    run(*given, "--overwrite")
     held = json.loads((out / "quality.json").read_text())
     (found,) = [section for section in held["sections"] if section["name"] == "coarse"]
     assert {row["data"] for row in found["measured"]} == {"l4s_rgb_10m"}
@@ -596,10 +610,47 @@ def test_cards_show_what_was_measured_of_these_networks(stand_ins, data, tmp_pat
     assert "run geolabel bench quality" in str(CliRunner().invoke(bench, [*call, "--overwrite"]).exception)
 
 
+def test_cards_come_with_the_figures_that_a_run_warns_by(stand_ins, data, tmp_path):
+    run("--data", data, "--out", tmp_path / "table", "--limit", 2, "--only", "scene,coarse")
+    done = CliRunner().invoke(bench, ["card", str(tmp_path / "table"), "--out", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    held = load_measured(tmp_path / "measured.json")
+    assert {one.data: one.gsd_m for one in held.sets} == {
+        "mosaic of bijie": (0.8, 0.8),
+        "sichuan": (0.2, 0.9),
+        "hokkaido_planet_3m": (3.0, 3.0),
+        "l4s_rgb_10m": (10.0, 10.0),
+    }
+    assert all(set(one.peers) == set(scenes.BASELINES) for one in held.sets)
+
+
+def test_sections_of_another_version_are_kept_and_named(stand_ins, data, tmp_path, caplog):
+    out = tmp_path / "out"
+    run("--data", data, "--out", out, "--limit", 1, "--only", "map,mask")
+    path = out / "sections" / "mask.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"key": held["key"] | {"geolabel": "0.1.0"}}))
+    before = path.read_bytes()
+    run("--data", data, "--out", out, "--limit", 1, "--only", "map,mask")
+    assert path.read_bytes() == before
+    assert "mask.json was measured with geolabel 0.1.0" in caplog.text
+    table = json.loads((out / "quality.json").read_text())
+    assert table["geolabel"] == ", ".join(sorted({"0.1.0", held["key"]["geolabel"]}))
+    assert [section["name"] for section in table["sections"]] == ["mask", "map"]
+
+
+def test_sections_of_other_data_are_left_out_of_the_table(stand_ins, data, tmp_path, caplog):
+    out = tmp_path / "out"
+    run("--data", data, "--out", out, "--limit", 1, "--only", "mask")
+    run("--data", data, "--out", out, "--limit", 2, "--only", "map")
+    assert "mask.json was measured with limit 1, this is 2: left out of the table" in caplog.text
+    assert [section["name"] for section in json.loads((out / "quality.json").read_text())["sections"]] == ["map"]
+
+
 def test_bench_says_what_is_missing(stand_ins, data, tmp_path):
     run("--sichuan", data / "sichuan", "--out", tmp_path, "--only", "gate,map,alarms")
     page = (tmp_path / "quality.md").read_text()
-    assert "not at hand, and so left out: bijie, hokkaido_planet_3m, l4s_rgb_10m, negatives, geotiffs" in page
+    assert "not available, and so left out: bijie, hokkaido_planet_3m, l4s_rgb_10m, negatives, geotiffs" in page
     assert page.count("Not measured") == 2
 
 

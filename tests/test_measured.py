@@ -13,7 +13,7 @@ from affine import Affine
 
 import geolabel
 from geolabel.errors import WeightsError
-from geolabel.evaluation.measured import figures_of_sets
+from geolabel.evaluation.cards import figures_of_sets
 from geolabel.evaluation.table import OURS, Measurement, Section
 from geolabel.models import loading, measured
 from geolabel.models.measured import Measured, SetFigures, load_measured, save_measured

@@ -12,11 +12,13 @@ from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.engine import worker
+from geolabel.engine.progress import Silent
 from geolabel.errors import ChipError, OptionError
-from geolabel.evaluation import studies, weak, weak_tables
+from geolabel.evaluation import steps, studies, weak, weak_report
+from geolabel.evaluation.baselines import centred_ellipse
 from geolabel.evaluation.chippack import pack_chips, unpack_chips
-from geolabel.evaluation.maps import THRESHOLDS, MapScores, ellipse, iou, label_scores, mosaic_of, mosaic_scores
-from geolabel.evaluation.weak_sheet import draw_sheet
+from geolabel.evaluation.network_scores import THRESHOLDS, MapScores, iou, label_scores, mosaic_of, mosaic_scores
+from geolabel.evaluation.weak_report import draw_sheet
 from geolabel.extraction.request import Networks
 from geolabel.folders import work_folder
 from geolabel.outputs import saving
@@ -91,8 +93,8 @@ def test_label_maps_are_judged_over_all_pixels_and_chip_by_chip():
     assert nothing["ious"] == [0, 0, 0]
 
 
-def test_floors():
-    inside = ellipse((40, 80))
+def test_baselines_by_hand():
+    inside = centred_ellipse((40, 80))
     assert inside.mean() == pytest.approx(np.pi / 16, abs=0.01)
     np.testing.assert_array_equal(inside, inside[::-1, ::-1])
     assert iou(np.zeros(3, bool), np.zeros(3, bool)) == 0
@@ -154,7 +156,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_everything_is_measured_and_resumed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["bench", "weak", str(folder), "--out", str(tmp_path / "table.md"), "--seeds", "1", "--epochs", "0.5", "-q"]
     words += ["--device", "cpu", "--json"]
     assert run([*words, "--minutes", "0.0001"]) == 0
@@ -188,14 +190,14 @@ def test_everything_is_measured_and_goes_on(folder: Path, tmp_path: Path, capsys
         assert sheet.width > sheet.height > 200
 
 
-def test_tables_of_what_is_done_so_far():
+def test_tables_of_the_steps_that_are_done():
     maps = {"hits": [1.0], "ious": [[0.5] * len(THRESHOLDS)], "areas": [0.1], "chosen": 0}
     judged = {"AUC": 0.9, "accuracy": 0.8, "maps": maps}
     done = {"start": judged, "seed0/cam": judged}
-    rows = {row.method: row.figures for row in weak_tables.map_section(done).measured}
+    rows = {row.method: row.figures for row in weak_report.map_section(done).measured}
     assert rows["cam"] == {"hits": 1, "map IoU": 0.5}
     assert rows["random place"] == {"hits": 0.1}
-    (only,) = weak_tables.difference_section(done).measured
+    (only,) = weak_report.difference_section(done).measured
     assert only.method == "map IoU of cam over as they start"
 
 
@@ -219,7 +221,7 @@ def test_differences_are_of_the_seeds_that_both_have():
         "seed0/pseudo apsam box": labels(0.3),
         "seed0/pseudo apsam point": labels(0.1),
     }
-    box, student = weak_tables.difference_section(done).measured
+    box, student = weak_report.difference_section(done).measured
     assert box.figures["difference"] == pytest.approx(0.2)
     assert student.figures["ratio of IoU"] == pytest.approx(0.5)
     assert (student.figures["from"], student.figures["to"]) == pytest.approx((-0.4, -0.4))
@@ -229,21 +231,53 @@ def test_differences_are_of_the_seeds_that_both_have():
 def test_a_study_names_its_rows_and_its_numbers(folder: Path, tmp_path: Path):
     chips = read_chips(folder / "train")
     with pytest.raises(OptionError, match="no row is called 'baseline '"):
-        studies.Study("cism", chips, tmp_path / "out", CPU, rows=("baseline ",)).run()
+        studies.Study("cism", chips, tmp_path / "out", CPU, only=("baseline ",)).run()
     with work_folder(tmp_path / "out", overwrite=False) as out, saving(out / "numbers.json") as part:
-        part.write_text(json.dumps({"epochs": 3}))
-    with pytest.raises(OptionError, match="holds a study with another"):
+        part.write_text(json.dumps({"epochs": 3, "localizer": "bundled"}))
+    with pytest.raises(OptionError, match="out was measured with epochs 3, this is None"):
         studies.Study("cism", chips, tmp_path / "out", CPU).run()
 
 
+def measured(folder: Path, key: dict[str, object], *, overwrite: bool = False, deadline: float | None = None) -> dict:
+    made = {"a": lambda: {"IoU": 0.5}, "deep/b": lambda: {"IoU": float("nan"), "each": [1.0, float("inf")]}}
+    with steps.step_folder(folder, key, made, overwrite=overwrite) as out:
+        return steps.run_steps(out, made, title="steps", progress=Silent(), deadline=deadline)
+
+
+def test_steps_are_measured_once_and_resumed(tmp_path: Path):
+    key = {"chips": ["x", "y"], "student": {"batch": 4}}
+    assert measured(tmp_path, key, deadline=0) == {}
+    found = {"a": {"IoU": 0.5}, "deep/b": {"IoU": None, "each": [1.0, None]}}
+    assert measured(tmp_path, key) == found
+    (tmp_path / "deep/b.json").unlink()
+    kept = (tmp_path / "a.json").stat().st_mtime_ns
+    assert measured(tmp_path, key) == found
+    assert (tmp_path / "a.json").stat().st_mtime_ns == kept
+    assert np.isnan(steps.figures_of(found["deep/b"] | {"each": None})["IoU"])
+
+
+def test_steps_of_other_options_are_refused_or_replaced(tmp_path: Path):
+    key = {"chips": ["x", "y"], "student": {"batch": 4}}
+    measured(tmp_path, key)
+    with pytest.raises(OptionError, match="was measured with student batch 4, this is 8: give the options of before"):
+        measured(tmp_path, key | {"student": {"batch": 8}})
+    with pytest.raises(OptionError, match="was measured with other chips"):
+        measured(tmp_path, key | {"chips": ["x"]})
+    measured(tmp_path, key | {"chips": ["x"]}, overwrite=True)
+    assert json.loads((tmp_path / steps.KEY).read_text())["chips"] == ["x"]
+    (tmp_path / steps.KEY).unlink()
+    with pytest.raises(OptionError, match=r"holds figures without numbers\.json"):
+        measured(tmp_path, key)
+
+
 @pytest.mark.usefixtures("small")
-def test_nothing_is_drawn_of_nothing(folder: Path, tmp_path: Path):
+def test_nothing_is_plotted_before_a_training(folder: Path, tmp_path: Path):
     with pytest.raises(OptionError, match="nothing is trained yet"):
         draw_sheet(weak.WeakBench(folder, tmp_path / "work", networks=CPU), tmp_path / "sheet.png")
 
 
 def test_means_and_spreads_over_seeds():
-    one = weak_tables.row("val", "cam", {"AUC": [0.8, 0.9], "hits": [None, 1.0]})
+    one = weak_report.row("val", "cam", {"AUC": [0.8, 0.9], "hits": [None, 1.0]})
     assert one.figures["AUC"] == pytest.approx(0.85)
     assert one.figures["AUC spread"] == pytest.approx(0.1)
     assert np.isnan(one.figures["hits"])

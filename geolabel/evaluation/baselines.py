@@ -1,4 +1,4 @@
-"""What the networks have to beat: methods that know nothing of landslides, or next to nothing."""
+"""Baselines: methods that know nothing of landslides, or next to nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skimage.segmentation import random_walker
 from geolabel.types import BoolArray, Float32Array, Float64Array, UInt8Array
 
 SCALES = (5, 15, 45)
-"""Sides in pixels of the windows of local statistics that a random forest sees."""
+"""Sides in pixels of the windows of local statistics for the random forest."""
 
 SEED = 0.5
 """Size of the ellipse around the centroid that random walkers start from, as a share of the box."""
@@ -35,23 +35,23 @@ def excess_green(rgb: UInt8Array) -> Float32Array:
 
 
 def otsu_bare(rgb: UInt8Array, valid: BoolArray) -> BoolArray:
-    """(H, W) the low side of excess green, cut by Otsu's threshold over the valid pixels (Otsu 1979)."""
+    """(H, W) where excess green is below Otsu's threshold over the valid pixels (Otsu 1979)."""
     green = excess_green(rgb)
     return np.asarray(valid & (green <= _otsu(green[valid])))
 
 
 def otsu_bright(rgb: UInt8Array, valid: BoolArray) -> BoolArray:
-    """(H, W) the high side of the mean of the bands, cut by Otsu's threshold over the valid pixels (Otsu 1979)."""
+    """(H, W) where the mean of the bands is above Otsu's threshold over the valid pixels (Otsu 1979)."""
     # the mask is the low side of the darkness, so that a flat image is no landslide here either
     dark = -rgb.mean(axis=2, dtype=np.float32)
     return np.asarray(valid & (dark <= _otsu(dark[valid])))
 
 
 def _otsu(values: Float32Array) -> float:
-    """Otsu's threshold of values (N,); minus infinity where there are no two of them."""
+    """Otsu's threshold of values (N,); minus infinity without two different ones."""
     if not len(values):
         return -np.inf
-    # a few almost black pixels, whose colour is noise, must not be one of the two classes
+    # a few almost black pixels, whose colour is noise, must not become a class of their own
     kept = np.clip(values, *np.percentile(values, (1, 99)))
     if kept.min() == kept.max():
         return -np.inf
@@ -59,7 +59,7 @@ def _otsu(values: Float32Array) -> float:
 
 
 def cell_means(values: Float32Array, stride: int) -> Float32Array:
-    """Mean of (H, W) over cells of `stride` pixels, as the cells of an activation lie; the frame repeats its last."""
+    """Mean of (H, W) over cells of `stride` pixels, those of an activation map; the last pixels repeat at the frame."""
     missing = [(0, -side % stride) for side in values.shape]
     padded = np.pad(values, missing, mode="edge")
     height, width = (side // stride for side in padded.shape)
@@ -68,13 +68,21 @@ def cell_means(values: Float32Array, stride: int) -> Float32Array:
 
 
 def surround_minus_centre(values: Float32Array) -> float:
-    """Mean of (H, W) outside the middle half of each side, less the mean inside: what betrays a centred landslide."""
+    """Mean of (H, W) outside the middle half of each side, less the mean inside: high around a centred landslide."""
     height, width = values.shape
     inside = np.zeros(values.shape, bool)
     inside[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     if inside.all():
         return 0.0
     return float(values[~inside].mean() - values[inside].mean())
+
+
+def centred_ellipse(shape: Iterable[int]) -> BoolArray:
+    """(H, W) an ellipse of half an image's size in its middle."""
+    height, width = shape
+    rows, cols = np.ogrid[:height, :width]
+    y, x = (rows - (height - 1) / 2) / (height / 4), (cols - (width - 1) / 2) / (width / 4)
+    return np.asarray(y**2 + x**2 <= 1)
 
 
 # --- masks from a box ------------------------------------------------------------------------------------------------
@@ -89,9 +97,9 @@ def box_mask(shape: tuple[int, ...], box: Float64Array) -> BoolArray:
 
 
 def walk(rgb: UInt8Array, box: Float64Array, point: Float64Array) -> BoolArray:
-    """(H, W) what random walkers from the centroid reach before those from outside the box do.
+    """(H, W) pixels that random walkers from the centroid reach before those from outside the box.
 
-    Source: Grady (2006), doi:10.1109/TPAMI.2006.233, as scikit-image has it.
+    Source: Grady (2006), doi:10.1109/TPAMI.2006.233, implemented by scikit-image.
     """
     inside = box_mask(rgb.shape, box)
     if inside.all():
@@ -143,14 +151,14 @@ def texture(rgb: UInt8Array) -> Float32Array:
 
 @dataclass(frozen=True)
 class Forest:
-    """A random forest on colour and texture, and the probability at which it is cut."""
+    """A random forest on colour and texture, and the threshold of its probability."""
 
     model: Any
     threshold: float
 
     @classmethod
-    def grow(cls, scenes: Iterable[tuple[UInt8Array, BoolArray]]) -> Forest:
-        """Fit to pixels of scenes with their truth; cut where pixels that its trees did not see have the best IoU.
+    def fit(cls, scenes: Iterable[tuple[UInt8Array, BoolArray]]) -> Forest:
+        """Fit to pixels of scenes with their truth; the threshold maximizes the IoU of out-of-bag pixels.
 
         Raises
         ------
@@ -172,7 +180,7 @@ class Forest:
         return cls(model, max(np.arange(0.05, 0.96, 0.05).tolist(), key=lambda level: _iou(known, unseen >= level)))
 
     def find(self, rgb: UInt8Array) -> BoolArray:
-        """(H, W) where the forest sees a landslide."""
+        """(H, W) where the probability of a landslide reaches the threshold."""
         probability = self.model.predict_proba(texture(rgb))[:, 1]
         found: BoolArray = (probability >= self.threshold).reshape(rgb.shape[:2])
         return found

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: reliability over bins, and how far off it is."""
+"""Reliability of probabilities over bins, and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Cases whose probability lies in one bin."""
+    """Cases whose probability is in one bin."""
 
     lower: float
     upper: float
     count: int
     probability: float
-    """Mean of what was said; NaN without cases."""
+    """Mean probability; NaN without cases."""
     share: float
-    """Share of what was true; NaN without cases."""
+    """Share of the cases that is true; NaN without cases."""
 
 
 def reliability(probability: Float64Array, truth: BoolArray, bins: int = BINS) -> list[Bin]:
-    """What was said (N,) 0..1 against what was true (N,), over bins of equal width; probability 1 is in the last."""
+    """Probabilities (N,) 0..1 against truth (N,) over bins of equal width; probability 1 is in the last."""
     place = np.minimum((probability * bins).astype(int), bins - 1)
     found = []
     for number in range(bins):
         here = place == number
         count = int(here.sum())
-        said = float(probability[here].mean()) if count else float("nan")
+        mean = float(probability[here].mean()) if count else float("nan")
         share = float(truth[here].mean()) if count else float("nan")
-        found.append(Bin(number / bins, (number + 1) / bins, count, said, share))
+        found.append(Bin(number / bins, (number + 1) / bins, count, mean, share))
     return found
 
 
 def expected_calibration_error(bins: list[Bin]) -> float:
-    """Mean distance between what was said and what was true, bins weighted by their cases; NaN without cases.
+    """Mean distance of probability and true share, bins weighted by their cases; NaN without cases.
 
     Source: Naeini, Cooper, Hauskrecht (2015), "Obtaining Well Calibrated Probabilities Using Bayesian Binning".
     """
@@ -55,12 +55,12 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 
 
 def draw_curves(path: Path, curves: dict[str, list[Bin]]) -> None:
-    """Draw reliability curves as a PNG, a panel for each kind; the size of a dot goes with its cases.
+    """Plot reliability curves as a PNG, a panel for each kind; dots grow with their cases.
 
     Parameters
     ----------
     curves
-        By kind and set, as ``gate, bijie``. Those of sets with one outcome alone are left out: such are no curve.
+        By kind and set, such as ``gate, bijie``. Sets with one outcome alone have no curve and are left out.
     """
     from matplotlib.figure import Figure
 
@@ -73,7 +73,7 @@ def draw_curves(path: Path, curves: dict[str, list[Bin]]) -> None:
         for name, bins in shown.items():
             if name.partition(", ")[0] == kind:
                 _draw_curve(axes, name.partition(", ")[2] or name, bins)
-        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability that was said", ylabel="share that was true", title=kind)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share that was true", title=kind)
         axes.set_aspect("equal")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", fontsize=7)

@@ -1,23 +1,26 @@
-"""Model cards that show what was measured: tables of `bench quality`, and pictures of where it went wrong."""
+"""Model cards of networks: tables of ``bench quality``, pictures of failures, and the figures that a run warns by."""
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from geolabel.errors import OptionError
-from geolabel.evaluation import examples, scenes
-from geolabel.evaluation.examples import Example
-from geolabel.evaluation.layout import write_scene
-from geolabel.evaluation.measured import figures_of_sets
-from geolabel.evaluation.quality import PARTS, TABLE
-from geolabel.evaluation.table import OURS, Section
+from geolabel.evaluation import examples
+from geolabel.evaluation.examples import Example, SyntheticScenes
+from geolabel.evaluation.quality import PARTS, REAL, TABLE
+from geolabel.evaluation.scene_scores import WITHOUT
+from geolabel.evaluation.scenes import BASELINES, answer_scene, write_scene
+from geolabel.evaluation.table import OURS, Measurement, Section
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
 from geolabel.models import loading
 from geolabel.models.checkpoint import Kind, load_checkpoint
-from geolabel.models.measured import MEASURED, save_measured
+from geolabel.models.measured import MEASURED, SetFigures, save_measured
 from geolabel.outputs import check_target, replacing, together
 from geolabel.parsing import read_json
 from geolabel.training.cards import write_card
@@ -38,6 +41,12 @@ FAILURES = "failures.jpg"
 WORST = 3
 """Scenes on it."""
 
+GSD_OF = {"sichuan": (0.2, 0.9)}
+"""Metres per pixel, finest and coarsest, of sets whose images have no georeference."""
+
+NARROW_PX, NARROW_BANDS = 24, ("below 8 px", "8 to 24 px")
+"""Width below which landslides are narrow, and the columns of the table of widths below it."""
+
 
 def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool = False) -> dict[str, Path]:
     """Write the model card of both networks, with the figures that ``bench quality`` left in a folder.
@@ -45,11 +54,11 @@ def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool
     Parameters
     ----------
     out
-        Folder for ``localizer.md``, ``segmenter.md``, `MEASURED` and `FAILURES`; made if it is not there.
+        Folder for ``localizer.md``, ``segmenter.md``, `MEASURED` and `FAILURES`; made if it does not exist.
     quality
         Folder with the table.
     overwrite
-        Whether files that are there may be replaced.
+        Whether existing files may be replaced.
 
     Returns
     -------
@@ -65,7 +74,8 @@ def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool
     table = _read(quality / TABLE)
     out.mkdir(parents=True, exist_ok=True)
     sections = {values["name"]: Section.of(values) for values in table["sections"]}
-    pictures = ["The synthetic scenes with the lowest IoU: truth in yellow, what was found in red.", ""]
+    with_cases = {name: _with_cases(quality / PARTS / f"{name}.json", sections[name]) for name in sections}
+    pictures = ["The synthetic scenes with the lowest IoU: truth in yellow, polygons in red.", ""]
     pictures += [f"![the worst synthetic scenes]({FAILURES})", ""]
     worst = _worst(quality / PARTS / "synthetic.json")
     files: dict[str, Path] = {}
@@ -87,7 +97,7 @@ def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool
             count = sum(tensor.numel() for tensor in counted)
             files[kind] = out / f"{kind}.md"
             write_card(files[kind], info, parameters=count, measured=measured, failures=pictures if worst else [])
-        if figures := figures_of_sets(sections):
+        if figures := figures_of_sets(with_cases):
             files["measured"] = out / MEASURED
             save_measured(files["measured"], {recipe.role: recipe.sha256 for recipe in networks.recipes()}, figures)
         if worst:
@@ -103,6 +113,12 @@ def _read(path: Path) -> dict[str, Any]:
     return table
 
 
+def _with_cases(path: Path, section: Section) -> Section:
+    # a table leaves single cases to the file of the section, which a later run may have replaced
+    held = Section.of(read_json(path)["section"]) if path.is_file() else section
+    return replace(section, cases=held.cases) if held.measured == section.measured else section
+
+
 def _worst(path: Path) -> list[int]:
     """Seeds of the synthetic scenes with the lowest IoU, the worst first; none if they were not measured."""
     if not path.is_file():
@@ -113,13 +129,13 @@ def _worst(path: Path) -> list[int]:
 
 
 def draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
-    """Draw synthetic scenes side by side: truth in yellow, what was found in red."""
+    """Plot synthetic scenes side by side: truth in yellow, the product's polygons in red."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(seeds), 4.3), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(seeds), squeeze=False)[0]
     for axes, seed in zip(panels, seeds, strict=True):
-        (example,) = examples.Drawn(seed, 1)
+        (example,) = SyntheticScenes(seed, 1)
         found = find(example, networks)
         axes.imshow(example.rgb)
         for mask, colour in ((example.truth, "yellow"), (found, "red")):
@@ -135,6 +151,42 @@ def find(example: Example, networks: Networks) -> BoolArray:
     """(H, W) where the product finds landslides in an example."""
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         path = write_scene(Path(folder) / "scene.tif", example, examples.SYNTHETIC_GSD)
-        ids = scenes.answers(path, networks, Parameters()).answers[OURS].ids
+        ids = answer_scene(path, networks, Parameters()).by_method[OURS].ids
     mask: BoolArray = ids > 0
     return mask
+
+
+# --- figures of sets -------------------------------------------------------------------------------------------------
+
+
+def figures_of_sets(sections: Mapping[str, Section]) -> list[SetFigures]:
+    """Figures of each set of real scenes, from sections by name; sets without ground sample distance are left out."""
+    widths = {m.data: m.figures for m in _measured(sections, ["width"]) if m.method == OURS}
+    found = []
+    for section in (sections[name] for name in REAL if name in sections):
+        for ours in (m for m in section.measured if m.method == OURS and WITHOUT not in m.data):
+            case = next(iter(section.cases.get(ours.data, [])), {})
+            if "gsd" not in case:
+                continue
+            of_set = [m for m in section.measured if m.data == ours.data and m.method in BASELINES]
+            others = {m.method: round(_number(m.figures["F1"]), 4) for m in of_set}
+            gsd = GSD_OF.get(ours.data, (case["gsd"], case["gsd"]))
+            narrow = _narrow(widths.get(ours.data, {}))
+            found.append(SetFigures(ours.data, gsd, round(_number(ours.figures["F1"]), 4), others, **narrow))
+    return found
+
+
+def _measured(sections: Mapping[str, Section], names: Iterable[str]) -> Iterable[Measurement]:
+    return (m for name in names if name in sections for m in sections[name].measured)
+
+
+def _narrow(figures: Mapping[str, float]) -> dict[str, Any]:
+    counts = [int(figures.get(f"landslides {band}", 0)) for band in NARROW_BANDS]
+    if not sum(counts):
+        return {}
+    seen = sum(_number(figures[band]) * count for band, count in zip(NARROW_BANDS, counts, strict=True) if count)
+    return {"narrow_px": NARROW_PX, "narrow": sum(counts), "narrow_found": round(seen / sum(counts), 4)}
+
+
+def _number(figure: float) -> float:
+    return 0.0 if math.isnan(figure) else figure  # of nothing found

@@ -16,12 +16,9 @@ from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import GeolabelError
 from geolabel.evaluation import examples
 from geolabel.evaluation.calibration import expected_calibration_error, reliability
-from geolabel.evaluation.examples import L4S_GSD, Example, Examples
-from geolabel.evaluation.layout import placed, write_scene
-from geolabel.evaluation.scene_sets import Shrunk
-from geolabel.evaluation.scenes import polygon_ids
-from geolabel.evaluation.setup import Data
-from geolabel.evaluation.tally import judged
+from geolabel.evaluation.examples import L4S_GSD, Data, Example, Examples, Shrunk
+from geolabel.evaluation.scene_scores import judged
+from geolabel.evaluation.scenes import example_grid, polygon_ids, write_scene
 from geolabel.extraction.extract import extract
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
@@ -106,7 +103,7 @@ def fit_confidence(
 
 def _sources(scenes: int, data: Data) -> list[Source]:
     """Every kind with landslides counts the same, and so do all without them together."""
-    synthetic = examples.Drawn(examples.SYNTHETIC["select"], scenes)
+    synthetic = examples.SyntheticScenes(examples.SYNTHETIC["select"], scenes)
     seeds = f"seeds {synthetic.first} to {synthetic.first + scenes - 1}"
     sources = [Source(f"{scenes} synthetic scenes of geolabel ({seeds})", synthetic, examples.SYNTHETIC_GSD)]
     if data.sichuan:
@@ -151,7 +148,7 @@ def _look(folder: Path, example: Example, gsd: float, networks: Networks) -> tup
     # Features of the polygons of a scene, and which are right.
     path = write_scene(folder / "scene.tif", example, gsd)
     landslides = extract(path, networks=networks, parameters=Parameters(min_confidence=0))
-    numbers, is_right = judged(polygon_ids(landslides.geometry, placed(example, gsd)), example.ids)
+    numbers, is_right = judged(polygon_ids(landslides.geometry, example_grid(example, gsd)), example.ids)
     columns = features(landslides, NAMES)[numbers - 1]
     known = np.isfinite(columns).all(axis=1)
     return columns[known], is_right[known]

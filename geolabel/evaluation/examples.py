@@ -1,6 +1,6 @@
-"""What networks are measured on: images with their landslides outlined, read or drawn one at a time.
+"""Images with the outlines of their landslides: folders of real ones and synthetic scenes, read one at a time.
 
-Images are split by one rule, so that what weights are chosen by is never what they are reported on.
+One rule splits all of them, so that no image that weights are selected by is one that they are reported on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from geolabel.training.pictures import REPORTED, SUFFIXES, is_reported, read_ima
 from geolabel.types import BoolArray, Float64Array, Int32Array, UInt8Array
 
 Split = Literal["report", "select"]
-"""``report`` is for tables that are published, ``select`` for choosing between weights and designs."""
+"""``report`` is for published tables, ``select`` for choosing between weights and designs."""
 
 SYNTHETIC: dict[Split, int] = {"report": 1000, "select": 800_000}
-"""First seed of the synthetic scenes of each split; trainings take seeds below these."""
+"""First seed of the synthetic scenes of each split; trainings use other seeds."""
 
 SYNTHETIC_SIZE, SYNTHETIC_GSD = 1024, 0.5
 """Pixels a side of a synthetic scene, and metres per pixel."""
@@ -38,19 +38,20 @@ CHIP_GSD, L4S_GSD, HOKKAIDO_GSD = 0.8, 10.0, 3.0
 """Metres per pixel of the sets of chips: Bijie's, Landslide4Sense's and Hokkaido's."""
 
 OUTLINED_GSD = 0.5
-"""Metres per pixel that orthophotos without georeference are taken to have."""
+"""Metres per pixel assumed for orthophotos without georeference."""
 
 NEGATIVES_GSD = {"ucmerced": 0.3, "oam_fair": 0.3, "odm_drone": 0.15, "georef": 0.1}
-"""Metres per pixel of sets without landslides, for images that do not say; other folders end in theirs, as _0p2m."""
+"""Metres per pixel of sets without landslides, for images without georeference; names of other folders end in theirs,
+such as ``_0p2m``."""
 
 FOLDS = 5
-"""One in so many images of a training folder is kept for selection."""
+"""One in this many images of a training folder is kept for selection."""
 
-LEAST = 64
-"""Pixels of the smallest landslide that is asked for."""
+MINIMUM = 64
+"""Minimum area in pixels of a landslide that counts as an object."""
 
-LEAST_OUTLINED = 1000
-"""The same in orthophotos that were outlined by hand and then resampled, where specks came off the outlines."""
+MINIMUM_OUTLINED = 1000
+"""The same in orthophotos outlined by hand and resampled, where specks came off the outlines."""
 
 INSIDE = 127
 """Grey values of a mask above this are landslide."""
@@ -65,11 +66,11 @@ class Example:
 
     name: str
     rgb: UInt8Array
-    """(H, W, 3) as the file has it, not stretched."""
+    """(H, W, 3) as the file holds it, not stretched."""
     ids: Int32Array
     """(H, W) number of the landslide, from 1; 0 elsewhere."""
-    least: int = LEAST
-    """Pixels of the smallest landslide that counts as one."""
+    minimum: int = MINIMUM
+    """Minimum area in pixels of a landslide that counts as an object."""
 
     @property
     def truth(self) -> BoolArray:
@@ -78,7 +79,7 @@ class Example:
 
 
 class Examples(Protocol):
-    """A sequence of examples that are made when they are iterated over."""
+    """A sized iterable of examples, each made when it is reached."""
 
     def __len__(self) -> int: ...
 
@@ -87,17 +88,17 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, and the folder of masks of the same stem; an image without mask shows no landslide."""
+    """Image files, and the folder with masks of the same stem; an image without mask shows no landslide."""
 
     images: tuple[Path, ...]
     masks: Path
-    least: int = LEAST
+    minimum: int = MINIMUM
 
     def __len__(self) -> int:
         return len(self.images)
 
     def listed(self) -> dict[str, int | str]:
-        """Number of the files, and a digest of their names."""
+        """Number of files and a digest of their names."""
         return listed(self.images)
 
     def __iter__(self) -> Iterator[Example]:
@@ -107,21 +108,21 @@ class Files:
             truth = read_image(mask, "L") > INSIDE if mask.is_file() else np.zeros(rgb.shape[:2], bool)
             if truth.shape != rgb.shape[:2]:
                 raise OptionError(f"{mask} has {truth.shape} px, its image {rgb.shape[:2]}: make them of one size")
-            yield Example(path.stem, rgb, ndimage.label(truth)[0].astype(np.int32), self.least)
+            yield Example(path.stem, rgb, ndimage.label(truth)[0].astype(np.int32), self.minimum)
 
 
 @dataclass(frozen=True)
-class Plain:
+class Negatives:
     """Image files of one set without landslides."""
 
     images: tuple[Path, ...]
     gsd: float
-    """Metres per pixel of those that do not say."""
+    """Metres per pixel of images without georeference."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Synthetic scenes of the seeds from `first` on."""
+class SyntheticScenes:
+    """Synthetic scenes of `count` seeds from `first`."""
 
     first: int
     count: int
@@ -137,21 +138,83 @@ class Drawn:
             yield Example(f"seed {seed}", scene.rgb, np.where(scene.truth > 0, scene.ids, 0))
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """Examples as coarser pixels show them."""
+
+    items: Examples
+    factor: float
+    """Coarser over finer pixel size."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (shrunk(example, self.factor) for example in self.items)
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+FOLDERS = {
+    "sichuan": "sichuan",
+    "bijie": "bijie",
+    "hokkaido": "hokkaido_planet_3m",
+    "l4s": "l4s_rgb_10m",
+    "negatives": "negatives",
+    "geotiffs": "geotiffs",
+}
+"""Names of the folders in a folder with all data, by the field of `Data`."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Folders with real images; None for those that are not available."""
+
+    sichuan: Path | None = None
+    """images/ and masks/; images for reports are named in `geolabel.training.pictures.REPORTED`."""
+    bijie: Path | None = None
+    """train/ and val/, each with images/ and masks/."""
+    hokkaido: Path | None = None
+    """images/ and masks/ of chips of 3 m; for reports only."""
+    l4s: Path | None = None
+    """train/ and validation/, each with images/ and masks/, chips of 10 m."""
+    negatives: Path | None = None
+    """A folder for each set of images without landslides."""
+    geotiffs: Path | None = None
+    """GeoTIFFs without landslides."""
+
+    @classmethod
+    def inside(cls, folder: Path) -> Data:
+        """Take the folders of `FOLDERS` that a folder holds.
+
+        Raises
+        ------
+        OptionError
+            If it holds none of them.
+        """
+        found = {field: folder / name for field, name in FOLDERS.items() if (folder / name).is_dir()}
+        if not found:
+            known = ", ".join(FOLDERS.values())
+            raise OptionError(f"{folder} holds none of the folders {known}: give one of them by its own option")
+        return cls(**found)
+
+
 def listed(paths: Sequence[Path]) -> dict[str, int | str]:
-    """Number of files, and a digest of their names."""
+    """Number of files and a digest of their names."""
     names = "\n".join(path.name for path in paths)
     return {"images": len(paths), "names": hashlib.sha256(names.encode()).hexdigest()}
 
 
 def outlined(folder: Path, split: Split) -> Files:
-    """Images of a folder with images/ and masks/, of which those named in `REPORTED` are for reports only."""
-    kept, others = apart(_images(folder))
+    """Images of a folder with images/ and masks/; those named in `REPORTED` are for reports only."""
+    kept, others = separate_reported(_images(folder))
     wanted = kept if split == "report" else others
-    return replace(_files(folder, wanted), least=LEAST_OUTLINED)
+    return replace(_files(folder, wanted), minimum=MINIMUM_OUTLINED)
 
 
-def apart(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Part images into those named in `REPORTED`, which are for reports only, and the others."""
+def separate_reported(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Separate images named in `REPORTED`, which are for reports only, from the others."""
     kept, others = list[Path](), list[Path]()
     for path in paths:
         (kept if path.stem.endswith(REPORTED) else others).append(path)
@@ -159,9 +222,9 @@ def apart(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def chips(folder: Path, split: Split) -> Files:
-    """Chips of a folder with val/, for reports, and train/, a fifth of which is for selection.
+    """Chips of a folder with val/, for reports, and train/, one fifth of which is for selection.
 
-    The fifth is known by the name: the SHA-1 of the file's stem, as an integer, is 0 modulo 5.
+    The fifth is chosen by name: the SHA-1 of the file's stem, as an integer, is 0 modulo 5.
     """
     part = folder / ("val" if split == "report" else "train")
     wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
@@ -169,27 +232,27 @@ def chips(folder: Path, split: Split) -> Files:
 
 
 def satellite_chips(folder: Path, split: Split) -> Files:
-    """Chips of a folder with validation/, for reports, and train/, a fifth of which is for selection, as `chips`."""
+    """Chips of a folder with validation/, for reports, and train/, a fifth of which is for selection as in `chips`."""
     part = folder / ("validation" if split == "report" else "train")
     wanted = [path for path in _images(part) if split == "report" or fold_of(path.stem) == 0]
-    return replace(_files(part, wanted), least=1)
+    return replace(_files(part, wanted), minimum=1)
 
 
 def report_only(folder: Path) -> Files:
-    """All images of a folder with images/ and masks/ that nothing is chosen or trained on."""
-    return replace(_files(folder, _images(folder)), least=1)
+    """All images of a folder with images/ and masks/ that is for reports only."""
+    return replace(_files(folder, _images(folder)), minimum=1)
 
 
-def without_landslides(folder: Path, split: Split) -> dict[str, Plain]:
-    """Sets of images without landslides, one from each folder in `folder`.
+def without_landslides(folder: Path, split: Split) -> dict[str, Negatives]:
+    """Sets of images without landslides, one of each folder in `folder`.
 
-    Those that `is_reported` names are for reports. Trainings take all others, a fifth of which is for selection: the
+    Images that `is_reported` names are for reports. Trainings use all others, one fifth of which is for selection: the
     SHA-1 of the file's stem, as an integer, is 1 modulo 5.
 
     Raises
     ------
     OptionError
-        If no folder holds such an image, or the name of one says no pixel size.
+        If no folder holds an image of this split, or the pixel size of a folder is unknown.
     """
     sets = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -202,19 +265,19 @@ def without_landslides(folder: Path, split: Split) -> dict[str, Plain]:
             )
         )
         if images:
-            sets[place.name] = Plain(images, stated_gsd(place.name))
+            sets[place.name] = Negatives(images, stated_gsd(place.name))
     if not sets:
         raise OptionError(f"{folder} holds no image of this split: give a folder with a folder for each set of images")
     return sets
 
 
 def stated_gsd(name: str) -> float:
-    """Metres per pixel that a folder's name ends in, as in ``terraces_0p2m``, or that `NEGATIVES_GSD` knows of it.
+    """Metres per pixel at the end of a folder's name, such as ``terraces_0p2m``, or in `NEGATIVES_GSD`.
 
     Raises
     ------
     OptionError
-        If neither does.
+        If they are in neither.
     """
     ending = re.search(r"_(\d+(?:p\d+)?)m$", name)
     if ending:
@@ -225,7 +288,7 @@ def stated_gsd(name: str) -> float:
 
 
 def tiffs(folder: Path) -> list[Path]:
-    """GeoTIFFs of a folder in the order of their names.
+    """GeoTIFFs of a folder, sorted by name.
 
     Raises
     ------
@@ -239,7 +302,7 @@ def tiffs(folder: Path) -> list[Path]:
 
 
 def fold_of(name: str) -> int:
-    """Which of `FOLDS` parts a name falls into, the same on every machine."""
+    """Which of `FOLDS` parts a name belongs to, the same on every machine."""
     return int(hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS
 
 
@@ -254,8 +317,11 @@ def _files(folder: Path, wanted: Sequence[Path]) -> Files:
     return Files(tuple(wanted), folder / "masks")
 
 
-def landslide_prompts(ids: Int32Array, least: int) -> Prompts:
-    """Box and centroid of every landslide of at least `least` pixels; `Prompts.ids` are their numbers."""
+# --- one example -----------------------------------------------------------------------------------------------------
+
+
+def landslide_prompts(ids: Int32Array, minimum: int) -> Prompts:
+    """Box and centroid of each landslide of `minimum` pixels or more; `Prompts.ids` are their numbers."""
     boxes: list[tuple[int, ...]] = []
     points: list[Float64Array] = []
     numbers = []
@@ -263,7 +329,7 @@ def landslide_prompts(ids: Int32Array, least: int) -> Prompts:
         if place is None:
             continue
         rows, cols = np.nonzero(ids[place] == number)
-        if len(rows) < least:
+        if len(rows) < minimum:
             continue
         (y, x) = place
         boxes.append((x.start, y.start, x.stop, y.stop))
@@ -275,12 +341,12 @@ def landslide_prompts(ids: Int32Array, least: int) -> Prompts:
 
 
 def off_centre(example: Example) -> Example:
-    """Cut an example with landslides so that the first lies anywhere in it, at the same pixel size.
+    """Crop an example with landslides so that the first may be anywhere in it, at the same pixel size.
 
-    Where the cut lies is drawn from the name, evenly over all places at which it holds the landslide's centroid.
+    The name seeds the position, uniform over all crops that hold the landslide's centroid.
     """
     rng = np.random.default_rng(int(hashlib.sha1(example.name.encode(), usedforsecurity=False).hexdigest()[:8], 16))
-    centre = landslide_prompts(example.ids, least=1).points[0, 0, ::-1]
+    centre = landslide_prompts(example.ids, minimum=1).points[0, 0, ::-1]
     cut = []
     for middle, length in zip(centre.astype(int).tolist(), example.ids.shape, strict=True):
         side = max(1, round(CROP * length))
@@ -290,9 +356,9 @@ def off_centre(example: Example) -> Example:
 
 
 def shrunk(example: Example, factor: float) -> Example:
-    """Show an example as pixels `factor` times as large would: means of colour, landslide where half of a pixel is."""
+    """Resample an example to pixels `factor` times as large: mean colours, landslide where half of a pixel is one."""
     height, width = (max(1, round(side / factor)) for side in example.ids.shape)
     rgb = np.array(Image.fromarray(example.rgb).resize((width, height), Image.Resampling.BOX))
     cover = Image.fromarray(example.truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
     ids = ndimage.label(np.asarray(cover) >= 0.5)[0].astype(np.int32)
-    return Example(example.name, rgb, ids, max(1, round(example.least / factor**2)))
+    return Example(example.name, rgb, ids, max(1, round(example.minimum / factor**2)))

@@ -1,50 +1,101 @@
-"""The sections of ``bench quality``: the networks one by one here, scenes and false alarms in files of their own."""
+"""The sections of ``bench quality``: what is measured to answer each question, one table a question."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from geolabel.evaluation import chips, examples, scenes
-from geolabel.evaluation.alarms import alarms
-from geolabel.evaluation.examples import Example, Examples
-from geolabel.evaluation.layout import write_scene
-from geolabel.evaluation.scene_sets import band, coarse, said_of, scene, synthetic
-from geolabel.evaluation.setup import Bench
-from geolabel.evaluation.speed import measure_speed
-from geolabel.evaluation.table import OURS, Section
+import numpy as np
+
+from geolabel.evaluation import examples, network_scores
+from geolabel.evaluation.baselines import Forest, centred_ellipse
+from geolabel.evaluation.bench import Bench
+from geolabel.evaluation.examples import Example, Examples, Shrunk, SyntheticScenes
+from geolabel.evaluation.scene_scores import (
+    SceneSets,
+    false_alarms,
+    measure_mosaic,
+    measure_scenes,
+    probability_case,
+    stated_confidence,
+)
+from geolabel.evaluation.scenes import (
+    ELLIPSE,
+    WITH_CANDIDATES,
+    answer_scene,
+    clean,
+    example_grid,
+    gate_probability,
+    write_scene,
+)
+from geolabel.evaluation.table import OURS, Case, Measurement, Section
+from geolabel.extraction.extract import find_landslides
+from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.windows import PromptedWindow, assign
+from geolabel.extraction.work import in_scratch
+from geolabel.io.read.opening import reading
+from geolabel.metrics import TOLERANCE
+from geolabel.models.sam import corner_pixels
+from geolabel.tiles import TileGrid
+from geolabel.training.pictures import read_image
+from geolabel.types import Int32Array, UInt8Array
+
+FOREST_SEEDS = range(700_000, 700_004)
+"""Synthetic scenes that the random forest learns from."""
+
+FINE_GSD = 0.25
+"""Metres per pixel at which orthophotos without georeference, of 0.2 to 0.9 m, are also read."""
+
+SHRUNK = {"sichuan": (3.0, 8.0), "bijie": (2.0, 5.0)}
+"""Factors that the gsd of real scenes is also multiplied by, so that each band of gsd has scenes."""
+
+TRAINED_ON = "other geotiffs"
+"""A set that the bundled networks were trained on."""
+
+SPEED_SIZE, SPEED_SEED = 4096, 919_999
+"""Pixels a side and seed of the synthetic scene that is timed."""
+
+OFFICIAL_SIDE = 1024
+"""Pixels a side of the windows of the official networks."""
+
+
+# --- the networks one by one -----------------------------------------------------------------------------------------
 
 
 def masks(bench: Bench) -> Section:
     """Masks from true boxes and centroids."""
-    methods = chips.outliners(bench.segmenter)
+    methods = network_scores.outliners(bench.segmenter)
     notes = ["A landslide too large for the segmenter's window is shown to it reduced."]
     if "GrabCut" not in methods:
         notes.append("GrabCut was left out: it needs OpenCV (pip install opencv-python-headless).")
     measured, cases = [], {}
     for name, items in (("sichuan", bench.sichuan), ("bijie", bench.bijie), ("synthetic", bench.synthetic)):
         if items is not None:
-            found, cases[name] = chips.mask_ious(bench.followed(items, f"masks, {name}"), methods)
+            found, cases[name] = network_scores.mask_ious(bench.track(items, f"masks, {name}"), methods)
             measured += [measurement.on(name) for measurement in found]
     return Section("mask", "Masks from the true box and centroid", measured, notes, cases)
 
 
 def maps(bench: Bench) -> Section:
-    """Whether the highest place of a map lies on a landslide."""
+    """Whether the maximum of a map is on a landslide."""
     measured, cases = [], {}
     sets: list[tuple[str, Examples | None, bool]] = [
         ("sichuan", bench.sichuan, False),
         ("bijie", bench.bijie, False),
         ("bijie, cut off centre", bench.bijie, True),
     ]
-    for name, items, cut in sets:
+    for name, items, cropped in sets:
         if items is not None:
-            followed: Iterable[Example] = bench.followed(items, f"maps, {name}")
-            followed = chips.off_centre_crops(followed) if cut else followed
-            found, cases[name] = chips.map_hits(followed, bench.localizer)
+            tracked: Iterable[Example] = bench.track(items, f"maps, {name}")
+            if cropped:
+                tracked = (examples.off_centre(example) for example in tracked if example.truth.any())
+            found, cases[name] = network_scores.map_hits(tracked, bench.localizer)
             measured += [measurement.on(name) for measurement in found]
-    question = "Share of maps whose highest place lies on a landslide"
+    question = "Share of maps whose maximum is on a landslide"
     return Section("map", question, measured, ["Images keep their own pixel size."], cases)
 
 
@@ -57,22 +108,234 @@ def gate(bench: Bench) -> Section:
 
         def ask(example: Example) -> float:
             path = write_scene(Path(folder) / "scene.tif", example, examples.CHIP_GSD)
-            return scenes.gate_probability(path, bench.networks, bench.parameters)
+            return gate_probability(path, bench.networks, bench.parameters)
 
-        found = chips.gate_scores(bench.followed(bench.bijie, "gate"), ask)
-    said = [said_of(p, t) for p, t in zip(found.said[OURS].tolist(), found.truth.tolist(), strict=True)]
+        found = network_scores.gate_scores(bench.track(bench.bijie, "gate"), ask)
+    pairs = zip(found.scores[OURS].tolist(), found.truth.tolist(), strict=True)
     return Section(
         "gate",
         question,
         [measurement.on("bijie") for measurement in found.measurements()],
-        ["The largest class probability of any tile of an image is taken as the image's."],
-        {"gate, bijie": said},
+        ["The probability of an image is the maximum class probability of its tiles."],
+        {"gate, bijie": [probability_case(*pair) for pair in pairs]},
     )
+
+
+# --- scenes to polygons ----------------------------------------------------------------------------------------------
+
+
+POOLED = [
+    "Pixels are pooled over the scenes of a set.",
+    f"An outline counts where the other side has one within {TOLERANCE:g} px; the frame is no outline.",
+    "A landslide is found when half of it is covered, a polygon right when half of it is landslide.",
+]
+
+
+def scene(bench: Bench) -> Section:
+    """Real scenes of submetre pixels to polygons."""
+    sets = SceneSets()
+    if bench.bijie is not None:
+        chips = bench.track(bench.bijie, "mosaic of bijie")
+        measure_mosaic(bench, sets, "mosaic of bijie", chips, examples.CHIP_GSD, by_chip=True)
+    if bench.sichuan is not None:
+        minimum = bench.sichuan.minimum
+        measure_scenes(bench, sets, "sichuan", bench.sichuan, examples.OUTLINED_GSD, minimum=minimum)
+    notes = [*POOLED, f"Specks of the outlines of sichuan, below {examples.MINIMUM_OUTLINED} px, are no objects."]
+    return Section("scene", "Scene to polygons", sets.measured, notes, sets.cases)
+
+
+def coarse(bench: Bench) -> Section:
+    """Satellite chips to polygons, each a scene of its own gsd."""
+
+    def ellipse(example: Example) -> dict[str, Int32Array]:
+        return {ELLIPSE: centred_ellipse(example.ids.shape).astype(np.int32) * np.int32(example.truth.any())}
+
+    sets = SceneSets()
+    for name, items, gsd in (
+        ("hokkaido_planet_3m", bench.hokkaido, examples.HOKKAIDO_GSD),
+        ("l4s_rgb_10m", bench.l4s, examples.L4S_GSD),
+    ):
+        if items is not None:
+            measure_scenes(bench, sets, name, items, gsd, ellipse)
+    question = "Scene to polygons, satellite images of 3 and 10 m"
+    return Section("coarse", question, sets.measured, [] if sets.measured else ["Not measured."], sets.cases)
+
+
+def band(bench: Bench) -> Section:
+    """The same scenes at other gsds, for the bands that no set of its own fills."""
+    sets = SceneSets()
+    if bench.sichuan is not None:
+        minimum = bench.sichuan.minimum
+        measure_scenes(bench, sets, f"sichuan read at {FINE_GSD} m", bench.sichuan, FINE_GSD, minimum=minimum)
+        for factor in SHRUNK["sichuan"]:
+            gsd = factor * examples.OUTLINED_GSD
+            shrunk = Shrunk(bench.sichuan, factor)
+            minimum = round(bench.sichuan.minimum / factor**2)
+            measure_scenes(bench, sets, f"sichuan shrunk to {gsd:g} m", shrunk, gsd, minimum=minimum)
+    if bench.bijie is not None:
+        for factor in SHRUNK["bijie"]:
+            gsd = factor * examples.CHIP_GSD
+            name = f"mosaic of bijie shrunk to {gsd:g} m"
+            measure_mosaic(bench, sets, name, bench.track(Shrunk(bench.bijie, factor), name), gsd, by_chip=False)
+    return Section("band", "By ground sample distance", sets.measured, [], sets.cases)
+
+
+def synthetic(bench: Bench) -> Section:
+    """Synthetic scenes to polygons."""
+    notes = [POOLED[0], "The sample is the scene that the README begins with."]
+    forests: dict[str, Forest] = {}
+    try:
+        learned = (SyntheticScenes(seed, 1) for seed in FOREST_SEEDS)
+        forests["random forest"] = Forest.fit((one.rgb, one.truth) for scenes in learned for one in scenes)
+    except ModuleNotFoundError:
+        notes.append("The random forest was left out: it needs scikit-learn (pip install scikit-learn).")
+    gsd = examples.SYNTHETIC_GSD
+
+    def forest(example: Example) -> dict[str, Int32Array]:
+        grid = example_grid(example, gsd)
+        return {name: clean(one.find(example.rgb), grid, bench.parameters) for name, one in forests.items()}
+
+    sets = SceneSets()
+    measure_scenes(bench, sets, "synthetic", bench.synthetic, gsd, forest)
+    sample = SyntheticScenes(examples.SAMPLE, 1, examples.SAMPLE_SIZE)
+    measure_scenes(bench, sets, "sample of the README", sample, gsd, forest)
+    return Section("synthetic", "Synthetic scenes to polygons", sets.measured, notes, sets.cases)
+
+
+# --- false alarms ----------------------------------------------------------------------------------------------------
+
+
+def alarms(bench: Bench) -> Section:
+    """Polygons in scenes without landslides."""
+    question = "False alarms in scenes without landslides"
+    sets: dict[str, tuple[Sequence[Path], float | None]] = {}
+    if bench.geotiffs:
+        kept, others = examples.separate_reported(bench.geotiffs)
+        sets["geotiffs kept for reports"] = (bench.some_of(kept) if bench.split == "report" else (), None)
+        sets[TRAINED_ON] = (bench.some_of(others), None)
+    sets |= {f"negatives/{name}": (some.images, some.gsd) for name, some in bench.negatives.items()}
+    if not sets:
+        return Section("alarms", question, [], ["Not measured: no folder of geotiffs or negatives was given."])
+    measured: list[Measurement] = []
+    cases: dict[str, list[Case]] = {}
+    notes = [
+        "Means over scenes, since the coarsest would outweigh all others; 1 ha per km2 is 1 % of the area.",
+        "Networks are not trained on images that are kept for reports; they are on the other geotiffs.",
+    ]
+    for data, (paths, gsd) in sets.items():
+        if paths:
+            rows = _alarms_of(bench, data, paths, gsd, cases)
+            measured += [mean_alarms(data, method, parts) for method, parts in rows.items()]
+            worst = max(cases[data], key=lambda case: float(case[OURS]))
+            if worst[OURS]:
+                notes.append(f"Most of {data} was taken in {worst['name']}: {worst[OURS]:.1f} ha per km2.")
+    return Section("alarms", question, measured, notes, cases)
+
+
+def _alarms_of(
+    bench: Bench, data: str, paths: Sequence[Path], gsd: float | None, cases: dict[str, list[Case]]
+) -> dict[str, list[dict[str, float]]]:
+    """False alarms of each scene by method; cases of single scenes are added to `cases`."""
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    each, stated, gates = [], [], []
+    with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        for path in bench.progress.track(paths, f"alarms, {data}", len(paths)):
+            answers = answer_scene(_as_scene(path, gsd, Path(folder)), bench.networks, bench.parameters)
+            for method, answer in answers.by_method.items():
+                found[method].append(false_alarms(answer))
+            each.append({"name": path.name} | {m: round(rows[-1]["ha per km2"], 3) for m, rows in found.items()})
+            everything = answers.by_method[WITH_CANDIDATES]
+            pairs = stated_confidence(everything, np.zeros_like(everything.ids))
+            stated += [probability_case(*pair) for pair in pairs]
+            gates.append(probability_case(answers.gate, truth=False))
+    cases |= {data: each, f"confidence, {data}": stated, f"gate, {data}": gates}
+    return found
+
+
+def _as_scene(path: Path, gsd: float | None, folder: Path) -> Path:
+    """The file itself where it is georeferenced, or its pixels with an arbitrary georeference of `gsd` metres."""
+    if gsd is None or _is_georeferenced(path):
+        return path
+    rgb = read_image(path, "RGB")
+    return write_scene(folder / "scene.tif", Example(path.stem, rgb, np.zeros(rgb.shape[:2], np.int32)), gsd)
+
+
+def _is_georeferenced(path: Path) -> bool:
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    with reading(str(path)) as opened:
+        return opened.crs is not None
+
+
+def mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measurement:
+    """Mean over scenes, since the coarsest scene would outweigh all others by area."""
+    names = parts[0] if parts else {}
+    means = {name: float(np.mean([part[name] for part in parts])) for name in names}
+    worst = max((part["ha per km2"] for part in parts), default=float("nan"))
+    return Measurement(data, method, means | {"worst ha per km2": worst, "scenes": len(parts)})
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
 
 
 def speed(bench: Bench) -> Section:
     """How long a scene takes, beside the official ViT-B."""
     return measure_speed(bench.networks, bench.parameters, windows=bench.windows)
+
+
+def measure_speed(networks: Networks, parameters: Parameters, *, windows: int, size: int = SPEED_SIZE) -> Section:
+    """Time a whole run over a synthetic scene, and segment-anything's ViT-B, with random weights, on its prompts.
+
+    Parameters
+    ----------
+    windows
+        Windows that ViT-B is timed on; the time of all windows is estimated from their mean.
+    size
+        Pixels a side of the scene.
+    """
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
+        (example,) = SyntheticScenes(SPEED_SEED, 1, size)
+        path = write_scene(Path(folder) / "scene.tif", example, 0.5)
+        plan = prepare(path, Reading(), networks, parameters)
+        with in_scratch(plan) as work:
+            start = time.perf_counter()
+            found = find_landslides(work)
+            ours = time.perf_counter() - start
+        prompted = assign(found.prompts, TileGrid(size, size, OFFICIAL_SIDE, OFFICIAL_SIDE // 4))
+        timed = time_official(example.rgb, prompted[:windows])
+    official = float(np.mean(timed)) * len(prompted) if timed else float("nan")
+    counts = {"prompts": len(found.prompts)}
+    data = f"{size} x {size} px"
+    measured = [
+        Measurement(data, OURS, {"seconds": ours, "times as fast": official / ours, **counts}),
+        Measurement(data, "segment-anything vit_b", {"seconds": official, "windows": len(prompted), **counts}),
+    ]
+    note = (
+        f"{torch.get_num_threads()} threads on {plan.segmenter.device}; the product does all steps, "
+        f"vit_b only answers the prompts. It was timed on {len(timed)} of its {len(prompted)} windows."
+    )
+    return Section("speed", "Time for a scene", measured, [note])
+
+
+def time_official(rgb: UInt8Array, prompted: list[PromptedWindow]) -> list[float]:
+    """Seconds that segment-anything's predictor takes for each window of an image (H, W, 3) with its prompts."""
+    import torch
+    from segment_anything import SamPredictor, sam_model_registry
+
+    predictor = SamPredictor(sam_model_registry["vit_b"]().eval())
+    seconds = []
+    with torch.inference_mode():
+        for one in prompted:
+            prompts = one.prompts.shift(-one.window.col, -one.window.row)
+            start = time.perf_counter()
+            predictor.set_image(np.ascontiguousarray(rgb[one.window.slices]))
+            boxes = corner_pixels(prompts.boxes)
+            for box, points, labels in zip(boxes, prompts.points, prompts.labels, strict=True):
+                predictor.predict(points, labels, box)
+            seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 SECTIONS: dict[str, Callable[[Bench], Section]] = {
@@ -86,4 +349,4 @@ SECTIONS: dict[str, Callable[[Bench], Section]] = {
     "synthetic": synthetic,
     "speed": speed,
 }
-"""What can be measured: real images first."""
+"""Sections by name: real images first."""

@@ -1,13 +1,12 @@
-"""Studies: a method without one of its parts, or with other numbers, as table and plot, beside the paper's figures.
+"""Studies: a method without one of its parts, or with other numbers, as table and plot beside the paper's figures.
 
-Those of pseudo-labels ask a localizer that is there; those of training train one for every variant. Chips have to have
-masks, which nothing learns from. Every variant leaves its figures in a file: a study that was stopped goes on.
+Studies of pseudo-labels use an existing localizer, those of training train one for each row. Chips need masks, which
+are compared with and never trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,18 +19,17 @@ from geolabel.chips import ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
-from geolabel.errors import ChipError, OptionError
-from geolabel.evaluation.maps import THRESHOLDS, MapScores, image_scores, iou, label_scores
+from geolabel.errors import ChipError
+from geolabel.evaluation.network_scores import THRESHOLDS, MapScores, image_scores, iou, label_scores
+from geolabel.evaluation.steps import check_names, figures_of, run_steps, step_folder
 from geolabel.evaluation.table import Measurement, Section, write_json, write_text
 from geolabel.extraction.request import Networks, usual_filters
-from geolabel.folders import work_folder
 from geolabel.labeling.label_chips import ActivatedLabels, chip_localizer
 from geolabel.masks import Masks
 from geolabel.methods import apsam
 from geolabel.models import loading
 from geolabel.models.fitting import FittingSegmenter
 from geolabel.outputs import replacing
-from geolabel.parsing import read_json
 from geolabel.parts import Segmenter
 from geolabel.prompters import GridPrompter
 from geolabel.training import localizers
@@ -44,21 +42,18 @@ Figures = dict[str, float]
 StudyName = Literal["threshold", "prompts", "everything", "s2c", "cism"]
 
 GREYS = tuple(range(40, 221, 20))
-"""Grey values of the study of the threshold; the paper's is 120."""
+"""Thresholds of the activation in grey values; the paper's is 120."""
 
 POINTS = 8
-"""Points along each side of the grid that everything is asked with: the N of the paper's section III-D."""
+"""Points along each side of the grid of the study everything: the N of the paper's section III-D."""
 
 QUESTIONS: dict[StudyName, str] = {
-    "threshold": "At which grey value is the activation to be cut? (APSAM, Fig. 5)",
-    "prompts": "What is the segmenter to be given? (APSAM, Table II)",
+    "threshold": "Which threshold of the activation is best? (APSAM, Fig. 5)",
+    "prompts": "Which prompts does the segmenter need? (APSAM, Table II)",
     "everything": "What does the segmenter find without prompts? (APSAM, Fig. 4)",
     "s2c": "What do the parts of S2C add to the map? (its Tables 1 and 2)",
     "cism": "What do the parts of CISM add to the map? (its Tables 4 to 8)",
 }
-
-NUMBERS = "numbers.json"
-"""What the figures in a folder depend on."""
 
 _NONE = S2cTerms(contrast=False, prompted=False)
 _FULL = S2cTerms()
@@ -92,9 +87,9 @@ CISM: dict[str, CismTerms] = {
     "losses ml, sl, csm": replace(_LOSSES, common=True),
     **{f"without SLSC, eta {eta}": replace(_PAIRS, secondary=False, eta=eta) for eta in (0.1, 0.5, 0.7)},
 }
-"""Rows of CISM's Tables 4 to 8; where two tables have one row, it stands once. Eta is 0.3 unless said otherwise.
+"""Rows of CISM's Tables 4 to 8, those of two tables once. Eta is 0.3 unless the row names another.
 
-Prototypes (PV, PIE) act on the map through the secondary classification alone, so it is there with them."""
+Prototypes (PV, PIE) act on the map through the secondary classification alone, so their rows have it."""
 
 PAPER: dict[StudyName, dict[str, float]] = {
     "threshold": {},
@@ -111,40 +106,43 @@ PAPER: dict[StudyName, dict[str, float]] = {
         "without SLSC, eta 0.1": 0.289, "without SLSC, eta 0.5": 0.274, "without SLSC, eta 0.7": 0.258,
     },
 }  # fmt: skip
-"""IoU or mean IoU that the papers print, on their own data (Hong Kong, VOC, iSAID): their order is to be compared."""
+"""IoU or mean IoU that the papers print, on their own data (Hong Kong, VOC, iSAID): compare the order."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked, of which chips, with which networks."""
+    """A study: its rows, the chips and the networks.
+
+    A stopped study resumes: the figures of each row are kept in `out`.
+    """
 
     name: StudyName
     chips: ChipDataset
     out: Path
-    """Folder for the table, the plot, and the figures of every variant."""
+    """Folder for the table, the plot, and the figures of each row."""
     networks: Networks
     localizer: str = "bundled"
-    """Of studies of pseudo-labels."""
+    """Localizer of studies of pseudo-labels."""
     epochs: float | None = None
-    """Of studies of training."""
+    """Epochs of studies of training."""
     size: int | None = None
     """Pixels a side of the crops that trainings see; None for the preset's."""
     points_per_side: int | None = None
-    """Of the grid that S2C's segments come from; None for the preset's."""
+    """Points of the grid that S2C's segments come from; None for the preset's."""
     init: str = "none"
-    """What each training starts from; see `geolabel.training.localizers.LocalizerRequest`."""
+    """Initial weights of each training; see `geolabel.training.localizers.LocalizerRequest`."""
     seeds: int = 1
-    """How often each variant is trained."""
+    """How often each row is trained."""
     single_scale: bool = False
-    """One view of a chip, in place of four scales and mirrored ones, which take fifteen times as long."""
-    rows: tuple[str, ...] = ()
-    """Variants to measure, by name; none for all."""
+    """One view of a chip instead of four scales and mirrored views, which take fifteen times as long."""
+    only: tuple[str, ...] = ()
+    """Rows to measure, by name; none for all."""
     overwrite: bool = False
-    """Whether to measure anew: what an earlier study left in `out` is replaced when this one is finished."""
+    """Whether to measure again; the figures of an earlier study are replaced once this one is complete."""
     progress: Progress = field(default_factory=Silent)
 
-    def variants(self) -> dict[str, Callable[[], Figures]]:
-        """What is measured, by the name of its row."""
+    def rows(self) -> dict[str, Callable[[], Figures]]:
+        """What each row measures, by its name."""
         if self.name == "s2c":
             return {name: partial(self._trained, "s2c", {"s2c": terms}) for name, terms in S2C.items()}
         if self.name == "cism":
@@ -158,56 +156,40 @@ class Study:
         return {"everything": self._everything, "both": partial(self._labelled, apsam.PAPER)}
 
     def run(self) -> Section:
-        """Measure what is not measured yet, and write table and plot.
+        """Measure the rows that are not measured yet, and write table and plot.
 
         Raises
         ------
         ChipError
             If no chip has a mask to compare with.
         OptionError
-            If there is no row of a name, or what is measured was measured with other numbers.
+            If a row of `only` does not exist, or `out` holds figures of other options.
         """
-        variants = self.variants()
-        if unknown := [name for name in self.rows if name not in variants]:
-            raise OptionError(f"no row is called {unknown[0]!r}: known are {'; '.join(variants)}")
+        check_names(self.only, self.rows())
         if not any(chip.mask is not None for chip in self._shown()):
             raise ChipError("no chip that shows something has a mask: a study compares with masks, add masks/")
-        inputs, same = self.chips.sources, lambda folder: not self._other(folder)
-        with work_folder(self.out, overwrite=self.overwrite, inputs=inputs, goes_on=same) as folder:
-            return replace(self, out=folder)._measured()
-
-    def _measured(self) -> Section:
-        if other := self._other(self.out):
-            raise OptionError(f"{self.out} holds a study with another {other[0]}: another --out, or --overwrite")
-        write_json(self.out / NUMBERS, self._numbers())
-        rows = []
-        items = [(k, *item) for k, item in enumerate(self.variants().items()) if not self.rows or item[0] in self.rows]
-        for number, name, measure in self.progress.track(items, self.name, len(items)):
-            path = self.out / f"{number:02d}.json"
-            if not path.is_file():
-                write_json(path, {"variant": name} | _plain(measure()))
-            figures = read_json(path)
-            figures = {key: math.nan if value is None else value for key, value in figures.items() if key != "variant"}
-            printed = PAPER[self.name].get(name)
-            rows.append(Measurement("", name, figures | ({} if printed is None else {"paper": printed})))
-        section = Section(self.name, QUESTIONS[self.name], rows)
-        write_text(self.out / f"{self.name}.md", section.markdown())
-        write_json(self.out / f"{self.name}.json", section.as_json())
-        draw(section, self.out / f"{self.name}.png")
+        # by number: names of rows are no names of files
+        numbers = {name: f"{k:02d}" for k, name in enumerate(self.rows()) if not self.only or name in self.only}
+        with step_folder(
+            self.out, self._key(), numbers.values(), overwrite=self.overwrite, inputs=self.chips.sources
+        ) as folder:
+            rows = replace(self, out=folder).rows()
+            steps = {number: partial(_named, name, rows[name]) for name, number in numbers.items()}
+            done = run_steps(folder, steps, title=self.name, progress=self.progress)
+            measured = [self._measurement(**values) for values in done.values()]
+            section = Section(self.name, QUESTIONS[self.name], measured)
+            write_study(section, folder, figure="map IoU" if self.name in ("s2c", "cism") else "IoU")
         return section
 
-    def _numbers(self) -> dict[str, Any]:
-        """What the figures depend on."""
-        kept = ("localizer", "epochs", "size", "points_per_side", "init", "seeds", "single_scale")
-        numbers = {name: getattr(self, name) for name in kept} | self._place()
-        return numbers | {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
+    def _measurement(self, variant: str, **values: float | None) -> Measurement:
+        printed = PAPER[self.name].get(variant)
+        return Measurement("", variant, figures_of(values) | ({} if printed is None else {"paper": printed}))
 
-    def _other(self, folder: Path) -> list[str]:
-        """What differs in the study that a folder holds."""
-        if not (folder / NUMBERS).is_file():
-            return []
-        held = read_json(folder / NUMBERS)
-        return [name for name, value in self._numbers().items() if held.get(name) != value]
+    def _key(self) -> dict[str, Any]:
+        """Everything that the figures depend on."""
+        kept = ("localizer", "epochs", "size", "points_per_side", "init", "seeds", "single_scale")
+        key = {name: getattr(self, name) for name in kept} | self._place()
+        return key | {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
 
     def _shown(self) -> Iterator[Any]:
         return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))
@@ -223,7 +205,7 @@ class Study:
         return _figures(found)
 
     def _everything(self) -> Figures:
-        """What a grid of points finds: how many masks, all of them together, and the best of each chip by its mask."""
+        """Masks of a grid of points: how many, all of them together, and the best of each chip by its true mask."""
         _, recipe = self.networks.recipes()
         segmenter = worker.segmenter(recipe.everything(usual_filters(recipe.source)))
         means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
@@ -279,47 +261,64 @@ def grid_masks(segmenter: Segmenter, rgb: Any) -> Masks:
     return fitting([rgb], [GridPrompter(POINTS).over(*rgb.shape[:2])])[0]
 
 
-def _merged(usual: Any, wanted: Any) -> Any:
-    # numbers of the small machine stay: how many pixels and scales take part
-    kept = {name: getattr(usual, name) for name in ("pixels", "scales", "prompted_from") if hasattr(usual, name)}
+def _merged(default: Any, wanted: Any) -> Any:
+    # the presets of a CPU stay: how many pixels and scales take part
+    kept = {name: getattr(default, name) for name in ("pixels", "scales", "prompted_from") if hasattr(default, name)}
     return replace(wanted, **kept)
 
 
 def _figures(found: Mapping[str, Any]) -> Figures:
-    """Over all pixels of the chips, and the mean IoU of single chips; see `maps.label_scores`."""
+    """Over all pixels of the chips, and the mean IoU of single chips; see `label_scores`."""
     figures = {name: found["all"][key] for name, key in _columns(found["all"])}
     return figures | {"mean IoU of chips": float(np.mean(found["ious"])), "chips": len(found["ious"])}
 
 
 def _columns(figures: Mapping[str, float]) -> list[tuple[str, str]]:
     names = [("IoU", "iou"), ("F1", "f1"), ("P", "precision"), ("R", "recall"), ("OA", "overall_accuracy")]
-    told = [(name, key) for name, key in names if key in figures]
-    return told if len(told) == len(names) else [("IoU", "miou"), ("OA", "overall_accuracy")]
+    held = [(name, key) for name, key in names if key in figures]
+    return held if len(held) == len(names) else [("IoU", "miou"), ("OA", "overall_accuracy")]
 
 
-def _plain(figures: Figures) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+def _named(variant: str, measure: Callable[[], Figures]) -> dict[str, Any]:
+    return {"variant": variant} | measure()
 
 
-def draw(section: Section, path: Path) -> None:
-    """Plot the first figure of every row; as a line where the rows are numbers."""
+# --- table and plot --------------------------------------------------------------------------------------------------
+
+
+def write_study(section: Section, folder: Path, *, figure: str = "IoU", pale: str | None = None) -> None:
+    """Write the table of a study as Markdown and JSON, and a plot, named by the section; see `draw`."""
+    write_text(folder / f"{section.name}.md", section.markdown())
+    write_json(folder / f"{section.name}.json", section.as_json())
+    draw(section, folder / f"{section.name}.png", figure=figure, pale=pale)
+
+
+def draw(section: Section, path: Path, *, figure: str = "IoU", pale: str | None = None) -> None:
+    """Plot one figure of each row: as a line where rows are numbers, else as bars.
+
+    Parameters
+    ----------
+    pale
+        Ending of the names of rows whose bars are grey.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [", ".join(filter(None, (row.method, row.data))) for row in section.measured]
-    key = "map IoU" if section.name in ("s2c", "cism") else "IoU"
-    values = [row.figures[key] for row in section.measured]
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(names)) if not names[0].isdecimal() else (7, 4))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    if names[0].isdecimal():
+    values = [row.figures[figure] for row in section.measured]
+    lines = names[0].isdecimal()
+    canvas = Figure(figsize=(7, 4) if lines else (8, 1.2 + 0.28 * len(names)))
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    if lines:
         axes.plot([int(name) for name in names], values, marker="o")
-        axes.set_xlabel("grey value")
-        axes.set_ylabel(key)
+        axes.set(xlabel="grey value", ylabel=figure)
     else:
-        axes.barh(names[::-1], values[::-1], color="#4477aa")
-        axes.set_xlabel(key)
+        colours = ["#bbbbbb" if pale and name.endswith(pale) else "#4477aa" for name in names]
+        axes.barh(names[::-1], values[::-1], color=colours[::-1])
+        axes.set_xlabel(figure)
+        axes.tick_params(axis="y", labelsize=8)
     axes.set_title(section.question, fontsize=9)
-    figure.tight_layout()
+    canvas.tight_layout()
     with replacing(path, overwrite=True) as part:
-        figure.savefig(part, format="png", dpi=150, metadata={"Software": None})
+        canvas.savefig(part, format="png", dpi=150, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""Figures as rows of a table, in JSON and in Markdown."""
+"""Figures as tables: one section for each question, in JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any, Self
 from geolabel.outputs import replacing
 
 OURS = "geolabel"
-"""Name of the networks that are measured, among their peers."""
+"""Name of the networks that are measured, among the baselines."""
+
+Case = dict[str, Any]
+"""Figures of a single image or object under its ``name``, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,10 @@ class Measurement:
     data: str
     method: str
     figures: dict[str, float]
-    """By name; NaN for what is not defined."""
+    """By name; NaN where not defined."""
 
     def on(self, data: str) -> Self:
-        """The same with its data named."""
+        """The same figures, with their set of data named."""
         return replace(self, data=data)
 
 
@@ -37,13 +40,13 @@ class Section:
     question: str
     measured: list[Measurement]
     notes: list[str] = field(default_factory=list)
-    cases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By set of data: figures of single images or objects, where they were kept."""
+    cases: dict[str, list[Case]] = field(default_factory=dict)
+    """Single images or objects by set of data, where they are kept."""
     seconds: float = 0.0
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
-        """Read back what `as_json` wrote."""
+        """Inverse of `as_json`."""
         measured = [
             Measurement(m["data"], m["method"], {k: math.nan if v is None else v for k, v in m["figures"].items()})
             for m in values["measured"]
@@ -51,7 +54,7 @@ class Section:
         return cls(**(values | {"measured": measured}))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; None for what is not defined."""
+        """Plain values; None where not defined."""
         return asdict(self) | {"measured": [_plain(measurement) for measurement in self.measured]}
 
     def markdown(self) -> str:
@@ -83,8 +86,8 @@ def _text(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
-def extremes(cases: Sequence[dict[str, Any]], count: int = 10) -> str:
-    """The best and the worst single cases by our figure, as Markdown lists."""
+def extremes(cases: Sequence[Case], count: int = 10) -> str:
+    """The best and the worst cases by the figure of `OURS`, as Markdown."""
     ranked = sorted(cases, key=lambda case: float(case[OURS]), reverse=True)
     parts = []
     for title, chosen in (("Best", ranked[:count]), ("Worst", ranked[: -count - 1 : -1])):
@@ -93,11 +96,11 @@ def extremes(cases: Sequence[dict[str, Any]], count: int = 10) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears when it is whole."""
+    """Write a text file atomically."""
     with replacing(path, overwrite=True) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write plain values as JSON."""
+    """Write plain values as JSON, atomically."""
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")

@@ -1,14 +1,11 @@
-"""``bench weak``: how far labels of whole chips lead, beside floors that know nothing and a student that knows masks.
+"""``bench weak``: weak supervision by labels of whole chips, beside baselines and a student trained on masks.
 
-Everything is learned from ``train/`` of a set of chips; numbers are chosen on one in five of its chips, by name, whose
-masks may be looked at for that; figures are of ``val/``. Each step leaves its figures in a file of its own: a run that
-was stopped goes on from there, and a training from its last state.
+Everything is trained on ``train/`` of a set of chips; thresholds are chosen on one in five of its chips, by name, whose
+masks are read for that; figures are of ``val/``. A stopped run resumes at the step, and a training at its last state.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -24,21 +21,18 @@ from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
-from geolabel.errors import OptionError
 from geolabel.evaluation import baselines
 from geolabel.evaluation.chippack import SPLITS, unpack_chips
-from geolabel.evaluation.maps import (
+from geolabel.evaluation.network_scores import (
     THRESHOLDS,
     MapScores,
-    ellipse,
     image_scores,
     label_scores,
     mosaic_of,
     mosaic_scores,
 )
-from geolabel.evaluation.table import write_json
+from geolabel.evaluation.steps import run_steps, step_folder
 from geolabel.extraction.request import Networks
-from geolabel.folders import work_folder
 from geolabel.labeling.label_chips import ActivatedLabels, Compose, chip_localizer, label_chips
 from geolabel.labels import BACKGROUND
 from geolabel.methods import apsam, cism, s2c
@@ -54,14 +48,12 @@ from geolabel.training.presets import LocalizerPreset, Method, preset_of
 from geolabel.training.samples import Cropping
 from geolabel.types import BoolArray, UInt8Array
 
-log = logging.getLogger(__name__)
-
 PresetName = Literal["quick", "cpu", "gpu"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
 Kind = Literal["maps", "labels", "students"]
-"""What is measured: localizers, the pseudo-labels that they lead to, and what learns from these."""
+"""What is measured: maps of localizers, the pseudo-labels made of them, and students trained on these."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -69,29 +61,29 @@ PSEUDO: dict[str, Method] = {
     "apsam": "cam", "apsam paper": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism",
     "cism crf": "cism",
 }  # fmt: skip
-"""Pseudo-labels that are judged, and the localizer that they come from. Those of `apsam` are as `geolabel label` makes
-them with this segmenter; the others of APSAM, its Table II, have the paper's choices."""
+"""Pseudo-labels, and the localizer that each comes from. `apsam` is what `geolabel label` makes with this segmenter;
+the others of APSAM, its Table II, have the paper's settings."""
 
 STUDENTS = ("apsam", "apsam paper", "s2c", "cism", "masks")
-"""What students learn from; the last is the ceiling."""
+"""What students are trained on; the last is the ceiling."""
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
     ("cam", ("apsam", "masks")),
     ("cism", ()),
     ("s2c", ("s2c", "cism", "apsam paper")),
 )
-"""Localizers, each with the students that are trained after it: what the others are compared with comes first."""
+"""Localizers, each with the students that are trained after it; references of comparisons come first."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of both trainings, the same for all methods."""
+    """Presets of both trainings, the same for all methods."""
 
     localizer: dict[str, Any]
-    """Of `LocalizerPreset`, in place of those of its ``cpu`` preset."""
+    """Fields of `LocalizerPreset` that differ from its ``cpu`` preset."""
     student: students.StudentPreset
     multiscale: bool = True
-    """Whether maps are sums over four scales and mirrored chips, which take fifteen times as long as one view."""
+    """Whether maps are sums over four scales and mirrored views, which take fifteen times as long as one view."""
 
 
 _CPU = students.PRESETS["cpu"]
@@ -115,13 +107,9 @@ SIZES: dict[PresetName, Sizes] = {
 bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
 
 
-NUMBERS = "numbers.json"
-"""What the figures in a folder depend on."""
-
-
 @dataclass(frozen=True)
 class WeakBench:
-    """A measurement, and the folder where it keeps what it has done."""
+    """A measurement, and the folder of its figures and trainings."""
 
     source: Path
     """Folder with train/ and val/, each as `geolabel.datasets.chips.read_chips` reads chips, with masks; or a pack."""
@@ -130,17 +118,17 @@ class WeakBench:
     seeds: int = 3
     networks: Networks = field(default_factory=Networks)
     init: str = "none"
-    """What localizers start from; see `geolabel.training.localizers.LocalizerRequest`."""
+    """Initial weights of localizers; see `geolabel.training.localizers.LocalizerRequest`."""
     epochs: float | None = None
-    """Of every training, for a quick look; None for the preset's."""
+    """Epochs of each training, for a quick look; None for the preset's."""
     limit: int | None = None
-    """Chips of each split, for a quick look; None for all."""
+    """Maximum number of chips of each split, for a quick look; None for all."""
     deadline: float | None = None
-    """Reading of `time.monotonic` after which nothing new is begun."""
+    """Reading of `time.monotonic` after which no step is started; None for no limit."""
     only: tuple[Kind, ...] = KINDS
-    """What to measure. Without maps, of pseudo-labels and students only those whose localizers were trained before."""
+    """What to measure. Without maps, only pseudo-labels and students whose localizers exist."""
     overwrite: bool = False
-    """Whether to measure anew: what was measured before is replaced when everything is done that was asked for."""
+    """Whether to measure again; earlier figures are replaced once all steps are done."""
     progress: Progress = field(default_factory=Silent)
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -152,7 +140,7 @@ class WeakBench:
 
     @cached_property
     def train(self) -> ChipDataset:
-        """Chips to learn from, their labels read, and their masks by the ceiling alone."""
+        """Chips to train on, by their labels; the ceiling alone reads their masks."""
         return self._some(read_chips(self.data / "train"))
 
     @cached_property
@@ -162,7 +150,7 @@ class WeakBench:
 
     @cached_property
     def fold(self) -> ChipDataset:
-        """Chips of `train` that show something and that numbers are chosen on; no weights learn from them."""
+        """Chips of `train` that show something and that thresholds are chosen on; none is trained on."""
         kept = np.array([is_held_out(name) for name in self.train.names]) & self.train.labels.any(axis=1)
         return self.train.part(kept if kept.any() else np.any(self.train.labels, axis=1))
 
@@ -177,7 +165,7 @@ class WeakBench:
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-        """Yield everything that is to be done, by name; a seed is whole before the next one begins."""
+        """Yield all steps by name, seed by seed."""
         yield "floors", self.floors
         if self._started:
             yield "start", self.start
@@ -197,91 +185,59 @@ class WeakBench:
         return "maps" in self.only or self.localizer_file(method, seed).is_file()
 
     def run(self) -> dict[str, dict[str, Any]]:
-        """Do what is not done yet, as far as the time allows; returns the figures of every step that is done.
+        """Measure the steps that are not measured yet, until the deadline; return the figures of all that are done.
 
         Raises
         ------
         OptionError
-            If what is done was done with other numbers.
+            If the folder holds figures of other options.
         """
+        names = [name for name, _ in self.steps()]
         inputs = [self.source / part for part in SPLITS]
-        with work_folder(
-            self.work,
-            overwrite=self.overwrite,
-            inputs=inputs,
-            goes_on=lambda folder: self._other(folder) is None,
-            whole=lambda folder: all((folder / f"{name}.json").is_file() for name, _ in self.steps()),
-        ) as folder:
-            return replace(self, work=folder)._measured()
+        with step_folder(self.work, self._key(), names, overwrite=self.overwrite, inputs=inputs) as folder:
+            inside = replace(self, work=folder)
+            if self.source.is_file():
+                unpack_chips(self.source, inside.data)
+            # steps of other seeds too, which an earlier run measured
+            held = {
+                str(path.relative_to(folder).with_suffix("")): read_json(path)
+                for path in sorted(folder.glob("seed[0-9]*/*.json"))
+            }
+            steps = {name: partial(_timed, step) for name, step in inside.steps()}
+            return held | run_steps(folder, steps, title="weak", progress=self.progress, deadline=self.deadline)
 
-    def _measured(self) -> dict[str, dict[str, Any]]:
-        if (other := self._other(self.work)) is not None:
-            raise OptionError(other)
-        write_json(self.work / NUMBERS, self._depends_on())
-        if self.source.is_file():
-            unpack_chips(self.source, self.data)
-        done = {
-            str(path.relative_to(self.work).with_suffix("")): read_json(path)
-            for path in sorted(self.work.glob("seed[0-9]*/*.json"))
-        }
-        steps = list(self.steps())
-        for name, step in self.progress.track(steps, "weak", len(steps)):
-            path = self.work / f"{name}.json"
-            if not path.is_file():
-                if self.deadline is not None and time.monotonic() > self.deadline:
-                    continue
-                start = time.monotonic()
-                found = step() | {"seconds": round(time.monotonic() - start, 1)}
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, _plain(found))
-                log.info("%s: %.0f s", name, found["seconds"])
-            done[name] = read_json(path)
-        return done
-
-    def _depends_on(self) -> dict[str, Any]:
-        """What the figures depend on, as plain values."""
-        numbers = {"preset": self.preset, "init": self.init, "epochs": self.epochs, "limit": self.limit}
-        numbers |= {"segmenter": self.networks.recipes()[1].sha256, **self._place()}
+    def _key(self) -> dict[str, Any]:
+        """Everything that the figures depend on."""
+        key: dict[str, Any] = {"preset": self.preset, "init": self.init, "epochs": self.epochs, "limit": self.limit}
+        key |= {"segmenter": self.networks.recipes()[1].sha256, **self._place()}
         if self._started:
-            numbers["first weights"] = loading.recipe("localizer", self.init).sha256
-        numbers |= {f"student {name}": value for name, value in asdict(SIZES[self.preset].student).items()}
+            key["first weights"] = loading.recipe("localizer", self.init).sha256
+        key |= {f"student {name}": value for name, value in asdict(SIZES[self.preset].student).items()}
         for method in METHODS:
-            numbers |= {f"{method} {name}": value for name, value in asdict(self._numbers(method)).items()}
-        plain: dict[str, Any] = json.loads(json.dumps(numbers))
-        return plain
-
-    def _other(self, folder: Path) -> str | None:
-        """How what a folder holds was measured otherwise; None where it was not."""
-        if not (folder / NUMBERS).is_file():
-            return None
-        held = read_json(folder / NUMBERS)
-        for name, value in self._depends_on().items():
-            if held.get(name) != value:
-                return (
-                    f"{folder} was measured with {name} {held.get(name)}, this is {value}: ask as before, give "
-                    "another --out, or --overwrite"
-                )
-        return None
+            key |= {f"{method} {name}": value for name, value in asdict(self._numbers(method)).items()}
+        return key
 
     def floors(self) -> dict[str, Any]:
-        """What a method has to beat: an ellipse, Otsu's cut of excess green, and what sizes and centres give away."""
+        """Baselines: an ellipse, Otsu's threshold of excess green, and what sizes and centres give away."""
         shown = np.any(self.val.labels, axis=1)
-        said: dict[str, list[float]] = {"small chip": [], "surround minus centre in excess green": []}
+        scores: dict[str, list[float]] = {"small chip": [], "surround minus centre in excess green": []}
         for k in range(len(self.val)):
             rgb = self.val.rgb(k)
-            said["small chip"].append(-min(rgb.shape[:2]))
-            said["surround minus centre in excess green"].append(
+            scores["small chip"].append(-min(rgb.shape[:2]))
+            scores["surround minus centre in excess green"].append(
                 baselines.surround_minus_centre(baselines.excess_green(rgb))
             )
         return {
-            "AUC": {name: area_under_curve(np.asarray(values, float), shown) for name, values in said.items()},
-            "ellipse": label_scores(lambda chip: ellipse(chip.rgb.shape[:2]).astype(np.uint8), self.val),
+            "AUC": {name: area_under_curve(np.asarray(values, float), shown) for name, values in scores.items()},
+            "ellipse": label_scores(
+                lambda chip: baselines.centred_ellipse(chip.rgb.shape[:2]).astype(np.uint8), self.val
+            ),
             "Otsu": label_scores(lambda chip: _bare(chip.rgb).astype(np.uint8), self.val)
             | {"mosaic": self._on_mosaic(lambda rgb: _bare(rgb).astype(np.uint8) * np.uint8(255))},
         }
 
     def localizer(self, method: Method, seed: int) -> dict[str, Any]:
-        """Train a localizer and judge its maps, cut where that is best on the fold."""
+        """Train a localizer and judge its maps, at the threshold that is best on the fold."""
         out = self.localizer_file(method, seed).parent
         request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, seed=seed)
         localizers.train_localizer(
@@ -291,7 +247,7 @@ class WeakBench:
         return self._judge(self._recipe(method, seed))
 
     def start(self) -> dict[str, Any]:
-        """Judge the maps of what localizers start from."""
+        """Judge the maps of the initial localizer."""
         return self._judge(loading.recipe("localizer", self.init, batch=1, **self._place()))
 
     def _judge(self, recipe: Recipe) -> dict[str, Any]:
@@ -303,7 +259,7 @@ class WeakBench:
         }
 
     def pseudo(self, name: str, seed: int) -> dict[str, Any]:
-        """Judge pseudo-labels of the fold, whose chips the localizer has not learned from."""
+        """Judge pseudo-labels of the fold, which the localizer was not trained on."""
         label = self.label(name, seed)
         return label_scores(lambda chip: label(chip.rgb, chip.labels).values, self.fold)
 
@@ -322,7 +278,7 @@ class WeakBench:
         request = students.StudentRequest(model, epochs=self.epochs, seed=seed)
         sizes = SIZES[self.preset].student
         students.train_student(source, out, request, networks=self.networks, preset=sizes, resume=True)
-        student = self.drawer(name, seed)
+        student = self.trained_student(name, seed)
 
         def paint(chip: Chip) -> UInt8Array:
             return student.label(chip.rgb).values
@@ -337,7 +293,7 @@ class WeakBench:
 
     @property
     def _started(self) -> bool:
-        # whether localizers begin with weights that make maps already
+        # whether the initial weights of localizers make maps already
         return self.init == "bundled" or Path(self.init).is_file()
 
     def _numbers(self, method: Method) -> LocalizerPreset:
@@ -354,14 +310,14 @@ class WeakBench:
     def _multiscale(self) -> bool:
         return SIZES[self.preset].multiscale
 
-    # --- what was trained --------------------------------------------------------------------------------------------
+    # --- trained networks --------------------------------------------------------------------------------------------
 
     def localizer_file(self, method: Method, seed: int) -> Path:
-        """Where a localizer is, once it is trained."""
+        """File of a trained localizer."""
         return self.work / f"seed{seed}" / f"localizer {method}" / localizers.FILE
 
     def student_folder(self, name: str, seed: int) -> Path:
-        """Where a student is, once it is trained."""
+        """Folder of a trained student."""
         return self.work / f"seed{seed}" / f"student {name}"
 
     def locate(self, method: Method, seed: int) -> MultiscaleLocalizer:
@@ -369,16 +325,16 @@ class WeakBench:
         return chip_localizer(self._recipe(method, seed), multiscale=self._multiscale)
 
     def label(self, name: str, seed: int) -> ActivatedLabels:
-        """What makes the pseudo-labels of a name."""
+        """Labeler of the pseudo-labels of a name."""
         return ActivatedLabels(self.locate(PSEUDO[name], seed), self.compose(name))
 
-    def drawer(self, name: str, seed: int) -> DenseLocalizer:
+    def trained_student(self, name: str, seed: int) -> DenseLocalizer:
         """A trained student, for whole chips."""
         network, info = load_own(self.student_folder(name, seed) / students.FILE, "student")
         return DenseLocalizer(network, info, zoom=info.zoom, **self._place())
 
     def compose(self, name: str) -> Compose:
-        """The method that makes the pseudo-labels of a name."""
+        """Method of the pseudo-labels of a name, given a localizer."""
         settings = self._settings(name)
         if isinstance(settings, cism.Settings):
             return lambda localizer: cism.pipeline(localizer, settings)
@@ -404,9 +360,6 @@ def _bare(rgb: UInt8Array) -> BoolArray:
     return baselines.otsu_bare(rgb, np.asarray(rgb.any(axis=2)))
 
 
-def _plain(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    return None if isinstance(values, float) and not np.isfinite(values) else values
+def _timed(step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    start = time.monotonic()
+    return step() | {"seconds": round(time.monotonic() - start, 1)}

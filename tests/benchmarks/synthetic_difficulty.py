@@ -2,10 +2,10 @@
 
 Usage: python tests/benchmarks/synthetic_difficulty.py [--size 1024] [--gsd 0.5] [--extract]
 
-The peers of ``geolabel bench quality``: Otsu's threshold on excess green, per scene, and a random forest on colour and
-local statistics, trained on pixels of other scenes. The forest is scored twice: at the usual one half, and at the
-threshold that has the best IoU on the pixels that its trees did not see in training. The IoU is pooled over the pixels
-of all scenes. With ``--extract`` the polygons of ``geolabel extract`` on the same scenes stand beside them.
+The baselines of ``geolabel bench quality``: Otsu's threshold on excess green, per scene, and a random forest on colour
+and local statistics, trained on pixels of other scenes. The forest is scored twice: at the usual one half, and at the
+threshold with the best IoU on out-of-bag pixels. The IoU is pooled over the pixels of all scenes. With ``--extract``
+the polygons of ``geolabel extract`` on the same scenes stand beside them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from geolabel.evaluation import scenes
 from geolabel.evaluation.baselines import Forest, otsu_bare
 from geolabel.evaluation.examples import Example
-from geolabel.evaluation.layout import write_scene
+from geolabel.evaluation.scenes import answer_scene, write_scene
 from geolabel.evaluation.table import OURS
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
@@ -39,8 +38,8 @@ def main():
     parser.add_argument("--extract", action="store_true", help="also extract the scenes with the bundled networks")
     options = parser.parse_args()
     start = time.perf_counter()
-    drawn = (synthesize(options.size, options.gsd, seed) for seed in TRAINED)
-    best = Forest.grow((scene.rgb, scene.truth > 0) for scene in drawn)
+    scenes = (synthesize(options.size, options.gsd, seed) for seed in TRAINED)
+    best = Forest.fit((scene.rgb, scene.truth > 0) for scene in scenes)
     half = replace(best, threshold=0.5)
     names = ["Otsu", "forest", f"forest at {best.threshold:.2f}"] + ["geolabel"] * options.extract
     pooled = dict.fromkeys(names, Confusion())
@@ -62,7 +61,7 @@ def extract(rgb, gsd):
     with tempfile.TemporaryDirectory() as folder:
         example = Example("scene", rgb, np.zeros(rgb.shape[:2], np.int32))
         path = write_scene(Path(folder) / "scene.tif", example, gsd)
-        return scenes.answers(path, Networks(), Parameters()).answers[OURS].ids > 0
+        return answer_scene(path, Networks(), Parameters()).by_method[OURS].ids > 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="needs the extra geolabel[diffusion]"
 
 from geolabel.cli.main import run
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
-from geolabel.evaluation.grounding import Once
+from geolabel.evaluation.study_diffuprompter import Once
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.testing import FakeLocalizer, write_diffusion
 
@@ -58,6 +58,8 @@ def test_every_row_is_measured_once(
     assert set(kept) == {"t30-L50.json", "t40-L1.json"}
     assert study(*given) == 0
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("t*.json")} == kept
+    assert study(*given, "--template", "A map of {}.") == 2
+    assert "was measured with words template" in capsys.readouterr().err
 
 
 def test_a_study_needs_the_classes_of_the_images(

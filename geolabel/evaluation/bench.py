@@ -1,4 +1,4 @@
-"""What ``bench quality`` measures, on which data."""
+"""What ``bench quality`` measures: the networks, and the data that is available."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any, TypeVar, cast
 
 import geolabel
 from geolabel.engine.progress import Progress, Silent
-from geolabel.errors import OptionError
 from geolabel.evaluation import examples
-from geolabel.evaluation.examples import Example, Examples, Split
+from geolabel.evaluation.examples import FOLDERS, Data, Example, Examples, Split
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
 from geolabel.models import loading
@@ -21,49 +20,12 @@ from geolabel.parts import Localizer, LocalizerRecipe, Segmenter, SegmenterRecip
 SCENES = 20
 """Synthetic scenes of a split."""
 
-FOLDERS = {
-    "sichuan": "sichuan",
-    "bijie": "bijie",
-    "hokkaido": "hokkaido_planet_3m",
-    "l4s": "l4s_rgb_10m",
-    "negatives": "negatives",
-    "geotiffs": "geotiffs",
-}
-"""Names of the folders in a folder with all data, by the field of `Data`."""
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Data:
-    """Folders with real images; None for what is not at hand."""
-
-    sichuan: Path | None = None
-    """images/ and masks/; what is reported on is named in `geolabel.training.pictures.REPORTED`."""
-    bijie: Path | None = None
-    """train/ and val/, each with images/ and masks/."""
-    hokkaido: Path | None = None
-    """images/ and masks/ of chips of 3 m; for reports only."""
-    l4s: Path | None = None
-    """train/ and validation/, each with images/ and masks/, chips of 10 m."""
-    negatives: Path | None = None
-    """A folder for each set of images without landslides."""
-    geotiffs: Path | None = None
-    """GeoTIFFs without landslides."""
-
-    @classmethod
-    def inside(cls, folder: Path) -> Data:
-        """Take what a folder has of `FOLDERS`."""
-        found = {field: folder / name for field, name in FOLDERS.items() if (folder / name).is_dir()}
-        if not found:
-            known = ", ".join(FOLDERS.values())
-            raise OptionError(f"{folder} holds none of the folders {known}: give one of them by its own option")
-        return cls(**found)
-
-
-@dataclass(frozen=True)
 class Bench:
-    """What is measured, on what."""
+    """Networks, and the images that they are measured on."""
 
     data: Data
     networks: Networks
@@ -71,27 +33,27 @@ class Bench:
     limit: int | None = None
     """Maximum number of examples of each set of data, for a quick look; None for all."""
     windows: int = 2
-    """Windows that the peer of the speed section is timed on."""
+    """Windows that the baseline of the speed section is timed on."""
     progress: Progress = field(default_factory=Silent)
 
     @cached_property
     def recipes(self) -> tuple[LocalizerRecipe, SegmenterRecipe]:
-        """Of the localizer and the segmenter."""
+        """Recipes of the localizer and the segmenter."""
         return self.networks.recipes()
 
     @cached_property
     def localizer(self) -> Localizer:
-        """Maps are not cut at the constant: their highest place has to be one."""
+        """The localizer, its maps scaled by their maximum: values above the constant would be clipped to one."""
         return cast("Localizer", loading.load(replace(self.recipes[0], normalisation="maximum")))
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """As the product uses it."""
+        """The segmenter, as the product uses it."""
         return cast("Segmenter", loading.load(self.recipes[1]))
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The product's own."""
+        """The product's defaults."""
         return Parameters()
 
     @cached_property
@@ -116,12 +78,12 @@ class Bench:
         return self._limited(examples.satellite_chips(self.data.l4s, self.split) if self.data.l4s else None)
 
     @cached_property
-    def negatives(self) -> dict[str, examples.Plain]:
+    def negatives(self) -> dict[str, examples.Negatives]:
         """Sets without landslides by name."""
         if self.data.negatives is None:
             return {}
         sets = examples.without_landslides(self.data.negatives, self.split)
-        return {name: replace(plain, images=self.every(plain.images)) for name, plain in sets.items()}
+        return {name: replace(some, images=self.some_of(some.images)) for name, some in sets.items()}
 
     @cached_property
     def geotiffs(self) -> tuple[Path, ...]:
@@ -129,28 +91,28 @@ class Bench:
         return tuple(examples.tiffs(self.data.geotiffs)) if self.data.geotiffs else ()
 
     @property
-    def synthetic(self) -> examples.Drawn:
+    def synthetic(self) -> examples.SyntheticScenes:
         """Synthetic scenes."""
         count = SCENES if self.limit is None else min(SCENES, self.limit)
-        return examples.Drawn(examples.SYNTHETIC[self.split], count)
+        return examples.SyntheticScenes(examples.SYNTHETIC[self.split], count)
 
     def _limited(self, files: examples.Files | None) -> examples.Files | None:
-        return None if files is None else replace(files, images=self.every(files.images))
+        return None if files is None else replace(files, images=self.some_of(files.images))
 
-    def every(self, items: Sequence[T]) -> tuple[T, ...]:
-        """All items, or every so many-th up to the limit, so that items of each kind stay."""
+    def some_of(self, items: Sequence[T]) -> tuple[T, ...]:
+        """All items, or evenly spread ones up to the limit, so that items of each kind stay."""
         if self.limit is None:
             return tuple(items)
         return tuple(items[:: max(1, len(items) // self.limit)][: self.limit])
 
-    def followed(self, items: Examples, name: str) -> Iterator[Example]:
-        """Pass examples through under the eyes of the progress."""
+    def track(self, items: Examples, name: str) -> Iterator[Example]:
+        """Iterate over examples and report progress."""
         return self.progress.track(items, name, len(items))
 
     def key(self) -> dict[str, Any]:
-        """What the figures depend on, as plain values."""
+        """Everything that the figures depend on, as plain values."""
         files = {"sichuan": self.sichuan, "bijie": self.bijie, "hokkaido": self.hokkaido, "l4s": self.l4s}
-        without = {f"negatives/{name}": examples.listed(plain.images) for name, plain in self.negatives.items()}
+        without = {f"negatives/{name}": examples.listed(some.images) for name, some in self.negatives.items()}
         without |= {"geotiffs": examples.listed(self.geotiffs)}
         return {
             "geolabel": geolabel.__version__,
@@ -162,5 +124,5 @@ class Bench:
         }
 
     def missing(self) -> list[str]:
-        """Names of the folders that are not at hand."""
+        """Names of the folders that are not available."""
         return [FOLDERS[name] for name, folder in asdict(self.data).items() if folder is None]

@@ -1,4 +1,4 @@
-"""The study of ALPS as a first lesson, in miniature: a stand-in finds what is bright, a corner, and the whole image."""
+"""The study of ALPS as pre-training, in miniature: a stand-in finds what is bright, a corner, and the whole image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from geolabel.datasets.chips import read_chips
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
 from geolabel.errors import ChipError, OptionError
-from geolabel.evaluation import pretraining
-from geolabel.evaluation.pretraining import LESSONS, PAPER, PretrainingStudy
+from geolabel.evaluation import study_alps
+from geolabel.evaluation.study_alps import LESSONS, PAPER, AlpsStudy
 from geolabel.extraction.request import Networks
 from geolabel.io.downloads import sha256
 from geolabel.labels import IGNORE
@@ -107,14 +107,14 @@ def test_every_row_is_a_lesson_of_the_paper() -> None:
     assert LESSONS["backbone"] == replace(LESSONS["gate 0.3"], gate=None)
 
 
-def test_all_rows_are_measured_and_the_study_goes_on(
+def test_all_rows_are_measured_and_the_study_resumes(
     data: Path, tmp_path: Path, finder: Finder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     few = {
         name: LESSONS[name] for name in ("scratch", "backbone", "gate 0.3", "gate 1.0", "binary", "chained", "longer")
     }
-    monkeypatch.setattr(pretraining, "LESSONS", few)
+    monkeypatch.setattr(study_alps, "LESSONS", few)
     given = [data, "--before", str(data / "other"), "--out", str(out), "--seeds", "2", "--max-share", "0.3", "--json"]
     assert study(*given) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -125,7 +125,7 @@ def test_all_rows_are_measured_and_the_study_goes_on(
     for name in few.keys() - {"scratch"}:
         figures = rows[f"{name}, 4 masks"]
         assert figures["gain"] == pytest.approx(figures["IoU"] - rows["scratch, 4 masks"]["IoU"])
-        assert figures["least gain"] <= figures["gain"] <= figures["most"]
+        assert figures["minimum gain"] <= figures["gain"] <= figures["maximum gain"]
     assert rows["gate 0.3, 2 masks"]["IoU"] == rows["backbone, 2 masks"]["IoU"]
     assert rows["binary, 2 masks"]["paper, iSAID"] == 0.1003
     assert finder.calls == 12 + 4  # both sets, once for all gates
@@ -149,17 +149,17 @@ def test_all_rows_are_measured_and_the_study_goes_on(
 
 
 def test_the_gate_decides_what_is_learned(data: Path, tmp_path: Path, finder: Finder) -> None:
-    assert study(data, "--rows", "gate 0.3,gate 1.0", "--masks", "2", "--out", str(tmp_path / "out")) == 0
+    assert study(data, "--only", "gate 0.3", "--only", "gate 1.0", "--masks", "2", "--out", str(tmp_path / "out")) == 0
     labels = [PseudoLabels(tmp_path / f"out/labels/images/gate {gate}") for gate in (0.3, 1.0)]
     assert [(one.values == IGNORE).any() for one in (labels[0][0], labels[1][0])] == [True, False]
-    binary = pretraining.Binary(labels[0])
+    binary = study_alps.Binary(labels[0])
     assert np.array_equal(binary[0].values == 0, labels[0][0].values == IGNORE)
     assert binary.classes == ("background", "object")
 
 
-def study_of(data: Path, tmp_path: Path, **more: object) -> PretrainingStudy:
+def study_of(data: Path, tmp_path: Path, **more: object) -> AlpsStudy:
     networks = Networks(device="cpu")
-    return PretrainingStudy(read_chips(data / "train"), data / "train", tmp_path / "out", networks, **more)  # type: ignore[arg-type]
+    return AlpsStudy(read_chips(data / "train"), data / "train", tmp_path / "out", networks, **more)  # type: ignore[arg-type]
 
 
 def test_what_is_judged_is_not_learned_from(data: Path, tmp_path: Path, finder: Finder) -> None:
@@ -176,11 +176,11 @@ def test_what_is_judged_is_not_learned_from(data: Path, tmp_path: Path, finder: 
 
 
 def test_what_cannot_be_studied_is_an_error(data: Path, tmp_path: Path, finder: Finder) -> None:
-    with pytest.raises(OptionError, match="no row is called gates: known are scratch, overall"):
-        study_of(data, tmp_path, rows=("gates",), masks=(2,))
+    with pytest.raises(OptionError, match="no row is called 'gates': known are scratch; overall"):
+        study_of(data, tmp_path, only=("gates",), masks=(2,))
     with pytest.raises(OptionError, match="give --before FOLDER"):
-        study_of(data, tmp_path, rows=("chained",), masks=(2,))
+        study_of(data, tmp_path, only=("chained",), masks=(2,))
     with pytest.raises(ChipError, match="7 masks to tune on"):
         study_of(data, tmp_path, test=read_chips(data / "val"), masks=(7,))
-    assert study(data, "--rows", "head", "--masks", "2", "--out", str(tmp_path / "out")) == 0
-    assert study(data, "--rows", "head", "--masks", "2", "--steps", "5", "--out", str(tmp_path / "out")) == 2
+    assert study(data, "--only", "head", "--masks", "2", "--out", str(tmp_path / "out")) == 0
+    assert study(data, "--only", "head", "--masks", "2", "--steps", "5", "--out", str(tmp_path / "out")) == 2

@@ -1,0 +1,167 @@
+"""Measurements in named steps: the figures of each step are kept in a file, so that a stopped measurement resumes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from geolabel.engine.progress import Progress
+from geolabel.errors import OptionError
+from geolabel.evaluation.table import write_json
+from geolabel.folders import work_folder
+from geolabel.parsing import read_json
+
+log = logging.getLogger(__name__)
+
+Steps = Mapping[str, Callable[[], Mapping[str, Any]]]
+"""What is measured, by name: the path of the step's file in the folder, without suffix."""
+
+KEY = "numbers.json"
+"""File with everything that the figures in a folder depend on."""
+
+WAY_OUT = "give the options of before, another --out, or --overwrite"
+
+
+@contextmanager
+def step_folder(
+    out: Path,
+    key: Mapping[str, Any],
+    names: Collection[str],
+    *,
+    overwrite: bool,
+    inputs: Iterable[str | Path] = (),
+) -> Iterator[Path]:
+    """Yield the folder to measure in, after its key is checked and written.
+
+    With `overwrite` that is a folder beside the old figures, which it replaces once all steps are done.
+
+    Parameters
+    ----------
+    out
+        Folder of the figures; made if it does not exist.
+    key
+        Everything that the figures depend on; values that JSON does not know are kept as text.
+    names
+        Names of all steps.
+    inputs
+        Files and folders that the measurement reads.
+
+    Raises
+    ------
+    OptionError
+        If the figures in the folder depend on other values.
+    OutputError
+        If the folder cannot be one of outputs, or another run works in it.
+    """
+    plain = json.loads(json.dumps(key, default=str))
+    with work_folder(
+        out,
+        overwrite=overwrite,
+        inputs=inputs,
+        goes_on=lambda folder: _refusal(folder, plain, names) is None,
+        whole=lambda folder: all(_file(folder, name).is_file() for name in names),
+    ) as folder:
+        if (refusal := _refusal(folder, plain, names)) is not None:
+            raise OptionError(refusal)
+        write_json(folder / KEY, plain)
+        yield folder
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+def _refusal(folder: Path, key: Mapping[str, Any], names: Collection[str]) -> str | None:
+    """Why the figures in a folder are not resumed; None where they are."""
+    if (folder / KEY).is_file():
+        difference = first_difference(read_json(folder / KEY), key)
+        return None if difference is None else f"{folder} was measured with {difference}: {WAY_OUT}"
+    if any(_file(folder, name).is_file() for name in names):
+        return f"{folder} holds figures without {KEY}, which says what they depend on: {WAY_OUT}"
+    return None
+
+
+def first_difference(held: Any, wanted: Any, name: str = "") -> str | None:
+    """The first value of a key that differs, as words such as ``epochs 0.5, this is 1.0``; None without any.
+
+    Values that only `held` has are ignored.
+    """
+    if isinstance(held, Mapping) and isinstance(wanted, Mapping):
+        parts = (first_difference(held.get(k), value, f"{name} {k}".strip()) for k, value in wanted.items())
+        return next((part for part in parts if part is not None), None)
+    if held == wanted:
+        return None
+    if isinstance(held, list | dict) or isinstance(wanted, list | dict):
+        return f"other {name}"
+    return f"{name} {held}, this is {wanted}"
+
+
+def run_steps(
+    folder: Path,
+    steps: Steps,
+    *,
+    title: str,
+    progress: Progress,
+    deadline: float | None = None,
+    again: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Measure the steps without a file in a folder, and return the figures of all that are done, by name.
+
+    Parameters
+    ----------
+    title
+        Name of the measurement for the progress.
+    deadline
+        Reading of `time.monotonic` after which no step is started; None for no limit.
+    again
+        Whether to measure steps that have a file too.
+
+    Returns
+    -------
+    what the files hold; None stands for values that are not finite
+    """
+    done = {}
+    for name, measure in progress.track(list(steps.items()), title, len(steps)):
+        path = _file(folder, name)
+        if again or not path.is_file():
+            if deadline is not None and time.monotonic() > deadline:
+                continue
+            start = time.monotonic()
+            figures = measure()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, finite(figures))
+            log.info("%s: %.0f s", name, time.monotonic() - start)
+        done[name] = read_json(path)
+    return done
+
+
+def finite(values: Any) -> Any:
+    """Plain values with None for numbers that are not finite, which JSON has not."""
+    if isinstance(values, Mapping):
+        return {key: finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def figures_of(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Figures of a file, with NaN for None."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def check_names(only: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names of rows that a measurement does not have.
+
+    Raises
+    ------
+    OptionError
+        Listing the known names.
+    """
+    if unknown := [name for name in only if name not in known]:
+        raise OptionError(f"no row is called {unknown[0]!r}: known are {'; '.join(known)}")
