@@ -1,1 +1,1 @@
-"""How good the networks are: tables of figures, each beside simple peers measured on the same data in the same run."""
+"""How good inventories, label maps and networks are: figures in tables, beside simple baselines of the same run."""

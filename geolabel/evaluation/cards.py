@@ -102,7 +102,7 @@ def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool
             save_measured(files["measured"], {recipe.role: recipe.sha256 for recipe in networks.recipes()}, figures)
         if worst:
             files["failures"] = out / FAILURES
-            draw_failures(files["failures"], worst, networks)
+            _draw_failures(files["failures"], worst, networks)
     return files
 
 
@@ -128,7 +128,7 @@ def _worst(path: Path) -> list[int]:
     return [int(case["name"].removeprefix("seed ")) for case in ranked[:WORST]]
 
 
-def draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
+def _draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
     """Plot synthetic scenes side by side: truth in yellow, the product's polygons in red."""
     from matplotlib.figure import Figure
 
@@ -136,7 +136,7 @@ def draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
     panels = figure.subplots(1, len(seeds), squeeze=False)[0]
     for axes, seed in zip(panels, seeds, strict=True):
         (example,) = SyntheticScenes(seed, 1)
-        found = find(example, networks)
+        found = _find(example, networks)
         axes.imshow(example.rgb)
         for mask, colour in ((example.truth, "yellow"), (found, "red")):
             if mask.any():
@@ -147,7 +147,7 @@ def draw_failures(path: Path, seeds: list[int], networks: Networks) -> None:
         figure.savefig(part, format="jpeg", pil_kwargs={"quality": 80})
 
 
-def find(example: Example, networks: Networks) -> BoolArray:
+def _find(example: Example, networks: Networks) -> BoolArray:
     """(H, W) where the product finds landslides in an example."""
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         path = write_scene(Path(folder) / "scene.tif", example, examples.SYNTHETIC_GSD)

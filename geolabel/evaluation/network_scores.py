@@ -237,7 +237,7 @@ def gate_scores(examples: Iterable[Example], ask: Callable[[Example], float]) ->
 # --- maps and label maps of chips ------------------------------------------------------------------------------------
 
 
-def pairs(chips: Chips) -> Iterator[tuple[Chip, int, BoolArray, BoolArray]]:
+def _pairs(chips: Chips) -> Iterator[tuple[Chip, int, BoolArray, BoolArray]]:
     """Yield each chip with each class that it shows and its mask marks: chip, class, its mask, the judged pixels."""
     for k in range(len(chips)):
         chip = chips.chip(k)
@@ -266,7 +266,7 @@ class MapScores:
         """Compare the maps of a localizer with masks."""
         names, hits, ious, areas = [], [], [], []
         seen: tuple[str, Activation | None] = ("", None)
-        for chip, c, truth, judged in pairs(chips):
+        for chip, c, truth, judged in _pairs(chips):
             if seen[0] != chip.name:
                 seen = chip.name, localizer([chip.rgb])[0]
             assert seen[1] is not None

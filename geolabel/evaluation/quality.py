@@ -47,11 +47,11 @@ ALL_REAL = "all real sets"
 # --- derived tables --------------------------------------------------------------------------------------------------
 
 
-def arrange(measured: Sequence[Section]) -> list[Section]:
+def _arrange(measured: Sequence[Section]) -> list[Section]:
     """Sort measured sections and the tables derived from them by question; synthetic scenes come last."""
     by_name = {section.name: section for section in measured}
-    real = sets_of(by_name[name] for name in REAL if name in by_name)
-    shrunk = sets_of([by_name["band"]] if "band" in by_name else [])
+    real = _sets_of(by_name[name] for name in REAL if name in by_name)
+    shrunk = _sets_of([by_name["band"]] if "band" in by_name else [])
     known = curves(measured)
     derived = [gains(real), bands(real | shrunk), widths(real), images(real), *calibration(known)]
     tables = by_name | {section.name: section for section in derived if section.measured}
@@ -60,14 +60,14 @@ def arrange(measured: Sequence[Section]) -> list[Section]:
     return [tables[name] for name in (*order, *last) if name in tables]
 
 
-def sets_of(sections: Iterable[Section]) -> dict[str, list[Case]]:
+def _sets_of(sections: Iterable[Section]) -> dict[str, list[Case]]:
     """Single scenes with their scores, by set; chips of a mosaic under its name after `CHIPS`."""
     return {
         name: cases for section in sections for name, cases in section.cases.items() if cases and "tallies" in cases[0]
     }
 
 
-def pool(cases: Iterable[Case]) -> dict[str, SceneScores]:
+def _pool(cases: Iterable[Case]) -> dict[str, SceneScores]:
     """Scores over all scenes by method."""
     pooled: dict[str, SceneScores] = defaultdict(SceneScores)
     for case in cases:
@@ -78,7 +78,7 @@ def pool(cases: Iterable[Case]) -> dict[str, SceneScores]:
 
 def _whole(sets: dict[str, list[Case]]) -> dict[str, dict[str, SceneScores]]:
     """Pooled scores of each set, without the single chips of mosaics."""
-    return {name: pool(cases) for name, cases in sets.items() if not name.startswith(CHIPS)}
+    return {name: _pool(cases) for name, cases in sets.items() if not name.startswith(CHIPS)}
 
 
 def gains(sets: dict[str, list[Case]]) -> Section:
@@ -152,7 +152,7 @@ def images(sets: dict[str, list[Case]]) -> Section:
         heaviest = int(np.argmax(weights))
         share = weights[heaviest] / max(1, sum(weights))
         notes.append(f"{cases[heaviest]['name']} holds {share:.0%} of the landslide pixels of {name}.")
-        pooled, rest = pool(cases), pool(case for k, case in enumerate(cases) if k != heaviest)
+        pooled, rest = _pool(cases), _pool(case for k, case in enumerate(cases) if k != heaviest)
         shown = [one for one, weight in zip(areas, weights, strict=True) if weight]
         for method, scores in pooled.items():
             figures = {
@@ -262,7 +262,7 @@ def bench_quality(
         known = curves(measured)
         if known:
             draw_curves(out / CURVES, known)
-        found = arrange(measured)
+        found = _arrange(measured)
         described = {recipe.role: _described(recipe) for recipe in bench.recipes}
         versions = {"geolabel": ", ".join(sorted({held["key"]["geolabel"] for held in kept.values()}))}
         plain = [{name: value for name, value in section.as_json().items() if name != "cases"} for section in found]

@@ -33,8 +33,7 @@ from geolabel.evaluation.scenes import (
 )
 from geolabel.evaluation.table import OURS, Case, Measurement, Section
 from geolabel.extraction.extract import find_landslides
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.request import Reading, prepare
 from geolabel.extraction.windows import PromptedWindow, assign
 from geolabel.extraction.work import in_scratch
 from geolabel.io.read.opening import reading
@@ -66,7 +65,7 @@ OFFICIAL_SIDE = 1024
 # --- the networks one by one -----------------------------------------------------------------------------------------
 
 
-def masks(bench: Bench) -> Section:
+def _masks(bench: Bench) -> Section:
     """Masks from true boxes and centroids."""
     methods = network_scores.outliners(bench.segmenter)
     notes = ["A landslide too large for the segmenter's window is shown to it reduced."]
@@ -80,7 +79,7 @@ def masks(bench: Bench) -> Section:
     return Section("mask", "Masks from the true box and centroid", measured, notes, cases)
 
 
-def maps(bench: Bench) -> Section:
+def _maps(bench: Bench) -> Section:
     """Whether the maximum of a map is on a landslide."""
     measured, cases = [], {}
     sets: list[tuple[str, Examples | None, bool]] = [
@@ -99,7 +98,7 @@ def maps(bench: Bench) -> Section:
     return Section("map", question, measured, ["Images keep their own pixel size."], cases)
 
 
-def gate(bench: Bench) -> Section:
+def _gate(bench: Bench) -> Section:
     """Whether the gate separates images with landslides from those without."""
     question = "Landslide or not, each image a scene of its own pixel size"
     if bench.bijie is None:
@@ -131,7 +130,7 @@ POOLED = [
 ]
 
 
-def scene(bench: Bench) -> Section:
+def _scene(bench: Bench) -> Section:
     """Real scenes of submetre pixels to polygons."""
     sets = SceneSets()
     if bench.bijie is not None:
@@ -144,7 +143,7 @@ def scene(bench: Bench) -> Section:
     return Section("scene", "Scene to polygons", sets.measured, notes, sets.cases)
 
 
-def coarse(bench: Bench) -> Section:
+def _coarse(bench: Bench) -> Section:
     """Satellite chips to polygons, each a scene of its own gsd."""
 
     def ellipse(example: Example) -> dict[str, Int32Array]:
@@ -161,7 +160,7 @@ def coarse(bench: Bench) -> Section:
     return Section("coarse", question, sets.measured, [] if sets.measured else ["Not measured."], sets.cases)
 
 
-def band(bench: Bench) -> Section:
+def _band(bench: Bench) -> Section:
     """The same scenes at other gsds, for the bands that no set of its own fills."""
     sets = SceneSets()
     if bench.sichuan is not None:
@@ -180,7 +179,7 @@ def band(bench: Bench) -> Section:
     return Section("band", "By ground sample distance", sets.measured, [], sets.cases)
 
 
-def synthetic(bench: Bench) -> Section:
+def _synthetic(bench: Bench) -> Section:
     """Synthetic scenes to polygons."""
     notes = [POOLED[0], "The sample is the scene that the README begins with."]
     forests: dict[str, Forest] = {}
@@ -205,7 +204,7 @@ def synthetic(bench: Bench) -> Section:
 # --- false alarms ----------------------------------------------------------------------------------------------------
 
 
-def alarms(bench: Bench) -> Section:
+def _alarms(bench: Bench) -> Section:
     """Polygons in scenes without landslides."""
     question = "False alarms in scenes without landslides"
     sets: dict[str, tuple[Sequence[Path], float | None]] = {}
@@ -225,7 +224,7 @@ def alarms(bench: Bench) -> Section:
     for data, (paths, gsd) in sets.items():
         if paths:
             rows = _alarms_of(bench, data, paths, gsd, cases)
-            measured += [mean_alarms(data, method, parts) for method, parts in rows.items()]
+            measured += [_mean_alarms(data, method, parts) for method, parts in rows.items()]
             worst = max(cases[data], key=lambda case: float(case[OURS]))
             if worst[OURS]:
                 notes.append(f"Most of {data} was taken in {worst['name']}: {worst[OURS]:.1f} ha per km2.")
@@ -267,7 +266,7 @@ def _is_georeferenced(path: Path) -> bool:
         return opened.crs is not None
 
 
-def mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measurement:
+def _mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measurement:
     """Mean over scenes, since the coarsest scene would outweigh all others by area."""
     names = parts[0] if parts else {}
     means = {name: float(np.mean([part[name] for part in parts])) for name in names}
@@ -278,36 +277,26 @@ def mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measur
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
-def speed(bench: Bench) -> Section:
-    """How long a scene takes, beside the official ViT-B."""
-    return measure_speed(bench.networks, bench.parameters, windows=bench.windows)
+def _speed(bench: Bench) -> Section:
+    """Time of a whole run over a synthetic scene, beside segment-anything's ViT-B, with random weights, on its prompts.
 
-
-def measure_speed(networks: Networks, parameters: Parameters, *, windows: int, size: int = SPEED_SIZE) -> Section:
-    """Time a whole run over a synthetic scene, and segment-anything's ViT-B, with random weights, on its prompts.
-
-    Parameters
-    ----------
-    windows
-        Windows that ViT-B is timed on; the time of all windows is estimated from their mean.
-    size
-        Pixels a side of the scene.
+    ViT-B is timed on a few windows, whose mean is that of all of them.
     """
     import torch
 
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        (example,) = SyntheticScenes(SPEED_SEED, 1, size)
+        (example,) = SyntheticScenes(SPEED_SEED, 1, SPEED_SIZE)
         path = write_scene(Path(folder) / "scene.tif", example, 0.5)
-        plan = prepare(path, Reading(), networks, parameters)
+        plan = prepare(path, Reading(), bench.networks, bench.parameters)
         with in_scratch(plan) as work:
             start = time.perf_counter()
             found = find_landslides(work)
             ours = time.perf_counter() - start
-        prompted = assign(found.prompts, TileGrid(size, size, OFFICIAL_SIDE, OFFICIAL_SIDE // 4))
-        timed = time_official(example.rgb, prompted[:windows])
+        prompted = assign(found.prompts, TileGrid(SPEED_SIZE, SPEED_SIZE, OFFICIAL_SIDE, OFFICIAL_SIDE // 4))
+        timed = _time_official(example.rgb, prompted[: bench.windows])
     official = float(np.mean(timed)) * len(prompted) if timed else float("nan")
     counts = {"prompts": len(found.prompts)}
-    data = f"{size} x {size} px"
+    data = f"{SPEED_SIZE} x {SPEED_SIZE} px"
     measured = [
         Measurement(data, OURS, {"seconds": ours, "times as fast": official / ours, **counts}),
         Measurement(data, "segment-anything vit_b", {"seconds": official, "windows": len(prompted), **counts}),
@@ -319,7 +308,7 @@ def measure_speed(networks: Networks, parameters: Parameters, *, windows: int, s
     return Section("speed", "Time for a scene", measured, [note])
 
 
-def time_official(rgb: UInt8Array, prompted: list[PromptedWindow]) -> list[float]:
+def _time_official(rgb: UInt8Array, prompted: list[PromptedWindow]) -> list[float]:
     """Seconds that segment-anything's predictor takes for each window of an image (H, W, 3) with its prompts."""
     import torch
     from segment_anything import SamPredictor, sam_model_registry
@@ -339,14 +328,14 @@ def time_official(rgb: UInt8Array, prompted: list[PromptedWindow]) -> list[float
 
 
 SECTIONS: dict[str, Callable[[Bench], Section]] = {
-    "mask": masks,
-    "map": maps,
-    "gate": gate,
-    "scene": scene,
-    "coarse": coarse,
-    "band": band,
-    "alarms": alarms,
-    "synthetic": synthetic,
-    "speed": speed,
+    "mask": _masks,
+    "map": _maps,
+    "gate": _gate,
+    "scene": _scene,
+    "coarse": _coarse,
+    "band": _band,
+    "alarms": _alarms,
+    "synthetic": _synthetic,
+    "speed": _speed,
 }
 """Sections by name: real images first."""

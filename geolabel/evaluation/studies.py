@@ -213,7 +213,7 @@ class Study:
         for chip in self._shown():
             if chip.mask is None:
                 continue
-            truth, masks = chip.mask > 0, grid_masks(segmenter, chip.rgb).binary
+            truth, masks = chip.mask > 0, _grid_masks(segmenter, chip.rgb).binary
             union = np.asarray(masks.any(axis=0))
             pixels += np.count_nonzero(union & truth), np.count_nonzero(union | truth)
             best = max((iou(mask, truth) for mask in masks), default=0.0)
@@ -255,7 +255,7 @@ class Study:
         return {"device": device, "precision": precision}
 
 
-def grid_masks(segmenter: Segmenter, rgb: Any) -> Masks:
+def _grid_masks(segmenter: Segmenter, rgb: Any) -> Masks:
     """Masks of an image (H, W, 3) that a grid of points asks for."""
     fitting = FittingSegmenter(segmenter)
     return fitting([rgb], [GridPrompter(POINTS).over(*rgb.shape[:2])])[0]

@@ -117,13 +117,13 @@ class Binary:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> BinaryLabel:
+    def __getitem__(self, index: int) -> _BinaryLabel:
         """Read one image."""
-        return BinaryLabel(self.labels[index])
+        return _BinaryLabel(self.labels[index])
 
 
 @dataclass(frozen=True)
-class BinaryLabel:
+class _BinaryLabel:
     """One image of them."""
 
     label: PseudoLabel

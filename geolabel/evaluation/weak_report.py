@@ -43,10 +43,10 @@ Plot = Callable[["Axes", Chip], None]
 def write_table(done: dict[str, dict[str, Any]], out: Path, title: str) -> list[Section]:
     """Write the figures of all steps that are done as Markdown: means over seeds, and their spread (max - min)."""
     sections = [
-        image_section(done),
+        _image_section(done),
         map_section(done),
-        pseudo_section(done),
-        student_section(done),
+        _pseudo_section(done),
+        _student_section(done),
         difference_section(done),
     ]
     kept = [section for section in sections if section.measured]
@@ -55,11 +55,11 @@ def write_table(done: dict[str, dict[str, Any]], out: Path, title: str) -> list[
 
 
 def _localizers(done: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found = {START: [done["start"]] if "start" in done else []} | {m: over_seeds(done, m) for m in METHODS}
+    found = {START: [done["start"]] if "start" in done else []} | {m: _over_seeds(done, m) for m in METHODS}
     return {name: of for name, of in found.items() if of}
 
 
-def image_section(done: dict[str, dict[str, Any]]) -> Section:
+def _image_section(done: dict[str, dict[str, Any]]) -> Section:
     """Whether chips show something."""
     rows = [
         row("val", name, {"AUC": [f["AUC"] for f in of], "accuracy": [f["accuracy"] for f in of]})
@@ -83,11 +83,11 @@ def map_section(done: dict[str, dict[str, Any]]) -> Section:
     return Section("map", "Is the maximum of a map on what the chip shows?", rows)
 
 
-def pseudo_section(done: dict[str, dict[str, Any]]) -> Section:
+def _pseudo_section(done: dict[str, dict[str, Any]]) -> Section:
     """How well pseudo-labels agree with masks."""
     rows = []
     for name in PSEUDO:
-        if of := over_seeds(done, f"pseudo {name}"):
+        if of := _over_seeds(done, f"pseudo {name}"):
             ious = [f["shown"]["miou" if "iou" not in f["shown"] else "iou"] for f in of]
             means = [float(np.mean(f["ious"])) for f in of]
             rows.append(row("train, held out", name, {"IoU": ious, "mean IoU of chips": means}))
@@ -97,9 +97,9 @@ def pseudo_section(done: dict[str, dict[str, Any]]) -> Section:
 STUDENT_FIGURES = {"iou": "IoU", "f1": "F1", "overall_accuracy": "OA", "precision": "P", "recall": "R", "miou": "mIoU"}
 
 
-def student_section(done: dict[str, dict[str, Any]]) -> Section:
+def _student_section(done: dict[str, dict[str, Any]]) -> Section:
     """Students and baselines, on all chips, on those that show something, and on the mosaic."""
-    found = {f"student of {name}": over_seeds(done, f"student {name}") for name in STUDENTS}
+    found = {f"student of {name}": _over_seeds(done, f"student {name}") for name in STUDENTS}
     floors = done.get("floors", {})
     found |= {name: [floors[name]] for name in ("ellipse", "Otsu") if name in floors}
     rows = []
@@ -149,7 +149,7 @@ def _of_both(done: dict[str, dict[str, Any]], first: str, second: str) -> tuple[
     return found
 
 
-def over_seeds(done: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
+def _over_seeds(done: dict[str, dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Figures of a step, of each seed that has them."""
     return [found for key, found in done.items() if key.partition("/")[2] == name]
 

@@ -33,7 +33,7 @@ class SetFigures:
     f1: float
     """Of the area of the polygons."""
     peers: Mapping[str, float] = field(default_factory=dict)
-    """F1 of what needs no network, by its name."""
+    """F1 of baselines, which need no network, by name."""
     narrow_px: int | None = None
     """Width in pixels below which landslides count as narrow."""
     narrow: int = 0
@@ -42,9 +42,9 @@ class SetFigures:
     """Share of these that is found."""
 
     @property
-    def best_peer(self) -> tuple[str, float]:
-        """The best of the peers, and its F1; nothing and 0 without any."""
-        return max(self.peers.items(), key=lambda peer: peer[1], default=("", 0.0))
+    def best_baseline(self) -> tuple[str, float]:
+        """The best baseline and its F1; an empty name and 0 without any."""
+        return max(self.peers.items(), key=lambda one: one[1], default=("", 0.0))
 
     @property
     def size(self) -> str:
@@ -59,8 +59,8 @@ class SetFigures:
 
     @property
     def worth_it(self) -> bool:
-        """Whether the networks do better than the best peer."""
-        return self.f1 > self.best_peer[1]
+        """Whether the networks do better than the best baseline."""
+        return self.f1 > self.best_baseline[1]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Measured:
         bad = [one for one in near if not one.worth_it]
         if not bad:
             return None
-        worst = min(bad, key=lambda one: one.f1 - one.best_peer[1])
-        name, f1 = worst.best_peer
+        worst = min(bad, key=lambda one: one.f1 - one.best_baseline[1])
+        name, f1 = worst.best_baseline
         text = (
             f"pixels of {gsd:.3g} m: on real scenes of {worst.size} the bundled networks have an F1 of "
             f"{worst.f1:.2f}, where {name} has {f1:.2f}"
@@ -106,7 +106,7 @@ class Measured:
         """All sets in one sentence, for the help."""
         parts = []
         for one in sorted(self.sets, key=lambda one: one.gsd_m):
-            name, f1 = one.best_peer
+            name, f1 = one.best_baseline
             parts.append(f"{one.f1:.2f} at {one.size}" + (f" ({f1:.2f} by {name})" if name else ""))
         said = "; ".join(parts)
         return f"F1 of the area of polygons on real scenes that no training saw (geolabel bench quality): {said}."
@@ -118,7 +118,7 @@ class Measured:
             "|---|---|---|---|",
         ]
         for one in sorted(self.sets, key=lambda one: one.gsd_m):
-            name, f1 = one.best_peer
+            name, f1 = one.best_baseline
             lines.append(f"| {one.data} | {one.size} | {one.f1:.2f} | {f1:.2f}, {name} |")
         return "\n".join(lines)
 

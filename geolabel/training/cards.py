@@ -50,7 +50,7 @@ def write_card(
     parameters
         How many weights it has.
     measured
-        Sections of Markdown with figures on other data, and peers beside them.
+        Sections of Markdown with figures on other data, beside baselines.
     failures
         Lines of Markdown that show where it goes wrong.
     """
