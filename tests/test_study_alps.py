@@ -97,8 +97,25 @@ def data(tmp_path: Path) -> Path:
 
 
 def study(data: Path, *more: str) -> int:
-    return run(["study", "alps", str(data / "train"), "--test", str(data / "val"), "--clusters", "2", "-q",
-                "--device", "cpu", "--steps", "4", "--masks", "2,4", *more])  # fmt: skip
+    return run(
+        [
+            "study",
+            "alps",
+            str(data / "train"),
+            "--test",
+            str(data / "val"),
+            "--clusters",
+            "2",
+            "-q",
+            "--device",
+            "cpu",
+            "--steps",
+            "4",
+            "--masks",
+            "2,4",
+            *more,
+        ]
+    )
 
 
 def test_every_row_is_a_lesson_of_the_paper() -> None:
@@ -130,17 +147,17 @@ def test_all_rows_are_measured_and_the_study_resumes(
     assert rows["binary, 2 masks"]["paper, iSAID"] == 0.1003
     assert finder.calls == 12 + 4  # both sets, once for all gates
     assert (out / "alps.png").stat().st_size > 1000
-    taught = {path.name: read_info(path / students.FILE).trained for path in (out / "taught").iterdir()}
-    usual = "gate 0.3"
-    assert set(taught) == {
+    pretrained = {path.name: read_info(path / students.FILE).trained for path in (out / "taught").iterdir()}
+    default = "gate 0.3"
+    assert set(pretrained) == {
         "before",
-        usual,
+        default,
         "gate 1.0",
-        *(f"{usual}, {more}" for more in ("binary", "chained", "4 times")),
+        *(f"{default}, {more}" for more in ("binary", "chained", "4 times")),
     }
-    assert (taught[usual]["steps"], taught[f"{usual}, 4 times"]["steps"]) == (4, 16)
-    assert taught[f"{usual}, chained"]["init"]["sha256"] == sha256(out / "taught" / "before" / students.FILE)
-    assert taught[f"{usual}, chained"]["init"]["share"] == "backbone"
+    assert (pretrained[default]["steps"], pretrained[f"{default}, 4 times"]["steps"]) == (4, 16)
+    assert pretrained[f"{default}, chained"]["init"]["sha256"] == sha256(out / "taught" / "before" / students.FILE)
+    assert pretrained[f"{default}, chained"]["init"]["share"] == "backbone"
     table = (out / "alps.md").read_bytes()
     (out / "tuned" / "scratch" / "2-1" / "figures.json").unlink()
     monkeypatch.setattr(worker, "segmenter", None)  # nothing is asked again

@@ -48,8 +48,12 @@ def test_every_row_is_measured_once(
     given = [labels, "--out", out, "--diffusion", model, "--timesteps", "30", "--draws", "1", "--thresholds", "0.4,0.6"]
     assert study(*given, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    names = [f"t {t}, L {n}, threshold {g}, {way}"
-             for t, n in ((30, 50), (40, 1)) for g in (0.4, 0.6) for way in ("masks", "map alone")]  # fmt: skip
+    names = [
+        f"t {t}, L {n}, threshold {g}, {way}"
+        for t, n in ((30, 50), (40, 1))
+        for g in (0.4, 0.6)
+        for way in ("masks", "map alone")
+    ]
     assert [name for name in rows if name not in ("table", "plot")] == names
     assert all(0 <= rows[name]["IoU"] <= 1 for name in names)
     assert rows[names[0]]["AP of the paper's Mask R-CNN"] == 0.205

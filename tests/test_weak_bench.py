@@ -176,18 +176,18 @@ def test_everything_is_measured_and_resumed(folder: Path, tmp_path: Path, capsys
         assert text in table, text
     assert run([*words, "--pictures", str(tmp_path / "sheet.png")]) == 0
     assert (tmp_path / "table.md").read_text() == table
-    drawn = json.loads(capsys.readouterr().out)
-    assert drawn["chips"] == ["val0", "val2"]
-    assert {"cam: map", "apsam: labels", "student of s2c", "student of masks"} <= set(drawn["columns"])
-    assert "cism crf: labels" not in drawn["columns"]
+    sheet = json.loads(capsys.readouterr().out)
+    assert sheet["chips"] == ["val0", "val2"]
+    assert {"cam: map", "apsam: labels", "student of s2c", "student of masks"} <= set(sheet["columns"])
+    assert "cism crf: labels" not in sheet["columns"]
     assert run([*words, "--epochs", "1"]) == 2
     assert "was measured with epochs 0.5, this is 1.0" in capsys.readouterr().err
     held = tmp_path / "table.md.run/numbers.json"
     held.write_text(json.dumps(json.loads(held.read_text()) | {"cam taught_rate": 0.5}))
     assert run(words) == 2
     assert "was measured with cam taught_rate 0.5, this is 0.0001" in capsys.readouterr().err
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > sheet.height > 200
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.width > picture.height > 200
 
 
 def test_tables_of_the_steps_that_are_done():

@@ -20,7 +20,7 @@ from geolabel.metrics import class_figures, count_pixels
 from geolabel.types import BoolArray, Float64Array, Int64Array, UInt8Array
 
 Predict = Callable[[int, UInt8Array], UInt8Array]
-"""Label map (H, W) of an image by its number and its pixels (H, W, 3)."""
+"""Label map (H, W) of an image, from its number and its pixels (H, W, 3)."""
 
 
 DRAWS = 1000
@@ -120,7 +120,7 @@ def score_chips(
     truth
         Chips with masks, or pseudo-labels to compare with.
     networks
-        Where the student runs.
+        Device and precision of the student.
 
     Raises
     ------
@@ -138,8 +138,10 @@ def score_chips(
             chip = masks[k]
             found = predict(k, chip.image)
             if found.shape != chip.values.shape:
-                raise ChipError(f"{masks.names[k]} is predicted with {found.shape} px and has {chip.values.shape} px: "
-                                "label the same chips")  # fmt: skip
+                raise ChipError(
+                    f"{masks.names[k]} is predicted with {found.shape} px and has {chip.values.shape} px: "
+                    "label the same chips"
+                )
             counts.append(count_pixels(found, chip.values, len(classes)))
             shows.append(bool(((chip.values != 0) & (chip.values != IGNORE)).any()))
             yield k
@@ -164,7 +166,9 @@ def _student(path: Path, classes: tuple[str, ...], networks: Networks) -> Predic
     from geolabel.models.dense import DenseLocalizer
 
     if path.suffix != ".safetensors":
-        raise WeightsError(f"{path} is no folder of pseudo-labels and no student, whose file ends in .safetensors")
+        raise WeightsError(
+            f"{path} is neither a folder of pseudo-labels nor a student, whose file ends in .safetensors"
+        )
     network, info = load_own(path, "student")
     _check_classes(info.classes, classes, path)
     device, precision = worker.device_and_precision(networks.device, networks.precision)

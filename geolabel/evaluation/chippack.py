@@ -1,7 +1,7 @@
-"""Sets of chips in one file, for machines that have torch and Pillow, but not the chips.
+"""Packs: sets of chips in one file, for machines with torch and Pillow but without the chips.
 
 A ZIP archive of ``train/`` and ``val/``, each with ``images/*.jpg``, ``masks/*.png`` and a ``labels.csv``. Nothing in
-it is executed or unpickled, and members of other names are refused.
+it is executed or unpickled; members with other names are refused.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ SPLITS = ("train", "val")
 MEMBER = re.compile(r"(train|val)/(labels\.csv|chips\.json|images/[^/\\:]+\.jpg|masks/[^/\\:]+\.png)")
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time of every member: the same chips give the same bytes."""
+"""Time of all members: the same chips give the same bytes."""
 
 LARGEST = 1 << 30
-"""Bytes that are unpacked at most."""
+"""Maximum size of the unpacked members, bytes."""
 
 
 def pack_chips(
     data: Path, path: Path, *, quality: int = 85, limit: int | None = None, overwrite: bool = False
 ) -> dict[str, int]:
-    """Write both splits of a set to one file, which appears when it is whole.
+    """Write both splits of a set to one file, atomically.
 
     Parameters
     ----------
     quality
-        Of the JPEGs that the images become.
+        JPEG quality of the images, 1 to 95.
     limit
-        Chips of each split, evenly spread; None for all.
+        Maximum number of chips of each split, evenly spread; None for all.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
 
     Returns
     -------
-    chips of each split, and bytes of the file
+    number of chips of each split, and size of the file in bytes
     """
     counts: dict[str, int] = {}
     with replacing(path, overwrite=overwrite) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
@@ -63,12 +63,12 @@ def pack_chips(
 
 
 def unpack_chips(path: Path, folder: Path) -> Path:
-    """Write the chips of a pack to a folder, unless they are there, and return it.
+    """Write the chips of a pack to a folder, unless it holds them, and return the folder.
 
     Raises
     ------
     OptionError
-        If the file is no such pack.
+        If the file is not such a pack.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -298,8 +298,12 @@ def _kept(parts: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if difference := _difference(values, key):
             log.warning("%s was measured with %s: left out of the table", parts / f"{name}.json", difference)
         elif values["key"]["geolabel"] != key["geolabel"]:
-            log.warning("%s was measured with geolabel %s, this is %s: --overwrite measures it again",
-                        parts / f"{name}.json", values["key"]["geolabel"], key["geolabel"])  # fmt: skip
+            log.warning(
+                "%s was measured with geolabel %s, this is %s: --overwrite measures it again",
+                parts / f"{name}.json",
+                values["key"]["geolabel"],
+                key["geolabel"],
+            )
     return {name: values for name, values in held.items() if not _difference(values, key)}
 
 
@@ -320,7 +324,7 @@ def _page(bench: Bench, described: dict[str, Any], found: Sequence[Section], cur
     if bench.split == "select":
         lines += ["**For selection only: measured on data that weights are selected by.**", ""]
     if bench.limit is not None:
-        lines += [f"**A quick look: at most {bench.limit} examples of each set of data.**", ""]
+        lines += [f"**A quick look: a maximum of {bench.limit} examples of each set of data.**", ""]
     for role, values in described.items():
         lines += [f"- {role}: `{values['source']}`, {values['bytes'] / 1e6:.2f} MB, SHA-256 `{values['sha256']}`"]
         lines += [f"  - trained on {source}" for source in values["trained_on"]]

@@ -183,9 +183,14 @@ def scene_case(name: str, gsd: float, scores: dict[str, SceneScores]) -> Case:
 
 
 def measure_scenes(
-    bench: Bench, sets: SceneSets, name: str, items: Examples, gsd: float, more: Baselines | None = None,
+    bench: Bench,
+    sets: SceneSets,
+    name: str,
+    items: Examples,
+    gsd: float,
+    more: Baselines | None = None,
     minimum: int = 1,
-) -> None:  # fmt: skip
+) -> None:
     """Extract each image of a set as a scene of its own, and compare the answers of all methods with the truth.
 
     Parameters

@@ -25,6 +25,7 @@ from geolabel.extraction.pipeline import join_regions, localize
 from geolabel.extraction.plan import Parameters, Plan
 from geolabel.extraction.request import Networks, Reading, prepare
 from geolabel.extraction.vectorize import find_objects
+from geolabel.extraction.work import in_scratch
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
@@ -216,10 +217,11 @@ def answer_scene(path: Path, networks: Networks, parameters: Parameters) -> Answ
     ours = {OURS: [found.landslides], WITH_CANDIDATES: [found.landslides, found.candidates]}
     return Answers(
         {name: _answer(tables, shown, native) for name, tables in ours.items()}
-        | {name: Answer(onto(clean(mask, grid, parameters), native), shown, native.gsd)
-           for name, mask in masks.items()},
+        | {
+            name: Answer(onto(clean(mask, grid, parameters), native), shown, native.gsd) for name, mask in masks.items()
+        },
         _largest(found.tiles),
-    )  # fmt: skip
+    )
 
 
 def gate_probability(path: Path, networks: Networks, parameters: Parameters) -> float:

@@ -96,16 +96,29 @@ PAPER: dict[StudyName, dict[str, float]] = {
     "prompts": {"point": 0.2733, "box": 0.4851, "both": 0.4900},
     "everything": {},
     "s2c": {
-        "none": 0.501, "SSC on logits": 0.573, "SSC on features": 0.632, "SSC and CPM": 0.761,
-        "CPM: single peak": 0.730, "CPM: no scores": 0.727, "CPM: no activation score": 0.732,
+        "none": 0.501,
+        "SSC on logits": 0.573,
+        "SSC on features": 0.632,
+        "SSC and CPM": 0.761,
+        "CPM: single peak": 0.730,
+        "CPM: no scores": 0.727,
+        "CPM: no activation score": 0.732,
         "CPM: no background": 0.749,
     },
     "cism": {
-        "baseline": 0.239, "PV": 0.246, "PV and PIE": 0.284, "without SLSC": 0.322, "with SLSC": 0.335,
-        "SLSC and MCSG": 0.341, "losses ml, sl, nsc": 0.203, "losses ml, sl, csm": 0.298,
-        "without SLSC, eta 0.1": 0.289, "without SLSC, eta 0.5": 0.274, "without SLSC, eta 0.7": 0.258,
+        "baseline": 0.239,
+        "PV": 0.246,
+        "PV and PIE": 0.284,
+        "without SLSC": 0.322,
+        "with SLSC": 0.335,
+        "SLSC and MCSG": 0.341,
+        "losses ml, sl, nsc": 0.203,
+        "losses ml, sl, csm": 0.298,
+        "without SLSC, eta 0.1": 0.289,
+        "without SLSC, eta 0.5": 0.274,
+        "without SLSC, eta 0.7": 0.258,
     },
-}  # fmt: skip
+}
 """IoU or mean IoU that the papers print, on their own data (Hong Kong, VOC, iSAID): compare the order."""
 
 
@@ -237,9 +250,15 @@ class Study:
         mark = hashlib.sha256(repr(terms).encode()).hexdigest()[:12]
         folder = self.out / "trained" / f"{mark}-{seed}"
         localizers.train_localizer(
-            self.chips, folder, request, networks=self.networks, preset=numbers, segments=self.out / "segments",
-            resume=True, progress=self.progress,
-        )  # fmt: skip
+            self.chips,
+            folder,
+            request,
+            networks=self.networks,
+            preset=numbers,
+            segments=self.out / "segments",
+            resume=True,
+            progress=self.progress,
+        )
         recipe = loading.recipe("localizer", folder / localizers.FILE, batch=1, **self._place())
         locate = chip_localizer(recipe, multiscale=not self.single_scale)
         _, kept = split(self.chips)
@@ -247,8 +266,8 @@ class Study:
         maps = MapScores.of(locate, judged)
         best = maps.best_threshold()
         figures = {"map IoU": float(maps.at(best).mean()), "hits": float(np.mean(maps.hits))}
-        said = image_scores(chip_localizer(recipe, multiscale=False), judged)
-        return figures | {"cut at": THRESHOLDS[best]} | said
+        images = image_scores(chip_localizer(recipe, multiscale=False), judged)
+        return figures | {"cut at": THRESHOLDS[best]} | images
 
     def _place(self) -> dict[str, Any]:
         device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)

@@ -300,8 +300,12 @@ class AlpsStudy:
 
     def _mark(self, lesson: Lesson) -> str:
         # of the student, whichever weights are kept
-        parts = [f"gate {self._gate(lesson)}", "binary" * lesson.binary, "chained" * lesson.chained,
-                 f"{lesson.times} times" * (lesson.times > 1)]  # fmt: skip
+        parts = [
+            f"gate {self._gate(lesson)}",
+            "binary" * lesson.binary,
+            "chained" * lesson.chained,
+            f"{lesson.times} times" * (lesson.times > 1),
+        ]
         return ", ".join(filter(None, parts))
 
     def _labels(self, gate: float, images: Path) -> PseudoLabels:

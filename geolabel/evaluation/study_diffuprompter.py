@@ -32,7 +32,7 @@ from geolabel.methods.diffuprompter import asked_only, compose
 from geolabel.metrics import ratio
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import label_image
-from geolabel.training.precision import Found, Precision
+from geolabel.training.average_precision import Found, Precision
 from geolabel.types import UInt8Array
 
 Figures = dict[str, float]
@@ -43,10 +43,16 @@ WAYS = {"masks": False, MAP_ALONE: True}
 """Ways from a map to labels, and whether they do without the segmenter."""
 
 PAPER = {
-    ("30", "0.3"): 0.123, ("30", "0.4"): 0.205, ("30", "0.5"): 0.185,
-    ("40", "0.3"): 0.225, ("40", "0.4"): 0.273, ("40", "0.5"): 0.254,
-    ("50", "0.3"): 0.195, ("50", "0.4"): 0.237, ("50", "0.5"): 0.201,
-}  # fmt: skip
+    ("30", "0.3"): 0.123,
+    ("30", "0.4"): 0.205,
+    ("30", "0.5"): 0.185,
+    ("40", "0.3"): 0.225,
+    ("40", "0.4"): 0.273,
+    ("40", "0.5"): 0.254,
+    ("50", "0.3"): 0.195,
+    ("50", "0.4"): 0.237,
+    ("50", "0.5"): 0.201,
+}
 """AP of a Mask R-CNN trained on each row, by time step and threshold (Table 9, NWPU VHR-10): compare the order."""
 
 

@@ -58,9 +58,14 @@ Kind = Literal["maps", "labels", "students"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PSEUDO: dict[str, Method] = {
-    "apsam": "cam", "apsam paper": "cam", "apsam box": "cam", "apsam point": "cam", "s2c": "s2c", "cism": "cism",
+    "apsam": "cam",
+    "apsam paper": "cam",
+    "apsam box": "cam",
+    "apsam point": "cam",
+    "s2c": "s2c",
+    "cism": "cism",
     "cism crf": "cism",
-}  # fmt: skip
+}
 """Pseudo-labels, and the localizer that each comes from. `apsam` is what `geolabel label` makes with this segmenter;
 the others of APSAM, its Table II, have the paper's settings."""
 
@@ -91,18 +96,29 @@ _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
     "quick": Sizes(
-        {"output_stride": 16, "cropping": Cropping(128, (0.5, 1.0)), "points_per_side": 4, "epochs": 4,
-         "schedule": {**_CPU.schedule, "fall": "poly", "rate": 5e-4, "average": 0.99, "evaluations": 3}},
+        {
+            "output_stride": 16,
+            "cropping": Cropping(128, (0.5, 1.0)),
+            "points_per_side": 4,
+            "epochs": 4,
+            "schedule": {**_CPU.schedule, "fall": "poly", "rate": 5e-4, "average": 0.99, "evaluations": 3},
+        },
         replace(_CPU, epochs=5, schedule={**_CPU.schedule, "average": 0.99, "evaluations": 2}),
         multiscale=False,
     ),
     "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),
     "gpu": Sizes(
-        {"backbone": "resnet50", "cropping": _LARGE, "batch": 32, "epochs": 20, "output_stride": 16,
-         "points_per_side": 16},
+        {
+            "backbone": "resnet50",
+            "cropping": _LARGE,
+            "batch": 32,
+            "epochs": 20,
+            "output_stride": 16,
+            "points_per_side": 16,
+        },
         replace(_CPU, architectures=students.PRESETS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
     ),
-}  # fmt: skip
+}
 """``quick`` takes half an hour or so of one core for each seed, started from the bundled localizer with 1,000 chips in
 bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
 
@@ -241,9 +257,15 @@ class WeakBench:
         out = self.localizer_file(method, seed).parent
         request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, seed=seed)
         localizers.train_localizer(
-            self.train, out, request, networks=self.networks, preset=self._numbers(method),
-            segments=self.work / "segments", resume=True, progress=self.progress,
-        )  # fmt: skip
+            self.train,
+            out,
+            request,
+            networks=self.networks,
+            preset=self._numbers(method),
+            segments=self.work / "segments",
+            resume=True,
+            progress=self.progress,
+        )
         return self._judge(self._recipe(method, seed))
 
     def start(self) -> dict[str, Any]:
@@ -270,8 +292,16 @@ class WeakBench:
             out = self.work / f"seed{seed}" / f"pseudo {name}"
             if not (out / "manifest.json").is_file():
                 recipes = [self._recipe(PSEUDO[name], seed)]
-                label_chips(self.train, out, name.partition(" ")[0], self._settings(name), recipes, self.compose(name),
-                            overwrite=False, progress=self.progress)  # fmt: skip
+                label_chips(
+                    self.train,
+                    out,
+                    name.partition(" ")[0],
+                    self._settings(name),
+                    recipes,
+                    self.compose(name),
+                    overwrite=False,
+                    progress=self.progress,
+                )
             source = read_painted(out)
         out = self.student_folder(name, seed)
         model = students.BUNDLED if self.init == "bundled" else "resunet"

@@ -126,8 +126,8 @@ def mean_colour(train: Held, count: int, share: float, seed: int) -> Labeller:
 def pixel_colour(train: Held, count: int, seed: int) -> Labeller:
     """Clusters of the colours of pixels."""
     random = np.random.default_rng(seed)
-    drawn = [random.permutation(image.reshape(-1, 3))[:PIXELS] for image in train.images]
-    fitted = MiniBatchKMeans(count, random_state=seed, n_init=3).fit(np.concatenate(drawn).astype(np.float32))
+    sampled = [random.permutation(image.reshape(-1, 3))[:PIXELS] for image in train.images]
+    fitted = MiniBatchKMeans(count, random_state=seed, n_init=3).fit(np.concatenate(sampled).astype(np.float32))
     names = tuple(map(unnamed, range(count)))
     clusters = Clusters(fitted.cluster_centers_.astype(np.float32), np.zeros(count, np.int64), names)
     return lambda image, _: clusters.assign(image.reshape(-1, 3).astype(np.float32)).reshape(image.shape[:2])

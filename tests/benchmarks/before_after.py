@@ -10,7 +10,7 @@ Figures are the CPU seconds that a script prints of the code that it measures, o
 prints none to enough digits. The ratio is this checkout over the other: its median over the pairs, and the interval
 between two order statistics that holds the true median with a probability of 95 % or more, whatever the distribution
 (of nine pairs from the second smallest to the second largest, 96 %). A figure passes if that interval reaches
-`--limit` or less, and fails if the whole interval is above it; what lies across it needs more pairs.
+`--limit` or less, and fails if the whole interval is above it; an interval on both sides needs more pairs.
 
 The exit status is 1 if a figure fails, or a benchmark ends with an error.
 """
@@ -93,16 +93,18 @@ def run(benchmark: Benchmark, checkout: Path, root: Path) -> Figures:
         If it ends with an error, or does not print its figures.
     """
     script = checkout / "tests" / "benchmarks" / benchmark.script
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [sys.executable, str(script), *benchmark.arguments.split()],
             env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-            cwd=root, stdout=said, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=root,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        text = said.read()
+        output.seek(0)
+        text = output.read()
     if process.returncode:
         raise RuntimeError(f"{script} ended with {process.returncode}:\n{text[-2000:]}")
     if not benchmark.patterns:
@@ -114,7 +116,7 @@ def run(benchmark: Benchmark, checkout: Path, root: Path) -> Figures:
 
 
 def interval(ratios: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Order statistics that hold the median of what ratios are drawn from; all of them where there are too few.
+    """Order statistics that hold the true median of ratios; the smallest and the largest where there are too few.
 
     Source: the sign test turned round; `binom.ppf` counts the values that may be left out on each side.
     """

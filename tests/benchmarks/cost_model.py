@@ -60,7 +60,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to do."""
+    """The work of a run."""
 
     height: int
     width: int
@@ -82,7 +82,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Machine:
-    """Who does it."""
+    """The machine of a run."""
 
     cores: int = 1
     networks: int = 1
@@ -99,9 +99,11 @@ def predict(costs: Costs, scene: Scene, machine: Machine) -> dict[str, float]:
 
     def slowest(network: float, outside: float, megabytes: float, tasks: float) -> float:
         shared = machine.faster == 1  # the same cores do both
-        work = (network + outside) / machine.cores if shared else max(
-            network / machine.networks / machine.faster, outside / machine.cores
-        )  # fmt: skip
+        work = (
+            (network + outside) / machine.cores
+            if shared
+            else max(network / machine.networks / machine.faster, outside / machine.cores)
+        )
         clients = tasks * costs.task_s if machine.cores > 1 else 0
         return max(work, megabytes / machine.mb_per_s, clients)
 
@@ -119,7 +121,7 @@ def predict(costs: Costs, scene: Scene, machine: Machine) -> dict[str, float]:
 
 
 def measure(size: int) -> tuple[Costs, Scene, float]:
-    """Costs of a run over a drawn scene, what there was to do, and its CPU seconds in all."""
+    """Costs of a run over a synthetic scene, what there was to do, and its CPU seconds in all."""
     import dask
     from extract import ForwardClock, make_scene
 

@@ -62,8 +62,11 @@ def main() -> None:
     pixels = np.moveaxis(image, 2, 0)[None].astype(np.float32) - np.reshape(info.mean, (1, 3, 1, 1)).astype(np.float32)
     pixels /= np.reshape(info.std, (1, 3, 1, 1)).astype(np.float32)
     maps = (TorchMaps(network), OnnxMaps(given.localizer))
-    report("localizer", [(name, lambda m=m: [m(pixels)]) for name, m in zip(("torch", "onnx"), maps, strict=True)],
-           given.repeats)  # fmt: skip
+    report(
+        "localizer",
+        [(name, lambda m=m: [m(pixels)]) for name, m in zip(("torch", "onnx"), maps, strict=True)],
+        given.repeats,
+    )
     sam: Any = load_own(given.segmenter, "segmenter")[0]
     networks: Any = (TorchSam(sam, resize=False, batch=1), OnnxSam(given.segmenter))
     side = networks[0].window
@@ -73,8 +76,14 @@ def main() -> None:
     points = corners.mean(axis=1, keepdims=True), np.ones((given.prompts, 1), np.int32)
     asked = points, corners.reshape(-1, 4)
     embedded = {id(n): n.encode([view])[0] for n in networks}
-    report("decoder", [(type(n).__name__, lambda n=n: [n.host(part) for part in n.decode(embedded[id(n)], *asked)])
-                       for n in networks], given.repeats)  # fmt: skip
+    report(
+        "decoder",
+        [
+            (type(n).__name__, lambda n=n: [n.host(part) for part in n.decode(embedded[id(n)], *asked)])
+            for n in networks
+        ],
+        given.repeats,
+    )
 
 
 if __name__ == "__main__":

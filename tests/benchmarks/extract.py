@@ -4,13 +4,13 @@ Usage: python tests/benchmarks/extract.py overhead [--size 4096] [--localizer NA
        python tests/benchmarks/extract.py memory [--sizes 4096 8192]
 
 overhead
-    CPU seconds of ``extract SCENE --out FILE.gpkg`` outside the calls of its networks, over those of the least
+    CPU seconds of ``extract SCENE --out FILE.gpkg`` outside the calls of its networks, over those of the minimum
     work that any program has to do: reading the same tiles with rasterio and one ``rasterio.features.shapes`` of the
     final mask. One thread, all in one process, median of five runs in turn.
 
     Only these calls are left out, and what a process does once, whatever the scenes: importing packages, loading
     weights. Opening the scene, its statistics, the records of the run and the GeoPackage count. Each run opens the
-    scene anew, as the least work does, so that neither finds blocks that are decoded. The same tiles are the windows
+    scene anew, as the minimum work does, so that neither finds decoded blocks. The same tiles are the windows
     that the networks see: the localizer's tiles, and the segmenter's windows in the order in which it sees them. The
     ratio over the localizer's tiles alone stands beside it.
 memory
@@ -86,7 +86,7 @@ class _Watched:
         return self._clock.timed(self._watched, pixels)
 
 
-def least_work(scene: Path, windows: list[Window], found: Extraction) -> float:
+def minimum_work(scene: Path, windows: list[Window], found: Extraction) -> float:
     """CPU seconds of reading windows with rasterio and of one polygonization of the whole mask."""
     mask = found.objects.mask(found.plan.grid.window)
     start = time.process_time()
@@ -123,12 +123,12 @@ def overhead(size: int, networks: Networks) -> None:
             outside = total - clock.seconds
             tiles = list(plan.localize_tiles)
             prompted = [seen.window for seen in assign(found.prompts, plan.segment_tiles)]
-            least, first = (least_work(scene, windows, found) for windows in (tiles + prompted, tiles))
-            ratios.append((outside / least, outside / first))
+            minimum, first = (minimum_work(scene, windows, found) for windows in (tiles + prompted, tiles))
+            ratios.append((outside / minimum, outside / first))
             costs.append(outside / (size * size / 1e6))
             print(
                 f"run {repeat}: {total:.2f} s CPU, {clock.seconds:.2f} s in networks, {outside:.2f} s outside "
-                f"({prepared:.2f} s before the first tile), {least:.2f} s least work, ratio {ratios[-1][0]:.2f}, "
+                f"({prepared:.2f} s before the first tile), {minimum:.2f} s minimum work, ratio {ratios[-1][0]:.2f}, "
                 f"{first:.2f} s over the localizer's tiles alone, {len(found.landslides)} landslides, "
                 f"{len(tiles)} tiles, {len(prompted)} windows, {found.report.seconds}"
             )
@@ -149,23 +149,36 @@ def memory(sizes: list[int], options: list[str]) -> None:
             )
             done = subprocess.run(
                 [sys.executable, "-c", script, "extract", str(scene), "--out", f"{folder}/slides.gpkg", *options],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             peaks.append(int(done.stderr.split()[-1]) / 1024)
             print(f"{size} px: peak {peaks[-1]:.0f} MiB")
     print(f"ratio {peaks[-1] / peaks[0]:.3f}")
 
 
 def make_scene(folder: Path, size: int) -> Path:
-    """Lay synthetic patches of 2048 px side by side, so that a scene of any size costs little memory to make."""
+    """Lay synthetic patches of 2048 px side by side: a scene of any size in little memory."""
     from geolabel.synthetic import synthesize
 
     path = folder / "scene.tif"
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=size, width=size, crs="EPSG:32648", tiled=True,
-        transform=rasterio.transform.from_origin(500000, 3000000, 0.5, 0.5), compress="deflate", photometric="rgb",
-        blockxsize=512, blockysize=512,
-    ) as target:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=size,
+        width=size,
+        crs="EPSG:32648",
+        tiled=True,
+        transform=rasterio.transform.from_origin(500000, 3000000, 0.5, 0.5),
+        compress="deflate",
+        photometric="rgb",
+        blockxsize=512,
+        blockysize=512,
+    ) as target:
         patch = min(2048, size)
         pictures = [np.moveaxis(synthesize(patch, 0.5, 990000 + k).rgb, 2, 0) for k in range(2)]
         for number, row in enumerate(range(0, size, patch)):

@@ -1,8 +1,8 @@
-"""Average precision of instances on drawn scenes: DiffuPrompter after its map, with another localizer in its place.
+"""Average precision of instances on synthetic scenes: DiffuPrompter after its map, with another localizer.
 
 Usage: python tests/benchmarks/instances.py [--scenes 4] [--size 1024] [--threshold 0.4] [--truth] [--device cpu]
 
-The map is the activation of the bundled localizer, in place of cross-attention, or, with ``--truth``, the truth itself
+The map is the activation of the bundled localizer, instead of cross-attention, or, with ``--truth``, the truth itself
 at the localizer's stride: then what the path after the map loses is seen alone. Everything after it is that of
 ``geolabel label --method diffuprompter``: threshold, components, box and centroid, the mask of the highest IoU, closed
 regions that are as sure as they are active. Beside it the mask of the highest predicted IoU, the same masks as sure as
@@ -43,8 +43,8 @@ LEAST = 64
 
 
 @dataclass(frozen=True)
-class Told:
-    """A localizer that is told the truth, at the stride of the network that it stands for."""
+class TrueLocalizer:
+    """A localizer that answers with the truth, at the stride of the bundled network."""
 
     scene: SyntheticScene
     classes: tuple[str, ...] = ("landslide",)
@@ -115,7 +115,7 @@ def main() -> None:
     seconds = dict.fromkeys(ways, 0.0)
     for seed in range(SYNTHETIC["select"], SYNTHETIC["select"] + asked.scenes):
         scene = synthesize(asked.size, seed=seed)
-        localizer: Localizer = Told(scene) if asked.truth else locate
+        localizer: Localizer = TrueLocalizer(scene) if asked.truth else locate
         prompter = ContourPrompter(grey_level(asked.threshold))
         pipelines = (
             compose(localizer, every, asked.threshold),
@@ -132,8 +132,8 @@ def main() -> None:
     print(f"candidates: {EVERY_CANDIDATE}")
     for way in ways:
         figures = counted[way].figures()
-        told = "  ".join(f"{name} {figures[name]:.3f}" for name in NAMES)
-        print(f"{way:<34} {told}  {seconds[way] / asked.scenes:.1f} s a scene")
+        text = "  ".join(f"{name} {figures[name]:.3f}" for name in NAMES)
+        print(f"{way:<34} {text}  {seconds[way] / asked.scenes:.1f} s a scene")
 
 
 def worker_part(networks: Networks, selection: str, role: int):

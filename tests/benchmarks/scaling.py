@@ -98,8 +98,11 @@ def geolabel(*words: str, **environment: str) -> subprocess.Popen[str]:
     """Start the command line, on stand-ins where the environment says so."""
     return subprocess.Popen(
         [sys.executable, __file__, "command", *words],
-        env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -111,12 +114,26 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def sparse_scene(path: Path, size: int) -> Path:
-    """Most of it holds no data; some bright objects lie on dark ground along its diagonal."""
+    """Write a scene mostly without data, with bright objects on dark ground along its diagonal."""
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=size, width=size, crs="EPSG:32648", nodata=0,
-        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6), tiled=True, blockxsize=512, blockysize=512, sparse_ok=True,
-        photometric="rgb", compress="deflate", bigtiff="if_safer",
-    ) as file:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=size,
+        width=size,
+        crs="EPSG:32648",
+        nodata=0,
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+        tiled=True,
+        blockxsize=512,
+        blockysize=512,
+        sparse_ok=True,
+        photometric="rgb",
+        compress="deflate",
+        bigtiff="if_safer",
+    ) as file:
         side = min(256, size)
         rows, cols = np.mgrid[:side, :side]
         ground = np.random.default_rng(0).integers(20, 60, (3, side, side))
@@ -158,8 +175,11 @@ def memory(sizes: list[int], count: int, graph: Path | None) -> None:
             curves[size] = watched(process)
             found = ended(process)
             peaks.append((found["client_mb"], max(found["peak_mb"].values())))
-            print(f"{size} px: {found['tiles']} tiles, {found['landslides']} landslides, client {peaks[-1][0]} MB, "
-                  f"workers at most {peaks[-1][1]} MB", flush=True)  # fmt: skip
+            print(
+                f"{size} px: {found['tiles']} tiles, {found['landslides']} landslides, client {peaks[-1][0]} MB, "
+                f"workers at most {peaks[-1][1]} MB",
+                flush=True,
+            )
     client, workers = (last / first for first, last in zip(peaks[0], peaks[-1], strict=True))
     print(f"{sizes[-1]} px over {sizes[0]} px: client {client:.3f}, workers {workers:.3f}")
     if graph is not None:
@@ -231,8 +251,10 @@ def tiles(wanted: int) -> None:
         found = run_extract(plan, Targets.of(Path(folder) / "slides.gpkg"))
         outside = _now() - start - clock.spent
     count = found.report.tiles
-    print(f"{count} tiles of {tile} px, {found.report.tasks} tasks, {len(found.landslides)} landslides; "
-          f"stand-ins {clock.spent[0]:.1f} s wall, {clock.spent[1]:.1f} s CPU; {found.report.seconds}")  # fmt: skip
+    print(
+        f"{count} tiles of {tile} px, {found.report.tasks} tasks, {len(found.landslides)} landslides; "
+        f"stand-ins {clock.spent[0]:.1f} s wall, {clock.spent[1]:.1f} s CPU; {found.report.seconds}"
+    )
     print(f"beside the stand-ins: {outside[0] / count * 1e3:.3f} ms wall, {outside[1] / count * 1e3:.3f} ms CPU a tile")
 
 
@@ -260,8 +282,10 @@ def resume(count: int, size: int = 1024) -> None:
         again = Counter(begun.read_text().splitlines())
         twice = [task for task, times in again.items() if times > 1]
         at_work = count or 3
-        print(f"{total} tasks, killed with {done} done; {len(twice)} begun twice, {len(twice) / at_work:.1f} a worker "
-              f"({at_work} at work): {', '.join(twice)}; same bytes: {out.read_bytes() == expected}")  # fmt: skip
+        print(
+            f"{total} tasks, killed with {done} done; {len(twice)} begun twice, {len(twice) / at_work:.1f} a worker "
+            f"({at_work} at work): {', '.join(twice)}; same bytes: {out.read_bytes() == expected}"
+        )
 
 
 # --- random kills ----------------------------------------------------------------------------------------------------
@@ -352,7 +376,7 @@ def _kill_workers(folder: Path, words: list[str], expected: bytes, dice: random.
             killer = threading.Thread(target=kill)
             killer.start()
             code = command([*words, "--out", str(out)])
-            if code:  # dask does not replace a worker that dies while it starts; with none left, a run ends and goes on
+            if code:  # dask does not replace a worker that dies while it starts; with none left, a run ends and resumes
                 crew.close()
                 local = crew.enter_context(_two_workers())
                 code = command([*words, "--out", str(out)])
@@ -360,7 +384,7 @@ def _kill_workers(folder: Path, words: list[str], expected: bytes, dice: random.
             over.set()
             killer.join()
             same += code == 0 and out.read_bytes() == expected
-    return f"{same} of {trials} equal, {killed} kills, {again} runs went on with new workers"
+    return f"{same} of {trials} equal, {killed} kills, {again} runs resumed with new workers"
 
 
 @contextmanager

@@ -1,17 +1,17 @@
-"""What the seams of tiles leave in the segments of a drawn scene, with the bundled segmenter.
+"""What the seams of tiles leave in the segments of a synthetic scene, with the bundled segmenter.
 
 Usage: python tests/benchmarks/seams.py [--size 2048] [--points 8] [--overlaps 0 128] [--seed 910100] [--batch 1]
 
 Counted for every overlap; the first, 0, is what tiles side by side come to, in which nothing is known of neighbours.
 
 across
-    Segments that lie on both sides of a tile's border.
+    Segments on both sides of a tile's border.
 cut
     Segments whose outline runs along a border for 16 px or more; and the same along lines 37 px beside the borders,
     where no tile ends: as many are straight by nature.
 doubled
     Pairs of segments whose IoU is 0.7 or more. With an overlap of 0 all of them are of one tile, where duplicates are
-    told by their boxes: specks, which are dropped later, make the box of a mask larger than its twin's.
+    recognized by their boxes: specks, which are dropped later, make the box of a mask larger than its twin's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STRAIGHT = 16
 """Pixels along a border that make a cut; the bundled masks have cells of 4 px."""
 
 NEAR = 0.6
-"""Pixels that an edge lies off its border at most: outlines keep corners to within 0.75 px, cuts lie on whole ones."""
+"""Maximum distance in pixels of an edge from its border: corners stay within 0.75 px, cuts are on whole pixels."""
 
 BESIDE = 37
 """Pixels from a border to the line that it is compared with."""
@@ -52,7 +52,7 @@ UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 
 
 def write_scene(path: Path, size: int, seed: int) -> Path:
-    """Draw a scene of 0.5 m."""
+    """Write a synthetic scene of 0.5 m."""
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": size, "width": size, "crs": "EPSG:32648"}
     with rasterio.open(path, "w", transform=UTM, photometric="rgb", **profile) as target:
         target.write(np.moveaxis(synthesize(size, 0.5, seed).rgb, 2, 0))
