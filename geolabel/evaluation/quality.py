@@ -287,8 +287,12 @@ def _check_kept(parts: Path, only: Sequence[str], key: dict[str, Any]) -> None:
 
 
 def _difference(held: dict[str, Any], key: dict[str, Any]) -> str | None:
-    # the same figures are expected of all versions: that of each section is written down, not compared
-    return first_difference(held["key"], {name: value for name, value in key.items() if name != "geolabel"})
+    # the figures of all versions are to be the same: their versions are written down, not compared, and a parameter
+    # that a version did not have had no effect in it
+    known = held["key"]["parameters"]
+    parameters = {name: value for name, value in key["parameters"].items() if name in known}
+    compared = {name: key[name] for name in ("networks", "split", "limit", "data")}
+    return first_difference(held["key"], compared | {"parameters": parameters})
 
 
 def _kept(parts: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
