@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
 from . import options
+from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import CHIPS, CHIPS_PATH
 from .terminal import announce, loading, progress_bar
@@ -93,6 +95,7 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
 @_gsd
 @_seed
 @options.training_options
+@cluster_options
 @options.terminal
 @click.pass_context
 def localizer(
@@ -116,23 +119,29 @@ def localizer(
     """
     from geolabel.folders import check_folder
 
+    if given["method"] != "s2c" and (given["workers"] or given["scheduler"]):
+        raise click.UsageError(
+            f"--workers and --scheduler segment the chips of --method s2c; {given['method']} learns in this process"
+        )
     options.check_training(out / "localizer.safetensors", overwrite=overwrite)
     check_folder(out, [chips], shared=True)
-    with loading(ctx):
-        from geolabel.datasets.chips import read_chips
-        from geolabel.training.localizers import LocalizerRequest, train_localizer
+    with ExitStack() as stack:
+        with loading(ctx):
+            from geolabel.datasets.chips import read_chips
+            from geolabel.training.localizers import LocalizerRequest, train_localizer
 
-        networks = options.training_networks(given)
-    with progress_bar(ctx) as progress:
-        figures = train_localizer(
-            read_chips(chips, class_name=class_name),
-            out,
-            LocalizerRequest(**given),
-            networks=networks,
-            overwrite=overwrite,
-            resume=resume,
-            progress=progress,
-        )
+            stack.enter_context(at_work(given))
+            networks = options.training_networks(given)
+        with progress_bar(ctx) as progress:
+            figures = train_localizer(
+                read_chips(chips, class_name=class_name),
+                out,
+                LocalizerRequest(**given),
+                networks=networks,
+                overwrite=overwrite,
+                resume=resume,
+                progress=progress,
+            )
     rounded = {name: round(value, 4) for name, value in figures.items()}
     announce({"localizer": str(out / "localizer.safetensors"), **rounded}, as_json=as_json)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from geolabel.chips import Chips
-from geolabel.engine import worker
+from geolabel.engine import executors, worker
 from geolabel.engine.progress import Effort, Progress
 from geolabel.engine.tasks import Pass, Work
 from geolabel.errors import ChipError
@@ -24,6 +24,9 @@ from geolabel.pictures import open_picture
 from geolabel.prompters import GridPrompter
 from geolabel.tiles import TileGrid
 from geolabel.types import Int32Array, UInt8Array
+
+SETTINGS = "settings.json"
+"""What the maps of a folder were made with."""
 
 _MAX_SEGMENTS = (1 << 16) - 1
 """Maximum number of segments of a chip, which an image of 16 bits can number; more are left out."""
@@ -78,6 +81,10 @@ def segment_maps(
     maps = SegmentMaps(folder / key, chips)
     maps.folder.mkdir(parents=True, exist_ok=True)
     missing = [k for k in range(len(chips)) if not maps.path(k).is_file()]
+    if missing:
+        with saving(maps.folder / SETTINGS) as part:
+            part.write_text(json.dumps(settings, sort_keys=True), encoding="utf-8")
+        executors.check_seen(maps.folder / SETTINGS)
     promise(maps.path(k) for k in missing)
     asked = recipe.everything(filters)
     work = Work(_Everything(maps, asked, GridPrompter(points_per_side)), Effort(), progress)
