@@ -128,7 +128,7 @@ def libraries(path: Path) -> set[str]:
 KNOWN = {
     ("extraction", "methods"),
 }
-"""Imports to the right that remain: the engine reads records of landslides."""
+"""Imports to the right that remain."""
 
 
 def test_every_module_has_a_place():
@@ -159,6 +159,14 @@ def test_networks_and_trainings_need_no_raster_library(path: Path):
 )
 def test_libraries_are_known(path: Path):
     assert libraries(path) - {"hypothesis"} <= NUMBERS | NETWORKS | FILES | MODELS
+
+
+def test_the_engine_has_no_word_of_landslides():
+    """Passes, the types of their records and run keys are handed in."""
+    engine = [path for path in files() if home_of(name_of(path)) == "engine"]
+    assert len(engine) > 5
+    for path in engine:
+        assert "landslide" not in path.read_text(encoding="utf-8").lower(), name_of(path)
 
 
 def test_the_library_does_not_know_the_command_line():

@@ -1,1 +1,1 @@
-"""The engine: executors, tasks, records, run folders. It knows no landslide."""
+"""The engine: executors, tasks, records and run folders, whatever a run is about."""
