@@ -6,12 +6,15 @@ same rules serve classes (a prompt's), clusters (a feature's) and segments (the 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Self
 
 import numpy as np
 from scipy import ndimage
 
+from geolabel.errors import OptionError
 from geolabel.mosaic import NO_MASK
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
@@ -20,6 +23,32 @@ IGNORE = 255
 
 BACKGROUND = "background"
 """Name of the class of pixels that show none of the others; it has no instances."""
+
+
+def choose_classes(known: Sequence[str], wanted: Collection[str], owner: str) -> tuple[str, ...]:
+    """Classes of a network or a file that are wanted, in its own order; all where none is named.
+
+    Parameters
+    ----------
+    owner
+        What knows the classes, for the message.
+
+    Raises
+    ------
+    OptionError
+        If one is not known.
+
+    Examples
+    --------
+    >>> choose_classes(("road", "landslide", "gully"), ("gully", "road"), "a.tif")
+    ('road', 'gully')
+    """
+    for name in wanted:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f": did you mean {close[0]}? There are" if close else "; there are"
+            raise OptionError(f"no class of {owner} is called {name!r}{hint} {', '.join(known)}")
+    return tuple(name for name in known if not wanted or name in wanted)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import numpy as np
 
 from geolabel.errors import OptionError
-from geolabel.types import BoolArray, Float32Array, Int64Array, UInt8Array
+from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 Selection = Literal["best_iou", "first", "whole", "single", "overlap"]
 """Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, the single mask, or the
@@ -74,6 +74,14 @@ class FeaturedMasks(Masks):
 
     features: Float32Array
     """(M, D) mean of the image embedding over the mask (ALPS, eq. 4)."""
+
+
+@dataclass(frozen=True)
+class ClassedMasks(Masks):
+    """Masks whose class does not follow from their prompts."""
+
+    class_ids: Int32Array
+    """(M,) index into the classes of the segmenter."""
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,13 @@ class Spans:
         inside = (at >= 0) & (self.row[at] == rows) & (self.stop[at] > cols)
         return np.where(inside, at, -1)
 
+    def meeting(self, other: Spans) -> BoolArray:
+        """(N,) which spans share a pixel with one of the other's."""
+        pitch = int(max(self.stop.max(initial=0), other.stop.max(initial=0))) + 1
+        first, last = (other.row.astype(np.int64) * pitch + values for values in (other.start, other.stop))
+        low, high = (self.row.astype(np.int64) * pitch + values for values in (self.start, self.stop))
+        return np.asarray(np.searchsorted(last, low, side="right") < np.searchsorted(first, high, side="left"))
+
     def components(self, connectivity: Connectivity) -> tuple[Int32Array, int]:
         """Label the connected components, numbered from 0 by their first pixel in raster order.
 

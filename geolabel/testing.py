@@ -44,9 +44,8 @@ class FakeLocalizer:
     """
 
     function: Callable[[UInt8Array], Float32Array] = brightness
-    """Image (H, W, 3) to map (H, W) of 0..1."""
+    """Image (H, W, 3) to map (H, W) of 0..1, or (C, H, W) of several classes."""
     classes: tuple[str, ...] = ("landslide",)
-    """One name; the map is that class's."""
     window: int = 64
     stride: int = 8
     gsd_range: tuple[float, float] = (0.01, 1000.0)
@@ -57,11 +56,12 @@ class FakeLocalizer:
 
     def _activation(self, marked: Float32Array) -> Activation:
         step = self.stride
-        height, width = (-(-side // step) for side in marked.shape)
-        padded = np.pad(marked, [(0, -side % step) for side in marked.shape], mode="edge")
-        cells = padded.reshape(height, step, width, step).mean(axis=(1, 3), dtype=np.float32)
-        nearby = ndimage.maximum_filter(cells, size=max(1, self.window // step), mode="nearest")
-        return Activation(cells[None], nearby[None], cells.max(keepdims=True)[0], step, self.classes)
+        maps = marked.reshape(-1, *marked.shape[-2:])
+        height, width = (-(-side // step) for side in maps.shape[1:])
+        padded = np.pad(maps, [(0, 0), *((0, -side % step) for side in maps.shape[1:])], mode="edge")
+        cells = padded.reshape(-1, height, step, width, step).mean(axis=(2, 4), dtype=np.float32)
+        nearby = [ndimage.maximum_filter(own, size=max(1, self.window // step), mode="nearest") for own in cells]
+        return Activation(cells, np.stack(nearby), cells.max(axis=(1, 2)), step, self.classes)
 
 
 @dataclass(frozen=True)

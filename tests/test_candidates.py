@@ -133,7 +133,8 @@ def test_some_objects_alone() -> None:
     mask = np.zeros((4, 9), bool)
     mask[0:2, 0:2] = mask[1:3, 4:6] = mask[3, 7:9] = True
     spans = Spans.of_mask(mask, Window(0, 0, 4, 9))
-    objects = Objects(spans, *spans.components(4))
+    labels, count = spans.components(4)
+    objects = Objects(spans, labels, count, np.zeros(count, np.int32))
     kept = objects.only(np.asarray([True, False, True]))
     mask[1:3, 4:6] = False
     assert np.array_equal(kept.mask(Window(0, 0, 4, 9)), mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -460,12 +460,6 @@ def test_the_scheduler_changes_nothing(tmp_path: Path, scheduler: str) -> None:
     with dask.config.set(scheduler=scheduler):
         found = run(scene).landslides
     assert expected.geometry.to_wkb().equals(found.geometry.to_wkb())
-
-
-def test_the_landslide_class_is_found_by_its_name(tmp_path: Path) -> None:
-    plan = run(write(tmp_path / "scene.tif", np.zeros((60, 60), bool))).plan
-    assert plan.class_index == 0
-    assert replace(plan, classes=("other", "landslide")).class_index == 1
 
 
 def test_predict_gives_scores_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

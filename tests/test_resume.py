@@ -51,8 +51,10 @@ RESULTS = [
     True,
     [TileReport(4, "clear", 0.1 + 0.2), TileReport(5, "failed", None, "why")],
     Regions(Spans(THREE, THREE, THREE + 1), THREE.astype(np.int64)),
-    MaskTable(np.zeros((0, 4), np.int64), THREE.astype(np.int64), THREE / 3, THREE / 7, ((Window(1, 2, 3, 4), "x"),)),
-    (Spans.empty(), False),
+    MaskTable(
+        np.zeros((0, 4), np.int64), THREE.astype(np.int64), THREE / 3, THREE / 7, THREE, ((Window(1, 2, 3, 4), "x"),)
+    ),
+    ([Spans.empty()], False),
     Sums(THREE, THREE.astype(np.int64), THREE.astype(np.int64), None, np.ones((2, 3), np.int64)),
     np.asarray([np.nan, 1.5]),
 ]
@@ -169,7 +171,7 @@ def test_records_that_do_not_belong_together_are_an_error(scene: Path, tmp_path:
     run_folder = RunFolderOptions(tmp_path / "run", keep=True)
     run_extract(plan, Targets.of(None), run_folder=run_folder)
     store = Store(tmp_path / "run")
-    store.write("localize", 0, store.read("localize", 0) | {"activation": np.zeros((1, 2, 3), np.uint8)})
+    store.write("localize", 0, store.read("localize", 0) | {"activation_0": np.zeros((1, 2, 3), np.uint8)})
     for number in range(store.count("prompt-done")):
         (tmp_path / "run" / store.name("prompt-done", number)).unlink()
     with pytest.raises(RunError, match="records of an earlier run, and resuming from them failed"):

@@ -220,7 +220,8 @@ def test_nothing_found_is_a_table_without_rows(value):
 def test_objects_are_outlined_in_batches_that_change_nothing():
     mask = np.random.default_rng(1).random((60, 60)) < 0.55
     spans = Spans.of_mask(mask, Window(0, 0, 60, 60))
-    objects = Objects(spans, *spans.components(4))
+    labels, count = spans.components(4)
+    objects = Objects(spans, labels, count, np.zeros(count, np.int32))
     for size in (1, 7, 100, 10**6):
         parts = list(objects.batches(size))
         assert sum(part.count for part in parts) == objects.count

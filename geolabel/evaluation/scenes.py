@@ -206,7 +206,7 @@ def answer_scene(path: Path, networks: Networks, parameters: Parameters) -> Answ
     plan = prepare(path, Reading(), networks, parameters)
     with in_scratch(plan) as work:
         found = find_landslides(work)
-        spans, _, _ = join_regions(work)
+        ((spans, _, _),) = join_regions(work)
         valid = validity(work.run, plan.grid.window)
     grid, native = plan.grid, plan.reader.scene.grid
     valid = np.ones((grid.height, grid.width), bool) if valid is None else valid

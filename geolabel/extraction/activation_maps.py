@@ -43,8 +43,9 @@ class TileMaps:
 
 
 @lru_cache(maxsize=64)
-def _localize_record(store: Store, task: int) -> Mapping[str, AnyArray]:
-    return store.read("localize", task)
+def _localize_record(store: Store, task: int, class_id: int) -> Mapping[str, AnyArray]:
+    maps = (f"activation_{class_id}", f"probability_{class_id}")
+    return store.read("localize", task, "seen", *maps, "stride", "valid", "whole")
 
 
 def forget() -> None:
@@ -52,36 +53,40 @@ def forget() -> None:
     _localize_record.cache_clear()
 
 
-def tile_maps(run: Run, window: Window) -> dict[int, TileMaps]:
+def tile_maps(run: Run, window: Window, class_id: int = 0) -> dict[int, TileMaps]:
     """What the first pass left of every tile that shares a pixel with `window`, by the number of the tile."""
-    return {index: _tile_maps(run, index) for index in run.plan.localize_tiles.covering(window)}
+    return {index: _tile_maps(run, index, class_id) for index in run.plan.localize_tiles.covering(window)}
 
 
-def _tile_maps(run: Run, index: int) -> TileMaps:
+def _tile_maps(run: Run, index: int, class_id: int) -> TileMaps:
     task, k = divmod(index, run.plan.task_tiles)
-    record = _localize_record(run.store, task)
+    record = _localize_record(run.store, task, class_id)
     at = int(np.searchsorted(record["seen"], k))
     seen = at < len(record["seen"]) and record["seen"][at] == k
     return TileMaps(
         window=run.plan.localize_tiles[index],
-        activation=Enlarged(record["activation"][at], int(record["stride"])) if seen else None,
-        probability=record["probability"][at] if seen else None,
+        activation=Enlarged(record[f"activation_{class_id}"][at], int(record["stride"])) if seen else None,
+        probability=record[f"probability_{class_id}"][at] if seen else None,
         stride=int(record["stride"]),
         bits=None if record["whole"][k] else record["valid"][k],
     )
 
 
-def blend_activation(run: Run, window: Window, wanted: Callable[[Window, Tiles], Window | None]) -> UInt8Array:
-    """(H, W) grey values 0..255 of the activation, blended over the tiles that cover a window.
+def blend_activation(
+    run: Run, window: Window, class_id: int, wanted: Callable[[Window, Tiles], Window | None]
+) -> UInt8Array:
+    """(H, W) grey values 0..255 of the activation of a class, blended over the tiles that cover a window.
 
     A tile that went to no network has no vote on what its neighbours saw.
 
     Parameters
     ----------
+    class_id
+        Index into the classes of the plan.
     wanted
         The part that matters of a patch, which these tiles cover, or None; elsewhere the values are 0.
     """
-    maps = tile_maps(run, window)
+    maps = tile_maps(run, window, class_id)
     grey = np.zeros((window.height, window.width), np.uint8)
     for patch, indices in run.plan.localize_tiles.patches(window):
         tiles = [(maps[i].window, values) for i in indices if (values := maps[i].activation) is not None]
@@ -111,9 +116,9 @@ def validity(run: Run, window: Window) -> BoolArray | None:
     return valid
 
 
-def class_probability(run: Run, window: Window, wanted: BoolArray) -> UInt8Array:
-    """(H, W) 0..255, the largest probability that any tile gives the class around each wanted pixel of a window."""
-    maps = tile_maps(run, window)
+def class_probability(run: Run, window: Window, class_id: int, wanted: BoolArray) -> UInt8Array:
+    """(H, W) 0..255, the largest probability that any tile gives a class around each wanted pixel of a window."""
+    maps = tile_maps(run, window, class_id)
     best = np.zeros((window.height, window.width), np.uint8)
     for patch, indices in run.plan.localize_tiles.patches(window):
         place = extent(wanted[patch.within(window)])

@@ -15,7 +15,7 @@ from geolabel import mosaic
 from geolabel.activation import LEVELS
 from geolabel.engine.tasks import Pass
 from geolabel.extraction.activation_maps import blend_activation, class_probability, reach, validity
-from geolabel.extraction.passes import MaskPlace, MosaicSource, where_block
+from geolabel.extraction.passes import MosaicSource, where_block
 from geolabel.extraction.plan import Run
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 def merge(work: Work) -> None:
     """Pass 2, the last: the mosaic of every block."""
-    jobs: list[tuple[int, list[MaskPlace]]] = [(block, []) for block in range(len(work.run.plan.blocks))]
-    for _ in work.each(SCORE, jobs):
+    for _ in work.each(SCORE, work.run.plan.layers):
         pass
 
 
-def score(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
-    """Write the mosaic of one block. False where there is nothing: a block without a record has score 0 everywhere."""
-    block, _ = job
+def score(run: Run, job: tuple[int, int]) -> bool:
+    """Write the mosaic of a class in a block. False for nothing: a block without a record has score 0 everywhere."""
+    block, class_id = job
     window = run.plan.blocks[block]
-    grey = blend_activation(run, window, partial(reach, 0))
+    grey = blend_activation(run, window, class_id, partial(reach, 0))
     if run.plan.parameters.method != "student":
-        likely = class_probability(run, window, grey > 0) >= run.plan.parameters.gate * LEVELS
+        likely = class_probability(run, window, class_id, grey > 0) >= run.plan.parameters.gate * LEVELS
         grey = np.where(likely, grey, np.uint8(0))
     valid = validity(run, window)
     if valid is None and not grey.any():
         return False
     scores = to_scores(grey)
-    run.store.write("mosaic", block, {"scores": scores if valid is None else mosaic.mark_outside(scores, valid)})
+    scores = scores if valid is None else mosaic.mark_outside(scores, valid)
+    run.store.write("mosaic", run.plan.layer(block, class_id), {"scores": scores})
     return True
 
 

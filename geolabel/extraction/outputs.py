@@ -311,6 +311,7 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
         },
         "stretch": asdict(plan.stretch),
         "networks": {recipe.role: asdict(recipe) for recipe in (plan.localizer, plan.segmenter)},
+        "classes": list(plan.classes),
         "parameters": plan.parameters.as_dict()
         | {
             "localizer_tile": plan.localize_tiles.size,

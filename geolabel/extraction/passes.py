@@ -7,9 +7,10 @@ the few numbers that the client needs. No two tasks write the same record.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,12 +24,12 @@ from geolabel.extraction.activation_maps import Tiles, blend_activation, class_p
 from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.io.store import Store
-from geolabel.labelers import most_alike
-from geolabel.masks import Masks
+from geolabel.labelers import classes_of, most_alike
+from geolabel.masks import ClassedMasks, Masks
 from geolabel.mosaic import Layers
 from geolabel.seams import Spans, pixel_sums
 from geolabel.tiles import Window, extent, strips
-from geolabel.types import AnyArray, BoolArray, Float32Array, Int64Array, UInt8Array
+from geolabel.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class MaskTable:
     prompt_ids: Int64Array
     predicted_iou: Float32Array
     stability: Float32Array
+    class_ids: Int32Array
+    """(M,) index into the classes of the plan."""
     failures: tuple[tuple[Window, str], ...] = ()
     """Windows that could not be segmented, and why."""
 
@@ -71,7 +74,7 @@ class MaskTable:
 def localize(run: Run, task: int) -> list[TileReport]:
     """Write the activation, the class probability and the validity of a batch of tiles."""
     plan = run.plan
-    tiles, c = plan.tiles_of(task), plan.class_index
+    tiles = plan.tiles_of(task)
     images, valid, failures = _read(plan, [plan.localize_tiles[index] for index in tiles])
     seen = [k for k, mask in enumerate(valid) if mask.any()] if run.localized else []
     maps = dict(zip(seen, _locate(plan, [images[k] for k in seen]), strict=True)) if seen else {}
@@ -80,19 +83,21 @@ def localize(run: Run, task: int) -> list[TileReport]:
             failures[k] = _not_numbers(plan, "localizer", plan.localize_tiles[tiles[k]])
             valid[k] = np.zeros_like(valid[k])
             del maps[k]
-    run.store.write(
-        "localize",
-        task,
-        {
-            "seen": np.asarray(list(maps), np.int32),
-            "activation": _stack([activation.quantise(found.values[c]) for found in maps.values()]),
-            "probability": _stack([activation.quantise(found.local_probability[c]) for found in maps.values()]),
-            "stride": np.asarray(next((found.stride for found in maps.values()), 1), np.int32),
-            "valid": np.packbits(np.stack(valid), axis=-1),
-            "whole": np.asarray([mask.all() for mask in valid]),
-        },
-    )
-    probability = {k: float(found.probability[c]) for k, found in maps.items()}
+    record = {
+        "seen": np.asarray(list(maps), np.int32),
+        "stride": np.asarray(next((found.stride for found in maps.values()), 1), np.int32),
+        "valid": np.packbits(np.stack(valid), axis=-1),
+        "whole": np.asarray([mask.all() for mask in valid]),
+    }
+    probability = dict.fromkeys(maps, 0.0)
+    for class_id, name in enumerate(plan.classes):
+        own = {k: found.classes.index(name) for k, found in maps.items()}
+        # an array for each class: later passes read one class at a time
+        for kind, values in (("activation", "values"), ("probability", "local_probability")):
+            grey = [activation.quantise(getattr(maps[k], values)[c]) for k, c in own.items()]
+            record[f"{kind}_{class_id}"] = _stack(grey)
+        probability = {k: max(probability[k], float(maps[k].probability[c])) for k, c in own.items()}
+    run.store.write("localize", task, record)
     status = [_status(run, failures.get(k), mask, probability.get(k)) for k, mask in enumerate(valid)]
     return [TileReport(index, status[k], probability.get(k), failures.get(k)) for k, index in enumerate(tiles)]
 
@@ -182,22 +187,24 @@ class Regions:
     """(N,) largest class probability under each span, 0..255."""
 
 
-def find_regions(run: Run, block: int) -> Regions:
-    """Threshold the blended activation of a block."""
+def find_regions(run: Run, job: tuple[int, int]) -> Regions:
+    """Threshold the blended activation of a class in a block; the job names both."""
+    block, class_id = job
     window = run.plan.blocks[block]
     threshold = run.plan.parameters.activation_threshold
-    binary = blend_activation(run, window, partial(reach, threshold)) > threshold
+    binary = blend_activation(run, window, class_id, partial(reach, threshold)) > threshold
     valid = validity(run, window)
     if valid is not None:
         binary &= valid
     spans = Spans.of_mask(binary, window)
-    return Regions(spans, pixel_sums(spans, window, class_probability(run, window, binary))[1])
+    return Regions(spans, pixel_sums(spans, window, class_probability(run, window, class_id, binary))[1])
 
 
-def where_block(run: Run, job: int | tuple[int, object]) -> str:
-    """A job that is a block, or begins with one, in words."""
-    block = job[0] if isinstance(job, tuple) else job
-    return f"block {block}, {run.plan.blocks[block]}"
+def where_block(run: Run, job: Sequence[Any]) -> str:
+    """A job that begins with a block and a class, in words."""
+    block, class_id = job[:2]
+    of = f", class {run.plan.classes[class_id]}" if len(run.plan.classes) > 1 else ""
+    return f"block {block}, {run.plan.blocks[block]}{of}"
 
 
 PROMPT = Pass("prompt", find_regions, Regions, where_block)
@@ -210,19 +217,21 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
     task, prompted = job
     crops: list[UInt8Array] = []
-    rows: list[tuple[Window, int, float, float]] = []
+    rows: list[tuple[Window, int, float, float, int]] = []
     failures: list[tuple[Window, str]] = []
-    for window, valid, masks in _answers(run, prompted, failures):
+    for seen, valid, masks in _answers(run, prompted, failures):
+        classes = masks.class_ids if isinstance(masks, ClassedMasks) else classes_of(masks, seen.prompts)
         for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
-            place, scores = _crop(masks.scores[m], valid, window)
+            place, scores = _crop(masks.scores[m], valid, seen.window)
             if scores.size:
-                rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m]))
+                rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m], classes[m]))
                 crops.append(scores.ravel())
     table = MaskTable(
         windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
         prompt_ids=np.asarray([row[1] for row in rows], np.int64),
         predicted_iou=np.asarray([row[2] for row in rows], np.float32),
         stability=np.asarray([row[3] for row in rows], np.float32),
+        class_ids=np.asarray([row[4] for row in rows], np.int32),
         failures=tuple(failures),
     )
     flat = np.concatenate([np.zeros(0, np.uint8), *crops])
@@ -232,7 +241,7 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
 
 def _answers(
     run: Run, prompted: list[PromptedWindow], failures: list[tuple[Window, str]]
-) -> Iterator[tuple[Window, BoolArray, Masks]]:
+) -> Iterator[tuple[PromptedWindow, BoolArray, Masks]]:
     """Yield windows, where they are valid, and their masks; those that failed go to `failures`."""
     plan, batch = run.plan, run.plan.segmenter.batch
     ahead = -(-STRIP // batch) * batch
@@ -246,7 +255,7 @@ def _answers(
             answers = _answer(run, [images[k] for k in some], [part[k] for k in some])
             for k, masks in zip(some, answers, strict=True):
                 if np.isfinite(masks.quality).all():
-                    yield part[k].window, valid[k], masks
+                    yield part[k], valid[k], masks
                 else:
                     failures.append((part[k].window, _not_numbers(plan, "segmenter", part[k].window)))
 
@@ -257,10 +266,15 @@ def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) 
         answers = worker.segmenter(run.plan.segmenter)(images, prompts)
     if run.plan.parameters.selection != "overlap":
         return answers
+    active = (_active(run, item.window) for item in prompted)
+    return [masks[most_alike(masks, asked, here)] for masks, asked, here in zip(answers, prompts, active, strict=True)]
+
+
+def _active(run: Run, window: Window) -> BoolArray:
+    """(C, H, W) where the activation of each class exceeds the threshold."""
     threshold = run.plan.parameters.activation_threshold
-    active = (blend_activation(run, item.window, partial(reach, threshold)) > threshold for item in prompted)
-    return [masks[most_alike(masks, asked, here[None])]
-            for masks, asked, here in zip(answers, prompts, active, strict=True)]  # fmt: skip
+    grey = [blend_activation(run, window, c, partial(reach, threshold)) for c in range(len(run.plan.classes))]
+    return np.stack(grey) > threshold
 
 
 def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:
@@ -318,12 +332,12 @@ def _mask_crops(
         yield window, flat.reshape(window.height, window.width), k
 
 
-def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
-    """Write the mosaic of one block: the largest score of any mask, and whose it is. False where there is nothing.
+def merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
+    """Write the mosaic of a class in a block: the largest score of its masks, and whose it is. False for nothing.
 
     A block without a record has score 0 everywhere and no winner.
     """
-    block, places = job
+    block, class_id, places = job
     window = run.plan.blocks[block]
     valid = validity(run, window)
     if not places and valid is None:
@@ -333,7 +347,7 @@ def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if len(places) <= np.iinfo(kind).max)
     scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places), kind)
     if run.localized and run.plan.parameters.activation_floor:
-        kept = _above_floor(run, window, scores)
+        kept = _above_floor(run, window, class_id, scores)
         scores, winner = scores * kept, winner * kept
         if any(place.drawn for place in places):  # below the floor, what a person asked for is all there is
             asked, whose = mosaic.merge_scores(window, _mask_crops(run.store, places, drawn=True), kind)
@@ -341,19 +355,20 @@ def merge(run: Run, job: tuple[int, list[MaskPlace]]) -> bool:
     if valid is not None:
         scores = mosaic.mark_outside(scores, valid)
         winner *= valid
-    run.store.write("mosaic", block, {"scores": scores, "winner": winner, "numbers": numbers})
+    arrays = {"scores": scores, "winner": winner, "numbers": numbers}
+    run.store.write("mosaic", run.plan.layer(block, class_id), arrays)
     return True
 
 
-def _above_floor(run: Run, window: Window, scores: UInt8Array) -> BoolArray:
-    """(H, W) where the blended activation under the masks of a window exceeds the floor."""
+def _above_floor(run: Run, window: Window, class_id: int, scores: UInt8Array) -> BoolArray:
+    """(H, W) where the blended activation of a class under the masks of a window exceeds the floor."""
     floor = run.plan.parameters.activation_floor or 0
 
     def masked(patch: Window, tiles: Tiles) -> Window | None:
         near, place = reach(floor, patch, tiles), extent(scores[patch.within(window)])
         return None if near is None or place is None else near.intersection(patch.part(place))
 
-    return blend_activation(run, window, masked) > floor
+    return blend_activation(run, window, class_id, masked) > floor
 
 
 MERGE = Pass("merge", merge, bool, where_block, pixels="mosaic")
@@ -361,9 +376,16 @@ MERGE = Pass("merge", merge, bool, where_block, pixels="mosaic")
 
 @dataclass(frozen=True)
 class MosaicSource:
-    """The finished mosaic, read window by window for its polygons and rasters."""
+    """The finished mosaic of a class, read window by window for its polygons and rasters."""
 
     run: Run
+    class_id: int = 0
+    """Index into the classes of the plan."""
+
+    @classmethod
+    def of_classes(cls, run: Run) -> list[Self]:
+        """One for each class of the plan."""
+        return [cls(run, class_id) for class_id in range(len(run.plan.classes))]
 
     def scores(self, window: Window) -> UInt8Array:
         """(H, W) 0..254, or `OUTSIDE`."""
@@ -383,12 +405,13 @@ class MosaicSource:
         def covered(patch: Window, _: Tiles) -> Window | None:
             return spans.clip(patch)[0].hull
 
-        grey = blend_activation(self.run, window, covered) if self.run.localized else None
+        grey = blend_activation(self.run, window, self.class_id, covered) if self.run.localized else None
         return Layers(self.scores(window), grey, winner)
 
     def _records(self, window: Window, *names: str) -> Iterator[tuple[Window, Window, Mapping[str, AnyArray]]]:
         """Yield the blocks that have a record and share pixels with a window: block, what they share, its arrays."""
-        blocks, store = self.run.plan.blocks, self.run.store
-        for block in blocks.covering(window):
-            if store.has("mosaic", block):
-                yield blocks[block], blocks[block].shared(window), store.read("mosaic", block, *names)
+        plan, store = self.run.plan, self.run.store
+        for block in plan.blocks.covering(window):
+            layer = plan.layer(block, self.class_id)
+            if store.has("mosaic", layer):
+                yield plan.blocks[block], plan.blocks[block].shared(window), store.read("mosaic", layer, *names)

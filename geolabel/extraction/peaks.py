@@ -35,15 +35,26 @@ POINTS = 16
 """Most points of a prompt, the highest of the object's: more tell the segmenter nothing new."""
 
 
-def peak_prompts(work: Work, spans: Spans, labels: Int32Array, probability: Float32Array) -> Prompts:
-    """One prompt per component, with a point on each of its peaks, the highest first.
+def peak_prompts(work: Work, regions: Sequence[tuple[Spans, Int32Array, Float32Array]]) -> Prompts:
+    """One prompt per component, with a point on each of its peaks, the highest first; the classes in their order.
 
     Parameters
     ----------
-    spans, labels, probability
-        See `geolabel.extraction.pipeline.join_regions`.
+    regions
+        Of each class, see `geolabel.extraction.pipeline.join_regions`.
     """
-    found = np.concatenate([np.zeros((0, 3), np.int64), *work.each(PEAKS, range(len(work.run.plan.blocks)))])
+    blocks = len(work.run.plan.blocks)
+    found = list(work.each(PEAKS, work.run.plan.layers))
+    return Prompts.concatenate(
+        [
+            _of_class(c, np.concatenate(found[c * blocks : (c + 1) * blocks]), *region)
+            for c, region in enumerate(regions)
+        ]
+    )
+
+
+def _of_class(class_id: int, found: Int64Array, spans: Spans, labels: Int32Array, probability: Float32Array) -> Prompts:
+    """Prompts of the components of one class, from its peaks (N, 3)."""
     holding = spans.holding(found[:, 0], found[:, 1])
     owner = np.where(holding < 0, -1, np.append(labels, -1)[holding])
     found, owner = found[owner >= 0], owner[owner >= 0]
@@ -58,14 +69,17 @@ def peak_prompts(work: Work, spans: Spans, labels: Int32Array, probability: Floa
     place = np.searchsorted(present, owner[kept]), rank[kept]
     points[place] = found[kept][:, [1, 0]]
     kinds[place] = FOREGROUND
-    return Prompts.build(points=points, labels=kinds, scores=probability[present])
+    class_ids = np.full(len(present), class_id, np.int32)
+    return Prompts.build(points=points, labels=kinds, scores=probability[present], class_ids=class_ids)
 
 
-def peaks(run: Run, block: int) -> Int64Array:
-    """(N, 3) row, col and grey value of the peaks in a block: the highest of all within a distance, and high enough.
+def peaks(run: Run, job: tuple[int, int]) -> Int64Array:
+    """(N, 3) row, col and grey value of the peaks of a class in a block; the job names both.
 
-    Where several are highest, the first in raster order is the peak.
+    A peak is the highest of all within a distance, and high enough. Where several are highest, the first in raster
+    order is the peak.
     """
+    block, class_id = job
     plan = run.plan
     window = plan.blocks[block]
     distance = peak_distance(plan.localize_tiles.size)
@@ -74,7 +88,7 @@ def peaks(run: Run, block: int) -> Int64Array:
     bottom, right = min(grid.height, window.bottom + distance), min(grid.width, window.right + distance)
     around = Window(row, col, bottom - row, right - col)
     threshold = plan.parameters.activation_threshold
-    grey = blend_activation(run, around, partial(reach, threshold))
+    grey = blend_activation(run, around, class_id, partial(reach, threshold))
     # no two pixels of the scene have the same key, and doubles hold it exactly
     pixel = (np.arange(around.row, around.bottom)[:, None] * grid.width + np.arange(around.col, around.right)).astype(
         np.float64
@@ -112,11 +126,12 @@ def mean_activation(run: Run, job: tuple[int, MaskTable]) -> Float32Array:
     sizes = table.windows[:, 2] * table.windows[:, 3]
     crops: list[UInt8Array] = np.split(record["scores"], np.cumsum(sizes)[:-1])
     means: Float64Array = np.zeros(len(table.windows))
-    for k, (window, scores) in enumerate(zip(table.windows.tolist(), crops, strict=False)):
+    rows = zip(table.windows.tolist(), table.class_ids.tolist(), crops, strict=False)
+    for k, (window, class_id, scores) in enumerate(rows):
         place = Window(*window)
         inside = scores.reshape(place.height, place.width) >= EDGE
         if inside.any():
-            means[k] = blend_activation(run, place, lambda patch, _: patch)[inside].mean() / LEVELS
+            means[k] = blend_activation(run, place, class_id, lambda patch, _: patch)[inside].mean() / LEVELS
     return means.astype(np.float32)
 
 

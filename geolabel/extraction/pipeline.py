@@ -15,9 +15,9 @@ import numpy as np
 from geolabel.extraction import dense, passes
 from geolabel.extraction.clustered import find_clustered
 from geolabel.extraction.outputs import complete, tile_table
-from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource
+from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions
 from geolabel.extraction.peaks import confident, peak_prompts
-from geolabel.extraction.plan import task_size
+from geolabel.extraction.plan import Plan, task_size
 from geolabel.extraction.source_scenes import seen_in
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.extraction.windows import assign, clip_to_tiles, oversized
@@ -66,26 +66,39 @@ def localize(work: Work) -> gpd.GeoDataFrame:
 def find_prompts(work: Work) -> Prompts:
     """Pass 2: box and centroid of every place where a landslide is likely."""
     plan = work.run.plan
-    spans, labels, probability = join_regions(work)
+    regions = join_regions(work)
     if plan.parameters.method == "s2c":
-        return fit_to_tiles(numbered(peak_prompts(work, spans, labels, probability)), plan.segment_tiles)
+        return fit_to_tiles(numbered(peak_prompts(work, regions)), plan.segment_tiles)
+    return numbered(
+        Prompts.concatenate([_region_prompts(work, class_id, *found) for class_id, found in enumerate(regions)])
+    )
+
+
+def _region_prompts(work: Work, class_id: int, spans: Spans, labels: Int32Array, probability: Float32Array) -> Prompts:
+    """Box and centroid of the regions of one class; see `join_regions`."""
+    tiles = work.run.plan.segment_tiles
     shapes = Shapes.of(spans, labels, len(probability))
-    prompts = shape_prompts(shapes, probability)
-    large = oversized(prompts, plan.segment_tiles)
-    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], plan.segment_tiles) for k in np.flatnonzero(large)]
+    prompts = shape_prompts(shapes, probability, np.full(len(probability), class_id, np.int32))
+    large = oversized(prompts, tiles)
+    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], tiles) for k in np.flatnonzero(large)]
     work.report.points_outside += centroid_outside(spans, labels, shapes)
-    return numbered(Prompts.concatenate([prompts[~large], *parts]))
+    return Prompts.concatenate([prompts[~large], *parts])
 
 
-def join_regions(work: Work) -> tuple[Spans, Int32Array, Float32Array]:
-    """Join the regions of all blocks: components of the thresholded, blended activation that pass the gate.
+def join_regions(work: Work) -> list[tuple[Spans, Int32Array, Float32Array]]:
+    """Join the regions of all blocks, class by class: components of the blended activation that pass the gate.
 
     Returns
     -------
-    spans (N,), component of each (N,), and the class probability of each component (K,)
+    For each class: spans (N,), component of each (N,), and the class probability of each component (K,)
     """
     plan = work.run.plan
-    regions = list(work.each(passes.PROMPT, range(len(plan.blocks))))
+    regions = list(work.each(passes.PROMPT, plan.layers))
+    blocks = len(plan.blocks)
+    return [_join(plan, regions[start : start + blocks]) for start in range(0, len(regions), blocks)]
+
+
+def _join(plan: Plan, regions: Sequence[Regions]) -> tuple[Spans, Int32Array, Float32Array]:
     spans, index = join([region.spans for region in regions])
     labels, count = spans.components(8)
     probability = largest(np.concatenate([region.probability for region in regions]), labels[index], count) / 255
@@ -150,14 +163,16 @@ def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
     counting = [np.ones(len(table.windows), bool) for table in masks]
     if work.run.plan.parameters.method == "s2c" and work.run.localized:
         counting = [sure | asked for sure, asked in zip(confident(work, masks), drawn, strict=True)]
-    places: dict[int, list[MaskPlace]] = defaultdict(list)
+    places: dict[tuple[int, int], list[MaskPlace]] = defaultdict(list)
     number = 0
     for task, table in enumerate(masks):
-        for position, crop in enumerate(table.windows.tolist()):
+        for position, (crop, class_id) in enumerate(zip(table.windows.tolist(), table.class_ids.tolist(), strict=True)):
             for block in blocks.covering(Window(*crop)) if counting[task][position] else ():
-                places[block].append(MaskPlace(number, task, position, drawn=bool(drawn[task][position])))
+                place = MaskPlace(number, task, position, drawn=bool(drawn[task][position]))
+                places[block, class_id].append(place)
             number += 1
-    for _ in work.each(passes.MERGE, [(block, places.get(block, [])) for block in range(len(blocks))]):
+    jobs = [(block, class_id, places.get((block, class_id), [])) for block, class_id in work.run.plan.layers]
+    for _ in work.each(passes.MERGE, jobs):
         pass
 
 
@@ -172,7 +187,7 @@ def polygonize(
         Prompts that a person drew: what answers them has no confidence, and so is no candidate.
     """
     plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
-    mosaic = dense.DenseSource(work.run) if plan.dense else MosaicSource(work.run)
+    mosaic = (dense.DenseSource if plan.dense else MosaicSource).of_classes(work.run)
     with work.report.timed("polygons"):
         objects = find_objects(
             mosaic,
@@ -191,6 +206,6 @@ def polygonize(
             predicted_iou=np.concatenate([np.zeros(0, np.float32), *(table.predicted_iou for table in masks)]),
             stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
             prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
-            class_name=plan.classes[plan.class_index],
+            classes=plan.classes,
         )
     return objects, complete(landslides, plan, seen_in(work, objects), drawn_ids)

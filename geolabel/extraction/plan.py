@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from geolabel.errors import OptionError, VectorError
+from geolabel.labels import choose_classes
 from geolabel.masks import Selection
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.radiometry import Stretch
@@ -48,6 +49,9 @@ class Parameters:
     """Every number and choice that the polygons depend on, beside the scene and the networks."""
 
     method: Method = "apsam"
+    class_names: tuple[str, ...] = ()
+    """Classes to find, of those that the localizer or the student knows; none for all. The others are as good as not
+    known: a pixel belongs to the one of these classes that scores highest."""
     tile_size: int | None = None
     """Side in pixels of the segmenter's windows; None for the network's own."""
     overlap: int | None = None
@@ -108,9 +112,9 @@ class Parameters:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for provenance."""
-        return {key: str(value) if isinstance(value, Measure) else value for key, value in asdict(self).items()} | {
-            name: str(getattr(self, name)) for name in ("min_area", "max_hole", "simplify", "smooth")
-        }
+        plain = {key: str(value) if isinstance(value, Measure) else value for key, value in asdict(self).items()}
+        del plain["class_names"]  # the plan says which classes these are
+        return plain | {name: str(getattr(self, name)) for name in ("min_area", "max_hole", "simplify", "smooth")}
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Plan:
     localizer: Recipe
     segmenter: Recipe
     classes: tuple[str, ...]
+    """What polygons are of, in the order of the localizer."""
     localize_tiles: TileGrid
     segment_tiles: TileGrid
     blocks: BlockGrid
@@ -140,9 +145,13 @@ class Plan:
         return self.parameters.method in DENSE
 
     @property
-    def class_index(self) -> int:
-        """Which of the localizer's classes is wanted: landslides, or the only one there is."""
-        return self.classes.index("landslide") if "landslide" in self.classes else 0
+    def layers(self) -> list[tuple[int, int]]:
+        """Block and class of every record of the mosaic, by its number; see `layer`."""
+        return [(block, class_id) for class_id in range(len(self.classes)) for block in range(len(self.blocks))]
+
+    def layer(self, block: int, class_id: int) -> int:
+        """Number of the record that holds the mosaic of a class in a block."""
+        return class_id * len(self.blocks) + block
 
     @property
     def mask_threshold(self) -> int:
@@ -247,7 +256,7 @@ def make_plan(
         stretch=stretch,
         localizer=localizer,
         segmenter=segmenter,
-        classes=locate.classes,
+        classes=choose_classes(locate.classes, parameters.class_names, f"the localizer {localizer.source}"),
         localize_tiles=localize_tiles,
         segment_tiles=segment_tiles,
         blocks=blocks,

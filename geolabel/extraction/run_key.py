@@ -59,6 +59,7 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
             recipe.role: asdict(recipe) | {"device": recipe.device.partition(":")[0]}
             for recipe in (plan.localizer, plan.segmenter)
         },
+        "classes": list(plan.classes),
         "parameters": plan.parameters.as_dict(),
         "prompts": None if drawn is None else _digest(*(getattr(drawn, f.name) for f in fields(drawn))),
         "versions": executors.where_networks_run(worker.versions),

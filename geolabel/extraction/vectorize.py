@@ -7,8 +7,8 @@ depends on the size of the blocks or on the order in which they are done.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,7 +35,7 @@ BATCH_SPANS = 1 << 20
 
 
 class MosaicReader(Protocol):
-    """A finished mosaic, read window by window. Copies of it travel to where the windows are read."""
+    """A finished mosaic of one class, read window by window. Copies of it travel to where the windows are read."""
 
     def scores(self, window: Window) -> UInt8Array:
         """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
@@ -49,14 +49,21 @@ class MosaicReader(Protocol):
         ...
 
 
+Mosaics = MosaicReader | Sequence[MosaicReader]
+"""A mosaic, or one for each class: a pixel is of the class that scores highest, of the first of these where it ties."""
+
+
 @dataclass(frozen=True)
 class Objects:
     """K objects of a mosaic after cleaning, numbered from 0 by their first pixel in raster order."""
 
     spans: Spans
+    """In raster order; those of different classes may touch."""
     labels: Int32Array
     """(N,) object of each span."""
     count: int
+    class_ids: Int32Array
+    """(K,) class of each object."""
 
     def mask(self, window: Window) -> UInt8Array:
         """(H, W) 1 inside an object, else 0."""
@@ -66,7 +73,7 @@ class Objects:
         """Some of the objects, chosen by (K,), numbered anew."""
         under = kept[self.labels]
         numbers = np.cumsum(kept, dtype=np.int32) - np.int32(1)
-        return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()))
+        return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()), self.class_ids[kept])
 
     @cached_property
     def areas(self) -> Int64Array:
@@ -80,14 +87,16 @@ class Objects:
         cuts = np.append(0, np.flatnonzero(np.diff(ends // size, append=-1)) + 1)
         for first, last in pairwise(cuts):
             part = np.sort(order[0 if first == 0 else ends[first - 1] : ends[last - 1]])
-            yield Objects(self.spans[part], self.labels[part] - np.int32(first), int(last - first))
+            yield Objects(
+                self.spans[part], self.labels[part] - np.int32(first), int(last - first), self.class_ids[first:last]
+            )
 
 
 # --- objects ---------------------------------------------------------------------------------------------------------
 
 
 def find_objects(
-    mosaic: MosaicReader,
+    mosaic: Mosaics,
     blocks: BlockGrid,
     *,
     threshold: int,
@@ -95,59 +104,110 @@ def find_objects(
     max_hole_px: float = 0,
     apply: Map = map,
 ) -> Objects:
-    """Find the 4-connected components of what scores at least `threshold`.
+    """Find, class by class, the 4-connected components of what scores at least `threshold` and is of the class.
 
     First components of fewer than `min_area_px` pixels are dropped, then holes of up to `max_hole_px` pixels filled. A
-    hole is 8-connected background that neither reaches the frame of the grid nor holds a pixel that is not valid.
+    hole is 8-connected background that neither reaches the frame of the grid nor holds a pixel that is not valid or is
+    of an object of another class.
 
     Parameters
     ----------
+    mosaic
+        Of one class, or of each; a pixel that is not valid is so in all.
     apply
         Runs the work on blocks.
     """
-    found = list(apply(_FIND_SPANS.bind(mosaic, threshold, min_area_px), blocks))
-    spans, _ = join([part for part, _ in found])
+    mosaics = _per_class(mosaic)
+    found = list(apply(_FIND_SPANS.bind(mosaics, threshold, min_area_px), blocks))
+    classes = [join([parts[c] for parts, _ in found])[0] for c in range(len(mosaics))]
     if min_area_px > 1:
-        spans = drop_small(spans, min_area_px)
+        classes = [drop_small(spans, min_area_px) for spans in classes]
     if max_hole_px >= 1:
-        gaps, labels, count = holes(spans, max_hole_px, blocks.height)
         suspects = [blocks[index] for index, (_, any_outside) in enumerate(found) if any_outside]
-        filled = _all_valid(mosaic, suspects, gaps, labels, count, apply)[labels]
-        spans, _ = join([spans, gaps[filled]])
-    return Objects(spans, *spans.components(4))
+        classes = _fill_holes(mosaics, classes, max_hole_px, blocks.height, suspects, apply)
+    return _number([(spans, *spans.components(4)) for spans in classes])
 
 
-def _find_spans(mosaic: MosaicReader, threshold: int, min_area_px: float, window: Window) -> tuple[Spans, bool]:
-    """Spans of one block, and whether it holds a pixel that is not valid."""
-    scores = mosaic.scores(window)
+def _per_class(mosaic: Mosaics) -> Sequence[MosaicReader]:
+    return mosaic if isinstance(mosaic, Sequence) else [mosaic]
+
+
+def _number(classes: Sequence[tuple[Spans, Int32Array, int]]) -> Objects:
+    """Put the objects of all classes (spans, object of each, how many) together, numbered by their first pixels."""
+    if len(classes) == 1:
+        return Objects(*classes[0], np.zeros(classes[0][2], np.int32))
+    spans = Spans(*(np.concatenate([getattr(part, f.name) for part, _, _ in classes]) for f in fields(Spans)))
+    counts = [count for _, _, count in classes]
+    first = np.cumsum([0, *counts])[:-1].astype(np.int32)
+    labels = np.concatenate([own + start for (_, own, _), start in zip(classes, first, strict=True)])
+    order = np.lexsort((spans.start, spans.row))
+    spans, labels = spans[order], labels[order]
+    _, begins = np.unique(labels, return_index=True)
+    by_pixel = np.argsort(begins)
+    number = np.empty(len(begins), np.int32)
+    number[by_pixel] = np.arange(len(begins), dtype=np.int32)
+    class_ids = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    return Objects(spans, number[labels], len(begins), class_ids[by_pixel])
+
+
+def _find_spans(
+    mosaics: Sequence[MosaicReader], threshold: int, min_area_px: float, window: Window
+) -> tuple[list[Spans], bool]:
+    """Spans of each class in one block, and whether it holds a pixel that is not valid."""
+    scores = mosaics[0].scores(window)
+    best = np.zeros(scores.shape, np.uint8) if len(mosaics) > 1 else None
+    for c, mosaic in enumerate(mosaics[1:], 1):
+        own = mosaic.scores(window)
+        best[own > scores] = c
+        scores = np.maximum(scores, own)
     outside = scores == OUTSIDE
     any_outside = bool(outside.any())
     mask = scores >= threshold
-    spans = Spans.of_mask(mask & ~outside if any_outside else mask, window)
+    if any_outside:
+        mask &= ~outside
+    masks = [mask] if best is None else [mask & (best == c) for c in range(len(mosaics))]
+    classes = [Spans.of_mask(own, window) for own in masks]
     # Specks end here, so what travels and what is joined stays small however noisy the scores are.
-    return drop_small(spans, min_area_px, frame=window) if min_area_px > 1 else spans, any_outside
+    if min_area_px > 1:
+        classes = [drop_small(spans, min_area_px, frame=window) for spans in classes]
+    return classes, any_outside
 
 
-_FIND_SPANS = Pass("find-spans", _find_spans, tuple[Spans, bool])
+_FIND_SPANS = Pass("find-spans", _find_spans, tuple[list[Spans], bool])
 
 
-def _all_valid(
-    mosaic: MosaicReader, suspects: Iterable[Window], gaps: Spans, labels: Int32Array, count: int, apply: Map
-) -> BoolArray:
-    """(count,) which holes are valid throughout; `suspects` are the blocks that hold a pixel that is not."""
-    parts = ((window, *gaps.clip(window)) for window in suspects)
-    jobs = [(window, part, labels[index]) for window, part, index in parts if len(part)]
-    valid = np.ones(count, bool)
-    if not jobs:
-        return valid
-    for invalid in apply(_INVALID_HOLES.bind(mosaic), jobs):
-        valid[invalid] = False
-    return valid
+def _fill_holes(
+    mosaics: Sequence[MosaicReader],
+    classes: list[Spans],
+    maximum: float,
+    height: int,
+    suspects: Sequence[Window],
+    apply: Map,
+) -> list[Spans]:
+    """Spans of each class, with the pixels of its holes; `suspects` are the blocks with a pixel that is not valid."""
+    found = [holes(spans, maximum, height) for spans in classes]
+    closed = [np.ones(count, bool) for *_, count in found]
+    jobs = [
+        (c, window, part, labels[index])
+        for c, (gaps, labels, _) in enumerate(found)
+        for window in suspects
+        for part, index in [gaps.clip(window)]
+        if len(part)
+    ]
+    if jobs:
+        for (c, *_), invalid in zip(jobs, apply(_INVALID_HOLES.bind(mosaics), jobs), strict=True):
+            closed[c][invalid] = False
+    filled = []
+    for c, (gaps, labels, _) in enumerate(found):
+        for other in classes[:c] + classes[c + 1 :]:
+            closed[c][labels[gaps.meeting(other)]] = False
+        filled.append(join([classes[c], gaps[closed[c][labels]]])[0])
+    return filled
 
 
-def _invalid_holes(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> Int32Array:
-    window, gaps, labels = job
-    _, highest = pixel_sums(gaps, window, mosaic.scores(window))
+def _invalid_holes(mosaics: Sequence[MosaicReader], job: tuple[int, Window, Spans, Int32Array]) -> Int32Array:
+    class_id, window, gaps, labels = job
+    _, highest = pixel_sums(gaps, window, mosaics[class_id].scores(window))
     return np.unique(labels[highest == OUTSIDE])
 
 
@@ -172,9 +232,9 @@ class Sums:
     """(P, 3) object, mask, and how many of the object's pixels the mask won, in ascending order; None without masks."""
 
 
-def sum_objects(mosaic: MosaicReader, blocks: BlockGrid, objects: Objects, *, apply: Map = map) -> Sums:
-    """Sum the mosaic's layers over the pixels of every object."""
-    parts = list(apply(_SUM_BLOCK.bind(mosaic), _shares(blocks, objects)))
+def sum_objects(mosaic: Mosaics, blocks: BlockGrid, objects: Objects, *, apply: Map = map) -> Sums:
+    """Sum the layers of the mosaic of its class over the pixels of every object."""
+    parts = list(apply(_SUM_BLOCK.bind(_per_class(mosaic)), _shares(blocks, objects)))
     labels = np.concatenate([np.zeros(0, np.int32), *(part.labels for part in parts)])
     if labels.min(initial=0) < 0 or labels.max(initial=-1) >= objects.count:  # sums are counted out by them
         raise IndexError(f"sums of object {labels.max()}, where there are {objects.count}")
@@ -194,17 +254,20 @@ def sum_objects(mosaic: MosaicReader, blocks: BlockGrid, objects: Objects, *, ap
     )
 
 
-def _shares(blocks: BlockGrid, objects: Objects) -> Iterator[tuple[Window, Spans, Int32Array]]:
-    """Yield what each block holds of the objects, where it holds anything."""
-    for window in blocks:
-        spans, index = objects.spans.clip(window)
-        if len(spans):
-            yield window, spans, objects.labels[index]
+def _shares(blocks: BlockGrid, objects: Objects) -> Iterator[tuple[int, Window, Spans, Int32Array]]:
+    """Yield what each block holds of the objects of each class, where it holds anything."""
+    for class_id in np.unique(objects.class_ids).tolist():
+        of_class = objects.class_ids[objects.labels] == class_id
+        own, labels = objects.spans[of_class], objects.labels[of_class]
+        for window in blocks:
+            spans, index = own.clip(window)
+            if len(spans):
+                yield class_id, window, spans, labels[index]
 
 
-def _sum_block(mosaic: MosaicReader, job: tuple[Window, Spans, Int32Array]) -> Sums:
-    window, spans, labels = job
-    layers = mosaic.read(window, spans)
+def _sum_block(mosaics: Sequence[MosaicReader], job: tuple[int, Window, Spans, Int32Array]) -> Sums:
+    class_id, window, spans, labels = job
+    layers = mosaics[class_id].read(window, spans)
     present, local = np.unique(labels, return_inverse=True)
     score, score_max = pixel_sums(spans, window, layers.scores)
     activation, wins = None, None
@@ -243,7 +306,7 @@ def _unpack(pairs: Int64Array, pixels: Int64Array) -> Int64Array:
 
 
 def vectorize(
-    mosaic: MosaicReader,
+    mosaic: Mosaics,
     grid: Grid,
     blocks: BlockGrid,
     *,
@@ -254,7 +317,7 @@ def vectorize(
     smooth_px: float = 0,
     predicted_iou: Float32Array | None = None,
     stability: Float32Array | None = None,
-    class_name: str = "landslide",
+    classes: Sequence[str] = ("landslide",),
     apply: Map = map,
 ) -> gpd.GeoDataFrame:
     """Turn a mosaic into landslides with attributes, one row each.
@@ -262,7 +325,7 @@ def vectorize(
     Parameters
     ----------
     mosaic, grid, blocks
-        The mosaic, where it lies, and the blocks to read it in, which change nothing but memory and speed.
+        The mosaic, or one for each class; where it is; the blocks to read it in, which change memory and speed alone.
     threshold
         Least score of a landslide's pixels, 1..254.
     min_area_px, max_hole_px
@@ -271,8 +334,8 @@ def vectorize(
         Sides of pixels, see `geolabel.polygons`.
     predicted_iou, stability : (M,)
         Qualities of the masks that `Layers.winner` counts.
-    class_name
-        Of every row.
+    classes
+        Name of each class.
     apply
         Runs the work on blocks.
 
@@ -294,7 +357,7 @@ def vectorize(
         smooth_px=smooth_px,
         predicted_iou=predicted_iou,
         stability=stability,
-        class_name=class_name,
+        classes=classes,
     )
 
 
@@ -308,7 +371,7 @@ def describe(
     predicted_iou: Float32Array | None = None,
     stability: Float32Array | None = None,
     prompt_ids: Int64Array | None = None,
-    class_name: str = "landslide",
+    classes: Sequence[str] = ("landslide",),
 ) -> gpd.GeoDataFrame:
     """Outline and measure objects; see `vectorize`.
 
@@ -319,14 +382,14 @@ def describe(
     """
     import geopandas as gpd
 
-    outlines = np.concatenate([np.zeros(0, object)] + [
-        polygons.outlines(part.spans, part.labels, part.count, grid.transform, tolerance=simplify_px, reach=smooth_px)
-        for part in objects.batches()
-    ])  # fmt: skip
+    outlines = np.empty(objects.count, object)
+    for class_id in range(len(classes)):  # what is traced together must not touch
+        of_class = objects.class_ids == class_id
+        outlines[of_class] = _outlines(objects.only(of_class), grid, simplify_px, smooth_px)
     sizes = geodesy.measure(outlines, grid.crs, 1.0 if grid.unit_m is None else grid.unit_m)
     columns = {
         "id": np.arange(1, objects.count + 1),
-        "class": [class_name] * objects.count,
+        "class": [classes[class_id] for class_id in objects.class_ids.tolist()],
         "area_m2": sizes.area_m2,
         "perimeter_m": sizes.perimeter_m,
         "length_m": sizes.length_m,
@@ -344,6 +407,15 @@ def describe(
         "gsd_m": grid.gsd,
     }
     return gpd.GeoDataFrame(columns, geometry=outlines, crs=grid.crs)
+
+
+def _outlines(objects: Objects, grid: Grid, simplify_px: float, smooth_px: float) -> polygons.Geometries:
+    """(K,) multipolygons of objects of one class."""
+    batches = [
+        polygons.outlines(part.spans, part.labels, part.count, grid.transform, tolerance=simplify_px, reach=smooth_px)
+        for part in objects.batches()
+    ]
+    return np.concatenate([np.zeros(0, object), *batches])
 
 
 def _prompts_behind(wins: Int64Array | None, count: int, prompt_ids: Int64Array | None) -> list[str] | None:
