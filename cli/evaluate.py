@@ -62,6 +62,14 @@ SECTIONS = {
     help="Judge only what lies inside the polygons of this file.",
 )
 @aoi_layer
+@option(
+    "--class",
+    "classes",
+    group="input",
+    multiple=True,
+    metavar="NAME",
+    help="Compare this class; may be repeated. Default: all, one by one where both sides name several.",
+)
 @option("--class-name", group="input", default="landslide", show_default=True, help="Of chips: what label 1 means.")
 @as_json
 @terminal
@@ -76,6 +84,7 @@ def evaluate(
     scene: str | None,
     aoi: str | None,
     aoi_layer: str | None,
+    classes: tuple[str, ...],
     class_name: str,
     as_json: bool,
 ) -> None:
@@ -83,7 +92,8 @@ def evaluate(
 
     TRUTH is a raster (1 landslide, 255 or nodata not judged, all else background; or 0 and 255) or a file of polygons.
     What lies outside the raster, the scene or the area of interest counts nowhere. True landslides are connected
-    regions, whether they are pixels or polygons.
+    regions, whether they are pixels or polygons. Classes, in a column "class" or in band tags class_K, have figures of
+    their own, and a mean.
 
     Where TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of the same chips, as "geolabel label"
     writes it, or the file of a student. Figures come with intervals of 95 %, from drawing chips again.
@@ -100,6 +110,7 @@ def evaluate(
             "--scene": scene,
             "--aoi": aoi,
             "--aoi-layer": aoi_layer,
+            "--class": classes,
         }
         _score_chips(
             ctx, slides, truth, class_name, [name for name, value in foreign.items() if value], as_json=as_json
@@ -109,7 +120,14 @@ def evaluate(
         from geolabel.evaluation.evaluate import evaluate as score
 
         figures = score(
-            slides, truth, layer=layer, truth_layer=truth_layer, scene=scene, aoi=aoi, aoi_layer=aoi_layer
+            slides,
+            truth,
+            layer=layer,
+            truth_layer=truth_layer,
+            scene=scene,
+            aoi=aoi,
+            aoi_layer=aoi_layer,
+            classes=classes,
         ).as_dict()
     if as_json:
         click.echo(json.dumps(figures, indent=2))
@@ -155,12 +173,18 @@ def _print_table(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
+    classes = figures.get("classes", {})
+    columns = [figures, *classes.values(), *([figures["mean"]] if classes else [])]
     for section, names in SECTIONS.items():
-        table = Table("", section, box=None, pad_edge=False, header_style="bold")
-        table.columns[1].justify = "right"
+        titles = ["all", *classes, "mean"] if classes else [section]
+        table = Table(section if classes else "", *titles, box=None, pad_edge=False, header_style="bold")
+        for column in table.columns[1:]:
+            column.justify = "right"
         for key, name in names.items():
-            value = figures[key]
-            text = "not defined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-            table.add_row(name, text)
+            table.add_row(name, *(_text(values[key]) if key in values else "" for values in columns))
         console.print(table)
         console.print()
+
+
+def _text(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

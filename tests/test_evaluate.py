@@ -391,3 +391,80 @@ def test_every_figure_has_a_place_in_the_table(tmp_path: Path, truth: Path):
     slides = write_slides(tmp_path / "s.gpkg", [pixel_box(4, 2, 3, 4)])
     result = evaluate(slides, truth)
     assert sorted(key for names in SECTIONS.values() for key in names) == sorted(result.as_dict())
+
+
+# Several classes
+
+
+def write_classes(path: Path, polygons: list[tuple[str | None, Polygon]]) -> Path:
+    names, outlines = zip(*polygons, strict=True)
+    gpd.GeoDataFrame({"class": names}, geometry=list(outlines), crs=UTM).to_file(path, layer="landslides")
+    return path
+
+
+TWO = [
+    ("landslide", pixel_box(2, 2, 4, 4)),
+    ("rockfall", pixel_box(10, 8, 5, 2)),
+    ("landslide", pixel_box(10, 2, 2, 2)),
+]
+"""Polygons in pixels of the fixture below: the last is a rockfall in truth."""
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """12 x 20 px: a landslide of 4 x 4, rockfalls of 2 x 5 and 2 x 2 px, and a road that nobody looked for."""
+    values = np.zeros((12, 20), np.uint8)
+    values[2:6, 2:6], values[8:10, 10:15], values[2:4, 10:12], values[11] = 1, 2, 2, 3
+    path = write_truth(tmp_path / "classes.tif", values)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(1, class_0="background", class_1="landslide", class_2="rockfall", class_3="road")
+    return path
+
+
+@pytest.mark.parametrize("form", ["raster", "polygons"])
+def test_classes_are_compared_one_by_one(tmp_path: Path, classes: Path, form: str):
+    slides = write_classes(tmp_path / "s.gpkg", TWO)
+    true = [*TWO[:2], ("rockfall", TWO[2][1])]
+    truth = classes if form == "raster" else write_classes(tmp_path / "t.gpkg", true)
+    figures = evaluate(slides, truth).as_dict()
+    assert figures["f1"] == pytest.approx(1)  # all are found, whatever they are called
+    assert list(figures["classes"]) == ["landslide", "rockfall"]
+    slide, fall = figures["classes"].values()
+    assert (slide["precision"], slide["recall"]) == (pytest.approx(16 / 20), pytest.approx(1))
+    assert (fall["precision"], fall["recall"]) == (pytest.approx(1), pytest.approx(10 / 14))
+    assert (slide["true_landslides"], slide["polygons"], fall["true_landslides"], fall["polygons"]) == (1, 2, 2, 1)
+    assert figures["mean"]["recall"] == pytest.approx((1 + 10 / 14) / 2)
+    assert "polygons" not in figures["mean"]
+
+
+def test_a_class_that_is_named_counts_alone(tmp_path: Path, classes: Path):
+    slides = write_classes(tmp_path / "s.gpkg", TWO)
+    alone = evaluate(slides, classes, classes=["rockfall"]).as_dict()
+    assert alone == evaluate(slides, classes).as_dict()["classes"]["rockfall"]
+    with_road = evaluate(slides, classes, classes=["road", "rockfall"]).as_dict()
+    assert with_road["classes"]["road"]["recall"] == 0
+    assert with_road["mean"]["recall"] == pytest.approx(10 / 28)
+    with pytest.raises(OptionError, match=r"'rockfal': did you mean rockfall[?] There are landslide, road, rockfall"):
+        evaluate(slides, classes, classes=["rockfal"])
+
+
+def test_a_side_that_names_no_classes_is_compared_as_it_is(tmp_path: Path, truth: Path, caplog):
+    polygons = [pixel_box(2, 2, 4, 4), pixel_box(10, 8, 5, 2)]
+    plain = evaluate(write_slides(tmp_path / "p.gpkg", polygons), truth)
+    named = write_classes(tmp_path / "n.gpkg", [("slide", polygons[0]), ("fall", polygons[1])])
+    assert evaluate(named, truth) == plain
+    with pytest.raises(OptionError, match="names no classes"):
+        evaluate(named, truth, classes=["fall"])
+    other = write_classes(tmp_path / "o.gpkg", [("Rutschung", polygons[0]), (None, polygons[1])])
+    assert not evaluate(named, other).classes
+    assert "no class of" in caplog.text
+
+
+def test_the_command_shows_a_column_for_each_class(tmp_path: Path, classes: Path):
+    slides = write_classes(tmp_path / "s.gpkg", TWO)
+    table = CliRunner().invoke(command, [str(slides), str(classes)])
+    assert table.exit_code == 0, table.output
+    header = table.stdout.splitlines()[0].split()
+    assert header == ["Area", "all", "landslide", "rockfall", "mean"]
+    done = CliRunner().invoke(command, [str(slides), str(classes), "--class", "rockfall", "--json"])
+    assert json.loads(done.stdout) == evaluate(slides, classes, classes=["rockfall"]).as_dict()

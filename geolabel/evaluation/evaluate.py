@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,14 @@ import geopandas as gpd
 import numpy as np
 import pyproj
 import shapely
-from pyproj.crs import ProjectedCRS
-from pyproj.crs.coordinate_operation import LambertAzimuthalEqualAreaConversion
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.io.read.features import (
-    choose_layer,
-    in_crs,
-    layer_info,
-    read_aoi,
-    read_layer,
-    read_polygons,
-    spatial_layers,
-)
+from geolabel.evaluation.equal_area import covered, extent_of, plane_of, regions
+from geolabel.io.read.features import choose_layer, layer_info, read_aoi, read_polygons, spatial_layers
 from geolabel.io.read.label_rasters import LabelRaster, grid_of, is_raster, is_unplaced
+from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.rasterize import in_pixels, rasterize
-from geolabel.labels import IGNORE
+from geolabel.labels import BACKGROUND, IGNORE, choose_classes
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.reprojection import near
 from geolabel.scene import span
@@ -45,14 +36,14 @@ LANDSLIDE = 1
 NAME = "landslide"
 """Name of the class in a raster that names them."""
 
-TOUCHING = 1e-3
-"""Metres, or units without CRS, between polygons that share an edge; changing a CRS moves edges by less."""
-
 BLOCK = 2048
 """Side in pixels of the parts that a truth raster is read in."""
 
 _Source = tuple[str | Path, str | None]
 """A vector file and its layer, where it is named."""
+
+CLASS = "class"
+"""The column that says what a polygon is of."""
 
 LAYER = "landslides"
 """The layer to score, where the file has one of this name."""
@@ -68,9 +59,15 @@ class Evaluation:
     true_ha: float
     """Hectares of true landslide; NaN without a CRS."""
     predicted_ha: float
+    classes: Mapping[str, Evaluation] = field(default_factory=dict)
+    """Figures of each class, where several are compared; those above are then of all together."""
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain values; None for what is not defined."""
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; None for what is not defined.
+
+        Several classes have their own figures under ``classes``, and the mean of those that are shares, without what is
+        not defined for a class, under ``mean``.
+        """
         areas, objects = self.areas, self.objects
         values: dict[str, float | int] = {
             "overall_accuracy": areas.overall_accuracy,
@@ -91,7 +88,21 @@ class Evaluation:
             "true_ha": self.true_ha,
             "predicted_ha": self.predicted_ha,
         }
-        return {key: None if math.isnan(value) else value for key, value in values.items()}
+        figures: dict[str, Any] = {key: None if math.isnan(value) else value for key, value in values.items()}
+        if self.classes:
+            figures["classes"] = {name: one.as_dict() for name, one in self.classes.items()}
+            figures["mean"] = {name: _mean([one[name] for one in figures["classes"].values()]) for name in SHARES}
+        return figures
+
+
+SHARES = ("overall_accuracy", "precision", "recall", "f1", "iou", "miou", "kappa", "found", "right", "object_precision",
+          "object_recall", "object_f1")  # fmt: skip
+"""Figures that have a mean over classes."""
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def evaluate(
@@ -103,6 +114,7 @@ def evaluate(
     scene: str | Path | None = None,
     aoi: str | Path | None = None,
     aoi_layer: str | None = None,
+    classes: Sequence[str] = (),
 ) -> Evaluation:
     """Score the polygons of one file against the truth in another.
 
@@ -111,6 +123,10 @@ def evaluate(
     compared by their exact areas in an equal-area projection, and their landslides are connected regions too, however
     they are cut into features. Where their background ends only `scene` or `aoi` can tell; without, nothing that needs
     it is defined (accuracy, kappa, mean IoU). What is outside counts neither as right nor as wrong.
+
+    Classes are compared one by one where both sides name them and share a name: polygons in a column ``class``, rasters
+    in their band tags ``class_K``. They are those of either side, or where the truth is a raster, which may map more
+    than was looked for, those of the polygons and of the run that made them.
 
     Parameters
     ----------
@@ -125,6 +141,8 @@ def evaluate(
         same size that it was made for.
     aoi, aoi_layer
         Polygons: only what lies inside is judged. See `geolabel.io.write.vectors.read_aoi`.
+    classes
+        Names of those to compare; nothing else counts.
 
     Raises
     ------
@@ -133,7 +151,7 @@ def evaluate(
     SceneError
         If a raster cannot be read or understood, or does not meet the polygons.
     OptionError
-        If `scene` is given with a truth raster that has a place of its own.
+        If `scene` is given with a truth raster that has a place of its own, or a class with a side that knows no such.
     """
     area = None if aoi is None else (aoi, aoi_layer)
     layer = choose_layer(slides, layer, "--layer", preferred=LAYER, polygons=True)
@@ -145,11 +163,69 @@ def evaluate(
                 f"{truth} opens neither as a raster nor as a vector file of polygons: give one of these"
             ) from error
         truth_layer = choose_layer(truth, truth_layer, "--truth-layer", preferred=LAYER, polygons=True)
-        return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=area)
+        return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=area, wanted=classes)
     if scene is not None and not is_unplaced(grid_of(truth)):
         raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has an outline of its own")
     raster = LabelRaster.open(truth, scene=None if scene is None else grid_of(scene))
-    return _against_raster((slides, layer), raster, area)
+    return _against_raster((slides, layer), raster, area, classes)
+
+
+@dataclass(frozen=True)
+class _Polygons:
+    """N polygons and what they are of."""
+
+    outlines: AnyArray
+    names: AnyArray | None
+    """(N,) class of each; None where the file names none."""
+
+    @classmethod
+    def of(cls, features: gpd.GeoDataFrame) -> _Polygons:
+        """Take polygons as they are; one without a class is a landslide."""
+        names = features[CLASS].astype(object).where(features[CLASS].notna(), NAME) if CLASS in features else None
+        outlines = np.asarray(features.geometry.to_numpy(), object)
+        return cls(outlines, None if names is None else np.array([str(name) for name in names], object))
+
+    def __getitem__(self, index: BoolArray) -> _Polygons:
+        return _Polygons(self.outlines[index], None if self.names is None else self.names[index])
+
+    def with_outlines(self, outlines: AnyArray) -> _Polygons:
+        """The same with other outlines."""
+        return _Polygons(outlines, self.names)
+
+    def of_classes(self, *classes: str) -> AnyArray:
+        """Outlines of these classes; all where the file names none."""
+        return self.outlines if self.names is None else self.outlines[np.isin(self.names, classes)]
+
+    @property
+    def classes(self) -> set[str]:
+        """All that are named."""
+        return set() if self.names is None else set(self.names.tolist())
+
+
+def _compared(
+    slides: str | Path, predicted: set[str], truth: str | Path, true: set[str], wanted: Sequence[str], *, raster: bool
+) -> tuple[str, ...]:
+    """Classes that are compared one by one; none where the sides are compared as they are."""
+    if wanted:
+        for path, names in ((slides, predicted), (truth, true)):
+            if not names:
+                raise OptionError(f"class {wanted[0]}: {path} names no classes; leave it out, or add a column {CLASS}")
+        return choose_classes(sorted(predicted | true), wanted, f"{slides} and {truth}")
+    if not predicted & true:
+        if len(predicted) > 1 and true:
+            log.warning("no class of %s (%s) is one of %s (%s): they are compared as one class",
+                        slides, ", ".join(sorted(predicted)), truth, ", ".join(sorted(true)))  # fmt: skip
+        return ()
+    classes = predicted if raster else predicted | true
+    return tuple(sorted(classes)) if len(classes) > 1 else ()
+
+
+def _per_class(classes: tuple[str, ...], compare: Callable[..., Evaluation]) -> Evaluation:
+    """Figures of all classes together, and of each where there are several."""
+    together = compare(*classes)
+    if len(classes) < 2:
+        return together
+    return replace(together, classes={name: compare(name) for name in classes})
 
 
 # --- truth as a raster -----------------------------------------------------------------------------------------------
@@ -169,9 +245,28 @@ class _Shared:
     """(N,) how many."""
 
 
-def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: _Source | None) -> Evaluation:
-    grid, landslide = truth.grid, _landslide(truth)
+def _against_raster(
+    slides: tuple[str | Path, str], truth: LabelRaster, aoi: _Source | None, wanted: Sequence[str]
+) -> Evaluation:
     polygons = _polygons_on(slides, truth)
+    made = read_provenance(slides[0]) if polygons.names is not None else None
+    searched = made.get("classes") if isinstance(made, dict) else None
+    predicted = polygons.classes | set(map(str, searched if isinstance(searched, list) else []))
+    known = {name: value for value, name in truth.classes.items() if name != BACKGROUND} if truth.named else {}
+    classes = _compared(slides[0], predicted, truth.path, set(known), wanted, raster=True)
+    if not classes:
+        return _raster_figures(polygons.outlines, truth, [_landslide(truth)], aoi)
+
+    def compare(*names: str) -> Evaluation:
+        values = [known[name] for name in names if name in known]
+        return _raster_figures(polygons.of_classes(*names), truth, values, aoi)
+
+    return _per_class(classes, compare)
+
+
+def _raster_figures(polygons: AnyArray, truth: LabelRaster, values: Sequence[int], aoi: _Source | None) -> Evaluation:
+    """Figures of polygons, in pixels, against the pixels of these values."""
+    grid = truth.grid
     layers = [shapely.STRtree(polygons[members]) for members in _layers(polygons)]
     number_of = [(members + 1).astype(np.int32) for members in _layers(polygons)]
     area = [] if aoi is None else [read_aoi(aoi[0], grid.crs, aoi[1], grid=grid)]
@@ -179,8 +274,8 @@ def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: _So
     areas, burnt, judged = Confusion(), *np.zeros((2, len(polygons) + 1), np.int64)
     meetings = []
     for window in BlockGrid(grid.height, grid.width, BLOCK):
-        values, valid = truth.read(window)
-        true = values == landslide
+        labels, valid = truth.read(window)
+        true = np.isin(labels, values)
         if area:
             valid &= rasterize(region, np.ones(1, np.uint8), window) > 0
         numbers = [rasterize(tree, members, window) for tree, members in zip(layers, number_of, strict=True)]
@@ -192,7 +287,9 @@ def _against_raster(slides: tuple[str | Path, str], truth: LabelRaster, aoi: _So
         meetings.append(_meet(Spans.of_mask(true & valid, window), predicted, numbers, window))
     if areas.tp + areas.fn == 0:
         also = "" if truth.nodata is None else f"; {truth.nodata:g} is nodata there, which nobody has judged"
-        log.warning("%s holds no landslide: these are pixels of value %d%s", truth.path, landslide, also)
+        names = " or ".join(truth.classes.get(value, NAME) if truth.named else NAME for value in values) or "such class"
+        shown = " or ".join(map(str, values)) or "no"
+        log.warning("%s holds no %s: these are pixels of value %s%s", truth.path, names, shown, also)
     # what lies where nobody has judged is neither right nor wrong; what is smaller than a pixel is judged, and wrong
     counted = (judged[1:] > 0) | (burnt[1:] == 0)
     pixel_ha = math.nan if grid.crs is None else math.prod(grid.pixel_size_m()) / 10_000
@@ -224,8 +321,8 @@ def _landslide(truth: LabelRaster) -> int:
     return value
 
 
-def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> AnyArray:
-    """(K,) the polygons that meet a raster, in its pixels.
+def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> _Polygons:
+    """The polygons that meet a raster, in its pixels.
 
     Raises
     ------
@@ -241,7 +338,8 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> AnyArray
             f"{truth.path} has no georeference, and the polygons of {path} are in {pyproj.CRS(own).name}: give --scene "
             "with the raster of the same size that it was made for"
         )
-    polygons = near(features.geometry.to_numpy(), grid.crs, grid.outline)
+    table = _Polygons.of(features)
+    polygons = near(table.outlines, grid.crs, grid.outline)
     here = np.asarray(shapely.area(shapely.intersection(polygons, grid.outline)) > 0)
     if len(here) and not here.any():
         raise SceneError(
@@ -249,7 +347,7 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> AnyArray
             f"{span(grid.outline.bounds)}, the polygons over {span(features.total_bounds)}; a CRS or the coordinates "
             "may be wrong"
         )
-    return in_pixels(polygons[here], grid)
+    return table[here].with_outlines(in_pixels(polygons[here], grid))
 
 
 def _layers(polygons: AnyArray) -> list[Int64Array]:
@@ -307,14 +405,33 @@ def _overlaps(meetings: list[_Shared], polygon_area: Int64Array, counted: BoolAr
 
 
 def _against_polygons(
-    slides: tuple[str | Path, str], truth: tuple[str | Path, str], *, scene: str | Path | None, aoi: _Source | None
+    slides: tuple[str | Path, str],
+    truth: tuple[str | Path, str],
+    *,
+    scene: str | Path | None,
+    aoi: _Source | None,
+    wanted: Sequence[str],
 ) -> Evaluation:
-    plane = _plane(truth, slides)
-    extent = _extent(plane, scene, aoi)
+    plane = plane_of(truth, slides)
+    extent = extent_of(plane, scene, aoi)
     layers = [read_polygons(path, plane, layer) for path, layer in (slides, truth)]
-    predicted, outlined = (_inside(polygons, extent) for polygons in layers)
-    _check_meet(predicted, outlined, slides[0], truth[0])
-    true = _regions(outlined)
+    predicted, true = (_inside(_Polygons.of(polygons), extent) for polygons in layers)
+    _check_meet(predicted.outlines, true.outlines, slides[0], truth[0])
+    classes = _compared(slides[0], predicted.classes, truth[0], true.classes, wanted, raster=False)
+    if not classes:
+        return _vector_figures(predicted.outlines, true.outlines, plane, extent)
+
+    def compare(*names: str) -> Evaluation:
+        return _vector_figures(predicted.of_classes(*names), true.of_classes(*names), plane, extent)
+
+    return _per_class(classes, compare)
+
+
+def _vector_figures(
+    predicted: AnyArray, outlined: AnyArray, plane: pyproj.CRS | None, extent: shapely.Geometry | None
+) -> Evaluation:
+    """Figures of polygons against those of the truth, in an equal-area projection."""
+    true = regions(outlined)
     all_predicted, all_true = shapely.union_all(predicted), shapely.union_all(true)
     tp = shapely.intersection(all_predicted, all_true).area
     areas = Confusion(
@@ -327,9 +444,9 @@ def _against_polygons(
     shared = shapely.area(shapely.intersection(true[pairs[:, 0]], predicted[pairs[:, 1]]))
     overlaps = Overlaps(
         true_area=shapely.area(true),
-        true_covered=_covered(true, all_predicted),
+        true_covered=covered(true, all_predicted),
         polygon_area=shapely.area(predicted),
-        polygon_correct=_covered(predicted, all_true),
+        polygon_correct=covered(predicted, all_true),
         pairs=pairs,
         shared=shared,
     )
@@ -346,79 +463,9 @@ def _check_meet(predicted: AnyArray, true: AnyArray, slides: str | Path, truth: 
                         slides, truth, *map(span, spans))  # fmt: skip
 
 
-def _regions(polygons: AnyArray) -> AnyArray:
-    """(T,) connected regions of polygons, what a raster of them shows as one.
-
-    Parts of a multipolygon are regions of their own; polygons that overlap or share an edge are one, those that meet
-    at a corner are not.
-    """
-    parts = shapely.get_parts(polygons)
-    one, other = shapely.STRtree(parts).query(parts, predicate="dwithin", distance=TOUCHING)
-    pairs = one < other
-    one, other = one[pairs], other[pairs]
-    # a common edge of some length: around a corner two polygons share no more than a few squares of the tolerance
-    common = shapely.area(shapely.intersection(shapely.buffer(parts[one], TOUCHING), parts[other]))
-    edge = common > 4 * TOUCHING**2
-    graph = coo_array((np.ones(edge.sum(), bool), (one[edge], other[edge])), shape=(len(parts), len(parts)))
-    count, region = connected_components(graph, directed=False)
-    order = np.argsort(region, kind="stable")
-    groups = np.split(parts[order], np.searchsorted(region[order], np.arange(1, count)))
-    return np.array(
-        [group[0] if len(group) == 1 else shapely.union_all(group) for group in groups if len(group)], object
-    )
-
-
-def _plane(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
-    """An equal-area projection around the middle of the first layer that has features, in that layer's own datum.
-
-    None where a layer has no place on Earth: coordinates are compared as they are.
-    """
-    infos = [layer_info(path, layer) for path, layer in sources]
-    systems = [None if info["crs"] is None else pyproj.CRS(info["crs"]) for info in infos]
-    on_earth = [crs for crs in systems if crs is not None and crs.geodetic_crs is not None]
-    if len(on_earth) < len(systems):
-        return None
-    filled = [k for k, info in enumerate(infos) if info["features"]]
-    if not filled:
-        return on_earth[0]
-    crs, (left, bottom, right, top) = on_earth[filled[0]], infos[filled[0]]["total_bounds"]
-    to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    lon, lat = to_lonlat.transform([left, (left + right) / 2, right], [bottom, (bottom + top) / 2, top])
-    if not np.isfinite([lon[1], lat[1]]).all():
-        raise VectorError(f"the polygons around {(left, bottom, right, top)} lie outside what {crs.name} can map")
-    middle = lon[1]
-    if lon[2] - lon[0] > 180:  # on both sides of the antimeridian, and the mean of the numbers is round the Earth
-        points = shapely.get_coordinates(read_layer(*sources[filled[0]], columns=()).geometry.to_numpy())
-        east = np.exp(1j * np.radians(to_lonlat.transform(*points.T)[0]))
-        middle = math.degrees(np.angle(east.mean()))
-    return ProjectedCRS(LambertAzimuthalEqualAreaConversion(lat[1], middle), geodetic_crs=crs.geodetic_crs)
-
-
-def _extent(plane: pyproj.CRS | None, scene: str | Path | None, aoi: _Source | None) -> shapely.Geometry | None:
-    parts = [] if aoi is None else [read_aoi(aoi[0], plane, aoi[1])]
-    if scene is not None:
-        grid = grid_of(scene)
-        outline = gpd.GeoDataFrame(geometry=[grid.outline], crs=grid.crs)
-        parts.append(in_crs(outline, plane, scene).geometry[0])
-    if not parts:
-        return None
-    extent = shapely.intersection_all(parts)
-    if extent.area == 0:
-        raise VectorError(f"{aoi and aoi[0]} and {scene} do not meet: a CRS or the coordinates may be wrong")
-    return extent
-
-
-def _inside(polygons: gpd.GeoDataFrame, extent: shapely.Geometry | None) -> AnyArray:
-    geometries = np.asarray(polygons.geometry.to_numpy())
+def _inside(polygons: _Polygons, extent: shapely.Geometry | None) -> _Polygons:
     if extent is None:
-        return geometries
-    cut = shapely.intersection(geometries, extent)
-    return np.asarray(cut[shapely.area(cut) > 0])
-
-
-def _covered(polygons: AnyArray, cover: Any) -> AnyArray:
-    """(K,) area of each polygon under a cover, part of the cover by part."""
-    parts = shapely.get_parts(cover)
-    index, part = shapely.STRtree(parts).query(polygons, predicate="intersects")
-    shared = shapely.area(shapely.intersection(polygons[index], parts[part]))
-    return np.bincount(index, weights=shared, minlength=len(polygons))
+        return polygons
+    cut = shapely.intersection(polygons.outlines, extent)
+    here = np.asarray(shapely.area(cut) > 0)
+    return polygons[here].with_outlines(cut[here])
