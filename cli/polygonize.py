@@ -20,7 +20,16 @@ from .terminal import announce, loading, progress_bar
     "--band",
     group="input",
     type=click.IntRange(min=1),
-    help="Number of the band to read; by default the only one.",
+    help="Number of the band to read; by default the only one, or all bands of predict.",
+)
+@option(
+    "--class",
+    "classes",
+    group="input",
+    multiple=True,
+    metavar="NAME",
+    help="Polygons of this class; may be repeated. A class is a band by its description, or a value that a band tag "
+    "class_K names. Default: all that are in the raster.",
 )
 @option(
     "--threshold",
@@ -60,7 +69,8 @@ def polygonize(
     """Turn RASTER, a mask or scores of any origin, into the GeoPackage that extract writes.
 
     Bands of floating-point numbers, and those with a scale, hold scores from 0 to 1. Bands of integers are masks or
-    labels: with the default threshold all values above zero are landslide, and labels that touch become one.
+    labels: with the default threshold all values above zero are landslide, and labels that touch become one. Bands of
+    several classes that predict wrote, and labels that the file names (band tags class_K), give polygons of each class.
 
     \b
     geolabel polygonize mask.tif --out slides.gpkg

@@ -242,3 +242,55 @@ def test_what_is_probably_no_mask_is_told(tmp_path: Path, caplog: pytest.LogCapt
     scores = np.random.default_rng(0).random((3, 40, 50), dtype=np.float32)
     polygonize(picture(tmp_path / "scores.tif", scores))
     assert "has 3 bands: band 1 is used" in caplog.text
+
+
+# Several classes
+
+
+def named(found: gpd.GeoDataFrame) -> list[tuple[str, float]]:
+    return [(name, round(area * 4)) for name, area in zip(found["class"], found.geometry.area, strict=True)]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Values 1 and 2 side by side, 3 apart, and names for all of them."""
+    values = np.zeros((20, 30), np.uint8)
+    values[2:6, 2:6], values[2:6, 6:9], values[10:12, 2:4] = 1, 2, 3
+    path = write(tmp_path / "labels.tif", values)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(1, class_0="background", class_1="slide", class_2="fall", class_3="road")
+    return path
+
+
+def test_labels_that_the_file_names_are_classes(labels: Path) -> None:
+    assert named(polygonize(labels)) == [("slide", 16), ("fall", 12), ("road", 4)]
+    assert named(polygonize(labels, classes=["fall", "road"])) == [("fall", 12), ("road", 4)]
+    assert named(polygonize(labels, threshold=2)) == [("fall", 12), ("road", 4)]
+    with pytest.raises(OptionError, match=r"called 'rode': did you mean road[?] There are slide, fall, road"):
+        polygonize(labels, classes=["rode"])
+
+
+def test_bands_of_scores_are_classes(tmp_path: Path) -> None:
+    scores = np.zeros((2, 20, 30), np.uint8)
+    scores[0, 2:6, 2:8], scores[1, 2:6, 5:9], scores[1, 10:12, 2:4] = 200, 220, 150
+    scores[:, 19] = OUTSIDE
+    grid = Grid(pyproj.CRS("EPSG:32648"), PLACE, 20, 30)
+    blocks = [(window, scores[:, *window.slices]) for window in BlockGrid(20, 30, 7)]
+    path = tmp_path / "scores.tif"
+    write_cog(path, blocks, grid, nodata=OUTSIDE, kind="score", classes=("slide", "fall"))
+    with rasterio.open(path) as file:
+        assert file.descriptions == ("slide", "fall")
+        assert np.array_equal(file.read(), scores)
+    found = polygonize(path)
+    assert named(found) == [("slide", 12), ("fall", 16), ("fall", 4)]
+    assert found["score_max"].tolist() == pytest.approx([200 / FULL, 220 / FULL, 150 / FULL])
+    assert named(polygonize(path, classes=["slide"])) == named(polygonize(path, band=1)) == [("slide", 24)]
+    assert named(polygonize(path, block_size=5)) == named(found)
+
+
+def test_the_command_finds_the_classes_that_are_asked_for(tmp_path: Path, labels: Path) -> None:
+    out = tmp_path / "out.gpkg"
+    arguments = [str(labels), "--out", str(out), "--min-area", "1px", "--class", "road", "--class", "slide", "--json"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert json.loads(result.stdout)["landslides"] == 2
+    assert set(gpd.read_file(out, layer="landslides")["class"]) == {"slide", "road"}

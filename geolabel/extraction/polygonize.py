@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import length_hint
 from pathlib import Path
@@ -13,7 +13,7 @@ from geolabel.engine import executors
 from geolabel.engine.progress import Progress, Silent
 from geolabel.extraction.vectorize import vectorize
 from geolabel.io.read.fingerprints import check_apart
-from geolabel.io.read.scores import ScoreRaster, check_share, labelled_band
+from geolabel.io.read.scores import ScoreRaster, check_share, class_rasters
 from geolabel.outputs import check_target
 from geolabel.tiles import BlockGrid
 from geolabel.units import Measure
@@ -29,6 +29,7 @@ def polygonize(
     *,
     out: str | Path | None = None,
     band: int | None = None,
+    classes: Sequence[str] = (),
     threshold: float = 0.5,
     nodata: float | None = None,
     gsd: float | None = None,
@@ -48,7 +49,11 @@ def polygonize(
     raster, threshold, nodata, gsd
         See `geolabel.io.read.scores.ScoreRaster`.
     band
-        One-based; None for the only one, or the first of a raster that is no picture.
+        One-based; None for the only one, or the first of a raster that is no picture, but for all bands of scores of
+        several classes that geolabel wrote.
+    classes
+        Those that are wanted: descriptions of bands, or names that the band tags ``class_K`` give to values; none for
+        all. A pixel is of the class that scores highest.
     out
         GeoPackage to write; None to write nothing.
     min_area, max_hole, simplify, smooth
@@ -82,14 +87,15 @@ def polygonize(
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
         check_work(out, carried)
-    band = labelled_band(raster, nodata=nodata, gsd=gsd) if band is None else band
-    source = ScoreRaster(raster, band=band, threshold=threshold, nodata=nodata, gsd=gsd)
+    sources = class_rasters(raster, band=band, classes=classes, threshold=threshold, nodata=nodata, gsd=gsd)
+    source, *others = sources.values()
     if out is not None:
         check_apart([Path(out)], source.reader)
-    check_share(source)
+    if not others:
+        check_share(source)
     blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
     found = vectorize(
-        source,
+        [source, *others],
         source.grid,
         blocks,
         threshold=source.level,
@@ -97,6 +103,7 @@ def polygonize(
         max_hole_px=max_hole.pixels(size),
         simplify_px=simplify.pixels(size),
         smooth_px=smooth.pixels(size),
+        classes=list(sources),
         apply=partial(_followed, progress or Silent(), len(blocks)),
     )
     unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
@@ -106,21 +113,23 @@ def polygonize(
     if out is not None:
         measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
         given = {"threshold": threshold, "nodata": nodata, "gsd": gsd}
-        made = _provenance(source, given | {name: str(measure) for name, measure in measures.items()})
+        made = _provenance(sources, given | {name: str(measure) for name, measure in measures.items()})
         write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite, carried=carried)
     return found
 
 
-def _provenance(source: ScoreRaster, parameters: dict[str, Any]) -> dict[str, Any]:
-    scene = source.reader.scene
+def _provenance(sources: Mapping[str, ScoreRaster], parameters: dict[str, Any]) -> dict[str, Any]:
+    bands = [source.band for source in sources.values()]
+    scene = next(iter(sources.values())).reader.scene
     return {
         "software": {"geolabel": geolabel.__version__},
         "raster": {
             "name": scene.name,
             "size_bytes": scene.size_bytes,
             "modified": scene.modified,
-            "band": source.band,
+            "band": bands[0] if len(set(bands)) == 1 else bands,
         },
+        "classes": list(sources),
         "parameters": parameters,
     }
 

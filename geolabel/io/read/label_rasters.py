@@ -94,10 +94,10 @@ class LabelRaster:
             grid = _place(str(path), dataset, scene)
             nodata = dataset.nodata
             found, gaps = _scan(str(path), dataset)
-            tags = {int(k[6:]): name for k, name in dataset.tags(1).items() if re.fullmatch(r"class_\d+", k)}
+            tags = _class_tags(dataset, 1)
             whites = {IGNORE, *([np.iinfo(dataset.dtypes[0]).max] if dataset.dtypes[0].startswith("uint") else [])}
         if tags:
-            return cls(str(path), grid, dict(sorted(tags.items())), nodata, named=True, white=False)
+            return cls(str(path), grid, tags, nodata, named=True, white=False)
         if gaps and len(found) == 1 and 0 not in found:
             raise SceneError(
                 f"of {path} nothing but the value {found.pop()} is known, the rest is nodata or transparent: give its "
@@ -161,6 +161,23 @@ class LabelRaster:
             "resampling": Resampling.nearest,
             **options,
         }
+
+
+def _class_tags(dataset: DatasetReader, band: int) -> dict[int, str]:
+    tags = {int(key[6:]): name for key, name in dataset.tags(band).items() if re.fullmatch(r"class_\d{1,10}", key)}
+    return dict(sorted(tags.items()))
+
+
+def named_values(path: str | Path, band: int = 1) -> dict[int, str]:
+    """Values that a band names by tags ``class_K``, ascending, and their names; none where there is no such band.
+
+    Raises
+    ------
+    SceneError
+        If the raster cannot be read.
+    """
+    with _translated(path), reading(str(path)) as dataset:
+        return _class_tags(dataset, band) if band <= dataset.count else {}
 
 
 def _rasterio(crs: pyproj.CRS | None) -> CRS | None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.fills import FEW_VALUES
+from geolabel.io.read.headers import product_of
+from geolabel.io.read.label_rasters import named_values
 from geolabel.io.read.scenes import SceneReader
+from geolabel.labels import choose_classes
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers, mark_outside
 from geolabel.scene import Grid
@@ -44,7 +48,9 @@ class ScoreRaster:
     band
         One-based.
     threshold
-        Least value, after the band's scale, of a landslide's pixels.
+        Minimum value, after the band's scale, of a landslide's pixels.
+    value
+        Of a band of labels: the one value that counts, if it reaches the threshold; None for every value that does.
     nodata
         Value of pixels that are not valid, in place of the file's own.
     gsd
@@ -57,12 +63,14 @@ class ScoreRaster:
         *,
         band: int = 1,
         threshold: float = 0.5,
+        value: int | None = None,
         nodata: float | None = None,
         gsd: float | None = None,
     ) -> None:
         self.reader = SceneReader(path, bands=(band,), nodata=nodata, gsd=gsd)
         self.band = band
         self.threshold = threshold
+        self.value = value
 
     @property
     def grid(self) -> Grid:
@@ -107,7 +115,10 @@ class ScoreRaster:
         if not self.scored:
             if self._nodata == 0:  # many a mask calls its background nodata
                 valid = valid | (values == 0)
-            scores = np.where(values >= self.threshold, np.uint8(FULL), np.uint8(0))
+            found = values >= self.threshold
+            if self.value is not None:
+                found &= values == self.value
+            scores = np.where(found, np.uint8(FULL), np.uint8(0))
         elif self._own:
             scores = values
         else:
@@ -144,6 +155,52 @@ class ScoreRaster:
     @property
     def _nodata(self) -> float | None:
         return self.reader.header.nodata[self.band - 1] if self.reader.nodata is None else self.reader.nodata
+
+
+def class_rasters(
+    path: str | os.PathLike[str],
+    *,
+    band: int | None = None,
+    classes: Sequence[str] = (),
+    threshold: float = 0.5,
+    nodata: float | None = None,
+    gsd: float | None = None,
+) -> dict[str, ScoreRaster]:
+    """The classes of a raster by name: bands of scores with descriptions, or values that a band of labels names.
+
+    Parameters
+    ----------
+    band
+        The only one to read; None for all bands of scores of several classes that geolabel wrote, and of any other
+        raster for those that `classes` describe, else for `labelled_band`.
+    classes
+        Those that are wanted; none for all.
+    threshold, nodata, gsd
+        See `ScoreRaster`.
+
+    Raises
+    ------
+    OptionError
+        If one of the classes is not in the raster.
+    SceneError
+        If the raster cannot be read, or is a picture.
+    """
+
+    def raster(number: int, value: int | None = None) -> ScoreRaster:
+        return ScoreRaster(path, band=number, threshold=threshold, value=value, nodata=nodata, gsd=gsd)
+
+    with SceneReader(path, nodata=nodata, gsd=gsd) as reader:
+        header = reader.header
+    described = {name: number for number, name in enumerate(header.descriptions, 1) if name}
+    own = product_of(header) == "score" and len(described) > 1
+    if band is None and (own or any(name in described for name in classes)):
+        return {name: raster(described[name]) for name in choose_classes(list(described), classes, header.name)}
+    band = labelled_band(path, nodata=nodata, gsd=gsd) if band is None else band
+    named = {name: value for value, name in named_values(path, band).items() if value >= threshold}
+    if len(named) > 1:
+        return {name: raster(band, named[name]) for name in choose_classes(list(named), classes, header.name)}
+    alone = next((name for name, number in described.items() if own and number == band), "landslide")
+    return {name: raster(band) for name in choose_classes([alone], classes, header.name)}
 
 
 def labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None, gsd: float | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from rasterio.windows import Window as RasterWindow
 from geolabel.errors import OutputError
 from geolabel.io.foreign import in_words
 from geolabel.io.read.headers import PRODUCT
+from geolabel.labels import BACKGROUND
 from geolabel.masks import FULL
 from geolabel.outputs import check_target, replacing
 from geolabel.scene import Grid
@@ -47,6 +48,7 @@ def write_cog(
     *,
     nodata: int | None,
     kind: Literal["score", "mask"],
+    classes: Sequence[str] = (),
     overwrite: bool = False,
     tags: Mapping[str, str] | None = None,
 ) -> None:
@@ -58,12 +60,16 @@ def write_cog(
     Parameters
     ----------
     blocks
-        Windows of `grid` and their values (h, w). Pixels in no window are `nodata`, or 0 without one.
+        Windows of `grid` and their values, (h, w), or (C, h, w) for the scores of several classes. Pixels in no window
+        are `nodata`, or 0 without one.
     nodata
         Value that marks pixels outside, or None.
     kind
         ``score``: grey values 0..254 that stand for 0..1, which the band's scale says to those who ask.
         ``mask``: labels, which no overview may mix.
+    classes
+        Names of several classes: those of the bands of scores, or of the labels from 1, as tags ``class_K`` of the
+        band.
     overwrite
         Whether a file that is there may be replaced.
     tags
@@ -79,7 +85,7 @@ def write_cog(
     with replacing(path, overwrite=overwrite) as part, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         scratch = part.with_name("blocks of " + part.name)  # in the folder of this file alone
         try:
-            _write_blocks(scratch, blocks, grid, nodata, kind, tags or {})
+            _write_blocks(scratch, blocks, grid, nodata, kind, classes, tags or {})
             rasterio.shutil.copy(
                 scratch,
                 part,
@@ -101,12 +107,14 @@ def _write_blocks(
     grid: Grid,
     nodata: int | None,
     kind: Literal["score", "mask"],
+    classes: Sequence[str],
     tags: Mapping[str, str],
 ) -> None:
+    names = (classes or (kind,)) if kind == "score" else (kind,)
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "dtype": "uint8",
-        "count": 1,
+        "count": len(names),
         "height": grid.height,
         "width": grid.width,
         "crs": None if grid.crs is None else CRS.from_wkt(grid.crs.to_wkt()),
@@ -124,12 +132,16 @@ def _write_blocks(
         dataset = rasterio.open(scratch, "w", **profile)
     with dataset:
         dataset.update_tags(**tags, **{PRODUCT: kind})
-        dataset.set_band_description(1, kind)
+        for band, name in enumerate(names, 1):
+            dataset.set_band_description(band, name)
         if kind == "score":
-            dataset.scales = (1 / FULL,)
+            dataset.scales = (1 / FULL,) * len(names)
+        elif classes:
+            dataset.update_tags(1, **{f"class_{value}": name for value, name in enumerate((BACKGROUND, *classes))})
         for window, values in blocks:
             place = RasterWindow(window.col, window.row, window.width, window.height)
-            dataset.write(values, 1, window=place)
+            for band, layer in enumerate(values.reshape(-1, window.height, window.width), 1):
+                dataset.write(layer, band, window=place)
 
 
 # --- arrays in one go ------------------------------------------------------------------------------------------------
