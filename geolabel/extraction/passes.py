@@ -83,7 +83,7 @@ def localize(run: Run, task: int) -> list[TileReport]:
             failures[k] = _not_numbers(plan, "localizer", plan.localize_tiles[tiles[k]])
             valid[k] = np.zeros_like(valid[k])
             del maps[k]
-    record = {
+    record: dict[str, AnyArray] = {
         "seen": np.asarray(list(maps), np.int32),
         "stride": np.asarray(next((found.stride for found in maps.values()), 1), np.int32),
         "valid": np.packbits(np.stack(valid), axis=-1),

@@ -155,7 +155,7 @@ def _find_spans(
 ) -> tuple[list[Spans], bool]:
     """Spans of each class in one block, and whether it holds a pixel that is not valid."""
     scores = mosaics[0].scores(window)
-    best = np.zeros(scores.shape, np.uint8) if len(mosaics) > 1 else None
+    best = np.zeros(scores.shape if len(mosaics) > 1 else (0, 0), np.uint8)
     for c, mosaic in enumerate(mosaics[1:], 1):
         own = mosaic.scores(window)
         best[own > scores] = c
@@ -165,7 +165,7 @@ def _find_spans(
     mask = scores >= threshold
     if any_outside:
         mask &= ~outside
-    masks = [mask] if best is None else [mask & (best == c) for c in range(len(mosaics))]
+    masks = [mask & (best == c) for c in range(len(mosaics))] if len(mosaics) > 1 else [mask]
     classes = [Spans.of_mask(own, window) for own in masks]
     # Specks end here, so what travels and what is joined stays small however noisy the scores are.
     if min_area_px > 1:

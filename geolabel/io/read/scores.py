@@ -196,7 +196,7 @@ def class_rasters(
     if band is None and (own or any(name in described for name in classes)):
         return {name: raster(described[name]) for name in choose_classes(list(described), classes, header.name)}
     band = labelled_band(path, nodata=nodata, gsd=gsd) if band is None else band
-    named = {name: value for value, name in named_values(path, band).items() if value >= threshold}
+    named = {name: value for value, name in named_values(os.fspath(path), band).items() if value >= threshold}
     if len(named) > 1:
         return {name: raster(band, named[name]) for name in choose_classes(list(named), classes, header.name)}
     alone = next((name for name, number in described.items() if own and number == band), "landslide")
