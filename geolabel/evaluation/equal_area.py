@@ -16,9 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from geolabel.errors import VectorError
-from geolabel.io.read.features import in_crs, layer_info, read_layer
+from geolabel.io.read.features import in_crs, layer_info, read_aoi, read_layer
 from geolabel.io.read.label_rasters import grid_of
-from geolabel.io.write.vectors import read_aoi
 from geolabel.types import AnyArray
 
 TOUCHING = 1e-3

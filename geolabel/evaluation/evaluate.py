@@ -140,7 +140,7 @@ def evaluate(
         For a truth of polygons: the raster whose outline is judged. For a raster without georeference: the one of the
         same size that it was made for.
     aoi, aoi_layer
-        Polygons: only what lies inside is judged. See `geolabel.io.write.vectors.read_aoi`.
+        Polygons: only what lies inside is judged. See `geolabel.io.read.features.read_aoi`.
     classes
         Names of those to compare; nothing else counts.
 
