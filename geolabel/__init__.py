@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from geolabel.extraction.request import Reading as Reading
     from geolabel.units import Measure as Measure
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "GeolabelError": "geolabel.errors",

@@ -1,0 +1,78 @@
+"""The site of the documentation: it builds without a warning and without a network, and asks no other server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+OFFLINE = """
+import socket, sys
+
+
+def refuse(*arguments, **_):
+    raise OSError(f"the site is built without a network: {arguments}")
+
+
+socket.socket.connect = socket.getaddrinfo = refuse
+from mkdocs.__main__ import cli
+cli(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    missing = [name for name in ("mkdocs", "material", "mkdocstrings") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: pip install '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    arguments = ["build", "--strict", "--quiet", "--config-file", str(ROOT / "mkdocs.yml"), "--site-dir", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def pages(site: Path) -> dict[str, str]:
+    return {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+
+
+def test_the_site_builds_strictly_without_a_network(site: Path) -> None:
+    assert {"index.html", "install.html", "reference/cli.html", "notebooks/01_extract.html"} <= set(pages(site))
+
+
+def test_pages_load_nothing_from_other_servers(site: Path) -> None:
+    loads = re.compile(
+        r"<(?:script|img|iframe)[^>]*?src=[\"']?(?:https?:)?//|<link[^>]*?href=[\"']?(?:https?:)?//[^>]*>"
+    )
+    for name, text in pages(site).items():
+        assert not [found for found in loads.findall(text) if "canonical" not in found], name
+
+
+def test_no_page_keeps_a_gap_that_the_code_should_fill(site: Path) -> None:
+    for name, text in pages(site).items():
+        assert not re.search(r"\{\{ \w+", text), name
+
+
+def test_the_reference_has_every_command_and_every_public_name(site: Path) -> None:
+    import geolabel
+    from geolabel.cli.main import COMMANDS
+
+    commands = pages(site)["reference/cli.html"]
+    assert [name for name in COMMANDS if f"geolabel {name}<" not in commands] == []
+    names = pages(site)["reference/python.html"]
+    public = [name for name in geolabel.__all__ if not name.startswith("_")]
+    assert [name for name in public if f'id="geolabel.{name}"' not in names] == []
