@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import inspect
 import json
 import posixpath
 import re
@@ -105,7 +106,7 @@ def columns(name: str) -> str:
 
     lines = ["| column | type | meaning |", "|---|---|---|"]
     for column, kind in getattr(module, name).items():
-        about = module.ABOUT[column]
+        about = module.COLUMNS[column]
         lines.append(f"| `{column}` | {kind} | {about.alias}: {about.meaning} |")
     return "\n".join(lines)
 
@@ -212,9 +213,9 @@ def row(option: Option, context: click.Context) -> str:
 def prose(text: str) -> str:
     """Return a help text as Markdown: paragraphs after a backspace keep their lines."""
     parts = []
-    for part in text.split("\n\n"):
-        kept = part.lstrip("\n ").startswith("\b")
-        body = part.replace("\b", "").strip("\n")
+    for part in inspect.cleandoc(text).split("\n\n"):
+        kept = part.startswith("\b")
+        body = inspect.cleandoc(part.replace("\b", ""))
         parts.append(f"```text\n{body}\n```" if kept else escaped(body))
     return "\n\n".join(parts)
 
