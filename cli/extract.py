@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import click
 
+import geolabel
 from geolabel.errors import WeightsError
 from geolabel.models.measured import of_bundled
 
@@ -96,7 +96,7 @@ def extract(
 
     SCENE is anything that GDAL opens (a GeoTIFF, a VRT, a URL), a pattern in quotes, a text file with one scene per
     line, or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on top; polygons of scenes on
-    other grids are united where they overlap. The GeoPackage (OUTPUT, or --out) holds the landslides, what may be one
+    other grids are merged where they overlap. The GeoPackage (OUTPUT, or --out) holds the landslides, what may be one
     but is less likely to be (candidates), the prompts behind them and the tiles, each with a style that QGIS applies.
 
     \b
@@ -119,41 +119,37 @@ def extract(
     check_outputs(target, score_out, mask_out, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes
 
+    from . import summary
+
     listed = list_scenes(others if output else scenes, asset=given["asset"])
     check_inputs(listed)
-    with ExitStack() as stack:
-        with loading(ctx):
-            from geolabel.engine.run_folder import RunFolderOptions
-            from geolabel.extraction.combine import run_survey
-            from geolabel.extraction.outputs import Targets
-            from geolabel.extraction.reviewed import carried_over
-            from geolabel.extraction.scene_groups import prepare_survey
-
-            from . import summary
-
-            request = options.Request.of(given)
-            carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
-            inputs = [*carried.inputs(prompts_from), *(one.source for one in listed)]
-            targets = Targets.of(
-                target, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_dir, carried=carried
-            )
-            stack.enter_context(at_work(given))
-            asked = (request.reading, request.networks, request.parameters)
-            survey = prepare_survey(listed, *asked, dst_crs=dst_crs, raster=targets.raster)
-            if dry_run:
-                from geolabel.extraction.estimate import estimate_survey
-
-                estimated = estimate_survey(survey)
-        warn(ctx, survey.warnings)
-        if dry_run:
-            announce(estimated if as_json else summary.of_estimate(estimated), as_json=as_json)
-            return 0
-        run_folder = RunFolderOptions(run_dir, keep)
-        with progress_bar(ctx) as progress:
-            found = run_survey(survey, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress)
-    warn(ctx, found.report.gaps)
-    figures = found.summary()
-    dense = survey.plans[0].dense
-    rows = {"output": target, **figures} if as_json else summary.of_extraction(target, figures, dense=dense)
-    announce(rows, as_json=as_json)
-    return GAPS if found.report.gaps else 0
+    request = options.Request.of(given)
+    if dry_run:
+        with loading(ctx), at_work(given):
+            figures = geolabel.estimate(listed, dst_crs=dst_crs, **vars(request))
+        announce(figures if as_json else summary.of_estimate(figures), as_json=as_json)
+        return 0
+    report = geolabel.Report()
+    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+        geolabel.extract(
+            listed,
+            out=target,
+            **vars(request),
+            prompts_from=prompts_from,
+            keep_reviewed=keep_reviewed,
+            score_out=score_out,
+            mask_out=mask_out,
+            dst_crs=dst_crs,
+            overwrite=overwrite,
+            discard_review=discard_review,
+            run_folder=geolabel.RunFolderOptions(run_dir, keep),
+            progress=progress,
+            report=report,
+        )
+    warn(ctx, report.gaps)
+    figures = report.summary()
+    announce(
+        {"output": target, **figures} if as_json else summary.of_extraction(target, figures, dense=report.dense),
+        as_json=as_json,
+    )
+    return GAPS if report.gaps else 0

@@ -29,6 +29,7 @@ def info(
     bands: str | None,
     nodata: float | None,
     gsd: float | None,
+    time: str | None,
     working_gsd: float | None,
     stretch: str,
     as_json: bool,
@@ -41,7 +42,7 @@ def info(
     if working_gsd is not None and not 0 < working_gsd < float("inf"):
         raise OptionError(f"--working-gsd {working_gsd}: it has to be a positive number of metres")
     parse_stretch(stretch)  # a wrong option should not wait for the sample
-    with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd) as stored:
+    with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd, time=time) as stored:
         sample, valid = stored.sample()
         reader, valid = stored.examined(sample, valid)
         with reader:

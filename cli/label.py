@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
+import geolabel
 from geolabel.methods import METHODS
 
 from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import F, command, option
 from .inputs import CHIPS_PATH, NETWORK
-from .terminal import announce, loading, progress_bar
+from .terminal import announce, progress_bar
 
 METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     option(
@@ -155,12 +155,9 @@ def label(
     from geolabel.folders import check_work
 
     check_work(out, overwrite=overwrite, inputs=[chips])
-    with ExitStack() as stack:
-        with loading(ctx):
-            stack.enter_context(at_work(given))
-            networks = options.networks_of(given)
-            chosen = METHODS[method]
-            settings = chosen.settings(given)
-        with progress_bar(ctx) as progress:
-            figures = chosen.label(chips, out, settings, networks, overwrite=overwrite, progress=progress)
+    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+        networks = options.networks_of(given)
+        figures = geolabel.label(
+            chips, out, method=method, networks=networks, overwrite=overwrite, progress=progress, **given
+        )
     announce({"output": str(out)} | figures, as_json=as_json)

@@ -280,6 +280,13 @@ def reading_options(command: F) -> F:
             help="Value that marks pixels without data, instead of the file's own.",
         ),
         option(
+            "--time",
+            group="input",
+            rare=True,
+            metavar="DATE",
+            help="Which time of a file with several is the scene, such as 2024-05-01 or 2024-05-01T10:30.",
+        ),
+        option(
             "-b", "--bands", group="input", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."
         ),
     ):

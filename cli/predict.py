@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import click
+
+import geolabel
 
 from . import options, prediction
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import check_inputs, check_outputs, check_scenes
-from .terminal import announce, loading, progress_bar, warn
+from .terminal import announce, progress_bar, warn
 
 
 @command(short_help="Score every pixel of a scene.")
@@ -59,28 +60,23 @@ def predict(
     check_outputs(target, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes
 
+    from . import summary
+
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
     check_inputs(listed)
-    with ExitStack() as stack:
-        with loading(ctx):
-            from geolabel.engine.run_folder import RunFolderOptions
-            from geolabel.extraction.outputs import Targets
-            from geolabel.extraction.predict import run_predict
-            from geolabel.extraction.scene_groups import prepare_survey
-
-            from . import summary
-
-            request = options.Request.of(given)
-            inputs = [prompts_from, *(one.source for one in listed)]
-            targets = Targets.of(None, target, overwrite=overwrite, inputs=inputs, run_dir=run_dir)
-            stack.enter_context(at_work(given))
-            asked = (request.reading, request.networks, request.parameters)
-            survey = prepare_survey(listed, *asked, raster=target)
-            (plan,) = survey.plans
-        warn(ctx, survey.warnings)
-        run_folder = RunFolderOptions(run_dir, keep)
-        with progress_bar(ctx) as progress:
-            report = run_predict(plan, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress)
+    request, report = options.Request.of(given), geolabel.Report()
+    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+        geolabel.predict(
+            listed,
+            out=target,
+            **vars(request),
+            prompts_from=prompts_from,
+            overwrite=overwrite,
+            run_dir=run_dir,
+            keep=keep,
+            progress=progress,
+            report=report,
+        )
     warn(ctx, report.gaps)
     figures = report.summary()
     announce({"output": target, **figures} if as_json else summary.of_scores(target, figures), as_json=as_json)

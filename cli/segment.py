@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import click
+
+import geolabel
 
 from . import options
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import SCENE, check_outputs
-from .terminal import announce, loading, progress_bar, warn
+from .terminal import announce, progress_bar, warn
 
 
 @command(short_help="Outline everything in a scene, without classes.")
@@ -134,27 +135,23 @@ def segment(
     geolabel segment scene.tif --out segments.gpkg --sam vit_b
     """
     check_outputs(out, overwrite=overwrite, run_dir=run_dir)
-    with ExitStack() as stack:
-        with loading(ctx):
-            from geolabel.engine.run_folder import RunFolderOptions
-            from geolabel.extraction.outputs import Targets
-            from geolabel.extraction.request import prepare
-            from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
-            from geolabel.io.read.review import Carried
+    from . import summary
 
-            from . import summary
-
-            carried = Carried(discard=discard_review)
-            targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_dir, carried=carried)
-            asked = Everything(**{name: given[name] for name in vars(Everything())})
-            request = options.Request.of(given)
-            stack.enter_context(at_work(given))
-            plan = prepare(scene, request.reading, AskedEverywhere.of(request.networks, asked), request.parameters)
-        warn(ctx, plan.reader.warnings)
-        run_folder = RunFolderOptions(run_dir, keep)
-        with progress_bar(ctx) as progress:
-            found = run_segment(plan, targets, asked, run_folder=run_folder, progress=progress)
-    warn(ctx, found.report.gaps)
-    figures = found.summary()
+    everything = geolabel.Everything(**{name: given[name] for name in vars(geolabel.Everything())})
+    request, report = options.Request.of(given), geolabel.Report()
+    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+        geolabel.segment(
+            scene,
+            out=out,
+            **vars(request),
+            everything=everything,
+            overwrite=overwrite,
+            discard_review=discard_review,
+            run_folder=geolabel.RunFolderOptions(run_dir, keep),
+            progress=progress,
+            report=report,
+        )
+    warn(ctx, report.gaps)
+    figures = report.found | {"gaps": len(report.gaps)} | report.effort()
     announce({"output": out, **figures} if as_json else summary.of_segments(out, figures), as_json=as_json)
-    return GAPS if found.report.gaps else 0
+    return GAPS if report.gaps else 0

@@ -18,7 +18,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     Parameters
     ----------
     figures
-        Of `geolabel.extraction.extract.Extraction.summary`.
+        Of `geolabel.extraction.result.Result.summary`.
     dense
         Whether the method scores every pixel itself, without prompts.
     """
@@ -72,7 +72,7 @@ def of_segments(output: str, figures: Figures) -> dict[str, str]:
 
 
 def of_estimate(figures: Figures) -> dict[str, str]:
-    """Rows on what a run would take; `figures` are those of `geolabel.extraction.estimate.estimate_survey`."""
+    """Rows on what a run would take; `figures` are those of `geolabel.extraction.estimate.estimate_scenes`."""
     named = {"scene": "scene", "scenes": "scenes", "working_grid": "grid", "grids": "grids", "device": "device"}
     rows = {label: str(figures[key]) for key, label in named.items() if key in figures}
     low, high = (duration(figures[name]) for name in (NONE, EVERYWHERE))

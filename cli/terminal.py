@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -67,7 +67,7 @@ class Nothing:
 class Bars:
     """Progress as one bar with the time left; a pass that has ended leaves a plain line above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: ExitStack) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -77,6 +77,8 @@ class Bars:
             TimeRemainingColumn,
         )
 
+        self.waiting = waiting
+        """Is closed when the first pass begins."""
         self.display = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -89,6 +91,8 @@ class Bars:
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
         """Pass `results` through and draw how far they are."""
+        self.waiting.close()
+        self.display.start()
         start, done = time.monotonic(), 0
         task = self.display.add_task(name, total=total)
         for result in results:
@@ -124,16 +128,27 @@ def loading(ctx: click.Context, what: str = "loading networks") -> Iterator[None
 
 
 @contextmanager
-def progress_bar(ctx: click.Context) -> Iterator[Bars | Lines | Nothing]:
-    """Progress fit for where stderr goes: a bar on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS."""
-    if _silent(ctx):
-        yield Nothing()
-    elif sys.stderr.isatty():
-        bars = Bars()
-        with bars.display:
-            yield bars
-    else:
-        yield Lines()
+def progress_bar(ctx: click.Context, before: str | None = None) -> Iterator[Bars | Lines | Nothing]:
+    """Progress fit for where stderr goes: a bar on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS.
+
+    Parameters
+    ----------
+    before
+        What is done until the first pass begins, see `loading`.
+    """
+    with ExitStack() as waiting:
+        if before is not None:
+            waiting.enter_context(loading(ctx, before))
+        if _silent(ctx):
+            yield Nothing()
+        elif sys.stderr.isatty():
+            bars = Bars(waiting)
+            try:
+                yield bars
+            finally:
+                bars.display.stop()
+        else:
+            yield Lines()
 
 
 def warn(ctx: click.Context, messages: Iterable[str]) -> None:

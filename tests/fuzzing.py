@@ -37,6 +37,7 @@ from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.polygonize import polygonize
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.store import SUFFIX, Store
@@ -204,7 +205,7 @@ def read_tiff(path: Path, dice: random.Random) -> None:
                 for col in (0, plan.grid.width - 1):
                     reader.read(Window(row, col, 1, 1), plan.grid)
             return
-        run_extract(plan, Targets.of(None))
+        run_extract(SceneGroups.of(plan), Targets.of(None))
     if dice.random() < 0.3:
         polygonize(path, threshold=0.5, nodata=0)
 
@@ -289,8 +290,8 @@ def read_safetensors(path: Path, dice: random.Random) -> None:
 def extract_into(folder: Path, scene: Path) -> bytes:
     given = Parameters(tile_size=48, overlap=16, block_size=100)
     plan = make_plan(SceneReader(scene), *RECIPES, given, stretch="0,255")
-    found = run_extract(plan, Targets.of(None), run_folder=RunFolderOptions(folder, keep=True))
-    return found.landslides.drop(columns=["source"]).to_json().encode() + bytes(len(found.prompts))
+    found = run_extract(SceneGroups.of(plan), Targets.of(None), run_folder=RunFolderOptions(folder, keep=True))
+    return found.landslides.drop(columns=["source"]).to_json().encode() + bytes(len(found.parts[0].prompts))
 
 
 def change_run(folder: Path, dice: random.Random) -> bool:

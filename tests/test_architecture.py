@@ -18,7 +18,7 @@ ORDER = (
     "confidence", "clusters", "concepts",
     "pictures", "devices", "crf", "parts", "prompters", "labelers", "pipeline", "testing",
     "weights", "synthetic", "io", "io.read", "io.write", "datasets", "models.nets", "models",
-    "engine", "extraction", "labeling", "training", "methods", "evaluation", "cli",
+    "engine", "extraction", "labeling", "training", "methods", "evaluation", "api", "cli",
 )  # fmt: skip
 """Modules and packages from left to right: each imports what stands to its left, also for type checkers alone."""
 

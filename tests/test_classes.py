@@ -13,11 +13,15 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import geolabel
 from geolabel.engine import worker
 from geolabel.errors import OptionError
-from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.request import Networks
+from geolabel.extraction.result import Result
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.vectorize import find_objects, vectorize
 from geolabel.io.read.scenes import SceneReader
 from geolabel.mosaic import Layers
@@ -166,14 +170,14 @@ def know(monkeypatch: pytest.MonkeyPatch, *classes: str) -> None:
     monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else segment)
 
 
-def run(scene: Path, out: Path | None = None, **parameters: Any) -> Extraction:
+def run(scene: Path, out: Path | None = None, **parameters: Any) -> Result:
     options = {"tile_size": 128, "block_size": 64, "simplify": ZERO, "min_area": ZERO, "max_hole": ZERO}
     plan = make_plan(SceneReader(scene), *RECIPES, Parameters(**options | parameters), stretch="0,255")
     score, mask = (None, None) if out is None else (out.with_suffix(".score.tif"), out.with_suffix(".mask.tif"))
-    return run_extract(plan, Targets.of(out, score, mask, overwrite=True))
+    return run_extract(SceneGroups.of(plan), Targets.of(out, score, mask, overwrite=True))
 
 
-def found_in(found: Extraction) -> list[tuple[str, tuple[float, ...]]]:
+def found_in(found: Result) -> list[tuple[str, tuple[float, ...]]]:
     """Class and bounds in pixels of every polygon."""
     shapes = found.landslides.geometry.affine_transform((~UTM).to_shapely())
     return [(name, shape.bounds) for name, shape in zip(found.landslides["class"], shapes, strict=True)]
@@ -193,7 +197,7 @@ def test_a_run_finds_all_classes_that_its_network_knows(
     know(monkeypatch, "landslide", "rockfall")
     found = run(scene, method=method)
     assert found_in(found) == BOTH
-    assert set(found.prompts.class_ids.tolist()) == ({0, 1} if method == "apsam" else set())
+    assert set(found.parts[0].prompts.class_ids.tolist()) == ({0, 1} if method == "apsam" else set())
 
 
 @pytest.mark.parametrize("method", ["apsam", "student"])
@@ -212,3 +216,37 @@ def test_a_class_that_no_network_knows_is_an_error_that_lists_those_it_does(
     know(monkeypatch, "landslide", "rockfall")
     with pytest.raises(OptionError, match=r"'rockfal': did you mean rockfall[?] There are landslide, rockfall"):
         run(scene, class_names=("rockfal",))
+
+
+@pytest.mark.parametrize("method", ["apsam", "student"])
+def test_rasters_have_a_band_or_a_label_for_each_class(
+    scene: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, "landslide", "rockfall")
+    run(scene, tmp_path / "slides.gpkg", method=method)
+    with rasterio.open(tmp_path / "slides.score.tif") as written:
+        assert written.descriptions == ("landslide", "rockfall")
+        landslide, rockfall = written.read() >= 127
+    with rasterio.open(tmp_path / "slides.mask.tif") as written:
+        labels, tags = written.read(1), written.tags(1)
+    assert (tags["class_1"], tags["class_2"]) == ("landslide", "rockfall")
+    for row, col, value in ((40, 50, 1), (40, 100, 2), (120, 40, 2), (80, 150, 0)):
+        assert labels[row, col] == value
+        assert (landslide[row, col], rockfall[row, col]) == (value == 1, value == 2)
+
+
+@pytest.mark.parametrize("compute", [True, False])
+def test_predict_has_a_band_for_each_class(
+    scene: Path, tmp_path: Path, compute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, "landslide", "rockfall")
+    monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
+    given: dict[str, Any] = {
+        "reading": geolabel.Reading(stretch="0,255"),
+        "parameters": Parameters(tile_size=128, block_size=64, activation_floor=0),
+    }
+    scores = geolabel.predict(scene, compute=compute, **given)
+    assert scores["band"].values.tolist() == ["landslide", "rockfall"]
+    assert scores.rio.crs == "EPSG:32648"
+    assert scores.sel(band="rockfall").values[40, 100] > 0.5 > scores.sel(band="landslide").values[40, 100]
+    assert geolabel.predict(scene, out=tmp_path / "scores.tif", **given).equals(scores.compute())

@@ -49,11 +49,11 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What extract asks for; the run ends there."""
     asked: dict[str, object] = {}
 
-    def prepare(scene, reading, networks, parameters):
-        asked.update(scene=scene, reading=reading, networks=networks, parameters=parameters)
+    def prepare(scenes, reading, networks, parameters, **_):
+        asked.update(scenes=scenes, reading=reading, networks=networks, parameters=parameters)
         raise GeolabelError("seen enough")
 
-    monkeypatch.setattr("geolabel.extraction.request.prepare", prepare)
+    monkeypatch.setattr("geolabel.extraction.extract.prepare_scenes", prepare)
     return asked
 
 
@@ -448,7 +448,7 @@ def test_memory_that_runs_out_is_one_line_with_a_way_out(error, wanted: str, sce
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("geolabel.extraction.scene_groups.prepare_survey", fail)
+    monkeypatch.setattr("geolabel.extraction.extract.prepare_scenes", fail)
     assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
     assert_one_line(capsys.readouterr(), f"memory ran out{wanted}")
     monkeypatch.setattr("geolabel.io.read.scenes.SceneReader", fail)
@@ -460,7 +460,7 @@ def test_the_way_out_of_too_little_memory_names_options_that_there_are(scene, mo
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("geolabel.extraction.scene_groups.prepare_survey", fail)
+    monkeypatch.setattr("geolabel.extraction.extract.prepare_scenes", fail)
     assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
     assert "a smaller --batch or --tile-size or --block-size or --workers or --bounds" in capsys.readouterr().err
 

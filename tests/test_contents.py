@@ -11,8 +11,8 @@ from affine import Affine
 from geolabel.bands import band_in_name
 from geolabel.errors import SceneError
 from geolabel.extraction.plan import Parameters, examined
-from geolabel.extraction.request import Networks, Reading, prepare
-from geolabel.extraction.scene_groups import prepare_survey
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_groups import prepare, prepare_scenes
 from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scenes import SceneReader
@@ -42,7 +42,7 @@ def noise(count: int = 3, dtype: str = "uint8", size: int = 96) -> np.ndarray:
 
 
 def survey(*scenes: Path | str):
-    return prepare_survey(list_scenes(list(scenes)), Reading(), Networks(device="cpu"), Parameters(threads=1))
+    return prepare_scenes(list_scenes(list(scenes)), Reading(), Networks(device="cpu"), Parameters(threads=1))
 
 
 @pytest.mark.parametrize(

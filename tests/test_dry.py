@@ -9,9 +9,10 @@ import rasterio
 from affine import Affine
 
 from geolabel.engine import worker
-from geolabel.extraction.estimate import TORCH_BYTES, estimate
+from geolabel.extraction.estimate import TORCH_BYTES, estimate_plan
 from geolabel.extraction.plan import Parameters, make_plan
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_groups import prepare
 from geolabel.io.read.scenes import SceneReader
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.testing import FakeLocalizer, FakeSegmenter
@@ -36,7 +37,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SceneReader:
 
 def test_an_estimate_counts_the_work_and_writes_nothing(scene: SceneReader, tmp_path: Path) -> None:
     plan = make_plan(scene, *RECIPES, Parameters(tile_size=128, overlap=32, block_size=200))
-    figures = estimate(plan)
+    figures = estimate_plan(plan)
     assert figures["localizer_tiles"] == 3 * 5
     assert figures["blocks"] == 2 * 3
     assert figures["localizer_tile_px"] == figures["segmenter_tile_px"] == 128
@@ -47,7 +48,7 @@ def test_an_estimate_counts_the_work_and_writes_nothing(scene: SceneReader, tmp_
 
 def test_memory_is_less_where_no_network_needs_torch(scene: SceneReader) -> None:
     def figures(engine: Literal["onnx", "torch"]) -> dict[str, Any]:
-        return estimate(prepare(scene.source, Reading(), Networks(device="cpu", engine=engine), Parameters()))
+        return estimate_plan(prepare(scene.source.uri, Reading(), Networks(device="cpu", engine=engine), Parameters()))
 
     ours, torchs = figures("onnx"), figures("torch")
     assert (ours["engine"], torchs["engine"]) == ("onnx", "torch")
@@ -56,6 +57,6 @@ def test_memory_is_less_where_no_network_needs_torch(scene: SceneReader) -> None
 
 def test_memory_grows_with_tiles_and_batches_and_not_with_the_scene(scene: SceneReader) -> None:
     def memory(**parameters: int) -> int:
-        return int(estimate(make_plan(scene, *RECIPES, Parameters(**parameters)))["memory_mb"])
+        return int(estimate_plan(make_plan(scene, *RECIPES, Parameters(**parameters)))["memory_mb"])
 
     assert memory(tile_size=128, overlap=32) > memory(tile_size=64, overlap=16)

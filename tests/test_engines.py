@@ -21,10 +21,11 @@ from geolabel.concepts import Grounding, parse_concepts
 from geolabel.engine import worker
 from geolabel.engine.run_state import difference
 from geolabel.errors import OptionError, WeightsError
-from geolabel.extraction.outputs import plan_provenance
 from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.provenance import plan_provenance
+from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.run_key import run_key
+from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import AskedEverywhere, Everything
 from geolabel.extraction.text_prompts import GroundedNetworks
 from geolabel.masks import EVERY_CANDIDATE
@@ -327,7 +328,7 @@ def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:
     ) as target:  # fmt: skip
         target.write(np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8))
     plans = [prepare(scene, Reading(), Networks(device="cpu", engine=engine), Parameters()) for engine in ENGINES]
-    keys = [run_key(plan) for plan in plans]
+    keys = [run_key([plan], [None]) for plan in plans]
     assert "networks.localizer.engine was onnx and is torch now" in difference(*keys)
     assert [plan_provenance(plan)["networks"]["segmenter"]["engine"] for plan in plans] == list(ENGINES)
     assert {"onnxruntime", "torch"} <= set(keys[0]["versions"]) & set(plan_provenance(plans[0])["software"])

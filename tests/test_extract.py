@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import geopandas as gpd
 import numpy as np
 import pyogrio
@@ -22,11 +23,13 @@ from shapely.geometry import shape
 import geolabel
 from geolabel.engine import worker
 from geolabel.errors import OptionError, OutputError, SceneError
-from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.predict import run_predict
 from geolabel.extraction.request import Networks
+from geolabel.extraction.result import Result
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scenes import SceneReader
 from geolabel.masks import Masks
@@ -95,7 +98,7 @@ def write(path: Path, mask: np.ndarray, **profile: Any) -> Path:
 
 def run(
     scene: Any, out: Path | None = None, *, prompts_from: Path | None = None, rasters: bool = False, **parameters: Any
-) -> Extraction:
+) -> Result:
     options: dict[str, Any] = {
         "tile_size": 128, "overlap": 32, "block_size": 100,
         "simplify": Measure(0, "px"), "min_area": Measure(0, "px"), "max_hole": Measure(0, "px"),
@@ -104,7 +107,7 @@ def run(
     plan = make_plan(reader, *RECIPES, Parameters(**(options | parameters)), stretch="0,255")
     score = out.with_name(out.stem + "_score.tif") if out and rasters else None
     mask = out.with_name(out.stem + "_mask.tif") if out and rasters else None
-    return run_extract(plan, Targets.of(out, score, mask, overwrite=True), prompts_from=prompts_from)
+    return run_extract(SceneGroups.of(plan), Targets.of(out, score, mask, overwrite=True), prompts_from=prompts_from)
 
 
 def as_mask(found: gpd.GeoDataFrame, size: tuple[int, int], transform: Affine = UTM) -> np.ndarray:
@@ -182,18 +185,18 @@ def test_the_same_run_writes_the_same_file(tmp_path: Path) -> None:
 def test_an_object_longer_than_a_tile_is_prompted_tile_by_tile(tmp_path: Path) -> None:
     mask = ellipse((300, 420), 128, 210, 14, 190)
     found = run(write(tmp_path / "scene.tif", mask))
-    assert len(found.prompts) > 2
-    assert (found.prompts.boxes[:, 2] - found.prompts.boxes[:, 0] <= 128).all()
+    assert len(found.parts[0].prompts) > 2
+    assert (found.parts[0].prompts.boxes[:, 2] - found.parts[0].prompts.boxes[:, 0] <= 128).all()
     assert len(found.landslides) == 1
-    assert 2 < found.landslides["n_prompts"].item() <= len(found.prompts)  # where masks agree, the first wins
+    assert 2 < found.landslides["n_prompts"].item() <= len(found.parts[0].prompts)  # where masks agree, the first wins
     assert np.array_equal(as_mask(found.landslides, mask.shape), mask)
 
 
 def test_prompts_do_not_depend_on_tiles(tmp_path: Path) -> None:
     scene = write(tmp_path / "scene.tif", ellipse((300, 420), 150, 200, 30, 40) | ellipse((300, 420), 40, 380, 9, 12))
-    reference = run(scene, overlap=60).prompts
+    reference = run(scene, overlap=60).parts[0].prompts
     for overlap in (0, 24, 63):
-        prompts = run(scene, tile_size=128, overlap=overlap).prompts
+        prompts = run(scene, tile_size=128, overlap=overlap).parts[0].prompts
         # cells of the activation lie elsewhere in every grid of tiles; their outline may move by less than a cell
         assert len(prompts) == len(reference) == 2
         assert np.abs(prompts.boxes - reference.boxes).max() <= 4
@@ -273,7 +276,7 @@ def test_prompts_that_extract_found_give_the_same_landslides_again(tmp_path: Pat
     again = run(scene, prompts_from=tmp_path / "first.gpkg")
     assert again.landslides.equals(first.landslides)
     assert again.tiles.equals(first.tiles)  # the localizer weighs its own prompts as it did
-    assert not again.prompts.drawn.any()
+    assert not again.parts[0].prompts.drawn.any()
 
 
 def test_drawn_prompts_replace_the_activation(tmp_path: Path) -> None:
@@ -283,12 +286,12 @@ def test_drawn_prompts_replace_the_activation(tmp_path: Path) -> None:
         {"label": [1]}, geometry=gpd.points_from_xy([500_000 + 300 * 0.5], [3_000_000 - 200 * 0.5]), crs="EPSG:32648"
     )
     drawn.to_file(tmp_path / "drawn.geojson")
-    plan_grid = run(scene).plan.grid
+    plan_grid = run(scene).parts[0].plan.grid
     assert read_prompts(tmp_path / "drawn.geojson", plan_grid).points[0, 0] == pytest.approx([299.5, 199.5])
     found = run(scene, prompts_from=tmp_path / "drawn.geojson")
     assert len(found.landslides) == 1
     assert as_mask(found.landslides, mask.shape)[200, 300]
-    assert found.prompts.drawn.all()
+    assert found.parts[0].prompts.drawn.all()
     assert set(found.tiles["status"]) == {"unseen"}  # nothing that a person drew is weighed by the localizer
 
 
@@ -310,8 +313,8 @@ def test_the_segmenter_gets_what_was_asked_for(tmp_path: Path, monkeypatch: pyte
     asked = Prompts.concatenate(given)
     assert (asked.has_box == (kind != "point")).all()
     assert (asked.has_point == (kind != "box")).all()
-    assert found.prompts.has_box.all()  # what is written can be run again either way
-    assert found.prompts.has_point.all()
+    assert found.parts[0].prompts.has_box.all()  # what is written can be run again either way
+    assert found.parts[0].prompts.has_point.all()
 
 
 def test_the_gate_holds_back_what_is_improbable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +394,7 @@ def test_bounds_leave_the_rest_alone(tmp_path: Path) -> None:
         reader, *RECIPES, Parameters(tile_size=64, simplify=Measure(0, "px")), bounds=bounds, stretch="0,255"
     )
     assert (plan.grid.height, plan.grid.width) == (100, 100)
-    found = run_extract(plan, Targets.of(None))
+    found = run_extract(SceneGroups.of(plan), Targets.of(None))
     assert np.array_equal(as_mask(found.landslides, mask.shape), mask & (np.indices(mask.shape) < 100).all(axis=0))
 
 
@@ -453,8 +456,6 @@ def test_provenance_tells_how_it_was_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 def test_the_scheduler_changes_nothing(tmp_path: Path, scheduler: str) -> None:
-    import dask
-
     scene = write(tmp_path / "scene.tif", country())
     expected = run(scene).landslides
     with dask.config.set(scheduler=scheduler):
@@ -495,11 +496,56 @@ def test_the_temporary_folder_of_predict_goes_with_the_array(tmp_path: Path, mon
     assert not list((tmp_path / "temp").iterdir())
 
 
+@pytest.mark.parametrize("method", ["apsam", "student"])
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_scores_that_are_computed_later_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, scheduler: str
+) -> None:
+    monkeypatch.setattr(Networks, "recipes", lambda self, selection: RECIPES)
+    monkeypatch.setattr(Networks, "settled", lambda self, parameters: replace(parameters, method=method))
+    located: list[Any] = []
+    real = worker.localizer
+    monkeypatch.setattr(worker, "localizer", lambda recipe: located.append(recipe) or real(recipe))
+    scene = rioxarray.open_rasterio(write(tmp_path / "scene.tif", country(), nodata=7), chunks={"x": 64, "y": 64})
+    given: dict[str, Any] = {
+        "parameters": Parameters(tile_size=128, block_size=100, activation_floor=0 if method == "apsam" else None),
+        "reading": geolabel.Reading(stretch="0,255"),
+    }
+    expected = geolabel.predict(scene, out=tmp_path / "scores.tif", **given)
+    located.clear()
+    later = geolabel.predict(scene, compute=False, **given)
+    located.clear()  # the plan asks what the networks know
+    assert later.chunksizes["x"] == (100, 100, 100, 100, 20)
+    passes = {key.partition("-")[0] for key in map(str, later.data.dask) if not key.startswith("(")}
+    assert {"localize", "merge", "score"} <= passes
+    assert {"prompt", "segment"} <= passes or method == "student"
+    assert not located
+    with dask.config.set(scheduler=scheduler):
+        found = later.compute()
+    with rasterio.open(tmp_path / "scores.tif") as written:
+        stored = written.read(1)
+    assert np.array_equal(np.where(found.isnull(), 255, np.rint(found.values * 254)), stored)
+    assert (stored >= 127).any()
+    assert expected.equals(found)
+    asked = len(located)
+    assert asked > 0
+    assert later[:50].compute(scheduler=scheduler).equals(found[:50])
+    assert len(located) == asked  # what was found is kept for as long as the array is
+
+
+def test_predict_refuses_what_contradicts(tmp_path: Path) -> None:
+    scene = write(tmp_path / "scene.tif", country())
+    with pytest.raises(OptionError, match="compute=False: the networks have to run now"):
+        geolabel.predict(scene, out=tmp_path / "scores.tif", compute=False)
+    with pytest.raises(OptionError, match="keep: without a file"):
+        geolabel.predict(scene, keep=True)
+
+
 def test_predict_writes_the_scores_alone(tmp_path: Path) -> None:
     plan = make_plan(
         SceneReader(write(tmp_path / "scene.tif", country())), *RECIPES, Parameters(tile_size=128), stretch="0,255"
     )
-    report = run_predict(plan, Targets.of(None, tmp_path / "scores.tif"))
+    report = run_predict(SceneGroups.of(plan), Targets.of(None, tmp_path / "scores.tif"))
     assert report.masks > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.tif", "scores.tif"]
 

@@ -24,9 +24,11 @@ from geolabel.activation import Activation
 from geolabel.engine import executors, worker
 from geolabel.engine.tasks import Pass, Recorded
 from geolabel.errors import ClusterError, MemoryLimitError, OptionError, OutputError, TileError
-from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.result import Result
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.storage import FolderStorage
 from geolabel.masks import Masks
@@ -45,15 +47,17 @@ from dataclasses import replace
 from geolabel.cli.cluster import at_work
 from geolabel.cli.main import run as command
 from geolabel.io.read.scenes import SceneReader
-from geolabel.extraction import request
+from geolabel.extraction import scene_groups
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.testing import RECIPES
 
-def prepare(scene, reading, networks, parameters):
+def prepare_scenes(scenes, *_, **__):
     slow = [replace(recipe, source="stand-in:{seconds}") for recipe in RECIPES]
-    return make_plan(SceneReader(scene), *slow, Parameters(tile_size=48, overlap=16, block_size=100), stretch="0,255")
+    parameters = Parameters(tile_size=48, overlap=16, block_size=100)
+    plan = make_plan(SceneReader(scenes[0].source), *slow, parameters, stretch="0,255")
+    return scene_groups.SceneGroups.of(plan)
 
-request.prepare = prepare
+scene_groups.prepare_scenes = prepare_scenes
 if __name__ == "__main__":
     sys.exit(command(sys.argv[1:]))
 """
@@ -74,9 +78,9 @@ def scene(tmp_path: Path) -> Path:
     return path
 
 
-def run(scene: Path, out: Path | None = None, **parameters: Any) -> Extraction:
+def run(scene: Path, out: Path | None = None, **parameters: Any) -> Result:
     given = Parameters(**({"tile_size": 48, "overlap": 16, "block_size": 100} | parameters))
-    return run_extract(make_plan(SceneReader(scene), *RECIPES, given, stretch="0,255"), Targets.of(out))
+    return run_extract(SceneGroups.of(make_plan(SceneReader(scene), *RECIPES, given, stretch="0,255")), Targets.of(out))
 
 
 def start(scene: Path, out: Path, *options: str) -> subprocess.Popen[str]:
@@ -102,7 +106,7 @@ def as_the_command_writes_it(scene: Path, threads: int | None = None) -> bytes:
     slow = [replace(recipe, source=f"stand-in:{SECONDS}") for recipe in RECIPES]
     given = Parameters(tile_size=48, overlap=16, block_size=100, threads=threads)
     out = scene.with_name("whole.gpkg")
-    run_extract(make_plan(SceneReader(scene), *slow, given, stretch="0,255"), Targets.of(out))
+    run_extract(SceneGroups.of(make_plan(SceneReader(scene), *slow, given, stretch="0,255")), Targets.of(out))
     return out.read_bytes()
 
 

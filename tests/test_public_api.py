@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import geolabel
+from geolabel import api
 from geolabel.cli.main import COMMANDS, cli
 from geolabel.errors import GeolabelError
 
@@ -16,23 +17,24 @@ HEAVY = ("torch", "rasterio", "geopandas", "pyogrio", "xarray", "dask", "scipy",
 
 
 def test_all_is_sorted_and_complete():
-    assert list(geolabel.__all__) == sorted(geolabel.__all__)
-    assert set(geolabel.__all__) == {*geolabel._HOMES, "__version__"}
+    assert api.__all__ == sorted(api._HOMES)
+    assert geolabel.__all__ == ["__version__", *api.__all__]
     assert set(geolabel.__all__) <= set(dir(geolabel))
+    assert set(api.__all__) <= set(dir(api))
 
 
-@pytest.mark.parametrize("name", sorted(geolabel._HOMES))
+@pytest.mark.parametrize("name", sorted(api._HOMES))
 def test_every_name_is_the_one_of_its_home(name: str):
-    home = sys.modules.get(geolabel._HOMES[name])
-    assert getattr(geolabel, name).__module__ == geolabel._HOMES[name]
-    assert home is None or getattr(home, name) is getattr(geolabel, name)
+    assert getattr(geolabel, name) is getattr(api, name)
+    assert getattr(geolabel, name).__module__ == api._HOMES[name]
+    assert getattr(sys.modules[api._HOMES[name]], name) is getattr(geolabel, name)
 
 
 def test_type_checkers_see_the_names_that_resolve():
-    tree = ast.parse(Path(geolabel.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(api.__file__).read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
     seen = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
-    assert seen == geolabel._HOMES
+    assert seen == api._HOMES
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -45,6 +47,7 @@ def test_an_unknown_name_is_an_attribute_error():
     "work",
     [
         "import geolabel",
+        "import geolabel.api",
         "from geolabel.cli.main import run; assert run(['--help']) == 0",
         "from geolabel.cli.main import run; assert run(['--version']) == 0",
         "from geolabel.cli.main import run; assert run(['extract', '--help']) == 0",

@@ -12,7 +12,7 @@ from affine import Affine
 from shapely import box
 
 from geolabel.evaluation.evaluate import evaluate
-from geolabel.extraction.merge_overlaps import brought
+from geolabel.extraction.result import reprojected
 from geolabel.geodesy import measure
 from geolabel.io.read.features import in_crs, read_aoi
 from geolabel.io.write.vectors import write_layers
@@ -107,7 +107,7 @@ def test_areas_are_turned_to_scenes_that_count_on_beyond_180_degrees(tmp_path: P
 
 def test_a_geopackage_takes_boxes_that_are_cut(tmp_path: Path):
     frame = gpd.GeoDataFrame({"tile": [1, 2]}, geometry=in_utm(RING, box(179, 10, 179.1, 10.1)), crs=UTM)
-    tiles = frame.set_geometry(gpd.GeoSeries(brought(frame, LONLAT), crs=LONLAT))
+    tiles = frame.set_geometry(gpd.GeoSeries(reprojected(frame, LONLAT), crs=LONLAT))
     empty = gpd.GeoDataFrame({"id": []}, geometry=[], crs=LONLAT)
     write_layers(tmp_path / "a.gpkg", empty, None, tiles, {}, crs=LONLAT)
     found = gpd.read_file(tmp_path / "a.gpkg", layer="tiles")
@@ -119,7 +119,7 @@ def test_one_landslide_scores_one_in_any_crs(tmp_path: Path):
     slide.to_file(tmp_path / "utm.gpkg", layer="landslides")
     for target in (4326, 3857):
         path = tmp_path / f"{target}.gpkg"
-        gpd.GeoDataFrame(geometry=brought(slide, pyproj.CRS(target)), crs=target).to_file(path, layer="landslides")
+        gpd.GeoDataFrame(geometry=reprojected(slide, pyproj.CRS(target)), crs=target).to_file(path, layer="landslides")
         for slides, truth in ((path, tmp_path / "utm.gpkg"), (tmp_path / "utm.gpkg", path)):
             result = evaluate(slides, truth)
             assert result.areas.iou == pytest.approx(1, abs=1e-4)

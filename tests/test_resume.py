@@ -32,6 +32,7 @@ from geolabel.extraction.outputs import Targets
 from geolabel.extraction.passes import MaskTable, Regions, TileReport
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.run_key import run_key
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.vectorize import Sums
 from geolabel.extraction.work import ALLOWED
 from geolabel.io import storage
@@ -169,13 +170,13 @@ def test_what_calls_itself_a_run(text: str, tmp_path: Path) -> None:
 def test_records_that_do_not_belong_together_are_an_error(scene: Path, tmp_path: Path) -> None:
     plan = make_plan(SceneReader(scene), *RECIPES, Parameters(tile_size=48, overlap=16), stretch="0,255")
     run_folder = RunFolderOptions(tmp_path / "run", keep=True)
-    run_extract(plan, Targets.of(None), run_folder=run_folder)
+    run_extract(SceneGroups.of(plan), Targets.of(None), run_folder=run_folder)
     store = Store(tmp_path / "run")
     store.write("localize", 0, store.read("localize", 0) | {"activation_0": np.zeros((1, 2, 3), np.uint8)})
     for number in range(store.count("prompt-done")):
         (tmp_path / "run" / store.name("prompt-done", number)).unlink()
     with pytest.raises(RunError, match="records of an earlier run, and resuming from them failed"):
-        run_extract(plan, Targets.of(None), run_folder=run_folder)
+        run_extract(SceneGroups.of(plan), Targets.of(None), run_folder=run_folder)
 
 
 def test_a_result_without_its_pixels_is_found_again(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def scene(tmp_path: Path) -> Path:
 
 def key_of(scene: Path, **parameters: object) -> dict[str, object]:
     plan = make_plan(SceneReader(scene), *RECIPES, Parameters(tile_size=64, **parameters), stretch="0,255")  # type: ignore[arg-type]
-    key = run_key(plan)
+    key = run_key([plan], [None])
     assert key is not None
     return key
 
@@ -404,8 +405,8 @@ def test_an_array_has_no_key_of_its_own(scene: Path) -> None:
         reader = SceneReader(array)
         assert fingerprint(reader) is None
         plan = make_plan(reader, *RECIPES, Parameters(tile_size=64), stretch="0,255")
-        assert run_key(plan) is None
-        assert run_key(plan, scene_key="march") is not None
+        assert run_key([plan], [None]) is None
+        assert run_key([plan], [None], scene_key="march") is not None
 
 
 # Folders

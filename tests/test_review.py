@@ -24,7 +24,7 @@ from affine import Affine
 import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OutputError
-from geolabel.extraction import outputs, request
+from geolabel.extraction import attributes, outputs, request
 from geolabel.extraction.request import Networks, Reading
 from geolabel.io.read.review import read_review, read_work
 from geolabel.testing import RECIPES
@@ -42,7 +42,7 @@ PLACES = [(20, 20), (20, 100), (20, 180), (100, 20), (100, 100), (100, 180), (18
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that find what is bright, and a confidence that grows with the area: 400 m2 and more are certain."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
-    monkeypatch.setattr(outputs, "confidence_of", lambda table, *_: np.minimum(np.asarray(table["area_m2"]) / 400, 1.0))
+    monkeypatch.setattr(attributes, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
 
 
 def write(path: Path, shift: float = 0.0) -> Path:
@@ -388,13 +388,13 @@ def test_who_reviews_while_a_run_is_going_on_loses_nothing(
 ) -> None:
     path = tmp_path / "slides.gpkg"
     extract(scene, path)
-    write_inventory = outputs.write_inventory
+    write_layers = outputs.write_layers
 
     def late(*arguments: Any, **more: Any) -> None:
         sql(path, statement)
-        write_inventory(*arguments, **more)
+        write_layers(*arguments, **more)
 
-    monkeypatch.setattr(outputs, "write_inventory", late)
+    monkeypatch.setattr(outputs, "write_layers", late)
     with pytest.raises(OutputError, match=r"was edited after its review was read|1 prompt that a person"):
         extract(scene, path, overwrite=True, **{given: path})
     found = layers(path)

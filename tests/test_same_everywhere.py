@@ -32,9 +32,11 @@ from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.engine import executors, worker
 from geolabel.engine.progress import Silent
 from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan, make_plan
+from geolabel.extraction.result import Result
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.segment import Everything, run_segment
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.write.rasters import write_geotiff
@@ -130,9 +132,9 @@ def planned(scene: Path, **parameters: Any) -> Plan:
     return make_plan(SceneReader(scene), *RECIPES, Parameters(**(options | parameters)), stretch="0,255")
 
 
-def run(plan: Plan, folder: Path, name: str = "slides") -> Extraction:
+def run(plan: Plan, folder: Path, name: str = "slides") -> Result:
     targets = Targets.of(folder / f"{name}.gpkg", folder / f"{name}_score.tif", folder / f"{name}_mask.tif")
-    return run_extract(plan, targets)
+    return run_extract(SceneGroups.of(plan), targets)
 
 
 def outputs(folder: Path, name: str = "slides") -> list[bytes]:
@@ -432,7 +434,8 @@ def test_any_scene(
 
 @pytest.mark.slow
 def test_the_bundled_networks(tmp_path: Path) -> None:
-    from geolabel.extraction.request import Networks, Reading, prepare
+    from geolabel.extraction.request import Networks, Reading
+    from geolabel.extraction.scene_groups import prepare
     from geolabel.labeling.synthesize import synthesize
 
     scene = tmp_path / "scene.tif"
@@ -468,12 +471,12 @@ def test_what_differs_is_told_and_overwritten_only_when_asked(scene: Path, tmp_p
     with pytest.raises(RunError, match=r"parameters\.gate was 0\.5 and is 0\.25 now.*--overwrite"):
         run(planned(scene, gate=0.25), tmp_path)
     targets = replace(Targets.of(tmp_path / "slides.gpkg"), overwrite=True)
-    assert run_extract(planned(scene, gate=0.25), targets).report.tasks_kept == 0
+    assert run_extract(SceneGroups.of(planned(scene, gate=0.25)), targets).report.tasks_kept == 0
 
 
 def test_records_stay_when_asked_for(scene: Path, tmp_path: Path) -> None:
     run_folder = RunFolderOptions(tmp_path / "here", keep=True)
-    first = run_extract(planned(scene), Targets.of(None), run_folder=run_folder)
-    again = run_extract(planned(scene), Targets.of(None), run_folder=run_folder)
+    first = run_extract(SceneGroups.of(planned(scene)), Targets.of(None), run_folder=run_folder)
+    again = run_extract(SceneGroups.of(planned(scene)), Targets.of(None), run_folder=run_folder)
     assert again.report.tasks_kept == again.report.tasks == first.report.tasks
     assert again.landslides.to_wkb().equals(first.landslides.to_wkb())

@@ -616,6 +616,43 @@ def test_arrays_that_are_no_scene(array, message):
         _ = SceneReader(array).scene
 
 
+def test_one_of_several_times_is_chosen():
+    values = noise(shape=(3, 3, 4, 5))
+    times = np.array(["2024-04-30T10:30", "2024-05-01T10:30", "2024-05-01T16:00"], "datetime64[ns]")
+    array = xarray.DataArray(values, {"time": times}, ("time", "band", "y", "x"))
+    bands = xarray.Dataset({name: array[:, k] for k, name in enumerate(("red", "green", "blue"))})
+    for data in (array, bands):
+        with SceneReader(data, gsd=1, time="2024-05-01 16") as reader:
+            np.testing.assert_array_equal(whole(reader)[0], values[2])
+            assert reader.scene.event_date == "2024-05-01"
+        assert SceneReader(data, gsd=1, time="2024-04").scene.event_date == "2024-04-30"
+        with pytest.raises(SceneError, match=r"has 2024-04-30T10:30:00, .* and 2 of its times begin"):
+            _ = SceneReader(data, gsd=1, time="2024-05-01").scene
+        with pytest.raises(SceneError, match=r"3 times along 'time'.* choose one, such as time='2024-04-30T10:30:00'"):
+            _ = SceneReader(data, gsd=1).scene
+    with pytest.raises(SceneError, match="no axis of times"):
+        _ = SceneReader(array[0], gsd=1, time="2024").scene
+
+
+def test_one_of_several_times_of_a_file_is_chosen(tmp_path):
+    values = noise(shape=(2, 3, 4, 5))
+    places = {
+        "time": np.array(["2024-04-30", "2024-05-01"], "datetime64[ns]"),
+        "y": 3_000_003.5 - np.arange(4),
+        "x": 500_000.5 + np.arange(5),
+    }
+    array = xarray.DataArray(values.astype(np.int16), places, ("time", "band", "y", "x"), name="scene")
+    array = array.rio.write_crs(32648).rio.write_coordinate_system()
+    array.to_netcdf(tmp_path / "scene.nc", engine="scipy", format="NETCDF3_64BIT")
+    with pickle.loads(pickle.dumps(SceneReader(tmp_path / "scene.nc", time="2024-05-01"))) as reader:
+        np.testing.assert_array_equal(whole(reader)[0], values[1])
+        assert reader.scene.event_date == "2024-05-01"
+    with pytest.raises(SceneError, match="has 2024-04-30T00:00:00, 2024-05-01T00:00:00, and none of its times begins"):
+        _ = SceneReader(tmp_path / "scene.nc", time="2023").scene
+    with pytest.raises(SceneError, match="has no times that bands differ in"):
+        _ = SceneReader(write(tmp_path / "plain.tif", noise()), time="2023").scene
+
+
 def test_a_failing_array_is_a_failing_window():
     def explode(block):
         raise RuntimeError("no such granule")

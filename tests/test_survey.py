@@ -22,8 +22,8 @@ import geolabel
 from geolabel.cli.main import run as command
 from geolabel.engine.run_folder import RunFolderOptions, summarize
 from geolabel.errors import OptionError, RunError, SceneError, VectorError
-from geolabel.extraction.merge_overlaps import overlapping, unite
 from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.result import merge_overlaps, overlapping
 from geolabel.extraction.run_key import scenes_of
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.testing import RECIPES
@@ -271,9 +271,9 @@ def test_a_run_over_many_scenes_goes_on(grids: int, quarters: list[Path], tmp_pa
     scenes = quarters if grids == 1 else [quarters[0], shifted(tmp_path, "right", Window(0, 110, SIZE, 110))]
     out = tmp_path / "slides.gpkg"
     geolabel.extract(scenes, out=tmp_path / "expected.gpkg", **GIVEN)
-    from geolabel.extraction import extract
+    from geolabel.extraction import pipeline
 
-    real, calls = extract.merge, []
+    real, calls = pipeline.merge, []
 
     def fails_once(*given: Any) -> None:
         calls.append(given)
@@ -281,7 +281,7 @@ def test_a_run_over_many_scenes_goes_on(grids: int, quarters: list[Path], tmp_pa
             raise OSError(5, "the disk is gone")
         real(*given)
 
-    monkeypatch.setattr(extract, "merge", fails_once)
+    monkeypatch.setattr(pipeline, "merge", fails_once)
     with pytest.raises(OSError, match="the disk is gone"):
         geolabel.extract(scenes, out=out, **GIVEN)
     told = summarize(tmp_path / "slides.gpkg.run")
@@ -297,6 +297,15 @@ def test_a_run_over_many_scenes_goes_on(grids: int, quarters: list[Path], tmp_pa
     geolabel.extract(scenes, out=out, **GIVEN)
     assert out.read_bytes() == (tmp_path / "expected.gpkg").read_bytes()
     assert not (tmp_path / "slides.gpkg.run").exists()
+
+
+def test_a_run_resumes_in_another_crs(whole: Path, tmp_path: Path) -> None:
+    run_folder, report = RunFolderOptions(tmp_path / "run", keep=True), geolabel.Report()
+    first = geolabel.extract(whole, run_folder=run_folder, **GIVEN)
+    found = geolabel.extract(whole, dst_crs="EPSG:4326", run_folder=run_folder, report=report, **GIVEN)
+    assert found.crs == "EPSG:4326"
+    assert report.tasks_kept == report.tasks > 0
+    assert report.summary()["landslides"] == len(found) == len(first)
 
 
 def test_a_scene_that_changed_is_noticed(quarters: list[Path], tmp_path: Path) -> None:
@@ -365,7 +374,7 @@ def table(scene: str, *squares: shapely.Geometry, score: float = 0.8, date: str 
 def test_landslides_that_share_ground_are_one() -> None:
     a = table("a", square(500_000, 0), square(500_100, 0), square(500_110, 0), score=0.6, date="2024-05-01")
     b = table("b", square(500_005, 0, 20), square(500_120, 0), score=0.9, date="2024-05-01")
-    found = unite([a, b], pyproj.CRS.from_epsg(32648))
+    found = merge_overlaps([a, b], pyproj.CRS.from_epsg(32648))
     assert found["id"].tolist() == [1, 2, 3, 4]
     assert [json.loads(source) for source in found["source"]] == [["a", "b"], ["a"], ["a"], ["b"]]
     first = found.iloc[0]
@@ -379,14 +388,14 @@ def test_landslides_that_share_ground_are_one() -> None:
 
 def test_a_chain_of_overlaps_is_one_landslide_without_a_common_date() -> None:
     a, b, c = (table(name, square(500_000 + 8 * k, 0), date=f"2024-05-0{k + 1}") for k, name in enumerate("abc"))
-    found = unite([a, b, c], pyproj.CRS.from_epsg(32648))
+    found = merge_overlaps([a, b, c], pyproj.CRS.from_epsg(32648))
     assert found["source"].tolist() == ['["a", "b", "c"]']
     assert found["event_date"].tolist() == [None]
 
 
 def test_nothing_is_a_table_too() -> None:
-    assert len(unite([table("a"), table("b")], pyproj.CRS.from_epsg(32648))) == 0
-    assert len(unite([table("a"), table("b", square(0, 0))], pyproj.CRS.from_epsg(4326))) == 1
+    assert len(merge_overlaps([table("a"), table("b")], pyproj.CRS.from_epsg(32648))) == 0
+    assert len(merge_overlaps([table("a"), table("b", square(0, 0))], pyproj.CRS.from_epsg(4326))) == 1
 
 
 def test_those_of_one_scene_stay_apart() -> None:

@@ -17,7 +17,7 @@ import threading
 import uuid
 from asyncio import CancelledError as AsyncCancelledError
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -97,20 +97,49 @@ def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = F
                 future.cancel()
 
 
-def lazy(function: Callable[[Window], AnyArray], blocks: BlockGrid, dtype: DTypeLike) -> Any:
-    """Return a ``dask.array`` of the grid that `blocks` partition; `function` makes a block when it is asked for."""
+def later(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
+    """Return a call for a graph of dask, which shows it by a name; arguments that are such calls are made before it."""
+    call = dask.delayed(function, pure=False, traverse=False)
+    return call(*arguments, dask_key_name=f"{name}-{uuid.uuid4().hex}")
+
+
+def lazy(
+    function: Callable[[Window], AnyArray],
+    blocks: BlockGrid,
+    dtype: DTypeLike,
+    *,
+    name: str = "block",
+    after: Callable[[int], Sequence[Any]] = lambda _: (),
+) -> Any:
+    """Return a ``dask.array`` of the grid that `blocks` partition; `function` makes a block when it is asked for.
+
+    Parameters
+    ----------
+    name
+        What the graph calls the making of a block.
+    after
+        The calls of `later` that have to be made before a block, by its number.
+    """
     import dask.array as da
 
-    read = dask.delayed(function, pure=False, traverse=False)
+    made = partial(_made_after, function)
     down, across = blocks.shape
     rows = [
         [
-            da.from_delayed(read(window), (window.height, window.width), dtype)  # type: ignore[no-untyped-call]
-            for window in (blocks[i * across + j] for j in range(across))
+            da.from_delayed(  # type: ignore[no-untyped-call]
+                later(made, blocks[number], list(after(number)), name=name),
+                (blocks[number].height, blocks[number].width),
+                dtype,
+            )
+            for number in range(row * across, (row + 1) * across)
         ]
-        for i in range(down)
+        for row in range(down)
     ]
     return da.block(rows)  # type: ignore[no-untyped-call]
+
+
+def _made_after(function: Callable[[Window], AnyArray], window: Window, _: Sequence[Any]) -> AnyArray:
+    return function(window)
 
 
 # --- who works -------------------------------------------------------------------------------------------------------

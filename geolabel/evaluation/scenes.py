@@ -20,10 +20,10 @@ from geolabel.evaluation import baselines
 from geolabel.evaluation.examples import Example
 from geolabel.evaluation.table import OURS
 from geolabel.extraction.activation_maps import validity
-from geolabel.extraction.extract import find_landslides
-from geolabel.extraction.pipeline import join_regions, localize
+from geolabel.extraction.pipeline import find_landslides, join_regions, localize
 from geolabel.extraction.plan import Parameters, Plan
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.vectorize import find_objects
 from geolabel.extraction.work import in_scratch
 from geolabel.io.write.rasters import write_geotiff

@@ -32,8 +32,9 @@ from geolabel.evaluation.scenes import (
     write_scene,
 )
 from geolabel.evaluation.table import OURS, Case, Measurement, Section
-from geolabel.extraction.extract import find_landslides
-from geolabel.extraction.request import Reading, prepare
+from geolabel.extraction.pipeline import find_landslides
+from geolabel.extraction.request import Reading
+from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.windows import PromptedWindow, assign
 from geolabel.extraction.work import in_scratch
 from geolabel.io.read.opening import reading

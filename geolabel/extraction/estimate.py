@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geolabel.engine import executors, worker
 from geolabel.extraction.clustered import points_asked
-from geolabel.extraction.plan import Plan
-from geolabel.extraction.scene_groups import Survey
+from geolabel.extraction.plan import Parameters, Plan
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
+from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.parts import EverythingRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.tiles import Window
+
+if TYPE_CHECKING:
+    from geolabel.io.read.scene_inputs import Scenes
+
+log = logging.getLogger(__name__)
 
 BASE_BYTES, TORCH_BYTES = 250 << 20, 500 << 20
 """Memory of the process with its libraries, before there is work, and what torch adds where it runs a network."""
@@ -35,7 +43,40 @@ TOTALS = ("area_km2", "localizer_tiles", "blocks", NONE, EVERYWHERE)
 """What adds up over the grids of a run."""
 
 
-def estimate(plan: Plan) -> dict[str, Any]:
+def estimate(
+    scene: Scenes,
+    *,
+    reading: Reading | None = None,
+    networks: Networks | None = None,
+    parameters: Parameters | None = None,
+    dst_crs: str | None = None,
+) -> dict[str, Any]:
+    """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
+
+    Parameters
+    ----------
+    scene, reading, networks, parameters, dst_crs
+        As in `geolabel.extract`.
+
+    Returns
+    -------
+    Figures by name. How many windows the segmenter will see is not known before the activation is; the time is given
+    for none and for every tile.
+
+    Raises
+    ------
+    GeolabelError
+        See `geolabel.errors`.
+    """
+    reading = reading or Reading()
+    scenes = list_scenes(scene, asset=reading.asset)
+    groups = prepare_scenes(scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs)
+    for text in groups.warnings:
+        log.warning("%s", text)
+    return estimate_scenes(groups)
+
+
+def estimate_plan(plan: Plan) -> dict[str, Any]:
     """Count the work of a plan and time one warm tile of each network on real pixels.
 
     How many windows the segmenter will see is not known before the activation is; the time of all is given for
@@ -88,15 +129,15 @@ def estimate(plan: Plan) -> dict[str, Any]:
     }
 
 
-def estimate_survey(survey: Survey) -> dict[str, Any]:
-    """Count the work of all plans together; for scenes on one grid see `estimate`."""
-    parts = [estimate(plan) for plan in survey.plans]
+def estimate_scenes(groups: SceneGroups) -> dict[str, Any]:
+    """Count the work of all plans together; for scenes on one grid see `estimate_plan`."""
+    parts = [estimate_plan(plan) for plan in groups.plans]
     figures = parts[0]
     if len(parts) > 1:
         totals = {name: round(sum(part[name] for part in parts), 6) for name in TOTALS}
         memory = max(part["memory_mb"] for part in parts)
         place = {name: parts[0][name] for name in ("device", "engine")}
-        figures = {"scenes": survey.scenes, "grids": len(parts), **place, **totals, "memory_mb": memory}
+        figures = {"scenes": groups.scenes, "grids": len(parts), **place, **totals, "memory_mb": memory}
     per_km2 = {name.replace("seconds", "seconds_per_km2"): round(figures[name] / figures["area_km2"], 2)
                for name in (NONE, EVERYWHERE)}  # fmt: skip
     return figures | per_km2

@@ -1,4 +1,4 @@
-"""From a scene to landslide polygons.
+"""From scenes to landslide polygons.
 
 scene -> tiles -> activation -> prompts -> masks -> mosaic blocks -> polygons -> GeoPackage
 """
@@ -7,88 +7,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.errors import OptionError
-from geolabel.extraction.merge_overlaps import brought
-from geolabel.extraction.outputs import (
-    Targets,
-    is_likely,
-    overview,
-    review_provenance,
-    sorted_by,
-    write_outputs,
-)
-from geolabel.extraction.pipeline import find_scores, polygonize
-from geolabel.extraction.plan import Parameters, Plan, Run
+from geolabel.errors import OptionError, VectorError
+from geolabel.extraction.outputs import Targets, write_result
+from geolabel.extraction.pipeline import find_landslides
+from geolabel.extraction.plan import Parameters, Plan
 from geolabel.extraction.request import Networks, Reading
-from geolabel.extraction.reviewed import carried_over, combine
-from geolabel.extraction.vectorize import Objects
-from geolabel.extraction.work import Report, Work, under_way
+from geolabel.extraction.result import Result, combine
+from geolabel.extraction.reviewed import carried_over, with_review
+from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
+from geolabel.extraction.work import Report, under_way
+from geolabel.io.prompt_layers import grid_key
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.prompts import FRESH, Prompts
-from geolabel.types import AnyArray, Int64Array
+from geolabel.prompts import Prompts
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
-    from geolabel.io.read.arrays import Labelled
-    from geolabel.io.read.review import Review
-    from geolabel.io.write.vectors import Reviewed
-
+    from geolabel.io.read.scene_inputs import Scenes
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """Everything that a run found."""
-
-    landslides: gpd.GeoDataFrame
-    candidates: gpd.GeoDataFrame
-    """What is less likely to be a landslide than `Parameters.min_confidence` asks, numbered with the landslides."""
-    prompts: Prompts
-    """In pixels of the working grid."""
-    tiles: gpd.GeoDataFrame
-    """Windows of the localizer: status, class probability, message."""
-    objects: Objects
-    """All that was found, as pixels, in the order of their numbers from 1: landslides, candidates and what a review
-    leaves out."""
-    shown: Int64Array
-    """Numbers of those that are landslides."""
-    run: Run
-    report: Report
-    reviewed: Reviewed | None = None
-    """What comes from a person's review."""
-    left_out: int = 0
-    """Polygons that were found on ground that the person has decided about."""
-
-    def summary(self) -> dict[str, Any]:
-        """The figures that a user wants to see at the end."""
-        counts: dict[str, Any] = review_provenance(self).get("review", {})
-        return overview(self.landslides, self.candidates) | counts | self.report.summary()
-
-    @property
-    def drawn(self) -> AnyArray:
-        """Outlines of the landslides that are a person's work, in the CRS of the scene."""
-        own = self.landslides[self.landslides["id"].isin(self.reviewed.numbers if self.reviewed else ())]
-        return brought(own, self.plan.grid.crs)
-
-    @property
-    def plan(self) -> Plan:
-        """What was decided before."""
-        return self.run.plan
-
-
 def extract(
-    scene: str | Path | Labelled | Sequence[str | Path | Labelled],
+    scene: Scenes,
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
@@ -103,11 +50,12 @@ def extract(
     discard_review: bool = False,
     run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> gpd.GeoDataFrame:
     """Find the landslides of a scene, or of many as one inventory.
 
-    Scenes on one grid are worked on as one; where they overlap, the first one that is valid shows. Those on other grids
-    are worked on in turn, and landslides of theirs that overlap are united.
+    Scenes on one grid are worked on as one; where they overlap, the first one that is valid shows. Scenes on other
+    grids are worked on in turn, and their landslides that overlap are merged.
 
     Parameters
     ----------
@@ -135,10 +83,12 @@ def extract(
     discard_review
         Whether such a file may be replaced all the same.
     run_folder
-        Where the records of the run are kept, from which the same call goes on when this one ends early; by default in
-        a folder beside the first output that goes when the run succeeds.
+        Where the records of the run are kept, from which the same call resumes when this one ends early; by default in
+        a folder beside the first output, which is deleted when the run succeeds.
     progress
-        Whoever wants to follow the run.
+        Follows the run.
+    report
+        Is filled in with what the run does: counts, gaps, seconds.
 
     Returns
     -------
@@ -156,9 +106,6 @@ def extract(
     >>> import geolabel
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
-    from geolabel.extraction.combine import run_survey
-    from geolabel.extraction.scene_groups import prepare_survey
-
     run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
@@ -166,69 +113,59 @@ def extract(
     targets = Targets.of(
         out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried
     )
-    survey = prepare_survey(
+    groups = prepare_scenes(
         scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster
     )
-    for text in survey.warnings:
+    for text in groups.warnings:
         log.warning("%s", text)
-    return run_survey(survey, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress).landslides
+    result = run_extract(
+        groups, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress, report=report
+    )
+    return result.landslides
 
 
 def run_extract(
-    plan: Plan,
+    groups: SceneGroups,
     targets: Targets,
     *,
     prompts_from: str | Path | None = None,
     run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
-) -> Extraction:
+    report: Report | None = None,
+) -> Result:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
-    drawn = read_drawn(prompts_from, plan)
-    with under_way(plan, targets, run_folder or RunFolderOptions(), drawn, progress) as work:
-        found = with_review(find_landslides(work, drawn), targets.carried.review)
-        write_outputs(found, targets, work.folder)
-    return found
+    drawn = read_drawn(prompts_from, groups.plans)
+    with under_way(groups.plans, targets, run_folder or RunFolderOptions(), drawn, progress, report) as works:
+        parts = [find_landslides(work, prompts) for work, prompts in zip(works, drawn, strict=True)]
+        found = combine(parts, groups, works[0].report, given=prompts_from is not None)
+        result = with_review(found, targets.carried.review)
+        result.report.found = result.figures()
+        write_result(result, targets, works[0].folder)
+    return result
 
 
-def read_drawn(
-    path: str | Path | None, plan: Plan, *, partly: bool = False, others: frozenset[str] = frozenset()
-) -> Prompts | None:
-    """Read the prompts that replace the activation, if a file of such is given."""
-    if path is not None and not plan.localized:
-        raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
-    if path is not None and plan.dense:
-        raise OptionError(f"prompts from {path}: {plan.parameters.method} asks no segmenter; use --method apsam")
+def read_drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts | None]:
+    """The prompts that replace the activation: for each grid those that lie on it, or None where no file is given."""
     if path is None:
-        return None
-    prompts = read_prompts(path, plan.grid, classes=plan.classes, partly=partly, others=others)
-    if plan.parameters.selection == "overlap" and prompts.drawn.any():
-        raise OptionError(f"prompts of a person, in {path}, have no activation that --selection overlap could compare "
-                          "masks with: choose by best_iou, first, whole or single")  # fmt: skip
-    return prompts
+        return [None] * len(plans)
+    keys = [grid_key(plan.grid) for plan in plans]
+    drawn = []
+    for plan, key in zip(plans, keys, strict=True):
+        _check_prompted(path, plan)
+        others = frozenset(keys) - {key}
+        drawn.append(read_prompts(path, plan.grid, classes=plan.classes, partly=len(plans) > 1, others=others))
+    if len(plans) > 1 and not any(map(len, drawn)):
+        raise VectorError(f"no prompt of {path} lies on any of the scenes: check the CRS of the file")
+    if plans[0].parameters.selection == "overlap" and any(prompts.drawn.any() for prompts in drawn):
+        raise OptionError(
+            f"prompts of a person, in {path}, have no activation that --selection overlap could compare "
+            "masks with: choose by best_iou, first, whole or single"
+        )
+    return [*drawn]
 
 
-def find_landslides(work: Work, drawn: Prompts | None = None) -> Extraction:
-    """Run the five passes. Each leaves its pixels in the store and returns a table of small numbers.
-
-    Parameters
-    ----------
-    drawn
-        Prompts that replace the activation, in pixels of the working grid.
-    """
-    tiles, prompts, masks = find_scores(work, drawn)
-    objects, polygons = polygonize(work, masks, prompts.ids[prompts.drawn])
-    likely = is_likely(polygons, work.run.plan)
-    work.report.landslides += int(likely.sum())
-    work.report.candidates += int((~likely).sum())
-    shown = polygons["id"].to_numpy(np.int64)[likely]
-    return Extraction(*sorted_by(likely, polygons), prompts, tiles, objects, shown, run=work.run, report=work.report)
-
-
-def with_review(found: Extraction, review: Review | None) -> Extraction:
-    """What was found, and what a person reviewed, if there is such."""
-    if review is None:
-        return found
-    fresh = frozenset(found.prompts.ids[found.prompts.origins == FRESH].tolist())
-    together = combine(review, found.landslides, found.candidates, fresh, found.plan.grid.unit_m)
-    found.report.landslides, found.report.candidates = len(together.landslides), len(together.candidates)
-    return replace(found, **vars(together))
+def _check_prompted(path: str | Path, plan: Plan) -> None:
+    if not plan.localized:
+        raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
+    if plan.dense:
+        raise OptionError(f"prompts from {path}: {plan.parameters.method} asks no segmenter; use --method apsam")

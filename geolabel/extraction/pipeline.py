@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from geolabel.extraction import dense, passes
+from geolabel.extraction.attributes import complete, is_likely, seen_in, tile_table
 from geolabel.extraction.clustered import find_clustered
-from geolabel.extraction.outputs import complete, tile_table
 from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions
 from geolabel.extraction.peaks import confident, peak_prompts
-from geolabel.extraction.plan import Plan, task_size
-from geolabel.extraction.source_scenes import seen_in
+from geolabel.extraction.plan import Plan, Run, task_size
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
-from geolabel.extraction.windows import assign, clip_to_tiles, oversized
+from geolabel.extraction.windows import PromptedWindow, assign, clip_to_tiles, oversized
 from geolabel.extraction.work import Work
 from geolabel.parts import EverythingRecipe
 from geolabel.prompters import centroid_outside, shape_prompts
@@ -34,6 +33,49 @@ if TYPE_CHECKING:
 
 NOBODY = np.zeros(0, np.int64)
 """No prompt."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was found on one grid, in its CRS."""
+
+    polygons: gpd.GeoDataFrame
+    """Landslides and candidates, in the order of their numbers from 1."""
+    prompts: Prompts
+    """In pixels of the working grid."""
+    tiles: gpd.GeoDataFrame
+    """Windows of the localizer: status, class probability, message."""
+    objects: Objects
+    """The same polygons as pixels."""
+    run: Run
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided before."""
+        return self.run.plan
+
+    @property
+    def landslides(self) -> gpd.GeoDataFrame:
+        """Those polygons that are as likely as `Parameters.min_confidence` asks."""
+        return self.polygons[is_likely(self.polygons, self.plan)].reset_index(drop=True)
+
+    @property
+    def candidates(self) -> gpd.GeoDataFrame:
+        """The others."""
+        return self.polygons[~is_likely(self.polygons, self.plan)].reset_index(drop=True)
+
+
+def find_landslides(work: Work, drawn: Prompts | None = None) -> Part:
+    """Run the five passes. Each leaves its pixels in the store and returns a table of small numbers.
+
+    Parameters
+    ----------
+    drawn
+        Prompts that replace the activation, in pixels of the working grid.
+    """
+    tiles, prompts, masks = find_scores(work, drawn)
+    objects, polygons = polygonize(work, masks, prompts.ids[prompts.drawn])
+    return Part(polygons, prompts, tiles, objects, work.run)
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
@@ -138,16 +180,20 @@ def numbered(prompts: Prompts) -> Prompts:
 
 def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
     """Pass 3: masks of the windows that hold a prompt, each window once for all its prompts, and of no other."""
-    plan = work.run.plan
+    batches = batches_of(prompts, work.run.plan)
+    tables = list(work.each(passes.SEGMENT, batches, networks=[work.run.plan.segmenter]))
+    work.report.count_masks(prompts, [window for _, windows in batches for window in windows], tables)
+    return tables
+
+
+def batches_of(prompts: Prompts, plan: Plan) -> list[tuple[int, list[PromptedWindow]]]:
+    """The tasks of pass 3 and their numbers: windows that hold a prompt, some at a time."""
     windows = [
         replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
         for seen in assign(prompts, plan.segment_tiles)
     ]
     size = task_size(len(windows), plan.segmenter.batch)
-    batches = [windows[start : start + size] for start in range(0, len(windows), size)]
-    tables = list(work.each(passes.SEGMENT, list(enumerate(batches)), networks=[plan.segmenter]))
-    work.report.count_masks(prompts, windows, tables)
-    return tables
+    return list(enumerate(windows[start : start + size] for start in range(0, len(windows), size)))
 
 
 def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
-from geolabel.extraction.plan import DENSE, LOCALIZER_TILE, Parameters, Plan, make_plan
+from geolabel.extraction.plan import DENSE, LOCALIZER_TILE, Parameters
 from geolabel.masks import Filters, Selection
 from geolabel.parts import LocalizerRecipe, NoSegmenterRecipe, Recipe, SegmenterRecipe
-
-if TYPE_CHECKING:
-    from geolabel.io.read.arrays import Labelled
-    from geolabel.io.read.scenes import SceneReader
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,9 @@ class Reading:
     """Metres per pixel to work at; None for the scene's own within the networks' range."""
     stretch: str = "p2-98"
     """Radiometric stretch of the whole scene: percentiles, two values, or ``none``."""
+    time: str | None = None
+    """Which of several times of a file or dataset is the scene: an ISO 8601 date, or date and time, as far as it takes
+    to tell it from the others."""
     asset: str | None = None
     """Which asset of STAC items is the scene; None for the one that is a picture."""
 
@@ -228,100 +227,3 @@ def _device_and_precision(device: str, precision: str) -> tuple[str, str]:
     except ModuleNotFoundError:  # a machine that only trains may have no dask, and then has no cluster either
         return worker.device_and_precision(device, precision)
     return executors.where_networks_run(worker.device_and_precision, device, precision)
-
-
-def _clustered() -> bool:
-    from geolabel.engine import executors
-
-    return executors.clustered()
-
-
-def _in_task() -> bool:
-    from geolabel.engine import executors
-
-    return executors.in_task()
-
-
-def prepare(
-    scene: str | Path | Labelled,
-    reading: Reading,
-    networks: Networks,
-    parameters: Parameters,
-    *,
-    event_date: str | None = None,
-) -> Plan:
-    """Open the header of a scene, load the networks and decide the run.
-
-    In workers a network call takes one thread unless more are asked for.
-
-    Parameters
-    ----------
-    event_date
-        Date of the scene, where its file does not say it.
-
-    Raises
-    ------
-    GeolabelError
-        See `geolabel.errors`.
-    """
-    from geolabel.io.read.features import read_aoi
-    from geolabel.io.read.headers import check_image
-
-    reader = open_scene(*_source(scene), reading, event_date)
-    check_image(reader.header)
-    grid = reader.scene.grid  # the header comes first: most mistakes show there, before a network is loaded
-    if reading.aoi is not None:
-        reader = reader.within(read_aoi(reading.aoi, grid.crs, reading.aoi_layer, grid=grid))
-    parameters = networks.settled(parameters)
-    return make_plan(
-        reader,
-        *networks.recipes_of(parameters),
-        for_workers(parameters),
-        bounds=reading.bounds,
-        working_gsd=reading.working_gsd,
-        stretch=reading.stretch,
-    )
-
-
-def open_scene(
-    source: str | Labelled, name: str | None, reading: Reading, event_date: str | None = None
-) -> SceneReader:
-    """Say how a scene is to be read; nothing is opened yet."""
-    from geolabel.io.read.scenes import SceneReader
-
-    return SceneReader(
-        source, bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd, name=name, event_date=event_date
-    )
-
-
-def for_workers(parameters: Parameters) -> Parameters:
-    """The parameters with what they leave to who works."""
-    return replace(parameters, threads=1) if (_clustered() or _in_task()) and parameters.threads is None else parameters
-
-
-MESSAGE_BYTES = 16 << 20
-"""A larger array in memory is not sent along with every task."""
-
-
-def visible(source: str | Labelled) -> str | Labelled:
-    """The same source, if workers can see it.
-
-    Raises
-    ------
-    OptionError
-        If it is a large array in the memory of this process and the work is done in others.
-    """
-    if not isinstance(source, str) and _clustered() and not source.chunks and source.nbytes > MESSAGE_BYTES:
-        raise OptionError(
-            f"the array of {source.nbytes >> 20} MB lies in the memory of this process, and workers cannot see it: "
-            "write it to a file, or open it with chunks"
-        )
-    return source
-
-
-def _source(scene: str | Path | Labelled) -> tuple[str | Labelled, str | None]:
-    """What to open, and what to call it: workers may have another current folder, so paths are made absolute."""
-    if not isinstance(scene, str | Path):
-        return visible(scene), None
-    name = str(scene)
-    return (str(Path(name).absolute()), name) if Path(name).exists() else (name, None)

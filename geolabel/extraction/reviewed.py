@@ -10,9 +10,8 @@ ground, those that answer a prompt that was drawn or changed since that file was
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import geopandas as gpd
 import numpy as np
@@ -21,34 +20,18 @@ import pyproj
 import shapely
 
 from geolabel import geodesy
-from geolabel.extraction.merge_overlaps import SIZES, brought, stacked
+from geolabel.extraction.result import SIZES, Result, reprojected, stacked
 from geolabel.extraction.scene_groups import same_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.review import LAYER, REDRAWN, UNREVIEWED, Carried, Review, mark_of_prompts, read_review
 from geolabel.io.write.vectors import Reviewed, prompt_numbers
 from geolabel.io.written import canonical, plain, read_written
-from geolabel.types import AnyArray, BoolArray, Int64Array
-
-if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
+from geolabel.types import AnyArray, BoolArray
 
 log = logging.getLogger(__name__)
 
 SHARE = 0.5
 """Of a polygon, from which on ground that a person has decided about decides about it."""
-
-
-@dataclass(frozen=True)
-class Inventoried:
-    """An inventory of what a person reviewed and of what a run found."""
-
-    landslides: gpd.GeoDataFrame
-    candidates: gpd.GeoDataFrame
-    reviewed: Reviewed
-    shown: Int64Array
-    """Numbers that the run gave to those of its polygons that are landslides."""
-    left_out: int
-    """Polygons of the run on ground that a person has decided about."""
 
 
 def review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
@@ -82,30 +65,16 @@ def carried_over(
     return Carried(discard, review, Path(prompts_from), mark_of_prompts(Path(prompts_from)))
 
 
-def combine(
-    review: Review,
-    landslides: gpd.GeoDataFrame,
-    candidates: gpd.GeoDataFrame,
-    fresh: AbstractSet[int] = frozenset(),
-    unit_m: float | None = None,
-) -> Inventoried:
-    """Put what a person reviewed and what a run found into one inventory; see the module for the rules.
+def with_review(result: Result, review: Review | None) -> Result:
+    """What a person reviewed and what a run found as one result; see the module for the rules.
 
-    Parameters
-    ----------
-    landslides, candidates
-        What the run found, in the CRS of the inventory, numbered together.
-    fresh
-        Prompts that were drawn or changed since the reviewed file was written.
-    unit_m
-        Metres per unit of the coordinates where there is no CRS.
-
-    Returns
-    -------
-    Inventoried
-        Numbers of what was kept, or is found again as it was, are as before; all others are higher than any that a
-        polygon of these files has had.
+    Numbers of what was kept, or is found again as it was, are as before; all others are higher than any that a polygon
+    of these files has had.
     """
+    if review is None:
+        return result
+    landslides, candidates, fresh = result.landslides, result.candidates, result.fresh
+    unit_m = result.parts[0].plan.grid.unit_m
     crs = landslides.crs
     kept, rejected = (_carried(table, crs, unit_m) for table in (review.kept, review.rejected))
     highest = review.highest
@@ -136,7 +105,8 @@ def combine(
         parts = [part[part[LAYER] == name] for part in (found, kept)]
         layers.append(stacked(parts, crs, columns).sort_values("id", kind="stable", ignore_index=True))
     numbered = frozenset(int(number) for number in kept["id"])
-    return Inventoried(
+    return replace(
+        result,
         landslides=layers[0],
         candidates=layers[1],
         reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest),
@@ -147,7 +117,7 @@ def combine(
 
 def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:
     """Reviewed polygons in the CRS of the inventory, with the sizes of those outlines that are a person's."""
-    outlines = brought(table, crs)
+    outlines = reprojected(table, crs)
     new = np.full(len(table), not same_crs(table.crs, crs)) | table[REDRAWN].to_numpy(bool)
     table = table.reindex(columns=[*dict.fromkeys([*table.columns, *LANDSLIDE_COLUMNS])])
     table = table.set_geometry(gpd.GeoSeries(outlines, index=table.index, crs=crs))
@@ -170,7 +140,7 @@ def _valid(outlines: AnyArray) -> AnyArray:
 
 def _waiting(review: Review, crs: pyproj.CRS | None) -> dict[bytes, tuple[int, str]]:
     """Number and layer of the polygons that nobody has looked at, by their outlines."""
-    outlines = canonical(brought(review.waiting, crs))
+    outlines = canonical(reprojected(review.waiting, crs))
     rows = zip(outlines, review.waiting["id"], review.waiting[LAYER], strict=True)
     return {shapely.to_wkb(outline): (int(number), layer) for outline, number, layer in rows}
 

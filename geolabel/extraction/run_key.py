@@ -9,7 +9,6 @@ from dataclasses import asdict, astuple, fields
 from typing import Any
 
 import numpy as np
-import pyproj
 import shapely
 
 from geolabel.engine import executors, worker
@@ -20,16 +19,27 @@ from geolabel.io.read.scenes import SceneReader
 from geolabel.prompts import Prompts
 
 
-def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None = None) -> dict[str, Any] | None:
-    """Everything that the records of a run depend on, as plain values; None where the scene cannot be told again.
+def run_key(
+    plans: Sequence[Plan], drawn: Sequence[Prompts | None], *, scene_key: str | None = None
+) -> dict[str, Any] | None:
+    """Everything that the records of a run depend on, as plain values; None where a scene cannot be told again.
 
     Parameters
     ----------
     drawn
-        Prompts that replace the activation.
+        For each plan, prompts that replace the activation.
     scene_key
-        What stands for the scene, instead of its file.
+        What stands for the scenes, instead of their files.
     """
+    keys = [_plan_key(plan, prompts, scene_key) for plan, prompts in zip(plans, drawn, strict=True)]
+    if None in keys:
+        return None
+    if len(keys) == 1:
+        return keys[0]
+    return {"parts": len(keys)} | {f"part {number}": key for number, key in enumerate(keys, 1)}
+
+
+def _plan_key(plan: Plan, drawn: Prompts | None, scene_key: str | None) -> dict[str, Any] | None:
     mark = {"key": scene_key} if scene_key is not None else scene_mark(plan.reader)
     if mark is None:
         return None
@@ -66,27 +76,6 @@ def run_key(plan: Plan, drawn: Prompts | None = None, *, scene_key: str | None =
     }
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
-
-
-def survey_key(
-    plans: Sequence[Plan], drawn: Sequence[Prompts | None], crs: pyproj.CRS | None, *, scene_key: str | None = None
-) -> dict[str, Any] | None:
-    """Everything that the records of a run with several plans depend on; None where a scene cannot be told again.
-
-    Parameters
-    ----------
-    drawn
-        For each plan, prompts that replace the activation.
-    crs
-        Of the inventory.
-    scene_key
-        What stands for the scenes, instead of their files.
-    """
-    keys = [run_key(plan, prompts, scene_key=scene_key) for plan, prompts in zip(plans, drawn, strict=True)]
-    if None in keys:
-        return None
-    parts = {f"part {number}": key for number, key in enumerate(keys, 1)}
-    return {"parts": len(keys), "crs": None if crs is None else crs.to_wkt()} | parts
 
 
 def scene_mark(reader: SceneReader) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A run over many scenes: those on one grid are worked on as one, the others one after the other."""
+"""The scenes of a run, one or many: those on one grid are worked on as one, the others one after the other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import pyproj
 import shapely
@@ -14,11 +15,10 @@ from affine import Affine
 from geolabel.bands import band_in_name, choose_bands
 from geolabel.engine import executors
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.extraction import request
 from geolabel.extraction.plan import Parameters, Plan, examined, make_plan
 from geolabel.extraction.request import Networks, Reading
 from geolabel.io.read.headers import check_image, product_of
-from geolabel.io.read.scene_inputs import SceneInput
+from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
 from geolabel.models import measured
@@ -26,47 +26,55 @@ from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid, Scene, span
 
+if TYPE_CHECKING:
+    from geolabel.io.read.arrays import Labelled
+
 AS_IT_IS = Stretch((0.0,) * 3, (255.0,) * 3, "none")
 """What a scene mosaic needs: its scenes are stretched before they are put together."""
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a run over one scene or many will do."""
+class SceneGroups:
+    """The scenes of a run by the grid that they share, and what the run does on each."""
 
     plans: tuple[Plan, ...]
     """One for each grid, in the order of its first scene."""
     crs: pyproj.CRS | None
-    """Of the inventory."""
-    scenes: int
+    """Of the polygons."""
+    scenes: int = 1
     warnings: tuple[str, ...] = ()
     """What had to be guessed, for the user to check, and where the networks are known to do badly."""
 
-    @property
-    def plain(self) -> bool:
-        """Whether all there is to do is one plan, whose landslides need nothing done to them."""
-        first = self.plans[0]
-        told_apart = not self.several or scene_mosaic_of(first.reader) is not None
-        return len(self.plans) == 1 and told_apart and same_crs(self.crs, first.grid.crs)
-
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one scene to tell apart."""
-        return self.scenes > 1
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """A single scene, whose polygons stay in its own CRS."""
+        return cls((plan,), plan.grid.crs)
 
 
 @dataclass(frozen=True)
-class Found:
+class _Opened:
     """A scene whose header has been read."""
 
     reader: SceneReader
     scene: Scene
     warnings: tuple[str, ...]
     product: str | None = None
-    """What of geolabel's own it is, if it is no image."""
+    """Which of geolabel's own rasters it is, if it is no image."""
 
 
-def prepare_survey(
+def prepare(
+    scene: str | Path | Labelled,
+    reading: Reading,
+    networks: Networks,
+    parameters: Parameters,
+) -> Plan:
+    """The plan of a run over one scene, or over several on one grid; see `prepare_scenes`."""
+    scenes = list_scenes(scene, asset=reading.asset)
+    (plan,) = prepare_scenes(scenes, reading, networks, parameters, raster="the result").plans
+    return plan
+
+
+def prepare_scenes(
     scenes: Sequence[SceneInput],
     reading: Reading,
     networks: Networks,
@@ -74,69 +82,80 @@ def prepare_survey(
     *,
     dst_crs: str | pyproj.CRS | None = None,
     raster: str | Path | None = None,
-) -> Survey:
+) -> SceneGroups:
     """Open the headers of scenes, load the networks and decide the run.
+
+    In workers a network call takes one thread unless more are asked for.
 
     Parameters
     ----------
     scenes
         At least one, in order of precedence.
     dst_crs
-        CRS of the inventory; by default the scenes' own.
+        CRS of the polygons; by default the scenes' own.
     raster
-        An output that takes all scenes to lie on one grid, if there is one.
+        An output for which all scenes have to share a grid, if there is one.
 
     Raises
     ------
     OptionError
-        If the scenes have different CRSs and `dst_crs` is not given, `dst_crs` is none, or scenes that lie on several
-        grids are to become one raster.
+        If the scenes have different CRSs and `dst_crs` is not given, `dst_crs` is unknown, or scenes on several grids
+        are to become one raster.
     GeolabelError
         See `geolabel.errors`.
     """
     crs = parse_crs(dst_crs)
-    if len(scenes) == 1:
-        plan = _single(scenes[0], reading, networks, parameters)
-        own = plan.grid.crs
-        if crs is not None and own is None:
-            raise OptionError(
-                f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave --dst-crs away"
-            )
-        return Survey((plan,), crs or own, 1, (*plan.reader.warnings, *_cautions([plan])))
-    found, left_out = _images(_open(scenes, reading))
-    _refuse_bands(found)
-    if reading.bounds is not None:
-        found = _within_bounds(found, reading.bounds)
-    groups = _groups(found)
+    opened, left_out = _images(_open(scenes, reading))
+    _refuse_bands(opened)
+    alone = len(scenes) == 1
+    own = opened[0].scene.grid.crs
+    if crs is not None and own is None:
+        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave --dst-crs away")
+    if reading.bounds is not None and not alone:
+        opened = _within_bounds(opened, reading.bounds)
+    groups = _groups(opened)
     if raster is not None and len(groups) > 1:
         raise OptionError(
             f"{raster} is one raster, and the scenes lie on {len(groups)} grids, such as those of "
             f"{groups[0][0].scene.name} and {groups[1][0].scene.name}: give scenes of one CRS, resolution and alignment"
         )
-    crs = crs or _common_crs(found)
-    parameters = request.for_workers(networks.settled(parameters))
-    recipes = networks.recipes_of(parameters)
-    planned = (_plan_group(group, reading, recipes, parameters) for group in groups)
-    plans = tuple(plan for plan in planned if plan is not None)
-    if not plans:
-        first = found[0].scene
+    crs = crs or _common_crs(opened)
+    # the areas of interest come before the networks: most mistakes show there, before a network is loaded
+    areas = [_area(group, reading, alone=alone) for group in groups]
+    inside = [
+        (here, area)
+        for group, area in zip(groups, areas, strict=True)
+        if (here := group if alone or area is None else _meeting(group, area))
+    ]
+    if not inside:
         raise VectorError(
-            f"{reading.aoi} misses all {len(scenes)} scenes, of which {first.name} reaches over "
-            f"{span(first.grid.outline.bounds)}: its CRS or its coordinates may be wrong"
+            f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
+            f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
-    warnings = tuple(f"{one.scene.name}: {text}" for one in found for text in one.warnings)
-    return Survey(plans, crs, len(scenes), (*left_out, *warnings, *_noticed(plans), *_cautions(plans)))
+    parameters = _for_workers(networks.settled(parameters))
+    recipes = networks.recipes_of(parameters)
+    plans = tuple(_plan_group(group, area, reading, recipes, parameters) for group, area in inside)
+    found = [(one.scene.name, text) for one in opened for text in one.warnings] + _findings(plans)
+    warnings = [text if alone else f"{name}: {text}" for name, text in found]
+    return SceneGroups(plans, crs, len(scenes), (*left_out, *warnings, *_cautions(plans)))
 
 
-def _noticed(plans: Sequence[Plan]) -> list[str]:
-    """What the samples of the scenes say."""
-    noticed = []
+def _for_workers(parameters: Parameters) -> Parameters:
+    """The parameters with one thread per network call in workers, where no number is given."""
+    shared = executors.clustered() or executors.in_task()
+    return replace(parameters, threads=1) if shared and parameters.threads is None else parameters
+
+
+def _findings(plans: Sequence[Plan]) -> list[tuple[str, str]]:
+    """Name of a scene and what its sample shows, for all scenes."""
+    found = []
     for plan in plans:
-        together = scene_mosaic_of(plan.reader)
-        readers = [(plan.reader.scene.name, plan.reader)] if together is None else []
-        readers += [] if together is None else [(layer.name, layer.reader) for layer in together.layers]
-        noticed += [f"{name}: {text}" for name, reader in readers for text in reader.findings.warnings]
-    return noticed
+        mosaic = scene_mosaic_of(plan.reader)
+        scenes = (
+            [(plan.reader.scene.name, plan.reader)] if mosaic is None else [(s.name, s.reader) for s in mosaic.layers]
+        )
+        found += [(name, text) for name, reader in scenes for text in reader.findings.warnings]
+    return found
 
 
 def _cautions(plans: Sequence[Plan]) -> list[str]:
@@ -173,24 +192,52 @@ def same_crs(one: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:
     return bool(one.equals(other, ignore_axis_order=True))
 
 
-def _single(listed: SceneInput, reading: Reading, networks: Networks, parameters: Parameters) -> Plan:
-    known = {} if listed.event_date is None else {"event_date": listed.event_date}
-    scene = listed.source if listed.name is None else listed.name
-    return request.prepare(scene, reading, networks, parameters, **known)
+MESSAGE_BYTES = 16 << 20
+"""A larger array in memory is not sent along with every task."""
 
 
-def _open(listed: Sequence[SceneInput], reading: Reading) -> list[Found]:
-    readers = [request.open_scene(request.visible(one.source), one.name, reading, one.event_date) for one in listed]
-    found = [Found(reader, *seen) for reader, seen in zip(readers, executors.ordered(_look, readers), strict=True)]
-    lost = next((one.scene.name for one in found if one.scene.grid.crs is None), None)
+def _visible(source: str | Labelled) -> str | Labelled:
+    """The same source, if workers can see it.
+
+    Raises
+    ------
+    OptionError
+        If it is a large array in the memory of this process and the work is done in others.
+    """
+    if isinstance(source, str) or source.chunks or source.nbytes <= MESSAGE_BYTES or not executors.clustered():
+        return source
+    raise OptionError(
+        f"the array of {source.nbytes >> 20} MB is in the memory of this process, and workers cannot see it: "
+        "write it to a file, or open it with chunks"
+    )
+
+
+def _open(scenes: Sequence[SceneInput], reading: Reading) -> list[_Opened]:
+    readers = [
+        SceneReader(
+            _visible(one.source),
+            bands=reading.bands,
+            nodata=reading.nodata,
+            gsd=reading.gsd,
+            name=one.name,
+            event_date=one.event_date,
+            time=reading.time,
+        )
+        for one in scenes
+    ]
+    if len(readers) == 1:  # it stays open: its pixels are read next
+        return [_Opened(readers[0], *_header_of(readers[0]))]
+    headers = executors.ordered(_closed_header_of, readers)
+    opened = [_Opened(reader, *header) for reader, header in zip(readers, headers, strict=True)]
+    lost = next((one.scene.name for one in opened if one.scene.grid.crs is None), None)
     if lost is not None:
         raise SceneError(
-            f"{lost} has no CRS, so it has no place among {len(found)} scenes: give it one, or work on it alone"
+            f"{lost} has no CRS, so it has no place among {len(opened)} scenes: give it one, or work on it alone"
         )
-    return found
+    return opened
 
 
-def _images(found: Sequence[Found]) -> tuple[list[Found], list[str]]:
+def _images(opened: Sequence[_Opened]) -> tuple[list[_Opened], list[str]]:
     """Those that are no products of geolabel, which patterns pick up, and what to say of the others.
 
     Raises
@@ -198,23 +245,23 @@ def _images(found: Sequence[Found]) -> tuple[list[Found], list[str]]:
     SceneError
         If none is left.
     """
-    images = [one for one in found if one.product is None]
+    images = [one for one in opened if one.product is None]
     if not images:
-        check_image(found[0].reader.header)
-    others = [one for one in found if one.product is not None]
+        check_image(opened[0].reader.header)
+    others = [one for one in opened if one.product is not None]
     return images, [f"{one.scene.name} is a raster of geolabel's own ({one.product}): left out" for one in others]
 
 
-def _refuse_bands(found: Sequence[Found]) -> None:
+def _refuse_bands(opened: Sequence[_Opened]) -> None:
     """Refuse bands of one picture in files of their own, which would be worked on as grey scenes.
 
     Raises
     ------
     SceneError
-        If there are such, with the command that joins them.
+        If there are any, with the command that joins them.
     """
     pictures: dict[tuple[str, Grid], list[tuple[str, str]]] = {}
-    for one in found:
+    for one in opened:
         stem, band = band_in_name(one.scene.name)
         if band is not None and one.scene.band_count == 1:
             pictures.setdefault((stem, one.scene.grid), []).append((band, one.scene.name))
@@ -229,47 +276,51 @@ def _refuse_bands(found: Sequence[Found]) -> None:
             )
 
 
-def _look(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]:
-    with reader:  # closed again: there may be thousands
-        product = product_of(reader.header)
-        if product is None:
-            check_image(reader.header)
-        return reader.scene, reader.warnings, product
+def _header_of(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]:
+    product = product_of(reader.header)
+    if product is None:
+        check_image(reader.header)
+    return reader.scene, reader.warnings, product
 
 
-def _common_crs(found: Sequence[Found]) -> pyproj.CRS | None:
-    first, other = found[0], _differing(found)
+def _closed_header_of(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]:
+    with reader:  # there may be thousands
+        return _header_of(reader)
+
+
+def _common_crs(opened: Sequence[_Opened]) -> pyproj.CRS | None:
+    first, other = opened[0], _differing(opened)
     if other is not None:
         names = [f"{one.scene.name} in {getattr(one.scene.grid.crs, 'name', None)}" for one in (first, other)]
         raise OptionError(f"the scenes have different CRSs ({', '.join(names)}): say with --dst-crs which is wanted")
     return first.scene.grid.crs
 
 
-def _differing(found: Sequence[Found]) -> Found | None:
+def _differing(opened: Sequence[_Opened]) -> _Opened | None:
     """A scene whose CRS is not that of the first."""
-    first = found[0].scene.grid.crs
-    return next((one for one in found[1:] if not same_crs(first, one.scene.grid.crs)), None)
+    first = opened[0].scene.grid.crs
+    return next((one for one in opened[1:] if not same_crs(first, one.scene.grid.crs)), None)
 
 
-def _within_bounds(found: Sequence[Found], bounds: tuple[float, float, float, float]) -> list[Found]:
+def _within_bounds(opened: Sequence[_Opened], bounds: tuple[float, float, float, float]) -> list[_Opened]:
     """Those scenes that a rectangle in their CRS meets."""
-    if _differing(found) is not None:
+    if _differing(opened) is not None:
         raise OptionError("bounds are in the scenes' CRS, and these scenes have several: give an --aoi with its own")
-    inside = _meeting(found, shapely.box(*bounds))
+    inside = _meeting(opened, shapely.box(*bounds))
     if not inside:
-        raise VectorError(f"the bounds {bounds} miss all {len(found)} scenes: give bounds in the scenes' CRS")
+        raise VectorError(f"the bounds {bounds} miss all {len(opened)} scenes: give bounds in the scenes' CRS")
     return inside
 
 
-def _meeting(found: Sequence[Found], region: shapely.Geometry) -> list[Found]:
+def _meeting(opened: Sequence[_Opened], region: shapely.Geometry) -> list[_Opened]:
     """Those scenes that a region in their CRS covers in part."""
-    return [one for one in found if shapely.intersection(one.scene.grid.outline, region).area > 0]
+    return [one for one in opened if shapely.intersection(one.scene.grid.outline, region).area > 0]
 
 
-def _groups(found: Sequence[Found]) -> list[list[Found]]:
+def _groups(opened: Sequence[_Opened]) -> list[list[_Opened]]:
     """Scenes that share a grid, in order."""
-    groups: list[list[Found]] = []
-    for one in found:
+    groups: list[list[_Opened]] = []
+    for one in opened:
         for group in groups:
             if group[0].scene.grid.window_of(one.scene.grid) is not None:
                 group.append(one)
@@ -279,29 +330,36 @@ def _groups(found: Sequence[Found]) -> list[list[Found]]:
     return groups
 
 
-def _plan_group(
-    group: Sequence[Found], reading: Reading, recipes: tuple[Recipe, Recipe], parameters: Parameters
-) -> Plan | None:
-    """The plan of scenes on one grid; None where the area of interest misses them all."""
+def _area(group: Sequence[_Opened], reading: Reading, *, alone: bool) -> shapely.Geometry | None:
+    """The area of interest in the CRS of a group, if there is one; a scene that is alone has to meet it."""
     from geolabel.io.read.features import read_aoi
 
-    crs = group[0].scene.grid.crs
-    aoi = None if reading.aoi is None else read_aoi(reading.aoi, crs, reading.aoi_layer)
-    group = group if aoi is None else _meeting(group, aoi)
-    if not group:
+    if reading.aoi is None:
         return None
+    grid = group[0].scene.grid
+    return read_aoi(reading.aoi, grid.crs, reading.aoi_layer, grid=grid if alone else None)
+
+
+def _plan_group(
+    group: Sequence[_Opened],
+    area: shapely.Geometry | None,
+    reading: Reading,
+    recipes: tuple[Recipe, Recipe],
+    parameters: Parameters,
+) -> Plan:
+    """The plan of scenes on one grid."""
     stretch: str | Stretch = reading.stretch
     reader = group[0].reader
     if len(group) > 1:
         reader, stretch = SceneReader(_scene_mosaic(group, reading.stretch, parameters.on_error)), AS_IT_IS
-    if aoi is not None:
-        reader = reader.within(aoi)
+    if area is not None:
+        reader = reader.within(area)
     return make_plan(
         reader, *recipes, parameters, bounds=reading.bounds, working_gsd=reading.working_gsd, stretch=stretch
     )
 
 
-def _scene_mosaic(group: Sequence[Found], stretch: str, on_error: str) -> SceneMosaic:
+def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str) -> SceneMosaic:
     """Scenes on one grid as one, which reaches as far as they do."""
     base = group[0].scene.grid
     windows = [window for one in group if (window := base.window_of(one.scene.grid)) is not None]

@@ -5,6 +5,7 @@ scene -> tiles -> grid of points -> masks -> objects across tiles -> polygons ->
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,10 +22,12 @@ from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.errors import OptionError
 from geolabel.extraction import passes
 from geolabel.extraction.instances import LOOK, MATCH, OUTLINE, Places, Seam, batches, forget
-from geolabel.extraction.outputs import Targets, plan_provenance, writing
+from geolabel.extraction.outputs import Targets, writing
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Parameters, Plan, task_size
-from geolabel.extraction.request import Networks, Reading, prepare, usual_filters
+from geolabel.extraction.provenance import plan_provenance
+from geolabel.extraction.request import Networks, Reading, usual_filters
+from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.columns import SEGMENT_COLUMNS
@@ -37,6 +40,8 @@ from geolabel.types import Int64Array
 
 if TYPE_CHECKING:
     from geolabel.io.read.arrays import Labelled
+
+log = logging.getLogger(__name__)
 
 OBJECTS = 64
 """Objects that a task outlines."""
@@ -104,9 +109,7 @@ class Segmentation:
 
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
-        report = self.report
-        return {"segments": len(self.segments), "masks": report.masks, "tiles": report.windows,
-                "gaps": len(report.gaps)} | report.effort()  # fmt: skip
+        return self.report.found | {"gaps": len(self.report.gaps)} | self.report.effort()
 
 
 def segment(
@@ -121,12 +124,13 @@ def segment(
     discard_review: bool = False,
     run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> gpd.GeoDataFrame:
     """Find everything in a scene that the segmenter takes for an object, whatever it is.
 
     Parameters
     ----------
-    scene, out, reading, networks, overwrite, discard_review, run_folder, progress
+    scene, out, reading, networks, overwrite, discard_review, run_folder, progress, report
         As in `geolabel.extract`.
     everything
         What is asked, and what counts as an answer.
@@ -148,7 +152,9 @@ def segment(
     targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_folder.run_dir, carried=carried)
     asking = AskedEverywhere.of(networks or Networks(), asked)
     plan = prepare(scene, reading or Reading(), asking, parameters or Parameters())
-    return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress).segments
+    for text in plan.reader.warnings:
+        log.warning("%s", text)
+    return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress, report=report).segments
 
 
 def run_segment(
@@ -158,10 +164,11 @@ def run_segment(
     *,
     run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> Segmentation:
     """Do what was planned and write what was asked for; the records of the run are deleted at the end."""
     asked = {"everything": asdict(everything)}
-    with under_way(plan, targets, run_folder or RunFolderOptions(), None, progress, asked) as work:
+    with under_way([plan], targets, run_folder or RunFolderOptions(), [None], progress, report, asked) as (work,):
         try:
             segments = find_segments(work, everything)
         finally:
@@ -177,7 +184,9 @@ def run_segment(
                     overwrite=targets.may_replace(targets.inventory),
                     carried=targets.carried,
                 )
-    return Segmentation(segments, plan, work.report)
+        report = work.report
+        report.found = {"segments": len(segments), "masks": report.masks, "tiles": report.windows}
+    return Segmentation(segments, plan, report)
 
 
 def find_segments(work: Work, everything: Everything) -> gpd.GeoDataFrame:

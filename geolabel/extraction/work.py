@@ -21,10 +21,9 @@ from geolabel.extraction.windows import PromptedWindow
 from geolabel.io.read.fingerprints import check_apart
 from geolabel.io.store import Store
 from geolabel.prompts import Prompts
-from geolabel.scene import Grid
 
-_EFFORT = ("seconds", "pixels", "area_km2", "tasks", "tasks_kept", "peak_bytes")
-"""Fields that differ between runs that find the same."""
+_UNCOUNTED = ("found", "dense", "seconds", "pixels", "area_km2", "tasks", "tasks_kept", "peak_bytes")
+"""Fields that are no counts, or differ between runs that find the same."""
 
 
 @dataclass
@@ -40,21 +39,25 @@ class Report(Effort):
     """Prompts whose centroid is outside the region that it stands for (a bow, a ring)."""
     windows: int = 0
     masks: int = 0
-    landslides: int = 0
-    candidates: int = 0
     gaps: list[str] = field(default_factory=list)
     """Why a part of the scene is missing, one line each."""
     pixels: int = 0
     """Of the working grid."""
     area_km2: float = 0.0
     """Of the working grid, by the size of its central pixel."""
+    dense: bool = False
+    """Whether the method scores every pixel itself, without prompts."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """Figures of what was found, such as the number of landslides."""
 
-    @classmethod
-    def of(cls, *grids: Grid) -> Self:
-        """A report of a run over these working grids, before anything is done."""
-        pixels = [grid.height * grid.width for grid in grids]
-        areas = (count * grid.gsd**2 / 1e6 for count, grid in zip(pixels, grids, strict=True))
-        return cls(pixels=sum(pixels), area_km2=round(sum(areas), 6))
+    def cover(self, *plans: Plan) -> Self:
+        """Take in the working grids of the run, before anything is done."""
+        pixels = [plan.grid.height * plan.grid.width for plan in plans]
+        areas = (count * plan.grid.gsd**2 / 1e6 for count, plan in zip(pixels, plans, strict=True))
+        self.pixels += sum(pixels)
+        self.area_km2 = round(self.area_km2 + sum(areas), 6)
+        self.dense = plans[0].dense
+        return self
 
     def count_tiles(self, reports: Sequence[TileReport]) -> None:
         """Take in what became of the tiles."""
@@ -87,11 +90,11 @@ class Report(Effort):
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
         names = ("prompts", "masks", "tiles", "tiles_without_data", "tiles_failed")
-        return {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps)} | self.effort()
+        return self.found | {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps)} | self.effort()
 
     def counts(self) -> dict[str, Any]:
         """Plain values that the same run gives again: everything but the effort."""
-        return {name: value for name, value in vars(self).items() if name not in _EFFORT}
+        return {name: value for name, value in vars(self).items() if name not in _UNCOUNTED}
 
 
 Work: TypeAlias = tasks.Work[Run, Report]
@@ -124,7 +127,7 @@ def work_on(run: Run, report: Report, progress: Progress | None = None) -> Work:
     return tasks.Work(run, report, progress or Silent(), threads=run.plan.parameters.threads)
 
 
-def _asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
+def asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
     """Whether the localizer is asked: for prompts, or where prompts of its own are given again, for what it weighs.
 
     Activation floor and confidence hold for these as they did in the run that found them. They do not hold for what a
@@ -135,56 +138,30 @@ def _asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
 
 @contextmanager
 def under_way(
-    plan: Plan,
-    targets: Outputs,
-    run_folder: RunFolderOptions,
-    drawn: Prompts | None,
-    progress: Progress | None,
-    asked: Mapping[str, Any] | None = None,
-) -> Iterator[Work]:
-    """Work on a plan in a folder that it can be resumed from, or in a temporary one where that cannot be.
-
-    Parameters
-    ----------
-    drawn
-        Prompts that replace the activation.
-    asked
-        What the records depend on beside the plan and the prompts, as plain values.
-    """
-    check_apart(targets.paths, plan.reader)
-    localized = _asks_localizer(plan, [drawn])
-    root = targets.root(run_folder.run_dir)
-    key = None if root is None else run_key(plan, drawn, scene_key=run_folder.scene_key)
-    if root is None or key is None:
-        with in_scratch(plan, progress, localized=localized) as work:
-            yield work
-        return
-    with _in_folder(root, key | dict(asked or {}), targets, run_folder) as folder:
-        yield work_on(Run(plan, folder.store, localized=localized), Report.of(plan.grid), progress).inside(folder)
-
-
-@contextmanager
-def parts_under_way(
     plans: Sequence[Plan],
     targets: Outputs,
     run_folder: RunFolderOptions,
     drawn: Sequence[Prompts | None],
     progress: Progress | None,
-    key: Mapping[str, Any] | None,
+    report: Report | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Iterator[list[Work]]:
-    """Work on several plans, one after the other, in one folder and with one report.
+    """Work on plans, one after the other, with one report, in a folder that can be resumed or in a temporary one.
 
     Parameters
     ----------
     drawn
         For each plan, prompts that replace the activation.
-    key
-        Of the run; None where it cannot be resumed.
+    report
+        Is filled in with what the run does.
+    asked
+        What the records depend on beside the plans and the prompts, as plain values.
     """
     for plan in plans:
         check_apart(targets.paths, plan.reader)
-    root = targets.root(run_folder.run_dir)
-    report = Report.of(*(plan.grid for plan in plans))
+    root, progress = targets.root(run_folder.run_dir), progress or Silent()
+    key = None if root is None else run_key(plans, drawn, scene_key=run_folder.scene_key)
+    report = (report or Report()).cover(*plans)
     with ExitStack() as stack:
         if root is None or key is None:
             folder = None
@@ -192,13 +169,15 @@ def parts_under_way(
             scratch = stack.enter_context(TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True))
             store = Store(Path(scratch))
         else:
-            folder = stack.enter_context(_in_folder(root, key, targets, run_folder))
+            folder = stack.enter_context(_in_folder(root, key | dict(asked or {}), targets, run_folder))
             store = folder.store
         works = []
         for number, plan in enumerate(plans, 1):
-            part = f"{number:04d}-"
-            run = Run(plan, replace(store, part=part), localized=_asks_localizer(plan, drawn))
-            work = work_on(run, report, Numbered(progress or Silent(), f"{number}/{len(plans)}"))
+            part, follow = "", progress
+            if len(plans) > 1:
+                part, follow = f"{number:04d}-", Numbered(progress, f"{number}/{len(plans)}")
+            run = Run(plan, replace(store, part=part), localized=asks_localizer(plan, drawn))
+            work = work_on(run, report, follow)
             works.append(work if folder is None else work.inside(folder, part))
         yield works
 
@@ -218,7 +197,7 @@ def _in_folder(
 @contextmanager
 def in_scratch(plan: Plan, progress: Progress | None = None, *, localized: bool = True) -> Iterator[Work]:
     """Work on a plan in a temporary folder: an interrupted run restarts."""
-    report = Report.of(plan.grid)
+    report = Report().cover(plan)
     try:
         with TemporaryDirectory(prefix="geolabel-", ignore_cleanup_errors=True) as scratch:
             yield work_on(Run(plan, Store(Path(scratch)), localized=localized), report, progress)

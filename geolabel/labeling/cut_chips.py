@@ -112,7 +112,9 @@ def cut_chips(
     check_folder(out, (scene, inventory))
     claim(out, overwrite=overwrite)
     asked = {"layer": layer, "class_column": class_column, "class_name": class_name, "classes": list(classes)}
-    with SceneReader(str(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd) as reader:
+    with SceneReader(
+        str(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd, time=reading.time
+    ) as reader:
         grid = reader.scene.grid if reading.working_gsd is None else reader.scene.grid.at_gsd(reading.working_gsd)
         truth = read_truth(
             Path(inventory),

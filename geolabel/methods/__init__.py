@@ -65,6 +65,56 @@ class Method:
         return record(**chosen)
 
 
+def label(
+    chips: str | Path,
+    out: str | Path,
+    *,
+    method: str,
+    networks: Networks | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Make pseudo-labels of a folder of images. What was stopped resumes with the same call.
+
+    Parameters
+    ----------
+    chips
+        Folder of images; see `geolabel.read_chips`.
+    out
+        Folder to write.
+    method
+        A name of `METHODS`.
+    networks
+        The segmenter, and where networks run.
+    overwrite
+        Whether pseudo-labels in the folder may be replaced.
+    progress
+        Follows the run.
+    **options
+        Settings of the method by name, see the ``Settings`` of its module; those that are None keep their defaults.
+
+    Returns
+    -------
+    Figures by name: images, those that were labelled before, classes.
+
+    Raises
+    ------
+    GeolabelError
+        See `geolabel.errors`.
+    """
+    from geolabel.engine.progress import Silent
+    from geolabel.extraction.request import Networks
+
+    if method not in METHODS:
+        raise OptionError(f"method {method}: give one of {', '.join(METHODS)}")
+    chosen = METHODS[method]
+    settings = chosen.settings(options)
+    return chosen.label(
+        Path(chips), Path(out), settings, networks or Networks(), overwrite=overwrite, progress=progress or Silent()
+    )
+
+
 METHODS: dict[str, Method] = {
     "apsam": Method(
         "labels of whole chips: contours of the class activation ask a segmenter", "geolabel.methods.apsam"

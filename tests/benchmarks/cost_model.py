@@ -129,7 +129,8 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
     from geolabel.extraction.extract import run_extract
     from geolabel.extraction.outputs import Targets
     from geolabel.extraction.plan import Parameters
-    from geolabel.extraction.request import Networks, Reading, prepare
+    from geolabel.extraction.request import Networks, Reading
+    from geolabel.extraction.scene_groups import SceneGroups, prepare
 
     progress.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)  # type: ignore
     dask.config.set(scheduler="synchronous")
@@ -140,10 +141,10 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
         for part in (worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)):
             clocks.append(ForwardClock())
             clocks[-1].watch(part)
-        run_extract(plan, Targets.of(None))  # once to be warm
+        run_extract(SceneGroups.of(plan), Targets.of(None))  # once to be warm
         localize, segment = (clock.seconds for clock in clocks)
         start = time.process_time()
-        found = run_extract(plan, Targets.of(Path(folder) / "slides.gpkg"))
+        found = run_extract(SceneGroups.of(plan), Targets.of(Path(folder) / "slides.gpkg"))
         total = time.process_time() - start
     localize, segment = (clock.seconds - before for clock, before in zip(clocks, (localize, segment), strict=True))
     took, tiles, windows = found.report.seconds, found.report.tiles, max(1, found.report.windows)

@@ -41,10 +41,12 @@ import rasterio.features
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.engine import worker
-from geolabel.extraction.extract import Extraction, run_extract
+from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.result import Result
+from geolabel.extraction.scene_groups import SceneGroups, prepare
 from geolabel.extraction.windows import assign
 from geolabel.tiles import Window
 
@@ -86,9 +88,9 @@ class _Watched:
         return self._clock.timed(self._watched, pixels)
 
 
-def minimum_work(scene: Path, windows: list[Window], found: Extraction) -> float:
+def minimum_work(scene: Path, windows: list[Window], found: Result) -> float:
     """CPU seconds of reading windows with rasterio and of one polygonization of the whole mask."""
-    mask = found.objects.mask(found.plan.grid.window)
+    mask = found.parts[0].objects.mask(found.parts[0].plan.grid.window)
     start = time.process_time()
     with rasterio.open(scene) as source:
         for window in windows:
@@ -117,12 +119,12 @@ def overhead(size: int, networks: Networks) -> None:
             start = time.process_time()
             plan = plan_run()
             prepared = time.process_time() - start
-            found = run_extract(plan, targets)
+            found = run_extract(SceneGroups.of(plan), targets)
             plan.reader.close()
             total = time.process_time() - start
             outside = total - clock.seconds
             tiles = list(plan.localize_tiles)
-            prompted = [seen.window for seen in assign(found.prompts, plan.segment_tiles)]
+            prompted = [seen.window for seen in assign(found.parts[0].prompts, plan.segment_tiles)]
             minimum, first = (minimum_work(scene, windows, found) for windows in (tiles + prompted, tiles))
             ratios.append((outside / minimum, outside / first))
             costs.append(outside / (size * size / 1e6))

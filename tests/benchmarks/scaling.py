@@ -60,6 +60,7 @@ from geolabel.extraction import request
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.scenes import SceneReader
 from geolabel.testing import RECIPES
 
@@ -248,7 +249,7 @@ def tiles(wanted: int) -> None:
         given = Parameters(tile_size=tile, overlap=0, threads=1)
         start = _now()
         plan = make_plan(SceneReader(scene), *RECIPES, given, stretch="0,255")
-        found = run_extract(plan, Targets.of(Path(folder) / "slides.gpkg"))
+        found = run_extract(SceneGroups.of(plan), Targets.of(Path(folder) / "slides.gpkg"))
         outside = _now() - start - clock.spent
     count = found.report.tiles
     print(

@@ -32,7 +32,8 @@ from shapely.affinity import affine_transform
 
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
 from geolabel.synthetic import synthesize
 from geolabel.tiles import TileGrid

@@ -31,7 +31,8 @@ from segment_anything import SamAutomaticMaskGenerator
 from geolabel.engine import worker
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan
-from geolabel.extraction.request import Networks, Reading, prepare
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
 from geolabel.masks import Filters
 from geolabel.prompters import GridPrompter

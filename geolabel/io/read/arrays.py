@@ -10,7 +10,7 @@ import numpy as np
 from affine import Affine
 
 from geolabel.errors import SceneError
-from geolabel.io.read.headers import Header, to_pyproj
+from geolabel.io.read.headers import Header, chosen_time, to_pyproj
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 
@@ -29,7 +29,8 @@ class ArraySource:
     """A DataArray or Dataset with rioxarray's conventions, computed in the thread that reads.
 
     Bands are an axis of the array, or the variables of the dataset that have rows and columns. An axis of one time is
-    left out, and its date is the scene's.
+    left out, and its date is the scene's. Of several times `time` chooses one: an ISO 8601 date, or date and time, as
+    far as it takes to tell it from the others.
 
     Raises
     ------
@@ -37,9 +38,10 @@ class ArraySource:
         If rows and columns cannot be found, or several times or other axes are left to choose from.
     """
 
-    def __init__(self, data: Labelled) -> None:
+    def __init__(self, data: Labelled, time: str | None = None) -> None:
         import rioxarray  # noqa: F401 - registers the accessor that knows dimensions, CRS and nodata
 
+        data = data if time is None else _at_time(data, time)
         arrays = _variables(data)
         self.data = data
         self._parts = tuple(_bands_first(_in_plane(array)) for array in arrays.values())
@@ -110,6 +112,31 @@ class ArraySource:
         return next((crs for one in (self.data, *self._parts) if (crs := one.rio.crs) is not None), None)
 
 
+def _at_time(data: Labelled, wanted: str) -> Labelled:
+    """One time of an array or dataset.
+
+    Raises
+    ------
+    SceneError
+        If it has no axis of times, or the time asked for is none of them.
+    """
+    dim = next((dim for dim in data.dims if _is_time(data, dim)), None)
+    if dim is None or dim not in data.coords:
+        raise SceneError(
+            f"time {wanted}: the array has no axis of times with a coordinate, but {tuple(data.dims)}; leave it out, "
+            "or choose by place, such as array.isel(time=0)"
+        )
+    times = _times(data, dim)
+    return data.isel({dim: times.index(chosen_time(wanted, times, "the array"))})
+
+
+def _times(data: Labelled, dim: Hashable) -> list[str]:
+    """What the places along an axis of times are called: ISO 8601 to the second."""
+    values = data.coords[dim].values
+    named = np.datetime_as_string(values, unit="s") if values.dtype.kind == "M" else values
+    return [str(value) for value in named.reshape(-1)]
+
+
 def _variables(data: Labelled) -> dict[Hashable, xarray.DataArray]:
     """The arrays of rows and columns that bands are in: one array of several, or one per variable."""
     import xarray
@@ -160,9 +187,11 @@ def _in_plane(array: xarray.DataArray) -> xarray.DataArray:
     times = [dim for dim in others if _is_time(array, dim)]
     for dim in times:
         if array.sizes[dim] != 1:
+            first = _times(array, dim)[0] if dim in array.coords else None
+            way = f"array.isel({dim}=0)" if first is None else f"time={first!r}"
             raise SceneError(
-                f"the array has {array.sizes[dim]} times along {dim!r}, and a scene has one: choose one, such as "
-                f"array.isel({dim}=0), or work on each in turn"
+                f"the array has {array.sizes[dim]} times along {dim!r}, and a scene has one: choose one, such as {way}"
+                ", or work on each in turn"
             )
     single = times + [dim for dim in others if dim not in times and array.sizes[dim] == 1]
     while len(others) > 1 and single:
@@ -177,7 +206,7 @@ def _in_plane(array: xarray.DataArray) -> xarray.DataArray:
     return array
 
 
-def _is_time(array: xarray.DataArray, dim: Hashable) -> bool:
+def _is_time(array: Labelled, dim: Hashable) -> bool:
     return str(dim).lower() in TIMES or (dim in array.coords and array.coords[dim].dtype.kind in "mM")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyproj
 import rasterio
@@ -43,6 +44,9 @@ TIFFTAG_DATETIME, EXIF_DateTime, NITF_FDT and their like are not among them: pro
 """
 
 
+SHOWN_TIMES = 6
+"""Times that an error message lists."""
+
 MAX_PRJ_BYTES = 1 << 16
 """A longer ``.prj`` holds no CRS."""
 
@@ -76,6 +80,20 @@ class Header:
     """Of the centre of each band in nanometres, where it is known."""
     size_bytes: int | None = None
     modified: str | None = None
+    times: tuple[str | None, ...] = ()
+    """ISO 8601 date and time of each band, where the file says so; empty for a raster without times."""
+    stored: tuple[int, ...] = ()
+    """One-based number of each band in the file, where a part of its bands is the raster."""
+
+    def only(self, numbers: Sequence[int]) -> Header:
+        """The raster of some bands, given by their one-based numbers."""
+        per_band = ("dtypes", "nodata", "descriptions", "colours", "masked", "scaling", "units", "wavelengths", "times")
+        chosen: dict[str, Any] = {
+            name: tuple(values[number - 1] for number in numbers)
+            for name in per_band
+            if (values := getattr(self, name))
+        }
+        return replace(self, **chosen, stored=tuple(numbers))
 
     @property
     def count(self) -> int:
@@ -95,6 +113,24 @@ class Header:
             value for key, value in self.tags.items() if re.search(r"sensor|spacecraft|satellite|platform", key, re.I)
         )
         return " ".join((re.split(r"[\\/]", self.name)[-1], *said))
+
+
+def chosen_time(wanted: str, times: Sequence[str], name: str) -> str:
+    """The one of several ISO 8601 times that begins as `wanted` does.
+
+    Raises
+    ------
+    SceneError
+        If none does, or several do.
+    """
+    found = [time for time in times if time.startswith(wanted.strip().replace(" ", "T"))]
+    if len(found) != 1:
+        some = ", ".join(times[:SHOWN_TIMES]) + (
+            f" and {len(times) - SHOWN_TIMES} more" if len(times) > SHOWN_TIMES else ""
+        )
+        many = f"{len(found)} of its times begin" if found else "none of its times begins"
+        raise SceneError(f"time {wanted}: {name} has {some}, and {many} so: give one of them")
+    return found[0]
 
 
 def grid_of(header: Header, gsd: float | None) -> Grid:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
@@ -18,6 +18,9 @@ from geolabel.parsing import parse_json
 
 if TYPE_CHECKING:
     from geolabel.io.read.arrays import Labelled
+
+    OneScene: TypeAlias = "str | Path | Labelled | SceneInput"
+    Scenes: TypeAlias = OneScene | Sequence[OneScene]
 
 LIST_BYTES = 256 << 20
 """A longer list is none, or not one that a run is given by accident."""
@@ -74,6 +77,9 @@ def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
 
 
 def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
+    if isinstance(one, SceneInput):
+        yield one
+        return
     if not isinstance(one, str | Path):
         if hasattr(one, "dims"):
             yield SceneInput(one)

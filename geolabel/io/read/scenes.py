@@ -74,6 +74,9 @@ class SceneReader:
         What to call the scene, where that is not how it is opened.
     event_date
         ISO 8601 date of acquisition, in place of what the file says.
+    time
+        Which of several times of a file or dataset is the scene: an ISO 8601 date, or date and time, as far as it takes
+        to tell it from the others.
     findings
         What was found of values that nothing declares, see `examined`.
 
@@ -93,6 +96,7 @@ class SceneReader:
         aoi: shapely.Geometry | None = None,
         name: str | None = None,
         event_date: str | None = None,
+        time: str | None = None,
         findings: Findings | None = None,
     ) -> None:
         if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
@@ -106,10 +110,11 @@ class SceneReader:
             aoi=aoi,
             name=name,
             event_date=event_date,
+            time=time,
             findings=findings,
         )
         self.findings = findings or Findings()
-        self._stored = _source(source)
+        self._stored = _source(source, time)
         self._source = Upright(self._stored)
         self.aoi = aoi
         self.nodata = nodata
@@ -386,10 +391,10 @@ class SceneReader:
         return stored if order == [0, 1, 2] else stored[order], valid
 
 
-def _source(given: str | os.PathLike[str] | Labelled | Source) -> Source:
+def _source(given: str | os.PathLike[str] | Labelled | Source, time: str | None) -> Source:
     if isinstance(given, str | os.PathLike):
-        return FileSource(os.fspath(given))
-    return given if isinstance(given, FileSource | Source) else ArraySource(given)
+        return FileSource(os.fspath(given), time)
+    return given if isinstance(given, FileSource | Source) else ArraySource(given, time)
 
 
 def _parts(window: Window, *scales: Fraction) -> list[Window]:

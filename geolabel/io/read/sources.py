@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -27,7 +27,7 @@ from rasterio.windows import Window as RasterWindow
 from geolabel.errors import SceneError
 from geolabel.io.foreign import UNREADABLE, in_words
 from geolabel.io.read import files
-from geolabel.io.read.headers import Header, crs_beside, to_pyproj
+from geolabel.io.read.headers import Header, chosen_time, crs_beside, to_pyproj
 from geolabel.io.read.opening import is_remote, open_raster, settings
 from geolabel.names import check_name, check_regular
 from geolabel.tiles import Window
@@ -81,9 +81,10 @@ class Source(Protocol):
 class FileSource:
     """A path, a VRT or any URI that GDAL opens. Each thread has a handle of its own, opened when it first reads."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, time: str | None = None) -> None:
         check_name(uri)
         self.uri = uri
+        self.time = time
         self._tag: str | None = None
         self._local = threading.local()
         self._opening = threading.Lock()
@@ -91,7 +92,7 @@ class FileSource:
         self._opened: weakref.WeakSet[DatasetReader] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _pinned, (self.uri, self._tag)
+        return _pinned, (self.uri, self.time, self._tag)
 
     def pin(self) -> str | None:
         """What the server says of the version of the raster; reading another one is an error from now on.
@@ -120,9 +121,10 @@ class FileSource:
         """What the raster says of itself."""
         with self._dataset() as dataset:
             try:
-                return _file_header(dataset, self.uri)
+                header = _file_header(dataset, self.uri)
             except CPLE_BaseError as cause:  # what GDAL found in a file beside, which rasterio passes on as it stands
                 raise SceneError(f"{self.uri} cannot be read, or what describes it: {in_words(cause)}") from cause
+        return header if self.time is None else _bands_of_time(header, self.time)
 
     @cached_property
     def levels(self) -> tuple[tuple[int, int], ...]:
@@ -185,16 +187,18 @@ class FileSource:
     ) -> tuple[AnyArray, BoolArray]:
         header = self.header
         dtypes = {header.dtypes[band - 1] for band in bands}
+        stored = header.stored or range(1, header.count + 1)
+        numbers = [stored[band - 1] for band in bands]
         with self._dataset(level) as dataset:
             if len(dtypes) == 1:
-                values = dataset.read(list(bands), window=part, out_shape=(len(bands), *shape))
+                values = dataset.read(numbers, window=part, out_shape=(len(bands), *shape))
             else:  # as only a VRT has them; rasterio reads one type at a time
-                values = np.stack([dataset.read(band, window=part, out_shape=shape) for band in bands])
+                values = np.stack([dataset.read(number, window=part, out_shape=shape) for number in numbers])
             valid = np.ones(shape, bool)
             for band in header.alpha:
-                valid &= dataset.read(band, window=part, out_shape=shape) > 0
-            for band in (band for band in bands if header.masked[band - 1]):
-                valid &= dataset.read_masks(band, window=part, out_shape=shape) > 0
+                valid &= dataset.read(stored[band - 1], window=part, out_shape=shape) > 0
+            for number in (stored[band - 1] for band in bands if header.masked[band - 1]):
+                valid &= dataset.read_masks(number, window=part, out_shape=shape) > 0
         return values, valid
 
     @contextmanager
@@ -226,9 +230,9 @@ class FileSource:
         return dataset
 
 
-def _pinned(uri: str, tag: str | None) -> FileSource:
+def _pinned(uri: str, time: str | None, tag: str | None) -> FileSource:
     """A file that was pinned to a version in another process."""
-    source = FileSource(uri)
+    source = FileSource(uri, time)
     source._tag = tag
     return source
 
@@ -265,7 +269,52 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
         wavelengths=tuple(_wavelength(dataset, band) for band in dataset.indexes),
         size_bytes=status.st_size if status else None,
         modified=datetime.fromtimestamp(status.st_mtime, UTC).isoformat(timespec="seconds") if status else None,
+        times=_times(dataset),
     )
+
+
+def _times(dataset: DatasetReader) -> tuple[str | None, ...]:
+    """Date and time of each band, as netCDF and Zarr tell them: a number of units since a date (CF conventions, 4.4).
+
+    Empty where no band has one.
+    """
+    since = SINCE.match(str(dataset.tags().get("time#units", "")))
+    numbers = [dataset.tags(band).get("NETCDF_DIM_time") for band in dataset.indexes]
+    if not any(number is not None for number in numbers):
+        return ()
+    return tuple(number if since is None or number is None else _since(since, number) for number in numbers)
+
+
+SINCE = re.compile(r"(day|hour|minute|second)s? since (\d{4}-\d\d?-\d\d?)(?:[ T](\d\d?:\d\d:\d\d))?")
+
+SECONDS = {"day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
+
+
+def _since(unit: re.Match[str], number: str) -> str:
+    year, month, day = map(int, unit[2].split("-"))
+    hour, minute, second = map(int, (unit[3] or "0:0:0").split(":"))
+    try:
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+        moment += timedelta(seconds=float(number) * SECONDS[unit[1]])
+    except (ValueError, OverflowError):  # a calendar of its own
+        return number
+    return moment.replace(tzinfo=None).isoformat(timespec="seconds")
+
+
+def _bands_of_time(header: Header, time: str) -> Header:
+    """The bands of one time.
+
+    Raises
+    ------
+    SceneError
+        If no time, or more than one, begins as asked for.
+    """
+    if not header.times:
+        raise SceneError(f"time {time}: {header.name} has no times that bands differ in; leave it out")
+    moment = chosen_time(time, list(dict.fromkeys(one for one in header.times if one is not None)), header.name)
+    part = header.only([number for number, one in enumerate(header.times, 1) if one == moment])
+    date = {"ACQUISITION_DATE": moment[:10]} if re.match(r"\d{4}-\d\d-\d\dT", moment) else {}
+    return replace(part, tags={**part.tags, **date})
 
 
 VECTOR = re.compile(rb"SQLite format 3\x00|\x00\x00\x27\x0a|fgb\x03|\s*\{.*\"(FeatureCollection|Feature)\"", re.DOTALL)

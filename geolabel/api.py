@@ -1,0 +1,91 @@
+"""The public functions, one per command of the command line, and the records that they take and give.
+
+Names resolve on first use, so that importing this module loads neither torch nor a raster library. ``geolabel`` has the
+same names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geolabel.datasets.chips import ChipDataset as ChipDataset
+    from geolabel.datasets.chips import read_chips as read_chips
+    from geolabel.datasets.pseudo_labels import PseudoLabels as PseudoLabels
+    from geolabel.engine.run_folder import RunFolderOptions as RunFolderOptions
+    from geolabel.errors import GeolabelError as GeolabelError
+    from geolabel.evaluation.chip_scores import score_chips as score_chips
+    from geolabel.evaluation.evaluate import evaluate as evaluate
+    from geolabel.extraction.estimate import estimate as estimate
+    from geolabel.extraction.extract import extract as extract
+    from geolabel.extraction.plan import Parameters as Parameters
+    from geolabel.extraction.polygonize import polygonize as polygonize
+    from geolabel.extraction.predict import predict as predict
+    from geolabel.extraction.request import Networks as Networks
+    from geolabel.extraction.request import Reading as Reading
+    from geolabel.extraction.segment import Everything as Everything
+    from geolabel.extraction.segment import segment as segment
+    from geolabel.extraction.work import Report as Report
+    from geolabel.labeling.cut_chips import cut_chips as cut_chips
+    from geolabel.labeling.synthesize import synthesize as synthesize
+    from geolabel.methods import label as label
+    from geolabel.units import Measure as Measure
+
+_HOMES = {
+    "ChipDataset": "geolabel.datasets.chips",
+    "Everything": "geolabel.extraction.segment",
+    "GeolabelError": "geolabel.errors",
+    "Measure": "geolabel.units",
+    "Networks": "geolabel.extraction.request",
+    "Parameters": "geolabel.extraction.plan",
+    "PseudoLabels": "geolabel.datasets.pseudo_labels",
+    "Reading": "geolabel.extraction.request",
+    "Report": "geolabel.extraction.work",
+    "RunFolderOptions": "geolabel.engine.run_folder",
+    "cut_chips": "geolabel.labeling.cut_chips",
+    "estimate": "geolabel.extraction.estimate",
+    "evaluate": "geolabel.evaluation.evaluate",
+    "extract": "geolabel.extraction.extract",
+    "label": "geolabel.methods",
+    "polygonize": "geolabel.extraction.polygonize",
+    "predict": "geolabel.extraction.predict",
+    "read_chips": "geolabel.datasets.chips",
+    "score_chips": "geolabel.evaluation.chip_scores",
+    "segment": "geolabel.extraction.segment",
+    "synthesize": "geolabel.labeling.synthesize",
+}
+
+__all__ = [
+    "ChipDataset",
+    "Everything",
+    "GeolabelError",
+    "Measure",
+    "Networks",
+    "Parameters",
+    "PseudoLabels",
+    "Reading",
+    "Report",
+    "RunFolderOptions",
+    "cut_chips",
+    "estimate",
+    "evaluate",
+    "extract",
+    "label",
+    "polygonize",
+    "predict",
+    "read_chips",
+    "score_chips",
+    "segment",
+    "synthesize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

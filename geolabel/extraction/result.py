@@ -1,0 +1,317 @@
+"""The result of a run: what was found on one grid or on many, as one table in one CRS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+
+from geolabel import geodesy
+from geolabel.errors import VectorError
+from geolabel.extraction.attributes import confidence_known, is_likely, source_list
+from geolabel.extraction.scene_groups import SceneGroups, same_crs
+from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, TILE_COLUMNS, Kind
+from geolabel.io.prompt_layers import PIXELS
+from geolabel.io.read.scene_mosaic import common_date, scene_mosaic_of
+from geolabel.io.write.vectors import Reviewed, prompt_features, prompt_numbers
+from geolabel.parsing import parse_json
+from geolabel.prompts import FRESH
+from geolabel.reprojection import reproject
+from geolabel.seams import connected
+from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array
+
+if TYPE_CHECKING:
+    from geolabel.extraction.pipeline import Part
+    from geolabel.extraction.work import Report
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that a run found, in the CRS that was asked for."""
+
+    landslides: gpd.GeoDataFrame
+    candidates: gpd.GeoDataFrame
+    """What is less likely to be a landslide than `Parameters.min_confidence` asks, numbered with the landslides."""
+    boxes: gpd.GeoDataFrame
+    """As the layer ``prompts``."""
+    points: gpd.GeoDataFrame
+    """As the layer ``prompt_points``."""
+    tiles: gpd.GeoDataFrame
+    """Windows of the localizer: status, class probability, message."""
+    parts: tuple[Part, ...]
+    """What was found on each grid."""
+    report: Report
+    shown: Int64Array
+    """Numbers that the polygons found have without a review, of those that are landslides."""
+    reviewed: Reviewed | None = None
+    """What comes from a person's review."""
+    left_out: int = 0
+    """Polygons that were found on ground that the person has decided about."""
+
+    @property
+    def fresh(self) -> frozenset[int]:
+        """Prompts that a person drew or changed since the file that they come from was written."""
+        return frozenset(int(n) for part in self.parts for n in part.prompts.ids[part.prompts.origins == FRESH])
+
+    def reviewed_polygons(self, crs: pyproj.CRS | None) -> tuple[AnyArray, list[str]]:
+        """Outlines in a CRS, and classes, of the landslides that are a person's work."""
+        own = self.landslides[self.landslides["id"].isin(self.reviewed.numbers if self.reviewed else ())]
+        return reprojected(own, crs), own["class"].astype(str).tolist()
+
+    def review_counts(self) -> dict[str, int]:
+        """What came of a person's review, if there was one."""
+        if self.reviewed is None:
+            return {}
+        kept, rejected = len(self.reviewed.numbers), len(self.reviewed.rejected)
+        return {"kept": kept, "rejected": rejected, "left_out": self.left_out}
+
+    def figures(self) -> dict[str, Any]:
+        """The figures that a user wants to see first.
+
+        The mean confidence, where it is known, estimates which share of the landslides is right.
+        """
+        confidence = self.landslides["confidence"].to_numpy(float)
+        known = confidence[np.isfinite(confidence)]
+        polygons = {
+            "landslides": len(self.landslides),
+            "area_m2": round(float(self.landslides["area_m2"].sum()), 1),
+            "mean_confidence": round(float(known.mean()), 3) if known.size else None,
+            "candidates": len(self.candidates),
+        }
+        return polygons | self.review_counts()
+
+
+def combine(parts: Sequence[Part], groups: SceneGroups, report: Report, *, given: bool) -> Result:
+    """The parts as one, in the CRS asked for: prompts and tiles numbered through, landslides that overlap merged.
+
+    Parameters
+    ----------
+    given
+        Whether the prompts come from a file, whose numbers they keep.
+    """
+    numbers = _numbers([part.prompts.ids for part in parts], given=given)
+    parts = [_renumbered(part, ids) for part, ids in zip(parts, numbers, strict=True)]
+    plan = groups.plans[0]
+    polygons = merge_overlaps([_with_source(part, groups) for part in parts], groups.crs)
+    drawn = np.concatenate([part.prompts.ids[part.prompts.drawn] for part in parts])
+    polygons = polygons.assign(confidence=confidence_known(polygons, plan, drawn))
+    likely = is_likely(polygons, plan)  # two candidates that overlap may be one landslide, and the other way round
+    prompts = [prompt_features(part.prompts, part.plan.grid, part.plan.classes) for part in parts]
+    first = np.cumsum([0, *(len(part.tiles) for part in parts)])
+    tiles = [part.tiles.assign(tile=part.tiles["tile"] + n) for part, n in zip(parts, first, strict=False)]
+    return Result(
+        landslides=polygons[likely].reset_index(drop=True),
+        candidates=polygons[~likely].reset_index(drop=True),
+        boxes=_as_one([boxes for boxes, _ in prompts], groups.crs, {**BOX_COLUMNS, **PIXELS}),
+        points=_as_one([points for _, points in prompts], groups.crs, {**POINT_COLUMNS, **PIXELS}),
+        tiles=_as_one(tiles, groups.crs, TILE_COLUMNS),
+        parts=tuple(parts),
+        report=report,
+        shown=polygons["id"].to_numpy(np.int64)[likely],
+    )
+
+
+def _with_source(part: Part, groups: SceneGroups) -> gpd.GeoDataFrame:
+    """The polygons of a part; of several scenes, each names its own in a list."""
+    if groups.scenes == 1 or scene_mosaic_of(part.plan.reader) is not None:
+        return part.polygons
+    return part.polygons.assign(source=source_list([part.plan.reader.scene.name]))
+
+
+def _renumbered(part: Part, ids: Int64Array) -> Part:
+    """The same with other numbers (K,) of the prompts, also where landslides name them."""
+    if np.array_equal(part.prompts.ids, ids):
+        return part
+    new = dict(zip(part.prompts.ids.tolist(), ids.tolist(), strict=True))
+    named = [
+        None if text is None else json.dumps([new[number] for number in prompt_numbers(text)])
+        for text in part.polygons["prompts"]
+    ]
+    polygons = part.polygons.assign(prompts=pd.Series(named, part.polygons.index, dtype=object))
+    return replace(part, polygons=polygons, prompts=replace(part.prompts, ids=ids))
+
+
+def _numbers(own: Sequence[Int64Array], *, given: bool) -> list[Int64Array]:
+    """Numbers of the prompts of all parts, none of them twice.
+
+    Parameters
+    ----------
+    own
+        Numbers of each part.
+    given
+        Whether they were given, and so are kept where no earlier part has them; a prompt may be on several grids.
+    """
+    free = 1 + max((int(ids.max()) for ids in own if len(ids)), default=-1)
+    taken: set[int] = set()
+    numbers = []
+    for ids in own:
+        if given:
+            again = np.array([number in taken for number in ids.tolist()], bool)
+            ids = np.where(again, free + np.cumsum(again) - 1, ids).astype(np.int64)
+            free += int(again.sum())
+        else:
+            ids = ids + (max(taken) + 1 if taken else 0)
+        taken.update(ids.tolist())
+        numbers.append(ids)
+    return numbers
+
+
+# --- polygons that overlap -------------------------------------------------------------------------------------------
+
+
+MEANS = ("score_mean", "predicted_iou", "stability", "activation_mean")
+"""Attributes of a union that are those of its parts, weighted by area."""
+
+SIZES = ("area_m2", "perimeter_m", "length_m", "width_m", "elongation", "lon", "lat")
+"""Attributes that are measured of the outline."""
+
+
+def stacked(
+    tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
+) -> gpd.GeoDataFrame:
+    """Put tables one after the other, their geometry reprojected to `crs`; what columns they lack is null.
+
+    Raises
+    ------
+    VectorError
+        If a geometry has no place in `crs`.
+    """
+    tables = [table.reindex(columns=[*columns, table.geometry.name]) for table in tables]
+    values = {name: _column([table[name] for table in tables], kind) for name, kind in columns.items()}
+    shapes = np.concatenate([reprojected(table, crs) for table in tables])
+    return gpd.GeoDataFrame(values, geometry=shapes, crs=crs)
+
+
+def _as_one(
+    tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
+) -> gpd.GeoDataFrame:
+    """As `stacked`; a single table that is in `crs` stays as it is."""
+    if len(tables) == 1 and same_crs(tables[0].crs, crs):
+        return tables[0]
+    return stacked(tables, crs, columns)
+
+
+def _column(parts: Sequence[pd.Series], kind: Kind) -> AnyArray:
+    values = np.concatenate([part.astype(object).to_numpy() for part in parts])
+    if kind == "real":
+        return np.asarray([np.nan if value is None else value for value in values], np.float64)
+    missing = pd.isna(values)
+    if kind == "int" and not missing.any():
+        return values.astype(np.int64)
+    values[missing] = None
+    return values
+
+
+def reprojected(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
+    """The geometries of a table in a CRS, valid there; as they are where it is their own.
+
+    Raises
+    ------
+    VectorError
+        If one has no place in `crs`.
+    """
+    own = table.crs
+    if crs is None or own is None or same_crs(own, crs) or not len(table):
+        return np.asarray(table.geometry.to_numpy(), object)
+    moved = reproject(np.asarray(table.geometry.to_numpy(), object), own, crs)
+    if not np.isfinite(shapely.bounds(moved)).all():
+        raise VectorError(f"polygons in {own.name} have no place in {crs.name}: give another --dst-crs")
+    invalid = ~shapely.is_valid(moved)
+    moved[invalid] = shapely.make_valid(moved[invalid], method="structure", keep_collapsed=False)
+    return moved
+
+
+def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    """Landslides of several scenes as one table, where those of different scenes that overlap are one.
+
+    What only touches stays apart, as do landslides of the same scene: these are apart in their pixels.
+
+    Parameters
+    ----------
+    tables
+        As in the inventory of each scene; ``source`` is a list in JSON.
+    crs
+        Of the result.
+
+    Returns
+    -------
+    geopandas.GeoDataFrame
+        Numbered by scene and there as before. A union has the sum of its parts' prompts, their largest score, other
+        means weighted by area, all their sources, and what is left of its largest part.
+    """
+    if len(tables) == 1 and same_crs(tables[0].crs, crs):
+        return tables[0]
+    together = stacked(tables, crs, LANDSLIDE_COLUMNS)
+    new = np.repeat([not same_crs(table.crs, crs) for table in tables], [len(table) for table in tables])
+    scene = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    group, count = overlapping(together.geometry.to_numpy(), scene)
+    size = np.bincount(group, minlength=count)
+    alone = size[group] == 1
+    joined = np.flatnonzero(size > 1)
+    unions = [_union(together[group == number]) for number in joined]
+    parts = [_measured(together[alone], new[alone])]
+    if unions:
+        table = gpd.GeoDataFrame(unions, geometry="geometry", crs=crs)
+        parts.append(_measured(table, np.ones(len(table), bool)))
+    result = stacked(parts, crs, LANDSLIDE_COLUMNS)
+    order = np.argsort(np.concatenate([group[alone], joined]), kind="stable")
+    return result.iloc[order].reset_index(drop=True).assign(id=np.arange(1, count + 1))
+
+
+def overlapping(shapes: AnyArray, scene: Int64Array) -> tuple[Int32Array, int]:
+    """Which polygons belong together since they share ground with one of another scene.
+
+    Parameters
+    ----------
+    shapes : (N,) polygons
+    scene : (N,) whose each is
+
+    Returns
+    -------
+    labels : (N,) numbered from 0 by their first polygon
+    count : number of groups
+    """
+    one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    pairs = (scene[one] < scene[other]) & ~shapely.touches(shapes[one], shapes[other])
+    return connected(one[pairs], other[pairs], len(shapes))
+
+
+def _union(parts: gpd.GeoDataFrame) -> dict[str, Any]:
+    """One landslide of several; see `unite`."""
+    area = parts["area_m2"].to_numpy(float)
+    whole: dict[str, Any] = parts.iloc[int(np.argmax(area))].to_dict()
+    for name in MEANS:
+        values = parts[name].to_numpy(float)
+        known = np.isfinite(values)
+        whole[name] = float(np.average(values[known], weights=area[known])) if known.any() else np.nan
+    names = [name for text in parts["source"] for name in parse_json(text)]
+    asked = sorted({number for text in parts["prompts"] for number in prompt_numbers(text)})
+    return whole | {
+        "score_max": float(parts["score_max"].max()),
+        "n_prompts": None if parts["n_prompts"].isna().any() else int(parts["n_prompts"].sum()),
+        "prompts": None if parts["prompts"].isna().any() else json.dumps(asked),
+        "source": source_list(dict.fromkeys(names)),
+        "event_date": common_date(list(parts["event_date"])),
+        "geometry": shapely.union_all(parts.geometry.to_numpy()),
+    }
+
+
+def _measured(table: gpd.GeoDataFrame, new: BoolArray) -> gpd.GeoDataFrame:
+    """The table with multipolygons, and the sizes of those outlines that are new."""
+    outlines = table.geometry.to_numpy()
+    singles = shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON
+    outlines = np.where(
+        singles, [shapely.MultiPolygon([o]) if s else o for o, s in zip(outlines, singles, strict=True)], outlines
+    )
+    sizes = geodesy.measure(outlines[new], table.crs)
+    measured = {name: table[name].to_numpy(float).copy() for name in SIZES}
+    for name, values in measured.items():
+        values[new] = getattr(sizes, name)
+    return table.assign(**measured).set_geometry(gpd.GeoSeries(outlines, index=table.index, crs=table.crs))
