@@ -7,8 +7,8 @@ a tile alone, and sums of integers do not depend on their order: a pixel has the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -28,10 +28,11 @@ class Layers:
 
     scores: UInt8Array
     """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
-    activation: UInt8Array | None = None
-    """(H, W) grey values 0..255; None for a mosaic that was made without prompts."""
     winner: Int32Array | None = None
-    """(H, W) number of the mask that gave a pixel its score, or `NO_MASK`."""
+    """(H, W) number of the mask that gave a pixel its score, or `NO_MASK`; None for a mosaic that has no masks."""
+    attributes: Mapping[str, AnyArray] = field(default_factory=dict)
+    """(H, W) integers by the name of a layer: what polygons are described by beside their scores, such as
+    ``activation``, 0..255."""
 
 
 STEPS = 128

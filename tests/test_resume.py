@@ -56,7 +56,7 @@ RESULTS = [
         np.zeros((0, 4), np.int64), THREE.astype(np.int64), THREE / 3, THREE / 7, THREE, ((Window(1, 2, 3, 4), "x"),)
     ),
     ([Spans.empty()], False),
-    Sums(THREE, THREE.astype(np.int64), THREE.astype(np.int64), None, np.ones((2, 3), np.int64)),
+    Sums(THREE, ("score",), np.ones((1, 3), np.int64), np.ones((1, 3), np.int64), np.ones((2, 3), np.int64)),
     np.asarray([np.nan, 1.5]),
 ]
 RECORDS = list[TileReport] | Regions | MaskTable | Sums

@@ -49,8 +49,9 @@ class Arrays:
 
     def read(self, window, spans):
         assert (self.whole[window.slices] >= 0).all()
-        parts = (None if layer is None else layer[window.slices] for layer in (self.activation, self.winner))
-        return Layers(self.whole[window.slices], *parts)
+        winner = None if self.winner is None else self.winner[window.slices]
+        attributes = {} if self.activation is None else {"activation": self.activation[window.slices]}
+        return Layers(self.whole[window.slices], winner, attributes)
 
 
 _: type[MosaicReader] = Arrays

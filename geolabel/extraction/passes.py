@@ -7,7 +7,7 @@ the few numbers that the client needs. No two tasks write the same record.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
 from typing import Any, Self
@@ -374,6 +374,22 @@ def _above_floor(run: Run, window: Window, class_id: int, scores: UInt8Array) ->
 MERGE = Pass("merge", merge, bool, where_block, pixels="mosaic")
 
 
+AttributeLayer = Callable[[Run, int, Window, Spans], AnyArray]
+"""What a layer holds for a class in a window, as integers (H, W); values count under the spans alone."""
+
+
+def attribute_layers(run: Run) -> dict[str, AttributeLayer]:
+    """Layers that polygons are described by beside their scores, by the name that `geolabel.io.columns` gives them."""
+    return {"activation": _activation_under} if run.localized else {}
+
+
+def _activation_under(run: Run, class_id: int, window: Window, spans: Spans) -> UInt8Array:
+    def covered(patch: Window, _: Tiles) -> Window | None:
+        return spans.clip(patch)[0].hull
+
+    return blend_activation(run, window, class_id, covered)
+
+
 @dataclass(frozen=True)
 class MosaicSource:
     """The finished mosaic of a class, read window by window for its polygons and rasters."""
@@ -395,18 +411,17 @@ class MosaicSource:
         return scores
 
     def read(self, window: Window, spans: Spans) -> Layers:
-        """The scores, and under the spans the masks they came from and the activation if there is one."""
+        """The scores, and under the spans the masks they came from and `attribute_layers`."""
         winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
         for block, shared, record in self._records(window, "winner", "numbers"):
             under, _ = spans.clip(shared)
             won = record["winner"].reshape(-1)[under.pixels(block)]
             winner.reshape(-1)[under.pixels(window)] = record["numbers"][won]
 
-        def covered(patch: Window, _: Tiles) -> Window | None:
-            return spans.clip(patch)[0].hull
-
-        grey = blend_activation(self.run, window, self.class_id, covered) if self.run.localized else None
-        return Layers(self.scores(window), grey, winner)
+        attributes = {
+            name: layer(self.run, self.class_id, window, spans) for name, layer in attribute_layers(self.run).items()
+        }
+        return Layers(self.scores(window), winner, attributes)
 
     def _records(self, window: Window, *names: str) -> Iterator[tuple[Window, Window, Mapping[str, AnyArray]]]:
         """Yield the blocks that have a record and share pixels with a window: block, what they share, its arrays."""

@@ -30,7 +30,7 @@ from geolabel.extraction.request import Networks, Reading, usual_filters
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.extraction.work import Report, Work, under_way
-from geolabel.io.columns import SEGMENT_COLUMNS
+from geolabel.io.columns import MEASURED, SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried
 from geolabel.io.write.vectors import write_segments
 from geolabel.masks import Filters, Selection
@@ -281,8 +281,7 @@ def describe(
         np.concatenate([np.zeros(0, np.float32), *(getattr(table, name) for table in tables)])
         for name in ("predicted_iou", "stability")
     )
-    columns = vars(sizes) | {
-        "elongation": sizes.elongation,
+    columns = {name: getattr(sizes, name) for name in MEASURED} | {
         "id": np.arange(1, len(order) + 1),
         "predicted_iou": [float(predicted[objects[k]].mean()) for k in order],
         "stability": [float(stability[objects[k]].mean()) for k in order],

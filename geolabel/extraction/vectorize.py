@@ -17,7 +17,8 @@ import numpy as np
 
 from geolabel import geodesy, polygons
 from geolabel.engine.tasks import Bound, Pass
-from geolabel.masks import FULL, OUTSIDE
+from geolabel.io.columns import LANDSLIDES, MEASURED, Of
+from geolabel.masks import OUTSIDE
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
 from geolabel.seams import Spans, drop_small, holes, join, largest, pixel_sums, total
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 Map = Callable[[Bound[Any], Iterable[Any]], Iterable[Any]]
 """Applies a pass to jobs and yields the results in their order, as `map` does."""
+
+SCORE = "score"
+"""The layer of scores, by its name in `geolabel.io.columns`."""
 
 BATCH_SPANS = 1 << 20
 """Spans that are outlined at a time, rounded up to whole objects: a bound on memory, not on results."""
@@ -223,13 +227,26 @@ class Sums:
 
     labels: Int32Array
     """(K,) the objects."""
-    score: Int64Array
-    """(K,) sum over the object's pixels."""
-    score_max: Int64Array
-    activation: Int64Array | None
-    """(K,) sum over the object's pixels; None where the mosaic has no activation."""
+    layers: tuple[str, ...]
+    """L names: ``score``, and those of the attributes of the mosaic."""
+    totals: Int64Array
+    """(L, K) sum of each layer over the object's pixels."""
+    maxima: Int64Array
+    """(L, K) its maximum."""
     wins: Int64Array | None
     """(P, 3) object, mask, and how many of the object's pixels the mask won, in ascending order; None without masks."""
+
+    def of(self, column: Of, areas: Int64Array) -> Float64Array | None:
+        """(K,) a statistic of objects of `areas` pixels; None where the mosaic has no such layer."""
+        if column.layer not in self.layers:
+            return None
+        place = self.layers.index(column.layer)
+        found: Float64Array = (
+            self.maxima[place] / column.unit
+            if column.statistic == "maximum"
+            else self.totals[place] / (areas * column.unit)
+        )
+        return found
 
 
 def sum_objects(mosaic: Mosaics, blocks: BlockGrid, objects: Objects, *, apply: Map = map) -> Sums:
@@ -239,17 +256,18 @@ def sum_objects(mosaic: Mosaics, blocks: BlockGrid, objects: Objects, *, apply: 
     if labels.min(initial=0) < 0 or labels.max(initial=-1) >= objects.count:  # sums are counted out by them
         raise IndexError(f"sums of object {labels.max()}, where there are {objects.count}")
 
-    def gather(values: list[Int64Array]) -> Int64Array:
-        return np.concatenate([np.zeros(0, np.int64), *values])
-
-    activation = [part.activation for part in parts if part.activation is not None]
+    layers = parts[0].layers if parts else (SCORE,)
+    assert all(part.layers == layers for part in parts), "a layer is missing in some windows"
+    totals, maxima = (
+        np.concatenate([np.zeros((len(layers), 0), np.int64), *values], axis=1)
+        for values in ([part.totals for part in parts], [part.maxima for part in parts])
+    )
     wins = [part.wins for part in parts if part.wins is not None]
-    assert len(activation) in (0, len(parts)), "the activation is missing in some windows"
     return Sums(
         labels=np.arange(objects.count, dtype=np.int32),
-        score=total(gather([part.score for part in parts]), labels, objects.count),
-        score_max=largest(gather([part.score_max for part in parts]), labels, objects.count),
-        activation=total(gather(activation), labels, objects.count) if activation else None,
+        layers=layers,
+        totals=np.stack([total(values, labels, objects.count) for values in totals]),
+        maxima=np.stack([largest(values, labels, objects.count) for values in maxima]),
         wins=_merge_wins(np.concatenate(wins)) if wins else None,
     )
 
@@ -269,10 +287,9 @@ def _sum_block(mosaics: Sequence[MosaicReader], job: tuple[int, Window, Spans, I
     class_id, window, spans, labels = job
     layers = mosaics[class_id].read(window, spans)
     present, local = np.unique(labels, return_inverse=True)
-    score, score_max = pixel_sums(spans, window, layers.scores)
-    activation, wins = None, None
-    if layers.activation is not None:
-        activation = total(pixel_sums(spans, window, layers.activation)[0], local, len(present))
+    values = {SCORE: layers.scores, **layers.attributes}
+    sums = [pixel_sums(spans, window, layer) for layer in values.values()]
+    wins = None
     if layers.winner is not None:
         winner = layers.winner.reshape(-1)[spans.pixels(window)]
         pairs = np.repeat(labels.astype(np.int64) << 32, spans.lengths) | winner
@@ -282,9 +299,9 @@ def _sum_block(mosaics: Sequence[MosaicReader], job: tuple[int, Window, Spans, I
         wins = _merge_wins(counted[pairs[runs] >= 0])
     return Sums(
         labels=present,
-        score=total(score, local, len(present)),
-        score_max=largest(score_max, local, len(present)),
-        activation=activation,
+        layers=tuple(values),
+        totals=np.stack([total(totals, local, len(present)) for totals, _ in sums]),
+        maxima=np.stack([largest(maxima, local, len(present)) for _, maxima in sums]),
         wins=wins,
     )
 
@@ -390,23 +407,16 @@ def describe(
     columns = {
         "id": np.arange(1, objects.count + 1),
         "class": [classes[class_id] for class_id in objects.class_ids.tolist()],
-        "area_m2": sizes.area_m2,
-        "perimeter_m": sizes.perimeter_m,
-        "length_m": sizes.length_m,
-        "width_m": sizes.width_m,
-        "elongation": sizes.elongation,
-        "lon": sizes.lon,
-        "lat": sizes.lat,
-        "score_mean": sums.score / (objects.areas * FULL),
-        "score_max": sums.score_max / FULL,
+        **{name: getattr(sizes, name) for name in MEASURED},
+        **{column.name: sums.of(column.of, objects.areas) for column in LANDSLIDES if column.of is not None},
         "predicted_iou": _mean_over_winners(sums.wins, objects.count, predicted_iou),
         "stability": _mean_over_winners(sums.wins, objects.count, stability),
-        "activation_mean": None if sums.activation is None else sums.activation / (objects.areas * 255),
         "n_prompts": None if sums.wins is None else np.bincount(sums.wins[:, 0], minlength=objects.count),
         "prompts": _prompts_behind(sums.wins, objects.count, prompt_ids),
         "gsd_m": grid.gsd,
     }
-    return gpd.GeoDataFrame(columns, geometry=outlines, crs=grid.crs)
+    in_order = {column.name: columns[column.name] for column in LANDSLIDES if column.name in columns}
+    return gpd.GeoDataFrame(in_order, geometry=outlines, crs=grid.crs)
 
 
 def _outlines(objects: Objects, grid: Grid, simplify_px: float, smooth_px: float) -> polygons.Geometries:

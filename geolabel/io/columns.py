@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from geolabel.masks import FULL
+
 Kind = Literal["int", "real", "text", "date", "datetime", "bool"]
 """Type of the values of a column."""
 
@@ -22,6 +24,21 @@ Merged = Literal["largest", "measured", "mean", "maximum", "sum", "numbers", "sc
 ``maximum``; ``sum``; ``numbers``: all numbers of their lists, ascending; ``scenes``: all names of their lists;
 ``shared``: the value if all share it, else null.
 """
+
+
+Statistic = Literal["mean", "maximum"]
+"""Of the pixels of a polygon."""
+
+
+@dataclass(frozen=True)
+class Of:
+    """A statistic of a layer of integers, over the pixels of a polygon."""
+
+    layer: str
+    """``score``, or one of `geolabel.mosaic.Layers.attributes`."""
+    statistic: Statistic
+    unit: int
+    """Value of the layer that stands for 1 of the column."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,8 @@ class Column:
     merged: Merged = "largest"
     edited: bool = False
     """Whether a person fills it in; all others follow from the outline and the run."""
+    of: Of | None = None
+    """The layer that it describes, if any; other columns are measured, counted or filled in by name."""
 
 
 LANDSLIDES = (
@@ -73,8 +92,12 @@ LANDSLIDES = (
     Column(
         "score_mean", "real", "Mean score (0-1)",
         "Mean score of its pixels; 0.5 is the edge that the segmenter draws", 2, "Quality", "mean",
+        of=Of("score", "mean", FULL),
     ),
-    Column("score_max", "real", "Highest score (0-1)", "Highest score of its pixels", 2, "Quality", "maximum"),
+    Column(
+        "score_max", "real", "Highest score (0-1)", "Highest score of its pixels", 2, "Quality", "maximum",
+        of=Of("score", "maximum", FULL),
+    ),
     Column(
         "predicted_iou", "real", "Predicted IoU (0-1)", "Quality that the segmenter predicts of its masks",
         2, "Quality", "mean",
@@ -84,7 +107,7 @@ LANDSLIDES = (
     ),
     Column(
         "activation_mean", "real", "Mean activation (0-1)", "How strongly the localizer responds to its pixels",
-        2, "Quality", "mean",
+        2, "Quality", "mean", of=Of("activation", "mean", 255),
     ),
     Column("n_prompts", "int", "Number of prompts", "Prompts that it was made from", merged="sum"),
     Column(
