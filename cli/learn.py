@@ -272,7 +272,7 @@ def student(
             resume=resume,
         )
     else:
-        from geolabel.datasets.painted import read_painted
+        from geolabel.datasets.chips import read_painted
         from geolabel.training.students import StudentRequest, train_student
 
         examples = read_painted(labels, class_name=class_name)

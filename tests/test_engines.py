@@ -30,8 +30,7 @@ from geolabel.extraction.segment import AskedEverywhere, Everything
 from geolabel.extraction.text_prompts import GroundedNetworks
 from geolabel.masks import EVERY_CANDIDATE
 from geolabel.models import loading
-from geolabel.models.checkpoint import read_info, save_checkpoint
-from geolabel.models.checkpoints import load_localizer, load_own
+from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
 from geolabel.models.engines import Engine, graph_files
 from geolabel.models.multiscale import MapModule, MultiscaleLocalizer
 from geolabel.models.nets import build

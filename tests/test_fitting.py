@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geolabel.models.fitting import FittingSegmenter
+from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
 from geolabel.testing import FakeSegmenter

@@ -24,8 +24,8 @@ from geolabel.labels import BACKGROUND
 from geolabel.methods import METHODS, apsam, cism, s2c
 from geolabel.models import loading
 from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
-from geolabel.models.fitting import FittingSegmenter
 from geolabel.models.multiscale import MultiscaleLocalizer
+from geolabel.models.sam import FittingSegmenter
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 from geolabel.testing import FakeLocalizer, FakeSegmenter

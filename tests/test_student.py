@@ -11,14 +11,13 @@ from PIL import Image
 from sklearn.metrics import log_loss
 
 from geolabel.cli.main import run
-from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.datasets.chips import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE, LabelMap
 from geolabel.models import loading
-from geolabel.models.checkpoint import read_info
-from geolabel.models.checkpoints import load_own
+from geolabel.models.checkpoint import load_own, read_info
 from geolabel.models.dense import DenseLocalizer
 from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.resunet import ResUNet

@@ -25,8 +25,7 @@ from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.segment_maps import segment_everything, segment_maps
 from geolabel.masks import Filters
 from geolabel.models import loading
-from geolabel.models.checkpoint import read_info
-from geolabel.models.checkpoints import load_own
+from geolabel.models.checkpoint import load_own, read_info
 from geolabel.models.nets import imagenet
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter

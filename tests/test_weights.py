@@ -20,7 +20,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from geolabel.cli.main import run
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io import downloads
-from geolabel.models import checkpoints, loading
+from geolabel.models import checkpoint, loading
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build
 from geolabel.prompts import Prompts
@@ -67,7 +67,7 @@ def files(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "localizer.safetensors", build(LOCALIZER.architecture), LOCALIZER)
     save_checkpoint(tmp_path / "segmenter.safetensors", build(SEGMENTER.architecture), SEGMENTER)
     torch.save(tiny_vit().state_dict(), tmp_path / "vit.pth")
-    monkeypatch.setattr(checkpoints, "SAM_WIDTHS", {32: "vit_b", 48: "vit_l"})
+    monkeypatch.setattr(checkpoint, "SAM_WIDTHS", {32: "vit_b", 48: "vit_l"})
     monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", tiny_vit)
     return tmp_path
 
@@ -140,10 +140,10 @@ def test_the_official_files_are_those_of_segment_anything():
 
 
 def test_official_networks_are_told_apart_by_their_tensors(tmp_path):
-    for name in checkpoints.SAM_WIDTHS.values():
+    for name in checkpoint.SAM_WIDTHS.values():
         with torch.device("meta"):
             state = segment_anything.sam_model_registry[name]().state_dict()
-        assert checkpoints.official_name(state, tmp_path) == name
+        assert checkpoint.official_name(state, tmp_path) == name
 
 
 def test_a_name_may_stand_for_two_roles():
@@ -424,8 +424,8 @@ def spoil(files, kind):
     [
         ("evil", "damaged or no weights file"),
         ("evil zip", "damaged or no weights file"),
-        ("list", "holds list in place of named tensors"),
-        ("numbers", "holds dict in place of named tensors"),
+        ("list", "holds list instead of named tensors"),
+        ("numbers", "holds dict instead of named tensors"),
         ("other tensors", "holds no Segment Anything network of vit_b, vit_l"),
         ("tensors missing", "do not fit its network"),
         ("text", "damaged or no weights file"),

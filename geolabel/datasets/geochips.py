@@ -22,8 +22,7 @@ import torch
 from affine import Affine
 from torchgeo.datasets import GeoDataset
 
-from geolabel.datasets.chips import ChipDataset
-from geolabel.datasets.painted import PaintedChips
+from geolabel.datasets.chips import ChipDataset, PaintedChips
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError, SceneError
 from geolabel.io.read.scenes import SceneReader

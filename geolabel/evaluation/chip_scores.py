@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.datasets.chips import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
@@ -162,7 +162,7 @@ def _folder(path: Path, masks: PseudoLabels | PaintedChips) -> Predict:
 
 
 def _student(path: Path, classes: tuple[str, ...], networks: Networks) -> Predict:
-    from geolabel.models.checkpoints import load_own
+    from geolabel.models.checkpoint import load_own
     from geolabel.models.dense import DenseLocalizer
 
     if path.suffix != ".safetensors":

@@ -28,7 +28,7 @@ from geolabel.labeling.label_chips import ActivatedLabels, chip_localizer
 from geolabel.masks import Masks
 from geolabel.methods import apsam
 from geolabel.models import loading
-from geolabel.models.fitting import FittingSegmenter
+from geolabel.models.sam import FittingSegmenter
 from geolabel.outputs import replacing
 from geolabel.parts import Segmenter
 from geolabel.prompters import GridPrompter

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from geolabel.chips import Chips, is_held_out, split
-from geolabel.datasets.chips import ChipDataset, mask_path
-from geolabel.datasets.painted import PaintedChips
+from geolabel.datasets.chips import ChipDataset, PaintedChips, mask_path
 from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
@@ -29,7 +28,7 @@ from geolabel.evaluation.table import Measurement, Section
 from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.methods import alps
-from geolabel.models.checkpoints import load_own
+from geolabel.models.checkpoint import load_own
 from geolabel.models.dense import DenseLocalizer
 from geolabel.models.nets.initial import Share
 from geolabel.training import students

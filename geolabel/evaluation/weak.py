@@ -17,8 +17,7 @@ import numpy as np
 
 from geolabel.activation import quantise
 from geolabel.chips import Chip, is_held_out
-from geolabel.datasets.chips import ChipDataset, read_chips
-from geolabel.datasets.painted import PaintedChips, read_painted
+from geolabel.datasets.chips import ChipDataset, PaintedChips, read_chips, read_painted
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
 from geolabel.evaluation import baselines
@@ -37,7 +36,7 @@ from geolabel.labeling.label_chips import ActivatedLabels, Compose, chip_localiz
 from geolabel.labels import BACKGROUND
 from geolabel.methods import apsam, cism, s2c
 from geolabel.models import loading
-from geolabel.models.checkpoints import load_own
+from geolabel.models.checkpoint import load_own
 from geolabel.models.dense import DenseLocalizer
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json

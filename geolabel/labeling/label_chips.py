@@ -21,7 +21,7 @@ from geolabel.errors import WeightsError
 from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models import loading
-from geolabel.models.checkpoints import load_localizer
+from geolabel.models.checkpoint import load_localizer
 from geolabel.models.multiscale import SCALES, LabelledLocalizer, MapModule, MultiscaleLocalizer
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer

@@ -26,7 +26,7 @@ from geolabel.extraction.request import Networks
 from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.labeling.label_chips import label_chips
 from geolabel.masks import Selection
-from geolabel.models.fitting import FittingSegmenter
+from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Labeler, Localizer, Recipe, Segmenter
 from geolabel.pipeline import Pipeline
 from geolabel.prompters import THRESHOLD, ContourPrompter

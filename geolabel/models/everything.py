@@ -10,7 +10,7 @@ Sources: Kirillov et al. (2023), "Segment Anything", section 5 and appendix B; f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import nms
 
+from geolabel.clusters import Clusters
+from geolabel.labelers import gate
+from geolabel.labels import smallest_wins
 from geolabel.masks import FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.models.engines import Points, PromptedNetwork
-from geolabel.models.prompted import answer
-from geolabel.models.sam import corner_pixels
+from geolabel.models.sam import answer, corner_pixels
+from geolabel.mosaic import NO_MASK
+from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
 from geolabel.types import AnyArray, UInt8Array
 
@@ -219,3 +223,44 @@ def _shares(cells: int, pixels: int, step: float) -> Tensor:
 
 def _chunks(count: int) -> list[slice]:
     return [slice(start, min(start + ENLARGED, count)) for start in range(0, count, ENLARGED)]
+
+
+# --- one class of clusters -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClusterSegmenter:
+    """Keeps, of the masks of an image, those of the named clusters, as far as no smaller mask of another one is there.
+
+    So what is left of an image is what ALPS would paint with the class, with the masks' own scores.
+    """
+
+    segmenter: Segmenter
+    """Answers with `FeaturedMasks`."""
+    clusters: Clusters
+    class_name: str
+    max_share: float
+    """The filtering gate of ALPS, eq. 2 and 3."""
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the largest image it takes."""
+        return self.segmenter.window
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self.segmenter.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3), red first."""
+        return [self._choose(masks) for masks in self.segmenter(images, prompts)]
+
+    def _choose(self, masks: Masks) -> Masks:
+        assert isinstance(masks, FeaturedMasks)
+        masks = masks[gate(masks.binary, self.max_share)]
+        wanted = np.isin(self.clusters.assign(masks.features), self.clusters.of_class(self.class_name))
+        owner = smallest_wins(masks.binary)
+        others = (owner != NO_MASK) & ~np.append(wanted, False)[owner]  # NO_MASK, -1, picks the last
+        kept = masks[wanted]
+        return replace(kept, scores=np.where(others, np.uint8(0), kept.scores))

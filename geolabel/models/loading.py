@@ -174,7 +174,7 @@ def verify(network: Published) -> str:
         raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
     digest = sha256(path)
     if network.sha256 is None:
-        from geolabel.models.checkpoints import load_own
+        from geolabel.models.checkpoint import load_own
         from geolabel.models.on_onnx import OnnxMaps, OnnxSam
 
         load_own(path, network.role)
@@ -375,7 +375,7 @@ def maps_of(recipe: Recipe, path: Path) -> tuple[MapNetwork, NetworkInfo]:
 
         maps = OnnxMaps(path)
         return maps, maps.info
-    from geolabel.models.checkpoints import load_localizer
+    from geolabel.models.checkpoint import load_localizer
     from geolabel.models.on_torch import TorchMaps
 
     network, info = load_localizer(path)
@@ -383,7 +383,7 @@ def maps_of(recipe: Recipe, path: Path) -> tuple[MapNetwork, NetworkInfo]:
 
 
 def _student(recipe: Recipe, path: Path) -> Localizer:
-    from geolabel.models.checkpoints import load_own
+    from geolabel.models.checkpoint import load_own
     from geolabel.models.dense import DenseLocalizer
 
     network, info = load_own(path, "student")
@@ -417,7 +417,7 @@ def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tup
         return network, network.info.gsd_range
     from segment_anything.modeling import Sam
 
-    from geolabel.models.checkpoints import is_safetensors, load_official, load_own
+    from geolabel.models.checkpoint import is_safetensors, load_official, load_own
     from geolabel.models.on_torch import TorchSam
 
     gsd_range, resize = SAM_GSD_RANGE, True
@@ -434,7 +434,7 @@ def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tup
 
 def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
     from geolabel.datasets.clusters import load_clusters
-    from geolabel.models.clustered import ClusterSegmenter
+    from geolabel.models.everything import ClusterSegmenter
 
     path = Path(choice.path)
     content = load_clusters(path)
@@ -451,8 +451,7 @@ def describe(path: Path) -> dict[str, Any]:
     WeightsError
         If it is missing, damaged, or holds no network.
     """
-    from geolabel.models.checkpoint import load_checkpoint
-    from geolabel.models.checkpoints import is_safetensors, official_name, official_state
+    from geolabel.models.checkpoint import is_safetensors, load_checkpoint, official_name, official_state
 
     digest = sha256(path)
     if is_safetensors(path):

@@ -7,14 +7,16 @@ Source: Kirillov et al. (2023), "Segment Anything", and the package ``segment_an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from geolabel.masks import FAINT, FULL, Masks, Selection, quantise_logits, stability_score
 from geolabel.models.engines import Points, PromptedNetwork
-from geolabel.models.prompted import answer
+from geolabel.parts import Segmenter
 from geolabel.prompts import PADDING, Prompts
 from geolabel.types import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
@@ -164,3 +166,81 @@ def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:
         rows = np.asarray([row for row, other in enumerate(kinds) if other == kind], np.int64)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
+
+
+def answer(
+    network: PromptedNetwork,
+    images: Sequence[UInt8Array],
+    prompts: Sequence[Prompts],
+    decode: Callable[[Any, UInt8Array, Prompts], Masks],
+    nothing: Callable[[UInt8Array], Masks],
+) -> list[Masks]:
+    """Masks of images (H, W, 3), red first.
+
+    Parameters
+    ----------
+    decode
+        Makes the masks of one image of its embedding (D, h, w), itself and its prompts.
+    nothing
+        Makes those of an image without prompts, which is not encoded.
+
+    Raises
+    ------
+    ValueError
+        If an image that is asked about is larger than the network's window.
+    """
+    asked = [i for i, of_image in enumerate(prompts) if len(of_image)]
+    masks = [nothing(image) for image in images]
+    with network.running():
+        for start in range(0, len(asked), network.batch):
+            group = asked[start : start + network.batch]
+            for i in group:
+                if max(images[i].shape[:2]) > network.window:
+                    size = images[i].shape[:2]
+                    raise ValueError(f"an image of {size} px exceeds the segmenter's window of {network.window} px")
+            for i, embedding in zip(group, network.encode([images[i] for i in group]), strict=True):
+                masks[i] = decode(embedding, images[i], prompts[i])
+    return masks
+
+
+# --- images larger than the window -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FittingSegmenter:
+    """Reduces an image until its longer side fits, as the official networks do with every image.
+
+    For chips, which are seen whole; scenes are worked on in tiles at their own pixels instead.
+    """
+
+    segmenter: Segmenter
+
+    @property
+    def window(self) -> int:
+        """There is no largest image."""
+        return 1 << 30
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Of the segmenter."""
+        return self.segmenter.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
+        """Masks of images (H, W, 3) at their own size."""
+        return [self._one(image, asked) for image, asked in zip(images, prompts, strict=True)]
+
+    def _one(self, image: UInt8Array, prompts: Prompts) -> Masks:
+        height, width = image.shape[:2]
+        share = self.segmenter.window / max(height, width)
+        if share >= 1:
+            return self.segmenter([image], [prompts])[0]
+        small = max(1, round(width * share)), max(1, round(height * share))
+        # a copy, since torch warns of arrays that cannot be written to, as those that Pillow lends are
+        reduced = np.array(Image.fromarray(image).resize(small, Image.Resampling.BILINEAR))
+        # a point is the index of a pixel: centres keep their place
+        scaled = replace(prompts, boxes=prompts.boxes * share, points=(prompts.points + 0.5) * share - 0.5)
+        (masks,) = self.segmenter([reduced], [scaled])
+        scores = np.empty((len(masks), height, width), np.uint8)
+        for k, score in enumerate(masks.scores):
+            scores[k] = np.asarray(Image.fromarray(score).resize((width, height), Image.Resampling.BILINEAR))
+        return replace(masks, scores=scores)

@@ -22,8 +22,7 @@ from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.segment_maps import segment_maps
 from geolabel.models import loading
-from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
-from geolabel.models.checkpoints import load_own
+from geolabel.models.checkpoint import NetworkInfo, load_own, save_checkpoint
 from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geolabel.datasets.examples import Examples, Subset
-from geolabel.datasets.painted import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
 from geolabel.errors import ChipError, OptionError, TrainingError
@@ -161,7 +160,7 @@ def train_student(
     Parameters
     ----------
     examples
-        See `geolabel.datasets.painted.read_painted`.
+        See `geolabel.datasets.chips.read_painted`.
     test
         What is reported on besides the kept images.
     out

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from geolabel.models import loading
-from geolabel.models.checkpoints import load_localizer, load_own
+from geolabel.models.checkpoint import load_localizer, load_own
 from geolabel.models.on_onnx import OnnxMaps, OnnxSam
 from geolabel.models.on_torch import TorchMaps, TorchSam
 from geolabel.synthetic import synthesize
