@@ -209,4 +209,6 @@ def _three_digits(number: float) -> str:
 
 def see(output: str) -> str:
     """What to do with an inventory."""
+    if not output.lower().endswith(".gpkg"):
+        return f"open {output} in QGIS or on a web map; to review landslides, give a name that ends with .gpkg"
     return f"open {output} in QGIS, and set status to accepted or rejected as you look"
