@@ -193,12 +193,16 @@ def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDatase
         raise ChipError(f"{path} holds no chips: give a folder with {TABLE}, or one folder of images per class")
     missing = [row.path for row in rows if not row.path.is_file()]
     if missing:
-        raise ChipError(f"{len(missing)} of {len(rows)} labelled chips are missing, such as {missing[0]}: "
-                        "add the files, or take their rows out of the table")  # fmt: skip
+        raise ChipError(
+            f"{len(missing)} of {len(rows)} labelled chips are missing, such as {missing[0]}: "
+            "add the files, or take their rows out of the table"
+        )
     doubles = [name for name, count in Counter(row.path.stem for row in rows).items() if count > 1]
     if doubles:
-        raise ChipError(f"{len(doubles)} names stand for several chips, such as {doubles[0]!r}: results are named "
-                        "after chips, so give each a name of its own")  # fmt: skip
+        raise ChipError(
+            f"{len(doubles)} names stand for several chips, such as {doubles[0]!r}: results are named "
+            "after chips, so give each a name of its own"
+        )
     if table is not None and path.is_dir():
         _count_unlabelled(table, rows)
     facts = _description(path if path.is_dir() else path.parent)

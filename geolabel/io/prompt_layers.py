@@ -32,7 +32,7 @@ ORIGINS = {LOCALIZER: "localizer", DRAWN: "person", FRESH: "person"}
 """Who asked, as the layers have it."""
 
 MOST_POINTS = 1 << 24
-"""Of all prompts together, each with room for as many points as the one that has most."""
+"""Of all prompts together, each with room for the maximum number of points of one."""
 
 DECIMALS = 6
 """Of a pixel coordinate that is read: a millionth of a pixel hides what a CRS's large numbers cost in rounding."""
@@ -261,7 +261,7 @@ def _fill(ids: pd.Series, free: int) -> Int64Array:
 
 
 def _smallest_box(points: Float64Array, corners: Float64Array, ids: Int64Array) -> Float64Array:
-    """(N,) number of the smallest box that each point lies in, NaN where there is none."""
+    """(N,) number of the smallest box around each point, NaN where there is none."""
     found = np.full(len(points), np.nan)
     order = np.lexsort((ids, np.prod(corners[:, 2:] - corners[:, :2], axis=1)))
     tree = shapely.STRtree(shapely.box(*corners[order].T))

@@ -1,6 +1,6 @@
 """Records of a run: named arrays, each record written once, whole or not at all.
 
-A record is a safetensors file: a header in JSON, and the arrays as they lie in memory. The format has no checksums, so
+A record is a safetensors file: a header in JSON, and the arrays as they are in memory. The format has no checksums, so
 its free text holds one per array. NumPy's own format has a Python literal for a header, and the parser of these fails
 now and then where several threads are in it (CPython 3.11, gh-106905).
 """

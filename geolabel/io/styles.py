@@ -148,8 +148,16 @@ def _hatched(colour: str) -> Symbol:
 
 
 def _dot(colour: str, shape: str = "circle", outline: str = "255,255,255,255") -> Symbol:
-    values = {"name": shape, "color": f"{colour},255", "outline_color": outline, "outline_style": "solid",
-              "outline_width": "0.3", "outline_width_unit": "MM", "size": "2.2", "size_unit": "MM"}  # fmt: skip
+    values = {
+        "name": shape,
+        "color": f"{colour},255",
+        "outline_color": outline,
+        "outline_style": "solid",
+        "outline_width": "0.3",
+        "outline_width_unit": "MM",
+        "size": "2.2",
+        "size_unit": "MM",
+    }
     return Symbol("marker", (("SimpleMarker", values),))
 
 

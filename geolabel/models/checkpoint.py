@@ -36,7 +36,7 @@ FORMAT = 1
 """Version of the description; a reader refuses what is newer than it knows."""
 
 KEY = "geolabel"
-"""Where the description lies in the metadata of the file."""
+"""Key of the description in the metadata of the file."""
 
 LEAST, LARGEST = 32, 1 << 14
 """Pixels a side that a network may ask for at once."""
@@ -191,7 +191,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 SAM_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-"""Channels of the official encoders, by which their files are told apart."""
+"""Channels of the official encoders, which distinguish their files."""
 
 
 DAMAGE = (

@@ -1,7 +1,7 @@
 """GDAL's virtual rasters (VRT), checked before GDAL sees them and opened from a copy that holds what was checked.
 
 A VRT can name any file, any URL and any driver with any option, and hold code. Here it is read by geolabel's own
-parser; what `RASTER` lists is written anew, and anything else is an error. Each source has to be an image by itself
+parser; what `RASTER` lists is written again, and anything else is an error. Each source has to be an image by itself
 (`geolabel.io.read.formats`), or, on this machine, another VRT that is checked likewise. What comes from a network may
 only name what is reached over a network.
 

@@ -89,8 +89,10 @@ def choose_layer(
         return _check_layer(path, names, preferred if layer is None else layer)
     filled = [name for name in names if len(names) == 1 or _holds(path, name, polygons=polygons)]
     if len(filled) > 1:
-        raise VectorError(f"{path} has several layers{' of polygons' if polygons else ''}, {', '.join(filled)}: "
-                          f"choose one ({option} NAME)")  # fmt: skip
+        raise VectorError(
+            f"{path} has several layers{' of polygons' if polygons else ''}, {', '.join(filled)}: "
+            f"choose one ({option} NAME)"
+        )
     return filled[0] if filled else names[0]
 
 
@@ -187,7 +189,7 @@ def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
 
 
 def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Path) -> gpd.GeoDataFrame:
-    """Bring features to a CRS; the long sides of polygons bend as they should.
+    """Reproject features; the long sides of polygons bend as they should.
 
     Without a CRS on either side, or where one has no place on Earth, coordinates are taken as they are.
 
@@ -223,7 +225,7 @@ def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Pat
 
 
 def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
-    """Refuse what is elsewhere than a scene, of which it would say nothing.
+    """Refuse outlines that do not meet a scene, about which they would say nothing.
 
     Parameters
     ----------
@@ -284,7 +286,7 @@ def read_prompts(
 
     ``prompt``
         Number of the object. A point joins the box of the same number; a point without a number joins the smallest box
-        that it lies in, else it is an object of its own. A box without a number, or with one that is taken, gets a new
+        that it is in, else it is an object of its own. A box without a number, or with one that is taken, gets a new
         one.
     ``label``
         Of a point: 1 inside the landslide (the default), 0 outside.
@@ -345,7 +347,7 @@ def read_aoi(
     Raises
     ------
     VectorError
-        If the file cannot be read, holds no area, has several layers of polygons of which none is named, or misses
+        If the file cannot be read, holds no area, has several layers of polygons and none is named, or misses
         the scene.
     """
     layer = choose_layer(path, layer, "--aoi-layer", polygons=True)

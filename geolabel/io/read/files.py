@@ -117,7 +117,7 @@ def fetch(path: str, limit: int) -> bytes:
     path
         Its URL, or its name in GDAL. User and password in the URL of a web server are sent as such.
     limit
-        Most bytes that it may have.
+        Maximum size in bytes.
 
     Raises
     ------

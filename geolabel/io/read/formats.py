@@ -37,7 +37,7 @@ class Format:
     """Regular expression of how its files begin; empty where suffixes have to tell."""
     suffixes: tuple[str, ...] = ()
     network: bool = False
-    """Whether it is read over a network too: one file, of which a part is enough."""
+    """Whether it is read over a network too: one file, and a part of it is enough."""
     inner: str = ""
     """How the name of one image of several begins, such as ``GTIFF_DIR:2:scene.tif``."""
 
@@ -107,12 +107,12 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
     path
         As `vsi.vsi_path` gives it.
     level
-        Overview to open in its stead; 0 for the raster itself.
+        Overview to open instead; 0 for the raster itself.
 
     Raises
     ------
     SceneError
-        If it names overviews elsewhere, or what lies beside it as its overviews or mask is no image.
+        If it names overviews elsewhere, or a file beside it, its overviews or mask, is no image.
     rasterio.errors.RasterioError
         If it cannot be opened, or is in no format of `FORMATS`.
     """

@@ -139,7 +139,7 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
     Raises
     ------
     SceneError
-        If it lies nowhere, or `gsd` is missing or one too many.
+        If it has no place, or `gsd` is missing or one too many.
     """
     height, width = header.height, header.width
     if header.approximate:
@@ -158,7 +158,7 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
         return Grid(None, header.transform, height, width, unit_m=gsd / side)
     if header.transform is None:
         raise SceneError(
-            f"{header.name} has a CRS but no transform, so it lies nowhere: "
+            f"{header.name} has a CRS but no transform, so it has no place: "
             "place it first (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM IN OUT)"
         )
     if gsd is not None:

@@ -238,8 +238,10 @@ def _scan(path: str, dataset: DatasetReader) -> tuple[set[int], bool]:
     for _, block in dataset.block_windows(1):
         values, known = _read(dataset, block)
         if any(not np.array_equal(values, dataset.read(k, window=block)) for k in others):
-            raise SceneError(f"{path} has {dataset.count} bands that differ: give the one that holds the labels "
-                             "(gdal_translate -b 1 IN OUT)")  # fmt: skip
+            raise SceneError(
+                f"{path} has {dataset.count} bands that differ: give the one that holds the labels "
+                "(gdal_translate -b 1 IN OUT)"
+            )
         known &= np.isfinite(values)
         gaps |= not known.all()
         distinct = np.unique(values[known])

@@ -32,7 +32,7 @@ MAX_BANDS = 4096
 """A time series of a hyperspectral sensor has as many; a header that claims more is wrong or means harm."""
 
 MAX_BLOCK_BYTES = 1 << 30
-"""Of one block as GDAL decodes it: whoever reads a pixel pays for all of its block."""
+"""Maximum size of one block as GDAL decodes it: to read a pixel is to decode its whole block."""
 
 is_remote = files.is_remote
 
@@ -51,7 +51,7 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
     Parameters
     ----------
     level
-        Overview to open in its stead; 0 for the raster itself.
+        Overview to open instead; 0 for the raster itself.
 
     Raises
     ------

@@ -68,7 +68,7 @@ class Review:
     counts: Mapping[str, int] = field(default_factory=dict)
     """How many are accepted, rejected, edited, added and deleted."""
     unsure: int = 0
-    """Polygons of a file without a record of which it cannot be told whether they were edited."""
+    """Polygons of a file without a record that may or may not have been edited."""
 
     def is_still(self, other: Review) -> bool:
         """Whether another reading found the same."""

@@ -138,8 +138,9 @@ class SceneMosaic:
         for first in range(0, window.height, step):
             some = rows[first : first + step]
             top, bottom = int(some[0]), int(some[-1]) + 1
-            shown[first : first + step] = self.scene_numbers(Window(top, left, bottom - top, right - left))[
-                some - top][:, cols - left]  # fmt: skip
+            shown[first : first + step] = self.scene_numbers(Window(top, left, bottom - top, right - left))[some - top][
+                :, cols - left
+            ]
         return shown
 
     def meeting(self, window: Window) -> Int64Array:

@@ -42,7 +42,7 @@ SOURCE_PX = 1 << 22
 """Pixels of the source that are resampled at a time."""
 
 GLANCE_SIDE = 256
-"""Most pixels along each axis at which an alpha band is looked at."""
+"""Maximum number of pixels along each axis at which an alpha band is sampled."""
 
 PATCHES_ACROSS, PATCH_PX = 24, 32
 """Patches along each axis, and their side in pixels, that a damaged scene is sampled by."""
@@ -52,7 +52,7 @@ class SceneReader:
     """A scene, opened when it is first read. It holds its arguments and travels to other processes as these.
 
     A pixel is valid where the chosen bands hold data and finite values, no mask and no fully transparent alpha hides
-    it, and it lies in the area of interest. Values of other pixels mean nothing. No data means that all chosen bands
+    it, and it is in the area of interest. Values of other pixels mean nothing. No data means that all chosen bands
     are nodata, as for `dataset_mask` of rasterio: with a nodata of 0, pure red is (255, 0, 0). Where nodata is a value
     that nothing measures, such as -9999, one band suffices, as one NaN does.
 
@@ -65,7 +65,7 @@ class SceneReader:
     bands
         See `geolabel.bands.choose_bands`.
     nodata
-        Value that marks pixels without data in every band, in place of the file's own.
+        Value that marks pixels without data in every band, instead of the file's own.
     gsd
         Metres per pixel of a scene without CRS, and only of such.
     aoi
@@ -73,7 +73,7 @@ class SceneReader:
     name
         What to call the scene, where that is not how it is opened.
     event_date
-        ISO 8601 date of acquisition, in place of what the file says.
+        ISO 8601 date of acquisition, instead of that of the file.
     time
         Which of several times of a file or dataset is the scene: an ISO 8601 date, or date and time, as far as it takes
         to tell it from the others.
@@ -148,7 +148,7 @@ class SceneReader:
             As `sample` gives them.
         """
         scene = self.scene
-        if bands.shape[1] == 1 < scene.grid.height:  # patches of a damaged scene lie in no order
+        if bands.shape[1] == 1 < scene.grid.height:  # patches of a damaged scene have no order
             return self, valid
         findings = examine(bands, valid, single=len(self._unique) == 1, stated=self.nodata is not None)
         findings = replace(findings, warnings=(*findings.warnings, *self._doubtful_alpha()))

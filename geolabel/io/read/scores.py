@@ -52,7 +52,7 @@ class ScoreRaster:
     value
         Of a band of labels: the one value that counts, if it reaches the threshold; None for every value that does.
     nodata
-        Value of pixels that are not valid, in place of the file's own.
+        Value of pixels that are not valid, instead of the file's own.
     gsd
         Metres per pixel of a raster without CRS.
     """
@@ -84,7 +84,7 @@ class ScoreRaster:
         Raises
         ------
         OptionError
-            If so, and the threshold does not lie in that range.
+            If so, and the threshold is outside that range.
         """
         _ = self.reader.scene  # the band is there
         factor, offset = self._scaling
@@ -95,7 +95,7 @@ class ScoreRaster:
 
     @property
     def level(self) -> int:
-        """Least score, 1..254, of a landslide's pixels in what `scores` returns."""
+        """Minimum score, 1..254, of a landslide's pixels in what `scores` returns."""
         return max(1, math.ceil(self.threshold * FULL)) if self.scored else FULL
 
     def read(self, window: Window, spans: Spans) -> Layers:  # noqa: ARG002

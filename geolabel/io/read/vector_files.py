@@ -2,7 +2,7 @@
 
 GDAL's drivers cannot be chosen where features are read, and many of them read instructions: other files to open, SQL
 to run, URLs to fetch. So the format is decided here. GeoPackages, Shapefiles, FlatGeobufs and file geodatabases begin
-like no format of words does; GeoJSON and KML are read by geolabel and written anew, with what holds features and
+like no format of words does; GeoJSON and KML are read by geolabel and written again, with what holds features and
 nothing else, into a copy. What comes from a network or in an archive is fetched or unpacked once and checked as a file.
 """
 
@@ -30,7 +30,7 @@ from geolabel.io.read import files
 from geolabel.parsing import parse_json, parse_xml
 
 MAX_BYTES = 1 << 29
-"""Of a file that is fetched, unpacked or written anew."""
+"""Of a file that is fetched, unpacked or written again."""
 
 MAX_MEMBERS = 10_000
 """Files in an archive."""
@@ -111,7 +111,7 @@ def _of_network(name: str) -> Path:
 
 
 def _beside(url: str, suffix: str) -> str:
-    """The URL of what lies beside a Shapefile, with the same query string."""
+    """The URL of a file beside a Shapefile, with the same query string."""
     place, mark, query = url.partition("?")
     return place[: -len(".shp")] + suffix + mark + query
 

@@ -184,7 +184,7 @@ def write_geotiff(
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     bands = np.atleast_3d(values)
-    # tiles lie in the file in the order in which the cache lets go of them, so its size has to be the same everywhere
+    # tiles are in the file in the order in which the cache releases them, so its size has to be the same everywhere
     with replacing(path, overwrite=overwrite) as part, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         try:
             with rasterio.open(part, "w", **_profile(bands, grid)) as dataset:

@@ -59,7 +59,7 @@ def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False
             WRITERS[path.suffix.lower()](part, file)
         except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
-        check_work(path, carried)  # the last thing: who reviews while a run is going on loses nothing
+        check_work(path, carried)  # last: a person who reviews during the run loses nothing
 
 
 def write_inventory(
@@ -110,9 +110,17 @@ def write_inventory(
     """
     drawn = None if prompts is None else prompt_features(prompts, grid, classes)
     write_layers(
-        path, landslides, drawn, tiles, provenance, crs=grid.crs, candidates=candidates, reviewed=reviewed,
-        overwrite=overwrite, carried=carried,
-    )  # fmt: skip
+        path,
+        landslides,
+        drawn,
+        tiles,
+        provenance,
+        crs=grid.crs,
+        candidates=candidates,
+        reviewed=reviewed,
+        overwrite=overwrite,
+        carried=carried,
+    )
 
 
 def prompt_features(
@@ -149,7 +157,7 @@ def write_layers(
     overwrite: bool = False,
     carried: Carried = NOTHING,
 ) -> None:
-    """Write what `write_inventory` does, of features that lie in `crs` already.
+    """Write what `write_inventory` does, of features that are in `crs` already.
 
     Parameters
     ----------
@@ -237,7 +245,12 @@ def write_segments(
         If the file cannot be written, or exists and must not be replaced.
     """
     layer = Layer(
-        "segments", "MultiPolygon", "Everything in the scene, no class", SEGMENT_COLUMNS, segments,
-        style_of("segments", segments, SEGMENT_COLUMNS).qml(), key="id",
-    )  # fmt: skip
+        "segments",
+        "MultiPolygon",
+        "Everything in the scene, no class",
+        SEGMENT_COLUMNS,
+        segments,
+        style_of("segments", segments, SEGMENT_COLUMNS).qml(),
+        key="id",
+    )
     write_vectors(path, VectorFile([layer], crs, provenance), overwrite=overwrite, carried=carried)
