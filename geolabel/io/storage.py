@@ -92,7 +92,7 @@ def is_url(root: str | os.PathLike[str]) -> bool:
     return isinstance(storage_at(root), RemoteStorage)
 
 
-def patient(action: Callable[[], T], what: str) -> T:
+def _patient(action: Callable[[], T], what: str) -> T:
     """Do what may fail for a while, again and again with longer waits; the last error stands."""
     for wait in WAITS:
         try:
@@ -117,11 +117,11 @@ class FolderStorage:
             check_regular(self.root / name)
         except OSError as error:
             raise OutputError(f"{error.filename} cannot be read, since {error.strerror}: remove it") from error
-        return patient(lambda: (self.root / name).open("rb"), name)
+        return _patient(lambda: (self.root / name).open("rb"), name)
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
         """Write beside the file and rename."""
-        patient(lambda: self._write(self.root / name, fill), name)
+        _patient(lambda: self._write(self.root / name, fill), name)
 
     def _write(self, target: Path, fill: Callable[[IO[bytes]], Any]) -> None:
         part = target.with_name(f"{uuid4().hex}.part")
@@ -189,13 +189,13 @@ class RemoteStorage:
 
     def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Fetch a file and open it to read."""
-        return BytesIO(patient(lambda: self.files.cat_file(self._path(name)), name))
+        return BytesIO(_patient(lambda: self.files.cat_file(self._path(name)), name))
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
         """Write a file as one object."""
         data = BytesIO()
         fill(data)
-        patient(lambda: self._put(name, data.getvalue()), name)
+        _patient(lambda: self._put(name, data.getvalue()), name)
 
     def _put(self, name: str, data: bytes) -> None:
         path = self._path(name)
@@ -212,7 +212,7 @@ class RemoteStorage:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        return bool(patient(lambda: self.files.exists(self._path(name)), name))
+        return bool(_patient(lambda: self.files.exists(self._path(name)), name))
 
     def names(self) -> Iterator[str]:
         """Names of all files."""
@@ -223,7 +223,7 @@ class RemoteStorage:
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
         with suppress(FileNotFoundError):
-            patient(lambda: self.files.rm_file(self._path(name)), name)
+            _patient(lambda: self.files.rm_file(self._path(name)), name)
 
     def prune(self) -> None:
         """Stores have no folders; those that do lose theirs with the run's."""

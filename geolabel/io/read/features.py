@@ -108,10 +108,10 @@ def _holds(path: str | Path, layer: str, *, polygons: bool) -> bool:
     if polygons and kind is not None and ("Point" in kind or "LineString" in kind):
         return False
     geometries = read_layer(path, layer, columns=()).geometry.to_numpy()
-    return len(polygon_parts(geometries) if polygons else geometries) > 0
+    return len(_polygon_parts(geometries) if polygons else geometries) > 0
 
 
-def polygon_parts(geometries: AnyArray) -> AnyArray:
+def _polygon_parts(geometries: AnyArray) -> AnyArray:
     """(N,) the polygons of geometries, those of multipolygons and collections one by one."""
     parts: AnyArray = np.asarray(geometries, object)
     while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
@@ -353,7 +353,7 @@ def read_aoi(
     layer = choose_layer(path, layer, "--aoi-layer", polygons=True)
     features, what = read_layer(path, layer, columns=()), f"layer {layer} of {path}"
     kinds = features.geometry.geom_type
-    polygons = gpd.GeoDataFrame(geometry=polygon_parts(features.geometry.to_numpy()), crs=features.crs)
+    polygons = gpd.GeoDataFrame(geometry=_polygon_parts(features.geometry.to_numpy()), crs=features.crs)
     if not len(polygons):
         held = f"holds {', '.join(sorted(set(kinds)))} alone" if len(kinds) else "is empty"
         raise VectorError(f"{what} encloses no area, since it {held}: draw a polygon around the area")
@@ -400,7 +400,7 @@ def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFra
     surroundings = shapely.union_all([box.buffer(box.length / 4, join_style="mitre") for box in boxes])
     outlines = near(unwrapped(polygons.geometry.to_numpy(), own), own, frame)
     valid = mended(gpd.GeoDataFrame(geometry=outlines, crs=own))
-    cut = polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
+    cut = _polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
     if len(valid) and not len(cut):
         raise VectorError(
             f"{what} misses the scene: in {own.name} it reaches over {span(valid.total_bounds)}, the scene over "

@@ -124,7 +124,7 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
         check_beside(file, beside)
     dataset = _open(path, network=network)
     try:
-        check_overviews(dataset, path, network=network, beside=beside)
+        _check_overviews(dataset, path, network=network, beside=beside)
         if level == 0:
             return dataset
         # Only now: to open an overview is to open the file that holds it.
@@ -260,7 +260,7 @@ def _is_in_archive(name: str) -> bool:
     return True
 
 
-def check_overviews(dataset: DatasetReader, path: str, *, network: bool, beside: int = 0) -> None:
+def _check_overviews(dataset: DatasetReader, path: str, *, network: bool, beside: int = 0) -> None:
     """Check the file that a raster, or the ``.aux.xml`` beside it, names as that of its overviews.
 
     Raises
