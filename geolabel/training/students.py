@@ -14,6 +14,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geolabel.datasets.chips import PaintedChips, read_painted
 from geolabel.datasets.examples import Examples, Subset
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
