@@ -25,6 +25,8 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     count, whole = figures["landslides"], figures["area_km2"] * 1e6
     found = f"{count}, {extent(figures['area_m2'], whole)} of" if count else "none in"
     rows = {"landslides": f"{found} {extent(whole)}"}
+    if count and "classes" in figures:
+        rows["classes"] = ", ".join(f"{name} {number}" for name, number in figures["classes"].items())
     if figures["mean_confidence"] is not None:
         rows["confidence"] = f"{figures['mean_confidence']:.2f} on average, of 0 to 1"
     if figures["candidates"]:

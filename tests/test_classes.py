@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
+import pyproj
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,14 +20,18 @@ from hypothesis import strategies as st
 import geolabel
 from geolabel.engine import worker
 from geolabel.errors import OptionError
+from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, make_plan
-from geolabel.extraction.request import Networks
-from geolabel.extraction.result import Result
+from geolabel.extraction.polygonize import polygonize
+from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.result import Result, merge_overlaps
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.vectorize import find_objects, vectorize
+from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.styles import style_of
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES, FakeLocalizer, FakeSegmenter
@@ -153,7 +161,6 @@ def two(image: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     image = np.full((3, 160, 200), 40, np.uint8)
-    image[:, 0, 0], image[:, 0, 1] = 0, 255
     image[0, 20:60, 30:80] = 230  # a landslide over the seams of the blocks
     image[2, 20:60, 80:120] = 230  # a rockfall that touches it
     image[2, 100:140, 20:60] = 230
@@ -165,7 +172,7 @@ def scene(tmp_path: Path) -> Path:
 
 
 def know(monkeypatch: pytest.MonkeyPatch, *classes: str) -> None:
-    locate = FakeLocalizer(function=two, classes=classes, stride=4)
+    locate = FakeLocalizer(function=two, classes=classes, stride=1)
     segment = FakeSegmenter()
     monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else segment)
 
@@ -198,6 +205,7 @@ def test_a_run_finds_all_classes_that_its_network_knows(
     found = run(scene, method=method)
     assert found_in(found) == BOTH
     assert set(found.parts[0].prompts.class_ids.tolist()) == ({0, 1} if method == "apsam" else set())
+    assert found.figures()["classes"] == {"rockfall": 2, "landslide": 1}
 
 
 @pytest.mark.parametrize("method", ["apsam", "student"])
@@ -233,6 +241,8 @@ def test_rasters_have_a_band_or_a_label_for_each_class(
     for row, col, value in ((40, 50, 1), (40, 100, 2), (120, 40, 2), (80, 150, 0)):
         assert labels[row, col] == value
         assert (landslide[row, col], rockfall[row, col]) == (value == 1, value == 2)
+    assert polygonize(tmp_path / "slides.score.tif")["class"].tolist() == [name for name, _ in BOTH]
+    assert evaluate(tmp_path / "slides.gpkg", tmp_path / "slides.mask.tif").as_dict()["mean"]["iou"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("compute", [True, False])
@@ -250,3 +260,61 @@ def test_predict_has_a_band_for_each_class(
     assert scores.rio.crs == "EPSG:32648"
     assert scores.sel(band="rockfall").values[40, 100] > 0.5 > scores.sel(band="landslide").values[40, 100]
     assert geolabel.predict(scene, out=tmp_path / "scores.tif", **given).equals(scores.compute())
+
+
+def test_a_network_of_one_class_writes_the_rasters_it_always_wrote(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locate = FakeLocalizer(function=lambda image: two(image)[0], stride=1)
+    monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else FakeSegmenter())
+    run(scene, tmp_path / "alone.gpkg")
+    know(monkeypatch, "landslide", "rockfall")
+    run(scene, tmp_path / "chosen.gpkg", class_names=("landslide",))
+    for kind in ("score", "mask"):
+        written = [(tmp_path / f"{name}.{kind}.tif").read_bytes() for name in ("alone", "chosen")]
+        assert written[0] == written[1]
+    with rasterio.open(tmp_path / "alone.score.tif") as file:
+        assert file.descriptions == ("score",)
+
+
+def test_polygons_of_two_scenes_that_overlap_are_one_where_they_are_of_one_class() -> None:
+    def inventory(name: str, left: float) -> gpd.GeoDataFrame:
+        shape = shapely.MultiPolygon([shapely.box(left, 0, left + 10, 10)])
+        row = {"id": [1], "class": [name], "area_m2": [100.0], "source": ['["x.tif"]'], "prompts": [None]}
+        return gpd.GeoDataFrame(row, geometry=[shape], crs="EPSG:32648")
+
+    crs = pyproj.CRS("EPSG:32648")
+    assert len(merge_overlaps([inventory("a", 0), inventory("a", 5)], crs)) == 1
+    apart = merge_overlaps([inventory("a", 0), inventory("b", 5)], crs)
+    assert apart["class"].tolist() == ["a", "b"]
+
+
+def test_a_review_keeps_its_classes(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, "landslide", "rockfall")
+    monkeypatch.setattr(Networks, "recipes_of", lambda *_: RECIPES)
+    options: dict[str, Any] = {"parameters": Parameters(tile_size=128, activation_floor=0), "overwrite": True}
+    out, mask = tmp_path / "slides.gpkg", tmp_path / "mask.tif"
+    geolabel.extract(scene, out=out, reading=Reading(stretch="0,255"), **options)
+    table = gpd.read_file(out, layer="landslides")
+    table.loc[table["id"] == 3, ["status", "class"]] = ["accepted", "debris flow"]
+    table.to_file(out, layer="landslides", driver="GPKG")
+    again = geolabel.extract(
+        scene, out=out, reading=Reading(stretch="0,255"), keep_reviewed=out, mask_out=mask, **options
+    )
+    assert sorted(zip(again["id"], again["class"], strict=True)) == [
+        (1, "landslide"),
+        (2, "rockfall"),
+        (3, "debris flow"),
+    ]
+    with rasterio.open(mask) as file:
+        assert file.tags(1)["class_3"] == "debris flow"
+        assert np.bincount(file.read(1).ravel())[1:].tolist() == [40 * 50, 40 * 40, 40 * 40]
+
+
+def test_classes_have_colours_of_their_own_in_qgis() -> None:
+    features = pd.DataFrame({"class": ["rockfall", "landslide", "person's", None], "confidence": [None] * 4})
+    qml = style_of("landslides", features, LANDSLIDE_COLUMNS).qml()
+    for name in ("'rockfall'", "'landslide'", "'person''s'"):
+        assert f"&quot;class&quot; = {name}" in qml
+    alone = style_of("landslides", features[:1], LANDSLIDE_COLUMNS).qml()
+    assert "class&quot; =" not in alone

@@ -169,8 +169,7 @@ def _mask(
     shown: Objects, drawn: tuple[shapely.STRtree, UInt8Array], mosaic: MosaicSource, window: Window
 ) -> UInt8Array:
     """The class of a landslide, found or kept, from 1; 0 outside, 255 where the scene is not valid."""
-    mask = shown.spans.paint(window, (shown.class_ids[shown.labels] + 1).astype(np.uint8))
     kept = rasterize(*drawn, window)
-    mask = np.where(kept > 0, kept, mask)
+    mask = np.where(kept > 0, kept, shown.mask(window))
     mask[mosaic.scores(window) == OUTSIDE] = OUTSIDE
     return mask

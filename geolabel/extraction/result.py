@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -79,12 +80,16 @@ class Result:
         """
         confidence = self.landslides["confidence"].to_numpy(float)
         known = confidence[np.isfinite(confidence)]
-        polygons = {
+        polygons: dict[str, Any] = {
             "landslides": len(self.landslides),
             "area_m2": round(float(self.landslides["area_m2"].sum()), 1),
             "mean_confidence": round(float(known.mean()), 3) if known.size else None,
             "candidates": len(self.candidates),
         }
+        known_classes = self.parts[0].plan.classes
+        if len(known_classes) > 1:
+            counts = Counter(self.landslides["class"].astype(str))
+            polygons["classes"] = {name: counts[name] for name in dict.fromkeys((*known_classes, *sorted(counts)))}
         return polygons | self.review_counts()
 
 
@@ -231,7 +236,8 @@ def reprojected(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
 def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     """Landslides of several scenes as one table, where those of different scenes that overlap are one.
 
-    What only touches stays apart, as do landslides of the same scene: these are apart in their pixels.
+    What only touches stays apart, as do landslides of the same scene, which are apart in their pixels, and those of
+    different classes.
 
     Parameters
     ----------
@@ -251,7 +257,8 @@ def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -
     together = stacked(tables, crs, LANDSLIDE_COLUMNS)
     new = np.repeat([not same_crs(table.crs, crs) for table in tables], [len(table) for table in tables])
     scene = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    group, count = overlapping(together.geometry.to_numpy(), scene)
+    _, kind = np.unique(together["class"].astype(str), return_inverse=True)
+    group, count = overlapping(together.geometry.to_numpy(), scene, kind)
     size = np.bincount(group, minlength=count)
     alone = size[group] == 1
     joined = np.flatnonzero(size > 1)
@@ -265,13 +272,14 @@ def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -
     return result.iloc[order].reset_index(drop=True).assign(id=np.arange(1, count + 1))
 
 
-def overlapping(shapes: AnyArray, scene: Int64Array) -> tuple[Int32Array, int]:
+def overlapping(shapes: AnyArray, scene: Int64Array, kind: Int64Array | None = None) -> tuple[Int32Array, int]:
     """Which polygons belong together since they share ground with one of another scene.
 
     Parameters
     ----------
     shapes : (N,) polygons
     scene : (N,) whose each is
+    kind : (N,) of what class each is; None where all are of one
 
     Returns
     -------
@@ -280,6 +288,8 @@ def overlapping(shapes: AnyArray, scene: Int64Array) -> tuple[Int32Array, int]:
     """
     one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     pairs = (scene[one] < scene[other]) & ~shapely.touches(shapes[one], shapes[other])
+    if kind is not None:
+        pairs &= kind[one] == kind[other]
     return connected(one[pairs], other[pairs], len(shapes))
 
 

@@ -70,8 +70,8 @@ class Objects:
     """(K,) class of each object."""
 
     def mask(self, window: Window) -> UInt8Array:
-        """(H, W) 1 inside an object, else 0."""
-        return self.spans.paint(window, np.ones(len(self.spans), np.uint8))
+        """(H, W) class of the object at each pixel, counted from 1; 0 where none is."""
+        return self.spans.paint(window, (self.class_ids[self.labels] + 1).astype(np.uint8))
 
     def only(self, kept: BoolArray) -> Objects:
         """Some of the objects, chosen by (K,), numbered anew."""

@@ -25,6 +25,9 @@ WARM = ("255,255,178", "254,204,92", "253,141,60", "240,59,32", "189,0,38")
 COOL = ("198,240,255", "120,214,250", "52,170,235", "24,112,204", "12,58,150")
 GREY = ("190,190,190", "160,160,160", "130,130,130", "95,95,95", "60,60,60")
 
+COLOURS = ("213,94,0", "0,114,178", "204,121,167", "230,159,0", "86,180,233", "0,0,0")
+"""Of classes, in their order, from the palette of Okabe and Ito (2008), which the colour-blind can tell; then again."""
+
 GREEN, DARK, MIDDLE = "0,158,115", "30,30,30", "120,120,120"
 
 LIMITS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -282,12 +285,29 @@ def _reviewed(*rest: Rule) -> tuple[Rule, ...]:
 def _landslides(features: pd.DataFrame) -> tuple[Rule, ...]:
     known = [name for name in ("confidence", "score_mean") if name in features and features[name].notna().any()]
     symbols = [_cased(colour, fill="30") for colour in WARM]
+    classes = sorted(set(features["class"].dropna().astype(str))) if "class" in features else []
+    if len(classes) > 1:
+        return _reviewed(Rule("class, not reviewed", None, "ELSE", _classes(classes)))
     if not known:
         return _reviewed(Rule("not reviewed", symbols[-1], "ELSE"))
     grades = _graded(features, known[0], symbols)
     title = {"confidence": "confidence, not reviewed", "score_mean": "mean score, not reviewed"}[known[0]]
     unknown = Rule("unknown, or drawn by hand", _cased("255,255,255"), "ELSE")
     return _reviewed(Rule(title, None, "ELSE", (*grades, unknown)))
+
+
+def _classes(names: Sequence[str]) -> tuple[Rule, ...]:
+    """A rule for each class, and one for what has none."""
+    rules = [
+        Rule(name, _cased(COLOURS[number % len(COLOURS)], fill="30"), f'"class" = {_quoted(name)}')
+        for number, name in enumerate(names)
+    ]
+    return (*rules, Rule("unknown, or drawn by hand", _cased("255,255,255"), "ELSE"))
+
+
+def _quoted(text: str) -> str:
+    """A text as a literal of QGIS's expressions."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def _prompts(features: pd.DataFrame) -> tuple[Rule, ...]:
