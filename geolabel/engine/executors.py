@@ -5,7 +5,7 @@ The active scheduler is the ``distributed.Client`` that is open, else the one th
 item; the function is pickled, and opened once in every process that works. Tasks are submitted one by one, not as a
 graph: a graph is worked off as a whole, and here the first results are taken in while the last tasks are not yet named.
 
-Inside a task of somebody else's, as in ``client.map(geolabel.extract, scenes)``, the work is done by threads of that
+Inside a task of another program, as in ``client.map(geolabel.extract, scenes)``, the work is done by threads of that
 task's process: a task that waits for other tasks holds the slot that they may need.
 """
 
@@ -350,7 +350,7 @@ def _closing(executor: Executor) -> Iterator[Executor]:
 
 
 def _client() -> Any | None:
-    # distributed takes half a second to import: whoever opened a client has imported it already
+    # distributed takes half a second to import: a program that has a client has imported it already
     if "distributed" not in sys.modules or in_task():
         return None
     import distributed
@@ -417,7 +417,7 @@ def _recall(function: Callable[[T], R], token: str) -> _Shared[T, R]:
     return shared
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------------
+# --- errors of the scheduler -----------------------------------------------------------------------------------------
 
 
 class TaskLostError(ClusterError):

@@ -28,7 +28,7 @@ LOCK = "lock"
 """Name of the file."""
 
 BEAT = 5.0
-"""Seconds between the signs of life of whoever holds the lock."""
+"""Seconds between the signs of life of the process that holds the lock."""
 
 MAX_BYTES = 1 << 16
 """Of a lock, which takes a few hundred."""
@@ -91,7 +91,7 @@ def _host() -> str:
 
 
 def holder(storage: Storage, *, watch: bool = True) -> Holder | None:
-    """Return who holds the lock of a folder and lives, None if nobody.
+    """Return the live process that holds the lock of a folder, None without one.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def _read(storage: Storage) -> Holder | None:
             return None
         if found is not None:
             return found
-        time.sleep(BEAT / 25)  # somebody is writing it, or died writing it
+        time.sleep(BEAT / 25)  # another process is writing it, or died writing it
     return None
 
 
@@ -135,14 +135,14 @@ def _clear(storage: Storage) -> None:
 
 @contextmanager
 def locked(storage: Storage, name: str, *, on_loss: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a folder; one that is empty afterwards goes.
+    """Hold the lock of a folder; a folder that is empty afterwards is deleted.
 
     Parameters
     ----------
     name
         Of the folder, for messages.
     on_loss
-        Called, from another thread, when somebody else has taken the lock over: this process was thought dead, as a
+        Called, from another thread, when another process has taken the lock over: this process was thought dead, as a
         laptop that slept is.
 
     Raises

@@ -200,7 +200,7 @@ class Folder:
             self.remove()
 
     def remove(self) -> None:
-        """Delete everything that belongs to the run; `RUN` goes last, so that the folder is known until then."""
+        """Delete everything that belongs to the run; `RUN` last, so that the folder is known until then."""
         state = self._read() if self._state is None else self._state
         if state is not None:
             with suppress(OutputError):  # a full disk has no room to say so

@@ -127,7 +127,7 @@ def _threads(recipe: Recipe, threads: int | None) -> int:
 
 @dataclass
 class _Own:
-    """What this process was told."""
+    """Settings of this process."""
 
     threads: int | None = None
 

@@ -137,7 +137,7 @@ def label_chips(
     settings
         Of the method; its ``single_scale`` and ``class_name`` are looked at.
     recipes
-        Of the localizer, which comes first, and of what else takes part.
+        Of the localizer, which comes first, and of the other networks.
     compose
         The method.
 

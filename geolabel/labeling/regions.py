@@ -146,7 +146,7 @@ class RegionFolder:
         """Delete what was found."""
         self._store.remove()
         (self.root / KEY).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody has put something there
+        with suppress(OSError):  # another file is in it
             self.root.rmdir()
 
     def read(self, index: int) -> Regions:

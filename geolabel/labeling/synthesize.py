@@ -34,7 +34,7 @@ PLACE = (500_000.0, 3_000_000.0)
 """Easting and northing of the upper left corner, metres: on the central meridian of a UTM zone."""
 
 DISTORTION = 0.05
-"""Most by which a metre of the CRS may differ from a metre on the ground there, as a share."""
+"""Maximum difference between a metre of the CRS and a metre on the ground there, as a share."""
 
 COLOURS = (
     (38, 92, 48),
