@@ -46,7 +46,7 @@ from geolabel.labeling.label import label_images
 from geolabel.labeling.segment_maps import segment_maps
 from geolabel.labels import LabelMap
 from geolabel.masks import Filters
-from geolabel.parts import EVERYWHERE, Recipe
+from geolabel.parts import EverywhereRecipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.scene import Grid
@@ -279,9 +279,8 @@ def make_chips(inputs: Path, folder: Path) -> None:
 
 
 def make_segments(inputs: Path, folder: Path) -> None:
-    everywhere = Recipe("localizer", EVERYWHERE, "")
     parameters = Parameters(tile_size=64, overlap=16, threads=1)
-    plan = make_plan(SceneReader(inputs / "scene.tif"), everywhere, RECIPES[1], parameters, stretch="0,255")
+    plan = make_plan(SceneReader(inputs / "scene.tif"), EverywhereRecipe(), RECIPES[1], parameters, stretch="0,255")
     found = run_segment(plan, Targets.of(folder / "segments.gpkg"), Everything(points_per_side=4))
     assert len(found.segments) > 9
 
