@@ -68,11 +68,10 @@ def test_no_page_keeps_a_gap_that_the_code_should_fill(site: Path) -> None:
 
 
 def test_the_reference_has_every_command_and_every_public_name(site: Path) -> None:
-    import geolabel
+    from geolabel import api
     from geolabel.cli.main import COMMANDS
 
     commands = pages(site)["reference/cli.html"]
     assert [name for name in COMMANDS if f"geolabel {name}<" not in commands] == []
     names = pages(site)["reference/python.html"]
-    public = [name for name in geolabel.__all__ if not name.startswith("_")]
-    assert [name for name in public if f'id="geolabel.{name}"' not in names] == []
+    assert [name for name in api.__all__ if f'id="geolabel.api.{name}"' not in names] == []

@@ -112,11 +112,11 @@ def columns(name: str) -> str:
 
 
 def api() -> str:
-    """Return mkdocstrings' blocks of all public names."""
-    import geolabel
+    """Return mkdocstrings' blocks of all public names, functions first."""
+    from geolabel import api as module
 
-    names = [name for name in geolabel.__all__ if not name.startswith("_")]
-    return "\n\n".join(f"::: geolabel.{name}" for name in names)
+    names = sorted(module.__all__, key=lambda name: (name[0].isupper(), name))
+    return "\n\n".join(f"::: geolabel.api.{name}\n    options:\n      heading: geolabel.{name}" for name in names)
 
 
 def packages() -> str:
