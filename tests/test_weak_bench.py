@@ -22,6 +22,7 @@ from geolabel.evaluation.weak_report import draw_sheet
 from geolabel.extraction.request import Networks
 from geolabel.folders import work_folder
 from geolabel.outputs import saving
+from geolabel.parts import EverythingRecipe, Recipe, Segmenter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.training import localizers
 from geolabel.training.presets import preset_of
@@ -145,7 +146,12 @@ def test_strange_packs_are_refused(tmp_path: Path):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     load = worker.segmenter
-    monkeypatch.setattr(worker, "segmenter", lambda recipe: load(recipe) if recipe.filters else FakeSegmenter(radius=8))
+
+    def stand_in(recipe: Recipe) -> Segmenter:
+        # a grid of points is asked with the segmenter itself
+        return load(recipe) if isinstance(recipe, EverythingRecipe) else FakeSegmenter(radius=8)
+
+    monkeypatch.setattr(worker, "segmenter", stand_in)
     student = replace(
         weak.SIZES["cpu"].student,
         architectures={"resunet": {"name": "resunet", "widths": [16, 32]}},

@@ -69,9 +69,8 @@ BENCHMARKS = {
     "segment": Benchmark("segment.py", "--size 1024 --points 8 --tiles 1"),
     "instances": Benchmark("instances.py", "--scenes 1 --size 768"),
     "cost_model": Benchmark("cost_model.py", "check --calibrate 768 --size 1536"),
-    "resume": Benchmark("scaling.py", "resume"),
 }
-"""Those that time something and need no data."""
+"""Benchmarks whose CPU seconds repeat, and that need no data and no second core."""
 
 
 def import_root(checkout: Path, folder: Path) -> Path:
