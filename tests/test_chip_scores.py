@@ -168,5 +168,5 @@ def test_what_cannot_be_compared(chips: Path, tmp_path: Path):
     found = write_labels(tmp_path / "small", {f"chip{k}": values(k)[:7] for k in range(3)})
     with pytest.raises(ChipError, match="label the same chips"):
         score_chips(found, chips)
-    with pytest.raises(WeightsError, match="no student"):
+    with pytest.raises(WeightsError, match="nor a student"):
         score_chips(chips / "labels.csv", chips)

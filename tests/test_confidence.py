@@ -134,7 +134,7 @@ def test_polygons_of_scenes_are_judged(stand_ins):
 
 def test_the_command_writes_the_model_of_the_networks(stand_ins, monkeypatch, tmp_path):
     monkeypatch.setattr(fitting, "fit", lambda _: (MODEL, {"auc": 0.5}))
-    monkeypatch.setattr(examples.Drawn, "__iter__", lambda drawn: iter([bright("a", True)] * len(drawn)))
+    monkeypatch.setattr(examples.SyntheticScenes, "__iter__", lambda some: iter([bright("a", True)] * len(some)))
     out = tmp_path / "model.json"
     done = CliRunner().invoke(train, ["confidence", "--out", str(out), "--scenes", "5", "--json"])
     assert done.exit_code == 0, done.output
