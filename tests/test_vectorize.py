@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import geopandas as gpd
 import numpy as np
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from geolabel.extraction.vectorize import MosaicReader, Objects, find_objects, vectorize
+from geolabel.extraction.result import MERGED
+from geolabel.extraction.vectorize import MosaicReader, Objects, find_objects, sum_objects, vectorize
+from geolabel.io.columns import Merged, Of
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import NO_MASK, Layers
 from geolabel.scene import Grid
@@ -150,6 +153,40 @@ def test_attributes_are_those_of_the_pixels(mosaic, size, min_area, max_hole):
             assert row.stability == pytest.approx(quality[::-1][winners].mean(dtype=np.float64))
         else:
             assert np.isnan(row.predicted_iou)
+
+
+@dataclass
+class WithHeights(Arrays):
+    """A mosaic with a further layer to describe objects by: integers of any size, below 0 too."""
+
+    def read(self, window, spans):
+        layers = super().read(window, spans)
+        return replace(
+            layers, attributes=dict(layers.attributes) | {"elevation": heights(self.whole.shape)[window.slices]}
+        )
+
+
+def heights(shape: tuple[int, int]) -> AnyArray:
+    return np.random.default_rng(0).integers(-5000, 90_000, shape, np.int32)
+
+
+@given(mosaics(), st.integers(1, 17))
+def test_any_layer_is_summed_by_its_name(mosaic, size):
+    mosaic = WithHeights(mosaic.whole, mosaic.activation, mosaic.winner)
+    blocks = BlockGrid(*mosaic.whole.shape, size)
+    objects = find_objects(mosaic, blocks, threshold=THRESHOLD)
+    sums = sum_objects(mosaic, blocks, objects)
+    labels, count = ndimage.label(cleaned(mosaic.whole, 0, 0))
+    assert objects.count == count
+    if count:
+        inside = [heights(labels.shape)[labels == k] / 10 for k in range(1, count + 1)]
+        means = sums.of(Of("elevation", "mean", 10), objects.areas)
+        assert means == pytest.approx(np.array([values.mean() for values in inside]))
+        assert sums.of(Of("slope", "mean", 1), objects.areas) is None
+
+
+def test_every_rule_of_merging_is_known():
+    assert set(MERGED) == set(get_args(Merged))
 
 
 @given(mosaics(), st.integers(1, 17), limits, limits)

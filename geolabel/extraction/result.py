@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,16 @@ from geolabel import geodesy
 from geolabel.errors import VectorError
 from geolabel.extraction.attributes import confidence_known, is_likely, source_list
 from geolabel.extraction.scene_groups import SceneGroups, same_crs
-from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, TILE_COLUMNS, Kind
+from geolabel.io.columns import (
+    BOX_COLUMNS,
+    LANDSLIDE_COLUMNS,
+    LANDSLIDES,
+    MEASURED,
+    POINT_COLUMNS,
+    TILE_COLUMNS,
+    Kind,
+    Merged,
+)
 from geolabel.io.prompt_layers import PIXELS
 from geolabel.io.read.scene_mosaic import common_date, scene_mosaic_of
 from geolabel.io.write.vectors import Reviewed, prompt_features, prompt_numbers
@@ -26,7 +35,7 @@ from geolabel.parsing import parse_json
 from geolabel.prompts import FRESH
 from geolabel.reprojection import reproject
 from geolabel.seams import connected
-from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 
 if TYPE_CHECKING:
     from geolabel.extraction.pipeline import Part
@@ -171,13 +180,6 @@ def _numbers(own: Sequence[Int64Array], *, given: bool) -> list[Int64Array]:
 # --- polygons that overlap -------------------------------------------------------------------------------------------
 
 
-MEANS = ("score_mean", "predicted_iou", "stability", "activation_mean")
-"""Attributes of a union that are those of its parts, weighted by area."""
-
-SIZES = ("area_m2", "perimeter_m", "length_m", "width_m", "elongation", "lon", "lat")
-"""Attributes that are measured of the outline."""
-
-
 def stacked(
     tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
 ) -> gpd.GeoDataFrame:
@@ -294,23 +296,46 @@ def overlapping(shapes: AnyArray, scene: Int64Array, kind: Int64Array | None = N
 
 
 def _union(parts: gpd.GeoDataFrame) -> dict[str, Any]:
-    """One landslide of several; see `unite`."""
+    """One landslide of several; see `merge_overlaps`."""
     area = parts["area_m2"].to_numpy(float)
-    whole: dict[str, Any] = parts.iloc[int(np.argmax(area))].to_dict()
-    for name in MEANS:
-        values = parts[name].to_numpy(float)
-        known = np.isfinite(values)
-        whole[name] = float(np.average(values[known], weights=area[known])) if known.any() else np.nan
-    names = [name for text in parts["source"] for name in parse_json(text)]
-    asked = sorted({number for text in parts["prompts"] for number in prompt_numbers(text)})
-    return whole | {
-        "score_max": float(parts["score_max"].max()),
-        "n_prompts": None if parts["n_prompts"].isna().any() else int(parts["n_prompts"].sum()),
-        "prompts": None if parts["prompts"].isna().any() else json.dumps(asked),
-        "source": source_list(dict.fromkeys(names)),
-        "event_date": common_date(list(parts["event_date"])),
-        "geometry": shapely.union_all(parts.geometry.to_numpy()),
-    }
+    merged = {column.name: MERGED[column.merged](parts[column.name], area) for column in LANDSLIDES}
+    return merged | {"geometry": shapely.union_all(parts.geometry.to_numpy())}
+
+
+def _of_largest(values: pd.Series, area: Float64Array) -> Any:
+    return values.iloc[int(np.argmax(area))]
+
+
+def _mean(values: pd.Series, area: Float64Array) -> float:
+    numbers = values.to_numpy(float)
+    known = np.isfinite(numbers)
+    return float(np.average(numbers[known], weights=area[known])) if known.any() else np.nan
+
+
+def _sum(values: pd.Series, _: Float64Array) -> int | None:
+    return None if values.isna().any() else int(values.sum())
+
+
+def _prompt_list(values: pd.Series, _: Float64Array) -> str | None:
+    numbers = sorted({number for text in values for number in prompt_numbers(text)})
+    return None if values.isna().any() else json.dumps(numbers)
+
+
+def _scene_list(values: pd.Series, _: Float64Array) -> str:
+    return source_list(dict.fromkeys(name for text in values for name in parse_json(text)))
+
+
+MERGED: Mapping[Merged, Callable[[pd.Series, Float64Array], Any]] = {
+    "largest": _of_largest,
+    "measured": _of_largest,  # until the new outline is measured
+    "mean": _mean,
+    "maximum": lambda values, _: float(values.max()),
+    "sum": _sum,
+    "numbers": _prompt_list,
+    "scenes": _scene_list,
+    "shared": lambda values, _: common_date(list(values)),
+}
+"""Values of polygons and their areas to that of their union, by what `geolabel.io.columns.Column.merged` says."""
 
 
 def _measured(table: gpd.GeoDataFrame, new: BoolArray) -> gpd.GeoDataFrame:
@@ -321,7 +346,7 @@ def _measured(table: gpd.GeoDataFrame, new: BoolArray) -> gpd.GeoDataFrame:
         singles, [shapely.MultiPolygon([o]) if s else o for o, s in zip(outlines, singles, strict=True)], outlines
     )
     sizes = geodesy.measure(outlines[new], table.crs)
-    measured = {name: table[name].to_numpy(float).copy() for name in SIZES}
+    measured = {name: table[name].to_numpy(float).copy() for name in MEASURED}
     for name, values in measured.items():
         values[new] = getattr(sizes, name)
     return table.assign(**measured).set_geometry(gpd.GeoSeries(outlines, index=table.index, crs=table.crs))

@@ -20,9 +20,9 @@ import pyproj
 import shapely
 
 from geolabel import geodesy
-from geolabel.extraction.result import SIZES, Result, reprojected, stacked
+from geolabel.extraction.result import Result, reprojected, stacked
 from geolabel.extraction.scene_groups import same_crs
-from geolabel.io.columns import LANDSLIDE_COLUMNS
+from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED
 from geolabel.io.read.review import LAYER, REDRAWN, UNREVIEWED, Carried, Review, mark_of_prompts, read_review
 from geolabel.io.write.vectors import Reviewed, prompt_numbers
 from geolabel.io.written import canonical, plain, read_written
@@ -124,7 +124,7 @@ def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | No
     dates = [plain(value) for value in table["event_date"]]
     states = table["status"].astype(object).where(table["status"].notna(), UNREVIEWED)
     sizes = geodesy.measure(_valid(outlines[new]), crs, 1.0 if unit_m is None else unit_m)
-    measured = {name: pd.to_numeric(table[name]).to_numpy(float, copy=True) for name in SIZES}
+    measured = {name: pd.to_numeric(table[name]).to_numpy(float, copy=True) for name in MEASURED}
     for name, values in measured.items():
         values[new] = getattr(sizes, name)
     return table.assign(event_date=pd.Series(dates, table.index, dtype=object), status=states, **measured)
