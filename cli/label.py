@@ -17,6 +17,9 @@ from .commands import F, command, option
 from .inputs import CHIPS_PATH, NETWORK
 from .terminal import announce, progress_bar
 
+LABELLING = {name: method for name, method in METHODS.items() if method.labels}
+"""Methods that label folders of images."""
+
 METHOD_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     option(
         "--localizer",
@@ -121,7 +124,7 @@ def method_options(command: F) -> F:
 
 def _summaries() -> str:
     # \b keeps click from filling the lines
-    return "\b\n" + "\n".join(f"{name:<14}{method.summary}" for name, method in METHODS.items())
+    return "\b\n" + "\n".join(f"{name:<14}{method.summary}" for name, method in LABELLING.items())
 
 
 @command(short_help="Make pseudo-labels of a folder of images.", epilog=_summaries())
@@ -135,7 +138,11 @@ def _summaries() -> str:
     help="Folder to write.",
 )
 @option(
-    "--method", group="method", required=True, type=click.Choice(list(METHODS)), help="The published system to follow."
+    "--method",
+    group="method",
+    required=True,
+    type=click.Choice(list(LABELLING)),
+    help="The published system to follow.",
 )
 @method_options
 @options.segmenter_options

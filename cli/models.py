@@ -151,14 +151,14 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     geolabel models export --onnx
     geolabel models export my-localizer.safetensors --onnx mine.onnx --gsd 1
     """
-    from geolabel.extraction.plan import Parameters
+    from geolabel.extraction.scene_method import ContourMethod
     from geolabel.models import loading
     from geolabel.models.exports import export_onnx
     from geolabel.outputs import check_target
 
     path = Path(name) if Path(name).is_file() else loading.fetch(loading.lookup(name, "localizer")[0])
     check_target(out, overwrite=overwrite, suffixes=(".onnx",), inputs=(path,))
-    threshold = Parameters().activation_threshold
+    threshold = ContourMethod().activation_threshold
     export_onnx(path, out, threshold=threshold, tile=tile_size, gsd=gsd, overwrite=overwrite)
     announce({"output": out, "localizer": path, "tile_px": tile_size, "gsd_m": gsd}, as_json=as_json)
 

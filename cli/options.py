@@ -14,7 +14,7 @@ from geolabel.urls import without_secrets
 
 from .commands import F, option
 from .inputs import NETWORK, VECTORS, WEIGHTS
-from .prediction import GROUNDING
+from .prediction import SCENE_OPTIONS
 
 if TYPE_CHECKING:
     from geolabel.extraction.plan import Parameters
@@ -137,9 +137,9 @@ class Request:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Request:
         """Sort the options of a command into the library's records."""
-        from geolabel.errors import OptionError
         from geolabel.extraction.plan import Parameters
         from geolabel.extraction.request import Networks, Reading
+        from geolabel.methods import scene_method
 
         def pick(record: type) -> dict[str, Any]:
             names = {field.name for field in fields(record)}
@@ -147,19 +147,11 @@ class Request:
 
         bounds = given["bounds"]
         reading = pick(Reading) | ({"bounds": parse_bounds(bounds)} if bounds else {})
-        networks, parameters = Networks(**pick(Networks)), pick(Parameters)
-        if given.get("method") == "diffuprompter":
-            from geolabel.extraction.text_prompts import DEFAULTS, grounded_networks
-
-            networks, parameters = grounded_networks(networks, given), DEFAULTS | parameters
-        elif foreign := [name for name in GROUNDING if given.get(name) is not None]:
-            else_where = "; geolabel label takes it with cism too, for chips" if foreign[0] == "crf" else ""
-            raise OptionError(f"--{foreign[0]} is an option of --method diffuprompter{else_where}")
-        elif given.get("method") == "alps":
-            from geolabel.extraction.clustered import ClusteredNetworks
-
-            networks = ClusteredNetworks.of(networks, given["clusters"], given["class_name"])
-        return cls(Reading(**reading), networks, Parameters(**parameters))
+        parameters = pick(Parameters) | {"class_names": tuple(given.get("class_names") or ())}
+        if "method" in given:
+            chosen = {name: given[name] or None if name == "cluster_names" else given[name] for name in SCENE_OPTIONS}
+            parameters["method"] = scene_method(chosen, given["method"])
+        return cls(Reading(**reading), Networks(**pick(Networks)), Parameters(**parameters))
 
 
 def parse_bounds(text: str) -> tuple[float, float, float, float]:
@@ -329,9 +321,7 @@ _sam = option(
     "--sam",
     group="method",
     type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]),
-    default="bundled",
-    show_default=True,
-    help="The segmenter.",
+    help="The segmenter. Default: bundled.",
 )
 
 NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "engine", "batch")
@@ -344,10 +334,8 @@ def network_options(command: F) -> F:
         "--localizer",
         group="method",
         type=NETWORK,
-        default="bundled",
-        show_default=True,
         metavar="NAME|FILE",
-        help="The network that makes the activation maps.",
+        help="The network that makes the activation maps. Default: bundled.",
     )
     return decorate(segmenter_options(command))
 

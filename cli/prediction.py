@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from geolabel.methods import METHODS
+
 from .commands import F, option
 from .inputs import VECTORS, WEIGHTS
 
@@ -108,8 +110,25 @@ GROUNDING_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 """What a diffusion network is asked; None is the method's own default."""
 
-GROUNDING = ("classes", "diffusion", "template", "timestep", "draws", "crf")
-"""Names of these."""
+SCENE_OPTIONS = (
+    "activation_floor",
+    "activation_threshold",
+    "classes",
+    "cluster_names",
+    "clusters",
+    "confidence",
+    "crf",
+    "diffusion",
+    "draws",
+    "gate",
+    "min_quality",
+    "prompts",
+    "selection",
+    "student",
+    "template",
+    "timestep",
+)
+"""Names of the options of `prediction_options` that single methods have; None is the method's own default."""
 
 
 def prediction_options(command: F) -> F:
@@ -129,16 +148,15 @@ def prediction_options(command: F) -> F:
             group="sensitivity",
             rare=True,
             type=click.FloatRange(0, 1),
-            default=0.0,
-            show_default=True,
-            help="Minimum predicted IoU x stability of a mask that counts.",
+            help="Minimum predicted IoU x stability of a mask that counts; not with cism or a student. Default: 0.",
         ),
         option(
             "--activation-threshold",
             group="sensitivity",
             rare=True,
             type=click.IntRange(0, 255),
-            help="Grey value that the activation has to exceed. Default: 120; 102 with diffuprompter.",
+            help="apsam, s2c, diffuprompter: grey value that the activation has to exceed. Default: 120; 102 with "
+            "diffuprompter.",
         ),
         option(
             "--activation-floor",
@@ -152,9 +170,8 @@ def prediction_options(command: F) -> F:
             "--gate",
             group="sensitivity",
             type=click.FloatRange(0, 1),
-            default=0.5,
-            show_default=True,
-            help="Minimum class probability around an activation that is followed up.",
+            help="Minimum class probability around an activation that is followed up; not with alps or a student. "
+            "Default: 0.5.",
         ),
         option(
             "--block-size",
@@ -187,8 +204,8 @@ def prediction_options(command: F) -> F:
             group="method",
             rare=True,
             type=click.Choice(["best_iou", "first", "whole", "single", "overlap"]),
-            help="Which of the segmenter's candidates answers a prompt; overlap is the one most like the "
-            "activation. Default: best_iou; overlap with diffuprompter.",
+            help="apsam, s2c, diffuprompter: which of the segmenter's candidates answers a prompt; overlap is the one "
+            "most like the activation. Default: best_iou; overlap with diffuprompter.",
         ),
         option(
             "--prompts-from",
@@ -203,9 +220,7 @@ def prediction_options(command: F) -> F:
             group="method",
             rare=True,
             type=click.Choice(["box", "point", "both"]),
-            default="both",
-            show_default=True,
-            help="What the segmenter is given of each object.",
+            help="apsam, s2c, diffuprompter: what the segmenter is given of each object. Default: both.",
         ),
         option(
             "--student",
@@ -225,21 +240,27 @@ def prediction_options(command: F) -> F:
         option(
             "--method",
             group="method",
-            type=click.Choice(["apsam", "s2c", "cism", "alps", "diffuprompter"]),
-            default="apsam",
-            show_default=True,
-            help="The published system to follow. apsam: contours of the map ask the segmenter; s2c: peaks "
-            "do; cism: the map draws alone; these two need a --localizer of their own. alps needs none, but "
-            "--clusters; diffuprompter needs none, but a class in words.",
+            type=click.Choice(list(METHODS)),
+            help="The published system to follow. Default: apsam, or student with --student. apsam: contours of the "
+            "map ask the segmenter; s2c: peaks do; cism: the map draws alone; these two need a --localizer of their "
+            "own. alps needs none, but --clusters; diffuprompter needs none, but classes in words.",
         ),
         option(
             "--class",
-            "class_name",
+            "class_names",
+            group="method",
+            multiple=True,
+            metavar="NAME",
+            help="Class to find, of those that the network knows; repeat it for several. Default: all.",
+        ),
+        option(
+            "--cluster-name",
+            "cluster_names",
             group="method",
             rare=True,
-            default="landslide",
-            show_default=True,
-            help="alps: name of the clusters to find.",
+            multiple=True,
+            metavar="NAME",
+            help="alps: name of the clusters to find; repeat it for several. Default: landslide.",
         ),
         option(
             "--clusters",

@@ -137,7 +137,7 @@ def segment(
     check_outputs(out, overwrite=overwrite, run_dir=run_dir)
     from . import summary
 
-    everything = geolabel.Everything(**{name: given[name] for name in vars(geolabel.Everything())})
+    everything = geolabel.GridPrompts(**{name: given.pop(name) for name in geolabel.GridPrompts.options()})
     request, report = options.Request.of(given), geolabel.Report()
     with progress_bar(ctx, "loading networks") as progress, at_work(given):
         geolabel.segment(

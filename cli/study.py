@@ -255,7 +255,6 @@ def diffuprompter(
     from geolabel.concepts import Grounding, parse_concepts
     from geolabel.datasets.instances import read_instances
     from geolabel.evaluation.study_diffuprompter import DiffuPrompterStudy
-    from geolabel.extraction.text_prompts import GroundedNetworks
     from geolabel.folders import check_work
     from geolabel.models.diffusion_files import DEFAULT
 
@@ -267,9 +266,10 @@ def diffuprompter(
     grounding = Grounding(concepts, **({"template": template} if template else {}))
     source = given.pop("diffusion") or DEFAULT
     swept = {name: given.pop(name) for name in ("timesteps", "draws", "thresholds")}
-    networks = GroundedNetworks.of(plain, source, grounding)
     with progress_bar(ctx) as progress:
-        found = DiffuPrompterStudy(examples, out, networks, overwrite=overwrite, progress=progress, **swept).run()
+        found = DiffuPrompterStudy(
+            examples, out, plain, source, grounding, overwrite=overwrite, progress=progress, **swept
+        ).run()
     _announce(found, out, as_json=as_json)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from geolabel.extraction.predict import predict as predict
     from geolabel.extraction.request import Networks as Networks
     from geolabel.extraction.request import Reading as Reading
-    from geolabel.extraction.segment import Everything as Everything
+    from geolabel.extraction.segment import GridPrompts as GridPrompts
     from geolabel.extraction.segment import segment as segment
     from geolabel.extraction.work import Report as Report
     from geolabel.labeling.cut_chips import cut_chips as cut_chips
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ChipDataset": "geolabel.datasets.chips",
-    "Everything": "geolabel.extraction.segment",
     "GeolabelError": "geolabel.errors",
+    "GridPrompts": "geolabel.extraction.segment",
     "Measure": "geolabel.units",
     "Networks": "geolabel.extraction.request",
     "Parameters": "geolabel.extraction.plan",
@@ -58,8 +58,8 @@ _HOMES = {
 
 __all__ = [
     "ChipDataset",
-    "Everything",
     "GeolabelError",
+    "GridPrompts",
     "Measure",
     "Networks",
     "Parameters",

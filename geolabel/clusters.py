@@ -179,7 +179,8 @@ class ClusterChoice:
     """Of the file of clusters."""
     sha256: str
     """Of the file; checked when it is loaded."""
-    class_name: str
+    class_names: tuple[str, ...]
+    """Names of clusters, which are the classes of the answers."""
 
 
 def unnamed(k: int) -> str:

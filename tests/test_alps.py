@@ -25,12 +25,11 @@ from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
 from geolabel.engine.progress import Silent
 from geolabel.errors import OutputError
-from geolabel.extraction.request import Networks
 from geolabel.labeling.regions import RegionFolder, find_regions
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
-from geolabel.methods.alps import usual_share
 from geolabel.models import loading
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array
@@ -134,7 +133,7 @@ def test_the_usual_gate_is_wider_where_tiles_are_small(chips: Path, tmp_path: Pa
     assert label(chips, tmp_path / "out", "--clusters", "2") == 0
     assert load_clusters(tmp_path / "out").source.max_share == 0.7
     assert values(tmp_path / "out")[3][0, 0] != IGNORE
-    assert usual_share(Networks(sam="vit_b")) == 0.3
+    assert segmenter_defaults("vit_b").max_share == 0.3
 
 
 def test_the_folder_says_how_it_came_out(chips: Path, tmp_path: Path, objects, capsys) -> None:
@@ -304,6 +303,24 @@ def test_the_named_class_of_a_scene_becomes_polygons(scene: Path, tmp_path: Path
     assert 0 < len(points) <= 16 * 20
 
 
+def test_several_clusters_become_polygons_of_their_classes(scene: Path, tmp_path: Path, named: Path) -> None:
+    content = load_clusters(named)
+    (other,) = {0, 1} - set(content.clusters.of_class("landslide").tolist())
+    save_clusters(named / "clusters.json", content.named({other: "road"}))
+    exact, both = ["--max-hole", "0px", "--simplify", "0px"], ["--cluster-name", "road", "--cluster-name", "landslide"]
+    assert extract(scene, tmp_path / "both.gpkg", named, *exact, *both) == 0
+    found = gpd.read_file(tmp_path / "both.gpkg", layer="landslides")
+    grey = country()
+    for name, pixels in (("landslide", grey >= 150), ("road", (grey > 50) & (grey < 150))):
+        own = found[found["class"] == name]
+        assert np.array_equal(rasterize(own.geometry, out_shape=grey.shape, transform=UTM).astype(bool), pixels)
+    assert extract(scene, tmp_path / "one.gpkg", named, *exact, *both, "--class", "landslide") == 0
+    assert extract(scene, tmp_path / "alone.gpkg", named, *exact) == 0
+    one, alone = (gpd.read_file(tmp_path / f"{name}.gpkg", layer="landslides") for name in ("one", "alone"))
+    assert set(one["class"]) == {"landslide"}
+    assert one.geometry.to_wkb().tolist() == alone.geometry.to_wkb().tolist()
+
+
 def test_extracted_twice_it_has_the_same_bytes(scene: Path, tmp_path: Path, named: Path) -> None:
     files = [tmp_path / "a.gpkg", tmp_path / "b.gpkg"]
     for file in files:
@@ -312,7 +329,7 @@ def test_extracted_twice_it_has_the_same_bytes(scene: Path, tmp_path: Path, name
 
 
 @pytest.mark.parametrize(("more", "says"), [
-    (["--class", "river"], "no cluster is called 'river' (named are landslide)"),
+    (["--cluster-name", "river"], "no cluster is called 'river' (named are landslide)"),
     (["--prompts-from", "drawn.gpkg"], "a method without a localizer asks everywhere"),
 ])  # fmt: skip
 def test_what_alps_cannot_extract_is_an_error(
@@ -331,7 +348,7 @@ def test_clusters_have_to_be_given_and_to_stay_as_they_are(scene: Path, tmp_path
     from geolabel.errors import WeightsError
 
     with pytest.raises(WeightsError, match="has changed since the run was planned"):
-        loading._of_clusters(Objects(), ClusterChoice(str(named / "clusters.json"), "0" * 64, "landslide"))
+        loading._of_clusters(Objects(), ClusterChoice(str(named / "clusters.json"), "0" * 64, ("landslide",)))
 
 
 def test_a_dry_run_asks_the_grid(scene: Path, tmp_path: Path, named: Path, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -17,9 +18,10 @@ from rasterio.features import rasterize
 import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError
-from geolabel.extraction import attributes
-from geolabel.extraction.request import LIKELY, Networks, Reading
+from geolabel.extraction import attributes, request
+from geolabel.extraction.request import LIKELY, Networks, Reading, with_limit
 from geolabel.extraction.vectorize import Objects
+from geolabel.methods import s2c
 from geolabel.seams import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
@@ -35,6 +37,7 @@ READING = Reading(stretch="0,255")
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that find what is bright, and a confidence that grows with the area: 400 m2 and more are certain."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
+    monkeypatch.setattr(request, "knows", lambda *_: True)
     monkeypatch.setattr(attributes, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
 
 
@@ -114,17 +117,24 @@ def test_what_has_no_confidence_counts(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(geolabel.extract(scene, reading=READING, parameters=geolabel.Parameters(**GIVEN))) == 2
 
 
-@pytest.mark.parametrize("networks", [Networks(sam="vit_b"), Networks(localizer="mine"), Networks(student="mine")])
-def test_networks_without_confidence_take_no_limit(networks: Networks) -> None:
-    assert networks.settled(geolabel.Parameters()).min_confidence is None
-    assert networks.settled(geolabel.Parameters(min_confidence=0)).min_confidence == 0
+@pytest.mark.parametrize("which", [0, 1])
+def test_networks_without_confidence_take_no_limit(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    recipes = list(Networks(device="cpu").recipes())
+    recipes[which] = replace(recipes[which], sha256="0" * 64)
+    assert with_limit(geolabel.Parameters(), (recipes[0], recipes[1])).min_confidence is None
+    assert with_limit(geolabel.Parameters(min_confidence=0), (recipes[0], recipes[1])).min_confidence == 0
     with pytest.raises(OptionError, match=r"min confidence 0\.5: .* leave it out"):
-        networks.settled(geolabel.Parameters(min_confidence=0.5))
+        with_limit(geolabel.Parameters(min_confidence=0.5), (recipes[0], recipes[1]))
 
 
-def test_the_bundled_networks_have_a_limit_of_their_own() -> None:
-    assert Networks().settled(geolabel.Parameters()).min_confidence == LIKELY
-    assert Networks().settled(geolabel.Parameters(min_confidence=0.7)).min_confidence == 0.7
+def test_the_bundled_networks_have_a_limit_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    recipes = Networks(device="cpu").recipes()
+    assert with_limit(geolabel.Parameters(), recipes).min_confidence == LIKELY
+    assert with_limit(geolabel.Parameters(min_confidence=0.7), recipes).min_confidence == 0.7
+    with pytest.raises(OptionError, match=r"min confidence 0\.5: .* leave it out"):
+        with_limit(geolabel.Parameters(method=s2c.Scenes(), min_confidence=0.5), recipes)
     with pytest.raises(OptionError, match=r"min confidence 1\.5"):
         geolabel.Parameters(min_confidence=1.5)
 

@@ -28,10 +28,12 @@ from geolabel.extraction.polygonize import polygonize
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.result import Result, merge_overlaps
 from geolabel.extraction.scene_groups import SceneGroups
+from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.extraction.vectorize import find_objects, vectorize
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.styles import style_of
+from geolabel.methods.student import Scenes as Student
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES, FakeLocalizer, FakeSegmenter
@@ -197,20 +199,20 @@ BOTH = [
 ]
 
 
-@pytest.mark.parametrize("method", ["apsam", "student"])
+@pytest.mark.parametrize("method", [ContourMethod(), Student(student="student.safetensors")])
 def test_a_run_finds_all_classes_that_its_network_knows(
-    scene: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    scene: Path, method: SceneMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know(monkeypatch, "landslide", "rockfall")
     found = run(scene, method=method)
     assert found_in(found) == BOTH
-    assert set(found.parts[0].prompts.class_ids.tolist()) == ({0, 1} if method == "apsam" else set())
+    assert set(found.parts[0].prompts.class_ids.tolist()) == ({0, 1} if not method.dense else set())
     assert found.figures()["classes"] == {"rockfall": 2, "landslide": 1}
 
 
-@pytest.mark.parametrize("method", ["apsam", "student"])
+@pytest.mark.parametrize("method", [ContourMethod(), Student(student="student.safetensors")])
 def test_a_class_that_is_chosen_is_found_as_if_there_were_no_other(
-    scene: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    scene: Path, method: SceneMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know(monkeypatch, "landslide", "rockfall")
     assert found_in(run(scene, method=method, class_names=("rockfall",))) == BOTH[1:]
@@ -226,9 +228,9 @@ def test_a_class_that_no_network_knows_is_an_error_that_lists_those_it_does(
         run(scene, class_names=("rockfal",))
 
 
-@pytest.mark.parametrize("method", ["apsam", "student"])
+@pytest.mark.parametrize("method", [ContourMethod(), Student(student="student.safetensors")])
 def test_rasters_have_a_band_or_a_label_for_each_class(
-    scene: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    scene: Path, tmp_path: Path, method: SceneMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know(monkeypatch, "landslide", "rockfall")
     run(scene, tmp_path / "slides.gpkg", method=method)
@@ -253,7 +255,7 @@ def test_predict_has_a_band_for_each_class(
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
     given: dict[str, Any] = {
         "reading": geolabel.Reading(stretch="0,255"),
-        "parameters": Parameters(tile_size=128, block_size=64, activation_floor=0),
+        "parameters": Parameters(method=ContourMethod(activation_floor=0), tile_size=128, block_size=64),
     }
     scores = geolabel.predict(scene, compute=compute, **given)
     assert scores["band"].values.tolist() == ["landslide", "rockfall"]

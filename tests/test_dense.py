@@ -13,11 +13,13 @@ from geolabel.activation import quantise
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction import request
-from geolabel.extraction.dense import to_scores
 from geolabel.extraction.extract import extract
+from geolabel.extraction.passes import to_scores
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading
 from geolabel.masks import FULL
+from geolabel.methods import cism
+from geolabel.methods.student import Scenes as Student
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.loading import PUBLISHED
 from geolabel.models.nets.resunet import ResUNet
@@ -70,7 +72,7 @@ def test_a_map_is_the_mosaic_whatever_the_tiles_and_blocks(scene: Path):
             scene,
             reading=READING,
             networks=Networks(device="cpu"),
-            parameters=Parameters(method="cism", **EXACT, **options),
+            parameters=Parameters(method=cism.Scenes(), **EXACT, **options),
         )
         for options in ({}, {"tile_size": 128, "block_size": 64}, {"tile_size": 64, "overlap": 30})
     ]
@@ -87,7 +89,7 @@ def test_a_map_counts_only_where_the_class_is_likely(scene: Path, monkeypatch: p
     monkeypatch.setattr(worker, "_load", lambda recipe: faint if recipe.role == "localizer" else load(recipe))
     networks = Networks(device="cpu")
     for gate, count in ((0.6, 2), (0.8, 0)):
-        parameters = Parameters(method="cism", gate=gate, tile_size=128, **EXACT)
+        parameters = Parameters(method=cism.Scenes(gate=gate), tile_size=128, **EXACT)
         assert len(extract(scene, reading=READING, networks=networks, parameters=parameters)) == count
 
 
@@ -116,10 +118,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_student_draws_a_scene(scene: Path, student: Path, tmp_path: Path):
-    networks = Networks(student=student, device="cpu")
-    found = extract(
-        scene, out=tmp_path / "slides.gpkg", reading=READING, networks=networks, parameters=Parameters(**EXACT)
-    )
+    networks, parameters = Networks(device="cpu"), Parameters(method=Student(student=student), **EXACT)
+    found = extract(scene, out=tmp_path / "slides.gpkg", reading=READING, networks=networks, parameters=parameters)
     assert area(found) == [40 * 60 / 4, 60 * 100 / 4]
     written = gpd.read_file(tmp_path / "slides.gpkg", layer="landslides")
     assert area(written) == area(found)
@@ -130,14 +130,14 @@ def test_a_student_draws_a_scene(scene: Path, student: Path, tmp_path: Path):
 def test_what_a_student_cannot_do(scene: Path, student: Path, tmp_path: Path):
     bundled = next(p.path for p in PUBLISHED if p.bundled and p.role == "segmenter")
     with pytest.raises(WeightsError, match="holds a segmenter, not a student"):
-        extract(scene, networks=Networks(student=bundled, device="cpu"))
+        extract(scene, parameters=Parameters(method=Student(student=bundled)))
     with pytest.raises(WeightsError, match="does not exist"):
-        extract(scene, networks=Networks(student=tmp_path / "none.safetensors", device="cpu"))
-    networks = Networks(student=student, device="cpu")
+        extract(scene, parameters=Parameters(method=Student(student=tmp_path / "none.safetensors")))
+    asked = {"networks": Networks(device="cpu"), "parameters": Parameters(method=Student(student=student))}
     out = tmp_path / "slides.gpkg"
-    extract(scene, out=out, networks=networks)
+    extract(scene, out=out, **asked)
     with pytest.raises(OptionError, match="student asks no segmenter"):
-        extract(scene, out=tmp_path / "again.gpkg", networks=networks, prompts_from=out)
+        extract(scene, out=tmp_path / "again.gpkg", **asked, prompts_from=out)
 
 
 def test_a_student_may_be_asked_for_prompts_too(scene: Path, student: Path):

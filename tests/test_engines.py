@@ -17,18 +17,18 @@ import torch
 from onnx import TensorProto
 
 from geolabel.cli.main import run
-from geolabel.concepts import Grounding, parse_concepts
 from geolabel.engine import worker
 from geolabel.engine.run_state import difference
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.provenance import plan_provenance
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import Networks, Reading, decide
 from geolabel.extraction.run_key import run_key
 from geolabel.extraction.scene_groups import prepare
-from geolabel.extraction.segment import AskedEverywhere, Everything
-from geolabel.extraction.text_prompts import GroundedNetworks
+from geolabel.extraction.scene_method import ContourMethod, SceneMethod
+from geolabel.extraction.segment import GridPrompts
 from geolabel.masks import EVERY_CANDIDATE
+from geolabel.methods.diffuprompter import Scenes
 from geolabel.models import loading
 from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
 from geolabel.models.engines import Engine, graph_files
@@ -273,8 +273,8 @@ def test_models_check_and_name_the_graphs_too(copies: Path, monkeypatch, capsys)
 # -- which engine ------------------------------------------------------------------------------------------------------
 
 
-def engines(networks: Networks) -> list[str]:
-    recipes = networks.recipes_of(networks.settled(Parameters()))
+def engines(networks: Networks, method: SceneMethod | None = None) -> list[str]:
+    recipes = decide(networks, Parameters(method=method or ContourMethod()))[1]
     return [worker_engine(recipe) for recipe in recipes]
 
 
@@ -290,10 +290,8 @@ def test_auto_is_onnx_runtime_for_the_bundled_networks_on_a_cpu_and_torch_elsewh
     of_file = Networks(device="cpu", localizer=str(copies / "localizer.safetensors"))
     assert engines(of_file) == ["torch", "onnx"]
     assert engines(replace(of_file, engine="onnx")) == ["onnx", "onnx"]
-    everything = AskedEverywhere.of(Networks(device="cpu"), Everything())
-    assert [recipe.engine for recipe in everything.recipes_of(Parameters())] == ["torch", "torch"]
-    asked = AskedEverywhere.of(Networks(device="cpu", engine="onnx"), Everything())
-    assert [recipe.engine for recipe in asked.recipes_of(Parameters())] == ["torch", "onnx"]
+    assert engines(Networks(device="cpu"), GridPrompts()) == ["torch", "torch"]
+    assert engines(Networks(device="cpu", engine="onnx"), GridPrompts()) == ["torch", "onnx"]
 
 
 def test_auto_is_torch_on_a_gpu(monkeypatch) -> None:
@@ -313,10 +311,8 @@ def test_what_has_no_graph_is_refused_for_onnx_runtime(copies: Path) -> None:
 
 
 def test_a_diffusion_network_is_refused_for_onnx_runtime() -> None:
-    grounding = Grounding(parse_concepts("landslide"))
-    networks = GroundedNetworks.of(Networks(device="cpu", engine="onnx"), "model", grounding)
     with pytest.raises(OptionError, match="the diffusion network runs with torch alone"):
-        networks.recipes()
+        Scenes(diffusion="model").recipes(Networks(device="cpu", engine="onnx"))
 
 
 def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:

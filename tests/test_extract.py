@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from geolabel.extraction.predict import run_predict
 from geolabel.extraction.request import Networks
 from geolabel.extraction.result import Result
 from geolabel.extraction.scene_groups import SceneGroups
+from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scenes import SceneReader
 from geolabel.masks import Masks
+from geolabel.methods.student import Scenes as Student
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.prompts import Prompts
 from geolabel.testing import FakeLocalizer
@@ -103,6 +105,8 @@ def run(
         "tile_size": 128, "overlap": 32, "block_size": 100,
         "simplify": Measure(0, "px"), "min_area": Measure(0, "px"), "max_hole": Measure(0, "px"),
     }  # fmt: skip
+    own = {name: parameters.pop(name) for name in ContourMethod.options() if name in parameters}
+    parameters["method"] = ContourMethod(**own)
     reader = scene if isinstance(scene, SceneReader) else SceneReader(scene)
     plan = make_plan(reader, *RECIPES, Parameters(**(options | parameters)), stretch="0,255")
     score = out.with_name(out.stem + "_score.tif") if out and rasters else None
@@ -467,7 +471,7 @@ def test_predict_gives_scores_block_by_block(tmp_path: Path, monkeypatch: pytest
     mask = country()
     scene = write(tmp_path / "scene.tif", mask, nodata=7)
     monkeypatch.setattr(Networks, "recipes", lambda self, selection: RECIPES)
-    parameters = Parameters(tile_size=128, block_size=100, activation_floor=0)
+    parameters = Parameters(method=ContourMethod(activation_floor=0), tile_size=128, block_size=100)
     scores = geolabel.predict(scene, parameters=parameters, reading=geolabel.Reading(stretch="0,255"))
     assert scores.chunks is not None
     assert scores.chunksizes["x"] == (100, 100, 100, 100, 20)
@@ -496,19 +500,19 @@ def test_the_temporary_folder_of_predict_goes_with_the_array(tmp_path: Path, mon
     assert not list((tmp_path / "temp").iterdir())
 
 
-@pytest.mark.parametrize("method", ["apsam", "student"])
+@pytest.mark.parametrize("method", [ContourMethod(activation_floor=0), Student(student="student.safetensors")])
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 def test_scores_that_are_computed_later_are_those_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, scheduler: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: SceneMethod, scheduler: str
 ) -> None:
     monkeypatch.setattr(Networks, "recipes", lambda self, selection: RECIPES)
-    monkeypatch.setattr(Networks, "settled", lambda self, parameters: replace(parameters, method=method))
+    monkeypatch.setattr(Student, "recipes", lambda *_: RECIPES)
     located: list[Any] = []
     real = worker.localizer
     monkeypatch.setattr(worker, "localizer", lambda recipe: located.append(recipe) or real(recipe))
     scene = rioxarray.open_rasterio(write(tmp_path / "scene.tif", country(), nodata=7), chunks={"x": 64, "y": 64})
     given: dict[str, Any] = {
-        "parameters": Parameters(tile_size=128, block_size=100, activation_floor=0 if method == "apsam" else None),
+        "parameters": Parameters(method=method, tile_size=128, block_size=100),
         "reading": geolabel.Reading(stretch="0,255"),
     }
     expected = geolabel.predict(scene, out=tmp_path / "scores.tif", **given)
@@ -518,7 +522,7 @@ def test_scores_that_are_computed_later_are_those_of_the_file(
     assert later.chunksizes["x"] == (100, 100, 100, 100, 20)
     passes = {key.partition("-")[0] for key in map(str, later.data.dask) if not key.startswith("(")}
     assert {"localize", "merge", "score"} <= passes
-    assert {"prompt", "segment"} <= passes or method == "student"
+    assert {"prompt", "segment"} <= passes or method.dense
     assert not located
     with dask.config.set(scheduler=scheduler):
         found = later.compute()

@@ -53,10 +53,19 @@ def test_polygons_do_not_depend_on_the_blocks(model: Path, scene: Path, tmp_path
     assert one.geometry.to_wkb().tolist() == many.geometry.to_wkb().tolist()
 
 
+def test_a_scene_is_searched_for_several_words_at_once(model: Path, scene: Path, tmp_path: Path) -> None:
+    options = ["--diffusion", model, "--draws", 2, "--gate", 0]
+    assert extract(scene, tmp_path / "both.gpkg", *options, "--classes", "landslide/mudslide,airplane") == 0
+    both = gpd.read_file(tmp_path / "both.gpkg", layer="landslides")
+    assert set(both["class"]) == {"landslide", "airplane"}
+    chosen = ["--classes", "landslide/mudslide,airplane", "--class", "airplane"]
+    assert extract(scene, tmp_path / "one.gpkg", *options, *chosen) == 0
+    assert set(gpd.read_file(tmp_path / "one.gpkg", layer="landslides")["class"]) == {"airplane"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--classes", "landslide,airplane"], "a scene is searched for one"),
         (["--localizer", "other.safetensors"], "the diffusion network is the localizer"),
         (["--template", "none"], "one {}"),
     ],
@@ -73,7 +82,7 @@ def test_options_that_cannot_be(
 
 def test_options_of_the_method_need_the_method(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["extract", str(scene), "--out", str(tmp_path / "out.gpkg"), "--draws", "2"]) == 2
-    assert "--draws is an option of --method diffuprompter" in capsys.readouterr().err
+    assert "--draws is an option of --method diffuprompter, not of apsam" in capsys.readouterr().err
 
 
 def test_drawn_prompts_have_no_activation_to_compare_masks_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import click
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from geolabel.cli.extract import extract
 from geolabel.cli.options import Request, parse_bounds
 from geolabel.cli.predict import predict
+from geolabel.cli.prediction import SCENE_OPTIONS
 from geolabel.errors import OptionError
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_method import SceneMethod
+from geolabel.methods import METHODS, alps, cism, student
 from geolabel.units import Measure
 
 
@@ -70,3 +74,68 @@ def test_bounds_that_enclose_nothing_are_refused(text: str) -> None:
 def test_a_measure_needs_a_unit_and_a_sensible_value(text: str) -> None:
     with pytest.raises(click.BadParameter):
         given("--min-area", text)
+
+
+def test_options_of_methods_are_those_of_their_records() -> None:
+    assert set(SCENE_OPTIONS) == {name for method in METHODS.values() for name in method.options("Scenes")}
+
+
+@pytest.mark.parametrize("command", [extract, predict], ids=["extract", "predict"])
+@pytest.mark.parametrize(
+    ("words", "option", "owner"),
+    [
+        ("--confidence 0.9", "--confidence", "s2c, not of apsam"),
+        ("--clusters nope.json", "--clusters", "alps, not of apsam"),
+        ("--method s2c --activation-floor 3", "--activation-floor", "apsam, not of s2c"),
+        ("--method cism --selection whole", "--selection", "apsam and s2c and diffuprompter, not of cism"),
+        ("--method cism --draws 2", "--draws", "diffuprompter, not of cism"),
+        ("--method alps --clusters c.json --gate 0", "--gate", "apsam and s2c and cism and diffuprompter, not of alps"),
+        ("--student s.safetensors --gate 0.5", "--gate", "apsam and s2c and cism and diffuprompter, not of student"),
+        ("--student s.safetensors --prompts box", "--prompts", "apsam and s2c and diffuprompter, not of student"),
+        ("--student s.safetensors --method apsam", "--student", "student, not of apsam"),
+        ("--cluster-name river", "--cluster-name", "alps, not of apsam"),
+    ],
+)
+def test_options_of_another_method_are_refused(
+    command: click.Command, words: str, option: str, owner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.safetensors").touch()
+    context = command.make_context("extract", ["scene.tif", "--out", "x.tif", *words.split()])
+    with pytest.raises(OptionError, match=f"^{option} is an option of --method {owner}, which has --"):
+        Request.of(context.params)
+
+
+@pytest.mark.parametrize(
+    ("method", "networks", "message"),
+    [
+        (student.Scenes(student="s.safetensors"), Networks(localizer="bundled"), "--localizer bundled: a student"),
+        (student.Scenes(student="s.safetensors"), Networks(sam="vit_b"), "--sam vit_b: a student draws by itself"),
+        (cism.Scenes(), Networks(sam="vit_b"), "--sam vit_b: --method cism asks no segmenter; leave it out"),
+        (cism.Scenes(), Networks(sam_checkpoint="a.pth"), "--sam-checkpoint a.pth: --method cism asks no segmenter"),
+        (alps.Scenes(clusters="c.json"), Networks(localizer="a"), "--localizer a: --method alps has no localizer"),
+    ],
+)
+def test_networks_that_a_method_does_not_run_are_refused(method: SceneMethod, networks: Networks, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        method.recipes(networks)
+
+
+@pytest.mark.parametrize(("words", "message"), [("student", "give --student FILE"), ("alps", "give --clusters FILE")])
+def test_what_a_method_cannot_do_without_is_asked_for(words: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        given("--method", words)
+
+
+def test_a_student_is_a_method(tmp_path: Path) -> None:
+    (tmp_path / "s.safetensors").touch()
+    for words in ([], ["--method", "student"]):
+        found = given("--student", str(tmp_path / "s.safetensors"), *words).parameters.method
+        assert (found.name, found.dense) == ("student", True)
+
+
+def test_classes_and_clusters_are_named_one_by_one(tmp_path: Path) -> None:
+    words = ["--method", "alps", "--clusters", "c.json", "--cluster-name", "scar", "--cluster-name", "fan"]
+    found = given(*words, "--class", "fan").parameters
+    assert found.class_names == ("fan",)
+    assert found.method == alps.Scenes(clusters="c.json", cluster_names=("scar", "fan"))

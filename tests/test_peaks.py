@@ -13,9 +13,9 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.extract import extract
-from geolabel.extraction.peaks import peak_distance
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading
+from geolabel.methods import s2c
 from geolabel.testing import FakeLocalizer, FakeSegmenter, brightness
 from geolabel.units import Measure
 
@@ -49,11 +49,11 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def find(scene: Path, out: Path | None = None, **parameters) -> gpd.GeoDataFrame:
-    numbers = {"activation_threshold": 130, "tile_size": 128, "gate": 0.0} | EXACT | parameters
+    asked = {name: parameters.pop(name) for name in s2c.Scenes.options() if name in parameters}
+    method = s2c.Scenes(**{"activation_threshold": 130, "gate": 0.0} | asked)
+    numbers = Parameters(method=method, **{"tile_size": 128} | EXACT | parameters)
     reading = Reading(stretch="0,255")
-    return extract(
-        scene, out=out, reading=reading, networks=Networks(device="cpu"), parameters=Parameters(method="s2c", **numbers)
-    )
+    return extract(scene, out=out, reading=reading, networks=Networks(device="cpu"), parameters=numbers)
 
 
 def test_every_hill_is_asked_about_by_its_top(scene: Path, tmp_path: Path):
@@ -62,7 +62,7 @@ def test_every_hill_is_asked_about_by_its_top(scene: Path, tmp_path: Path):
     points = gpd.read_file(out, layer="prompt_points")
     cols, rows = (points.geometry.x - 500_000) / 0.5 - 0.5, (3_000_000 - points.geometry.y) / 0.5 - 0.5
     tops = sorted(zip(rows.round().astype(int), cols.round().astype(int), strict=True))
-    distance = peak_distance(128)
+    distance = s2c.peak_distance(128)
     expected = peak_local_max(relief(), min_distance=distance, threshold_abs=131, exclude_border=False)
     assert len(tops) == len(expected) == 4
     for (row, col), (r, c) in zip(tops, sorted(map(tuple, expected.tolist())), strict=True):
@@ -84,11 +84,11 @@ def test_masks_of_little_confidence_do_not_count(scene: Path):
 
 
 def test_confidence_is_asked_of_masks_as_suits_the_segmenter():
-    asked = Parameters(method="s2c")
-    assert (Networks().settled(asked).confidence, Networks(sam="vit_b").settled(asked).confidence) == (0.0, 0.5)
-    assert Networks().settled(Parameters(method="s2c", confidence=0.3)).confidence == 0.3
+    found = [s2c.Scenes().with_defaults(networks).confidence for networks in (Networks(), Networks(sam="vit_b"))]
+    assert found == [0.0, 0.5]
+    assert s2c.Scenes(confidence=0.3).with_defaults(Networks()).confidence == 0.3
 
 
 def test_boxes_are_none_of_its_prompts():
     with pytest.raises(OptionError, match="asks by points"):
-        Parameters(method="s2c", prompts="box")
+        s2c.Scenes(prompts="box")

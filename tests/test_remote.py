@@ -28,6 +28,7 @@ from geolabel.io.read import sources
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scenes import SceneReader
+from geolabel.methods.apsam import Scenes
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 
@@ -297,7 +298,7 @@ def nginx(root: Path, folder: Path) -> Iterator[str]:
 def test_a_run_on_a_scene_that_nginx_serves(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
     (tmp_path / "nginx").mkdir()
-    parameters = geolabel.Parameters(threads=1, activation_threshold=250)
+    parameters = geolabel.Parameters(method=Scenes(activation_threshold=250), threads=1)
     options = {
         "parameters": parameters,
         "reading": geolabel.Reading(stretch="0,255", bounds=(500_250, 2_999_500, 500_500, 2_999_750)),

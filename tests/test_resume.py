@@ -33,6 +33,7 @@ from geolabel.extraction.passes import MaskTable, Regions, TileReport
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.run_key import run_key
 from geolabel.extraction.scene_groups import SceneGroups
+from geolabel.extraction.scene_method import ContourMethod
 from geolabel.extraction.vectorize import Sums
 from geolabel.extraction.work import ALLOWED
 from geolabel.io import storage
@@ -370,6 +371,8 @@ def scene(tmp_path: Path) -> Path:
 
 
 def key_of(scene: Path, **parameters: object) -> dict[str, object]:
+    own = {name: parameters.pop(name) for name in ContourMethod.options() if name in parameters}
+    parameters["method"] = ContourMethod(**own)
     plan = make_plan(SceneReader(scene), *RECIPES, Parameters(tile_size=64, **parameters), stretch="0,255")  # type: ignore[arg-type]
     key = run_key([plan], [None])
     assert key is not None

@@ -26,7 +26,9 @@ from geolabel.cli.main import run as command
 from geolabel.errors import OutputError
 from geolabel.extraction import attributes, outputs, request
 from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.scene_method import ContourMethod
 from geolabel.io.read.review import read_review, read_work
+from geolabel.methods import s2c
 from geolabel.testing import RECIPES
 from geolabel.units import Measure
 
@@ -64,7 +66,9 @@ def scene(tmp_path: Path) -> Path:
 
 
 def extract(scene: Any, out: Path, **given: Any) -> gpd.GeoDataFrame:
-    parameters = geolabel.Parameters(**GIVEN | given.pop("parameters", {}))
+    values = GIVEN | given.pop("parameters", {})
+    own = {name: values.pop(name) for name in ContourMethod.options() if name in values}
+    parameters = geolabel.Parameters(**{"method": ContourMethod(**own)} | values)
     return geolabel.extract(scene, out=out, reading=Reading(stretch="0,255"), parameters=parameters, **given)
 
 
@@ -465,7 +469,7 @@ def test_a_record_that_is_damaged_ends_in_no_foreign_error(scene: Path, tmp_path
 # Neighbours
 
 
-@pytest.mark.parametrize("given", [{"method": "s2c"}, {"tile_size": 32, "overlap": 8}, {"selection": "overlap"}])
+@pytest.mark.parametrize("given", [{"method": s2c.Scenes()}, {"tile_size": 32, "overlap": 8}, {"selection": "overlap"}])
 def test_the_map_is_the_same_with_points_and_with_parts_of_large_objects(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
 ) -> None:

@@ -37,7 +37,8 @@ from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan, make_plan
 from geolabel.extraction.result import Result
 from geolabel.extraction.scene_groups import SceneGroups
-from geolabel.extraction.segment import Everything, run_segment
+from geolabel.extraction.scene_method import ContourMethod
+from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.labelers import UnionLabeler
@@ -129,6 +130,8 @@ def country(size: int = 300) -> BoolArray:
 def planned(scene: Path, **parameters: Any) -> Plan:
     options: dict[str, Any] = {"tile_size": 64, "overlap": 16, "block_size": 96, "threads": 1,
                                "min_area": NONE, "max_hole": NONE, "simplify": NONE}  # fmt: skip
+    own = {name: parameters.pop(name) for name in ContourMethod.options() if name in parameters}
+    parameters["method"] = ContourMethod(**own)
     return make_plan(SceneReader(scene), *RECIPES, Parameters(**(options | parameters)), stretch="0,255")
 
 
@@ -281,7 +284,7 @@ def make_chips(inputs: Path, folder: Path) -> None:
 def make_segments(inputs: Path, folder: Path) -> None:
     parameters = Parameters(tile_size=64, overlap=16, threads=1)
     plan = make_plan(SceneReader(inputs / "scene.tif"), EverywhereRecipe(), RECIPES[1], parameters, stretch="0,255")
-    found = run_segment(plan, Targets.of(folder / "segments.gpkg"), Everything(points_per_side=4))
+    found = run_segment(plan, Targets.of(folder / "segments.gpkg"), GridPrompts(points_per_side=4))
     assert len(found.segments) > 9
 
 

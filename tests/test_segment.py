@@ -19,7 +19,7 @@ from geolabel.cli.main import run as command
 from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction.plan import Parameters
-from geolabel.extraction.segment import Everything, segment
+from geolabel.extraction.segment import GridPrompts, segment
 from geolabel.masks import FULL, Masks
 from geolabel.parts import Everywhere
 from geolabel.prompts import Prompts
@@ -84,7 +84,7 @@ def write(path: Path, grey: np.ndarray, crs: str | None = "EPSG:32648") -> Path:
 def find(scene: Path, **options: object) -> gpd.GeoDataFrame:
     values = {"tile_size": 128, "overlap": 32, "simplify": Measure(0, "px"), "min_area": Measure(0, "px")}
     return segment(
-        scene, parameters=Parameters(**values | options), everything=Everything(points_per_side=4), reading=None
+        scene, parameters=Parameters(**values | options), everything=GridPrompts(points_per_side=4), reading=None
     )
 
 
@@ -143,12 +143,12 @@ def test_a_scene_with_nothing_in_it_has_no_segments(scene: Path, tmp_path: Path)
 
 def test_senseless_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="IoU of one object 0: it has to lie above 0"):
-        Everything(same=0)
+        GridPrompts(same=0)
     with pytest.raises(OptionError, match="predicted iou 2: it has to lie between 0 and 1"):
-        Everything(predicted_iou=2)
+        GridPrompts(predicted_iou=2)
 
 
 def test_thresholds_fit_the_network() -> None:
-    assert (Everything().filters("vit_b").predicted_iou, Everything().filters("vit_b").stability) == (0.88, 0.95)
-    assert Everything().filters("bundled").predicted_iou < 0.5
-    assert Everything(stability=0.7).filters("bundled").stability == 0.7
+    assert (GridPrompts().filters("vit_b").predicted_iou, GridPrompts().filters("vit_b").stability) == (0.88, 0.95)
+    assert GridPrompts().filters("bundled").predicted_iou < 0.5
+    assert GridPrompts(stability=0.7).filters("bundled").stability == 0.7

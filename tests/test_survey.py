@@ -25,6 +25,7 @@ from geolabel.errors import OptionError, RunError, SceneError, VectorError
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.result import merge_overlaps, overlapping
 from geolabel.extraction.run_key import scenes_of
+from geolabel.extraction.scene_method import ContourMethod
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
@@ -289,7 +290,7 @@ def test_a_run_over_many_scenes_goes_on(grids: int, quarters: list[Path], tmp_pa
     assert told.status == "failed"
     assert len([name for name in told.done if name.endswith("localize")]) == grids
     assert all(done == total for done, total in told.done.values())
-    other = GIVEN | {"parameters": replace(PARAMETERS, gate=0.4)}
+    other = GIVEN | {"parameters": replace(PARAMETERS, method=ContourMethod(gate=0.4))}
     with pytest.raises(RunError, match=r"parameters.gate was 0.5 and is 0.4 now"):
         geolabel.extract(scenes, out=out, **other)
     with pytest.raises(RunError, match="scene"):

@@ -20,12 +20,13 @@ from geolabel.cli.main import run
 from geolabel.engine import worker
 from geolabel.engine.progress import Silent
 from geolabel.errors import ChipError, OptionError, OutputError, TrainingError, WeightsError
-from geolabel.extraction.request import Networks, usual_filters
+from geolabel.extraction.request import Networks
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.segment_maps import segment_everything, segment_maps
 from geolabel.masks import Filters
 from geolabel.models import loading
 from geolabel.models.checkpoint import load_own, read_info
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import imagenet
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.prompters import GridPrompter, PeakPrompter
@@ -307,7 +308,7 @@ def test_the_bundled_segmenter_finds_segments_to_contrast():
     rgb[20:60, 20:70] += 90
     rgb[80:115, 70:120] += 60
     _, recipe = Networks(device="cpu", precision="fp32").recipes("whole")
-    segmenter = worker.segmenter(replace(recipe, filters=usual_filters(recipe.source)))
+    segmenter = worker.segmenter(recipe.everything(segmenter_defaults(recipe.source).filters))
     numbers = segment_everything(rgb, segmenter, GridPrompter(4))
     # eq. 6 of S2C tells a prototype from others: one segment alone teaches nothing
     assert len({0, int(numbers[40, 45]), int(numbers[97, 95])}) == 3

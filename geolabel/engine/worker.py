@@ -14,12 +14,10 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
+from geolabel.models.defaults import BUNDLED
 from geolabel.parts import EverythingRecipe, Localizer, Recipe, Segmenter
 
 P = TypeVar("P")
-
-BUNDLED = "bundled"
-"""Source of recipes of the networks that come with the package."""
 
 STAND_IN = "stand-in"
 """Source of recipes that `geolabel.testing` makes, in whatever process they are wanted."""

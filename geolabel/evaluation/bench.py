@@ -13,7 +13,7 @@ from geolabel.engine.progress import Progress, Silent
 from geolabel.evaluation import examples
 from geolabel.evaluation.examples import FOLDERS, Data, Example, Examples, Split
 from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks
+from geolabel.extraction.request import Networks, decide
 from geolabel.models import loading
 from geolabel.parts import Localizer, LocalizerRecipe, Segmenter, SegmenterRecipe
 
@@ -117,7 +117,7 @@ class Bench:
         return {
             "geolabel": geolabel.__version__,
             "networks": {recipe.role: recipe.sha256 for recipe in self.recipes},
-            "parameters": self.networks.settled(self.parameters).as_dict(),
+            "parameters": decide(self.networks, self.parameters)[0].as_dict(),
             "split": self.split,
             "limit": self.limit,
             "data": {name: held.listed() if held else None for name, held in files.items()} | without,

@@ -23,11 +23,12 @@ from geolabel.errors import ChipError
 from geolabel.evaluation.network_scores import THRESHOLDS, MapScores, image_scores, iou, label_scores
 from geolabel.evaluation.steps import check_names, figures_of, run_steps, step_folder
 from geolabel.evaluation.table import Measurement, Section, write_json, write_text
-from geolabel.extraction.request import Networks, usual_filters
+from geolabel.extraction.request import Networks
 from geolabel.labeling.label_chips import ActivatedLabels, chip_localizer
 from geolabel.masks import Masks
 from geolabel.methods import apsam
 from geolabel.models import loading
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.outputs import replacing
 from geolabel.parts import Segmenter
@@ -220,7 +221,7 @@ class Study:
     def _everything(self) -> Figures:
         """Masks of a grid of points: how many, all of them together, and the best of each chip by its true mask."""
         _, recipe = self.networks.recipes()
-        segmenter = worker.segmenter(recipe.everything(usual_filters(recipe.source)))
+        segmenter = worker.segmenter(recipe.everything(segmenter_defaults(recipe.source).filters))
         means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
         pixels = np.zeros(2, np.int64)
         for chip in self._shown():

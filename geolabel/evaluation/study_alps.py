@@ -29,6 +29,7 @@ from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.methods import alps
 from geolabel.models.checkpoint import load_own
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.dense import DenseLocalizer
 from geolabel.models.nets.initial import Share
 from geolabel.training import students
@@ -294,7 +295,7 @@ class AlpsStudy:
         return out / students.FILE
 
     def _gate(self, lesson: Lesson) -> float:
-        given = (lesson.gate, self.settings.max_share, alps.usual_share(self.networks))
+        given = (lesson.gate, self.settings.max_share, segmenter_defaults(self.networks.sam).max_share)
         return next(gate for gate in given if gate is not None)
 
     def _mark(self, lesson: Lesson) -> str:

@@ -26,9 +26,9 @@ from geolabel.errors import OptionError
 from geolabel.evaluation.steps import figures_of, run_steps, step_folder
 from geolabel.evaluation.studies import write_study
 from geolabel.evaluation.table import Measurement, Section
-from geolabel.extraction.text_prompts import GroundedNetworks
+from geolabel.extraction.request import Networks
 from geolabel.labels import Instances, LabelMap, closed_regions
-from geolabel.methods.diffuprompter import asked_only, compose
+from geolabel.methods.diffuprompter import asked_only, compose, recipes_of
 from geolabel.metrics import ratio
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import label_image
@@ -90,7 +90,12 @@ class DiffuPrompterStudy:
     """Images with their objects; the names of the classes are among the grounding's."""
     out: Path
     """Folder for the table, the plot, and the figures of each step."""
-    networks: GroundedNetworks
+    networks: Networks
+    """Which segmenter runs, and where."""
+    diffusion: str
+    """A folder, or a model of the hub."""
+    grounding: Grounding
+    """Words and template, and the draws of the sweep of time steps; the study changes the other numbers."""
     timesteps: tuple[int, ...] = (30, 40, 50)
     thresholds: tuple[float, ...] = (0.3, 0.4, 0.5)
     draws: tuple[int, ...] = (1, 5, 10, 25, 50, 100)
@@ -104,12 +109,6 @@ class DiffuPrompterStudy:
             raise OptionError(f"the classes {named}: the images show {shown}; name these, in this order")
         if not all(0 < threshold < 1 for threshold in self.thresholds):
             raise OptionError(f"thresholds {self.thresholds}: they have to be between 0 and 1")
-
-    @property
-    def grounding(self) -> Grounding:
-        """Words and template, and the draws of the sweep of time steps; the study changes the other numbers."""
-        assert self.networks.grounding is not None
-        return self.networks.grounding
 
     def pairs(self) -> list[tuple[int, int]]:
         """Time steps and draws: each time step at the default draws, the default time step at each number of draws."""
@@ -156,7 +155,7 @@ class DiffuPrompterStudy:
 
     def _key(self) -> dict[str, Any]:
         """Everything that the figures depend on."""
-        recipes = self.networks.recipes("overlap")
+        recipes = recipes_of(self.networks, self.diffusion, self.grounding)
         grounding = {name: value for name, value in asdict(self.grounding).items() if name not in ("timestep", "draws")}
         return {
             "thresholds": list(self.thresholds),
@@ -168,7 +167,7 @@ class DiffuPrompterStudy:
     def _measure(self, timestep: int, draws: int) -> dict[str, dict[str, Figures]]:
         # figures by threshold and way
         grounding = replace(self.grounding, timestep=timestep, draws=draws)
-        locate, segment = replace(self.networks, grounding=grounding).recipes("overlap")
+        locate, segment = recipes_of(self.networks, self.diffusion, grounding)
         localizer, segmenter = worker.localizer(locate), worker.segmenter(segment)
         counted = {
             (threshold, way): _LabelScores(len(grounding.classes)) for threshold in self.thresholds for way in WAYS

@@ -37,6 +37,7 @@ from geolabel.labels import BACKGROUND
 from geolabel.methods import apsam, cism, s2c
 from geolabel.models import loading
 from geolabel.models.checkpoint import load_own
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.dense import DenseLocalizer
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json
@@ -376,13 +377,13 @@ class WeakBench:
         kind, _, part = name.partition(" ")
         views: dict[str, Any] = {"single_scale": not self._multiscale}
         if kind == "s2c":
-            return s2c.Settings(confidence=self.networks.usual_confidence, **views)
+            return s2c.Settings(confidence=segmenter_defaults(self.networks.sam).confidence, **views)
         if kind == "cism":
             return cism.Settings(crf=part == "crf", **views)
         if part:
             prompts: Any = "both" if part == "paper" else part
             return replace(apsam.PAPER, prompts=prompts, **views)
-        return apsam.settled(apsam.Settings(**views), self.networks)
+        return apsam.with_defaults(apsam.Settings(**views), self.networks)
 
 
 def _bare(rgb: UInt8Array) -> BoolArray:

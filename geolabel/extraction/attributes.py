@@ -60,7 +60,7 @@ def confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64A
     could say.
     """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
-    confidence = confidence_of(landslides, networks, plan.parameters.method)
+    confidence = confidence_of(landslides, networks, plan.method.name)
     if drawn_ids is not None and len(drawn_ids):
         asked = frozenset(drawn_ids.tolist())
         confidence[[not asked.isdisjoint(prompt_numbers(prompts)) for prompts in landslides["prompts"]]] = np.nan

@@ -6,17 +6,11 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from geolabel.engine import executors, worker
-from geolabel.extraction.clustered import points_asked
 from geolabel.extraction.plan import Parameters, Plan
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.parts import EverythingRecipe
-from geolabel.prompters import GridPrompter
-from geolabel.prompts import Prompts
 from geolabel.tiles import Window
 
 if TYPE_CHECKING:
@@ -85,9 +79,7 @@ def estimate_plan(plan: Plan) -> dict[str, Any]:
     tile = plan.localize_tiles[len(plan.localize_tiles) // 2]
     image = _read(plan, tile)
     locate, segment = worker.localizer(plan.localizer), worker.segmenter(plan.segmenter)
-    asked = Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, tile.width - 1), max(2, tile.height - 1)]]))
-    if isinstance(plan.segmenter, EverythingRecipe) and plan.segmenter.clusters is not None:
-        asked = GridPrompter(points_asked(plan)).over(tile.height, tile.width)
+    asked = plan.method.sample(tile.height, tile.width)
     threads = plan.parameters.threads
     calls = {recipe: worker.calls_at_once(recipe, threads) for recipe in (plan.localizer, plan.segmenter)}
     with worker.network(plan.localizer, threads):

@@ -156,7 +156,7 @@ def read_drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts |
         drawn.append(read_prompts(path, plan.grid, classes=plan.classes, partly=len(plans) > 1, others=others))
     if len(plans) > 1 and not any(map(len, drawn)):
         raise VectorError(f"no prompt of {path} lies on any of the scenes: check the CRS of the file")
-    if plans[0].parameters.selection == "overlap" and any(prompts.drawn.any() for prompts in drawn):
+    if plans[0].method.selection == "overlap" and any(prompts.drawn.any() for prompts in drawn):
         raise OptionError(
             f"prompts of a person, in {path}, have no activation that --selection overlap could compare "
             "masks with: choose by best_iou, first, whole or single"
@@ -168,4 +168,4 @@ def _check_prompted(path: str | Path, plan: Plan) -> None:
     if not plan.localized:
         raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
     if plan.dense:
-        raise OptionError(f"prompts from {path}: {plan.parameters.method} asks no segmenter; use --method apsam")
+        raise OptionError(f"prompts from {path}: {plan.method.name} asks no segmenter; use --method apsam")

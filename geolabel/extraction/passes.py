@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from geolabel import activation, mosaic
-from geolabel.activation import Activation
+from geolabel.activation import LEVELS, Activation
 from geolabel.engine import worker
 from geolabel.engine.tasks import Pass
 from geolabel.errors import TileError
@@ -25,8 +25,10 @@ from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.io.store import Store
 from geolabel.labelers import classes_of, most_alike
-from geolabel.masks import ClassedMasks, Masks
+from geolabel.masks import FULL, ClassedMasks, Masks
 from geolabel.mosaic import Layers
+from geolabel.parts import EverythingRecipe
+from geolabel.prompts import Prompts
 from geolabel.seams import Spans, pixel_sums
 from geolabel.tiles import Window, extent, strips
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
@@ -164,7 +166,7 @@ def _status(run: Run, failure: str | None, valid: BoolArray, probability: float 
         return NO_DATA
     if probability is None:
         return UNSEEN
-    return FOUND if probability >= run.plan.parameters.gate else CLEAR
+    return FOUND if probability >= run.plan.method.gate else CLEAR
 
 
 def _where_tiles(run: Run, task: int) -> str:
@@ -191,7 +193,7 @@ def find_regions(run: Run, job: tuple[int, int]) -> Regions:
     """Threshold the blended activation of a class in a block; the job names both."""
     block, class_id = job
     window = run.plan.blocks[block]
-    threshold = run.plan.parameters.activation_threshold
+    threshold = run.plan.method.activation_threshold
     binary = blend_activation(run, window, class_id, partial(reach, threshold)) > threshold
     valid = validity(run, window)
     if valid is not None:
@@ -220,8 +222,8 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     rows: list[tuple[Window, int, float, float, int]] = []
     failures: list[tuple[Window, str]] = []
     for seen, valid, masks in _answers(run, prompted, failures):
-        classes = masks.class_ids if isinstance(masks, ClassedMasks) else classes_of(masks, seen.prompts)
-        for m in np.flatnonzero(masks.quality >= run.plan.parameters.min_quality):
+        classes = _classes(run.plan, masks, seen.prompts)
+        for m in np.flatnonzero((masks.quality >= run.plan.method.min_quality) & (classes >= 0)):
             place, scores = _crop(masks.scores[m], valid, seen.window)
             if scores.size:
                 rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m], classes[m]))
@@ -237,6 +239,16 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     flat = np.concatenate([np.zeros(0, np.uint8), *crops])
     run.store.write("segment", task, {"windows": table.windows, "scores": flat})
     return table
+
+
+def _classes(plan: Plan, masks: Masks, prompts: Prompts) -> Int32Array:
+    """(M,) index into the classes of the plan; -1 for masks of another class."""
+    if not isinstance(masks, ClassedMasks):
+        return classes_of(masks, prompts)
+    assert isinstance(plan.segmenter, EverythingRecipe)
+    assert plan.segmenter.clusters is not None
+    names = plan.segmenter.clusters.class_names
+    return np.asarray([plan.classes.index(n) if n in plan.classes else -1 for n in names], np.int32)[masks.class_ids]
 
 
 def _answers(
@@ -264,7 +276,7 @@ def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) 
     prompts = [item.prompts.shift(-item.window.col, -item.window.row) for item in prompted]
     with worker.network(run.plan.segmenter, run.plan.parameters.threads):
         answers = worker.segmenter(run.plan.segmenter)(images, prompts)
-    if run.plan.parameters.selection != "overlap":
+    if run.plan.method.selection != "overlap":
         return answers
     active = (_active(run, item.window) for item in prompted)
     return [masks[most_alike(masks, asked, here)] for masks, asked, here in zip(answers, prompts, active, strict=True)]
@@ -272,7 +284,7 @@ def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) 
 
 def _active(run: Run, window: Window) -> BoolArray:
     """(C, H, W) where the activation of each class exceeds the threshold."""
-    threshold = run.plan.parameters.activation_threshold
+    threshold = run.plan.method.activation_threshold
     grey = [blend_activation(run, window, c, partial(reach, threshold)) for c in range(len(run.plan.classes))]
     return np.stack(grey) > threshold
 
@@ -346,7 +358,7 @@ def merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
     numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
     kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if len(places) <= np.iinfo(kind).max)
     scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places), kind)
-    if run.localized and run.plan.parameters.activation_floor:
+    if run.localized and run.plan.method.activation_floor:
         kept = _above_floor(run, window, class_id, scores)
         scores, winner = scores * kept, winner * kept
         if any(place.drawn for place in places):  # below the floor, what a person asked for is all there is
@@ -360,9 +372,29 @@ def merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
     return True
 
 
+def merge_maps(run: Run, job: tuple[int, int]) -> bool:
+    """Write the mosaic of a class in a block from the localizer's map; False for nothing, as `merge`."""
+    block, class_id = job
+    window = run.plan.blocks[block]
+    grey = run.plan.method.map_of(run, window, class_id)
+    valid = validity(run, window)
+    if valid is None and not grey.any():
+        return False
+    scores = to_scores(grey)
+    scores = scores if valid is None else mosaic.mark_outside(scores, valid)
+    run.store.write("mosaic", run.plan.layer(block, class_id), {"scores": scores})
+    return True
+
+
+def to_scores(grey: UInt8Array) -> UInt8Array:
+    """(H, W) scores 0..254 of grey values 0..255: one half, between 127 and 128, stays between 126 and 127."""
+    table: UInt8Array = np.floor(np.arange(LEVELS + 1) * (FULL / LEVELS)).astype(np.uint8)
+    return table[grey]
+
+
 def _above_floor(run: Run, window: Window, class_id: int, scores: UInt8Array) -> BoolArray:
     """(H, W) where the blended activation of a class under the masks of a window exceeds the floor."""
-    floor = run.plan.parameters.activation_floor or 0
+    floor = run.plan.method.activation_floor or 0
 
     def masked(patch: Window, tiles: Tiles) -> Window | None:
         near, place = reach(floor, patch, tiles), extent(scores[patch.within(window)])
@@ -372,6 +404,7 @@ def _above_floor(run: Run, window: Window, class_id: int, scores: UInt8Array) ->
 
 
 MERGE = Pass("merge", merge, bool, where_block, pixels="mosaic")
+MERGE_MAPS = Pass("merge", merge_maps, bool, where_block, pixels="mosaic")
 
 
 AttributeLayer = Callable[[Run, int, Window, Spans], AnyArray]
@@ -411,7 +444,9 @@ class MosaicSource:
         return scores
 
     def read(self, window: Window, spans: Spans) -> Layers:
-        """The scores, and under the spans the masks they came from and `attribute_layers`."""
+        """The scores, and under the spans the masks they came from and `attribute_layers`, if there are such."""
+        if self.run.plan.dense:
+            return Layers(self.scores(window))
         winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
         for block, shared, record in self._records(window, "winner", "numbers"):
             under, _ = spans.clip(shared)

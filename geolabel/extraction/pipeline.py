@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geolabel.extraction import dense, passes
+from geolabel.extraction import passes
 from geolabel.extraction.attributes import complete, is_likely, seen_in, tile_table
-from geolabel.extraction.clustered import find_clustered
 from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions
-from geolabel.extraction.peaks import confident, peak_prompts
 from geolabel.extraction.plan import Plan, Run, task_size
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.extraction.windows import PromptedWindow, assign, clip_to_tiles, oversized
 from geolabel.extraction.work import Work
-from geolabel.parts import EverythingRecipe
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans, join, largest
@@ -80,17 +77,15 @@ def find_landslides(work: Work, drawn: Prompts | None = None) -> Part:
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
     """Run the passes up to the mosaic: tiles, prompts, masks; tiles alone where the localizer's maps are the scores."""
-    tiles = localize(work)
-    if work.run.plan.dense:
-        dense.merge(work)
+    tiles, plan = localize(work), work.run.plan
+    if plan.dense:
+        merge_maps(work)
         return tiles, Prompts.build(), []
-    segmenter = work.run.plan.segmenter
-    if isinstance(segmenter, EverythingRecipe) and segmenter.clusters is not None:
-        prompts, masks = find_clustered(work)
-        merge(work, masks)
-        return tiles, prompts, masks
-    prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, work.run.plan.segment_tiles)
-    masks = segment(work, prompts)
+    own = plan.method.ask(work)
+    if own is None:
+        prompts = find_prompts(work) if drawn is None else fit_to_tiles(drawn, plan.segment_tiles)
+        own = prompts, segment(work, prompts)
+    prompts, masks = own
     merge(work, masks, prompts.ids[prompts.drawn])
     return tiles, prompts, masks
 
@@ -106,11 +101,12 @@ def localize(work: Work) -> gpd.GeoDataFrame:
 
 
 def find_prompts(work: Work) -> Prompts:
-    """Pass 2: box and centroid of every place where a landslide is likely."""
+    """Pass 2: box and centroid of every place where a landslide is likely, unless the method has prompts of its own."""
     plan = work.run.plan
+    own = plan.method.find_prompts(work)
+    if own is not None:
+        return fit_to_tiles(numbered(own), plan.segment_tiles)
     regions = join_regions(work)
-    if plan.parameters.method == "s2c":
-        return fit_to_tiles(numbered(peak_prompts(work, regions)), plan.segment_tiles)
     return numbered(
         Prompts.concatenate([_region_prompts(work, class_id, *found) for class_id, found in enumerate(regions)])
     )
@@ -144,7 +140,7 @@ def _join(plan: Plan, regions: Sequence[Regions]) -> tuple[Spans, Int32Array, Fl
     spans, index = join([region.spans for region in regions])
     labels, count = spans.components(8)
     probability = largest(np.concatenate([region.probability for region in regions]), labels[index], count) / 255
-    open_gate = probability >= plan.parameters.gate
+    open_gate = probability >= plan.method.gate
     inside = open_gate[labels]
     renumbered = (np.cumsum(open_gate, dtype=np.int32) - 1)[labels[inside]]
     return spans[inside], renumbered, probability[open_gate].astype(np.float32)
@@ -189,8 +185,7 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
 def batches_of(prompts: Prompts, plan: Plan) -> list[tuple[int, list[PromptedWindow]]]:
     """The tasks of pass 3 and their numbers: windows that hold a prompt, some at a time."""
     windows = [
-        replace(seen, prompts=seen.prompts.only(plan.parameters.prompts))
-        for seen in assign(prompts, plan.segment_tiles)
+        replace(seen, prompts=seen.prompts.only(plan.method.prompts)) for seen in assign(prompts, plan.segment_tiles)
     ]
     size = task_size(len(windows), plan.segmenter.batch)
     return list(enumerate(windows[start : start + size] for start in range(0, len(windows), size)))
@@ -206,9 +201,8 @@ def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
     """
     blocks = work.run.plan.blocks
     drawn = [np.isin(table.prompt_ids, drawn_ids) for table in masks]
-    counting = [np.ones(len(table.windows), bool) for table in masks]
-    if work.run.plan.parameters.method == "s2c" and work.run.localized:
-        counting = [sure | asked for sure, asked in zip(confident(work, masks), drawn, strict=True)]
+    counts = work.run.plan.method.counts(work, masks)
+    counting = [sure | asked for sure, asked in zip(counts, drawn, strict=True)]
     places: dict[tuple[int, int], list[MaskPlace]] = defaultdict(list)
     number = 0
     for task, table in enumerate(masks):
@@ -219,6 +213,12 @@ def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
             number += 1
     jobs = [(block, class_id, places.get((block, class_id), [])) for block, class_id in work.run.plan.layers]
     for _ in work.each(passes.MERGE, jobs):
+        pass
+
+
+def merge_maps(work: Work) -> None:
+    """Pass 2 of dense methods, their last: the mosaic of every block, from the localizer's maps."""
+    for _ in work.each(passes.MERGE_MAPS, work.run.plan.layers):
         pass
 
 
@@ -233,7 +233,7 @@ def polygonize(
         Prompts that a person drew: what answers them has no confidence, and so is no candidate.
     """
     plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
-    mosaic = (dense.DenseSource if plan.dense else MosaicSource).of_classes(work.run)
+    mosaic = MosaicSource.of_classes(work.run)
     with work.report.timed("polygons"):
         objects = find_objects(
             mosaic,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from geolabel.errors import OptionError, VectorError
+from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.labels import choose_classes
-from geolabel.masks import Selection
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import SAME_GSD, Grid
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from geolabel.io.store import Store
 
 log = logging.getLogger(__name__)
-
-Method = Literal["apsam", "s2c", "cism", "alps", "diffuprompter", "student"]
-
-DENSE = ("cism", "student")
-"""Methods that score every pixel themselves, without a segmenter."""
 
 TASK_TILES = 32
 """Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
@@ -48,7 +43,8 @@ LEAST_PIXELS = 4
 class Parameters:
     """Every number and choice that the polygons depend on, beside the scene and the networks."""
 
-    method: Method = "apsam"
+    method: SceneMethod = field(default_factory=ContourMethod)
+    """What is asked of the networks, with the settings of its own."""
     class_names: tuple[str, ...] = ()
     """Classes to find, of those that the localizer or the student knows; none for all. The others are as good as not
     known: a pixel belongs to the one of these classes that scores highest."""
@@ -58,20 +54,6 @@ class Parameters:
     """Pixels that neighbouring tiles share; None for a quarter of the tile."""
     block_size: int = 2048
     """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
-    gate: float = 0.5
-    """Least class probability of an activation that is followed up, in some window of the localizer's size."""
-    activation_threshold: int = 120
-    """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
-    activation_floor: int | None = None
-    """Grey value 0..255 that the activation of a mask's pixels has to exceed, with the method apsam; the published one
-    has no such floor, 0. None for what suits its localizer, `geolabel.extraction.request.Networks.usual_floor`."""
-    prompts: Literal["box", "point", "both"] = "both"
-    selection: Selection = "best_iou"
-    confidence: float | None = None
-    """Least stability x mean activation of a mask that counts, with the method s2c: the tau of its eq. 11. None for
-    what suits its segmenter, `geolabel.extraction.request.Networks.usual_confidence`."""
-    min_quality: float = 0.0
-    """Least predicted IoU x stability of a mask that takes part in the mosaic; the paper leaves out none."""
     score_threshold: float = 0.5
     """Least score of a landslide's pixels in the mosaic."""
     min_confidence: float | None = None
@@ -87,21 +69,12 @@ class Parameters:
 
     def __post_init__(self) -> None:
         limits = {
-            "gate": (self.gate, 0, 1),
-            "activation threshold": (self.activation_threshold, 0, 255),
-            "activation floor": (self.activation_floor or 0, 0, 255),
             "score threshold": (self.score_threshold, 0, 1),
-            "min quality": (self.min_quality, 0, 1),
-            "confidence": (self.confidence or 0, 0, 1),
             "min confidence": (self.min_confidence or 0, 0, 1),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
-        if self.activation_floor is not None and self.method != "apsam":
-            raise OptionError(f"activation floor {self.activation_floor}: {self.method} has none; leave it out")
-        if self.method == "s2c" and self.prompts == "box":
-            raise OptionError("prompts box: the method s2c asks by points and has no boxes; leave it out")
         if self.tile_size is not None and self.tile_size < 32:
             raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
         if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
@@ -111,10 +84,10 @@ class Parameters:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for provenance."""
-        plain = {key: str(value) if isinstance(value, Measure) else value for key, value in asdict(self).items()}
+        """Plain values for provenance, those of the method among them."""
+        plain = {name: str(value) if isinstance(value, Measure) else value for name, value in vars(self).items()}
         del plain["class_names"]  # the plan says which classes these are
-        return plain | {name: str(getattr(self, name)) for name in ("min_area", "max_hole", "simplify", "smooth")}
+        return plain | self.method.as_dict()
 
 
 @dataclass(frozen=True)
@@ -135,6 +108,11 @@ class Plan:
     parameters: Parameters
 
     @property
+    def method(self) -> SceneMethod:
+        """What is asked of the networks."""
+        return self.parameters.method
+
+    @property
     def localized(self) -> bool:
         """Whether there is a localizer to ask where the classes are likely."""
         return not isinstance(self.localizer, EverywhereRecipe)
@@ -142,7 +120,7 @@ class Plan:
     @property
     def dense(self) -> bool:
         """Whether the localizer's maps are the scores."""
-        return self.parameters.method in DENSE
+        return self.method.dense
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -236,7 +214,8 @@ def make_plan(
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
     grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)
-    tile = segment.window if parameters.tile_size is None else parameters.tile_size
+    widest = LOCALIZER_TILE if parameters.method.dense else segment.window
+    tile = widest if parameters.tile_size is None else parameters.tile_size
     if tile > segment.window:
         raise OptionError(
             f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"

@@ -19,7 +19,7 @@ from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.tasks import Recorded
 from geolabel.errors import OptionError, RunError
-from geolabel.extraction import dense, passes
+from geolabel.extraction import passes
 from geolabel.extraction.extract import read_drawn
 from geolabel.extraction.outputs import Targets, write_scores, writing
 from geolabel.extraction.passes import MaskTable, MosaicSource
@@ -168,7 +168,7 @@ def calls_before(run: Run, drawn: Prompts | None = None) -> Callable[[int], list
     locate = Recorded(passes.LOCALIZE.bind(run), run.store)
     localized = [executors.later(locate, (task, task), name="localize") for task in plan.localize_tasks]
     if plan.dense:
-        score = Recorded(dense.SCORE.bind(run), run.store)
+        score = Recorded(passes.MERGE_MAPS.bind(run), run.store)
         merged = [
             [
                 executors.later(_first, score, (plan.layer(block, c), (block, c)), before, name="merge")

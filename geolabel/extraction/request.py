@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
-from geolabel.extraction.plan import DENSE, LOCALIZER_TILE, Parameters
-from geolabel.masks import Filters, Selection
-from geolabel.parts import LocalizerRecipe, NoSegmenterRecipe, Recipe, SegmenterRecipe
+from geolabel.extraction.plan import Parameters
+from geolabel.masks import Selection
+from geolabel.models.confidence_files import knows
+from geolabel.models.defaults import BUNDLED
+from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
 
 
 @dataclass(frozen=True)
@@ -39,45 +41,21 @@ class Reading:
     """Which asset of STAC items is the scene; None for the one that is a picture."""
 
 
-FLOOR = 100
-"""Activation, in grey values, that every pixel of a landslide has to exceed with the bundled localizer.
-
-Objects begin where it exceeds 120, and reach as far as the segmenter says, but not onto ground that the localizer takes
-for something else: edges come from the one network, what a thing is from the other."""
-
 LIKELY = 0.2
 """Least confidence of a landslide with the bundled networks.
 
 Of the polygons on images for choices, 3 % of those that are right have less, and 20 % of those that are wrong; no set
 of these images loses F1. A higher one leaves fewer false alarms, and misses landslides, large ones among them."""
 
-OWN_TRAINING = ("s2c", "cism")
-"""Methods whose localizer learns what no other does."""
-
-TAU = 0.5
-"""The tau of S2C's eq. 11: least stability times mean activation of a mask that counts."""
-
-
-_BUNDLED_EVERYWHERE = Filters(predicted_iou=0.25, stability=0.15)
-
-
-def usual_filters(segmenter: str) -> Filters:
-    """What counts as an answer of a segmenter, by its name, where a grid of points asks about everything.
-
-    The bundled one learned to outline what a box asks for, not what lies under a point, and says so: its predicted IoU
-    and stability are lower than those of the official networks, which next to none of its masks would reach.
-    """
-    return _BUNDLED_EVERYWHERE if segmenter == "bundled" else Filters()
-
 
 @dataclass(frozen=True)
 class Networks:
     """Which networks run, and where."""
 
-    localizer: str = "bundled"
-    student: str | Path | None = None
-    """File of a student, which needs neither localizer nor segmenter."""
-    sam: str = "bundled"
+    localizer: str | None = None
+    """Name or file; None for the bundled one."""
+    sam: str | None = None
+    """Name of the segmenter; None for the bundled one."""
     sam_checkpoint: str | Path | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -95,9 +73,9 @@ class Networks:
         device, precision = _device_and_precision(self.device, self.precision)
         batch = loading.default_batch(device) if self.batch is None else self.batch
         engine = "torch" if self.engine == "auto" else self.engine
-        localizer = loading.recipe("localizer", self.localizer, device="cpu")
+        localizer = loading.recipe("localizer", self.localizer or BUNDLED, device="cpu")
         segmenter = loading.recipe(
-            "segmenter", self.sam, checkpoint=self.sam_checkpoint, selection=selection, device="cpu"
+            "segmenter", self.sam or BUNDLED, checkpoint=self.sam_checkpoint, selection=selection, device="cpu"
         )
         assert isinstance(localizer, LocalizerRecipe)
         assert isinstance(segmenter, SegmenterRecipe)
@@ -107,89 +85,63 @@ class Networks:
             loading.with_engine(replace(segmenter, **where), engine),
         )
 
-    def recipes_for(self, method: str, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
-        """Recipes for a method, whose localizer has to be trained for it.
+    def refuse(self, why: str, *names: str) -> None:
+        """Refuse networks that were chosen for a method that does not run them.
+
+        Parameters
+        ----------
+        why
+            What is said of them.
+        names
+            Fields of this record.
 
         Raises
         ------
-        WeightsError
-            If it is not.
+        OptionError
+            If one is not None.
         """
-        localizer, segmenter = self.recipes(selection)
-        if method in OWN_TRAINING:
-            check_trained(localizer, method)
-        return localizer, segmenter
+        for name in names:
+            if getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise OptionError(f"--{option} {getattr(self, name)}: {why}; leave it out")
 
-    @property
-    def usual_confidence(self) -> float:
-        """Tau for masks of this segmenter: the paper's, but 0 for the bundled one, as in the released code.
 
-        On landslide chips half of the bundled segmenter's masks are less stable than 0.55: times a mean activation of
-        0.65, next to none of them reaches one half.
-        """
-        return 0.0 if self.sam == "bundled" else TAU
+def decide(networks: Networks, parameters: Parameters) -> tuple[Parameters, tuple[Recipe, Recipe]]:
+    """Recipes of the localizer and the segmenter, and the parameters with all that follows from these.
 
-    @property
-    def usual_floor(self) -> int:
-        """Activation floor for maps of this localizer: `FLOOR` for the bundled one, whose scale is known; else none."""
-        return FLOOR if self.localizer == "bundled" else 0
+    Raises
+    ------
+    OptionError
+        If a network is chosen that the method does not run, or a minimum confidence where none is known.
+    WeightsError
+        If a network cannot be had, or was not trained for the method.
+    """
+    method = parameters.method.with_defaults(networks)
+    recipes = method.recipes(networks)
+    if networks.engine == "auto":
+        recipes = faster_engine(recipes[0]), faster_engine(recipes[1])
+    return with_limit(replace(parameters, method=method), recipes), recipes
 
-    def has_confidence(self, parameters: Parameters) -> bool:
-        """Whether it is known how sure one may be of the polygons: those of the bundled networks, asked as by apsam."""
-        bundled = self.localizer == self.sam == "bundled" and self.sam_checkpoint is None and self.student is None
-        return bundled and parameters.method == "apsam"
 
-    def settled(self, parameters: Parameters) -> Parameters:
-        """The numbers of a run that follow from its networks, where they were left open or cannot be another way."""
-        if self.student is not None:
-            parameters = replace(parameters, method="student")
-        if parameters.method in DENSE and parameters.tile_size is None:
-            parameters = replace(parameters, tile_size=LOCALIZER_TILE)
-        if parameters.method == "s2c" and parameters.confidence is None:
-            parameters = replace(parameters, confidence=self.usual_confidence)
-        if parameters.method == "apsam" and parameters.activation_floor is None:
-            parameters = replace(parameters, activation_floor=self.usual_floor)
-        if not self.has_confidence(parameters):
-            if parameters.min_confidence:
-                raise OptionError(
-                    f"min confidence {parameters.min_confidence}: polygons have a confidence with the bundled networks "
-                    "and --method apsam alone; leave it out"
-                )
-        elif parameters.min_confidence is None:
-            parameters = replace(parameters, min_confidence=LIKELY)
+def with_limit(parameters: Parameters, recipes: tuple[Recipe, Recipe]) -> Parameters:
+    """The parameters with the minimum confidence that suits the networks, where none is given.
+
+    Raises
+    ------
+    OptionError
+        If one is given and polygons of these networks, or of this method, have no confidence.
+    """
+    if not knows({recipe.role: recipe.sha256 for recipe in recipes}, parameters.method.name):
+        if parameters.min_confidence:
+            raise OptionError(
+                f"min confidence {parameters.min_confidence}: polygons have a confidence with the bundled networks "
+                "and --method apsam alone; leave it out"
+            )
         return parameters
-
-    def with_localizer(self, localizer: str) -> Networks:
-        """The same with another localizer."""
-        return replace(self, localizer=localizer)
-
-    def recipes_of(self, parameters: Parameters) -> tuple[Recipe, Recipe]:
-        """Recipes of the localizer and the segmenter that a method needs.
-
-        Raises
-        ------
-        WeightsError
-            If the file of a student holds something else, or the localizer was not trained for the method.
-        """
-        if self.student is not None:
-            from geolabel.models.checkpoint import read_info
-
-            kind = read_info(self.student).kind
-            if kind != "student":
-                raise WeightsError(f"{self.student} holds a {kind}, not a student: give it with --{kind}")
-            networks: Networks = replace(self, localizer=str(self.student), student=None)
-            return networks.recipes_of(parameters)
-        localizer: Recipe
-        segmenter: Recipe
-        localizer, segmenter = self.recipes_for(parameters.method, parameters.selection)
-        if self.engine == "auto":
-            localizer, segmenter = usual_engine(localizer), usual_engine(segmenter)
-        if parameters.method in DENSE:
-            segmenter = NoSegmenterRecipe()
-        return localizer, segmenter
+    return replace(parameters, min_confidence=LIKELY) if parameters.min_confidence is None else parameters
 
 
-def usual_engine(recipe: Recipe) -> Recipe:
+def faster_engine(recipe: Recipe) -> Recipe:
     """The same recipe for the engine that is faster over a scene, where calls of small networks run side by side.
 
     It follows from the network and the device alone, so that machines of one kind have one result.

@@ -16,7 +16,8 @@ from geolabel.bands import band_in_name, choose_bands
 from geolabel.engine import executors
 from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.extraction.plan import Parameters, Plan, examined, make_plan
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import Networks, Reading, decide
+from geolabel.extraction.scene_method import ContourMethod
 from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
@@ -132,8 +133,7 @@ def prepare_scenes(
             f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
             f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
-    parameters = _for_workers(networks.settled(parameters))
-    recipes = networks.recipes_of(parameters)
+    parameters, recipes = decide(networks, _for_workers(parameters))
     plans = tuple(_plan_group(group, area, reading, recipes, parameters) for group, area in inside)
     found = [(one.scene.name, text) for one in opened for text in one.warnings] + _findings(plans)
     warnings = [text if alone else f"{name}: {text}" for name, text in found]
@@ -166,7 +166,7 @@ def _cautions(plans: Sequence[Plan]) -> list[str]:
             {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)},
         )
         for plan in plans
-        if plan.parameters.method == "apsam"
+        if isinstance(plan.method, ContourMethod)  # as what was measured
     ]
     return list(dict.fromkeys(text for text in texts if text is not None))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,16 @@ from geolabel.extraction.outputs import Targets, writing
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Parameters, Plan, task_size
 from geolabel.extraction.provenance import plan_provenance
-from geolabel.extraction.request import Networks, Reading, usual_filters
+from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare
+from geolabel.extraction.scene_method import SceneMethod
 from geolabel.extraction.windows import PromptedWindow
 from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.columns import MEASURED, SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried
 from geolabel.io.write.vectors import write_segments
-from geolabel.masks import Filters, Selection
+from geolabel.masks import Filters
+from geolabel.models.defaults import BUNDLED, segmenter_defaults
 from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.types import Int64Array
@@ -48,7 +50,7 @@ OBJECTS = 64
 
 
 @dataclass(frozen=True)
-class Everything:
+class GridPrompts(SceneMethod):
     """What is asked everywhere, and what counts as an answer; the defaults are those of segment-anything's generator.
 
     Raises
@@ -57,46 +59,35 @@ class Everything:
         If a number is out of its range.
     """
 
+    name = "segment"
+
     points_per_side: int = 32
     predicted_iou: float | None = None
     """A mask's predicted IoU has to exceed this; None for 0.88, or less with the bundled network."""
     stability: float | None = None
-    """Least stability of a mask; None for 0.95, or less with the bundled network."""
+    """Minimum stability of a mask; None for 0.95, or less with the bundled network."""
     duplicate: float = 0.7
     """Of masks of a tile whose boxes have a larger IoU only the best is kept."""
     same: float = 0.5
-    """Least IoU, where two tiles overlap, of two masks of one object."""
+    """Minimum IoU, where two tiles overlap, of two masks of one object."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.same <= 1:
             raise OptionError(f"IoU of one object {self.same}: it has to lie above 0, up to 1")
-        self.filters("bundled")
+        self.filters(BUNDLED)
         GridPrompter(self.points_per_side)
 
-    def filters(self, network: str) -> Filters:
-        """What counts as an answer of a network."""
+    def filters(self, segmenter: str) -> Filters:
+        """What counts as an answer of a segmenter."""
         given = {"predicted_iou": self.predicted_iou, "stability": self.stability, "duplicate": self.duplicate}
-        return replace(usual_filters(network), **{name: value for name, value in given.items() if value is not None})
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(segmenter_defaults(segmenter).filters, **chosen)
 
-
-@dataclass(frozen=True)
-class AskedEverywhere(Networks):
-    """Networks of a run without a localizer: the segmenter is asked about every tile."""
-
-    everything: Everything = field(default_factory=Everything)
-    features: bool = False
-    """Whether masks come with features."""
-
-    @classmethod
-    def of(cls, networks: Networks, everything: Everything, *, features: bool = False) -> AskedEverywhere:
-        """The same segmenter, asked about everything."""
-        return cls(**vars(networks), everything=everything, features=features)
-
-    def recipes(self, selection: Selection = "best_iou") -> tuple[EverywhereRecipe, EverythingRecipe]:  # type: ignore[override]
+    def recipes(self, networks: Networks) -> tuple[EverywhereRecipe, EverythingRecipe]:
         """Recipes of `Everywhere` and of a segmenter in everything mode."""
-        _, segmenter = super().recipes(selection)
-        filters = self.everything.filters(segmenter.source)
-        return EverywhereRecipe(), segmenter.everything(filters, features=self.features)
+        _, segmenter = networks.recipes()
+        return EverywhereRecipe(), segmenter.everything(self.filters(segmenter.source))
 
 
 @dataclass(frozen=True)
@@ -118,7 +109,7 @@ def segment(
     out: str | Path | None = None,
     reading: Reading | None = None,
     networks: Networks | None = None,
-    everything: Everything | None = None,
+    everything: GridPrompts | None = None,
     parameters: Parameters | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
@@ -135,7 +126,7 @@ def segment(
     everything
         What is asked, and what counts as an answer.
     parameters
-        As in `geolabel.extract`; only those of tiles and polygons matter.
+        As in `geolabel.extract`; only those of tiles and polygons matter, and no method.
 
     Returns
     -------
@@ -147,11 +138,11 @@ def segment(
     GeolabelError
         See `geolabel.errors`.
     """
-    asked = everything or Everything()
+    asked = everything or GridPrompts()
     run_folder, carried = run_folder or RunFolderOptions(), Carried(discard=discard_review)
     targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_folder.run_dir, carried=carried)
-    asking = AskedEverywhere.of(networks or Networks(), asked)
-    plan = prepare(scene, reading or Reading(), asking, parameters or Parameters())
+    parameters = replace(parameters or Parameters(), method=asked)
+    plan = prepare(scene, reading or Reading(), networks or Networks(), parameters)
     for text in plan.reader.warnings:
         log.warning("%s", text)
     return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress, report=report).segments
@@ -160,14 +151,14 @@ def segment(
 def run_segment(
     plan: Plan,
     targets: Targets,
-    everything: Everything,
+    everything: GridPrompts,
     *,
     run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Segmentation:
     """Do what was planned and write what was asked for; the records of the run are deleted at the end."""
-    asked = {"everything": asdict(everything)}
+    asked = {"everything": {name: getattr(everything, name) for name in everything.options()}}
     with under_way([plan], targets, run_folder or RunFolderOptions(), [None], progress, report, asked) as (work,):
         try:
             segments = find_segments(work, everything)
@@ -189,7 +180,7 @@ def run_segment(
     return Segmentation(segments, plan, report)
 
 
-def find_segments(work: Work, everything: Everything) -> gpd.GeoDataFrame:
+def find_segments(work: Work, everything: GridPrompts) -> gpd.GeoDataFrame:
     """Run the passes: masks of every tile, what they are of, which are one object, and its outline."""
     tables = ask_everywhere(work, everything.points_per_side)
     places, tile_of = locate(tables, everything.points_per_side**2)

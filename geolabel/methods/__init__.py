@@ -1,9 +1,9 @@
-"""The published methods, each a composition of the parts and a module of this package.
+"""The methods by name, each a module of this package.
 
-A module that labels images has a frozen dataclass ``Settings``, whose fields are the method's own options with their
-defaults, and a function ``label`` of the shape of `Label`. A new method is its module, one more line in `METHODS`, and
-those of its options that no other method has in ``geolabel.cli.label``. A method that has a localizer has a setting of
-that name: `Networks` says which segmenter runs, and where.
+A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.scene_method.SceneMethod`; and for
+folders of images a frozen dataclass ``Settings`` and a function ``label`` of the shape of `Label`. The fields of both
+records are the options of the method. A new method is its module, one more line in `METHODS`, and on the command line
+those of its options that no other method has. This is the only place where methods are chosen by their names.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from geolabel.errors import OptionError
 
 if TYPE_CHECKING:
     from geolabel.engine.progress import Progress
     from geolabel.extraction.request import Networks
+    from geolabel.extraction.scene_method import SceneMethod
 
 
 class Label(Protocol):
@@ -38,7 +39,9 @@ class Method:
     summary: str
     """For the help: what it needs."""
     home: str
-    """The module with its `Settings` and `label`."""
+    """The module with its records and functions."""
+    labels: bool = True
+    """Whether it labels folders of images."""
 
     @property
     def label(self) -> Label:
@@ -47,22 +50,25 @@ class Method:
         return function
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """The method's settings from options by name; those that are None keep their defaults.
+        """The method's settings for a folder from options by name; those that are None keep their defaults.
 
         Raises
         ------
         OptionError
             If an option was given that the method does not have, or a value cannot be.
         """
-        record = import_module(self.home).Settings
-        known = {field.name for field in fields(record)}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        foreign = sorted(set(chosen) - known)
-        if foreign:
-            names = ", ".join("--" + name.replace("_", "-") for name in foreign)
-            own = ", ".join("--" + name.replace("_", "-") for name in sorted(known))
-            raise OptionError(f"{names}: no option of this method, which has {own}")
-        return record(**chosen)
+        return _chosen(self, "Settings", given)
+
+    @property
+    def scenes(self) -> type[SceneMethod]:
+        """Its record for scenes."""
+        record: type[SceneMethod] = import_module(self.home).Scenes
+        return record
+
+    def options(self, record: Literal["Settings", "Scenes"]) -> list[str]:
+        """Names of the settings of one of its records that can be chosen."""
+        found = getattr(import_module(self.home), record, None)
+        return [] if found is None else sorted(one.name for one in fields(found) if one.init)
 
 
 def label(
@@ -123,5 +129,48 @@ METHODS: dict[str, Method] = {
     "cism": Method("labels of whole chips: the class activation, thresholded", "geolabel.methods.cism"),
     "alps": Method("no label at all: clusters of everything that the segmenter finds", "geolabel.methods.alps"),
     "diffuprompter": Method("classes in words, no training", "geolabel.methods.diffuprompter"),
+    "student": Method("a student of your own", "geolabel.methods.student", labels=False),
 }
 """By the name that ``--method`` takes."""
+
+DEFAULT, STUDENT = "apsam", "student"
+"""Methods over scenes where none is named, without and with a student."""
+
+
+def scene_method(given: Mapping[str, Any], name: str | None = None) -> SceneMethod:
+    """A method over scenes from options by name; those that are None keep their defaults.
+
+    Parameters
+    ----------
+    name
+        Of the method; None for the default, or for the student where one is given.
+
+    Raises
+    ------
+    OptionError
+        If there is no such method, an option is one of another method, or a value cannot be.
+    """
+    name = name or (DEFAULT if given.get("student") is None else STUDENT)
+    if name not in METHODS:
+        raise OptionError(f"no method is called {name!r}: known are {', '.join(METHODS)}")
+    method: SceneMethod = _chosen(METHODS[name], "Scenes", given)
+    return method
+
+
+def _chosen(method: Method, record: Literal["Settings", "Scenes"], given: Mapping[str, Any]) -> Any:
+    """A record of a method; its own options alone may be given."""
+    known, chosen = method.options(record), {name: value for name, value in given.items() if value is not None}
+    foreign = sorted(set(chosen) - set(known))
+    if foreign:
+        owners = [name for name, other in METHODS.items() if foreign[0] in other.options(record)]
+        own = next(name for name, other in METHODS.items() if other is method)
+        raise OptionError(
+            f"{_option(foreign[0])} is an option of --method {' and '.join(owners)}, not of {own}, which has "
+            f"{', '.join(map(_option, known))}"
+        )
+    return getattr(import_module(method.home), record)(**chosen)
+
+
+def _option(name: str) -> str:
+    """A setting as the command line names it."""
+    return {"cluster_names": "--cluster-name"}.get(name, "--" + name.replace("_", "-"))

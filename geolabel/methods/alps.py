@@ -11,7 +11,7 @@ Anything Model". Its steps and where they are:
 
 The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
 some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
-are smaller: see `USUAL_SHARE`.
+are smaller: see `geolabel.models.defaults`.
 """
 
 from __future__ import annotations
@@ -19,34 +19,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from geolabel.clusters import Clusters, Source, check_count
+import numpy as np
+
+from geolabel.clusters import ClusterChoice, Clusters, Source, check_count
 from geolabel.datasets.clusters import NAME, ClusterFile, clusters_path, load_clusters, save_clusters
 from geolabel.datasets.images import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress
 from geolabel.errors import OptionError
+from geolabel.extraction.passes import MaskTable
+from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import Networks
-from geolabel.extraction.segment import AskedEverywhere, Everything
+from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.segment import GridPrompts, ask_everywhere
+from geolabel.io.downloads import sha256
 from geolabel.labelers import ClusterLabeler
 from geolabel.labeling.label import label_images, label_provenance, label_within
 from geolabel.labeling.regions import RegionFolder
 from geolabel.labels import LabelMap
-from geolabel.parts import EverythingRecipe, Everywhere
+from geolabel.models.defaults import segmenter_defaults
+from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Recipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import GridPrompter
+from geolabel.prompts import Prompts
 from geolabel.training.clusters import fit_clusters, predict_count, require_clustering
 from geolabel.types import UInt8Array
 
+if TYPE_CHECKING:
+    from geolabel.extraction.work import Work
+
 AUTO = "auto"
-
-USUAL_SHARE = {"bundled": 0.7}
-"""Gate of a segmenter, where it is not `PAPER_SHARE`. The bundled one sees 512 px at once, a third of the pixels of the
-paper's images: there 0.3 leaves out most of what is landslide on orthophotos of 0.2 to 0.9 m."""
-
-PAPER_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,15 @@ class Settings:
     """
 
     clusters: str = AUTO
-    """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that it lies in."""
+    """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that holds it."""
     max_share: float | None = None
-    """Largest share of an image, or of a tile of a larger one, that an object covers; see `usual_share`."""
+    """Largest share of an image, or of a tile of a larger one, that an object covers; None for what suits the
+    segmenter, see `geolabel.models.defaults`."""
     points_per_side: int | None = None
     """Of the grid of points; 32."""
     predicted_iou: float | None = None
     stability: float | None = None
-    """See `geolabel.extraction.segment.Everything`."""
+    """See `geolabel.extraction.segment.GridPrompts`."""
     passes: int = 3
     """How often k-means sees all masks."""
     seed: int = 0
@@ -120,26 +126,22 @@ def label(
 
 def source_of(settings: Settings, networks: Networks) -> tuple[Source, EverythingRecipe]:
     """What features will come from, and the segmenter that makes them."""
-    asked = Everything(
+    asked = GridPrompts(
         points_per_side=32 if settings.points_per_side is None else settings.points_per_side,
         predicted_iou=settings.predicted_iou,
         stability=settings.stability,
     )
-    _, recipe = AskedEverywhere.of(networks, asked, features=True).recipes()
+    _, segmenter = networks.recipes()
+    recipe = segmenter.everything(asked.filters(segmenter.source), features=True)
     recipe = replace(recipe, batch=networks.batch or 1)  # images come one at a time
     source = Source(
         segmenter=recipe.sha256,
         tile=worker.segmenter(recipe).window,
         points_per_side=asked.points_per_side,
         filters=recipe.filters,
-        max_share=usual_share(networks) if settings.max_share is None else settings.max_share,
+        max_share=segmenter_defaults(networks.sam).max_share if settings.max_share is None else settings.max_share,
     )
     return source, recipe
-
-
-def usual_share(networks: Networks) -> float:
-    """Gate of a segmenter where none is given."""
-    return USUAL_SHARE.get(networks.sam, PAPER_SHARE)
 
 
 def known_clusters(path: Path, settings: Settings, networks: Networks) -> ClusterFile:
@@ -173,9 +175,9 @@ def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
     OptionError
         If the networks have another one.
     """
-    _, recipe = AskedEverywhere.of(networks, Everything(), features=True).recipes()
-    content.check(recipe)
-    return replace(recipe, filters=content.source.filters, batch=networks.batch or 1)
+    _, segmenter = networks.recipes()
+    content.check(segmenter)
+    return replace(segmenter.everything(content.source.filters, features=True), batch=networks.batch or 1)
 
 
 @dataclass(frozen=True)
@@ -238,3 +240,75 @@ def cluster(folder: RegionFolder, max_share: float, settings: Settings) -> tuple
     empty = int((clusters.sizes == 0).sum())
     masks = int(clusters.sizes.sum())
     return clusters, {"masks": masks, "clusters": count, "empty_clusters": empty, "inertia": round(inertia, 6)}
+
+
+@dataclass(frozen=True)
+class Scenes(SceneMethod):
+    """The method over scenes: a grid of points in every tile, and of the answers those whose cluster has a name.
+
+    Raises
+    ------
+    OptionError
+        If there are no clusters, or no name.
+    """
+
+    name = "alps"
+
+    clusters: str | Path | None = None
+    """The file of clusters, or the folder of pseudo-labels that holds it."""
+    cluster_names: tuple[str, ...] = ("landslide",)
+    """Names of the clusters to find; each is a class."""
+    min_quality: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clusters is None:
+            raise OptionError("--method alps finds clusters that have a name: give --clusters FILE")
+        if not self.cluster_names:
+            raise OptionError("--method alps finds clusters that have a name: give --cluster-name NAME")
+
+    def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
+        """A localizer that sees the classes everywhere, and a segmenter that leaves out all others."""
+        networks.refuse("--method alps has no localizer", "localizer")
+        path = clusters_path(Path(self.clusters or "")).absolute()
+        content = load_clusters(path)
+        for name in self.cluster_names:
+            content.clusters.of_class(name)
+        _, segmenter = networks.recipes()
+        content.check(segmenter)
+        choice = ClusterChoice(str(path), sha256(path), self.cluster_names)
+        return (
+            EverywhereRecipe(classes=self.cluster_names),
+            segmenter.everything(content.source.filters, features=True, clusters=choice),
+        )
+
+    def ask(self, work: Work) -> tuple[Prompts, list[MaskTable]]:
+        """Ask about everything, tile by tile: the masks of the classes, and the points that they answer."""
+        points = self.points_per_side
+        tables = ask_everywhere(work, points)
+        prompts = _answered(work.run.plan, tables, points)
+        work.report.prompts += len(prompts)
+        return prompts, tables
+
+    @property
+    def points_per_side(self) -> int:
+        """Points along each side of the grid in every tile."""
+        return load_clusters(Path(self.clusters or "")).source.points_per_side
+
+    def sample(self, height: int, width: int) -> Prompts:
+        """What a tile of that size is asked, to time it."""
+        return GridPrompter(self.points_per_side).over(height, width)
+
+
+def _answered(plan: Plan, tables: list[MaskTable], points: int) -> Prompts:
+    """The points that masks answer, each of the class of its first mask."""
+    every = np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in tables)])
+    classes = np.concatenate([np.zeros(0, np.int32), *(table.class_ids for table in tables)])
+    ids, first = np.unique(every, return_index=True)
+    grid, parts = GridPrompter(points), []
+    for index in np.unique(ids // points**2).tolist():
+        tile = plan.segment_tiles[index]
+        asked = grid.over(tile.height, tile.width).shift(tile.col, tile.row)
+        asked = replace(asked, ids=asked.ids + index * len(asked))
+        parts.append(asked[np.isin(asked.ids, ids)])
+    return replace(Prompts.concatenate(parts), class_ids=classes[first])

@@ -5,11 +5,11 @@ they are:
 
 * eq. 1, class activation: `geolabel.models.nets.classifier`, `geolabel.activation.normalise`
 * eq. 2 to 8, threshold, contours, boxes and centroids: `geolabel.prompters.ContourPrompter`
-* eq. 9, masks: `geolabel.models.sam`; which of three answers is left open, see `PAPER` and `USUAL`
+* eq. 9, masks: `geolabel.models.sam`; which of three answers is left open, see `PAPER`
 * algorithm 1, chips without a landslide are skipped: `geolabel.labeling.label_chips`
 * retraining: `geolabel.training.students`
 
-Over scenes, `geolabel.extraction.extract` does the same tile by tile.
+Over scenes the same is done block by block, see `Scenes`; it is what is done there unless another method is chosen.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from geolabel.activation import Activation
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress
 from geolabel.extraction.request import Networks
+from geolabel.extraction.scene_method import ContourMethod
 from geolabel.labelers import AgreedLabeler, UnionLabeler
-from geolabel.labeling.label_chips import label_chips
 from geolabel.masks import Selection
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Labeler, Localizer, Recipe, Segmenter
 from geolabel.pipeline import Pipeline
@@ -35,9 +36,10 @@ from geolabel.prompts import Prompts
 
 @dataclass(frozen=True)
 class Settings:
-    """Choices of the method; the defaults are the paper's, where they are not None: then see `settled`."""
+    """Choices of the method; the defaults are the paper's, where they are not None: then see `with_defaults`."""
 
-    localizer: str = "bundled"
+    localizer: str | None = None
+    """Name or file; None for the bundled one."""
     activation_threshold: int = THRESHOLD
     """Grey value that activation has to exceed (eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
@@ -52,15 +54,12 @@ class Settings:
 PAPER = Settings(selection="best_iou", agreed=False)
 """Every pixel gets a label; the paper does not say which mask answers."""
 
-USUAL = {"bundled": Settings(selection="whole", agreed=True)}
-"""By segmenter, where `PAPER` suits it less: students gain by what they are not told about masks of a small network."""
 
-
-def settled(settings: Settings, networks: Networks) -> Settings:
-    """The settings with what suits the segmenter in place of None."""
-    usual = USUAL.get(networks.sam, PAPER)
-    selection = usual.selection if settings.selection is None else settings.selection
-    return replace(settings, selection=selection, agreed=usual.agreed if settings.agreed is None else settings.agreed)
+def with_defaults(settings: Settings, networks: Networks) -> Settings:
+    """The settings with what suits the segmenter instead of None; see `geolabel.models.defaults`."""
+    suits = segmenter_defaults(networks.sam)
+    selection = suits.selection if settings.selection is None else settings.selection
+    return replace(settings, selection=selection, agreed=suits.agreed if settings.agreed is None else settings.agreed)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,13 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    settings = settled(settings, networks)
-    recipes = networks.with_localizer(settings.localizer).recipes(settings.selection or "best_iou")
+    from geolabel.labeling.label_chips import label_chips
+
+    settings = with_defaults(settings, networks)
+    recipes = replace(networks, localizer=settings.localizer).recipes(settings.selection or "best_iou")
     method = partial(compose, recipes[1], settings)
     return label_chips(chips, out, "apsam", settings, recipes, method, overwrite=overwrite, progress=progress)
+
+
+Scenes = ContourMethod
+"""The method over scenes."""

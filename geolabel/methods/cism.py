@@ -14,34 +14,41 @@ still compare images. Several classes are what the method is for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from geolabel.activation import LEVELS
 from geolabel.engine.progress import Progress
 from geolabel.errors import OptionError
+from geolabel.extraction import request
+from geolabel.extraction.activation_maps import blend_activation, class_probability, reach
+from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks
+from geolabel.extraction.scene_method import SceneMethod
 from geolabel.labelers import ThresholdLabeler
-from geolabel.labeling.label_chips import label_chips
-from geolabel.models.refined import RefinedLocalizer
-from geolabel.parts import Localizer, NoMasks, NoPrompts
+from geolabel.parts import Localizer, NoMasks, NoPrompts, NoSegmenterRecipe, Recipe
 from geolabel.pipeline import Pipeline
+from geolabel.tiles import Window
+from geolabel.types import UInt8Array
 
 
 @dataclass(frozen=True)
 class Settings:
     """Choices of the method."""
 
-    localizer: str = "bundled"
+    localizer: str | None = None
+    """Name or file; None for the bundled one."""
     activation_threshold: int = 102
     """Grey value that activation has to exceed: 0.4 of its maximum."""
     crf: bool = False
     """Whether a dense CRF draws the maps along the edges of the chip, as the paper does; the threshold is then the
     background's activation. It takes seconds a chip, and 400 bytes a pixel."""
     single_scale: bool = False
-    """One view of a chip, in place of four scales and mirrored ones."""
+    """One view of a chip, instead of four scales and mirrored ones."""
     class_name: str = "landslide"
 
 
@@ -57,6 +64,8 @@ def pipeline(localizer: Localizer, settings: Settings, device: str = "cpu") -> P
     if settings.crf and not threshold:
         raise OptionError("a dense CRF of the map needs a background: give an --activation-threshold above 0")
     if settings.crf:
+        from geolabel.models.refined import RefinedLocalizer
+
         localizer = RefinedLocalizer(localizer, threshold, jointly=True, device=device)
     return Pipeline(localizer, NoPrompts(), NoMasks(), ThresholdLabeler(threshold))
 
@@ -65,6 +74,39 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    recipe, _ = networks.with_localizer(settings.localizer).recipes_for("cism")
+    from geolabel.labeling.label_chips import label_chips
+
+    networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
+    recipe, _ = replace(networks, localizer=settings.localizer).recipes()
+    request.check_trained(recipe, "cism")
     method = partial(pipeline, settings=settings, device=recipe.device)
     return label_chips(chips, out, "cism", settings, [recipe], method, overwrite=overwrite, progress=progress)
+
+
+NO_SEGMENTER = "--method cism asks no segmenter"
+
+
+@dataclass(frozen=True)
+class Scenes(SceneMethod):
+    """The method over scenes: the blended map is the score, and counts only where the class is likely around it.
+
+    An activation map alone cannot say that a class is absent.
+    """
+
+    name = "cism"
+    dense = True
+
+    gate: float = 0.5
+
+    def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
+        """A localizer that was trained for the method, and no segmenter."""
+        networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
+        localizer, _ = networks.recipes()
+        request.check_trained(localizer, self.name)
+        return localizer, NoSegmenterRecipe()
+
+    def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
+        """(H, W) activation, and 0 where the class is not likely in any window around."""
+        grey = blend_activation(run, window, class_id, partial(reach, 0))
+        likely = class_probability(run, window, class_id, grey > 0) >= self.gate * LEVELS
+        return np.where(likely, grey, np.uint8(0))

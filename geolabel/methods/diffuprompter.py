@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from geolabel.activation import LEVELS
 from geolabel.concepts import GAMMA, TEMPLATE, Grounding, parse_concepts
@@ -34,14 +34,15 @@ from geolabel.engine import worker
 from geolabel.engine.progress import Progress
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Networks
-from geolabel.extraction.text_prompts import GroundedNetworks
+from geolabel.extraction.scene_method import SceneMethod
 from geolabel.labelers import OverlapLabeler, ThresholdLabeler
 from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import BACKGROUND, LabelMap
+from geolabel.masks import Selection
 from geolabel.models import diffusion_files
 from geolabel.models.diffusion import DiffusionLocalizer
 from geolabel.models.refined import RefinedLocalizer
-from geolabel.parts import Localizer, NoMasks, NoPrompts, Recipe, Segmenter
+from geolabel.parts import DiffusionRecipe, Localizer, NoMasks, NoPrompts, Recipe, Segmenter, SegmenterRecipe
 from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.types import UInt8Array
@@ -58,7 +59,7 @@ class Settings:
     """
 
     classes: str = "landslide"
-    """What to look for: names that commas part, each with its synonyms after slashes."""
+    """What to look for: names with commas between them, each with its synonyms after slashes."""
     diffusion: str = diffusion_files.DEFAULT
     """A folder, or a model of the hub."""
     template: str = TEMPLATE
@@ -117,7 +118,7 @@ def label(
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
     images, grounding = ImageFolder(chips), settings.grounding
-    recipes = GroundedNetworks.of(networks, settings.diffusion, grounding).recipes("overlap")
+    recipes = recipes_of(networks, settings.diffusion, grounding)
     known = shown_classes(images, grounding)
     provenance = label_provenance("diffuprompter", settings, recipes, images) | {"classes_known_of": len(known)}
     writer = PseudoLabelWriter(out, (BACKGROUND, *grounding.classes), provenance)
@@ -176,3 +177,71 @@ def shown_classes(images: ImageFolder, grounding: Grounding) -> Mapping[str, tup
     }
     known = ((name, shown.get(path.resolve())) for name, path in zip(images.names, images.paths, strict=True))
     return {name: found for name, found in known if found is not None}
+
+
+def recipes_of(
+    networks: Networks, diffusion: str, grounding: Grounding, selection: Selection = "overlap"
+) -> tuple[DiffusionRecipe, SegmenterRecipe]:
+    """Recipes of a diffusion network and of a segmenter.
+
+    Raises
+    ------
+    OptionError
+        If a localizer is chosen, or ONNX Runtime, which does not run diffusion networks.
+    WeightsError
+        If a network cannot be had.
+    """
+    diffusion_files.require_diffusion()  # before a segmenter is downloaded
+    networks.refuse("with diffuprompter the diffusion network is the localizer", "localizer")
+    if networks.engine == "onnx":
+        raise OptionError("engine onnx: the diffusion network runs with torch alone; give --engine auto or torch")
+    _, segmenter = networks.recipes(selection)
+    return diffusion_files.recipe(diffusion, grounding, segmenter), segmenter
+
+
+@dataclass(frozen=True)
+class Scenes(SceneMethod):
+    """The method over scenes: the maps of words ask the segmenter, whose mask most like the map answers.
+
+    Raises
+    ------
+    OptionError
+        If a number or a class cannot be.
+    """
+
+    name = "diffuprompter"
+
+    classes: str = "landslide"
+    """What to look for: names with commas between them, each with its synonyms after slashes."""
+    diffusion: str = diffusion_files.DEFAULT
+    """A folder, or a model of the hub."""
+    template: str = TEMPLATE
+    timestep: int = 40
+    draws: int = 50
+    crf: bool = False
+    """Whether a dense CRF refines the maps."""
+    gate: float = 0.5
+    activation_threshold: int = 102
+    """Grey value that the map has to exceed; the paper's gamma of eq. 10, 0.4."""
+    prompts: Literal["box", "point", "both"] = "both"
+    selection: Selection = "overlap"
+    min_quality: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.grounding
+
+    @property
+    def grounding(self) -> Grounding:
+        """What the diffusion network is asked."""
+        return Grounding(
+            parse_concepts(self.classes),
+            template=self.template,
+            timestep=self.timestep,
+            draws=self.draws,
+            crf=self.activation_threshold / LEVELS if self.crf else None,
+        )
+
+    def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
+        """A diffusion network that is told the words, and a segmenter."""
+        return recipes_of(networks, self.diffusion, self.grounding, self.selection)

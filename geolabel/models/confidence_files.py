@@ -45,9 +45,14 @@ def confidence_of(attributes: Attributes, networks: Mapping[str, str], method: s
     Others judge their masks on another scale, where this model would be sure of nonsense.
     """
     found = _shipped(shipped())
-    if found.networks != dict(networks) or method != METHOD:
+    if not knows(networks, method):
         return np.full(len(np.asarray(attributes["area_m2"])), np.nan)
     return found.model(attributes)
+
+
+def knows(networks: Mapping[str, str], method: str) -> bool:
+    """Whether the model was fitted to polygons of these networks, by SHA-256, and of this method."""
+    return _shipped(shipped()).networks == dict(networks) and method == METHOD
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ Sources: Kirillov et al. (2023), "Segment Anything", section 5 and appendix B; f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ from torchvision.ops import nms
 from geolabel.clusters import Clusters
 from geolabel.labelers import gate
 from geolabel.labels import smallest_wins
-from geolabel.masks import FeaturedMasks, Filters, Masks, quantise_logits
+from geolabel.masks import ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.models.engines import Points, PromptedNetwork
 from geolabel.models.sam import answer, corner_pixels
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
-from geolabel.types import AnyArray, UInt8Array
+from geolabel.types import AnyArray, Int32Array, UInt8Array
 
 ENLARGED = 64
 """Masks that are held at the size of the image at a time."""
@@ -228,17 +228,21 @@ def _chunks(count: int) -> list[slice]:
 # --- one class of clusters -------------------------------------------------------------------------------------------
 
 
+OTHER = -1
+"""Class of clusters that have another name, or none."""
+
+
 @dataclass(frozen=True)
 class ClusterSegmenter:
-    """Keeps, of the masks of an image, those of the named clusters, as far as no smaller mask of another one is there.
+    """Keeps, of the masks of an image, those of the named clusters, where no smaller mask of another class is.
 
-    So what is left of an image is what ALPS would paint with the class, with the masks' own scores.
+    What is left of an image is what ALPS would paint with the classes, with the masks' own scores.
     """
 
     segmenter: Segmenter
     """Answers with `FeaturedMasks`."""
     clusters: Clusters
-    class_name: str
+    class_names: tuple[str, ...]
     max_share: float
     """The filtering gate of ALPS, eq. 2 and 3."""
 
@@ -253,14 +257,30 @@ class ClusterSegmenter:
         return self.segmenter.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
-        """Masks of images (H, W, 3), red first."""
+        """Masks of images (H, W, 3), red first, with their classes."""
         return [self._choose(masks) for masks in self.segmenter(images, prompts)]
 
     def _choose(self, masks: Masks) -> Masks:
         assert isinstance(masks, FeaturedMasks)
         masks = masks[gate(masks.binary, self.max_share)]
-        wanted = np.isin(self.clusters.assign(masks.features), self.clusters.of_class(self.class_name))
+        classes = self._class_of_cluster()[self.clusters.assign(masks.features)]
         owner = smallest_wins(masks.binary)
-        others = (owner != NO_MASK) & ~np.append(wanted, False)[owner]  # NO_MASK, -1, picks the last
-        kept = masks[wanted]
-        return replace(kept, scores=np.where(others, np.uint8(0), kept.scores))
+        kept, wanted = classes >= 0, classes[classes >= 0]
+        owning = np.append(classes, OTHER)[owner]  # NO_MASK, -1, picks the last
+        others = (owner != NO_MASK) & (owning != wanted[:, None, None])
+        scores = np.where(others, np.uint8(0), masks.scores[kept])
+        return ClassedMasks(
+            scores,
+            masks.predicted_iou[kept],
+            masks.stability[kept],
+            masks.prompt_ids[kept],
+            masks.candidates[kept],
+            wanted,
+        )
+
+    def _class_of_cluster(self) -> Int32Array:
+        """(K,) index into the names, or `OTHER`."""
+        classes = np.full(len(self.clusters), OTHER, np.int32)
+        for index, name in enumerate(self.class_names):
+            classes[self.clusters.of_class(name)] = index
+        return classes

@@ -440,7 +440,7 @@ def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
     content = load_clusters(path)
     if sha256(path) != choice.sha256:
         raise WeightsError(f"{path} has changed since the run was planned: plan it again")
-    return ClusterSegmenter(segmenter, content.clusters, choice.class_name, content.source.max_share)
+    return ClusterSegmenter(segmenter, content.clusters, choice.class_names, content.source.max_share)
 
 
 def describe(path: Path) -> dict[str, Any]:

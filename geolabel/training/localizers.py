@@ -16,13 +16,14 @@ from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import OptionError, WeightsError
-from geolabel.extraction.request import Networks, usual_filters
+from geolabel.extraction.request import Networks
 from geolabel.io.downloads import offline
 from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.segment_maps import segment_maps
 from geolabel.models import loading
 from geolabel.models.checkpoint import NetworkInfo, load_own, save_checkpoint
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
@@ -140,7 +141,7 @@ def train_localizer(
     precision: Precision = "bf16" if recipe.precision == "bf16" else "fp32"
     with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(chips)) as folder:
         kept = segments or folder / "segments"
-        teacher = _Teacher(segmenter, networks.usual_confidence, kept, progress or Silent())
+        teacher = _Teacher(segmenter, segmenter_defaults(networks.sam).confidence, kept, progress or Silent())
         objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
         figures = fit(objective, schedule, folder, device=recipe.device, precision=precision, resume=resume)
         trained = {"method": request.method, "preset": request.preset, "init": request.init, "seed": request.seed}
@@ -156,21 +157,21 @@ class _Teacher:
     """The segmenter that S2C learns from."""
 
     recipe: SegmenterRecipe
-    usual_confidence: float
-    """Most that the threshold of its masks may be; see `Networks.usual_confidence`."""
+    confidence: float
+    """Most that the threshold of its masks may be; see `geolabel.models.defaults`."""
     folder: Path
     """Where the segments of chips are kept."""
     progress: Progress
 
     def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
         """What it finds everywhere in every chip, which the first term learns from."""
-        return segment_maps(learn, self.recipe, self.folder, filters=usual_filters(self.recipe.source),
+        return segment_maps(learn, self.recipe, self.folder, filters=segmenter_defaults(self.recipe.source).filters,
                             points_per_side=numbers.points_per_side, progress=self.progress)  # fmt: skip
 
     def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
         """The masks that it answers to the peaks of a map, which the second term learns from."""
         prompter = PeakPrompter(single=numbers.s2c.single_peak)
-        tau = min(numbers.labeler_threshold, self.usual_confidence)
+        tau = min(numbers.labeler_threshold, self.confidence)
         labeler = ConfidenceLabeler(tau, numbers.s2c.by_stability, numbers.s2c.by_activation)
         return prompted_targets(prompter, worker.segmenter(self.recipe), labeler, classes)
 

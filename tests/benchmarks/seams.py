@@ -34,7 +34,7 @@ from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare
-from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
+from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.synthetic import synthesize
 from geolabel.tiles import TileGrid
 
@@ -99,12 +99,12 @@ def doubled(shapes: list[shapely.Geometry]) -> int:
 
 def measure(scene: Path, overlap: int, points: int, batch: int | None) -> str:
     """One row of the table."""
-    asked = Everything(points_per_side=points)
+    asked = GridPrompts(points_per_side=points)
     plan = prepare(
         scene,
         Reading(),
-        AskedEverywhere.of(Networks(device="cpu", batch=batch), asked),
-        Parameters(overlap=overlap, threads=1),
+        Networks(device="cpu", batch=batch),
+        Parameters(method=asked, overlap=overlap, threads=1),
     )
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

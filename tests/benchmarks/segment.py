@@ -33,7 +33,7 @@ from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare
-from geolabel.extraction.segment import AskedEverywhere, Everything, run_segment
+from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.masks import Filters
 from geolabel.prompters import GridPrompter
 
@@ -88,11 +88,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--no-scene", action="store_true")
     given = parser.parse_args()
-    everything = Everything(points_per_side=given.points, predicted_iou=given.predicted_iou, stability=given.stability)
+    everything = GridPrompts(points_per_side=given.points, predicted_iou=given.predicted_iou, stability=given.stability)
     networks = Networks(sam=given.sam, sam_checkpoint=given.sam_checkpoint, device=given.device, batch=given.batch)
     with tempfile.TemporaryDirectory() as folder:
         scene = make_scene(Path(folder), given.size)
-        plan = prepare(scene, Reading(), AskedEverywhere.of(networks, everything), Parameters())
+        plan = prepare(scene, Reading(), networks, Parameters(method=everything))
         tile_by_tile(plan, given.points, given.tiles)
         if given.no_scene:
             return
