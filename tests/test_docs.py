@@ -75,3 +75,22 @@ def test_the_reference_has_every_command_and_every_public_name(site: Path) -> No
     assert [name for name in COMMANDS if f"geolabel {name}<" not in commands] == []
     names = pages(site)["reference/python.html"]
     assert [name for name in api.__all__ if f'id="geolabel.api.{name}"' not in names] == []
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    if page.name == "experiments.md":
+        pytest.skip("tells of files as they were")
+    named = re.findall(r"`((?:geolabel|cli|tests|docs)/[\w/]+\.(?:py|md))`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
+
+
+def test_the_walk_names_the_functions_that_are_there() -> None:
+    text = (ROOT / "docs/development/architecture.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\|[^|]*\| `([\w/.]+)` \| `([\w.]+)`", text, re.MULTILINE)
+    assert len(steps) > 8
+    for file, name in steps:
+        assert f"def {name.split('.')[-1]}(" in (ROOT / file).read_text(encoding="utf-8"), (file, name)
