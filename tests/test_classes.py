@@ -27,6 +27,7 @@ from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.polygonize import polygonize
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.result import Result, merge_overlaps
+from geolabel.extraction.run_key import run_key
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.extraction.vectorize import find_objects, vectorize
@@ -320,3 +321,29 @@ def test_classes_have_colours_of_their_own_in_qgis() -> None:
         assert f"&quot;class&quot; = {name}" in qml
     alone = style_of("landslides", features[:1], LANDSLIDE_COLUMNS).qml()
     assert "class&quot; =" not in alone
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_the_scheduler_and_the_blocks_change_nothing(
+    scene: Path, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask
+
+    know(monkeypatch, "landslide", "rockfall")
+    run(scene, tmp_path / "a.gpkg")
+    with dask.config.set(scheduler=scheduler):
+        run(scene, tmp_path / "b.gpkg", block_size=37)
+    for kind in ("score", "mask"):
+        written = [(tmp_path / f"{name}.{kind}.tif").read_bytes() for name in ("a", "b")]
+        assert written[0] == written[1]
+    tables = [gpd.read_file(tmp_path / f"{name}.gpkg", layer="landslides") for name in ("a", "b")]
+    assert tables[0].equals(tables[1])
+
+
+def test_a_run_resumes_with_the_classes_that_it_began_with_alone(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know(monkeypatch, "landslide", "rockfall")
+    keys = []
+    for class_names in ((), ("rockfall", "landslide"), ("rockfall",)):
+        parameters = Parameters(tile_size=128, class_names=class_names)
+        keys.append(run_key([make_plan(SceneReader(scene), *RECIPES, parameters, stretch="0,255")], [None]))
+    assert keys[0] == keys[1] != keys[2]

@@ -1,10 +1,10 @@
 """What a person reviewed, and what a run found, as one inventory.
 
 A person's work comes first. A polygon that the run found is left out if at least half of it is on ground that a person
-has decided about: kept, as it stands in the inventory already, or rejected. If instead it covers at least half of such
-a polygon, and much ground besides, it is a candidate, for the person to see. Two kinds of polygons are exempt: those
-that the reviewed file holds with the same outline and that nobody touched, which keep their numbers; and, on rejected
-ground, those that answer a prompt that was drawn or changed since that file was written.
+has decided about, of whatever class: kept, as it stands in the inventory already, or rejected. If instead it covers at
+least half of such a polygon, and much ground besides, it is a candidate, for the person to see. Two kinds of polygons
+are exempt: those that the reviewed file holds with the same outline and that nobody touched, which keep their numbers;
+and, on rejected ground, those that answer a prompt that was drawn or changed since that file was written.
 """
 
 from __future__ import annotations
