@@ -95,8 +95,12 @@ def test_a_map_counts_only_where_the_class_is_likely(scene: Path, monkeypatch: p
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network whose first class is what is bright, by construction."""
-    network = ResUNet(classes=2, widths=[16, 32])
+    return write_student(tmp_path_factory.mktemp("student") / "student.safetensors", "background", "landslide")
+
+
+def write_student(path: Path, *classes: str) -> Path:
+    """A network whose last class is what is bright, by construction, and that sees nothing of others."""
+    network = ResUNet(classes=len(classes), widths=[16, 32])
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
@@ -106,13 +110,10 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
         up = network.up[0]
         up.skip[0].weight[0, 0, 0, 0] = 1
         up.skip[1].weight[0] = 1
-        network.head.weight[1, 0] = 20
-        network.head.bias[1] = -10
-    path = tmp_path_factory.mktemp("student") / "student.safetensors"
-    architecture = {"name": "resunet", "widths": [16, 32], "classes": 2}
-    info = NetworkInfo(
-        "student", architecture, ("background", "landslide"), 64, 1, (0.5, 0.5), (110.0,) * 3, (120.0,) * 3
-    )
+        network.head.bias[1:] = -10
+        network.head.weight[-1, 0] = 20
+    architecture = {"name": "resunet", "widths": [16, 32], "classes": len(classes)}
+    info = NetworkInfo("student", architecture, classes, 64, 1, (0.5, 0.5), (110.0,) * 3, (120.0,) * 3)
     save_checkpoint(path, network, info)
     return path
 
@@ -125,6 +126,16 @@ def test_a_student_draws_a_scene(scene: Path, student: Path, tmp_path: Path):
     assert area(written) == area(found)
     assert len(gpd.read_file(tmp_path / "slides.gpkg", layer="prompts")) == 0
     assert '"method": "student"' in (tmp_path / "slides.gpkg").read_bytes().decode(errors="ignore")
+
+
+def test_a_student_draws_every_class_that_it_knows(scene: Path, tmp_path: Path):
+    path = write_student(tmp_path / "two.safetensors", "background", "landslide", "rockfall")
+    given = {"reading": READING, "networks": Networks(device="cpu")}
+    found = extract(scene, **given, parameters=Parameters(method=Student(student=path), **EXACT))
+    assert area(found) == [40 * 60 / 4, 60 * 100 / 4]
+    assert set(found["class"]) == {"rockfall"}
+    chosen = Parameters(method=Student(student=path), class_names=("landslide",), **EXACT)
+    assert len(extract(scene, **given, parameters=chosen)) == 0
 
 
 def test_what_a_student_cannot_do(scene: Path, student: Path, tmp_path: Path):
