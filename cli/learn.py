@@ -18,7 +18,7 @@ LIBRARIES = {
     "maskrcnn": ("pycocotools",),
     **dict.fromkeys(("unet", "deeplabv3plus", "segformer"), ("segmentation_models_pytorch",)),
 }
-"""What students need beside lightning, by their names."""
+"""Libraries that students need beside lightning, by --model."""
 
 _epochs = option(
     "--epochs",
@@ -75,7 +75,7 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     default="bundled",
     show_default=True,
     metavar="bundled|imagenet|FILE|TIMM-NAME|none",
-    help="First weights: the bundled localizer, a trunk that has seen ImageNet, a localizer of yours, timm's by name "
+    help="First weights: the bundled localizer, a trunk pretrained on ImageNet, your own localizer, timm's by name "
     "(downloaded), or none.",
 )
 @option(
@@ -111,7 +111,7 @@ def localizer(
 ) -> None:
     """Train a localizer on CHIPS, of which only labels of whole chips are read.
 
-    CHIPS is a folder or table as "geolabel chips" writes it. What comes out runs over scenes:
+    CHIPS is a folder or table as "geolabel chips" writes it. The localizer runs over scenes:
 
     \b
     geolabel train localizer chips/ --method cam --out trained/
@@ -128,12 +128,13 @@ def localizer(
     with ExitStack() as stack:
         with loading(ctx):
             from geolabel.datasets.chips import read_chips
-            from geolabel.training.localizers import LocalizerRequest, train_localizer
+            from geolabel.training.localizers import LocalizerRequest
+            from geolabel.training.train import train
 
             stack.enter_context(at_work(given))
             networks = options.training_networks(given)
         with progress_bar(ctx) as progress:
-            figures = train_localizer(
+            figures = train(
                 read_chips(chips, class_name=class_name),
                 out,
                 LocalizerRequest(**given),
@@ -162,7 +163,7 @@ def localizer(
     type=click.Choice(["resunet", "bundled", "imagenet", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
     default="resunet",
     show_default=True,
-    help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one that has seen "
+    help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one pretrained on "
     "ImageNet, for few images or a small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds "
     "single objects.",
 )
@@ -187,7 +188,7 @@ def localizer(
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Part of the images to learn from; less is among more.",
+    help="Share of the images to learn from; a smaller share is part of a larger one.",
 )
 @option(
     "--test",
@@ -205,7 +206,7 @@ def localizer(
     group="method",
     is_flag=True,
     help="Learn from crops anywhere in all images alike, by cross-entropy alone. Otherwise half of the crops of preset "
-    "cpu are where a class is, and overlaps are learned too.",
+    "cpu show a class, and overlaps are learned too.",
 )
 @option(
     "--class-name",
@@ -232,15 +233,15 @@ def student(
 ) -> None:
     """Train a student on LABELS: pseudo-labels, or chips with masks.
 
-    LABELS is a folder as "geolabel label" writes it, or as "geolabel chips" does. What comes out draws by itself:
+    LABELS is a folder as "geolabel label" or "geolabel chips" writes it. The student outlines scenes by itself:
 
     \b
     geolabel train student pseudo/ --out trained/
     geolabel train student masks/ --init overall trained/student.safetensors --out tuned/
     geolabel extract scene.tif --student trained/student.safetensors --out slides.gpkg
 
-    Mask R-CNN learns objects, from the same folders or from a COCO file. What is reported of it is the average
-    precision, as COCO has it. As DiffuPrompter was measured:
+    Mask R-CNN learns objects, from the same folders or from a COCO file, and reports average precision as COCO defines
+    it. As DiffuPrompter was evaluated:
 
     \b
     geolabel train student pseudo/ --model maskrcnn --out first/ --test real.json
@@ -254,32 +255,28 @@ def student(
     options.check_training(file, *LIBRARIES.get(model, ()), overwrite=overwrite)
     check_folder(out, [labels, *([] if test is None else [test])], shared=True)
     networks = options.training_networks(given)
+    from geolabel.training.train import train
+
     if kind == "detector":
         if plain:
             from geolabel.errors import OptionError
 
             raise OptionError("--plain: Mask R-CNN has losses of its own; leave it out")
-        from geolabel.training.detectors import DetectorRequest, train_detector
+        from geolabel.datasets.instances import read_instances
+        from geolabel.training.detectors import DetectorRequest
 
-        figures = train_detector(
-            labels,
-            out,
-            DetectorRequest(**given),
-            test=test,
-            networks=networks,
-            class_name=class_name,
-            overwrite=overwrite,
-            resume=resume,
+        objects = read_instances(labels, class_name=class_name)
+        apart = None if test is None else read_instances(test, class_name=class_name)
+        figures = train(
+            objects, out, DetectorRequest(**given), test=apart, networks=networks, overwrite=overwrite, resume=resume
         )
     else:
         from geolabel.datasets.chips import read_painted
-        from geolabel.training.students import StudentRequest, train_student
+        from geolabel.training.students import StudentRequest
 
         examples = read_painted(labels, class_name=class_name)
         held = None if test is None else read_painted(test, class_name=class_name)
         request = StudentRequest(model, plain=plain, **given)
-        figures = train_student(
-            examples, out, request, test=held, networks=networks, overwrite=overwrite, resume=resume
-        )
+        figures = train(examples, out, request, test=held, networks=networks, overwrite=overwrite, resume=resume)
     rounded = {name: round(value, 4) for name, value in figures.items()}
     announce({kind: str(file), **rounded}, as_json=as_json)

@@ -98,7 +98,7 @@ train.add_command(learn.student)
     "--init",
     group="method",
     metavar="bundled|FOLDER",
-    help="Begin with the networks that ship with geolabel, or with those of a folder; random by default.",
+    help="First weights: of the networks that ship with geolabel, or of those of a folder; random by default.",
 )
 @option(
     "--scenes",
@@ -122,7 +122,7 @@ train.add_command(learn.student)
     "--resume",
     group="machine",
     is_flag=True,
-    help="Go on from the last state that an interrupted training left in --out.",
+    help="Resume from the last state that an interrupted training saved in --out.",
 )
 @options.overwrite
 @options.as_json
@@ -206,8 +206,8 @@ def average(
 ) -> None:
     """Write the mean of the weights of localizers that train bundled made, calibrated again.
 
-    Trainings that begin alike and see different changes are often better as a mean than each is. A FILE that is named
-    twice counts twice.
+    The mean of trainings with the same first weights and different changes of their samples is often better than each.
+    A FILE that is named twice counts twice.
     """
     from geolabel.errors import OutputError
 
@@ -273,7 +273,7 @@ def confidence(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Fit the confidence of polygons to the networks: to be done again whenever these change.
+    """Fit the confidence of polygons to the networks; repeat it when these change.
 
     Scenes that are kept for selection are extracted; a logistic model learns from the attributes of the polygons which
     of them are at least half landslide. Takes some minutes.

@@ -26,10 +26,7 @@ RING_0 = ORDER[: ORDER.index("pictures")]
 """Numbers and records: nothing that opens a file of a scene or runs a network."""
 
 NETWORKS_ONLY = (*ORDER[ORDER.index("pictures") : ORDER.index("testing")], "synthetic", "models.nets", "training")
-"""What a machine with torch and no raster library runs, but for what `WITH_FILES` names."""
-
-WITH_FILES = {"training.detectors", "training.localizers", "training.train", "training.students"}
-"""Trainings from folders, as the command line asks for them."""
+"""Modules that a machine with torch and no raster library runs."""
 
 NUMBERS = {"affine", "numpy", "pyproj", "scipy", "shapely", "skimage"}
 NETWORKS = {
@@ -145,7 +142,7 @@ def test_ring_0_uses_numbers_only(path: Path):
 
 @pytest.mark.parametrize("path", [p for p in files() if home_of(name_of(p)) in NETWORKS_ONLY], ids=name_of)
 def test_networks_and_trainings_need_no_raster_library(path: Path):
-    assert name_of(path) in WITH_FILES or libraries(path) <= NUMBERS | NETWORKS
+    assert libraries(path) <= NUMBERS | NETWORKS
 
 
 @pytest.mark.parametrize(

@@ -26,19 +26,19 @@ from geolabel.labels import BACKGROUND, LabelMap, closed_regions
 from geolabel.models import loading
 from geolabel.models.checkpoint import read_info
 from geolabel.models.nets.detector import build_detector
-from geolabel.training.average_precision import NAMES, Found, Precision
+from geolabel.training.average_precision import NAMES, AveragePrecision, ScoredMasks
 from geolabel.training.detectors import (
     FILE,
-    MOST,
-    PRESETS,
+    MAX_OBJECTS,
     DetectorLosses,
-    DetectorPreset,
     DetectorRequest,
     crop_objects,
     detect,
-    train_detector,
 )
+from geolabel.training.fit import Schedule
+from geolabel.training.presets import DETECTORS, DetectorPreset
 from geolabel.training.samples import Cropping
+from geolabel.training.train import train
 
 
 def label_map(*squares: tuple[int, int, int, int], size: int = 160) -> LabelMap:
@@ -49,9 +49,9 @@ def label_map(*squares: tuple[int, int, int, int], size: int = 160) -> LabelMap:
     return LabelMap(values, np.ones(values.shape, np.float32), (BACKGROUND, "slide", "pond"))
 
 
-def found(*squares: tuple[int, int, int, int, float], size: int = 160) -> Found:
+def found(*squares: tuple[int, int, int, int, float], size: int = 160) -> ScoredMasks:
     masks = [label_map(square[:4], size=size).values > 0 for square in squares]
-    return Found(
+    return ScoredMasks(
         np.stack(masks) if masks else np.zeros((0, size, size), bool),
         np.asarray([square[3] for square in squares], np.int32),
         np.asarray([square[4] for square in squares], np.float32),
@@ -62,16 +62,16 @@ def found(*squares: tuple[int, int, int, int, float], size: int = 160) -> Found:
 
 
 def test_what_is_found_exactly_has_an_ap_of_one() -> None:
-    counted = Precision(2)
+    counted = AveragePrecision(2)
     truth = closed_regions(label_map((0, 0, 20, 1), (40, 40, 50, 2), (100, 20, 8, 1)))
-    counted.add(truth, Found.of(truth))
+    counted.add(truth, ScoredMasks.of(truth))
     assert counted.figures() == pytest.approx(
         {"AP": 1, "AP50": 1, "AP75": 1, "APs": 1, "APm": 1, "APl": math.nan}, nan_ok=True
     )
 
 
 def test_an_object_of_an_iou_of_a_little_over_a_half_counts_at_the_lowest_threshold_only() -> None:
-    counted = Precision(1)
+    counted = AveragePrecision(1)
     truth = closed_regions(label_map((0, 0, 100, 1)))
     counted.add(truth, found((0, 0, 73, 1, 0.9)))  # .5329
     figures = counted.figures()
@@ -83,13 +83,13 @@ def test_an_object_of_an_iou_of_a_little_over_a_half_counts_at_the_lowest_thresh
 
 
 def test_a_surer_false_alarm_halves_the_precision() -> None:
-    counted = Precision(1)
+    counted = AveragePrecision(1)
     counted.add(closed_regions(label_map((0, 0, 40, 1))), found((0, 0, 40, 1, 0.5), (100, 100, 40, 1, 0.9)))
     assert counted.figures()["AP50"] == pytest.approx(0.5)
 
 
 def test_nothing_found_and_nothing_there() -> None:
-    counted = Precision(1)
+    counted = AveragePrecision(1)
     assert all(math.isnan(value) for value in counted.figures().values())
     counted.add(closed_regions(label_map((0, 0, 40, 1))), found())
     figures = counted.figures()
@@ -108,7 +108,7 @@ def test_a_crop_keeps_image_and_objects_together() -> None:
         rgb, ids, class_ids = crop_objects(
             image, closed_regions(values), Cropping(96, strength=0.0), np.random.default_rng(seed)
         )
-        assert (rgb.shape, ids.shape, class_ids.shape) == ((96, 96, 3), (96, 96), (MOST,))
+        assert (rgb.shape, ids.shape, class_ids.shape) == ((96, 96, 3), (96, 96), (MAX_OBJECTS,))
         count = int((class_ids > 0).sum())
         assert set(np.unique(ids).tolist()) | {0} == set(range(count + 1))
         for number in range(1, count + 1):
@@ -221,7 +221,11 @@ def pseudo_labels(folder: Path, count: int) -> Path:
 
 SMALL = {"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "proposals": 20, "detections": 5, "sampled": 8}
 PRESET = DetectorPreset(
-    architecture={"backbone": "tiny"}, epochs=1, batch=1, cropping=Cropping(64, strength=0.0), rate=1e-3
+    architecture={"backbone": "tiny"},
+    epochs=1,
+    batch=1,
+    cropping=Cropping(64, strength=0.0),
+    schedule=Schedule(rate=1e-3),
 )
 
 
@@ -254,7 +258,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     folder = tmp_path_factory.mktemp("detector")
     labels = pseudo_labels(folder / "pseudo", 2)
     request = DetectorRequest(epochs=1)
-    return folder, train_detector(labels, folder / "out", request, preset=PRESET)
+    return folder, train(labels, folder / "out", request, preset=PRESET)
 
 
 def test_a_training_leaves_a_detector_and_its_figures(trained: tuple[Path, dict[str, float]]) -> None:
@@ -270,7 +274,7 @@ def test_a_training_leaves_a_detector_and_its_figures(trained: tuple[Path, dict[
 def test_a_detector_is_tuned_on_a_share_of_others(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, _ = trained
     request = DetectorRequest(epochs=0.1, init=("overall", folder / "out" / FILE), share=0.6)
-    figures = train_detector(
+    figures = train(
         folder / "pseudo", tmp_path / "tuned", request, preset=PRESET, test=folder / "pseudo" / "instances.json"
     )
     info = read_info(tmp_path / "tuned" / FILE)
@@ -287,13 +291,13 @@ def test_what_a_detector_cannot_be_made_of(trained: tuple[Path, dict[str, float]
         DetectorRequest(size=100)
     other = write_coco(tmp_path)
     with pytest.raises(ChipError, match="the test shows slide, lake, the training slide, pond"):
-        train_detector(folder / "pseudo", tmp_path / "out", preset=PRESET, test=_renamed(other))
+        train(folder / "pseudo", tmp_path / "out", DetectorRequest(), preset=PRESET, test=_renamed(other))
     first = ("overall", folder / "out" / FILE)
     with pytest.raises(OptionError, match="give the same --model and --preset"):
-        train_detector(other, tmp_path / "out", DetectorRequest(init=first))
+        train(other, tmp_path / "out", DetectorRequest(init=first))
     bundled = loading.lookup("bundled", "localizer")[0].path
     with pytest.raises(WeightsError, match="holds a localizer, not a detector"):
-        train_detector(folder / "pseudo", tmp_path / "out", DetectorRequest(init=("overall", bundled)), preset=PRESET)
+        train(folder / "pseudo", tmp_path / "out", DetectorRequest(init=("overall", bundled)), preset=PRESET)
 
 
 def _renamed(path: Path) -> Path:
@@ -315,7 +319,7 @@ def test_a_detector_sees_an_image_at_its_own_scale() -> None:
 
 
 def test_the_presets_can_be_built() -> None:
-    assert all(build_detector(1, **preset.architecture) for preset in PRESETS.values())
+    assert all(build_detector(1, **preset.architecture) for preset in DETECTORS.values())
 
 
 def test_the_command_refuses_before_it_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,14 +13,20 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import stack_samples
 from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 
-from geolabel.datasets.chips import ChipDataset, read_chips
+from geolabel.datasets.chips import ChipDataset, PaintedChips, read_chips
 from geolabel.datasets.geochips import GeoChips
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
-from geolabel.errors import ChipError
+from geolabel.engine.progress import Silent
+from geolabel.errors import ChipError, OptionError
+from geolabel.extraction.request import Networks
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.labels import LabelMap
+from geolabel.methods import apsam
 from geolabel.scene import Grid
 from geolabel.tiles import Window
+from geolabel.training.localizers import LocalizerRequest
+from geolabel.training.students import StudentRequest
+from geolabel.training.train import train
 
 UTM = CRS.from_epsg(32648)
 GRID = Grid(UTM, Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), 90, 100)
@@ -107,8 +113,10 @@ def test_pseudo_labels_take_the_place_of_masks(chips: ChipDataset, tmp_path: Pat
     data = GeoChips(chips, painted=pseudo)
     mask = data[query(WINDOWS[0])]["mask"].numpy()
     np.testing.assert_array_equal(mask, values)
-    some = chips.part(np.array([True, False, False]))
-    assert len(GeoChips(some, painted=pseudo)) == 1
+    assert data.painted is pseudo
+    some = GeoChips(chips.part(np.array([False, True, False])), painted=pseudo)
+    assert len(some) == len(some.painted) == 1
+    assert some.painted.names == ("c1",)
     pseudo.names = pseudo.names[1:]
     with pytest.raises(ChipError, match="1 of 3 chips have no label map, such as c0"):
         GeoChips(chips, painted=pseudo)
@@ -126,7 +134,7 @@ def test_an_intersection_keeps_the_chips_in_their_crs(chips: ChipDataset):
 def test_chips_that_torchgeo_cannot_have(chips: ChipDataset, tmp_path: Path):
     folder = chips.paths[0].parent
     for transform, crs, says in (
-        (Affine.translation(500_000, 3_000_000) * Affine.rotation(30), UTM, "turned"),
+        (Affine.translation(500_000, 3_000_000) * Affine.rotation(30), UTM, "rotated"),
         (Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), CRS.from_epsg(32647), "another CRS or pixel size"),
         (Affine(0.25, 0, 500_000, 0, -0.25, 3_000_000), UTM, "another CRS or pixel size"),
     ):
@@ -137,7 +145,7 @@ def test_chips_that_torchgeo_cannot_have(chips: ChipDataset, tmp_path: Path):
             GeoChips(chips)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "x.png")
     (tmp_path / "labels.csv").write_text("image,label\nx.png,1\n")
-    with pytest.raises(ChipError, match="nowhere on Earth"):
+    with pytest.raises(ChipError, match="no place on Earth"):
         GeoChips(read_chips(tmp_path))
 
 
@@ -145,3 +153,37 @@ def test_places_are_boxes_of_the_grid(chips: ChipDataset):
     data = GeoChips(chips)
     assert data.res == (0.5, 0.5)
     assert data.index.geometry.iloc[0].equals(shapely.box(500_000, 3_000_000 - 32, 500_032, 3_000_000))
+
+
+SMALL = LocalizerRequest(init="none", backbone="resnet10t", epochs=0.5, size=32, batch=2)
+CPU = Networks(device="cpu")
+
+
+def test_a_localizer_learns_from_places_what_it_learns_from_chips(chips: ChipDataset, tmp_path: Path):
+    objectives = [
+        SMALL.prepare(data, SMALL.numbers, None).objective(tmp_path, CPU, Silent()) for data in (chips, GeoChips(chips))
+    ]
+    by_number, by_place = (objective.batch(1) for objective in objectives)
+    assert by_number.keys() == by_place.keys()
+    assert all(torch.equal(by_number[name], by_place[name]) for name in by_number)
+
+
+def test_a_student_learns_from_the_label_maps_of_places(chips: ChipDataset, tmp_path: Path):
+    request = StudentRequest(steps=2, size=32, batch=2)
+    train(PaintedChips(chips), tmp_path / "chips-out", request, networks=CPU)
+    train(GeoChips(chips), tmp_path / "places-out", request, networks=CPU)
+    by_number, by_place = ((tmp_path / out / request.file).read_bytes() for out in ("chips-out", "places-out"))
+    assert by_number == by_place
+
+
+def test_labels_of_places_are_those_of_their_chips(chips: ChipDataset, tmp_path: Path):
+    for name, data in (("of chips", chips), ("of places", GeoChips(chips))):
+        apsam.label(data, tmp_path / name, apsam.Settings(), CPU, overwrite=False, progress=Silent())
+    ours, theirs = (sorted((tmp_path / name / "labels").iterdir()) for name in ("of chips", "of places"))
+    assert [path.name for path in ours] == [path.name for path in theirs] == ["c0.png", "c1.png", "c2.png"]
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
+
+
+def test_a_training_refuses_transforms_instead_of_ignoring_them(chips: ChipDataset, tmp_path: Path):
+    with pytest.raises(OptionError, match="without transforms"):
+        train(GeoChips(chips, transforms=lambda sample: sample), tmp_path / "out", SMALL, networks=CPU)

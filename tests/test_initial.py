@@ -10,8 +10,8 @@ import torch
 from geolabel.errors import ChipError, OptionError, WeightsError
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build
-from geolabel.models.nets.initial import BACKBONE, CLASSES, SHARES, take_over
-from geolabel.training.train import begin, share_of
+from geolabel.training.first_weights import BACKBONE, CLASSES, SHARES, load_share, take_over
+from geolabel.training.train import share_of
 
 RESUNET = {"name": "resunet", "widths": [8, 16]}
 UNET = {"name": "smp", "model": "unet", "encoder": "resnet18"}
@@ -67,7 +67,7 @@ def test_less_images_are_among_more() -> None:
     assert 70 < len(some) < 130
     assert share_of(names, 1).tolist() == list(range(400))
     assert share_of(names[::-1], 0.25).tolist() == sorted(399 - k for k in some)
-    with pytest.raises(OptionError, match="share 0: it has to lie above 0"):
+    with pytest.raises(OptionError, match="share 0: give one above 0"):
         share_of(names, 0)
     with pytest.raises(ChipError, match="of 1 images holds none"):
         share_of(names[:1], 1e-9)
@@ -83,7 +83,7 @@ def save(path: Path, architecture: dict, classes: tuple[str, ...], kind: str = "
 def test_a_file_gives_the_first_weights_and_says_so(tmp_path: Path) -> None:
     path = save(tmp_path / "student.safetensors", RESUNET, ("a", "b", "c"))
     ours = network(RESUNET)
-    told = begin(ours, {**RESUNET, "classes": 2}, ("background", "landslide"), "overall", path)["init"]
+    told = load_share(ours, {**RESUNET, "classes": 2}, ("background", "landslide"), "overall", path)["init"]
     assert (told["share"], len(told["sha256"])) == ("overall", 64)
     assert told["tensors"] == len(ours.state_dict()) - 2  # weight and bias of the layer of the classes
 
@@ -91,7 +91,7 @@ def test_a_file_gives_the_first_weights_and_says_so(tmp_path: Path) -> None:
 def test_another_network_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "student.safetensors", RESUNET, ("a", "b"))
     with pytest.raises(OptionError, match="give the same --model and --preset"):
-        begin(network(UNET), {**UNET, "classes": 2}, ("a", "b"), "overall", path)
+        load_share(network(UNET), {**UNET, "classes": 2}, ("a", "b"), "overall", path)
     other = save(tmp_path / "other.safetensors", RESUNET, ("a", "b"), kind="localizer")
     with pytest.raises(WeightsError, match="holds a localizer, not a student"):
-        begin(network(RESUNET), {**RESUNET, "classes": 2}, ("a", "b"), "overall", other)
+        load_share(network(RESUNET), {**RESUNET, "classes": 2}, ("a", "b"), "overall", other)

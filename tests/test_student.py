@@ -23,31 +23,31 @@ from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.resunet import ResUNet
 from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.parts import Localizer
+from geolabel.training.first_weights import load_bundled_trunk, load_imagenet_trunk
+from geolabel.training.fit import Schedule
 from geolabel.training.image_labels import Learning
+from geolabel.training.presets import MODELS, STUDENTS
 from geolabel.training.samples import Cropping
 from geolabel.training.students import (
     FILE,
-    MODELS,
-    PRESETS,
     StudentLosses,
     StudentObjective,
     StudentRequest,
     overlap_loss,
     segmentation_loss,
-    train_student,
 )
-from geolabel.training.train import begin_with_imagenet, begin_with_trunk
+from geolabel.training.train import train
 
 CPU = Networks(device="cpu")
 CLASSES = ("background", "landslide")
 
 SMALL = replace(
-    PRESETS["cpu"],
+    STUDENTS["cpu"],
     architectures={"resunet": {"name": "resunet", "widths": [16, 32]}},
     epochs=20,
     batch=4,
     cropping=Cropping(64, strength=0.0),
-    schedule={"kind": "adamw", "rate": 1e-2, "average": 0.0, "evaluations": 2},
+    schedule=Schedule(rate=1e-2, average=0.0, evaluations=2, fall="poly"),
 )
 
 
@@ -104,7 +104,7 @@ def write_pseudo_labels(folder: Path, painted: Painted) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("student")
-    figures = train_student(Painted(), out, StudentRequest(gsd=0.5), networks=CPU, preset=SMALL)
+    figures = train(Painted(), out, StudentRequest(gsd=0.5), networks=CPU, preset=SMALL)
     assert figures["score"] > 0.8
     return out / FILE
 
@@ -174,14 +174,14 @@ def test_half_of_the_crops_hold_what_is_rare():
 
 
 def test_the_bundled_student_begins_with_the_trunk_of_the_bundled_localizer(tmp_path: Path):
-    figures = train_student(Painted(), tmp_path, StudentRequest("bundled", steps=2, batch=2, size=64), networks=CPU)
+    figures = train(Painted(), tmp_path, StudentRequest("bundled", steps=2, batch=2, size=64), networks=CPU)
     assert figures["steps"] == 2
     info = read_info(tmp_path / FILE)
     path = loading.fetch(loading.lookup("bundled", "localizer")[0])
     localizer, known = load_own(path, "localizer")
     assert (info.mean, info.std) == (known.mean, known.std)
-    network = build({**PRESETS["cpu"].architectures["bundled"], "classes": 2})
-    facts = begin_with_trunk(network)["init"]
+    network = build({**STUDENTS["cpu"].architectures["bundled"], "classes": 2})
+    facts = load_bundled_trunk(network)["init"]
     trunk = localizer.trunk.state_dict()
     assert info.trained["init"] == facts
     assert facts["tensors"] == len(trunk)
@@ -192,13 +192,13 @@ def test_the_bundled_student_begins_with_the_trunk_of_the_bundled_localizer(tmp_
 
 def test_a_student_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
     request = StudentRequest("imagenet", steps=2, batch=2, size=64)
-    assert train_student(Painted(), tmp_path, request, networks=CPU)["steps"] == 2
+    assert train(Painted(), tmp_path, request, networks=CPU)["steps"] == 2
     info = read_info(tmp_path / FILE)
     assert (info.mean, info.std) == (imagenet.MEAN, imagenet.STD)
     trunk = imagenet.load_trunk("lite0")
     assert info.trained["init"] == {"share": "backbone", "weights": "ImageNet, lite0", "tensors": len(trunk)}
-    network = build({**PRESETS["cpu"].architectures["imagenet"], "classes": 2})
-    begin_with_imagenet(network, "lite0")
+    network = build({**STUDENTS["cpu"].architectures["imagenet"], "classes": 2})
+    load_imagenet_trunk(network, "lite0")
     assert all(torch.equal(tensor, trunk[name]) for name, tensor in network.down.state_dict().items())
     assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 64, 96)
 
@@ -275,9 +275,9 @@ def test_batches_of_chips_are_padded(trained: Path):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_model_trains(model: str, tmp_path: Path):
-    preset = replace(PRESETS["cpu"], cropping=Cropping(64, strength=0.0), batch=2)
+    preset = replace(STUDENTS["cpu"], cropping=Cropping(64, strength=0.0), batch=2)
     request = StudentRequest(model=model, epochs=0.1)
-    figures = train_student(Painted(), tmp_path, request, networks=CPU, preset=preset)
+    figures = train(Painted(), tmp_path, request, networks=CPU, preset=preset)
     assert figures["steps"] >= 2
     assert read_info(tmp_path / FILE).trained["model"] == model
 
@@ -334,17 +334,17 @@ def test_a_detector_has_no_plain_training(tmp_path: Path, capsys: pytest.Capture
 
 def test_students_that_cannot_be(tmp_path: Path, trained: Path):
     with pytest.raises(OptionError, match="crops of 100 px"):
-        train_student(Painted(), tmp_path, StudentRequest(size=100), networks=CPU)
+        train(Painted(), tmp_path, StudentRequest(size=100), networks=CPU)
     with pytest.raises(OptionError, match="one crop a step"):
-        train_student(Painted(), tmp_path, StudentRequest(batch=1), networks=CPU)
-    with pytest.raises(ChipError, match="0 images"):
-        train_student(Painted(0), tmp_path, networks=CPU)
+        train(Painted(), tmp_path, StudentRequest(batch=1), networks=CPU)
+    with pytest.raises(ChipError, match="no images to learn from"):
+        train(Painted(0), tmp_path, StudentRequest(), networks=CPU)
     with pytest.raises(ChipError, match="none of 2 label maps shows anything but background"):
-        train_student(Unshown(2), tmp_path, networks=CPU)
+        train(Unshown(2), tmp_path, StudentRequest(), networks=CPU)
     other_classes = Painted(2)
     other_classes.classes = ("background", "lake")
     with pytest.raises(ChipError, match="the test shows background, lake, the training background, landslide"):
-        train_student(Painted(), tmp_path, test=other_classes, networks=CPU)
+        train(Painted(), tmp_path, StudentRequest(), test=other_classes, networks=CPU)
     other = replace(SMALL, architectures={"resunet": {"name": "resunet", "widths": [16, 48]}}, epochs=1)
     with pytest.raises(WeightsError, match="state of another training"):
-        train_student(Painted(), trained.parent, networks=CPU, preset=other, resume=True)
+        train(Painted(), trained.parent, StudentRequest(), networks=CPU, preset=other, resume=True)

@@ -26,15 +26,17 @@ from geolabel.methods.alps import Settings
 from geolabel.models.checkpoint import read_info
 from geolabel.prompts import Prompts
 from geolabel.training import students
+from geolabel.training.fit import Schedule
+from geolabel.training.presets import STUDENTS
 from geolabel.training.samples import Cropping
 from geolabel.types import UInt8Array
 
 SMALL = replace(
-    students.PRESETS["cpu"],
+    STUDENTS["cpu"],
     architectures={"resunet": {"name": "resunet", "widths": [16, 32]}},
     batch=4,
     cropping=Cropping(32, strength=0.0),
-    schedule={"kind": "adamw", "rate": 1e-2, "average": 0.0, "evaluations": 1},
+    schedule=Schedule(rate=1e-2, average=0.0, evaluations=1, fall="poly"),
 )
 
 
@@ -65,7 +67,7 @@ class Finder:
 def finder(monkeypatch: pytest.MonkeyPatch) -> Finder:
     part = Finder()
     monkeypatch.setattr(worker, "segmenter", lambda _: part)
-    monkeypatch.setattr(students, "PRESETS", {"cpu": SMALL, "paper": SMALL})
+    monkeypatch.setattr(students, "STUDENTS", {"cpu": SMALL, "paper": SMALL})
     return part
 
 

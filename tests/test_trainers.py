@@ -89,8 +89,8 @@ def test_window_logits_average_windows():
 def test_gate_loss_ignores_windows_that_say_nothing():
     logits = torch.tensor([0.0, 0.0, 50.0])
     share = torch.tensor([0.5, 0.0, 0.01])
-    assert losses.gate_loss(logits, share, least=0.02).item() == pytest.approx(LN2)
-    assert losses.gate_loss(logits[2:], share[2:], least=0.02).item() == 0
+    assert losses.gate_loss(logits, share, minimum=0.02).item() == pytest.approx(LN2)
+    assert losses.gate_loss(logits[2:], share[2:], minimum=0.02).item() == 0
 
 
 def test_focal_loss_by_hand():
@@ -261,7 +261,7 @@ def test_regions_of_a_real_picture_follow_its_edges():
 
 def test_regions_are_numbered_by_class_and_connection():
     classes = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 1, 0], [2, 1, 1, 0]], np.uint8)
-    regions = number_regions(classes, least=2)
+    regions = number_regions(classes, minimum=2)
     assert len(np.unique(regions[regions > 0])) == 3
     assert regions[0, 0] != regions[0, 3]
     assert regions[0, 2] == regions[3, 1]

@@ -33,13 +33,13 @@ from geolabel.prompters import GridPrompter, PeakPrompter
 from geolabel.testing import FakeSegmenter
 from geolabel.tiles import mirrored
 from geolabel.training.cism import CismLosses, CismObjective, CismTerms, partner
-from geolabel.training.fit import Falling
+from geolabel.training.fit import Schedule
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
-from geolabel.training.localizers import FILE, LocalizerRequest, train_localizer
-from geolabel.training.presets import PRESETS, preset_of
+from geolabel.training.localizers import FILE, LocalizerRequest
+from geolabel.training.presets import LOCALIZERS, preset_of
 from geolabel.training.s2c import S2cLosses, S2cObjective, S2cTerms, prompted_targets
 from geolabel.training.samples import Cropping, epoch_indices, take_crop
-from geolabel.training.train import saving_to
+from geolabel.training.train import saving_to, train
 
 LEARNING = Learning(Cropping(64, strength=0.0), batch=4, mean=(110.0,) * 3, std=(65.0,) * 3)
 
@@ -70,11 +70,11 @@ def tiny(classes: int = 2) -> PyramidLocalizer:
 
 
 def test_rates_fall_as_published():
-    poly = Falling(cycles=(100,), rate=0.1)
+    poly = Schedule(cycles=(100,), rate=0.1, fall="poly")
     assert [poly.rate_at(x) for x in (0, 0.5, 1)] == pytest.approx([0.1, 0.1 * 0.5**0.9, 0])
-    cosine = Falling(cycles=(100,), rate=0.1, fall="cosine", warmup=0.1)
+    cosine = Schedule(cycles=(100,), rate=0.1, fall="cosine", warmup=0.1)
     assert [round(cosine.rate_at(p), 4) for p in (0, 0.05, 0.1, 0.55, 1)] == [0.001, 0.0505, 0.1, 0.0505, 0.001]
-    step = Falling(cycles=(90,), rate=0.1, fall="step")
+    step = Schedule(cycles=(90,), rate=0.1, fall="step")
     assert [step.rate_at(x) for x in (0, 1 / 3 - 1e-6, 1 / 3, 2 / 3, 1)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-3])
 
 
@@ -82,11 +82,11 @@ def test_optimisers_are_those_of_the_papers():
     def groups() -> list[dict]:
         return [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 1e-4}]
 
-    sgd = Falling(cycles=(1,), rate=0.1).optimiser(groups())
+    sgd = Schedule(cycles=(1,), rate=0.1, kind="sgd").optimiser(groups())
     assert (type(sgd), sgd.param_groups[0]["momentum"]) == (torch.optim.SGD, 0.9)
     assert sgd.param_groups[0]["weight_decay"] == 1e-4
-    assert type(Falling(cycles=(1,), rate=0.1, kind="adam").optimiser(groups())) is torch.optim.Adam
-    code = PRESETS["cam", "code"].falling(1, 1.0).optimiser(groups())
+    assert type(Schedule(cycles=(1,), rate=0.1, kind="adam").optimiser(groups())) is torch.optim.Adam
+    code = LOCALIZERS["cam", "code"].schedule.lasting(1).optimiser(groups())
     assert code.param_groups[0]["momentum"] == 1e-4
     with pytest.raises(OptionError, match="cism has no preset 'code'"):
         preset_of("cism", "code")
@@ -261,7 +261,7 @@ def test_what_is_void_or_lonely_is_said(caplog: pytest.LogCaptureFixture):
     data = ChipList(("red",), [chip(k, shows=(k == 0,)) for k in range(4)])
     CismObjective(CismLosses(tiny(1), data.names, CismTerms()), data, data, LEARNING, CismTerms(common=False))
     assert "with one class" in caplog.text
-    assert "'red' is shown by 1 chip: it never meets a partner" in caplog.text
+    assert "'red' is shown by 1 chip: it never has a partner" in caplog.text
     assert "made maps worse" in caplog.text
 
 
@@ -351,7 +351,7 @@ def test_a_training_makes_a_localizer_that_runs(method: str, tmp_path: Path):
     numbers = small(method)
     numbers = replace(numbers, s2c=replace(numbers.s2c, prompted_from=0.4))
     request = LocalizerRequest(method=method, init="none", gsd=0.8)
-    figures = train_localizer(chips(8), tmp_path, request, preset=numbers, networks=Networks(device="cpu"))
+    figures = train(chips(8), tmp_path, request, preset=numbers, networks=Networks(device="cpu"))
     assert 0 <= figures["score"] <= 1
     info = read_info(tmp_path / FILE)
     assert (info.classes, info.window, info.gsd_range) == (("red", "blue"), 64, (0.8, 0.8))
@@ -366,25 +366,25 @@ def test_a_training_makes_a_localizer_that_runs(method: str, tmp_path: Path):
 
 
 def test_a_training_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
-    numbers = replace(small("cam"), schedule={"kind": "adamw", "rate": 0.0, "decay": 0.0, "average": 0.0})
+    numbers = replace(small("cam"), schedule=Schedule(rate=0.0, decay=0.0, average=0.0))
     request, networks = LocalizerRequest(init="imagenet"), Networks(device="cpu")
-    train_localizer(chips(8), tmp_path, request, preset=numbers, networks=networks)
+    train(chips(8), tmp_path, request, preset=numbers, networks=networks)
     network, info = load_own(tmp_path / FILE, "localizer")
     assert (info.mean, info.stride) == (imagenet.MEAN, 8)
     for name, tensor in imagenet.load_trunk("lite0").items():
         torch.testing.assert_close(network.trunk.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
     with pytest.raises(OptionError, match="backbone resnet18 is that of a network with init none: init is imagenet"):
-        train_localizer(chips(8), tmp_path, replace(request, backbone="resnet18"), networks=networks)
+        train(chips(8), tmp_path, replace(request, backbone="resnet18"), networks=networks)
 
 
 def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     data, networks = chips(8), Networks(device="cpu")
     numbers = replace(small("cam"), epochs=3)
-    numbers = replace(numbers, schedule=numbers.schedule | {"evaluations": 3})
+    numbers = replace(numbers, schedule=replace(numbers.schedule, evaluations=3))
     request = LocalizerRequest()
-    train_localizer(data, tmp_path / "whole", request, preset=numbers, networks=networks)
+    train(data, tmp_path / "whole", request, preset=numbers, networks=networks)
     broken = ChipList(data.classes, data.chips)
-    train = {"preset": numbers, "networks": networks}
+    given = {"preset": numbers, "networks": networks}
 
     def stop(_: int) -> np.ndarray:
         raise KeyboardInterrupt
@@ -402,9 +402,9 @@ def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
             return broken.rgb(index) if reads["left"] > 0 else stop(index)
 
     with pytest.raises(KeyboardInterrupt):
-        train_localizer(Stopping(), tmp_path / "parts", request, **train)
+        train(Stopping(), tmp_path / "parts", request, **given)
     assert (tmp_path / "parts/state.pt").is_file()
-    train_localizer(data, tmp_path / "parts", request, resume=True, **train)
+    train(data, tmp_path / "parts", request, resume=True, **given)
     assert (tmp_path / "parts" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
@@ -413,21 +413,21 @@ def test_weights_that_know_the_classes_learn_at_their_own_rate_and_size(
     name: str, rate: float, zooms: list[float], tmp_path: Path
 ):
     data = ChipList((name,), chips(8, classes=1).chips)
-    numbers = replace(small("cam"), epochs=1, taught_rate=2e-5, taught_spread=2.0)
+    numbers = replace(small("cam"), epochs=1, pretrained_rate=2e-5, pretrained_spread=2.0)
     numbers = replace(numbers, cropping=replace(numbers.cropping, zooms=(0.25, 0.75)))
-    numbers = replace(numbers, schedule={"kind": "adamw", "rate": 1e-4, "average": 0.0})
+    numbers = replace(numbers, schedule=Schedule(rate=1e-4, average=0.0, fall="poly"))
     request, networks = LocalizerRequest(init="bundled"), Networks(device="cpu")
-    train_localizer(data, tmp_path, request, preset=numbers, networks=networks)
+    train(data, tmp_path, request, preset=numbers, networks=networks)
     with (tmp_path / "curves.csv").open() as file:
         assert float(next(csv.DictReader(file))["rate"]) == pytest.approx(rate)
     assert read_info(tmp_path / FILE).trained["zooms"] == zooms
 
 
 def test_weights_that_were_reduced_before_are_reduced_as_much_again():
-    numbers = replace(PRESETS["cam", "cpu"], taught_spread=2.0)
-    assert numbers.for_taught(0.5).cropping.zooms == (0.25, 1.0)
-    assert numbers.for_taught(0.5).cropping.size == numbers.cropping.size
-    assert PRESETS["cam", "paper"].for_taught(0.5) == PRESETS["cam", "paper"]
+    numbers = replace(LOCALIZERS["cam", "cpu"], pretrained_spread=2.0)
+    assert numbers.for_pretrained(0.5).cropping.zooms == (0.25, 1.0)
+    assert numbers.for_pretrained(0.5).cropping.size == numbers.cropping.size
+    assert LOCALIZERS["cam", "paper"].for_pretrained(0.5) == LOCALIZERS["cam", "paper"]
 
 
 @pytest.mark.parametrize("method", ["cam", "s2c", "cism"])
@@ -444,14 +444,14 @@ def test_a_training_on_labels_looks_at_no_mask(method: str, tmp_path: Path):
             raise AssertionError(f"the mask of chip {index} was read")
 
     numbers = replace(small(method), epochs=0.5)
-    train_localizer(Labelled(), tmp_path, LocalizerRequest(method), preset=numbers, networks=Networks(device="cpu"))
+    train(Labelled(), tmp_path, LocalizerRequest(method), preset=numbers, networks=Networks(device="cpu"))
 
 
 def test_the_bundled_localizer_can_be_gone_on_with(tmp_path: Path):
     data = chips(8, classes=1)
     request = LocalizerRequest(init="bundled")
-    numbers = replace(small("cam"), schedule={"kind": "adamw", "rate": 1e-4, "average": 0.0})
-    train_localizer(data, tmp_path, request, preset=numbers, networks=Networks(device="cpu"))
+    numbers = replace(small("cam"), schedule=Schedule(rate=1e-4, average=0.0, fall="poly"))
+    train(data, tmp_path, request, preset=numbers, networks=Networks(device="cpu"))
     info = read_info(tmp_path / FILE)
     assert info.architecture["name"] == "pyramid"
     assert info.classes == ("red",)
@@ -481,16 +481,16 @@ def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     networks = Networks(device="cpu")
     positive = ChipList(("red",), [chip(k, shows=(True,)) for k in range(3)])
     with pytest.raises(ChipError, match="all 3 chips"):
-        train_localizer(positive, tmp_path, networks=networks)
+        train(positive, tmp_path, LocalizerRequest(), networks=networks)
     with pytest.raises(OptionError, match="crops of 100 px"):
-        train_localizer(chips(), tmp_path, LocalizerRequest(size=100), networks=networks)
+        train(chips(), tmp_path, LocalizerRequest(size=100), networks=networks)
     with pytest.raises(WeightsError, match="nonsense cannot start a localizer"):
-        train_localizer(chips(), tmp_path, LocalizerRequest(backbone="nonsense"), networks=networks)
+        train(chips(), tmp_path, LocalizerRequest(backbone="nonsense"), networks=networks)
     with pytest.raises(WeightsError, match=r"gone\.safetensors does not exist"):
-        train_localizer(chips(), tmp_path, LocalizerRequest(init="gone.safetensors"), networks=networks)
+        train(chips(), tmp_path, LocalizerRequest(init="gone.safetensors"), networks=networks)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match="forbids to fetch resnet18"):
-        train_localizer(chips(), tmp_path, LocalizerRequest(init="resnet18"), networks=networks)
+        train(chips(), tmp_path, LocalizerRequest(init="resnet18"), networks=networks)
 
 
 def test_a_disk_that_fills_while_a_state_is_saved_is_named(tmp_path: Path):
@@ -506,10 +506,10 @@ def test_a_disk_that_fills_while_a_state_is_saved_is_named(tmp_path: Path):
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path):
     data, networks = chips(8), Networks(device="cpu")
-    train_localizer(data, tmp_path, preset=small("cam"), networks=networks)
+    train(data, tmp_path, LocalizerRequest(), preset=small("cam"), networks=networks)
     numbers = small("cam", features=16)
     with pytest.raises(WeightsError, match="the state of another training"):
-        train_localizer(data, tmp_path, preset=numbers, networks=networks, resume=True)
+        train(data, tmp_path, LocalizerRequest(), preset=numbers, networks=networks, resume=True)
 
 
 def test_the_command_line_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -189,9 +189,9 @@ def test_everything_is_measured_and_resumed(folder: Path, tmp_path: Path, capsys
     assert run([*words, "--epochs", "1"]) == 2
     assert "was measured with epochs 0.5, this is 1.0" in capsys.readouterr().err
     held = tmp_path / "table.md.run/numbers.json"
-    held.write_text(json.dumps(json.loads(held.read_text()) | {"cam taught_rate": 0.5}))
+    held.write_text(json.dumps(json.loads(held.read_text()) | {"cam pretrained_rate": 0.5}))
     assert run(words) == 2
-    assert "was measured with cam taught_rate 0.5, this is 0.0001" in capsys.readouterr().err
+    assert "was measured with cam pretrained_rate 0.5, this is 0.0001" in capsys.readouterr().err
     with Image.open(tmp_path / "sheet.png") as picture:
         assert picture.width > picture.height > 200
 

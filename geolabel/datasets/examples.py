@@ -1,4 +1,4 @@
-"""What a network learns from: images with whatever is known of them, read one by one, when they are asked for."""
+"""Sets that a network learns from: images with their label maps or objects, read one by one, when asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from geolabel.labels import Instances
-from geolabel.types import Int64Array, UInt8Array
+from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 Example = TypeVar("Example", covariant=True)
 
@@ -58,3 +60,38 @@ class Subset(Generic[Example]):
     def __getitem__(self, index: int) -> Example:
         """Read one example."""
         return self.whole[int(self.index[index])]
+
+
+class Painted(Protocol):
+    """An image and its label map."""
+
+    @property
+    def image(self) -> UInt8Array:
+        """(H, W, 3) red first."""
+        ...
+
+    @property
+    def values(self) -> UInt8Array:
+        """(H, W) index into the classes, or `geolabel.labels.IGNORE`."""
+        ...
+
+
+class PaintedExamples(Examples[Painted], Protocol):
+    """Images with label maps; `classes` names every value from 0, the background being one where there is one."""
+
+    @property
+    def shown(self) -> BoolArray:
+        """(N,) whether the label map of an image has a class other than the first, the background."""
+        ...
+
+
+@dataclass(frozen=True)
+class PaintedSubset(Subset[Painted]):
+    """Some of a set of images with label maps."""
+
+    whole: PaintedExamples
+
+    @property
+    def shown(self) -> BoolArray:
+        """(N,) whether an image shows a class."""
+        return np.asarray(self.whole.shown[self.index], bool)

@@ -37,6 +37,7 @@ from geolabel.training import localizers
 from geolabel.training.cism import CismTerms
 from geolabel.training.presets import Method
 from geolabel.training.s2c import S2cTerms
+from geolabel.training.train import train
 
 Figures = dict[str, float]
 
@@ -244,22 +245,15 @@ class Study:
         return means | spread
 
     def _train(self, method: Method, terms: Mapping[str, Any], seed: int) -> Figures:
-        request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, size=self.size, seed=seed)
+        request = localizers.LocalizerRequest(
+            method, "cpu", self.init, segments=self.out / "segments", epochs=self.epochs, size=self.size, seed=seed
+        )
         points = self.points_per_side or request.numbers.points_per_side
         numbers = replace(request.numbers, output_stride=16, points_per_side=points)
         numbers = replace(numbers, **{k: _merged(getattr(numbers, k), v) for k, v in terms.items()})
         mark = hashlib.sha256(repr(terms).encode()).hexdigest()[:12]
         folder = self.out / "trained" / f"{mark}-{seed}"
-        localizers.train_localizer(
-            self.chips,
-            folder,
-            request,
-            networks=self.networks,
-            preset=numbers,
-            segments=self.out / "segments",
-            resume=True,
-            progress=self.progress,
-        )
+        train(self.chips, folder, request, networks=self.networks, preset=numbers, resume=True, progress=self.progress)
         recipe = loading.recipe("localizer", folder / localizers.FILE, batch=1, **self._place())
         locate = chip_localizer(recipe, multiscale=not self.single_scale)
         _, kept = split(self.chips)

@@ -17,6 +17,7 @@ import numpy as np
 
 from geolabel.chips import Chips, is_held_out, split
 from geolabel.datasets.chips import ChipDataset, PaintedChips, mask_path
+from geolabel.datasets.examples import PaintedSubset
 from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
 from geolabel.engine import worker
 from geolabel.engine.progress import Progress, Silent
@@ -31,9 +32,10 @@ from geolabel.methods import alps
 from geolabel.models.checkpoint import load_own
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.dense import DenseLocalizer
-from geolabel.models.nets.initial import Share
 from geolabel.training import students
-from geolabel.training.students import PaintedSubset
+from geolabel.training.first_weights import Share
+from geolabel.training.presets import StudentPreset
+from geolabel.training.train import train
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 Figures = dict[str, float]
@@ -175,7 +177,7 @@ class AlpsStudy:
     """Steps of pre-training and of tuning."""
     student: students.StudentRequest = field(default_factory=students.StudentRequest)
     """Model and preset."""
-    preset: students.StudentPreset | None = None
+    preset: StudentPreset | None = None
     """Preset instead of that of the request."""
     overwrite: bool = False
     """Whether to measure again; the figures of an earlier study are replaced once this one is complete."""
@@ -324,7 +326,7 @@ class AlpsStudy:
         request = replace(self.student, steps=steps, seed=seed, init=first)
         # plain steps, as the paper's: rows differ in the lesson alone
         plain = replace(self.preset or request.numbers, overlap=0.0, shown=0.0)
-        students.train_student(examples, out, request, networks=self.networks, preset=plain, resume=True)
+        train(examples, out, request, networks=self.networks, preset=plain, resume=True)
 
 
 def _means(found: list[Figures]) -> Figures:

@@ -32,7 +32,7 @@ from geolabel.methods.diffuprompter import asked_only, compose, recipes_of
 from geolabel.metrics import ratio
 from geolabel.parts import Localizer, Segmenter
 from geolabel.pipeline import label_image
-from geolabel.training.average_precision import Found, Precision
+from geolabel.training.average_precision import AveragePrecision, ScoredMasks
 from geolabel.types import UInt8Array
 
 Figures = dict[str, float]
@@ -194,12 +194,12 @@ class DiffuPrompterStudy:
 class _LabelScores:
     # agreement of label maps with objects: IoU of each class over all pixels, and AP
     classes: int
-    precision: Precision = field(init=False)
+    precision: AveragePrecision = field(init=False)
     both: list[int] = field(init=False)
     either: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.precision, self.both, self.either = Precision(self.classes), [0] * self.classes, [0] * self.classes
+        self.precision, self.both, self.either = AveragePrecision(self.classes), [0] * self.classes, [0] * self.classes
 
     def add(self, truth: Instances, labels: LabelMap) -> None:
         painted = np.concatenate([[0], truth.class_ids])[truth.ids]
@@ -207,7 +207,7 @@ class _LabelScores:
             true, predicted = painted == k + 1, labels.values == k + 1
             self.both[k] += int((true & predicted).sum())
             self.either[k] += int((true | predicted).sum())
-        self.precision.add(truth, Found.of(closed_regions(labels)))
+        self.precision.add(truth, ScoredMasks.of(closed_regions(labels)))
 
     def figures(self) -> Figures:
         ious = [ratio(both, either) for both, either in zip(self.both, self.either, strict=True)]

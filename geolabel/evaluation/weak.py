@@ -42,10 +42,11 @@ from geolabel.models.dense import DenseLocalizer
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json
 from geolabel.parts import Recipe
-from geolabel.training import localizers, students
+from geolabel.training import localizers, presets, students
 from geolabel.training.localizer_objective import area_under_curve
 from geolabel.training.presets import LocalizerPreset, Method, preset_of
 from geolabel.training.samples import Cropping
+from geolabel.training.train import train
 from geolabel.types import BoolArray, UInt8Array
 
 PresetName = Literal["quick", "cpu", "gpu"]
@@ -86,12 +87,12 @@ class Sizes:
 
     localizer: dict[str, Any]
     """Fields of `LocalizerPreset` that differ from its ``cpu`` preset."""
-    student: students.StudentPreset
+    student: presets.StudentPreset
     multiscale: bool = True
     """Whether maps are sums over four scales and mirrored views, which take fifteen times as long as one view."""
 
 
-_CPU = students.PRESETS["cpu"]
+_CPU = presets.STUDENTS["cpu"]
 _LARGE = Cropping(256, (0.5, 1.0))
 
 SIZES: dict[PresetName, Sizes] = {
@@ -101,9 +102,9 @@ SIZES: dict[PresetName, Sizes] = {
             "cropping": Cropping(128, (0.5, 1.0)),
             "points_per_side": 4,
             "epochs": 4,
-            "schedule": {**_CPU.schedule, "fall": "poly", "rate": 5e-4, "average": 0.99, "evaluations": 3},
+            "schedule": replace(_CPU.schedule, fall="poly", rate=5e-4, average=0.99, evaluations=3),
         },
-        replace(_CPU, epochs=5, schedule={**_CPU.schedule, "average": 0.99, "evaluations": 2}),
+        replace(_CPU, epochs=5, schedule=replace(_CPU.schedule, average=0.99, evaluations=2)),
         multiscale=False,
     ),
     "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),
@@ -116,7 +117,7 @@ SIZES: dict[PresetName, Sizes] = {
             "output_stride": 16,
             "points_per_side": 16,
         },
-        replace(_CPU, architectures=students.PRESETS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
+        replace(_CPU, architectures=presets.STUDENTS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
     ),
 }
 """``quick`` takes half an hour or so of one core for each seed, started from the bundled localizer with 1,000 chips in
@@ -255,14 +256,15 @@ class WeakBench:
     def localizer(self, method: Method, seed: int) -> dict[str, Any]:
         """Train a localizer and judge its maps, at the threshold that is best on the fold."""
         out = self.localizer_file(method, seed).parent
-        request = localizers.LocalizerRequest(method, "cpu", self.init, epochs=self.epochs, seed=seed)
-        localizers.train_localizer(
+        request = localizers.LocalizerRequest(
+            method, "cpu", self.init, segments=self.work / "segments", epochs=self.epochs, seed=seed
+        )
+        train(
             self.train,
             out,
             request,
             networks=self.networks,
             preset=self._numbers(method),
-            segments=self.work / "segments",
             resume=True,
             progress=self.progress,
         )
@@ -304,10 +306,10 @@ class WeakBench:
                 )
             source = read_painted(out)
         out = self.student_folder(name, seed)
-        model = students.BUNDLED if self.init == "bundled" else "resunet"
+        model = presets.BUNDLED if self.init == "bundled" else "resunet"
         request = students.StudentRequest(model, epochs=self.epochs, seed=seed)
         sizes = SIZES[self.preset].student
-        students.train_student(source, out, request, networks=self.networks, preset=sizes, resume=True)
+        train(source, out, request, networks=self.networks, preset=sizes, resume=True)
         student = self.trained_student(name, seed)
 
         def paint(chip: Chip) -> UInt8Array:

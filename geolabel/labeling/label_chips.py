@@ -148,8 +148,9 @@ def label_chips(
     WeightsError
         If the localizer does not know the classes that the chips show.
     """
-    images = ChipImages(chips if isinstance(chips, ChipDataset) else read_chips(chips, class_name=settings.class_name))
-    multiscale, known = not settings.single_scale, images.chips
+    known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
+    known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
+    images, multiscale = ChipImages(known), not settings.single_scale
     localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale)
     if localizer.classes != known.classes:
         raise WeightsError(

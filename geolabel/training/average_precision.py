@@ -24,8 +24,8 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 @dataclass(frozen=True)
-class Found:
-    """N objects that a network, or a method, sees in an image. They may overlap."""
+class ScoredMasks:
+    """N objects that a network or a method finds in an image. They may overlap."""
 
     masks: BoolArray
     """(N, H, W)"""
@@ -35,7 +35,7 @@ class Found:
     """(N,) 0..1"""
 
     @classmethod
-    def of(cls, objects: Instances) -> Found:
+    def of(cls, objects: Instances) -> ScoredMasks:
         """The objects of a label map, sure as they are."""
         masks = np.stack([objects.mask(k) for k in range(len(objects))]) if len(objects) else (
             np.zeros((0, *objects.ids.shape), bool)
@@ -44,7 +44,7 @@ class Found:
 
 
 @dataclass
-class Precision:
+class AveragePrecision:
     """Counts images one by one. Memory grows with their run lengths only."""
 
     classes: int
@@ -54,10 +54,10 @@ class Precision:
     truth: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, truth: Instances, found: Found) -> None:
+    def add(self, truth: Instances, found: ScoredMasks) -> None:
         """Take an image."""
         self.sizes.append((truth.ids.shape[0], truth.ids.shape[1]))
-        true = Found.of(truth)
+        true = ScoredMasks.of(truth)
         for mask, class_id in zip(true.masks, true.class_ids.tolist(), strict=True):
             if not mask.any():
                 continue  # hidden under others

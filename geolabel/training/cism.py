@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 WIDTH = 256
 """D, the width of prototypes."""
 
-FEW_CLASSES = 3
+_FEW_CLASSES = 3
 """Images with up to so many classes are the low group that samples are generated from."""
 
 
@@ -53,7 +53,7 @@ def prototype(features: Tensor, gate: Tensor) -> Tensor:
     return (features * gate).sum(dim=(2, 3)) / open_cells.clamp(min=EPSILON)
 
 
-class Similarity(NamedTuple):
+class _Similarity(NamedTuple):
     """How like the other image of a pair each cell is."""
 
     q: Tensor
@@ -62,7 +62,7 @@ class Similarity(NamedTuple):
     """(N, 1, hr, wr)"""
 
 
-def cross_similarity(q: Tensor, r: Tensor) -> Similarity:
+def cross_similarity(q: Tensor, r: Tensor) -> _Similarity:
     """Largest cosine of each cell of one image with any cell of the other (eq. 7), -1..1.
 
     Parameters
@@ -73,11 +73,11 @@ def cross_similarity(q: Tensor, r: Tensor) -> Similarity:
     flat_q, flat_r = (functional.normalize(x.flatten(2), dim=1) for x in (q, r))
     cosines = flat_q.transpose(1, 2) @ flat_r
     of_q, of_r = cosines.amax(dim=2), cosines.amax(dim=1)
-    return Similarity(of_q.reshape(len(q), 1, *q.shape[2:]), of_r.reshape(len(r), 1, *r.shape[2:]))
+    return _Similarity(of_q.reshape(len(q), 1, *q.shape[2:]), of_r.reshape(len(r), 1, *r.shape[2:]))
 
 
 def rescaled(similarity: Tensor) -> Tensor:
-    """Similarity (N, 1, h, w) spread over 0..1 in each image; 1 where it is constant."""
+    """_Similarity (N, 1, h, w) spread over 0..1 in each image; 1 where it is constant."""
     low, high = similarity.amin(dim=(2, 3), keepdim=True), similarity.amax(dim=(2, 3), keepdim=True)
     span = high - low
     spread = (similarity - low) / span.clamp(min=EPSILON)
@@ -132,7 +132,7 @@ def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return each.sum() / (count > 0).sum().clamp(min=1)
 
 
-class PairLabels(NamedTuple):
+class _PairLabels(NamedTuple):
     """Classes (N, C) of a pair: in both, in the first only, in the second only."""
 
     common: Tensor
@@ -140,10 +140,10 @@ class PairLabels(NamedTuple):
     r_only: Tensor
 
 
-def pair_labels(q: Tensor, r: Tensor) -> PairLabels:
+def pair_labels(q: Tensor, r: Tensor) -> _PairLabels:
     """Split the labels (N, C), 0 or 1, of both images of a pair."""
     common = q * r
-    return PairLabels(common, q - common, r - common)
+    return _PairLabels(common, q - common, r - common)
 
 
 def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> 
     )
 
 
-def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: PairLabels) -> Tensor:
+def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: _PairLabels) -> Tensor:
     """NSC (eq. 25 to 27): what the other cells of each image show is what only that image has.
 
     Parameters
@@ -191,9 +191,9 @@ def _over_pairs(each: Tensor, common: Tensor) -> Tensor:
 
 
 def low_group(labels: BoolArray) -> BoolArray:
-    """(N,) which images show few classes, 1 to `FEW_CLASSES`, and are put together into richer ones."""
+    """(N,) which images show few classes, 1 to `_FEW_CLASSES`, and are put together into richer ones."""
     count = labels.sum(axis=1)
-    return np.asarray((count > 0) & (count <= FEW_CLASSES))
+    return np.asarray((count > 0) & (count <= _FEW_CLASSES))
 
 
 def generated_sample(images: Sequence[UInt8Array], rng: Generator) -> UInt8Array:
@@ -219,8 +219,8 @@ def generated_sample(images: Sequence[UInt8Array], rng: Generator) -> UInt8Array
 
 def _scaled_crop(image: UInt8Array, height: int, width: int, rng: Generator) -> UInt8Array:
     # As much as fills the part, or up to half as large again, cut where it happens.
-    least = max(height / image.shape[0], width / image.shape[1])
-    scale = least * rng.uniform(1, 1.5)
+    smallest = max(height / image.shape[0], width / image.shape[1])
+    scale = smallest * rng.uniform(1, 1.5)
     size = [max(n, round(side * scale)) for n, side in zip((height, width), image.shape[:2], strict=True)]
     scaled = np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     top, left = (int(rng.integers(have - need + 1)) for have, need in zip(size, (height, width), strict=True))
@@ -338,10 +338,10 @@ class CismObjective(ChipObjective):
     def _warn(self) -> None:
         labels = self._learn.labels
         if labels.shape[1] == 1:
-            logger.warning("with one class, the secondary classification has nothing to tell apart: its loss is 0")
+            logger.warning("with one class, the secondary classification has nothing to distinguish: its loss is 0")
         for name, count in zip(self._learn.classes, labels.sum(axis=0), strict=True):
             if count < 2:
-                logger.warning("the class %r is shown by %d chip: it never meets a partner", name, count)
+                logger.warning("the class %r is shown by %d chip: it never has a partner", name, count)
         if self._terms.non_common and not self._terms.common:
             logger.warning("the non-common loss without the common one made maps worse in the paper (Table 8)")
 

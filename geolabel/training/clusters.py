@@ -25,19 +25,19 @@ SAMPLE = 4000
 """Masks that the number of clusters is judged by."""
 
 COMPONENTS, DIMENSIONS = 64, 16
-"""Most clusters that are looked for, and principal components of the features that they are looked for in."""
+"""Maximum number of clusters, and principal components of the features that they are searched in."""
 
-LEAST_SHARE = 0.005
+_MIN_SHARE = 0.005
 """Of the sample, in a component of the mixture that counts."""
 
-LEAST_MEMBERS = 20
-"""Masks for every component that is looked for: with fewer a mixture fits each mask on its own."""
+_MIN_MEMBERS = 20
+"""Masks per component of the mixture: with fewer it fits each mask on its own."""
 
-LOWER = "give more images, or accept more masks with a lower --predicted-iou and --stability"
+_LOWER = "give more images, or accept more masks with a lower --predicted-iou and --stability"
 
 
 def require_clustering() -> None:
-    """Make sure that clusters can be made here; raises a GeolabelError that says what is missing."""
+    """Raise a GeolabelError that names what is missing if clusters cannot be fitted here."""
     require("train", "sklearn", purpose="clustering")
 
 
@@ -79,7 +79,7 @@ def fit_clusters(
     """
     check_count(clusters)
     if passes < 1:
-        raise OptionError(f"{passes} passes: at least one is needed")
+        raise OptionError(f"{passes} passes: give at least one")
     require_clustering()
     from sklearn.cluster import MiniBatchKMeans
 
@@ -88,11 +88,11 @@ def fit_clusters(
     for number in range(passes):
         for batch in _batches(stream(number), max(BATCH, clusters)):
             if not seen and len(batch) < clusters:  # the first batch has to hold a mask for every cluster
-                raise OptionError(f"{clusters} clusters of {len(batch)} masks: ask for fewer, or {LOWER}")
+                raise OptionError(f"{clusters} clusters of {len(batch)} masks: ask for fewer, or {_LOWER}")
             seen += len(batch)
             kmeans.partial_fit(prepared(batch, normalised))
     if not seen:
-        raise OptionError(f"{clusters} clusters of 0 masks in all images: {LOWER}")
+        raise OptionError(f"{clusters} clusters of 0 masks in all images: {_LOWER}")
     names = tuple(unnamed(k) for k in range(clusters))
     centres = np.asarray(kmeans.cluster_centers_, np.float32)
     found = Clusters(centres, np.zeros(clusters, np.int64), names, normalised)
@@ -140,9 +140,9 @@ def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: b
 
     sample = prepared(_reservoir(parts, SAMPLE, seed), normalised)
     if len(sample) < 2:
-        raise OptionError(f"too few masks to cluster ({len(sample)} in all images): {LOWER}")
+        raise OptionError(f"too few masks to cluster ({len(sample)} in all images): {_LOWER}")
     dimensions = min(DIMENSIONS, *sample.shape)
-    components = min(COMPONENTS, max(1, len(sample) // LEAST_MEMBERS))
+    components = min(COMPONENTS, max(1, len(sample) // _MIN_MEMBERS))
     reduced = PCA(dimensions, random_state=seed).fit_transform(sample.astype(np.float64))
     reduced /= max(float(reduced.std()), 1e-12)
     model = BayesianGaussianMixture(
@@ -155,9 +155,9 @@ def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: b
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a mixture that has not converged still says how many parts matter
+        warnings.simplefilter("ignore")  # a mixture that has not converged still has a number of parts
         members = np.bincount(model.fit_predict(reduced))
-    return int((members >= max(1, LEAST_SHARE * len(sample))).sum())
+    return int((members >= max(1, _MIN_SHARE * len(sample))).sum())
 
 
 def _reservoir(parts: Iterable[Float32Array], size: int, seed: int) -> Float32Array:

@@ -1,4 +1,4 @@
-"""Changes in colour: what sensors, seasons, weather and processing do to an image, and what tells no landslide."""
+"""Changes in colour: what sensors, seasons, weather and processing do to an image, and what marks no landslide."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image, ImageFilter
 
 from geolabel.types import Float64Array, UInt8Array, UInt16Array
 
-LEAST_REGION = 60
-"""Pixels of a region that is repainted."""
+_MIN_REGION = 60
+"""Minimum size of a region that is repainted, pixels."""
 
-MOST_REPAINTED = 4
-"""Regions of a sample."""
+_MAX_REPAINTED = 4
+"""Maximum number of repainted regions of a sample."""
 
 
 def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0, haze: float = 0.2) -> UInt8Array:
@@ -104,10 +104,10 @@ def _power(matrix: Float64Array, exponent: float) -> Float64Array:
 
 
 def repaint(rgb: UInt8Array, regions: UInt16Array, slides: UInt8Array, rng: Generator) -> UInt8Array:
-    """Give up to `MOST_REPAINTED` regions of a sample another brightness, tone and contrast, with soft edges.
+    """Give up to `_MAX_REPAINTED` regions of a sample another brightness, tone and contrast, with soft edges.
 
     Bare ground that is no landslide becomes brighter on average and landslides a little darker: that something is
-    bright tells less than a network would like to believe.
+    bright says less about it than a network assumes.
 
     Parameters
     ----------
@@ -121,9 +121,9 @@ def repaint(rgb: UInt8Array, regions: UInt16Array, slides: UInt8Array, rng: Gene
     if not len(numbers):
         return rgb
     painted = rgb.astype(np.float32)
-    for number in rng.choice(numbers, min(len(numbers), int(rng.integers(1, MOST_REPAINTED + 1))), replace=False):
+    for number in rng.choice(numbers, min(len(numbers), int(rng.integers(1, _MAX_REPAINTED + 1))), replace=False):
         region = regions == number
-        if region.sum() < LEAST_REGION:
+        if region.sum() < _MIN_REGION:
             continue
         gain = rng.normal(-0.1, 0.25) if slides[region].mean() > 0.3 else rng.normal(0.25, 0.35)
         gains = np.exp(gain + rng.normal(0, 0.1, 3))

@@ -1,9 +1,12 @@
-"""Train a detector on instances, go on with one on a share of others, and measure it: DiffuPrompter's evaluation."""
+"""Detectors: Mask R-CNN that learns from instances, of pseudo-labels or outlined by a person.
+
+DiffuPrompter's evaluation (its section 3): a detector learns from pseudo-labels, is tuned further on a share of real
+masks, and its average precision on other real masks measures the pseudo-labels.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,64 +17,47 @@ from torch import Tensor, nn
 
 from geolabel.datasets.examples import Examples, Outlined, Subset
 from geolabel.datasets.instances import read_instances
-from geolabel.engine import worker
-from geolabel.extraction.request import Networks
 from geolabel.labels import Instances
-from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.nets import build
-from geolabel.models.nets.initial import Share
-from geolabel.training.average_precision import Found, Precision
-from geolabel.training.fit import Schedule, fit
-from geolabel.training.presets import TrainingPreset
+from geolabel.training.average_precision import AveragePrecision, ScoredMasks
+from geolabel.training.first_weights import Share, load_share
+from geolabel.training.presets import DETECTORS, DetectorPreset
 from geolabel.training.samples import Cropping, epoch_indices, take_crop
 from geolabel.training.train import (
+    Figures,
+    Training,
     TrainingRequest,
-    begin,
     check_same_classes,
     gsd_range,
     share_of,
     sources_of,
     split,
-    training_folder,
 )
 from geolabel.types import Int32Array, UInt8Array
 
 FILE = "detector.safetensors"
 
-PresetName = Literal["cpu", "paper"]
+Objects = Examples[Outlined]
+"""Images with their objects."""
 
+MAX_OBJECTS = 64
+"""Objects of a crop that are learned from; the largest where there are more."""
 
-@dataclass(frozen=True, kw_only=True)
-class DetectorPreset(TrainingPreset):
-    """Numbers of a training of a detector."""
-
-    architecture: Mapping[str, Any]
-    """What `geolabel.models.nets.build` makes it from, but for the classes."""
-    rate: float
-    """Highest learning rate."""
-
-
-PRESETS: dict[PresetName, DetectorPreset] = {
-    # The paper names Mask R-CNN and images of 512 px. Batch and epochs are those of the usual schedule from random
-    # weights (He et al., 2019), the rate is AdamW's.
-    "paper": DetectorPreset(
-        architecture={"backbone": "resnet50"}, epochs=72, batch=16, cropping=Cropping(512, strength=0.0), rate=2e-4
-    ),
-    "cpu": DetectorPreset(
-        architecture={"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "sampled": 64},
-        epochs=12,
-        batch=4,
-        cropping=Cropping(192, strength=0.35),
-        rate=3e-4,
-    ),
-}
+_MIN_PIXELS = 9
+"""Pixels that are left of an object in a crop for it to be learned from."""
 
 
 @dataclass(frozen=True)
-class DetectorRequest(TrainingRequest):
-    """What a user asks of a training of a detector."""
+class DetectorRequest(TrainingRequest[Objects, DetectorPreset]):
+    """What a user asks of a training of a detector; figures are AP, AP50, AP75, APs, APm and APl.
 
-    preset: PresetName = "cpu"
+    See `geolabel.datasets.instances.read_instances` for the data.
+    """
+
+    file = FILE
+
+    preset: Literal["cpu", "paper"] = "cpu"
     init: tuple[Share, str | Path] | None = None
     """First weights: which share of the network, and the detector's file that they come from."""
     share: float = 1.0
@@ -80,99 +66,61 @@ class DetectorRequest(TrainingRequest):
     @property
     def numbers(self) -> DetectorPreset:
         """The preset with what was asked for."""
-        return self.applied_to(PRESETS[self.preset])
+        return self.applied_to(DETECTORS[self.preset])
 
+    def prepare(
+        self,
+        data: str | Path | Objects,
+        numbers: DetectorPreset,
+        test: str | Path | Objects | None,
+    ) -> Training:
+        """Read and check the images, and build the network with its first weights."""
+        examples, tested = _opened(data), None if test is None else _opened(test)
+        asked = Subset(examples, share_of(examples.names, self.share))
+        learn, select = (Subset(asked, part) for part in split(asked.names))
+        if tested is not None:
+            check_same_classes(examples.classes, tested.classes)
+        torch.manual_seed(self.seed)
+        architecture = {"name": "maskrcnn", "classes": len(examples.classes), **numbers.architecture}
+        network = build(architecture)
+        pretrained: dict[str, Any] = {}
+        if self.init is not None:
+            pretrained = load_share(network, architecture, examples.classes, *self.init, "detector")
+        batch = min(numbers.batch, len(learn))
+        steps = max(2, math.ceil((self.epochs or numbers.epochs) * len(learn) / batch))
 
-def train_detector(
-    examples: str | Path | Examples[Outlined],
-    out: Path,
-    request: DetectorRequest | None = None,
-    *,
-    test: str | Path | Examples[Outlined] | None = None,
-    networks: Networks | None = None,
-    preset: DetectorPreset | None = None,
-    class_name: str = "landslide",
-    overwrite: bool = False,
-    resume: bool = False,
-) -> dict[str, float]:
-    """Train a detector.
+        def describe(figures: Figures, of_test: Figures) -> NetworkInfo:
+            known = {name: value for name, value in (figures | of_test).items() if not math.isnan(value)}
+            trained = {"preset": self.preset, "seed": self.seed, "share": self.share, "images": len(learn)}
+            return NetworkInfo(
+                kind="detector",
+                architecture=architecture,
+                classes=tuple(examples.classes),
+                window=numbers.cropping.size,
+                stride=1,
+                gsd_range=gsd_range(self.gsd, numbers.cropping),
+                mean=(0.0,) * 3,
+                std=(255.0,) * 3,
+                trained=trained | {"figures": known} | pretrained,
+            )
 
-    One image in five, by its name, is kept to select the weights by.
-
-    Parameters
-    ----------
-    examples, test
-        See `geolabel.datasets.instances.read_instances`; `test` is what is reported on instead of the kept images.
-    out
-        Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
-    preset
-        Numbers instead of those of the request.
-    overwrite
-        Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
-    resume
-        Go on from where a stopped training in `out` was saved.
-
-    Returns
-    -------
-    AP, AP50, AP75, APs, APm, APl, and how many steps were taken
-
-    Raises
-    ------
-    ChipError
-        If the images cannot be read, or are of other classes than those of the test.
-    WeightsError, OptionError
-        If the file of the first weights cannot be read, or holds another network.
-    OutputError
-        If the folder cannot be written to.
-    """
-    request, networks = request or DetectorRequest(), networks or Networks()
-    numbers = preset or request.numbers
-    known = _opened(examples, class_name)
-    asked = Subset(known, share_of(known.names, request.share))
-    learn, select = (Subset(asked, part) for part in split(asked.names))
-    held = None if test is None else _opened(test, class_name)
-    if held is not None:
-        check_same_classes(known.classes, held.classes)
-    torch.manual_seed(request.seed)
-    architecture = {"name": "maskrcnn", "classes": len(known.classes), **numbers.architecture}
-    detector = build(architecture)
-    begun = {} if request.init is None else begin(detector, architecture, known.classes, *request.init, "detector")
-    objective = DetectorObjective(
-        DetectorLosses(detector), learn, select, numbers.cropping, min(numbers.batch, len(learn)), request.seed
-    )
-    steps = math.ceil((request.epochs or numbers.epochs) * len(learn) / objective.batch_size)
-    schedule = Schedule((max(2, steps),), numbers.rate, minutes=request.minutes or math.inf)
-    device, precision = worker.device_and_precision(networks.device, networks.precision)
-    with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(known)) as folder:
-        figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
-        if held is not None:
-            figures |= judge(detector, held)
-        told = {name: value for name, value in figures.items() if not math.isnan(value)}
-        trained = {"preset": request.preset, "seed": request.seed, "share": request.share, "images": len(learn)}
-        info = NetworkInfo(
-            kind="detector",
-            architecture=architecture,
-            classes=tuple(known.classes),
-            window=numbers.cropping.size,
-            stride=1,
-            gsd_range=gsd_range(request.gsd, numbers.cropping),
-            mean=(0.0,) * 3,
-            std=(255.0,) * 3,
-            trained=trained | {"figures": told} | begun,
+        return Training(
+            network=network,
+            objective=lambda *_: DetectorObjective(
+                DetectorLosses(network), learn, select, numbers.cropping, batch, self.seed
+            ),
+            schedule=numbers.schedule.lasting(steps, self.minutes),
+            inputs=sources_of(examples),
+            describe=describe,
+            test=None if tested is None else lambda: evaluate(network, tested),
         )
-        save_checkpoint(folder / FILE, detector, info)
-    return figures
 
 
-def _opened(examples: str | Path | Examples[Outlined], class_name: str) -> Examples[Outlined]:
-    return read_instances(examples, class_name=class_name) if isinstance(examples, str | Path) else examples
+def _opened(data: str | Path | Objects) -> Objects:
+    return read_instances(data) if isinstance(data, str | Path) else data
 
 
-MOST = 64
-"""Objects of a crop that are learned from; the largest where there are more."""
-
-LEAST = 9
-"""Pixels that are left of an object in a crop for it to be learned from."""
+# --- objective -------------------------------------------------------------------------------------------------------
 
 
 class DetectorLosses(nn.Module):
@@ -214,11 +162,11 @@ def _target(ids: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class DetectorObjective:
-    """What the fit loop trains: a detector on crops, judged by its AP on whole images."""
+    """What the fit loop trains: a detector on crops, evaluated by its AP on whole images."""
 
     module: DetectorLosses
-    learn: Examples[Outlined]
-    select: Examples[Outlined]
+    learn: Objects
+    select: Objects
     cropping: Cropping
     batch_size: int
     seed: int = 0
@@ -237,7 +185,7 @@ class DetectorObjective:
 
     def figures(self, module: nn.Module) -> dict[str, float]:
         """AP on the images that are kept to select by."""
-        figures = judge(module.detector, self.select)  # type: ignore[arg-type]
+        figures = evaluate(module.detector, self.select)  # type: ignore[arg-type]
         return {"score": float(np.nan_to_num(figures["AP"])), **figures}
 
 
@@ -248,32 +196,32 @@ def crop_objects(
 
     Returns
     -------
-    image (S, S, 3), ids (S, S) from 1, classes (`MOST`,) with 0 where there are fewer objects
+    image (S, S, 3), ids (S, S) from 1, classes (`MAX_OBJECTS`,) with 0 where there are fewer objects
     """
     short = [(0, max(0, cropping.size - side)) for side in image.shape[:2]]
     padded = np.pad(image, (*short, (0, 0)), constant_values=127)
     crop = take_crop(padded, cropping, rng, np.pad(objects.ids, short))
     assert crop.layer is not None
     areas = np.bincount(crop.layer.ravel(), minlength=len(objects) + 1)[1:]
-    kept = np.argsort(-areas, kind="stable")[:MOST]
-    kept = np.sort(kept[areas[kept] >= LEAST])
+    kept = np.argsort(-areas, kind="stable")[:MAX_OBJECTS]
+    kept = np.sort(kept[areas[kept] >= _MIN_PIXELS])
     numbers = np.zeros(len(objects) + 1, np.int32)
     numbers[kept + 1] = np.arange(1, len(kept) + 1)
-    class_ids = np.zeros(MOST, np.int32)
+    class_ids = np.zeros(MAX_OBJECTS, np.int32)
     class_ids[: len(kept)] = objects.class_ids[kept]
     return crop.rgb, numbers[crop.layer], class_ids
 
 
-def judge(detector: nn.Module, examples: Examples[Outlined]) -> dict[str, float]:
+def evaluate(detector: nn.Module, examples: Objects) -> dict[str, float]:
     """Average precision of a detector on images, which it sees as a whole."""
-    counted = Precision(len(examples.classes))
+    counted = AveragePrecision(len(examples.classes))
     for index in range(len(examples)):
         image, truth = examples[index]
         counted.add(truth, detect(detector, image))
     return counted.figures()
 
 
-def detect(detector: nn.Module, image: UInt8Array) -> Found:
+def detect(detector: nn.Module, image: UInt8Array) -> ScoredMasks:
     """Objects that a detector sees in an image (H, W, 3)."""
     device = next(detector.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 2, 0))).to(device).float() / 255
@@ -281,7 +229,7 @@ def detect(detector: nn.Module, image: UInt8Array) -> Found:
     with torch.inference_mode():
         answer: dict[str, Any] = detector.eval()([pixels])[0]
     detector.train(was_training)
-    return Found(
+    return ScoredMasks(
         (answer["masks"][:, 0] > 0.5).cpu().numpy(),
         answer["labels"].cpu().numpy().astype(np.int32),
         answer["scores"].cpu().numpy(),

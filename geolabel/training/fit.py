@@ -1,4 +1,4 @@
-"""The one fit loop: AdamW, a cyclic rate, an average of the weights, curves, and a state to go on from."""
+"""The fit loop of every training: schedules, an average of the weights, curves, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -26,52 +26,70 @@ from geolabel.outputs import replacing
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-"""What a training goes on from."""
+"""State that a stopped training resumes from: plain tensors and numbers, no class of this package."""
+
+LOSSES, SELECTION, EVENTS = "curves.csv", "selection.csv", "tensorboard"
+"""Losses of every step, figures of every evaluation, and the folder of both for ``tensorboard --logdir``."""
 
 
 class Objective(Protocol):
-    """What is trained, on what, and how it is judged."""
+    """What is trained, on what, and how it is evaluated."""
 
     @property
     def module(self) -> nn.Module:
-        """Called with a batch, returns losses by name; their sum is what falls."""
+        """Called with a batch, returns losses by name; their sum is minimised."""
         ...
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Return the samples of one step, the same whenever asked."""
+        """Return the samples of one step, the same at every call: a resumed training sees what it would have seen."""
         ...
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Judge a module on data kept for selection; ``score`` is to be high."""
+        """Evaluate a module on data kept for selection; weights of the highest ``score`` are kept."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast."""
+    """How long and how fast a training learns."""
 
-    cycles: tuple[int, ...]
-    """Steps of each cycle: the rate rises, falls, and rises again, half as high each time."""
+    cycles: tuple[int, ...] = ()
+    """Steps of each cycle: the rate rises, falls, and rises again, half as high each time. Empty in presets, which do
+    not know how many images there are; see `lasting`."""
     rate: float
     """Highest learning rate of the first cycle."""
-    evaluations: int = 6
-    """How often the averaged weights are judged, evenly over the training."""
-    warmup: float = 0.05
-    """Share of a cycle in which the rate rises."""
+    fall: Literal["cosine", "poly", "step"] = "cosine"
+    """How the rate falls; see `rate_at`. ``cosine`` rises first, as high rates need on weights of another training."""
+    power: float = 0.9
+    """Exponent of ``poly``."""
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Optimiser."""
+    momentum: float = 0.9
+    """Of SGD. Released code of APSAM and of S2C passes its weight decay here, so 1e-4 and 5e-4 do as they do."""
     decay: float = 0.02
-    """Weight decay of AdamW."""
+    """Weight decay."""
+    evaluations: int = 6
+    """How often the averaged weights are evaluated, evenly over the training."""
+    warmup: float = 0.05
+    """Share of a cycle in which the rate of ``cosine`` rises."""
     average: float = 0.998
     """Decay of the moving average of the weights, once enough steps have passed."""
     trunk: float = 1.0
-    """Share of the rate at which the parameters of a ``trunk`` learn: one that knows photographs has less to learn."""
+    """Share of the rate at which the parameters of a ``trunk`` learn: a pretrained one has less to learn."""
     keeps_last: bool = False
     """Keep the last weights instead of those that scored highest: right where the selection says little."""
-    minutes: float = math.inf
+    minutes: float | None = None
     """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
 
+    def lasting(self, steps: int, minutes: float | None = None) -> Self:
+        """Return the schedule of a training of one cycle of so many steps, ended after `minutes` if given."""
+        return replace(self, cycles=(steps,), minutes=minutes)
+
     def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Make what takes the steps, from groups of parameters."""
-        return torch.optim.AdamW(groups, lr=self.rate)
+        """Make the optimiser of groups of parameters."""
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
+        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(groups, lr=self.rate)
 
     @property
     def steps(self) -> int:
@@ -79,14 +97,21 @@ class Schedule:
         return sum(self.cycles)
 
     def progress(self, step: int, seconds: float) -> float:
-        """Share of the training that lies behind."""
-        return min(1.0, max(step / self.steps, seconds / 60 / self.minutes))
+        """Share of the training that is done, 0..1."""
+        return min(1.0, max(step / self.steps, seconds / 60 / (self.minutes or math.inf)))
 
     def rate_at(self, progress: float) -> float:
-        """Learning rate: in each cycle a linear rise, then half a cosine down to a hundredth.
+        """Learning rate at a share of the training.
+
+        ``cosine``: in each cycle a linear rise, then half a cosine down to a hundredth; ``poly``:
+        ``rate (1 - progress) ^ power``; ``step``: a tenth after each third of the training.
 
         Source: Loshchilov and Hutter (2017), "SGDR: Stochastic Gradient Descent with Warm Restarts".
         """
+        if self.fall == "poly":
+            return float(self.rate * max(0.0, 1 - progress) ** self.power)
+        if self.fall == "step":
+            return self.rate * 0.1 ** min(2, int(progress * 3 + 1e-9))
         left, peak = progress * self.steps, self.rate
         for steps in self.cycles[:-1]:
             if left < steps:
@@ -105,7 +130,7 @@ def _half_cosine(x: float) -> float:
 
 @dataclass
 class _State:
-    """What a training goes on from."""
+    """State of a training between two steps."""
 
     fabric: Fabric
     module: nn.Module
@@ -147,7 +172,7 @@ def fit(
     precision
         Of the steps; weights are kept, averaged and judged in single precision.
     resume
-        Go on from `STATE` where there is one, as if the training had not been interrupted.
+        Resume from `STATE` if it exists, as if the training had not been interrupted.
 
     Returns
     -------
@@ -159,7 +184,7 @@ def fit(
     if resume and (folder / STATE).is_file():
         state.load(folder / STATE)
         logger.info("resuming from step %d", state.step)
-    last_judged = _stage(schedule, state)
+    last_evaluated = _stage(schedule, state)
     began = time.monotonic() - state.seconds
     with Curves(folder, after=state.step) as curves, ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(objective.batch, state.step)
@@ -169,9 +194,9 @@ def fit(
             losses = _step(state, batch, schedule.rate_at(progress))
             state.seconds = time.monotonic() - began
             curves.losses(state.step, state.seconds, losses)
-            if (stage := _stage(schedule, state)) > last_judged:
-                last_judged = stage
-                curves.figures(state.step, state.seconds, _judge(objective, state, keeps_last=schedule.keeps_last))
+            if (stage := _stage(schedule, state)) > last_evaluated:
+                last_evaluated = stage
+                curves.figures(state.step, state.seconds, _evaluate(objective, state, keeps_last=schedule.keeps_last))
                 state.save(folder / STATE)
     assert state.best is not None
     objective.module.load_state_dict(state.best)
@@ -234,7 +259,7 @@ def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, 
     return {"rate": rate} | {name: round(loss.item(), 6) for name, loss in losses.items()}
 
 
-def _judge(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str, float]:
+def _evaluate(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str, float]:
     averaged = state.average.module
     averaged.eval()
     with torch.inference_mode():
@@ -246,48 +271,18 @@ def _judge(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str
     return figures
 
 
-@dataclass(frozen=True)
-class Falling(Schedule):
-    """A rate that falls once: by steps, as a power of what is left of the training, or as `Schedule` has it."""
-
-    kind: Literal["sgd", "adam", "adamw"] = "sgd"
-    momentum: float = 0.9
-    """Of SGD. Released code of APSAM and of S2C passes its weight decay here, so 1e-4 and 5e-4 do as they do."""
-    fall: Literal["poly", "step", "cosine"] = "poly"
-    """``cosine`` is the one that rises first, as high rates need that follow on weights of another training."""
-    power: float = 0.9
-    """Of ``poly``."""
-
-    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Make what takes the steps."""
-        if self.kind == "sgd":
-            return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
-        return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(groups, lr=self.rate)
-
-    def rate_at(self, progress: float) -> float:
-        """Learning rate: ``rate (1 - progress) ^ power``, a tenth after each third of the training, or a cosine."""
-        if self.fall == "cosine":
-            return super().rate_at(progress)
-        if self.fall == "poly":
-            return float(self.rate * max(0.0, 1 - progress) ** self.power)
-        return self.rate * 0.1 ** min(2, int(progress * 3 + 1e-9))
-
-
-logger = logging.getLogger(__name__)
-
-LOSSES, SELECTION, EVENTS = "curves.csv", "selection.csv", "tensorboard"
-"""Losses of every step, figures of every evaluation, and the folder of both for ``tensorboard --logdir``."""
+# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 class Curves:
-    """Writes what happens step by step.
+    """Writes losses and figures step by step: tables for people and programs, events for TensorBoard.
 
     Parameters
     ----------
     folder
         Gets `LOSSES`, `SELECTION` and, where the package tensorboard is installed, `EVENTS`.
     after
-        The last step that counts: later ones, which an interrupted run wrote, are dropped, since they come again.
+        Last step that is kept: rows of later steps, which an interrupted run wrote, are dropped and written again.
     """
 
     def __init__(self, folder: Path, after: int) -> None:

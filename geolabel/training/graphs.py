@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 ELSEWHERE = "weights"
 """What a graph says of where its weights are; the safetensors file beside it may have any name."""
 
-DynamicAxes = Mapping[str, Mapping[int, str] | None]
+_DynamicAxes = Mapping[str, Mapping[int, str] | None]
 
 
 class ImageEncoder(nn.Module):
@@ -109,7 +109,7 @@ class _Part:
     inputs: tuple[Tensor, ...]
     names: tuple[str, ...]
     outputs: tuple[str, ...]
-    axes: DynamicAxes
+    axes: _DynamicAxes
     """Of the inputs, those of any size, by name."""
     multiple: int
     stride: int

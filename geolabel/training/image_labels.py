@@ -1,4 +1,4 @@
-"""Training on image-level labels: a classifier alone, or with the terms of S2C or of CISM.
+"""Image-level labels: the objective of a classifier alone, which S2C and CISM extend by their terms.
 
 Each module holds the network and returns losses by name; each objective makes the batches of its module. What comes
 from a segmenter is handed in, so nothing here knows files.
@@ -39,7 +39,7 @@ class Learning:
     std: Sequence[float]
     seed: int = 0
     judged: int = 128
-    """Most chips that weights are selected by."""
+    """Maximum number of chips that weights are selected by."""
     frozen_norm: bool = False
     """Whether batch normalisation keeps its statistics, as released code of this family does."""
 
@@ -51,7 +51,7 @@ class Learning:
 class ChipLosses(nn.Module):
     """A network and the loss of its image-level labels; the base of the others.
 
-    A loss that is no number ends the training, and says of which chips it was.
+    A loss that is not finite ends the training and names its chips.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], *, frozen_norm: bool = False) -> None:
@@ -66,7 +66,7 @@ class ChipLosses(nn.Module):
         Raises
         ------
         TrainingError
-            If one is no number.
+            If one is not finite.
         """
         losses = self.losses(**batch)
         for name, loss in losses.items():
@@ -96,7 +96,7 @@ class ChipLosses(nn.Module):
 
 
 class ChipObjective:
-    """Batches of crops with the labels of their chips, and figures of held-out chips, judged whole.
+    """Batches of crops with the labels of their chips, and figures of held-out chips, evaluated whole.
 
     A crop is taken to show what its chip shows. That is wrong now and then for chips much larger than a crop, as in
     all trainings of this kind.
@@ -128,18 +128,18 @@ class ChipObjective:
         assert isinstance(module, ChipLosses)
         window = self.learning.cropping.size
         chips = self._select
-        found = [probabilities(module.network, chips.rgb(k), window, self.learning) for k in range(len(chips))]
-        probability, labels = np.stack(found), chips.labels
+        answers = [probabilities(module.network, chips.rgb(k), window, self.learning) for k in range(len(chips))]
+        probability, labels = np.stack(answers), chips.labels
         areas = [area_under_curve(p.astype(np.float64), t) for p, t in zip(probability.T, labels.T, strict=True)]
-        told = [area for area in areas if np.isfinite(area)]
-        auc = float(np.mean(told)) if told else 0.5
+        finite = [area for area in areas if np.isfinite(area)]
+        auc = float(np.mean(finite)) if finite else 0.5
         return {"score": auc, "accuracy": float(((probability > 0.5) == labels).mean())}
 
 
-def _evenly(chips: Chips, most: int) -> Chips:
+def _evenly(chips: Chips, count: int) -> Chips:
     # Chips come sorted by class as often as not, and every class is to be judged.
     order = np.argsort(~chips.labels.any(axis=1), kind="stable")
-    at = np.unique(np.linspace(0, len(chips) - 1, min(most, len(chips))).astype(int))
+    at = np.unique(np.linspace(0, len(chips) - 1, min(count, len(chips))).astype(int))
     return ChipSubset(chips, np.sort(order[at]))
 
 
@@ -173,17 +173,17 @@ def fit_bias(network: Activating, chips: Chips, learning: Learning) -> None:
     some = _evenly(chips, learning.judged)
     maps = np.stack([raw_maps(network, some.rgb(k), learning).mean(axis=(1, 2)) for k in range(len(some))])
     for c, (means, shows) in enumerate(zip(maps.T.astype(np.float64), some.labels.T, strict=True)):
-        if shows.any() and not shows.all():  # what a few chips of many do not tell stays as it is
+        if shows.any() and not shows.all():  # a class that all chips of the sample show, or none, keeps its bias
             network.bias[c] = _bias_of(means, float(shows.mean()))
 
 
 def _bias_of(means: Float64Array, share: float) -> float:
-    # The expected share grows with the bias, and lies below the wanted one, or above, where the largest logit, or the
-    # smallest, gives just that.
+    # The expected share grows with the bias: it is below the wanted one where the largest logit alone gives that, and
+    # above it where the smallest does.
     wanted = special.logit(share)
     ends = wanted - means.max(), wanted - means.min()
-    found: float = optimize.brentq(lambda bias: special.expit(means + bias).mean() - share, ends[0] - 1, ends[1] + 1)
-    return found
+    bias: float = optimize.brentq(lambda bias: special.expit(means + bias).mean() - share, ends[0] - 1, ends[1] + 1)
+    return bias
 
 
 def activation_constant(network: Activating, chips: Chips, learning: Learning) -> float:
@@ -194,7 +194,7 @@ def activation_constant(network: Activating, chips: Chips, learning: Learning) -
     Raises
     ------
     TrainingError
-        If no peak is positive: the network has learned nothing.
+        If the median peak is not positive: the network has not learned enough.
     """
     some = _evenly(chips, learning.judged)
     peaks = [

@@ -1,10 +1,10 @@
-"""Train a localizer on chips: from a folder to a file that extract runs."""
+"""Localizers: networks of class activation maps that learn from image-level labels, by three methods."""
 
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from geolabel.chips import Chips, ChipSubset, check_learnable, split
-from geolabel.datasets.chips import ChipDataset, read_chips
+from geolabel.datasets.chips import read_chips
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.progress import Progress
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.io.downloads import offline
@@ -22,7 +22,7 @@ from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.segment_maps import segment_maps
 from geolabel.models import loading
-from geolabel.models.checkpoint import NetworkInfo, load_own, save_checkpoint
+from geolabel.models.checkpoint import NetworkInfo, load_own
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import build, imagenet
 from geolabel.models.nets.classifier import Classifier
@@ -31,20 +31,18 @@ from geolabel.parts import SegmenterRecipe
 from geolabel.prompters import PeakPrompter
 from geolabel.training.bundled import MEAN, STD
 from geolabel.training.cism import CismLosses, CismObjective
-from geolabel.training.fit import fit
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, Segments, activation_constant, fit_bias
 from geolabel.training.presets import LocalizerPreset, Method, PresetName, preset_of
 from geolabel.training.s2c import S2cLosses, S2cObjective, Targets, prompted_targets
-from geolabel.training.train import TrainingRequest, gsd_range, sources_of, training_folder
+from geolabel.training.train import Figures, Training, TrainingRequest, gsd_range, sources_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from geolabel.devices import Precision
 
 log = logging.getLogger(__name__)
 
-IMAGENET_PYRAMID: dict[str, Any] = {"name": "pyramid", "trunk": "lite0", "features": 96}
+_IMAGENET_PYRAMID: dict[str, Any] = {"name": "pyramid", "trunk": "lite0", "features": 96}
 """The network of ``--init imagenet``, on the trunk that ships."""
 
 TIMM = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -54,124 +52,91 @@ FILE = "localizer.safetensors"
 
 
 @dataclass(frozen=True)
-class LocalizerRequest(TrainingRequest):
-    """What a user asks of a training of a localizer."""
+class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
+    """What a user asks of a training of a localizer on image-level labels; masks are never read.
+
+    See `geolabel.datasets.chips.read_chips` for the data.
+    """
+
+    file = FILE
 
     method: Method = "cam"
     preset: PresetName = "cpu"
     init: str = "none"
     """``none``, ``imagenet``, ``bundled``, a localizer's file, or a network of timm whose weights are fetched."""
     backbone: str | None = None
-    """Of a network that starts from nothing."""
+    """Of a network with random first weights."""
+    segments: Path | None = None
+    """Folder of the segment maps of S2C, which trainings of the same chips may share; None for one in the output."""
 
     @property
     def numbers(self) -> LocalizerPreset:
         """The preset with what was asked for."""
         return self.applied_to(preset_of(self.method, self.preset))
 
+    def prepare(self, data: str | Path | Chips, numbers: LocalizerPreset, test: str | Path | Chips | None) -> Training:
+        """Read and check the chips, and build the network with its first weights."""
+        if test is not None:
+            raise OptionError("a localizer has no test: its labels say nothing of pixels; leave the test out")
+        chips = read_chips(data) if isinstance(data, str | Path) else data
+        check_learnable(chips)
+        learn, select = _split(chips)
+        torch.manual_seed(self.seed)
+        network, info, numbers, pretrained = _start(self, numbers, chips)
+        learning = Learning(
+            cropping=numbers.cropping,
+            batch=min(numbers.batch, len(learn)),
+            mean=info.mean,
+            std=info.std,
+            seed=self.seed,
+            frozen_norm=numbers.frozen_norm and self.init != "none",
+        )
+        if pretrained:
+            fit_bias(network.eval(), learn, learning)
+        steps = self.steps_of(numbers, learning.epoch_steps(len(learn)))
 
-def train_localizer(
-    chips: str | Path | Chips,
-    out: str | Path,
-    request: LocalizerRequest | None = None,
-    *,
-    networks: Networks | None = None,
-    preset: LocalizerPreset | None = None,
-    segments: Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    """Train a localizer on image-level labels; no mask is read, be there any.
+        def objective(folder: Path, networks: Networks, progress: Progress) -> ChipObjective:
+            teacher = _Teacher(networks, self.segments or folder / "segments", progress)
+            return _objective(self.method, numbers, network, learn, select, learning, teacher)
 
-    One chip in five, by its name, is kept to select the weights by.
+        def describe(figures: Figures, _: Figures) -> NetworkInfo:
+            trained = {"method": self.method, "preset": self.preset, "init": self.init, "seed": self.seed}
+            trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
+            trained["selection"] = figures
+            return replace(info, constant=activation_constant(network, learn, learning), trained=trained)
 
-    Parameters
-    ----------
-    chips
-        See `geolabel.datasets.chips.read_chips`.
-    out
-        Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
-    networks
-        The segmenter that S2C learns from, and where everything runs.
-    preset
-        Numbers instead of those of the request.
-    segments
-        Folder of the segment maps of S2C, which trainings of the same chips may share; by default one in `out`.
-    overwrite
-        Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
-    resume
-        Go on from where a stopped training in `out` was saved.
-
-    Returns
-    -------
-    figures of the weights kept
-
-    Raises
-    ------
-    ChipError
-        If the chips cannot be read or teach nothing.
-    TrainingError
-        If a loss is no number.
-    WeightsError
-        If the first weights cannot be had, or are no localizer's.
-    OutputError
-        If the folder cannot be written to.
-    """
-    request, networks, out = request or LocalizerRequest(), networks or Networks(), Path(out)
-    numbers = preset or request.numbers
-    chips = read_chips(chips) if isinstance(chips, str | Path) else chips
-    check_learnable(chips)
-    learn, select = _split(chips)
-    recipe, segmenter = networks.recipes("whole")
-    torch.manual_seed(request.seed)
-    network, info, numbers, taught = _start(request, numbers, chips)
-    learning = Learning(
-        cropping=numbers.cropping,
-        batch=min(numbers.batch, len(learn)),
-        mean=info.mean,
-        std=info.std,
-        seed=request.seed,
-        frozen_norm=numbers.frozen_norm and request.init != "none",
-    )
-    if taught:
-        fit_bias(network.eval(), learn, learning)
-    steps = request.steps_of(numbers, learning.epoch_steps(len(learn)))
-    schedule = numbers.falling(steps, request.minutes or math.inf)
-    precision: Precision = "bf16" if recipe.precision == "bf16" else "fp32"
-    with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(chips)) as folder:
-        kept = segments or folder / "segments"
-        teacher = _Teacher(segmenter, segmenter_defaults(networks.sam).confidence, kept, progress or Silent())
-        objective = _objective(request.method, numbers, network, learn, select, learning, teacher)
-        figures = fit(objective, schedule, folder, device=recipe.device, precision=precision, resume=resume)
-        trained = {"method": request.method, "preset": request.preset, "init": request.init, "seed": request.seed}
-        trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
-        trained["selection"] = figures
-        constant = activation_constant(objective.module.network, learn, learning)
-        save_checkpoint(folder / FILE, network, replace(info, constant=constant, trained=trained))
-    return figures
+        return Training(
+            network=network,
+            objective=objective,
+            schedule=numbers.schedule.lasting(steps, self.minutes),
+            inputs=sources_of(chips),
+            describe=describe,
+        )
 
 
 @dataclass(frozen=True)
 class _Teacher:
     """The segmenter that S2C learns from."""
 
-    recipe: SegmenterRecipe
-    confidence: float
-    """Most that the threshold of its masks may be; see `geolabel.models.defaults`."""
+    networks: Networks
     folder: Path
-    """Where the segments of chips are kept."""
+    """Keeps the segments of chips."""
     progress: Progress
 
+    @cached_property
+    def recipe(self) -> SegmenterRecipe:
+        """Recipe of the segmenter."""
+        return self.networks.recipes("whole")[1]
+
     def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
-        """What it finds everywhere in every chip, which the first term learns from."""
+        """Segments of everything in every chip, which the first term learns from."""
         return segment_maps(learn, self.recipe, self.folder, filters=segmenter_defaults(self.recipe.source).filters,
                             points_per_side=numbers.points_per_side, progress=self.progress)  # fmt: skip
 
     def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
-        """The masks that it answers to the peaks of a map, which the second term learns from."""
+        """Masks of the peaks of a map, which the second term learns from."""
         prompter = PeakPrompter(single=numbers.s2c.single_peak)
-        tau = min(numbers.labeler_threshold, self.confidence)
+        tau = min(numbers.labeler_threshold, segmenter_defaults(self.networks.sam).confidence)
         labeler = ConfidenceLabeler(tau, numbers.s2c.by_stability, numbers.s2c.by_activation)
         return prompted_targets(prompter, worker.segmenter(self.recipe), labeler, classes)
 
@@ -185,7 +150,7 @@ def _objective(
     learning: Learning,
     teacher: _Teacher,
 ) -> ChipObjective:
-    """What a method trains a network for."""
+    """Objective of a method."""
     shared: dict[str, Any] = {"names": learn.names, "frozen_norm": learning.frozen_norm}
     if method == "s2c":
         targets = teacher.targets(numbers, learn.classes)
@@ -200,8 +165,8 @@ def _objective(
 
 def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     learn, select = split(chips)
-    told = [labels.any(axis=0) & ~labels.all(axis=0) for labels in (learn.labels, select.labels) if len(labels)]
-    if len(told) == 2 and all(t.all() for t in told):
+    informative = [labels.any(axis=0) & ~labels.all(axis=0) for labels in (learn.labels, select.labels) if len(labels)]
+    if len(informative) == 2 and all(of_class.all() for of_class in informative):
         return learn, select
     log.warning("%d chips are too few to keep some aside: weights are selected by what they learn from", len(chips))
     everything = ChipSubset(chips, np.arange(len(chips)))
@@ -211,16 +176,16 @@ def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
 def _start(
     request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips
 ) -> tuple[Any, NetworkInfo, LocalizerPreset, bool]:
-    """A network to train, what is known of it, the numbers of its training, and whether it knows the classes."""
+    """A network to train, its description, the numbers of its training, and whether it knows the classes."""
     count = len(chips.classes)
     if request.backbone is not None and request.init != "none":
         raise OptionError(f"backbone {request.backbone} is that of a network with init none: init is {request.init}")
     if request.init == "imagenet":
-        lite = build(IMAGENET_PYRAMID | {"classes": count})
+        lite = build(_IMAGENET_PYRAMID | {"classes": count})
         assert isinstance(lite, PyramidLocalizer)
-        lite.trunk.load_state_dict(imagenet.load_trunk(IMAGENET_PYRAMID["trunk"]))
+        lite.trunk.load_state_dict(imagenet.load_trunk(_IMAGENET_PYRAMID["trunk"]))
         known = _known(request, numbers, chips)
-        described = IMAGENET_PYRAMID | {"classes": count}
+        described = _IMAGENET_PYRAMID | {"classes": count}
         info = NetworkInfo(architecture=described, stride=lite.stride, mean=imagenet.MEAN, std=imagenet.STD, **known)
         return lite, info, numbers, False
     if request.init == "bundled" or Path(request.init).is_file():
@@ -233,10 +198,10 @@ def _start(
             kept = {name: t for name, t in network.state_dict().items() if not name.startswith(("head.", "bias"))}
             fresh.load_state_dict(kept, strict=False)
             network = fresh
-        taught = info.classes == chips.classes
-        numbers = numbers.for_taught(info.zoom) if taught else numbers
+        pretrained = info.classes == chips.classes
+        numbers = numbers.for_pretrained(info.zoom) if pretrained else numbers
         known = _known(request, numbers, chips)
-        return network, replace(info, architecture=architecture, **known), numbers, taught
+        return network, replace(info, architecture=architecture, **known), numbers, pretrained
     if Path(request.init).suffix == ".safetensors":
         raise WeightsError(
             f"{request.init} does not exist: give a localizer's file, bundled, imagenet, none or a network of timm"
@@ -264,8 +229,8 @@ def _start(
 
 
 def _known(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> dict[str, Any]:
-    """What is known of a localizer before it is trained, whatever it starts from."""
-    gsd = request.gsd or (chips.gsd if isinstance(chips, ChipDataset) else None)
+    """What a localizer's description says before it is trained, whatever its first weights."""
+    gsd = request.gsd or getattr(chips, "gsd", None)
     return {
         "kind": "localizer",
         "classes": chips.classes,

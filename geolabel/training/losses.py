@@ -20,19 +20,19 @@ def window_logits(maps: Tensor, bias: Tensor, cells: int, step: int) -> Tensor:
     return functional.avg_pool2d(maps, cells, step) + bias[:, None, None]
 
 
-def gate_loss(logits: Tensor, share: Tensor, least: float) -> Tensor:
+def gate_loss(logits: Tensor, share: Tensor, minimum: float) -> Tensor:
     """Binary cross-entropy of image-level labels, derived from the `share` of each window that the class covers.
 
-    A window with at least `least` of it shows the class, one without any does not; those between say nothing.
+    A window with at least `minimum` of it shows the class, one without any does not; those between have no loss.
 
     Parameters
     ----------
     logits, share : same shape
     """
-    label = (share >= least).float()
-    told = ((share >= least) | (share == 0)).float()
+    label = (share >= minimum).float()
+    known = ((share >= minimum) | (share == 0)).float()
     each = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-    return (each * told).sum() / told.sum().clamp(min=1)
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:

@@ -42,15 +42,15 @@ REPORTED = (
 )
 """Ends of the names of real images that are kept for reports, wherever a folder of images has them."""
 
-REPORTED_FLIGHTS = ("brighton",)
-FLIGHTS = (*REPORTED_FLIGHTS, "caliterra", "boruszyn")
+_REPORTED_FLIGHTS = ("brighton",)
+_FLIGHTS = (*_REPORTED_FLIGHTS, "caliterra", "boruszyn")
 """Frames of one flight overlap, so that whole flights are kept for reports."""
 
 
 def is_reported(stem: str) -> bool:
     """Whether an image of a set without landslides is kept for reports: a fifth of them, by the hash of its name."""
-    if stem.startswith(FLIGHTS):
-        return stem.startswith(REPORTED_FLIGHTS)
+    if stem.startswith(_FLIGHTS):
+        return stem.startswith(_REPORTED_FLIGHTS)
     return int(hashlib.sha1(stem.encode(), usedforsecurity=False).hexdigest(), 16) % 5 == 0
 
 
@@ -100,19 +100,19 @@ def stretch(rgb: AnyArray) -> UInt8Array:
     return Stretch.from_sample(bands, valid).apply(bands, valid)
 
 
-def number_regions(classes: AnyArray, least: int = 64) -> UInt16Array:
-    """Number the 4-connected regions of equal class that have at least `least` pixels; 0 elsewhere.
+def number_regions(classes: AnyArray, minimum: int = 64) -> UInt16Array:
+    """Number the 4-connected regions of equal class that have at least `minimum` pixels; 0 elsewhere.
 
     Parameters
     ----------
     classes : (H, W)
-        Of at most ``65535 * least`` pixels.
+        Of at most ``65535 * minimum`` pixels.
     """
     regions = np.zeros(classes.shape, np.uint16)
     count = 0
     for value in np.unique(classes):
         labels, found = ndimage.label(classes == value)
-        keep = np.bincount(labels.ravel(), minlength=found + 1) >= least
+        keep = np.bincount(labels.ravel(), minlength=found + 1) >= minimum
         keep[0] = False
         numbers = np.where(keep, count + np.cumsum(keep), 0).astype(np.uint16)
         regions += numbers[labels]
@@ -170,7 +170,7 @@ def _read_scene(path: Path) -> Picture:
         return Picture(layers["rgb"], layers["classes"], layers["regions"], weight=1.0, zooms=(0.6, 1.6))
 
 
-HARD = ("agricultural", "beach", "caliterra", "intersection", "river", "road")
+_HARD = ("agricultural", "beach", "caliterra", "intersection", "river", "road")
 """How the names of images without landslides begin that show what passes for one: bare, bright or graded ground."""
 
 HARD_WEIGHT = 3.0
@@ -197,7 +197,7 @@ def read_sets(folder: Path) -> list[list[Picture]]:
                 continue
             # Mirrored beyond its frame a small picture would be a pattern.
             zooms = max(0.3, 200 / min(rgb.shape[:2])), 2.2
-            weight = HARD_WEIGHT if path.stem.startswith(HARD) else 1.0
+            weight = HARD_WEIGHT if path.stem.startswith(_HARD) else 1.0
             classes = np.full(rgb.shape[:2], UNKNOWN, np.uint8)
             regions = segment_regions(rgb, SCALES[len(pictures) % len(SCALES)])
             pictures.append(Picture(rgb, classes, regions, weight, zooms))

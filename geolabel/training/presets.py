@@ -1,18 +1,25 @@
-"""What each method's paper, its released code, and a small machine ask of a training. Numbers only."""
+"""Presets of the trainings on chips: numbers of the papers, of their released code, and for a small machine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from geolabel.errors import OptionError
 from geolabel.training.cism import CismTerms
-from geolabel.training.fit import Falling
+from geolabel.training.fit import Schedule
 from geolabel.training.s2c import S2cTerms
 from geolabel.training.samples import Cropping
 
 Method = Literal["cam", "s2c", "cism"]
 PresetName = Literal["paper", "code", "cpu"]
+
+BUNDLED = "bundled"
+"""Student that begins with the trunk of the bundled localizer."""
+
+IMAGENET = "imagenet"
+"""Student that begins with a trunk pretrained on photographs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,8 @@ class TrainingPreset:
     batch: int
     """Crops of a step."""
     cropping: Cropping
+    schedule: Schedule
+    """Without the number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +40,15 @@ class LocalizerPreset(TrainingPreset):
     """Numbers of a training of a localizer."""
 
     backbone: str
-    """Of a network that starts from nothing."""
+    """Of a network with random first weights."""
     output_stride: int
     features: int | None
     """See `models.nets.classifier.Classifier`."""
-    schedule: dict[str, Any]
-    """Of `Falling`, but for the number of steps."""
-    taught_rate: float | None = None
-    """In place of the schedule's rate where the first weights know the classes; None for the same. Their map points
-    already, and a fast training spreads it: a label of a whole chip is told by what lies around a slide as well."""
-    taught_spread: float | None = None
-    """How far from the zoom of their own training crops for such weights are reduced and enlarged; None for the usual
+    pretrained_rate: float | None = None
+    """Rate instead of the schedule's if the first weights know the classes; None for the same. Their map is right
+    already, and a fast training spreads it: what surrounds a slide predicts the label of a whole chip as well."""
+    pretrained_spread: float | None = None
+    """How far from the zoom of their own training crops are reduced and enlarged for such weights; None for the usual
     zooms. They know the classes at the size at which they saw them: at half of it, the bundled one is half as good."""
     s2c: S2cTerms
     cism: CismTerms
@@ -50,25 +57,43 @@ class LocalizerPreset(TrainingPreset):
     labeler_threshold: float = 0.5
     """The tau of S2C's eq. 11."""
     frozen_norm: bool = False
-    """Whether batch normalisation keeps pretrained statistics; of no use to weights that start from nothing."""
+    """Whether batch normalisation keeps pretrained statistics; of no use to random weights."""
 
-    def for_taught(self, zoom: float) -> Self:
-        """The numbers of a training whose first weights learned the classes at a zoom."""
+    def for_pretrained(self, zoom: float) -> Self:
+        """Return the numbers of a training whose first weights learned the classes at a zoom."""
         schedule, cropping = self.schedule, self.cropping
-        if self.taught_rate is not None:
-            schedule = schedule | {"rate": self.taught_rate}
-        if self.taught_spread is not None:
-            cropping = replace(cropping, zooms=(zoom / self.taught_spread, zoom * self.taught_spread))
+        if self.pretrained_rate is not None:
+            schedule = replace(schedule, rate=self.pretrained_rate)
+        if self.pretrained_spread is not None:
+            cropping = replace(cropping, zooms=(zoom / self.pretrained_spread, zoom * self.pretrained_spread))
         return replace(self, schedule=schedule, cropping=cropping)
 
-    def falling(self, steps: int, minutes: float) -> Falling:
-        """The schedule of a training of so many steps."""
-        return Falling(cycles=(steps,), minutes=minutes, **self.schedule)
 
+@dataclass(frozen=True, kw_only=True)
+class StudentPreset(TrainingPreset):
+    """Numbers of a training of a student."""
+
+    architectures: Mapping[str, Mapping[str, Any]]
+    """By the name that ``--model`` takes: what `geolabel.models.nets.build` makes the network from, without classes."""
+    overlap: float = 0.0
+    """Weight of `geolabel.training.students.overlap_loss` beside the cross-entropy."""
+    shown: float = 0.0
+    """Share of the crops of a step that show a class; see `geolabel.training.students.StudentObjective`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorPreset(TrainingPreset):
+    """Numbers of a training of a detector."""
+
+    architecture: Mapping[str, Any]
+    """What `geolabel.models.nets.build` makes it from, without classes."""
+
+
+# --- localizers ------------------------------------------------------------------------------------------------------
 
 _S2C, _CISM = S2cTerms(), CismTerms()
-_SGD: dict[str, Any] = {"kind": "sgd", "average": 0.0}
-_ADAMW: dict[str, Any] = {"kind": "adamw", "fall": "poly", "rate": 5e-4, "decay": 0.02, "average": 0.99}
+_SGD = Schedule(kind="sgd", rate=0.1, average=0.0)
+_ADAMW = Schedule(kind="adamw", fall="poly", rate=5e-4, decay=0.02, average=0.99)
 
 # APSAM gives neither batch nor epochs nor crops: its tiles' size, and its released code's batch and epochs.
 _CAM_PAPER = LocalizerPreset(
@@ -78,7 +103,7 @@ _CAM_PAPER = LocalizerPreset(
     epochs=15,
     batch=32,
     cropping=Cropping(256),
-    schedule=_SGD | {"rate": 0.1, "decay": 1e-4, "momentum": 0.9, "fall": "step"},
+    schedule=replace(_SGD, rate=0.1, decay=1e-4, momentum=0.9, fall="step"),
     s2c=_S2C,
     cism=_CISM,
 )
@@ -90,7 +115,7 @@ _S2C_PAPER = LocalizerPreset(
     epochs=6,
     batch=8,
     cropping=Cropping(256, (0.75, 1.5)),
-    schedule=_SGD | {"rate": 0.02, "decay": 5e-4, "momentum": 0.9},
+    schedule=replace(_SGD, rate=0.02, decay=5e-4, momentum=0.9, fall="poly"),
     s2c=_S2C,
     cism=_CISM,
 )
@@ -102,7 +127,7 @@ _CISM_PAPER = LocalizerPreset(
     epochs=20,
     batch=16,
     cropping=Cropping(512),
-    schedule={"kind": "adam", "rate": 0.01, "decay": 0.0, "average": 0.0},
+    schedule=Schedule(kind="adam", rate=0.01, decay=0.0, average=0.0, fall="poly"),
     s2c=_S2C,
     cism=_CISM,
 )
@@ -116,19 +141,19 @@ _CPU = LocalizerPreset(
     batch=16,
     cropping=Cropping(160, (0.35, 0.7)),
     schedule=_ADAMW,
-    taught_rate=1e-4,
-    taught_spread=1.4,
+    pretrained_rate=1e-4,
+    pretrained_spread=1.4,
     s2c=replace(_S2C, pixels=2048, scales=(1.0,)),
     cism=_CISM,
     points_per_side=12,
 )
 
-PRESETS: dict[tuple[Method, PresetName], LocalizerPreset] = {
+LOCALIZERS: dict[tuple[Method, PresetName], LocalizerPreset] = {
     ("cam", "paper"): _CAM_PAPER,
     ("cam", "code"): replace(
         _CAM_PAPER,
         cropping=Cropping(256, strength=0.0),
-        schedule=_SGD | {"rate": 0.1, "decay": 1e-4, "momentum": 1e-4, "fall": "poly"},
+        schedule=replace(_SGD, rate=0.1, decay=1e-4, momentum=1e-4, fall="poly"),
         frozen_norm=True,
     ),
     ("cam", "cpu"): _CPU,
@@ -136,7 +161,7 @@ PRESETS: dict[tuple[Method, PresetName], LocalizerPreset] = {
     ("s2c", "code"): replace(
         _S2C_PAPER,
         epochs=40,
-        schedule=_SGD | {"rate": 0.02, "decay": 5e-4, "momentum": 5e-4},
+        schedule=replace(_SGD, rate=0.02, decay=5e-4, momentum=5e-4, fall="poly"),
         s2c=replace(_S2C, temperature=1.0, prompted_from=2.0),
         labeler_threshold=0.0,
         frozen_norm=True,
@@ -145,7 +170,7 @@ PRESETS: dict[tuple[Method, PresetName], LocalizerPreset] = {
     ("cism", "paper"): _CISM_PAPER,
     ("cism", "cpu"): _CPU,
 }
-"""``code`` changes numbers only. APSAM's code trains SIPE in place of the plain class activation that its paper
+"""``code`` changes numbers only. APSAM's code trains SIPE instead of the plain class activation that its paper
 describes; that network is not part of geolabel. CISM has no released code."""
 
 
@@ -157,7 +182,80 @@ def preset_of(method: Method, name: PresetName) -> LocalizerPreset:
     OptionError
         If the method has none of that name.
     """
-    if (method, name) not in PRESETS:
-        known = ", ".join(preset for of, preset in PRESETS if of == method)
+    if (method, name) not in LOCALIZERS:
+        known = ", ".join(preset for of, preset in LOCALIZERS if of == method)
         raise OptionError(f"{method} has no preset {name!r}, since no code of it was released: it has {known}")
-    return PRESETS[method, name]
+    return LOCALIZERS[method, name]
+
+
+# --- students --------------------------------------------------------------------------------------------------------
+
+
+def _smp(model: str, encoder: str) -> dict[str, Any]:
+    return {"name": "smp", "model": model, "encoder": encoder}
+
+
+_TRUNK = {"name": "resunet", "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2]}
+"""A ResUNet on a trunk as the bundled localizer has it."""
+
+IMAGENET_STUDENT = {"name": "resunet", "trunk": "lite0"}
+"""Architecture of the student `IMAGENET`."""
+
+
+STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
+    # APSAM's released code: no colours changed, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
+    # stands still; here it falls at a third and two thirds, so that a training's length is known.
+    "paper": StudentPreset(
+        architectures={
+            "resunet": {"name": "resunet", "widths": [32, 64, 128, 256, 512]},
+            "unet": _smp("unet", "resnet34"),
+            "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
+            "segformer": _smp("segformer", "mit_b2"),
+            BUNDLED: _TRUNK,
+            IMAGENET: IMAGENET_STUDENT,
+        },
+        epochs=100,
+        batch=24,
+        cropping=Cropping(256, strength=0.0),
+        schedule=Schedule(kind="sgd", rate=0.01, momentum=0.9, decay=5e-4, fall="step", average=0.0),
+    ),
+    "cpu": StudentPreset(
+        architectures={
+            "resunet": {"name": "resunet", "widths": [16, 32, 64, 128]},
+            "unet": _smp("unet", "resnet18"),
+            "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
+            "segformer": _smp("segformer", "mit_b0"),
+            BUNDLED: _TRUNK,
+            IMAGENET: IMAGENET_STUDENT,
+        },
+        epochs=14,
+        batch=12,
+        cropping=Cropping(160, (0.25, 0.6), strength=0.4),
+        schedule=Schedule(kind="adamw", fall="cosine", rate=2e-3, decay=0.02, average=0.995),
+        overlap=1.0,
+        shown=0.5,
+    ),
+}
+
+MODELS = tuple(STUDENTS["paper"].architectures)
+
+# --- detectors -------------------------------------------------------------------------------------------------------
+
+DETECTORS: dict[Literal["cpu", "paper"], DetectorPreset] = {
+    # The paper names Mask R-CNN and images of 512 px. Batch and epochs are those of the common schedule from random
+    # weights (He et al., 2019), the rate is AdamW's.
+    "paper": DetectorPreset(
+        architecture={"backbone": "resnet50"},
+        epochs=72,
+        batch=16,
+        cropping=Cropping(512, strength=0.0),
+        schedule=Schedule(rate=2e-4),
+    ),
+    "cpu": DetectorPreset(
+        architecture={"backbone": "resnet18", "anchors": [16, 32, 64, 128, 256], "sampled": 64},
+        epochs=12,
+        batch=4,
+        cropping=Cropping(192, strength=0.35),
+        schedule=Schedule(rate=3e-4),
+    ),
+}

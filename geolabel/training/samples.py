@@ -132,7 +132,7 @@ def _change(sample: Sample, rng: Generator, changes: Changes) -> UInt8Array:
 
 
 def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
-    """Lay a rectangle of the next sample over about a `share` of the samples, where it lies in that one.
+    """Lay a rectangle of the next sample over about a `share` of the samples, at its place in that one.
 
     A mosaic of scenes changes its light and colours along straight lines, and what lies between them is no landslide
     for that. Source: Yun et al. (2019), "CutMix".
@@ -236,7 +236,7 @@ class Cropping:
 
     @property
     def zoom(self) -> float:
-        """The middle of `zooms`, at which whole chips are judged."""
+        """The middle of `zooms`, at which whole chips are evaluated."""
         return float(np.sqrt(self.zooms[0] * self.zooms[1]))
 
 
@@ -287,7 +287,7 @@ def take_crop(
 
 
 def _span(length: int, reach: int, rng: Generator, at: int | None = None) -> Int64Array:
-    """Where `reach` pixels lie along a side of `length`: anywhere inside, or anywhere around it, mirrored.
+    """Indices of `reach` pixels along a side of `length`: anywhere inside, or anywhere around it, mirrored.
 
     With `at`, anywhere that includes this pixel.
     """

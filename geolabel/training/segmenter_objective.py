@@ -38,13 +38,13 @@ EXACT = 0.25
 WHOLE = 0.4
 """Share of samples near a landslide that hold all of it: extraction reduces what is larger than the frame."""
 
-LEAST = 24
+_MIN_OBJECT = 24
 """Pixels of the smallest object that is asked for."""
 
-CELL = 8
+_CELL = 8
 """Pixels per cell of the activation that is imitated."""
 
-EIGHT = np.ones((3, 3), int)
+_EIGHT = np.ones((3, 3), int)
 """Neighbours that connect, as contour tracing connects them."""
 
 
@@ -124,7 +124,7 @@ class SegmenterLosses(nn.Module):
         self, embeddings: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Answer as `answer` does, from embeddings (N, D, S / 16, S / 16)."""
-        with torch.autocast(embeddings.device.type, enabled=False):  # eight bits cannot tell pixels apart
+        with torch.autocast(embeddings.device.type, enabled=False):  # eight bits do not distinguish pixels
             sparse, dense, positions = self._ask(embeddings.shape[-1], origin, points, boxes)
         # The decoder takes one image and adds the dense prompts to it: objects of many images share a call when their
         # image comes as part of the prompt.
@@ -250,7 +250,7 @@ def _ask(mask: BoolArray, is_slide: bool, rng: Generator) -> Prompt:
 
 
 def logit_scale(margins: Float64Array) -> float:
-    """Scale of least cross-entropy for logits, given as margins (N,): negated where the truth is 0.
+    """Scale of minimum cross-entropy for logits, given as margins (N,): negated where the truth is 0.
 
     Source: temperature scaling, Guo et al. (2017), "On Calibration of Modern Neural Networks".
     """
@@ -300,9 +300,9 @@ def choose_objects(sample: Sample, count: int, slides: float, rng: Generator) ->
     Landslides are connected components: what touches is one object, as extraction sees it. Other objects are regions of
     land cover that fill no more than half of the sample.
     """
-    components, _ = ndimage.label(sample.slides, EIGHT)
-    own = _numbers(components, least=LEAST, most=components.size, rng=rng)
-    other = _numbers(sample.regions, least=4 * LEAST, most=components.size // 2, rng=rng)
+    components, _ = ndimage.label(sample.slides, _EIGHT)
+    own = _numbers(components, minimum=_MIN_OBJECT, maximum=components.size, rng=rng)
+    other = _numbers(sample.regions, minimum=4 * _MIN_OBJECT, maximum=components.size // 2, rng=rng)
     other = [n for n in other if not sample.slides[sample.regions == n].all()]
     wanted = rng.binomial(count, slides)
     wanted = max(wanted, count - len(other))
@@ -310,10 +310,10 @@ def choose_objects(sample: Sample, count: int, slides: float, rng: Generator) ->
     return chosen + [(sample.regions == n, False) for n in other[: count - len(chosen)]]
 
 
-def _numbers(labels: np.ndarray, *, least: int, most: int, rng: Generator) -> list[int]:
+def _numbers(labels: np.ndarray, *, minimum: int, maximum: int, rng: Generator) -> list[int]:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    found = np.flatnonzero((sizes >= least) & (sizes <= most))
+    found = np.flatnonzero((sizes >= minimum) & (sizes <= maximum))
     return [int(n) for n in rng.permutation(found)]
 
 
@@ -336,19 +336,19 @@ def sloppy_prompt(mask: BoolArray, rng: Generator) -> Prompt:
 def localizer_prompt(mask: BoolArray, rng: Generator, *, noise: float = 0.25) -> Prompt:
     """The prompt of a coarse and uneven activation: box and centroid of its component with most of the object."""
     size = len(mask)
-    coverage = mask.reshape(size // CELL, CELL, size // CELL, CELL).mean(axis=(1, 3))
+    coverage = mask.reshape(size // _CELL, _CELL, size // _CELL, _CELL).mean(axis=(1, 3))
     nodes = rng.standard_normal((7, 7))
     uneven = ndimage.zoom(nodes, len(coverage) / 7, order=1, grid_mode=True, mode="nearest")
     level = ndimage.gaussian_filter(coverage, 0.6) + noise * uneven
     near = ndimage.binary_dilation(coverage > 0)
-    labels, count = ndimage.label((level > 0.4) & near, EIGHT)
+    labels, count = ndimage.label((level > 0.4) & near, _EIGHT)
     if count == 0:
         return sloppy_prompt(mask, rng)
     held = np.bincount(labels.ravel(), weights=coverage.ravel(), minlength=count + 1)[1:]
     part = labels == 1 + int(held.argmax())
     rows, cols = np.nonzero(part)
-    first_last = _box(part) * CELL + [0, 0, CELL - 1, CELL - 1]
-    centroid = np.array([cols.mean(), rows.mean()]) * CELL + (CELL - 1) / 2
+    first_last = _box(part) * _CELL + [0, 0, _CELL - 1, _CELL - 1]
+    centroid = np.array([cols.mean(), rows.mean()]) * _CELL + (_CELL - 1) / 2
     return Prompt(mask, first_last, centroid)
 
 

@@ -1,12 +1,15 @@
-"""Train a student on label maps: from a folder of pseudo-labels, or of masks, to a file that extract runs."""
+"""Students: segmentation networks that learn from label maps, pseudo-labels or masks.
+
+APSAM's last step (its section II-D), which S2C and CISM share. A student learns what most pseudo-labels say and forgets
+what a few say otherwise; ignored pixels have no loss.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,118 +17,48 @@ from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.datasets.chips import PaintedChips, read_painted
-from geolabel.datasets.examples import Examples, Subset
+from geolabel.datasets.chips import read_painted
+from geolabel.datasets.examples import Examples, Painted, PaintedExamples, PaintedSubset
 from geolabel.datasets.pseudo_labels import PseudoLabels
-from geolabel.engine import worker
 from geolabel.errors import ChipError, OptionError, TrainingError
-from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE
 from geolabel.metrics import class_figures, count_pixels
-from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.nets import build
-from geolabel.models.nets.initial import Share
 from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.training.bundled import norm_of
-from geolabel.training.fit import Falling, fit
+from geolabel.training.first_weights import Share, load_bundled_trunk, load_imagenet_trunk, load_share
 from geolabel.training.image_labels import Learning
-from geolabel.training.presets import TrainingPreset
+from geolabel.training.presets import BUNDLED, IMAGENET, IMAGENET_STUDENT, STUDENTS, StudentPreset
 from geolabel.training.samples import Cropping, balanced_indices, generator, take_crop, to_tensor
 from geolabel.training.train import (
+    Figures,
+    Training,
     TrainingRequest,
-    begin,
-    begin_with_imagenet,
-    begin_with_trunk,
     check_same_classes,
     gsd_range,
     share_of,
     sources_of,
     split,
-    training_folder,
 )
-from geolabel.types import BoolArray, Float32Array, UInt8Array
+from geolabel.types import Float32Array, UInt8Array
 
 FILE = "student.safetensors"
 
-PresetName = Literal["cpu", "paper"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentPreset(TrainingPreset):
-    """Numbers of a training of a student."""
-
-    architectures: Mapping[str, Mapping[str, Any]]
-    """By the name that ``--model`` takes: what `networks.build` makes the network from, but for the classes."""
-    schedule: Mapping[str, Any]
-    """Of `Falling`, but for the number of steps."""
-    overlap: float = 0.0
-    """Weight of `overlap_loss` beside the cross-entropy."""
-    shown: float = 0.0
-    """See `StudentObjective`."""
-
-
-BUNDLED = "bundled"
-"""The model that begins with the trunk of the bundled localizer."""
-
-IMAGENET = "imagenet"
-"""The model that begins with a trunk that has learned to see from photographs."""
-
-_TRUNK = {"name": "resunet", "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2]}
-"""Of the bundled localizer."""
-
-_LITE = {"name": "resunet", "trunk": "lite0"}
-
-
-def _smp(model: str, encoder: str) -> dict[str, Any]:
-    return {"name": "smp", "model": model, "encoder": encoder}
-
-
-PRESETS: dict[PresetName, StudentPreset] = {
-    # APSAM's released code: no colours changed, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
-    # stands still; here it falls at a third and two thirds, so that a training's length is known.
-    "paper": StudentPreset(
-        architectures={
-            "resunet": {"name": "resunet", "widths": [32, 64, 128, 256, 512]},
-            "unet": _smp("unet", "resnet34"),
-            "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
-            "segformer": _smp("segformer", "mit_b2"),
-            BUNDLED: _TRUNK,
-            IMAGENET: _LITE,
-        },
-        epochs=100,
-        batch=24,
-        cropping=Cropping(256, strength=0.0),
-        schedule={"kind": "sgd", "rate": 0.01, "momentum": 0.9, "decay": 5e-4, "fall": "step", "average": 0.0},
-    ),
-    "cpu": StudentPreset(
-        architectures={
-            "resunet": {"name": "resunet", "widths": [16, 32, 64, 128]},
-            "unet": _smp("unet", "resnet18"),
-            "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
-            "segformer": _smp("segformer", "mit_b0"),
-            BUNDLED: _TRUNK,
-            IMAGENET: _LITE,
-        },
-        epochs=14,
-        batch=12,
-        cropping=Cropping(160, (0.25, 0.6), strength=0.4),
-        schedule={"kind": "adamw", "fall": "cosine", "rate": 2e-3, "decay": 0.02, "average": 0.995},
-        overlap=1.0,
-        shown=0.5,
-    ),
-}
-
-MODELS = tuple(PRESETS["paper"].architectures)
-
 
 @dataclass(frozen=True)
-class StudentRequest(TrainingRequest):
-    """What a user asks of a training of a student."""
+class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
+    """What a user asks of a training of a student on label maps; where these are pseudo-labels, selection is by them.
+
+    See `geolabel.datasets.chips.read_painted` for the data.
+    """
+
+    file = FILE
 
     model: str = "resunet"
-    preset: PresetName = "cpu"
+    preset: Literal["cpu", "paper"] = "cpu"
     steps: int | None = None
-    """In place of epochs, however many images there are."""
+    """Instead of epochs, however many images there are."""
     init: tuple[Share, str | Path] | None = None
     """First weights: which share of the network, and the student's file that they come from."""
     share: float = 1.0
@@ -136,126 +69,92 @@ class StudentRequest(TrainingRequest):
     @property
     def numbers(self) -> StudentPreset:
         """The preset with what was asked for."""
-        numbers = self.applied_to(PRESETS[self.preset])
+        numbers = self.applied_to(STUDENTS[self.preset])
         if numbers.batch < 2:
-            raise OptionError("one crop a step: a network that normalises over its batch needs two at least")
+            raise OptionError("one crop a step: a network that normalises over its batch needs at least two")
         return replace(numbers, overlap=0.0, shown=0.0) if self.plain else numbers
 
+    def prepare(
+        self, data: str | Path | PaintedExamples, numbers: StudentPreset, test: str | Path | PaintedExamples | None
+    ) -> Training:
+        """Read and check the label maps, and build the network with its first weights."""
+        examples, tested = _opened(data), None if test is None else _opened(test)
+        _check_learnable(examples)
+        if tested is not None:
+            check_same_classes(examples.classes, tested.classes)
+        asked = PaintedSubset(examples, share_of(examples.names, self.share))
+        learn, select = (PaintedSubset(asked, part) for part in split(asked.names))
+        torch.manual_seed(self.seed)
+        architecture = {**numbers.architectures[self.model], "classes": len(examples.classes)}
+        network = build(architecture)
+        pretrained = self._load_first_weights(network, architecture, tuple(examples.classes))
+        batch = max(2, min(numbers.batch, len(learn)))
+        learning = Learning(numbers.cropping, batch, *norm_of(architecture), seed=self.seed)
+        steps = self.steps or self.steps_of(numbers, learning.epoch_steps(len(learn)))
+        info = _describe(architecture, examples, self.gsd, numbers.cropping)
 
-def train_student(
-    examples: str | Path | PaintedExamples,
-    out: str | Path,
-    request: StudentRequest | None = None,
-    *,
-    test: PaintedExamples | None = None,
-    networks: Networks | None = None,
-    preset: StudentPreset | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-) -> dict[str, float]:
-    """Train a student on label maps.
+        def objective(*_: object) -> StudentObjective:
+            losses = StudentLosses(network, learn.names, numbers.overlap)
+            return StudentObjective(losses, learn, select, learning, numbers.shown)
 
-    One image in five, by its name, is kept to select the weights by; where the label maps are pseudo-labels, so are
-    those of these images.
+        def describe(figures: Figures, _: Figures) -> NetworkInfo:
+            trained = {"model": self.model, "preset": self.preset, "seed": self.seed, "images": len(learn)}
+            trained |= {"share": self.share, "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
+            trained |= {"selection": figures, "labels": _origin(examples)}
+            return replace(info, trained=trained | pretrained)
 
-    Parameters
-    ----------
-    examples
-        See `geolabel.datasets.chips.read_painted`.
-    test
-        What is reported on besides the kept images.
-    out
-        Folder that gets `FILE`, the curves, and the state that a stopped training goes on from.
-    networks
-        Where the training runs.
-    preset
-        Numbers instead of those of the request.
-    overwrite
-        Whether what an earlier training left in `out` may be replaced; it stands until this one has ended.
-    resume
-        Go on from where a stopped training in `out` was saved.
-
-    Returns
-    -------
-    figures of the weights kept; with a test, how well they agree with its masks
-
-    Raises
-    ------
-    ChipError
-        If the label maps cannot be read, know or show nothing but one class, or know others than the test.
-    TrainingError
-        If the loss is no number.
-    WeightsError, OptionError
-        If the file of the first weights cannot be read, or holds another network.
-    OutputError
-        If the folder cannot be written to.
-    """
-    request, networks, out = request or StudentRequest(), networks or Networks(), Path(out)
-    numbers = preset or request.numbers
-    examples = read_painted(examples) if isinstance(examples, str | Path) else examples
-    _check_teach(examples)
-    if test is not None:
-        check_same_classes(examples.classes, test.classes)
-    asked = PaintedSubset(examples, share_of(examples.names, request.share))
-    learn, select = (PaintedSubset(asked, part) for part in split(asked.names))
-    torch.manual_seed(request.seed)
-    architecture = {**numbers.architectures[request.model], "classes": len(examples.classes)}
-    network = build(architecture)
-    begun: dict[str, Any] = {}
-    if request.init is not None:
-        begun = begin(network, architecture, tuple(examples.classes), *request.init)
-    elif request.model == BUNDLED:
-        begun = begin_with_trunk(network)
-    elif request.model == IMAGENET:
-        begun = begin_with_imagenet(network, _LITE["trunk"])
-    learning = Learning(
-        numbers.cropping, max(2, min(numbers.batch, len(learn))), *norm_of(architecture), seed=request.seed
-    )
-    losses = StudentLosses(network, learn.names, numbers.overlap)
-    objective = StudentObjective(losses, learn, select, learning, numbers.shown)
-    steps = request.steps or request.steps_of(numbers, learning.epoch_steps(len(learn)))
-    schedule = Falling(cycles=(steps,), minutes=request.minutes or math.inf, **numbers.schedule)
-    device, precision = worker.device_and_precision(networks.device, networks.precision)
-    with training_folder(out, FILE, overwrite=overwrite, resume=resume, inputs=sources_of(examples)) as folder:
-        figures = fit(objective, schedule, folder, device=device, precision=precision, resume=resume)
-        trained = {"model": request.model, "preset": request.preset, "seed": request.seed, "images": len(learn)}
-        trained["share"] = request.share
-        trained |= {"steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms), "selection": figures}
-        trained["labels"] = _origin(examples)
-        trained |= begun
-        info = _describe(architecture, examples, request, numbers.cropping)
-        save_checkpoint(folder / FILE, network, replace(info, trained=trained))
-    return figures if test is None else figures | judge(network, test, learning)
-
-
-def _check_teach(examples: PaintedExamples) -> None:
-    """Refuse label maps that nothing can be learned from."""
-    if len(examples.classes) < 2 or not len(examples):
-        raise ChipError(
-            f"{len(examples)} images of {len(examples.classes)} class: a student needs some of two at least"
+        return Training(
+            network=network,
+            objective=objective,
+            schedule=numbers.schedule.lasting(steps, self.minutes),
+            inputs=sources_of(examples),
+            describe=describe,
+            test=None if tested is None else lambda: evaluate(network, tested, learning),
         )
+
+    def _load_first_weights(
+        self, network: nn.Module, architecture: Mapping[str, Any], classes: tuple[str, ...]
+    ) -> dict[str, Any]:
+        if self.init is not None:
+            return load_share(network, architecture, classes, *self.init)
+        if self.model == BUNDLED:
+            return load_bundled_trunk(network)
+        return load_imagenet_trunk(network, IMAGENET_STUDENT["trunk"]) if self.model == IMAGENET else {}
+
+
+def _opened(data: str | Path | PaintedExamples) -> PaintedExamples:
+    if isinstance(data, str | Path):
+        return read_painted(data)
+    examples: PaintedExamples = getattr(data, "painted", data)  # of a GeoChips, its label maps
+    return examples
+
+
+def _check_learnable(examples: PaintedExamples) -> None:
+    """Refuse label maps that nothing can be learned from."""
+    if not len(examples):
+        raise ChipError("there are no images to learn from: give a folder of geolabel label, or of chips with masks")
+    if len(examples.classes) < 2:
+        raise ChipError(f"a student needs label maps of at least two classes, found {len(examples.classes)}")
     if not examples.shown.any():
         raise ChipError(
-            f"none of {len(examples)} label maps shows anything but {examples.classes[0]}: nothing is there to "
-            "learn; add images that show a class"
+            f"none of {len(examples)} label maps shows anything but {examples.classes[0]}: add images that show a class"
         )
 
 
 def _origin(examples: PaintedExamples) -> str:
-    """Who made the label maps."""
+    """Source of the label maps: the method of pseudo-labels, or masks."""
     if isinstance(examples, PseudoLabels):
         return str(examples.provenance.get("method", "pseudo-labels"))
     return "masks"
 
 
 def _describe(
-    architecture: dict[str, Any], examples: PaintedExamples, request: StudentRequest, cropping: Cropping
+    architecture: dict[str, Any], examples: PaintedExamples, gsd: float | None, cropping: Cropping
 ) -> NetworkInfo:
-    gsd = request.gsd
     if gsd is None and isinstance(examples, PseudoLabels):
         gsd = examples.provenance.get("images", {}).get("gsd_m")
-    elif gsd is None and isinstance(examples, PaintedChips):
-        gsd = examples.gsd
+    elif gsd is None:
+        gsd = getattr(examples, "gsd", None)
     mean, std = norm_of(architecture)
     return NetworkInfo(
         kind="student",
@@ -269,39 +168,7 @@ def _describe(
     )
 
 
-class Painted(Protocol):
-    """An image and its label map."""
-
-    @property
-    def image(self) -> UInt8Array:
-        """(H, W, 3) red first."""
-        ...
-
-    @property
-    def values(self) -> UInt8Array:
-        """(H, W) index into the classes, or `geolabel.labels.IGNORE`."""
-        ...
-
-
-class PaintedExamples(Examples[Painted], Protocol):
-    """Images with label maps; `classes` names every value from 0, the background being one where there is one."""
-
-    @property
-    def shown(self) -> BoolArray:
-        """(N,) whether the label map of an image has a class other than the first, the background."""
-        ...
-
-
-@dataclass(frozen=True)
-class PaintedSubset(Subset[Painted]):
-    """Some of a set of images with label maps."""
-
-    whole: PaintedExamples
-
-    @property
-    def shown(self) -> BoolArray:
-        """(N,) whether an image shows a class."""
-        return np.asarray(self.whole.shown[self.index], bool)
+# --- objective -------------------------------------------------------------------------------------------------------
 
 
 def segmentation_loss(logits: Tensor, values: Tensor) -> Tensor:
@@ -313,9 +180,9 @@ def segmentation_loss(logits: Tensor, values: Tensor) -> Tensor:
 def overlap_loss(logits: Tensor, values: Tensor) -> Tensor:
     """One minus the Dice overlap of every class but the first, over all known pixels of a step; their mean.
 
-    Cross-entropy weighs a pixel of a rare class as any other, so what covers a tenth of the ground is drawn too small;
-    an overlap weighs classes. Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is added to
-    both sides, so that a class that is nowhere and not found anywhere agrees.
+    Cross-entropy weighs a pixel of a rare class as any other, so what covers a tenth of the ground is outlined too
+    small; an overlap weighs classes. Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is
+    added to both sides, so that a class that is nowhere and not found anywhere agrees.
 
     Parameters
     ----------
@@ -332,7 +199,7 @@ def overlap_loss(logits: Tensor, values: Tensor) -> Tensor:
 
 
 class StudentLosses(nn.Module):
-    """A network and its loss; one that is no number ends the training and says of which images it was.
+    """A network and its loss; one that is not finite ends the training and names its images.
 
     Parameters
     ----------
@@ -355,7 +222,7 @@ class StudentLosses(nn.Module):
         Raises
         ------
         TrainingError
-            If it is no number.
+            If it is not finite.
         """
         logits = self.network(images)
         losses = {"pixels": segmentation_loss(logits, values)}
@@ -370,7 +237,7 @@ class StudentLosses(nn.Module):
 
 
 class StudentObjective:
-    """Crops with their label maps, and the mean IoU of held-out images, judged whole.
+    """Crops with their label maps, and the mean IoU of held-out images, evaluated whole.
 
     Parameters
     ----------
@@ -417,11 +284,11 @@ class StudentObjective:
     def figures(self, module: nn.Module) -> dict[str, float]:
         """Agreement with the label maps of held-out images, which may be pseudo-labels too; the score is mean IoU."""
         assert isinstance(module, StudentLosses)
-        figures = judge(module.network, self._select, self._learning)
+        figures = evaluate(module.network, self._select, self._learning)
         return {"score": figures["miou"], "accuracy": figures["overall_accuracy"]}
 
 
-def judge(network: Any, examples: Examples[Painted], learning: Learning) -> dict[str, float]:
+def evaluate(network: Any, examples: Examples[Painted], learning: Learning) -> dict[str, float]:
     """Agreement of a student with the label maps of whole images; see `geolabel.metrics.class_figures`."""
     counts = []
     for k in range(len(examples)):

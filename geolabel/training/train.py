@@ -1,44 +1,67 @@
-"""What the trainings on chips share: which images, what they begin with, pixel sizes, and what stops them."""
+"""The one training: from a set of chips to a file that extract runs.
+
+What differs between localizers, students and detectors is in their requests: `TrainingRequest.prepare` turns data into
+a `Training`, which `train` runs in a folder, resumes after a stop, and writes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from torch import nn
 
 from geolabel.chips import is_held_out
+from geolabel.engine import worker
+from geolabel.engine.progress import Progress, Silent
 from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
+from geolabel.extraction.request import Networks
 from geolabel.folders import work_folder
-from geolabel.io.downloads import sha256
-from geolabel.models import loading
-from geolabel.models.checkpoint import load_checkpoint
-from geolabel.models.nets import imagenet
-from geolabel.models.nets.initial import Share, take_over
-from geolabel.training.fit import LOSSES, STATE
+from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
+from geolabel.training.fit import LOSSES, STATE, Objective, Schedule, fit
 from geolabel.training.presets import TrainingPreset
 from geolabel.training.samples import Cropping
 from geolabel.types import Int64Array
 
 log = logging.getLogger(__name__)
 
+Data = TypeVar("Data")
 Preset = TypeVar("Preset", bound=TrainingPreset)
 
-ANY_GSD = (0.01, 1000.0)
-"""What a network of images of unknown gsd is taken to know."""
+Figures = dict[str, float]
 
-WRITERS = ("PytorchStreamWriter", "inline_container")
+_ANY_GSD = (0.01, 1000.0)
+"""Range of a network that learned from images of unknown gsd, metres per pixel."""
+
+_WRITERS = ("PytorchStreamWriter", "inline_container")
 """Where torch's errors come from when a state does not fit on the disk: by the first or the last of its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRequest:
+class Training:
+    """A network, what it learns from, and how its file describes it."""
+
+    network: nn.Module
+    objective: Callable[[Path, Networks, Progress], Objective]
+    """Makes the objective, which may keep files in the folder of the training and ask a segmenter."""
+    schedule: Schedule
+    inputs: Sequence[Path]
+    """Files and folders that are learned from."""
+    describe: Callable[[Figures, Figures], NetworkInfo]
+    """Describes the trained network, given its figures on the images kept for selection and on those of the test."""
+    test: Callable[[], Figures] | None = None
+    """Evaluates the trained network on data that it has not learned from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest(ABC, Generic[Data, Preset]):
     """What a user asks of any training on crops; None leaves a number to the preset.
 
     Raises
@@ -46,6 +69,9 @@ class TrainingRequest:
     OptionError
         If networks take no crops of that size.
     """
+
+    file: ClassVar[str]
+    """Name of the weights in the folder of a training."""
 
     epochs: float | None = None
     """How often every image is seen."""
@@ -57,7 +83,7 @@ class TrainingRequest:
     """Crops of a step."""
     seed: int = 0
     gsd: float | None = None
-    """Metres per pixel of images that do not know it themselves."""
+    """Metres per pixel of images that carry none."""
 
     def __post_init__(self) -> None:
         if self.size is not None and (self.size % 32 or self.size < 32):
@@ -65,20 +91,106 @@ class TrainingRequest:
             raise OptionError(f"crops of {self.size} px: networks take multiples of 32 px, such as {near}")
 
     def applied_to(self, preset: Preset) -> Preset:
-        """The preset with the crops that were asked for."""
+        """Return the preset with the crops that were asked for."""
         cropping = replace(preset.cropping, size=self.size or preset.cropping.size)
         return replace(preset, cropping=cropping, batch=self.batch or preset.batch)
 
-    def steps_of(self, preset: TrainingPreset, epoch: int) -> int:
+    def steps_of(self, preset: Preset, epoch: int) -> int:
         """Steps of the training, where an epoch has so many."""
         return max(2, round((self.epochs or preset.epochs) * epoch))
+
+    @property
+    @abstractmethod
+    def numbers(self) -> Preset:
+        """The preset with what was asked for."""
+
+    @abstractmethod
+    def prepare(self, data: str | Path | Data, numbers: Preset, test: str | Path | Data | None) -> Training:
+        """Read and check the data, and build the network with its first weights; see `train`."""
+
+
+def train(
+    data: str | Path | Data,
+    out: str | Path,
+    request: TrainingRequest[Data, Preset],
+    *,
+    test: str | Path | Data | None = None,
+    networks: Networks | None = None,
+    preset: Preset | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Figures:
+    """Train a localizer, a student or a detector, and write its file, curves and state to a folder.
+
+    One image in five, by its name, is kept to select the weights by.
+
+    Parameters
+    ----------
+    data
+        What to learn from: of a `LocalizerRequest` chips with image-level labels, see
+        `geolabel.datasets.chips.read_chips`; of a `StudentRequest` images with label maps, see
+        `geolabel.datasets.chips.read_painted`; of a `DetectorRequest` images with objects, see
+        `geolabel.datasets.instances.read_instances`. A path is read with these. Chips with image-level labels or label
+        maps may be a `geolabel.datasets.geochips.GeoChips`.
+    out
+        Folder that gets the weights, the curves, and the state that a stopped training resumes from.
+    request
+        Which kind of network, and how it is trained.
+    test
+        Data of the same kind to report on besides the kept images; not for localizers.
+    networks
+        Where the training runs, and the segmenter that S2C learns from.
+    preset
+        Numbers instead of those of the request.
+    overwrite
+        Whether an earlier training in `out` may be replaced; it stays until this one has ended.
+    resume
+        Resume from the state that a stopped training saved in `out`.
+
+    Returns
+    -------
+    figures of the weights kept; with a test, those on its data
+
+    Raises
+    ------
+    ChipError
+        If the data cannot be read, has nothing to learn, or other classes than the test.
+    OptionError
+        If the request contradicts itself or the first weights, a localizer is given a test, or the data has transforms.
+    TrainingError
+        If a loss is not finite.
+    WeightsError
+        If the first weights cannot be read, are of another network, or the state in the folder is.
+    OutputError
+        If the folder holds another training, or cannot be written to.
+
+    Examples
+    --------
+    >>> from geolabel.training.localizers import LocalizerRequest
+    >>> train("chips/", "trained/", LocalizerRequest(method="cam"))  # doctest: +SKIP
+    """
+    if getattr(data, "transforms", None) is not None:
+        raise OptionError("the data has transforms, and trainings change crops themselves: give it without transforms")
+    networks, out = networks or Networks(), Path(out)
+    numbers = preset or request.numbers
+    training = request.prepare(data, numbers, test)
+    device, precision = worker.device_and_precision(networks.device, networks.precision)
+    with training_folder(out, request.file, overwrite=overwrite, resume=resume, inputs=training.inputs) as folder:
+        objective = training.objective(folder, networks, progress or Silent())
+        figures = fit(objective, training.schedule, folder, device=device, precision=precision, resume=resume)
+        tested = training.test() if training.test is not None else {}
+        # the same training gives the same file, however long it took
+        of_weights = {name: value for name, value in figures.items() if name != "minutes"}
+        save_checkpoint(folder / request.file, training.network, training.describe(of_weights, tested))
+    return figures | tested
 
 
 @contextmanager
 def training_folder(
     out: Path, file: str, *, overwrite: bool, resume: bool, inputs: Iterable[str | Path] = ()
 ) -> Iterator[Path]:
-    """Yield the folder to train in: `out`, or one in it while an earlier training stands that is replaced at the end.
+    """Yield the folder to train in: `out`, or one in it while an earlier training is kept until it is replaced.
 
     Parameters
     ----------
@@ -96,8 +208,8 @@ def training_folder(
     earlier = next((name for name in (file, STATE, LOSSES) if (out / name).exists()), None)
     if earlier is not None and not (overwrite or resume):
         raise OutputError(
-            f"{out} holds {earlier} of an earlier training: give --resume to go on with that one, --overwrite to "
-            "replace it, or another folder"
+            f"{out} holds {earlier} of an earlier training: give --resume to resume it, --overwrite to replace it, or "
+            "another folder"
         )
 
     def is_own(name: str) -> bool:
@@ -109,14 +221,9 @@ def training_folder(
         yield work
 
 
-def sources_of(data: Any) -> Sequence[Path]:
-    """Folders that chips, images or label maps are read from, as far as they say so."""
-    return getattr(data, "sources", ())
-
-
 @contextmanager
 def saving_to(folder: Path) -> Iterator[None]:
-    """Say in words what a training that saves its states to a folder stumbles over.
+    """Translate what stops a training that saves its states to a folder.
 
     Raises
     ------
@@ -130,7 +237,7 @@ def saving_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
     except RuntimeError as error:  # torch says so when a state does not fit on the disk, or to the network
-        if any(writer in str(error) for writer in WRITERS):
+        if any(writer in str(error) for writer in _WRITERS):
             raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
         if "state_dict" in str(error):
             raise WeightsError(f"{folder} holds the state of another training: give another folder, or its own options "
@@ -138,14 +245,22 @@ def saving_to(folder: Path) -> Iterator[None]:
         raise
 
 
+# --- what requests share -----------------------------------------------------------------------------------------
+
+
+def sources_of(data: Any) -> Sequence[Path]:
+    """Folders that chips, images or label maps are read from; empty for data in memory."""
+    return getattr(data, "sources", ())
+
+
 def gsd_range(gsd: float | None, cropping: Cropping) -> tuple[float, float]:
-    """What a network knows that saw images of some gsd, enlarged as `cropping` says."""
+    """Range of gsd of a network that learned from images of some gsd, enlarged as `cropping` says."""
     low, high = cropping.zooms
-    return ANY_GSD if gsd is None else (gsd / high, gsd / low)
+    return _ANY_GSD if gsd is None else (gsd / high, gsd / low)
 
 
 def share_of(names: Sequence[str], share: float) -> Int64Array:
-    """(K,) which images make up a share, ascending, by their names alone, so that less are among more.
+    """(K,) which images make up a share, ascending, by their names alone: a smaller share is part of a larger one.
 
     Raises
     ------
@@ -155,7 +270,7 @@ def share_of(names: Sequence[str], share: float) -> Int64Array:
         If it holds no image.
     """
     if not 0 < share <= 1:
-        raise OptionError(f"share {share}: it has to lie above 0, up to 1")
+        raise OptionError(f"share {share}: give one above 0, up to 1")
     places = [int(hashlib.sha256(name.encode()).hexdigest(), 16) / 2.0**256 for name in names]
     chosen = np.asarray([k for k, place in enumerate(places) if share == 1 or place < share], np.int64)
     if not len(chosen):
@@ -166,7 +281,7 @@ def share_of(names: Sequence[str], share: float) -> Int64Array:
 def split(names: Sequence[str]) -> tuple[Int64Array, Int64Array]:
     """(K,) which images to learn from, and (L,) which to select the weights by; see `geolabel.chips.is_held_out`.
 
-    Where they are too few to keep some aside, all of them serve both ends.
+    If too few to keep some aside, all of them serve both ends.
     """
     kept = np.fromiter(map(is_held_out, names), bool, len(names))
     if kept.any() and not kept.all():
@@ -185,51 +300,3 @@ def check_same_classes(learned: Sequence[str], tested: Sequence[str]) -> None:
     """
     if tuple(tested) != tuple(learned):
         raise ChipError(f"the test shows {', '.join(tested)}, the training {', '.join(learned)}: they have to agree")
-
-
-def begin(
-    network: nn.Module,
-    architecture: Mapping[str, Any],
-    classes: tuple[str, ...],
-    share: Share,
-    path: str | Path,
-    kind: str = "student",
-) -> dict[str, Any]:
-    """Give a network its first weights from another one of its make, and say which.
-
-    Raises
-    ------
-    WeightsError
-        If the file cannot be read, or holds another kind of network.
-    OptionError
-        If that is of another make.
-    """
-    state, info = load_checkpoint(path)
-    if info.kind != kind:
-        raise WeightsError(f"{path} holds a {info.kind}, not a {kind}: give a file of geolabel train student")
-    theirs, ours = (
-        {key: value for key, value in of.items() if key != "classes"} for of in (info.architecture, architecture)
-    )
-    if theirs != ours:
-        raise OptionError(f"{path} holds {theirs}, and {ours} is to be trained: give the same --model and --preset")
-    try:
-        taken = take_over(network, state, share, same_classes=info.classes == classes)
-    except ValueError as error:
-        raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
-    return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
-
-
-def begin_with_imagenet(network: nn.Module, variant: str) -> dict[str, Any]:
-    """Give a ResUNet on a trunk of EfficientNet-Lite the ImageNet weights that ship, and say so."""
-    trunk = {f"down.{name}": tensor for name, tensor in imagenet.load_trunk(variant).items()}
-    network.load_state_dict(trunk, strict=False)
-    return {"init": {"share": "backbone", "weights": f"ImageNet, {variant}", "tensors": len(trunk)}}
-
-
-def begin_with_trunk(network: nn.Module) -> dict[str, Any]:
-    """Give a ResUNet on a trunk the bundled localizer's, and say so."""
-    path = loading.fetch(loading.lookup("bundled", "localizer")[0])
-    state, _ = load_checkpoint(path)
-    trunk = {name.replace("trunk.", "down.", 1): tensor for name, tensor in state.items() if name.startswith("trunk.")}
-    network.load_state_dict(trunk, strict=False)
-    return {"init": {"share": "backbone", "sha256": sha256(path), "tensors": len(trunk)}}

@@ -34,7 +34,7 @@ from geolabel.pipeline import Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.prompts import Prompts
 from geolabel.synthetic import SyntheticScene, synthesize
-from geolabel.training.average_precision import NAMES, Found, Precision
+from geolabel.training.average_precision import NAMES, AveragePrecision, ScoredMasks
 from geolabel.types import UInt8Array
 
 TILE = 512
@@ -111,7 +111,7 @@ def main() -> None:
         "most like, as sure as its edge",
         "map alone",
     )
-    counted = {way: Precision(1) for way in ways}
+    counted = {way: AveragePrecision(1) for way in ways}
     seconds = dict.fromkeys(ways, 0.0)
     for seed in range(SYNTHETIC["select"], SYNTHETIC["select"] + asked.scenes):
         scene = synthesize(asked.size, seed=seed)
@@ -127,7 +127,7 @@ def main() -> None:
             start = time.perf_counter()
             labels = label_image(pipeline, scene.rgb, TILE)
             seconds[way] += time.perf_counter() - start
-            counted[way].add(truth_of(scene), Found.of(closed_regions(labels, LEAST)))
+            counted[way].add(truth_of(scene), ScoredMasks.of(closed_regions(labels, LEAST)))
     print(f"{asked.scenes} scenes of {asked.size} px, {'truth' if asked.truth else 'bundled'} map > {asked.threshold}")
     print(f"candidates: {EVERY_CANDIDATE}")
     for way in ways:
