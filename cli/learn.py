@@ -272,10 +272,11 @@ def student(
         )
     else:
         from geolabel.datasets.chips import read_painted
+        from geolabel.datasets.examples import PaintedExamples
         from geolabel.training.students import StudentRequest
 
-        examples = read_painted(labels, class_name=class_name)
-        held = None if test is None else read_painted(test, class_name=class_name)
+        examples: PaintedExamples = read_painted(labels, class_name=class_name)
+        held: PaintedExamples | None = None if test is None else read_painted(test, class_name=class_name)
         request = StudentRequest(model, plain=plain, **given)
         figures = train(examples, out, request, test=held, networks=networks, overwrite=overwrite, resume=resume)
     rounded = {name: round(value, 4) for name, value in figures.items()}
