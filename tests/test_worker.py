@@ -34,10 +34,10 @@ BUNDLED = recipe("segmenter")
         (BUNDLED, 3),
         (recipe("localizer"), 3),
         (replace(BUNDLED, device="cuda"), 1),
-        (replace(BUNDLED, filters=Filters()), 1),
+        (BUNDLED.everything(Filters()), 1),
         (replace(BUNDLED, source="vit_b"), 1),
         (replace(BUNDLED, engine="onnx"), 3),
-        (replace(BUNDLED, engine="onnx", filters=Filters()), 3),
+        (replace(BUNDLED, engine="onnx").everything(Filters()), 3),
     ],
 )
 def test_small_networks_and_those_of_onnx_runtime_alone_are_called_side_by_side(part: Recipe, calls: int) -> None:
