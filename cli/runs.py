@@ -68,7 +68,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
 def show(run: str, as_json: bool) -> None:
     """Say how far RUN, the folder of a run, has come, and what it is a run of."""
     from geolabel.engine.run_folder import summarize
-    from geolabel.extraction.run_key import scenes_of
+    from geolabel.extraction.work import scenes_of
 
     found = summarize(run)
     if as_json:

@@ -18,7 +18,7 @@ from rasterio.features import rasterize
 import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError
-from geolabel.extraction import attributes, request
+from geolabel.extraction import request, result
 from geolabel.extraction.request import LIKELY, Networks, Reading, with_limit
 from geolabel.extraction.vectorize import Objects
 from geolabel.methods import s2c
@@ -38,7 +38,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that find what is bright, and a confidence that grows with the area: 400 m2 and more are certain."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
     monkeypatch.setattr(request, "knows", lambda *_: True)
-    monkeypatch.setattr(attributes, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
+    monkeypatch.setattr(result, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
 
 
 def write(path: Path, *boxes: tuple[int, int, int, int], shift: float = 0.0) -> Path:
@@ -112,7 +112,7 @@ def test_the_summary_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_has_no_confidence_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attributes, "confidence_of", lambda table, *_: np.full(len(table), np.nan))
+    monkeypatch.setattr(result, "confidence_of", lambda table, *_: np.full(len(table), np.nan))
     scene = write(tmp_path / "scene.tif", SMALL, LARGE)
     assert len(geolabel.extract(scene, reading=READING, parameters=geolabel.Parameters(**GIVEN))) == 2
 

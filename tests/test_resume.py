@@ -31,11 +31,10 @@ from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.passes import MaskTable, Regions, TileReport
 from geolabel.extraction.plan import Parameters, make_plan
-from geolabel.extraction.run_key import run_key
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.scene_method import ContourMethod
 from geolabel.extraction.vectorize import Sums
-from geolabel.extraction.work import ALLOWED
+from geolabel.extraction.work import ALLOWED, run_key
 from geolabel.io import storage
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.scenes import SceneReader

@@ -24,7 +24,7 @@ from affine import Affine
 import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OutputError
-from geolabel.extraction import attributes, outputs, request
+from geolabel.extraction import outputs, request, result
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_method import ContourMethod
 from geolabel.io.read.review import read_review, read_work
@@ -44,7 +44,7 @@ PLACES = [(20, 20), (20, 100), (20, 180), (100, 20), (100, 100), (100, 180), (18
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that find what is bright, and a confidence that grows with the area: 400 m2 and more are certain."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
-    monkeypatch.setattr(attributes, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
+    monkeypatch.setattr(result, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
 
 
 def write(path: Path, shift: float = 0.0) -> Path:

@@ -24,8 +24,8 @@ from geolabel.engine.run_folder import RunFolderOptions, summarize
 from geolabel.errors import OptionError, RunError, SceneError, VectorError
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.result import merge_overlaps, overlapping
-from geolabel.extraction.run_key import scenes_of
 from geolabel.extraction.scene_method import ContourMethod
+from geolabel.extraction.work import scenes_of
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window

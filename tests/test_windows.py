@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geolabel.extraction.windows import MARGIN, assign, clip_to_tiles, oversized
+from geolabel.extraction.plan import MARGIN, assign, clip_to_tiles, oversized
 from geolabel.prompts import PADDING, Prompts
 from geolabel.tiles import TileGrid, Window
 

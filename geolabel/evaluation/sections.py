@@ -33,9 +33,9 @@ from geolabel.evaluation.scenes import (
 )
 from geolabel.evaluation.table import OURS, Case, Measurement, Section
 from geolabel.extraction.pipeline import find_landslides
+from geolabel.extraction.plan import PromptedWindow, assign
 from geolabel.extraction.request import Reading
 from geolabel.extraction.scene_groups import prepare
-from geolabel.extraction.windows import PromptedWindow, assign
 from geolabel.extraction.work import in_scratch
 from geolabel.io.read.opening import reading
 from geolabel.metrics import TOLERANCE

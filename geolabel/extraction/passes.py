@@ -21,8 +21,7 @@ from geolabel.engine.tasks import Pass
 from geolabel.errors import TileError
 from geolabel.extraction import activation_maps
 from geolabel.extraction.activation_maps import Tiles, blend_activation, class_probability, reach, validity
-from geolabel.extraction.plan import Plan, Run
-from geolabel.extraction.windows import PromptedWindow
+from geolabel.extraction.plan import Plan, PromptedWindow, Run
 from geolabel.io.store import Store
 from geolabel.labelers import classes_of, most_alike
 from geolabel.masks import FULL, ClassedMasks, Masks

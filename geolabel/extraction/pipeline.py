@@ -5,28 +5,30 @@ Each pass hands its tasks to the workers, leaves its pixels in the store and ret
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from fractions import Fraction
 
+import geopandas as gpd
 import numpy as np
+import shapely
 
+from geolabel.engine.tasks import Pass
 from geolabel.extraction import passes
-from geolabel.extraction.attributes import complete, is_likely, seen_in, tile_table
-from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions
-from geolabel.extraction.plan import Plan, Run, task_size
+from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions, TileReport
+from geolabel.extraction.plan import Plan, PromptedWindow, Run, assign, clip_to_tiles, oversized, task_size
+from geolabel.extraction.result import complete, is_likely, source_list
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
-from geolabel.extraction.windows import PromptedWindow, assign, clip_to_tiles, oversized
 from geolabel.extraction.work import Work
+from geolabel.io.read.scene_mosaic import NO_SCENE, SceneMosaic, common_date, scene_mosaic_of
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
+from geolabel.resampling import axes
 from geolabel.seams import Shapes, Spans, join, largest
 from geolabel.tiles import TileGrid, Window
 from geolabel.types import Float32Array, Int32Array, Int64Array
-
-if TYPE_CHECKING:
-    import geopandas as gpd
 
 NOBODY = np.zeros(0, np.int64)
 """No prompt."""
@@ -97,7 +99,7 @@ def localize(work: Work) -> gpd.GeoDataFrame:
         tile for batch in work.each(passes.LOCALIZE, plan.localize_tasks, networks=[plan.localizer]) for tile in batch
     ]
     work.report.count_tiles(reports)
-    return tile_table(reports, plan)
+    return _tile_table(reports, plan)
 
 
 def find_prompts(work: Work) -> Prompts:
@@ -254,4 +256,109 @@ def polygonize(
             prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
             classes=plan.classes,
         )
-    return objects, complete(landslides, plan, seen_in(work, objects), drawn_ids)
+    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids)
+
+
+# --- tiles as a table ------------------------------------------------------------------------------------------------
+
+
+def _tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
+    """Outline, status and class probability of every tile of the localizer."""
+    corners = np.asarray(
+        [
+            [(tile.col, tile.row), (tile.right, tile.row), (tile.right, tile.bottom), (tile.col, tile.bottom)]
+            for tile in (plan.localize_tiles[report.index] for report in reports)
+        ],
+        float,
+    )
+    a, b, c, d, e, f = tuple(plan.grid.transform)[:6]
+    col, row = corners[..., 0], corners[..., 1]
+    x, y = a * col + b * row + c, d * col + e * row + f
+    return gpd.GeoDataFrame(
+        {
+            "tile": [report.index for report in reports],
+            "status": [report.status for report in reports],
+            "probability": [report.probability for report in reports],
+            "message": [report.message for report in reports],
+        },
+        geometry=shapely.polygons(np.stack([x, y], axis=-1)),
+        crs=plan.grid.crs,
+    )
+
+
+# --- source scenes ---------------------------------------------------------------------------------------------------
+
+
+def _seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None:
+    """Source and date of each object: the scenes that show in its pixels, the first on top; None for a single scene.
+
+    A date is only given where all of these scenes have it.
+    """
+    run = work.run
+    scene_mosaic = scene_mosaic_of(run.plan.reader)
+    if scene_mosaic is None:
+        return None
+    jobs = [
+        (window, spans, objects.labels[index])
+        for window in run.plan.blocks
+        for spans, index in [objects.spans.clip(window)]
+        if len(spans)
+    ]
+    pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *work.apply(_SCENES_UNDER.bind(run), jobs)]), axis=0)
+    scenes = np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, objects.count)))
+    return [_source_and_date(scene_mosaic, numbers.tolist()) for numbers in scenes[: objects.count]]
+
+
+def _source_and_date(scene_mosaic: SceneMosaic, numbers: list[int]) -> tuple[str, str | None]:
+    seen = [scene_mosaic.layers[number] for number in numbers]
+    return source_list([layer.name for layer in seen]), common_date([layer.event_date for layer in seen])
+
+
+def _scenes_under(run: Run, job: tuple[Window, Spans, Int32Array]) -> Int64Array:
+    """(N, 2) pairs of object and scene, for the spans of objects in a block.
+
+    Only where the grids of several scenes meet under a span are pixels read.
+    """
+    window, spans, labels = job
+    scene_mosaic, grid = scene_mosaic_of(run.plan.reader), run.plan.grid
+    assert scene_mosaic is not None
+    touched = np.zeros(len(spans), np.int64)
+    only = np.zeros(len(spans), np.int64)
+    for number, footprint in _footprints(run, scene_mosaic, window):
+        _, index = spans.clip(footprint)
+        touched[index] += 1
+        only[index] = number
+    clear = touched == 1
+    pairs = [np.column_stack([labels[clear], only[clear]])]
+    some, theirs = spans[~clear], labels[~clear]
+    if len(some):
+        top, bottom = int(some.row.min()), int(some.row.max()) + 1
+        left, right = int(some.start.min()), int(some.stop.max())
+        place = Window(top, left, bottom - top, right - left)
+        shown = scene_mosaic.scene_numbers_on(grid, place).reshape(-1)[some.pixels(place)]
+        pairs.append(np.column_stack([np.repeat(theirs, some.lengths), shown]))
+    found = np.concatenate(pairs).astype(np.int64)
+    unique: Int64Array = np.unique(found[found[:, 1] != NO_SCENE], axis=0)
+    return unique
+
+
+_SCENES_UNDER = Pass("scenes-under", _scenes_under, Int64Array)
+
+
+def _footprints(run: Run, scene_mosaic: SceneMosaic, window: Window) -> list[tuple[int, Window]]:
+    """Where the scenes that may lie under a window are on the working grid, rounded outward."""
+    tall, wide = axes(scene_mosaic.grid, run.plan.grid)
+    top, bottom = (tall.offset + edge * tall.scale for edge in (window.row, window.bottom))
+    left, right = (wide.offset + edge * wide.scale for edge in (window.col, window.right))
+    places = []
+    for number in scene_mosaic.meeting(_outward(top, left, bottom, right)).tolist():
+        layer = scene_mosaic.layers[number].window
+        row, end = ((edge - tall.offset) / tall.scale for edge in (layer.row, layer.bottom))
+        col, last = ((edge - wide.offset) / wide.scale for edge in (layer.col, layer.right))
+        places.append((number, _outward(row, col, end, last)))
+    return places
+
+
+def _outward(top: Fraction, left: Fraction, bottom: Fraction, right: Fraction) -> Window:
+    row, col = math.floor(top), math.floor(left)
+    return Window(row, col, math.ceil(bottom) - row, math.ceil(right) - col)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ import shapely
 
 from geolabel import geodesy
 from geolabel.errors import VectorError
-from geolabel.extraction.attributes import confidence_known, is_likely, source_list
 from geolabel.extraction.scene_groups import SceneGroups, same_crs
 from geolabel.io.columns import (
     BOX_COLUMNS,
@@ -30,7 +29,9 @@ from geolabel.io.columns import (
 )
 from geolabel.io.prompt_layers import PIXELS
 from geolabel.io.read.scene_mosaic import common_date, scene_mosaic_of
+from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.write.vectors import Reviewed, prompt_features, prompt_numbers
+from geolabel.models.confidence_files import confidence_of
 from geolabel.parsing import parse_json
 from geolabel.prompts import FRESH
 from geolabel.reprojection import reproject
@@ -39,6 +40,7 @@ from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64A
 
 if TYPE_CHECKING:
     from geolabel.extraction.pipeline import Part
+    from geolabel.extraction.plan import Plan
     from geolabel.extraction.work import Report
 
 
@@ -175,6 +177,61 @@ def _numbers(own: Sequence[Int64Array], *, given: bool) -> list[Int64Array]:
         taken.update(ids.tolist())
         numbers.append(ids)
     return numbers
+
+
+# --- attributes that are not measured --------------------------------------------------------------------------------
+
+
+def complete(
+    landslides: gpd.GeoDataFrame,
+    plan: Plan,
+    seen: Sequence[tuple[str, str | None]] | None = None,
+    drawn_ids: Int64Array | None = None,
+) -> gpd.GeoDataFrame:
+    """Add what is not measured of landslides, and put the columns in the order of the inventory.
+
+    Parameters
+    ----------
+    seen
+        Source and date of each landslide, where these are not the same for all.
+    drawn_ids
+        Prompts that a person drew, see `confidence_known`.
+    """
+    scene = plan.reader.scene
+    source = scene.name if seen is None else [name for name, _ in seen]
+    date = scene.event_date if seen is None else [date for _, date in seen]
+    known = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
+    confidence = confidence_known(landslides, plan, drawn_ids)
+    return landslides.assign(**known, confidence=confidence)[[*LANDSLIDE_COLUMNS, "geometry"]]
+
+
+def confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64Array | None = None) -> Float64Array:
+    """(K,) confidence of landslides; NaN where none is known for the networks or the method, or a person asked for one.
+
+    The model knows polygons of the localizer's prompts; what answers a prompt that a person drew is likelier than it
+    could say.
+    """
+    networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
+    confidence = confidence_of(landslides, networks, plan.method.name)
+    if drawn_ids is not None and len(drawn_ids):
+        asked = frozenset(drawn_ids.tolist())
+        confidence[[not asked.isdisjoint(prompt_numbers(prompts)) for prompts in landslides["prompts"]]] = np.nan
+    return confidence
+
+
+def is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
+    """(K,) whether polygons are landslides; what is less sure than the parameters ask is a candidate.
+
+    Where nothing is known of its confidence, a polygon counts.
+    """
+    confidence = polygons["confidence"].to_numpy(float)
+    likely: BoolArray = np.isnan(confidence) | (confidence >= (plan.parameters.min_confidence or 0))
+    return likely
+
+
+def source_list(names: Iterable[str]) -> str:
+    """The scenes of a landslide as the inventory has them: a list in JSON."""
+    return json.dumps(list(names), ensure_ascii=False)
 
 
 # --- polygons that overlap -------------------------------------------------------------------------------------------

@@ -22,14 +22,12 @@ from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.errors import OptionError
 from geolabel.extraction import passes
 from geolabel.extraction.instances import LOOK, MATCH, OUTLINE, Places, Seam, batches, forget
-from geolabel.extraction.outputs import Targets, writing
+from geolabel.extraction.outputs import Targets, plan_provenance, writing
 from geolabel.extraction.passes import MaskTable
-from geolabel.extraction.plan import Parameters, Plan, task_size
-from geolabel.extraction.provenance import plan_provenance
+from geolabel.extraction.plan import Parameters, Plan, PromptedWindow, task_size
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.scene_method import SceneMethod
-from geolabel.extraction.windows import PromptedWindow
 from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.columns import MEASURED, SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried

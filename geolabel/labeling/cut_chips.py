@@ -19,7 +19,7 @@ from geolabel.engine.run_folder import SUFFIX, RunFolderOptions, opened
 from geolabel.engine.tasks import Pass, Work
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Reading
-from geolabel.extraction.run_key import scene_mark
+from geolabel.extraction.work import scene_mark
 from geolabel.folders import check_folder, claim, replacing_folder
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.store import Store
