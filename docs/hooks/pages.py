@@ -160,8 +160,8 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
                 name = f"{path.stem}-{len(pictures)}.png"
                 pictures[name] = base64.b64decode(data["image/png"])
                 lines += [f"![Output of the cell above]({name})", ""]
-            elif "text/html" in data:
-                lines += ['<div class="output" markdown="0">', "".join(data["text/html"]), "</div>", ""]
+            elif "<table" in (html := "".join(data.get("text/html", ()))) and "xr-wrap" not in html:
+                lines += ['<div class="output" markdown="0">', html, "</div>", ""]
             elif text := "".join(output.get("text", data.get("text/plain", ()))).rstrip():
                 lines += [f"```text\n{text}\n```", ""]
     return "\n".join(lines), pictures
