@@ -75,10 +75,10 @@ train.add_command(learn.student)
     help="A folder with images that show no landslide, or a folder of such; repeatable.",
 )
 @option(
-    "--calibration",
+    "--coarse",
     group="input",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Landslides in images of 10 m, images/ and masks/, to calibrate the localizer on.",
+    help="Landslides in images of 10 m, images/ and masks/: most to learn from, a fifth to calibrate the localizer.",
 )
 @option(
     "--pack",

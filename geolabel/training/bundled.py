@@ -66,10 +66,17 @@ SEEN = ((1, 1), (2, 1), (6, 2), (16, 4))
 COARSE = 4
 """Enlargement of the images of 10 m that the map is calibrated on."""
 
+COARSE_ZOOMS = (2.0, 5.0)
+"""Enlargement of those that are learned from."""
+
 JUDGED = 40
 """Images of a set without landslides that the map is calibrated on, at most."""
 
 Range = tuple[float, float]
+
+GSD_RANGES: dict[Kind, Range] = {"localizer": (0.2, 0.6), "segmenter": (min(GSDS), max(GSDS))}
+"""Ground sample distances, metres, at which networks see scenes. The localizer has coarser ones enlarged: slides of few
+pixels are found where they have four times as many."""
 
 Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation of red, green and blue that images are normalised by."""
@@ -90,6 +97,8 @@ class Recipe:
     """Pixels a side, and number, of the samples of a step."""
     localizer_real: float
     """Samples of real landslides for each synthetic sample."""
+    localizer_coarse: float
+    """Samples of landslides in images of 10 m for each synthetic sample."""
     localizer_negatives: float
     """Samples of real images without landslides for each synthetic sample, the same number from every set of them: many
     real landslides, which fill half of a sample, would teach that all bare ground is one."""
@@ -118,11 +127,14 @@ _FULL = Recipe(
     selection=8,
     selection_size=768,
     localizer=_LITE,
-    localizer_schedule=Schedule(cycles=(2400,), rate=1.5e-3, evaluations=4, average=0.995, trunk=0.2, keeps_last=True),
-    localizer_samples=(256, 8),
-    localizer_real=3.0,
-    localizer_negatives=2.6,
-    localizer_zooms=(0.2, 2.0),
+    localizer_schedule=Schedule(
+        cycles=(1000,), rate=1.5e-3, evaluations=1, warmup=0.1, average=0.99, trunk=0.1, keeps_last=True
+    ),
+    localizer_samples=(384, 4),
+    localizer_real=6.0,
+    localizer_coarse=1.8,
+    localizer_negatives=5.2,
+    localizer_zooms=(0.3, 2.0),
     localizer_changes=Changes(1.0, haze=0.25, tinted=0.3, coarse=0.35),
     localizer_laid=0.3,
     segmenter=_SAM
@@ -150,6 +162,7 @@ RECIPES: dict[Preset, Recipe] = {
         localizer_schedule=Schedule(cycles=(16, 8), rate=4e-3, evaluations=2),
         localizer_samples=(128, 4),
         localizer_real=0.06,
+        localizer_coarse=0.0,
         localizer_negatives=0.1,
         localizer_zooms=(0.25, 1.0),
         localizer_changes=Changes(STRENGTH, haze=0.4, tinted=0.4, repainted=0.4, coarse=0.3),
@@ -180,23 +193,29 @@ class Data:
     real: list[Picture]
     negatives: list[list[Picture]]
     """A list for each set."""
+    coarse: list[Picture]
+    """With landslides, of 10 m."""
     calibration: list[Picture]
-    """Of coarse images with landslides, enlarged; nothing else learns from them."""
+    """The same, enlarged, kept apart: nothing else learns from them."""
     sources: list[str]
 
     def judged(self) -> Judged:
-        """What a localizer is calibrated on: synthetic scenes only where there is nothing real."""
-        outlined = [[seen_at(p, *sizes) for p in self.real] for sizes in SEEN] + [self.calibration]
+        """What a localizer is calibrated on: images that it did not learn from, if there are any.
+
+        It is surer of those that it learned from: on them the best cut is at more than twice the value.
+        """
+        outlined = [self.calibration] if self.calibration else [[seen_at(p, *s) for p in self.real] for s in SEEN]
         outlined = [pictures for pictures in outlined if pictures] or [self.selection]
         return Judged(outlined, [pictures[:: -(-len(pictures) // JUDGED)] for pictures in self.negatives])
 
-    def mix(self, real: float, negatives: float) -> list[Picture]:
-        """All pictures to train on, with `real` samples of landslides and `negatives` without for each synthetic one.
+    def mix(self, real: float, negatives: float, coarse: float = 0.0) -> list[Picture]:
+        """All pictures to train on, so many of each kind for each synthetic one: `negatives` show no landslide.
 
         Sets without landslides count the same, however many images each has.
         """
         each = negatives / max(1, len(self.negatives))
         shares = [(self.synthetic, 1.0), (self.real, real), *((pictures, each) for pictures in self.negatives)]
+        shares += [(self.coarse, coarse)] if coarse and self.coarse else []
         totals = [sum(p.weight for p in group) for group, _ in shares]
         return [
             replace(p, weight=p.weight * share / total)
@@ -211,11 +230,12 @@ class Data:
         *,
         real: float,
         negatives: float = 0.12,
+        coarse: float = 0.0,
         zooms: Range | None = None,
         norm: Norm = (MEAN, STD),
     ) -> Sampling:
         """How a training samples these: squares of so many pixels a side, so many a step; `real` as for `mix`."""
-        pictures = self.mix(real, negatives)
+        pictures = self.mix(real, negatives, coarse)
         if zooms:
             outlined = {id(p.rgb) for p in self.real}
             pictures = [replace(p, zooms=zooms) if id(p.rgb) in outlined else p for p in pictures]
@@ -232,7 +252,7 @@ def train_bundled(
     precision: Precision = "fp32",
     data: Path | None = None,
     negatives: Sequence[Path] = (),
-    calibration: Path | None = None,
+    coarse: Path | None = None,
     credit: Sequence[str] = (),
     networks: Sequence[Kind] = get_args(Kind),
     init: Path | None = None,
@@ -254,8 +274,9 @@ def train_bundled(
         Folder with images/ and masks/ of real landslides to train on besides.
     negatives
         Folders with images without landslides, or with a folder for each set of them.
-    calibration
-        Folder with images/ and masks/ of landslides in images of 10 m, which calibrate the localizer's map and gate.
+    coarse
+        Folder with images/ and masks/ of landslides in images of 10 m: a fifth calibrates the localizer's map and gate,
+        the others are learned from.
     credit
         Sources and licences of these folders, for the model cards.
     networks
@@ -277,7 +298,7 @@ def train_bundled(
     """
     recipe = RECIPES[preset]
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        pool = gather(recipe, Path(folder), data=data, negatives=negatives, calibration=calibration, workers=workers)
+        pool = gather(recipe, Path(folder), data=data, negatives=negatives, coarse=coarse, workers=workers)
     named = [f"{kind}.{end}" for kind in networks for end in ("safetensors", "md")]
     named += [file.name for kind in networks for file in graph_files(out / f"{kind}.safetensors", kind)]
     held = next((name for name in (*named, *(f"{kind}/{STATE}" for kind in networks)) if (out / name).exists()), None)
@@ -287,7 +308,7 @@ def train_bundled(
     def is_own(name: str) -> bool:
         return name in named or name.partition("/")[0] in networks
 
-    folders = [folder for folder in (data, *negatives, calibration) if folder is not None]
+    folders = [folder for folder in (data, *negatives, coarse) if folder is not None]
     place = work_folder(out, overwrite=overwrite, inputs=folders, shared=True, named=named, leaving=is_own,
                         goes_on=lambda _: resume)  # fmt: skip
     with place as work:
@@ -332,7 +353,7 @@ def gather(
     *,
     data: Path | None,
     negatives: Sequence[Path],
-    calibration: Path | None = None,
+    coarse: Path | None = None,
     workers: int,
 ) -> Data:
     """Draw the synthetic scenes and read the real images."""
@@ -346,9 +367,14 @@ def gather(
     sources += [f"{sum(map(len, without))} real images without landslides ({', '.join(p.name for p in negatives)})"] * (
         len(without) > 0
     )
-    coarse = read_pictures(calibration, exclude=(), zooms=(1, 1), fifth=True) if calibration else []
-    sources += [f"{len(coarse)} real images of 10 m ({calibration.name}), for calibration"] if calibration else []
-    return Data(synthetic, selection, real, without, [seen_at(p, 1, COARSE) for p in coarse], sources)
+    kept, learned = [], []
+    if coarse:
+        kept = read_pictures(coarse, exclude=(), zooms=(1, 1), part="kept")
+        sources += [f"{len(kept)} real images of 10 m ({coarse.name}), for calibration"]
+        if recipe.localizer_coarse:
+            learned = read_pictures(coarse, exclude=(), zooms=COARSE_ZOOMS, part="others")
+            sources += [f"{len(learned)} real images of 10 m with landslides ({coarse.name})"]
+    return Data(synthetic, selection, real, without, learned, [seen_at(p, 1, COARSE) for p in kept], sources)
 
 
 def _without_landslides(folder: Path) -> list[list[Picture]]:
@@ -403,6 +429,7 @@ def _train_localizer(recipe: Recipe, data: Data, course: _Course) -> Trained:
         course.seed,
         real=recipe.localizer_real,
         negatives=recipe.localizer_negatives,
+        coarse=recipe.localizer_coarse,
         zooms=recipe.localizer_zooms,
         norm=norm,
     )
@@ -457,7 +484,12 @@ def _start_from_segmenter(network: PyramidLocalizer, path: Path | None) -> None:
 
 
 def _info(
-    kind: Kind, architecture: dict[str, Any], window: int, stride: int, constant: float | None, norm: Norm = (MEAN, STD)
+    kind: Kind,
+    architecture: dict[str, Any],
+    window: int,
+    stride: int,
+    constant: float | None,
+    norm: Norm = (MEAN, STD),
 ) -> NetworkInfo:
     return NetworkInfo(
         kind=kind,
@@ -465,7 +497,7 @@ def _info(
         classes=CLASSES,
         window=window,
         stride=stride,
-        gsd_range=(min(GSDS), max(GSDS)),
+        gsd_range=GSD_RANGES[kind],
         mean=norm[0],
         std=norm[1],
         constant=constant,

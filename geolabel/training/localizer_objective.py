@@ -30,9 +30,6 @@ GATE = 32
 """Side in pixels of the windows that the gate looks at once it is trained. The logit of any window is a mean of the
 map, and that of a small one is not drowned by what lies around a slide."""
 
-MOST = 0.12
-"""Share of such a window that a slide must cover: one of 11 px a side shows in the class probability."""
-
 CENTRE = 4.0
 """Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
 
@@ -40,6 +37,11 @@ SMALL = 2500
 """Area in pixels under which a landslide weighs more than its pixels."""
 
 MOST_WEIGHT = 3.0
+
+DROPPED = 0.1
+"""Share of the features that a step goes without, so that the map leans on no single one.
+
+Source: Tompson et al. (2015), "Efficient Object Localization Using Convolutional Networks"."""
 
 STRENGTH = 0.6
 """Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
@@ -79,7 +81,7 @@ class LocalizerLosses(nn.Module):
         weights : (N, 1, S / stride, S / stride)
             Of the map's cells.
         """
-        features = self.network.features(images)
+        features = functional.dropout2d(self.network.features(images), DROPPED, training=self.training)
         maps = self.network.head(features).float()
         cover = cover_loss(self.cover(features).float(), classes, LANDSLIDE, UNKNOWN)
         coverage = functional.avg_pool2d(slides, self.network.stride)
@@ -194,16 +196,20 @@ def measure(
     Returns
     -------
     ``map/f1`` at ``map/threshold``, the raw value at which the mean over the sets of `balanced_f1` is highest;
-    ``map/hit``, the share of windows of `WINDOW` pixels with slides in which the maximum lies on one; ``gate/auc`` of
-    windows of `GATE` pixels, those that a slide covers to `MOST` against those without; ``gate/scale`` and
-    ``gate/shift``, which make their class logit a calibrated one, every set counting the same.
+    ``map/hit``, the share of windows of `WINDOW` pixels with slides in which the maximum is on one; ``gate/auc`` of
+    pictures by the highest class logit of their windows of `GATE` pixels, those with slides against those without;
+    ``gate/scale`` and ``gate/shift``, which make that logit a calibrated one where half of the pictures show a slide,
+    every set counting the same.
     """
     network.eval()
     outlined = [_Cells.of(network, pictures, mean, std, gain) for pictures in judged.outlined]
     without = [_Cells.of(network, pictures, mean, std, gain) for pictures in judged.without]
     threshold, f1 = best_threshold([(c.values, c.truth) for c in outlined], [c.values for c in without])
-    windows = [cells.windows() for cells in (*outlined, *without)]
-    weights, logits, labels = (np.concatenate(parts) for parts in zip(*windows, strict=True))
+    logits = np.concatenate([cells.peaks for cells in (*outlined, *without)])
+    labels = np.concatenate([cells.shows for cells in (*outlined, *without)])
+    weights = np.concatenate([cells.weights() for cells in (*outlined, *without)])
+    for label in (False, True):
+        weights[labels == label] /= max(weights[labels == label].sum(), 1e-9)
     scale, shift = calibrate(logits, labels, weights)
     return {
         "map/f1": f1,
@@ -223,10 +229,10 @@ class _Cells:
     """(N,) raw values of all cells."""
     truth: BoolArray
     """(N,) whether a slide covers half of the cell."""
-    logits: Float64Array
-    """(W,) class logits of windows of `GATE` pixels."""
-    shares: Float64Array
-    """(W,) how much of them slides cover."""
+    peaks: Float64Array
+    """(P,) the highest class logit of the windows of `GATE` pixels of each picture."""
+    shows: BoolArray
+    """(P,) whether the picture shows a slide."""
     hits: BoolArray
     """(V,) of the windows of `WINDOW` pixels with slides: whether the maximum lies on one."""
 
@@ -242,12 +248,11 @@ class _Cells:
         parts = [_look(network, picture, mean, std, gain) for picture in pictures]
         return cls(*(np.concatenate(layers) for layers in zip(*parts, strict=True)))
 
-    def windows(self) -> tuple[Float64Array, Float64Array, BoolArray]:
-        """Weights, logits and labels of the windows whose label is known; the weights of a set and label sum to 1."""
-        known = (self.shares >= MOST) | (self.shares == 0)
-        logits, labels = self.logits[known], self.shares[known] >= MOST
-        counts = np.bincount(labels, minlength=2)
-        return 1 / counts[labels.astype(int)], logits, labels
+    def weights(self) -> Float64Array:
+        """(P,) of the pictures; those of the pictures with slides sum to 1, as do the others."""
+        counts = np.bincount(self.shows, minlength=2)
+        weights: Float64Array = 1 / counts[self.shows.astype(int)]
+        return weights
 
 
 def _look(
@@ -262,8 +267,7 @@ def _look(
     maps = maps[..., :height, :width]
     slides = torch.from_numpy(picture.slides)[None, None].float()
     coverage = functional.avg_pool2d(slides, network.stride)
-    logits = window_logits(maps, network.bias.cpu(), min(gate, height, width), gate // 2).flatten()
-    shares = functional.avg_pool2d(coverage, min(gate, height, width), gate // 2).flatten()
+    logits = window_logits(maps, network.bias.cpu(), min(gate, height, width), gate // 2)
     hits = torch.zeros(0, dtype=torch.bool)
     if min(height, width) >= cells:
         held = functional.unfold(coverage, cells, stride=cells // 2)
@@ -272,8 +276,8 @@ def _look(
     return (
         maps.flatten().double().numpy(),
         (coverage.flatten() >= 0.5).numpy(),
-        logits.double().numpy(),
-        shares.double().numpy(),
+        logits.max().double().reshape(1).numpy(),
+        np.array([picture.slides.any()]),
         hits.numpy(),
     )
 

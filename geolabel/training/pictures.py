@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -45,6 +46,9 @@ REPORTED = (
 _REPORTED_FLIGHTS = ("brighton",)
 _FLIGHTS = (*_REPORTED_FLIGHTS, "caliterra", "boruszyn")
 """Frames of one flight overlap, so that whole flights are kept for reports."""
+
+
+Part = Literal["all", "kept", "others"]
 
 
 def is_reported(stem: str) -> bool:
@@ -210,7 +214,7 @@ def read_sets(folder: Path) -> list[list[Picture]]:
 
 
 def read_pictures(
-    folder: Path, *, exclude: Sequence[str], zooms: tuple[float, float], fifth: bool = False
+    folder: Path, *, exclude: Sequence[str], zooms: tuple[float, float], part: Part = "all"
 ) -> list[Picture]:
     """Read ``images/*`` of a folder with ``masks/*`` of the same stem; without a masks folder none shows a landslide.
 
@@ -218,8 +222,8 @@ def read_pictures(
     ----------
     exclude
         Ends of stems that are left out, such as images that are kept for reports.
-    fifth
-        Only the fifth of the images that `is_reported` names.
+    part
+        ``kept``: only the fifth of the images that `is_reported` names; ``others``: only those that it does not.
 
     Raises
     ------
@@ -231,7 +235,9 @@ def read_pictures(
     paths = [
         p
         for p in sorted(images.iterdir())
-        if p.suffix.lower() in SUFFIXES and not p.stem.endswith(tuple(exclude)) and (not fifth or is_reported(p.stem))
+        if p.suffix.lower() in SUFFIXES
+        and not p.stem.endswith(tuple(exclude))
+        and (part == "all" or is_reported(p.stem) == (part == "kept"))
     ]
     if not paths:
         raise OptionError(f"{folder} holds no image ({', '.join(SUFFIXES)}): give a folder with images/ and masks/")
