@@ -577,6 +577,35 @@ def test_fit_finds_the_slope_and_keeps_the_best(tmp_path):
     assert [event.value for event in shown.Scalars("selection/score")] == pytest.approx(judged)
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_fit_keeps_the_mean_of_the_last_evaluations(tmp_path, interrupted):
+    """Also where the training stopped among them."""
+    seen: list[float] = []
+
+    class Seen(Line):
+        def figures(self, module: nn.Module) -> dict[str, float]:
+            seen.append(module.line.weight.item())
+            return super().figures(module)
+
+    schedule = Schedule(cycles=(40,), rate=0.1, evaluations=8, average=0.5, keeps_last=3)
+    if interrupted:
+
+        class Stopping(Seen):
+            def batch(self, step: int) -> dict[str, torch.Tensor]:
+                if step == 37:
+                    raise KeyboardInterrupt
+                return super().batch(step)
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(Stopping(), schedule, tmp_path)
+        assert len(seen) == 7
+    objective = Seen()
+    fit(objective, schedule, tmp_path, resume=True)
+    weights = seen[:8]
+    assert objective.module.line.weight.item() == pytest.approx(np.mean(weights[-3:]), abs=1e-6)
+    assert len(set(weights)) == 8
+
+
 def test_resumed_fit_equals_an_uninterrupted_one(tmp_path):
     schedule = Schedule(cycles=(20, 20), rate=0.1, evaluations=4)
     whole = Line()

@@ -16,7 +16,7 @@ from geolabel.labels import choose_classes
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
-from geolabel.scene import SAME_GSD, Grid
+from geolabel.scene import MOST_ENLARGED, SAME_GSD, Grid
 from geolabel.tiles import BlockGrid, TileGrid, Window, window_around
 from geolabel.types import BoolArray
 from geolabel.units import Measure
@@ -256,10 +256,12 @@ def _working_grid(
 ) -> Grid:
     """The scene's grid at the size of pixels that is worked at, cut to the bounds and the area of interest."""
     native, (_, coarsest) = reader.scene.grid, gsd_range
-    if native.gsd > coarsest * (1 + SAME_GSD):
+    if native.gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
         log.warning(
-            "pixels of %.3g m, where the networks know up to %.3g m: landslides less than %.2g m across cannot be seen",
+            "pixels of %.3g m are enlarged %g times, to less than the networks know (%.3g m): landslides less than "
+            "%.2g m across are not found",
             native.gsd,
+            MOST_ENLARGED,
             coarsest,
             LEAST_PIXELS * native.gsd,
         )

@@ -128,7 +128,7 @@ _FULL = Recipe(
     selection_size=768,
     localizer=_LITE,
     localizer_schedule=Schedule(
-        cycles=(1000,), rate=1.5e-3, evaluations=1, warmup=0.1, average=0.99, trunk=0.1, keeps_last=True
+        cycles=(1000, 1000), rate=1.5e-3, evaluations=8, warmup=0.1, average=0.99, trunk=0.1, keeps_last=5
     ),
     localizer_samples=(384, 4),
     localizer_real=6.0,
@@ -149,7 +149,7 @@ RECIPES: dict[Preset, Recipe] = {
     "full": _FULL,
     "refine": replace(
         _FULL,
-        localizer_schedule=Schedule(cycles=(200,), rate=6e-4, evaluations=2, average=0.99, trunk=0.1, keeps_last=True),
+        localizer_schedule=Schedule(cycles=(200,), rate=6e-4, evaluations=2, average=0.99, trunk=0.1, keeps_last=1),
         localizer_changes=Changes(1.0, haze=0.25, tinted=0.4, repainted=0.2, coarse=0.35),
         segmenter_schedule=Schedule(cycles=(1800,), rate=5e-4, evaluations=6),
     ),

@@ -76,8 +76,10 @@ class Schedule:
     """Decay of the moving average of the weights, once enough steps have passed."""
     trunk: float = 1.0
     """Share of the rate at which the parameters of a ``trunk`` learn: a pretrained one has less to learn."""
-    keeps_last: bool = False
-    """Keep the last weights instead of those that scored highest: right where the selection says little."""
+    keeps_last: int = 0
+    """Instead of the weights that scored highest, keep the mean of those at so many last evaluations: right where the
+    selection says little. What a longer training gains on images like its own it loses elsewhere, and the mean has
+    both. Source: Izmailov et al. (2018), "Averaging Weights Leads to Wider Optima and Better Generalization"."""
     minutes: float | None = None
     """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
 
@@ -196,7 +198,9 @@ def fit(
             curves.losses(state.step, state.seconds, losses)
             if (stage := _stage(schedule, state)) > last_evaluated:
                 last_evaluated = stage
-                curves.figures(state.step, state.seconds, _evaluate(objective, state, keeps_last=schedule.keeps_last))
+                last = max(0, stage - schedule.evaluations + schedule.keeps_last)
+                figures = _evaluate(objective, state, last if schedule.keeps_last else None)
+                curves.figures(state.step, state.seconds, figures)
                 state.save(folder / STATE)
     assert state.best is not None
     objective.module.load_state_dict(state.best)
@@ -259,16 +263,27 @@ def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, 
     return {"rate": rate} | {name: round(loss.item(), 6) for name, loss in losses.items()}
 
 
-def _evaluate(objective: Objective, state: _State, *, keeps_last: bool) -> dict[str, float]:
+def _evaluate(objective: Objective, state: _State, last: int | None) -> dict[str, float]:
+    """Figures of the averaged weights, kept as the best or, as number `last` of the last, from 1, in their mean."""
     averaged = state.average.module
     averaged.eval()
     with torch.inference_mode():
         figures = objective.figures(averaged)
     logger.info("step %d, %.0f s: %s", state.step, state.seconds, {k: round(v, 4) for k, v in figures.items()})
-    if keeps_last or figures["score"] > state.score:
-        state.score = figures["score"]
-        state.best = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
+    if last is None and figures["score"] <= state.score:
+        return figures
+    state.score = figures["score"]
+    kept = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
+    state.best = mean_weights(state.best, kept, last) if state.best is not None and last else kept
     return figures
+
+
+def mean_weights(mean: dict[str, Tensor], new: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The mean of `count` weights, of those before and the new ones; numbers of steps are those of the new ones."""
+    return {
+        name: mean[name] + (tensor - mean[name]) / count if tensor.is_floating_point() else tensor
+        for name, tensor in new.items()
+    }
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
