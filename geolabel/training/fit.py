@@ -274,11 +274,11 @@ def _evaluate(objective: Objective, state: _State, last: int | None) -> dict[str
         return figures
     state.score = figures["score"]
     kept = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
-    state.best = mean_weights(state.best, kept, last) if state.best is not None and last else kept
+    state.best = _mean_weights(state.best, kept, last) if state.best is not None and last else kept
     return figures
 
 
-def mean_weights(mean: dict[str, Tensor], new: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+def _mean_weights(mean: dict[str, Tensor], new: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """The mean of `count` weights, of those before and the new ones; numbers of steps are those of the new ones."""
     return {
         name: mean[name] + (tensor - mean[name]) / count if tensor.is_floating_point() else tensor
