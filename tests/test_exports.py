@@ -25,7 +25,7 @@ FILES = {role: loading.lookup("bundled", role)[0].path for role in ("localizer",
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "slides.onnx"
-    export_onnx(FILES["localizer"], out, threshold=120, tile=256, gsd=1.0)
+    export_onnx(FILES["localizer"], out, threshold=120, tile=256, gsd=0.5)
     return out
 
 
@@ -99,8 +99,8 @@ def test_the_command_line_exports_the_bundled_one_or_a_file(tmp_path: Path, monk
     shutil.copy(graph, tmp_path / "mine.onnx")
     state, info = load_checkpoint(FILES["localizer"])
     save_checkpoint(tmp_path / "mine.safetensors", state, info)
-    assert run(["models", "export", "mine.safetensors", "--onnx", "other.onnx", "--gsd", "2", "--json"]) == 0
-    assert '"gsd_m": 2.0' in capsys.readouterr().out
+    assert run(["models", "export", "mine.safetensors", "--onnx", "other.onnx", "--gsd", "0.4", "--json"]) == 0
+    assert '"gsd_m": 0.4' in capsys.readouterr().out
     assert run(["models", "export", "--onnx"]) == 1
     assert "landslides.onnx exists: give --overwrite" in capsys.readouterr().err
     assert run(["models", "export", "vit_b", "--onnx", "x.onnx"]) == 1
