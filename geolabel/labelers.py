@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geolabel.activation import Activation
+from geolabel.activation import LEVELS, Activation
 from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins, smallest_wins
-from geolabel.masks import FULL, FeaturedMasks, Masks
+from geolabel.masks import EDGE, FULL, FeaturedMasks, Masks
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Labeler
 from geolabel.prompts import Prompts
-from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
+from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,42 @@ def most_alike(masks: Masks, prompts: Prompts, active: BoolArray) -> Int64Array:
         if prompt not in best or alike > best[prompt][0]:
             best[prompt] = alike, index
     return np.asarray(sorted(index for _, index in best.values()), np.int64)
+
+
+AGREED = 0.7
+"""IoU with the region of the activation that it answers, below which a mask is the worse outline. Chosen on images for
+choices: see docs/experiments.md."""
+
+
+def follow_activation(masks: Masks, prompts: Prompts, grey: UInt8Array, threshold: int) -> tuple[Masks, BoolArray]:
+    """Put the region of the activation in the place of each mask that agrees with it by less than `AGREED`.
+
+    The region is what exceeds the threshold inside the prompt's box; its scores rise from `EDGE` with the activation.
+    Prompts without a box, and those of a person, keep their masks.
+
+    Parameters
+    ----------
+    grey : (C, H, W)
+        Activation of each class, 0..255.
+
+    Returns
+    -------
+    The masks, and (M,) which of them follow the activation.
+    """
+    rows = {int(prompt): row for row, prompt in enumerate(prompts.ids)}
+    scores, followed = masks.scores.copy(), np.zeros(len(masks), bool)
+    for index, (prompt, mask) in enumerate(zip(masks.prompt_ids.tolist(), masks.binary, strict=True)):
+        row = rows[prompt]
+        if prompts.drawn[row] or not prompts.has_box[row]:
+            continue
+        values = grey[prompts.class_ids[row]]
+        region = _inside(values > threshold, prompts.boxes[row])
+        union = int(np.count_nonzero(mask | region))
+        if region.any() and np.count_nonzero(mask & region) < AGREED * union:
+            rise = (values.astype(np.int64) - threshold) * (FULL - EDGE) // max(1, LEVELS - threshold)
+            scores[index] = np.where(region, EDGE + rise, 0).astype(np.uint8)
+            followed[index] = True
+    return replace(masks, scores=scores), followed
 
 
 def _inside(mask: BoolArray, box: Float64Array) -> BoolArray:

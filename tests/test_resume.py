@@ -53,7 +53,13 @@ RESULTS = [
     [TileReport(4, "clear", 0.1 + 0.2), TileReport(5, "failed", None, "why")],
     Regions(Spans(THREE, THREE, THREE + 1), THREE.astype(np.int64)),
     MaskTable(
-        np.zeros((0, 4), np.int64), THREE.astype(np.int64), THREE / 3, THREE / 7, THREE, ((Window(1, 2, 3, 4), "x"),)
+        np.zeros((0, 4), np.int64),
+        THREE.astype(np.int64),
+        THREE / 3,
+        THREE / 7,
+        THREE > 1,
+        THREE,
+        ((Window(1, 2, 3, 4), "x"),),
     ),
     ([Spans.empty()], False),
     Sums(THREE, ("score",), np.ones((1, 3), np.int64), np.ones((1, 3), np.int64), np.ones((2, 3), np.int64)),

@@ -23,7 +23,7 @@ from geolabel.extraction import activation_maps
 from geolabel.extraction.activation_maps import Tiles, blend_activation, class_probability, reach, validity
 from geolabel.extraction.plan import Plan, PromptedWindow, Run
 from geolabel.io.store import Store
-from geolabel.labelers import classes_of, most_alike
+from geolabel.labelers import classes_of, follow_activation, most_alike
 from geolabel.masks import FULL, ClassedMasks, Masks
 from geolabel.mosaic import Layers
 from geolabel.parts import EverythingRecipe
@@ -63,6 +63,8 @@ class MaskTable:
     prompt_ids: Int64Array
     predicted_iou: Float32Array
     stability: Float32Array
+    followed: BoolArray
+    """(M,) whether it is the region of the activation, with which the segmenter's mask disagreed."""
     class_ids: Int32Array
     """(M,) index into the classes of the plan."""
     failures: tuple[tuple[Window, str], ...] = ()
@@ -218,14 +220,16 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
     """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
     task, prompted = job
     crops: list[UInt8Array] = []
-    rows: list[tuple[Window, int, float, float, int]] = []
+    rows: list[tuple[Window, int, float, float, int, bool]] = []
     failures: list[tuple[Window, str]] = []
     for seen, valid, masks in _answers(run, prompted, failures):
+        masks, followed = _followed(run, seen, masks)
         classes = _classes(run.plan, masks, seen.prompts)
         for m in np.flatnonzero((masks.quality >= run.plan.method.min_quality) & (classes >= 0)):
             place, scores = _crop(masks.scores[m], valid, seen.window)
             if scores.size:
-                rows.append((place, masks.prompt_ids[m], masks.predicted_iou[m], masks.stability[m], classes[m]))
+                quality = masks.predicted_iou[m], masks.stability[m]
+                rows.append((place, masks.prompt_ids[m], *quality, classes[m], followed[m]))
                 crops.append(scores.ravel())
     table = MaskTable(
         windows=np.asarray([astuple(place) for place, *_ in rows], np.int64).reshape(-1, 4),
@@ -233,6 +237,7 @@ def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
         predicted_iou=np.asarray([row[2] for row in rows], np.float32),
         stability=np.asarray([row[3] for row in rows], np.float32),
         class_ids=np.asarray([row[4] for row in rows], np.int32),
+        followed=np.asarray([row[5] for row in rows], bool),
         failures=tuple(failures),
     )
     flat = np.concatenate([np.zeros(0, np.uint8), *crops])
@@ -281,11 +286,23 @@ def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) 
     return [masks[most_alike(masks, asked, here)] for masks, asked, here in zip(answers, prompts, active, strict=True)]
 
 
+def _followed(run: Run, seen: PromptedWindow, masks: Masks) -> tuple[Masks, BoolArray]:
+    """Masks of which those that disagree with the activation follow it, where it says where masks count; and which."""
+    if not (run.localized and run.plan.method.activation_floor and len(masks)):
+        return masks, np.zeros(len(masks), bool)
+    prompts = seen.prompts.shift(-seen.window.col, -seen.window.row)
+    return follow_activation(masks, prompts, _grey(run, seen.window), run.plan.method.activation_threshold)
+
+
 def _active(run: Run, window: Window) -> BoolArray:
     """(C, H, W) where the activation of each class exceeds the threshold."""
-    threshold = run.plan.method.activation_threshold
-    grey = [blend_activation(run, window, c, partial(reach, threshold)) for c in range(len(run.plan.classes))]
-    return np.stack(grey) > threshold
+    return _grey(run, window) > run.plan.method.activation_threshold
+
+
+def _grey(run: Run, window: Window) -> UInt8Array:
+    """(C, H, W) activation of each class, right where it exceeds the threshold."""
+    near = partial(reach, run.plan.method.activation_threshold)
+    return np.stack([blend_activation(run, window, c, near) for c in range(len(run.plan.classes))])
 
 
 def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:

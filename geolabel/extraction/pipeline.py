@@ -253,6 +253,7 @@ def polygonize(
             smooth_px=parameters.smooth.pixels(gsd),
             predicted_iou=np.concatenate([np.zeros(0, np.float32), *(table.predicted_iou for table in masks)]),
             stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
+            followed=np.concatenate([np.zeros(0, bool), *(table.followed for table in masks)]).astype(np.float32),
             prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
             classes=plan.classes,
         )

@@ -387,6 +387,7 @@ def describe(
     smooth_px: float = 0,
     predicted_iou: Float32Array | None = None,
     stability: Float32Array | None = None,
+    followed: Float32Array | None = None,
     prompt_ids: Int64Array | None = None,
     classes: Sequence[str] = ("landslide",),
 ) -> gpd.GeoDataFrame:
@@ -394,6 +395,8 @@ def describe(
 
     Parameters
     ----------
+    followed : (M,)
+        1 for each mask that is a region of the activation, else 0.
     prompt_ids : (M,)
         The prompt that each mask answers.
     """
@@ -411,6 +414,7 @@ def describe(
         **{column.name: sums.of(column.of, objects.areas) for column in LANDSLIDES if column.of is not None},
         "predicted_iou": _mean_over_winners(sums.wins, objects.count, predicted_iou),
         "stability": _mean_over_winners(sums.wins, objects.count, stability),
+        "activation_share": _mean_over_winners(sums.wins, objects.count, followed),
         "n_prompts": None if sums.wins is None else np.bincount(sums.wins[:, 0], minlength=objects.count),
         "prompts": _prompts_behind(sums.wins, objects.count, prompt_ids),
         "gsd_m": grid.gsd,

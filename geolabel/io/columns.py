@@ -106,6 +106,11 @@ LANDSLIDES = (
         "stability", "real", "Stability (0-1)", "How little its masks change with the threshold", 2, "Quality", "mean"
     ),
     Column(
+        "activation_share", "real", "Outlined by activation (0-1)",
+        "Share of its pixels that the activation outlined, since the mask of the segmenter disagreed with it",
+        2, "Quality", "mean",
+    ),
+    Column(
         "activation_mean", "real", "Mean activation (0-1)", "How strongly the localizer responds to its pixels",
         2, "Quality", "mean", of=Of("activation", "mean", 255),
     ),
