@@ -33,6 +33,7 @@ FEATURES: dict[str, Callable[[Attributes], Float64Array]] = {
     "predicted_iou": _column("predicted_iou"),
     "stability": _column("stability"),
     "activation_mean": _column("activation_mean"),
+    "activation_share": _column("activation_share"),
     "log_area_m2": _log(_column("area_m2")),
     "log_area_px": _log(lambda a: _column("area_m2")(a) / _column("gsd_m")(a) ** 2),
     "log_elongation": _log(_column("elongation")),

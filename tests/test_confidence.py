@@ -31,7 +31,7 @@ MODEL = ConfidenceModel(("score_mean", "log_area_px"), (0.5, 2.0), (0.25, 1.0), 
 
 def table(**columns) -> pd.DataFrame:
     base = {"score_mean": 0.75, "score_max": 0.9, "predicted_iou": 0.8, "stability": 0.7, "activation_mean": 0.6}
-    base |= {"area_m2": 250.0, "gsd_m": 0.5, "elongation": 2.0}
+    base |= {"activation_share": 0.0, "area_m2": 250.0, "gsd_m": 0.5, "elongation": 2.0}
     return pd.DataFrame({name: np.atleast_1d(columns.get(name, value)) for name, value in base.items()})
 
 

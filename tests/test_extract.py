@@ -176,6 +176,8 @@ def test_masks_end_where_activation_is_below_the_floor(
         target.write(image)
     found = run(scene, activation_floor=floor, block_size=block_size)
     assert np.array_equal(as_mask(found.landslides, mask.shape), mask if whole else left)
+    # half of each mask is active: the activation is followed where it says where masks count
+    assert (found.landslides["activation_share"] == (0 if whole else 1)).all()
 
 
 def test_the_same_run_writes_the_same_file(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from geolabel.labelers import (
     OverlapLabeler,
     ThresholdLabeler,
     UnionLabeler,
+    follow_activation,
     gate,
     most_alike,
 )
 from geolabel.labels import IGNORE
-from geolabel.masks import FULL, FeaturedMasks, Masks
+from geolabel.masks import EDGE, FULL, FeaturedMasks, Masks
 from geolabel.parts import Labeler
 from geolabel.prompts import Prompts
 
@@ -184,3 +185,44 @@ def test_a_prompt_asks_about_what_is_active_in_its_box() -> None:
 def test_masks_that_are_equally_alike_are_taken_in_order() -> None:
     masks = replace(masks_of(columns(0, 1), columns(1, 2)), prompt_ids=np.asarray([10, 10]))
     assert most_alike(masks, prompts_of(0), np.zeros((1, 1, 4), bool)).tolist() == [0]
+
+
+def boxed(*class_ids: int, box: tuple[int, int, int, int], origins: tuple[int, ...] | None = None) -> Prompts:
+    prompts = prompts_of(*class_ids)
+    given = prompts.origins if origins is None else np.asarray(origins, np.int8)
+    return replace(prompts, boxes=np.tile(np.asarray(box, float), (len(class_ids), 1)), origins=given)
+
+
+GREY = np.asarray([[[200, 255, 130, 0, 180]], [[0, 0, 0, 255, 255]]], np.uint8)
+"""Activation of two classes of a row of five pixels."""
+
+
+def row(*pixels: int) -> np.ndarray:
+    mask = np.zeros((1, 5), bool)
+    mask[0, list(pixels)] = True
+    return mask
+
+
+def test_a_mask_that_disagrees_becomes_the_region_of_its_prompt() -> None:
+    prompts = boxed(0, 0, 1, box=(0, 0, 4, 1))
+    masks = masks_of(row(0, 1, 2), row(0, 1, 3), row(0, 1, 2))
+    found, followed = follow_activation(masks, prompts, GREY, 120)
+    assert followed.tolist() == [False, True, True]  # IoU 1, 2 of 4, and 0 of 4
+    assert found.scores[0].tolist() == masks.scores[0].tolist()
+    assert found.binary[1].tolist() == row(0, 1, 2).tolist()  # the last pixel is outside the box
+    assert found.binary[2].tolist() == row(3).tolist()
+    # the score rises from the edge at the threshold to the highest at full activation
+    assert found.scores[1, 0].tolist() == [EDGE + 80 * 127 // 135, FULL, EDGE + 10 * 127 // 135, 0, 0]
+    assert masks.scores[1, 0].tolist() == [FULL, FULL, 0, FULL, 0]  # what was given stays as it was
+
+
+def test_a_mask_of_a_person_a_point_or_of_nothing_active_stays() -> None:
+    masks = masks_of(row(3, 4), row(3, 4), row(3))
+    drawn = boxed(0, 0, 0, box=(0, 0, 4, 1), origins=(1, 2, 0))
+    _, followed = follow_activation(masks, drawn, GREY, 120)
+    assert followed.tolist() == [False, False, True]
+    _, followed = follow_activation(masks, prompts_of(0, 0, 0), GREY, 120)
+    assert not followed.any()
+    _, followed = follow_activation(masks, boxed(0, 0, 0, box=(3, 0, 4, 1)), GREY, 120)
+    assert not followed.any()
+    assert follow_activation(Masks.none(1, 5), drawn, GREY, 120)[1].shape == (0,)

@@ -32,6 +32,7 @@ NAMES = (
     "predicted_iou",
     "stability",
     "activation_mean",
+    "activation_share",
     "log_area_px",
     "log_elongation",
 )

@@ -258,8 +258,8 @@ def _working_grid(
     native, (_, coarsest) = reader.scene.grid, gsd_range
     if native.gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
         log.warning(
-            "pixels of %.3g m are enlarged %g times, to less than the networks know (%.3g m): landslides less than "
-            "%.2g m across are not found",
+            "pixels of %.3g m are enlarged %g times, and are still coarser than the %.3g m that the networks know: "
+            "landslides less than %.2g m across are rarely found",
             native.gsd,
             MOST_ENLARGED,
             coarsest,
