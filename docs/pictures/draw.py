@@ -1,6 +1,6 @@
 """Draw the picture of the README: an orthophoto, and what ``geolabel extract`` finds in it beside an expert's outline.
 
-    python docs/pictures/draw.py ../shared/data/sichuan/images/Landslide027.jpg docs/pictures/scene.jpg
+    python docs/pictures/draw.py ../shared/data/sichuan/images/Landslide034.jpg docs/pictures/scene.jpg
 
 The mask of the image is expected in the folder ``masks`` beside the folder ``images``. Run it again when the bundled
 networks change, and put the figures that it prints into the caption.
