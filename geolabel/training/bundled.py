@@ -175,12 +175,9 @@ RECIPES: dict[Preset, Recipe] = {
         judged=2,
     ),
 }
-"""``full`` takes 120 minutes for the segmenter and 80 for the localizer, in bf16 on a core each; ``short`` takes a few
-seconds, to see that it runs.
+"""``full`` takes 120 minutes for the segmenter and 60 for the localizer, in bf16 on a core each; ``short`` takes seconds.
 
-The networks that ship are of earlier recipes, not to be made again byte for byte. The segmenter is of ``refine`` after
-7000 of the 8000 steps of ``full``, both with synthetic scenes of an earlier generator. The localizer is the mean
-(`training.averaging`) of trainings without a trunk that saw photographs.
+The segmenter that ships is of earlier recipes: of ``refine`` after 7000 of the 8000 steps of ``full``.
 """
 
 
