@@ -75,8 +75,7 @@ JUDGED = 40
 Range = tuple[float, float]
 
 GSD_RANGES: dict[Kind, Range] = {"localizer": (0.2, 0.6), "segmenter": (min(GSDS), max(GSDS))}
-"""Ground sample distances, metres, at which networks see scenes. The localizer has coarser ones enlarged: slides of few
-pixels are found where they have four times as many."""
+"""Metres of the pixels that networks see. Coarser scenes are enlarged: small slides are found where they have more."""
 
 Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation of red, green and blue that images are normalised by."""
@@ -175,7 +174,7 @@ RECIPES: dict[Preset, Recipe] = {
         judged=2,
     ),
 }
-"""``full`` takes 120 minutes for the segmenter and 60 for the localizer, in bf16 on a core each; ``short`` takes seconds.
+"""``full`` takes 2 hours for the segmenter and 1 for the localizer, in bf16 on a core each; ``short`` takes seconds.
 
 The segmenter that ships is of earlier recipes: of ``refine`` after 7000 of the 8000 steps of ``full``.
 """
