@@ -294,8 +294,11 @@ def test_polygons_of_two_scenes_that_overlap_are_one_where_they_are_of_one_class
 
 def test_a_review_keeps_its_classes(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     know(monkeypatch, "landslide", "rockfall")
-    monkeypatch.setattr(Networks, "recipes_of", lambda *_: RECIPES)
-    options: dict[str, Any] = {"parameters": Parameters(tile_size=128, activation_floor=0), "overwrite": True}
+    monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
+    options: dict[str, Any] = {
+        "parameters": Parameters(method=ContourMethod(activation_floor=0), tile_size=128),
+        "overwrite": True,
+    }
     out, mask = tmp_path / "slides.gpkg", tmp_path / "mask.tif"
     geolabel.extract(scene, out=out, reading=Reading(stretch="0,255"), **options)
     table = gpd.read_file(out, layer="landslides")
