@@ -78,8 +78,11 @@ def draw(image_path: Path, out: Path, truth_path: Path | None) -> None:
     mask_path = truth_path or image_path.parents[1] / "masks" / f"{image_path.stem}.png"
     known = "the truth" if truth_path else "an expert's outline"
     image = np.asarray(Image.open(image_path).convert("RGB"))
-    with rasterio.open(mask_path) as mask:
-        truth = mask.read(1) == (1 if truth_path else 255)
+    if truth_path:
+        with rasterio.open(truth_path) as raster:
+            truth = raster.read(1) == 1
+    else:
+        truth = np.asarray(Image.open(mask_path).convert("L")) > 127
     landslides, candidates = extract(image_path)
 
     mpl.rcParams["font.family"] = "DejaVu Sans"
