@@ -27,7 +27,7 @@ from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.extraction.segment import GridPrompts
 from geolabel.extraction.work import run_key
-from geolabel.masks import EVERY_CANDIDATE
+from geolabel.masks import EVERY_CANDIDATE, Filters
 from geolabel.methods.diffuprompter import Scenes
 from geolabel.models import loading
 from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
@@ -144,9 +144,10 @@ def test_prompts_become_tokens_a_box_two_and_points_alone_one_more() -> None:
 
 
 @pytest.mark.parametrize("filters", [None, EVERY_CANDIDATE])
-def test_parts_of_either_engine_find_the_same_masks(image: np.ndarray, filters: object) -> None:
+def test_parts_of_either_engine_find_the_same_masks(image: np.ndarray, filters: Filters | None) -> None:
     boxes = np.array([[20.0, 30, 200, 220], [100, 100, 180, 160], [240, 10, 300, 290]])
-    recipe = replace(loading.recipe("segmenter", device="cpu"), filters=filters)
+    recipe = loading.recipe("segmenter", device="cpu")
+    recipe = recipe if filters is None else recipe.everything(filters)
     ours, torchs = (loading.load(loading.with_engine(recipe, engine)) for engine in ENGINES)
     (found,), (expected,) = (part([image[:300, :411]], [Prompts.build(boxes=boxes)]) for part in (ours, torchs))
     assert found.candidates.tolist() == expected.candidates.tolist()
