@@ -1,4 +1,5 @@
-"""Activation maps: normalise, upsample, gate.
+"""Activation maps: normalise, upsample, quantise. Where they are cut: `geolabel.extraction.passes.find_regions`, for
+chips `geolabel.prompters`.
 
 Sources: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction" (APSAM), eq. 1 and 2;
 Zhou et al. (2016), "Learning Deep Features for Discriminative Localization".
