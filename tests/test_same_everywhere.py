@@ -92,6 +92,10 @@ class Later(Future):  # type: ignore[type-arg]
 
 @contextmanager
 def cluster(workers: int, *, processes: bool = False) -> Iterator[None]:
+    def see(folder: str) -> None:  # within a function: sent by value, since workers cannot import this module yet
+        if folder not in sys.path:
+            sys.path.append(folder)
+
     with (
         distributed.LocalCluster(
             n_workers=workers,
@@ -101,8 +105,9 @@ def cluster(workers: int, *, processes: bool = False) -> Iterator[None]:
             host="127.0.0.1",
             protocol="tcp",
         ) as local,
-        distributed.Client(local),
+        distributed.Client(local) as client,
     ):
+        client.run(see, str(Path(__file__).parents[1]))
         yield
 
 
