@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from geolabel.extraction.estimate import EVERYWHERE, NONE
-
 from .terminal import duration, extent, see
 
 Figures = Mapping[str, Any]
@@ -77,6 +75,8 @@ def of_estimate(figures: Figures) -> dict[str, str]:
     """Rows on what a run would take; `figures` are those of `geolabel.extraction.estimate.estimate_scenes`."""
     named = {"scene": "scene", "scenes": "scenes", "working_grid": "grid", "grids": "grids", "device": "device"}
     rows = {label: str(figures[key]) for key, label in named.items() if key in figures}
+    from geolabel.extraction.estimate import EVERYWHERE, NONE
+
     low, high = (duration(figures[name]) for name in (NONE, EVERYWHERE))
     per_low, per_high = (duration(figures[name.replace("seconds", "seconds_per_km2")]) for name in (NONE, EVERYWHERE))
     return rows | {

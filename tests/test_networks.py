@@ -225,7 +225,7 @@ def test_bundled_network_is_what_its_description_says(kind):
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert info.kind == kind
     assert info.classes == ("landslide",)
-    assert info.gsd_range == (0.2, 30)
+    assert info.gsd_range == ((0.2, 0.6) if kind == "localizer" else (0.2, 30))
     assert info.mean == tuple(info.architecture.get("pixel_mean", info.mean))
     if kind == "localizer":
         assert info.stride == network.stride
@@ -238,4 +238,4 @@ def test_bundled_network_is_what_its_description_says(kind):
 
 def test_bundled_networks_stay_small():
     folder = resources.files("geolabel.weights")
-    assert sum((folder / f"{kind}.safetensors").stat().st_size for kind in ("localizer", "segmenter")) <= 12e6
+    assert sum((folder / f"{kind}.safetensors").stat().st_size for kind in ("localizer", "segmenter", "lite0")) <= 25e6

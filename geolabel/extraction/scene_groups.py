@@ -106,6 +106,7 @@ def prepare_scenes(
         See `geolabel.errors`.
     """
     crs = parse_crs(dst_crs)
+    parameters.method.require()
     opened, left_out = _images(_open(scenes, reading))
     _refuse_bands(opened)
     alone = len(scenes) == 1

@@ -71,6 +71,15 @@ class SceneMethod:
         values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         return {"method": self.name} | values
 
+    def require(self) -> None:
+        """Make sure that what the method needs is installed: asked before a scene is opened.
+
+        Raises
+        ------
+        OptionError
+            If an extra is missing.
+        """
+
     def with_defaults(self, networks: Networks) -> Self:  # noqa: ARG002
         """The same settings, with what suits the networks where one is None."""
         return self

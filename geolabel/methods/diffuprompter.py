@@ -231,6 +231,10 @@ class Scenes(SceneMethod):
         super().__post_init__()
         assert self.grounding
 
+    def require(self) -> None:
+        """Ask for the libraries of diffusion networks."""
+        diffusion_files.require_diffusion()
+
     @property
     def grounding(self) -> Grounding:
         """What the diffusion network is asked."""
