@@ -103,7 +103,7 @@ def load_share(
 def load_imagenet_trunk(network: nn.Module, variant: str) -> dict[str, Any]:
     """Load the ImageNet weights that ship into a ResUNet on a trunk of EfficientNet-Lite; return what the file says."""
     trunk = {f"down.{name}": tensor for name, tensor in imagenet.load_trunk(variant).items()}
-    network.load_state_dict(trunk, strict=False)
+    _load_part(network, trunk)
     return {"init": {"share": "backbone", "weights": f"ImageNet, {variant}", "tensors": len(trunk)}}
 
 
@@ -112,5 +112,12 @@ def load_bundled_trunk(network: nn.Module) -> dict[str, Any]:
     path = loading.fetch(loading.lookup("bundled", "localizer")[0])
     state, _ = load_checkpoint(path)
     trunk = {name.replace("trunk.", "down.", 1): tensor for name, tensor in state.items() if name.startswith("trunk.")}
-    network.load_state_dict(trunk, strict=False)
+    _load_part(network, trunk)
     return {"init": {"share": "backbone", "sha256": sha256(path), "tensors": len(trunk)}}
+
+
+def _load_part(network: nn.Module, part: dict[str, Tensor]) -> None:
+    """Load some of a network's tensors, all of which it has to have."""
+    unexpected = network.load_state_dict(part, strict=False).unexpected_keys
+    if unexpected:
+        raise WeightsError(f"the network has no {unexpected[0]}: its trunk is another than that of the weights")

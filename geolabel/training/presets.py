@@ -195,11 +195,8 @@ def _smp(model: str, encoder: str) -> dict[str, Any]:
     return {"name": "smp", "model": model, "encoder": encoder}
 
 
-_TRUNK = {"name": "resunet", "widths": [40, 80, 144, 192], "depths": [2, 2, 2, 2]}
-"""A ResUNet on a trunk as the bundled localizer has it."""
-
-IMAGENET_STUDENT = {"name": "resunet", "trunk": "lite0"}
-"""Architecture of the student `IMAGENET`."""
+LITE_STUDENT = {"name": "resunet", "trunk": "lite0"}
+"""A ResUNet on the trunk of the bundled localizer: architecture of the students `BUNDLED` and `IMAGENET`."""
 
 
 STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
@@ -211,8 +208,8 @@ STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
             "unet": _smp("unet", "resnet34"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
             "segformer": _smp("segformer", "mit_b2"),
-            BUNDLED: _TRUNK,
-            IMAGENET: IMAGENET_STUDENT,
+            BUNDLED: LITE_STUDENT,
+            IMAGENET: LITE_STUDENT,
         },
         epochs=100,
         batch=24,
@@ -225,8 +222,8 @@ STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
             "unet": _smp("unet", "resnet18"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
             "segformer": _smp("segformer", "mit_b0"),
-            BUNDLED: _TRUNK,
-            IMAGENET: IMAGENET_STUDENT,
+            BUNDLED: LITE_STUDENT,
+            IMAGENET: LITE_STUDENT,
         },
         epochs=14,
         batch=12,

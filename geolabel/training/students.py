@@ -29,7 +29,7 @@ from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.training.bundled import norm_of
 from geolabel.training.first_weights import Share, load_bundled_trunk, load_imagenet_trunk, load_share
 from geolabel.training.image_labels import Learning
-from geolabel.training.presets import BUNDLED, IMAGENET, IMAGENET_STUDENT, STUDENTS, StudentPreset
+from geolabel.training.presets import BUNDLED, IMAGENET, LITE_STUDENT, STUDENTS, StudentPreset
 from geolabel.training.samples import Cropping, balanced_indices, generator, take_crop, to_tensor
 from geolabel.training.train import (
     Figures,
@@ -119,7 +119,7 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
             return load_share(network, architecture, classes, *self.init)
         if self.model == BUNDLED:
             return load_bundled_trunk(network)
-        return load_imagenet_trunk(network, IMAGENET_STUDENT["trunk"]) if self.model == IMAGENET else {}
+        return load_imagenet_trunk(network, LITE_STUDENT["trunk"]) if self.model == IMAGENET else {}
 
 
 def _opened(data: str | Path | PaintedExamples) -> PaintedExamples:
