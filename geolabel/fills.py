@@ -20,7 +20,7 @@ LOWEST = -99.0
 """A constant from here down, alone below all other values, is a fill, such as -9999 or -32768."""
 
 MARGIN_SHARE, FILL_SHARE = 0.01, 0.001
-"""Least share of the sample that a margin, or a fill, takes."""
+"""Minimum share of the sample that a margin, or a fill, takes."""
 
 SPARSE = 0.01
 """A scene with a smaller share of valid pixels is worth a word."""

@@ -97,7 +97,7 @@ class Filters:
     predicted_iou: float = 0.88
     """A candidate's predicted IoU has to exceed this."""
     stability: float = 0.95
-    """Least stability, see `stability_score`; an empty mask is never an answer."""
+    """Minimum stability, see `stability_score`; an empty mask is never an answer."""
     offset: float = 1.0
     """Of the stability, logits."""
     duplicate: float = 0.7

@@ -60,10 +60,10 @@ class Parameters:
     block_size: int = 2048
     """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
     score_threshold: float = 0.5
-    """Least score of a landslide's pixels in the mosaic."""
+    """Minimum score of a landslide's pixels in the mosaic."""
     min_confidence: float | None = None
-    """Least confidence of a landslide; what is less sure is a candidate. None for `geolabel.extraction.request.LIKELY`
-    where the networks have a confidence, and for no limit elsewhere."""
+    """Minimum confidence of a landslide; what is less sure is a candidate. None for
+    `geolabel.extraction.request.LIKELY` where the networks have a confidence, and for no limit elsewhere."""
     min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
     max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
     simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
@@ -138,7 +138,7 @@ class Plan:
 
     @property
     def mask_threshold(self) -> int:
-        """Least score, 1..254, of a landslide's pixels."""
+        """Minimum score, 1..254, of a landslide's pixels."""
         return max(1, math.ceil(self.parameters.score_threshold * 254))
 
     @property

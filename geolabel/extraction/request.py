@@ -42,7 +42,7 @@ class Reading:
 
 
 LIKELY = 0.2
-"""Least confidence of a landslide with the bundled networks.
+"""Minimum confidence of a landslide with the bundled networks.
 
 Of the polygons on images for choices, 3 % of those that are right have less, and 20 % of those that are wrong; no set
 of these images loses F1. A higher one leaves fewer false alarms, and misses landslides, large ones among them."""

@@ -344,7 +344,7 @@ def vectorize(
     mosaic, grid, blocks
         The mosaic, or one for each class; where it is; the blocks to read it in, which change memory and speed alone.
     threshold
-        Least score of a landslide's pixels, 1..254.
+        Minimum score of a landslide's pixels, 1..254.
     min_area_px, max_hole_px
         Pixels, see `find_objects`.
     simplify_px, smooth_px

@@ -22,7 +22,7 @@ from geolabel.types import Float32Array, Int32Array, UInt8Array
 __all__ = ["CLASSES", "SyntheticScene", "synthesize"]
 
 SHARE = (0.03, 0.12)
-"""Least and largest part of a scene that landslides are meant to cover."""
+"""Minimum and maximum part of a scene that landslides are meant to cover."""
 
 BARE_RATIO = 2.05
 """Bare ground that is no landslide covers at least this many times the landslides' area."""
