@@ -25,11 +25,11 @@ _LIMITS = {
 }
 
 _MEANING = {
-    "score": "what the weights were selected by",
+    "score": "what states of a training are compared by",
     "map/f1": "F1 of the map's cells at the operating point",
     "map/threshold": "raw value of that point, before calibration",
     "map/hit": "share of windows with slides in which the map's maximum lies on one",
-    "gate/auc": "area under the ROC curve of the class probability of windows",
+    "gate/auc": "area under the ROC curve of the highest class probability of each image",
     "gate/scale": "calibration, folded into the weights",
     "gate/shift": "calibration, folded into the bias",
     "iou/chosen": "mean IoU with the slide asked for, of the candidate that the network prefers",
