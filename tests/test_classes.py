@@ -27,10 +27,10 @@ from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.polygonize import polygonize
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.result import Result, merge_overlaps
-from geolabel.extraction.run_key import run_key
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.extraction.vectorize import find_objects, vectorize
+from geolabel.extraction.work import run_key
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.styles import style_of
