@@ -308,7 +308,7 @@ def weak(
     import time
 
     from geolabel.errors import OptionError
-    from geolabel.evaluation.chippack import pack_chips
+    from geolabel.evaluation.examples import pack_chips
     from geolabel.outputs import check_target
 
     if pack is not None:

@@ -117,7 +117,7 @@ def name(
     geolabel clusters name pseudo/ --chips labelled/
     geolabel clusters name pseudo/ --localizer bundled
     """
-    from geolabel.datasets.clusters import NAME, save_clusters
+    from geolabel.datasets.pseudo_labels import NAME, save_clusters
     from geolabel.engine import worker
     from geolabel.errors import OptionError
     from geolabel.labeling import cluster_names
@@ -156,8 +156,7 @@ def name(
 
 def _read(pseudo: Path) -> Any:
     # The labels of a folder and the clusters that its values are.
-    from geolabel.datasets.clusters import load_clusters
-    from geolabel.datasets.pseudo_labels import PseudoLabels
+    from geolabel.datasets.pseudo_labels import PseudoLabels, load_clusters
     from geolabel.errors import OptionError
 
     labels = PseudoLabels(pseudo)

@@ -116,7 +116,7 @@ class MeasureType(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the text; a bare number is an error that names the units."""
         from geolabel.errors import OptionError
-        from geolabel.units import Measure
+        from geolabel.parsing import Measure
 
         if isinstance(value, Measure):
             return value
@@ -387,8 +387,7 @@ def check_training(file: Path, *modules: str, overwrite: bool) -> None:
     modules
         Libraries that this training needs beside lightning.
     """
-    from geolabel.errors import OutputError
-    from geolabel.extras import require
+    from geolabel.errors import OutputError, require
 
     if file.exists() and not overwrite:
         raise OutputError(f"{file} exists: choose another --out, or give --overwrite")

@@ -80,7 +80,7 @@ def packing_options(command: F) -> F:
 def run_packing(pack: Path, *, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Write the pack and say what is in it."""
     from geolabel.outputs import check_target
-    from geolabel.training.pack import write_pack
+    from geolabel.training.pictures import write_pack
 
     check_target(pack, overwrite=overwrite, suffixes=(".zip",))
     announce({"pack": str(pack)} | write_pack(pack, overwrite=overwrite, **given), as_json=as_json)

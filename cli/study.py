@@ -16,7 +16,7 @@ from .learn import LIBRARIES
 from .terminal import announce, loading, progress_bar
 
 if TYPE_CHECKING:
-    from geolabel.evaluation.table import Section
+    from geolabel.evaluation.steps import Section
 
 
 @group(short_help="Leave out parts of a method, or change its numbers.")

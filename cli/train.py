@@ -150,7 +150,7 @@ def bundled(
     from geolabel.devices import resolve_device, resolve_precision
     from geolabel.errors import OptionError
     from geolabel.training.bundled import train_bundled
-    from geolabel.training.pack import unpack
+    from geolabel.training.pictures import unpack
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)
@@ -281,12 +281,12 @@ def confidence(
     \b
     geolabel train confidence --out geolabel/weights/confidence.json --overwrite
     """
-    from geolabel.extras import require
+    from geolabel.errors import require
 
     require("train", "sklearn", purpose="fitting the confidence")
     from geolabel.evaluation.confidence import fit_confidence
     from geolabel.evaluation.examples import Data
-    from geolabel.models.confidence_files import save_confidence
+    from geolabel.models.confidence import save_confidence
     from geolabel.outputs import check_target
 
     check_target(out, overwrite=overwrite, suffixes=(".json",))

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from geolabel.labeling.cut_chips import cut_chips as cut_chips
     from geolabel.labeling.synthesize import synthesize as synthesize
     from geolabel.methods import label as label
-    from geolabel.units import Measure as Measure
+    from geolabel.parsing import Measure as Measure
 
 _HOMES = {
     "ChipDataset": "geolabel.datasets.chips",
     "GeolabelError": "geolabel.errors",
     "GridPrompts": "geolabel.extraction.segment",
-    "Measure": "geolabel.units",
+    "Measure": "geolabel.parsing",
     "Networks": "geolabel.extraction.request",
     "Parameters": "geolabel.extraction.plan",
     "PseudoLabels": "geolabel.datasets.pseudo_labels",

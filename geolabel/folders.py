@@ -17,8 +17,7 @@ from pathlib import Path
 from geolabel import outputs
 from geolabel.errors import OutputError
 from geolabel.made import NOT_OURS, RECORD, Made, mark_of, write_record
-from geolabel.names import check_name
-from geolabel.parsing import read_json
+from geolabel.parsing import check_name, read_json
 from geolabel.scratch import WITHOUT_LOCKS, Move, Scratch, commit, is_scratch, lock_open, settle
 
 REWRITTEN = "written.json"

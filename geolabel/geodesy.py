@@ -1,17 +1,24 @@
-"""Sizes of polygons on the ground: areas and lengths in metres, wherever the polygons' CRS lies."""
+"""Geometries from one CRS to another, and sizes of polygons on the ground in metres, whatever their CRS.
+
+Longitudes jump at the antimeridian, and so do the coordinates of maps of the world, at their edge. A polygon on both
+sides would reach round the Earth; it is cut there instead, as GeoJSON has it (RFC 7946, section 3.1.9).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pyproj
 import shapely
+from pyproj.crs import ProjectedCRS
+from pyproj.crs.coordinate_operation import LambertAzimuthalEqualAreaConversion
 
 from geolabel.polygons import Geometries
-from geolabel.reprojection import cut_apart, put_together
-from geolabel.types import Float64Array, Int64Array
+from geolabel.types import BoolArray, Float64Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def measure(polygons: Geometries, crs: pyproj.CRS | None, unit_m: float = 1.0) -
     """Measure multipolygons on the ellipsoid of their CRS, or on the plane where it has none.
 
     Rectangles are fitted in the azimuthal equidistant projection around a point inside each polygon. What the edge of
-    the CRS cuts apart, see `geolabel.reprojection`, is measured as a whole.
+    the CRS cuts apart, see `geolabel.geodesy`, is measured as a whole.
 
     Parameters
     ----------
@@ -135,3 +142,228 @@ def _rectangle(hull: Float64Array) -> tuple[float, float]:
     extents = np.stack([np.ptp(hull @ along.T, axis=0), np.ptp(hull @ across.T, axis=0)], axis=1)
     best = extents[np.argmin(extents.prod(axis=1))]
     return float(best.max()), float(best.min())
+
+
+ORIGINS = ("Longitude of natural origin", "Longitude of false origin", "Longitude of projection centre")
+"""Parameters of projections that say which meridian is in the middle of the map."""
+
+HAIR = 1e-9
+"""Degrees between a cut and the edge of a map, 0.1 mm, so that it is known on which edge it is."""
+
+
+def reproject(geometries: Geometries, source: pyproj.CRS, target: pyproj.CRS) -> Geometries:
+    """Change the CRS of geometries (N,) of points and polygons.
+
+    Returns
+    -------
+    (N,) geometries; infinite where `target` has no place for them, and multipolygons where they are cut
+    """
+    transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
+    moved: Geometries = shapely.transform(geometries, transformer.transform, interleaved=False)
+    seam = Seam.of(target)
+    if seam is None or not len(geometries):
+        return moved
+    lonlat = moved
+    if not seam.geographic:
+        degrees = pyproj.Transformer.from_crs(source, seam.geodetic, always_xy=True)
+        lonlat = shapely.transform(geometries, degrees.transform, interleaved=False)
+    return seam.cut(moved, lonlat)
+
+
+@dataclass(frozen=True)
+class Seam:
+    """The meridian where the coordinates of a CRS jump."""
+
+    target: pyproj.CRS
+    geodetic: pyproj.CRS
+    """The CRS of its longitudes and latitudes."""
+    middle: float
+    """Longitude of the meridian opposite, in units of `geodetic`."""
+    turn: float
+    """Once round the Earth, in these units."""
+
+    @classmethod
+    def of(cls, crs: pyproj.CRS) -> Seam | None:
+        """Find the seam of a CRS; None where it has none, or no place on Earth."""
+        crs = _horizontal(crs)
+        geodetic = crs.geodetic_crs
+        if geodetic is None or geodetic.is_geocentric:
+            return None
+        unit = geodetic.axis_info[0].unit_conversion_factor if geodetic.axis_info else math.radians(1)
+        turn = 2 * math.pi / unit
+        if crs.is_geographic:
+            return cls(crs, crs, 0.0, turn)
+        parameters = crs.coordinate_operation.params if crs.coordinate_operation is not None else []
+        middle = next((float(p.value) * p.unit_conversion_factor / unit for p in parameters if p.name in ORIGINS), None)
+        if middle is None or not _jumps(crs, geodetic, middle + turn / 2, turn):
+            return None
+        return cls(crs, geodetic, middle, turn)
+
+    @property
+    def geographic(self) -> bool:
+        """Whether the coordinates are longitudes themselves."""
+        return bool(self.target.is_geographic)
+
+    def cut(self, moved: Geometries, lonlat: Geometries) -> Geometries:
+        """Cut the polygons that the seam runs through.
+
+        Parameters
+        ----------
+        moved : (N,) geometries in the CRS of the seam
+        lonlat : (N,) the same in `geodetic`
+        """
+        result = moved.copy()
+        for index in np.flatnonzero(self.through(lonlat)):
+            result[index] = self._halves(lonlat[index])
+        if self.geographic:
+            bounds = shapely.bounds(result)
+            beyond = np.flatnonzero((bounds[:, 0] < -self.turn / 2) | (bounds[:, 2] > self.turn / 2))
+            result[beyond] = shapely.transform(result[beyond], self._within)
+        return result
+
+    def _from_seam(self, lon: Float64Array) -> Float64Array:
+        """Angle east of the seam, from minus half a turn."""
+        with np.errstate(invalid="ignore"):  # of places that the CRS does not have
+            wrapped: Float64Array = np.mod(lon - self.middle, self.turn) - self.turn / 2
+        return wrapped
+
+    def through(self, lonlat: Geometries) -> BoolArray:
+        """(N,) whether the seam runs through a polygon, or along its side, so that longitudes are of both edges."""
+        points, owner = shapely.get_coordinates(lonlat, return_index=True)
+        short = _extents(self._from_seam(points[:, 0]), owner, len(lonlat)) < self.turn / 2
+        wide = _extents(self._from_seam(points[:, 0] + self.turn / 2), owner, len(lonlat)) > self.turn / 2
+        return np.asarray(short & wide & (shapely.get_dimensions(lonlat) == 2))
+
+    def unrolled(self, points: Float64Array) -> Float64Array:
+        """Points (N, 2) of `geodetic` with angles from the seam; what is a hair from it is on it."""
+        angle = self._from_seam(points[:, 0])
+        return np.stack([np.where(np.abs(angle) < 2 * HAIR, 0.0, angle), points[:, 1]], axis=1)
+
+    def _halves(self, geometry: shapely.Geometry) -> shapely.MultiPolygon:
+        flat = shapely.make_valid(shapely.transform(geometry, self.unrolled), method="structure", keep_collapsed=False)
+        parts: list[shapely.Polygon] = []
+        for west, east, edge in ((-self.turn / 2, 0.0, self.turn / 2), (0.0, self.turn / 2, -self.turn / 2)):
+            side = shapely.intersection(flat, shapely.box(west, -self.turn, east, self.turn))
+            pieces = shapely.get_parts(shapely.get_parts([side]))
+            parts += [self._on_edge(piece, edge) for piece in pieces if piece.geom_type == "Polygon" and piece.area]
+        return shapely.MultiPolygon([shapely.geometry.polygon.orient(part) for part in parts])
+
+    def _on_edge(self, part: shapely.Polygon, edge: float) -> shapely.Polygon:
+        """A part on one side of the seam, in the CRS; `edge` is the angle of the seam on that side of the map."""
+        if self.geographic:
+            return shapely.transform(part, lambda points: points + np.array([edge, 0.0]))
+        back = pyproj.Transformer.from_crs(self.geodetic, self.target, always_xy=True)
+
+        def place(points: Float64Array) -> Float64Array:
+            angle = np.clip(points[:, 0] + edge, HAIR - self.turn / 2, self.turn / 2 - HAIR)
+            lon = np.mod(self.middle + angle + self.turn / 2, self.turn) - self.turn / 2
+            return np.stack(back.transform(lon, points[:, 1]), axis=1)
+
+        return shapely.transform(part, place)
+
+    def _within(self, points: Float64Array) -> Float64Array:
+        return np.stack([np.mod(points[:, 0] + self.turn / 2, self.turn) - self.turn / 2, points[:, 1]], axis=1)
+
+
+def unwrapped(geometries: Geometries, crs: pyproj.CRS) -> Geometries:
+    """Polygons in longitudes that jump inside them, as from 179.9 to -179.9, with longitudes that do not.
+
+    What reaches from edge to edge, such as the outline of the world, is left as it is.
+    """
+    seam = Seam.of(crs)
+    if seam is None or not seam.geographic or not len(geometries):
+        return geometries
+    result = geometries.copy()
+    bounds = shapely.bounds(geometries)
+    for index in np.flatnonzero(bounds[:, 2] - bounds[:, 0] > seam.turn / 2):
+        parts = np.asarray(shapely.get_parts(geometries[index]), object)
+        wide = seam.through(parts) & (np.ptp(shapely.bounds(parts)[:, [0, 2]], axis=1) < seam.turn)
+        parts[wide] = shapely.transform(
+            parts[wide], lambda points: np.stack([np.mod(points[:, 0], seam.turn), points[:, 1]], axis=1)
+        )
+        if wide.any():
+            result[index] = parts[0] if len(parts) == 1 else shapely.union_all(parts)
+    return result
+
+
+def cut_apart(polygons: Geometries, crs: pyproj.CRS) -> BoolArray:
+    """(N,) whether polygons have parts on both edges of a CRS, as `reproject` cuts them."""
+    seam = Seam.of(crs)
+    parts = np.asarray(shapely.get_num_geometries(polygons) > 1)
+    if seam is None or not parts.any():
+        return np.zeros(len(polygons), bool)
+    to_lonlat = pyproj.Transformer.from_crs(crs, seam.geodetic, always_xy=True)
+    lonlat = shapely.transform(polygons[parts], to_lonlat.transform, interleaved=False)
+    result = np.zeros(len(polygons), bool)
+    result[parts] = seam.through(lonlat)
+    return result
+
+
+def put_together(polygon: shapely.MultiPolygon, crs: pyproj.CRS) -> tuple[shapely.MultiPolygon, pyproj.CRS]:
+    """A polygon that `cut_apart` names, as a whole, in an equal-area projection around it."""
+    seam = Seam.of(crs)
+    assert seam is not None
+    to_lonlat = pyproj.Transformer.from_crs(crs, seam.geodetic, always_xy=True)
+    lonlat = shapely.transform(polygon, to_lonlat.transform, interleaved=False)
+    flat = shapely.transform(lonlat, seam.unrolled)
+    middle = flat.representative_point()
+    lon = float(np.mod(middle.x + seam.middle, seam.turn)) - seam.turn / 2
+    plane = ProjectedCRS(LambertAzimuthalEqualAreaConversion(middle.y, lon), geodetic_crs=seam.geodetic)
+    to_plane = pyproj.Transformer.from_crs(seam.geodetic, plane, always_xy=True)
+
+    def place(points: Float64Array) -> Float64Array:
+        return np.stack(to_plane.transform(points[:, 0] + seam.middle + seam.turn / 2, points[:, 1]), axis=1)
+
+    whole = shapely.transform(shapely.union_all(shapely.get_parts([flat])), place)
+    return shapely.MultiPolygon(list(shapely.get_parts([whole]))), plane
+
+
+def near(geometries: Geometries, crs: pyproj.CRS | None, frame: shapely.Polygon) -> Geometries:
+    """Geometries in longitudes, turned round the Earth to where a frame is: 180.1 east is 179.9 west.
+
+    A geometry of which more than one turn meets the frame becomes all of these; one that meets it in none is as it was.
+    """
+    seam = None if crs is None else Seam.of(crs)
+    if seam is None or not seam.geographic or not len(geometries):
+        return geometries
+    left, _, right, _ = frame.bounds
+    bounds = shapely.total_bounds(geometries)
+    if -seam.turn / 2 <= min(left, bounds[0]) and max(right, bounds[2]) <= seam.turn / 2:
+        return geometries
+    result = geometries.copy()
+    for index, geometry in enumerate(geometries):
+        shifts = [np.array([turns * seam.turn, 0.0]) for turns in (-1, 0, 1)]
+        turned = [shapely.transform(geometry, partial(np.add, shift)) for shift in shifts]
+        meeting = [
+            part
+            for part in shapely.get_parts(np.array(turned, object))
+            if part.bounds[0] <= right and part.bounds[2] >= left
+        ]
+        if meeting:
+            result[index] = meeting[0] if len(meeting) == 1 else shapely.union_all(meeting)
+    return result
+
+
+def _horizontal(crs: pyproj.CRS) -> pyproj.CRS:
+    """The part of a CRS that says where something is on the ground."""
+    if crs.is_bound and crs.source_crs is not None:
+        return _horizontal(crs.source_crs)
+    return _horizontal(crs.sub_crs_list[0]) if crs.is_compound else crs
+
+
+def _jumps(crs: pyproj.CRS, geodetic: pyproj.CRS, lon: float, turn: float) -> bool:
+    """Whether the coordinates of a CRS are others on either side of a meridian: not so around the pole of a map."""
+    lat = np.repeat(np.array([10.0, 60.0, -60.0]) * turn / 360, 2)
+    sides = np.tile([lon - HAIR, lon + HAIR], 3)
+    x, y = pyproj.Transformer.from_crs(geodetic, crs, always_xy=True).transform(sides, lat)
+    apart = np.hypot(np.diff(x), np.diff(y))[::2]
+    return bool((apart[np.isfinite(apart)] > 1000).any())
+
+
+def _extents(values: Float64Array, owner: Int64Array, count: int) -> Float64Array:
+    """(count,) range of the values of each owner; owners ascend."""
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, owner, values)
+    np.maximum.at(high, owner, values)
+    extents: Float64Array = high - low
+    return extents

@@ -17,7 +17,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from geolabel.errors import OutputError
-from geolabel.names import check_name
+from geolabel.parsing import check_name
 from geolabel.scratch import Move, Scratch, commit, settle
 
 RASTER_SIDECARS = (".aux.xml", ".msk", ".ovr", ".msk.ovr", ".ovr.aux.xml", ".vat.dbf", ".vat.cpg")

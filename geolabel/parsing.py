@@ -1,15 +1,24 @@
-"""JSON and XML that anyone may have written: bounded in size and depth, and nothing in them is followed or expanded."""
+"""What anyone may have written: JSON, XML, names of files, numbers with units; all bounded in size and depth.
+
+Nothing in them is followed or expanded.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
+import stat
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, TypeGuard
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
-from geolabel.names import check_regular
+from geolabel.errors import OptionError
 
 MAX_JSON_BYTES = 256 << 20
 """Of a file of JSON that a person gives."""
@@ -151,3 +160,120 @@ def parse_length(value: Any) -> float:
 
 def _size(limit: int) -> str:
     return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} KB"
+
+
+MAX_PART_BYTES = 255
+"""Of a name without its folders, on the file systems in use."""
+
+
+def check_name(name: str | os.PathLike[str]) -> None:
+    """Refuse a name that GDAL, GeoPackage and JSON cannot hold, before any work is done.
+
+    Raises
+    ------
+    OptionError
+        If it is not text in UTF-8, as on disks that old systems wrote, or longer than any file can be called.
+    """
+    text = os.fspath(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # The bytes of a name on disk; of one in a JSON file, which no disk has, the characters.
+        shown = re.sub("[\ud800-\udbff]", lambda half: f"\\u{ord(half[0]):x}", text)
+        shown = os.fsencode(shown).decode("utf-8", "backslashreplace")
+        raise OptionError(
+            f"the name {shown} is not text in UTF-8 (bytes with a backslash are of another encoding): rename the file"
+        ) from None
+    file = "://" not in text and not text.startswith("/vsi")
+    longest = max((len(part.encode()) for part in re.split(r"[/\\]", text)), default=0)
+    if file and (longest > MAX_PART_BYTES or "\0" in text):
+        raise OptionError(f"no file can be called {text[:60]!r}... ({longest} bytes): give the name of a file")
+
+
+def check_regular(name: str | os.PathLike[str]) -> None:
+    """Refuse what is no file, but is opened like one: reading a pipe waits for ever, and a device has no end.
+
+    Raises
+    ------
+    OSError
+        If it is a pipe, a socket or a device. What is not there passes, as do files and folders.
+    """
+    try:
+        mode = Path(name).stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(name))
+
+
+def exists(name: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or folder of a name; not where it cannot be, or cannot be seen."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # the latter of what no file system can hold
+        return False
+
+
+Unit = Literal["m", "m2", "px"]
+"""Metres, square metres, or pixels of the working grid: their sides where a length is meant, else their number."""
+
+MEASURE = re.compile(r"\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z][a-zA-Z0-9]*|)\s*")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A length or an area that is not negative, such as ``2px``, ``1.5m`` or ``400m2``.
+
+    Raises
+    ------
+    OptionError
+        If the value is negative or not finite.
+    """
+
+    value: float
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and self.value >= 0):
+            raise OptionError(f"{self}: a length or an area has to be a number that is not negative")
+
+    @classmethod
+    def parse(cls, text: str, units: Collection[str] = ("m", "m2", "px")) -> Self:
+        """Read a number with one of `units`, in any case and with or without a space between.
+
+        Raises
+        ------
+        OptionError
+            If the text is no number, lacks its unit, or has one that does not fit.
+
+        Examples
+        --------
+        >>> Measure.parse("400 m2")
+        Measure(value=400.0, unit='m2')
+        """
+        match = MEASURE.fullmatch(text)
+        if match is None:
+            raise OptionError(f"{text!r} is not a number with a unit, such as {_examples('10', units)}")
+        number, unit = match[1], match[2].lower()
+        if not unit:
+            raise OptionError(f"{text!r} lacks a unit: give {_examples(number, units)}")
+        if not (_is_unit(unit) and unit in units):
+            raise OptionError(f"{text!r}: the unit {match[2]} does not fit here: give {_examples(number, units)}")
+        return cls(float(number), unit)
+
+    def pixels(self, gsd: float) -> float:
+        """Sides of pixels, or a number of pixels where the measure is an area, at `gsd` metres per pixel."""
+        if self.unit == "px":
+            return self.value
+        return self.value / (gsd if self.unit == "m" else gsd**2)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{self.unit}"
+
+
+def _is_unit(text: str) -> TypeGuard[Unit]:
+    return text in ("m", "m2", "px")
+
+
+def _examples(number: str, units: Collection[str]) -> str:
+    return " or ".join(f"{number}{unit}" for unit in units)

@@ -398,10 +398,10 @@ def main(folder: Path, cases: list[str]) -> None:
     import dask
     import torch  # noqa: F401  # its libraries have no place in the memory that a case may take
 
-    from geolabel.engine import lock
+    from geolabel.engine import run_state
 
     dask.config.set(scheduler="synchronous")
-    lock.BEAT = 0.05
+    run_state.BEAT = 0.05
     faulthandler.enable()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + SPARE_BYTES,) * 2)

@@ -19,17 +19,16 @@ from shapely import Point
 
 from geolabel.cli.main import run as command
 from geolabel.clusters import Source
-from geolabel.datasets.clusters import load_clusters, save_clusters
-from geolabel.datasets.images import ImageFolder
-from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.datasets.examples import ImageFolder
+from geolabel.datasets.pseudo_labels import PseudoLabels, load_clusters, save_clusters
 from geolabel.engine import worker
-from geolabel.engine.progress import Silent
+from geolabel.engine.tasks import Silent
 from geolabel.errors import OutputError
 from geolabel.labeling.regions import RegionFolder, find_regions
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.models import loading
-from geolabel.models.defaults import segmenter_defaults
+from geolabel.models.bundled import segmenter_defaults
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "urls", "errors", "extras", "names", "parsing", "scratch", "outputs", "made", "folders", "types", "typecheck",
-    "units", "bands", "tiles", "scene", "resampling",
+    "urls", "errors", "parsing", "scratch", "outputs", "made", "folders", "types",
+    "bands", "tiles", "scene", "resampling",
     "radiometry", "fills", "activation", "prompts", "masks", "mosaic", "labels", "chips", "seams",
-    "cross_tile_matching", "polygons", "reprojection", "geodesy", "metrics",
-    "confidence", "clusters", "concepts",
-    "pictures", "devices", "crf", "parts", "prompters", "labelers", "pipeline", "testing",
+    "cross_tile_matching", "polygons", "geodesy", "metrics",
+    "clusters", "concepts",
+    "pictures", "devices", "parts", "prompters", "labelers", "testing",
     "weights", "synthetic", "io", "io.read", "io.write", "datasets", "models.nets", "models",
     "engine", "extraction", "labeling", "training", "methods", "evaluation", "api", "cli",
 )  # fmt: skip

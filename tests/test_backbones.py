@@ -8,7 +8,7 @@ from geolabel.errors import WeightsError
 from geolabel.models.nets import build
 from geolabel.models.nets.classifier import Classifier, class_logits, merged_maps
 from geolabel.models.nets.localizer import PyramidLocalizer
-from geolabel.models.nets.resunet import ResUNet
+from geolabel.models.nets.student import ResUNet
 from geolabel.models.nets.wideresnet import WideResNet38
 
 

@@ -26,16 +26,16 @@ from geolabel.evaluation import (
     scene_scores,
     scenes,
     sections,
-    table,
+    steps,
 )
 from geolabel.evaluation.calibration import draw_curves, expected_calibration_error, reliability
 from geolabel.evaluation.examples import Example, Files, SyntheticScenes
 from geolabel.evaluation.scene_scores import SceneScores, Truth
 from geolabel.evaluation.scenes import Answer
-from geolabel.evaluation.table import OURS, Measurement, Section
+from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.metrics import Boundary, Confusion, WidthCounts
 from geolabel.models import loading
-from geolabel.models.measured import load_measured
+from geolabel.models.bundled import load_measured
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 
@@ -401,7 +401,7 @@ def test_a_section_is_read_back_as_it_was_and_shows_what_is_not_defined():
 
 def test_extremes_rank_cases():
     cases = [{"name": str(k), OURS: k / 10} for k in range(5)]
-    assert table.extremes(cases, 2) == "Best: 4 0.40; 3 0.30.\n\nWorst: 0 0.00; 1 0.10.\n"
+    assert steps.extremes(cases, 2) == "Best: 4 0.40; 3 0.30.\n\nWorst: 0 0.00; 1 0.10.\n"
 
 
 # derived tables

@@ -22,10 +22,10 @@ from geolabel.extraction import request, result
 from geolabel.extraction.request import LIKELY, Networks, Reading, with_limit
 from geolabel.extraction.vectorize import Objects
 from geolabel.methods import s2c
+from geolabel.parsing import Measure
 from geolabel.seams import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 NONE = Measure(0, "px")

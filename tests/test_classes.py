@@ -36,10 +36,10 @@ from geolabel.io.read.scenes import SceneReader
 from geolabel.io.styles import style_of
 from geolabel.methods.student import Scenes as Student
 from geolabel.mosaic import Layers
+from geolabel.parsing import Measure
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES, FakeLocalizer, FakeSegmenter
 from geolabel.tiles import BlockGrid, Window
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 350_000, 0, -0.5, 3_450_000)
 ZERO = Measure(0, "px")

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from geolabel.clusters import Clusters, Source
-from geolabel.datasets.clusters import ClusterFile, load_clusters, save_clusters
+from geolabel.datasets.pseudo_labels import ClusterFile, load_clusters, save_clusters
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Filters
 from geolabel.training.clusters import BATCH, fit_clusters, predict_count

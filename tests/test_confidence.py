@@ -13,9 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from geolabel.cli.train import train
-from geolabel.confidence import FEATURES, ConfidenceModel, features
 from geolabel.engine import worker
-from geolabel.engine.progress import Silent
+from geolabel.engine.tasks import Silent
 from geolabel.errors import GeolabelError, WeightsError
 from geolabel.evaluation import confidence as fitting
 from geolabel.evaluation import examples
@@ -23,7 +22,16 @@ from geolabel.evaluation.confidence import NAMES, Polygons, Source, collect, fit
 from geolabel.evaluation.examples import Example
 from geolabel.extraction.request import Networks
 from geolabel.models import loading
-from geolabel.models.confidence_files import FittedConfidence, confidence_of, load_confidence, save_confidence, shipped
+from geolabel.models.confidence import (
+    FEATURES,
+    ConfidenceModel,
+    FittedConfidence,
+    confidence_of,
+    features,
+    load_confidence,
+    save_confidence,
+    shipped,
+)
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 MODEL = ConfidenceModel(("score_mean", "log_area_px"), (0.5, 2.0), (0.25, 1.0), (1.0, -2.0), 0.5)
@@ -93,7 +101,7 @@ def test_the_fit_is_scikit_learns(monkeypatch):
     oracle = LogisticRegression().fit(
         scaler.transform(data.features), data.right, sample_weight=data.weight / data.weight.mean()
     )
-    monkeypatch.setattr("geolabel.confidence.FEATURES", {n: lambda a, n=n: np.asarray(a[n]) for n in NAMES})
+    monkeypatch.setattr("geolabel.models.confidence.FEATURES", {n: lambda a, n=n: np.asarray(a[n]) for n in NAMES})
     said = model(dict(zip(NAMES, data.features.T, strict=True)))
     assert said == pytest.approx(oracle.predict_proba(scaler.transform(data.features))[:, 1], abs=1e-6)
     assert figures["polygons"] == 600

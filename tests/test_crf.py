@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from geolabel.crf import DenseCrf, bilateral, gaussian, normalised
 from geolabel.errors import OptionError
+from geolabel.models.refined import DenseCrf, bilateral, gaussian, normalised
 
 
 def picture(seed: int = 0, size: int = 24) -> np.ndarray:

@@ -22,9 +22,9 @@ from geolabel.methods import cism
 from geolabel.methods.student import Scenes as Student
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.loading import PUBLISHED
-from geolabel.models.nets.resunet import ResUNet
+from geolabel.models.nets.student import ResUNet
+from geolabel.parsing import Measure
 from geolabel.testing import FakeLocalizer
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 READING = Reading(stretch="0,255")

@@ -25,13 +25,15 @@ from geolabel.errors import ChipError, OptionError, WeightsError
 from geolabel.labels import BACKGROUND, LabelMap, closed_regions
 from geolabel.models import loading
 from geolabel.models.checkpoint import read_info
-from geolabel.models.nets.detector import build_detector
-from geolabel.training.average_precision import NAMES, AveragePrecision, ScoredMasks
+from geolabel.models.nets.student import build_detector
 from geolabel.training.detectors import (
     FILE,
     MAX_OBJECTS,
+    NAMES,
+    AveragePrecision,
     DetectorLosses,
     DetectorRequest,
+    ScoredMasks,
     crop_objects,
     detect,
 )
@@ -250,7 +252,7 @@ def build_tiny(classes: int, **_: object) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, float]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("geolabel.models.nets.detector.build_detector", build_tiny)
+        patch.setattr("geolabel.models.nets.student.build_detector", build_tiny)
         yield _trained(tmp_path_factory)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from geolabel.activation import Activation
 from geolabel.cli.main import run
 from geolabel.concepts import Grounding, parse_concepts
-from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import OptionError
 from geolabel.labels import closed_regions

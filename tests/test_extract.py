@@ -35,11 +35,11 @@ from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scenes import SceneReader
 from geolabel.masks import Masks
 from geolabel.methods.student import Scenes as Student
+from geolabel.parsing import Measure
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.prompts import Prompts
 from geolabel.testing import FakeLocalizer
 from geolabel.types import UInt8Array
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=4), SegmenterRecipe("stand-in", "0" * 64)

@@ -19,8 +19,7 @@ from PIL import Image
 from geolabel.cli.main import run as command
 from geolabel.clusters import Clusters, Source
 from geolabel.datasets.chips import read_chips
-from geolabel.datasets.clusters import ClusterFile, save_clusters
-from geolabel.datasets.pseudo_labels import PseudoLabelWriter
+from geolabel.datasets.pseudo_labels import ClusterFile, PseudoLabelWriter, save_clusters
 from geolabel.errors import OutputError
 from geolabel.folders import WORK, check_folder, making, promise, replacing_folder, work_folder, written_elsewhere
 from geolabel.labels import LabelMap

@@ -16,7 +16,7 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 from geolabel.datasets.chips import ChipDataset, PaintedChips, read_chips
 from geolabel.datasets.geochips import GeoChips
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
-from geolabel.engine.progress import Silent
+from geolabel.engine.tasks import Silent
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Networks
 from geolabel.io.write.rasters import write_geotiff

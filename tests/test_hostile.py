@@ -15,9 +15,8 @@ from affine import Affine
 from PIL import Image
 
 from geolabel.datasets.chips import read_chips, read_image
-from geolabel.datasets.clusters import load_clusters
 from geolabel.datasets.instances import CocoInstances, read_instances
-from geolabel.datasets.pseudo_labels import PseudoLabels
+from geolabel.datasets.pseudo_labels import PseudoLabels, load_clusters
 from geolabel.engine.run_state import State
 from geolabel.engine.tasks import unpack
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError
@@ -26,7 +25,7 @@ from geolabel.io.read.features import spatial_layers
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scenes import SceneReader
 from geolabel.models.checkpoint import NetworkInfo
-from geolabel.models.confidence_files import load_confidence
+from geolabel.models.confidence import load_confidence
 from geolabel.parsing import parse_json, parse_xml
 from geolabel.pictures import open_picture
 

@@ -9,7 +9,9 @@ from skimage import data
 
 from geolabel.errors import WeightsError
 from geolabel.models.nets import build
-from geolabel.models.nets.imagenet import MEAN, STD, VARIANTS, LiteTrunk, convert, load_trunk
+from geolabel.models.nets.trunk import IMAGENET_MEAN as MEAN
+from geolabel.models.nets.trunk import IMAGENET_STD as STD
+from geolabel.models.nets.trunk import VARIANTS, LiteTrunk, convert, load_trunk
 
 
 def with_wheel_names(variant):

@@ -10,7 +10,7 @@ import rasterio
 from affine import Affine
 from PIL import Image
 
-from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.examples import ImageFolder
 from geolabel.errors import OptionError, SceneError
 
 RAMP = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)

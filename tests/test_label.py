@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
-from geolabel.engine.progress import Silent
+from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.labelers import UnionLabeler
 from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import LabelMap
 from geolabel.methods import METHODS
-from geolabel.parts import SegmenterRecipe
-from geolabel.pipeline import Pipeline, label_image
+from geolabel.parts import Pipeline, SegmenterRecipe, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.types import UInt8Array

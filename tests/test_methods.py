@@ -17,13 +17,13 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.io.write.rasters import write_geotiff
-from geolabel.labeling import label_chips
-from geolabel.labeling.label_chips import ActivatedLabels
+from geolabel.labeling import label
+from geolabel.labeling.label import ActivatedLabels
 from geolabel.labels import BACKGROUND
 from geolabel.methods import METHODS, apsam, cism, s2c
 from geolabel.models import loading
+from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
-from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.models.sam import FittingSegmenter
 from geolabel.prompts import Prompts
@@ -153,7 +153,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["apsam", "s2c", "cism"])
 def test_the_command_line_labels(method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(label_chips, "chip_localizer", lambda *_, **__: LOCALIZER)
+    monkeypatch.setattr(label, "chip_localizer", lambda *_, **__: LOCALIZER)
     monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=12))
     monkeypatch.setattr(request, "check_trained", lambda *_: None)
     words = ["label", str(folder), "--method", method, "--out", str(tmp_path / "pseudo"), "--device", "cpu", "-q"]
@@ -206,9 +206,9 @@ def test_the_bundled_networks_label(folder: Path, tmp_path: Path):
 
 def test_all_views_or_one():
     recipe = loading.recipe("localizer", "bundled", device="cpu")
-    assert isinstance(label_chips.chip_localizer(recipe), MultiscaleLocalizer)
+    assert isinstance(label.chip_localizer(recipe), MultiscaleLocalizer)
     image = chip()
-    (one,), (many,) = (label_chips.chip_localizer(recipe, multiscale=flag)([image]) for flag in (False, True))
+    (one,), (many,) = (label.chip_localizer(recipe, multiscale=flag)([image]) for flag in (False, True))
     assert np.abs(one.values - many.values).max() > 0.01
 
 

@@ -17,7 +17,7 @@ from geolabel.cli.main import run
 from geolabel.errors import OptionError
 from geolabel.extraction.polygonize import polygonize
 from geolabel.io.write.geopackage import read_provenance
-from geolabel.names import check_name, exists
+from geolabel.parsing import check_name, exists
 
 ODD = ["x!y", "x;y", "x#y", "x?y=1", "x%20y", "x y", "日本 ä", "x[1]y", "it's", "a+b&c$d", "x.zip"]
 WINDOWS = set('?"*<>|:')

@@ -14,8 +14,7 @@ from PIL import Image
 
 from geolabel.cli.main import run as command
 from geolabel.clusters import Clusters, Source
-from geolabel.datasets.clusters import ClusterFile, load_clusters, save_clusters
-from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
+from geolabel.datasets.pseudo_labels import ClusterFile, PseudoLabels, PseudoLabelWriter, load_clusters, save_clusters
 from geolabel.engine import worker
 from geolabel.errors import OptionError, SceneError
 from geolabel.labeling.cluster_names import (

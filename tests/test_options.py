@@ -17,7 +17,7 @@ from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_method import SceneMethod
 from geolabel.methods import METHODS, alps, cism, student
-from geolabel.units import Measure
+from geolabel.parsing import Measure
 
 
 def given(*arguments: str) -> Request:

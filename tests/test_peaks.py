@@ -16,8 +16,8 @@ from geolabel.extraction.extract import extract
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks, Reading
 from geolabel.methods import s2c
+from geolabel.parsing import Measure
 from geolabel.testing import FakeLocalizer, FakeSegmenter, brightness
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 HEIGHT, WIDTH = 200, 260

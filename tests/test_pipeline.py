@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from geolabel.labelers import ThresholdLabeler, UnionLabeler
-from geolabel.parts import Everywhere, Localizer, NoMasks, NoPrompts, Prompter, Segmenter
-from geolabel.pipeline import Pipeline, label_image
+from geolabel.parts import Everywhere, Localizer, NoMasks, NoPrompts, Pipeline, Prompter, Segmenter, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 

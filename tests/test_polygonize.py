@@ -21,9 +21,9 @@ from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.write.rasters import write_cog
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import Layers
+from geolabel.parsing import Measure
 from geolabel.scene import Grid
 from geolabel.tiles import BlockGrid
-from geolabel.units import Measure
 
 PLACE = Affine(0.5, 0, 400000, 0, -0.5, 3000000)
 

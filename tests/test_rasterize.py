@@ -5,7 +5,7 @@ import shapely
 from affine import Affine
 from rasterio import features
 
-from geolabel.io.write.rasterize import in_pixels, rasterize
+from geolabel.io.write.rasters import in_pixels, rasterize
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 

@@ -13,11 +13,10 @@ from shapely import box
 
 from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.result import reprojected
-from geolabel.geodesy import measure
+from geolabel.geodesy import measure, near, reproject, unwrapped
 from geolabel.io.read.features import in_crs, read_aoi
 from geolabel.io.write.vectors import write_layers
 from geolabel.polygons import Geometries
-from geolabel.reprojection import near, reproject, unwrapped
 from geolabel.scene import Grid
 
 LONLAT = pyproj.CRS(4326)

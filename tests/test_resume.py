@@ -21,10 +21,9 @@ from affine import Affine
 from safetensors.numpy import save_file
 
 from geolabel.cli.main import run as command
-from geolabel.engine import lock
-from geolabel.engine.lock import Holder, holder, locked
+from geolabel.engine import run_state
 from geolabel.engine.run_folder import Folder, RunFolderOptions, clean, find_runs, opened, summarize, written_by
-from geolabel.engine.run_state import STOP, State, difference
+from geolabel.engine.run_state import STOP, Holder, State, difference, holder, locked
 from geolabel.engine.tasks import Pass, Recorded, pack, unpack
 from geolabel.errors import OutputError, RunError
 from geolabel.extraction.extract import run_extract
@@ -295,7 +294,7 @@ def dead_process() -> int:
 def hold(folder: Path, **changes: object) -> Holder:
     kept = replace(Holder.here(), **changes)
     folder.mkdir(exist_ok=True)
-    (folder / lock.LOCK).write_bytes(kept.dump())
+    (folder / run_state.LOCK).write_bytes(kept.dump())
     return kept
 
 
@@ -316,11 +315,11 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, changes: dict[str, object]) -> None:
     hold(tmp_path / "run", **changes)
     with locked(storage_at(tmp_path / "run"), "run", on_loss=lambda: None):
-        assert json.loads((tmp_path / "run" / lock.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / "run" / run_state.LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_a_run_elsewhere_is_known_by_its_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(run_state, "BEAT", 0.05)
     kept = hold(tmp_path, host="another machine")
     assert holder(storage_at(tmp_path)) is None  # it gives none
     beating = threading.Timer(0.03, lambda: hold(tmp_path, host="another machine", token=kept.token, beat=1))
@@ -343,22 +342,22 @@ def test_a_run_elsewhere_is_known_by_its_signs_of_life(tmp_path: Path, monkeypat
     ],
 )
 def test_a_lock_that_says_nothing_holds_nobody(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.01)
-    (tmp_path / lock.LOCK).write_text(text)
+    monkeypatch.setattr(run_state, "BEAT", 0.01)
+    (tmp_path / run_state.LOCK).write_text(text)
     assert holder(storage_at(tmp_path)) is None
     with locked(storage_at(tmp_path), "run", on_loss=lambda: None):
         assert holder(storage_at(tmp_path)) is not None
 
 
 def test_whoever_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.02)
+    monkeypatch.setattr(run_state, "BEAT", 0.02)
     lost = threading.Event()
     with locked(storage_at(tmp_path), "run", on_loss=lost.set):
         time.sleep(0.1)
-        assert json.loads((tmp_path / lock.LOCK).read_text())["beat"] > 0
+        assert json.loads((tmp_path / run_state.LOCK).read_text())["beat"] > 0
         hold(tmp_path, token="another")
         assert lost.wait(30)
-    assert json.loads((tmp_path / lock.LOCK).read_text())["token"] == "another"
+    assert json.loads((tmp_path / run_state.LOCK).read_text())["token"] == "another"
 
 
 # Keys

@@ -29,8 +29,8 @@ from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_method import ContourMethod
 from geolabel.io.read.review import read_review, read_work
 from geolabel.methods import s2c
+from geolabel.parsing import Measure
 from geolabel.testing import RECIPES
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 NONE = Measure(0, "px")

@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geolabel.datasets.chips import read_chips
-from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.engine import executors, worker
-from geolabel.engine.progress import Silent
 from geolabel.engine.run_folder import RunFolderOptions
+from geolabel.engine.tasks import Silent
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.plan import Parameters, Plan, make_plan
@@ -44,16 +44,15 @@ from geolabel.io.write.rasters import write_geotiff
 from geolabel.labelers import UnionLabeler
 from geolabel.labeling.cut_chips import cut_chips
 from geolabel.labeling.label import label_images
-from geolabel.labeling.segment_maps import segment_maps
+from geolabel.labeling.regions import segment_maps
 from geolabel.labels import LabelMap
 from geolabel.masks import Filters
-from geolabel.parts import EverywhereRecipe
-from geolabel.pipeline import Pipeline, label_image
+from geolabel.parsing import Measure
+from geolabel.parts import EverywhereRecipe, Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.scene import Grid
 from geolabel.testing import RECIPES, FakeLocalizer, binary_masks, grids
 from geolabel.types import BoolArray, UInt8Array
-from geolabel.units import Measure
 
 PLACE = Grid(None, Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), 1, 1)
 NONE = Measure(0, "px")

@@ -21,10 +21,10 @@ from geolabel.errors import OptionError
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.segment import GridPrompts, segment
 from geolabel.masks import FULL, Masks
+from geolabel.parsing import Measure
 from geolabel.parts import Everywhere
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 LEVELS = (100, 160, 220)

@@ -17,11 +17,11 @@ from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE, LabelMap
 from geolabel.models import loading
+from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own, read_info
-from geolabel.models.dense import DenseLocalizer
-from geolabel.models.nets import build, imagenet
-from geolabel.models.nets.resunet import ResUNet
-from geolabel.models.nets.student import zoomed_probabilities
+from geolabel.models.nets import build
+from geolabel.models.nets.student import ResUNet, zoomed_probabilities
+from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, load_trunk
 from geolabel.parts import Localizer
 from geolabel.training.first_weights import load_bundled_trunk, load_imagenet_trunk
 from geolabel.training.fit import Schedule
@@ -194,8 +194,8 @@ def test_a_student_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
     request = StudentRequest("imagenet", steps=2, batch=2, size=64)
     assert train(Painted(), tmp_path, request, networks=CPU)["steps"] == 2
     info = read_info(tmp_path / FILE)
-    assert (info.mean, info.std) == (imagenet.MEAN, imagenet.STD)
-    trunk = imagenet.load_trunk("lite0")
+    assert (info.mean, info.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    trunk = load_trunk("lite0")
     assert info.trained["init"] == {"share": "backbone", "weights": "ImageNet, lite0", "tensors": len(trunk)}
     network = build({**STUDENTS["cpu"].architectures["imagenet"], "classes": 2})
     load_imagenet_trunk(network, "lite0")

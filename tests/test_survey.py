@@ -27,10 +27,10 @@ from geolabel.extraction.result import merge_overlaps, overlapping
 from geolabel.extraction.scene_method import ContourMethod
 from geolabel.extraction.work import scenes_of
 from geolabel.io.write.geopackage import read_provenance
+from geolabel.parsing import Measure
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 from geolabel.types import BoolArray
-from geolabel.units import Measure
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 SIZE = 220

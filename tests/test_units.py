@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from geolabel.errors import OptionError
-from geolabel.units import Measure
+from geolabel.parsing import Measure
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,17 @@ from geolabel.activation import Activation
 from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.engine import worker
-from geolabel.engine.progress import Silent
+from geolabel.engine.tasks import Silent
 from geolabel.errors import ChipError, OptionError, OutputError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labelers import ConfidenceLabeler
-from geolabel.labeling.segment_maps import segment_everything, segment_maps
+from geolabel.labeling.regions import segment_everything, segment_maps
 from geolabel.masks import Filters
 from geolabel.models import loading
+from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.checkpoint import load_own, read_info
-from geolabel.models.defaults import segmenter_defaults
-from geolabel.models.nets import imagenet
 from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.nets.trunk import IMAGENET_MEAN, load_trunk
 from geolabel.prompters import GridPrompter, PeakPrompter
 from geolabel.testing import FakeSegmenter
 from geolabel.tiles import mirrored
@@ -371,8 +371,8 @@ def test_a_training_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
     request, networks = LocalizerRequest(init="imagenet"), Networks(device="cpu")
     train(chips(8), tmp_path, request, preset=numbers, networks=networks)
     network, info = load_own(tmp_path / FILE, "localizer")
-    assert (info.mean, info.stride) == (imagenet.MEAN, 8)
-    for name, tensor in imagenet.load_trunk("lite0").items():
+    assert (info.mean, info.stride) == (IMAGENET_MEAN, 8)
+    for name, tensor in load_trunk("lite0").items():
         torch.testing.assert_close(network.trunk.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
     with pytest.raises(OptionError, match="backbone resnet18 is that of a network with init none: init is imagenet"):
         train(chips(8), tmp_path, replace(request, backbone="resnet18"), networks=networks)

@@ -12,11 +12,11 @@ from geolabel.chips import Chip, ChipList
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.engine import worker
-from geolabel.engine.progress import Silent
+from geolabel.engine.tasks import Silent
 from geolabel.errors import ChipError, OptionError
 from geolabel.evaluation import steps, studies, weak, weak_report
 from geolabel.evaluation.baselines import centred_ellipse
-from geolabel.evaluation.chippack import pack_chips, unpack_chips
+from geolabel.evaluation.examples import pack_chips, unpack_chips
 from geolabel.evaluation.network_scores import THRESHOLDS, MapScores, iou, label_scores, mosaic_of, mosaic_scores
 from geolabel.evaluation.weak_report import draw_sheet
 from geolabel.extraction.request import Networks

@@ -30,8 +30,7 @@ from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.datasets.tables import means_nothing, read_table
 from geolabel.errors import ChipError
 from geolabel.labels import BACKGROUND, IGNORE
-from geolabel.names import check_name
-from geolabel.parsing import parse_length, parse_name, read_json
+from geolabel.parsing import check_name, parse_length, parse_name, read_json
 from geolabel.pictures import open_picture
 from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array

@@ -1,14 +1,21 @@
-"""Sets that a network learns from: images with their label maps or objects, read one by one, when asked for."""
+"""Images that a network learns from, alone or with their label maps or objects, read one by one, when asked for."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from geolabel.datasets.pseudo_labels import unique_names
+from geolabel.errors import SceneError
+from geolabel.io.read.scenes import SceneReader
 from geolabel.labels import Instances
+from geolabel.radiometry import Stretch
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 Example = TypeVar("Example", covariant=True)
@@ -95,3 +102,99 @@ class PaintedSubset(Subset[Painted]):
     def shown(self) -> BoolArray:
         """(N,) whether an image shows a class."""
         return np.asarray(self.whole.shown[self.index], bool)
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+SAMPLED = 32
+"""Images that the stretch of a folder is taken from, where they are not 8-bit."""
+
+PLAIN = Stretch((0.0,) * 3, (255.0,) * 3, "none")
+"""8-bit values as they are."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images below a folder, in the order of their paths; each is read when it is asked for.
+
+    Where the folder has a folder ``images``, as labelled chips do, only that is looked into.
+
+    Raises
+    ------
+    SceneError
+        If the folder is not there or holds no image.
+    """
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise SceneError(f"{self.root} is no folder: give a folder of images")
+        if not self.paths:
+            raise SceneError(f"{self.root} holds no image: known are {', '.join(SUFFIXES)}")
+
+    @cached_property
+    def inner(self) -> Path:
+        """The folder that the images lie below."""
+        inner = self.root / "images"
+        return inner if inner.is_dir() else self.root
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folder, and the one that the images are in, which may be a link to another."""
+        return (self.root, self.inner)
+
+    @cached_property
+    def paths(self) -> Sequence[Path]:
+        """The files."""
+        return sorted(path for path in self.inner.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A name for every image.
+
+        Raises
+        ------
+        OptionError
+            If two images have one name.
+        """
+        return unique_names(self.paths, self.inner)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the names and sizes of the files: by what the same images are known again."""
+        marks = (f"{path.relative_to(self.inner).as_posix()} {path.stat().st_size}" for path in self.paths)
+        return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> UInt8Array:
+        """Read one image (H, W, 3), red first; 0 where it is not valid.
+
+        Raises
+        ------
+        SceneError
+            If it cannot be read.
+        """
+        with _reader(self.paths[index]) as reader:
+            grid = reader.scene.grid
+            stretch = PLAIN if reader.scene.dtype == "uint8" else self._stretch
+            return stretch.apply(*reader.read(grid.window, grid))
+
+    @cached_property
+    def _stretch(self) -> Stretch:
+        # One for all images: a stretch each would make the same ground look different in two of them.
+        bands, valid = [], []
+        for index in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)):
+            with _reader(self.paths[index]) as reader:
+                sample, known = reader.sample(1 << 16)
+            bands.append(sample.reshape(3, -1))
+            valid.append(known.ravel())
+        return Stretch.from_sample(np.concatenate(bands, axis=1)[:, None], np.concatenate(valid)[None])
+
+
+def _reader(path: Path) -> SceneReader:
+    # Where an image lies is of no account here, nor how large its pixels are; a plain picture has to be told some size.
+    placed = SceneReader(path)
+    return placed if placed.header.crs is not None else SceneReader(path, gsd=1.0)

@@ -16,8 +16,7 @@ import numpy as np
 from geolabel.datasets.chips import ChipDataset, mask_path, read_chips, read_image
 from geolabel.datasets.examples import Examples, Outlined
 from geolabel.datasets.pseudo_labels import PseudoLabels
-from geolabel.errors import ChipError
-from geolabel.extras import require
+from geolabel.errors import ChipError, require
 from geolabel.labels import (
     BACKGROUND,
     Instances,
@@ -27,8 +26,7 @@ from geolabel.labels import (
     from_run_lengths,
     smallest_wins,
 )
-from geolabel.names import check_name
-from geolabel.parsing import parse_name, read_json
+from geolabel.parsing import check_name, parse_name, read_json
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 logger = logging.getLogger(__name__)

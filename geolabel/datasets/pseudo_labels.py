@@ -1,4 +1,4 @@
-"""Pseudo-labels on disk: one folder that any training reads, and that the same run resumes after a stop.
+"""Pseudo-labels and clusters on disk: one folder that any training reads, and that the same run resumes after a stop.
 
 ::
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ import numpy as np
 from PIL import Image
 
 from geolabel import parsing
-from geolabel.errors import OptionError, OutputError, SceneError
+from geolabel.clusters import Clusters, Source
+from geolabel.errors import GeolabelError, OptionError, OutputError, SceneError, WeightsError
 from geolabel.folders import check_folder, work_folder
 from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
 from geolabel.outputs import replacing, saving
+from geolabel.parts import Recipe
 from geolabel.pictures import open_picture
 from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array
@@ -333,3 +335,99 @@ def read_json(path: Path) -> Any:
 
 def _plain(record: Any) -> Any:
     return json.loads(json.dumps(record))
+
+
+NAME = "clusters.json"
+"""What the file is called in a folder of pseudo-labels."""
+
+CLUSTERS_FORMAT = 1
+"""Version of the file; a reader refuses what is newer than it knows."""
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """What the file holds."""
+
+    clusters: Clusters
+    source: Source
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the clusters are made of and with."""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of how they came out."""
+
+    def check(self, segmenter: Recipe) -> None:
+        """Make sure that a segmenter is the one that the features come from.
+
+        Raises
+        ------
+        OptionError
+            If it is another one.
+        """
+        if segmenter.sha256 != self.source.segmenter:
+            raise OptionError(
+                f"the clusters are those of a segmenter with SHA-256 {self.source.segmenter[:12]}..., and "
+                f"{segmenter.source} has {segmenter.sha256[:12]}...: give --sam or --sam-checkpoint as when they were "
+                "made"
+            )
+
+    def named(self, names: dict[int, str]) -> ClusterFile:
+        """The same, some clusters named; see `Clusters.named`."""
+        return replace(self, clusters=self.clusters.named(names))
+
+
+def clusters_path(path: Path) -> Path:
+    """The file itself, from its name or from the folder of pseudo-labels that it lies in."""
+    return path / NAME if path.is_dir() else path
+
+
+def save_clusters(path: Path, content: ClusterFile) -> None:
+    """Write the file, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    write_json(
+        path,
+        {
+            "format": CLUSTERS_FORMAT,
+            "clusters": content.clusters.as_dict(),
+            "source": content.source.as_dict(),
+            "provenance": dict(content.provenance),
+            "results": dict(content.results),
+        },
+    )
+
+
+def load_clusters(path: Path) -> ClusterFile:
+    """Read the file.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing or damaged, no file of clusters, or of a newer geolabel.
+    """
+    path = clusters_path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist: make clusters with geolabel label --method alps")
+    try:
+        record = read_json(path)
+        newer = record["format"] > CLUSTERS_FORMAT
+        content = None if newer else _parse(record)
+    except (GeolabelError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as clusters ({error}): make them again with geolabel label --method alps"
+        ) from error
+    if content is None:
+        raise WeightsError(f"{path} has format {record['format']}, this geolabel reads {CLUSTERS_FORMAT}: upgrade it")
+    return content
+
+
+def _parse(record: Mapping[str, Any]) -> ClusterFile:
+    return ClusterFile(
+        Clusters.from_dict(record["clusters"]),
+        Source.from_dict(record["source"]),
+        dict(record["provenance"]),
+        dict(record["results"]),
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geolabel.errors import ChipError
-from geolabel.names import check_regular
+from geolabel.parsing import check_regular
 
 YES = ("1", "true", "yes", "t", "y")
 NO = ("0", "false", "no", "f", "n")

@@ -19,13 +19,24 @@ from types import FrameType
 from typing import Any
 
 from geolabel.engine import executors
-from geolabel.engine.lock import LOCK, MAX_BYTES, Holder, holder, locked
-from geolabel.engine.run_state import DONE, RUN, STOP, Changes, State, difference
+from geolabel.engine.run_state import (
+    DONE,
+    LOCK,
+    MAX_BYTES,
+    RUN,
+    STOP,
+    Changes,
+    Holder,
+    State,
+    difference,
+    holder,
+    locked,
+)
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
 from geolabel.io.storage import FolderStorage, is_url, storage_at
 from geolabel.io.store import SUFFIX as RECORD_SUFFIX
 from geolabel.io.store import Store
-from geolabel.names import check_name
+from geolabel.parsing import check_name
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import geolabel
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.evaluation import examples
 from geolabel.evaluation.examples import FOLDERS, Data, Example, Examples, Split
 from geolabel.extraction.plan import Parameters

@@ -15,12 +15,12 @@ from geolabel.evaluation.examples import Example, SyntheticScenes
 from geolabel.evaluation.quality import PARTS, REAL, TABLE
 from geolabel.evaluation.scene_scores import WITHOUT
 from geolabel.evaluation.scenes import BASELINES, answer_scene, write_scene
-from geolabel.evaluation.table import OURS, Measurement, Section
+from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
 from geolabel.models import loading
+from geolabel.models.bundled import MEASURED, SetFigures, save_measured
 from geolabel.models.checkpoint import Kind, load_checkpoint
-from geolabel.models.measured import MEASURED, SetFigures, save_measured
 from geolabel.outputs import check_target, replacing, together
 from geolabel.parsing import read_json
 from geolabel.training.cards import write_card

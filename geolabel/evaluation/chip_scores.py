@@ -12,7 +12,7 @@ import numpy as np
 from geolabel.datasets.chips import PaintedChips, read_painted
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import ChipError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE
@@ -162,8 +162,8 @@ def _folder(path: Path, masks: PseudoLabels | PaintedChips) -> Predict:
 
 
 def _student(path: Path, classes: tuple[str, ...], networks: Networks) -> Predict:
+    from geolabel.models.cam import DenseLocalizer
     from geolabel.models.checkpoint import load_own
-    from geolabel.models.dense import DenseLocalizer
 
     if path.suffix != ".safetensors":
         raise WeightsError(

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from geolabel.confidence import ConfidenceModel, features
-from geolabel.engine.progress import Progress, Silent
-from geolabel.errors import GeolabelError
+from geolabel.engine.tasks import Progress, Silent
+from geolabel.errors import GeolabelError, require
 from geolabel.evaluation import examples
 from geolabel.evaluation.calibration import expected_calibration_error, reliability
 from geolabel.evaluation.examples import L4S_GSD, Data, Example, Examples, Shrunk
@@ -22,8 +21,7 @@ from geolabel.evaluation.scenes import example_grid, polygon_ids, write_scene
 from geolabel.extraction.extract import extract
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
-from geolabel.extras import require
-from geolabel.models.confidence_files import FittedConfidence
+from geolabel.models.confidence import ConfidenceModel, FittedConfidence, features
 from geolabel.types import BoolArray, Float64Array, Int64Array
 
 NAMES = (

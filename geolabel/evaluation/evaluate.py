@@ -15,14 +15,14 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.evaluation.equal_area import covered, extent_of, plane_of, regions
+from geolabel.evaluation.scene_scores import covered, extent_of, plane_of, regions
+from geolabel.geodesy import near
 from geolabel.io.read.features import choose_layer, layer_info, read_aoi, read_polygons, spatial_layers
 from geolabel.io.read.label_rasters import LabelRaster, grid_of, is_raster, is_unplaced
 from geolabel.io.write.geopackage import read_provenance
-from geolabel.io.write.rasterize import in_pixels, rasterize
+from geolabel.io.write.rasters import in_pixels, rasterize
 from geolabel.labels import BACKGROUND, IGNORE, choose_classes
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
-from geolabel.reprojection import near
 from geolabel.scene import span
 from geolabel.seams import Spans, join, total
 from geolabel.tiles import BlockGrid, Window

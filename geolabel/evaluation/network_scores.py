@@ -17,7 +17,7 @@ from geolabel.evaluation.calibration import expected_calibration_error, reliabil
 from geolabel.evaluation.chip_scores import ChipScores
 from geolabel.evaluation.examples import Example, landslide_prompts
 from geolabel.evaluation.scenes import MOSAIC_WIDTH, shelve
-from geolabel.evaluation.table import OURS, Case, Measurement
+from geolabel.evaluation.steps import OURS, Case, Measurement
 from geolabel.labelers import enlarged
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.masks import EDGE

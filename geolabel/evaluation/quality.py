@@ -21,8 +21,17 @@ from geolabel.evaluation.calibration import Bin, draw_curves, expected_calibrati
 from geolabel.evaluation.scene_scores import CHIPS, WITHOUT, SceneScores
 from geolabel.evaluation.scenes import ACTIVATION_ALONE, ELLIPSE, WITH_CANDIDATES
 from geolabel.evaluation.sections import SECTIONS, TRAINED_ON
-from geolabel.evaluation.steps import first_difference, run_steps
-from geolabel.evaluation.table import OURS, Case, Measurement, Section, extremes, write_json, write_text
+from geolabel.evaluation.steps import (
+    OURS,
+    Case,
+    Measurement,
+    Section,
+    extremes,
+    first_difference,
+    run_steps,
+    write_json,
+    write_text,
+)
 from geolabel.folders import check_made, work_folder
 from geolabel.metrics import WIDTH_LIMITS, ratio
 from geolabel.models import loading

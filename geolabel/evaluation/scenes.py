@@ -18,7 +18,7 @@ from rasterio.features import rasterize
 
 from geolabel.evaluation import baselines
 from geolabel.evaluation.examples import Example
-from geolabel.evaluation.table import OURS
+from geolabel.evaluation.steps import OURS
 from geolabel.extraction.activation_maps import validity
 from geolabel.extraction.pipeline import find_landslides, join_regions, localize
 from geolabel.extraction.plan import Parameters, Plan

@@ -31,7 +31,7 @@ from geolabel.evaluation.scenes import (
     gate_probability,
     write_scene,
 )
-from geolabel.evaluation.table import OURS, Case, Measurement, Section
+from geolabel.evaluation.steps import OURS, Case, Measurement, Section
 from geolabel.extraction.pipeline import find_landslides
 from geolabel.extraction.plan import PromptedWindow, assign
 from geolabel.extraction.request import Reading

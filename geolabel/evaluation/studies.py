@@ -18,17 +18,25 @@ import numpy as np
 from geolabel.chips import ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import ChipError
 from geolabel.evaluation.network_scores import THRESHOLDS, MapScores, image_scores, iou, label_scores
-from geolabel.evaluation.steps import check_names, figures_of, run_steps, step_folder
-from geolabel.evaluation.table import Measurement, Section, write_json, write_text
+from geolabel.evaluation.steps import (
+    Measurement,
+    Section,
+    check_names,
+    figures_of,
+    run_steps,
+    step_folder,
+    write_json,
+    write_text,
+)
 from geolabel.extraction.request import Networks
-from geolabel.labeling.label_chips import ActivatedLabels, chip_localizer
+from geolabel.labeling.label import ActivatedLabels, chip_localizer
 from geolabel.masks import Masks
 from geolabel.methods import apsam
 from geolabel.models import loading
-from geolabel.models.defaults import segmenter_defaults
+from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.outputs import replacing
 from geolabel.parts import Segmenter

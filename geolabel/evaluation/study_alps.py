@@ -20,18 +20,17 @@ from geolabel.datasets.chips import ChipDataset, PaintedChips, mask_path
 from geolabel.datasets.examples import PaintedSubset
 from geolabel.datasets.pseudo_labels import PseudoLabel, PseudoLabels
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import ChipError, OptionError
 from geolabel.evaluation.network_scores import label_scores
-from geolabel.evaluation.steps import check_names, figures_of, run_steps, step_folder
+from geolabel.evaluation.steps import Measurement, Section, check_names, figures_of, run_steps, step_folder
 from geolabel.evaluation.studies import write_study
-from geolabel.evaluation.table import Measurement, Section
 from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.methods import alps
+from geolabel.models.bundled import segmenter_defaults
+from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own
-from geolabel.models.defaults import segmenter_defaults
-from geolabel.models.dense import DenseLocalizer
 from geolabel.training import students
 from geolabel.training.first_weights import Share
 from geolabel.training.presets import StudentPreset

@@ -21,18 +21,16 @@ from geolabel.activation import Activation
 from geolabel.concepts import Grounding
 from geolabel.datasets.examples import Examples, Outlined
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import OptionError
-from geolabel.evaluation.steps import figures_of, run_steps, step_folder
+from geolabel.evaluation.steps import Measurement, Section, figures_of, run_steps, step_folder
 from geolabel.evaluation.studies import write_study
-from geolabel.evaluation.table import Measurement, Section
 from geolabel.extraction.request import Networks
 from geolabel.labels import Instances, LabelMap, closed_regions
 from geolabel.methods.diffuprompter import asked_only, compose, recipes_of
 from geolabel.metrics import ratio
-from geolabel.parts import Localizer, Segmenter
-from geolabel.pipeline import label_image
-from geolabel.training.average_precision import AveragePrecision, ScoredMasks
+from geolabel.parts import Localizer, Segmenter, label_image
+from geolabel.training.detectors import AveragePrecision, ScoredMasks
 from geolabel.types import UInt8Array
 
 Figures = dict[str, float]

@@ -19,9 +19,9 @@ from geolabel.activation import quantise
 from geolabel.chips import Chip, is_held_out
 from geolabel.datasets.chips import ChipDataset, PaintedChips, read_chips, read_painted
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.evaluation import baselines
-from geolabel.evaluation.chippack import SPLITS, unpack_chips
+from geolabel.evaluation.examples import SPLITS, unpack_chips
 from geolabel.evaluation.network_scores import (
     THRESHOLDS,
     MapScores,
@@ -32,13 +32,13 @@ from geolabel.evaluation.network_scores import (
 )
 from geolabel.evaluation.steps import run_steps, step_folder
 from geolabel.extraction.request import Networks
-from geolabel.labeling.label_chips import ActivatedLabels, Compose, chip_localizer, label_chips
+from geolabel.labeling.label import ActivatedLabels, Compose, chip_localizer, label_chips
 from geolabel.labels import BACKGROUND
 from geolabel.methods import apsam, cism, s2c
 from geolabel.models import loading
+from geolabel.models.bundled import segmenter_defaults
+from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own
-from geolabel.models.defaults import segmenter_defaults
-from geolabel.models.dense import DenseLocalizer
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json
 from geolabel.parts import Recipe

@@ -13,7 +13,7 @@ from geolabel.chips import Chip
 from geolabel.errors import OptionError
 from geolabel.evaluation.chip_scores import paired_interval
 from geolabel.evaluation.network_scores import iou
-from geolabel.evaluation.table import Measurement, Section, write_text
+from geolabel.evaluation.steps import Measurement, Section, write_text
 from geolabel.evaluation.weak import METHODS, PSEUDO, STUDENTS, WeakBench
 from geolabel.labelers import enlarged
 from geolabel.labels import IGNORE

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
+from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.outputs import Targets, write_result
 from geolabel.extraction.pipeline import find_landslides

@@ -22,8 +22,7 @@ from geolabel.extraction.plan import Plan, Run
 from geolabel.io.read.review import NOTHING, Carried, check_work
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.write import rasters, vectors
-from geolabel.io.write.rasterize import in_pixels, rasterize
-from geolabel.io.write.rasters import write_cog
+from geolabel.io.write.rasters import in_pixels, rasterize, write_cog
 from geolabel.io.write.vectors import write_layers
 from geolabel.masks import OUTSIDE
 from geolabel.outputs import check_target, same_file, together

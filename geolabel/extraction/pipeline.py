@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import geopandas as gpd
@@ -19,7 +19,7 @@ from geolabel.engine.tasks import Pass
 from geolabel.extraction import passes
 from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions, TileReport
 from geolabel.extraction.plan import Plan, PromptedWindow, Run, assign, clip_to_tiles, oversized, task_size
-from geolabel.extraction.result import complete, is_likely, source_list
+from geolabel.extraction.result import Part, complete, source_list
 from geolabel.extraction.vectorize import Objects, describe, find_objects, sum_objects
 from geolabel.extraction.work import Work
 from geolabel.io.read.scene_mosaic import NO_SCENE, SceneMosaic, common_date, scene_mosaic_of
@@ -32,36 +32,6 @@ from geolabel.types import Float32Array, Int32Array, Int64Array
 
 NOBODY = np.zeros(0, np.int64)
 """No prompt."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What was found on one grid, in its CRS."""
-
-    polygons: gpd.GeoDataFrame
-    """Landslides and candidates, in the order of their numbers from 1."""
-    prompts: Prompts
-    """In pixels of the working grid."""
-    tiles: gpd.GeoDataFrame
-    """Windows of the localizer: status, class probability, message."""
-    objects: Objects
-    """The same polygons as pixels."""
-    run: Run
-
-    @property
-    def plan(self) -> Plan:
-        """What was decided before."""
-        return self.run.plan
-
-    @property
-    def landslides(self) -> gpd.GeoDataFrame:
-        """Those polygons that are as likely as `Parameters.min_confidence` asks."""
-        return self.polygons[is_likely(self.polygons, self.plan)].reset_index(drop=True)
-
-    @property
-    def candidates(self) -> gpd.GeoDataFrame:
-        """The others."""
-        return self.polygons[~is_likely(self.polygons, self.plan)].reset_index(drop=True)
 
 
 def find_landslides(work: Work, drawn: Prompts | None = None) -> Part:

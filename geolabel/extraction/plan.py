@@ -13,13 +13,13 @@ import numpy as np
 from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.labels import choose_classes
+from geolabel.parsing import Measure
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
 from geolabel.scene import MOST_ENLARGED, SAME_GSD, Grid
 from geolabel.tiles import BlockGrid, TileGrid, Window, window_around
 from geolabel.types import BoolArray
-from geolabel.units import Measure
 
 if TYPE_CHECKING:
     from geolabel.io.read.scenes import SceneReader

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import geolabel
 from geolabel.engine import executors
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.extraction.vectorize import vectorize
 from geolabel.io.read.fingerprints import check_apart
 from geolabel.io.read.scores import ScoreRaster, check_share, class_rasters
 from geolabel.outputs import check_target
+from geolabel.parsing import Measure
 from geolabel.tiles import BlockGrid
-from geolabel.units import Measure
 
 if TYPE_CHECKING:
     import geopandas as gpd

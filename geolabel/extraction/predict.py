@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from geolabel.engine import executors
-from geolabel.engine.progress import Progress
 from geolabel.engine.run_folder import RunFolderOptions
-from geolabel.engine.tasks import Recorded
+from geolabel.engine.tasks import Progress, Recorded
 from geolabel.errors import OptionError, RunError
 from geolabel.extraction import passes
 from geolabel.extraction.extract import read_drawn

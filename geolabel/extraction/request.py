@@ -10,8 +10,8 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.plan import Parameters
 from geolabel.masks import Selection
-from geolabel.models.confidence_files import knows
-from geolabel.models.defaults import BUNDLED
+from geolabel.models.bundled import BUNDLED
+from geolabel.models.confidence import knows
 from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
 
 

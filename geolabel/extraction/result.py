@@ -17,6 +17,7 @@ import shapely
 from geolabel import geodesy
 from geolabel.errors import VectorError
 from geolabel.extraction.scene_groups import SceneGroups, same_crs
+from geolabel.geodesy import reproject
 from geolabel.io.columns import (
     BOX_COLUMNS,
     LANDSLIDE_COLUMNS,
@@ -31,17 +32,47 @@ from geolabel.io.prompt_layers import PIXELS
 from geolabel.io.read.scene_mosaic import common_date, scene_mosaic_of
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.write.vectors import Reviewed, prompt_features, prompt_numbers
-from geolabel.models.confidence_files import confidence_of
+from geolabel.models.confidence import confidence_of
 from geolabel.parsing import parse_json
 from geolabel.prompts import FRESH
-from geolabel.reprojection import reproject
 from geolabel.seams import connected
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 
 if TYPE_CHECKING:
-    from geolabel.extraction.pipeline import Part
-    from geolabel.extraction.plan import Plan
+    from geolabel.extraction.plan import Plan, Run
+    from geolabel.extraction.vectorize import Objects
     from geolabel.extraction.work import Report
+    from geolabel.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was found on one grid, in its CRS."""
+
+    polygons: gpd.GeoDataFrame
+    """Landslides and candidates, in the order of their numbers from 1."""
+    prompts: Prompts
+    """In pixels of the working grid."""
+    tiles: gpd.GeoDataFrame
+    """Windows of the localizer: status, class probability, message."""
+    objects: Objects
+    """The same polygons as pixels."""
+    run: Run
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided before."""
+        return self.run.plan
+
+    @property
+    def landslides(self) -> gpd.GeoDataFrame:
+        """Those polygons that are as likely as `Parameters.min_confidence` asks."""
+        return self.polygons[is_likely(self.polygons, self.plan)].reset_index(drop=True)
+
+    @property
+    def candidates(self) -> gpd.GeoDataFrame:
+        """The others."""
+        return self.polygons[~is_likely(self.polygons, self.plan)].reset_index(drop=True)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
-from geolabel.models import measured
+from geolabel.models import bundled
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid, Scene, span
@@ -162,7 +162,7 @@ def _findings(plans: Sequence[Plan]) -> list[tuple[str, str]]:
 def _cautions(plans: Sequence[Plan]) -> list[str]:
     """What was measured of the networks at these sizes of pixels, where that is a reason for caution; each once."""
     texts = [
-        measured.caution(
+        bundled.caution(
             max(plan.reader.scene.grid.gsd, plan.grid.gsd),  # finer scenes are reduced to what the networks know
             {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)},
         )

@@ -16,9 +16,9 @@ import numpy as np
 import shapely
 
 from geolabel.engine import executors, tasks, worker
-from geolabel.engine.progress import Effort, Numbered, Progress, Silent
 from geolabel.engine.run_folder import Folder, RunFolderOptions, opened
 from geolabel.engine.run_state import Changes
+from geolabel.engine.tasks import Effort, Numbered, Progress, Silent
 from geolabel.extraction.passes import FAILED, FOUND, NO_DATA, MaskTable, TileReport, forget
 from geolabel.extraction.plan import Plan, PromptedWindow, Run
 from geolabel.io.read.fingerprints import check_apart, fingerprint

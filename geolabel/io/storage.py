@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from geolabel.errors import OptionError, OutputError
 from geolabel.io.foreign import in_words
-from geolabel.names import check_regular
+from geolabel.parsing import check_regular
 
 log = logging.getLogger(__name__)
 

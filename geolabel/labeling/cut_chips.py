@@ -14,9 +14,8 @@ from PIL import Image
 
 from geolabel.datasets.chips import DESCRIPTION, TABLE
 from geolabel.engine import executors, worker
-from geolabel.engine.progress import Effort, Progress, Silent
 from geolabel.engine.run_folder import SUFFIX, RunFolderOptions, opened
-from geolabel.engine.tasks import Pass, Work
+from geolabel.engine.tasks import Effort, Pass, Progress, Silent, Work
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Reading
 from geolabel.extraction.work import scene_mark

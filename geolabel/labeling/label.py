@@ -2,24 +2,35 @@
 
 Memory does not grow with the number of images. What labels an image is a function that travels to the workers: a record
 of what a method is made of, which loads its networks there.
+
+A chip that shows nothing is background all over, and no network is asked about it (APSAM, algorithm 1). In any other,
+the maps of the classes that it shows are followed, and those of no other; APSAM, S2C and CISM share this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import geolabel
+from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.pseudo_labels import RUN, PseudoLabelWriter, labels_folder
 from geolabel.engine import executors, worker
-from geolabel.engine.progress import Effort, Progress
-from geolabel.engine.tasks import Pass, Work
+from geolabel.engine.tasks import Effort, Pass, Progress, Work
+from geolabel.errors import WeightsError
 from geolabel.folders import promise, written_elsewhere
-from geolabel.labels import LabelMap
-from geolabel.parts import Recipe
-from geolabel.types import UInt8Array
+from geolabel.labels import BACKGROUND, LabelMap
+from geolabel.models import loading
+from geolabel.models.checkpoint import load_localizer
+from geolabel.models.multiscale import SCALES, LabelledLocalizer, MapModule, MultiscaleLocalizer
+from geolabel.models.nets.classifier import Classifier
+from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.parts import Localizer, Pipeline, Recipe
+from geolabel.types import BoolArray, UInt8Array
 
 
 class Images(Protocol):
@@ -142,3 +153,139 @@ def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], imag
         "networks": {recipe.role: asdict(recipe) for recipe in recipes},
         "images": {"count": len(images), "sha256_of_names_and_sizes": images.digest},
     }
+
+
+Compose = Callable[[Localizer], Pipeline]
+"""Makes a method of a localizer that knows what the chip at hand shows. Travels to the workers."""
+
+
+@dataclass(frozen=True)
+class ChipImages:
+    """Chips as `geolabel.labeling.label.label_images` takes images."""
+
+    chips: ChipDataset
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every chip."""
+        return self.chips.names
+
+    @property
+    def sources(self) -> Sequence[Path]:
+        """The folders of the chips."""
+        return self.chips.sources
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the names, sizes and labels of the files, which names the same chips in another run."""
+        marks = (f"{path.name} {path.stat().st_size} {shows.astype(int).tolist()}"
+                 for path, shows in zip(self.chips.paths, self.chips.labels, strict=True))  # fmt: skip
+        return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.chips)
+
+    def read(self, index: int) -> UInt8Array:
+        """Read one chip (H, W, 3); its mask is never opened."""
+        return self.chips.rgb(index)
+
+
+@dataclass(frozen=True)
+class ActivatedLabels:
+    """Labels a chip of which it is known what it shows."""
+
+    localizer: Localizer
+    compose: Compose
+
+    def __call__(self, image: UInt8Array, shows: BoolArray) -> LabelMap:
+        """Label an image (H, W, 3) that shows some of the classes (C,)."""
+        if not shows.any():
+            height, width = image.shape[:2]
+            return LabelMap.background(height, width, (BACKGROUND, *self.localizer.classes))
+        return self.compose(LabelledLocalizer(self.localizer, shows))(image)
+
+
+@dataclass(frozen=True)
+class _ChipLabels:
+    """Labels chips by their names, with a localizer that each process loads once."""
+
+    localizer: Recipe
+    multiscale: bool
+    compose: Compose
+    shows: Mapping[str, BoolArray]
+    """(C,) which classes each chip shows."""
+
+    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
+        """Label the image (H, W, 3) of a chip."""
+        localizer = worker.once(chip_localizer, self.localizer, multiscale=self.multiscale)
+        return ActivatedLabels(localizer, self.compose)(image, self.shows[name])
+
+
+def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLocalizer:
+    """The localizer of a recipe, for whole chips.
+
+    Parameters
+    ----------
+    multiscale
+        Whether the maps of four scales and of mirrored chips are summed, as in released code of this family.
+
+    Raises
+    ------
+    WeightsError
+        If its file holds something else.
+    """
+    path = loading.file_of(recipe)
+    network: PyramidLocalizer | Classifier | MapModule
+    if recipe.engine == "onnx":
+        maps, info = loading.maps_of(recipe, path)
+        network = MapModule(maps)
+    else:
+        network, info = load_localizer(path)
+    views: dict[str, Any] = {"scales": SCALES, "flip": True} if multiscale else {"scales": (1.0,), "flip": False}
+    return MultiscaleLocalizer(network, info, device=recipe.device, precision=recipe.precision, **views)
+
+
+def label_chips(
+    chips: Path | ChipDataset,
+    out: Path,
+    method: str,
+    settings: Any,
+    recipes: Sequence[Recipe],
+    compose: Compose,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Label chips, such as those of a folder or table, and write the pseudo-labels.
+
+    Parameters
+    ----------
+    settings
+        Of the method; its ``single_scale`` and ``class_name`` are looked at.
+    recipes
+        Of the localizer, which comes first, and of the other networks.
+    compose
+        The method.
+
+    Raises
+    ------
+    ChipError
+        If the chips cannot be read.
+    WeightsError
+        If the localizer does not know the classes that the chips show.
+    """
+    known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
+    known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
+    images, multiscale = ChipImages(known), not settings.single_scale
+    localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale)
+    if localizer.classes != known.classes:
+        raise WeightsError(
+            f"the localizer {recipes[0].source} knows {', '.join(localizer.classes)}, the chips show "
+            f"{', '.join(known.classes)}: train one on them, or give --class-name where they only have other names"
+        )
+    label = _ChipLabels(recipes[0], multiscale, compose, dict(zip(known.names, known.labels, strict=True)))
+    provenance = label_provenance(method, settings, recipes, images)
+    provenance["images"] |= {"gsd_m": known.gsd}
+    writer = PseudoLabelWriter(out, (BACKGROUND, *localizer.classes), provenance)
+    figures = label_images(images, label, writer, networks=recipes, overwrite=overwrite, progress=progress)
+    return figures | {"without labels": int((~known.labels.any(axis=1)).sum())}

@@ -15,11 +15,11 @@ import shapely
 
 from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
+from geolabel.geodesy import near
 from geolabel.io.read.features import check_meets, choose_layer, in_crs, read_features
 from geolabel.io.read.label_rasters import LabelRaster, is_raster
-from geolabel.io.write.rasterize import in_pixels, rasterize
+from geolabel.io.write.rasters import in_pixels, rasterize
 from geolabel.labels import IGNORE
-from geolabel.reprojection import near
 from geolabel.scene import Grid
 from geolabel.tiles import TileGrid, Window, window_around
 from geolabel.types import AnyArray, UInt8Array

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from geolabel.errors import OptionError
 
 if TYPE_CHECKING:
-    from geolabel.engine.progress import Progress
+    from geolabel.engine.tasks import Progress
     from geolabel.extraction.request import Networks
     from geolabel.extraction.scene_method import SceneMethod
 
@@ -109,7 +109,7 @@ def label(
     GeolabelError
         See `geolabel.errors`.
     """
-    from geolabel.engine.progress import Silent
+    from geolabel.engine.tasks import Silent
     from geolabel.extraction.request import Networks
 
     if method not in METHODS:

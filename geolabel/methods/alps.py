@@ -11,7 +11,7 @@ Anything Model". Its steps and where they are:
 
 The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
 some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
-are smaller: see `geolabel.models.defaults`.
+are smaller: see `geolabel.models.bundled`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geolabel.clusters import ClusterChoice, Clusters, Source, check_count
-from geolabel.datasets.clusters import NAME, ClusterFile, clusters_path, load_clusters, save_clusters
-from geolabel.datasets.images import ImageFolder
-from geolabel.datasets.pseudo_labels import PseudoLabelWriter, labels_folder
+from geolabel.datasets.examples import ImageFolder
+from geolabel.datasets.pseudo_labels import (
+    NAME,
+    ClusterFile,
+    PseudoLabelWriter,
+    clusters_path,
+    labels_folder,
+    load_clusters,
+    save_clusters,
+)
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress
+from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Plan
@@ -40,9 +47,8 @@ from geolabel.labelers import ClusterLabeler
 from geolabel.labeling.label import label_images, label_provenance, label_within
 from geolabel.labeling.regions import RegionFolder
 from geolabel.labels import LabelMap
-from geolabel.models.defaults import segmenter_defaults
-from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Recipe
-from geolabel.pipeline import Pipeline, label_image
+from geolabel.models.bundled import segmenter_defaults
+from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Pipeline, Recipe, label_image
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.training.clusters import fit_clusters, predict_count, require_clustering
@@ -68,7 +74,7 @@ class Settings:
     """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that holds it."""
     max_share: float | None = None
     """Largest share of an image, or of a tile of a larger one, that an object covers; None for what suits the
-    segmenter, see `geolabel.models.defaults`."""
+    segmenter, see `geolabel.models.bundled`."""
     points_per_side: int | None = None
     """Of the grid of points; 32."""
     predicted_iou: float | None = None

@@ -6,7 +6,7 @@ they are:
 * eq. 1, class activation: `geolabel.models.nets.classifier`, `geolabel.activation.normalise`
 * eq. 2 to 8, threshold, contours, boxes and centroids: `geolabel.prompters.ContourPrompter`
 * eq. 9, masks: `geolabel.models.sam`; which of three answers is left open, see `PAPER`
-* algorithm 1, chips without a landslide are skipped: `geolabel.labeling.label_chips`
+* algorithm 1, chips without a landslide are skipped: `geolabel.labeling.label`
 * retraining: `geolabel.training.students`
 
 Over scenes the same is done block by block, see `Scenes`; it is what is done there unless another method is chosen.
@@ -21,15 +21,14 @@ from typing import Any, Literal
 
 from geolabel.activation import Activation
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress
+from geolabel.engine.tasks import Progress
 from geolabel.extraction.request import Networks
 from geolabel.extraction.scene_method import ContourMethod
 from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.masks import Selection
-from geolabel.models.defaults import segmenter_defaults
+from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
-from geolabel.parts import Labeler, Localizer, Recipe, Segmenter
-from geolabel.pipeline import Pipeline
+from geolabel.parts import Labeler, Localizer, Pipeline, Recipe, Segmenter
 from geolabel.prompters import THRESHOLD, ContourPrompter
 from geolabel.prompts import Prompts
 
@@ -56,7 +55,7 @@ PAPER = Settings(selection="best_iou", agreed=False)
 
 
 def with_defaults(settings: Settings, networks: Networks) -> Settings:
-    """The settings with what suits the segmenter instead of None; see `geolabel.models.defaults`."""
+    """The settings with what suits the segmenter instead of None; see `geolabel.models.bundled`."""
     suits = segmenter_defaults(networks.sam)
     selection = suits.selection if settings.selection is None else settings.selection
     return replace(settings, selection=selection, agreed=suits.agreed if settings.agreed is None else settings.agreed)
@@ -90,7 +89,7 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    from geolabel.labeling.label_chips import label_chips
+    from geolabel.labeling.label import label_chips
 
     settings = with_defaults(settings, networks)
     recipes = replace(networks, localizer=settings.localizer).recipes(settings.selection or "best_iou")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from geolabel.activation import LEVELS
-from geolabel.engine.progress import Progress
+from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.activation_maps import blend_activation, class_probability, reach
@@ -30,8 +30,7 @@ from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks
 from geolabel.extraction.scene_method import SceneMethod
 from geolabel.labelers import ThresholdLabeler
-from geolabel.parts import Localizer, NoMasks, NoPrompts, NoSegmenterRecipe, Recipe
-from geolabel.pipeline import Pipeline
+from geolabel.parts import Localizer, NoMasks, NoPrompts, NoSegmenterRecipe, Pipeline, Recipe
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array
 
@@ -74,7 +73,7 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    from geolabel.labeling.label_chips import label_chips
+    from geolabel.labeling.label import label_chips
 
     networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
     recipe, _ = replace(networks, localizer=settings.localizer).recipes()

@@ -7,7 +7,7 @@ with Foundation Models", Remote Sensing 16, 2004. No code of the authors is know
 * eq. 1 and 3, cross-attention: `geolabel.models.diffusion.AttentionRecorder`
 * eq. 4, the pyramid and Norm: `geolabel.models.diffusion.combined` and `stretched`
 * eq. 5 to 9, LSAD: `geolabel.models.diffusion.noisy` and `DiffusionLocalizer`
-* eq. 10, the threshold, and the dense CRF where it is asked for: `geolabel.models.refined`, `geolabel.crf`
+* eq. 10, the threshold, and the dense CRF where it is asked for: `geolabel.models.refined`, `geolabel.models.refined`
 * box and centroid of every component: `geolabel.prompters.ContourPrompter`
 * eq. 2, the segmenter: `geolabel.models.everything`, which keeps all its candidates
 * the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
@@ -28,10 +28,10 @@ from typing import Any, Literal
 from geolabel.activation import LEVELS
 from geolabel.concepts import GAMMA, TEMPLATE, Grounding, parse_concepts
 from geolabel.datasets.chips import read_chips
-from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress
+from geolabel.engine.tasks import Progress
 from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Networks
 from geolabel.extraction.scene_method import SceneMethod
@@ -42,8 +42,17 @@ from geolabel.masks import Selection
 from geolabel.models import diffusion_files
 from geolabel.models.diffusion import DiffusionLocalizer
 from geolabel.models.refined import RefinedLocalizer
-from geolabel.parts import DiffusionRecipe, Localizer, NoMasks, NoPrompts, Recipe, Segmenter, SegmenterRecipe
-from geolabel.pipeline import Pipeline, label_image
+from geolabel.parts import (
+    DiffusionRecipe,
+    Localizer,
+    NoMasks,
+    NoPrompts,
+    Pipeline,
+    Recipe,
+    Segmenter,
+    SegmenterRecipe,
+    label_image,
+)
 from geolabel.prompters import ContourPrompter
 from geolabel.types import UInt8Array
 

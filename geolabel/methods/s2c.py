@@ -26,8 +26,7 @@ from scipy import ndimage
 
 from geolabel.activation import LEVELS
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress
-from geolabel.engine.tasks import Pass
+from geolabel.engine.tasks import Pass, Progress
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.activation_maps import blend_activation, reach
@@ -38,10 +37,9 @@ from geolabel.extraction.request import Networks
 from geolabel.extraction.scene_method import SceneMethod
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.masks import EDGE, Selection
-from geolabel.models.defaults import SegmenterDefaults, segmenter_defaults
+from geolabel.models.bundled import SegmenterDefaults, segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
-from geolabel.parts import Localizer, Recipe, Segmenter
-from geolabel.pipeline import Pipeline
+from geolabel.parts import Localizer, Pipeline, Recipe, Segmenter
 from geolabel.prompters import PeakPrompter
 from geolabel.prompts import FOREGROUND, PADDING, Prompts
 from geolabel.seams import Spans
@@ -60,7 +58,7 @@ class Settings:
     """Name or file; None for the bundled one."""
     confidence: float | None = None
     """Minimum stability times mean activation of a mask that counts: the tau of eq. 11. None for what suits the
-    segmenter, see `geolabel.models.defaults`."""
+    segmenter, see `geolabel.models.bundled`."""
     single_peak: bool = False
     selection: Selection = "whole"
     single_scale: bool = False
@@ -87,7 +85,7 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of chips; see `geolabel.methods.Label`."""
-    from geolabel.labeling.label_chips import label_chips
+    from geolabel.labeling.label import label_chips
 
     if settings.confidence is None:
         settings = replace(settings, confidence=segmenter_defaults(networks.sam).confidence)
@@ -110,7 +108,7 @@ class Scenes(SceneMethod):
 
     confidence: float | None = None
     """Minimum stability x mean activation of a mask that counts: the tau of eq. 11. None for what suits the segmenter,
-    see `geolabel.models.defaults`."""
+    see `geolabel.models.bundled`."""
     gate: float = 0.5
     activation_threshold: int = 120
     prompts: Literal["box", "point", "both"] = "both"

@@ -1,4 +1,4 @@
-"""Class activation maps: where a classifier with a linear head finds its evidence.
+"""Localizers of one network: class activation maps of a classifier, and the probabilities of a student.
 
 Sources: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM.
 """
@@ -6,13 +6,18 @@ Sources: Zhou et al. (2016), "Learning Deep Features for Discriminative Localiza
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 
 from geolabel.activation import Activation, Normalisation, local_probability, normalise
+from geolabel.devices import forward
 from geolabel.errors import WeightsError
+from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.engines import MapNetwork
+from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.types import Float32Array, UInt8Array
 
 
@@ -106,3 +111,80 @@ class CamLocalizer:
             stride=self.stride,
             classes=self.classes,
         )
+
+
+class DenseLocalizer:
+    """A segmentation network, as a `parts.Localizer` whose activation is the probability of each class.
+
+    Parameters
+    ----------
+    network, info
+        A student and its description.
+    zoom
+        Enlargement before the network; 1 for scenes, whose working grid has the right gsd. For chips see
+        `NetworkInfo.zoom`.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``.
+    batch
+        Images per forward call. The last batch is padded: a network's last digits depend on the batch.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        network: Any,
+        info: NetworkInfo,
+        *,
+        zoom: float = 1.0,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch: int = 1,
+    ) -> None:
+        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+        self._info, self._zoom = info, zoom
+        self._device, self._precision, self._batch = device, precision, batch
+        self._mean, self._std = (torch.tensor(v, device=device)[:, None, None] for v in (info.mean, info.std))
+        self._shown = [k for k, name in enumerate(info.classes) if name != BACKGROUND]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, the background left out."""
+        return tuple(self._info.classes[k] for k in self._shown)
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the images that it was trained on."""
+        return self._info.window
+
+    @property
+    def gsd_range(self) -> tuple[float, float]:
+        """Finest and coarsest ground sample distance, metres, that it knows."""
+        return self._info.gsd_range
+
+    def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
+        """Probabilities of images (H, W, 3) of one size; the class probability of an image is its highest pixel's."""
+        return [self._activation(values[self._shown]) for values in self.probabilities(images)]
+
+    def probabilities(self, images: Sequence[UInt8Array]) -> list[Float32Array]:
+        """(K, H, W) of each image: the probability of every class, the background included."""
+        found: list[Float32Array] = []
+        with forward(self._device, self._precision):
+            for start in range(0, len(images), self._batch):
+                part = list(images[start : start + self._batch])
+                padded = part + [part[-1]] * (self._batch - len(part))
+                pixels = torch.from_numpy(np.stack(padded)).to(self._device).permute(0, 3, 1, 2).float()
+                values = zoomed_probabilities(self._network, (pixels - self._mean) / self._std, self._zoom, self.window)
+                found.extend(values[: len(part)].float().cpu().numpy())
+        return found
+
+    def label(self, image: UInt8Array) -> LabelMap:
+        """The most probable class of every pixel of an image (H, W, 3)."""
+        (values,) = self.probabilities([image])
+        best = values.argmax(axis=0)
+        return LabelMap(best.astype(np.uint8), values.max(axis=0), self._info.classes)
+
+    def _activation(self, values: Float32Array) -> Activation:
+        highest = values.max(axis=(1, 2))
+        everywhere = np.broadcast_to(highest[:, None, None], values.shape)
+        return Activation(values, everywhere, highest, self.stride, self.classes)

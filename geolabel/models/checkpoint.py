@@ -22,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from geolabel.errors import WeightsError
 from geolabel.outputs import replacing
 from geolabel.parsing import parse_json
-from geolabel.typecheck import depth, of_kind
-from geolabel.types import Float32Array
+from geolabel.types import Float32Array, depth, of_kind
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.concepts import Grounding
-from geolabel.errors import WeightsError
-from geolabel.extras import require
+from geolabel.errors import WeightsError, require
 from geolabel.io.downloads import offline, sha256
 from geolabel.io.foreign import in_words
 from geolabel.models.diffusion import DiffusionLocalizer, DiffusionNetworks

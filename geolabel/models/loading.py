@@ -383,8 +383,8 @@ def maps_of(recipe: Recipe, path: Path) -> tuple[MapNetwork, NetworkInfo]:
 
 
 def _student(recipe: Recipe, path: Path) -> Localizer:
+    from geolabel.models.cam import DenseLocalizer
     from geolabel.models.checkpoint import load_own
-    from geolabel.models.dense import DenseLocalizer
 
     network, info = load_own(path, "student")
     return DenseLocalizer(network, info, device=recipe.device, precision=recipe.precision, batch=recipe.batch)
@@ -433,7 +433,7 @@ def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tup
 
 
 def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
-    from geolabel.datasets.clusters import load_clusters
+    from geolabel.datasets.pseudo_labels import load_clusters
     from geolabel.models.everything import ClusterSegmenter
 
     path = Path(choice.path)

@@ -13,8 +13,7 @@ import numpy as np
 
 from geolabel.errors import OptionError
 from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, RIVER, ROAD, make_cover
-from geolabel.synthetic.light import reflect
-from geolabel.synthetic.sensor import photograph
+from geolabel.synthetic.light import photograph, reflect
 from geolabel.synthetic.slides import Slide, make_slides
 from geolabel.synthetic.terrain import make_terrain
 from geolabel.types import Float32Array, Int32Array, UInt8Array

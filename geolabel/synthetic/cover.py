@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from geolabel.synthetic.fields import fractal_noise, frame, share, smooth_noise, wander
-from geolabel.synthetic.terrain import Terrain
+from geolabel.synthetic.terrain import Terrain, fractal_noise, frame, share, smooth_noise, wander
 from geolabel.types import BoolArray, Float32Array, UInt8Array
 
 CLASSES = ("forest", "grass", "field", "bare soil", "rock", "road", "river", "roof", "landslide")

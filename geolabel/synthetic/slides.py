@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from geolabel.synthetic.fields import smooth_noise
-from geolabel.synthetic.terrain import Terrain
+from geolabel.synthetic.terrain import Terrain, smooth_noise
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int64Array
 
 SMALLEST, LARGEST = 30.0, 560.0

@@ -1,14 +1,14 @@
-"""Relief: valleys with flat floors, spurs and gullies on their sides, and the way down."""
+"""Relief: valleys with flat floors, spurs and gullies on their sides, the way down, and the random fields below."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from geolabel.synthetic.fields import Shape, fractal_noise, frame, refine, wander
-from geolabel.types import Float32Array
+from geolabel.types import BoolArray, Float32Array, Float64Array
 
 LARGEST_FORM = 1400
 """Pixels. Landforms grow with a scene up to this size; a larger scene shows more of them."""
@@ -73,3 +73,111 @@ def _gullies(along: Float32Array, across: Float32Array, form: float, rng: np.ran
     place = [(along / np.float32(width / 8)) + 100, (across / np.float32(3 * width / 8)) + 100]
     noise = ndimage.map_coordinates(lattice, place, order=1, mode="reflect")
     return np.asarray(np.abs(noise), np.float32)
+
+
+Shape = tuple[int, int]
+
+
+def fractal_noise(
+    shape: Shape, longest: float, shortest: float, rng: np.random.Generator, persistence: float = 0.5
+) -> Float32Array:
+    """(H, W) noise of zero mean and unit spread: octaves, each `persistence` times as strong as the one before.
+
+    Successive random additions (Saupe, 1988): white noise on a lattice of pitch `longest` is refined by subdivision
+    and joined by new noise at every octave, so all octaves together cost little more than the last.
+    Wavelengths, in pixels, are rounded to powers of two.
+    """
+    first = max(0, round(math.log2(max(longest, 1))))
+    last = min(first, max(0, round(math.log2(max(shortest, 1)))))
+    # each refinement eats a cell at both ends: the margin is what is left after all of them
+    field = rng.standard_normal([-(-side // 2**first) + 3 for side in shape], dtype=np.float32)
+    for level in range(first - 1, -1, -1):
+        field = refine(field)
+        if level >= last:
+            strength = np.float32(persistence ** (first - level))
+            field += strength * rng.standard_normal(field.shape, dtype=np.float32)
+    top, left = ((have - want) // 2 for have, want in zip(field.shape, shape, strict=True))
+    field = np.ascontiguousarray(field[top : top + shape[0], left : left + shape[1]])
+    field -= np.float32(field.mean(dtype=np.float64))
+    field /= np.float32(max(float(field.std(dtype=np.float64)), 1e-6))
+    return field
+
+
+def smooth_noise(shape: Shape, wavelength: float, rng: np.random.Generator) -> Float32Array:
+    """(H, W) noise of zero mean and unit spread with the single wavelength `wavelength`, in pixels."""
+    return fractal_noise(shape, wavelength, wavelength, rng)
+
+
+def refine(field: Float32Array) -> Float32Array:
+    """Halve the pitch of a lattice by quadratic B-spline subdivision (Chaikin, 1974) along both axes.
+
+    (h, w) becomes (2 h - 2, 2 w - 2): new nodes lie a quarter of a cell on either side of the middle between old ones.
+    """
+    near, far = np.float32(0.75), np.float32(0.25)
+    tall = np.empty((2 * len(field) - 2, field.shape[1]), np.float32)
+    tall[0::2] = near * field[:-1] + far * field[1:]
+    tall[1::2] = far * field[:-1] + near * field[1:]
+    fine = np.empty((len(tall), 2 * field.shape[1] - 2), np.float32)
+    fine[:, 0::2] = near * tall[:, :-1] + far * tall[:, 1:]
+    fine[:, 1::2] = far * tall[:, :-1] + near * tall[:, 1:]
+    return fine
+
+
+def wander(positions: Float32Array, wavelength: float, rng: np.random.Generator) -> Float32Array:
+    """Smooth noise of unit spread along a line, at any positions on it (pixels)."""
+    low = float(positions.min())
+    count = int((float(positions.max()) - low) / wavelength) + 5
+    knots = ndimage.spline_filter1d(rng.standard_normal(count), order=3)
+    # a table of fine steps: to interpolate in it linearly is much quicker than to evaluate the spline everywhere
+    steps = np.linspace(1, count - 2, 32 * count)
+    table = ndimage.map_coordinates(knots, steps[None], order=3, prefilter=False)
+    return np.asarray(np.interp((positions - low) / wavelength + 1, steps, table), np.float32)
+
+
+def crowns(shape: Shape, spacing: float, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
+    """Tree crowns: paraboloids on a jittered lattice of pitch `spacing` pixels, the highest one seen at each pixel.
+
+    Returns
+    -------
+    dome : (H, W)
+        Height of the crowns' surface: 0 between crowns, 1 on the tallest tops.
+    tone : (H, W)
+        One random number from 0 to 1 per tree.
+    """
+    cells = [math.ceil(side / spacing) + 2 for side in shape]
+    offset = rng.uniform(0.1, 0.9, (2, *cells)).astype(np.float32)
+    top = rng.uniform(0.6, 1.0, cells).astype(np.float32)
+    steepness = top / rng.uniform(0.45, 0.85, cells).astype(np.float32) ** 2
+    shade = rng.random(cells, dtype=np.float32)
+    # the four nearest cells decide; a tree of a fifth one reaches a pixel too rarely to be missed
+    y, x = ((np.arange(side, dtype=np.float32) + 0.5) / np.float32(spacing) for side in shape)
+    dome, tone = np.zeros(shape, np.float32), np.full(shape, 0.5, np.float32)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        rows, cols = ((np.floor(p + 0.5)).astype(np.intp) + step for p, step in ((y, down), (x, right)))
+        cell = np.ix_(rows, cols)
+        dy = offset[0][cell] + (rows - 1 - y).astype(np.float32)[:, None]
+        dx = offset[1][cell] + (cols - 1 - x).astype(np.float32)[None]
+        surface = top[cell] - steepness[cell] * (dy * dy + dx * dx)
+        higher = surface > dome
+        np.copyto(dome, surface, where=higher)
+        np.copyto(tone, shade[cell], where=higher)
+    return dome, tone
+
+
+def share(field: Float32Array, fraction: float) -> BoolArray:
+    """(H, W) the highest `fraction` of a field."""
+    sample = field[:: max(1, field.shape[0] // 256), :: max(1, field.shape[1] // 256)]
+    return field > np.quantile(sample, 1 - fraction)
+
+
+def frame(
+    shape: Shape, center: Float64Array | tuple[float, float], angle: float, reach: float
+) -> tuple[tuple[slice, slice], Float32Array, Float32Array]:
+    """The window within `reach` pixels of a point, and its pixels' coordinates along and across a direction."""
+    row, col = (float(v) for v in center)
+    top, left = max(0, int(row - reach)), max(0, int(col - reach))
+    window = (slice(top, min(shape[0], int(row + reach) + 1)), slice(left, min(shape[1], int(col + reach) + 1)))
+    r, c = (np.asarray(a, np.float32) for a in np.ogrid[window])
+    r, c = r - np.float32(row), c - np.float32(col)
+    sin, cos = np.float32(np.sin(angle)), np.float32(np.cos(angle))
+    return window, r * sin + c * cos, r * cos - c * sin

@@ -21,10 +21,10 @@ from geolabel.errors import OutputError, WeightsError
 from geolabel.folders import work_folder
 from geolabel.models.checkpoint import Kind, NetworkInfo, load_checkpoint, save_checkpoint
 from geolabel.models.engines import graph_files
-from geolabel.models.nets import build, imagenet
-from geolabel.models.nets.imagenet import LiteTrunk, load_trunk
+from geolabel.models.nets import build
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.models.nets.sam import LOW_RES_STRIDE
+from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, LiteTrunk, load_trunk
 from geolabel.training import localizer_objective, segmenter_objective
 from geolabel.training.cards import write_card
 from geolabel.training.fit import STATE, Objective, Schedule, fit
@@ -454,7 +454,7 @@ def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
 
 def norm_of(architecture: Mapping[str, Any]) -> Norm:
     """How images are normalised for a network: as its trunk learned to see them, where that saw photographs."""
-    return (imagenet.MEAN, imagenet.STD) if architecture.get("trunk") else (MEAN, STD)
+    return (IMAGENET_MEAN, IMAGENET_STD) if architecture.get("trunk") else (MEAN, STD)
 
 
 def _start(network: nn.Module, path: Path) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from geolabel.clusters import Clusters, check_count, prepared, unnamed
-from geolabel.errors import OptionError
-from geolabel.extras import require
+from geolabel.errors import OptionError, require
 from geolabel.types import Float32Array, Int64Array
 
 BATCH = 512

@@ -16,7 +16,7 @@ from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import sha256
 from geolabel.models import loading
 from geolabel.models.checkpoint import load_checkpoint
-from geolabel.models.nets import imagenet
+from geolabel.models.nets.trunk import load_trunk
 
 Share = Literal["overall", "backbone", "head"]
 
@@ -102,7 +102,7 @@ def load_share(
 
 def load_imagenet_trunk(network: nn.Module, variant: str) -> dict[str, Any]:
     """Load the ImageNet weights that ship into a ResUNet on a trunk of EfficientNet-Lite; return what the file says."""
-    trunk = {f"down.{name}": tensor for name, tensor in imagenet.load_trunk(variant).items()}
+    trunk = {f"down.{name}": tensor for name, tensor in load_trunk(variant).items()}
     _load_part(network, trunk)
     return {"init": {"share": "backbone", "weights": f"ImageNet, {variant}", "tensors": len(trunk)}}
 

@@ -14,19 +14,20 @@ import torch
 from geolabel.chips import Chips, ChipSubset, check_learnable, split
 from geolabel.datasets.chips import read_chips
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress
+from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.io.downloads import offline
 from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
-from geolabel.labeling.segment_maps import segment_maps
+from geolabel.labeling.regions import segment_maps
 from geolabel.models import loading
+from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.checkpoint import NetworkInfo, load_own
-from geolabel.models.defaults import segmenter_defaults
-from geolabel.models.nets import build, imagenet
+from geolabel.models.nets import build
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, load_trunk
 from geolabel.parts import SegmenterRecipe
 from geolabel.prompters import PeakPrompter
 from geolabel.training.bundled import MEAN, STD
@@ -183,10 +184,10 @@ def _start(
     if request.init == "imagenet":
         lite = build(_IMAGENET_PYRAMID | {"classes": count})
         assert isinstance(lite, PyramidLocalizer)
-        lite.trunk.load_state_dict(imagenet.load_trunk(_IMAGENET_PYRAMID["trunk"]))
+        lite.trunk.load_state_dict(load_trunk(_IMAGENET_PYRAMID["trunk"]))
         known = _known(request, numbers, chips)
         described = _IMAGENET_PYRAMID | {"classes": count}
-        info = NetworkInfo(architecture=described, stride=lite.stride, mean=imagenet.MEAN, std=imagenet.STD, **known)
+        info = NetworkInfo(architecture=described, stride=lite.stride, mean=IMAGENET_MEAN, std=IMAGENET_STD, **known)
         return lite, info, numbers, False
     if request.init == "bundled" or Path(request.init).is_file():
         path = loading.fetch(loading.lookup("bundled", "localizer")[0])

@@ -26,8 +26,7 @@ from geolabel.activation import Activation
 from geolabel.chips import Chips
 from geolabel.labels import IGNORE
 from geolabel.models.nets.classifier import merged_maps
-from geolabel.parts import Labeler, Prompter, Segmenter
-from geolabel.pipeline import Pipeline
+from geolabel.parts import Labeler, Pipeline, Prompter, Segmenter
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, Segments
 from geolabel.training.samples import epoch_indices, generator, take_crop
 from geolabel.types import UInt8Array

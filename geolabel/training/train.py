@@ -20,7 +20,7 @@ from torch import nn
 
 from geolabel.chips import is_held_out
 from geolabel.engine import worker
-from geolabel.engine.progress import Progress, Silent
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import ChipError, OptionError, OutputError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.folders import work_folder

@@ -34,7 +34,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from geolabel.cli.terminal import Lines
 from geolabel.clusters import Clusters, unnamed
 from geolabel.datasets.chips import mask_path, read_image
-from geolabel.datasets.images import ImageFolder
+from geolabel.datasets.examples import ImageFolder
 from geolabel.engine import worker
 from geolabel.extraction.request import Networks
 from geolabel.labeling.cluster_names import Tally

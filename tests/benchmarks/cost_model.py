@@ -125,14 +125,14 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
     import dask
     from extract import ForwardClock, make_scene
 
-    from geolabel.engine import progress, worker
+    from geolabel.engine import tasks, worker
     from geolabel.extraction.extract import run_extract
     from geolabel.extraction.outputs import Targets
     from geolabel.extraction.plan import Parameters
     from geolabel.extraction.request import Networks, Reading
     from geolabel.extraction.scene_groups import SceneGroups, prepare
 
-    progress.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)  # type: ignore
+    tasks.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)  # type: ignore
     dask.config.set(scheduler="synchronous")
     with tempfile.TemporaryDirectory() as folder:
         scene = make_scene(Path(folder), size)

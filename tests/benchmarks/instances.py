@@ -29,12 +29,11 @@ from geolabel.labelers import OverlapLabeler, UnionLabeler, enlarged, most_alike
 from geolabel.labels import Instances, LabelMap, closed_regions
 from geolabel.masks import EVERY_CANDIDATE, Masks
 from geolabel.methods.diffuprompter import compose, grey_level
-from geolabel.parts import Localizer
-from geolabel.pipeline import Pipeline, label_image
+from geolabel.parts import Localizer, Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.prompts import Prompts
 from geolabel.synthetic import SyntheticScene, synthesize
-from geolabel.training.average_precision import NAMES, AveragePrecision, ScoredMasks
+from geolabel.training.detectors import NAMES, AveragePrecision, ScoredMasks
 from geolabel.types import UInt8Array
 
 TILE = 512

@@ -21,7 +21,7 @@ import numpy as np
 from geolabel.evaluation.baselines import Forest, otsu_bare
 from geolabel.evaluation.examples import Example
 from geolabel.evaluation.scenes import answer_scene, write_scene
-from geolabel.evaluation.table import OURS
+from geolabel.evaluation.steps import OURS
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
 from geolabel.metrics import Confusion

@@ -25,8 +25,7 @@ from rasterio.io import MemoryFile
 
 from geolabel.errors import SceneError
 from geolabel.io.read import files, formats
-from geolabel.names import check_name, exists
-from geolabel.parsing import MAX_XML_BYTES, parse_xml
+from geolabel.parsing import MAX_XML_BYTES, check_name, exists, parse_xml
 
 MAX_NESTED = 4
 """VRTs in VRTs."""

@@ -16,13 +16,13 @@ import pyproj
 import shapely
 
 from geolabel.errors import VectorError
+from geolabel.geodesy import near, reproject, unwrapped
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import asked_elsewhere, gather_prompts
 from geolabel.io.read.vector_files import vector_file
 from geolabel.io.written import PROMPT_LAYERS, mark_changes, read_written
-from geolabel.names import check_name
+from geolabel.parsing import check_name
 from geolabel.prompts import Prompts
-from geolabel.reprojection import near, reproject, unwrapped
 from geolabel.scene import Grid, span
 from geolabel.types import AnyArray
 

@@ -21,7 +21,7 @@ from rasterio.errors import RasterioError, RasterioIOError
 from geolabel.errors import SceneError
 from geolabel.io.read import files
 from geolabel.io.read.vector_files import check_tables
-from geolabel.names import check_regular
+from geolabel.parsing import check_regular
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

@@ -13,8 +13,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from geolabel.errors import OptionError, SceneError
 from geolabel.io.read import files
 from geolabel.io.read.opening import is_remote
-from geolabel.names import check_name, check_regular, exists
-from geolabel.parsing import parse_json
+from geolabel.parsing import check_name, check_regular, exists, parse_json
 
 if TYPE_CHECKING:
     from geolabel.io.read.arrays import Labelled

@@ -29,7 +29,7 @@ from geolabel.io.foreign import UNREADABLE, in_words
 from geolabel.io.read import files
 from geolabel.io.read.headers import Header, chosen_time, crs_beside, to_pyproj
 from geolabel.io.read.opening import is_remote, open_raster, settings
-from geolabel.names import check_name, check_regular
+from geolabel.parsing import check_name, check_regular
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import without_secrets

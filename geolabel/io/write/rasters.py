@@ -1,4 +1,4 @@
-"""Rasters that a run leaves behind: Cloud Optimized GeoTIFFs on the working grid, written block by block."""
+"""Cloud Optimized GeoTIFFs on the working grid, written block by block, and geometries as pixels of a grid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 import rasterio.shutil
+import shapely
+from affine import Affine
+from rasterio import features
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
@@ -237,3 +240,29 @@ def _factors(grid: Grid) -> list[int]:
     """Halve the raster until it fits into one tile."""
     halvings = max(0, (max(grid.height, grid.width) - 1) // TILE).bit_length()
     return [2**k for k in range(1, halvings + 1)]
+
+
+def in_pixels(geometries: AnyArray, grid: Grid) -> AnyArray:
+    """Geometries (N,) in pixels of the grid: a shift by whole pixels then moves every window's part exactly."""
+    a, b, c, d, e, f = tuple(~grid.transform)[:6]
+    return np.asarray(shapely.transform(geometries, lambda points: points @ [[a, d], [b, e]] + [c, f]))
+
+
+def rasterize(tree: shapely.STRtree, values: AnyArray, window: Window) -> AnyArray:
+    """(height, width) value of the polygon on each pixel whose middle it covers, later ones on top; 0 where none is.
+
+    Parameters
+    ----------
+    tree
+        Of N polygons in pixels, see `in_pixels`.
+    values : (N,)
+        Whole numbers, of the type of the result.
+    """
+    drawn = np.zeros((window.height, window.width), values.dtype)
+    found = np.sort(tree.query(shapely.box(window.col, window.row, window.right, window.bottom)))
+    if len(found):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates, on purpose
+            place = Affine.translation(window.col, window.row)
+            features.rasterize(zip(tree.geometries[found], values[found], strict=True), out=drawn, transform=place)
+    return drawn

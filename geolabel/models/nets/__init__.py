@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 _BUILDERS = {
     "classifier": "classifier.Classifier",
-    "maskrcnn": "detector.build_detector",
+    "maskrcnn": "student.build_detector",
     "pyramid": "localizer.PyramidLocalizer",
-    "resunet": "resunet.ResUNet",
+    "resunet": "student.ResUNet",
     "sam": "sam.build_sam",
     "smp": "student.build_smp",
 }

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.models.nets.imagenet import LiteTrunk
-from geolabel.models.nets.trunk import STRIDES, Trunk, conv_norm, enlarge
+from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Trunk, conv_norm, enlarge
 
 FINE = 0.75
 """What the image's own resolution counts for in the mean that a localizer of two octaves begins with."""

@@ -1,14 +1,25 @@
-"""Students: segmentation networks of segmentation-models-pytorch, and what any student sees of an image."""
+"""Networks that learn from pseudo-labels: ResUNet, those of segmentation-models-pytorch, and Mask R-CNN.
+
+From random weights Mask R-CNN needs normalisation that does not depend on the batch.
+
+Sources: Zhang, Liu and Wang (2018), "Road Extraction by Deep Residual U-Net"; Zhao et al. (2017), "Pyramid Scene
+Parsing Network"; He et al. (2017), "Mask R-CNN", as torchvision has it; He et al. (2019), "Rethinking ImageNet
+Pre-training".
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.extras import require
+from geolabel.errors import require
+from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Residual, Trunk, conv_norm, enlarge
 from geolabel.tiles import mirrored
 from geolabel.types import Int64Array
 
@@ -91,3 +102,140 @@ def _around(length: int, least: int, multiple: int) -> Int64Array:
     whole = -(-least // multiple) * multiple
     first = -((whole - length) // 2)
     return mirrored(first, first + whole, length)
+
+
+ANCHORS = (32, 64, 128, 256, 512)
+"""Sides of the anchors of the five levels, pixels."""
+
+
+def build_detector(
+    classes: int,
+    backbone: str = "resnet50",
+    anchors: Sequence[int] = ANCHORS,
+    proposals: int = 1000,
+    detections: int = 100,
+    sampled: int = 512,
+) -> nn.Module:
+    """Build a detector with random weights that takes images at their own scale.
+
+    Parameters
+    ----------
+    classes
+        How many there are, the background left out.
+    backbone
+        A ResNet of torchvision.
+    anchors
+        One side for each level.
+    proposals, detections
+        Boxes that are looked at in an image, and objects that are answered at most; COCO counts 100.
+    sampled
+        Boxes of an image that are learned from; a quarter of them, at most, get masks.
+    """
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.detection.rpn import AnchorGenerator
+
+    trunk = resnet_fpn_backbone(
+        backbone_name=backbone, weights=None, trainable_layers=5, norm_layer=partial(nn.GroupNorm, 32)
+    )
+    boxes = AnchorGenerator(tuple((side,) for side in anchors), ((0.5, 1.0, 2.0),) * len(anchors))
+    # Without the last, images would be scaled to sides of 800 to 1333 px: a pixel of ours has a size on the ground.
+    detector: nn.Module = MaskRCNN(
+        trunk,
+        classes + 1,
+        rpn_anchor_generator=boxes,
+        rpn_pre_nms_top_n_test=proposals,
+        rpn_post_nms_top_n_test=proposals,
+        box_detections_per_img=detections,
+        box_batch_size_per_image=sampled,
+        _skip_resize=True,
+    )
+    return detector
+
+
+POOLS = (1, 2, 3, 6)
+"""Cells a side of the pooled contexts."""
+
+
+class PyramidPooling(nn.Module):
+    """Context of the whole image in grids of several sizes, beside the features."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        part = max(1, channels // len(POOLS))
+        self.branches = nn.ModuleList(nn.Conv2d(channels, part, 1) for _ in POOLS)
+        self.merge = nn.Sequential(conv_norm(channels + part * len(POOLS), channels), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the shape of `x`."""
+        pooled = [branch(functional.adaptive_avg_pool2d(x, n)) for branch, n in zip(self.branches, POOLS, strict=True)]
+        spread = [functional.interpolate(p, x.shape[-2:], mode="bilinear", align_corners=False) for p in pooled]
+        merged: Tensor = self.merge(torch.cat([x, *spread], dim=1))
+        return merged
+
+
+class ResUNet(nn.Module):
+    """Logits of every pixel.
+
+    Parameters
+    ----------
+    classes
+        Number of classes, the background included.
+    widths
+        Channels from the full resolution down, each stage at half the size of the one before.
+    depths
+        Blocks of every stage of a `Trunk`, which then is the way down, with weights of the bundled networks if wanted.
+        It begins at a quarter of the resolution, and so is the result, enlarged.
+    trunk
+        Instead of both, a variant of EfficientNet-Lite as the way down: `imagenet.VARIANTS`.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        widths: Sequence[int] = (32, 64, 128, 256, 512),
+        depths: Sequence[int] | None = None,
+        trunk: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.down: nn.Module
+        if trunk is not None:
+            self.multiple = STRIDES[-1]
+            self.down = lite = LiteTrunk(trunk)
+            widths = lite.widths
+        elif depths is None:
+            self.multiple = 2 ** (len(widths) - 1)
+            before = (3, *widths[:-1])
+            self.down = nn.ModuleList(
+                Residual(i, o, stride=1 if k == 0 else 2) for k, (i, o) in enumerate(zip(before, widths, strict=True))
+            )
+        else:
+            self.multiple = STRIDES[-1]
+            self.down = Trunk(widths, depths)
+        self.context = PyramidPooling(widths[-1])
+        pairs = list(pairwise(widths))[::-1]
+        self.up = nn.ModuleList(Residual(fine + coarse, fine) for fine, coarse in pairs)
+        self.head = nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, classes, H, W) logits of normalised images (N, 3, H, W), H and W multiples of `multiple`."""
+        skips = self._descend(images)
+        x = self.context(skips.pop())
+        for stage in self.up:
+            x = stage(torch.cat([skips.pop(), enlarge(x)], dim=1))
+        logits: Tensor = self.head(x)
+        size = images.shape[-2:]
+        return (
+            logits
+            if logits.shape[-2:] == size
+            else functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        )
+
+    def _descend(self, images: Tensor) -> list[Tensor]:
+        if isinstance(self.down, Trunk | LiteTrunk):
+            return list(self.down(images))
+        found = [images]
+        for stage in self.down.children():
+            found.append(stage(found[-1]))
+        return found[1:]
