@@ -8,7 +8,7 @@ import click
 
 import geolabel
 from geolabel.errors import WeightsError
-from geolabel.models.bundled import of_bundled
+from geolabel.models.measured import of_bundled
 
 from . import options, prediction
 from .cluster import at_work, cluster_options

@@ -27,12 +27,12 @@ WORK = ".geolabel-work"
 """Folder in an output folder where a new set is made while an old one stands."""
 
 
-def every(_: object) -> bool:
+def _every(_: object) -> bool:
     """Whether an old file goes, or a new set is whole: always."""
     return True
 
 
-def none(_: Path) -> bool:
+def _none(_: Path) -> bool:
     """Whether a run goes on from a folder: from none."""
     return False
 
@@ -174,9 +174,9 @@ def work_folder(
     inputs: Iterable[str | Path] = (),
     shared: bool = False,
     named: Sequence[str] = (),
-    leaving: Callable[[str], bool] = every,
-    goes_on: Callable[[Path], bool] = none,
-    whole: Callable[[Path], bool] = every,
+    leaving: Callable[[str], bool] = _every,
+    goes_on: Callable[[Path], bool] = _none,
+    whole: Callable[[Path], bool] = _every,
 ) -> Iterator[Path]:
     """Yield the folder to work in, where a run that ends early leaves what the same command goes on from.
 
@@ -244,7 +244,7 @@ def _begin_work(folder: Path, goes_on: Callable[[Path], bool]) -> None:
 def _move_in(out: Path, folder: Path, old: Made | None, leaving: Callable[[str], bool], named: Sequence[str]) -> None:
     scratch = Scratch(out)
     try:
-        swap(out, folder, old, [scratch], leaving=leaving, named=named)
+        _swap(out, folder, old, [scratch], leaving=leaving, named=named)
     finally:
         scratch.close()
     (folder / RECORD).unlink(missing_ok=True)
@@ -296,7 +296,7 @@ def replacing_folder(
         try:
             room = scratch.room()
             yield room
-            swap(out, room, old, [scratch])
+            _swap(out, room, old, [scratch])
         finally:
             scratch.close()
     except OSError as error:
@@ -342,13 +342,13 @@ def _entries(out: Path) -> list[Path]:
     return sorted(path for path in out.iterdir() if not is_scratch(path) and path.name != WORK) if out.is_dir() else []
 
 
-def swap(
+def _swap(
     out: Path,
     new: Path,
     old: Made | None,
     scratches: Sequence[Scratch],
     *,
-    leaving: Callable[[str], bool] = every,
+    leaving: Callable[[str], bool] = _every,
     named: Sequence[str] = (),
 ) -> None:
     """Let the files of one folder take the places of those that geolabel made in another before; all or none.

@@ -65,8 +65,8 @@ def measure(polygons: Geometries, crs: pyproj.CRS | None, unit_m: float = 1.0) -
             unit_m = crs.axis_info[0].unit_conversion_factor
         return _on_plane(polygons, unit_m)
     sizes = _on_ellipsoid(polygons, crs)
-    for index in np.flatnonzero(cut_apart(polygons, crs)):
-        whole, plane = put_together(polygons[index], crs)
+    for index in np.flatnonzero(_cut_apart(polygons, crs)):
+        whole, plane = _put_together(polygons[index], crs)
         one = _on_ellipsoid(np.array([whole], object), plane)
         for field in fields(sizes):
             getattr(sizes, field.name)[index] = getattr(one, field.name)[0]
@@ -286,7 +286,7 @@ def unwrapped(geometries: Geometries, crs: pyproj.CRS) -> Geometries:
     return result
 
 
-def cut_apart(polygons: Geometries, crs: pyproj.CRS) -> BoolArray:
+def _cut_apart(polygons: Geometries, crs: pyproj.CRS) -> BoolArray:
     """(N,) whether polygons have parts on both edges of a CRS, as `reproject` cuts them."""
     seam = Seam.of(crs)
     parts = np.asarray(shapely.get_num_geometries(polygons) > 1)
@@ -299,8 +299,8 @@ def cut_apart(polygons: Geometries, crs: pyproj.CRS) -> BoolArray:
     return result
 
 
-def put_together(polygon: shapely.MultiPolygon, crs: pyproj.CRS) -> tuple[shapely.MultiPolygon, pyproj.CRS]:
-    """A polygon that `cut_apart` names, as a whole, in an equal-area projection around it."""
+def _put_together(polygon: shapely.MultiPolygon, crs: pyproj.CRS) -> tuple[shapely.MultiPolygon, pyproj.CRS]:
+    """A polygon that `_cut_apart` names, as a whole, in an equal-area projection around it."""
     seam = Seam.of(crs)
     assert seam is not None
     to_lonlat = pyproj.Transformer.from_crs(crs, seam.geodetic, always_xy=True)

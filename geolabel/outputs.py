@@ -42,7 +42,7 @@ UNSAVED = ("-wal", "-journal")
 """Such files."""
 
 
-class Keeper(Protocol):
+class _Keeper(Protocol):
     """What records which files of a folder geolabel made; see `geolabel.folders`."""
 
     @property
@@ -63,7 +63,7 @@ class Keeper(Protocol):
         ...
 
 
-keepers: ContextVar[tuple[Keeper, ...]] = ContextVar("keepers", default=())
+keepers: ContextVar[tuple[_Keeper, ...]] = ContextVar("keepers", default=())
 """Of the folders that are worked in, the innermost last."""
 
 
@@ -251,7 +251,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         part = work.room(held[-1].root if held else path.parent) / path.name
         yield part
         _check_place(path, overwrite=overwrite)  # a second run may have finished in the meantime
-        work.moves += [Move(sidecar) for sidecar in (() if held else sidecars_of(path))]
+        work.moves += [Move(sidecar) for sidecar in (() if held else _sidecars_of(path))]
         work.moves.append(Move(path, part, exclusive=not overwrite))
 
 
@@ -271,7 +271,7 @@ def saving(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} could not be written: {error.strerror or error}; is the disk full?") from error
 
 
-def sidecars_of(path: Path) -> list[Path]:
+def _sidecars_of(path: Path) -> list[Path]:
     """Files beside a file that describe it, as far as they are there; upper case counts too."""
     endings = DESCRIBED_BY.get(path.suffix.lower(), ())
     names = {(path.name + end if end.startswith(".") else f"{path.stem}.{end}").lower() for end in endings}

@@ -112,7 +112,7 @@ RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=1), SegmenterRecipe("stand
 
 
 @dataclass(frozen=True)
-class Slow:
+class _Slow:
     """A stand-in that takes its time."""
 
     part: FakeLocalizer | FakeSegmenter
@@ -137,7 +137,7 @@ def stand_in(recipe: Recipe) -> Localizer | Segmenter:
     _, seconds_given, window = f"{recipe.source}::".split(":")[:3]
     seconds = float(seconds_given or 0)
     part = FakeLocalizer(stride=4) if recipe.role == "localizer" else FakeSegmenter(window=int(window or 128))
-    slow: Any = Slow(part, seconds) if seconds else part
+    slow: Any = _Slow(part, seconds) if seconds else part
     made: Localizer | Segmenter = slow
     return made
 

@@ -28,7 +28,7 @@ from geolabel.labeling.regions import RegionFolder, find_regions
 from geolabel.labels import IGNORE
 from geolabel.masks import FULL, FeaturedMasks, Masks
 from geolabel.models import loading
-from geolabel.models.bundled import segmenter_defaults
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array

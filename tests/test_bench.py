@@ -35,7 +35,7 @@ from geolabel.evaluation.scenes import Answer
 from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.metrics import Boundary, Confusion, WidthCounts
 from geolabel.models import loading
-from geolabel.models.bundled import load_measured
+from geolabel.models.measured import load_measured
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 

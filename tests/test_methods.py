@@ -22,8 +22,8 @@ from geolabel.labeling.label import ActivatedLabels
 from geolabel.labels import BACKGROUND
 from geolabel.methods import METHODS, apsam, cism, s2c
 from geolabel.models import loading
-from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.models.sam import FittingSegmenter
 from geolabel.prompts import Prompts

@@ -25,8 +25,8 @@ from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.regions import segment_everything, segment_maps
 from geolabel.masks import Filters
 from geolabel.models import loading
-from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.checkpoint import load_own, read_info
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.models.nets.trunk import IMAGENET_MEAN, load_trunk
 from geolabel.prompters import GridPrompter, PeakPrompter

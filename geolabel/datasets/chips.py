@@ -345,7 +345,7 @@ def _gsd(path: Path) -> float | None:
 
 
 @dataclass(frozen=True)
-class PaintedChip:
+class _PaintedChip:
     """A chip that has a mask."""
 
     chip: Chip
@@ -397,9 +397,9 @@ class PaintedChips:
     def __len__(self) -> int:
         return len(self.chips)
 
-    def __getitem__(self, index: int) -> PaintedChip:
+    def __getitem__(self, index: int) -> _PaintedChip:
         """Read one chip."""
-        return PaintedChip(self.chips.chip(index))
+        return _PaintedChip(self.chips.chip(index))
 
 
 def read_painted(path: str | Path, *, class_name: str = "landslide") -> PseudoLabels | PaintedChips:

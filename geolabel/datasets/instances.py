@@ -52,12 +52,12 @@ def read_instances(path: str | Path, *, class_name: str = "landslide") -> Exampl
     if path.suffix.lower() == ".json":
         return CocoInstances(path)
     if (path / "manifest.json").is_file():
-        return LabelledInstances(PseudoLabels(path))
-    return MaskedInstances(read_chips(path, class_name=class_name))
+        return _LabelledInstances(PseudoLabels(path))
+    return _MaskedInstances(read_chips(path, class_name=class_name))
 
 
 @dataclass(frozen=True)
-class LabelledInstances:
+class _LabelledInstances:
     """The closed regions of pseudo-labels."""
 
     labels: PseudoLabels
@@ -91,7 +91,7 @@ class LabelledInstances:
 
 
 @dataclass(frozen=True)
-class MaskedInstances:
+class _MaskedInstances:
     """The closed regions of the masks of chips; chips whose mask is not known are left out."""
 
     chips: ChipDataset
@@ -269,7 +269,7 @@ class CocoInstances:
             If the image is missing or has another size than the file says, or a segmentation cannot be understood.
         """
         entry = self._images[index]
-        image = rgb(read_image(self._find(entry.name)))
+        image = _rgb(read_image(self._find(entry.name)))
         size = image.shape[0], image.shape[1]
         if entry.size not in (None, size):
             raise ChipError(
@@ -342,7 +342,7 @@ def _corners(segmentation: list[Any]) -> list[list[float]]:
     return [polygon for polygon in polygons if len(polygon) >= 6]
 
 
-def rgb(values: AnyArray) -> UInt8Array:
+def _rgb(values: AnyArray) -> UInt8Array:
     """(H, W, 3) of a file's 8-bit values (H, W) or (H, W, B)."""
     if values.dtype != np.uint8:
         raise ChipError(f"images of instances have 8 bits, and this one {values.dtype}: save it anew "

@@ -184,7 +184,7 @@ class Folder:
         begun = {str(path.absolute()): [BEGUN, time.time_ns()] for path in paths}
         self.update(written={**self.state.written, **begun})
         yield
-        self.update(written={**self.state.written, **{str(path.absolute()): stamp(path) for path in paths}})
+        self.update(written={**self.state.written, **{str(path.absolute()): _stamp(path) for path in paths}})
 
     def stop(self) -> None:
         """Begin no further task, here or in any worker."""
@@ -326,7 +326,7 @@ _SLACK_NS = 2_000_000_000
 """File systems tell times to two seconds at worst."""
 
 
-def stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> list[int]:
     """Size and modification time of a file."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
@@ -341,7 +341,7 @@ def written_by(root: str | Path) -> frozenset[Path]:
     found = set()
     for name, mark in state.written.items():
         with suppress(OSError, ValueError, TypeError, LookupError):  # what calls itself a name and a mark may be none
-            size, changed = stamp(Path(name))
+            size, changed = _stamp(Path(name))
             # killed between the output's last byte and the word that it is whole
             just_written = mark[0] == BEGUN and changed >= mark[1] - _SLACK_NS
             if just_written or [size, changed] == mark:

@@ -160,7 +160,7 @@ class Bound(Generic[R]):
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[R]):
+class _Outcome(Generic[R]):
     """What became of a task."""
 
     result: R | None
@@ -183,15 +183,15 @@ class Recorded(Generic[R]):
     store: Store | None
     """None for work that is not resumed, which leaves its pixels alone."""
 
-    def __call__(self, task: tuple[int, Any]) -> Outcome[R]:
+    def __call__(self, task: tuple[int, Any]) -> _Outcome[R]:
         """Do a task, given with its number."""
         number, job = task
         start = time.perf_counter()
         kept = self._kept(number)
         if kept is not None:
-            return Outcome(kept[0], _process(), time.perf_counter() - start, kept=True, peak_bytes=peak_bytes())
+            return _Outcome(kept[0], _process(), time.perf_counter() - start, kept=True, peak_bytes=peak_bytes())
         if self.store is not None and self.store.storage.exists(STOP):
-            return Outcome(None, _process(), stopped=True)
+            return _Outcome(None, _process(), stopped=True)
         try:
             result = self.step(job)
         except Exception as error:
@@ -202,7 +202,7 @@ class Recorded(Generic[R]):
             kind = self.step.step.record
             assert of_kind(result, kind), f"pass {self.step.step.name} returned {type(result)}, its record is {kind}"
             self.store.write(self._kind, number, pack(result))
-        return Outcome(result, _process(), time.perf_counter() - start, peak_bytes=peak_bytes())
+        return _Outcome(result, _process(), time.perf_counter() - start, peak_bytes=peak_bytes())
 
     @property
     def _kind(self) -> str:
@@ -313,7 +313,7 @@ class Work(Generic[C, E]):
             yield task
 
 
-def _result(outcome: Outcome[R]) -> R:
+def _result(outcome: _Outcome[R]) -> R:
     return outcome.result  # type: ignore[return-value]  # only a task that was stopped has none
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
-from geolabel.models.bundled import BUNDLED
+from geolabel.models.defaults import BUNDLED
 from geolabel.parts import EverythingRecipe, Localizer, Recipe, Segmenter
 
 P = TypeVar("P")

@@ -137,7 +137,7 @@ def cut(rgb: UInt8Array, box: Float64Array) -> BoolArray:
 # --- random forest ---------------------------------------------------------------------------------------------------
 
 
-def texture(rgb: UInt8Array) -> Float32Array:
+def _texture(rgb: UInt8Array) -> Float32Array:
     """(H * W, 3 + 6 per scale) colour, and its mean and standard deviation over windows of `SCALES`."""
     values = rgb.astype(np.float32)
     columns = [values]
@@ -171,7 +171,7 @@ class Forest:
         values, labels = [], []
         for rgb, truth in scenes:
             chosen = rng.choice(truth.size, min(FOREST_PIXELS, truth.size), replace=False)
-            values.append(texture(rgb)[chosen])
+            values.append(_texture(rgb)[chosen])
             labels.append(truth.ravel()[chosen])
         known = np.concatenate(labels)
         model = RandomForestClassifier(60, min_samples_leaf=5, oob_score=True, random_state=0)
@@ -181,7 +181,7 @@ class Forest:
 
     def find(self, rgb: UInt8Array) -> BoolArray:
         """(H, W) where the probability of a landslide reaches the threshold."""
-        probability = self.model.predict_proba(texture(rgb))[:, 1]
+        probability = self.model.predict_proba(_texture(rgb))[:, 1]
         found: BoolArray = (probability >= self.threshold).reshape(rgb.shape[:2])
         return found
 

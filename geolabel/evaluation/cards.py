@@ -19,8 +19,8 @@ from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.extraction.plan import Parameters
 from geolabel.extraction.request import Networks
 from geolabel.models import loading
-from geolabel.models.bundled import MEASURED, SetFigures, save_measured
 from geolabel.models.checkpoint import Kind, load_checkpoint
+from geolabel.models.measured import MEASURED, SetFigures, save_measured
 from geolabel.outputs import check_target, replacing, together
 from geolabel.parsing import read_json
 from geolabel.training.cards import write_card

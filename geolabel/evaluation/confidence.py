@@ -153,7 +153,7 @@ def _look(folder: Path, example: Example, gsd: float, networks: Networks) -> tup
     return columns[known], is_right[known]
 
 
-def require_fitting() -> None:
+def _require_fitting() -> None:
     """Make sure that a model can be fitted here; raises a GeolabelError that says what is missing."""
     require("train", "sklearn", purpose="fitting the confidence")
 
@@ -165,7 +165,7 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     -------
     the model of all polygons, and figures of models that were fitted without the scenes they are judged on
     """
-    require_fitting()
+    _require_fitting()
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss, roc_auc_score
     from sklearn.model_selection import GroupKFold, cross_val_predict

@@ -86,11 +86,11 @@ class SceneScores:
         """Compare an answer with the truth on the same grid."""
         valid = answer.valid & (truth.ids >= 0)
         ids, true = np.where(truth.ids >= 0, answer.ids, 0), truth.ids > 0
-        correct = shares(ids, true)
+        correct = _shares(ids, true)
         return cls(
             Confusion.of(ids > 0, true, valid),
             Boundary.of(ids > 0, true, valid),
-            WidthCounts.of(truth.widths, shares(truth.objects, ids > 0) >= HALF),
+            WidthCounts.of(truth.widths, _shares(truth.objects, ids > 0) >= HALF),
             len(correct),
             int((correct >= HALF).sum()),
         )
@@ -125,7 +125,7 @@ class SceneScores:
         }
 
 
-def shares(ids: Int32Array, mask: BoolArray) -> Float64Array:
+def _shares(ids: Int32Array, mask: BoolArray) -> Float64Array:
     """(N,) share of each numbered object of (H, W) that is on a mask (H, W), by ascending number."""
     whole = np.bincount(ids.ravel())
     inside = np.bincount(ids.ravel(), weights=mask.ravel(), minlength=len(whole))
@@ -137,7 +137,7 @@ def shares(ids: Int32Array, mask: BoolArray) -> Float64Array:
 def judged(ids: Int32Array, truth: Int32Array) -> tuple[Int64Array, BoolArray]:
     """Ascending numbers of the polygons that hold a pixel's centre, and whether at least half of each is landslide."""
     numbers = np.unique(ids[ids > 0]).astype(np.int64)
-    return numbers, shares(ids, truth > 0) >= HALF
+    return numbers, _shares(ids, truth > 0) >= HALF
 
 
 def stated_confidence(answer: Answer, truth: Int32Array) -> list[tuple[float, bool]]:

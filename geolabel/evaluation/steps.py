@@ -136,18 +136,18 @@ def run_steps(
             start = time.monotonic()
             figures = measure()
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, finite(figures))
+            write_json(path, _finite(figures))
             log.info("%s: %.0f s", name, time.monotonic() - start)
         done[name] = read_json(path)
     return done
 
 
-def finite(values: Any) -> Any:
+def _finite(values: Any) -> Any:
     """Plain values with None for numbers that are not finite, which JSON has not."""
     if isinstance(values, Mapping):
-        return {key: finite(value) for key, value in values.items()}
+        return {key: _finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [finite(value) for value in values]
+        return [_finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 

@@ -36,7 +36,7 @@ from geolabel.labeling.label import ActivatedLabels, chip_localizer
 from geolabel.masks import Masks
 from geolabel.methods import apsam
 from geolabel.models import loading
-from geolabel.models.bundled import segmenter_defaults
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.outputs import replacing
 from geolabel.parts import Segmenter
@@ -309,13 +309,13 @@ def _named(variant: str, measure: Callable[[], Figures]) -> dict[str, Any]:
 
 
 def write_study(section: Section, folder: Path, *, figure: str = "IoU", pale: str | None = None) -> None:
-    """Write the table of a study as Markdown and JSON, and a plot, named by the section; see `draw`."""
+    """Write the table of a study as Markdown and JSON, and a plot, named by the section; see `_draw`."""
     write_text(folder / f"{section.name}.md", section.markdown())
     write_json(folder / f"{section.name}.json", section.as_json())
-    draw(section, folder / f"{section.name}.png", figure=figure, pale=pale)
+    _draw(section, folder / f"{section.name}.png", figure=figure, pale=pale)
 
 
-def draw(section: Section, path: Path, *, figure: str = "IoU", pale: str | None = None) -> None:
+def _draw(section: Section, path: Path, *, figure: str = "IoU", pale: str | None = None) -> None:
     """Plot one figure of each row: as a line where rows are numbers, else as bars.
 
     Parameters

@@ -28,9 +28,9 @@ from geolabel.evaluation.studies import write_study
 from geolabel.extraction.request import Networks
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.methods import alps
-from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.training import students
 from geolabel.training.first_weights import Share
 from geolabel.training.presets import StudentPreset
@@ -52,7 +52,7 @@ NOTES = [
 
 
 @dataclass(frozen=True)
-class Lesson:
+class _Lesson:
     """What a student is pre-trained on, and which weights it keeps."""
 
     share: Share | None = "backbone"
@@ -67,15 +67,15 @@ class Lesson:
     """Whether the backbone of a student of another set comes first."""
 
 
-LESSONS: dict[str, Lesson] = {
-    SCRATCH: Lesson(None),
-    "overall": Lesson("overall"),
-    "backbone": Lesson(),
-    "head": Lesson("head"),
-    **{f"gate {gate}": Lesson(gate=gate) for gate in (0.1, 0.3, 0.5, 0.7, 1.0)},
-    "binary": Lesson(binary=True),
-    "chained": Lesson(chained=True),
-    "longer": Lesson(times=4),
+LESSONS: dict[str, _Lesson] = {
+    SCRATCH: _Lesson(None),
+    "overall": _Lesson("overall"),
+    "backbone": _Lesson(),
+    "head": _Lesson("head"),
+    **{f"gate {gate}": _Lesson(gate=gate) for gate in (0.1, 0.3, 0.5, 0.7, 1.0)},
+    "binary": _Lesson(binary=True),
+    "chained": _Lesson(chained=True),
+    "longer": _Lesson(times=4),
 }
 """Tables 1 and 2: the weights that are kept. Table 5: the gate. Table 3b: binary masks, and two sets, the second of
 which starts from the backbone of the first. Table 4: four times the steps. From the gate on the backbone is kept, as
@@ -279,15 +279,15 @@ class AlpsStudy:
         names = {"miou": "mIoU", "iou": "IoU", "f1": "F1", "precision": "P", "recall": "R"}
         return {text: scores[key] for key, text in names.items() if key in scores}
 
-    def _pretrained(self, lesson: Lesson) -> Path:
+    def _pretrained(self, lesson: _Lesson) -> Path:
         """The student of a lesson, trained if it does not exist."""
         first: tuple[Share, Path] | None = None
         if lesson.chained:
             assert self.before is not None
-            first = "backbone", self._pretrain(Lesson(), self.before, self.out / "taught" / "before", None)
+            first = "backbone", self._pretrain(_Lesson(), self.before, self.out / "taught" / "before", None)
         return self._pretrain(lesson, self.images, self.out / "taught" / self._mark(lesson), first)
 
-    def _pretrain(self, lesson: Lesson, images: Path, out: Path, first: tuple[Share, Path] | None) -> Path:
+    def _pretrain(self, lesson: _Lesson, images: Path, out: Path, first: tuple[Share, Path] | None) -> Path:
         if not (out / students.FILE).is_file():
             labels = self._labels(self._gate(lesson), images)
             examples = Binary(labels) if lesson.binary else labels
@@ -295,11 +295,11 @@ class AlpsStudy:
             self._train(seen, out, self.steps * lesson.times, first, seed=0)
         return out / students.FILE
 
-    def _gate(self, lesson: Lesson) -> float:
+    def _gate(self, lesson: _Lesson) -> float:
         given = (lesson.gate, self.settings.max_share, segmenter_defaults(self.networks.sam).max_share)
         return next(gate for gate in given if gate is not None)
 
-    def _mark(self, lesson: Lesson) -> str:
+    def _mark(self, lesson: _Lesson) -> str:
         # of the student, whichever weights are kept
         parts = [
             f"gate {self._gate(lesson)}",

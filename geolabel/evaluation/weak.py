@@ -36,9 +36,9 @@ from geolabel.labeling.label import ActivatedLabels, Compose, chip_localizer, la
 from geolabel.labels import BACKGROUND
 from geolabel.methods import apsam, cism, s2c
 from geolabel.models import loading
-from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json
 from geolabel.parts import Recipe

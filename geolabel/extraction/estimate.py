@@ -67,7 +67,7 @@ def estimate(
     groups = prepare_scenes(scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs)
     for text in groups.warnings:
         log.warning("%s", text)
-    return estimate_scenes(groups)
+    return _estimate_scenes(groups)
 
 
 def estimate_plan(plan: Plan) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def estimate_plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def estimate_scenes(groups: SceneGroups) -> dict[str, Any]:
+def _estimate_scenes(groups: SceneGroups) -> dict[str, Any]:
     """Count the work of all plans together; for scenes on one grid see `estimate_plan`."""
     parts = [estimate_plan(plan) for plan in groups.plans]
     figures = parts[0]

@@ -121,14 +121,14 @@ def write_result(result: Result, targets: Targets, folder: Folder | None = None)
     """Write what was asked for; the files appear together, when all are whole."""
     with writing(targets, folder):
         write_scores(result.parts[0].run, targets)
-        write_mask(result, targets)
+        _write_mask(result, targets)
         if targets.inventory is not None:
             write_layers(
                 targets.inventory,
                 result.landslides,
                 (result.boxes, result.points),
                 result.tiles,
-                provenance(result),
+                _provenance(result),
                 crs=result.landslides.crs,
                 candidates=result.candidates,
                 reviewed=result.reviewed,
@@ -153,7 +153,7 @@ def write_scores(run: Run, targets: Targets) -> None:
         )
 
 
-def write_mask(result: Result, targets: Targets) -> None:
+def _write_mask(result: Result, targets: Targets) -> None:
     """Write the raster of the landslides, if it was asked for; of several classes, each has a label of its own."""
     if targets.mask is not None:
         (part,) = result.parts  # there is one grid: its polygons are numbered as they were found
@@ -182,14 +182,14 @@ def _mask(
 # --- provenance ------------------------------------------------------------------------------------------------------
 
 
-def provenance(result: Result) -> dict[str, Any]:
+def _provenance(result: Result) -> dict[str, Any]:
     """How a result was made; on several grids, what was decided for each."""
     parts = [plan_provenance(part.plan) for part in result.parts]
     if len(parts) == 1:
         made = parts[0]
     else:
         own = [{name: value for name, value in part.items() if name != "software"} for part in parts]
-        made = {"software": software(), "parts": own}
+        made = {"software": _software(), "parts": own}
     crs, review = result.landslides.crs, result.review_counts()
     polygons = {"landslides": len(result.landslides), "candidates": len(result.candidates)}
     return (
@@ -199,7 +199,7 @@ def provenance(result: Result) -> dict[str, Any]:
     )
 
 
-def software() -> dict[str, str]:
+def _software() -> dict[str, str]:
     """Versions of what an inventory is made with."""
     import pyogrio
     import rasterio
@@ -219,7 +219,7 @@ def software() -> dict[str, str]:
 def plan_provenance(plan: Plan) -> dict[str, Any]:
     """Everything that was decided before a run, as plain values."""
     return {
-        "software": software(),
+        "software": _software(),
         "scene": _scene_facts(plan.reader.scene) | _layer_facts(plan.reader),
         "working_grid": {
             "height": plan.grid.height,

@@ -74,7 +74,7 @@ class MaskTable:
 # --- 1. localize -----------------------------------------------------------------------------------------------------
 
 
-def localize(run: Run, task: int) -> list[TileReport]:
+def _localize(run: Run, task: int) -> list[TileReport]:
     """Write the activation, the class probability and the validity of a batch of tiles."""
     plan = run.plan
     tiles = plan.tiles_of(task)
@@ -175,7 +175,7 @@ def _where_tiles(run: Run, task: int) -> str:
     return f"tiles {tiles[0]} to {tiles[-1]}, from {run.plan.localize_tiles[tiles[0]]} on"
 
 
-LOCALIZE = Pass("localize", localize, list[TileReport], _where_tiles, pixels="localize")
+LOCALIZE = Pass("localize", _localize, list[TileReport], _where_tiles, pixels="localize")
 
 
 # --- 2. prompt -------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Regions:
     """(N,) largest class probability under each span, 0..255."""
 
 
-def find_regions(run: Run, job: tuple[int, int]) -> Regions:
+def _find_regions(run: Run, job: tuple[int, int]) -> Regions:
     """Threshold the blended activation of a class in a block; the job names both."""
     block, class_id = job
     window = run.plan.blocks[block]
@@ -210,7 +210,7 @@ def where_block(run: Run, job: Sequence[Any]) -> str:
     return f"block {block}, {run.plan.blocks[block]}{of}"
 
 
-PROMPT = Pass("prompt", find_regions, Regions, where_block)
+PROMPT = Pass("prompt", _find_regions, Regions, where_block)
 
 
 # --- 3. segment ------------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def _mask_crops(
         yield window, flat.reshape(window.height, window.width), k
 
 
-def merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
+def _merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
     """Write the mosaic of a class in a block: the largest score of its masks, and whose it is. False for nothing.
 
     A block without a record has score 0 everywhere and no winner.
@@ -388,8 +388,8 @@ def merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
     return True
 
 
-def merge_maps(run: Run, job: tuple[int, int]) -> bool:
-    """Write the mosaic of a class in a block from the localizer's map; False for nothing, as `merge`."""
+def _merge_maps(run: Run, job: tuple[int, int]) -> bool:
+    """Write the mosaic of a class in a block from the localizer's map; False for nothing, as `_merge`."""
     block, class_id = job
     window = run.plan.blocks[block]
     grey = run.plan.method.map_of(run, window, class_id)
@@ -419,15 +419,15 @@ def _above_floor(run: Run, window: Window, class_id: int, scores: UInt8Array) ->
     return blend_activation(run, window, class_id, masked) > floor
 
 
-MERGE = Pass("merge", merge, bool, where_block, pixels="mosaic")
-MERGE_MAPS = Pass("merge", merge_maps, bool, where_block, pixels="mosaic")
+MERGE = Pass("merge", _merge, bool, where_block, pixels="mosaic")
+MERGE_MAPS = Pass("merge", _merge_maps, bool, where_block, pixels="mosaic")
 
 
 AttributeLayer = Callable[[Run, int, Window, Spans], AnyArray]
 """What a layer holds for a class in a window, as integers (H, W); values count under the spans alone."""
 
 
-def attribute_layers(run: Run) -> dict[str, AttributeLayer]:
+def _attribute_layers(run: Run) -> dict[str, AttributeLayer]:
     """Layers that polygons are described by beside their scores, by the name that `geolabel.io.columns` gives them."""
     return {"activation": _activation_under} if run.localized else {}
 
@@ -460,7 +460,7 @@ class MosaicSource:
         return scores
 
     def read(self, window: Window, spans: Spans) -> Layers:
-        """The scores, and under the spans the masks they came from and `attribute_layers`, if there are such."""
+        """The scores, and under the spans the masks they came from and `_attribute_layers`, if there are such."""
         if self.run.plan.dense:
             return Layers(self.scores(window))
         winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
@@ -470,7 +470,7 @@ class MosaicSource:
             winner.reshape(-1)[under.pixels(window)] = record["numbers"][won]
 
         attributes = {
-            name: layer(self.run, self.class_id, window, spans) for name, layer in attribute_layers(self.run).items()
+            name: layer(self.run, self.class_id, window, spans) for name, layer in _attribute_layers(self.run).items()
         }
         return Layers(self.scores(window), winner, attributes)
 

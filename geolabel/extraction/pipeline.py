@@ -51,7 +51,7 @@ def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFr
     """Run the passes up to the mosaic: tiles, prompts, masks; tiles alone where the localizer's maps are the scores."""
     tiles, plan = localize(work), work.run.plan
     if plan.dense:
-        merge_maps(work)
+        _merge_maps(work)
         return tiles, Prompts.build(), []
     own = plan.method.ask(work)
     if own is None:
@@ -77,9 +77,9 @@ def find_prompts(work: Work) -> Prompts:
     plan = work.run.plan
     own = plan.method.find_prompts(work)
     if own is not None:
-        return fit_to_tiles(numbered(own), plan.segment_tiles)
+        return fit_to_tiles(_numbered(own), plan.segment_tiles)
     regions = join_regions(work)
-    return numbered(
+    return _numbered(
         Prompts.concatenate([_region_prompts(work, class_id, *found) for class_id, found in enumerate(regions)])
     )
 
@@ -90,7 +90,7 @@ def _region_prompts(work: Work, class_id: int, spans: Spans, labels: Int32Array,
     shapes = Shapes.of(spans, labels, len(probability))
     prompts = shape_prompts(shapes, probability, np.full(len(probability), class_id, np.int32))
     large = oversized(prompts, tiles)
-    parts = [tile_prompts(spans[labels == k], prompts[k : k + 1], tiles) for k in np.flatnonzero(large)]
+    parts = [_tile_prompts(spans[labels == k], prompts[k : k + 1], tiles) for k in np.flatnonzero(large)]
     work.report.points_outside += centroid_outside(spans, labels, shapes)
     return Prompts.concatenate([prompts[~large], *parts])
 
@@ -118,7 +118,7 @@ def _join(plan: Plan, regions: Sequence[Regions]) -> tuple[Spans, Int32Array, Fl
     return spans[inside], renumbered, probability[open_gate].astype(np.float32)
 
 
-def tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:
+def _tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:
     """Prompts of an object larger than a tile: box and centroid of its part in every tile whose core it reaches."""
     x0, y0, x1, y1 = (int(v) for v in whole.boxes[0])
     parts = []
@@ -141,7 +141,7 @@ def fit_to_tiles(prompts: Prompts, tiles: TileGrid) -> Prompts:
     return Prompts.concatenate([prompts[~large], replace(parts, ids=numbers)])
 
 
-def numbered(prompts: Prompts) -> Prompts:
+def _numbered(prompts: Prompts) -> Prompts:
     """The same prompts with ids 1, 2, ..."""
     return replace(prompts, ids=np.arange(1, len(prompts) + 1, dtype=np.int64))
 
@@ -188,7 +188,7 @@ def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
         pass
 
 
-def merge_maps(work: Work) -> None:
+def _merge_maps(work: Work) -> None:
     """Pass 2 of dense methods, their last: the mosaic of every block, from the localizer's maps."""
     for _ in work.each(passes.MERGE_MAPS, work.run.plan.layers):
         pass

@@ -273,7 +273,7 @@ def _working_grid(
         raise OptionError(f"working gsd {working_gsd} m: it has to be a positive number of metres")
     for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
         if region is not None:
-            grid = crop_to(grid, region)
+            grid = _crop_to(grid, region)
     return grid
 
 
@@ -285,7 +285,7 @@ def examined(reader: SceneReader, spec: str, on_error: str = "fail") -> tuple[Sc
     return reader, Stretch.from_sample(bands, valid, spec)
 
 
-def crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
+def _crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
     """Cut a grid to the pixels that a rectangle of its CRS touches.
 
     Raises

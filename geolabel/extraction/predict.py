@@ -131,7 +131,7 @@ def predict(
     run = Run(plan, store, localized=asks_localizer(plan, [drawn]))
     scores = [_Scores(mosaic, scratch) for mosaic in MosaicSource.of_classes(run)]
     if not compute:
-        return _to_xarray(scores, plan, calls_before(run, drawn))
+        return _to_xarray(scores, plan, _calls_before(run, drawn))
     find_scores(work_on(run, (report or Report()).cover(plan), progress), drawn)
     return _to_xarray(scores, plan)
 
@@ -158,7 +158,7 @@ def run_predict(
 # --- the graph -------------------------------------------------------------------------------------------------------
 
 
-def calls_before(run: Run, drawn: Prompts | None = None) -> Callable[[int], list[Any]]:
+def _calls_before(run: Run, drawn: Prompts | None = None) -> Callable[[int], list[Any]]:
     """The passes as calls of a dask graph: which of them have to be made before a block is read, by its number.
 
     What a call finds is kept in the store, so that no network runs twice for blocks that are asked for one by one.

@@ -10,8 +10,8 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.plan import Parameters
 from geolabel.masks import Selection
-from geolabel.models.bundled import BUNDLED
 from geolabel.models.confidence import knows
+from geolabel.models.defaults import BUNDLED
 from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
 
 
@@ -119,7 +119,7 @@ def decide(networks: Networks, parameters: Parameters) -> tuple[Parameters, tupl
     method = parameters.method.with_defaults(networks)
     recipes = method.recipes(networks)
     if networks.engine == "auto":
-        recipes = faster_engine(recipes[0]), faster_engine(recipes[1])
+        recipes = _faster_engine(recipes[0]), _faster_engine(recipes[1])
     return with_limit(replace(parameters, method=method), recipes), recipes
 
 
@@ -141,7 +141,7 @@ def with_limit(parameters: Parameters, recipes: tuple[Recipe, Recipe]) -> Parame
     return replace(parameters, min_confidence=LIKELY) if parameters.min_confidence is None else parameters
 
 
-def faster_engine(recipe: Recipe) -> Recipe:
+def _faster_engine(recipe: Recipe) -> Recipe:
     """The same recipe for the engine that is faster over a scene, where calls of small networks run side by side.
 
     It follows from the network and the device alone, so that machines of one kind have one result.

@@ -67,12 +67,12 @@ class Part:
     @property
     def landslides(self) -> gpd.GeoDataFrame:
         """Those polygons that are as likely as `Parameters.min_confidence` asks."""
-        return self.polygons[is_likely(self.polygons, self.plan)].reset_index(drop=True)
+        return self.polygons[_is_likely(self.polygons, self.plan)].reset_index(drop=True)
 
     @property
     def candidates(self) -> gpd.GeoDataFrame:
         """The others."""
-        return self.polygons[~is_likely(self.polygons, self.plan)].reset_index(drop=True)
+        return self.polygons[~_is_likely(self.polygons, self.plan)].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def combine(parts: Sequence[Part], groups: SceneGroups, report: Report, *, given
     plan = groups.plans[0]
     polygons = merge_overlaps([_with_source(part, groups) for part in parts], groups.crs)
     drawn = np.concatenate([part.prompts.ids[part.prompts.drawn] for part in parts])
-    polygons = polygons.assign(confidence=confidence_known(polygons, plan, drawn))
-    likely = is_likely(polygons, plan)  # two candidates that overlap may be one landslide, and the other way round
+    polygons = polygons.assign(confidence=_confidence_known(polygons, plan, drawn))
+    likely = _is_likely(polygons, plan)  # two candidates that overlap may be one landslide, and the other way round
     prompts = [prompt_features(part.prompts, part.plan.grid, part.plan.classes) for part in parts]
     first = np.cumsum([0, *(len(part.tiles) for part in parts)])
     tiles = [part.tiles.assign(tile=part.tiles["tile"] + n) for part, n in zip(parts, first, strict=False)]
@@ -226,17 +226,17 @@ def complete(
     seen
         Source and date of each landslide, where these are not the same for all.
     drawn_ids
-        Prompts that a person drew, see `confidence_known`.
+        Prompts that a person drew, see `_confidence_known`.
     """
     scene = plan.reader.scene
     source = scene.name if seen is None else [name for name, _ in seen]
     date = scene.event_date if seen is None else [date for _, date in seen]
     known = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
-    confidence = confidence_known(landslides, plan, drawn_ids)
+    confidence = _confidence_known(landslides, plan, drawn_ids)
     return landslides.assign(**known, confidence=confidence)[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
-def confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64Array | None = None) -> Float64Array:
+def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64Array | None = None) -> Float64Array:
     """(K,) confidence of landslides; NaN where none is known for the networks or the method, or a person asked for one.
 
     The model knows polygons of the localizer's prompts; what answers a prompt that a person drew is likelier than it
@@ -250,7 +250,7 @@ def confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64A
     return confidence
 
 
-def is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
+def _is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
     """(K,) whether polygons are landslides; what is less sure than the parameters ask is a candidate.
 
     Where nothing is known of its confidence, a polygon counts.

@@ -34,7 +34,7 @@ SHARE = 0.5
 """Of a polygon, from which on ground that a person has decided about decides about it."""
 
 
-def review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
+def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
     """The review that a run keeps: that of the file named for it, else of the one whose prompts it answers, if ours.
 
     Raises
@@ -58,8 +58,8 @@ def review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None)
 def carried_over(
     keep_reviewed: str | Path | None, prompts_from: str | Path | None, *, discard: bool = False
 ) -> Carried:
-    """What of a person's work a run carries over; see `review_of`."""
-    review = review_of(keep_reviewed, prompts_from)
+    """What of a person's work a run carries over; see `_review_of`."""
+    review = _review_of(keep_reviewed, prompts_from)
     if prompts_from is None or not Path(prompts_from).is_file():  # none, or a URL, which no output can be
         return Carried(discard, review)
     return Carried(discard, review, Path(prompts_from), mark_of_prompts(Path(prompts_from)))

@@ -22,7 +22,7 @@ from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
-from geolabel.models import bundled
+from geolabel.models import measured
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid, Scene, span
@@ -105,7 +105,7 @@ def prepare_scenes(
     GeolabelError
         See `geolabel.errors`.
     """
-    crs = parse_crs(dst_crs)
+    crs = _parse_crs(dst_crs)
     parameters.method.require()
     opened, left_out = _images(_open(scenes, reading))
     _refuse_bands(opened)
@@ -162,7 +162,7 @@ def _findings(plans: Sequence[Plan]) -> list[tuple[str, str]]:
 def _cautions(plans: Sequence[Plan]) -> list[str]:
     """What was measured of the networks at these sizes of pixels, where that is a reason for caution; each once."""
     texts = [
-        bundled.caution(
+        measured.caution(
             max(plan.reader.scene.grid.gsd, plan.grid.gsd),  # finer scenes are reduced to what the networks know
             {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)},
         )
@@ -172,7 +172,7 @@ def _cautions(plans: Sequence[Plan]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text is not None))
 
 
-def parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
+def _parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
     """A CRS as a user names it.
 
     Raises

@@ -11,7 +11,7 @@ import numpy as np
 
 from geolabel.errors import OptionError
 from geolabel.masks import Selection
-from geolabel.models.bundled import localizer_defaults
+from geolabel.models.defaults import localizer_defaults
 from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 
@@ -126,7 +126,7 @@ class ContourMethod(SceneMethod):
     gate: float = 0.5
     activation_threshold: int = 120
     activation_floor: int | None = None
-    """None for what suits the localizer, see `geolabel.models.bundled`; the published method has no floor, 0."""
+    """None for what suits the localizer, see `geolabel.models.measured`; the published method has no floor, 0."""
     prompts: Literal["box", "point", "both"] = "both"
     selection: Selection = "best_iou"
     min_quality: float = 0.0

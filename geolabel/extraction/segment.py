@@ -44,7 +44,7 @@ from geolabel.io.read.review import Carried
 from geolabel.io.store import Store
 from geolabel.io.write.vectors import write_segments
 from geolabel.masks import EDGE, Filters
-from geolabel.models.bundled import BUNDLED, segmenter_defaults
+from geolabel.models.defaults import BUNDLED, segmenter_defaults
 from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.seams import Spans, drop_small
@@ -172,9 +172,9 @@ def run_segment(
     asked = {"everything": {name: getattr(everything, name) for name in everything.options()}}
     with under_way([plan], targets, run_folder or RunFolderOptions(), [None], progress, report, asked) as (work,):
         try:
-            segments = find_segments(work, everything)
+            segments = _find_segments(work, everything)
         finally:
-            forget()
+            _forget()
         if targets.inventory is not None:
             facts = plan_provenance(plan) | asked | {"counts": {"segments": len(segments)}}
             with writing(targets, work.folder):
@@ -191,14 +191,14 @@ def run_segment(
     return Segmentation(segments, plan, report)
 
 
-def find_segments(work: Work, everything: GridPrompts) -> gpd.GeoDataFrame:
+def _find_segments(work: Work, everything: GridPrompts) -> gpd.GeoDataFrame:
     """Run the passes: masks of every tile, what they are of, which are one object, and its outline."""
     tables = ask_everywhere(work, everything.points_per_side)
-    places, tile_of = locate(tables, everything.points_per_side**2)
-    seen = sight(work, tables, places, tile_of)
-    pairs, iou = pair_up(work, places, everything.same)
+    places, tile_of = _locate(tables, everything.points_per_side**2)
+    seen = _sight(work, tables, places, tile_of)
+    pairs, iou = _pair_up(work, places, everything.same)
     objects = choose(seen, identify(seen, pairs, iou), work.run.plan.segment_tiles)
-    return describe(work, objects, tables, places, tile_of)
+    return _describe(work, objects, tables, places, tile_of)
 
 
 def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
@@ -210,7 +210,7 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
     ]
     size = task_size(len(windows), work.run.plan.segmenter.batch)
     tables = list(
-        work.each(passes.SEGMENT, list(enumerate(batches(windows, size))), networks=[work.run.plan.segmenter])
+        work.each(passes.SEGMENT, list(enumerate(_batches(windows, size))), networks=[work.run.plan.segmenter])
     )
     work.report.windows += len(tiles)
     work.report.masks += sum(len(table.windows) for table in tables)
@@ -223,7 +223,7 @@ def _numbered(grid: GridPrompter, height: int, width: int, tile: int) -> Any:
     return replace(prompts, ids=prompts.ids + tile * len(prompts))
 
 
-def locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places], Int64Array]:
+def _locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places], Int64Array]:
     """Where the masks of each tile are stored, and (M,) the tile of every mask; masks count through the tables."""
     places: dict[int, Places] = {}
     tile_of = np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids // points for table in tables)])
@@ -237,7 +237,7 @@ def locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places],
     return places, tile_of
 
 
-def sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], tile_of: Int64Array) -> Sightings:
+def _sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], tile_of: Int64Array) -> Sightings:
     """Pass 2: small numbers of every mask."""
     tiles = work.run.plan.segment_tiles
     jobs = [(tiles[tile], where) for tile, where in places.items()]
@@ -254,7 +254,7 @@ def sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], ti
     )
 
 
-def pair_up(work: Work, places: dict[int, Places], least: float) -> tuple[Int64Array, Any]:
+def _pair_up(work: Work, places: dict[int, Places], least: float) -> tuple[Int64Array, Any]:
     """Pass 3: (N, 2) which masks of overlapping tiles are of one object, and (N,) how well they agree."""
     tiles = work.run.plan.segment_tiles
     jobs = []
@@ -268,12 +268,12 @@ def pair_up(work: Work, places: dict[int, Places], least: float) -> tuple[Int64A
     return pairs, np.concatenate([np.zeros(0), *(part for _, part in found)])
 
 
-def describe(
+def _describe(
     work: Work, objects: list[list[int]], tables: Sequence[MaskTable], places: dict[int, Places], tile_of: Int64Array
 ) -> gpd.GeoDataFrame:
     """Pass 4: outline and measure the objects, in the order of their first pixels."""
     plan = work.run.plan
-    jobs = batches([_parts(masks, places, tile_of) for masks in objects], OBJECTS)
+    jobs = _batches([_parts(masks, places, tile_of) for masks in objects], OBJECTS)
     outlines = [one for part in work.each(OUTLINE, jobs) for one in part]
     found = sorted((one[1], k, one[0]) for k, one in enumerate(outlines) if one is not None)
     order = [k for _, k, _ in found]
@@ -330,10 +330,10 @@ class Seam:
     second: Places
 
 
-def look(run: Run, job: tuple[Window, Places]) -> list[tuple[bool, int, int, int]]:
+def _look(run: Run, job: tuple[Window, Places]) -> list[tuple[bool, int, int, int]]:
     """Of every mask of a tile: whether it is cut off, row and column of its representative point, and its pixels."""
     tile, places = job
-    parts = read_parts(run.store, places)
+    parts = _read_parts(run.store, places)
     return [(is_cut(part, tile, run.plan.grid.window), *representative_point(part), int(part.mask.sum()))
             if part.mask.any() else (False, -1, -1, 0) for part in parts]  # fmt: skip
 
@@ -342,10 +342,10 @@ def _where_tile(_: Run, job: tuple[Window, Places]) -> str:
     return f"{job[0]}"
 
 
-LOOK = Pass("look", look, list[tuple[bool, int, int, int]], _where_tile)
+LOOK = Pass("look", _look, list[tuple[bool, int, int, int]], _where_tile)
 
 
-def compare(run: Run, job: tuple[float, Seam]) -> tuple[Int64Array, Float64Array]:
+def _compare(run: Run, job: tuple[float, Seam]) -> tuple[Int64Array, Float64Array]:
     """Pairs of masks, as numbers of the run, that agree where two tiles overlap; and how well."""
     least, seam = job
     near = [_near(run.store, places, seam.shared) for places in (seam.first, seam.second)]
@@ -358,26 +358,26 @@ def _where_seam(_: Run, job: tuple[float, Seam]) -> str:
     return f"{job[1].shared}"
 
 
-MATCH = Pass("match", compare, tuple[Int64Array, Float64Array], _where_seam)
+MATCH = Pass("match", _compare, tuple[Int64Array, Float64Array], _where_seam)
 
 
 def _near(store: Store, places: Places, shared: Window) -> tuple[Int64Array, list[Part]]:
     found = [
         (number, part)
-        for number, part in zip(places.numbers, read_parts(store, places), strict=True)
+        for number, part in zip(places.numbers, _read_parts(store, places), strict=True)
         if part.window.intersection(shared)
     ]
     return np.asarray([number for number, _ in found], np.int64), [part for _, part in found]
 
 
-def outline(run: Run, objects: list[list[Places]]) -> list[tuple[Any, int] | None]:
+def _outline(run: Run, objects: list[list[Places]]) -> list[tuple[Any, int] | None]:
     """Multipolygon and first pixel (row x width + column) of objects; None for those that are too small."""
     plan = run.plan
     gsd = plan.grid.gsd
     least = plan.parameters.min_area.pixels(gsd)
     found: list[tuple[Any, int] | None] = []
     for places in objects:
-        spans = unite([_spans(part) for one in places for part in read_parts(run.store, one)])
+        spans = unite([_spans(part) for one in places for part in _read_parts(run.store, one)])
         spans = drop_small(spans, least) if least > 1 else spans
         if not len(spans):
             found.append(None)
@@ -401,7 +401,7 @@ def _where_objects(_: Run, objects: list[list[Places]]) -> str:
     return f"{len(objects)} objects, from mask {objects[0][0].first} on"
 
 
-OUTLINE = Pass("outline", outline, list[tuple[Any, int] | None], _where_objects)
+OUTLINE = Pass("outline", _outline, list[tuple[Any, int] | None], _where_objects)
 
 
 def _together(shapes: polygons.Geometries) -> polygons.Geometries:
@@ -420,7 +420,7 @@ def _record(store: Store, task: int) -> tuple[Int64Array, Int64Array, AnyArray]:
     return windows, np.concatenate([[0], np.cumsum(windows[:, 2] * windows[:, 3])]), record["scores"]
 
 
-def read_parts(store: Store, places: Places) -> list[Part]:
+def _read_parts(store: Store, places: Places) -> list[Part]:
     """The masks of a tile, each within the smallest window that holds it."""
     windows, offsets, scores = _record(store, places.task)
     return [_part(windows[k], scores[offsets[k] : offsets[k + 1]] >= EDGE) for k in places.positions]
@@ -437,12 +437,12 @@ def _part(window: Int64Array, flat: AnyArray) -> Part:
                 mask[top:bottom, left:right])  # fmt: skip
 
 
-def forget() -> None:
+def _forget() -> None:
     """Let go of the records that this process keeps in memory."""
     _record.cache_clear()
 
 
-def batches(items: Iterable[Any], size: int) -> list[list[Any]]:
+def _batches(items: Iterable[Any], size: int) -> list[list[Any]]:
     """Lists of up to `size` items, in order."""
     every = list(items)
     return [every[start : start + size] for start in range(0, len(every), size)]

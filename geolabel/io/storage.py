@@ -83,13 +83,13 @@ def storage_at(root: str | os.PathLike[str]) -> Storage:
     """
     text = os.fspath(root)
     if "://" in text and not text.startswith("file://"):
-        return RemoteStorage(text)
+        return _RemoteStorage(text)
     return FolderStorage(Path(text.removeprefix("file://")))
 
 
 def is_url(root: str | os.PathLike[str]) -> bool:
     """Whether a path is a URL of a store."""
-    return isinstance(storage_at(root), RemoteStorage)
+    return isinstance(storage_at(root), _RemoteStorage)
 
 
 def _patient(action: Callable[[], T], what: str) -> T:
@@ -172,7 +172,7 @@ def _create(path: Path) -> BufferedWriter:
         return path.open("xb")
 
 
-class RemoteStorage:
+class _RemoteStorage:
     """A folder of a store that fsspec knows; an object appears when it is whole."""
 
     def __init__(self, url: str) -> None:

@@ -126,7 +126,7 @@ def cut_chips(
         )
         key = _run_key(reader, Path(inventory), reading, asked | {"size": size, "overlap": overlap})
         root = run_folder.run_dir or out.absolute().with_name(out.absolute().name + SUFFIX)
-        cutter = ChipCutter(reader, grid, Stretch.from_sample(*reader.sample(), reading.stretch), truth)
+        cutter = _ChipCutter(reader, grid, Stretch.from_sample(*reader.sample(), reading.stretch), truth)
         windows = list(truth.windows(size, overlap))
         count = max(1, _TASK_PIXELS // size**2)
         batches = [windows[k : k + count] for k in range(0, len(windows), count)]
@@ -179,7 +179,7 @@ class _Chip:
 
 
 @dataclass(frozen=True)
-class ChipCutter:
+class _ChipCutter:
     """What all chips of a scene are cut with."""
 
     reader: SceneReader
@@ -209,7 +209,7 @@ class ChipCutter:
 class _Cutting:
     """What the cutting of a batch of windows takes."""
 
-    cutter: ChipCutter
+    cutter: _ChipCutter
     store: Store
 
 

@@ -160,7 +160,7 @@ Compose = Callable[[Localizer], Pipeline]
 
 
 @dataclass(frozen=True)
-class ChipImages:
+class _ChipImages:
     """Chips as `geolabel.labeling.label.label_images` takes images."""
 
     chips: ChipDataset
@@ -276,7 +276,7 @@ def label_chips(
     """
     known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
     known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
-    images, multiscale = ChipImages(known), not settings.single_scale
+    images, multiscale = _ChipImages(known), not settings.single_scale
     localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale)
     if localizer.classes != known.classes:
         raise WeightsError(

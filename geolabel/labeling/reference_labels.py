@@ -108,10 +108,10 @@ def read_truth(
     numbers = np.array([found.index(label) + 1 if label else 0 for label in labels], np.uint8)
     kinds = {kind.removeprefix("Multi") for kind in features.geometry.geom_type}
     if kinds == {"Point"}:
-        return PointTruth(found, grid, shapely.get_parts(shapes), numbers)
+        return _PointTruth(found, grid, shapely.get_parts(shapes), numbers)
     if kinds != {"Polygon"}:
         raise ChipError(f"{path} holds {', '.join(sorted(kinds))}: give polygons, points, or a raster of classes")
-    return PolygonTruth(found, grid, shapes, numbers)
+    return _PolygonTruth(found, grid, shapes, numbers)
 
 
 def _column(features: gpd.GeoDataFrame) -> str | None:
@@ -139,7 +139,7 @@ def _class(text: str, class_name: str) -> str:
 
 
 @dataclass(frozen=True)
-class PolygonTruth:
+class _PolygonTruth:
     """Polygons of classes; the ground outside shows nothing."""
 
     classes: tuple[str, ...]
@@ -163,7 +163,7 @@ class PolygonTruth:
 
 
 @dataclass(frozen=True)
-class PointTruth:
+class _PointTruth:
     """Points, each of which labels one window around it."""
 
     classes: tuple[str, ...]

@@ -11,7 +11,7 @@ Anything Model". Its steps and where they are:
 
 The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
 some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
-are smaller: see `geolabel.models.bundled`.
+are smaller: see `geolabel.models.measured`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from geolabel.labelers import ClusterLabeler
 from geolabel.labeling.label import label_images, label_provenance, label_within
 from geolabel.labeling.regions import RegionFolder
 from geolabel.labels import LabelMap
-from geolabel.models.bundled import segmenter_defaults
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Pipeline, Recipe, label_image
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
@@ -74,7 +74,7 @@ class Settings:
     """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that holds it."""
     max_share: float | None = None
     """Largest share of an image, or of a tile of a larger one, that an object covers; None for what suits the
-    segmenter, see `geolabel.models.bundled`."""
+    segmenter, see `geolabel.models.measured`."""
     points_per_side: int | None = None
     """Of the grid of points; 32."""
     predicted_iou: float | None = None

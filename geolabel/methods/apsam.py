@@ -26,7 +26,7 @@ from geolabel.extraction.request import Networks
 from geolabel.extraction.scene_method import ContourMethod
 from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.masks import Selection
-from geolabel.models.bundled import segmenter_defaults
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Labeler, Localizer, Pipeline, Recipe, Segmenter
 from geolabel.prompters import THRESHOLD, ContourPrompter
@@ -55,7 +55,7 @@ PAPER = Settings(selection="best_iou", agreed=False)
 
 
 def with_defaults(settings: Settings, networks: Networks) -> Settings:
-    """The settings with what suits the segmenter instead of None; see `geolabel.models.bundled`."""
+    """The settings with what suits the segmenter instead of None; see `geolabel.models.measured`."""
     suits = segmenter_defaults(networks.sam)
     selection = suits.selection if settings.selection is None else settings.selection
     return replace(settings, selection=selection, agreed=suits.agreed if settings.agreed is None else settings.agreed)

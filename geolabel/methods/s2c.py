@@ -37,7 +37,7 @@ from geolabel.extraction.request import Networks
 from geolabel.extraction.scene_method import SceneMethod
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.masks import EDGE, Selection
-from geolabel.models.bundled import SegmenterDefaults, segmenter_defaults
+from geolabel.models.defaults import SegmenterDefaults, segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Localizer, Pipeline, Recipe, Segmenter
 from geolabel.prompters import PeakPrompter
@@ -58,7 +58,7 @@ class Settings:
     """Name or file; None for the bundled one."""
     confidence: float | None = None
     """Minimum stability times mean activation of a mask that counts: the tau of eq. 11. None for what suits the
-    segmenter, see `geolabel.models.bundled`."""
+    segmenter, see `geolabel.models.measured`."""
     single_peak: bool = False
     selection: Selection = "whole"
     single_scale: bool = False
@@ -108,7 +108,7 @@ class Scenes(SceneMethod):
 
     confidence: float | None = None
     """Minimum stability x mean activation of a mask that counts: the tau of eq. 11. None for what suits the segmenter,
-    see `geolabel.models.bundled`."""
+    see `geolabel.models.measured`."""
     gate: float = 0.5
     activation_threshold: int = 120
     prompts: Literal["box", "point", "both"] = "both"

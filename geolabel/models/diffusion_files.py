@@ -79,7 +79,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
     request: dict[str, Any] = {"repo_id": model, "revision": revision, "allow_patterns": wanted}
     try:
         here = Path(snapshot_download(**request, local_files_only=True))
-        if not missing(here):
+        if not _missing(here):
             return here
     except OSError:
         log.debug("%s is not in the hub's cache", model)
@@ -101,7 +101,7 @@ def _ways_out(model: str) -> str:
     )
 
 
-def missing(folder: Path) -> list[str]:
+def _missing(folder: Path) -> list[str]:
     """Files without which a folder holds no model."""
     lacking = [name for name in CONFIGS if not (folder / name).is_file()]
     lacking += [f"{part}/{name}.safetensors" for part, name in WEIGHTS.items() if _variant(folder, part) is None]
@@ -116,9 +116,9 @@ def _variant(folder: Path, part: str) -> str | None:
     return next((variant for variant, name in variants.items() if (folder / part / name).is_file()), None)
 
 
-def check(folder: Path) -> None:
+def _check(folder: Path) -> None:
     """Raise a WeightsError that says what a folder lacks to be a model."""
-    lacking = missing(folder)
+    lacking = _missing(folder)
     if lacking:
         raise WeightsError(
             f"{folder} holds no Stable Diffusion as diffusers writes it: {', '.join(lacking)} missing; give such a "
@@ -134,7 +134,7 @@ def fingerprint(folder: Path) -> str:
     WeightsError
         If the folder holds no model.
     """
-    check(folder)
+    _check(folder)
     names = [*CONFIGS, *(f"tokenizer/{name}" for name in TOKENIZER)]
     for part, name in WEIGHTS.items():
         variant = _variant(folder, part)
@@ -202,7 +202,7 @@ def load(folder: Path) -> DiffusionNetworks:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    check(folder)
+    _check(folder)
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:
         with _without_bars():

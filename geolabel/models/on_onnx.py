@@ -66,7 +66,7 @@ def facts_of(model: onnx.ModelProto) -> dict[str, Any]:
     return facts
 
 
-class Graph:
+class _Graph:
     """A graph with weights, ready to run.
 
     Parameters
@@ -110,11 +110,11 @@ class Graph:
         return found
 
 
-def _graphs(path: Path, kind: str) -> tuple[list[Graph], dict[str, Float32Array], NetworkInfo]:
+def _graphs(path: Path, kind: str) -> tuple[list[_Graph], dict[str, Float32Array], NetworkInfo]:
     arrays, info = load_arrays(path)
     if info.kind != kind:
         raise WeightsError(f"{path} holds a {info.kind}, a {kind} is needed: give another file")
-    return [Graph(file, arrays, info) for file in graph_files(path, kind)], arrays, info
+    return [_Graph(file, arrays, info) for file in graph_files(path, kind)], arrays, info
 
 
 class OnnxMaps:

@@ -69,7 +69,7 @@ def _gullies(along: Float32Array, across: Float32Array, form: float, rng: np.ran
     width = form * rng.uniform(0.06, 0.14)
     lattice = rng.standard_normal((64, 64), dtype=np.float32)
     for _ in range(3):
-        lattice = refine(lattice)
+        lattice = _refine(lattice)
     place = [(along / np.float32(width / 8)) + 100, (across / np.float32(3 * width / 8)) + 100]
     noise = ndimage.map_coordinates(lattice, place, order=1, mode="reflect")
     return np.asarray(np.abs(noise), np.float32)
@@ -92,7 +92,7 @@ def fractal_noise(
     # each refinement eats a cell at both ends: the margin is what is left after all of them
     field = rng.standard_normal([-(-side // 2**first) + 3 for side in shape], dtype=np.float32)
     for level in range(first - 1, -1, -1):
-        field = refine(field)
+        field = _refine(field)
         if level >= last:
             strength = np.float32(persistence ** (first - level))
             field += strength * rng.standard_normal(field.shape, dtype=np.float32)
@@ -108,7 +108,7 @@ def smooth_noise(shape: Shape, wavelength: float, rng: np.random.Generator) -> F
     return fractal_noise(shape, wavelength, wavelength, rng)
 
 
-def refine(field: Float32Array) -> Float32Array:
+def _refine(field: Float32Array) -> Float32Array:
     """Halve the pitch of a lattice by quadratic B-spline subdivision (Chaikin, 1974) along both axes.
 
     (h, w) becomes (2 h - 2, 2 w - 2): new nodes lie a quarter of a cell on either side of the middle between old ones.

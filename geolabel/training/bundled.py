@@ -294,7 +294,7 @@ def train_bundled(
     """
     recipe = RECIPES[preset]
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        pool = gather(recipe, Path(folder), data=data, negatives=negatives, coarse=coarse, workers=workers)
+        pool = _gather(recipe, Path(folder), data=data, negatives=negatives, coarse=coarse, workers=workers)
     named = [f"{kind}.{end}" for kind in networks for end in ("safetensors", "md")]
     named += [file.name for kind in networks for file in graph_files(out / f"{kind}.safetensors", kind)]
     held = next((name for name in (*named, *(f"{kind}/{STATE}" for kind in networks)) if (out / name).exists()), None)
@@ -343,7 +343,7 @@ def train_bundled(
     return results
 
 
-def gather(
+def _gather(
     recipe: Recipe,
     folder: Path,
     *,

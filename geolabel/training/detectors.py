@@ -115,7 +115,7 @@ class DetectorRequest(TrainingRequest[Objects, DetectorPreset]):
 
         return Training(
             network=network,
-            objective=lambda *_: DetectorObjective(
+            objective=lambda *_: _DetectorObjective(
                 DetectorLosses(network), learn, select, numbers.cropping, batch, self.seed
             ),
             schedule=numbers.schedule.lasting(steps, self.minutes),
@@ -170,7 +170,7 @@ def _target(ids: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class DetectorObjective:
+class _DetectorObjective:
     """What the fit loop trains: a detector on crops, evaluated by its AP on whole images."""
 
     module: DetectorLosses

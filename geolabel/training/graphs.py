@@ -38,7 +38,7 @@ ELSEWHERE = "weights"
 _DynamicAxes = Mapping[str, Mapping[int, str] | None]
 
 
-class ImageEncoder(nn.Module):
+class _ImageEncoder(nn.Module):
     """The encoder of a Sam, its weights named as in the whole network."""
 
     def __init__(self, sam: Sam) -> None:
@@ -51,7 +51,7 @@ class ImageEncoder(nn.Module):
         return embeddings
 
 
-class PromptDecoder(nn.Module):
+class _PromptDecoder(nn.Module):
     """The prompt encoder and the mask decoder of a Sam, for prompts of any kind as tokens."""
 
     def __init__(self, sam: Sam) -> None:
@@ -151,13 +151,13 @@ def _parts(info: NetworkInfo) -> Iterator[_Part]:
     cells = sam.prompt_encoder.image_embedding_size
     frames = torch.zeros(2, 3, side, side)
     yield _Part(
-        ImageEncoder(sam), (frames,), ("images",), ("embeddings",), {"images": {0: "batch"}}, side, EMBEDDING_STRIDE
+        _ImageEncoder(sam), (frames,), ("images",), ("embeddings",), {"images": {0: "batch"}}, side, EMBEDDING_STRIDE
     )
     prompts = (torch.zeros(1, width, *cells), torch.zeros(5, 3, 2), torch.zeros(5, 3, dtype=torch.int64))
     both = {0: "prompts", 1: "points"}
     axes_of_prompts = {"embedding": None, "coords": both, "labels": both}
     names = ("embedding", "coords", "labels")
-    yield _Part(PromptDecoder(sam), prompts, names, ("masks", "quality"), axes_of_prompts, side, LOW_RES_STRIDE)
+    yield _Part(_PromptDecoder(sam), prompts, names, ("masks", "quality"), axes_of_prompts, side, LOW_RES_STRIDE)
 
 
 def _without_weights(part: _Part) -> onnx.ModelProto:

@@ -22,8 +22,8 @@ from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.regions import segment_maps
 from geolabel.models import loading
-from geolabel.models.bundled import segmenter_defaults
 from geolabel.models.checkpoint import NetworkInfo, load_own
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import build
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer

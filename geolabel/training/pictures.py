@@ -165,7 +165,7 @@ def synthetic_pictures(
 
 def _make_scene(job: tuple[int, int, float], folder: Path) -> Path:
     seed, size, gsd = job
-    path = folder / f"scene_{generator_version()}_{seed}_{size}px_{gsd}m.npz"
+    path = folder / f"scene_{_generator_version()}_{seed}_{size}px_{gsd}m.npz"
     if not path.is_file():
         scene = synthesize(size, gsd=gsd, seed=seed)
         with replacing(path, overwrite=True) as part:
@@ -174,7 +174,7 @@ def _make_scene(job: tuple[int, int, float], folder: Path) -> Path:
 
 
 @cache
-def generator_version() -> str:
+def _generator_version() -> str:
     """Short hash of the generator's source: scenes that another version drew are not taken for its own."""
     digest = hashlib.sha256()
     for source in sorted(Path(synthetic.__file__).parent.glob("*.py")):

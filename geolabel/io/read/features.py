@@ -258,10 +258,10 @@ def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
     kinds = set(features.geometry.geom_type) - {"Polygon", "MultiPolygon"}
     if kinds:
         raise VectorError(f"{path} holds {', '.join(sorted(kinds))}: only polygons can be used here")
-    return mended(features)
+    return _mended(features)
 
 
-def mended(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+def _mended(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """Polygons whose outlines cross themselves made valid, and those left out that enclose nothing."""
     valid = polygons.geometry.make_valid(method="structure", keep_collapsed=False)
     return polygons.set_geometry(valid)[~valid.is_empty].reset_index(drop=True)
@@ -365,7 +365,7 @@ def read_aoi(
             what = f"{what}, which has no CRS and is taken to be in {grid.crs.name},"
         polygons = _around(polygons, grid, what)
     try:
-        polygons = mended(in_crs(polygons, crs, path))
+        polygons = _mended(in_crs(polygons, crs, path))
         if grid is not None and len(polygons):
             polygons = polygons.set_geometry(near(polygons.geometry.to_numpy(), crs, grid.outline))
             check_meets(what, polygons, grid)
@@ -399,7 +399,7 @@ def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFra
     boxes = [shapely.box(*part.bounds) for part in shapely.get_parts([frame])]
     surroundings = shapely.union_all([box.buffer(box.length / 4, join_style="mitre") for box in boxes])
     outlines = near(unwrapped(polygons.geometry.to_numpy(), own), own, frame)
-    valid = mended(gpd.GeoDataFrame(geometry=outlines, crs=own))
+    valid = _mended(gpd.GeoDataFrame(geometry=outlines, crs=own))
     cut = _polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
     if len(valid) and not len(cut):
         raise VectorError(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Format:
+class _Format:
     """A format that holds its own pixels."""
 
     drivers: tuple[str, ...]
@@ -43,29 +43,29 @@ class Format:
 
 
 FORMATS = (
-    Format(("GTiff",), rb"II[*+]\0|MM\0[*+]", (".tif", ".tiff", ".gtiff"), network=True, inner="GTIFF_DIR"),
-    Format(("PNG",), rb"\x89PNG\r\n\x1a\n", (".png",), network=True),
-    Format(("JPEG",), rb"\xff\xd8\xff", (".jpg", ".jpeg"), network=True),
-    Format(
+    _Format(("GTiff",), rb"II[*+]\0|MM\0[*+]", (".tif", ".tiff", ".gtiff"), network=True, inner="GTIFF_DIR"),
+    _Format(("PNG",), rb"\x89PNG\r\n\x1a\n", (".png",), network=True),
+    _Format(("JPEG",), rb"\xff\xd8\xff", (".jpg", ".jpeg"), network=True),
+    _Format(
         ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID"), rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", (".jp2", ".j2k"),
         network=True,
     ),
-    Format(("JPEGXL",), rb"\0\0\0\x0cJXL |\xff\x0a", (".jxl",), network=True),
-    Format(("WEBP",), rb"RIFF....WEBP", (".webp",), network=True),
-    Format(("GIF", "BIGGIF"), rb"GIF8[79]a", (".gif",), network=True),
-    Format(("BMP",), rb"BM", (".bmp",), network=True),
-    Format(("NITF",), rb"NITF0|NSIF0", (".ntf", ".nitf"), network=True, inner="NITF_IM"),
-    Format(("GPKG", "MBTiles"), rb"SQLite format 3\0", (".gpkg", ".mbtiles"), inner="GPKG"),
-    Format(("HFA",), rb"EHFA_HEADER_TAG\0", (".img",)),
-    Format(("netCDF",), rb"CDF[\1\2\5]|\x89HDF\r\n\x1a\n", (".nc", ".nc4"), inner="NETCDF"),
-    Format(("HDF5", "HDF5Image"), rb"\x89HDF\r\n\x1a\n", (".h5", ".hdf5", ".he5"), inner="HDF5"),
-    Format(("GRIB",), rb"GRIB", (".grb", ".grib", ".grb2", ".grib2")),
-    Format(("PNM",), rb"P[56]\s", (".ppm", ".pgm", ".pnm")),
-    Format(("Zarr",), suffixes=(".zarr",), inner="ZARR"),
-    Format(("AAIGrid",), suffixes=(".asc", ".grd")),
-    Format(("SAGA",), suffixes=(".sdat", ".sgrd")),
-    Format(("ENVI",), suffixes=(".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".envi", "")),
-    Format(("EHdr",), suffixes=(".bil", ".bip", ".bsq", ".flt")),
+    _Format(("JPEGXL",), rb"\0\0\0\x0cJXL |\xff\x0a", (".jxl",), network=True),
+    _Format(("WEBP",), rb"RIFF....WEBP", (".webp",), network=True),
+    _Format(("GIF", "BIGGIF"), rb"GIF8[79]a", (".gif",), network=True),
+    _Format(("BMP",), rb"BM", (".bmp",), network=True),
+    _Format(("NITF",), rb"NITF0|NSIF0", (".ntf", ".nitf"), network=True, inner="NITF_IM"),
+    _Format(("GPKG", "MBTiles"), rb"SQLite format 3\0", (".gpkg", ".mbtiles"), inner="GPKG"),
+    _Format(("HFA",), rb"EHFA_HEADER_TAG\0", (".img",)),
+    _Format(("netCDF",), rb"CDF[\1\2\5]|\x89HDF\r\n\x1a\n", (".nc", ".nc4"), inner="NETCDF"),
+    _Format(("HDF5", "HDF5Image"), rb"\x89HDF\r\n\x1a\n", (".h5", ".hdf5", ".he5"), inner="HDF5"),
+    _Format(("GRIB",), rb"GRIB", (".grb", ".grib", ".grb2", ".grib2")),
+    _Format(("PNM",), rb"P[56]\s", (".ppm", ".pgm", ".pnm")),
+    _Format(("Zarr",), suffixes=(".zarr",), inner="ZARR"),
+    _Format(("AAIGrid",), suffixes=(".asc", ".grd")),
+    _Format(("SAGA",), suffixes=(".sdat", ".sgrd")),
+    _Format(("ENVI",), suffixes=(".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".envi", "")),
+    _Format(("EHdr",), suffixes=(".bil", ".bip", ".bsq", ".flt")),
 )  # fmt: skip
 
 SQLITE = b"SQLite format 3\0"

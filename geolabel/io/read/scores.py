@@ -172,7 +172,7 @@ def class_rasters(
     ----------
     band
         The only one to read; None for all bands of scores of several classes that geolabel wrote, and of any other
-        raster for those that `classes` describe, else for `labelled_band`.
+        raster for those that `classes` describe, else for `_labelled_band`.
     classes
         Those that are wanted; none for all.
     threshold, nodata, gsd
@@ -195,7 +195,7 @@ def class_rasters(
     own = product_of(header) == "score" and len(described) > 1
     if band is None and (own or any(name in described for name in classes)):
         return {name: raster(described[name]) for name in choose_classes(list(described), classes, header.name)}
-    band = labelled_band(path, nodata=nodata, gsd=gsd) if band is None else band
+    band = _labelled_band(path, nodata=nodata, gsd=gsd) if band is None else band
     named = {name: value for value, name in named_values(os.fspath(path), band).items() if value >= threshold}
     if len(named) > 1:
         return {name: raster(band, named[name]) for name in choose_classes(list(named), classes, header.name)}
@@ -203,7 +203,7 @@ def class_rasters(
     return {name: raster(band) for name in choose_classes([alone], classes, header.name)}
 
 
-def labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None, gsd: float | None = None) -> int:
+def _labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None, gsd: float | None = None) -> int:
     """Which band of a raster holds its labels or scores, where nobody says.
 
     Raises

@@ -1,4 +1,4 @@
-"""What suits the networks that ship, and how they did on real scenes, by the size of their pixels.
+"""How the networks that ship did on real scenes, by the size of their pixels: what ``geolabel bench quality`` measured.
 
 The figures are kept beside the weights that they are of, and nowhere else: the help and the warnings of a run are made
 from them, and ``geolabel bench card`` writes them anew with the model cards.
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.errors import WeightsError
-from geolabel.masks import Filters, Selection
 from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 
@@ -173,64 +172,3 @@ def save_measured(path: Path, networks: Mapping[str, str], sets: Sequence[SetFig
     values: dict[str, Any] = {"networks": dict(networks), "sets": [asdict(one) for one in sets]}
     with replacing(path, overwrite=True) as part:
         part.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-BUNDLED = "bundled"
-"""Name of the networks that come with the package."""
-
-
-@dataclass(frozen=True)
-class LocalizerDefaults:
-    """Numbers for maps of a localizer."""
-
-    activation_floor: int = 0
-    """Grey value 0..255 that every pixel of a landslide has to exceed; the published method has none."""
-
-
-@dataclass(frozen=True)
-class SegmenterDefaults:
-    """Numbers for masks of a segmenter; the defaults are those of the papers."""
-
-    confidence: float = 0.5
-    """Minimum stability times mean activation of a mask that counts: the tau of S2C, eq. 11."""
-    filters: Filters = field(default_factory=Filters)
-    """What counts as an answer where a grid of points asks about everything."""
-    max_share: float = 0.3
-    """Largest share of an image, or of a tile, that an object covers: the gate of ALPS."""
-    selection: Selection = "best_iou"
-    """Which candidate answers where chips are labelled by APSAM, whose paper does not say."""
-    agreed: bool = False
-    """Whether pixels of such chips are ignored where mask and activation disagree."""
-
-
-_LOCALIZERS = {
-    # Objects begin where the activation exceeds 120, and reach as far as the segmenter says, but not onto ground that
-    # the localizer takes for something else: edges come from the one network, what a thing is from the other.
-    BUNDLED: LocalizerDefaults(activation_floor=100),
-}
-
-_SEGMENTERS = {
-    BUNDLED: SegmenterDefaults(
-        # Half of its masks on chips of landslides are less stable than 0.55: times a mean activation of 0.65, next to
-        # none of them reaches one half. The released code of S2C has 0 too.
-        confidence=0.0,
-        # It learned to outline what a box asks for, not what is under a point, and says so.
-        filters=Filters(predicted_iou=0.25, stability=0.15),
-        # It sees 512 px at once, a third of the pixels of the paper's images: there 0.3 leaves out most of what is
-        # landslide on orthophotos of 0.2 to 0.9 m.
-        max_share=0.7,
-        # Students gain by what they are not told about masks of a small network.
-        selection="whole",
-        agreed=True,
-    ),
-}
-
-
-def localizer_defaults(name: str | None) -> LocalizerDefaults:
-    """What suits a localizer; None is the bundled one."""
-    return _LOCALIZERS.get(name or BUNDLED, LocalizerDefaults())
-
-
-def segmenter_defaults(name: str | None) -> SegmenterDefaults:
-    """What suits a segmenter; None is the bundled one."""
-    return _SEGMENTERS.get(name or BUNDLED, SegmenterDefaults())
