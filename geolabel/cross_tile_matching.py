@@ -64,7 +64,7 @@ def _flat(parts: Sequence[Part], shared: Window) -> Float32Array:
 
 
 def is_cut(part: Part, tile: Window, grid: Window) -> bool:
-    """Whether a part reaches a side of its tile that is no side of the grid: the object may go on beyond."""
+    """Whether a part reaches a side of its tile that is no side of the grid: the object may continue beyond."""
     window = part.window
     return (
         (window.row == tile.row > grid.row)

@@ -5,9 +5,9 @@
     GeolabelError
     ├── OptionError     an option, or a combination of options, that cannot work
     ├── SceneError      a raster that cannot be opened or lacks what the run needs
-    │   └── TileError   one window of a readable scene failed; the rest may go on
+    │   └── TileError   one window of a readable scene failed; the rest may continue
     ├── ChipError       chips, labels or masks that cannot be learned from
-    ├── TrainingError   a training that cannot go on
+    ├── TrainingError   a training that cannot continue
     ├── VectorError     prompts, an area of interest or an inventory that cannot be used
     ├── WeightsError    a network file that is missing, damaged, or not what it claims to be
     ├── OutputError     a result that cannot be written
@@ -52,7 +52,7 @@ class ChipError(GeolabelError):
 
 
 class TrainingError(GeolabelError):
-    """A training cannot go on, such as one whose loss is no number."""
+    """A training cannot continue, such as one whose loss is no number."""
 
 
 class VectorError(GeolabelError):

@@ -33,7 +33,7 @@ def _every(_: object) -> bool:
 
 
 def _none(_: Path) -> bool:
-    """Whether a run goes on from a folder: from none."""
+    """Whether a run resumes from a folder: from none."""
     return False
 
 
@@ -107,7 +107,7 @@ def check_folder(out: Path, inputs: Iterable[str | Path] = (), *, shared: bool =
     Raises
     ------
     OutputError
-        If a file is there, or the folder is, holds, or lies in an input.
+        If a file is there, or the folder is, holds, or is in an input.
     """
     check_name(out.absolute())
     for source in map(str, inputs):
@@ -178,7 +178,7 @@ def work_folder(
     goes_on: Callable[[Path], bool] = _none,
     whole: Callable[[Path], bool] = _every,
 ) -> Iterator[Path]:
-    """Yield the folder to work in, where a run that ends early leaves what the same command goes on from.
+    """Yield the folder to work in, where a run that ends early leaves what the same command resumes from.
 
     That is `out` itself, or, with `overwrite` where geolabel made something in it before, a folder in it: what is made
     there takes the place of the old when the block ends without an error.

@@ -79,7 +79,7 @@ class ThresholdLabeler:
     threshold: float = 0.4
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:  # noqa: ARG002
-        """Label the image that the activation is of, which has the size of the masks, be there any or none."""
+        """Label the image that the activation is of, which has the size of the masks, which may be none."""
         maps = enlarged(activation, *masks.scores.shape[1:])
         highest: Float32Array = maps.max(axis=0)
         active = highest > self.threshold

@@ -177,7 +177,7 @@ class Made:
         self._add(line)
 
     def conclude(self) -> None:
-        """Write the record anew, of what is still there: files that grew are whole now."""
+        """Write the record again, of what is still there: files that grew are whole now."""
         there = [name for name in self.names if os.path.lexists(self.root / name)]
         marks = [
             (name, mark)

@@ -257,7 +257,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def saving(path: Path) -> Iterator[Path]:
-    """Write a file anew, as `replacing` does; what the disk refuses becomes an error of ours.
+    """Write a file again, as `replacing` does; what the disk refuses becomes an error of ours.
 
     Raises
     ------

@@ -130,7 +130,7 @@ def _range(values: AnyArray, percentiles: tuple[float, float]) -> tuple[float, f
 
 
 def _percentiles(values: UInt8Array, percentiles: tuple[float, float]) -> Float64Array:
-    """What `numpy.percentile` gives, from a histogram in place of sorting."""
+    """What `numpy.percentile` gives, from a histogram instead of sorting."""
     ends = np.cumsum(np.bincount(values.reshape(-1), minlength=256))
     place = np.asarray(percentiles) / 100 * (ends[-1] - 1)
     share = place - np.floor(place)

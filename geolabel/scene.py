@@ -150,7 +150,7 @@ class Grid:
     def crop(self, window: Window) -> Grid:
         """The part of the grid under `window`, pixel for pixel."""
         if not self.window.contains(window):
-            raise SceneError(f"{window} does not lie in a grid of {self.height} x {self.width} px")
+            raise SceneError(f"{window} is not inside a grid of {self.height} x {self.width} px")
         transform = self.transform * Affine.translation(window.col, window.row)
         return replace(self, transform=transform, height=window.height, width=window.width)
 

@@ -142,7 +142,7 @@ class Spans:
         return upper, lower
 
     def holding(self, rows: Int64Array, cols: Int64Array) -> Int64Array:
-        """(M,) number of the span that each pixel lies in, -1 where it lies in none."""
+        """(M,) number of the span that each pixel is in, -1 where it is in none."""
         if not len(self):
             return np.full(len(rows), -1, np.int64)
         pitch, starts, _ = self._keys
@@ -213,7 +213,7 @@ def drop_small(spans: Spans, minimum: float, *, frame: Window | None = None) -> 
     Parameters
     ----------
     frame
-        A block: components that touch its frame, and may go on beyond it, are kept.
+        A block: components that touch its frame, and may continue beyond it, are kept.
     """
     labels, count = spans.components(4)
     keep = total(spans.lengths, labels, count) >= minimum

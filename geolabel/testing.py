@@ -1,4 +1,4 @@
-"""Stand-ins for the networks, and hypothesis strategies: for the tests of geolabel and of whoever builds on it.
+"""Stand-ins for the networks, and hypothesis strategies: for the tests of geolabel and of programs that build on it.
 
 The stand-ins are real implementations of the Protocols in `parts`, fast and predictable to the pixel. The strategies
 need hypothesis, which is imported when one is asked for.

@@ -80,7 +80,7 @@ class Window:
         return Window(row, col, max(self.bottom, other.bottom) - row, max(self.right, other.right) - col)
 
     def contains(self, other: Window) -> bool:
-        """Whether every pixel of `other` lies in this window."""
+        """Whether every pixel of `other` is in this window."""
         return (
             self.row <= other.row
             and self.col <= other.col
@@ -108,7 +108,7 @@ def tile_starts(length: int, size: int, stride: int) -> tuple[int, ...]:
 class TileGrid:
     """Overlapping square tiles over a grid of `height` x `width` pixels, numbered in raster order.
 
-    A tile of a grid smaller than `size` is cut to the grid; whoever feeds a network pads it.
+    A tile of a grid smaller than `size` is cut to the grid; the caller of a network pads it.
 
     Raises
     ------

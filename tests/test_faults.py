@@ -242,7 +242,7 @@ def test_a_lost_scheduler_is_an_error_that_says_how_to_go_on() -> None:
             list(results)
         with pytest.raises(ClusterError, match="the scheduler is gone"):
             list(executors.ordered(slowly, range(3)))
-    distributed.client._del_global_client(client)  # which goes on looking for its scheduler
+    distributed.client._del_global_client(client)  # which keeps looking for its scheduler
 
 
 def slowly(number: int) -> int:

@@ -92,7 +92,7 @@ masks = st.integers(0, 2**31).map(lambda seed: np.random.default_rng(seed).rando
 def test_boxes_and_components_are_those_of_opencv(mask: np.ndarray) -> None:
     prompts = ask(mask.astype(np.uint8) * 255)
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    # external contours leave out what lies in a hole of something else; components do not
+    # external contours leave out what is in a hole of something else; components do not
     outer = {(x, y, x + w, y + h) for x, y, w, h in map(cv2.boundingRect, contours)}
     assert outer <= {tuple(int(v) for v in box) for box in prompts.boxes}
     count, _, stats, centers = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)

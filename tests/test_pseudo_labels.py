@@ -1,4 +1,4 @@
-"""Pseudo-labels on disk: what is written is read back, a stopped run goes on, and damage is named."""
+"""Pseudo-labels on disk: what is written is read back, a stopped run resumes, and damage is named."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_crop_moves_the_origin():
     part = grid.crop(Window(10, 20, 30, 40))
     assert (part.height, part.width) == (30, 40)
     assert part.transform * (0, 0) == grid.transform * (20, 10)
-    with pytest.raises(SceneError, match="does not lie in a grid"):
+    with pytest.raises(SceneError, match="is not inside a grid"):
         grid.crop(Window(80, 0, 30, 10))
 
 

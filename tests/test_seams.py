@@ -60,7 +60,7 @@ def test_spans_know_nothing_of_the_blocks_they_were_found_in(mask, size, random)
     for name in ("row", "start", "stop"):
         assert (getattr(spans, name) == getattr(expected, name)).all()
         assert getattr(spans, name).dtype == np.int32
-    # every piece lies in the span that it went into
+    # every piece is in the span that it went into
     pieces = [(part.row[k], part.start[k], part.stop[k]) for part in parts for k in range(len(part))]
     for (row, start, stop), at in zip(pieces, index, strict=True):
         assert spans.row[at] == row
@@ -119,7 +119,7 @@ def test_small_components_are_dropped(mask, minimum, size):
     big = np.flatnonzero(np.append(0, ndimage.sum_labels(mask, labels, np.arange(1, count + 1))) >= max(minimum, 1))
     expected = np.isin(labels, big[big > 0])
     assert (painted(drop_small(spans_of(mask), minimum), mask) == expected).all()
-    # dropped inside blocks first: what touches a block's frame may go on
+    # dropped inside blocks first: what touches a block's frame may continue
     parts = [drop_small(Spans.of_mask(mask[b.slices], b), minimum, frame=b) for b in BlockGrid(*mask.shape, size)]
     assert (painted(drop_small(join(parts)[0], minimum), mask) == expected).all()
 

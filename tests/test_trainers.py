@@ -469,7 +469,7 @@ def test_prompts_belong_to_their_object(step):
     assert mask[y, x]
     assert np.abs(sloppy.box - [28, 20, 51, 35]).max() < 12
     coarse = localizer_prompt(mask, generator(1, step), noise=0.0)
-    # Whole cells that are at least half covered; 20 and 36 lie in the middle of a cell.
+    # Whole cells that are at least half covered; 20 and 36 are in the middle of a cell.
     assert (coarse.box[:2] % 8 == 0).all()
     assert (coarse.box[2:] % 8 == 7).all()
     assert np.abs(coarse.box - [28, 20, 51, 35]).max() <= 8

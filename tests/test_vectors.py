@@ -106,7 +106,7 @@ def assert_same(one: Prompts, two: Prompts, tolerance: float = 1e-6) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does to whoever writes more than `size` bytes into a file."""
+    """What a full disk does to a program that writes more than `size` bytes into a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -376,7 +376,7 @@ class ClusterFile:
 
 
 def clusters_path(path: Path) -> Path:
-    """The file itself, from its name or from the folder of pseudo-labels that it lies in."""
+    """The file itself, from its name or from the folder of pseudo-labels that holds it."""
     return path / NAME if path.is_dir() else path
 
 

@@ -170,7 +170,7 @@ class Run:
 def task_size(count: int, batch: int) -> int:
     """Tiles of each task of a pass over `count` tiles, in whole batches where that is possible.
 
-    It does not depend on who works, so that a run goes on with any number of workers.
+    It does not depend on who works, so that a run resumes with any number of workers.
 
     Examples
     --------

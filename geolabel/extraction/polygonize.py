@@ -65,7 +65,7 @@ def polygonize(
     discard_review
         Whether it may be replaced all the same.
     progress
-        Whoever wants to follow the run.
+        Follows the run.
 
     Returns
     -------

@@ -74,7 +74,7 @@ class Objects:
         return self.spans.paint(window, (self.class_ids[self.labels] + 1).astype(np.uint8))
 
     def only(self, kept: BoolArray) -> Objects:
-        """Some of the objects, chosen by (K,), numbered anew."""
+        """Some of the objects, chosen by (K,), renumbered."""
         under = kept[self.labels]
         numbers = np.cumsum(kept, dtype=np.int32) - np.int32(1)
         return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()), self.class_ids[kept])

@@ -46,7 +46,7 @@ class Settings:
     agreed: bool | None = None
     """Whether pixels are ignored where mask and activation disagree; not in the paper."""
     single_scale: bool = False
-    """One view of a chip, in place of four scales and mirrored ones."""
+    """One view of a chip, instead of four scales and mirrored ones."""
     class_name: str = "landslide"
 
 

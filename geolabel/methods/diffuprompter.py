@@ -13,7 +13,7 @@ with Foundation Models", Remote Sensing 16, 2004. No code of the authors is know
 * the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
 * closed regions become instances: `geolabel.labels.closed_regions`
 
-The paper labels images of which it is known what they show. Where the images lie in folders of the classes' names, or
+The paper labels images of which it is known what they show. Where the images are in folders of the classes' names, or
 beside a table of labels, each is asked about its own classes only; otherwise about all, and what it does not show is
 found somewhere nevertheless.
 """

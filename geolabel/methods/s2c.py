@@ -62,7 +62,7 @@ class Settings:
     single_peak: bool = False
     selection: Selection = "whole"
     single_scale: bool = False
-    """One view of a chip, in place of four scales and mirrored ones."""
+    """One view of a chip, instead of four scales and mirrored ones."""
     class_name: str = "landslide"
 
 

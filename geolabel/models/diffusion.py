@@ -11,7 +11,7 @@ with Foundation Models", eq. 1 and 3 to 9. What the paper leaves open is decided
 * The maps of one resolution, of several layers and heads, are averaged first: S of eq. 4 counts resolutions.
 * Norm of eq. 4 is the stretch from minimum to maximum to 0..1; a map that is the same everywhere becomes zeros. The
   mean of eq. 9 is stretched once more, since the threshold of eq. 10 has a meaning on 0..1 only.
-* Draws are independent: noise is added to the same clean image anew, never to what an earlier draw left.
+* Draws are independent: noise is added to the same clean image each time, never to what an earlier draw left.
 * The words of a class and the tokens of a word are averaged.
 """
 
@@ -352,7 +352,7 @@ class DiffusionLocalizer:
 
 
 def _frame(size: tuple[int, ...], window: int) -> tuple[int, int]:
-    # The size of an image whose longest side has been brought to the window's.
+    # The size of an image whose longest side is that of the window.
     height, width = (max(1, round(side * window / max(size))) for side in size[:2])
     return height, width
 

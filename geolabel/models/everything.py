@@ -214,7 +214,7 @@ def pool(embedding: Tensor, masks: Tensor, step: float) -> Tensor:
 
 
 def _shares(cells: int, pixels: int, step: float) -> Tensor:
-    # (cells, pixels) how much of each pixel lies in each cell
+    # (cells, pixels) how much of each pixel is in each cell
     edges = torch.arange(cells + 1, dtype=torch.float64) * step
     low = torch.arange(pixels, dtype=torch.float64)
     shared = torch.minimum(edges[1:, None], low + 1) - torch.maximum(edges[:-1, None], low)

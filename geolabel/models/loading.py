@@ -206,7 +206,7 @@ def recipe(
     name
         A published network, or the path of a file.
     checkpoint
-        A file in place of the published one; `name` then says which of the official networks it holds, unless it is
+        A file instead of the published one; `name` then says which of the official networks it holds, unless it is
         ``bundled``.
     device, precision
         See `devices.resolve_device` and `devices.resolve_precision`.

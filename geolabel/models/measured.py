@@ -1,7 +1,7 @@
 """How the networks that ship did on real scenes, by the size of their pixels: what ``geolabel bench quality`` measured.
 
 The figures are kept beside the weights that they are of, and nowhere else: the help and the warnings of a run are made
-from them, and ``geolabel bench card`` writes them anew with the model cards.
+from them, and ``geolabel bench card`` writes them again with the model cards.
 """
 
 from __future__ import annotations

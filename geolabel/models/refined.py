@@ -166,7 +166,7 @@ class RefinedLocalizer:
     crf: DenseCrf = field(default_factory=DenseCrf)
     device: str = "cpu"
     jointly: bool = False
-    """Whether all classes and the background share one field, as CISM has it, in place of a field for each class: in
+    """Whether all classes and the background share one field, as CISM has it, instead of a field for each class: in
     every pixel only the class keeps its activation that the field likes best."""
 
     @property

@@ -29,7 +29,7 @@ from geolabel.training.localizer_objective import GATE, Judged, LocalizerLosses
 def average_localizers(
     out: Path, files: Sequence[Path], *, preset: Preset = "full", scenes: Path | None = None, workers: int = 1
 ) -> dict[str, float]:
-    """Write the mean of localizers of one architecture, its map and gate calibrated anew, with a model card to `out`.
+    """Write the mean of localizers of one architecture, its map and gate calibrated again, with a model card to `out`.
 
     Parameters
     ----------

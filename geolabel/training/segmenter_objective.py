@@ -139,7 +139,7 @@ class SegmenterLosses(nn.Module):
     def _ask(
         self, cells: int, origin: Tensor, points: Tensor | None, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Sparse and dense embeddings of prompts, and the positions of the cells that the images lie in.
+        # Sparse and dense embeddings of prompts, and the positions of the cells of the images.
         encoder = self.sam.prompt_encoder
         shift = origin.float()
         asked_points = None

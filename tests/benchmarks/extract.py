@@ -10,7 +10,7 @@ overhead
 
     Only these calls are left out, and what a process does once, whatever the scenes: importing packages, loading
     weights. Opening the scene, its statistics, the records of the run and the GeoPackage count. Each run opens the
-    scene anew, as the minimum work does, so that neither finds decoded blocks. The same tiles are the windows
+    scene again, as the minimum work does, so that neither finds decoded blocks. The same tiles are the windows
     that the networks see: the localizer's tiles, and the segmenter's windows in the order in which it sees them. The
     ratio over the localizer's tiles alone stands beside it.
 memory

@@ -150,7 +150,7 @@ class LiteTrunk(nn.Module):
 class _PaddedConv(nn.Conv2d):
     """A convolution with the padding of TensorFlow for sides that its stride divides: more at the end than before.
 
-    timm computes that padding anew for every input, which no exported network can.
+    timm computes that padding for every input, which no exported network can.
     """
 
     def forward(self, x: Tensor) -> Tensor:

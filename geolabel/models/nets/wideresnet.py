@@ -1,4 +1,4 @@
-"""WRN-38, the backbone of S2C: wide and shallow, with dilation in place of the last two strides.
+"""WRN-38, the backbone of S2C: wide and shallow, with dilation instead of the last two strides.
 
 Source: Wu, Shen and van den Hengel (2019), "Wider or Deeper: Revisiting the ResNet Model for Visual Recognition",
 model A, without its pooling; blocks are pre-activated. Width and depth of every stage are in `STAGES`.
