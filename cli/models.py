@@ -16,7 +16,7 @@ from .commands import group, option
 from .terminal import announce
 
 if TYPE_CHECKING:
-    from geolabel.models.loading import Published
+    from geolabel.models.registry import Published
 
 
 @group()
@@ -32,7 +32,7 @@ def models() -> None:
 @options.terminal
 def list_models(as_json: bool) -> None:
     """List the networks and say which are here."""
-    from geolabel.models.loading import PUBLISHED
+    from geolabel.models.registry import PUBLISHED
 
     rows = [_row(network) for network in PUBLISHED]
     if as_json:
@@ -49,13 +49,15 @@ def list_models(as_json: bool) -> None:
 @click.pass_context
 def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
     """Download the network NAME, check it, and keep it in the cache folder."""
-    from geolabel.models import loading
+    from geolabel.models import registry
 
-    for network in loading.lookup(name):
+    for network in registry.lookup(name):
         show = sys.stderr.isatty() and not ctx.ensure_object(options.Session).quiet
-        with closing(_DownloadBar(name)) if show and not loading.find(network) else nullcontext() as bar:
-            path = loading.fetch(network, progress=bar)
-        announce({"name": name, "role": network.role, "file": path, "sha256": loading.verify(network)}, as_json=as_json)
+        with closing(_DownloadBar(name)) if show and not registry.find(network) else nullcontext() as bar:
+            path = registry.fetch(network, progress=bar)
+        announce(
+            {"name": name, "role": network.role, "file": path, "sha256": registry.verify(network)}, as_json=as_json
+        )
 
 
 @models.command()
@@ -65,14 +67,14 @@ def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
 def verify(name: str | None, as_json: bool) -> int:
     """Check the files of the network NAME, or of all networks that are here; exit code 1 if one is damaged."""
     from geolabel.errors import WeightsError
-    from geolabel.models import loading
+    from geolabel.models import registry
 
-    asked = loading.lookup(name) if name else [p for p in loading.PUBLISHED if p.path.is_file()]
+    asked = registry.lookup(name) if name else [p for p in registry.PUBLISHED if p.path.is_file()]
     rows = []
     for network in asked:
         row: dict[str, Any] = {"name": network.name, "role": network.role, "ok": True}
         try:
-            row["sha256"] = loading.verify(network)
+            row["sha256"] = registry.verify(network)
         except WeightsError as error:
             row |= {"ok": False, "sha256": None, "message": str(error)}
             click.echo(f"geolabel: {error}", err=True)
@@ -91,12 +93,12 @@ def verify(name: str | None, as_json: bool) -> int:
 @options.terminal
 def info(name: str, as_json: bool) -> None:
     """Describe the network NAME, or the one that FILE holds."""
-    from geolabel.models import loading
+    from geolabel.models import loading, registry
 
     if Path(name).is_file():
         described = [loading.describe(Path(name))]
     else:
-        described = [_describe(network) for network in loading.lookup(name)]
+        described = [_describe(network) for network in registry.lookup(name)]
     if as_json:
         click.echo(json.dumps(described, indent=2))
         return
@@ -152,11 +154,11 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     geolabel models export my-localizer.safetensors --onnx mine.onnx --gsd 1
     """
     from geolabel.extraction.scene_method import ContourMethod
-    from geolabel.models import loading
+    from geolabel.models import registry
     from geolabel.models.exports import export_onnx
     from geolabel.outputs import check_target
 
-    path = Path(name) if Path(name).is_file() else loading.fetch(loading.lookup(name, "localizer")[0])
+    path = Path(name) if Path(name).is_file() else registry.fetch(registry.lookup(name, "localizer")[0])
     check_target(out, overwrite=overwrite, suffixes=(".onnx",), inputs=(path,))
     threshold = ContourMethod().activation_threshold
     export_onnx(path, out, threshold=threshold, tile=tile_size, gsd=gsd, overwrite=overwrite)
@@ -164,12 +166,12 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
 
 
 def _describe(network: Published) -> dict[str, Any]:
-    from geolabel.models import loading
+    from geolabel.models import loading, registry
 
     values = {"name": network.name, "role": network.role, "summary": network.summary, "licence": network.licence}
     if network.url is not None:
         values["url"] = network.url
-    path = loading.find(network)
+    path = registry.find(network)
     if path is None:
         return values | {"state": _state(network), "bytes": network.size, "sha256": network.sha256}
     return values | {"state": _state(network)} | loading.describe(path)
@@ -182,9 +184,9 @@ def _row(network: Published) -> dict[str, Any]:
 
 
 def _state(network: Published) -> str:
-    from geolabel.models import loading
+    from geolabel.models import registry
 
-    if loading.find(network) is not None:
+    if registry.find(network) is not None:
         return "here"
     if network.path.is_file():
         return "damaged"

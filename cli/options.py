@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geolabel.models import registry
 from geolabel.urls import without_secrets
 
 from .commands import F, option
@@ -320,7 +321,7 @@ _sam_checkpoint = option("--sam-checkpoint", group="method", type=WEIGHTS, help=
 _sam = option(
     "--sam",
     group="method",
-    type=click.Choice(["bundled", "vit_b", "vit_l", "vit_h"]),
+    type=click.Choice(registry.names("segmenter")),
     help="The segmenter. Default: bundled.",
 )
 

@@ -34,7 +34,7 @@ from geolabel.evaluation.scene_scores import SceneScores, Truth
 from geolabel.evaluation.scenes import Answer
 from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.metrics import Boundary, Confusion, WidthCounts
-from geolabel.models import loading
+from geolabel.models import loading, registry
 from geolabel.models.measured import load_measured
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
@@ -538,7 +538,7 @@ def test_bench_writes_one_table_and_measures_nothing_twice(stand_ins, data, tmp_
     names = [section["name"] for section in held["sections"]]
     made = ["gain", "band", "width", "image", "alarms", "calibration", "reliability", "synthetic"]
     assert names == ["mask", "map", "gate", "scene", "coarse", *made]
-    assert held["weights"]["localizer"]["sha256"] == loading.describe(loading.lookup("bundled")[0].path)["sha256"]
+    assert held["weights"]["localizer"]["sha256"] == loading.describe(registry.lookup("bundled")[0].path)["sha256"]
     page = (out / "quality.md").read_text()
     assert held["weights"]["segmenter"]["sha256"] in page
     assert "A quick look" in page

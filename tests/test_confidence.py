@@ -21,7 +21,7 @@ from geolabel.evaluation import examples
 from geolabel.evaluation.confidence import NAMES, Polygons, Source, collect, fit
 from geolabel.evaluation.examples import Example
 from geolabel.extraction.request import Networks
-from geolabel.models import loading
+from geolabel.models import registry
 from geolabel.models.confidence import (
     FEATURES,
     ConfidenceModel,
@@ -159,7 +159,7 @@ def test_the_command_writes_the_model_of_the_networks(stand_ins, monkeypatch, tm
 def test_the_shipped_model_belongs_to_the_shipped_networks():
     """Where this fails, the networks have changed: run geolabel train confidence again."""
     found = load_confidence(shipped())
-    assert found.networks == {p.role: loading.verify(p) for p in loading.PUBLISHED if p.bundled}
+    assert found.networks == {p.role: registry.verify(p) for p in registry.PUBLISHED if p.bundled}
     assert found.fitted["polygons"] > 100
 
 

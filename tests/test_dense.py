@@ -21,8 +21,8 @@ from geolabel.masks import FULL
 from geolabel.methods import cism
 from geolabel.methods.student import Scenes as Student
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
-from geolabel.models.loading import PUBLISHED
 from geolabel.models.nets.student import ResUNet
+from geolabel.models.registry import PUBLISHED
 from geolabel.parsing import Measure
 from geolabel.testing import FakeLocalizer
 

@@ -23,7 +23,7 @@ from geolabel.datasets.instances import CocoInstances, read_instances
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, WeightsError
 from geolabel.labels import BACKGROUND, LabelMap, closed_regions
-from geolabel.models import loading
+from geolabel.models import registry
 from geolabel.models.checkpoint import read_info
 from geolabel.models.nets.student import build_detector
 from geolabel.training.detectors import (
@@ -297,7 +297,7 @@ def test_what_a_detector_cannot_be_made_of(trained: tuple[Path, dict[str, float]
     first = ("overall", folder / "out" / FILE)
     with pytest.raises(OptionError, match="give the same --model and --preset"):
         train(other, tmp_path / "out", DetectorRequest(init=first))
-    bundled = loading.lookup("bundled", "localizer")[0].path
+    bundled = registry.lookup("bundled", "localizer")[0].path
     with pytest.raises(WeightsError, match="holds a localizer, not a detector"):
         train(folder / "pseudo", tmp_path / "out", DetectorRequest(init=("overall", bundled)), preset=PRESET)
 

@@ -29,7 +29,7 @@ from geolabel.extraction.segment import GridPrompts
 from geolabel.extraction.work import run_key
 from geolabel.masks import EVERY_CANDIDATE, Filters
 from geolabel.methods.diffuprompter import Scenes
-from geolabel.models import loading
+from geolabel.models import loading, registry
 from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
 from geolabel.models.engines import Engine, graph_files
 from geolabel.models.multiscale import MapModule, MultiscaleLocalizer
@@ -41,7 +41,7 @@ from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
 from geolabel.synthetic import synthesize
 from geolabel.training.graphs import write_graphs
 
-FILES = {role: loading.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
+FILES = {role: registry.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
 ALIKE = 1e-4
 ENGINES: tuple[Engine, ...] = ("onnx", "torch")
 
@@ -258,7 +258,7 @@ def test_a_graph_that_changed_since_the_plan_is_refused(copies: Path) -> None:
 
 
 def test_models_check_and_name_the_graphs_too(copies: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(loading.resources, "files", lambda _: copies)
+    monkeypatch.setattr(registry.resources, "files", lambda _: copies)
     assert run(["models", "verify", "bundled"]) == 0
     assert run(["models", "info", "bundled", "--json"]) == 0
     described = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))

@@ -13,13 +13,13 @@ import pytest
 
 from geolabel.cli.main import run
 from geolabel.errors import OptionError, OutputError, WeightsError
-from geolabel.models import loading
+from geolabel.models import loading, registry
 from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.models.engines import graph_files
 from geolabel.models.exports import export_onnx
 from geolabel.synthetic import synthesize
 
-FILES = {role: loading.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
+FILES = {role: registry.lookup("bundled", role)[0].path for role in ("localizer", "segmenter")}
 
 
 @pytest.fixture(scope="module")

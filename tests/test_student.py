@@ -16,7 +16,7 @@ from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
 from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE, LabelMap
-from geolabel.models import loading
+from geolabel.models import registry
 from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own, read_info
 from geolabel.models.nets import build
@@ -177,7 +177,7 @@ def test_the_bundled_student_begins_with_the_trunk_of_the_bundled_localizer(tmp_
     figures = train(Painted(), tmp_path, StudentRequest("bundled", steps=2, batch=2, size=64), networks=CPU)
     assert figures["steps"] == 2
     info = read_info(tmp_path / FILE)
-    path = loading.fetch(loading.lookup("bundled", "localizer")[0])
+    path = registry.fetch(registry.lookup("bundled", "localizer")[0])
     localizer, known = load_own(path, "localizer")
     assert (info.mean, info.std) == (known.mean, known.std)
     network = build({**STUDENTS["cpu"].architectures["bundled"], "classes": 2})

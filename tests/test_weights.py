@@ -20,7 +20,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from geolabel.cli.main import run
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io import downloads
-from geolabel.models import checkpoint, loading
+from geolabel.models import checkpoint, loading, registry
 from geolabel.models.checkpoint import NetworkInfo, save_checkpoint
 from geolabel.models.nets import build
 from geolabel.prompts import Prompts
@@ -109,12 +109,12 @@ def server():
 def published(files, server, monkeypatch):
     """vit_b as published by the loopback server, with an empty cache."""
     server.content = (files / "vit.pth").read_bytes()
-    network = loading.Published(
+    network = registry.Published(
         "vit_b", "segmenter", "sam_vit_b.pth", "a tiny one", "Apache-2.0", server.url + "sam_vit_b.pth",
         len(server.content), hashlib.sha256(server.content).hexdigest(),
     )  # fmt: skip
-    kept = tuple(p for p in loading.PUBLISHED if p.name != "vit_b")
-    monkeypatch.setattr(loading, "PUBLISHED", (*kept, network))
+    kept = tuple(p for p in registry.PUBLISHED if p.name != "vit_b")
+    monkeypatch.setattr(registry, "PUBLISHED", (*kept, network))
     monkeypatch.setenv("GEOLABEL_CACHE", str(files / "cache"))
     monkeypatch.delenv("GEOLABEL_OFFLINE", raising=False)
     return network
@@ -128,13 +128,13 @@ def left_in(folder):
 
 
 def test_the_official_files_are_those_of_segment_anything():
-    sizes = {p.filename: (p.size, p.sha256[:6]) for p in loading.PUBLISHED if not p.bundled}
+    sizes = {p.filename: (p.size, p.sha256[:6]) for p in registry.PUBLISHED if not p.bundled}
     assert sizes == {
         "sam_vit_h_4b8939.pth": (2564550879, "a7bf3b"),
         "sam_vit_l_0b3195.pth": (1249524607, "3adcc4"),
         "sam_vit_b_01ec64.pth": (375042383, "ec2df6"),
     }
-    for network in loading.PUBLISHED:
+    for network in registry.PUBLISHED:
         if not network.bundled:
             assert network.url == f"https://dl.fbaipublicfiles.com/segment_anything/{network.filename}"
 
@@ -147,42 +147,42 @@ def test_official_networks_are_told_apart_by_their_tensors(tmp_path):
 
 
 def test_a_name_may_stand_for_two_roles():
-    assert [p.role for p in loading.lookup("bundled")] == ["localizer", "segmenter"]
-    assert [p.role for p in loading.lookup("bundled", "segmenter")] == ["segmenter"]
-    assert loading.lookup("bundled")[0].path.parent.name == "weights"
+    assert [p.role for p in registry.lookup("bundled")] == ["localizer", "segmenter"]
+    assert [p.role for p in registry.lookup("bundled", "segmenter")] == ["segmenter"]
+    assert registry.lookup("bundled")[0].path.parent.name == "weights"
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(WeightsError, match="no localizer is called 'vit_b': known are bundled; or give a file"):
-        loading.lookup("vit_b", "localizer")
+        registry.lookup("vit_b", "localizer")
 
 
 def test_the_cache_is_the_users_unless_told_otherwise(tmp_path, monkeypatch):
     monkeypatch.delenv("GEOLABEL_CACHE", raising=False)
-    assert loading.cache_folder().name == "geolabel"
+    assert registry.cache_folder().name == "geolabel"
     monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path))
-    assert loading.cache_folder() == tmp_path
+    assert registry.cache_folder() == tmp_path
 
 
 # -- downloads ---------------------------------------------------------------------------------------------------------
 
 
 def test_fetch_downloads_once(published, server, files):
-    assert loading.find(published) is None
-    path = loading.fetch(published)
-    assert path == loading.find(published) == files / "cache" / "sam_vit_b.pth"
+    assert registry.find(published) is None
+    path = registry.fetch(published)
+    assert path == registry.find(published) == files / "cache" / "sam_vit_b.pth"
     assert path.read_bytes() == server.content
-    assert loading.fetch(published) == path
+    assert registry.fetch(published) == path
     assert server.requests == 1
-    assert loading.verify(published) == published.sha256
+    assert registry.verify(published) == published.sha256
     assert left_in(files / "cache") == ["sam_vit_b.pth"]
 
 
 def test_a_file_of_another_size_is_fetched_again(published, server):
     published.path.parent.mkdir()
     published.path.write_bytes(b"half a file")
-    assert loading.find(published) is None
-    assert loading.fetch(published).read_bytes() == server.content
+    assert registry.find(published) is None
+    assert registry.fetch(published).read_bytes() == server.content
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_a_download_that_fails_leaves_nothing(published, server, files, change, 
     for name, value in change.items():
         setattr(server, name, value)
     with pytest.raises(WeightsError, match=message):
-        loading.fetch(published)
+        registry.fetch(published)
     assert left_in(files / "cache") == []
 
 
 def test_a_download_with_another_hash_leaves_nothing(published, server, files):
     server.content = server.content[:-1] + b"?"
     with pytest.raises(WeightsError, match=f"instead of {published.sha256}"):
-        loading.fetch(published)
+        registry.fetch(published)
     assert left_in(files / "cache") == []
 
 
@@ -212,7 +212,7 @@ def test_a_server_that_is_gone_is_an_error_of_one_line(published, server):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(WeightsError, match="could not be downloaded") as caught:
-        loading.fetch(published)
+        registry.fetch(published)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("give the file with --sam vit_b --sam-checkpoint FILE")
 
@@ -221,7 +221,7 @@ def test_a_cache_that_cannot_be_made_is_an_error(published, files, monkeypatch):
     (files / "file").write_text("")
     monkeypatch.setenv("GEOLABEL_CACHE", str(files / "file" / "below"))
     with pytest.raises(WeightsError, match="below cannot be made"):
-        loading.fetch(published)
+        registry.fetch(published)
 
 
 def test_offline_names_both_ways_out(published, server, monkeypatch):
@@ -230,7 +230,7 @@ def test_offline_names_both_ways_out(published, server, monkeypatch):
         loading.recipe("segmenter", "vit_b", device="cpu")
     assert server.requests == 0
     monkeypatch.setenv("GEOLABEL_OFFLINE", "0")
-    loading.fetch(published)
+    registry.fetch(published)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "yes")
     assert loading.recipe("segmenter", "vit_b", device="cpu").sha256 == published.sha256  # what is here may be used
 
@@ -249,24 +249,24 @@ def test_progress_is_told_of_every_byte(published, server):
             self.closed = True
 
     bar = Bar()
-    loading.fetch(published, progress=bar)
+    registry.fetch(published, progress=bar)
     assert bar.total == bar.done == len(server.content)
     assert bar.closed
 
 
 def test_verify_finds_a_flipped_bit(published):
-    path = loading.fetch(published)
+    path = registry.fetch(published)
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    for check in (partial(loading.verify, published), partial(loading.recipe, "segmenter", "vit_b", device="cpu")):
+    for check in (partial(registry.verify, published), partial(loading.recipe, "segmenter", "vit_b", device="cpu")):
         with pytest.raises(WeightsError, match=f"the published vit_b has {published.sha256}: delete the file"):
             check()
 
 
 def test_verify_of_what_is_not_here_says_how_to_get_it(published):
     with pytest.raises(WeightsError, match="run geolabel models fetch vit_b"):
-        loading.verify(published)
+        registry.verify(published)
 
 
 def test_sha256_is_of_the_bytes_and_follows_a_change(tmp_path):
@@ -474,7 +474,7 @@ def test_a_missing_file_is_refused_when_the_run_is_planned(tmp_path, monkeypatch
 def test_models_list_shows_what_is_here(published, capsys):
     assert run(["models", "list"]) == 0
     assert "vit_b    segmenter" in capsys.readouterr().out
-    loading.fetch(published)
+    registry.fetch(published)
     assert run(["models", "list", "--json"]) == 0
     rows = {(row["name"], row["role"]): row for row in json.loads(capsys.readouterr().out)}
     assert rows["vit_b", "segmenter"]["state"] == "here"
@@ -493,7 +493,7 @@ def test_models_fetch_and_verify(published, capsys):
 
 
 def test_models_verify_exits_with_1_when_a_file_is_damaged(published, capsys):
-    path = loading.fetch(published)
+    path = registry.fetch(published)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert run(["models", "verify", "vit_b"]) == 1
     printed = capsys.readouterr()
@@ -505,7 +505,7 @@ def test_models_info_before_and_after_fetching(published, capsys):
     assert run(["models", "info", "vit_b", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["state"], row["sha256"], row["licence"]) == ("not fetched", published.sha256, "Apache-2.0")
-    loading.fetch(published)
+    registry.fetch(published)
     assert run(["models", "info", "vit_b", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["state"], row["architecture"]) == ("here", "vit_b")

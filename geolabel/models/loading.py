@@ -1,25 +1,22 @@
-"""Networks by name or by file: where their weights are, whether they are what they claim to be, and how they load.
+"""Networks by name or by file, as recipes, and how these load; the names are those of `geolabel.models.registry`.
 
 Nothing here unpickles more than tensors: the official SAM files are read with ``weights_only=True``, all others are
-safetensors. Downloads stay in a cache folder (`cache_folder`), and ``GEOLABEL_OFFLINE`` forbids them.
+safetensors.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, replace
-from importlib import resources
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-import platformdirs
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
 from geolabel.devices import keep_freed_memory
 from geolabel.errors import OptionError, WeightsError
-from geolabel.io.downloads import download, offline, sha256
+from geolabel.io.downloads import sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
+from geolabel.models import registry
 from geolabel.models.engines import Engine, graph_files
 from geolabel.parsing import parse_json
 from geolabel.parts import (
@@ -40,155 +37,14 @@ if TYPE_CHECKING:
     from geolabel.models.checkpoint import NetworkInfo
     from geolabel.models.engines import MapNetwork, PromptedNetwork
 
-Role = Literal["localizer", "segmenter"]
-
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
-
-SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 SAM_GSD_RANGE = (0.01, 1000.0)
 """Metres. The official networks saw photographs of every scale, so the localizer's range decides."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """A network that geolabel knows by name."""
-
-    name: str
-    role: Role
-    filename: str
-    summary: str
-    licence: str
-    url: str | None = None
-    """None for what ships with geolabel."""
-    size: int | None = None
-    """Bytes of the published file."""
-    sha256: str | None = None
-    """Of the published file."""
-
-    @property
-    def bundled(self) -> bool:
-        """Whether the network ships with geolabel."""
-        return self.url is None
-
-    @property
-    def path(self) -> Path:
-        """Where the file is, or would be."""
-        if self.bundled:
-            return Path(str(resources.files("geolabel.weights") / self.filename))
-        return cache_folder() / self.filename
-
-
-def _official(name: str, filename: str, size: int, digest: str) -> Published:
-    summary = f"Segment Anything, ViT-{name[-1].upper()} encoder"
-    return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest)
-
-
-PUBLISHED = (
-    Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
-    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0"),
-    _official(
-        "vit_b", "sam_vit_b_01ec64.pth", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
-    ),
-    _official(
-        "vit_l", "sam_vit_l_0b3195.pth", 1249524607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
-    ),
-    _official(
-        "vit_h", "sam_vit_h_4b8939.pth", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
-    ),
-)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
-    given = os.environ.get("GEOLABEL_CACHE")
-    return Path(given) if given else platformdirs.user_cache_path("geolabel")
-
-
-def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
-    """Published networks of a name, and of a role if one is given.
-
-    Raises
-    ------
-    WeightsError
-        If there is none.
-    """
-    found = tuple(p for p in PUBLISHED if p.name == name and role in (None, p.role))
-    if not found:
-        known = dict.fromkeys(p.name for p in PUBLISHED if role in (None, p.role))
-        raise WeightsError(f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file")
-    return found
-
-
-def find(network: Published) -> Path | None:
-    """Return the path of a published network if its file is here and of the right size."""
-    path = network.path
-    if not path.is_file() or (network.size is not None and path.stat().st_size != network.size):
-        return None
-    return path
-
-
-def fetch(network: Published, *, progress: Any = None) -> Path:
-    """Return the path of a published network, downloaded if need be.
-
-    Parameters
-    ----------
-    progress
-        See `downloads.download`.
-
-    Raises
-    ------
-    WeightsError
-        If it is not here and cannot be had.
-    """
-    path = find(network)
-    if path is not None:
-        return path
-    if network.url is None or network.size is None or network.sha256 is None:
-        raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
-    by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
-    if offline():
-        raise WeightsError(
-            f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
-            f"{network.url} where there is a network, and {by_hand}"
-        )
-    download(
-        network.url, network.path, size=network.size, sha256_expected=network.sha256, progress=progress,
-        otherwise=f"try again later, or get it where there is a network, and {by_hand}",
-    )  # fmt: skip
-    return network.path
-
-
-def verify(network: Published) -> str:
-    """Check the file of a published network and return its SHA-256.
-
-    What ships with geolabel has no published hash (its package manager has); each engine loads it instead.
-
-    Raises
-    ------
-    WeightsError
-        If the file, or a graph beside it, is missing or another.
-    """
-    path = network.path
-    if not path.is_file():
-        raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
-    digest = sha256(path)
-    if network.sha256 is None:
-        from geolabel.models.checkpoint import load_own
-        from geolabel.models.on_onnx import OnnxMaps, OnnxSam
-
-        load_own(path, network.role)
-        OnnxMaps(path) if network.role == "localizer" else OnnxSam(path)
-    elif digest != network.sha256:
-        raise WeightsError(
-            f"{path} has SHA-256 {digest}, the published {network.name} has {network.sha256}: "
-            f"delete the file and run geolabel models fetch {network.name}"
-        )
-    return digest
-
-
 def recipe(
-    role: Role,
+    role: registry.Role,
     name: str | Path = "bundled",
     *,
     checkpoint: str | Path | None = None,
@@ -272,19 +128,19 @@ def default_batch(device: str) -> int:
     return 1 if device == "cpu" else 8
 
 
-def _source(role: Role, name: str | Path, checkpoint: str | Path | None) -> tuple[str, str, str]:
+def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None) -> tuple[str, str, str]:
     # What a recipe holds of where the weights are: source, SHA-256, architecture.
     if checkpoint is not None:
         path = Path(checkpoint).absolute()
-        official = not lookup(str(name), role)[0].bundled
+        official = not registry.lookup(str(name), role)[0].bundled
         return str(path), sha256(path), str(name) if official else ""
-    if any(p.name == name and p.role == role for p in PUBLISHED):
-        network = lookup(str(name), role)[0]
-        fetch(network)
-        return network.name, verify(network) if network.sha256 else sha256(network.path), ""
+    if any(p.name == name and p.role == role for p in registry.PUBLISHED):
+        network = registry.lookup(str(name), role)[0]
+        registry.fetch(network)
+        return network.name, registry.verify(network) if network.sha256 else sha256(network.path), ""
     path = Path(name).absolute()
     if not path.is_file():
-        lookup(str(name), role)  # raises, and names what is known
+        registry.lookup(str(name), role)  # raises, and names what is known
     return str(path), sha256(path), ""
 
 
@@ -299,7 +155,7 @@ def bundled_gsd_range() -> tuple[float, float]:
     from safetensors import SafetensorError, safe_open
 
     ranges = []
-    for path in (fetch(network) for network in PUBLISHED if network.bundled):
+    for path in (registry.fetch(network) for network in registry.PUBLISHED if network.bundled):
         try:
             with safe_open(path, framework="np") as file:
                 ranges.append(parse_json(file.metadata()["geolabel"])["gsd_range"])
@@ -317,8 +173,8 @@ def file_of(recipe: Recipe) -> Path:
     WeightsError
         If it cannot be fetched.
     """
-    published = next((p for p in PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
-    return fetch(published) if published else Path(recipe.source)
+    published = next((p for p in registry.PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
+    return registry.fetch(published) if published else Path(recipe.source)
 
 
 def load(recipe: Recipe) -> Localizer | Segmenter:

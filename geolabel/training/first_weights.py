@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import sha256
-from geolabel.models import loading
+from geolabel.models import registry
 from geolabel.models.checkpoint import load_checkpoint
 from geolabel.models.nets.trunk import load_trunk
 
@@ -109,7 +109,7 @@ def load_imagenet_trunk(network: nn.Module, variant: str) -> dict[str, Any]:
 
 def load_bundled_trunk(network: nn.Module) -> dict[str, Any]:
     """Load the trunk of the bundled localizer into a ResUNet on such a trunk; return what the new file says of it."""
-    path = loading.fetch(loading.lookup("bundled", "localizer")[0])
+    path = registry.fetch(registry.lookup("bundled", "localizer")[0])
     state, _ = load_checkpoint(path)
     trunk = {name.replace("trunk.", "down.", 1): tensor for name, tensor in state.items() if name.startswith("trunk.")}
     _load_part(network, trunk)

@@ -21,7 +21,7 @@ from geolabel.io.downloads import offline
 from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.regions import segment_maps
-from geolabel.models import loading
+from geolabel.models import registry
 from geolabel.models.checkpoint import NetworkInfo, load_own
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import build
@@ -190,7 +190,7 @@ def _start(
         info = NetworkInfo(architecture=described, stride=lite.stride, mean=IMAGENET_MEAN, std=IMAGENET_STD, **known)
         return lite, info, numbers, False
     if request.init == "bundled" or Path(request.init).is_file():
-        path = loading.fetch(loading.lookup("bundled", "localizer")[0])
+        path = registry.fetch(registry.lookup("bundled", "localizer")[0])
         network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")
         network.requires_grad_(True)
         architecture = info.architecture | {"classes": count}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geolabel.models import loading
+from geolabel.models import registry
 from geolabel.models.checkpoint import load_localizer, load_own
 from geolabel.models.on_onnx import OnnxMaps, OnnxSam
 from geolabel.models.on_torch import TorchMaps, TorchSam
@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--localizer", type=Path, default=loading.lookup("bundled", "localizer")[0].path)
-    parser.add_argument("--segmenter", type=Path, default=loading.lookup("bundled", "segmenter")[0].path)
+    parser.add_argument("--localizer", type=Path, default=registry.lookup("bundled", "localizer")[0].path)
+    parser.add_argument("--segmenter", type=Path, default=registry.lookup("bundled", "segmenter")[0].path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)

@@ -1,0 +1,173 @@
+"""The registry of networks that geolabel knows by name: roles, files, hashes, and where the files are.
+
+The choices of ``--sam`` are the segmenters here. Downloads stay in a cache folder (`cache_folder`), and
+``GEOLABEL_OFFLINE`` forbids them. The command line reads this module for its help: it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from geolabel.errors import WeightsError
+
+Role = Literal["localizer", "segmenter"]
+
+SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network that geolabel knows by name."""
+
+    name: str
+    role: Role
+    filename: str
+    summary: str
+    licence: str
+    url: str | None = None
+    """None for what ships with geolabel."""
+    size: int | None = None
+    """Bytes of the published file."""
+    sha256: str | None = None
+    """Of the published file."""
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the network ships with geolabel."""
+        return self.url is None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or would be."""
+        if self.bundled:
+            return Path(str(resources.files("geolabel.weights") / self.filename))
+        return cache_folder() / self.filename
+
+
+def _official(name: str, filename: str, size: int, digest: str) -> Published:
+    summary = f"Segment Anything, ViT-{name[-1].upper()} encoder"
+    return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest)
+
+
+PUBLISHED = (
+    Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
+    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0"),
+    _official(
+        "vit_b", "sam_vit_b_01ec64.pth", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    ),
+    _official(
+        "vit_l", "sam_vit_l_0b3195.pth", 1249524607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    ),
+    _official(
+        "vit_h", "sam_vit_h_4b8939.pth", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    ),
+)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
+    given = os.environ.get("GEOLABEL_CACHE")
+    if given:
+        return Path(given)
+    import platformdirs
+
+    return platformdirs.user_cache_path("geolabel")
+
+
+def names(role: Role) -> tuple[str, ...]:
+    """Names of the published networks of a role."""
+    return tuple(p.name for p in PUBLISHED if p.role == role)
+
+
+def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
+    """Published networks of a name, and of a role if one is given.
+
+    Raises
+    ------
+    WeightsError
+        If there is none.
+    """
+    found = tuple(p for p in PUBLISHED if p.name == name and role in (None, p.role))
+    if not found:
+        known = dict.fromkeys(p.name for p in PUBLISHED if role in (None, p.role))
+        raise WeightsError(f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file")
+    return found
+
+
+def find(network: Published) -> Path | None:
+    """Return the path of a published network if its file is here and of the right size."""
+    path = network.path
+    if not path.is_file() or (network.size is not None and path.stat().st_size != network.size):
+        return None
+    return path
+
+
+def fetch(network: Published, *, progress: Any = None) -> Path:
+    """Return the path of a published network, downloaded if need be.
+
+    Parameters
+    ----------
+    progress
+        See `geolabel.io.downloads.download`.
+
+    Raises
+    ------
+    WeightsError
+        If it is not here and cannot be had.
+    """
+    from geolabel.io.downloads import download, offline
+
+    path = find(network)
+    if path is not None:
+        return path
+    if network.url is None or network.size is None or network.sha256 is None:
+        raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
+    by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
+    if offline():
+        raise WeightsError(
+            f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
+            f"{network.url} where there is a network, and {by_hand}"
+        )
+    download(
+        network.url,
+        network.path,
+        size=network.size,
+        sha256_expected=network.sha256,
+        progress=progress,
+        otherwise=f"try again later, or get it where there is a network, and {by_hand}",
+    )
+    return network.path
+
+
+def verify(network: Published) -> str:
+    """Check the file of a published network and return its SHA-256.
+
+    What ships with geolabel has no published hash (its package manager has); each engine loads it instead.
+
+    Raises
+    ------
+    WeightsError
+        If the file, or a graph beside it, is missing or another.
+    """
+    from geolabel.io.downloads import sha256
+
+    path = network.path
+    if not path.is_file():
+        raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
+    digest = sha256(path)
+    if network.sha256 is None:
+        from geolabel.models.checkpoint import load_own
+        from geolabel.models.on_onnx import OnnxMaps, OnnxSam
+
+        load_own(path, network.role)
+        OnnxMaps(path) if network.role == "localizer" else OnnxSam(path)
+    elif digest != network.sha256:
+        raise WeightsError(
+            f"{path} has SHA-256 {digest}, the published {network.name} has {network.sha256}: "
+            f"delete the file and run geolabel models fetch {network.name}"
+        )
+    return digest
