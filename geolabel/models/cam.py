@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from geolabel.activation import Activation, Normalisation, local_probability, normalise
 from geolabel.devices import forward
@@ -17,7 +16,6 @@ from geolabel.errors import WeightsError
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.engines import MapNetwork
-from geolabel.models.nets.student import zoomed_probabilities
 from geolabel.types import Float32Array, UInt8Array
 
 
@@ -141,6 +139,8 @@ class DenseLocalizer:
         precision: str = "fp32",
         batch: int = 1,
     ) -> None:
+        import torch
+
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
         self._info, self._zoom = info, zoom
         self._device, self._precision, self._batch = device, precision, batch
@@ -168,6 +168,10 @@ class DenseLocalizer:
 
     def probabilities(self, images: Sequence[UInt8Array]) -> list[Float32Array]:
         """(K, H, W) of each image: the probability of every class, the background included."""
+        import torch
+
+        from geolabel.models.nets.student import zoomed_probabilities
+
         found: list[Float32Array] = []
         with forward(self._device, self._precision):
             for start in range(0, len(images), self._batch):
