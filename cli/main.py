@@ -24,6 +24,7 @@ COMMANDS = (
     "clusters",
     "polygonize",
     "evaluate",
+    "review",
     "synthesize",
     "info",
     "models",

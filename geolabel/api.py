@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from geolabel.labeling.synthesize import synthesize as synthesize
     from geolabel.methods import label as label
     from geolabel.parsing import Measure as Measure
+    from geolabel.review.difference import diff as diff
 
 _HOMES = {
     "ChipDataset": "geolabel.datasets.chips",
@@ -44,6 +45,7 @@ _HOMES = {
     "Report": "geolabel.extraction.work",
     "RunFolderOptions": "geolabel.engine.run_folder",
     "cut_chips": "geolabel.labeling.cut_chips",
+    "diff": "geolabel.review.difference",
     "estimate": "geolabel.extraction.estimate",
     "evaluate": "geolabel.evaluation.evaluate",
     "extract": "geolabel.extraction.extract",
@@ -68,6 +70,7 @@ __all__ = [
     "Report",
     "RunFolderOptions",
     "cut_chips",
+    "diff",
     "estimate",
     "evaluate",
     "extract",

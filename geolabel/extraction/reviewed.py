@@ -123,15 +123,15 @@ def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | No
     table = table.set_geometry(gpd.GeoSeries(outlines, index=table.index, crs=crs))
     dates = [plain(value) for value in table["event_date"]]
     states = table["status"].astype(object).where(table["status"].notna(), UNREVIEWED)
-    sizes = geodesy.measure(_valid(outlines[new]), crs, 1.0 if unit_m is None else unit_m)
+    sizes = geodesy.measure(valid_multipolygons(outlines[new]), crs, 1.0 if unit_m is None else unit_m)
     measured = {name: pd.to_numeric(table[name]).to_numpy(float, copy=True) for name in MEASURED}
     for name, values in measured.items():
         values[new] = getattr(sizes, name)
     return table.assign(event_date=pd.Series(dates, table.index, dtype=object), status=states, **measured)
 
 
-def _valid(outlines: AnyArray) -> AnyArray:
-    """Outlines as multipolygons that can be measured; what a person drew may cross itself."""
+def valid_multipolygons(outlines: AnyArray) -> AnyArray:
+    """(N,) outlines as multipolygons that can be measured; what a person drew may cross itself."""
     mended = shapely.make_valid(outlines, method="structure", keep_collapsed=False)
     parts, owner = shapely.get_parts(mended, return_index=True)
     single = [parts[owner == k] for k in range(len(outlines))]
@@ -155,7 +155,7 @@ def _decided(
     answers : (K,)
         Which answer a fresh prompt, so that rejected ground does not count.
     """
-    ground = _valid(np.concatenate([kept.geometry.to_numpy(), rejected.geometry.to_numpy()]))
+    ground = valid_multipolygons(np.concatenate([kept.geometry.to_numpy(), rejected.geometry.to_numpy()]))
     refused = np.arange(len(ground)) >= len(kept)
     inside, around = np.zeros(len(shapes), bool), np.zeros(len(shapes), bool)
     one, other = shapely.STRtree(ground).query(shapes, predicate="intersects")

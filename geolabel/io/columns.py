@@ -145,7 +145,25 @@ OTHERS = (
 )  # fmt: skip
 """Columns of segments, prompts and tiles that landslides lack."""
 
-COLUMNS: Mapping[str, Column] = {column.name: column for column in (*LANDSLIDES, *OTHERS)}
+CHANGES = (
+    Column("change", "text", "Change", "added, removed or changed"),
+    Column("what", "text", "What changed", "outline, layer, status or class, several separated by commas"),
+    Column("iou", "real", "IoU of the outlines (0-1)", "Intersection over union of the old and the new outline", 3),
+    *(
+        Column(f"{side}_{name}", kind, f"{alias}, {side}", f"{meaning} in the {side} inventory", decimals)
+        for side in ("old", "new")
+        for name, kind, alias, meaning, decimals in (
+            ("id", "int", "ID", "Number", None),
+            ("layer", "text", "Layer", "Layer", None),
+            ("status", "text", "Review", "Status", None),
+            ("class", "text", "Class", "Class", None),
+            ("area_m2", "real", "Area (m²)", "Area", 0),
+        )
+    ),
+)  # fmt: skip
+"""Columns of the layer ``changes``: what differs between two inventories."""
+
+COLUMNS: Mapping[str, Column] = {column.name: column for column in (*LANDSLIDES, *OTHERS, *CHANGES)}
 """Every column that geolabel writes, by its name."""
 
 
@@ -167,6 +185,8 @@ POINT_COLUMNS = kinds("prompt", "landslides", "label", "origin", "class", "score
 """A point repeats what is said of its prompt, which may have no box."""
 
 TILE_COLUMNS = kinds("tile", "status", "probability", "message")
+
+CHANGE_COLUMNS = kinds(*(column.name for column in CHANGES))
 
 TRUTH_COLUMNS = kinds("id", "area_m2")
 """Of the landslides that a synthetic scene was made with."""

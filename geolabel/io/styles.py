@@ -261,7 +261,7 @@ def style_of(layer: str, features: pd.DataFrame, columns: Mapping[str, Kind]) ->
 def _title(columns: Mapping[str, Kind]) -> str:
     if {"id", "class"} <= columns.keys():
         return """concat(coalesce("class", 'landslide'), ' ', "id")"""
-    return next(f'"{name}"' for name in ("id", "prompt", "tile") if name in columns)
+    return next(f'"{name}"' for name in ("id", "prompt", "tile", "change") if name in columns)
 
 
 def _graded(features: pd.DataFrame, name: str, symbols: Sequence[Symbol]) -> tuple[Rule, ...]:
@@ -330,6 +330,14 @@ def _segments(features: pd.DataFrame) -> tuple[Rule, ...]:
     return (Rule("predicted IoU", None, "", (*grades, Rule("unknown", _outlined(COOL[-1], 0.4), "ELSE"))),)
 
 
+def _changes(_: pd.DataFrame) -> tuple[Rule, ...]:
+    return (
+        Rule("added", _cased(GREEN, fill="60"), "\"change\" = 'added'"),
+        Rule("removed", _crossed("189,0,38"), "\"change\" = 'removed'"),
+        Rule("changed", _cased(WARM[1], fill="40"), "ELSE"),
+    )
+
+
 _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
     "landslides": _landslides,
     "candidates": lambda _: _reviewed(Rule("candidate", _outlined("189,0,38", 0.5, "dash"), "ELSE")),
@@ -346,6 +354,7 @@ _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
     ),
     "tiles": _tiles,
     "segments": _segments,
+    "changes": _changes,
     "truth": lambda _: (Rule("landslide", _cased(WARM[-1], fill="60")),),
 }
 """Rules of every layer of an inventory, of the segments of a scene, and of the truth of a synthetic one."""

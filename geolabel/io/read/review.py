@@ -60,7 +60,7 @@ class Review:
     rejected: gpd.GeoDataFrame
     """Polygons that are not to come back. Those that were deleted are as they were written."""
     waiting: gpd.GeoDataFrame
-    """Polygons that nobody has looked at: `id`, `LAYER` and outline."""
+    """Polygons that nobody has looked at."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """Those that the person added."""
     highest: int = 0
@@ -120,7 +120,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
         crs,
         kept=_frame(asked[~refused], crs),
         rejected=_frame(pd.concat([asked[refused], gone], ignore_index=True) if len(gone) else asked[refused], crs),
-        waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs)[["id", LAYER, "geometry"]],
+        waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs),
         columns=_added_columns(tables),
         highest=max(*known, record.highest if record else 0),
         counts={name: counts[name] for name in (ACCEPTED, REJECTED, EDITED, ADDED, DELETED)},
@@ -134,7 +134,7 @@ REDRAWN = "redrawn "
 EDITED, ADDED, DELETED = "edited", "added", "deleted"
 
 WHY = "why "
-"""Column that says why a polygon is a person's work, null where it is not."""
+"""Column of a `Review` that says why a polygon is a person's work, null where it is not."""
 
 
 def _polygon_tables(path: Path, layers: tuple[str, ...]) -> dict[str, gpd.GeoDataFrame]:
@@ -196,13 +196,14 @@ def _edited(layer: str, values: Mapping[str, Any], state: str, was: Written) -> 
 def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     present = {int(number) for number in rows["id"].dropna()}
     gone = [was for number, was in sorted(written.items()) if number not in present and was.outline is not None]
-    table = [{**was.attributes, "id": was.key, "status": REJECTED, LAYER: REJECTED, REDRAWN: False} for was in gone]
-    columns = None if table else ["id", "status", LAYER, REDRAWN]
+    decided = {"status": REJECTED, LAYER: REJECTED, REDRAWN: False, WHY: DELETED}
+    table = [{**was.attributes, "id": was.key, **decided} for was in gone]
+    columns = None if table else ["id", *decided]
     return gpd.GeoDataFrame(table, columns=columns, geometry=[was.outline for was in gone], crs=crs)
 
 
 def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    table = rows.drop(columns=WHY, errors="ignore").reset_index(drop=True)
+    table = rows.reset_index(drop=True)
     return gpd.GeoDataFrame(table, geometry="geometry" if "geometry" in table else [], crs=crs)
 
 

@@ -1,0 +1,129 @@
+"""An inventory with what a person decided about each of its polygons, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+
+from geolabel import geodesy
+from geolabel.extraction.result import reprojected
+from geolabel.extraction.reviewed import valid_multipolygons
+from geolabel.io.columns import Kind
+from geolabel.io.read.review import (
+    ACCEPTED,
+    ADDED,
+    DELETED,
+    EDITED,
+    LAYER,
+    POLYGON_LAYERS,
+    REJECTED,
+    UNREVIEWED,
+    WHY,
+    Review,
+    read_review,
+)
+from geolabel.io.written import Record, read_written
+from geolabel.types import AnyArray, BoolArray, Float64Array
+
+LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
+
+RIGHT = (ACCEPTED, EDITED, ADDED)
+"""States of polygons that a person takes for landslides."""
+
+WRONG = (REJECTED, DELETED)
+"""States of polygons that a person takes for none."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Every polygon of a file, those that a person deleted included, in the order of their numbers."""
+
+    path: Path
+    crs: pyproj.CRS | None
+    polygons: gpd.GeoDataFrame
+    """Columns of the file; ``id`` is null for what has no number."""
+    layer: AnyArray
+    """(N,) ``landslides``, ``candidates`` or ``rejected``: the layer that a polygon belongs to by what was decided."""
+    state: AnyArray
+    """(N,) ``unreviewed``, or one of `RIGHT` and `WRONG`."""
+    columns: Mapping[str, Kind]
+    """Those that a person added."""
+    highest: int
+    """Of the numbers that polygons have had."""
+    record: Record | None
+    """What geolabel wrote; None for a file of another format or program, whose ``status`` alone says what was done."""
+
+    @property
+    def right(self) -> BoolArray:
+        """(N,) which polygons a person takes for landslides."""
+        return np.isin(self.state, RIGHT)
+
+    @property
+    def wrong(self) -> BoolArray:
+        """(N,) which polygons a person takes for none."""
+        return np.isin(self.state, WRONG)
+
+    @property
+    def waiting(self) -> BoolArray:
+        """(N,) which polygons nobody has looked at."""
+        return np.asarray(self.state == UNREVIEWED)
+
+    def outlines(self, crs: pyproj.CRS | None) -> AnyArray:
+        """(N,) valid multipolygons in a CRS.
+
+        Raises
+        ------
+        VectorError
+            If one has no place in it.
+        """
+        return valid_multipolygons(reprojected(self.polygons, crs))
+
+
+def read_inventory(path: str | Path) -> Inventory:
+    """Read the polygons of an inventory and what a person decided about them.
+
+    Of a file without the record of what was written, such as an export, ``status`` alone says what was decided; see
+    `geolabel.io.read.review.read_review`.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, or holds other geometry than polygons.
+    """
+    record = read_written(path)
+    return of_review(read_review(path, record=record), record)
+
+
+def of_review(review: Review, record: Record | None) -> Inventory:
+    """The inventory that a review was read from."""
+    parts = [part for part in (review.kept, review.rejected, review.waiting) if len(part)]
+    rows = pd.concat(parts, ignore_index=True) if parts else review.waiting
+    order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # what has no number comes last
+    rows = rows.iloc[order].reset_index(drop=True)
+    state = rows[WHY].astype(object).where(rows[WHY].notna(), UNREVIEWED).to_numpy()
+    own = [name for name in rows.columns if not str(name).endswith(" ")]
+    return Inventory(
+        path=review.path,
+        crs=review.crs,
+        polygons=gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs),
+        layer=rows[LAYER].to_numpy(object),
+        state=state,
+        columns=review.columns,
+        highest=review.highest,
+        record=record,
+    )
+
+
+def areas(outlines: AnyArray, crs: pyproj.CRS | None) -> Float64Array:
+    """(N,) areas of valid multipolygons on the ellipsoid, m2; in units of the coordinates without a CRS."""
+    found = np.zeros(len(outlines))
+    filled = np.array([not outline.is_empty for outline in outlines], bool)
+    if filled.any():
+        found[filled] = geodesy.measure(outlines[filled], crs).area_m2
+    return found
