@@ -22,9 +22,9 @@ DIFFERENT = 4
 """Exit code where something differs, or people disagree."""
 
 
-@group(short_help="Work with the review of an inventory.")
+@group(short_help="Use what a person decided about polygons.")
 def review() -> None:
-    """Work with what a person reviewed in an inventory."""
+    """Use what a person decided about the polygons of an inventory."""
 
 
 @review.command()
