@@ -145,22 +145,24 @@ OTHERS = (
 )  # fmt: skip
 """Columns of segments, prompts and tiles that landslides lack."""
 
+_COMPARED: tuple[tuple[str, Kind, str, int | None], ...] = (
+    ("id", "int", "ID", None),
+    ("layer", "text", "Layer", None),
+    ("status", "text", "Review", None),
+    ("class", "text", "Class", None),
+    ("area_m2", "real", "Area (m²)", 0),
+)
+
 CHANGES = (
     Column("change", "text", "Change", "added, removed or changed"),
     Column("what", "text", "What changed", "outline, layer, status or class, several separated by commas"),
     Column("iou", "real", "IoU of the outlines (0-1)", "Intersection over union of the old and the new outline", 3),
     *(
-        Column(f"{side}_{name}", kind, f"{alias}, {side}", f"{meaning} in the {side} inventory", decimals)
+        Column(f"{side}_{name}", kind, f"{alias}, {side}", f"{alias} in the {side} inventory", decimals)
         for side in ("old", "new")
-        for name, kind, alias, meaning, decimals in (
-            ("id", "int", "ID", "Number", None),
-            ("layer", "text", "Layer", "Layer", None),
-            ("status", "text", "Review", "Status", None),
-            ("class", "text", "Class", "Class", None),
-            ("area_m2", "real", "Area (m²)", "Area", 0),
-        )
+        for name, kind, alias, decimals in _COMPARED
     ),
-)  # fmt: skip
+)
 """Columns of the layer ``changes``: what differs between two inventories."""
 
 COLUMNS: Mapping[str, Column] = {column.name: column for column in (*LANDSLIDES, *OTHERS, *CHANGES)}

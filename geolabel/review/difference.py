@@ -13,12 +13,13 @@ import shapely
 
 from geolabel.errors import OptionError
 from geolabel.io.columns import CHANGE_COLUMNS
+from geolabel.io.read.review import REJECTED, UNREVIEWED
 from geolabel.io.styles import style_of
 from geolabel.io.write.geopackage import Layer, VectorFile
 from geolabel.io.write.vectors import SUFFIXES, write_vectors
 from geolabel.io.written import plain
 from geolabel.outputs import check_target
-from geolabel.review.inventories import REJECTED, UNREVIEWED, Inventory, areas, read_inventory
+from geolabel.review.inventories import Inventory, areas, read_inventory
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
