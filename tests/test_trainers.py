@@ -286,7 +286,7 @@ def test_scenes_are_drawn_once(tmp_path):
 
 def test_scenes_of_another_generator_are_not_reused(tmp_path, monkeypatch):
     synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)
-    monkeypatch.setattr(pictures, "generator_version", lambda: "another")
+    monkeypatch.setattr(pictures, "_generator_version", lambda: "another")
     synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)
     assert len(list(tmp_path.iterdir())) == 2
 
