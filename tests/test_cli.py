@@ -281,7 +281,7 @@ def test_a_missing_extra_is_named_before_work_and_downloads(
     (tmp_path / "chips").mkdir()
     (tmp_path / "chips" / "a.png").touch()
     monkeypatch.setattr("geolabel.errors.find_spec", find)
-    monkeypatch.setattr("geolabel.models.loading.download", download)
+    monkeypatch.setattr("geolabel.io.downloads.download", download)
     monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path / "cache"))
     assert run(call.split()) == 1
     shown = capsys.readouterr()
