@@ -31,7 +31,7 @@ from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError,
 from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.plan import Parameters, make_plan
 from geolabel.extraction.polygonize import polygonize
-from geolabel.io import storage, written
+from geolabel.io import databases, storage
 from geolabel.io.read import formats
 from geolabel.io.read.descriptions import refuse_local
 from geolabel.io.read.features import read_aoi, read_prompts
@@ -481,7 +481,7 @@ def test_nor_has_a_geopackage_of_tiles(tmp_path: Path):
     ],
 )
 def test_a_view_of_a_geopackage_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str, fails: bool):
-    monkeypatch.setattr(written, "MAX_STEPS", written.STEPS)
+    monkeypatch.setattr(databases, "MAX_STEPS", databases.STEPS)
     path = tmp_path / "a.gpkg"
     gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=32648).to_file(path)
     with closing(sqlite3.connect(path)) as database, database:

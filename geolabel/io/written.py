@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,9 +19,10 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from geolabel.io.databases import reading_database
 from geolabel.io.prompt_layers import ORIGINS
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.parsing import check_regular, parse_json
+from geolabel.parsing import parse_json
 from geolabel.prompts import DRAWN, FOREGROUND, FRESH, LOCALIZER
 from geolabel.types import AnyArray, BoolArray, Int64Array
 
@@ -301,27 +301,3 @@ def _list(was: Written, name: str) -> list[Any]:
 
 def _is_orphaned(asked: _Asked, was: Written) -> bool:
     return was.outline is not None and asked.box is None and _same_points(asked, was)
-
-
-MAX_STEPS, STEPS = 100_000_000, 1_000_000
-"""Instructions of SQLite that all queries of a file may take, and those after which they are counted: some seconds."""
-
-
-@contextmanager
-def reading_database(path: str | Path) -> Iterator[sqlite3.Connection]:
-    """Open a database to read it, with what a write-ahead log beside it holds.
-
-    What takes more than `MAX_STEPS` ends in an error: what calls itself a table may be a view that never ends.
-
-    Raises
-    ------
-    sqlite3.Error
-        If it cannot be opened, or a query takes too long.
-    """
-    try:
-        check_regular(path)
-    except OSError as error:
-        raise sqlite3.OperationalError(error.strerror) from error
-    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        connection.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
-        yield connection

@@ -23,6 +23,7 @@ import pyproj
 
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
+from geolabel.io.databases import reading_database
 from geolabel.io.read.features import read_layer, spatial_layers
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import (
@@ -32,7 +33,6 @@ from geolabel.io.written import (
     changed_prompts,
     plain,
     read_written,
-    reading_database,
     same_outlines,
 )
 

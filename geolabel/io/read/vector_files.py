@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 from geolabel.errors import SceneError, VectorError
+from geolabel.io.databases import reading_database
 from geolabel.io.foreign import in_words
 from geolabel.io.read import files
-from geolabel.io.written import reading_database
 from geolabel.parsing import parse_json, parse_xml
 
 MAX_BYTES = 1 << 29
@@ -172,7 +172,7 @@ def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> N
 
     Of its tables those count that hold rows and those of a spatial index: the modules of virtual tables may read any
     file, whatever its schema, which anyone can write, calls them. Views are run, if asked for, within
-    `geolabel.io.written.MAX_STEPS`.
+    `geolabel.io.databases.MAX_STEPS`.
 
     Raises
     ------

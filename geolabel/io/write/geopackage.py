@@ -27,7 +27,8 @@ import pyproj
 import shapely
 
 from geolabel.io.columns import COLUMNS, DERIVED, Kind
-from geolabel.io.written import Written, add_written, plain, reading_database
+from geolabel.io.databases import reading_database
+from geolabel.io.written import Written, add_written, plain
 from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import clean
