@@ -10,8 +10,8 @@ from geolabel.errors import VectorError
 
 from . import options
 from .commands import group, option
-from .inputs import Input
-from .terminal import announce, extent, loading
+from .inputs import SCENE, Input, check_outputs
+from .terminal import announce, extent, loading, megabytes
 
 if TYPE_CHECKING:
     from geolabel.review.difference import Difference
@@ -87,3 +87,77 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
     named = {name: figures[f"changed {name}"] for name in ("outline", "layer", "status", "class")}
     rows["changed"] += "".join(f"; {name} {count}" for name, count in named.items() if count)
     return rows | ({"output": figures["output"]} if "output" in figures else {})
+
+
+@review.command()
+@click.argument("slides", type=INVENTORY)
+@option(
+    "--scene",
+    "scenes",
+    group="input",
+    type=SCENE,
+    required=True,
+    multiple=True,
+    help="The scene that SLIDES were found in; may be repeated, the first is on top.",
+)
+@option(
+    "--before",
+    group="input",
+    type=SCENE,
+    multiple=True,
+    help="A scene of the time before, of any grid and CRS, to swipe between both; may be repeated.",
+)
+@option("-b", "--bands", group="input", help="Red, green and blue of --scene: band numbers, descriptions or colours.")
+@option("--before-bands", group="input", help="The same of --before.")
+@option("--nodata", group="input", type=float, help="Value that marks pixels without data, instead of the files' own.")
+@option("--gsd", group="input", type=float, metavar="METRES", help="Pixel size of scenes without CRS.")
+@option(
+    "--stretch",
+    group="input",
+    rare=True,
+    default="p2-98",
+    show_default=True,
+    help="Radiometric stretch of each scene: pLOW-HIGH percentiles, LOW,HIGH values, or none.",
+)
+@option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="Page to write, .html.")
+@option(
+    "--megapixels",
+    group="output",
+    type=click.FloatRange(0, 60, min_open=True),
+    default=12.0,
+    show_default=True,
+    help="Maximum size of each picture; more shows large scenes finer, and makes a larger file.",
+)
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def view(
+    ctx: click.Context, /, slides: str, scenes: tuple[str, ...], out: str, megapixels: float, as_json: bool, **how: Any
+) -> None:
+    """Write a page on which a person reviews the polygons of SLIDES in a browser, without a network.
+
+    The page shows the scene, outlines coloured by confidence, and a table; keys accept and reject. It downloads the
+    reviewed file, which extract reads with --keep-reviewed.
+
+    \b
+    geolabel review view slides.gpkg --scene scene.tif --out slides.html
+    geolabel review view slides.gpkg --scene after.tif --before before.tif --out slides.html
+    """
+    check_outputs(out, overwrite=how["overwrite"])
+    with loading(ctx, "drawing"):
+        import geolabel
+
+        figures = geolabel.view(slides, scenes, out, max_pixels=max(1, round(megapixels * 1e6)), **how)
+    if as_json:
+        announce({"output": out, **figures}, as_json=True)
+        return
+    announce(
+        {
+            "polygons": str(figures["polygons"]),
+            "pixels": f"{figures['gsd_m']:g} m",
+            "output": f"{out}, {megabytes(figures['bytes'])}",
+            "next": f"open {out} in a browser; extract --keep-reviewed reads the file that it downloads",
+        },
+        as_json=False,
+    )

@@ -195,6 +195,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
+def megabytes(size: int) -> str:
+    """A size in bytes as a person would say it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
 def extent(square_metres: float, whole: float | None = None) -> str:
     """An area in the unit that a person would use: that of the `whole` that it is part of, unless it is tiny there."""
     for unit, size, least in (("km2", 1e6, 1e7), ("ha", 1e4, 1e3)):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from geolabel.methods import label as label
     from geolabel.parsing import Measure as Measure
     from geolabel.review.difference import diff as diff
+    from geolabel.viewing.page import view as view
 
 _HOMES = {
     "ChipDataset": "geolabel.datasets.chips",
@@ -56,6 +57,7 @@ _HOMES = {
     "score_chips": "geolabel.evaluation.chip_scores",
     "segment": "geolabel.extraction.segment",
     "synthesize": "geolabel.labeling.synthesize",
+    "view": "geolabel.viewing.page",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "score_chips",
     "segment",
     "synthesize",
+    "view",
 ]
 
 

@@ -56,6 +56,8 @@ def _reasons_to_skip(config: pytest.Config, used: set[str]):
         yield "shared", f"needs real imagery in {SHARED}"
     if "nginx" in used and shutil.which("nginx") is None:
         yield "nginx", "needs nginx: apt-get install nginx-light"
+    if "chromium" in used and not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        yield "chromium", "needs a browser: apt-get install chromium"
     if "gpu" in used and not _has_gpu():
         yield "gpu", "needs a CUDA device"
 

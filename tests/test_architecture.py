@@ -17,7 +17,7 @@ ORDER = (
     "cross_tile_matching", "polygons", "geodesy", "metrics",
     "clusters", "concepts",
     "pictures", "devices", "parts", "prompters", "labelers", "testing",
-    "weights", "synthetic", "io", "io.read", "io.write", "datasets", "models.nets", "models",
+    "weights", "synthetic", "io", "io.read", "io.write", "viewing", "datasets", "models.nets", "models",
     "engine", "extraction", "review", "labeling", "training", "methods", "evaluation", "api", "cli",
 )  # fmt: skip
 """Modules and packages from left to right: each imports what stands to its left, also for type checkers alone."""
@@ -49,6 +49,7 @@ NETWORKS = {
 FILES = {
     "fsspec",
     "geopandas",
+    "matplotlib",
     "pandas",
     "platformdirs",
     "pooch",

@@ -101,7 +101,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
     path = Path(path)
     record = record or read_written(path)
     written = None if record is None else record.of(*layers)
-    tables = _polygon_tables(path, layers)
+    tables = polygon_tables(path, layers)
     crs = next((table.crs for table in tables.values()), None)
     rows = pd.concat([_judged(name, table, written) for name, table in tables.items()], ignore_index=True)
     # copied into another layer as it is: the copy counts, and not what it was copied from
@@ -137,7 +137,14 @@ WHY = "why "
 """Column of a `Review` that says why a polygon is a person's work, null where it is not."""
 
 
-def _polygon_tables(path: Path, layers: tuple[str, ...]) -> dict[str, gpd.GeoDataFrame]:
+def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict[str, gpd.GeoDataFrame]:
+    """The polygons of a file by their layer: those of `layers` that it has, else its first layer as landslides.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, or holds other geometry than polygons.
+    """
     names = spatial_layers(path)
     ours = [name for name in layers if name in names]
     tables = {name: read_layer(path, name) for name in ours} if ours else {"landslides": read_layer(path, names[0])}

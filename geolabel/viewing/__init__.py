@@ -1,0 +1,1 @@
+"""What a person looks at: pages for a review, pictures, and the figures of an inventory."""
