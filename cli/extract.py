@@ -44,6 +44,12 @@ def _quality() -> str:
     help="Also write the mask, a Cloud Optimized GeoTIFF.",
 )
 @option(
+    "--preview",
+    group="output",
+    type=click.Path(dir_okay=False),
+    help="Also draw a picture, .png or .jpg: the scene, outlines by confidence, a scale bar, an arrow to the north.",
+)
+@option(
     "--dst-crs",
     group="output",
     metavar="CRS",
@@ -81,6 +87,7 @@ def extract(
     out: str | None,
     score_out: str | None,
     mask_out: str | None,
+    preview: str | None,
     prompts_from: str | None,
     keep_reviewed: str | None,
     dst_crs: str | None,
@@ -116,7 +123,7 @@ def extract(
         other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml"))
         raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
     check_scenes(others if output else scenes)
-    check_outputs(target, score_out, mask_out, overwrite=overwrite, run_dir=run_dir)
+    check_outputs(target, score_out, mask_out, preview, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes
 
     from . import summary
@@ -139,6 +146,7 @@ def extract(
             keep_reviewed=keep_reviewed,
             score_out=score_out,
             mask_out=mask_out,
+            preview=preview,
             dst_crs=dst_crs,
             overwrite=overwrite,
             discard_review=discard_review,

@@ -40,6 +40,7 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
     assert missing == {
         "score_out",
         "mask_out",
+        "preview",
         "score_threshold",
         "min_confidence",
         "min_area",

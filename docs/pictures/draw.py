@@ -27,6 +27,7 @@ from PIL import Image
 
 import geolabel
 from geolabel.io.styles import LIMITS, WARM
+from geolabel.viewing.preview import grade_of
 
 ATTRIBUTION = "Image: Zeng et al. (2021), doi:10.11922/sciencedb.j00001.00222, CC BY 4.0; outlines added"
 
@@ -60,11 +61,6 @@ def area_f1(layer: gpd.GeoDataFrame, truth: NDArray[np.bool_]) -> float:
     return float(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
 
 
-def colour_of(confidence: float) -> tuple[float, ...]:
-    """Return the colour that QGIS shows a confidence in."""
-    return COLOURS[int(np.clip(np.searchsorted(LIMITS, confidence, side="right") - 1, 0, len(COLOURS) - 1))]
-
-
 def show(axis: Axes, image: NDArray[np.uint8], title: str) -> None:
     """Show an image without axes."""
     axis.imshow(image)
@@ -93,7 +89,7 @@ def draw(image_path: Path, out: Path, truth_path: Path | None) -> None:
     right.contour(truth, levels=[0.5], colors=[EXPERT], linewidths=1.6)
     for row in landslides.itertuples():
         edge = gpd.GeoSeries([row.geometry]).boundary
-        edge.plot(ax=right, color=colour_of(row.confidence), linewidth=2.0, path_effects=CASING)
+        edge.plot(ax=right, color=grade_of(row.confidence).rgb, linewidth=2.0, path_effects=CASING)
     if len(candidates):
         candidates.boundary.plot(ax=right, color=COLOURS[0], linewidth=1.2, linestyle=(0, (4, 3)))
     right.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))

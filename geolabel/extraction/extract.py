@@ -45,6 +45,7 @@ def extract(
     keep_reviewed: str | Path | None = None,
     score_out: str | Path | None = None,
     mask_out: str | Path | None = None,
+    preview: str | Path | None = None,
     dst_crs: str | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
@@ -75,6 +76,8 @@ def extract(
         be `out`.
     score_out, mask_out
         Cloud Optimized GeoTIFFs to write on the working grid, where there is only one.
+    preview
+        A picture to draw, PNG or JPEG: the scene, outlines by confidence, a scale bar, an arrow to the north, a legend.
     dst_crs
         CRS of the inventory, such as EPSG:32648; by default that of the scenes, which then have to share one.
     overwrite
@@ -111,7 +114,14 @@ def extract(
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
     inputs = [*carried.inputs(prompts_from), *(one.source for one in scenes)]
     targets = Targets.of(
-        out, score_out, mask_out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried
+        out,
+        score_out,
+        mask_out,
+        preview=preview,
+        overwrite=overwrite,
+        inputs=inputs,
+        run_dir=run_folder.run_dir,
+        carried=carried,
     )
     groups = prepare_scenes(
         scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster

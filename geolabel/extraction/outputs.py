@@ -19,13 +19,16 @@ from geolabel.engine.run_folder import SUFFIX, Folder, written_by
 from geolabel.errors import OptionError
 from geolabel.extraction.passes import MosaicSource
 from geolabel.extraction.plan import Plan, Run
-from geolabel.io.read.review import NOTHING, Carried, check_work
+from geolabel.io.read.review import NOTHING, REJECTED, Carried, check_work
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.write import rasters, vectors
 from geolabel.io.write.rasters import in_pixels, rasterize, write_cog
 from geolabel.io.write.vectors import write_layers
 from geolabel.masks import OUTSIDE
 from geolabel.outputs import check_target, same_file, together
+from geolabel.viewing.backdrop import Source
+from geolabel.viewing.preview import SUFFIXES as SUFFIXES_OF_PICTURES
+from geolabel.viewing.preview import together_of, write_preview
 
 if TYPE_CHECKING:
     from geolabel.extraction.result import Result
@@ -48,6 +51,8 @@ class Targets:
     """Files that the interrupted run has written itself, which it may replace when it is resumed."""
     carried: Carried = NOTHING
     """What of a person's work comes into the inventory."""
+    preview: Path | None = None
+    """A picture."""
 
     @classmethod
     def of(
@@ -60,6 +65,7 @@ class Targets:
         inputs: Sequence[object] = (),
         run_dir: str | Path | None = None,
         carried: Carried = NOTHING,
+        preview: str | Path | None = None,
     ) -> Self:
         """Check that every file may be written.
 
@@ -71,8 +77,10 @@ class Targets:
             If a file exists and may not be replaced, is an input, holds a person's work that would be lost, or its
             folder cannot be written to.
         """
-        first, second, third = (None if path is None else Path(path) for path in (inventory, scores, mask))
-        targets = cls(first, second, third, overwrite, carried=carried)
+        first, second, third, picture = (
+            None if path is None else Path(path) for path in (inventory, scores, mask, preview)
+        )
+        targets = cls(first, second, third, overwrite, carried=carried, preview=picture)
         root = targets.root(run_dir)
         targets = replace(targets, own=frozenset() if root is None else written_by(root))
         paths = targets.paths
@@ -82,7 +90,8 @@ class Targets:
             raise OptionError(f"--run-dir {root} is an output of this run: give another folder")
         sources = [source for source in inputs if isinstance(source, str | Path)]
         for path in paths:
-            suffixes = vectors.SUFFIXES if path == targets.inventory else rasters.SUFFIXES
+            kinds = {targets.inventory: vectors.SUFFIXES, targets.preview: SUFFIXES_OF_PICTURES}
+            suffixes = kinds.get(path, rasters.SUFFIXES)
             check_target(path, overwrite=targets.may_replace(path), suffixes=suffixes, inputs=sources)
         if targets.inventory is not None:
             check_work(targets.inventory, carried)
@@ -91,7 +100,7 @@ class Targets:
     @property
     def paths(self) -> list[Path]:
         """All files."""
-        return [path for path in (self.inventory, self.scores, self.mask) if path is not None]
+        return [path for path in (self.inventory, self.scores, self.mask, self.preview) if path is not None]
 
     @property
     def raster(self) -> Path | None:
@@ -135,6 +144,20 @@ def write_result(result: Result, targets: Targets, folder: Folder | None = None)
                 overwrite=targets.may_replace(targets.inventory),
                 carried=targets.carried,
             )
+        _write_picture(result, targets)
+
+
+def _write_picture(result: Result, targets: Targets) -> None:
+    """Draw the result on its scenes, if a picture was asked for."""
+    if targets.preview is not None:
+        sources = [Source(part.plan.reader, part.plan.stretch) for part in result.parts]
+        layers = {"landslides": result.landslides, "candidates": result.candidates}
+        if result.reviewed is not None:
+            layers[REJECTED] = result.reviewed.rejected
+        polygons = together_of(layers, result.landslides.crs)
+        area = float(result.landslides["area_m2"].sum()) / 1e4
+        title = f"{len(result.landslides)} landslides, {area:.3g} ha; {len(result.candidates)} candidates"
+        write_preview(targets.preview, polygons, sources, title=title, overwrite=targets.may_replace(targets.preview))
 
 
 def write_scores(run: Run, targets: Targets) -> None:

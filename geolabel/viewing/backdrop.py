@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +16,18 @@ from affine import Affine
 from rasterio.warp import Resampling
 from rasterio.warp import reproject as warp
 
-from geolabel.errors import SceneError
+from geolabel.errors import SceneError, TileError
 from geolabel.geodesy import reproject
 from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, UInt8Array
+
+log = logging.getLogger(__name__)
+
+STRIP = 256
+"""Rows of a picture that are read at a time."""
 
 MAX_SIDE = 8192
 """Pixels along a side of a picture: browsers and printers take no larger one everywhere."""
@@ -201,8 +207,25 @@ def _on_frame(source: Source, frame: Grid) -> tuple[UInt8Array, BoolArray] | Non
 
 
 def _read(source: Source, grid: Grid, window: Window) -> tuple[UInt8Array, BoolArray]:
-    bands, valid = source.reader.read(window, grid)
-    return source.stretch.apply(bands, valid), valid
+    """A window of a scene, stretched; parts that cannot be read are not valid."""
+    rgb = np.zeros((window.height, window.width, 3), np.uint8)
+    valid = np.zeros((window.height, window.width), bool)
+    failed: TileError | None = None
+    for row in range(0, window.height, STRIP):
+        height = min(STRIP, window.height - row)
+        try:
+            bands, valid[row : row + height] = source.reader.read(
+                Window(window.row + row, window.col, height, window.width), grid
+            )
+        except TileError as error:
+            failed = error
+            continue
+        rgb[row : row + height] = source.stretch.apply(bands, valid[row : row + height])
+    if failed is not None:
+        if not valid.any():
+            raise failed
+        log.warning("%s; its part of the picture stays empty", failed)
+    return rgb, valid
 
 
 def _under(grid: Grid, frame: Grid) -> Window | None:
