@@ -1,4 +1,4 @@
-"""``geolabel review``: what a person's review is used for: where to look next, what it says of the rest, comparing."""
+"""``geolabel review``: compare inventories, and write a page to review one in."""
 
 from __future__ import annotations
 

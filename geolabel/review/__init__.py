@@ -1,1 +1,1 @@
-"""What a person's review of an inventory is used for: what to look at next, what it says of the rest, and comparing."""
+"""Inventories that a person reviewed, and what changed from one to another."""

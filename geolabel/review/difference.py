@@ -86,7 +86,7 @@ def diff(
     >>> geolabel.diff("first.gpkg", "second.gpkg").figures()  # doctest: +SKIP
     """
     if not 0 < min_iou <= 1:
-        raise OptionError(f"min iou {min_iou}: it has to lie above 0 and at most at 1")
+        raise OptionError(f"min iou {min_iou}: it must be above 0, at most 1")
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[old, new])
     found = compare(read_inventory(old), read_inventory(new), min_iou)

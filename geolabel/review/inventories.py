@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,65 +13,20 @@ import pyproj
 from geolabel import geodesy
 from geolabel.extraction.result import reprojected
 from geolabel.extraction.reviewed import valid_multipolygons
-from geolabel.io.columns import Kind
-from geolabel.io.read.review import (
-    ACCEPTED,
-    ADDED,
-    DELETED,
-    EDITED,
-    LAYER,
-    POLYGON_LAYERS,
-    REJECTED,
-    UNREVIEWED,
-    WHY,
-    Review,
-    read_review,
-)
-from geolabel.io.written import Record, read_written
-from geolabel.types import AnyArray, BoolArray, Float64Array
-
-LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
-
-RIGHT = (ACCEPTED, EDITED, ADDED)
-"""States of polygons that a person takes for landslides."""
-
-WRONG = (REJECTED, DELETED)
-"""States of polygons that a person takes for none."""
+from geolabel.io.read.review import LAYER, read_review
+from geolabel.io.written import read_written
+from geolabel.types import AnyArray, Float64Array
 
 
 @dataclass(frozen=True)
 class Inventory:
     """Every polygon of a file, those that a person deleted included, in the order of their numbers."""
 
-    path: Path
     crs: pyproj.CRS | None
     polygons: gpd.GeoDataFrame
     """Columns of the file; ``id`` is null for what has no number."""
     layer: AnyArray
     """(N,) ``landslides``, ``candidates`` or ``rejected``: the layer that a polygon belongs to by what was decided."""
-    state: AnyArray
-    """(N,) ``unreviewed``, or one of `RIGHT` and `WRONG`."""
-    columns: Mapping[str, Kind]
-    """Those that a person added."""
-    highest: int
-    """Of the numbers that polygons have had."""
-    record: Record | None
-    """What geolabel wrote; None for a file of another format or program, whose ``status`` alone says what was done."""
-
-    @property
-    def right(self) -> BoolArray:
-        """(N,) which polygons a person takes for landslides."""
-        return np.isin(self.state, RIGHT)
-
-    @property
-    def wrong(self) -> BoolArray:
-        """(N,) which polygons a person takes for none."""
-        return np.isin(self.state, WRONG)
-
-    @property
-    def waiting(self) -> BoolArray:
-        """(N,) which polygons nobody has looked at."""
-        return np.asarray(self.state == UNREVIEWED)
 
     def outlines(self, crs: pyproj.CRS | None) -> AnyArray:
         """(N,) valid multipolygons in a CRS.
@@ -96,28 +50,14 @@ def read_inventory(path: str | Path) -> Inventory:
     VectorError
         If the file cannot be read, or holds other geometry than polygons.
     """
-    record = read_written(path)
-    return of_review(read_review(path, record=record), record)
-
-
-def of_review(review: Review, record: Record | None) -> Inventory:
-    """The inventory that a review was read from."""
+    review = read_review(path, record=read_written(path))
     parts = [part for part in (review.kept, review.rejected, review.waiting) if len(part)]
     rows = pd.concat(parts, ignore_index=True) if parts else review.waiting
     order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # what has no number comes last
     rows = rows.iloc[order].reset_index(drop=True)
-    state = rows[WHY].astype(object).where(rows[WHY].notna(), UNREVIEWED).to_numpy()
     own = [name for name in rows.columns if not str(name).endswith(" ")]
-    return Inventory(
-        path=review.path,
-        crs=review.crs,
-        polygons=gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs),
-        layer=rows[LAYER].to_numpy(object),
-        state=state,
-        columns=review.columns,
-        highest=review.highest,
-        record=record,
-    )
+    polygons = gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs)
+    return Inventory(review.crs, polygons, rows[LAYER].to_numpy(object))
 
 
 def areas(outlines: AnyArray, crs: pyproj.CRS | None) -> Float64Array:

@@ -33,7 +33,7 @@ MAX_SIDE = 8192
 """Pixels along a side of a picture: browsers and printers take no larger one everywhere."""
 
 ANY_PLANE = pyproj.CRS.from_epsg(3857)
-"""Stands for the plane of scenes without CRS, from which they are never brought to another."""
+"""Stands for the plane of scenes without CRS, which are never reprojected."""
 
 SEGMENTS = 32
 """Pieces that the sides of a frame are cut into before they change their CRS."""

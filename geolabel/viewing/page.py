@@ -1,7 +1,7 @@
 """The page of a review: one file of HTML that shows an inventory on its scene, opens anywhere, and fetches nothing.
 
-A person accepts and rejects in it and downloads the reviewed file, which ``extract --keep-reviewed`` and
-``adapt --reviewed`` read. The page holds pictures of the scene, the outlines with all their digits, and a script of its
+A person accepts and rejects in it and downloads the reviewed file, which ``extract --keep-reviewed`` reads.
+The page holds pictures of the scene, the outlines with all their digits, and a script of its
 own. A policy in its head lets nothing else run, and all texts of the file travel as JSON that is never read as markup.
 """
 
@@ -47,7 +47,7 @@ MAX_PIXELS = 12_000_000
 QUALITY = 80
 """Of the pictures, of 0 to 100."""
 
-TABLE = ("id", "class", "confidence", "change", "slope_mean_deg", "area_m2", "status")
+TABLE = ("id", "class", "confidence", "area_m2", "status")
 """Columns of the table, as far as they are there and, of a class, differ."""
 
 LONLAT = "OGC:CRS84"

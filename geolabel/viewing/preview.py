@@ -38,7 +38,7 @@ MAX_PIXELS = 2_000_000
 DPI = 100
 
 SIDES_PX = 700, 1600
-"""Pixels that the longer side of the scene takes on the picture, at least and at most; small scenes are enlarged."""
+"""Pixels that the longer side of the scene takes on the picture, minimum and maximum; small scenes are enlarged."""
 
 BELOW_PX = 44
 """Height of a line of the legend, and of the margin above the scene."""

@@ -134,7 +134,7 @@ REDRAWN = "redrawn "
 EDITED, ADDED, DELETED = "edited", "added", "deleted"
 
 WHY = "why "
-"""Column of a `Review` that says why a polygon is a person's work, null where it is not."""
+"""Column that says why a polygon is a person's work, null where it is not."""
 
 
 def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict[str, gpd.GeoDataFrame]:
@@ -203,14 +203,14 @@ def _edited(layer: str, values: Mapping[str, Any], state: str, was: Written) -> 
 def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     present = {int(number) for number in rows["id"].dropna()}
     gone = [was for number, was in sorted(written.items()) if number not in present and was.outline is not None]
-    decided = {"status": REJECTED, LAYER: REJECTED, REDRAWN: False, WHY: DELETED}
+    decided = {"status": REJECTED, LAYER: REJECTED, REDRAWN: False}
     table = [{**was.attributes, "id": was.key, **decided} for was in gone]
     columns = None if table else ["id", *decided]
     return gpd.GeoDataFrame(table, columns=columns, geometry=[was.outline for was in gone], crs=crs)
 
 
 def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    table = rows.reset_index(drop=True)
+    table = rows.drop(columns=WHY, errors="ignore").reset_index(drop=True)
     return gpd.GeoDataFrame(table, geometry="geometry" if "geometry" in table else [], crs=crs)
 
 
