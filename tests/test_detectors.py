@@ -26,17 +26,8 @@ from geolabel.labels import BACKGROUND, LabelMap, closed_regions
 from geolabel.models import registry
 from geolabel.models.checkpoint import read_info
 from geolabel.models.nets.student import build_detector
-from geolabel.training.detectors import (
-    FILE,
-    MAX_OBJECTS,
-    NAMES,
-    AveragePrecision,
-    DetectorLosses,
-    DetectorRequest,
-    ScoredMasks,
-    crop_objects,
-    detect,
-)
+from geolabel.training.average_precision import NAMES, AveragePrecision, ScoredMasks
+from geolabel.training.detectors import FILE, MAX_OBJECTS, DetectorLosses, DetectorRequest, crop_objects, detect
 from geolabel.training.fit import Schedule
 from geolabel.training.presets import DETECTORS, DetectorPreset
 from geolabel.training.samples import Cropping

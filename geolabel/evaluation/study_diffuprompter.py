@@ -30,7 +30,7 @@ from geolabel.labels import Instances, LabelMap, closed_regions
 from geolabel.methods.diffuprompter import asked_only, compose, recipes_of
 from geolabel.metrics import ratio
 from geolabel.parts import Localizer, Segmenter, label_image
-from geolabel.training.detectors import AveragePrecision, ScoredMasks
+from geolabel.training.average_precision import AveragePrecision, ScoredMasks
 from geolabel.types import UInt8Array
 
 Figures = dict[str, float]

@@ -2,27 +2,17 @@
 
 DiffuPrompter's evaluation (its section 3): a detector learns from pseudo-labels, is tuned further on a share of real
 masks, and its average precision on other real masks measures the pseudo-labels.
-
-Average precision is that of COCO, counted by pycocotools: a found object is right when its IoU with a true one of its
-class, that no surer one has taken, reaches a threshold. AP is the mean over thresholds from 0.50 to 0.95 and over the
-classes; S, M and L are objects of less than 32^2, of up to 96^2, and of more pixels. Of an image the 100 surest objects
-count.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pycocotools import mask as run_length
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from geolabel.datasets.examples import Examples, Outlined, Subset
@@ -30,6 +20,7 @@ from geolabel.datasets.instances import read_instances
 from geolabel.labels import Instances
 from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.nets import build
+from geolabel.training.average_precision import AveragePrecision, ScoredMasks
 from geolabel.training.first_weights import Share, load_share
 from geolabel.training.presets import DETECTORS, DetectorPreset
 from geolabel.training.samples import Cropping, epoch_indices, take_crop
@@ -43,7 +34,7 @@ from geolabel.training.train import (
     sources_of,
     split,
 )
-from geolabel.types import BoolArray, Float32Array, Int32Array, UInt8Array
+from geolabel.types import Int32Array, UInt8Array
 
 FILE = "detector.safetensors"
 
@@ -243,81 +234,3 @@ def detect(detector: nn.Module, image: UInt8Array) -> ScoredMasks:
         answer["labels"].cpu().numpy().astype(np.int32),
         answer["scores"].cpu().numpy(),
     )
-
-
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-
-
-@dataclass(frozen=True)
-class ScoredMasks:
-    """N objects that a network or a method finds in an image. They may overlap."""
-
-    masks: BoolArray
-    """(N, H, W)"""
-    class_ids: Int32Array
-    """(N,) from 1"""
-    scores: Float32Array
-    """(N,) 0..1"""
-
-    @classmethod
-    def of(cls, objects: Instances) -> ScoredMasks:
-        """The objects of a label map, sure as they are."""
-        masks = np.stack([objects.mask(k) for k in range(len(objects))]) if len(objects) else (
-            np.zeros((0, *objects.ids.shape), bool)
-        )  # fmt: skip
-        return cls(masks, objects.class_ids, objects.scores)
-
-
-@dataclass
-class AveragePrecision:
-    """Counts images one by one. Memory grows with their run lengths only."""
-
-    classes: int
-    """How many there are, the background left out."""
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Of the images."""
-    truth: list[dict[str, Any]] = field(default_factory=list)
-    found: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, truth: Instances, found: ScoredMasks) -> None:
-        """Take an image."""
-        self.sizes.append((truth.ids.shape[0], truth.ids.shape[1]))
-        true = ScoredMasks.of(truth)
-        for mask, class_id in zip(true.masks, true.class_ids.tolist(), strict=True):
-            if not mask.any():
-                continue  # hidden under others
-            number = len(self.truth) + 1
-            self.truth.append(self._record(mask, class_id) | {"id": number, "area": int(mask.sum()), "iscrowd": 0})
-        for mask, class_id, score in zip(found.masks, found.class_ids.tolist(), found.scores.tolist(), strict=True):
-            if mask.any():
-                self.found.append(self._record(mask, class_id) | {"score": score})
-
-    def _record(self, mask: BoolArray, class_id: int) -> dict[str, Any]:
-        encoded = run_length.encode(np.asfortranarray(mask, np.uint8))
-        return {"image_id": len(self.sizes), "category_id": class_id, "segmentation": encoded}
-
-    def figures(self) -> dict[str, float]:
-        """The six figures, 0..1; NaN where there is no true object of that size."""
-        if not self.truth:
-            return dict.fromkeys(NAMES, float("nan"))
-        if not self.found:
-            return self._none_found()
-        with redirect_stdout(io.StringIO()):  # pycocotools tells what it does
-            whole = COCO()
-            whole.dataset = {
-                "info": {},
-                "images": [{"id": k, "height": h, "width": w} for k, (h, w) in enumerate(self.sizes, 1)],
-                "categories": [{"id": number, "name": str(number)} for number in range(1, self.classes + 1)],
-                "annotations": self.truth,
-            }
-            whole.createIndex()
-            counted = COCOeval(whole, whole.loadRes(self.found), "segm")
-            counted.evaluate()
-            counted.accumulate()
-            counted.summarize()
-        return {name: float(v) if v >= 0 else float("nan") for name, v in zip(NAMES, counted.stats, strict=False)}
-
-    def _none_found(self) -> dict[str, float]:
-        areas = np.asarray([record["area"] for record in self.truth])
-        sizes = {"APs": areas < 32**2, "APm": (areas >= 32**2) & (areas <= 96**2), "APl": areas > 96**2}
-        return {name: 0.0 if sizes.get(name, areas).any() else float("nan") for name in NAMES}

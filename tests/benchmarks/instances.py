@@ -33,7 +33,7 @@ from geolabel.parts import Localizer, Pipeline, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.prompts import Prompts
 from geolabel.synthetic import SyntheticScene, synthesize
-from geolabel.training.detectors import NAMES, AveragePrecision, ScoredMasks
+from geolabel.training.average_precision import NAMES, AveragePrecision, ScoredMasks
 from geolabel.types import UInt8Array
 
 TILE = 512
