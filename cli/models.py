@@ -153,7 +153,7 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     geolabel models export --onnx
     geolabel models export my-localizer.safetensors --onnx mine.onnx --gsd 1
     """
-    from geolabel.extraction.scene_method import ContourMethod
+    from geolabel.extraction.request import ContourMethod
     from geolabel.models import registry
     from geolabel.models.exports import export_onnx
     from geolabel.outputs import check_target

@@ -18,8 +18,7 @@ from .inputs import NETWORK, VECTORS, WEIGHTS
 from .prediction import SCENE_OPTIONS
 
 if TYPE_CHECKING:
-    from geolabel.extraction.plan import Parameters
-    from geolabel.extraction.request import Networks, Reading
+    from geolabel.extraction.request import Networks, Parameters, Reading
 
 
 @dataclass
@@ -138,8 +137,7 @@ class Request:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Request:
         """Sort the options of a command into the library's records."""
-        from geolabel.extraction.plan import Parameters
-        from geolabel.extraction.request import Networks, Reading
+        from geolabel.extraction.request import Networks, Parameters, Reading
         from geolabel.methods import scene_method
 
         def pick(record: type) -> dict[str, Any]:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from geolabel.evaluation.evaluate import evaluate as evaluate
     from geolabel.extraction.estimate import estimate as estimate
     from geolabel.extraction.extract import extract as extract
-    from geolabel.extraction.plan import Parameters as Parameters
     from geolabel.extraction.polygonize import polygonize as polygonize
     from geolabel.extraction.predict import predict as predict
     from geolabel.extraction.request import Networks as Networks
+    from geolabel.extraction.request import Parameters as Parameters
     from geolabel.extraction.request import Reading as Reading
     from geolabel.extraction.segment import GridPrompts as GridPrompts
     from geolabel.extraction.segment import segment as segment
@@ -40,7 +40,7 @@ _HOMES = {
     "GridPrompts": "geolabel.extraction.segment",
     "Measure": "geolabel.parsing",
     "Networks": "geolabel.extraction.request",
-    "Parameters": "geolabel.extraction.plan",
+    "Parameters": "geolabel.extraction.request",
     "PseudoLabels": "geolabel.datasets.pseudo_labels",
     "Reading": "geolabel.extraction.request",
     "Report": "geolabel.extraction.work",

@@ -246,3 +246,11 @@ def outlines(
     polygons = smooth(simplify(trace(spans, labels, count), tolerance), reach)
     # rounding in the transform can make rings that touch cross by a hair
     return multipolygons(place(multipolygons(polygons), transform))
+
+
+def valid_multipolygons(outlines: Geometries) -> Geometries:
+    """(N,) outlines as multipolygons that can be measured; what a person drew may cross itself."""
+    mended = shapely.make_valid(outlines, method="structure", keep_collapsed=False)
+    parts, owner = shapely.get_parts(mended, return_index=True)
+    single = [parts[owner == k] for k in range(len(outlines))]
+    return np.array([shapely.MultiPolygon(list(own)) for own in single] + [None], object)[:-1]

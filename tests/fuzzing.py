@@ -35,8 +35,9 @@ from geolabel.errors import GeolabelError
 from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
 from geolabel.extraction.polygonize import polygonize
+from geolabel.extraction.request import Parameters
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.read.scenes import SceneReader

@@ -23,12 +23,11 @@ from geolabel.errors import OptionError
 from geolabel.evaluation.evaluate import evaluate
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
 from geolabel.extraction.polygonize import polygonize
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, SceneMethod
 from geolabel.extraction.result import Result, merge_overlaps
 from geolabel.extraction.scene_groups import SceneGroups
-from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.extraction.vectorize import find_objects, vectorize
 from geolabel.extraction.work import run_key
 from geolabel.io.columns import LANDSLIDE_COLUMNS

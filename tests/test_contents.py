@@ -10,8 +10,8 @@ from affine import Affine
 
 from geolabel.bands import band_in_name
 from geolabel.errors import SceneError
-from geolabel.extraction.plan import Parameters, examined
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import examined
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare, prepare_scenes
 from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import list_scenes

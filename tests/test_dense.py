@@ -15,8 +15,7 @@ from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction import request
 from geolabel.extraction.extract import extract
 from geolabel.extraction.passes import to_scores
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.masks import FULL
 from geolabel.methods import cism
 from geolabel.methods.student import Scenes as Student

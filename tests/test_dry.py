@@ -10,8 +10,8 @@ from affine import Affine
 
 from geolabel.engine import worker
 from geolabel.extraction.estimate import TORCH_BYTES, estimate_plan
-from geolabel.extraction.plan import Parameters, make_plan
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import make_plan
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.io.read.scenes import SceneReader
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe

@@ -21,10 +21,8 @@ from geolabel.engine import worker
 from geolabel.engine.run_state import difference
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.outputs import plan_provenance
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading, decide
+from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, SceneMethod, decide
 from geolabel.extraction.scene_groups import prepare
-from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.extraction.segment import GridPrompts
 from geolabel.extraction.work import run_key
 from geolabel.masks import EVERY_CANDIDATE, Filters

@@ -25,12 +25,11 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
 from geolabel.extraction.predict import run_predict
-from geolabel.extraction.request import Networks
+from geolabel.extraction.request import ContourMethod, Networks, Parameters, SceneMethod
 from geolabel.extraction.result import Result
 from geolabel.extraction.scene_groups import SceneGroups
-from geolabel.extraction.scene_method import ContourMethod, SceneMethod
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scenes import SceneReader
 from geolabel.masks import Masks

@@ -26,7 +26,8 @@ from geolabel.engine.tasks import Pass, Recorded
 from geolabel.errors import ClusterError, MemoryLimitError, OptionError, OutputError, TileError
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
+from geolabel.extraction.request import Parameters
 from geolabel.extraction.result import Result
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.scenes import SceneReader
@@ -48,7 +49,8 @@ from geolabel.cli.cluster import at_work
 from geolabel.cli.main import run as command
 from geolabel.io.read.scenes import SceneReader
 from geolabel.extraction import scene_groups
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
+from geolabel.extraction.request import Parameters
 from geolabel.testing import RECIPES
 
 def prepare_scenes(scenes, *_, **__):

@@ -29,8 +29,9 @@ from rasterio.vrt import WarpedVRT
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
 from geolabel.evaluation.evaluate import evaluate
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
 from geolabel.extraction.polygonize import polygonize
+from geolabel.extraction.request import Parameters
 from geolabel.io import databases, storage
 from geolabel.io.read import formats
 from geolabel.io.read.descriptions import refuse_local

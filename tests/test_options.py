@@ -13,9 +13,7 @@ from geolabel.cli.options import Request, parse_bounds
 from geolabel.cli.predict import predict
 from geolabel.cli.prediction import SCENE_OPTIONS
 from geolabel.errors import OptionError
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading
-from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.request import Networks, Parameters, Reading, SceneMethod
 from geolabel.methods import METHODS, alps, cism, student
 from geolabel.parsing import Measure
 

@@ -13,8 +13,7 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.extract import extract
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.methods import s2c
 from geolabel.parsing import Measure
 from geolabel.testing import FakeLocalizer, FakeSegmenter, brightness

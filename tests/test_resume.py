@@ -29,9 +29,9 @@ from geolabel.errors import OutputError, RunError
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
 from geolabel.extraction.passes import MaskTable, Regions, TileReport
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
+from geolabel.extraction.request import ContourMethod, Parameters
 from geolabel.extraction.scene_groups import SceneGroups
-from geolabel.extraction.scene_method import ContourMethod
 from geolabel.extraction.vectorize import Sums
 from geolabel.extraction.work import ALLOWED, run_key
 from geolabel.io import storage

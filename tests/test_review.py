@@ -25,8 +25,7 @@ import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OutputError
 from geolabel.extraction import outputs, request, result
-from geolabel.extraction.request import Networks, Reading
-from geolabel.extraction.scene_method import ContourMethod
+from geolabel.extraction.request import ContourMethod, Networks, Reading
 from geolabel.io.read.review import read_review, read_work
 from geolabel.methods import s2c
 from geolabel.parsing import Measure

@@ -34,10 +34,10 @@ from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.tasks import Silent
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, Plan, make_plan
+from geolabel.extraction.plan import Plan, make_plan
+from geolabel.extraction.request import ContourMethod, Parameters
 from geolabel.extraction.result import Result
 from geolabel.extraction.scene_groups import SceneGroups
-from geolabel.extraction.scene_method import ContourMethod
 from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.write.rasters import write_geotiff

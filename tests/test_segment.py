@@ -18,7 +18,7 @@ from scipy import ndimage
 from geolabel.cli.main import run as command
 from geolabel.engine import worker
 from geolabel.errors import OptionError
-from geolabel.extraction.plan import Parameters
+from geolabel.extraction.request import Parameters
 from geolabel.extraction.segment import GridPrompts, segment
 from geolabel.masks import FULL, Masks
 from geolabel.parsing import Measure

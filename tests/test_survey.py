@@ -22,9 +22,8 @@ import geolabel
 from geolabel.cli.main import run as command
 from geolabel.engine.run_folder import RunFolderOptions, summarize
 from geolabel.errors import OptionError, RunError, SceneError, VectorError
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import ContourMethod, Networks, Reading
 from geolabel.extraction.result import merge_overlaps, overlapping
-from geolabel.extraction.scene_method import ContourMethod
 from geolabel.extraction.work import scenes_of
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.parsing import Measure

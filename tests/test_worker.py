@@ -17,8 +17,7 @@ import torch
 from geolabel.devices import count_cores
 from geolabel.engine import worker
 from geolabel.extraction.extract import extract
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks
+from geolabel.extraction.request import Networks, Parameters
 from geolabel.masks import Filters
 from geolabel.models.loading import recipe
 from geolabel.parts import Recipe

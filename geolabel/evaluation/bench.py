@@ -12,8 +12,7 @@ import geolabel
 from geolabel.engine.tasks import Progress, Silent
 from geolabel.evaluation import examples
 from geolabel.evaluation.examples import FOLDERS, Data, Example, Examples, Split
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, decide
+from geolabel.extraction.request import Networks, Parameters, decide
 from geolabel.models import loading
 from geolabel.parts import Localizer, LocalizerRecipe, Segmenter, SegmenterRecipe
 

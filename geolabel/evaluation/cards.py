@@ -16,8 +16,7 @@ from geolabel.evaluation.quality import PARTS, REAL, TABLE
 from geolabel.evaluation.scene_scores import WITHOUT
 from geolabel.evaluation.scenes import BASELINES, answer_scene, write_scene
 from geolabel.evaluation.steps import OURS, Measurement, Section
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks
+from geolabel.extraction.request import Networks, Parameters
 from geolabel.models import loading
 from geolabel.models.checkpoint import Kind, load_checkpoint
 from geolabel.models.measured import MEASURED, SetFigures, save_measured

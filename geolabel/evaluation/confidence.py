@@ -19,8 +19,7 @@ from geolabel.evaluation.examples import L4S_GSD, Data, Example, Examples, Shrun
 from geolabel.evaluation.scene_scores import judged
 from geolabel.evaluation.scenes import example_grid, polygon_ids, write_scene
 from geolabel.extraction.extract import extract
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks
+from geolabel.extraction.request import Networks, Parameters
 from geolabel.models.confidence import ConfidenceModel, FittedConfidence, features
 from geolabel.types import BoolArray, Float64Array, Int64Array
 

@@ -21,8 +21,8 @@ from geolabel.evaluation.examples import Example
 from geolabel.evaluation.steps import OURS
 from geolabel.extraction.activation_maps import validity
 from geolabel.extraction.pipeline import find_landslides, join_regions, localize
-from geolabel.extraction.plan import Parameters, Plan
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.vectorize import find_objects
 from geolabel.extraction.work import in_scratch

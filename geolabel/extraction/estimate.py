@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from geolabel.engine import executors, worker
-from geolabel.extraction.plan import Parameters, Plan
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.tiles import Window

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geolabel.errors import OptionError, VectorError
-from geolabel.extraction.scene_method import ContourMethod, SceneMethod
+from geolabel.extraction.request import Parameters, SceneMethod
 from geolabel.labels import choose_classes
-from geolabel.parsing import Measure
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
@@ -42,57 +41,6 @@ SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 16
 
 LEAST_PIXELS = 4
 """Pixels that a landslide has to measure across to be told from what surrounds it: a word of warning, no limit."""
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Every number and choice that the polygons depend on, beside the scene and the networks."""
-
-    method: SceneMethod = field(default_factory=ContourMethod)
-    """What is asked of the networks, with the settings of its own."""
-    class_names: tuple[str, ...] = ()
-    """Classes to find, of those that the localizer or the student knows; none for all. The others are as good as not
-    known: a pixel belongs to the one of these classes that scores highest."""
-    tile_size: int | None = None
-    """Side in pixels of the segmenter's windows; None for the network's own."""
-    overlap: int | None = None
-    """Pixels that neighbouring tiles share; None for a quarter of the tile."""
-    block_size: int = 2048
-    """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
-    score_threshold: float = 0.5
-    """Minimum score of a landslide's pixels in the mosaic."""
-    min_confidence: float | None = None
-    """Minimum confidence of a landslide; what is less sure is a candidate. None for
-    `geolabel.extraction.request.LIKELY` where the networks have a confidence, and for no limit elsewhere."""
-    min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
-    max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
-    simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
-    smooth: Measure = field(default_factory=lambda: Measure(0, "px"))
-    on_error: Literal["fail", "skip"] = "fail"
-    threads: int | None = None
-    """Threads per network call; None for as many as torch takes."""
-
-    def __post_init__(self) -> None:
-        limits = {
-            "score threshold": (self.score_threshold, 0, 1),
-            "min confidence": (self.min_confidence or 0, 0, 1),
-        }
-        for name, (value, low, high) in limits.items():
-            if not low <= value <= high:
-                raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
-        if self.tile_size is not None and self.tile_size < 32:
-            raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
-        if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
-            raise OptionError(
-                f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px: give an overlap from 0 to "
-                f"{self.tile_size - 1} px"
-            )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for provenance, those of the method among them."""
-        plain = {name: str(value) if isinstance(value, Measure) else value for name, value in vars(self).items()}
-        del plain["class_names"]  # the plan says which classes these are
-        return plain | self.method.as_dict()
 
 
 @dataclass(frozen=True)

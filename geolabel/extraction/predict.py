@@ -23,8 +23,8 @@ from geolabel.extraction.extract import read_drawn
 from geolabel.extraction.outputs import Targets, write_scores, writing
 from geolabel.extraction.passes import MaskTable, MosaicSource
 from geolabel.extraction.pipeline import batches_of, find_prompts, find_scores, fit_to_tiles, merge
-from geolabel.extraction.plan import SHARES, Parameters, Plan, Run
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import SHARES, Plan, Run
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.extraction.work import Report, asks_localizer, under_way, work_on
 from geolabel.io.read.scene_inputs import list_scenes

@@ -1,18 +1,29 @@
-"""What a user asks for: how to read a scene, with which networks. Plain records that become a plan."""
+"""What a user asks for: how to read a scene, with which networks and method. Plain records that become a plan."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
 
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
-from geolabel.extraction.plan import Parameters
 from geolabel.masks import Selection
 from geolabel.models.confidence import knows
-from geolabel.models.defaults import BUNDLED
+from geolabel.models.defaults import BUNDLED, localizer_defaults
+from geolabel.parsing import Measure
 from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
+from geolabel.prompts import Prompts
+
+if TYPE_CHECKING:
+    from geolabel.extraction.passes import MaskTable
+    from geolabel.extraction.plan import Run
+    from geolabel.extraction.work import Work
+    from geolabel.tiles import Window
+    from geolabel.types import BoolArray, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -39,13 +50,6 @@ class Reading:
     to tell it from the others."""
     asset: str | None = None
     """Which asset of STAC items is the scene; None for the one that is a picture."""
-
-
-LIKELY = 0.2
-"""Minimum confidence of a landslide with the bundled networks.
-
-Of the polygons on images for choices, 3 % of those that are right have less, and 20 % of those that are wrong; no set
-of these images loses F1. A higher one leaves fewer false alarms, and misses landslides, large ones among them."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,178 @@ class Networks:
             if getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise OptionError(f"--{option} {getattr(self, name)}: {why}; leave it out")
+
+
+@dataclass(frozen=True)
+class SceneMethod:
+    """A method over scenes: a frozen record of its settings, which knows what to do with them.
+
+    The fields here are what the passes read. A method that has one of them as its option declares it again; in all
+    others it keeps a value that changes nothing.
+
+    Raises
+    ------
+    OptionError
+        If a number is out of its range.
+    """
+
+    name: ClassVar[str]
+    dense: ClassVar[bool] = False
+    """Whether the localizer's maps are the scores, and no segmenter is asked."""
+
+    gate: float = field(default=0.5, init=False)
+    """Minimum class probability of an activation that is followed up, in some window of the localizer's size."""
+    activation_threshold: int = field(default=120, init=False)
+    """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
+    activation_floor: int | None = field(default=0, init=False)
+    """Grey value 0..255 that the activation of a mask's pixels has to exceed."""
+    prompts: Literal["box", "point", "both"] = field(default="both", init=False)
+    """What the segmenter is given of each object."""
+    selection: Selection = field(default="best_iou", init=False)
+    """Which of the segmenter's candidates answers a prompt."""
+    min_quality: float = field(default=0.0, init=False)
+    """Minimum predicted IoU x stability of a mask that takes part in the mosaic; the papers leave out none."""
+
+    def __post_init__(self) -> None:
+        limits = {"gate": 1, "activation_threshold": 255, "activation_floor": 255, "confidence": 1, "min_quality": 1}
+        for name, high in limits.items():
+            value = getattr(self, name, None)
+            if value is not None and not 0 <= value <= high:
+                raise OptionError(f"{name.replace('_', ' ')} {value}: it has to lie between 0 and {high}")
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """Names of the settings that can be chosen."""
+        return tuple(sorted(one.name for one in fields(cls) if one.init))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance."""
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        return {"method": self.name} | values
+
+    def require(self) -> None:
+        """Make sure that what the method needs is installed: asked before a scene is opened.
+
+        Raises
+        ------
+        OptionError
+            If an extra is missing.
+        """
+
+    def with_defaults(self, networks: Networks) -> Self:  # noqa: ARG002
+        """The same settings, with what suits the networks where one is None."""
+        return self
+
+    def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
+        """Recipes of the localizer and the segmenter.
+
+        Raises
+        ------
+        OptionError
+            If a network is chosen that the method does not run.
+        WeightsError
+            If a network cannot be had, or was not trained for the method.
+        """
+        return networks.recipes(self.selection)
+
+    def find_prompts(self, work: Work) -> Prompts | None:  # noqa: ARG002
+        """Prompts of the method's own, in pixels of the working grid; None for box and centroid of every region."""
+        return None
+
+    def ask(self, work: Work) -> tuple[Prompts, list[MaskTable]] | None:  # noqa: ARG002
+        """Prompts and masks of a method that asks in a way of its own; None for one that has prompts."""
+        return None
+
+    def sample(self, height: int, width: int) -> Prompts:
+        """What a tile of that size may be asked, to time it: one box."""
+        return Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, width - 1), max(2, height - 1)]]))
+
+    def counts(self, work: Work, masks: Sequence[MaskTable]) -> list[BoolArray]:  # noqa: ARG002
+        """Which masks of every table take part in the mosaic."""
+        return [np.ones(len(table.windows), bool) for table in masks]
+
+    def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
+        """(H, W) grey values 0..255 of a class in a window, which are its scores; called of dense methods alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ContourMethod(SceneMethod):
+    """APSAM over scenes, and what is done unless another method is chosen: box and centroid of every region."""
+
+    name = "apsam"
+
+    gate: float = 0.5
+    activation_threshold: int = 120
+    activation_floor: int | None = None
+    """None for what suits the localizer, see `geolabel.models.measured`; the published method has no floor, 0."""
+    prompts: Literal["box", "point", "both"] = "both"
+    selection: Selection = "best_iou"
+    min_quality: float = 0.0
+
+    def with_defaults(self, networks: Networks) -> Self:
+        """With the activation floor of the localizer."""
+        if self.activation_floor is not None:
+            return self
+        return replace(self, activation_floor=localizer_defaults(networks.localizer).activation_floor)
+
+
+LIKELY = 0.2
+"""Minimum confidence of a landslide with the bundled networks.
+
+Of the polygons on images for choices, 3 % of those that are right have less, and 20 % of those that are wrong; no set
+of these images loses F1. A higher one leaves fewer false alarms, and misses landslides, large ones among them."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Every number and choice that the polygons depend on, beside the scene and the networks."""
+
+    method: SceneMethod = field(default_factory=ContourMethod)
+    """What is asked of the networks, with the settings of its own."""
+    class_names: tuple[str, ...] = ()
+    """Classes to find, of those that the localizer or the student knows; none for all. The others are as good as not
+    known: a pixel belongs to the one of these classes that scores highest."""
+    tile_size: int | None = None
+    """Side in pixels of the segmenter's windows; None for the network's own."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; None for a quarter of the tile."""
+    block_size: int = 2048
+    """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
+    score_threshold: float = 0.5
+    """Minimum score of a landslide's pixels in the mosaic."""
+    min_confidence: float | None = None
+    """Minimum confidence of a landslide; what is less sure is a candidate. None for
+    `LIKELY` where the networks have a confidence, and for no limit elsewhere."""
+    min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
+    max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
+    simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
+    smooth: Measure = field(default_factory=lambda: Measure(0, "px"))
+    on_error: Literal["fail", "skip"] = "fail"
+    threads: int | None = None
+    """Threads per network call; None for as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "score threshold": (self.score_threshold, 0, 1),
+            "min confidence": (self.min_confidence or 0, 0, 1),
+        }
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+        if self.tile_size is not None and self.tile_size < 32:
+            raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
+        if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
+            raise OptionError(
+                f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px: give an overlap from 0 to "
+                f"{self.tile_size - 1} px"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance, those of the method among them."""
+        plain = {name: str(value) if isinstance(value, Measure) else value for name, value in vars(self).items()}
+        del plain["class_names"]  # the plan says which classes these are
+        return plain | self.method.as_dict()
 
 
 def decide(networks: Networks, parameters: Parameters) -> tuple[Parameters, tuple[Recipe, Recipe]]:

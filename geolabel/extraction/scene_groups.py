@@ -15,9 +15,8 @@ from affine import Affine
 from geolabel.bands import band_in_name, choose_bands
 from geolabel.engine import executors
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.extraction.plan import Parameters, Plan, examined, make_plan
-from geolabel.extraction.request import Networks, Reading, decide
-from geolabel.extraction.scene_method import ContourMethod
+from geolabel.extraction.plan import Plan, examined, make_plan
+from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
 from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of

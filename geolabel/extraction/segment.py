@@ -34,10 +34,9 @@ from geolabel.errors import OptionError
 from geolabel.extraction import passes
 from geolabel.extraction.outputs import Targets, plan_provenance, writing
 from geolabel.extraction.passes import MaskTable
-from geolabel.extraction.plan import Parameters, Plan, PromptedWindow, Run, task_size
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import Plan, PromptedWindow, Run, task_size
+from geolabel.extraction.request import Networks, Parameters, Reading, SceneMethod
 from geolabel.extraction.scene_groups import prepare
-from geolabel.extraction.scene_method import SceneMethod
 from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.columns import MEASURED, SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried

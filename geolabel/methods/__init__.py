@@ -1,6 +1,6 @@
 """The methods by name, each a module of this package.
 
-A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.scene_method.SceneMethod`; and for
+A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.request.SceneMethod`; and for
 folders of images a frozen dataclass ``Settings`` and a function ``label`` of the shape of `Label`. The fields of both
 records are the options of the method. A new method is its module, one more line in `METHODS`, and on the command line
 those of its options that no other method has. This is the only place where methods are chosen by their names.
@@ -18,8 +18,7 @@ from geolabel.errors import OptionError
 
 if TYPE_CHECKING:
     from geolabel.engine.tasks import Progress
-    from geolabel.extraction.request import Networks
-    from geolabel.extraction.scene_method import SceneMethod
+    from geolabel.extraction.request import Networks, SceneMethod
 
 
 class Label(Protocol):

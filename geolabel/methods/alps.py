@@ -39,8 +39,7 @@ from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Plan
-from geolabel.extraction.request import Networks
-from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.extraction.segment import GridPrompts, ask_everywhere
 from geolabel.io.downloads import sha256
 from geolabel.labelers import ClusterLabeler

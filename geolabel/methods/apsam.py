@@ -22,8 +22,7 @@ from typing import Any, Literal
 from geolabel.activation import Activation
 from geolabel.engine import worker
 from geolabel.engine.tasks import Progress
-from geolabel.extraction.request import Networks
-from geolabel.extraction.scene_method import ContourMethod
+from geolabel.extraction.request import ContourMethod, Networks
 from geolabel.labelers import AgreedLabeler, UnionLabeler
 from geolabel.masks import Selection
 from geolabel.models.defaults import segmenter_defaults

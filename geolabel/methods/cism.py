@@ -27,8 +27,7 @@ from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.activation_maps import blend_activation, class_probability, reach
 from geolabel.extraction.plan import Run
-from geolabel.extraction.request import Networks
-from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.labelers import ThresholdLabeler
 from geolabel.parts import Localizer, NoMasks, NoPrompts, NoSegmenterRecipe, Pipeline, Recipe
 from geolabel.tiles import Window

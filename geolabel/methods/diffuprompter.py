@@ -33,8 +33,7 @@ from geolabel.datasets.pseudo_labels import PseudoLabelWriter
 from geolabel.engine import worker
 from geolabel.engine.tasks import Progress
 from geolabel.errors import ChipError, OptionError
-from geolabel.extraction.request import Networks
-from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.labelers import OverlapLabeler, ThresholdLabeler
 from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import BACKGROUND, LabelMap

@@ -33,8 +33,7 @@ from geolabel.extraction.activation_maps import blend_activation, reach
 from geolabel.extraction.passes import MaskTable, where_block
 from geolabel.extraction.pipeline import join_regions
 from geolabel.extraction.plan import Run
-from geolabel.extraction.request import Networks
-from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.masks import EDGE, Selection
 from geolabel.models.defaults import SegmenterDefaults, segmenter_defaults

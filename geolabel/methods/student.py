@@ -12,8 +12,7 @@ from pathlib import Path
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.activation_maps import blend_activation, reach
 from geolabel.extraction.plan import Run
-from geolabel.extraction.request import Networks
-from geolabel.extraction.scene_method import SceneMethod
+from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.parts import NoSegmenterRecipe, Recipe
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array

@@ -12,9 +12,9 @@ import pyproj
 
 from geolabel import geodesy
 from geolabel.extraction.result import reprojected
-from geolabel.extraction.reviewed import valid_multipolygons
 from geolabel.io.read.review import LAYER, read_review
 from geolabel.io.written import read_written
+from geolabel.polygons import valid_multipolygons
 from geolabel.types import AnyArray, Float64Array
 
 

@@ -128,8 +128,7 @@ def measure(size: int) -> tuple[Costs, Scene, float]:
     from geolabel.engine import tasks, worker
     from geolabel.extraction.extract import run_extract
     from geolabel.extraction.outputs import Targets
-    from geolabel.extraction.plan import Parameters
-    from geolabel.extraction.request import Networks, Reading
+    from geolabel.extraction.request import Networks, Parameters, Reading
     from geolabel.extraction.scene_groups import SceneGroups, prepare
 
     tasks.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)  # type: ignore

@@ -43,8 +43,8 @@ from rasterio.windows import Window as RasterWindow
 from geolabel.engine import worker
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, Plan, assign
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import Plan, assign
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.result import Result
 from geolabel.extraction.scene_groups import SceneGroups, prepare
 from geolabel.tiles import Window

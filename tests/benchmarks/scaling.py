@@ -59,7 +59,8 @@ from geolabel.engine import executors, tasks, worker
 from geolabel.extraction import request
 from geolabel.extraction.extract import run_extract
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, make_plan
+from geolabel.extraction.plan import make_plan
+from geolabel.extraction.request import Parameters
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.scenes import SceneReader
 from geolabel.testing import RECIPES

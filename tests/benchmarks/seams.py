@@ -31,8 +31,7 @@ from affine import Affine
 from shapely.affinity import affine_transform
 
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.synthetic import synthesize

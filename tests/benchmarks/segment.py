@@ -30,8 +30,8 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from geolabel.engine import worker
 from geolabel.extraction.outputs import Targets
-from geolabel.extraction.plan import Parameters, Plan
-from geolabel.extraction.request import Networks, Reading
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.masks import Filters

@@ -22,8 +22,7 @@ from geolabel.evaluation.baselines import Forest, otsu_bare
 from geolabel.evaluation.examples import Example
 from geolabel.evaluation.scenes import answer_scene, write_scene
 from geolabel.evaluation.steps import OURS
-from geolabel.extraction.plan import Parameters
-from geolabel.extraction.request import Networks
+from geolabel.extraction.request import Networks, Parameters
 from geolabel.metrics import Confusion
 from geolabel.synthetic import synthesize
 
