@@ -40,6 +40,13 @@ from .terminal import announce, loading
     show_default=True,
     help="CRS, projected in metres; the place in it is invented.",
 )
+@option(
+    "--pair",
+    group="output",
+    is_flag=True,
+    help="Also make scene_before.tif, the place before its landslides: another season and light, displaced by up to "
+    "3 px. The scene then has new roads, pits and fields too.",
+)
 @options.overwrite
 @options.discard_review
 @options.as_json
@@ -57,6 +64,7 @@ def synthesize(ctx: click.Context, /, scene: str, size: str, as_json: bool, **gi
 
     \b
     geolabel synthesize scene.tif --size 2048 --gsd 0.5 --seed 0
+    geolabel synthesize scene.tif --pair
     """
     height, width = _parse_size(size)
     with loading(ctx, f"making a scene of {height} x {width} px"):
@@ -64,8 +72,9 @@ def synthesize(ctx: click.Context, /, scene: str, size: str, as_json: bool, **gi
         from geolabel.labeling.synthesize import synthesize as run_synthesize
 
         drawn = run_synthesize(scene, size=(height, width), **given)
+    files = SceneFiles.beside(scene, pair=given["pair"])
     facts = {"landslides": drawn.count, "landslide_share": round(float(drawn.truth.mean()), 4)}
-    announce({**asdict(SceneFiles.beside(scene)), **facts}, as_json=as_json)
+    announce({name: path for name, path in asdict(files).items() if path is not None} | facts, as_json=as_json)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

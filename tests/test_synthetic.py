@@ -14,7 +14,8 @@ from scipy import ndimage
 from geolabel.cli.synthesize import synthesize as command
 from geolabel.errors import OptionError, OutputError
 from geolabel.labeling import synthesize as run
-from geolabel.synthetic import CLASSES, synthesize
+from geolabel.synthetic import CLASSES, synthesize, synthesize_pair
+from geolabel.synthetic.cover import BARE, LANDSLIDE
 from geolabel.synthetic.slides import NEAR, make_slides
 from geolabel.synthetic.terrain import make_terrain
 
@@ -296,3 +297,51 @@ def test_the_place_of_another_crs(tmp_path):
     run.synthesize(tmp_path / "scene.tif", size=32, epsg=32733)
     with rasterio.open(tmp_path / "scene.tif") as file:
         assert file.crs.to_epsg() == 32733
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def pair(seed):
+    return synthesize_pair(256, seed=seed)
+
+
+def edges(rgb):
+    return ndimage.gaussian_gradient_magnitude(rgb.astype(float).mean(axis=-1), 1.5)
+
+
+def test_a_pair_is_one_place_on_two_days():
+    """Edges stay where they are through light and season, but where a landslide came down."""
+    for seed in range(3):
+        found = pair(seed)
+        assert found.before.shape == found.after.rgb.shape
+        assert max(map(abs, found.shift)) <= 3
+        back = ndimage.shift(found.before.astype(float), (*(-v for v in found.shift), 0), order=1, mode="nearest")
+        before, after = edges(back), edges(found.after.rgb)
+        slides = found.after.truth > 0
+        here, elsewhere = (np.corrcoef(before[part], after[part])[0, 1] for part in (slides, ~slides))
+        assert elsewhere > here + 0.15
+
+
+def test_a_scene_of_a_pair_has_new_ground_that_is_no_landslide():
+    for seed in range(3):
+        alone, found = synthesize(256, seed=seed), pair(seed).after
+        new = (found.classes == BARE) & (alone.classes != BARE) & (alone.classes != LANDSLIDE)
+        assert new.mean() > 0.01
+        assert np.array_equal(found.dem, alone.dem)
+
+
+def test_a_pair_is_a_seed():
+    again = synthesize_pair(256, seed=1)
+    assert np.array_equal(again.before, pair(1).before)
+    assert again.shift == pair(1).shift
+
+
+def test_a_pair_is_written_as_a_scene_and_the_scene_before(tmp_path):
+    assert call(tmp_path / "scene.tif", "--size", 64, "--pair").exit_code == 0
+    with rasterio.open(tmp_path / "scene_before.tif") as before, rasterio.open(tmp_path / "scene.tif") as after:
+        assert (before.crs, before.transform, before.shape) == (after.crs, after.transform, after.shape)
+        assert not np.array_equal(before.read(), after.read())
+    call(tmp_path / "alone.tif", "--size", 64)
+    assert not (tmp_path / "alone_before.tif").exists()

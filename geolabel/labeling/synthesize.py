@@ -26,7 +26,7 @@ from geolabel.io.write.rasters import write_geotiff
 from geolabel.outputs import check_target, together
 from geolabel.polygons import Geometries
 from geolabel.scene import Grid
-from geolabel.synthetic import CLASSES, SyntheticScene
+from geolabel.synthetic import CLASSES, SyntheticScene, synthesize_pair
 from geolabel.synthetic import synthesize as draw
 from geolabel.types import Int32Array
 
@@ -64,13 +64,20 @@ class SceneFiles:
     """Land cover: indices into `CLASSES`."""
     dem: Path
     """Heights in metres, float32."""
+    before: Path | None = None
+    """RGB, uint8: the same place before the landslides, of a pair."""
 
     @classmethod
-    def beside(cls, scene: str | Path) -> Self:
+    def beside(cls, scene: str | Path, *, pair: bool = False) -> Self:
         """Name the other files after the scene."""
         scene = Path(scene)
-        names = ("truth.gpkg", "truth.tif", "classes.tif", "dem.tif")
+        names = ("truth.gpkg", "truth.tif", "classes.tif", "dem.tif", *(["before.tif"] if pair else []))
         return cls(scene, *(scene.with_name(f"{scene.stem}_{name}") for name in names))
+
+    @property
+    def rasters(self) -> list[Path]:
+        """All files but the polygons."""
+        return [path for path in (self.scene, self.mask, self.classes, self.dem, self.before) if path is not None]
 
     def check(self, *, overwrite: bool) -> None:
         """Refuse places where a file could not or should not be written.
@@ -80,7 +87,7 @@ class SceneFiles:
         OutputError
             If anything stands in the way of one of the files.
         """
-        for path in (self.scene, self.mask, self.classes, self.dem):
+        for path in self.rasters:
             check_target(path, overwrite=overwrite, suffixes=rasters.SUFFIXES)
         check_target(self.truth, overwrite=overwrite, suffixes=vectors.SUFFIXES)
 
@@ -92,6 +99,7 @@ def synthesize(
     gsd: float = 0.5,
     seed: int = 0,
     epsg: int = 32648,
+    pair: bool = False,
     overwrite: bool = False,
     discard_review: bool = False,
 ) -> SyntheticScene:
@@ -111,6 +119,9 @@ def synthesize(
         What the scene is drawn from.
     epsg
         A projected CRS in metres. The scene's place in it is invented.
+    pair
+        Whether to make the place before its landslides too, on another day and displaced by a few pixels. The scene
+        then also has new roads, pits and fields; see `geolabel.synthetic.synthesize_pair`.
     overwrite
         Whether files that are there may be replaced, if no person has edited the truth.
     discard_review
@@ -123,27 +134,32 @@ def synthesize(
     OutputError
         If a file cannot be written, or exists and must not be replaced.
     """
-    files = SceneFiles.beside(scene)
+    files = SceneFiles.beside(scene, pair=pair)
     files.check(overwrite=overwrite)
     carried = Carried(discard=discard_review)
     check_work(files.truth, carried)
     crs = _metric(epsg)
-    drawn = draw(size, gsd, seed)
+    both = synthesize_pair(size, gsd, seed) if pair else None
+    drawn = draw(size, gsd, seed) if both is None else both.after
     height, width = drawn.truth.shape
     grid = Grid(crs, Affine(gsd, 0, PLACE[0], 0, -gsd, PLACE[1]), height, width)
     made = {
         "software": {"geolabel": geolabel.__version__},
-        "synthetic": {"height": height, "width": width, "gsd": gsd, "seed": seed, "epsg": epsg},
+        "synthetic": {"height": height, "width": width, "gsd": gsd, "seed": seed, "epsg": epsg}
+        | ({} if both is None else {"before": {"shift_px": [round(v, 6) for v in both.shift]}}),
     }
     truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
     cover = dict(zip(CLASSES, COLOURS, strict=True))
-    with together(*vars(files).values()):
+    with together(files.truth, *files.rasters):
         truths = VectorFile([_landslides(drawn.ids, grid)], crs, made)
         vectors.write_vectors(files.truth, truths, overwrite=overwrite, carried=carried)
         write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
         write_geotiff(files.classes, drawn.classes, grid, description="land cover", classes=cover, overwrite=overwrite)
         write_geotiff(files.dem, drawn.dem, grid, description="height", unit="m", overwrite=overwrite)
         write_geotiff(files.scene, drawn.rgb, grid, description=f"synthetic scene, seed {seed}", overwrite=overwrite)
+        if both is not None and files.before is not None:
+            about = f"synthetic scene before, seed {seed}"
+            write_geotiff(files.before, both.before, grid, description=about, overwrite=overwrite)
     return drawn
 
 

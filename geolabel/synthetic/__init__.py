@@ -10,21 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from geolabel.errors import OptionError
-from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, RIVER, ROAD, make_cover
+from geolabel.synthetic.cover import BARE, CLASSES, LANDSLIDE, RIVER, ROAD, Cover, altered, make_cover
 from geolabel.synthetic.light import photograph, reflect
 from geolabel.synthetic.slides import Slide, make_slides
-from geolabel.synthetic.terrain import make_terrain
+from geolabel.synthetic.terrain import Terrain, make_terrain
 from geolabel.types import Float32Array, Int32Array, UInt8Array
 
-__all__ = ["CLASSES", "SyntheticScene", "synthesize"]
+__all__ = ["CLASSES", "SyntheticPair", "SyntheticScene", "synthesize", "synthesize_pair"]
 
 SHARE = (0.03, 0.12)
 """Minimum and maximum part of a scene that landslides are meant to cover."""
 
 BARE_RATIO = 2.05
 """Bare ground that is no landslide covers at least this many times the landslides' area."""
+
+MAX_SHIFT = 3.0
+"""Maximum displacement of a scene before along either axis, pixels."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,53 @@ def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, sli
     OptionError
         If the size, the gsd or the seed is out of range.
     """
+    shape = _checked(size, gsd, seed)
+    relief, ground, fall, light, camera = (np.random.default_rng((seed, k)) for k in range(5))
+    terrain = make_terrain(shape, gsd, relief)
+    land = make_cover(terrain, gsd, ground)
+    ids, found = _make_slides(land, terrain, fall) if slides else (np.zeros(shape, np.int32), [])
+    rgb = photograph(reflect(land, found, terrain, gsd, light), camera)
+    land.classes[ids > 0] = LANDSLIDE
+    return SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, land.classes, terrain.dem, gsd, seed)
+
+
+@dataclass(frozen=True)
+class SyntheticPair:
+    """A scene, and the same place before its landslides."""
+
+    after: SyntheticScene
+    """It also has new roads, pits and ploughed fields."""
+    before: UInt8Array
+    """(H, W, 3) of another day: other light, another season, another camera."""
+    shift: tuple[float, float]
+    """Rows and columns by which the content of `before` is displaced, pixels."""
+
+
+def synthesize_pair(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0) -> SyntheticPair:
+    """Make a scene with landslides, and the same place before them; see `synthesize`.
+
+    What was bare before stays bare: quarries, banks of gravel, old roads, fallow fields. What is new and no landslide
+    covers about as much as the landslides.
+    """
+    shape = _checked(size, gsd, seed)
+    relief, ground, fall, light, camera, work, day, other = (np.random.default_rng((seed, k)) for k in range(8))
+    terrain = make_terrain(shape, gsd, relief)
+    old = make_cover(terrain, gsd, ground)
+    land = altered(old, terrain, gsd, work)
+    ids, found = _make_slides(land, terrain, fall)
+    shift = (float(day.uniform(-MAX_SHIFT, MAX_SHIFT)), float(day.uniform(-MAX_SHIFT, MAX_SHIFT)))
+    earlier = reflect(old, [], terrain, gsd, np.random.default_rng((seed, 3)), day)
+    for band in range(3):
+        earlier[..., band] = ndimage.shift(earlier[..., band], shift, order=1, mode="nearest", prefilter=False)
+    before = photograph(earlier, other)
+    rgb = photograph(reflect(land, found, terrain, gsd, light), camera)
+    land.classes[ids > 0] = LANDSLIDE
+    after = SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, land.classes, terrain.dem, gsd, seed)
+    return SyntheticPair(after, before, shift)
+
+
+def _checked(size: int | tuple[int, int], gsd: float, seed: int) -> tuple[int, int]:
+    """Height and width of a scene."""
     shape = (size, size) if isinstance(size, int) else size
     if min(shape) < 16 or max(shape) > 1 << 15:
         raise OptionError(f"size {shape[0]} x {shape[1]} px: a synthetic scene has 16 to {1 << 15} px a side")
@@ -76,19 +127,15 @@ def synthesize(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, sli
         raise OptionError(f"gsd {gsd} m: a synthetic scene has 0.05 to 100 m")
     if seed < 0:
         raise OptionError(f"seed {seed}: it has to be 0 or more")
-    relief, ground, fall, light, camera = (np.random.default_rng((seed, k)) for k in range(5))
-    terrain = make_terrain(shape, gsd, relief)
-    land = make_cover(terrain, gsd, ground)
-    found: list[Slide] = []
-    if slides:
-        share = min(fall.uniform(*SHARE), float((land.classes == BARE).mean()) / BARE_RATIO)
-        roads = land.classes == ROAD
-        clear = (land.classes == RIVER) | (roads if fall.random() < 0.6 else False)
-        found = make_slides(terrain, share, fall, clear=clear, roads=roads)
-    ids, found = _number(land.classes, found)
-    rgb = photograph(reflect(land, found, terrain, gsd, light), camera)
-    land.classes[ids > 0] = LANDSLIDE
-    return SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, land.classes, terrain.dem, gsd, seed)
+    return shape
+
+
+def _make_slides(land: Cover, terrain: Terrain, rng: np.random.Generator) -> tuple[Int32Array, list[Slide]]:
+    """(H, W) the number of the landslide at each pixel, and the landslides."""
+    share = min(rng.uniform(*SHARE), float((land.classes == BARE).mean()) / BARE_RATIO)
+    roads = land.classes == ROAD
+    clear = (land.classes == RIVER) | (roads if rng.random() < 0.6 else False)
+    return _number(land.classes, make_slides(terrain, share, rng, clear=clear, roads=roads))
 
 
 def _number(classes: UInt8Array, slides: list[Slide]) -> tuple[Int32Array, list[Slide]]:

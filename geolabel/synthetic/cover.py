@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy import ndimage
@@ -72,6 +72,20 @@ def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> Cover:
     _lay_roads(cover, terrain, gsd, rng)
     _build(cover, gentle, gsd, rng)
     return cover
+
+
+def altered(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generator) -> Cover:
+    """The same land some months later: fields ploughed, pits dug and roads built, on gentle and on steep ground."""
+    later = Cover(**{one.name: getattr(cover, one.name).copy() for one in fields(cover)})
+    shape = (terrain.dem.shape[0], terrain.dem.shape[1])
+    first = rng.uniform(0, 0.7)
+    ploughed = (later.classes == FIELD) & (later.variant > first) & (later.variant < first + rng.uniform(0.1, 0.3))
+    later.paint(BARE, ploughed, float(rng.random()), WHOLE, rng.uniform(0, 0.3))
+    cleared = share(fractal_noise(shape, 64, 4, rng, persistence=0.55), rng.uniform(0.003, 0.015))
+    later.paint(BARE, cleared & (terrain.slope < 0.3) & (later.classes != RIVER), float(rng.random()), WHOLE)
+    _dig(later, rng)
+    _lay_roads(later, terrain, gsd, rng)
+    return later
 
 
 def _plough(cover: Cover, gentle: BoolArray, gsd: float, rng: np.random.Generator) -> None:

@@ -48,11 +48,24 @@ ROUGHNESS = {
 
 
 def reflect(
-    land: Cover, slides: Sequence[Slide], terrain: Terrain, gsd: float, rng: np.random.Generator
+    land: Cover,
+    slides: Sequence[Slide],
+    terrain: Terrain,
+    gsd: float,
+    rng: np.random.Generator,
+    day: np.random.Generator | None = None,
 ) -> Float32Array:
-    """(H, W, 3) light that comes back from the scene, 0..1 where nothing is brighter than a white sheet in the sun."""
+    """(H, W, 3) light that comes back from the scene, 0..1 where nothing is brighter than a white sheet in the sun.
+
+    Parameters
+    ----------
+    day
+        Season, light and clouds of another day; trees and stones stay those of `rng`. None for the same day.
+    """
     shape = (land.classes.shape[0], land.classes.shape[1])
     palette = _palette(rng)
+    if day is not None:
+        palette = _another_season(palette, day)
     mix, height = land.variant.copy(), np.zeros(shape, np.float32)
     woods = land.classes == cover.FOREST
     _grow(mix, height, woods, gsd, rng)
@@ -74,7 +87,7 @@ def reflect(
     for slide in slides:
         _lay_bare(image, slide, palette, rng)
         height[slide.window][slide.mask] = slide.lift(gsd)[slide.mask]
-    image *= _sunlight(terrain.dem + height, gsd, rng)[..., None]
+    image *= _sunlight(terrain.dem + height, gsd, rng if day is None else day)[..., None]
     return image
 
 
@@ -93,6 +106,20 @@ def _palette(rng: np.random.Generator) -> Float32Array:
     tint = 1 + rng.normal(0, 0.1, (1, len(pairs), 1)) + rng.normal(0, 0.03, (1, len(pairs), 3))
     tint[:, cover.LANDSLIDE] = tint[:, cover.BARE]
     return (colours * np.clip(tint, 0.6, 1.5)).astype(np.float32)
+
+
+def _another_season(palette: Float32Array, rng: np.random.Generator) -> Float32Array:
+    """The palette of the same region at another time of the year: other leaves, ground that is drier or wetter."""
+    trees, light, grass, withered = (np.asarray(c) for c in SEASONS[str(rng.choice(list(SEASONS), p=FREQUENCY))])
+    later = palette * (1 + rng.normal(0, 0.06, (1, palette.shape[1], 1))).astype(np.float32)
+    for number, (first, second) in {
+        cover.FOREST: (trees, light),
+        cover.GRASS: (grass, withered),
+        cover.FIELD: (grass, withered),
+    }.items():
+        later[:, number] = np.stack([first, second]) * (1 + rng.normal(0, 0.08))
+    later[:, cover.LANDSLIDE] = later[:, cover.BARE]
+    return np.clip(later, 0.01, 1).astype(np.float32)
 
 
 def _pavement(soil: Colour, rng: np.random.Generator) -> tuple[Colour, Colour]:
