@@ -72,11 +72,19 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
 @option(
     "--init",
     group="method",
-    default="bundled",
+    default="imagenet",
     show_default=True,
-    metavar="bundled|imagenet|FILE|TIMM-NAME|none",
-    help="First weights: the bundled localizer, a trunk pretrained on ImageNet, your own localizer, timm's by name "
-    "(downloaded), or none.",
+    metavar="imagenet|bundled|FILE|TIMM-NAME|none",
+    help="First weights: a trunk pretrained on ImageNet; the bundled localizer, which masks have taught; your own "
+    "localizer; timm's by name (downloaded); or none.",
+)
+@option(
+    "--init-weights",
+    group="method",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="ImageNet weights of the backbone, with --init imagenet and --preset paper or code, or a --backbone: a file "
+    "of timm or torchvision, or the published WRN-38.",
 )
 @option(
     "--preset",
@@ -86,7 +94,12 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     show_default=True,
     help="Numbers of the training: of a small machine, of the paper, or of the authors' released code.",
 )
-@option("--backbone", group="method", metavar="TIMM-NAME|wrn38", help="Network with --init none; default the preset's.")
+@option(
+    "--backbone",
+    group="method",
+    metavar="TIMM-NAME|wrn38",
+    help="Network with --init none, or with --init imagenet and --init-weights; default the preset's.",
+)
 @_epochs
 @_minutes
 @_size

@@ -99,9 +99,9 @@ _size = option(
 _init = option(
     "--init",
     group="method",
-    default="none",
+    default="imagenet",
     show_default=True,
-    metavar="bundled|FILE|NAME|none",
+    metavar="imagenet|bundled|FILE|NAME|none",
     help="Initial weights of each training, as in train localizer.",
 )
 _seeds = option(
@@ -169,7 +169,7 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 @_seeds
 @click.pass_context
 def cism(ctx: click.Context, /, **given: Any) -> None:
-    """What the modules and losses of CISM add to the class activation; trains eleven networks."""
+    """What the modules and losses of CISM add to the class activation; trains twelve networks."""
     _run(ctx, "cism", given)
 
 

@@ -40,9 +40,10 @@ class UnionLabeler:
 class ConfidenceLabeler:
     """S2C, eq. 8 to 11: the class whose masks are most stable and most active at a pixel, if they are so enough.
 
-    Every mask of a class c has the confidence ``alpha = stability x mean of A^c over the mask`` (eq. 9 and 10); at a
-    pixel the highest alpha decides, and a pixel whose highest is below `threshold` is background (eq. 11). The released
-    code of S2C has no such threshold: 0 does as it does.
+    Every mask of a class c has the confidence ``alpha = stability x mean of A^c over the mask`` (eq. 9 and 10), where
+    the stability is a map: how sure the segmenter is of each pixel, 0.5 to 1 inside the mask. At a pixel the highest
+    alpha decides, and a pixel whose highest is below `threshold` is background (eq. 11). The released code of S2C has
+    no such threshold: 0 does as it does.
     """
 
     threshold: float = 0.5
@@ -50,6 +51,8 @@ class ConfidenceLabeler:
     by_stability: bool = True
     by_activation: bool = True
     """Factors of alpha, 1 where left out, as in the ablation of the paper's Table 2."""
+    by_logits: bool = False
+    """Whether the stability is the logit of a pixel instead of its probability, as in the released code."""
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
         """Label the image that the masks are of."""
@@ -58,14 +61,26 @@ class ConfidenceLabeler:
         active = np.asarray(
             [maps[c][mask].mean() if mask.any() else 0 for c, mask in zip(class_ids, inside, strict=True)], np.float32
         )
-        stable = masks.stability if self.by_stability else np.ones(len(masks), np.float32)
         active = active if self.by_activation else np.ones(len(masks), np.float32)
-        alpha = inside * (stable * active)[:, None, None]
+        alpha = inside * active[:, None, None]
+        if self.by_stability:
+            alpha *= stability_map(masks, logits=self.by_logits)
         owner, highest = highest_wins(alpha), alpha.max(axis=0, initial=0).astype(np.float32)
         sure = (owner != NO_MASK) & (highest >= self.threshold)
         values = np.zeros(owner.shape, np.uint8)
         values[sure] = class_ids[owner[sure]] + 1
-        return LabelMap(values, np.where(sure, highest, 1 - highest), (BACKGROUND, *activation.classes))
+        confidence = np.minimum(highest, 1)
+        return LabelMap(values, np.where(sure, confidence, 1 - confidence), (BACKGROUND, *activation.classes))
+
+
+def stability_map(masks: Masks, *, logits: bool = False) -> Float32Array:
+    """(M, H, W) the probability of every pixel of masks, 0..1, or its logit; that of `FULL` is one step less."""
+    probability = masks.scores.astype(np.float32) / np.float32(FULL)
+    if not logits:
+        return probability
+    inner = np.clip(probability, 1 / FULL, 1 - 1 / FULL)
+    found: Float32Array = np.log(inner / (1 - inner))
+    return found
 
 
 @dataclass(frozen=True)

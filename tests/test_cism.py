@@ -135,8 +135,8 @@ def test_labels_of_a_pair_never_overlap_and_add_up(pairs):
 def test_pair_losses_by_hand():
     labels = pair_labels(Q, R)
     zero = torch.zeros(1, 3)
-    assert common_semantic_loss(zero, zero, labels.common).item() == pytest.approx(math.log(2))
-    assert non_common_semantic_loss(zero, zero, labels).item() == pytest.approx(2 * math.log(2))
+    assert common_semantic_loss(zero, zero, labels.common).item() == pytest.approx(3 * math.log(2))
+    assert non_common_semantic_loss(zero, zero, labels).item() == pytest.approx(6 * math.log(2))
     sure = 40 * (2 * labels.common - 1)
     assert common_semantic_loss(sure / 2, sure / 2, labels.common).item() == pytest.approx(0, abs=1e-6)
 

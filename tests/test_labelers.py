@@ -88,7 +88,8 @@ def test_a_mask_that_answers_nothing_asked_is_an_error() -> None:
 
 def test_confidence_is_stability_times_mean_activation() -> None:
     # alpha: 0.75 x 0.8 = 0.6 for the slide, 1 x 0.7 for the quarry; they share the pixels 1 and 2
-    masks = masks_of(columns(0, 3), columns(1, 4), stability=[0.75, 1])
+    masks = masks_of(columns(0, 3), columns(1, 4))
+    masks.scores[0][masks.scores[0] > 0] = round(0.75 * 254)
     maps = activation([[0.8, 0.8, 0.8, 0]], [[0, 0.7, 0.7, 0.7]])
     labels = ConfidenceLabeler(threshold=0.5)(masks, prompts_of(0, 1), maps)
     assert labels.values.tolist() == [[1, 2, 2, 2]]

@@ -91,6 +91,8 @@ def test_detached_prototypes_are_constants():
 
 # CPM
 
+ALL = torch.tensor([True])
+
 
 def test_maps_are_scaled_by_their_maximum_and_gated_by_the_label():
     maps = torch.tensor([[[[2.0, -1], [1, 0]], [[3, 3], [3, 3]], [[-1, -2], [-3, -4]]]])
@@ -107,22 +109,42 @@ def test_the_background_is_what_the_strongest_class_leaves():
 def test_a_perfect_map_has_the_floor_of_its_cross_entropy():
     maps = torch.tensor([[[[1.0, 0.0]]]])
     target = torch.tensor([[[1, 0]]])
-    assert prompted_mask_loss(maps, target).item() == pytest.approx(0.3133, abs=1e-4)
+    assert prompted_mask_loss(maps, target, ALL).item() == pytest.approx(0.3133, abs=1e-4)
     many = torch.zeros(1, 20, 1, 1)
     many[:, 3] = 1
-    assert prompted_mask_loss(many, torch.tensor([[[4]]])).item() == pytest.approx(math.log(1 + 20 / math.e), abs=1e-4)
+    assert prompted_mask_loss(many, torch.tensor([[[4]]]), ALL).item() == pytest.approx(
+        math.log(1 + 20 / math.e), abs=1e-4
+    )
 
 
 def test_ignored_pixels_and_a_background_left_out():
     maps = torch.tensor([[[[0.9, 0.2, 0.4]]]])
-    only = prompted_mask_loss(maps[..., :1], torch.tensor([[[1]]]))
-    torch.testing.assert_close(prompted_mask_loss(maps, torch.tensor([[[1, 255, 255]]])), only)
-    torch.testing.assert_close(prompted_mask_loss(maps, torch.tensor([[[1, 0, 0]]]), background=False), only)
-    assert prompted_mask_loss(maps, torch.full((1, 1, 3), 255)).item() == 0
+    only = prompted_mask_loss(maps[..., :1], torch.tensor([[[1]]]), ALL)
+    torch.testing.assert_close(prompted_mask_loss(maps, torch.tensor([[[1, 255, 255]]]), ALL), only)
+    apart = prompted_mask_loss(maps, torch.tensor([[[1, 0, 255]]]), ALL, background=False)
+    assert apart.item() == pytest.approx((0.1 + 0.2) / 2)
+    assert prompted_mask_loss(maps, torch.full((1, 1, 3), 255), ALL).item() == 0
+
+
+def test_chips_that_show_nothing_dilute_no_mask_loss():
+    torch.manual_seed(0)
+    maps, target = torch.rand(1, 1, 4, 4, requires_grad=True), torch.randint(0, 2, (1, 4, 4))
+    prompted_mask_loss(maps, target, ALL).backward()
+    beside = torch.cat([maps.detach(), torch.zeros(4, 1, 4, 4)]).requires_grad_()
+    shows = torch.tensor([True, False, False, False, False])
+    prompted_mask_loss(beside, torch.cat([target, torch.zeros(4, 4, 4).long()]), shows).backward()
+    torch.testing.assert_close(beside.grad[:1], maps.grad)
+    assert prompted_mask_loss(maps, target, torch.tensor([False])).item() == 0
+
+
+def test_without_background_both_sides_of_a_mask_teach():
+    maps = torch.full((1, 1, 1, 2), 0.5, requires_grad=True)
+    prompted_mask_loss(maps, torch.tensor([[[1, 0]]]), ALL, background=False).backward()
+    assert maps.grad.flatten().tolist() == pytest.approx([-0.5, 0.5])
 
 
 def test_the_mask_loss_has_the_gradient_of_its_values():
     torch.manual_seed(0)
     raw = torch.rand(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([[[0, 1, 2, 255]] * 4])
-    assert gradcheck(lambda x: prompted_mask_loss(normalised(x), target), (raw,))
+    assert gradcheck(lambda x: prompted_mask_loss(normalised(x), target, ALL), (raw,))

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.special import expit
 from torch import nn
 
@@ -29,11 +30,13 @@ from geolabel.models.checkpoint import load_own, read_info
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.models.nets.trunk import IMAGENET_MEAN, load_trunk
+from geolabel.models.nets.wideresnet import WideResNet38
 from geolabel.prompters import GridPrompter, PeakPrompter
 from geolabel.testing import FakeSegmenter
 from geolabel.tiles import mirrored
 from geolabel.training import localizers
 from geolabel.training.cism import CismLosses, CismObjective, CismTerms, partner
+from geolabel.training.first_weights import load_backbone
 from geolabel.training.fit import Schedule
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, fit_bias, raw_maps
 from geolabel.training.localizers import FILE, LocalizerRequest
@@ -249,7 +252,7 @@ def test_cism_learns_from_pairs_with_every_part():
 
 def test_cism_s_parts_can_be_left_out():
     data = chips()
-    terms = CismTerms(enhancement=False, secondary=False, common=False, generated=False, eta=0.0)
+    terms = CismTerms(prototypes=False, enhancement=False, secondary=False, common=False, generated=False, eta=0.0)
     module = CismLosses(tiny(), data.names, terms)
     batch = CismObjective(module, data, data, LEARNING, terms).batch(0)
     assert (batch["gates"] == 1).all()
@@ -257,10 +260,72 @@ def test_cism_s_parts_can_be_left_out():
     np.testing.assert_array_equal(batch["labels"], data.labels[batch["index"][:, 0]])
 
 
+def _gradients(module: CismLosses, name: str, **batch: torch.Tensor) -> dict[str, float]:
+    module.zero_grad()
+    module(**batch)[name].backward()
+    return {n: float(p.grad.abs().max()) for n, p in module.named_parameters() if p.grad is not None}
+
+
+def test_one_class_beside_other_ground_has_something_to_compare():
+    data, terms = chips(classes=1), CismTerms()
+    module = CismLosses(tiny(1), data.names, terms)
+    batch = CismObjective(module, data, data, LEARNING, terms).batch(0)
+    secondary = _gradients(module, "secondary", **batch)
+    assert secondary["secondary"] > 0  # SLSC
+    assert secondary["project.weight"] > 0  # PV
+    assert secondary["spatial.weight"] > 0  # PIE
+    assert secondary["network.head.weight"] > 0
+    assert _gradients(module, "common", **batch)["semantic.weight"] > 0  # CSM
+    alone = replace(terms, other=False)
+    void = CismLosses(tiny(1), data.names, alone)
+    assert not any(_gradients(void, "secondary", **batch).values())
+
+
+def test_prototypes_and_their_enhancement_teach_without_the_secondary_classification():
+    data, terms = chips(), CismTerms(secondary=False, common=False, non_common=False, generated=False)
+    module = CismLosses(tiny(), data.names, terms)
+    batch = CismObjective(module, data, data, LEARNING, terms).batch(0)
+    assert _gradients(module, "prototypes", **batch)["spatial.weight"] > 0
+    plain = CismLosses(tiny(), data.names, replace(terms, enhancement=False))
+    plain.load_state_dict(module.state_dict())
+    assert module(**batch)["prototypes"].item() != pytest.approx(plain(**batch)["prototypes"].item(), abs=1e-6)
+
+
+def test_the_map_that_is_kept_is_that_of_the_second_classifier():
+    data, terms = chips(classes=1), CismTerms()
+    module = CismLosses(tiny(1), data.names, terms).eval()
+    images = torch.randn(1, 3, 64, 64)
+    weight = module.secondary * module.typical
+    features = module.project(module.network.features(images)).sigmoid()
+    expected = torch.einsum("d,ndhw->nhw", weight[0] - weight[1], features)[:, None]
+    torch.testing.assert_close(module.localizer(images), expected)
+    none = CismTerms(prototypes=False, enhancement=False, secondary=False)
+    plain = CismLosses(tiny(1), data.names, none)
+    assert plain.localizer is plain.network
+
+
+def test_the_affinity_of_the_baseline_learns():
+    data = chips()
+    terms = CismTerms(False, False, 0.0, False, False, False, False, affinity=True)
+    module = CismLosses(tiny(), data.names, terms)
+    batch = CismObjective(module, data, data, LEARNING, terms).batch(0)
+    assert set(module(**batch)) == {"classification", "affinity"}
+    found = _gradients(module, "affinity", **batch)
+    assert all(found[f"affinity.{part}.weight"] > 0 for part in ("query", "key", "value"))
+
+
+def test_cpm_begins_in_a_training_of_one_epoch():
+    request = LocalizerRequest("s2c", epochs=1)
+    numbers = request.numbers
+    assert request._timed(numbers).s2c.prompted_from == 1 / numbers.epochs
+    assert LocalizerRequest("s2c", epochs=50)._timed(numbers).s2c.prompted_from == 1
+
+
 def test_what_is_void_or_lonely_is_said(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING, "geolabel")
     data = ChipList(("red",), [chip(k, shows=(k == 0,)) for k in range(4)])
-    CismObjective(CismLosses(tiny(1), data.names, CismTerms()), data, data, LEARNING, CismTerms(common=False))
+    terms = CismTerms(common=False, other=False)
+    CismObjective(CismLosses(tiny(1), data.names, terms), data, data, LEARNING, terms)
     assert "with one class" in caplog.text
     assert "'red' is shown by 1 chip: it never has a partner" in caplog.text
     assert "made maps worse" in caplog.text
@@ -374,8 +439,66 @@ def test_a_training_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
     assert (info.mean, info.stride) == (IMAGENET_MEAN, 8)
     for name, tensor in load_trunk("lite0").items():
         torch.testing.assert_close(network.trunk.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
-    with pytest.raises(OptionError, match="backbone resnet18 is that of a network with init none: init is imagenet"):
-        train(chips(8), tmp_path, replace(request, backbone="resnet18"), networks=networks)
+
+
+def _saved(path: Path, state: dict[str, torch.Tensor], *, pickled: bool) -> Path:
+    torch.save(state, path) if pickled else save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+def test_a_backbone_begins_with_the_weights_of_a_file(pickled: bool, tmp_path: Path):
+    timm = pytest.importorskip("timm")
+    whole = timm.create_model("resnet10t", pretrained=False)
+    path = _saved(tmp_path / "weights", whole.state_dict(), pickled=pickled)
+    request = LocalizerRequest(backbone="resnet10t", init_weights=path)
+    found = localizers._start(request, request.numbers, chips(4))
+    for name, tensor in found.network.trunk.state_dict().items():
+        torch.testing.assert_close(tensor, whole.state_dict()[name])
+    assert found.info.mean == localizers.TIMM[0]
+    other = replace(request, backbone="resnet14t")
+    with pytest.raises(WeightsError, match=r"does not hold resnet14t: .* missing or of another shape"):
+        localizers._start(other, other.numbers, chips(4))
+
+
+def test_the_published_wrn38_is_loaded_by_its_own_names(tmp_path: Path):
+    trunk = WideResNet38(shrink=16)
+    part = {"norm1": "bn_branch2a", "conv1": "conv_branch2a", "norm2": "bn_branch2b1", "conv2": "conv_branch2b1"}
+    part |= {"norms.0": "bn_branch2a", "norms.1": "bn_branch2b1", "norms.2": "bn_branch2b2", "skip": "conv_branch1"}
+    part |= {"convs.0": "conv_branch2a", "convs.1": "conv_branch2b1", "convs.2": "conv_branch2b2"}
+    counts = {2: 3, 3: 3, 4: 6, 5: 3, 6: 1, 7: 1}
+    blocks = [f"b{stage}" + (f"_{k}" if k else "") for stage, count in counts.items() for k in range(count)]
+    published = {"fc1000.weight": torch.zeros(1)}
+    for name, tensor in trunk.state_dict().items():
+        if name.startswith("blocks."):
+            _, number, *layer, end = name.split(".")
+            name = f"{blocks[int(number)]}.{part['.'.join(layer)]}.{end}"
+        name = name.replace("stem.", "conv1a.").replace("norm.", "bn7.") if name[0] in "sn" else name
+        published[name] = tensor.clone()
+    path = _saved(tmp_path / "wrn.pth", published, pickled=True)
+    fresh = WideResNet38(shrink=16)
+    load_backbone(fresh, "wrn38", path)
+    for name, tensor in trunk.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"preset": "paper"}, "ImageNet weights do not ship, give their file with --init-weights .*resnet50"),
+        ({"preset": "paper", "method": "s2c"}, "published state dict of ResNet-38d"),
+        ({"preset": "paper", "init": "bundled"}, "trains resnet50, and --init bundled is another network"),
+        ({"preset": "paper", "init": "resnet18.a1_in1k"}, "--preset paper trains resnet50, and --init names resnet18"),
+        ({"init": "bundled", "backbone": "resnet18"}, "with init none or imagenet: init is bundled"),
+        ({"init": "none", "init_weights": Path("a.pth")}, "is for --init imagenet, and init is none"),
+        ({"init_weights": Path("a.pth")}, "begins with EfficientNet-Lite0, whose weights ship"),
+        ({"backbone": "resnet18"}, "--init imagenet of resnet18: its ImageNet weights do not ship"),
+    ],
+)
+def test_first_weights_that_do_not_go_together_are_refused(asked: dict, message: str):
+    request = LocalizerRequest(**asked)
+    with pytest.raises(OptionError, match=message):
+        localizers._start(request, request.numbers, chips(4))
 
 
 def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
@@ -487,7 +610,7 @@ def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(OptionError, match="crops of 100 px"):
         train(chips(), tmp_path, LocalizerRequest(size=100), networks=networks)
     with pytest.raises(WeightsError, match="nonsense cannot start a localizer"):
-        train(chips(), tmp_path, LocalizerRequest(backbone="nonsense"), networks=networks)
+        train(chips(), tmp_path, LocalizerRequest(init="none", backbone="nonsense"), networks=networks)
     with pytest.raises(WeightsError, match=r"gone\.safetensors does not exist"):
         train(chips(), tmp_path, LocalizerRequest(init="gone.safetensors"), networks=networks)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
@@ -508,7 +631,7 @@ def test_a_disk_that_fills_while_a_state_is_saved_is_named(tmp_path: Path):
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path):
     data, networks = chips(8), Networks(device="cpu")
-    train(data, tmp_path, LocalizerRequest(), preset=small("cam"), networks=networks)
+    train(data, tmp_path, LocalizerRequest(init="none"), preset=small("cam"), networks=networks)
     numbers = small("cam", features=16)
     with pytest.raises(WeightsError, match="the state of another training"):
         train(data, tmp_path, LocalizerRequest(), preset=numbers, networks=networks, resume=True)

@@ -81,15 +81,21 @@ S2C: dict[str, S2cTerms] = {
 }
 """Rows of S2C's Tables 1 and 2."""
 
-_BASE = CismTerms(enhancement=False, secondary=False, common=False, non_common=False, generated=False)
-_LOSSES = replace(_BASE, enhancement=True, secondary=True)
+_PLAIN = CismTerms(
+    prototypes=False, enhancement=False, secondary=False, common=False, non_common=False, generated=False
+)
+_BASE = replace(_PLAIN, affinity=True)
+_VECTORS = replace(_PLAIN, prototypes=True)
+_ENHANCED = replace(_VECTORS, enhancement=True)
+_LOSSES = replace(_ENHANCED, secondary=True)
 _PAIRS = replace(_LOSSES, common=True, non_common=True)
 _ALL = CismTerms()
 
 CISM: dict[str, CismTerms] = {
     "baseline": _BASE,
-    "PV": replace(_BASE, secondary=True),
-    "PV and PIE": _LOSSES,
+    "without affinity": _PLAIN,
+    "PV": _VECTORS,
+    "PV and PIE": _ENHANCED,
     "without SLSC": replace(_PAIRS, secondary=False),
     "with SLSC": _PAIRS,
     "SLSC and MCSG": _ALL,
@@ -99,7 +105,8 @@ CISM: dict[str, CismTerms] = {
 }
 """Rows of CISM's Tables 4 to 8, those of two tables once. Eta is 0.3 unless the row names another.
 
-Prototypes (PV, PIE) act on the map through the secondary classification alone, so their rows have it."""
+The baseline is CIAN, whose affinity CISM does without. PV and PIE are without SLSC: their class vectors are classified
+as the image is."""
 
 PAPER: dict[StudyName, dict[str, float]] = {
     "threshold": {},
@@ -152,7 +159,7 @@ class Study:
     """Pixels a side of the crops that trainings see; None for the preset's."""
     points_per_side: int | None = None
     """Points of the grid that S2C's segments come from; None for the preset's."""
-    init: str = "none"
+    init: str = "imagenet"
     """Initial weights of each training; see `geolabel.training.localizers.LocalizerRequest`."""
     seeds: int = 1
     """How often each row is trained."""

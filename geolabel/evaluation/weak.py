@@ -306,7 +306,7 @@ class WeakBench:
                 )
             source = read_painted(out)
         out = self.student_folder(name, seed)
-        model = presets.BUNDLED if self.init == "bundled" else "resunet"
+        model = self.init if self.init in (presets.BUNDLED, presets.IMAGENET) else "resunet"
         request = students.StudentRequest(model, epochs=self.epochs, seed=seed)
         sizes = SIZES[self.preset].student
         train(source, out, request, networks=self.networks, preset=sizes, resume=True)

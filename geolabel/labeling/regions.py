@@ -27,8 +27,8 @@ from geolabel.errors import ChipError, OutputError
 from geolabel.folders import check_folder, promise, written_elsewhere
 from geolabel.io.store import Store
 from geolabel.labelers import paint, passes_gate
-from geolabel.labels import LabelMap, smallest_wins
-from geolabel.masks import FeaturedMasks, Filters
+from geolabel.labels import LabelMap, highest_wins, smallest_wins
+from geolabel.masks import FeaturedMasks, Filters, Masks
 from geolabel.mosaic import NO_MASK
 from geolabel.outputs import saving
 from geolabel.parts import EverythingRecipe, Recipe, Segmenter, SegmenterRecipe
@@ -227,6 +227,7 @@ def segment_maps(
     *,
     filters: Filters,
     points_per_side: int = 32,
+    smallest: bool = True,
     progress: Progress,
 ) -> SegmentMaps:
     """Segment every chip, but those that are in the folder already.
@@ -237,6 +238,8 @@ def segment_maps(
         Of the segmenter.
     folder
         Maps are kept below it in a folder that is named after the segmenter and the settings.
+    smallest
+        Whether the smallest segment that covers a pixel owns it; otherwise the one of the highest predicted IoU.
 
     Raises
     ------
@@ -244,6 +247,7 @@ def segment_maps(
         If a map cannot be written.
     """
     settings = {"sha256": recipe.sha256, "points": points_per_side, **asdict(filters)}
+    settings |= {} if smallest else {"order": "predicted IoU"}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     maps = SegmentMaps(folder / key, chips)
     maps.folder.mkdir(parents=True, exist_ok=True)
@@ -254,7 +258,7 @@ def segment_maps(
         executors.check_seen(maps.folder / SETTINGS)
     promise(maps.path(k) for k in missing)
     asked = recipe.everything(filters)
-    work = Work(_Everything(maps, asked, GridPrompter(points_per_side)), Effort(), progress)
+    work = Work(_Everything(maps, asked, GridPrompter(points_per_side), smallest), Effort(), progress)
     for _ in work.each(SEGMENTS, missing, networks=[asked]) if missing else ():
         pass
     return maps
@@ -267,13 +271,14 @@ class _Everything:
     maps: SegmentMaps
     segmenter: EverythingRecipe
     prompter: GridPrompter
+    smallest: bool
 
 
 def _segments(run: _Everything, index: int) -> None:
     """Segment a chip and write its map."""
     rgb = run.maps.chips.rgb(index)
     with worker.networks([run.segmenter], None):
-        numbers = segment_everything(rgb, worker.segmenter(run.segmenter), run.prompter)
+        numbers = segment_everything(rgb, worker.segmenter(run.segmenter), run.prompter, run.smallest)
     with written_elsewhere(run.maps.folder):
         _write(run.maps.path(index), numbers)
 
@@ -285,7 +290,9 @@ def _where_segmented(run: _Everything, index: int) -> str:
 SEGMENTS = Pass("segments", _segments, None, _where_segmented)
 
 
-def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridPrompter) -> Int32Array:
+def segment_everything(
+    rgb: UInt8Array, segmenter: Segmenter, prompter: GridPrompter, smallest: bool = True
+) -> Int32Array:
     """(H, W) numbers of the segments of an image, from 1; in tiles where it is larger than the segmenter's window."""
     numbers = np.zeros(rgb.shape[:2], np.int32)
     height, width = rgb.shape[:2]
@@ -293,10 +300,15 @@ def segment_everything(rgb: UInt8Array, segmenter: Segmenter, prompter: GridProm
     for index, tile in enumerate(tiles):
         part = rgb[tile.slices]
         (masks,) = segmenter([part], [prompter.over(*part.shape[:2])])
-        owner, core = smallest_wins(masks.binary), tiles.core(index)
+        owner = smallest_wins(masks.binary) if smallest else _surest_wins(masks)
+        core = tiles.core(index)
         own = owner[core.within(tile)]
         numbers[core.slices] = np.where(own >= 0, own + 1 + numbers.max(), 0)
     return numbers
+
+
+def _surest_wins(masks: Masks) -> Int32Array:
+    return highest_wins(masks.binary * (masks.predicted_iou[:, None, None] + np.float32(1e-6)))
 
 
 def _write(path: Path, numbers: Int32Array) -> None:

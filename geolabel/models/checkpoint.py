@@ -270,6 +270,25 @@ def load_official(path: Path, expected: str = "") -> Sam:
     return sam
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a file that anybody made: safetensors, or a pickle of which only tensors are unpickled.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist: give the path of a weights file")
+    if not is_safetensors(path):
+        return official_state(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except DAMAGE as error:
+        raise WeightsError(f"{path} is no whole safetensors file ({error}): fetch it again") from error
+
+
 def official_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of an official file, mapped from disk where its format allows.
 

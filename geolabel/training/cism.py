@@ -10,13 +10,18 @@ together as printed. They are read as follows:
 * Eq. 8 uses one similarity for both images, whose positions differ: each image has its own.
 * Similarities are rescaled to 0..1 per image; a constant one becomes 1.
 * Eq. 14 multiplies the map of a class, the prototype and the features, all of one width D.
-* The weight gamma of eq. 16 is the softmax over classes at each pixel.
+* The weight gamma of eq. 16 is the softmax over classes at each pixel. Without SLSC, which brings that softmax, the
+  class vectors are plain means, classified as the image is: by one sigmoid for each class.
+* The map that is kept is that of the second classifier: its weights on the features, times the mean prototype of the
+  images that show the class, so that the map of a scene depends on no partner.
 
-With one class, the softmax of eq. 21 has one term: that loss is 0, and every image is in the low group of MCSG.
+A softmax over one class says nothing, and images of one class have nothing to compare. So a task with one class gets a
+second one in training, `OTHER`: the ground around the class, which every image shows.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geolabel.chips import Chips
+from geolabel.models.nets.classifier import class_logits
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning
 from geolabel.training.s2c import EPSILON
 from geolabel.training.samples import epoch_indices, generator, take_crop
@@ -39,6 +45,15 @@ logger = logging.getLogger(__name__)
 
 WIDTH = 256
 """D, the width of prototypes."""
+
+OTHER = "other"
+"""The class beside a single one: other ground, which every image shows. It has no map in the trained localizer."""
+
+AFFINITY = 128
+"""Width of the keys and queries of `CrossImageAffinity`."""
+
+_MOMENTUM = 0.02
+"""Share of a step in the running mean of the prototypes."""
 
 _FEW_CLASSES = 3
 """Images with up to so many classes are the low group that samples are generated from."""
@@ -157,7 +172,7 @@ def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> 
 
     Returns
     -------
-    mean over the pairs that have a class in common; 0 where none has
+    sum over the classes, mean over the pairs that have a class in common; 0 where none has
     """
     return _over_pairs(
         functional.binary_cross_entropy_with_logits(logits_q + logits_r, common, reduction="none"), common
@@ -174,7 +189,7 @@ def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: _PairLa
 
     Returns
     -------
-    mean over the pairs that have a class in common; 0 where none has
+    sum over the classes, mean over the pairs that have a class in common; 0 where none has
     """
     each = functional.binary_cross_entropy_with_logits(logits_q, labels.q_only, reduction="none")
     each = each + functional.binary_cross_entropy_with_logits(logits_r, labels.r_only, reduction="none")
@@ -184,7 +199,7 @@ def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: _PairLa
 def _over_pairs(each: Tensor, common: Tensor) -> Tensor:
     # A pair that shares nothing teaches nothing here, and is no reason to fail.
     partners = (common.sum(dim=1) > 0).to(each.dtype)
-    return (each.mean(dim=1) * partners).sum() / partners.sum().clamp(min=1)
+    return (each.sum(dim=1) * partners).sum() / partners.sum().clamp(min=1)
 
 
 # --- multi-category sample generation --------------------------------------------------------------------------------
@@ -227,37 +242,83 @@ def _scaled_crop(image: UInt8Array, height: int, width: int, rng: Generator) -> 
     return scaled[top : top + height, left : left + width]
 
 
+# --- training --------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class CismTerms:
     """Which modules and terms there are, and their numbers; the paper's."""
 
+    prototypes: bool = True
+    """PV: class vectors are features seen through a prototype, and are classified too."""
     enhancement: bool = True
-    """PIE."""
+    """PIE: prototypes hold what the partner shows alike."""
     eta: float = 0.3
     """Share of cells that the gate of the prototypes closes."""
     secondary: bool = True
-    """SLSC."""
+    """SLSC: class vectors are weighted by soft labels and classified by one softmax."""
     common: bool = True
     """CSM."""
     non_common: bool = True
     """NSC."""
     generated: bool = True
     """MCSG."""
+    affinity: bool = False
+    """The cross-image affinity of CIAN, the paper's baseline, which CISM has not."""
+    other: bool = True
+    """Whether a task with one class gets the second class `OTHER` in training."""
     weight: float = 1.0
     """Lambda of eq. 18. The paper learns it; a learned weight without a bound falls to 0."""
 
+    @property
+    def vectors(self) -> bool:
+        """Whether there are class vectors, and with them a second classifier."""
+        return self.prototypes or self.enhancement or self.secondary
+
+
+class CrossImageAffinity(nn.Module):
+    """Features with those of the partner, and of the image itself, where they are alike.
+
+    Source: Fan et al. (2020), "CIAN: Cross-Image Affinity Net for Weakly Supervised Semantic Segmentation". Keys and
+    values are pooled by 2; of the image and its partner the stronger answer counts, element by element.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query, self.key = (nn.Conv2d(channels, AFFINITY, 1) for _ in range(2))
+        self.value = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(2 N, D, h, w) of features of that shape, whose second half are the partners of the first."""
+        partners = torch.cat(features.chunk(2)[::-1])
+        heard = torch.maximum(self._answer(features, features), self._answer(features, partners))
+        found: Tensor = features + heard
+        return found
+
+    def _answer(self, asking: Tensor, asked: Tensor) -> Tensor:
+        pooled = functional.avg_pool2d(asked, 2, ceil_mode=True)
+        query, key, value = (x.flatten(2) for x in (self.query(asking), self.key(pooled), self.value(pooled)))
+        share = (query.transpose(1, 2) @ key / AFFINITY**0.5).softmax(dim=2)
+        answer: Tensor = (value @ share.transpose(1, 2)).reshape(asking.shape)
+        return answer
+
 
 class CismLosses(ChipLosses):
-    """Eq. 18. What is beside the network serves the training alone."""
+    """Eq. 18. What is beside the network serves the training, but for the second classifier; see `localizer`."""
 
     def __init__(self, network: nn.Module, names: Sequence[str], terms: CismTerms, **rest: Any) -> None:
         super().__init__(network, names, **rest)
         inputs, classes = self.network.head.in_channels, self.network.head.out_channels
         self._terms = terms
+        self.other = nn.Conv2d(inputs, 1, 1) if classes == 1 and terms.other else None
+        count = classes + (self.other is not None)
         self.project = nn.Conv2d(inputs, WIDTH, 1)
         self.spatial = nn.Conv2d(WIDTH, WIDTH, 1)
-        self.semantic = nn.Conv2d(WIDTH, classes, 1)
-        self.secondary = nn.Parameter(torch.randn(classes, WIDTH) / WIDTH**0.5)
+        self.semantic = nn.Conv2d(WIDTH, count, 1)
+        self.secondary = nn.Parameter(torch.randn(count, WIDTH) / WIDTH**0.5)
+        self.affinity = CrossImageAffinity(inputs) if terms.affinity else None
+        self.typical: Tensor
+        self.register_buffer("typical", torch.full((count, WIDTH), 0.5))
 
     def losses(self, images: Tensor, labels: Tensor, gates: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Losses of pairs: the first half of the batch, each with its partner in the second.
@@ -271,20 +332,24 @@ class CismLosses(ChipLosses):
             Gamma of eq. 5.
         """
         terms = self._terms
+        if self.other is not None:
+            labels = torch.cat([labels, torch.ones_like(labels[:, :1])], dim=1)
         features = self.network.features(images)
-        maps = self.network.head(features)
-        losses = {"classification": self.classification(maps, labels)}
+        maps = self._maps(features)
+        losses = {"classification": self._summed(class_logits(maps, self._bias), labels)}
+        if self.affinity is not None:
+            heard = self._maps(self.affinity(features))
+            losses["affinity"] = self._summed(class_logits(heard, self._bias), labels)
         projected = self.project(features).sigmoid()  # eq. 1 and 2
         spatial = self.spatial(projected * gates)  # eq. 6
         q, r = spatial.chunk(2)
         similar = torch.cat([rescaled(s) for s in cross_similarity(q, r)])
-        if terms.secondary:
-            prototypes = prototype(projected, gates)
+        if terms.vectors:
+            prototypes = prototype(projected, gates)  # eq. 3 and 4
             if terms.enhancement:
                 prototypes = enhanced(prototypes, torch.cat([r, q]), torch.cat(similar.chunk(2)[::-1]))
-            vectors = class_vectors(projected, class_maps(maps), prototypes, maps.softmax(dim=1))
-            logits = (vectors * self.secondary).sum(dim=2)
-            losses["secondary"] = terms.weight * single_label_loss(logits, labels)
+            self._remember(prototypes, labels)
+            losses |= self._of_vectors(projected, maps, prototypes, labels)
         pairs = pair_labels(*labels.chunk(2))
         if terms.common:
             of_q, of_r = self.semantic(similar * spatial).mean(dim=(2, 3)).chunk(2)
@@ -293,6 +358,55 @@ class CismLosses(ChipLosses):
             of_q, of_r = self.semantic((1 - similar) * spatial).mean(dim=(2, 3)).chunk(2)
             losses["non_common"] = terms.weight * non_common_semantic_loss(of_q, of_r, pairs)
         return losses
+
+    @property
+    def localizer(self) -> Any:
+        """The network with the maps of the second classifier, if there is one: a copy, with a bias of 0."""
+        if not self._terms.vectors:
+            return super().localizer
+        network: Any = copy.deepcopy(self.network)
+        classes = network.head.out_channels
+        weight = (self.secondary * self.typical).detach()
+        if self.other is not None:  # what tells the class from other ground
+            weight = weight[:1] - weight[1:]
+        network.projected = WIDTH
+        network.projection = nn.Sequential(copy.deepcopy(self.project), nn.Sigmoid())
+        network.head = nn.Conv2d(WIDTH, classes, 1, bias=False)
+        with torch.no_grad():
+            network.head.weight.copy_(weight[:classes, :, None, None])
+            network.bias.zero_()
+        return network.to(weight.device)
+
+    @property
+    def _bias(self) -> Tensor:
+        bias: Tensor = self.network.bias
+        return bias if self.other is None else torch.cat([bias, bias.new_zeros(1)])
+
+    def _maps(self, features: Tensor) -> Tensor:
+        maps: Tensor = self.network.head(features)
+        return maps if self.other is None else torch.cat([maps, self.other(features)], dim=1)
+
+    def _of_vectors(self, projected: Tensor, maps: Tensor, prototypes: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        terms, active = self._terms, class_maps(maps)
+        soft = maps.softmax(dim=1) if terms.secondary else torch.ones_like(maps)
+        vectors = class_vectors(projected, active, prototypes, soft)
+        logits = (vectors * self.secondary).sum(dim=2)
+        if terms.secondary:
+            return {"secondary": terms.weight * single_label_loss(logits, labels)}
+        return {"prototypes": terms.weight * self._summed(logits, labels)}
+
+    @torch.no_grad()
+    def _remember(self, prototypes: Tensor, labels: Tensor) -> None:
+        if not self.training:
+            return
+        count = labels.sum(dim=0)[:, None]
+        mean = labels.T @ prototypes.float() / count.clamp(min=1)
+        self.typical += _MOMENTUM * (count > 0) * (mean - self.typical)
+
+    @staticmethod
+    def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+        """Binary cross-entropy, summed over the classes as eq. 19 has it, the mean over the images."""
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=1).mean()
 
 
 class CismObjective(ChipObjective):
@@ -337,7 +451,7 @@ class CismObjective(ChipObjective):
 
     def _warn(self) -> None:
         labels = self._learn.labels
-        if labels.shape[1] == 1:
+        if labels.shape[1] == 1 and not self._terms.other:
             logger.warning("with one class, the secondary classification has nothing to distinguish: its loss is 0")
         for name, count in zip(self._learn.classes, labels.sum(axis=0), strict=True):
             if count < 2:

@@ -89,7 +89,7 @@ class DetectorRequest(TrainingRequest[Objects, DetectorPreset]):
         batch = min(numbers.batch, len(learn))
         steps = max(2, math.ceil((self.epochs or numbers.epochs) * len(learn) / batch))
 
-        def describe(figures: Figures, of_test: Figures) -> NetworkInfo:
+        def describe(_: nn.Module, figures: Figures, of_test: Figures) -> NetworkInfo:
             known = {name: value for name, value in (figures | of_test).items() if not math.isnan(value)}
             trained = {"preset": self.preset, "seed": self.seed, "share": self.share, "images": len(learn)}
             return NetworkInfo(
@@ -105,7 +105,7 @@ class DetectorRequest(TrainingRequest[Objects, DetectorPreset]):
             )
 
         return Training(
-            network=network,
+            network=lambda _: network,
             objective=lambda *_: _DetectorObjective(
                 DetectorLosses(network), learn, select, numbers.cropping, batch, self.seed
             ),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import sha256
 from geolabel.models import registry
-from geolabel.models.checkpoint import load_checkpoint
+from geolabel.models.checkpoint import load_checkpoint, read_tensors
+from geolabel.models.nets.classifier import WRN38
 from geolabel.models.nets.trunk import load_trunk
 
 Share = Literal["overall", "backbone", "head"]
@@ -98,6 +99,77 @@ def load_share(
     except ValueError as error:
         raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
     return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
+
+
+_WRN38_STAGES = {2: 3, 3: 3, 4: 6, 5: 3, 6: 1, 7: 1}
+"""Blocks of the stages b2 to b7 of the published WRN-38."""
+
+_WRN38_PARTS = {
+    "bn_branch2a": ("norm1", "norms.0"),
+    "conv_branch2a": ("conv1", "convs.0"),
+    "bn_branch2b1": ("norm2", "norms.1"),
+    "conv_branch2b1": ("conv2", "convs.1"),
+    "bn_branch2b2": ("", "norms.2"),
+    "conv_branch2b2": ("", "convs.2"),
+    "conv_branch1": ("skip", "skip"),
+}
+"""Names of the layers of a block, and ours: in plain blocks, and in bottlenecks."""
+
+
+def published_files(backbone: str) -> str:
+    """Which files hold the ImageNet weights of a backbone, for a message."""
+    if backbone == WRN38:
+        return "the published state dict of ResNet-38d, ilsvrc-cls_rna-a1_cls1000_ep-0001 converted to PyTorch"
+    return f"model.safetensors of timm/{backbone} on the Hugging Face hub, or torchvision's {backbone}-*.pth"
+
+
+def load_backbone(trunk: nn.Module, backbone: str, path: Path) -> None:
+    """Load ImageNet weights of a file into the trunk of a `geolabel.models.nets.classifier.Classifier`.
+
+    Parameters
+    ----------
+    backbone
+        Its name. Files of timm and of torchvision have the names of timm's layers, which it flattens in a trunk; those
+        of WRN-38 have the names of the code that published it.
+    path
+        Safetensors, or a PyTorch file of tensors alone. What the trunk has not, such as the classifier, is left out.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read, or lacks a tensor of the trunk, or has it in another shape.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in read_tensors(path).items()}
+    given = _wrn38_names(state) if backbone == WRN38 else state
+    flat = {name.replace(".", "_"): tensor for name, tensor in given.items()}
+    wanted = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith("num_batches_tracked")}
+    found = {name: flat.get(name.replace(".", "_")) for name in wanted}
+    wrong = [name for name, tensor in found.items() if tensor is None or tensor.shape != wanted[name].shape]
+    if wrong:
+        raise WeightsError(
+            f"{path} does not hold {backbone}: {len(wrong)} of {len(wanted)} tensors are missing or of another shape, "
+            f"such as {wrong[0]}; give {published_files(backbone)}"
+        )
+    trunk.load_state_dict({name: tensor for name, tensor in found.items() if tensor is not None}, strict=False)
+
+
+def _wrn38_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the published WRN-38, by our names; what has another name is left out."""
+    first = 0
+    blocks: dict[str, tuple[int, bool]] = {}
+    for stage, count in _WRN38_STAGES.items():
+        blocks |= {f"b{stage}" + (f"_{k}" if k else ""): (first + k, stage > 5) for k in range(count)}
+        first += count
+    named = {}
+    for name, tensor in state.items():
+        block, _, rest = name.partition(".")
+        part, _, end = rest.partition(".")
+        if block in blocks and part in _WRN38_PARTS:
+            number, bottleneck = blocks[block]
+            named[f"blocks.{number}.{_WRN38_PARTS[part][bottleneck]}.{end}"] = tensor
+        elif block in ("conv1a", "bn7"):
+            named[f"{'stem' if block == 'conv1a' else 'norm'}.{rest}"] = tensor
+    return named
 
 
 def load_imagenet_trunk(network: nn.Module, variant: str) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class ChipLosses(nn.Module):
         """Binary cross-entropy of every class (S2C, eq. 4) of normalised crops (N, 3, S, S) with labels (N, C)."""
         return {"classification": self.classification(self.network(images), labels)}
 
+    @property
+    def localizer(self) -> Any:
+        """The network whose maps count: what is evaluated, and kept after the training."""
+        return self.network
+
     def classification(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Binary cross-entropy of labels (N, C) from raw maps (N, C, h, w)."""
         return functional.binary_cross_entropy_with_logits(class_logits(maps, self.network.bias), labels)
@@ -127,8 +132,8 @@ class ChipObjective:
         """Mean AUC and accuracy over the classes, of image-level labels; the AUC is what weights are selected by."""
         assert isinstance(module, ChipLosses)
         window = self.learning.cropping.size
-        chips = self._select
-        answers = [probabilities(module.network, chips.rgb(k), window, self.learning) for k in range(len(chips))]
+        chips, network = self._select, module.localizer
+        answers = [probabilities(network, chips.rgb(k), window, self.learning) for k in range(len(chips))]
         probability, labels = np.stack(answers), chips.labels
         areas = [area_under_curve(p.astype(np.float64), t) for p, t in zip(probability.T, labels.T, strict=True)]
         finite = [area for area in areas if np.isfinite(area)]

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from geolabel.chips import Chips, ChipSubset, check_learnable, split
 from geolabel.datasets.chips import read_chips
 from geolabel.engine import worker
 from geolabel.engine.tasks import Progress
-from geolabel.errors import OptionError, WeightsError
+from geolabel.errors import OptionError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.io.downloads import offline
 from geolabel.io.foreign import in_words
@@ -25,13 +25,14 @@ from geolabel.models import registry
 from geolabel.models.checkpoint import NetworkInfo, load_own
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import build
-from geolabel.models.nets.classifier import Classifier
+from geolabel.models.nets.classifier import WRN38, Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, load_trunk
 from geolabel.parts import SegmenterRecipe
 from geolabel.prompters import PeakPrompter
 from geolabel.training.bundled import MEAN, STD
 from geolabel.training.cism import CismLosses, CismObjective
+from geolabel.training.first_weights import load_backbone, published_files
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, Segments, activation_constant, fit_bias
 from geolabel.training.presets import LocalizerPreset, Method, PresetName, preset_of
 from geolabel.training.s2c import S2cLosses, S2cObjective, Targets, prompted_targets
@@ -63,10 +64,13 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
 
     method: Method = "cam"
     preset: PresetName = "cpu"
-    init: str = "none"
-    """``none``, ``imagenet``, ``bundled``, a localizer's file, or a network of timm whose weights are fetched."""
+    init: str = "imagenet"
+    """``imagenet``, ``bundled``, a localizer's file, a network of timm whose weights are fetched, or ``none``."""
+    init_weights: Path | None = None
+    """File of the ImageNet weights of a backbone whose weights do not ship; see `first_weights.load_backbone`."""
     backbone: str | None = None
-    """Of a network with random first weights."""
+    """Of a network with random first weights, or with those of `init_weights`; None for the preset's, or for the trunk
+    that ships with the preset ``cpu`` and `init` ``imagenet``."""
     segments: Path | None = None
     """Folder of the segment maps of S2C, which trainings of the same chips may share; None for one in the output."""
 
@@ -74,6 +78,11 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
     def numbers(self) -> LocalizerPreset:
         """The preset with what was asked for."""
         return self.applied_to(preset_of(self.method, self.preset))
+
+    def _timed(self, numbers: LocalizerPreset) -> LocalizerPreset:
+        """The preset, its CPM not later in a shorter training than in one of its own length."""
+        share = min(1.0, (self.epochs or numbers.epochs) / numbers.epochs)
+        return replace(numbers, s2c=replace(numbers.s2c, prompted_from=numbers.s2c.prompted_from * share))
 
     def prepare(self, data: str | Path | Chips, numbers: LocalizerPreset, test: str | Path | Chips | None) -> Training:
         """Read and check the chips, and build the network with its first weights."""
@@ -83,7 +92,7 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
         check_learnable(chips)
         learn, select = _split(chips)
         torch.manual_seed(self.seed)
-        network, info, numbers, pretrained = _start(self, numbers, chips)
+        network, info, numbers, pretrained = _start(self, self._timed(numbers), chips)
         learning = Learning(
             cropping=numbers.cropping,
             batch=min(numbers.batch, len(learn)),
@@ -100,14 +109,29 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
             teacher = _Teacher(networks, self.segments or folder / "segments", progress)
             return _objective(self.method, numbers, network, learn, select, learning, teacher)
 
-        def describe(figures: Figures, _: Figures) -> NetworkInfo:
+        def kept(module: Any) -> Any:
+            localizer = module.localizer
+            if localizer is network:
+                return network
+            try:
+                activation_constant(localizer.eval(), learn, learning)
+            except TrainingError as error:
+                log.warning("the map of the second classifier is left out, that of the first is kept: %s", error)
+                return network
+            fit_bias(localizer, learn, learning)  # its own is not that of whole chips
+            return localizer
+
+        def describe(localizer: Any, figures: Figures, _: Figures) -> NetworkInfo:
+            width = getattr(localizer, "projected", None)
+            architecture = info.architecture | ({"projected": width} if width else {})
             trained = {"method": self.method, "preset": self.preset, "init": self.init, "seed": self.seed}
             trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
-            trained["selection"] = figures
-            return replace(info, constant=activation_constant(network, learn, learning), trained=trained)
+            trained |= {"selection": figures, "supervision": "labels of whole images"}
+            constant = activation_constant(localizer, learn, learning)
+            return replace(info, architecture=architecture, constant=constant, trained=trained)
 
         return Training(
-            network=network,
+            network=kept,
             objective=objective,
             schedule=numbers.schedule.lasting(steps, self.minutes),
             inputs=sources_of(chips),
@@ -132,13 +156,15 @@ class _Teacher:
     def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
         """Segments of everything in every chip, which the first term learns from."""
         return segment_maps(learn, self.recipe, self.folder, filters=segmenter_defaults(self.recipe.source).filters,
-                            points_per_side=numbers.points_per_side, progress=self.progress)  # fmt: skip
+                            points_per_side=numbers.points_per_side, smallest=numbers.s2c.smallest,
+                            progress=self.progress)  # fmt: skip
 
     def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
         """Masks of the peaks of a map, which the second term learns from."""
         prompter = PeakPrompter(single=numbers.s2c.single_peak)
         tau = min(numbers.labeler_threshold, segmenter_defaults(self.networks.sam).confidence)
-        labeler = ConfidenceLabeler(tau, numbers.s2c.by_stability, numbers.s2c.by_activation)
+        terms = numbers.s2c
+        labeler = ConfidenceLabeler(tau, terms.by_stability, terms.by_activation, terms.by_logits)
         return prompted_targets(prompter, worker.segmenter(self.recipe), labeler, classes)
 
 
@@ -174,59 +200,142 @@ def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     return everything, everything
 
 
-def _start(
-    request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips
-) -> tuple[Any, NetworkInfo, LocalizerPreset, bool]:
-    """A network to train, its description, the numbers of its training, and whether it knows the classes."""
-    count = len(chips.classes)
-    if request.backbone is not None and request.init != "none":
-        raise OptionError(f"backbone {request.backbone} is that of a network with init none: init is {request.init}")
-    if request.init == "imagenet":
-        lite = build(_IMAGENET_PYRAMID | {"classes": count})
-        assert isinstance(lite, PyramidLocalizer)
-        lite.trunk.load_state_dict(load_trunk(_IMAGENET_PYRAMID["trunk"]))
-        known = _known(request, numbers, chips)
-        described = _IMAGENET_PYRAMID | {"classes": count}
-        info = NetworkInfo(architecture=described, stride=lite.stride, mean=IMAGENET_MEAN, std=IMAGENET_STD, **known)
-        return lite, info, numbers, False
+class _Start(NamedTuple):
+    """A network with its first weights."""
+
+    network: Any
+    info: NetworkInfo
+    numbers: LocalizerPreset
+    """Of its training."""
+    pretrained: bool
+    """Whether it knows the classes."""
+
+
+def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:
+    """Build the network that is asked for, with its first weights."""
+    _check_together(request, numbers)
+    if request.init == "imagenet" and _own_backbone(request, numbers) is None:
+        return _shipped_trunk(request, numbers, chips)
     if request.init == "bundled" or Path(request.init).is_file():
-        path = registry.fetch(registry.lookup("bundled", "localizer")[0])
-        network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")
-        network.requires_grad_(True)
-        architecture = info.architecture | {"classes": count}
-        if info.classes != chips.classes:
-            fresh = build(architecture)
-            kept = {name: t for name, t in network.state_dict().items() if not name.startswith(("head.", "bias"))}
-            fresh.load_state_dict(kept, strict=False)
-            network = fresh
-        pretrained = info.classes == chips.classes
-        numbers = numbers.for_pretrained(info.zoom) if pretrained else numbers
-        known = _known(request, numbers, chips)
-        return network, replace(info, architecture=architecture, **known), numbers, pretrained
+        return _own_file(request, numbers, chips)
+    return _any_backbone(request, numbers, chips)
+
+
+def _own_backbone(request: LocalizerRequest, numbers: LocalizerPreset) -> str | None:
+    """The backbone that a name or a published preset asks for; None where the trunk that ships will do."""
+    return request.backbone or (numbers.backbone if request.preset != "cpu" else None)
+
+
+def _check_together(request: LocalizerRequest, numbers: LocalizerPreset) -> None:
+    """Refuse options that contradict each other.
+
+    Raises
+    ------
+    OptionError
+        If one would be ignored.
+    """
+    init, backbone = request.init, _own_backbone(request, numbers)
+    known = init == "bundled" or Path(init).is_file()
+    if request.init_weights is not None and init != "imagenet":
+        raise OptionError(
+            f"--init-weights {request.init_weights} is for --init imagenet, and init is {init}: leave one of them out"
+        )
+    if request.backbone is not None and init not in ("none", "imagenet"):
+        raise OptionError(
+            f"backbone {request.backbone} is that of a network with init none or imagenet: init is {init}"
+        )
+    if init == "bundled" and request.preset != "cpu":
+        raise OptionError(
+            f"--preset {request.preset} trains {numbers.backbone}, and --init bundled is another network: give --init "
+            "imagenet --init-weights FILE, --init none, or --preset cpu"
+        )
+    if (
+        request.preset != "cpu"
+        and init not in ("none", "imagenet")
+        and not known
+        and init.partition(".")[0] != backbone
+    ):
+        raise OptionError(
+            f"--preset {request.preset} trains {backbone}, and --init names {init}: give weights of {backbone}, or "
+            "--preset cpu"
+        )
+    if init == "imagenet" and backbone is None and request.init_weights is not None:
+        raise OptionError(
+            f"--init-weights {request.init_weights}: without a --backbone, --init imagenet begins with "
+            "EfficientNet-Lite0, whose weights ship; leave it out, or name its backbone"
+        )
+    if init == "imagenet" and backbone is not None and request.init_weights is None:
+        raise OptionError(
+            f"--init imagenet of {backbone}: its ImageNet weights do not ship, give their file with --init-weights "
+            f"({published_files(backbone)}); or begin with --init none"
+        )
+
+
+def _shipped_trunk(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:
+    described = _IMAGENET_PYRAMID | {"classes": len(chips.classes)}
+    network = build(described)
+    assert isinstance(network, PyramidLocalizer)
+    network.trunk.load_state_dict(load_trunk(_IMAGENET_PYRAMID["trunk"]))
+    known = _known(request, numbers, chips)
+    info = NetworkInfo(architecture=described, stride=network.stride, mean=IMAGENET_MEAN, std=IMAGENET_STD, **known)
+    return _Start(network, info, numbers, pretrained=False)
+
+
+def _own_file(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:
+    path = registry.fetch(registry.lookup("bundled", "localizer")[0])
+    network, info = load_own(path if request.init == "bundled" else Path(request.init), "localizer")
+    if request.preset != "cpu" and info.architecture.get("backbone") != numbers.backbone:
+        held = info.architecture.get("backbone") or info.architecture.get("name")
+        raise OptionError(
+            f"--preset {request.preset} trains {numbers.backbone}, and {request.init} holds {held}: give --preset cpu"
+        )
+    if request.method == "cism" and info.architecture.get("projected"):
+        raise OptionError(
+            f"{request.init} holds the second classifier of CISM, which no other can be put upon: begin with a file of "
+            "--method cam"
+        )
+    network.requires_grad_(True)
+    architecture = info.architecture | {"classes": len(chips.classes)}
+    pretrained = info.classes == chips.classes
+    if not pretrained:
+        fresh = build(architecture)
+        kept = {name: t for name, t in network.state_dict().items() if not name.startswith(("head.", "bias"))}
+        fresh.load_state_dict(kept, strict=False)
+        network = fresh
+    numbers = numbers.for_pretrained(info.zoom) if pretrained else numbers
+    described = replace(info, architecture=architecture, **_known(request, numbers, chips))
+    return _Start(network, described, numbers, pretrained)
+
+
+def _any_backbone(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:
+    """A backbone by name: with random weights, those of a file, or those that timm fetches."""
     if Path(request.init).suffix == ".safetensors":
         raise WeightsError(
             f"{request.init} does not exist: give a localizer's file, bundled, imagenet, none or a network of timm"
         )
-    pretrained = request.init != "none"
-    if pretrained and offline():
+    fetched = request.init not in ("none", "imagenet")
+    if fetched and offline():
         raise WeightsError(
             f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init imagenet, bundled, none or a file"
         )
-    backbone = request.init if pretrained else request.backbone or numbers.backbone
-    stride = 8 if backbone == "wrn38" else numbers.output_stride
-    architecture = {"backbone": backbone, "classes": count, "output_stride": stride, "features": numbers.features}
-    mean, std = TIMM if pretrained else (MEAN, STD)
+    backbone = request.init if fetched else request.backbone or numbers.backbone
+    stride = 8 if backbone == WRN38 else numbers.output_stride
+    architecture: dict[str, Any] = {"backbone": backbone, "classes": len(chips.classes), "output_stride": stride,
+                    "features": numbers.features}  # fmt: skip
     try:
-        classifier = Classifier(**architecture, pretrained=pretrained)
+        classifier = Classifier(**architecture, pretrained=fetched)
     except (ValueError, OSError) as error:
         raise WeightsError(
             f"{backbone} cannot start a localizer ({in_words(error)}): give none, bundled, a file of geolabel, or a "
             "convolutional network of timm"
         ) from error
-    described = {"name": "classifier", **architecture}
+    if request.init_weights is not None:
+        load_backbone(classifier.trunk, backbone, request.init_weights)
+    mean, std = (MEAN, STD) if request.init == "none" else TIMM
     known = _known(request, numbers, chips)
+    described = {"name": "classifier", **architecture}
     info = NetworkInfo(architecture=described, stride=classifier.stride, mean=mean, std=std, **known)
-    return classifier, info, numbers, False
+    return _Start(classifier, info, numbers, pretrained=False)
 
 
 def _known(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> dict[str, Any]:

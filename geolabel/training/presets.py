@@ -143,7 +143,7 @@ _CPU = LocalizerPreset(
     schedule=_ADAMW,
     pretrained_rate=1e-4,
     pretrained_spread=1.4,
-    s2c=replace(_S2C, pixels=2048, scales=(1.0,)),
+    s2c=replace(_S2C, pixels=4096, scales=(1.0,)),
     cism=_CISM,
     points_per_side=12,
 )
@@ -162,7 +162,7 @@ LOCALIZERS: dict[tuple[Method, PresetName], LocalizerPreset] = {
         _S2C_PAPER,
         epochs=40,
         schedule=replace(_SGD, rate=0.02, decay=5e-4, momentum=5e-4, fall="poly"),
-        s2c=replace(_S2C, temperature=1.0, prompted_from=2.0),
+        s2c=replace(_S2C, temperature=1.0, prompted_from=2.0, by_logits=True, smallest=False),
         labeler_threshold=0.0,
         frozen_norm=True,
     ),

@@ -7,6 +7,7 @@ Segmentation", CVPR. Numbers of equations are the paper's. Where the paper is si
 
 * Eq. 6 lacks its exponentials and its logarithm; InfoNCE is meant.
 * Prototypes carry no gradient, as in the released code.
+* The stability of a mask is a map in the paper, and the logits in the released code: here the probability of a pixel.
 * A is max-normalised to 0..1 and goes into the cross-entropy of eq. 13 as it is, so that loss has a floor above 0:
   ``log(1 + C / e)`` for C classes that are not the target.
 """
@@ -111,7 +112,7 @@ def with_background(maps: Tensor) -> Tensor:
     return torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
 
 
-def prompted_mask_loss(maps: Tensor, target: Tensor, *, background: bool = True) -> Tensor:
+def prompted_mask_loss(maps: Tensor, target: Tensor, shows: Tensor, *, background: bool = True) -> Tensor:
     """CPM (eq. 13): cross-entropy of the maps, with a background channel, and what prompted masks say.
 
     Parameters
@@ -120,18 +121,27 @@ def prompted_mask_loss(maps: Tensor, target: Tensor, *, background: bool = True)
         0..1; enlarged to the target's size, bilinearly.
     target : (N, H, W)
         0 background, c + 1 the class c, 255 ignored.
+    shows : (N,)
+        Which images show a class. The others have no map, and nothing to learn here.
     background
-        False leaves the background out of the loss, as the paper's ablation does.
+        False compares each map with the mask of its class alone, by their absolute difference, as the paper's ablation
+        does.
 
     Returns
     -------
-    mean over the pixels that are not ignored; 0 where all are
+    mean over the pixels of these images that are not ignored; 0 where there is none
     """
-    if not background:
-        target = torch.where(target == 0, IGNORE, target)
+    maps, target = maps[shows], target[shows]
+    if not len(maps):
+        return maps.sum() * 0
+    known = target != IGNORE
     enlarged = functional.interpolate(maps, target.shape[-2:], mode="bilinear", align_corners=False)
-    total = functional.cross_entropy(with_background(enlarged), target, ignore_index=IGNORE, reduction="sum")
-    return total / (target != IGNORE).sum().clamp(min=1)
+    if background:
+        total = functional.cross_entropy(with_background(enlarged), target, ignore_index=IGNORE, reduction="sum")
+    else:
+        masks = functional.one_hot(target.masked_fill(~known, 0), maps.shape[1] + 1).movedim(-1, 1)[:, 1:]
+        total = ((enlarged - masks).abs() * known[:, None]).sum()
+    return total / known.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -143,18 +153,23 @@ class S2cTerms:
     contrast_on_logits: bool = False
     """SSC on the class maps instead of the features, as in the paper's ablation."""
     temperature: float = 0.5
-    pixels: int = 4096
-    """Pixels of a crop that take part in SSC."""
+    pixels: int | None = None
+    """About how many pixels of a crop take part in SSC; None for all, as in the paper."""
     prompted: bool = True
     """CPM."""
     prompted_from: float = 1.0
-    """Epoch from which CPM counts: the maps of the first are not worth asking about."""
+    """Epoch from which CPM counts: the maps of the first are not worth asking about. A training with fewer epochs than
+    its preset waits for the same share of them."""
     background: bool = True
     """Whether CPM has a background."""
     single_peak: bool = False
     by_stability: bool = True
     by_activation: bool = True
+    by_logits: bool = False
     """See `prompters.PeakPrompter` and `labelers.ConfidenceLabeler`."""
+    smallest: bool = True
+    """Whether the smallest segment of those that cover a pixel owns it; otherwise that of the highest predicted IoU, as
+    in the released code."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Of the maps that are asked about."""
 
@@ -222,7 +237,9 @@ class S2cLosses(ChipLosses):
             losses["contrast"] = segment_contrast(of, segments, terms.temperature, pixels=terms.pixels)
         if terms.prompted and epoch.item() >= terms.prompted_from and self._targets is not None:
             target = self._targets(list(pixels.cpu().numpy()), self._current(images, labels), labels)
-            losses["prompted"] = prompted_mask_loss(normalised(maps, labels), target, background=terms.background)
+            losses["prompted"] = prompted_mask_loss(
+                normalised(maps, labels), target, labels.any(dim=1), background=terms.background
+            )
         else:
             losses["prompted"] = maps.sum() * 0  # the curves keep their columns
         return losses

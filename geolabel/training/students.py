@@ -97,14 +97,14 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
             losses = StudentLosses(network, learn.names, numbers.overlap)
             return StudentObjective(losses, learn, select, learning, numbers.shown)
 
-        def describe(figures: Figures, _: Figures) -> NetworkInfo:
+        def describe(_: nn.Module, figures: Figures, __: Figures) -> NetworkInfo:
             trained = {"model": self.model, "preset": self.preset, "seed": self.seed, "images": len(learn)}
             trained |= {"share": self.share, "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
             trained |= {"selection": figures, "labels": _origin(examples)}
             return replace(info, trained=trained | pretrained)
 
         return Training(
-            network=network,
+            network=lambda _: network,
             objective=objective,
             schedule=numbers.schedule.lasting(steps, self.minutes),
             inputs=sources_of(examples),

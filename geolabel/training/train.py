@@ -46,16 +46,17 @@ _WRITERS = ("PytorchStreamWriter", "inline_container")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A network, what it learns from, and how its file describes it."""
+    """What is trained, what it learns from, and how its file describes it."""
 
-    network: nn.Module
+    network: Callable[[nn.Module], nn.Module]
+    """What is kept of the trained module of the objective."""
     objective: Callable[[Path, Networks, Progress], Objective]
     """Makes the objective, which may keep files in the folder of the training and ask a segmenter."""
     schedule: Schedule
     inputs: Sequence[Path]
     """Files and folders that are learned from."""
-    describe: Callable[[Figures, Figures], NetworkInfo]
-    """Describes the trained network, given its figures on the images kept for selection and on those of the test."""
+    describe: Callable[[nn.Module, Figures, Figures], NetworkInfo]
+    """Describes that, given its figures on the images kept for selection and on those of the test."""
     test: Callable[[], Figures] | None = None
     """Evaluates the trained network on data that it has not learned from."""
 
@@ -182,7 +183,8 @@ def train(
         tested = training.test() if training.test is not None else {}
         # the same training gives the same file, however long it took
         of_weights = {name: value for name, value in figures.items() if name != "minutes"}
-        save_checkpoint(folder / request.file, training.network, training.describe(of_weights, tested))
+        network = training.network(objective.module)
+        save_checkpoint(folder / request.file, network, training.describe(network, of_weights, tested))
     return figures | tested
 
 

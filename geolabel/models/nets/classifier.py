@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geolabel.models.nets.trunk import projection
 from geolabel.models.nets.wideresnet import WideResNet38
 
 WRN38 = "wrn38"
@@ -51,6 +52,8 @@ class Classifier(nn.Module):
         Image pixels per cell of the map: 8, 16 or 32. WRN-38 has 8.
     features
         Channels of a 1x1 layer before the head (S2C's released code has 256); None for the backbone's own.
+    projected
+        Channels of a 1x1 layer and a sigmoid before the head, as the second classifier of CISM has; None for none.
     pretrained
         Fetch the weights that timm knows under this name.
 
@@ -70,19 +73,23 @@ class Classifier(nn.Module):
         classes: int,
         output_stride: int = 16,
         features: int | None = None,
+        projected: int | None = None,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.trunk, width, self.stride = _trunk(backbone, output_stride, pretrained)
         self.narrow = nn.Identity() if features is None else nn.Sequential(nn.Conv2d(width, features, 1), nn.ReLU())
-        self.head = nn.Conv2d(width if features is None else features, classes, 1, bias=False)
+        width = width if features is None else features
+        self.projected = projected
+        self.projection = projection(width, projected)
+        self.head = nn.Conv2d(projected or width, classes, 1, bias=False)
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D, H / stride, W / stride) of normalised images (N, 3, H, W), H and W multiples of `multiple`."""
         (deep,) = self.trunk(images)
-        narrowed: Tensor = self.narrow(deep)
-        return narrowed
+        found: Tensor = self.projection(self.narrow(deep))
+        return found
 
     def forward(self, images: Tensor) -> Tensor:
         """Raw class activation maps (N, C, H / stride, W / stride), without the bias."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Trunk, conv_norm, enlarge
+from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Trunk, conv_norm, enlarge, projection
 
 FINE = 0.75
 """What the image's own resolution counts for in the mean that a localizer of two octaves begins with."""
@@ -35,6 +35,8 @@ class PyramidLocalizer(nn.Module):
         Instead of these, a variant of EfficientNet-Lite: `imagenet.VARIANTS`.
     features
         Channels of the pyramid, the D of ``theta^T F``.
+    projected
+        Channels of a 1x1 layer and a sigmoid before the head, as the second classifier of CISM has; None for none.
     octaves
         1, or 2 to see the image at half its resolution too; the features of both are mixed cell by cell.
 
@@ -56,6 +58,7 @@ class PyramidLocalizer(nn.Module):
         widths: Sequence[int] = (),
         depths: Sequence[int] = (),
         trunk: str | None = None,
+        projected: int | None = None,
         octaves: int = 1,
     ) -> None:
         super().__init__()
@@ -65,7 +68,9 @@ class PyramidLocalizer(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, features, 1) for width in self.trunk.widths[1:])
         self.smooth = nn.Sequential(conv_norm(features, features), nn.ReLU())
         self.mix = _mixing(features) if octaves == 2 else None
-        self.head = nn.Conv2d(features, classes, 1, bias=False)
+        self.projected = projected
+        self.projection = projection(features, projected)
+        self.head = nn.Conv2d(projected or features, classes, 1, bias=False)
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,6 +90,10 @@ class PyramidLocalizer(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(N, D, H / stride, W / stride), the F of ``theta^T F``."""
+        found: Tensor = self.projection(self._mixed(images))
+        return found
+
+    def _mixed(self, images: Tensor) -> Tensor:
         fine = self._pyramid(images)
         if self.mix is None:
             return fine

@@ -31,6 +31,11 @@ def conv_norm(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> n
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
+def projection(inputs: int, outputs: int | None) -> nn.Module:
+    """A 1x1 convolution and a sigmoid, which features of a second classifier go through; None for nothing at all."""
+    return nn.Identity() if outputs is None else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Sigmoid())
+
+
 def enlarge(x: Tensor) -> Tensor:
     """Double the height and width of (N, C, H, W) features, bilinearly."""
     return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
