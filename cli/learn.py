@@ -72,10 +72,10 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
 @option(
     "--init",
     group="method",
-    default="imagenet",
+    default="bundled",
     show_default=True,
-    metavar="imagenet|bundled|FILE|TIMM-NAME|none",
-    help="First weights: a trunk pretrained on ImageNet; the bundled localizer, which masks have taught; your own "
+    metavar="bundled|imagenet|FILE|TIMM-NAME|none",
+    help="First weights: the bundled localizer, which masks have taught; a trunk pretrained on ImageNet; your own "
     "localizer; timm's by name (downloaded); or none.",
 )
 @option(

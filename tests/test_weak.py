@@ -451,7 +451,7 @@ def test_a_backbone_begins_with_the_weights_of_a_file(pickled: bool, tmp_path: P
     timm = pytest.importorskip("timm")
     whole = timm.create_model("resnet10t", pretrained=False)
     path = _saved(tmp_path / "weights", whole.state_dict(), pickled=pickled)
-    request = LocalizerRequest(backbone="resnet10t", init_weights=path)
+    request = LocalizerRequest(init="imagenet", backbone="resnet10t", init_weights=path)
     found = localizers._start(request, request.numbers, chips(4))
     for name, tensor in found.network.trunk.state_dict().items():
         torch.testing.assert_close(tensor, whole.state_dict()[name])
@@ -496,7 +496,7 @@ def test_the_published_wrn38_is_loaded_by_its_own_names(tmp_path: Path):
     ],
 )
 def test_first_weights_that_do_not_go_together_are_refused(asked: dict, message: str):
-    request = LocalizerRequest(**asked)
+    request = LocalizerRequest(**({"init": "imagenet"} | asked))
     with pytest.raises(OptionError, match=message):
         localizers._start(request, request.numbers, chips(4))
 
@@ -505,7 +505,7 @@ def test_a_training_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     data, networks = chips(8), Networks(device="cpu")
     numbers = replace(small("cam"), epochs=3)
     numbers = replace(numbers, schedule=replace(numbers.schedule, evaluations=3))
-    request = LocalizerRequest()
+    request = LocalizerRequest(init="none")
     train(data, tmp_path / "whole", request, preset=numbers, networks=networks)
     broken = ChipList(data.classes, data.chips)
     given = {"preset": numbers, "networks": networks}
@@ -569,7 +569,7 @@ def test_a_training_on_labels_looks_at_no_mask(method: str, tmp_path: Path):
             raise AssertionError(f"the mask of chip {index} was read")
 
     numbers = replace(small(method), epochs=0.5)
-    train(Labelled(), tmp_path, LocalizerRequest(method), preset=numbers, networks=Networks(device="cpu"))
+    train(Labelled(), tmp_path, LocalizerRequest(method, init="none"), preset=numbers, networks=Networks(device="cpu"))
 
 
 def test_the_bundled_localizer_can_be_gone_on_with(tmp_path: Path):
@@ -634,7 +634,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path):
     train(data, tmp_path, LocalizerRequest(init="none"), preset=small("cam"), networks=networks)
     numbers = small("cam", features=16)
     with pytest.raises(WeightsError, match="the state of another training"):
-        train(data, tmp_path, LocalizerRequest(), preset=numbers, networks=networks, resume=True)
+        train(data, tmp_path, LocalizerRequest(init="none"), preset=numbers, networks=networks, resume=True)
 
 
 def test_the_command_line_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
