@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geolabel.errors import VectorError
+from geolabel.errors import OptionError, VectorError
 
 from . import options
 from .commands import group, option
-from .inputs import SCENE, Input, check_outputs
+from .inputs import SCENE, VECTORS, Input, check_outputs
 from .terminal import announce, extent, loading, megabytes
 
 if TYPE_CHECKING:
+    from geolabel.review.accuracy import Estimated
     from geolabel.review.difference import Difference
+    from geolabel.review.estimate import Estimate
 
 INVENTORY = Input(VectorError, dir_okay=False)
 
@@ -161,3 +163,123 @@ def view(
         },
         as_json=False,
     )
+
+
+AOI = option(
+    "--aoi",
+    group="input",
+    type=VECTORS,
+    metavar="FILE",
+    help="Polygons of the area that was searched; default: the tiles that the localizer saw.",
+)
+
+
+@review.command("next")
+@click.argument("slides", type=INVENTORY)
+@option(
+    "--count",
+    group="output",
+    type=click.IntRange(min=1),
+    help="Maximum number of windows. Default: 20; 60 with --estimate, those of earlier calls included.",
+)
+@option(
+    "--estimate",
+    group="method",
+    is_flag=True,
+    help="Draw a stratified random sample instead, for geolabel review estimate.",
+)
+@option("--seed", group="method", type=click.IntRange(min=0), help="With --estimate: random seed. Default: 0.")
+@option(
+    "--window",
+    group="method",
+    type=click.FloatRange(0, min_open=True),
+    metavar="METRES",
+    help="With --estimate: side of the windows outside polygons. Default: half a tile of the localizer.",
+)
+@AOI
+@options.as_json
+@options.terminal
+@click.pass_context
+def next_(ctx: click.Context, /, slides: str, count: int | None, estimate: bool, as_json: bool, **given: Any) -> None:
+    """Say where in SLIDES to look first, so that an hour of review teaches most.
+
+    The windows are written into SLIDES, a GeoPackage of geolabel extract, as the layer review, in the order in which to
+    look: around polygons that are uncertain, large, and unlike those that were seen before. Called again, the command
+    replaces the windows that nobody has looked at. Nothing else in the file changes.
+
+    With --estimate the layer review_sample holds a random sample instead: polygons to accept or reject, and windows
+    outside polygons in which to draw what was missed. Called again with a larger --count, it grows.
+
+    \b
+    geolabel review next slides.gpkg --count 20
+    geolabel review next slides.gpkg --estimate --count 60
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if chosen and not estimate:
+        raise OptionError(f"--{next(iter(chosen))}: an option of --estimate; leave it out, or draw a sample")
+    with loading(ctx, "choosing windows"):
+        import geolabel
+
+        if estimate:
+            sample = geolabel.sample_review(slides, count=count or 60, **chosen)
+            figures = sample.figures()
+        else:
+            figures = geolabel.next_windows(slides, count=count or 20).figures()
+    layer = "review_sample" if estimate else "review"
+    announce(figures if as_json else _windows(slides, layer, figures), as_json=as_json)
+
+
+def _windows(slides: str, layer: str, figures: dict[str, Any]) -> dict[str, str]:
+    # Rows for a person: what was written, and what to do with it.
+    rows = {"windows": f"{figures['windows']} new, {figures['kept']} kept, in the layer {layer}"}
+    if "waiting" in figures:
+        rows["show"] = f"{figures['shown']} of the {figures['waiting']} polygons that nobody has looked at"
+    else:
+        rows["strata"] = "\n".join(f"{name}: {number}" for name, number in figures["strata"].items()) or "none"
+    then = "; then geolabel review estimate" if layer == "review_sample" else ""
+    return rows | {"next": f"open {slides} in QGIS, and follow the layer {layer} in the order of rank{then}"}
+
+
+@review.command()
+@click.argument("slides", type=INVENTORY)
+@AOI
+@options.as_json
+@options.terminal
+@click.pass_context
+def estimate(ctx: click.Context, /, slides: str, aoi: str | None, as_json: bool) -> None:
+    """Say how many of the polygons of SLIDES that nobody has looked at are right, and how many landslides were missed.
+
+    Figures come with intervals of 95 %. They rest on the sample that geolabel review next --estimate drew, as far as it
+    was reviewed; without one, on whatever was reviewed. What was missed is known from windows outside polygons alone.
+
+    \b
+    geolabel review estimate slides.gpkg
+    """
+    with loading(ctx, "estimating"):
+        import geolabel
+
+        found = geolabel.estimate_review(slides, aoi=aoi)
+    announce(found.figures() if as_json else _estimate(found), as_json=as_json)
+
+
+def _estimate(found: Estimate) -> dict[str, str]:
+    # Rows for a person.
+    strata = [f"{one.name}: {one.right} right of {one.reviewed}; {one.rest} wait" for one in found.strata]
+    rows = {
+        "reviewed": "\n".join(strata) or "no polygons",
+        "from": "a stratified random sample" if found.sampled else "what was reviewed, no random sample",
+        "right": _counted(found.right, "landslides that wait"),
+        "candidates": _counted(found.candidates, "candidates that wait and are landslides"),
+        "missed": _counted(found.missed, f"landslides outside polygons, {found.added} of them added"),
+    }
+    if found.matrix is not None:
+        accuracies = {"user's accuracy": found.matrix.users(0), "producer's accuracy": found.matrix.producers(0)}
+        for name, one in (accuracies | {"overall accuracy": found.matrix.overall()}).items():
+            rows[name] = f"{one.value:.2f} of the area ({one.low:.2f} to {one.high:.2f})"
+        area = found.matrix.area_of(0)
+        rows["area"] = f"{extent(area.value)} of landslide ({extent(area.low)} to {extent(area.high)})"
+    return rows | ({"not known" if found.matrix is None else "note": "\n".join(found.notes)} if found.notes else {})
+
+
+def _counted(one: Estimated | None, what: str) -> str:
+    return "not known" if one is None else f"{one.value:.0f} {what} ({one.low:.0f} to {one.high:.0f})"

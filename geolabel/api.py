@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from geolabel.methods import label as label
     from geolabel.parsing import Measure as Measure
     from geolabel.review.difference import diff as diff
+    from geolabel.review.estimate import estimate_review as estimate_review
+    from geolabel.review.next_windows import next_windows as next_windows
+    from geolabel.review.sample import sample_review as sample_review
     from geolabel.viewing.page import view as view
 
 _HOMES = {
@@ -48,12 +51,15 @@ _HOMES = {
     "cut_chips": "geolabel.labeling.cut_chips",
     "diff": "geolabel.review.difference",
     "estimate": "geolabel.extraction.estimate",
+    "estimate_review": "geolabel.review.estimate",
     "evaluate": "geolabel.evaluation.evaluate",
     "extract": "geolabel.extraction.extract",
     "label": "geolabel.methods",
+    "next_windows": "geolabel.review.next_windows",
     "polygonize": "geolabel.extraction.polygonize",
     "predict": "geolabel.extraction.predict",
     "read_chips": "geolabel.datasets.chips",
+    "sample_review": "geolabel.review.sample",
     "score_chips": "geolabel.evaluation.chip_scores",
     "segment": "geolabel.extraction.segment",
     "synthesize": "geolabel.labeling.synthesize",
@@ -74,12 +80,15 @@ __all__ = [
     "cut_chips",
     "diff",
     "estimate",
+    "estimate_review",
     "evaluate",
     "extract",
     "label",
+    "next_windows",
     "polygonize",
     "predict",
     "read_chips",
+    "sample_review",
     "score_chips",
     "segment",
     "synthesize",

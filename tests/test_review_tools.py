@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
+import pandas as pd
 import pyogrio
 import pyproj
 import pytest
@@ -16,9 +19,13 @@ import shapely
 
 import geolabel
 from geolabel.cli.main import run as command
-from geolabel.errors import OptionError
+from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
+from geolabel.io.read.review import Carried, check_work, read_review, read_work
+from geolabel.io.write import geopackage
 from geolabel.io.write.vectors import write_layers
+from geolabel.review import next_windows, sample
+from geolabel.review.next_windows import choose_windows
 
 UTM = pyproj.CRS.from_epsg(32648)
 EAST, NORTH = 500_000, 3_000_000
@@ -154,3 +161,315 @@ def test_each_polygon_is_in_one_pair(tmp_path: Path) -> None:
 def test_the_columns_of_the_test_inventories_are_those_of_the_product(tmp_path: Path) -> None:
     columns = pyogrio.read_info(write(tmp_path / "a.gpkg", FIVE), layer="landslides")["fields"].tolist()
     assert columns == list(LANDSLIDE_COLUMNS)
+
+
+# next
+
+
+def tiles() -> gpd.GeoDataFrame:
+    """Four tiles of 400 m around the test area."""
+    corners = [(-100, -100), (300, -100), (-100, 300), (300, 300)]
+    shapes = [shapely.box(EAST + x, NORTH + y, EAST + x + 400, NORTH + y + 400) for x, y in corners]
+    values = {"tile": range(4), "status": "clear", "probability": 0.1, "message": None}
+    return gpd.GeoDataFrame(values, geometry=shapes, crs=UTM)
+
+
+def rest_of(path: Path, own: Sequence[str]) -> dict[str, list[Any]]:
+    """Every row of every table of a file but what is said of own layers."""
+    said: dict[str, list[Any]] = {}
+    with closing(sqlite3.connect(path)) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if name not in own and name != "sqlite_sequence":
+                rows = connection.execute(f'SELECT * FROM "{name}"').fetchall()
+                said[name] = [row for row in rows if not {*own} & {*row}]
+    return said
+
+
+def review_layer(path: Path, name: str = "review") -> gpd.GeoDataFrame:
+    return gpd.read_file(path, layer=name)
+
+
+def test_the_first_window_is_the_most_uncertain_of_polygons_alike(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE, confidence=[0.9, 0.2, 0.55, 0.8, 0.99])
+    found = geolabel.next_windows(path, count=2)
+    assert found.windows["polygon"].tolist()[0] == 3
+    assert (found.waiting, found.shown, found.kept) == (5, 2, 0)
+    written = review_layer(path)
+    assert written["polygon"].tolist() == found.windows["polygon"].tolist()
+    assert written["rank"].tolist() == [1, 2]
+    assert written["status"].tolist() == ["unreviewed"] * 2
+    assert written.geometry[0].contains(FIVE[2])
+
+
+def test_of_uncertain_polygons_the_larger_comes_first_and_then_the_one_that_is_unlike(tmp_path: Path) -> None:
+    """Two large ones that are alike, and a small one of another kind: after the first, the small one is worth more."""
+    shapes = [square(0, 0, 40), square(200, 0, 40), square(400, 0, 30)]
+    path = write(tmp_path / "a.gpkg", shapes, confidence=[0.5, 0.49, 0.5], score_mean=[0.9, 0.9, 0.5])
+    assert geolabel.next_windows(path).windows["polygon"].tolist()[:2] == [1, 3]
+
+
+def test_what_was_reviewed_makes_the_like_of_it_less_worth(tmp_path: Path) -> None:
+    shapes = [square(x, 0) for x in (0, 100, 200)]
+    path = write(tmp_path / "a.gpkg", shapes, confidence=[0.5, 0.5, 0.5], score_mean=[0.9, 0.9, 0.5])
+    sql(path, "UPDATE landslides SET status = 'accepted' WHERE id = 1")
+    found = geolabel.next_windows(path)
+    assert found.windows["polygon"].tolist() == [3, 2]
+    assert found.waiting == 2
+
+
+def test_a_window_shows_its_neighbours_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", [square(0, 0), square(30, 0), square(300, 0)], gsd_m=[1.0] * 3)
+    found = geolabel.next_windows(path)
+    assert (len(found.windows), found.shown) == (2, 3)
+
+
+def test_nothing_else_of_the_file_changes_and_again_gives_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE, [square(500, 0)])
+    edit(path, without(4))
+    sql(path, "CREATE TABLE mine (x TEXT)", "INSERT INTO mine VALUES ('a note')")
+    own = ("review",)
+    before = rest_of(path, own)
+    geolabel.next_windows(path, count=3)
+    once = review_layer(path)
+    assert rest_of(path, own) == before
+    geolabel.next_windows(path, count=3)
+    assert review_layer(path).equals(once)
+    assert rest_of(path, own) == before
+    assert geolabel.diff(path, path).same == 6
+
+
+def test_windows_that_a_person_looked_at_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    geolabel.next_windows(path, count=3)
+    first = review_layer(path)
+    sql(
+        path,
+        "UPDATE review SET status = 'reviewed' WHERE window = 1",
+        "UPDATE review SET notes = 'cloudy' WHERE window = 2",
+        f"UPDATE landslides SET status = 'rejected' WHERE id = {first['polygon'][0]}",
+    )
+    found = geolabel.next_windows(path, count=3)
+    after = review_layer(path)
+    assert found.kept == 2
+    assert after["status"].tolist()[:2] == ["reviewed", "unreviewed"]
+    assert after["notes"].tolist()[1] == "cloudy"
+    assert after["window"].is_unique
+    assert first["polygon"][0] not in found.windows["polygon"].tolist()
+
+
+def test_a_layer_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    gpd.GeoDataFrame(geometry=[square(0, 0)], crs=UTM).to_file(path, layer="review", driver="GPKG")
+    with pytest.raises(VectorError, match="a layer review that geolabel did not write"):
+        geolabel.next_windows(path)
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    table(FIVE).to_file(tmp_path / "a.gpkg", layer="landslides", driver="GPKG")
+    table(FIVE).to_file(tmp_path / "a.geojson")
+    for name in ("a.gpkg", "a.geojson"):
+        with pytest.raises(OutputError, match="no GeoPackage that geolabel wrote"):
+            geolabel.next_windows(tmp_path / name)
+
+
+def test_a_file_that_another_program_writes_to_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geopackage, "LOCKED_SECONDS", 0.1)
+    path = write(tmp_path / "a.gpkg", FIVE)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutputError, match="cannot be changed"):
+            geolabel.next_windows(path)
+    assert "review" not in pyogrio.list_layers(path)[:, 0]
+
+
+def test_an_edit_in_the_meantime_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+
+    def choose(inventory: Any, count: int) -> Any:
+        sql(path, "UPDATE landslides SET status = 'accepted' WHERE id = 2")
+        return choose_windows(inventory, count)
+
+    monkeypatch.setattr(next_windows, "choose_windows", choose)
+    with pytest.raises(OutputError, match="edited in another program"):
+        geolabel.next_windows(path)
+    assert gpd.read_file(path, layer="landslides")["status"].tolist()[1] == "accepted"
+    assert "review" not in pyogrio.list_layers(path)[:, 0]
+
+
+def test_looked_at_windows_are_a_persons_work(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    geolabel.next_windows(path)
+    assert not read_work(path)
+    sql(path, "UPDATE review SET status = 'reviewed' WHERE window = 1")
+    assert str(read_work(path)) == "1 reviewed window"
+    assert len(read_review(path).looked) == 1
+    with pytest.raises(OutputError, match="1 reviewed window"):
+        check_work(path)
+    check_work(path, Carried(review=read_review(path)))
+
+
+def test_features_that_all_share_say_nothing() -> None:
+    rows = pd.DataFrame({"elongation": [1.0, 1.0], "score_mean": [0.2, None]})
+    found = next_windows.features(rows, np.array([100.0, 1000.0]))
+    assert found[:, 0].tolist() == [-1, 1]
+    assert not found[:, 1:].any()
+
+
+def test_the_layers_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE, tiles=tiles())
+    assert command(["review", "next", str(path), "--count", "2"]) == 0
+    assert "2 new, 0 kept, in the layer review" in capsys.readouterr().out
+    assert command(["review", "next", str(path), "--seed", "2"]) == 2
+    assert "--seed: an option of --estimate" in capsys.readouterr().err
+    assert command(["review", "next", str(path), "--estimate", "--window", "50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 0
+    assert command(["review", "estimate", str(path)]) == 0
+    assert "0 windows outside polygons were looked at" in capsys.readouterr().out
+
+
+# sample and estimate
+
+
+def test_a_sample_has_polygons_of_every_stratum_and_windows_outside(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE, [square(500, 0)], tiles(), confidence=[0.3, 0.3, 0.7, 0.7, 0.9])
+    found = geolabel.sample_review(path, count=12, window=50)
+    strata = found.figures()["strata"]
+    names = [
+        "landslides, confidence 0.2 to 0.4",
+        "landslides, confidence 0.6 to 0.8",
+        "landslides, confidence 0.8 to 1",
+    ]
+    assert {name: strata[name] for name in names} == dict(zip(names, (2, 2, 1), strict=True))
+    assert (strata["candidates"], strata["outside polygons"]) == (1, 6)
+    outside = found.windows[found.windows["polygon"].isna()]
+    assert outside.area.round().tolist() == pytest.approx([2500] * 6, rel=3e-3)
+    assert not outside.overlaps(outside.geometry.iloc[0]).any()
+    assert outside.within(tiles().union_all().buffer(50)).all()
+
+
+def test_a_larger_sample_begins_with_the_smaller_one(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.gpkg", FIVE, (), tiles())
+    other = write(tmp_path / "b.gpkg", FIVE, (), tiles())
+    geolabel.sample_review(one, count=5, window=50)
+    small = review_layer(one, "review_sample")
+    assert geolabel.sample_review(one, count=9, window=50).kept == 5
+    geolabel.sample_review(other, count=9, window=50)
+    grown, whole = review_layer(one, "review_sample"), review_layer(other, "review_sample")
+    assert grown.equals(whole)
+    assert grown.iloc[:5].equals(small)
+    assert len(geolabel.sample_review(one, count=9, window=50).windows) == 0
+    with pytest.raises(OptionError, match="windows of 50 m; give --window 50"):
+        geolabel.sample_review(one, count=12, window=80)
+
+
+def test_another_seed_draws_another_sample(tmp_path: Path) -> None:
+    drawn = []
+    for seed in (0, 1):
+        path = write(tmp_path / f"{seed}.gpkg", FIVE, (), tiles())
+        drawn.append(geolabel.sample_review(path, count=9, window=50, seed=seed).windows)
+    assert not drawn[0].geometry.equals(drawn[1].geometry)
+
+
+def test_places_of_windows_are_spread_evenly() -> None:
+    cols, rows = (axis.ravel() for axis in np.meshgrid(np.arange(-50, 50), np.arange(-50, 50)))
+    first = np.argsort(sample.hashed(0, cols, rows))[:1000]
+    assert abs(cols[first].mean() + 0.5) < 3 * 29 / np.sqrt(1000)
+    assert abs(rows[first].mean() + 0.5) < 3 * 29 / np.sqrt(1000)
+    assert len(np.unique(sample.hashed(0, cols, rows))) == 10_000
+
+
+def test_an_area_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    with pytest.raises(VectorError, match="give --aoi FILE"):
+        geolabel.sample_review(path, window=50)
+    gpd.GeoDataFrame(geometry=[square(-100, 100, 300)], crs=UTM).to_file(tmp_path / "aoi.geojson")
+    found = geolabel.sample_review(path, window=50, aoi=tmp_path / "aoi.geojson", count=9).windows
+    assert (found["polygon"].isna()).sum() == 6
+
+
+def test_what_was_reviewed_stands_for_the_rest(tmp_path: Path) -> None:
+    """Ten alike, of which six were looked at and four are right: two thirds of the other four."""
+    shapes = [square(50 * k, 0) for k in range(10)]
+    path = write(tmp_path / "a.gpkg", shapes, confidence=[0.5] * 10)
+    sql(path, "UPDATE landslides SET status = 'accepted' WHERE id <= 4")
+    sql(path, "UPDATE landslides SET status = 'rejected' WHERE id = 5")
+    edit(path, without(6))
+    found = geolabel.estimate_review(path)
+    assert not found.sampled
+    assert [(one.mapped, one.rest, one.reviewed, one.right) for one in found.strata] == [(10, 4, 6, 4)]
+    assert found.right is not None
+    assert found.right.value == pytest.approx(8 / 3)
+    assert found.right.low < 8 / 3 < found.right.high <= 4
+    assert (found.missed, found.matrix) == (None, None)
+    assert any("cannot be known from polygons alone" in note for note in found.notes)
+    assert any("no random sample" in note for note in found.notes)
+
+
+def test_strata_are_not_mixed_up(tmp_path: Path) -> None:
+    """All sure ones are right and no unsure one is: the rest is judged by its own kind."""
+    shapes = [square(50 * k, 0) for k in range(20)]
+    path = write(tmp_path / "a.gpkg", shapes, confidence=[0.9] * 10 + [0.3] * 10)
+    sql(path, "UPDATE landslides SET status = 'accepted' WHERE id <= 3")
+    sql(path, "UPDATE landslides SET status = 'rejected' WHERE id BETWEEN 11 AND 18")
+    found = geolabel.estimate_review(path)
+    assert found.right is not None
+    assert found.right.value == pytest.approx(7)
+
+
+def test_strata_with_few_looks_are_joined(tmp_path: Path) -> None:
+    shapes = [square(50 * k, 0) for k in range(12)]
+    path = write(tmp_path / "a.gpkg", shapes, confidence=[0.3] * 4 + [0.5] * 4 + [0.9] * 4)
+    sql(path, "UPDATE landslides SET status = 'accepted' WHERE id IN (1, 5, 6, 9, 10, 11)")
+    names = [one.name for one in geolabel.estimate_review(path).strata]
+    assert names == ["landslides, confidence 0.2 to 0.6", "landslides, confidence 0.8 to 1"]
+
+
+def test_too_few_looks_say_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    sql(path, "UPDATE landslides SET status = 'accepted' WHERE id = 1")
+    found = geolabel.estimate_review(path)
+    assert found.right is None
+    assert any("4 landslides wait in strata" in note for note in found.notes)
+
+
+def test_what_was_missed_is_known_from_windows_outside(tmp_path: Path) -> None:
+    """One landslide of 400 m2 in four windows of 2,500 m2: 1 in 10,000 m2 of the 638,000 outside polygons."""
+    path = write(tmp_path / "a.gpkg", FIVE, (), tiles(), confidence=[0.5] * 5)
+    drawn = geolabel.sample_review(path, count=7, window=50).windows
+    outside = drawn[drawn["polygon"].isna()]
+    ground = [place for place in outside.geometry if not any(place.intersects(shape) for shape in FIVE)]
+    x, y = ground[0].centroid.x - EAST - 10, ground[0].centroid.y - NORTH - 10
+    missed = gpd.GeoDataFrame({"status": ["accepted"]}, geometry=[square(x, y)], crs=UTM)
+    edit(path, lambda rows: pd.concat([rows, missed], ignore_index=True))
+    sql(
+        path,
+        "UPDATE landslides SET status = 'accepted' WHERE id IS NOT NULL",
+        "UPDATE review_sample SET status = 'reviewed'",
+    )
+    found = geolabel.estimate_review(path)
+    area = sum(place.difference(shapely.union_all(FIVE)).area for place in outside.geometry)
+    assert found.sampled
+    assert (found.added, found.windows) == (1, len(outside))
+    assert found.missed is not None
+    assert found.missed.value == pytest.approx((640_000 - 5 * 400) / area, rel=3e-3)
+    assert found.missed.low < 2
+    assert found.matrix is not None
+    assert found.matrix.users(0).value == pytest.approx(1)
+    mapped, whole = 2000.0, 400 * (640_000 - 2000) / area
+    assert found.matrix.producers(0).value == pytest.approx(mapped / (mapped + whole), rel=3e-3)
+    assert found.matrix.area_of(0).value == pytest.approx(mapped + whole, rel=3e-3)
+
+
+def test_a_sample_alone_counts_where_there_is_one(tmp_path: Path) -> None:
+    """What was chosen to be looked at is known, and stands for nothing else."""
+    shapes = [square(40 * k, 0) for k in range(16)]
+    path = write(tmp_path / "a.gpkg", shapes, (), tiles(), confidence=[0.5] * 16)
+    drawn = geolabel.sample_review(path, count=9, window=100).windows["polygon"].dropna().astype(int).tolist()
+    others = [number for number in range(1, 17) if number not in drawn][:5]
+    sql(path, f"UPDATE landslides SET status = 'rejected' WHERE id IN {tuple(others)}")
+    sql(path, f"UPDATE landslides SET status = 'accepted' WHERE id IN {tuple(drawn)}")
+    found = geolabel.estimate_review(path)
+    assert len(drawn) == 3
+    assert [(one.reviewed, one.right, one.rest) for one in found.strata] == [(3, 3, 8)]
+    assert found.right is not None
+    assert found.right.value == 8

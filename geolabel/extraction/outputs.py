@@ -26,7 +26,7 @@ from geolabel.extraction.passes import MosaicSource
 from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.result import Result, reprojected, stacked
 from geolabel.extraction.scene_groups import same_crs
-from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED
+from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED, WINDOW_COLUMNS
 from geolabel.io.read.review import (
     LAYER,
     NOTHING,
@@ -402,10 +402,14 @@ def with_review(result: Result, review: Review | None) -> Result:
         result,
         landslides=layers[0],
         candidates=layers[1],
-        reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest),
+        reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest, _looked(review, crs)),
         shown=numbers[stays & (layer == "landslides")],
         left_out=int((~stays).sum()),
     )
+
+
+def _looked(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    return stacked([review.looked], crs, WINDOW_COLUMNS) if len(review.looked) else review.looked
 
 
 def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:

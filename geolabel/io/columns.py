@@ -145,6 +145,20 @@ OTHERS = (
 )  # fmt: skip
 """Columns of segments, prompts and tiles that landslides lack."""
 
+WINDOWS = (
+    Column("window", "int", "Window", "Number of the window", page="Review"),
+    Column("rank", "int", "Order", "Order in which to look at the windows, from 1", page="Review"),
+    Column("status", "text", "Review", "reviewed where a person has looked at the whole window, else unreviewed",
+           page="Review", edited=True),
+    Column("notes", "text", "Notes", "Remarks of the reviewer", page="Review", edited=True),
+    Column("polygon", "int", "Polygon", "Number of the polygon that the window is about; null outside polygons"),
+    Column("stratum", "text", "Stratum", "What the window is a sample of", page="Quality"),
+    Column("reason", "text", "Reason", "Why to look here", page="Quality"),
+    Column("value", "real", "Value (0-1)", "How much a look is expected to teach: uncertainty x size x novelty", 3,
+           "Quality"),
+)  # fmt: skip
+"""Columns of the layers ``review`` and ``review_sample``: windows for a person to look at."""
+
 _COMPARED: tuple[tuple[str, Kind, str, int | None], ...] = (
     ("id", "int", "ID", None),
     ("layer", "text", "Layer", None),
@@ -165,7 +179,7 @@ CHANGES = (
 )
 """Columns of the layer ``changes``: what differs between two inventories."""
 
-COLUMNS: Mapping[str, Column] = {column.name: column for column in (*LANDSLIDES, *OTHERS, *CHANGES)}
+COLUMNS: Mapping[str, Column] = {column.name: column for column in (*WINDOWS, *LANDSLIDES, *OTHERS, *CHANGES)}
 """Every column that geolabel writes, by its name."""
 
 
@@ -187,6 +201,8 @@ POINT_COLUMNS = kinds("prompt", "landslides", "label", "origin", "class", "score
 """A point repeats what is said of its prompt, which may have no box."""
 
 TILE_COLUMNS = kinds("tile", "status", "probability", "message")
+
+WINDOW_COLUMNS = kinds(*(column.name for column in WINDOWS))
 
 CHANGE_COLUMNS = kinds(*(column.name for column in CHANGES))
 

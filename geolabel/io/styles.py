@@ -21,6 +21,9 @@ from geolabel.io.columns import COLUMNS, Kind, Page
 REVIEW_STATES = ("unreviewed", "accepted", "rejected")
 """What a reviewer can make of a landslide or a prompt; QGIS offers them as a list."""
 
+WINDOW_STATES = ("unreviewed", "reviewed")
+"""What a reviewer can make of a window: whether all of it was looked at."""
+
 WARM = ("255,255,178", "254,204,92", "253,141,60", "240,59,32", "189,0,38")
 COOL = ("198,240,255", "120,214,250", "52,170,235", "24,112,204", "12,58,150")
 GREY = ("190,190,190", "160,160,160", "130,130,130", "95,95,95", "60,60,60")
@@ -36,7 +39,7 @@ LIMITS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PAGES: tuple[Page, ...] = ("Review", "Size", "Quality", "Origin")
 """Of the form, in their order."""
 
-REVIEW_FIRST = ("id", "prompt", "status", "notes", "event_date", "class")
+REVIEW_FIRST = ("id", "prompt", "window", "rank", "status", "notes", "event_date", "class")
 """Order of the fields that a reviewer fills in, which is not that of the file."""
 
 
@@ -71,11 +74,16 @@ class Style:
     columns: Mapping[str, Kind]
     title: str
     """Expression of QGIS: what a feature is called."""
+    label: str | None = None
+    """Column that is written beside each feature, if any."""
 
     def qml(self) -> str:
         """The style as the document that QGIS would save."""
         root = ET.Element("qgis", version="3.22.0", styleCategories="AllStyleCategories")
         _add_renderer(root, self.rules)
+        if self.label is not None:
+            root.set("labelsEnabled", "1")
+            _add_labels(root, self.label)
         _add_fields(root, self.columns)
         _add_form(root, self.columns)
         ET.SubElement(root, "previewExpression").text = self.title
@@ -164,6 +172,17 @@ def _dot(colour: str, shape: str = "circle", outline: str = "255,255,255,255") -
     return Symbol("marker", (("SimpleMarker", values),))
 
 
+def _add_labels(root: ET.Element, column: str) -> None:
+    """Write a column in dark on white beside each feature, also where labels or features are in the way."""
+    settings = ET.SubElement(ET.SubElement(root, "labeling", type="simple"), "settings", calloutType="simple")
+    font = {"fontSize": "10", "fontSizeUnit": "Point", "fontWeight": "75", "textColor": f"{DARK},255"}
+    text = ET.SubElement(settings, "text-style", {"fieldName": column, "isExpression": "0"} | font)
+    halo = {"bufferSize": "0.8", "bufferSizeUnits": "MM", "bufferColor": "255,255,255,255"}
+    ET.SubElement(text, "text-buffer", {"bufferDraw": "1"} | halo)
+    ET.SubElement(settings, "placement", placement="10", dist="0.5", distUnits="MM")  # outside polygons
+    ET.SubElement(settings, "rendering", displayAll="1", obstacle="0")
+
+
 # --- fields and form -------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +193,7 @@ def _add_fields(root: ET.Element, columns: Mapping[str, Kind]) -> None:
         config = ET.SubElement(ET.SubElement(widget, "config"), "Option", type="Map")
         if name == "status" and _is_reviewed(columns):
             choices = ET.SubElement(config, "Option", type="List", name="map")
-            for value in REVIEW_STATES:
+            for value in WINDOW_STATES if "window" in columns else REVIEW_STATES:
                 one = ET.SubElement(choices, "Option", type="Map")
                 ET.SubElement(one, "Option", type="QString", name=value, value=value)
         for key, (form, value) in _settings(name, kind).items():
@@ -255,13 +274,13 @@ def style_of(layer: str, features: pd.DataFrame, columns: Mapping[str, Kind]) ->
     columns
         All that the layer has, in their order; those that geolabel does not know are a person's.
     """
-    return Style(_LAYERS[layer](features), columns, _title(columns))
+    return Style(_LAYERS[layer](features), columns, _title(columns), "rank" if "rank" in columns else None)
 
 
 def _title(columns: Mapping[str, Kind]) -> str:
     if {"id", "class"} <= columns.keys():
         return """concat(coalesce("class", 'landslide'), ' ', "id")"""
-    return next(f'"{name}"' for name in ("id", "prompt", "tile", "change") if name in columns)
+    return next(f'"{name}"' for name in ("id", "prompt", "tile", "change", "window") if name in columns)
 
 
 def _graded(features: pd.DataFrame, name: str, symbols: Sequence[Symbol]) -> tuple[Rule, ...]:
@@ -338,6 +357,16 @@ def _changes(_: pd.DataFrame) -> tuple[Rule, ...]:
     )
 
 
+def _windows(_: pd.DataFrame) -> tuple[Rule, ...]:
+    """Windows to look at in their order, those that come first thickest; what was looked at is thin."""
+    return (
+        Rule("reviewed", _outlined(MIDDLE, 0.3, "dash"), "lower(\"status\") = 'reviewed'"),
+        Rule("look here first: 1 to 5", _cased(COOL[1], 0.9), '"rank" <= 5'),
+        Rule("then 6 to 20", _cased(COOL[1], 0.5), '"rank" <= 20'),
+        Rule("then the rest", _outlined(COOL[2], 0.4), "ELSE"),
+    )
+
+
 _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
     "landslides": _landslides,
     "candidates": lambda _: _reviewed(Rule("candidate", _outlined("189,0,38", 0.5, "dash"), "ELSE")),
@@ -355,6 +384,12 @@ _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
     "tiles": _tiles,
     "segments": _segments,
     "changes": _changes,
+    "review": _windows,
+    "review_sample": lambda _: (
+        Rule("reviewed", _outlined(MIDDLE, 0.3, "dash"), "lower(\"status\") = 'reviewed'"),
+        Rule("sample, around a polygon", _cased(COOL[2], 0.5), '"polygon" IS NOT NULL'),
+        Rule("sample, outside polygons: draw what is missed", _cased(WARM[1], 0.7), "ELSE"),
+    ),
     "truth": lambda _: (Rule("landslide", _cased(WARM[-1], fill="60")),),
 }
 """Rules of every layer of an inventory, of the segments of a scene, and of the truth of a synthetic one."""

@@ -108,6 +108,12 @@ def canonical(geometries: Geometries) -> AnyArray:
 def add_written(connection: sqlite3.Connection, rows: Iterable[Written], highest: int) -> None:
     """Write the table."""
     connection.execute(CREATE)
+    connection.execute(INSERT, (HIGHEST, highest, None, "{}", 0))
+    insert_written(connection, rows)
+
+
+def insert_written(connection: sqlite3.Connection, rows: Iterable[Written]) -> None:
+    """Add rows to the table that is there."""
     values = [
         (
             row.layer,
@@ -118,7 +124,7 @@ def add_written(connection: sqlite3.Connection, rows: Iterable[Written], highest
         )
         for row in rows
     ]
-    connection.executemany(INSERT, [(HIGHEST, highest, None, "{}", 0), *sorted(values)])
+    connection.executemany(INSERT, sorted(values))
 
 
 def read_written(path: str | Path) -> Record | None:

@@ -12,10 +12,24 @@ import pyproj
 
 from geolabel import geodesy
 from geolabel.extraction.result import reprojected
-from geolabel.io.read.review import LAYER, read_review
-from geolabel.io.written import read_written
+from geolabel.io.read.review import (
+    ACCEPTED,
+    ADDED,
+    EDITED,
+    LAYER,
+    POLYGON_LAYERS,
+    UNREVIEWED,
+    WHY,
+    read_review,
+)
+from geolabel.io.written import Record, read_written
 from geolabel.polygons import valid_multipolygons
-from geolabel.types import AnyArray, Float64Array
+from geolabel.types import AnyArray, BoolArray, Float64Array
+
+LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
+
+RIGHT = (ACCEPTED, EDITED, ADDED)
+"""States of polygons that a person takes for landslides."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,27 @@ class Inventory:
     """Columns of the file; ``id`` is null for what has no number."""
     layer: AnyArray
     """(N,) ``landslides``, ``candidates`` or ``rejected``: the layer that a polygon belongs to by what was decided."""
+    state: AnyArray
+    """(N,) ``unreviewed``, ``accepted``, ``rejected``, ``edited``, ``added`` or ``deleted``."""
+    record: Record | None
+    """What geolabel wrote; None for a file of another format or program, whose ``status`` alone says what was done."""
+
+    @property
+    def right(self) -> BoolArray:
+        """(N,) which polygons a person takes for landslides."""
+        return np.isin(self.state, RIGHT)
+
+    @property
+    def added(self) -> BoolArray:
+        """(N,) which polygons a person drew and takes for landslides: those that were not written."""
+        known = {} if self.record is None else self.record.of(*POLYGON_LAYERS)
+        numbers = pd.to_numeric(self.polygons["id"]).to_numpy(float) if "id" in self.polygons else np.zeros(0)
+        return self.right & ~np.isin(numbers, list(known)) if len(numbers) else self.right
+
+    @property
+    def waiting(self) -> BoolArray:
+        """(N,) which polygons nobody has looked at."""
+        return np.asarray(self.state == UNREVIEWED)
 
     def outlines(self, crs: pyproj.CRS | None) -> AnyArray:
         """(N,) valid multipolygons in a CRS.
@@ -50,14 +85,16 @@ def read_inventory(path: str | Path) -> Inventory:
     VectorError
         If the file cannot be read, or holds other geometry than polygons.
     """
-    review = read_review(path, record=read_written(path))
+    record = read_written(path)
+    review = read_review(path, record=record)
     parts = [part for part in (review.kept, review.rejected, review.waiting) if len(part)]
     rows = pd.concat(parts, ignore_index=True) if parts else review.waiting
     order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # what has no number comes last
     rows = rows.iloc[order].reset_index(drop=True)
+    state = rows[WHY].astype(object).where(rows[WHY].notna(), UNREVIEWED).to_numpy()
     own = [name for name in rows.columns if not str(name).endswith(" ")]
     polygons = gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs)
-    return Inventory(review.crs, polygons, rows[LAYER].to_numpy(object))
+    return Inventory(review.crs, polygons, rows[LAYER].to_numpy(object), state, record)
 
 
 def areas(outlines: AnyArray, crs: pyproj.CRS | None) -> Float64Array:

@@ -22,7 +22,7 @@ import pandas as pd
 import pyproj
 
 from geolabel.errors import OutputError, VectorError
-from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, Kind
+from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
 from geolabel.io.databases import reading_database
 from geolabel.io.read.features import read_layer, spatial_layers
 from geolabel.io.styles import REVIEW_STATES
@@ -40,6 +40,9 @@ UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
 
 POLYGON_LAYERS = ("landslides", "candidates", REJECTED)
 """Layers of an inventory that a person reviews."""
+
+REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
+"""Layers of windows to look at: those that teach most, and a random sample."""
 
 OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", "segments")
 
@@ -61,6 +64,8 @@ class Review:
     """Polygons that are not to come back. Those that were deleted are as they were written."""
     waiting: gpd.GeoDataFrame
     """Polygons that nobody has looked at."""
+    looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
+    """Windows that the person has looked at, drew or wrote notes on; see `read_windows`."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """Those that the person added."""
     highest: int = 0
@@ -72,8 +77,8 @@ class Review:
 
     def is_still(self, other: Review) -> bool:
         """Whether another reading found the same."""
-        tables = ((self.kept, other.kept), (self.rejected, other.rejected), (self.waiting, other.waiting))
-        return all(before.equals(after) for before, after in tables)
+        names = ("kept", "rejected", "waiting", "looked")
+        return all(getattr(self, name).equals(getattr(other, name)) for name in names)
 
 
 LAYER = "layer "
@@ -121,6 +126,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
         kept=_frame(asked[~refused], crs),
         rejected=_frame(pd.concat([asked[refused], gone], ignore_index=True) if len(gone) else asked[refused], crs),
         waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs),
+        looked=_looked(path, record) if layers == POLYGON_LAYERS else gpd.GeoDataFrame(),
         columns=_added_columns(tables),
         highest=max(*known, record.highest if record else 0),
         counts={name: counts[name] for name in (ACCEPTED, REJECTED, EDITED, ADDED, DELETED)},
@@ -134,7 +140,56 @@ REDRAWN = "redrawn "
 EDITED, ADDED, DELETED = "edited", "added", "deleted"
 
 WHY = "why "
-"""Column that says why a polygon is a person's work, null where it is not."""
+"""Column of a `Review` that says why a polygon is a person's work, null where it is not."""
+
+
+TOUCHED = "touched "
+"""Column of windows that says whether a person looked at one, moved it, drew it, or wrote notes on it."""
+
+
+def read_windows(path: str | Path, layer: str, record: Record | None) -> gpd.GeoDataFrame | None:
+    """Read a layer of windows that geolabel wrote, with the column `TOUCHED`; None where the file has none.
+
+    A window that was numbered twice, or has no number that was written, is a person's.
+
+    Parameters
+    ----------
+    layer
+        One of `WINDOW_LAYERS`.
+    record
+        What was written into the file.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, or holds a layer of that name that is not geolabel's.
+    """
+    if layer not in spatial_layers(path):
+        return None
+    written = {} if record is None else record.of(layer)
+    if not written:
+        raise VectorError(f"{path} has a layer {layer} that geolabel did not write: give that layer another name")
+    table = read_layer(path, layer)
+    table = table.reindex(columns=[*dict.fromkeys([*WINDOW_COLUMNS, *table.columns])])
+    numbers = pd.to_numeric(table["window"], errors="coerce")
+    was = [None if np.isnan(number) else written.get(int(number)) for number in numbers]
+    outlined = np.array([*(None if one is None else one.outline for one in was), None], object)[:-1]
+    same = same_outlines(table.geometry.to_numpy(), outlined) & ~numbers.duplicated().to_numpy(bool)
+    states = [str(plain(state) or UNREVIEWED).lower() for state in table["status"]]
+    said = np.array([state != UNREVIEWED for state in states], bool) | table["notes"].map(plain).notna().to_numpy(bool)
+    return table.assign(**{"status": states, TOUCHED: ~same | said})
+
+
+def _looked(path: Path, record: Record | None) -> gpd.GeoDataFrame:
+    """Windows of a person in both layers, numbered from 1."""
+    found = [] if record is None else [read_windows(path, name, record) for name in WINDOW_LAYERS if record.of(name)]
+    parts = [table[table[TOUCHED]] for table in found if table is not None]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return gpd.GeoDataFrame()
+    rows = pd.concat(parts, ignore_index=True)
+    columns = [*WINDOW_COLUMNS, "geometry"]
+    return gpd.GeoDataFrame(rows.assign(window=np.arange(1, len(rows) + 1)), geometry="geometry")[columns]
 
 
 def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict[str, gpd.GeoDataFrame]:
@@ -203,14 +258,14 @@ def _edited(layer: str, values: Mapping[str, Any], state: str, was: Written) -> 
 def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     present = {int(number) for number in rows["id"].dropna()}
     gone = [was for number, was in sorted(written.items()) if number not in present and was.outline is not None]
-    decided = {"status": REJECTED, LAYER: REJECTED, REDRAWN: False}
+    decided = {"status": REJECTED, LAYER: REJECTED, REDRAWN: False, WHY: DELETED}
     table = [{**was.attributes, "id": was.key, **decided} for was in gone]
     columns = None if table else ["id", *decided]
     return gpd.GeoDataFrame(table, columns=columns, geometry=[was.outline for was in gone], crs=crs)
 
 
 def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    table = rows.drop(columns=WHY, errors="ignore").reset_index(drop=True)
+    table = rows.reset_index(drop=True)
     return gpd.GeoDataFrame(table, geometry="geometry" if "geometry" in table else [], crs=crs)
 
 
@@ -249,11 +304,13 @@ class PersonsWork:
     """How many are accepted, rejected, edited, added and deleted."""
     prompts: int = 0
     """How many were drawn, changed, rejected or deleted."""
+    windows: int = 0
+    """How many windows of a review were looked at, drawn or changed."""
     tables: tuple[str, ...] = ()
     """Layers and tables that geolabel did not write."""
 
     def __bool__(self) -> bool:
-        return any(self.polygons.values()) or bool(self.prompts) or bool(self.tables)
+        return any(self.polygons.values()) or bool(self.prompts) or bool(self.windows) or bool(self.tables)
 
     def __str__(self) -> str:
         total = sum(self.polygons.values())
@@ -262,6 +319,7 @@ class PersonsWork:
         parts += [f"{self.prompts} prompt{'s' * (self.prompts != 1)} that a person drew or changed"] * bool(
             self.prompts
         )
+        parts += [f"{self.windows} reviewed window{'s' * (self.windows != 1)}"] * bool(self.windows)
         parts += [f"what geolabel did not write ({', '.join(self.tables)})"] * bool(self.tables)
         return " and ".join(parts)
 
@@ -274,21 +332,23 @@ def read_work(path: str | Path) -> PersonsWork:
         return PersonsWork()
     try:
         names = spatial_layers(path)
-        polygons, prompts = Counter[str](), 0
+        polygons, prompts, windows = Counter[str](), 0, 0
         kinds: tuple[tuple[str, ...], ...] = (POLYGON_LAYERS, ("segments",))
         for layers in kinds:
             if {*layers} & {*names}:
-                polygons.update(read_review(path, layers, record).counts)
+                found = read_review(path, layers, record)
+                polygons.update(found.counts)
+                windows += len(found.looked)
         if record is not None and {*PROMPT_LAYERS} & {*names}:
             asked = {name: read_layer(path, name) for name in PROMPT_LAYERS if name in names}
             prompts = changed_prompts(asked, record.of("prompts"))
-        tables = _other_tables(path)
+        tables = _other_tables(path, record)
     except VectorError as error:
         raise OutputError(
             f"{path} may hold the review of a person, and cannot be read: {error}. Give another name, or "
             "--discard-review to replace it all the same"
         ) from error
-    return PersonsWork(polygons, prompts, tables)
+    return PersonsWork(polygons, prompts, windows, tables)
 
 
 @dataclass(frozen=True)
@@ -328,7 +388,7 @@ def check_work(path: str | Path, carried: Carried = NOTHING) -> None:
     review = carried.review
     if review is not None and _same_file(path, review.path):
         _check_still(path, same=review.is_still(read_review(path)))
-        work = replace(work, polygons={})
+        work = replace(work, polygons={}, windows=0)
     if carried.prompts_from is not None and _same_file(path, carried.prompts_from):
         _check_still(path, same=mark_of_prompts(path) == carried.prompts_mark)
         work = replace(work, prompts=0)
@@ -383,9 +443,10 @@ def _is_ours(path: Path) -> bool:
     return {"id", "status", "score_mean"} <= columns
 
 
-def _other_tables(path: Path) -> tuple[str, ...]:
+def _other_tables(path: Path, record: Record | None) -> tuple[str, ...]:
     """Tables of a GeoPackage that neither geolabel, nor the standard, nor SQLite made."""
     with reading_database(path) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    own = (*OWN_LAYERS, *OWN_TABLES)
+    windows = [name for name in WINDOW_LAYERS if record is not None and record.of(name)]
+    own = (*OWN_LAYERS, *OWN_TABLES, *windows)
     return tuple(sorted(n for n in names if n not in own and not n.startswith(("gpkg_", "rtree_", "sqlite_"))))

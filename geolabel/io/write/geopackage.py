@@ -26,15 +26,21 @@ import pyogrio
 import pyproj
 import shapely
 
-from geolabel.io.columns import COLUMNS, DERIVED, Kind
-from geolabel.io.databases import reading_database
-from geolabel.io.written import Written, add_written, plain
-from geolabel.parsing import parse_json
+from geolabel.errors import OutputError
+from geolabel.io.columns import COLUMNS, DERIVED, WINDOWS, Kind
+from geolabel.io.databases import MAX_STEPS, STEPS, reading_database
+from geolabel.io.foreign import in_words
+from geolabel.io.written import TABLE as WRITTEN_TABLE
+from geolabel.io.written import Written, add_written, insert_written, plain
+from geolabel.parsing import check_regular, parse_json
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import clean
 
 GEOMETRY = "geom"
 """Name of the geometry column; ``layer_styles`` has to repeat it or QGIS ignores the style."""
+
+LOCKED_SECONDS = 10.0
+"""Time to wait for a program that is writing to the file."""
 
 VERSION = "1.3"
 """Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
@@ -119,7 +125,7 @@ class VectorFile:
 def write_geopackage(path: Path, file: VectorFile) -> None:
     """Write all layers with their styles, what recognises a review, and the provenance in ``gpkg_metadata``."""
     rows = [*file.written, *(row for layer in file.layers for row in _written_features(layer))]
-    numbered = {layer.name for layer in file.layers if layer.key}
+    numbered = {layer.name for layer in file.layers if layer.key == "id"}
     highest = max([file.highest, *(row.key for row in rows if row.layer in numbered)])
     for number, layer in enumerate(file.layers):
         write_layer(
@@ -138,6 +144,141 @@ def write_geopackage(path: Path, file: VectorFile) -> None:
         _add_descriptions(connection, file.layers)
         add_written(connection, rows, highest)
         _add_provenance(connection, file.record)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A GeoPackage that is to be changed."""
+
+    path: Path
+    connection: sqlite3.Connection
+    version: int
+    """Changes when another program writes to the file."""
+
+    def begin(self) -> sqlite3.Connection:
+        """Begin to change the file; until the end, nothing else in this process may open it.
+
+        SQLite holds its locks for a process, and they end where the process closes the file, even through GDAL.
+
+        Raises
+        ------
+        OutputError
+            If another program has written to the file since it was opened.
+        """
+        self.connection.execute("BEGIN IMMEDIATE")
+        if _version(self.connection) != self.version:
+            raise OutputError(f"{self.path} was edited in another program at the same time: run again")
+        return self.connection
+
+
+@contextmanager
+def updating(path: Path) -> Iterator[Update]:
+    """Change a GeoPackage that is there, all at once or not at all, from `Update.begin` on.
+
+    Other programs may have the file open. It is not replaced, so a program such as QGIS keeps writing to the same one.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written to, or another program is writing to it.
+    """
+    try:
+        check_regular(path)
+        with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)) as connection:
+            connection.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)  # a stranger's triggers
+            try:
+                yield Update(path, connection, _version(connection))
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+    except (OSError, sqlite3.Error) as error:
+        raise OutputError(
+            f"{path} cannot be changed ({in_words(error)}): save the edits of other programs that have it open, and "
+            "run again"
+        ) from error
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(version)
+
+
+def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> None:
+    """Write a layer of polygons into a GeoPackage instead of the layer of its name; everything else stays as it is.
+
+    Parameters
+    ----------
+    connection
+        See `Update.begin`.
+    layer
+        Numbered by its `Layer.key`, by which it is recognised as geolabel's.
+    beside
+        A layer of the file, whose CRS it has.
+    """
+    (srs,) = connection.execute("SELECT srs_id FROM gpkg_geometry_columns WHERE table_name = ?", (beside,)).fetchone()
+    drop_layer(connection, layer.name)
+    columns = "".join(f", {_name(name)} {_SQL[kind]}" for name, kind in layer.columns.items())
+    kind = layer.geometry_type.upper()
+    connection.execute(
+        f"CREATE TABLE {_name(layer.name)} (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, {GEOMETRY} {kind}{columns})"
+    )
+    marks = ", ".join("?" * (1 + len(layer.columns)))
+    values = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
+    plainly = [[None if n else v for v, n in zip(column.tolist(), null, strict=True)] for column, null in values]
+    # little-endian, no envelope; then the geometry as WKB
+    header = b"GP\0\x01" + int(srs).to_bytes(4, "little", signed=True)
+    outlines = [header + shapely.to_wkb(shape, byte_order=1) for shape in layer.features.geometry]
+    connection.executemany(
+        f"INSERT INTO {_name(layer.name)} ({GEOMETRY}{''.join(f', {_name(n)}' for n in layer.columns)}) "  # noqa: S608
+        f"VALUES ({marks})",
+        zip(outlines, *plainly, strict=True),
+    )
+    bounds = layer.features.total_bounds.tolist() if len(layer.features) else [None] * 4
+    connection.execute(
+        "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change, min_x, min_y, max_x, "
+        "max_y, srs_id) VALUES (?, 'features', ?, ?, ?, ?, ?, ?, ?, ?)",
+        (layer.name, layer.name, layer.description, TIME, *bounds, srs),
+    )
+    connection.execute("INSERT INTO gpkg_geometry_columns VALUES (?, ?, ?, ?, 0, 0)", (layer.name, GEOMETRY, kind, srs))
+    _insert_styles(connection, [layer])
+    if _has_table(connection, "gpkg_data_columns"):
+        _insert_descriptions(connection, [layer])
+    insert_written(connection, _written_features(layer))
+
+
+def drop_layer(connection: sqlite3.Connection, name: str) -> None:
+    """Forget a layer, with its style and what recognises changes in it."""
+    for table, column in (
+        ("gpkg_contents", "table_name"),
+        ("gpkg_geometry_columns", "table_name"),
+        ("gpkg_extensions", "table_name"),
+        ("gpkg_ogr_contents", "table_name"),
+        ("gpkg_data_columns", "table_name"),
+        ("layer_styles", "f_table_name"),
+        (WRITTEN_TABLE, "layer"),
+    ):
+        if _has_table(connection, table):
+            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608
+    for table in (f"rtree_{name}_{GEOMETRY}", name):
+        connection.execute(f"DROP TABLE IF EXISTS {_name(table)}")
+
+
+_SQL: Mapping[Kind, str] = {
+    "int": "INTEGER", "real": "REAL", "text": "TEXT", "date": "DATE", "datetime": "DATETIME", "bool": "BOOLEAN",
+}  # fmt: skip
+"""Types of columns in a GeoPackage."""
+
+
+def _name(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()
+    return found is not None
 
 
 def _written_features(layer: Layer) -> Iterator[Written]:
@@ -225,12 +366,17 @@ def _column(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray
 
 
 def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
+    """Create the table of styles with those of the layers."""
     connection.execute(STYLE_TABLE)
     connection.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change) "
         "VALUES ('layer_styles', 'attributes', 'layer_styles', 'How QGIS draws the layers', ?)",
         (TIME,),
     )
+    _insert_styles(connection, layers)
+
+
+def _insert_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
     connection.executemany(
         "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
         "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
@@ -248,15 +394,25 @@ def _add_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -
         "VALUES (?, NULL, 'gpkg_schema', 'http://www.geopackage.org/spec121/#extension_schema', 'read-write')",
         [("gpkg_data_columns",), ("gpkg_data_column_constraints",)],
     )
+    _insert_descriptions(connection, layers)
+
+
+def _insert_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
     connection.executemany(
         "INSERT INTO gpkg_data_columns (table_name, column_name, name, title, description) VALUES (?, ?, ?, ?, ?)",
         [
-            (layer.name, name, name, COLUMNS[name].alias, COLUMNS[name].meaning)
+            (layer.name, name, name, COLUMNS[name].alias, _meaning(layer, name))
             for layer in layers
             for name in layer.columns
             if name in COLUMNS
         ],
     )
+
+
+def _meaning(layer: Layer, name: str) -> str:
+    """What a column means; windows have a status of another kind than polygons."""
+    own = {column.name: column for column in WINDOWS} if layer.key == "window" else {}
+    return own.get(name, COLUMNS[name]).meaning
 
 
 def _add_provenance(connection: sqlite3.Connection, record: str) -> None:

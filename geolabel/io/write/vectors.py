@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,18 @@ import pyogrio
 import pyproj
 
 from geolabel.errors import OutputError
-from geolabel.io.columns import BOX_COLUMNS, LANDSLIDE_COLUMNS, POINT_COLUMNS, SEGMENT_COLUMNS, TILE_COLUMNS, Kind
+from geolabel.io.columns import (
+    BOX_COLUMNS,
+    LANDSLIDE_COLUMNS,
+    POINT_COLUMNS,
+    SEGMENT_COLUMNS,
+    TILE_COLUMNS,
+    WINDOW_COLUMNS,
+    Kind,
+)
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
-from geolabel.io.read.review import NOTHING, REJECTED, UNREVIEWED, Carried, check_work
+from geolabel.io.read.review import NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
 from geolabel.io.styles import style_of
 from geolabel.io.write.flatgeobuf import write_flatgeobuf
 from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
@@ -142,6 +150,8 @@ class Reviewed:
     """Those that the person added."""
     highest: int
     """Of the numbers that polygons have had."""
+    looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
+    """Windows that the person has looked at, in the CRS of the inventory: the layer ``review``, if there are any."""
 
 
 def write_layers(
@@ -181,8 +191,18 @@ def write_layers(
         ]
     if tiles is not None:
         layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
+    if reviewed is not None and len(reviewed.looked):
+        layers.append(window_layer(REVIEW, reviewed.looked))
     file = VectorFile(layers, crs, provenance, written, highest=0 if reviewed is None else reviewed.highest)
     write_vectors(path, file, overwrite=overwrite, carried=carried)
+
+
+def window_layer(name: str, features: gpd.GeoDataFrame) -> Layer:
+    """A layer of windows for a person to look at, see `geolabel.io.read.review.WINDOW_LAYERS`."""
+    said = {REVIEW: "Where to look first", SAMPLE: "A random sample to look at, for an estimate of what is right"}
+    touched = frozenset(features["window"][features["status"] != UNREVIEWED].astype(int).tolist())
+    layer = _layer(name, "Polygon", said[name], WINDOW_COLUMNS, features)
+    return replace(layer, key="window", reviewed=touched)
 
 
 def _polygons(name: str, description: str, features: gpd.GeoDataFrame, reviewed: Reviewed | None) -> Layer:
