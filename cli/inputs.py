@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError, WeightsError
+from geolabel.models import registry
+from geolabel.models.hub import HUB_ID
 
 if TYPE_CHECKING:
     from geolabel.io.read.scene_inputs import SceneInput
@@ -87,12 +89,12 @@ class Input(click.Path):
     error
         Class of the error to raise where it is missing.
     names
-        Whether a word without a dot or a separator may be a name, such as that of the bundled network.
+        Pattern of what is a name, such as that of the bundled network, where there is no such file.
     settings
         As for ``click.Path``.
     """
 
-    def __init__(self, error: type[GeolabelError], *, names: bool = False, **settings: Any) -> None:
+    def __init__(self, error: type[GeolabelError], *, names: str | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self.error = error
         self.names = names
@@ -100,7 +102,7 @@ class Input(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check the path."""
         text = os.fspath(value)
-        if not (self.names and re.fullmatch(r"[\w-]+", text)):
+        if not (self.names and re.fullmatch(self.names, text)):
             check_exists(text, self.error)
         return super().convert(value, param, ctx)
 
@@ -108,6 +110,9 @@ class Input(click.Path):
 SCENE = Input(SceneError)
 VECTORS = Input(VectorError, dir_okay=False)
 WEIGHTS = Input(WeightsError, dir_okay=False)
-NETWORK = Input(WeightsError, dir_okay=False, names=True)
+NETWORK = Input(WeightsError, dir_okay=False, names=r"[\w-]+")
+SEGMENTER = Input(
+    WeightsError, names=rf"[\w-]+|{'|'.join(map(re.escape, registry.names('segmenter')))}|{HUB_ID.pattern}"
+)
 CHIPS = Input(ChipError)
 CHIPS_PATH = Input(ChipError, path_type=Path)

@@ -38,8 +38,8 @@ def list_models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
-        shown = [row | {"size": _megabytes(row["size"])} for row in rows]
-        _print_table(["name", "role", "size", "state", "file"], shown)
+        shown = [row | {"size": _megabytes(row["size"]), "input": _pixels(row["input"])} for row in rows]
+        _print_table(["name", "role", "size", "input", "licence", "state", "file"], shown)
 
 
 @models.command()
@@ -69,7 +69,7 @@ def verify(name: str | None, as_json: bool) -> int:
     from geolabel.errors import WeightsError
     from geolabel.models import registry
 
-    asked = registry.lookup(name) if name else [p for p in registry.PUBLISHED if p.path.is_file()]
+    asked = registry.lookup(name) if name else [p for p in registry.PUBLISHED if p.path.is_file() or registry.find(p)]
     rows = []
     for network in asked:
         row: dict[str, Any] = {"name": network.name, "role": network.role, "ok": True}
@@ -88,14 +88,14 @@ def verify(name: str | None, as_json: bool) -> int:
 
 
 @models.command()
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE|FOLDER")
 @options.as_json
 @options.terminal
 def info(name: str, as_json: bool) -> None:
-    """Describe the network NAME, or the one that FILE holds."""
+    """Describe the network NAME, or the one that FILE or FOLDER holds."""
     from geolabel.models import loading, registry
 
-    if Path(name).is_file():
+    if Path(name).exists():
         described = [loading.describe(Path(name))]
     else:
         described = [_describe(network) for network in registry.lookup(name)]
@@ -166,21 +166,33 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
 
 
 def _describe(network: Published) -> dict[str, Any]:
-    from geolabel.models import loading, registry
+    from geolabel.models import hub, loading, registry
 
     values = {"name": network.name, "role": network.role, "summary": network.summary, "licence": network.licence}
     if network.url is not None:
         values["url"] = network.url
+    if network.hub is not None:
+        values["hub"] = network.hub
     path = registry.find(network)
     if path is None:
         return values | {"state": _state(network), "bytes": network.size, "sha256": network.sha256}
+    if network.hub is not None:
+        values["hub"] = hub.named(network.hub, path)
     return values | {"state": _state(network)} | loading.describe(path)
 
 
 def _row(network: Published) -> dict[str, Any]:
     path = network.path
     size = network.size or (path.stat().st_size if path.is_file() else None)
-    return {"name": network.name, "role": network.role, "size": size, "state": _state(network), "file": str(path)}
+    return {
+        "name": network.name,
+        "role": network.role,
+        "size": size,
+        "input": network.window,
+        "licence": network.licence,
+        "state": _state(network),
+        "file": str(path),
+    }
 
 
 def _state(network: Published) -> str:
@@ -195,6 +207,10 @@ def _state(network: Published) -> str:
 
 def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _pixels(side: int | None) -> str:
+    return "" if side is None else f"{side} px"
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

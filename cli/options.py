@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geolabel.models import registry
 from geolabel.urls import without_secrets
 
 from .commands import F, option
-from .inputs import NETWORK, VECTORS, WEIGHTS
+from .inputs import NETWORK, SEGMENTER, VECTORS, WEIGHTS
 from .prediction import SCENE_OPTIONS
 
 if TYPE_CHECKING:
@@ -319,8 +318,10 @@ _sam_checkpoint = option("--sam-checkpoint", group="method", type=WEIGHTS, help=
 _sam = option(
     "--sam",
     group="method",
-    type=click.Choice(registry.names("segmenter")),
-    help="The segmenter. Default: bundled.",
+    type=SEGMENTER,
+    metavar="NAME|FOLDER",
+    help="The segmenter: a network of geolabel models list, a file or folder, or OWNER/NAME[@REVISION] of the "
+    "Hugging Face hub. Default: bundled.",
 )
 
 NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "engine", "batch")

@@ -101,7 +101,7 @@ def memory_wanted(error: BaseException) -> str:
     return f", {int(number) / 2**30:.1f} GiB wanted" if unit == "bytes" else f", {number.rstrip('.')} {unit} wanted"
 
 
-Extra = Literal["train", "diffusion"]
+Extra = Literal["train", "diffusion", "sam"]
 
 PACKAGES = {"sklearn": "scikit-learn", "segmentation_models_pytorch": "segmentation-models-pytorch"}
 """Modules whose package has another name."""

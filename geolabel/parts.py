@@ -134,9 +134,10 @@ class Recipe:
     """``localizer`` or ``segmenter``."""
 
     source: str
-    """``bundled``, the name of a published network, or the path of a weights file."""
+    """``bundled``, the name of a published network, the path of a weights file or of the folder of a network, or
+    ``OWNER/NAME@REVISION`` of one from the Hugging Face hub."""
     sha256: str = ""
-    """Of the weights file; checked when it is loaded."""
+    """Of the weights file, or over the files of the folder; checked when they are loaded."""
     device: str = "cpu"
     """A torch device."""
     precision: str = "fp32"

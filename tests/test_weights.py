@@ -480,7 +480,8 @@ def test_models_list_shows_what_is_here(published, capsys):
     assert rows["vit_b", "segmenter"]["state"] == "here"
     assert rows["vit_b", "segmenter"]["file"] == str(published.path)
     assert rows["vit_h", "segmenter"] | {"file": ""} == {
-        "name": "vit_h", "role": "segmenter", "size": 2564550879, "state": "not fetched", "file": "",
+        "name": "vit_h", "role": "segmenter", "size": 2564550879, "input": 1024, "licence": "Apache-2.0",
+            "state": "not fetched", "file": "",
     }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ class Networks:
     localizer: str | None = None
     """Name or file; None for the bundled one."""
     sam: str | None = None
-    """Name of the segmenter; None for the bundled one."""
+    """Name, file or folder of the segmenter, or ``OWNER/NAME[@REVISION]`` of the hub; None for the bundled one."""
     sam_checkpoint: str | Path | None = None
     device: str = "auto"
     precision: str = "auto"

@@ -7,23 +7,15 @@ are read from safetensors only, so that nothing is unpickled. What comes from th
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from geolabel.concepts import Grounding
 from geolabel.errors import WeightsError, require
-from geolabel.io.downloads import offline, sha256
-from geolabel.io.foreign import in_words
+from geolabel.models import hub
 from geolabel.models.diffusion import DiffusionLocalizer, DiffusionNetworks
 from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import DiffusionRecipe, Localizer, Recipe
-
-log = logging.getLogger(__name__)
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 """A model of the hub: Stable Diffusion 1.5, under CreativeML Open RAIL-M."""
@@ -39,9 +31,6 @@ CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "s
 
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 """What a tokenizer may be kept in."""
-
-HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-"""``OWNER/NAME``, or ``OWNER/NAME@REVISION``."""
 
 
 def require_diffusion() -> None:
@@ -65,40 +54,12 @@ def locate(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder.absolute()
-    named = HUB_ID.fullmatch(str(source))
-    if named is None or str(source).startswith("."):
+    named = hub.parse_id(source)
+    if named is None:
         raise WeightsError(f"{source} is no folder, and no model of the hub: give a folder, or OWNER/NAME[@REVISION]")
-    return _from_hub(named["id"], named["revision"])
-
-
-def _from_hub(model: str, revision: str | None) -> Path:
     require_diffusion()
-    from huggingface_hub import snapshot_download
-
     wanted = [*CONFIGS, *(f"{part}/{name}.safetensors" for part, name in WEIGHTS.items()), "tokenizer/*"]
-    request: dict[str, Any] = {"repo_id": model, "revision": revision, "allow_patterns": wanted}
-    try:
-        here = Path(snapshot_download(**request, local_files_only=True))
-        if not _missing(here):
-            return here
-    except OSError:
-        log.debug("%s is not in the hub's cache", model)
-    if offline():
-        raise WeightsError(
-            f"{model} is not in the hub's cache, and GEOLABEL_OFFLINE forbids downloads: {_ways_out(model)}"
-        )
-    try:
-        log.info("downloading %s from the hub, about 4 GB", model)
-        return Path(snapshot_download(**request))
-    except (OSError, ValueError) as error:  # those of the hub and of its connection are OSErrors
-        raise WeightsError(f"{model} cannot be had from the hub ({in_words(error)}): {_ways_out(model)}") from error
-
-
-def _ways_out(model: str) -> str:
-    return (
-        f"run hf download {model} where there is a network and bring its cache here (HF_HOME says where it lies), "
-        "or give the folder of a downloaded model with --diffusion FOLDER"
-    )
+    return hub.snapshot(*named, wanted, _missing, size=4 * 10**9, extra="diffusion", option="--diffusion")
 
 
 def _missing(folder: Path) -> list[str]:
@@ -139,11 +100,7 @@ def fingerprint(folder: Path) -> str:
     for part, name in WEIGHTS.items():
         variant = _variant(folder, part)
         names.append(f"{part}/{name}{'.' if variant else ''}{variant}.safetensors")
-    digest = hashlib.sha256()
-    for name in names:
-        if (folder / name).is_file():
-            digest.update(f"{name} {sha256(folder / name)}\n".encode())
-    return digest.hexdigest()
+    return hub.fingerprint(folder, names)
 
 
 def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> DiffusionRecipe:
@@ -205,7 +162,7 @@ def load(folder: Path) -> DiffusionNetworks:
     _check(folder)
     kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     try:
-        with _without_bars():
+        with hub.without_bars("diffusers", "transformers"):
             loaded = {part: _part(kind, folder, part) for part, kind in kinds.items()}
             tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
             schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
@@ -213,22 +170,6 @@ def load(folder: Path) -> DiffusionNetworks:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"{folder} cannot be loaded as Stable Diffusion 1.x ({reason}): give another") from error
     return DiffusionNetworks(**loaded, tokenizer=tokenizer, alphas_cumprod=schedule.alphas_cumprod)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    # transformers and diffusers write progress to stderr, which is the command line's
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = [kind for kind in (of_diffusers, of_transformers) if kind.is_progress_bar_enabled()]
-    for kind in shown:
-        kind.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for kind in shown:
-            kind.enable_progress_bar()
 
 
 def _part(kind: Any, folder: Path, part: str) -> Any:

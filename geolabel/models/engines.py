@@ -51,6 +51,9 @@ class PromptedNetwork(Protocol):
     """Cells of an embedding along a side of the frame."""
     width: int
     """Channels of an embedding."""
+    stretches: bool
+    """Whether an image fills the frame along both sides; its masks then go from cells to its pixels at once. If not, it
+    keeps its shape, and masks go through the pixels of the frame."""
     batch: int
     """Images per call of the encoder. The last batch is padded: a network's last digits depend on the batch."""
 
@@ -63,7 +66,11 @@ class PromptedNetwork(Protocol):
         ...
 
     def encode(self, images: Sequence[UInt8Array]) -> Any:
-        """Embeddings (N, D, h, w) of up to `batch` images (H, W, 3), red first, H and W up to `window`."""
+        """Embeddings of up to `batch` images (H, W, 3), red first, H and W up to `window`, as `decode` takes them."""
+        ...
+
+    def features(self, embedding: Any) -> Any:
+        """(D, h, w) of an embedding: what the encoder saw in each cell of the frame."""
         ...
 
     def decode(
@@ -73,7 +80,8 @@ class PromptedNetwork(Protocol):
 
         Parameters
         ----------
-        embedding : (D, h, w)
+        embedding
+            Of one image.
         boxes : (K, 4)
             First and last pixel in the frame.
         single

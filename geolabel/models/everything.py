@@ -125,12 +125,12 @@ class EverythingSegmenter:
             prompt_ids=prompts.ids[kept.prompt.cpu().numpy()],
             candidates=kept.token.cpu().numpy() + 1,
         )
-        pooled = []
+        pooled, seen = [], torch.as_tensor(self._network.features(embedding))
         for rows in _chunks(len(best)):
             logits = self._enlarge(kept.low_res[rows], size)
             masks.scores[rows] = quantise_logits(logits.cpu().numpy())
             if self._features:
-                pooled.append(pool(torch.as_tensor(embedding), logits > 0, self._step(size)))
+                pooled.append(pool(seen, logits > 0, self._step(size)))
         if not self._features:
             return masks
         features = torch.cat([torch.zeros((0, self._network.width)), *(part.cpu() for part in pooled)])
@@ -173,12 +173,17 @@ class EverythingSegmenter:
             boxes = (corner_pixels(prompts.boxes) * np.tile(scale, 2)).astype(np.float32)
         return points, boxes
 
-    def _step(self, size: tuple[int, int]) -> float:
-        # image pixels per cell of the embedding
-        return float(self.window / self._network.cells * max(size) / max(self._network.frame_size(size)))
+    def _step(self, size: tuple[int, int]) -> tuple[float, float]:
+        # image pixels per cell of the embedding, along rows and columns
+        if self._network.stretches:
+            return size[0] / self._network.cells, size[1] / self._network.cells
+        step = float(self.window / self._network.cells * max(size) / max(self._network.frame_size(size)))
+        return step, step
 
     def _enlarge(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
+        if self._network.stretches:
+            return interpolate(low_res[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         frame = self._network.frame_size(size)
         whole = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
         logits = whole[..., : frame[0], : frame[1]]
@@ -187,7 +192,7 @@ class EverythingSegmenter:
         return logits[:, 0]
 
 
-def pool(embedding: Tensor, masks: Tensor, step: float) -> Tensor:
+def pool(embedding: Tensor, masks: Tensor, step: float | tuple[float, float]) -> Tensor:
     """Mean of an embedding over masks, each cell weighted by the share of it that the mask covers (ALPS, eq. 4).
 
     ALPS enlarges the embedding to the mask; averaging the mask down to the embedding gives the same weighted mean but
@@ -198,15 +203,18 @@ def pool(embedding: Tensor, masks: Tensor, step: float) -> Tensor:
     embedding : (D, h, w)
     masks : (M, H, W) boolean, none of them empty
     step
-        Image pixels per cell; cell ``i`` covers pixels ``[i * step, (i + 1) * step)``.
+        Image pixels per cell, where they differ along rows and along columns; cell ``i`` covers pixels
+        ``[i * step, (i + 1) * step)``.
 
     Returns
     -------
     (M, D)
     """
     rows, cols = (
-        _shares(cells, pixels, step).to(masks.device)
-        for cells, pixels in zip(embedding.shape[1:], masks.shape[1:], strict=True)
+        _shares(cells, pixels, along).to(masks.device)
+        for cells, pixels, along in zip(
+            embedding.shape[1:], masks.shape[1:], step if isinstance(step, tuple) else (step, step), strict=True
+        )
     )
     weights = torch.einsum("ih,mhw,jw->mij", rows, masks.float(), cols)
     total = weights.sum(dim=(1, 2)).clamp(min=torch.finfo(torch.float32).tiny)

@@ -16,7 +16,7 @@ from geolabel.devices import keep_freed_memory
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import sha256
 from geolabel.masks import EVERY_CANDIDATE, Selection
-from geolabel.models import registry
+from geolabel.models import hub, registry
 from geolabel.models.engines import Engine, graph_files
 from geolabel.parsing import parse_json
 from geolabel.parts import (
@@ -60,7 +60,7 @@ def recipe(
     Parameters
     ----------
     name
-        A published network, or the path of a file.
+        A published network, the path of a file or of a folder, or ``OWNER/NAME[@REVISION]`` of the hub.
     checkpoint
         A file instead of the published one; `name` then says which of the official networks it holds, unless it is
         ``bundled``.
@@ -132,13 +132,22 @@ def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None
     # What a recipe holds of where the weights are: source, SHA-256, architecture.
     if checkpoint is not None:
         path = Path(checkpoint).absolute()
-        official = not registry.lookup(str(name), role)[0].bundled
-        return str(path), sha256(path), str(name) if official else ""
+        network = registry.lookup(str(name), role)[0]
+        if network.hub is not None:
+            raise OptionError(f"--sam-checkpoint {checkpoint}: {name} is kept in a folder: give --sam FOLDER alone")
+        return str(path), sha256(path), "" if network.bundled else str(name)
     if any(p.name == name and p.role == role for p in registry.PUBLISHED):
         network = registry.lookup(str(name), role)[0]
-        registry.fetch(network)
+        file = registry.fetch(network)
+        if network.hub is not None:
+            return hub.named(network.hub, file), hub.digest(file), ""
         return network.name, registry.verify(network) if network.sha256 else sha256(network.path), ""
     path = Path(name).absolute()
+    if role == "segmenter" and path.is_dir():
+        return str(path), hub.digest(path), ""
+    if role == "segmenter" and not path.is_file() and hub.parse_id(name):
+        folder = hub.fetch(str(name))
+        return hub.named(str(name), folder), hub.digest(folder), ""
     if not path.is_file():
         registry.lookup(str(name), role)  # raises, and names what is known
     return str(path), sha256(path), ""
@@ -166,13 +175,15 @@ def bundled_gsd_range() -> tuple[float, float]:
 
 
 def file_of(recipe: Recipe) -> Path:
-    """File of the network that a recipe names, which is fetched where it is published and not here yet.
+    """File or folder of the network that a recipe names, fetched where it is published and not here yet.
 
     Raises
     ------
     WeightsError
         If it cannot be fetched.
     """
+    if recipe.role == "segmenter" and hub.parse_id(recipe.source):
+        return hub.fetch(recipe.source)
     published = next((p for p in registry.PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
     return registry.fetch(published) if published else Path(recipe.source)
 
@@ -199,7 +210,7 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     if recipe.engine == "onnx":
         expected += zip(graph_files(path, recipe.role), recipe.graphs, strict=True)
     for file, digest in expected:
-        found = sha256(file)
+        found = hub.digest(file)
         if found != digest:
             raise WeightsError(f"{file} has SHA-256 {found}, the run was planned with {digest}: plan it again")
     if isinstance(recipe, SegmenterRecipe):
@@ -266,6 +277,9 @@ def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
 
 def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
     # The network of a segmenter's recipe as its engine runs it, and the gsd that it knows.
+    if path.is_dir():
+        kind = hub.read_config(path)["model_type"]
+        raise WeightsError(f"{path} holds a network of type {kind[:40]!r}, which geolabel does not run: give another")
     if recipe.engine == "onnx":
         from geolabel.models.on_onnx import OnnxSam
 
@@ -300,7 +314,12 @@ def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a weights file says of itself: SHA-256, bytes, number of parameters, its description, and graphs beside it.
+    """What weights say of themselves: SHA-256, bytes, number of parameters, description, and graphs beside the file.
+
+    Parameters
+    ----------
+    path
+        A file, or the folder of a network.
 
     Raises
     ------
@@ -309,6 +328,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     from geolabel.models.checkpoint import is_safetensors, load_checkpoint, official_name, official_state
 
+    if path.is_dir():
+        return hub.describe(path)
     digest = sha256(path)
     if is_safetensors(path):
         state, info = load_checkpoint(path)

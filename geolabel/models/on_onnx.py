@@ -159,7 +159,7 @@ class OnnxSam:
 
     def __init__(self, path: Path, *, batch: int = 1) -> None:
         (self._encoder, self._decoder), _, self.info = _graphs(path, "segmenter")
-        self.window, self.batch = self.info.window, batch
+        self.window, self.stretches, self.batch = self.info.window, False, batch
         self.width = int(self.info.architecture["embed_dim"])
         self._mean, self._std = (np.asarray(self.info.architecture[name], np.float32)[:, None, None]
                                  for name in ("pixel_mean", "pixel_std"))  # fmt: skip
@@ -180,6 +180,10 @@ class OnnxSam:
             height, width = image.shape[:2]
             np.divide(np.moveaxis(image, 2, 0) - self._mean, self._std, out=frame[:, :height, :width])
         return self._encoder(images=frames)[0][: len(images)]
+
+    def features(self, embedding: Float32Array) -> Float32Array:
+        """The embedding itself."""
+        return embedding
 
     def decode(
         self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None, *, single: bool = False

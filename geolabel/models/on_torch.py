@@ -71,7 +71,7 @@ class TorchSam:
         self.window = int(sam.image_encoder.img_size)
         self.cells = int(sam.prompt_encoder.image_embedding_size[0])
         self.width = int(sam.prompt_encoder.embed_dim)
-        self.batch = batch
+        self.stretches, self.batch = False, batch
         self.resize = ResizeLongestSide(self.window) if resize else None
         self._device, self._precision = device, precision
         with torch.inference_mode():
@@ -103,6 +103,10 @@ class TorchSam:
             frame[:, :height, width:].zero_()
         embeddings: Tensor = self.sam.image_encoder(frames)
         return embeddings[: len(images)].float()
+
+    def features(self, embedding: Tensor) -> Tensor:
+        """The embedding itself."""
+        return embedding
 
     def _pixels(self, image: UInt8Array) -> Tensor:
         # (3, h, w), 0..255, on the scale of the frame.

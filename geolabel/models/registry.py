@@ -1,6 +1,6 @@
 """The registry of networks that geolabel knows by name: roles, files, hashes, and where the files are.
 
-The choices of ``--sam`` are the segmenters here. Downloads stay in a cache folder (`cache_folder`), and
+Downloads of files stay in a cache folder (`cache_folder`), those of folders in the hub's (`geolabel.models.hub`), and
 ``GEOLABEL_OFFLINE`` forbids them. The command line reads this module for its help: it imports nothing heavy.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geolabel.errors import WeightsError
+from geolabel.models import hub
 
 Role = Literal["localizer", "segmenter"]
 
@@ -29,20 +30,26 @@ class Published:
     summary: str
     licence: str
     url: str | None = None
-    """None for what ships with geolabel."""
+    """Of a file; None for what ships with geolabel, and for a model of the hub."""
     size: int | None = None
-    """Bytes of the published file."""
+    """Bytes of the published file; of a model of the hub about, four for each of its parameters."""
     sha256: str | None = None
     """Of the published file."""
+    hub: str | None = None
+    """``OWNER/NAME`` of a model of the hub, which is a folder."""
+    window: int | None = None
+    """Side in pixels of the images that a segmenter sees."""
 
     @property
     def bundled(self) -> bool:
         """Whether the network ships with geolabel."""
-        return self.url is None
+        return self.url is None and self.hub is None
 
     @property
     def path(self) -> Path:
-        """Where the file is, or would be."""
+        """Where the file or the folder is, or would be."""
+        if self.hub is not None:
+            return hub.find(self.hub) or hub.cache_of(self.hub)
         if self.bundled:
             return Path(str(resources.files("geolabel.weights") / self.filename))
         return cache_folder() / self.filename
@@ -50,12 +57,12 @@ class Published:
 
 def _official(name: str, filename: str, size: int, digest: str) -> Published:
     summary = f"Segment Anything, ViT-{name[-1].upper()} encoder"
-    return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest)
+    return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest, window=1024)
 
 
 PUBLISHED = (
     Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
-    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0"),
+    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0", window=512),
     _official(
         "vit_b", "sam_vit_b_01ec64.pth", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
     ),
@@ -94,12 +101,16 @@ def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
     found = tuple(p for p in PUBLISHED if p.name == name and role in (None, p.role))
     if not found:
         known = dict.fromkeys(p.name for p in PUBLISHED if role in (None, p.role))
-        raise WeightsError(f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file")
+        raise WeightsError(
+            f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file or a folder"
+        )
     return found
 
 
 def find(network: Published) -> Path | None:
-    """Return the path of a published network if its file is here and of the right size."""
+    """Return the path of a published network if its file is here and of the right size, or its folder is whole."""
+    if network.hub is not None:
+        return hub.find(network.hub)
     path = network.path
     if not path.is_file() or (network.size is not None and path.stat().st_size != network.size):
         return None
@@ -124,6 +135,8 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
     path = find(network)
     if path is not None:
         return path
+    if network.hub is not None:
+        return hub.fetch(network.hub, size=network.size or 0)
     if network.url is None or network.size is None or network.sha256 is None:
         raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
     by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
@@ -146,7 +159,8 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
 def verify(network: Published) -> str:
     """Check the file of a published network and return its SHA-256.
 
-    What ships with geolabel has no published hash (its package manager has); each engine loads it instead.
+    What ships with geolabel has no published hash (its package manager has); each engine loads it instead. Of a model
+    of the hub see `hub.verify`.
 
     Raises
     ------
@@ -156,6 +170,8 @@ def verify(network: Published) -> str:
     from geolabel.io.downloads import sha256
 
     path = network.path
+    if network.hub is not None and hub.find(network.hub):
+        return hub.verify(path)
     if not path.is_file():
         raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
     digest = sha256(path)

@@ -107,6 +107,8 @@ class SamSegmenter:
     ) -> tuple[tuple[int, int], Float32Array]:
         # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
         # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
+        if self._network.stretches:
+            return (0, 0), self._network.host(self._network.enlarge(low_res, size))
         frame_size, step = self._network.frame_size(size), self._network.window // low_res.shape[-1]
         if frame_size != size:
             cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
@@ -180,7 +182,7 @@ def answer(
     Parameters
     ----------
     decode
-        Makes the masks of one image of its embedding (D, h, w), itself and its prompts.
+        Makes the masks of one image of its embedding, itself and its prompts.
     nothing
         Makes those of an image without prompts, which is not encoded.
 

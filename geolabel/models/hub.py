@@ -1,0 +1,303 @@
+"""Networks that are kept in a folder, on this disk or on the Hugging Face hub.
+
+A folder is one as transformers and diffusers write it: JSON that describes the network, and weights as safetensors, so
+that nothing is unpickled. What comes from the hub is kept in the hub's own cache (``HF_HOME``), which other programs
+share; ``GEOLABEL_OFFLINE`` forbids downloads here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from geolabel.errors import Extra, WeightsError, require
+from geolabel.io.downloads import offline, sha256
+from geolabel.io.foreign import in_words
+from geolabel.parsing import read_json
+
+log = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"(?P<model>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+"""``OWNER/NAME``, or ``OWNER/NAME@REVISION``."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+CONFIG = "config.json"
+
+MAX_CONFIG_BYTES = 1 << 20
+"""Of a JSON file of a folder; published ones have a few kilobytes."""
+
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+"""Of one network: one file, or parts."""
+
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+"""How pixels are normalised."""
+
+FILES = (CONFIG, *WEIGHTS, *PROCESSOR)
+"""What is read of a folder of one network."""
+
+
+def parse_id(source: str | Path) -> tuple[str, str | None] | None:
+    """``OWNER/NAME`` and the revision of a model of the hub; None for what is no name of one."""
+    named = HUB_ID.fullmatch(str(source))
+    return None if named is None else (named["model"], named["revision"])
+
+
+def cache_of(model: str) -> Path:
+    """Where the hub's cache keeps a model, or would keep it."""
+    if find_spec("huggingface_hub") is not None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        root = Path(HF_HUB_CACHE)
+    else:
+        root = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
+    return root / f"models--{model.replace('/', '--')}"
+
+
+def cached(model: str, revision: str | None, files: Sequence[str], missing: Callable[[Path], Any]) -> Path | None:
+    """The folder of a model of the hub if all of it is in the hub's cache.
+
+    Parameters
+    ----------
+    revision
+        Branch, tag or commit; None for the branch ``main``.
+    files
+        Patterns of the files that are wanted.
+    missing
+        What a folder lacks.
+    """
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        here = Path(
+            snapshot_download(repo_id=model, revision=revision, allow_patterns=list(files), local_files_only=True)
+        )
+    except OSError:
+        log.debug("%s is not in the hub's cache", model)
+        return None
+    return None if missing(here) else here
+
+
+def snapshot(
+    model: str,
+    revision: str | None,
+    files: Sequence[str],
+    missing: Callable[[Path], Any],
+    *,
+    size: int,
+    extra: Extra,
+    option: str,
+) -> Path:
+    """The folder of a model of the hub, downloaded if need be.
+
+    Parameters
+    ----------
+    model, revision, files, missing
+        See `cached`.
+    size
+        Bytes, about; 0 if not known.
+    extra
+        Which extra of geolabel the model needs.
+    option
+        Which option takes the folder of a downloaded model, for the message.
+
+    Raises
+    ------
+    GeolabelError
+        If the hub's library is not installed.
+    WeightsError
+        If the model is not here and cannot be had, or is given only to those who ask.
+    """
+    here = cached(model, revision, files, missing)
+    if here is not None:
+        return here
+    named = model if revision is None else f"{model} --revision {revision}"
+    by_hand = (
+        f"run hf download {named} where there is a network and copy its cache here (HF_HOME names the folder), "
+        f"or give the folder of a downloaded model with {option} FOLDER"
+    )
+    if offline():
+        raise WeightsError(f"{model} is not in the hub's cache, and GEOLABEL_OFFLINE forbids downloads: {by_hand}")
+    require(extra, "huggingface_hub", purpose=model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        log.warning("downloading %s from the hub%s", model, f", about {size / 1e6:.0f} MB" if size else "")
+        folder = Path(snapshot_download(repo_id=model, revision=revision, allow_patterns=list(files)))
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"{model} is gated: ask for access at https://huggingface.co/{model}, run hf auth login, and try again"
+        ) from error
+    except (OSError, ValueError) as error:  # those of the hub and of its connection are OSErrors
+        raise WeightsError(f"{model} cannot be had from the hub ({in_words(error)}): {by_hand}") from error
+    lacking = missing(folder)
+    if lacking:
+        raise WeightsError(f"{model} lacks {', '.join(lacking)} on the hub: name another model or revision")
+    return folder
+
+
+def fingerprint(folder: Path, names: Iterable[str]) -> str:
+    """SHA-256 over the names and the SHA-256 of files of a folder; what is not there is left out."""
+    total = hashlib.sha256()
+    for name in names:
+        if (folder / name).is_file():
+            total.update(f"{name} {sha256(folder / name)}\n".encode())
+    return total.hexdigest()
+
+
+@contextmanager
+def without_bars(*libraries: str) -> Iterator[None]:
+    """Keep libraries from writing progress to stderr, which is the command line's.
+
+    Parameters
+    ----------
+    libraries
+        ``transformers`` or ``diffusers``.
+    """
+    known = [import_module(f"{name}.utils.logging") for name in libraries]
+    shown = [kind for kind in known if kind.is_progress_bar_enabled()]
+    for kind in shown:
+        kind.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kind in shown:
+            kind.enable_progress_bar()
+
+
+# --- folders of one network ------------------------------------------------------------------------------------------
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """Files of the weights of a folder, by name; none where there are none."""
+    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+
+
+def missing(folder: Path) -> list[str]:
+    """Files without which a folder holds no network."""
+    lacking = [] if (folder / CONFIG).is_file() else [CONFIG]
+    parts = weights_of(folder)
+    count = re.fullmatch(r"model-\d+-of-0*(\d+)\.safetensors", parts[0].name) if parts else None
+    if not parts or (count and int(count[1]) != len(parts)):
+        lacking.append(WEIGHTS[0])
+    return lacking
+
+
+def find(source: str) -> Path | None:
+    """The folder of ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` if it is in the hub's cache."""
+    model, revision = parse_id(source) or (source, None)
+    return cached(model, revision, FILES, missing)
+
+
+def fetch(source: str, *, size: int = 0) -> Path:
+    """The folder of ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, downloaded if need be; raises as `snapshot`."""
+    model, revision = parse_id(source) or (source, None)
+    return snapshot(model, revision, FILES, missing, size=size, extra="sam", option="--sam")
+
+
+def named(source: str, folder: Path) -> str:
+    """The name of a model of the hub with the commit that its folder is of, where the cache says so."""
+    model, _ = parse_id(source) or (source, None)
+    return f"{model}@{folder.name}" if COMMIT.fullmatch(folder.name) else source
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file of weights, or over the files of a folder of one network.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read, or the folder holds no network.
+    """
+    if not path.is_dir():
+        return sha256(path)
+    lacking = missing(path)
+    if lacking:
+        raise WeightsError(
+            f"{path} holds no network as transformers writes it: {', '.join(lacking)} missing; give such a folder, "
+            "with weights as safetensors"
+        )
+    return fingerprint(path, [CONFIG, *PROCESSOR, *(file.name for file in weights_of(path))])
+
+
+def verify(folder: Path) -> str:
+    """Check a folder of the hub's cache and return its `digest`.
+
+    The cache names files of weights by the SHA-256 that the hub gave with them: each is computed again. A cache without
+    links, as on some Windows, does not name them so; then only the headers are read.
+
+    Raises
+    ------
+    WeightsError
+        If a file is damaged.
+    """
+    total = digest(folder)
+    for file in weights_of(folder):
+        stated = file.resolve().name
+        if re.fullmatch(r"[0-9a-f]{64}", stated) and sha256(file) != stated:
+            raise WeightsError(
+                f"{file} has SHA-256 {sha256(file)}, the hub gave {stated}: delete it and fetch it again"
+            )
+    count_parameters(folder)
+    return total
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the ``config.json`` of a folder says, which has a ``model_type``.
+
+    Raises
+    ------
+    WeightsError
+        If it is missing, damaged or larger than `MAX_CONFIG_BYTES`.
+    """
+    try:
+        given = read_json(folder / CONFIG, limit=MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder / CONFIG} describes no network ({error}): give another folder") from error
+    if not isinstance(given, dict) or not isinstance(given.get("model_type"), str):
+        raise WeightsError(f"{folder / CONFIG} describes no network (it names no model_type): give another folder")
+    return given
+
+
+def count_parameters(folder: Path) -> int:
+    """Number of weights in the files of a folder, from their headers.
+
+    Raises
+    ------
+    WeightsError
+        If one is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    held = 0
+    for file in weights_of(folder):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file} is no whole safetensors file ({error}): fetch it again") from error
+    return held
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a folder says of its network: SHA-256, bytes, number of parameters, type; raises as `digest`."""
+    return {
+        "file": str(folder),
+        "sha256": digest(folder),
+        "bytes": sum(file.stat().st_size for file in weights_of(folder)),
+        "parameters": count_parameters(folder),
+        "kind": "segmenter",
+        "architecture": read_config(folder)["model_type"],
+    }
