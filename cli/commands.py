@@ -20,12 +20,13 @@ from geolabel.errors import GeolabelError, MemoryLimitError, memory_wanted, ran_
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Topic = Literal["input", "output", "sensitivity", "shape", "method", "machine", "messages"]
+Topic = Literal["input", "output", "evidence", "sensitivity", "shape", "method", "machine", "messages"]
 """Groups of options, in the order of the help."""
 
 TITLES: dict[Topic, str] = {
     "input": "Input",
     "output": "Output",
+    "evidence": "Evidence beside the scene",
     "sensitivity": "Sensitivity: how much is found",
     "shape": "Shape of the polygons",
     "method": "Method and networks",

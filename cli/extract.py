@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import VECTORS, check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
+
+if TYPE_CHECKING:
+    from geolabel.parsing import Measure
 
 GAPS = 3
 """Exit code of a run that finished without a part of the scene."""
@@ -65,6 +68,7 @@ def _quality() -> str:
 )
 @options.asset
 @options.scene_options
+@options.evidence_options
 @prediction.prediction_options
 @options.score_threshold
 @options.min_confidence
@@ -88,6 +92,9 @@ def extract(
     score_out: str | None,
     mask_out: str | None,
     preview: str | None,
+    dem: str | None,
+    min_slope: Measure | None,
+    exclude: str | None,
     prompts_from: str | None,
     keep_reviewed: str | None,
     dst_crs: str | None,
@@ -109,6 +116,7 @@ def extract(
     \b
     geolabel extract scene.tif --out slides.gpkg
     geolabel extract a.tif b.tif 'folder/*.tif' --out slides.gpkg
+    geolabel extract scene.tif --out slides.gpkg --dem heights.tif --min-slope 10deg --exclude water.gpkg
     geolabel extract scene.tif --out slides.gpkg --overwrite --keep-reviewed slides.gpkg
     geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
     """
@@ -131,9 +139,10 @@ def extract(
     listed = list_scenes(others if output else scenes, asset=given["asset"])
     check_inputs(listed)
     request = options.Request.of(given)
+    evidence: dict[str, Any] = {"dem": dem, "min_slope": min_slope, "exclude": exclude}
     if dry_run:
         with loading(ctx), at_work(given):
-            figures = geolabel.estimate(listed, dst_crs=dst_crs, **vars(request))
+            figures = geolabel.estimate(listed, dst_crs=dst_crs, **vars(request), **evidence)
         announce(figures if as_json else summary.of_estimate(figures), as_json=as_json)
         return 0
     report = geolabel.Report()
@@ -142,6 +151,7 @@ def extract(
             listed,
             out=target,
             **vars(request),
+            **evidence,
             prompts_from=prompts_from,
             keep_reviewed=keep_reviewed,
             score_out=score_out,

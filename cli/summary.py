@@ -9,6 +9,9 @@ from .terminal import duration, extent, see
 
 Figures = Mapping[str, Any]
 
+WHY = {"confidence": "less likely", "slope": "too gentle", "excluded": "on excluded ground"}
+"""Reasons of candidates, in words."""
+
 
 def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[str, str]:
     """Rows on the landslides of a run.
@@ -28,7 +31,8 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     if figures["mean_confidence"] is not None:
         rows["confidence"] = f"{figures['mean_confidence']:.2f} on average, of 0 to 1"
     if figures["candidates"]:
-        rows["candidates"] = f"{figures['candidates']}, less likely: in the layer candidates"
+        why = ", ".join(f"{number} {WHY.get(reason, reason)}" for reason, number in figures.get("reasons", {}).items())
+        rows["candidates"] = f"{figures['candidates']}, {why or 'less likely'}: in the layer candidates"
     if "kept" in figures:
         reviewed = "{kept} kept, {rejected} rejected; {left_out} found on that ground are left out".format(**figures)
         rows["review"] = reviewed if figures["kept"] or figures["rejected"] else "nothing was reviewed or edited"

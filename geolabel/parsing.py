@@ -214,7 +214,7 @@ def exists(name: str | os.PathLike[str]) -> bool:
         return False
 
 
-Unit = Literal["m", "m2", "px"]
+Unit = Literal["m", "m2", "px", "deg"]
 """Metres, square metres, or pixels of the working grid: their sides where a length is meant, else their number."""
 
 MEASURE = re.compile(r"\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z][a-zA-Z0-9]*|)\s*")
@@ -222,7 +222,7 @@ MEASURE = re.compile(r"\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z]
 
 @dataclass(frozen=True)
 class Measure:
-    """A length or an area that is not negative, such as ``2px``, ``1.5m`` or ``400m2``.
+    """A length, an area or a slope that is not negative, such as ``2px``, ``1.5m``, ``400m2`` or ``10deg``.
 
     Raises
     ------
@@ -235,7 +235,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value >= 0):
-            raise OptionError(f"{self}: a length or an area has to be a number that is not negative")
+            raise OptionError(f"{self}: it has to be a number that is not negative")
 
     @classmethod
     def parse(cls, text: str, units: Collection[str] = ("m", "m2", "px")) -> Self:
@@ -272,7 +272,7 @@ class Measure:
 
 
 def _is_unit(text: str) -> TypeGuard[Unit]:
-    return text in ("m", "m2", "px")
+    return text in ("m", "m2", "px", "deg")
 
 
 def _examples(number: str, units: Collection[str]) -> str:

@@ -14,7 +14,7 @@ ORDER = (
     "urls", "errors", "parsing", "scratch", "outputs", "made", "folders", "types",
     "bands", "tiles", "scene", "resampling",
     "radiometry", "fills", "activation", "prompts", "masks", "mosaic", "labels", "chips", "seams",
-    "cross_tile_matching", "polygons", "geodesy", "metrics",
+    "cross_tile_matching", "polygons", "geodesy", "terrain", "metrics",
     "clusters", "concepts",
     "pictures", "devices", "parts", "prompters", "labelers", "testing",
     "weights", "synthetic", "io", "io.read", "io.write", "viewing", "datasets", "models.nets", "models",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geolabel.engine import executors, worker
+from geolabel.extraction.evidence import Supplements
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.io.read.scene_inputs import list_scenes
+from geolabel.parsing import Measure
 from geolabel.tiles import Window
 
 if TYPE_CHECKING:
@@ -44,12 +47,15 @@ def estimate(
     networks: Networks | None = None,
     parameters: Parameters | None = None,
     dst_crs: str | None = None,
+    dem: str | Path | None = None,
+    min_slope: Measure | None = None,
+    exclude: str | Path | None = None,
 ) -> dict[str, Any]:
     """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
 
     Parameters
     ----------
-    scene, reading, networks, parameters, dst_crs
+    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude
         As in `geolabel.extract`.
 
     Returns
@@ -64,7 +70,14 @@ def estimate(
     """
     reading = reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
-    groups = prepare_scenes(scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs)
+    groups = prepare_scenes(
+        scenes,
+        reading,
+        networks or Networks(),
+        parameters or Parameters(),
+        dst_crs=dst_crs,
+        supplements=Supplements(dem, min_slope, exclude),
+    )
     for text in groups.warnings:
         log.warning("%s", text)
     return _estimate_scenes(groups)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, VectorError
+from geolabel.extraction.evidence import NO_EVIDENCE, Supplements, check_evidence
 from geolabel.extraction.outputs import Targets, carried_over, with_review, write_result
 from geolabel.extraction.pipeline import find_landslides
 from geolabel.extraction.plan import Plan
@@ -23,6 +24,7 @@ from geolabel.extraction.work import Report, under_way
 from geolabel.io.prompt_layers import grid_key
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scene_inputs import list_scenes
+from geolabel.parsing import Measure
 from geolabel.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def extract(
     reading: Reading | None = None,
     networks: Networks | None = None,
     parameters: Parameters | None = None,
+    dem: str | Path | None = None,
+    min_slope: Measure | None = None,
+    exclude: str | Path | None = None,
     prompts_from: str | Path | None = None,
     keep_reviewed: str | Path | None = None,
     score_out: str | Path | None = None,
@@ -66,6 +71,13 @@ def extract(
         GeoPackage to write; None to write nothing.
     reading, networks, parameters
         How the scene is read, which networks run where, and every number that the result depends on.
+    dem
+        Heights in metres, in any CRS and on any grid, as anything that GDAL opens: polygons then have a slope, an
+        aspect and a relief.
+    min_slope
+        Minimum mean slope of a landslide, such as ``Measure(10, "deg")``; what is gentler is a candidate. Needs `dem`.
+    exclude
+        A vector file, such as lakes and rivers: polygons of which at least half is on its polygons are candidates.
     prompts_from
         A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
         review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
@@ -109,9 +121,10 @@ def extract(
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
     run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
+    supplements = Supplements(dem, min_slope, exclude)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
-    inputs = [*carried.inputs(prompts_from), *(one.source for one in scenes)]
+    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *(one.source for one in scenes)]
     targets = Targets.of(
         out,
         score_out,
@@ -123,7 +136,13 @@ def extract(
         carried=carried,
     )
     groups = prepare_scenes(
-        scenes, reading, networks or Networks(), parameters or Parameters(), dst_crs=dst_crs, raster=targets.raster
+        scenes,
+        reading,
+        networks or Networks(),
+        parameters or Parameters(),
+        dst_crs=dst_crs,
+        raster=targets.raster,
+        supplements=supplements,
     )
     for text in groups.warnings:
         log.warning("%s", text)
@@ -144,8 +163,10 @@ def run_extract(
 ) -> Result:
     """Do what was planned and write what was asked for; the records of the run are gone at the end."""
     drawn = read_drawn(prompts_from, groups.plans)
-    with under_way(groups.plans, targets, run_folder or RunFolderOptions(), drawn, progress, report) as works:
-        parts = [find_landslides(work, prompts) for work, prompts in zip(works, drawn, strict=True)]
+    evidence = groups.evidence or (NO_EVIDENCE,) * len(groups.plans)
+    asked = check_evidence(evidence, targets.paths)
+    with under_way(groups.plans, targets, run_folder or RunFolderOptions(), drawn, progress, report, asked) as works:
+        parts = [find_landslides(*given) for given in zip(works, drawn, evidence, strict=True)]
         found = combine(parts, groups, works[0].report, given=prompts_from is not None)
         result = with_review(found, targets.carried.review)
         result.report.found = result.figures()

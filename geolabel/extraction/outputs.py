@@ -236,8 +236,10 @@ def _provenance(result: Result) -> dict[str, Any]:
         made = {"software": _software(), "parts": own}
     crs, review = result.landslides.crs, result.review_counts()
     polygons = {"landslides": len(result.landslides), "candidates": len(result.candidates)}
+    given = result.parts[0].evidence.given
     return (
         made
+        | ({"evidence": dict(given)} if given else {})
         | {"crs": None if crs is None else crs.to_wkt(), "counts": result.report.counts() | polygons}
         | ({"review": review} if review else {})
     )

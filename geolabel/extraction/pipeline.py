@@ -17,6 +17,7 @@ import shapely
 
 from geolabel.engine.tasks import Pass
 from geolabel.extraction import passes
+from geolabel.extraction.evidence import NO_EVIDENCE, Evidence, measure
 from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions, TileReport
 from geolabel.extraction.plan import Plan, PromptedWindow, Run, assign, clip_to_tiles, oversized, task_size
 from geolabel.extraction.result import Part, complete, source_list
@@ -34,17 +35,19 @@ NOBODY = np.zeros(0, np.int64)
 """No prompt."""
 
 
-def find_landslides(work: Work, drawn: Prompts | None = None) -> Part:
+def find_landslides(work: Work, drawn: Prompts | None = None, evidence: Evidence = NO_EVIDENCE) -> Part:
     """Run the five passes. Each leaves its pixels in the store and returns a table of small numbers.
 
     Parameters
     ----------
     drawn
         Prompts that replace the activation, in pixels of the working grid.
+    evidence
+        What is known beside the scene.
     """
     tiles, prompts, masks = find_scores(work, drawn)
-    objects, polygons = polygonize(work, masks, prompts.ids[prompts.drawn])
-    return Part(polygons, prompts, tiles, objects, work.run)
+    objects, polygons = polygonize(work, masks, prompts.ids[prompts.drawn], evidence)
+    return Part(polygons, prompts, tiles, objects, work.run, evidence)
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
@@ -195,7 +198,7 @@ def _merge_maps(work: Work) -> None:
 
 
 def polygonize(
-    work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY
+    work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY, evidence: Evidence = NO_EVIDENCE
 ) -> tuple[Objects, gpd.GeoDataFrame]:
     """Pass 5: objects of every block joined across seams, cleaned, outlined and measured.
 
@@ -227,7 +230,8 @@ def polygonize(
             prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
             classes=plan.classes,
         )
-    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids)
+        landslides = landslides.assign(**measure(work, objects, evidence))
+    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids, evidence)
 
 
 # --- tiles as a table ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import shapely
 
 from geolabel import geodesy
 from geolabel.errors import VectorError
+from geolabel.extraction.evidence import CONFIDENCE, NO_EVIDENCE, Evidence, reasons
 from geolabel.extraction.scene_groups import SceneGroups, same_crs
 from geolabel.geodesy import reproject
 from geolabel.io.columns import (
@@ -58,6 +59,8 @@ class Part:
     objects: Objects
     """The same polygons as pixels."""
     run: Run
+    evidence: Evidence = NO_EVIDENCE
+    """What is known beside the scene."""
 
     @property
     def plan(self) -> Plan:
@@ -128,6 +131,8 @@ class Result:
             "mean_confidence": round(float(known.mean()), 3) if known.size else None,
             "candidates": len(self.candidates),
         }
+        if self.parts[0].evidence.given:
+            polygons["reasons"] = dict(sorted(Counter(self.candidates["reason"].dropna()).items()))
         known_classes = self.parts[0].plan.classes
         if len(known_classes) > 1:
             counts = Counter(self.landslides["class"].astype(str))
@@ -155,7 +160,7 @@ def combine(parts: Sequence[Part], groups: SceneGroups, report: Report, *, given
     tiles = [part.tiles.assign(tile=part.tiles["tile"] + n) for part, n in zip(parts, first, strict=False)]
     return Result(
         landslides=polygons[likely].reset_index(drop=True),
-        candidates=polygons[~likely].reset_index(drop=True),
+        candidates=polygons[~likely].fillna({"reason": CONFIDENCE}).reset_index(drop=True),
         boxes=_as_one([boxes for boxes, _ in prompts], groups.crs, {**BOX_COLUMNS, **PIXELS}),
         points=_as_one([points for _, points in prompts], groups.crs, {**POINT_COLUMNS, **PIXELS}),
         tiles=_as_one(tiles, groups.crs, TILE_COLUMNS),
@@ -218,6 +223,7 @@ def complete(
     plan: Plan,
     seen: Sequence[tuple[str, str | None]] | None = None,
     drawn_ids: Int64Array | None = None,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> gpd.GeoDataFrame:
     """Add what is not measured of landslides, and put the columns in the order of the inventory.
 
@@ -227,13 +233,16 @@ def complete(
         Source and date of each landslide, where these are not the same for all.
     drawn_ids
         Prompts that a person drew, see `_confidence_known`.
+    evidence
+        What speaks against polygons that no person asked for.
     """
     scene = plan.reader.scene
     source = scene.name if seen is None else [name for name, _ in seen]
     date = scene.event_date if seen is None else [date for _, date in seen]
-    known = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
-    confidence = _confidence_known(landslides, plan, drawn_ids)
-    return landslides.assign(**known, confidence=confidence)[[*LANDSLIDE_COLUMNS, "geometry"]]
+    known: dict[str, Any] = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
+    known["confidence"] = _confidence_known(landslides, plan, drawn_ids)
+    known["reason"] = reasons(landslides, evidence, _asked_for(landslides, drawn_ids))
+    return landslides.assign(**known)[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
 def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64Array | None = None) -> Float64Array:
@@ -244,19 +253,26 @@ def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64
     """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
     confidence = confidence_of(landslides, networks, plan.method.name)
-    if drawn_ids is not None and len(drawn_ids):
-        asked = frozenset(drawn_ids.tolist())
-        confidence[[not asked.isdisjoint(prompt_numbers(prompts)) for prompts in landslides["prompts"]]] = np.nan
+    confidence[_asked_for(landslides, drawn_ids)] = np.nan
     return confidence
 
 
+def _asked_for(landslides: gpd.GeoDataFrame, drawn_ids: Int64Array | None) -> BoolArray:
+    """(K,) which landslides answer a prompt that a person drew."""
+    if drawn_ids is None or not len(drawn_ids):
+        return np.zeros(len(landslides), bool)
+    asked = frozenset(drawn_ids.tolist())
+    return np.array([not asked.isdisjoint(prompt_numbers(named)) for named in landslides["prompts"]], bool)
+
+
 def _is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
-    """(K,) whether polygons are landslides; what is less sure than the parameters ask is a candidate.
+    """(K,) whether polygons are landslides; what is less sure than asked, or what evidence speaks against, is not.
 
     Where nothing is known of its confidence, a polygon counts.
     """
     confidence = polygons["confidence"].to_numpy(float)
-    likely: BoolArray = np.isnan(confidence) | (confidence >= (plan.parameters.min_confidence or 0))
+    sure = np.isnan(confidence) | (confidence >= (plan.parameters.min_confidence or 0))
+    likely: BoolArray = sure & polygons["reason"].isna().to_numpy(bool)
     return likely
 
 

@@ -15,6 +15,7 @@ from affine import Affine
 from geolabel.bands import band_in_name, choose_bands
 from geolabel.engine import executors
 from geolabel.errors import OptionError, SceneError, VectorError
+from geolabel.extraction.evidence import NO_SUPPLEMENTS, Evidence, Supplements, open_evidence
 from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
 from geolabel.io.read.headers import check_image, product_of
@@ -44,6 +45,8 @@ class SceneGroups:
     scenes: int = 1
     warnings: tuple[str, ...] = ()
     """What had to be guessed, for the user to check, and where the networks are known to do badly."""
+    evidence: tuple[Evidence, ...] = ()
+    """What is known beside the scenes, for each grid; empty for nothing."""
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -82,6 +85,7 @@ def prepare_scenes(
     *,
     dst_crs: str | pyproj.CRS | None = None,
     raster: str | Path | None = None,
+    supplements: Supplements = NO_SUPPLEMENTS,
 ) -> SceneGroups:
     """Open the headers of scenes, load the networks and decide the run.
 
@@ -95,6 +99,8 @@ def prepare_scenes(
         CRS of the polygons; by default the scenes' own.
     raster
         An output for which all scenes have to share a grid, if there is one.
+    supplements
+        What is given beside the scenes.
 
     Raises
     ------
@@ -137,7 +143,8 @@ def prepare_scenes(
     plans = tuple(_plan_group(group, area, reading, recipes, parameters) for group, area in inside)
     found = [(one.scene.name, text) for one in opened for text in one.warnings] + _findings(plans)
     warnings = [text if alone else f"{name}: {text}" for name, text in found]
-    return SceneGroups(plans, crs, len(scenes), (*left_out, *warnings, *_cautions(plans)))
+    evidence = tuple(open_evidence(supplements, plans))
+    return SceneGroups(plans, crs, len(scenes), (*left_out, *warnings, *_cautions(plans)), evidence)
 
 
 def _for_workers(parameters: Parameters) -> Parameters:

@@ -14,7 +14,7 @@ from geolabel.masks import FULL
 Kind = Literal["int", "real", "text", "date", "datetime", "bool"]
 """Type of the values of a column."""
 
-Page = Literal["Review", "Size", "Quality", "Origin"]
+Page = Literal["Review", "Size", "Quality", "Evidence", "Origin"]
 """Pages of the form in QGIS."""
 
 Merged = Literal["largest", "measured", "mean", "maximum", "sum", "numbers", "scenes", "shared"]
@@ -114,6 +114,26 @@ LANDSLIDES = (
         "activation_mean", "real", "Mean activation (0-1)", "How strongly the localizer responds to its pixels",
         2, "Quality", "mean", of=Of("activation", "mean", 255),
     ),
+    Column(
+        "slope_mean_deg", "real", "Mean slope (°)", "Mean slope of the ground under it, by the height model of --dem",
+        1, "Evidence", "mean",
+    ),
+    Column(
+        "slope_max_deg", "real", "Steepest slope (°)", "Steepest slope of the ground under it", 1, "Evidence", "maximum"
+    ),
+    Column(
+        "relief_m", "real", "Relief (m)", "Difference of the highest and the lowest ground under it", 1, "Evidence",
+        "maximum",
+    ),
+    Column(
+        "aspect_deg", "real", "Aspect (°)",
+        "Mean direction down the slope, clockwise from the north of the grid", 0, "Evidence",
+    ),
+    Column(
+        "reason", "text", "Why a candidate",
+        "confidence: below the minimum; slope: gentler than --min-slope; excluded: on polygons of --exclude; null for "
+        "landslides", page="Evidence", merged="shared",
+    ),
     Column("n_prompts", "int", "Number of prompts", "Prompts that it was made from", merged="sum"),
     Column(
         "prompts", "text", "Prompts", "Numbers of the prompts that it was made from, a list in JSON", merged="numbers"
@@ -192,6 +212,9 @@ LANDSLIDE_COLUMNS = kinds(*(column.name for column in LANDSLIDES))
 
 MEASURED = tuple(column.name for column in LANDSLIDES if column.merged == "measured")
 """Columns that are measured of an outline, see `geolabel.geodesy.Sizes`."""
+
+TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg")
+"""Columns that follow from a height model."""
 
 SEGMENT_COLUMNS = kinds("id", *MEASURED, "predicted_iou", "stability", "n_tiles", "gsd_m", "source")
 

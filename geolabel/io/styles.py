@@ -36,7 +36,7 @@ GREEN, DARK, MIDDLE = "0,158,115", "30,30,30", "120,120,120"
 LIMITS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the classes that a share is shown in."""
 
-PAGES: tuple[Page, ...] = ("Review", "Size", "Quality", "Origin")
+PAGES: tuple[Page, ...] = ("Review", "Size", "Quality", "Evidence", "Origin")
 """Of the form, in their order."""
 
 REVIEW_FIRST = ("id", "prompt", "window", "rank", "status", "notes", "event_date", "class")

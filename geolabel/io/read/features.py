@@ -379,13 +379,13 @@ def read_aoi(
     return area
 
 
-def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFrame:
+def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str, *, required: bool = True) -> gpd.GeoDataFrame:
     """Polygons cut to the surroundings of a scene, in their own CRS: few can map a continent into a UTM zone.
 
     Raises
     ------
     VectorError
-        If none is there.
+        If none is there and one is `required`.
     """
     own, crs = polygons.crs, grid.crs
     if (
@@ -401,9 +401,36 @@ def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str) -> gpd.GeoDataFra
     outlines = near(unwrapped(polygons.geometry.to_numpy(), own), own, frame)
     valid = _mended(gpd.GeoDataFrame(geometry=outlines, crs=own))
     cut = _polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
-    if len(valid) and not len(cut):
+    if required and len(valid) and not len(cut):
         raise VectorError(
             f"{what} misses the scene: in {own.name} it reaches over {span(valid.total_bounds)}, the scene over "
             f"{span(frame.bounds)}; its CRS or its coordinates may be wrong"
         )
     return gpd.GeoDataFrame(geometry=cut, crs=own)
+
+
+def read_exclusions(path: str | Path, grid: Grid) -> AnyArray:
+    """Read the ground on which nothing counts as a landslide: the polygons of all layers that meet a scene.
+
+    Returns
+    -------
+    (N,) polygons in the CRS of `grid`; none where the file has no polygon there, as of water where there is no water
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read, or holds no polygon at all.
+    """
+    tables = [(f"layer {name} of {path}", read_layer(path, name, columns=())) for name in spatial_layers(path)]
+    parts = [(what, _polygon_parts(table.geometry.to_numpy()), table.crs) for what, table in tables]
+    if not any(len(polygons) for _, polygons, _ in parts):
+        raise VectorError(f"{path} holds no polygon: give a file of polygons, such as lakes and rivers")
+    found = [np.zeros(0, object)]
+    for what, polygons, own in parts:
+        if len(polygons):
+            there = _around(gpd.GeoDataFrame(geometry=polygons, crs=own), grid, what, required=False)
+            outlines = _mended(in_crs(there, grid.crs, path)).geometry.to_numpy()
+            found.append(near(outlines, grid.crs, grid.outline) if len(outlines) else outlines)
+    everything = np.concatenate(found)
+    meeting: AnyArray = everything[shapely.intersects(everything, grid.outline)]
+    return meeting

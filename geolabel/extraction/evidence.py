@@ -1,0 +1,336 @@
+"""Evidence beside the scene: how steep the ground under each polygon is, and what cannot be a landslide there.
+
+Polygons are measured on tiles of the working grid of fixed size, whatever the blocks, and as sums of integers, so that
+the result depends on no block and no worker. What the evidence speaks against becomes a candidate with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from geolabel import terrain
+from geolabel.engine.tasks import Pass
+from geolabel.errors import OptionError, SceneError, TileError
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.vectorize import Objects
+from geolabel.extraction.work import Work
+from geolabel.io.columns import TERRAIN
+from geolabel.io.read.aligned import AlignedReader, check_overlap, source_pixels
+from geolabel.io.read.features import read_exclusions
+from geolabel.io.read.fingerprints import check_apart, fingerprint
+from geolabel.io.read.scenes import SceneReader
+from geolabel.parsing import Measure
+from geolabel.seams import Spans, largest, pixel_sums, total
+from geolabel.tiles import BlockGrid, Window
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
+from geolabel.urls import without_secrets
+
+log = logging.getLogger(__name__)
+
+TILE_PX = 512
+"""Side of the tiles that polygons are measured on: a bound on memory."""
+
+MAX_STEP_PX = 512
+"""Maximum number of pixels between the heights that slopes are taken of: a bound on memory. A coarser height model is
+linear over more of them."""
+
+SHARE = 0.5
+"""Of a polygon, from which on excluded ground it is excluded, and from which its heights have to be known."""
+
+SLOPE, EXCLUDED, CONFIDENCE = "slope", "excluded", "confidence"
+"""Reasons of candidates: gentler than the minimum slope, on excluded ground, less sure than the minimum confidence."""
+
+HEIGHT_UNITS = {"": 1.0, "ft": 0.3048, "foot": 0.3048, "feet": 0.3048, "us survey foot": 1200 / 3937} | dict.fromkeys(
+    ("m", "metre", "metres", "meter", "meters"), 1.0
+)
+"""Metres in the units that a height model may name."""
+
+
+@dataclass(frozen=True)
+class Supplements:
+    """What a user gives beside the scenes.
+
+    Raises
+    ------
+    OptionError
+        If a minimum slope is given without heights, or is not in degrees.
+    """
+
+    dem: str | Path | None = None
+    """Heights in metres, on any grid and in any CRS."""
+    min_slope: Measure | None = None
+    """Minimum mean slope of a landslide, degrees."""
+    exclude: str | Path | None = None
+    """A vector file: on its polygons nothing counts as a landslide."""
+
+    def __post_init__(self) -> None:
+        if self.min_slope is not None:
+            if self.dem is None:
+                raise OptionError(f"--min-slope {self.min_slope} needs heights: give a height model with --dem")
+            if self.min_slope.unit != "deg" or not self.min_slope.value < 90:
+                raise OptionError(f"--min-slope {self.min_slope}: give degrees below 90, such as 10deg")
+
+    @property
+    def inputs(self) -> list[str | Path]:
+        """The files."""
+        return [path for path in (self.dem, self.exclude) if path is not None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance: what was given."""
+        return {name: without_secrets(str(value)) for name, value in vars(self).items() if value is not None}
+
+
+NO_SUPPLEMENTS = Supplements()
+
+
+@dataclass(frozen=True)
+class Heights:
+    """A height model on a working grid."""
+
+    reader: AlignedReader
+    step: int
+    """Pixels of the working grid in a cell of the model."""
+    scale: float
+    offset: float
+    """Metres of a stored value v: ``v * scale + offset``."""
+
+    def read(self, window: Window, plan: Plan) -> tuple[Float64Array, BoolArray]:
+        """Metres, and where they are known; raises as `AlignedReader.read`."""
+        values, valid = self.reader.read(window, plan.grid)
+        metres = values[0] * self.scale + self.offset
+        return metres, valid & (metres > terrain.LOWEST_M) & (metres < terrain.HIGHEST_M)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known beside the scene on one working grid."""
+
+    heights: Heights | None = None
+    min_slope: float = 0.0
+    """Degrees."""
+    excluded: AnyArray = field(default_factory=lambda: np.zeros(0, object))
+    """(N,) polygons in the CRS of the grid."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values for provenance."""
+
+    @property
+    def readers(self) -> list[SceneReader]:
+        """The rasters."""
+        return [] if self.heights is None else [self.heights.reader.reader]
+
+
+NO_EVIDENCE = Evidence()
+
+
+def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evidence]:
+    """What is known on the grid of each plan.
+
+    Raises
+    ------
+    SceneError
+        If heights cannot be opened, are not heights alone, or miss all grids.
+    VectorError
+        If the polygons cannot be read.
+    """
+    areas = [
+        np.zeros(0, object) if supplements.exclude is None else read_exclusions(supplements.exclude, plan.grid)
+        for plan in plans
+    ]
+    if supplements.exclude is not None and not any(map(len, areas)):
+        log.warning("%s has no polygon on the scenes: nothing is excluded", supplements.exclude)
+    heights = [None] * len(plans) if supplements.dem is None else _open_heights(supplements.dem, plans)
+    least = 0.0 if supplements.min_slope is None else supplements.min_slope.value
+    return [Evidence(model, least, area, supplements.as_dict()) for model, area in zip(heights, areas, strict=True)]
+
+
+def check_evidence(evidence: Sequence[Evidence], outputs: Sequence[Path]) -> dict[str, Any]:
+    """What the records of a run depend on beside the scenes, as plain values.
+
+    Raises
+    ------
+    OutputError
+        If an output is a file that the evidence is read from.
+    """
+    readers = [reader for known in evidence for reader in known.readers]
+    for reader in readers:
+        check_apart(outputs, reader)
+    return {"evidence": [fingerprint(reader) for reader in readers]} if readers else {}
+
+
+def _open_heights(path: str | Path, plans: Sequence[Plan]) -> list[Heights | None]:
+    reader = SceneReader(path)
+    header, aligned = reader.header, AlignedReader(reader, bands=1)
+    if reader.scene.band_count != 1:
+        raise SceneError(f"--dem {header.name} has {header.count} bands: give a raster of heights alone")
+    unit = (header.units[0] or "").strip().lower() if header.units else ""
+    if unit not in HEIGHT_UNITS:
+        raise SceneError(f"--dem {header.name} holds values in {unit}: give heights in metres or feet")
+    factor, offset = header.scaling[0] if header.scaling else (1.0, 0.0)
+    metres = HEIGHT_UNITS[unit]
+    shares = [aligned.overlap(plan.grid) for plan in plans]
+    if not any(shares):
+        check_overlap(aligned, plans[0].grid, "--dem")
+    return [
+        Heights(aligned, _step(plan, reader), factor * metres, offset * metres) if share else None
+        for plan, share in zip(plans, shares, strict=True)
+    ]
+
+
+def _step(plan: Plan, reader: SceneReader) -> int:
+    wide = source_pixels(plan.grid, reader.scene.grid)
+    return max(1, min(MAX_STEP_PX, round(1 / wide)))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """Exact sums and maxima of layers of integers over the pixels of K objects, or of those in one tile."""
+
+    labels: Int32Array
+    """(K,) the objects."""
+    totals: Int64Array
+    """(L, K)"""
+    maxima: Int64Array
+    """(L, K)"""
+    failures: tuple[str, ...] = ()
+    """What could not be read."""
+
+
+TERRAIN_LAYERS = ("known", "slope", "east", "north", "high", "low")
+"""Where heights are known, slope in 1/100 of a degree, the direction down the slope in 1/10,000 of the unit vector, and
+heights in centimetres, counted up from the lowest and down from the highest that there may be; 0 where unknown."""
+
+ANGLE, UNIT, CM = 100, 10_000, 100
+
+
+def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float64Array]:
+    """Columns `geolabel.io.columns.TERRAIN` of objects; NaN where nothing is known."""
+    columns = {name: np.full(objects.count, np.nan) for name in TERRAIN}
+    if evidence.heights is None:
+        return columns
+    grid = work.run.plan.grid
+    jobs = list(_shares(BlockGrid(grid.height, grid.width, TILE_PX), objects))
+    parts = list(work.apply(_MEASURE.bind(work.run.plan, evidence.heights), jobs))
+    work.report.gaps += [message for part in parts for message in part.failures]
+    labels = np.concatenate([np.zeros(0, np.int32), *(part.labels for part in parts)])
+    none = np.zeros((len(TERRAIN_LAYERS), 0), np.int64)
+    totals, maxima = (
+        np.concatenate([none, *values], axis=1)
+        for values in ([part.totals for part in parts], [part.maxima for part in parts])
+    )
+    sums = dict(zip(TERRAIN_LAYERS, (total(v, labels, objects.count) for v in totals), strict=True))
+    most = dict(zip(TERRAIN_LAYERS, (largest(v, labels, objects.count) for v in maxima), strict=True))
+    return columns | _terrain_columns(sums, most, objects.areas)
+
+
+def _terrain_columns(
+    sums: Mapping[str, Int64Array], most: Mapping[str, Int64Array], areas: Int64Array
+) -> dict[str, Float64Array]:
+    known = sums["known"] >= SHARE * np.maximum(areas, 1)
+    count = np.maximum(sums["known"], 1)
+    highest = (most["high"] - 1) / CM + terrain.LOWEST_M
+    lowest = terrain.HIGHEST_M - (most["low"] - 1) / CM
+    columns = {
+        "slope_mean_deg": sums["slope"] / (count * ANGLE),
+        "slope_max_deg": most["slope"] / ANGLE,
+        "relief_m": highest - lowest,
+        "aspect_deg": terrain.aspect(sums["east"].astype(float), sums["north"].astype(float)),
+    }
+    return {name: np.where(known, np.round(values, 6), np.nan) for name, values in columns.items()}
+
+
+def _shares(tiles: BlockGrid, objects: Objects) -> Iterator[tuple[Window, Spans, Int32Array]]:
+    """Yield what each tile holds of the objects, where it holds anything, and the window around that."""
+    for tile in tiles:
+        spans, index = objects.spans.clip(tile)
+        window = spans.hull
+        if window is not None:
+            yield window, spans, objects.labels[index]
+
+
+def _measure_tile(plan: Plan, heights: Heights, job: tuple[Window, Spans, Int32Array]) -> LayerSums:
+    window, spans, labels = job
+    present, local = np.unique(labels, return_inverse=True)
+    failures: tuple[str, ...] = ()
+    try:
+        layers = _terrain_under(plan, heights, window)
+    except TileError as error:
+        if plan.parameters.on_error == "fail":
+            raise
+        log.warning("%s", error)
+        shape = len(TERRAIN_LAYERS), window.height, window.width
+        layers, failures = np.zeros(shape, np.int32), (f"{window}: {error}",)
+    sums = [pixel_sums(spans, window, layer) for layer in layers]
+    return LayerSums(
+        labels=present,
+        totals=np.stack([total(totals, local, len(present)) for totals, _ in sums]),
+        maxima=np.stack([largest(maxima, local, len(present)) for _, maxima in sums]),
+        failures=failures,
+    )
+
+
+def _where_tile(_: Plan, __: Heights, job: tuple[Window, Spans, Int32Array]) -> str:
+    return f"{job[0]}"
+
+
+_MEASURE = Pass("measure-terrain", _measure_tile, LayerSums, _where_tile)
+
+
+def _terrain_under(plan: Plan, heights: Heights, window: Window) -> Int32Array:
+    """(L, H, W) the layers `TERRAIN_LAYERS` of a window."""
+    step = heights.step
+    around = Window(window.row - step, window.col - step, window.height + 2 * step, window.width + 2 * step)
+    metres, known = heights.read(around, plan)
+    sizes = terrain.pixel_sizes(plan.grid, range(window.row, window.bottom))
+    found = terrain.derive(metres, known, sizes, plan.grid, step)
+    here = np.where(found.known, metres[step:-step, step:-step], 0.0)
+    layers = (
+        found.known,
+        np.rint(found.slope * ANGLE),
+        np.rint(found.east * UNIT),
+        np.rint(found.north * UNIT),
+        np.where(found.known, np.rint((here - terrain.LOWEST_M) * CM) + 1, 0),
+        np.where(found.known, np.rint((terrain.HIGHEST_M - here) * CM) + 1, 0),
+    )
+    return np.stack([layer.astype(np.int32) for layer in layers])
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def reasons(polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray) -> AnyArray:
+    """(K,) why polygons are no landslides; None where the evidence does not speak against one.
+
+    Parameters
+    ----------
+    polygons
+        In the CRS of the grid, with the columns of `measure`.
+    asked : (K,)
+        Which answer a prompt that a person drew: these are not judged.
+    """
+    gentle = polygons["slope_mean_deg"].to_numpy(float) < evidence.min_slope
+    inside = _excluded(np.asarray(polygons.geometry.to_numpy(), object), evidence.excluded)
+    found = np.full(len(polygons), None, object)
+    for against, reason in ((gentle, SLOPE), (inside, EXCLUDED)):
+        found[against & ~asked] = reason
+    return found
+
+
+def _excluded(outlines: AnyArray, areas: AnyArray) -> BoolArray:
+    """(K,) which outlines are to `SHARE` on excluded ground."""
+    inside = np.zeros(len(outlines), bool)
+    one, other = shapely.STRtree(areas).query(outlines, predicate="intersects")
+    shared = shapely.intersection(outlines[one], areas[other])
+    for k in np.unique(one):
+        inside[k] = shapely.union_all(shared[one == k]).area >= SHARE * outlines[k].area
+    return inside

@@ -1,0 +1,262 @@
+"""A raster of any grid and CRS, read on the pixels of a working grid.
+
+`SceneReader` reads a scene on its own grid, cropped or scaled. What supplements a scene, such as a height model or a
+scene from before, has a grid and a CRS of its own. The centre of each pixel of the working grid is reprojected to the
+raster, which is sampled there. The value of a pixel depends on no window: coordinates are exact at the nodes of a
+lattice that is fixed on the working grid, linear between them, and rounded to a fraction of a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyproj
+from affine import Affine
+
+from geolabel.errors import SceneError
+from geolabel.scene import Grid, span
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, BoolArray, Float64Array
+
+if TYPE_CHECKING:
+    from geolabel.io.read.scenes import SceneReader
+
+NODES = 16
+"""Pixels of the working grid between the nodes at which coordinates are exact. Over them, the curvature of a map
+projection moves no pixel by a hundredth of its side at any gsd below 100 m."""
+
+FRACTIONS = 1024
+"""Coordinates are rounded to this part of a source pixel, so that grids that agree are read pixel for pixel."""
+
+LOOKS = 64
+"""Points along each axis at which the overlap with a working grid is looked at."""
+
+PART_PX = 1 << 22
+"""Pixels of the source that are read at a time."""
+
+
+@dataclass(frozen=True)
+class AlignedReader:
+    """A raster on the pixels of other grids. It travels as its arguments.
+
+    Parameters
+    ----------
+    reader
+        The raster, as `geolabel.io.read.scenes.SceneReader` reads it.
+    bands
+        How many of red, green and blue are read; 1 for a raster of a single band.
+    shift
+        Rows and columns, in pixels of the working grid, from where a pixel is to where its content is in the raster.
+    """
+
+    reader: SceneReader
+    bands: int = 3
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def grid(self) -> Grid:
+        """The raster's own grid."""
+        return self.reader.scene.grid
+
+    def moved(self, shift: tuple[float, float]) -> AlignedReader:
+        """The same raster, read with another shift."""
+        return replace(self, shift=shift)
+
+    def read(self, window: Window, grid: Grid) -> tuple[Float64Array, BoolArray]:
+        """Read a window of a working grid; it may reach out of that grid.
+
+        A raster that is at least twice as fine is averaged over whole numbers of its pixels first. A pixel is valid
+        where at least half of what it is made of is.
+
+        Returns
+        -------
+        bands : (bands, height, width)
+            float64; 0 where not valid.
+        valid : (height, width)
+
+        Raises
+        ------
+        SceneError
+            If the raster and the grid cannot be placed on each other.
+        TileError
+            If the raster cannot be read.
+        """
+        coarse = _coarser(self.grid, source_pixels(grid, self.grid))
+        bands = np.zeros((self.bands, window.height, window.width))
+        valid = np.zeros((window.height, window.width), bool)
+        for part in _parts(window, grid, coarse):
+            here = part.within(window)
+            rows, cols = _coordinates(part, grid, coarse, self.shift)
+            bands[:, *here], valid[here] = self._sample(rows, cols, coarse)
+        return bands, valid
+
+    def overlap(self, grid: Grid) -> float:
+        """Share of a working grid, 0..1, that lies inside the raster's frame, by a lattice of points."""
+        rows, cols = (np.linspace(0, side - 1, min(side, LOOKS)).astype(int) for side in (grid.height, grid.width))
+        y, x = place(rows[:, None], cols[None, :], grid, self.grid)
+        inside = (y >= 0) & (y < self.grid.height) & (x >= 0) & (x < self.grid.width)
+        return float(inside.mean())
+
+    def _sample(self, rows: Float64Array, cols: Float64Array, coarse: Grid) -> tuple[Float64Array, BoolArray]:
+        """Values at coordinates (h, w) in pixels of a grid of the raster, where a centre is at a half."""
+        shape = rows.shape
+        inside = (rows >= 0) & (rows < coarse.height) & (cols >= 0) & (cols < coarse.width)  # False where not finite
+        if not inside.any():
+            return np.zeros((self.bands, *shape)), np.zeros(shape, bool)
+        y, x = np.where(inside, rows - 0.5, 0.0), np.where(inside, cols - 0.5, 0.0)
+        top, left = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+        down, right = y - top, x - left
+        first_row, first_col = (max(0, int(at[inside].min())) for at in (top, left))
+        last_row = min(coarse.height - 1, int(top[inside].max()) + 1)
+        last_col = min(coarse.width - 1, int(left[inside].max()) + 1)
+        behind = Window(first_row, first_col, last_row - first_row + 1, last_col - first_col + 1)
+        stored, good = self.reader.read(behind, coarse)
+        stored = stored[: self.bands]
+        good = good & np.isfinite(stored).all(axis=0)
+        return _between(stored, good, inside, (top - first_row, left - first_col), (down, right))
+
+
+def _between(
+    stored: AnyArray,
+    good: BoolArray,
+    inside: BoolArray,
+    corner: tuple[AnyArray, AnyArray],
+    beyond: tuple[AnyArray, AnyArray],
+) -> tuple[Float64Array, BoolArray]:
+    """Bilinear values of (3, h', w') pixels at a corner and a fraction beyond it, over what is good."""
+    (top, left), (down, right) = corner, beyond
+    values = np.where(good, stored, 0).astype(np.float64)
+    sums, weight = np.zeros((len(stored), *inside.shape)), np.zeros(inside.shape)
+    for below in (0, 1):
+        for beside in (0, 1):
+            rows, cols = np.clip(top + below, 0, good.shape[0] - 1), np.clip(left + beside, 0, good.shape[1] - 1)
+            share = (down if below else 1 - down) * (right if beside else 1 - right) * good[rows, cols]
+            weight += share
+            sums += share * values[:, rows, cols]
+    valid = inside & (weight >= 0.5)
+    return np.where(valid, sums / np.where(valid, weight, 1.0), 0.0), valid
+
+
+# --- where pixels are ------------------------------------------------------------------------------------------------
+
+
+def place(
+    rows: AnyArray, cols: AnyArray, grid: Grid, source: Grid, shift: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Float64Array, Float64Array]:
+    """Rows and columns on `source`, where a centre is at a half, of the centres of pixels of `grid`.
+
+    Raises
+    ------
+    SceneError
+        If one of the two has a CRS and the other none.
+    """
+    a, b, c, d, e, f = tuple(grid.transform)[:6]
+    row, col = np.broadcast_arrays(rows + (0.5 + shift[0]), cols + (0.5 + shift[1]))
+    x, y = a * col + b * row + c, d * col + e * row + f
+    change = _transformer(grid.crs, source.crs)
+    if change is not None:
+        x, y = change.transform(x, y)
+    a, b, c, d, e, f = tuple(~source.transform)[:6]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(d * x + e * y + f), np.asarray(a * x + b * y + c)
+
+
+def _transformer(own: pyproj.CRS | None, other: pyproj.CRS | None) -> pyproj.Transformer | None:
+    if own is None and other is None:
+        return None
+    if own is None or other is None:
+        raise SceneError(
+            "only one of the two rasters has a CRS, so neither has a place on the other: give both one "
+            "(gdal_edit.py -a_srs EPSG:CODE FILE)"
+        )
+    if own.equals(other, ignore_axis_order=True) or own.geodetic_crs is None or other.geodetic_crs is None:
+        return None
+    return _between_crs(own.to_wkt(), other.to_wkt())
+
+
+@lru_cache(maxsize=32)
+def _between_crs(own: str, other: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(own, other, always_xy=True)
+
+
+def source_pixels(grid: Grid, source: Grid) -> float:
+    """How many pixels of `source` a pixel in the middle of `grid` is wide: the geometric mean of both axes."""
+    row, col = grid.height / 2, grid.width / 2
+    y, x = place(np.asarray([row, row, row + 1]), np.asarray([col, col + 1, col]), grid, source)
+    area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
+    return math.sqrt(area) if math.isfinite(area) and area > 0 else 1.0
+
+
+def _coarser(source: Grid, wide: float) -> Grid:
+    """The grid of a source on which a pixel of the working grid is less than two pixels wide."""
+    factor = int(wide + 1e-6)
+    if factor < 2:
+        return source
+    height, width = max(1, round(source.height / factor)), max(1, round(source.width / factor))
+    transform = source.transform * Affine.scale(source.width / width, source.height / height)
+    return replace(source, transform=transform, height=height, width=width)
+
+
+def _coordinates(
+    window: Window, grid: Grid, source: Grid, shift: tuple[float, float]
+) -> tuple[Float64Array, Float64Array]:
+    """Rows and columns (h, w) on `source` of the pixels of a window, linear between nodes and rounded."""
+    nodes = [
+        np.arange(first // NODES, -(-last // NODES) + 1) * NODES
+        for first, last in ((window.row, window.bottom), (window.col, window.right))
+    ]
+    corners = place(nodes[0][:, None], nodes[1][None, :], grid, source, shift)
+    down = np.arange(window.row, window.bottom) - nodes[0][0]
+    right = np.arange(window.col, window.right) - nodes[1][0]
+    found = []
+    for at in corners:
+        tall = _lines(at, down)
+        found.append(np.rint(_lines(tall.T, right).T * FRACTIONS) / FRACTIONS)
+    return found[0], found[1]
+
+
+def _lines(nodes: Float64Array, steps: AnyArray) -> Float64Array:
+    """(len(steps), n) values between the rows of (m, n) nodes."""
+    node, part = np.divmod(steps, NODES)
+    share = (part / NODES)[:, None]
+    after = np.minimum(node + 1, len(nodes) - 1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(nodes[node] * (1 - share) + nodes[after] * share)
+
+
+def _parts(window: Window, grid: Grid, source: Grid) -> list[Window]:
+    """Cut a window so that the pixels behind each part stay few."""
+    side = max(NODES, int(math.isqrt(PART_PX) / max(1.0, source_pixels(grid, source))))
+    return [
+        Window(row, col, min(side, window.bottom - row), min(side, window.right - col))
+        for row in range(window.row, window.bottom, side)
+        for col in range(window.col, window.right, side)
+    ]
+
+
+def check_overlap(aligned: AlignedReader, grid: Grid, option: str) -> float:
+    """Share of a working grid that a raster covers.
+
+    Parameters
+    ----------
+    option
+        What the user gave the raster with, for the error.
+
+    Raises
+    ------
+    SceneError
+        If it covers nothing of it.
+    """
+    share = aligned.overlap(grid)
+    if share == 0:
+        own = aligned.grid
+        raise SceneError(
+            f"{option} {aligned.reader.scene.name} misses the scene: it reaches over {span(own.outline.bounds)}"
+            f"{'' if own.crs is None else f' in {own.crs.name}'}, the scene over {span(grid.outline.bounds)}"
+            f"{'' if grid.crs is None else f' in {grid.crs.name}'}: give one that covers the scene, or correct its CRS"
+        )
+    return share
