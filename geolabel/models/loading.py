@@ -278,8 +278,9 @@ def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
 def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
     # The network of a segmenter's recipe as its engine runs it, and the gsd that it knows.
     if path.is_dir():
-        kind = hub.read_config(path)["model_type"]
-        raise WeightsError(f"{path} holds a network of type {kind[:40]!r}, which geolabel does not run: give another")
+        from geolabel.models.on_transformers import load_segmenter
+
+        return load_segmenter(recipe, path), SAM_GSD_RANGE
     if recipe.engine == "onnx":
         from geolabel.models.on_onnx import OnnxSam
 

@@ -60,6 +60,13 @@ def _official(name: str, filename: str, size: int, digest: str) -> Published:
     return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest, window=1024)
 
 
+def _sam2(size: str, parameters: int) -> Published:
+    summary, model = f"Segment Anything 2.1, Hiera {size}", f"facebook/sam2.1-hiera-{size}"
+    return Published(
+        f"sam2.1-{size}", "segmenter", "", summary, "Apache-2.0", size=4 * parameters, hub=model, window=1024
+    )
+
+
 PUBLISHED = (
     Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
     Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0", window=512),
@@ -72,6 +79,10 @@ PUBLISHED = (
     _official(
         "vit_h", "sam_vit_h_4b8939.pth", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
     ),
+    _sam2("tiny", 38_962_498),
+    _sam2("small", 46_060_354),
+    _sam2("base-plus", 80_850_178),
+    _sam2("large", 224_446_642),
 )
 
 

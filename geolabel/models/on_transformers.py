@@ -1,0 +1,301 @@
+"""Successors of Segment Anything, as the library ``transformers`` builds them from a folder.
+
+A folder may come from anyone. Of its ``config.json`` only the fields of the classes named here are read, each of a
+plausible size; the network that they describe is compared with the files of weights before memory is taken for it; no
+other class, no code and no pickle is loaded.
+
+Sources: Ravi et al. (2024), "SAM 2: Segment Anything in Images and Videos", whose preprocessing and postprocessing
+are followed: an image fills the frame, and masks go to its pixels at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from geolabel.devices import forward
+from geolabel.errors import WeightsError, require
+from geolabel.models import hub
+from geolabel.models.checkpoint import DAMAGE, LARGEST, LEAST
+from geolabel.models.engines import Points, PromptedNetwork
+from geolabel.parsing import read_json
+from geolabel.parts import SegmenterRecipe
+from geolabel.types import AnyArray, UInt8Array
+
+MAX_NUMBER, MAX_VALUES, MAX_LAYERS = 1 << 14, 256, 128
+"""What a description may ask for: channels and pixels, values in a list, layers."""
+
+MAX_CELLS = 256
+"""Cells along a side of the frame; positions of all of them are kept."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one class of transformers."""
+
+    model: str
+    """Name of the class."""
+    configs: Mapping[str, str]
+    """Classes of the parts of ``config.json``, by their place in it."""
+    processor: str
+    """Class that normalises images, with the mean and standard deviation of the family."""
+    stretches: bool
+    """See `geolabel.models.engines.PromptedNetwork`."""
+
+
+SAM2 = Family(
+    "Sam2Model",
+    {
+        "": "Sam2Config",
+        "vision_config": "Sam2VisionConfig",
+        "vision_config.backbone_config": "Sam2HieraDetConfig",
+        "prompt_encoder_config": "Sam2PromptEncoderConfig",
+        "mask_decoder_config": "Sam2MaskDecoderConfig",
+    },
+    "Sam2ImageProcessor",
+    stretches=True,
+)
+
+FAMILIES = {"sam2": SAM2, "sam2_video": SAM2}
+"""By the ``model_type`` of ``config.json``. What a network for videos has beyond one for images is not loaded."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the encoder saw in one image."""
+
+    inputs: Mapping[str, Any]
+    """As the network's decoder takes it."""
+    coarse: Tensor
+    """(D, h, w)"""
+
+
+class TransformersSam:
+    """A network of transformers as a `geolabel.models.engines.PromptedNetwork`.
+
+    Parameters
+    ----------
+    model
+        Is moved to `device` and set to evaluate.
+    family
+        The family that it belongs to.
+    normalisation
+        Mean and standard deviation of red, green and blue, 0..1; what is not given is the family's.
+    device, precision
+        A torch device; ``fp32`` or ``bf16``. Positions of prompts are always encoded in single precision, since eight
+        bits cannot distinguish neighbouring pixels.
+    batch
+        Images per call of the encoder.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        *,
+        normalisation: Mapping[str, Sequence[float]] | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch: int = 8,
+    ) -> None:
+        import transformers
+
+        self._model: Any = model.to(device).eval()
+        encoder: Any = self._model.prompt_encoder
+        self.window, self.cells = int(encoder.input_image_size), int(encoder.image_embedding_size[0])
+        self.width, self.batch, self.stretches = int(encoder.hidden_size), batch, family.stretches
+        self._device, self._precision = device, precision
+        frame = {"height": self.window, "width": self.window}
+        padded: dict[str, Any] = {"size": {"longest_edge": self.window}, "pad_size": frame}
+        sizes = {"size": frame} if family.stretches else padded
+        self._processor = getattr(transformers, family.processor)(**sizes, **(normalisation or {}))
+        for module in self._model.modules():
+            if type(module).__name__.endswith("PositionalEmbedding"):
+                exact = torch.autocast(torch.device(device).type, enabled=False)
+                module.forward = exact(module.forward)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Without gradients, in the precision asked for."""
+        return forward(self._device, self._precision)
+
+    def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that an image of some height and width has in the encoder's frame."""
+        if self.stretches:
+            return self.window, self.window
+        share = self.window / max(size)
+        return int(size[0] * share + 0.5), int(size[1] * share + 0.5)
+
+    def encode(self, images: Sequence[UInt8Array]) -> list[Embedding]:
+        """Embeddings of up to `batch` images (H, W, 3)."""
+        given = self._processor(
+            list(images), return_tensors="pt", device=self._device, input_data_format="channels_last"
+        )
+        frames = torch.zeros((self.batch, 3, self.window, self.window), device=self._device)
+        frames[: len(images)] = given["pixel_values"]
+        maps = self._model.get_image_embeddings(frames)
+        return [self._embedding(maps, k) for k in range(len(images))]
+
+    def _embedding(self, maps: Any, k: int) -> Embedding:
+        own = [level[k : k + 1].float() for level in maps]
+        return Embedding({"image_embeddings": own}, own[-1][0])
+
+    def features(self, embedding: Embedding) -> Tensor:
+        """(D, h, w) of what the encoder saw."""
+        return embedding.coarse
+
+    def decode(
+        self, embedding: Embedding, points: Points | None, boxes: AnyArray | None, *, single: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of K prompts of one kind; see `geolabel.models.engines.PromptedNetwork`."""
+        asked: dict[str, Tensor] = {}
+        if points is not None:
+            asked = {"input_points": self._tensor(points[0]).float(), "input_labels": self._tensor(points[1]).long()}
+        if boxes is not None:
+            asked["input_boxes"] = self._tensor(boxes).float()
+        found = self._model(**embedding.inputs, **asked, multimask_output=not single)
+        return found.pred_masks[0].float(), found.iou_scores[0].float()
+
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (h, w) at another size, bilinearly."""
+        return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+    def host(self, array: Tensor) -> AnyArray:
+        """The same as a NumPy array."""
+        values: AnyArray = array.cpu().numpy()
+        return values
+
+    def _tensor(self, values: AnyArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values))[None].to(self._device)
+
+
+_prompted: type[PromptedNetwork] = TransformersSam
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
+    """Make the network of a folder.
+
+    Raises
+    ------
+    GeolabelError
+        If transformers is not installed.
+    WeightsError
+        If the folder is damaged, or holds something else.
+    """
+    given = hub.read_config(folder)
+    family = FAMILIES.get(given["model_type"])
+    if family is None:
+        raise WeightsError(
+            f"{folder} holds a network of type {given['model_type'][:40]!r}, which geolabel does not run: known are "
+            f"{', '.join(FAMILIES)}; give one of these"
+        )
+    require("sam", "transformers", purpose=f"the segmenter of {folder}")
+    return TransformersSam(
+        _model(family, given, folder),
+        family,
+        normalisation=_normalisation(folder),
+        device=recipe.device,
+        precision=recipe.precision,
+        batch=recipe.batch,
+    )
+
+
+def _model(family: Family, given: dict[str, Any], folder: Path) -> nn.Module:
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors.torch import load_file
+
+    kind = getattr(transformers, family.model)
+    try:
+        config = _config(family, given)
+        _check_size(kind, config, folder)
+        state = {name: tensor for file in hub.weights_of(folder) for name, tensor in load_file(file).items()}
+        with hub.without_bars("transformers"):
+            model, report = kind.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
+            )
+    except (*DAMAGE, StrictDataclassError, ZeroDivisionError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise WeightsError(f"{folder} cannot be loaded as {family.model} ({reason[:300]}): give another") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise WeightsError(
+            f"the weights in {folder} do not fit its {hub.CONFIG}: {len(lacking)} tensors are missing, such as "
+            f"{lacking[0]}; the folder is damaged"
+        )
+    made: nn.Module = model.requires_grad_(False)
+    return made
+
+
+def _config(family: Family, given: Mapping[str, Any], at: str = "") -> Any:
+    """The description of a network, of the fields that its classes declare and no others."""
+    import transformers
+
+    kind = getattr(transformers, family.configs[at])
+    values: dict[str, Any] = {}
+    for name in inspect.get_annotations(kind):
+        inner = f"{at}.{name}" if at else name
+        if name not in given:
+            continue
+        if inner in family.configs:
+            values[name] = _config(family, given[name], inner)
+        else:
+            values[name] = _plausible(given[name], name)
+    return kind(**values)
+
+
+def _plausible(value: Any, name: str) -> Any:
+    """The same value, if a network can have it."""
+    if isinstance(value, list):
+        if len(value) > MAX_VALUES:
+            raise ValueError(f"{name} has {len(value)} values")
+        return [_plausible(one, name) for one in value]
+    if isinstance(value, dict) or (isinstance(value, str) and len(value) > 64):
+        raise TypeError(f"{name} is {str(value)[:40]}")
+    if isinstance(value, int | float):
+        counts = any(word in name for word in ("layers", "blocks", "depth", "num_", "levels"))
+        if not math.isfinite(value) or abs(value) > (MAX_LAYERS if counts else MAX_NUMBER):
+            raise ValueError(f"{name} is {value}")
+    return value
+
+
+def _check_size(kind: Any, config: Any, folder: Path) -> None:
+    """Refuse what asks for another number of pixels than a network can see, or for more weights than there are."""
+    with torch.device("meta"):  # a description may ask for more memory than the files hold tensors
+        model = kind(config)
+    side, cells = int(model.prompt_encoder.input_image_size), int(model.prompt_encoder.image_embedding_size[0])
+    if not (LEAST <= side <= LARGEST // 4 and 1 <= cells <= MAX_CELLS):
+        raise ValueError(f"its images have {side} px a side, {cells} cells")
+    held, wanted = hub.count_parameters(folder), sum(parameter.numel() for parameter in model.parameters())
+    if wanted > held:
+        raise ValueError(f"it has {wanted} weights, and the files hold {held}")
+
+
+def _normalisation(folder: Path) -> dict[str, list[float]]:
+    """Mean and standard deviation that a folder gives; empty where it leaves them to the family."""
+    for name in hub.PROCESSOR:
+        if not (folder / name).is_file():
+            continue
+        try:
+            given = read_json(folder / name, limit=hub.MAX_CONFIG_BYTES)
+            given = given.get("image_processor", given)
+            found = {key: [float(value) for value in given[key]] for key in ("image_mean", "image_std") if key in given}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{folder / name} cannot be read ({error}): give another folder") from error
+        sound = all(len(v) == 3 and all(math.isfinite(x) and 0 <= x <= 1 for x in v) for v in found.values())
+        if not sound or min(found.get("image_std", [1])) <= 0:
+            raise WeightsError(f"{folder / name} holds no mean and deviation of three colours: give another folder")
+        return found
+    return {}
