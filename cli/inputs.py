@@ -1,10 +1,10 @@
-"""Files that a command reads and writes: what is in the way is named at once, before anything heavy is imported."""
+"""Files and measures that a command is given: what cannot be is named at once, before anything heavy is imported."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -114,5 +114,56 @@ NETWORK = Input(WeightsError, dir_okay=False, names=r"[\w-]+")
 SEGMENTER = Input(
     WeightsError, names=rf"[\w-]+|{'|'.join(map(re.escape, registry.names('segmenter')))}|{HUB_ID.pattern}"
 )
+FOLDER = Input(WeightsError, file_okay=False)
 CHIPS = Input(ChipError)
 CHIPS_PATH = Input(ChipError, path_type=Path)
+
+
+class MeasureType(click.ParamType):  # type: ignore[type-arg]
+    """A length or an area with its unit, such as 2px, 1.5m or 400m2."""
+
+    name = "measure"
+
+    def __init__(self, *units: str) -> None:
+        self.units = units
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Show the units in the help."""
+        return "|".join(f"N{unit}" for unit in self.units)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text; a bare number is an error that names the units."""
+        from geolabel.errors import OptionError
+        from geolabel.parsing import Measure
+
+        if isinstance(value, Measure):
+            return value
+        try:
+            return Measure.parse(value, units=self.units)
+        except OptionError as error:
+            self.fail(str(error), param, ctx)
+
+
+def parse_bounds(text: str) -> tuple[float, float, float, float]:
+    """Read four numbers."""
+    from geolabel.errors import OptionError
+
+    try:
+        left, bottom, right, top = (float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(f"bounds {text!r}: give four numbers, LEFT,BOTTOM,RIGHT,TOP in the scene's CRS") from None
+    if not (left < right and bottom < top):
+        raise OptionError(f"bounds {text!r} enclose nothing: LEFT has to be less than RIGHT and BOTTOM than TOP")
+    return left, bottom, right, top
+
+
+def numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """Return a callback that reads numbers with commas between them, each once."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
+        try:
+            return tuple(dict.fromkeys(kind(part) for part in value.split(",")))
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: give numbers with commas between them", ctx, param) from None
+
+    return read

@@ -145,6 +145,7 @@ def _summaries() -> str:
     help="The published system to follow.",
 )
 @method_options
+@options.networks_folder
 @options.segmenter_options
 @cluster_options
 @options.overwrite

@@ -25,6 +25,7 @@ COMMANDS = (
     "polygonize",
     "evaluate",
     "review",
+    "adapt",
     "synthesize",
     "info",
     "models",

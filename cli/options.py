@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import click
 from geolabel.urls import without_secrets
 
 from .commands import F, option
-from .inputs import NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS
+from .inputs import FOLDER, NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS, MeasureType, parse_bounds
 from .prediction import SCENE_OPTIONS
 
 if TYPE_CHECKING:
@@ -100,31 +100,6 @@ def terminal(command: F) -> F:
     return command
 
 
-class MeasureType(click.ParamType):  # type: ignore[type-arg]
-    """A length or an area with its unit, such as 2px, 1.5m or 400m2."""
-
-    name = "measure"
-
-    def __init__(self, *units: str) -> None:
-        self.units = units
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
-        """Show the units in the help."""
-        return "|".join(f"N{unit}" for unit in self.units)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the text; a bare number is an error that names the units."""
-        from geolabel.errors import OptionError
-        from geolabel.parsing import Measure
-
-        if isinstance(value, Measure):
-            return value
-        try:
-            return Measure.parse(value, units=self.units)
-        except OptionError as error:
-            self.fail(str(error), param, ctx)
-
-
 @dataclass(frozen=True)
 class Request:
     """The shared options of a run, as the library takes them."""
@@ -136,7 +111,7 @@ class Request:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Request:
         """Sort the options of a command into the library's records."""
-        from geolabel.extraction.request import Networks, Parameters, Reading
+        from geolabel.extraction.request import Parameters, Reading
         from geolabel.methods import scene_method
 
         def pick(record: type) -> dict[str, Any]:
@@ -149,32 +124,7 @@ class Request:
         if "method" in given:
             chosen = {name: given[name] or None if name == "cluster_names" else given[name] for name in SCENE_OPTIONS}
             parameters["method"] = scene_method(chosen, given["method"])
-        return cls(Reading(**reading), Networks(**pick(Networks)), Parameters(**parameters))
-
-
-def parse_bounds(text: str) -> tuple[float, float, float, float]:
-    """Read four numbers."""
-    from geolabel.errors import OptionError
-
-    try:
-        left, bottom, right, top = (float(part) for part in text.replace(",", " ").split())
-    except ValueError:
-        raise OptionError(f"bounds {text!r}: give four numbers, LEFT,BOTTOM,RIGHT,TOP in the scene's CRS") from None
-    if not (left < right and bottom < top):
-        raise OptionError(f"bounds {text!r} enclose nothing: LEFT has to be less than RIGHT and BOTTOM than TOP")
-    return left, bottom, right, top
-
-
-def numbers(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
-    """Return a callback that reads numbers with commas between them, each once."""
-
-    def read(ctx: click.Context, param: click.Parameter, value: str) -> tuple[Any, ...]:
-        try:
-            return tuple(dict.fromkeys(kind(part) for part in value.split(",")))
-        except ValueError:
-            raise click.BadParameter(f"{value!r}: give numbers with commas between them", ctx, param) from None
-
-    return read
+        return cls(Reading(**reading), chosen_networks(given), Parameters(**parameters))
 
 
 asset = option(
@@ -352,20 +302,70 @@ _sam = option(
     "Hugging Face hub. Default: bundled.",
 )
 
-NETWORKS = ("localizer", "sam", "sam_checkpoint", "device", "precision", "engine", "batch")
-"""Options of `network_options` that are fields of `geolabel.extraction.request.Networks`."""
+CHOSEN = ("localizer", "sam", "sam_checkpoint", "confidence_model")
+PLACED = ("device", "precision", "engine", "batch")
+"""Options of `network_options` that are fields of `geolabel.extraction.request.Networks`: which run, and where."""
+
+networks_folder = option(
+    "--networks",
+    group="method",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="Localizer, segmenter and confidence of a folder that geolabel adapt wrote.",
+)
 
 
 def network_options(command: F) -> F:
     """Add the options that choose the networks and where they run."""
-    decorate = option(
-        "--localizer",
-        group="method",
-        type=NETWORK,
-        metavar="NAME|FILE",
-        help="The network that makes the activation maps. Default: bundled.",
-    )
-    return decorate(segmenter_options(command))
+    for decorate in (
+        option(
+            "--confidence-model",
+            group="method",
+            rare=True,
+            type=WEIGHTS,
+            metavar="FILE",
+            help="Confidence of polygons, as geolabel train confidence fits it to networks of your own.",
+        ),
+        option(
+            "--localizer",
+            group="method",
+            type=NETWORK,
+            metavar="NAME|FILE",
+            help="The network that makes the activation maps. Default: bundled.",
+        ),
+        networks_folder,
+    ):
+        command = decorate(command)
+    return segmenter_options(command)
+
+
+def chosen_networks(given: Mapping[str, Any], names: Sequence[str] = (*CHOSEN, *PLACED)) -> Networks:
+    """The networks that options ask for: those of a folder, or one by one.
+
+    Parameters
+    ----------
+    names
+        Options that count.
+
+    Raises
+    ------
+    OptionError
+        If a folder is given and one of its networks besides.
+    """
+    from geolabel.errors import OptionError
+    from geolabel.extraction.request import Networks
+
+    fields = {name: given[name] for name in names if given.get(name) is not None}
+    folder = given.get("networks")
+    if folder is None:
+        return Networks(**fields)
+    double = [name for name in CHOSEN if given.get(name) is not None]
+    if double:
+        raise OptionError(
+            f"--{double[0].replace('_', '-')} {given[double[0]]}: --networks {folder} says which networks run; "
+            "leave one of them out"
+        )
+    return Networks.from_folder(folder, **fields)
 
 
 def segmenter_options(command: F) -> F:
@@ -384,8 +384,8 @@ def segmenter_options(command: F) -> F:
         type=click.Choice(["auto", "torch", "onnx"]),
         default="auto",
         show_default=True,
-        help="What runs networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the bundled networks "
-        "over a scene on a CPU, and torch elsewhere.",
+        help="What runs networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the bundled networks, "
+        "and what was adapted from them, over a scene on a CPU, and torch elsewhere.",
     )
     for decorate in (_threads, batch, engine, _precision, _device, _sam_checkpoint, _sam):
         command = decorate(command)
@@ -440,14 +440,16 @@ def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
     import torch
 
     from geolabel.engine.worker import use_threads
-    from geolabel.extraction.request import Networks
 
     threads = given.pop("threads")
     use_threads(threads)
     if threads:
         torch.set_num_threads(threads)
-    wanted = [name for name in NETWORKS if name in given and (localizer or name != "localizer")]
-    return Networks(**{name: given.pop(name) for name in wanted})
+    names = [name for name in (*CHOSEN, *PLACED) if localizer or name != "localizer"]
+    networks = chosen_networks(given, names)
+    for name in (*names, "networks"):
+        given.pop(name, None)
+    return networks
 
 
 def polygon_options(command: F) -> F:

@@ -12,7 +12,7 @@ from . import options
 from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
-from .inputs import SCENE, check_outputs
+from .inputs import SCENE, MeasureType, check_outputs
 from .terminal import announce, progress_bar, warn
 
 
@@ -77,7 +77,7 @@ from .terminal import announce, progress_bar, warn
 @option(
     "--min-area",
     group="shape",
-    type=options.MeasureType("m2", "px"),
+    type=MeasureType("m2", "px"),
     default="50px",
     show_default=True,
     help="Drop segments smaller than this.",
@@ -85,7 +85,7 @@ from .terminal import announce, progress_bar, warn
 @option(
     "--simplify",
     group="shape",
-    type=options.MeasureType("m", "px"),
+    type=MeasureType("m", "px"),
     default="0.75px",
     show_default=True,
     help="Leave out corners of an outline that matter less than this.",
@@ -93,7 +93,7 @@ from .terminal import announce, progress_bar, warn
 @option(
     "--smooth",
     group="shape",
-    type=options.MeasureType("m", "px"),
+    type=MeasureType("m", "px"),
     default=None,
     help="Round corners: cut every corner back by at most this length.",
 )

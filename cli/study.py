@@ -11,7 +11,7 @@ from geolabel.errors import ChipError
 
 from . import options, prediction
 from .commands import F, group, option
-from .inputs import CHIPS, CHIPS_PATH, NETWORK, Input
+from .inputs import CHIPS, CHIPS_PATH, NETWORK, Input, numbers
 from .learn import LIBRARIES
 from .terminal import announce, loading, progress_bar
 
@@ -216,7 +216,7 @@ def _announce(found: Section, out: Path, *, as_json: bool) -> None:
     group="method",
     default="30,40,50",
     show_default=True,
-    callback=options.numbers(int),
+    callback=numbers(int),
     metavar="N,...",
     help="Steps of the noise schedule, at 50 draws.",
 )
@@ -225,7 +225,7 @@ def _announce(found: Section, out: Path, *, as_json: bool) -> None:
     group="method",
     default="1,5,10,25,50,100",
     show_default=True,
-    callback=options.numbers(int),
+    callback=numbers(int),
     metavar="N,...",
     help="Numbers of draws, at step 40.",
 )
@@ -234,7 +234,7 @@ def _announce(found: Section, out: Path, *, as_json: bool) -> None:
     group="sensitivity",
     default="0.3,0.4,0.5",
     show_default=True,
-    callback=options.numbers(float),
+    callback=numbers(float),
     metavar="N,...",
     help="Thresholds of the activation; each costs little more.",
 )
@@ -295,7 +295,7 @@ def _clustering(command: F) -> F:
     group="method",
     default="50",
     show_default=True,
-    callback=options.numbers(int),
+    callback=numbers(int),
     metavar="N,...",
     help="Numbers of masks to tune on, with as many chips that show nothing.",
 )

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from geolabel.tiles import extent
-from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]
 """What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
@@ -101,18 +101,29 @@ def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Floa
     -------
     (C, h, w), 0..1
     """
+    logits = window_means(raw, cells) + bias[:, None, None]
+    probability: Float32Array = (1 / (1 + np.exp(-np.clip(logits, -60, 60)))).astype(np.float32)
+    return probability
+
+
+def window_means(raw: Float32Array, cells: int) -> Float64Array:
+    """Mean of a map over the window of `cells` x `cells` around each cell; see `local_probability`.
+
+    Parameters
+    ----------
+    raw : (C, h, w)
+    """
     _, height, width = raw.shape
     kh, kw = min(cells, height), min(cells, width)
     # Sums over every window that fits, from an integral image. Double precision keeps the rounding of the running sums
     # far below what single-precision results can show.
     integral = np.pad(raw.astype(np.float64).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     sums = integral[:, kh:, kw:] - integral[:, :-kh, kw:] - integral[:, kh:, :-kw] + integral[:, :-kh, :-kw]
-    logits = sums / (kh * kw) + bias[:, None, None]
+    means = sums / (kh * kw)
     rows = np.clip(np.arange(height) - kh // 2, 0, height - kh)
     cols = np.clip(np.arange(width) - kw // 2, 0, width - kw)
-    nearest = logits[:, rows][:, :, cols]
-    probability: Float32Array = (1 / (1 + np.exp(-np.clip(nearest, -60, 60)))).astype(np.float32)
-    return probability
+    nearest: Float64Array = means[:, rows][:, :, cols]
+    return nearest
 
 
 def quantise(values: Float32Array) -> UInt8Array:

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geolabel.adaptation.adapt import Adaptation as Adaptation
+    from geolabel.adaptation.adapt import adapt as adapt
     from geolabel.datasets.chips import ChipDataset as ChipDataset
     from geolabel.datasets.chips import read_chips as read_chips
     from geolabel.datasets.pseudo_labels import PseudoLabels as PseudoLabels
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from geolabel.viewing.page import view as view
 
 _HOMES = {
+    "Adaptation": "geolabel.adaptation.adapt",
     "ChipDataset": "geolabel.datasets.chips",
     "GeolabelError": "geolabel.errors",
     "GridPrompts": "geolabel.extraction.segment",
@@ -48,6 +51,7 @@ _HOMES = {
     "Reading": "geolabel.extraction.request",
     "Report": "geolabel.extraction.work",
     "RunFolderOptions": "geolabel.engine.run_folder",
+    "adapt": "geolabel.adaptation.adapt",
     "cut_chips": "geolabel.labeling.cut_chips",
     "diff": "geolabel.review.difference",
     "estimate": "geolabel.extraction.estimate",
@@ -67,6 +71,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adaptation",
     "ChipDataset",
     "GeolabelError",
     "GridPrompts",
@@ -77,6 +82,7 @@ __all__ = [
     "Reading",
     "Report",
     "RunFolderOptions",
+    "adapt",
     "cut_chips",
     "diff",
     "estimate",

@@ -18,7 +18,7 @@ ORDER = (
     "clusters", "concepts",
     "pictures", "devices", "parts", "prompters", "labelers", "testing",
     "weights", "synthetic", "io", "io.read", "io.write", "viewing", "datasets", "models.nets", "models",
-    "engine", "extraction", "review", "labeling", "training", "methods", "evaluation", "api", "cli",
+    "engine", "extraction", "review", "labeling", "training", "methods", "adaptation", "evaluation", "api", "cli",
 )  # fmt: skip
 """Modules and packages from left to right: each imports what stands to its left, also for type checkers alone."""
 

@@ -9,7 +9,8 @@ import click
 import pytest
 
 from geolabel.cli.extract import extract
-from geolabel.cli.options import Request, parse_bounds
+from geolabel.cli.inputs import parse_bounds
+from geolabel.cli.options import Request
 from geolabel.cli.predict import predict
 from geolabel.cli.prediction import SCENE_OPTIONS
 from geolabel.errors import OptionError

@@ -43,7 +43,7 @@ PLACES = [(20, 20), (20, 100), (20, 180), (100, 20), (100, 100), (100, 180), (18
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that find what is bright, and a confidence that grows with the area: 400 m2 and more are certain."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
-    monkeypatch.setattr(request, "knows", lambda _, method: method == ContourMethod.name)
+    monkeypatch.setattr(request, "knows", lambda _, method, __: method == ContourMethod.name)
     monkeypatch.setattr(result, "confidence_of", lambda table, *_: np.clip(table["area_m2"].to_numpy() / 400, 0, 1))
 
 

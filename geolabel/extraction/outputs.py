@@ -276,6 +276,7 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
         },
         "stretch": asdict(plan.stretch),
         "networks": {recipe.role: asdict(recipe) for recipe in (plan.localizer, plan.segmenter)},
+        **({} if plan.confidence is None else {"confidence_model": plan.confidence.fitted}),
         "classes": list(plan.classes),
         "parameters": plan.parameters.as_dict()
         | {

@@ -13,6 +13,7 @@ import numpy as np
 from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.request import Parameters, SceneMethod
 from geolabel.labels import choose_classes
+from geolabel.models.confidence import FittedConfidence
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
@@ -59,6 +60,8 @@ class Plan:
     segment_tiles: TileGrid
     blocks: BlockGrid
     parameters: Parameters
+    confidence: FittedConfidence | None = None
+    """Of the polygons; None for the model that comes with geolabel."""
 
     @property
     def method(self) -> SceneMethod:

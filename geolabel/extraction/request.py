@@ -12,7 +12,7 @@ import numpy as np
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Selection
-from geolabel.models.confidence import knows
+from geolabel.models.confidence import FittedConfidence, knows, load_fitted
 from geolabel.models.defaults import BUNDLED, localizer_defaults
 from geolabel.parsing import Measure
 from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
@@ -52,6 +52,14 @@ class Reading:
     """Which asset of STAC items is the scene; None for the one that is a picture."""
 
 
+FOLDER_FILES = {
+    "localizer": "localizer.safetensors",
+    "sam_checkpoint": "segmenter.safetensors",
+    "confidence_model": "confidence.json",
+}
+"""Files of a folder of networks, by the field of `Networks` that they fill."""
+
+
 @dataclass(frozen=True)
 class Networks:
     """Which networks run, and where."""
@@ -61,13 +69,41 @@ class Networks:
     sam: str | None = None
     """Name, file or folder of the segmenter, or ``OWNER/NAME[@REVISION]`` of the hub; None for the bundled one."""
     sam_checkpoint: str | Path | None = None
+    confidence_model: str | Path | None = None
+    """File of the confidence of polygons, fitted to these networks; None for the one of the bundled networks."""
     device: str = "auto"
     precision: str = "auto"
     engine: Literal["auto", "torch", "onnx"] = "auto"
-    """``onnx`` is ONNX Runtime; ``auto`` is that for the bundled networks where they go over a scene on a CPU in fp32,
-    and torch elsewhere."""
+    """``onnx`` is ONNX Runtime; ``auto`` is that for the bundled networks, and what was adapted from them, over a scene
+    on a CPU in fp32, and torch elsewhere."""
     batch: int | None = None
     """Images per network call; None for 1 on the CPU and 8 on a GPU."""
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **where: Any) -> Self:
+        """The networks of a folder, as `geolabel.adapt` writes it.
+
+        Parameters
+        ----------
+        folder
+            Holds ``localizer.safetensors``, ``segmenter.safetensors`` and ``confidence.json``, or some of them; what is
+            missing is that of the bundled networks.
+        **where
+            Fields of this record that say where networks run: device, precision, engine, batch.
+
+        Raises
+        ------
+        WeightsError
+            If the folder holds no network.
+        """
+        files = {role: Path(folder) / name for role, name in FOLDER_FILES.items()}
+        found: dict[str, Any] = {role: str(path) for role, path in files.items() if path.is_file()}
+        if not found.keys() - {"confidence_model"}:
+            raise WeightsError(
+                f"{folder} holds no network, neither {FOLDER_FILES['localizer']} nor "
+                f"{FOLDER_FILES['sam_checkpoint']}: give a folder that geolabel adapt wrote"
+            )
+        return replace(cls(**where), **found)
 
     def recipes(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Recipes of the localizer and the segmenter."""
@@ -282,8 +318,12 @@ class Parameters:
         return plain | self.method.as_dict()
 
 
-def decide(networks: Networks, parameters: Parameters) -> tuple[Parameters, tuple[Recipe, Recipe]]:
-    """Recipes of the localizer and the segmenter, and the parameters with all that follows from these.
+def decide(
+    networks: Networks, parameters: Parameters
+) -> tuple[Parameters, tuple[Recipe, Recipe], FittedConfidence | None]:
+    """The parameters with all that follows from the networks, recipes of localizer and segmenter, and the confidence.
+
+    The confidence is None for the one that comes with geolabel.
 
     Raises
     ------
@@ -296,10 +336,15 @@ def decide(networks: Networks, parameters: Parameters) -> tuple[Parameters, tupl
     recipes = method.recipes(networks)
     if networks.engine == "auto":
         recipes = _faster_engine(recipes[0]), _faster_engine(recipes[1])
-    return with_limit(replace(parameters, method=method), recipes), recipes
+    confidence = None
+    if networks.confidence_model is not None:
+        confidence = load_fitted(Path(networks.confidence_model), {recipe.role: recipe.sha256 for recipe in recipes})
+    return with_limit(replace(parameters, method=method), recipes, confidence), recipes, confidence
 
 
-def with_limit(parameters: Parameters, recipes: tuple[Recipe, Recipe]) -> Parameters:
+def with_limit(
+    parameters: Parameters, recipes: tuple[Recipe, Recipe], confidence: FittedConfidence | None = None
+) -> Parameters:
     """The parameters with the minimum confidence that suits the networks, where none is given.
 
     Raises
@@ -307,11 +352,11 @@ def with_limit(parameters: Parameters, recipes: tuple[Recipe, Recipe]) -> Parame
     OptionError
         If one is given and polygons of these networks, or of this method, have no confidence.
     """
-    if not knows({recipe.role: recipe.sha256 for recipe in recipes}, parameters.method.name):
+    if not knows({recipe.role: recipe.sha256 for recipe in recipes}, parameters.method.name, confidence):
         if parameters.min_confidence:
             raise OptionError(
                 f"min confidence {parameters.min_confidence}: polygons have a confidence with the bundled networks "
-                "and --method apsam alone; leave it out"
+                "and --method apsam alone; leave it out, or give that of these networks with --confidence-model"
             )
         return parameters
     return replace(parameters, min_confidence=LIKELY) if parameters.min_confidence is None else parameters
@@ -324,7 +369,8 @@ def _faster_engine(recipe: Recipe) -> Recipe:
     """
     from geolabel.models import loading
 
-    faster = worker.is_small(recipe) and recipe.device == "cpu" and recipe.precision == "fp32"
+    fits = recipe.device == "cpu" and recipe.precision == "fp32"
+    faster = fits and (worker.is_small(recipe) or loading.is_adapted(recipe))
     return loading.with_engine(recipe, "onnx") if faster else recipe
 
 

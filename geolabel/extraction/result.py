@@ -252,7 +252,7 @@ def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64
     could say.
     """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
-    confidence = confidence_of(landslides, networks, plan.method.name)
+    confidence = confidence_of(landslides, networks, plan.method.name, plan.confidence)
     confidence[_asked_for(landslides, drawn_ids)] = np.nan
     return confidence
 

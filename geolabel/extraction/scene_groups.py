@@ -139,8 +139,10 @@ def prepare_scenes(
             f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
             f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
-    parameters, recipes = decide(networks, _for_workers(parameters))
-    plans = tuple(_plan_group(group, area, reading, recipes, parameters) for group, area in inside)
+    parameters, recipes, confidence = decide(networks, _for_workers(parameters))
+    plans = tuple(
+        replace(_plan_group(group, area, reading, recipes, parameters), confidence=confidence) for group, area in inside
+    )
     found = [(one.scene.name, text) for one in opened for text in one.warnings] + _findings(plans)
     warnings = [text if alone else f"{name}: {text}" for name, text in found]
     evidence = tuple(open_evidence(supplements, plans))

@@ -91,7 +91,7 @@ def label(
     method
         A name of `METHODS`.
     networks
-        The segmenter, and where networks run.
+        The segmenter, the localizer where no setting names one, and where networks run.
     overwrite
         Whether pseudo-labels in the folder may be replaced.
     progress

@@ -106,6 +106,7 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
+    networks.refuse("--method alps has no localizer", "localizer")
     if settings.file is None:
         require_clustering()
     images = ImageFolder(chips)

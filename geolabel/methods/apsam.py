@@ -37,7 +37,7 @@ class Settings:
     """Choices of the method; the defaults are the paper's, where they are not None: then see `with_defaults`."""
 
     localizer: str | None = None
-    """Name or file; None for the bundled one."""
+    """Name or file; None for that of the networks, which is the bundled one unless another is chosen."""
     activation_threshold: int = THRESHOLD
     """Grey value that activation has to exceed (eq. 2)."""
     prompts: Literal["box", "point", "both"] = "both"
@@ -91,7 +91,8 @@ def label(
     from geolabel.labeling.label import label_chips
 
     settings = with_defaults(settings, networks)
-    recipes = replace(networks, localizer=settings.localizer).recipes(settings.selection or "best_iou")
+    chosen = replace(networks, localizer=settings.localizer or networks.localizer)
+    recipes = chosen.recipes(settings.selection or "best_iou")
     method = partial(compose, recipes[1], settings)
     return label_chips(chips, out, "apsam", settings, recipes, method, overwrite=overwrite, progress=progress)
 

@@ -39,7 +39,7 @@ class Settings:
     """Choices of the method."""
 
     localizer: str | None = None
-    """Name or file; None for the bundled one."""
+    """Name or file; None for that of the networks, which is the bundled one unless another is chosen."""
     activation_threshold: int = 102
     """Grey value that activation has to exceed: 0.4 of its maximum."""
     crf: bool = False
@@ -75,7 +75,7 @@ def label(
     from geolabel.labeling.label import label_chips
 
     networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
-    recipe, _ = replace(networks, localizer=settings.localizer).recipes()
+    recipe, _ = replace(networks, localizer=settings.localizer or networks.localizer).recipes()
     request.check_trained(recipe, "cism")
     method = partial(pipeline, settings=settings, device=recipe.device)
     return label_chips(chips, out, "cism", settings, [recipe], method, overwrite=overwrite, progress=progress)

@@ -54,7 +54,7 @@ class Settings:
     """Choices of the method; the defaults are the paper's, but for the mask, where it is the released code's."""
 
     localizer: str | None = None
-    """Name or file; None for the bundled one."""
+    """Name or file; None for that of the networks, which is the bundled one unless another is chosen."""
     confidence: float | None = None
     """Minimum stability times mean activation of a mask that counts: the tau of eq. 11. None for what suits the
     segmenter, see `geolabel.models.measured`."""
@@ -88,7 +88,7 @@ def label(
 
     if settings.confidence is None:
         settings = replace(settings, confidence=segmenter_defaults(networks.sam).confidence)
-    recipes = replace(networks, localizer=settings.localizer).recipes(settings.selection)
+    recipes = replace(networks, localizer=settings.localizer or networks.localizer).recipes(settings.selection)
     request.check_trained(recipes[0], "s2c")
     method = partial(compose, recipes[1], settings)
     return label_chips(chips, out, "s2c", settings, recipes, method, overwrite=overwrite, progress=progress)

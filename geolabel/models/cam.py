@@ -85,11 +85,11 @@ class CamLocalizer:
             raise ValueError(f"images of one call have one size, not {sorted({image.shape for image in images})}")
         raw: list[Float32Array] = []
         for start in range(0, len(images), self._batch):
-            raw.extend(self._raw_maps(images[start : start + self._batch]))
+            raw.extend(self.raw_maps(images[start : start + self._batch]))
         return [self._activation(maps) for maps in raw]
 
-    def _raw_maps(self, images: Sequence[UInt8Array]) -> Float32Array:
-        # (n, C, ceil(H / stride), ceil(W / stride)): cells that lie wholly outside the image are cut away.
+    def raw_maps(self, images: Sequence[UInt8Array]) -> Float32Array:
+        """Raw maps (n, C, ceil(H / stride), ceil(W / stride)) of up to `batch` images (H, W, 3) of one size."""
         height, width = images[0].shape[:2]
         multiple = self._network.multiple
         missing = ((0, self._batch - len(images)), (0, 0), (0, -height % multiple), (0, -width % multiple))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from geolabel.activation import LEVELS
 from geolabel.errors import WeightsError
 from geolabel.outputs import replacing
 from geolabel.parsing import parse_json
@@ -67,6 +68,8 @@ class NetworkInfo:
     std: tuple[float, float, float]
     constant: float | None = None
     """Raw value of a localizer's map that becomes activation 1, so that 120 of 255 is the operating point."""
+    floor: int | None = None
+    """Grey value 0..255 that the activation of every pixel of a landslide has to exceed; None where none was chosen."""
     trained: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: seed, steps, data and their licences, figures on selection data."""
 
@@ -91,6 +94,7 @@ class NetworkInfo:
             and 1 <= self.stride <= self.window
             and LEAST <= self.window <= LARGEST
             and len(self.classes) > 0
+            and 0 <= (self.floor or 0) <= LEVELS
         )
 
     @classmethod

@@ -39,20 +39,44 @@ METHOD = "apsam"
 """How the polygons were found that models are fitted to."""
 
 
-def confidence_of(attributes: Attributes, networks: Mapping[str, str], method: str) -> Float64Array:
+def confidence_of(
+    attributes: Attributes, networks: Mapping[str, str], method: str, model: FittedConfidence | None = None
+) -> Float64Array:
     """(K,) confidence of K polygons; NaN for networks, by SHA-256, and methods that no model was fitted to.
 
     Others judge their masks on another scale, where this model would be sure of nonsense.
+
+    Parameters
+    ----------
+    model
+        None for the one that comes with geolabel.
     """
-    found = _shipped(shipped())
-    if not knows(networks, method):
+    if not knows(networks, method, model):
         return np.full(len(np.asarray(attributes["area_m2"])), np.nan)
-    return found.model(attributes)
+    return (model or _shipped(shipped())).model(attributes)
 
 
-def knows(networks: Mapping[str, str], method: str) -> bool:
-    """Whether the model was fitted to polygons of these networks, by SHA-256, and of this method."""
-    return _shipped(shipped()).networks == dict(networks) and method == METHOD
+def knows(networks: Mapping[str, str], method: str, model: FittedConfidence | None = None) -> bool:
+    """Whether a model was fitted to polygons of these networks, by SHA-256, and of this method."""
+    return (model or _shipped(shipped())).networks == dict(networks) and method == METHOD
+
+
+def load_fitted(path: Path, networks: Mapping[str, str]) -> FittedConfidence:
+    """Read a model that a user names for networks, by SHA-256.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, holds no such model, or one that was fitted to other networks.
+    """
+    found = load_confidence(path)
+    other = sorted(role for role in {*networks, *found.networks} if networks.get(role) != found.networks.get(role))
+    if other:
+        raise WeightsError(
+            f"{path} was fitted to another {' and '.join(other)} than the one that runs: fit it again (geolabel train "
+            "confidence), or leave it out"
+        )
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +98,9 @@ def load_confidence(path: Path) -> FittedConfidence:
         model = ConfidenceModel(names=tuple(values["features"]), intercept=float(values["intercept"]), **numbers)
         return FittedConfidence(model, dict(values["networks"]), dict(values["fitted"]))
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}): install geolabel again") from error
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror}): make it again with geolabel train confidence"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path} holds no confidence model ({error}): make it again with geolabel train confidence"

@@ -1,8 +1,9 @@
-"""What suits a network where it is not what the papers say: numbers that are looked up by the name of the network."""
+"""What suits a network where it is not what the papers say: numbers by its name, or of its file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from geolabel.masks import Filters, Selection
 
@@ -57,9 +58,39 @@ _SEGMENTERS = {
 }
 
 
-def localizer_defaults(name: str | None) -> LocalizerDefaults:
-    """What suits a localizer; None is the bundled one."""
-    return _LOCALIZERS.get(name or BUNDLED, LocalizerDefaults())
+def localizer_defaults(name: str | Path | None) -> LocalizerDefaults:
+    """What suits a localizer, by name or file; None is the bundled one.
+
+    A file says its floor itself, see `geolabel.models.checkpoint.NetworkInfo`. A copy of the bundled one, which does
+    not, has the floor of the bundled one.
+
+    Raises
+    ------
+    WeightsError
+        If a file is damaged.
+    """
+    known = _LOCALIZERS.get(str(name or BUNDLED))
+    if known is not None:
+        return known
+    path = Path(str(name))
+    if not path.is_file():  # the error comes where it is loaded, with the names that are known
+        return LocalizerDefaults()
+    from geolabel.models.checkpoint import read_info
+
+    floor = read_info(path).floor
+    if floor is None:
+        return _LOCALIZERS[BUNDLED] if _is_bundled(path) else LocalizerDefaults()
+    return LocalizerDefaults(activation_floor=floor)
+
+
+def _is_bundled(path: Path) -> bool:
+    """Whether a file is a copy of the bundled localizer."""
+    from geolabel.io.downloads import sha256
+    from geolabel.models import registry
+
+    bundled = registry.lookup(BUNDLED, "localizer")[0].path
+    same_size = bundled.is_file() and bundled.stat().st_size == path.stat().st_size
+    return same_size and sha256(bundled) == sha256(path)
 
 
 def segmenter_defaults(name: str | None) -> SegmenterDefaults:

@@ -123,6 +123,22 @@ def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
     return replace(recipe, engine=engine, graphs=tuple(map(sha256, files)))
 
 
+ADAPTED = "adapted"
+"""Key, in what a file says of its training, of how it was adapted; see `geolabel.adapt`."""
+
+
+def is_adapted(recipe: Recipe) -> bool:
+    """Whether a network was adapted, and still has the graphs beside it that were written then."""
+    files = graph_files(Path(recipe.source), recipe.role)
+    if type(recipe) not in (LocalizerRecipe, SegmenterRecipe) or not all(file.is_file() for file in files):
+        return False
+    from geolabel.models.checkpoint import read_info
+    from geolabel.models.on_onnx import is_graph
+
+    own = Path(recipe.source).is_absolute() and ADAPTED in read_info(recipe.source).trained
+    return own and all(map(is_graph, files))
+
+
 def default_batch(device: str) -> int:
     """8 on a GPU, and 1 on the CPU, where more are no faster and padding a last batch costs as much as filling it."""
     return 1 if device == "cpu" else 8

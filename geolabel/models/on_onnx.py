@@ -66,6 +66,14 @@ def facts_of(model: onnx.ModelProto) -> dict[str, Any]:
     return facts
 
 
+def is_graph(path: Path) -> bool:
+    """Whether a file is a graph without weights; an ONNX file that `geolabel.models.exports` writes is none."""
+    try:
+        return bool(facts_of(onnx.load_model(path, load_external_data=False)))
+    except (DecodeError, OSError, ValueError):  # damaged, or another program wrote it
+        return False
+
+
 class _Graph:
     """A graph with weights, ready to run.
 

@@ -93,7 +93,8 @@ class PyramidLocalizer(nn.Module):
         found: Tensor = self.projection(self._mixed(images))
         return found
 
-    def _mixed(self, images: Tensor) -> Tensor:
+    def octaves(self, images: Tensor) -> Tensor:
+        """(N, octaves * D, H / stride, W / stride), the features of every octave, which `mix` mixes."""
         fine = self._pyramid(images)
         if self.mix is None:
             return fine
@@ -101,7 +102,13 @@ class PyramidLocalizer(nn.Module):
         height, width = half.shape[-2:]
         half = functional.pad(half, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         coarse = enlarge(self._pyramid(half))[..., : fine.shape[-2], : fine.shape[-1]]
-        mixed: Tensor = functional.relu(self.mix(torch.cat([fine, coarse], dim=1)))
+        return torch.cat([fine, coarse], dim=1)
+
+    def _mixed(self, images: Tensor) -> Tensor:
+        seen = self.octaves(images)
+        if self.mix is None:
+            return seen
+        mixed: Tensor = functional.relu(self.mix(seen))
         return mixed
 
     def _pyramid(self, images: Tensor) -> Tensor:

@@ -1,0 +1,111 @@
+"""``geolabel adapt``: networks that learn from what was reviewed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import geolabel
+
+from . import options
+from .commands import command, option
+from .inputs import VECTORS, check_inputs, check_scenes
+from .terminal import announce, progress_bar
+
+if TYPE_CHECKING:
+    from geolabel.adaptation.adapt import Adaptation
+
+NO_GAIN = 4
+"""Exit code where nothing gains, and nothing was written."""
+
+READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
+
+
+@command(short_help="Adapt the networks to a region, from a few reviewed places.")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE...")
+@option(
+    "--reviewed",
+    group="input",
+    required=True,
+    multiple=True,
+    type=VECTORS,
+    metavar="FILE",
+    help="An output of extract that was reviewed, or another file of polygons of landslides; repeatable.",
+)
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write, for --networks.",
+)
+@options.asset
+@options.reading_options
+@options.network_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def adapt(
+    ctx: click.Context,
+    /,
+    scenes: tuple[str, ...],
+    reviewed: tuple[str, ...],
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Adapt the networks to the region of one SCENE or of many, from what was reviewed there.
+
+    Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground, and so is a ring
+    around each reviewed polygon. Areas that were looked at whole (a layer "reviewed", or windows of the layer "review"
+    with the status reviewed) are other ground wherever nothing is drawn. What is gained is validated on parts of the
+    ground that were not learned from; where nothing gains, nothing is written, and the exit code is 4.
+
+    \b
+    geolabel extract scene.tif --out first.gpkg
+    geolabel adapt scene.tif --reviewed first.gpkg --out valley/
+    geolabel extract scene.tif --networks valley/ --keep-reviewed first.gpkg --out second.gpkg
+    """
+    check_scenes(scenes)
+    from geolabel.folders import check_folder, claim
+    from geolabel.io.read.scene_inputs import list_scenes
+
+    check_folder(out, reviewed)
+    claim(out, overwrite=overwrite)
+    listed = list_scenes(scenes, asset=given["asset"])
+    check_inputs(listed)
+    reading = geolabel.Reading(**{name: given[name] for name in READING if given[name] is not None})
+    with progress_bar(ctx, "loading networks") as progress:
+        networks = options.networks_of(given, localizer=True)
+        found = geolabel.adapt(
+            listed, reviewed, out=out, reading=reading, networks=networks, overwrite=overwrite, progress=progress
+        )
+    announce(_figures(found) if as_json else _summary(found), as_json=as_json)
+    return 0 if found.level else NO_GAIN
+
+
+def _figures(found: Adaptation) -> dict[str, Any]:
+    folder = None if found.folder is None else str(found.folder)
+    return vars(found) | {"folder": folder, "gain": round(found.gain, 4)}
+
+
+def _summary(found: Adaptation) -> dict[str, Any]:
+    before, *levels = found.scores.items()
+    lines = {
+        "learned from": f"{found.landslides} landslides, {found.rejected} rejected, {found.areas} whole areas, "
+        f"in {found.tiles} tiles",
+        "F1 as it is": f"{before[1]:.2f}, of cells of the map that were reviewed",
+    }
+    lines |= {f"F1 of {name}": f"{score:.2f}, validated on {found.blocks} places in turn" for name, score in levels}
+    if found.level is None:
+        return lines | {"output": "none: nothing gains enough to be sure of; review more, or areas as a whole"}
+    return lines | {
+        "chosen": f"{found.level}, + {found.gain:.2f}",
+        "activation": f"cut at {found.cut[1]:.2f} times the value before",
+        "output": f"{found.folder}, for --networks",
+    }

@@ -1,0 +1,146 @@
+"""What a person said of the ground of a scene: landslide, other ground, or nothing.
+
+Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground. Areas that a person has
+looked at whole are other ground wherever nothing is drawn: the polygons of a layer ``reviewed``, and windows of a layer
+``review``, or rows of the only layer, whose ``status`` is ``reviewed``. Outside of such areas a ring around each
+reviewed polygon is other ground. Polygons that nobody reviewed are not judged, wherever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+
+from geolabel.io.read.features import in_crs, read_layer, spatial_layers
+from geolabel.io.read.review import POLYGON_LAYERS, UNREVIEWED, read_review
+from geolabel.io.write.rasters import in_pixels, rasterize
+from geolabel.scene import Grid
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, UInt8Array
+
+UNJUDGED, GROUND, LANDSLIDE = 0, 1, 2
+"""Values of what a person said of a pixel."""
+
+AREAS, WINDOWS = "reviewed", "review"
+"""Layers of areas that a person has looked at whole: all of them, and those whose status says so."""
+
+RING = (0.5, 32.0, 128.0)
+"""Width of the ring around a polygon: a share of the side of a square of its area, and its limits in pixels."""
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """What the person who reviewed a file said, in the CRS of the file."""
+
+    path: Path
+    landslides: gpd.GeoDataFrame
+    rejected: gpd.GeoDataFrame
+    waiting: gpd.GeoDataFrame
+    """Polygons that nobody reviewed."""
+    areas: gpd.GeoDataFrame
+    """Areas that a person has looked at whole."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a file: an inventory of geolabel, or any other of polygons.
+
+        Raises
+        ------
+        VectorError
+            If the file cannot be read, or holds other geometry than polygons.
+        """
+        path, names = Path(path), spatial_layers(path)
+        others = [name for name in names if name not in (AREAS, WINDOWS)]
+        layers = POLYGON_LAYERS if {*POLYGON_LAYERS} & {*names} else tuple(others[:1])
+        areas = [read_layer(path, AREAS)] if AREAS in names else []
+        if WINDOWS in names:
+            areas.append(_with_status(read_layer(path, WINDOWS), seen=True))
+        if not layers:
+            nothing = areas[0].iloc[:0]
+            return cls(path, nothing, nothing, nothing, _stacked(areas))
+        review = read_review(path, layers)
+        areas.append(_with_status(review.kept, seen=True))
+        return cls(path, _with_status(review.kept, seen=False), review.rejected, review.waiting, _stacked(areas))
+
+    def __len__(self) -> int:
+        return len(self.landslides) + len(self.rejected) + len(self.areas)
+
+
+def _with_status(table: gpd.GeoDataFrame, *, seen: bool) -> gpd.GeoDataFrame:
+    """The rows whose status is ``reviewed``, or all others."""
+    status = table["status"] if "status" in table else pd.Series(UNREVIEWED, table.index)
+    return table[(status.astype(str).str.lower() == AREAS) == seen].reset_index(drop=True)
+
+
+def _stacked(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    crs = next((table.crs for table in tables if table.crs is not None), None)
+    outlines = [outline for table in tables for outline in (table if crs is None else table.to_crs(crs)).geometry]
+    return gpd.GeoDataFrame(geometry=outlines, crs=crs)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What was said of the ground of one grid, in its pixels."""
+
+    landslides: AnyArray
+    """(L,) polygons."""
+    rejected: AnyArray
+    waiting: AnyArray
+    areas: AnyArray
+
+    @classmethod
+    def on(cls, grid: Grid, files: Sequence[Reviewed]) -> Self:
+        """What files say of a grid; what lies elsewhere says nothing.
+
+        Raises
+        ------
+        VectorError
+            If the outlines of a file have no place in the CRS of the grid.
+        """
+        frame = shapely.box(0, 0, grid.width, grid.height)
+
+        def gathered(name: str) -> AnyArray:
+            parts = [_outlines(getattr(one, name), grid, one.path) for one in files]
+            outlines = np.concatenate([np.zeros(0, object), *parts])
+            kept: AnyArray = outlines[shapely.intersects(outlines, frame)]
+            return kept
+
+        return cls(*(gathered(name) for name in ("landslides", "rejected", "waiting", "areas")))
+
+    @cached_property
+    def _drawn(self) -> tuple[shapely.STRtree, UInt8Array]:
+        """Geometries in the order in which they are drawn, later ones on top, and their values."""
+        reviewed = np.concatenate([self.landslides, self.rejected])
+        layers = (
+            (_rings(reviewed), GROUND),
+            (self.areas, GROUND),
+            (self.waiting, UNJUDGED),
+            (self.rejected, GROUND),
+            (self.landslides, LANDSLIDE),
+        )
+        values = np.concatenate([np.full(len(outlines), value, np.uint8) for outlines, value in layers])
+        return shapely.STRtree(np.concatenate([outlines for outlines, _ in layers])), values
+
+    def paint(self, window: Window) -> UInt8Array:
+        """(H, W) what was said of the pixels of a window."""
+        painted: UInt8Array = rasterize(*self._drawn, window)
+        return painted
+
+
+def _outlines(table: gpd.GeoDataFrame, grid: Grid, path: Path) -> AnyArray:
+    outlines = in_crs(table, pyproj.CRS(grid.crs) if grid.crs else None, path).geometry.to_numpy() if len(table) else []
+    return in_pixels(np.asarray(outlines, object), grid)
+
+
+def _rings(outlines: AnyArray) -> AnyArray:
+    share, low, high = RING
+    return np.asarray(shapely.buffer(outlines, np.clip(share * np.sqrt(shapely.area(outlines)), low, high)), object)

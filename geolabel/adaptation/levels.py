@@ -1,0 +1,238 @@
+"""How far a localizer is adapted: its operating point, or its last layers too, chosen by cross-validation.
+
+A localizer keeps the order of what it sees on ground that it does not know better than it keeps its scale. So the first
+level sets the two numbers that the map is cut with, and the second also moves the layers that mix the features of the
+pyramid. Levels are compared on spatial blocks that they were not fitted to.
+
+Source: Roberts et al. (2017), "Cross-validation strategies for data with temporal, spatial, hierarchical, or
+phylogenetic structure".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import ndimage
+
+from geolabel.activation import window_means
+from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
+
+Level = Literal["threshold"]
+"""What is adapted: the operating point and the gate."""
+
+FOLDS = 4
+"""Groups of blocks; each is judged by what was fitted to the others."""
+
+MINIMUM_GAIN = 0.02
+"""F1 by cross-validation that a level has to gain over the simpler ones: less is within the noise of a few polygons."""
+
+CUTS = np.exp(np.linspace(-1.4, 1.4, 29))
+"""Cuts that are tried, as multiples of the network's own."""
+
+GATES = (0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.8)
+"""Gates that are tried, as multiples of the cut; the network's own ratio comes last."""
+
+OWN = (len(CUTS) // 2, len(GATES))
+"""Where the network's own operating point is in a tally."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where a raw map is cut: cells above `cut`, of regions in which the mean of some window reaches `gate`."""
+
+    cut: float
+    gate: float
+
+    def at(self, index: tuple[int, int]) -> OperatingPoint:
+        """The operating point of an entry of a tally."""
+        cut = self.cut * float(CUTS[index[0]])
+        ratio = self.gate / self.cut if index[1] == len(GATES) else GATES[index[1]]
+        return OperatingPoint(cut, cut * ratio)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The map of one tile, and what a person said of its cells."""
+
+    raw: Float32Array
+    """(h, w) of the network as it is."""
+    cover: Float32Array
+    """(h, w) share of the judged pixels of a cell that is landslide."""
+    judged: Float32Array
+    """(h, w) share of the pixels of a cell that is judged."""
+    place: tuple[int, int, int]
+    """Number of the grid, row and column of the first cell on it."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and what each level has by cross-validation."""
+
+    level: Level | None
+    """None where nothing gains."""
+    scores: Mapping[str, float]
+    """F1 by cross-validation of the network as it is (``none``) and of every level that was tried."""
+    point: OperatingPoint
+    blocks: int
+    """Blocks with landslides that it was validated on."""
+
+    @property
+    def gain(self) -> float:
+        """F1 that the level gains by cross-validation; 0 where nothing gains."""
+        return self.scores[self.level] - self.scores["none"] if self.level else 0.0
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+SIDES = (256, 128, 64, 32, 16)
+"""Sides of blocks in cells: the largest that gives enough blocks with landslides counts."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Squares of ground, each of which is either fitted to or judged."""
+
+    numbers: tuple[Int64Array, ...]
+    """(h, w) of the cells of each tile."""
+    fold: Int64Array
+    """(B,) of each block."""
+    shown: int
+    """Blocks that hold landslides."""
+
+    @classmethod
+    def of(cls, cells: Sequence[Cells]) -> Blocks | None:
+        """Blocks of which at least two hold landslides, better one for each fold; None where there are none."""
+        found = None
+        for side in SIDES:
+            found = _blocks(cells, side)
+            if found.shown >= FOLDS:
+                return found
+        return found if found is not None and found.shown > 1 else None
+
+
+def _blocks(cells: Sequence[Cells], side: int) -> Blocks:
+    known: dict[tuple[int, int, int], int] = {}
+    numbers = []
+    for one in cells:
+        grid, top, left = one.place
+        rows, cols = (np.arange(start, start + n) // side for start, n in zip((top, left), one.raw.shape, strict=True))
+        of_row = np.empty(one.raw.shape, np.int64)
+        for row in np.unique(rows):
+            for col in np.unique(cols):
+                number = known.setdefault((grid, int(row), int(col)), len(known))
+                of_row[np.ix_(rows == row, cols == col)] = number
+        numbers.append(of_row)
+    area = sum(
+        np.bincount(of.ravel(), (one.cover * one.judged).ravel(), len(known))
+        for one, of in zip(cells, numbers, strict=True)
+    )
+    order = np.argsort(-np.asarray(area), kind="stable")  # those with most landslide are dealt out first
+    fold = np.empty(len(known), np.int64)
+    fold[order] = np.arange(len(known)) % FOLDS
+    return Blocks(tuple(numbers), fold, int(np.count_nonzero(np.asarray(area) > 0)))
+
+
+# --- tallies ---------------------------------------------------------------------------------------------------------
+
+
+def tally(raw: Float32Array, cells: Cells, numbers: Int64Array, count: int, point: OperatingPoint, window: int) -> Any:
+    """Judged area of every block at every operating point.
+
+    Parameters
+    ----------
+    raw : (h, w)
+        Map to cut.
+    numbers : (h, w)
+        Block of each cell, of `count`.
+    window
+        Side of the gate's window in cells.
+
+    Returns
+    -------
+    (count, cuts, gates, 3) area that is landslide and taken, that is taken, and that is landslide
+    """
+    means = window_means(raw[None], window)[0]
+    slides, judged, blocks = (cells.cover * cells.judged).ravel(), cells.judged.ravel(), numbers.ravel()
+    ratios = (*GATES, point.gate / point.cut)
+    table = np.zeros((count, len(CUTS), len(ratios), 3))
+    table[..., 2] = np.bincount(blocks, slides, count)[:, None, None]
+    for i, cut in enumerate(point.cut * CUTS):
+        labels, regions = ndimage.label(raw > cut, np.ones((3, 3)))
+        if not regions:
+            continue
+        peaks = np.full(regions + 1, -np.inf)
+        np.maximum.at(peaks, labels.ravel(), np.where(labels > 0, means, -np.inf).ravel())
+        highest = peaks[labels.ravel()]
+        for j, ratio in enumerate(ratios):
+            taken = highest >= ratio * cut
+            table[:, i, j, 0] += np.bincount(blocks[taken], slides[taken], count)
+            table[:, i, j, 1] += np.bincount(blocks[taken], judged[taken], count)
+    return table
+
+
+def f1(counts: Float64Array) -> Float64Array:
+    """F1 (...) of tallies (..., 3)."""
+    values: Float64Array = 2 * counts[..., 0] / np.maximum(counts[..., 1] + counts[..., 2], 1e-9)
+    return values
+
+
+def best(counts: Float64Array) -> tuple[int, int]:
+    """The operating point of the highest F1, smoothed over neighbouring cuts: a peak of one cut is chance."""
+    smooth = ndimage.uniform_filter(f1(counts), (3, 1), mode="nearest")
+    i, j = np.unravel_index(smooth.argmax(), smooth.shape)
+    return int(i), int(j)
+
+
+def crossed(tallies: Float64Array, fold: Int64Array) -> float:
+    """F1 of blocks (B, cuts, gates, 3), those of each fold cut where the others have their highest F1."""
+    sums = np.zeros(3)
+    for one in np.unique(fold):
+        rest = tallies[fold != one].sum(0)
+        sums += tallies[fold == one].sum(0)[best(rest) if rest[OWN][2] else OWN]
+    return float(f1(sums))
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def choose(cells: Sequence[Cells], blocks: Blocks, point: OperatingPoint, window: int) -> Choice:
+    """Choose a level by cross-validation over spatial blocks, and fit it to everything.
+
+    Parameters
+    ----------
+    point
+        Operating point of the network as it is.
+    window
+        Side of the gate's window in cells.
+
+    Returns
+    -------
+    The level that gains at least `MINIMUM_GAIN` over all simpler ones, if one does.
+    """
+    own = _tallies(cells, blocks, point, window, lambda k: cells[k].raw)
+    scores = {"none": float(f1(own.sum(0))[OWN]), "threshold": crossed(own, blocks.fold)}
+    if scores["threshold"] < scores["none"] + MINIMUM_GAIN:
+        return Choice(None, scores, point, blocks.shown)
+    return Choice("threshold", scores, point.at(best(own.sum(0))), blocks.shown)
+
+
+def _tallies(
+    cells: Sequence[Cells], blocks: Blocks, point: OperatingPoint, window: int, raw: Callable[[int], Float32Array]
+) -> Float64Array:
+    """(B, cuts, gates, 3) of all tiles, whose maps `raw` gives by number."""
+    count = len(blocks.fold)
+    total = np.zeros((count, len(CUTS), len(GATES) + 1, 3))
+    for k, (one, numbers) in enumerate(zip(cells, blocks.numbers, strict=True)):
+        total += tally(raw(k), one, numbers, count, point, window)
+    return total
+
+
+def by_cell(mask: AnyArray, stride: int) -> Float32Array:
+    """(h, w) share of each cell of `stride` x `stride` pixels that a mask (H, W) covers; its sides are multiples."""
+    height, width = (n // stride for n in mask.shape)
+    share: Float32Array = mask.reshape(height, stride, width, stride).mean((1, 3), dtype=np.float32)
+    return share
