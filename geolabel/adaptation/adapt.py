@@ -183,7 +183,7 @@ def adapt(
 def _name(scene: SceneInput) -> str:
     """How a file of networks names a scene."""
     source = scene.source if isinstance(scene.source, str) else "an array"
-    return scene.name or Path(without_secrets(source)).name
+    return Path(without_secrets(scene.name or source)).name
 
 
 # --- the localizer ---------------------------------------------------------------------------------------------------
