@@ -14,11 +14,12 @@ from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.evidence import NO_EVIDENCE, Supplements, check_evidence
-from geolabel.extraction.outputs import Targets, carried_over, with_review, write_result
+from geolabel.extraction.outputs import Targets, write_result
 from geolabel.extraction.pipeline import find_landslides
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.result import Result, combine
+from geolabel.extraction.reviewed import carried_over, with_review
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.extraction.work import Report, under_way
 from geolabel.io.prompt_layers import grid_key
@@ -83,7 +84,7 @@ def extract(
         review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
     keep_reviewed
         A GeoPackage that this function wrote, or another file of polygons: what a person accepted, edited or added in
-        it comes back as it is, and what was rejected or deleted does not; see `geolabel.extraction.outputs`. It may
+        it comes back as it is, and what was rejected or deleted does not; see `geolabel.extraction.reviewed`. It may
         be `out`.
     score_out, mask_out
         Cloud Optimized GeoTIFFs to write on the working grid, where there is only one.

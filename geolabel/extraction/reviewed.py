@@ -1,0 +1,173 @@
+"""What a person reviewed, and what a run found, as one inventory.
+
+A person's work comes first. A polygon that the run found is left out if at least half of it is on ground that a person
+has decided about, of whatever class: kept, as it stands in the inventory already, or rejected. If instead it covers at
+least half of such a polygon, and much ground besides, it is a candidate, for the person to see. Two kinds of polygons
+are exempt: those that the reviewed file holds with the same outline and that nobody touched, which keep their numbers;
+and, on rejected ground, those that answer a prompt that was drawn or changed since that file was written.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+
+from geolabel import geodesy, polygons
+from geolabel.extraction.result import Result, reprojected, stacked
+from geolabel.extraction.scene_groups import same_crs
+from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED, WINDOW_COLUMNS
+from geolabel.io.read.review import (
+    LAYER,
+    REDRAWN,
+    UNREVIEWED,
+    Carried,
+    Review,
+    mark_of_prompts,
+    read_review,
+)
+from geolabel.io.write.vectors import Reviewed, prompt_numbers
+from geolabel.io.written import canonical, plain, read_written
+from geolabel.types import AnyArray, BoolArray
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.5
+"""Of a polygon, from which on ground that a person has decided about decides about it."""
+
+
+def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
+    """The review that a run keeps: that of the file named for it, else of the one whose prompts it answers, if ours.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read.
+    """
+    if keep_reviewed is None and (prompts_from is None or read_written(prompts_from) is None):
+        return None
+    review = read_review(Path(keep_reviewed or prompts_from or ""))
+    if review.unsure:
+        log.warning(
+            "%s does not say what geolabel wrote into it, as exports do not: whether %d polygons that are unreviewed "
+            "were edited cannot be known, and they are not kept; set their status to accepted to keep them",
+            review.path,
+            review.unsure,
+        )
+    return review
+
+
+def carried_over(
+    keep_reviewed: str | Path | None, prompts_from: str | Path | None, *, discard: bool = False
+) -> Carried:
+    """What of a person's work a run carries over; see `_review_of`."""
+    review = _review_of(keep_reviewed, prompts_from)
+    if prompts_from is None or not Path(prompts_from).is_file():  # none, or a URL, which no output can be
+        return Carried(discard, review)
+    return Carried(discard, review, Path(prompts_from), mark_of_prompts(Path(prompts_from)))
+
+
+def with_review(result: Result, review: Review | None) -> Result:
+    """What a person reviewed and what a run found as one result; see the module for the rules.
+
+    Numbers of what was kept, or is found again as it was, are as before; all others are higher than any that a polygon
+    of these files has had.
+    """
+    if review is None:
+        return result
+    landslides, candidates, fresh = result.landslides, result.candidates, result.fresh
+    unit_m = result.parts[0].plan.grid.unit_m
+    crs = landslides.crs
+    kept, rejected = (_carried(table, crs, unit_m) for table in (review.kept, review.rejected))
+    highest = review.highest
+    for table in (kept, rejected):
+        new = table["id"].isna().to_numpy(bool)
+        table.loc[new, "id"] = np.arange(highest + 1, highest + 1 + new.sum())
+        highest += int(new.sum())
+    found = pd.concat([landslides.assign(**{LAYER: "landslides"}), candidates.assign(**{LAYER: "candidates"})])
+    found = found.sort_values("id", ignore_index=True)
+    shapes = np.asarray(found.geometry.to_numpy(), object)
+    was = _waiting(review, crs)
+    known = [was.get(shapely.to_wkb(outline)) for outline in canonical(shapes)]
+    again = np.array([one is not None for one in known], bool)
+    answers = np.array([not fresh.isdisjoint(prompt_numbers(named)) for named in found["prompts"]], bool)
+    inside, around = _decided(shapes, answers, kept, rejected)
+    numbers = found["id"].to_numpy(np.int64)
+    ids = np.array([one[0] if one is not None else 0 for one in known], np.int64)
+    stays = again | ~inside
+    new = stays & ~again
+    ids[new] = np.arange(highest + 1, highest + 1 + new.sum())
+    highest += int(new.sum())
+    shown = np.array([one is not None and one[1] == "landslides" for one in known], bool)
+    layer = np.where(around & ~shown, "candidates", found[LAYER].to_numpy(object))
+    found = found.assign(**{"id": ids, LAYER: layer})[stays]
+    columns = LANDSLIDE_COLUMNS | dict(review.columns)
+    layers = []
+    for name in ("landslides", "candidates"):
+        parts = [part[part[LAYER] == name] for part in (found, kept)]
+        layers.append(stacked(parts, crs, columns).sort_values("id", kind="stable", ignore_index=True))
+    numbered = frozenset(int(number) for number in kept["id"])
+    return replace(
+        result,
+        landslides=layers[0],
+        candidates=layers[1],
+        reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest, _looked(review, crs)),
+        shown=numbers[stays & (layer == "landslides")],
+        left_out=int((~stays).sum()),
+    )
+
+
+def _looked(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    return stacked([review.looked], crs, WINDOW_COLUMNS) if len(review.looked) else review.looked
+
+
+def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:
+    """Reviewed polygons in the CRS of the inventory, with the sizes of those outlines that are a person's."""
+    outlines = reprojected(table, crs)
+    new = np.full(len(table), not same_crs(table.crs, crs)) | table[REDRAWN].to_numpy(bool)
+    table = table.reindex(columns=[*dict.fromkeys([*table.columns, *LANDSLIDE_COLUMNS])])
+    table = table.set_geometry(gpd.GeoSeries(outlines, index=table.index, crs=crs))
+    dates = [plain(value) for value in table["event_date"]]
+    states = table["status"].astype(object).where(table["status"].notna(), UNREVIEWED)
+    sizes = geodesy.measure(polygons.valid_multipolygons(outlines[new]), crs, 1.0 if unit_m is None else unit_m)
+    measured = {name: pd.to_numeric(table[name]).to_numpy(float, copy=True) for name in MEASURED}
+    for name, values in measured.items():
+        values[new] = getattr(sizes, name)
+    return table.assign(event_date=pd.Series(dates, table.index, dtype=object), status=states, **measured)
+
+
+def _waiting(review: Review, crs: pyproj.CRS | None) -> dict[bytes, tuple[int, str]]:
+    """Number and layer of the polygons that nobody has looked at, by their outlines."""
+    outlines = canonical(reprojected(review.waiting, crs))
+    rows = zip(outlines, review.waiting["id"], review.waiting[LAYER], strict=True)
+    return {shapely.to_wkb(outline): (int(number), layer) for outline, number, layer in rows}
+
+
+def _decided(
+    shapes: AnyArray, answers: BoolArray, kept: gpd.GeoDataFrame, rejected: gpd.GeoDataFrame
+) -> tuple[BoolArray, BoolArray]:
+    """(K,) which polygons are to `SHARE` on ground that is decided about, and which cover such a polygon to `SHARE`.
+
+    Parameters
+    ----------
+    answers : (K,)
+        Which answer a fresh prompt, so that rejected ground does not count.
+    """
+    ground = polygons.valid_multipolygons(np.concatenate([kept.geometry.to_numpy(), rejected.geometry.to_numpy()]))
+    refused = np.arange(len(ground)) >= len(kept)
+    inside, around = np.zeros(len(shapes), bool), np.zeros(len(shapes), bool)
+    one, other = shapely.STRtree(ground).query(shapes, predicate="intersects")
+    counts = ~(answers[one] & refused[other])
+    one, other = one[counts], other[counts]
+    shared = shapely.intersection(shapes[one], ground[other])
+    covered = shapely.area(shared) >= SHARE * shapely.area(ground[other])
+    around[one[covered & (shapely.area(shared) > 0)]] = True
+    for k in np.unique(one):
+        inside[k] = shapely.union_all(shared[one == k]).area >= SHARE * shapes[k].area
+    return inside, around
