@@ -14,7 +14,7 @@ from geolabel.urls import without_secrets
 
 from .commands import F, option
 from .inputs import FOLDER, NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS, MeasureType, parse_bounds
-from .prediction import SCENE_OPTIONS
+from .settings import owners_of
 
 if TYPE_CHECKING:
     from geolabel.extraction.request import Networks, Parameters, Reading
@@ -122,7 +122,7 @@ class Request:
         reading = pick(Reading) | ({"bounds": parse_bounds(bounds)} if bounds else {})
         parameters = pick(Parameters) | {"class_names": tuple(given.get("class_names") or ())}
         if "method" in given:
-            chosen = {name: given[name] or None if name == "cluster_names" else given[name] for name in SCENE_OPTIONS}
+            chosen = {name: None if given[name] == () else given[name] for name in owners_of("for_scenes")}
             parameters["method"] = scene_method(chosen, given["method"])
         return cls(Reading(**reading), chosen_networks(given), Parameters(**parameters))
 

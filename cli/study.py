@@ -9,10 +9,11 @@ import click
 
 from geolabel.errors import ChipError
 
-from . import options, prediction
+from . import options
 from .commands import F, group, option
 from .inputs import CHIPS, CHIPS_PATH, NETWORK, Input, numbers
 from .learn import LIBRARIES
+from .settings import method_options
 from .terminal import announce, loading, progress_bar
 
 if TYPE_CHECKING:
@@ -273,12 +274,6 @@ def diffuprompter(
     _announce(found, out, as_json=as_json)
 
 
-def _clustering(command: F) -> F:
-    for decorate in reversed(prediction.CLUSTERING_OPTIONS):
-        command = decorate(command)
-    return command
-
-
 @study.command()
 @click.argument("chips", type=Input(ChipError, file_okay=False, path_type=Path))
 @_out
@@ -348,7 +343,7 @@ def _clustering(command: F) -> F:
     help="Random seed of the clusters.",
 )
 @option("--class-name", group="input", default="landslide", show_default=True, help="Name of label 1 of the chips.")
-@_clustering
+@method_options("for_chips", only="alps", without=("seed", "regions"))
 @options.segmenter_options
 @options.overwrite
 @options.as_json

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from geolabel.errors import OptionError
+from geolabel.settings.methods import Selection as Selection
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
-
-Selection = Literal["best_iou", "first", "whole", "single", "overlap"]
-"""Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, the single mask, or the
-one of the highest IoU with the activation that the prompt came from (DiffuPrompter, section 2.2.3)."""
 
 OUTSIDE = 255
 """Score of a pixel that is not valid. Scores of valid pixels are 0..254."""

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = (
-    "urls", "errors", "parsing", "scratch", "outputs", "made", "folders", "types",
+    "urls", "errors", "parsing", "settings", "scratch", "outputs", "made", "folders", "types",
     "bands", "tiles", "scene", "resampling",
     "radiometry", "fills", "activation", "prompts", "masks", "mosaic", "labels", "chips", "seams",
     "cross_tile_matching", "polygons", "geodesy", "terrain", "metrics",

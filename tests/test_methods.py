@@ -214,4 +214,4 @@ def test_all_views_or_one():
 
 def test_every_method_says_what_it_needs():
     assert {"apsam", "s2c", "cism"} <= METHODS.keys()
-    assert all(method.settings({}) is not None for method in METHODS.values() if method.labels)
+    assert all(method.settings({}) is not None for method in METHODS.values() if method.for_chips)

@@ -12,10 +12,9 @@ from geolabel.cli.extract import extract
 from geolabel.cli.inputs import parse_bounds
 from geolabel.cli.options import Request
 from geolabel.cli.predict import predict
-from geolabel.cli.prediction import SCENE_OPTIONS
 from geolabel.errors import OptionError
 from geolabel.extraction.request import Networks, Parameters, Reading, SceneMethod
-from geolabel.methods import METHODS, alps, cism, student
+from geolabel.methods import alps, cism, student
 from geolabel.parsing import Measure
 
 
@@ -77,10 +76,6 @@ def test_bounds_that_enclose_nothing_are_refused(text: str) -> None:
 def test_a_measure_needs_a_unit_and_a_sensible_value(text: str) -> None:
     with pytest.raises(click.BadParameter):
         given("--min-area", text)
-
-
-def test_options_of_methods_are_those_of_their_records() -> None:
-    assert set(SCENE_OPTIONS) == {name for method in METHODS.values() for name in method.options("Scenes")}
 
 
 @pytest.mark.parametrize("command", [extract, predict], ids=["extract", "predict"])

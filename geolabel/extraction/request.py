@@ -17,6 +17,8 @@ from geolabel.models.defaults import BUNDLED, localizer_defaults
 from geolabel.parsing import Measure
 from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
 from geolabel.prompts import Prompts
+from geolabel.settings import check_limits
+from geolabel.settings.methods import ApsamScenes
 
 if TYPE_CHECKING:
     from geolabel.extraction.passes import MaskTable
@@ -150,8 +152,8 @@ class Networks:
 class SceneMethod:
     """A method over scenes: a frozen record of its settings, which knows what to do with them.
 
-    The fields here are what the passes read. A method that has one of them as its option declares it again; in all
-    others it keeps a value that changes nothing.
+    The fields here are what the passes read. A method that has one of them as its option inherits it from its settings,
+    too; in all others it keeps a value that changes nothing.
 
     Raises
     ------
@@ -177,11 +179,7 @@ class SceneMethod:
     """Minimum predicted IoU x stability of a mask that takes part in the mosaic; the papers leave out none."""
 
     def __post_init__(self) -> None:
-        limits = {"gate": 1, "activation_threshold": 255, "activation_floor": 255, "confidence": 1, "min_quality": 1}
-        for name, high in limits.items():
-            value = getattr(self, name, None)
-            if value is not None and not 0 <= value <= high:
-                raise OptionError(f"{name.replace('_', ' ')} {value}: it has to lie between 0 and {high}")
+        check_limits(self)
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -240,18 +238,13 @@ class SceneMethod:
 
 
 @dataclass(frozen=True)
-class ContourMethod(SceneMethod):
-    """APSAM over scenes, and what is done unless another method is chosen: box and centroid of every region."""
+class ContourMethod(ApsamScenes, SceneMethod):
+    """APSAM over scenes, and what is done unless another method is chosen: box and centroid of every region.
+
+    The activation floor is what suits the localizer, see `geolabel.models.measured`; the published method has none, 0.
+    """
 
     name = "apsam"
-
-    gate: float = 0.5
-    activation_threshold: int = 120
-    activation_floor: int | None = None
-    """None for what suits the localizer, see `geolabel.models.measured`; the published method has no floor, 0."""
-    prompts: Literal["box", "point", "both"] = "both"
-    selection: Selection = "best_iou"
-    min_quality: float = 0.0
 
     def with_defaults(self, networks: Networks) -> Self:
         """With the activation floor of the localizer."""

@@ -1,20 +1,22 @@
 """The methods by name, each a module of this package.
 
-A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.request.SceneMethod`; and for
-folders of images a frozen dataclass ``Settings`` and a function ``label`` of the shape of `Label`. The fields of both
-records are the options of the method. A new method is its module, one more line in `METHODS`, and on the command line
-those of its options that no other method has. This is the only place where methods are chosen by their names.
+A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.request.SceneMethod`; and for folders
+of images a frozen dataclass ``Settings`` and a function ``label`` of the shape of `Label`. Both records inherit their
+fields from `geolabel.settings.methods`; the fields are the options of the method. A new method is its module, its
+settings, and one more line in `METHODS`. This is the only place where methods are chosen by their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from geolabel.errors import OptionError
+from geolabel.settings import methods as settings
+from geolabel.settings import option_name, settings_of
 
 if TYPE_CHECKING:
     from geolabel.engine.tasks import Progress
@@ -31,6 +33,13 @@ class Label(Protocol):
         ...
 
 
+Use = Literal["for_scenes", "for_chips"]
+"""What a method is used for."""
+
+_RECORDS: dict[Use, str] = {"for_scenes": "Scenes", "for_chips": "Settings"}
+"""Names of the records in the module of a method."""
+
+
 @dataclass(frozen=True)
 class Method:
     """What is known of a method before anything heavy is imported."""
@@ -39,8 +48,10 @@ class Method:
     """For the help: what it needs."""
     home: str
     """The module with its records and functions."""
-    labels: bool = True
-    """Whether it labels folders of images."""
+    for_scenes: type
+    """Its settings over scenes."""
+    for_chips: type | None = None
+    """Its settings for folders of images; None if it labels none."""
 
     @property
     def label(self) -> Label:
@@ -56,7 +67,7 @@ class Method:
         OptionError
             If an option was given that the method does not have, or a value cannot be.
         """
-        return _chosen(self, "Settings", given)
+        return _chosen(self, "for_chips", given)
 
     @property
     def scenes(self) -> type[SceneMethod]:
@@ -64,10 +75,10 @@ class Method:
         record: type[SceneMethod] = import_module(self.home).Scenes
         return record
 
-    def options(self, record: Literal["Settings", "Scenes"]) -> list[str]:
-        """Names of the settings of one of its records that can be chosen."""
-        found = getattr(import_module(self.home), record, None)
-        return [] if found is None else sorted(one.name for one in fields(found) if one.init)
+    def options(self, use: Use) -> dict[str, str]:
+        """What the command line calls each of its settings for a use."""
+        record = getattr(self, use)
+        return {name: option_name(record, name) for name in (settings_of(record) if record else ())}
 
 
 def label(
@@ -122,13 +133,36 @@ def label(
 
 METHODS: dict[str, Method] = {
     "apsam": Method(
-        "labels of whole chips: contours of the class activation ask a segmenter", "geolabel.methods.apsam"
+        "labels of whole chips: contours of the class activation ask a segmenter",
+        "geolabel.methods.apsam",
+        settings.ApsamScenes,
+        settings.ApsamChips,
     ),
-    "s2c": Method("labels of whole chips: peaks of the class activation ask a segmenter", "geolabel.methods.s2c"),
-    "cism": Method("labels of whole chips: the class activation, thresholded", "geolabel.methods.cism"),
-    "alps": Method("no label at all: clusters of everything that the segmenter finds", "geolabel.methods.alps"),
-    "diffuprompter": Method("classes in words, no training", "geolabel.methods.diffuprompter"),
-    "student": Method("a student of your own", "geolabel.methods.student", labels=False),
+    "s2c": Method(
+        "labels of whole chips: peaks of the class activation ask a segmenter",
+        "geolabel.methods.s2c",
+        settings.S2cScenes,
+        settings.S2cChips,
+    ),
+    "cism": Method(
+        "labels of whole chips: the class activation, thresholded",
+        "geolabel.methods.cism",
+        settings.CismScenes,
+        settings.CismChips,
+    ),
+    "alps": Method(
+        "no label at all: clusters of everything that the segmenter finds",
+        "geolabel.methods.alps",
+        settings.AlpsScenes,
+        settings.AlpsChips,
+    ),
+    "diffuprompter": Method(
+        "classes in words, no training",
+        "geolabel.methods.diffuprompter",
+        settings.DiffuprompterScenes,
+        settings.DiffuprompterChips,
+    ),
+    "student": Method("a student of your own", "geolabel.methods.student", settings.StudentScenes),
 }
 """By the name that ``--method`` takes."""
 
@@ -152,24 +186,21 @@ def scene_method(given: Mapping[str, Any], name: str | None = None) -> SceneMeth
     name = name or (DEFAULT if given.get("student") is None else STUDENT)
     if name not in METHODS:
         raise OptionError(f"no method is called {name!r}: known are {', '.join(METHODS)}")
-    method: SceneMethod = _chosen(METHODS[name], "Scenes", given)
+    method: SceneMethod = _chosen(METHODS[name], "for_scenes", given)
     return method
 
 
-def _chosen(method: Method, record: Literal["Settings", "Scenes"], given: Mapping[str, Any]) -> Any:
+def _chosen(method: Method, use: Use, given: Mapping[str, Any]) -> Any:
     """A record of a method; its own options alone may be given."""
-    known, chosen = method.options(record), {name: value for name, value in given.items() if value is not None}
-    foreign = sorted(set(chosen) - set(known))
-    if foreign:
-        owners = [name for name, other in METHODS.items() if foreign[0] in other.options(record)]
+    known, chosen = method.options(use), {name: value for name, value in given.items() if value is not None}
+    foreign = min(set(chosen) - set(known), default=None)
+    if foreign is not None:
+        names = {name: other.options(use) for name, other in METHODS.items()}
+        owners = [name for name, options in names.items() if foreign in options]
         own = next(name for name, other in METHODS.items() if other is method)
+        option = names[owners[0]][foreign] if owners else "--" + foreign.replace("_", "-")
         raise OptionError(
-            f"{_option(foreign[0])} is an option of --method {' and '.join(owners)}, not of {own}, which has "
-            f"{', '.join(map(_option, known))}"
+            f"{option} is an option of --method {' and '.join(owners)}, not of {own}, which has "
+            f"{', '.join(known[name] for name in sorted(known))}"
         )
-    return getattr(import_module(method.home), record)(**chosen)
-
-
-def _option(name: str) -> str:
-    """A setting as the command line names it."""
-    return {"cluster_names": "--cluster-name"}.get(name, "--" + name.replace("_", "-"))
+    return getattr(import_module(method.home), _RECORDS[use])(**chosen)

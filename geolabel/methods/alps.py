@@ -50,6 +50,7 @@ from geolabel.models.defaults import segmenter_defaults
 from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Pipeline, Recipe, label_image
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
+from geolabel.settings.methods import AlpsChips, AlpsScenes
 from geolabel.training.clusters import fit_clusters, predict_count, require_clustering
 from geolabel.types import UInt8Array
 
@@ -60,32 +61,14 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Choices of the method; those that are None are the paper's, or come with the clusters of a file.
+class Settings(AlpsChips):
+    """Settings for a folder of images.
 
     Raises
     ------
     OptionError
         If there are more clusters than a label map holds, or none.
     """
-
-    clusters: str = AUTO
-    """How many; ``auto`` to find out; or a file of clusters that were made before, or the folder that holds it."""
-    max_share: float | None = None
-    """Largest share of an image, or of a tile of a larger one, that an object covers; None for what suits the
-    segmenter, see `geolabel.models.measured`."""
-    points_per_side: int | None = None
-    """Of the grid of points; 32."""
-    predicted_iou: float | None = None
-    stability: float | None = None
-    """See `geolabel.extraction.segment.GridPrompts`."""
-    passes: int = 3
-    """How often k-means sees all masks."""
-    seed: int = 0
-    normalised: bool = False
-    """Whether features are scaled to length one, so that k-means compares their directions."""
-    regions: Path | None = None
-    """Folder that keeps what the segmenter finds, for another gate or another number of clusters."""
 
     def __post_init__(self) -> None:
         if self.count is not None:
@@ -249,7 +232,7 @@ def cluster(folder: RegionFolder, max_share: float, settings: Settings) -> tuple
 
 
 @dataclass(frozen=True)
-class Scenes(SceneMethod):
+class Scenes(AlpsScenes, SceneMethod):
     """The method over scenes: a grid of points in every tile, and of the answers those whose cluster has a name.
 
     Raises
@@ -259,12 +242,6 @@ class Scenes(SceneMethod):
     """
 
     name = "alps"
-
-    clusters: str | Path | None = None
-    """The file of clusters, or the folder of pseudo-labels that holds it."""
-    cluster_names: tuple[str, ...] = ("landslide",)
-    """Names of the clusters to find; each is a class."""
-    min_quality: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

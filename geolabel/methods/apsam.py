@@ -24,30 +24,14 @@ from geolabel.engine import worker
 from geolabel.engine.tasks import Progress
 from geolabel.extraction.request import ContourMethod, Networks
 from geolabel.labelers import AgreedLabeler, UnionLabeler
-from geolabel.masks import Selection
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Labeler, Localizer, Pipeline, Recipe, Segmenter
-from geolabel.prompters import THRESHOLD, ContourPrompter
+from geolabel.prompters import ContourPrompter
 from geolabel.prompts import Prompts
+from geolabel.settings.methods import ApsamChips
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Choices of the method; the defaults are the paper's, where they are not None: then see `with_defaults`."""
-
-    localizer: str | None = None
-    """Name or file; None for that of the networks, which is the bundled one unless another is chosen."""
-    activation_threshold: int = THRESHOLD
-    """Grey value that activation has to exceed (eq. 2)."""
-    prompts: Literal["box", "point", "both"] = "both"
-    selection: Selection | None = None
-    agreed: bool | None = None
-    """Whether pixels are ignored where mask and activation disagree; not in the paper."""
-    single_scale: bool = False
-    """One view of a chip, instead of four scales and mirrored ones."""
-    class_name: str = "landslide"
-
+Settings = ApsamChips
 
 PAPER = Settings(selection="best_iou", agreed=False)
 """Every pixel gets a label; the paper does not say which mask answers."""

@@ -30,24 +30,11 @@ from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.labelers import ThresholdLabeler
 from geolabel.parts import Localizer, NoMasks, NoPrompts, NoSegmenterRecipe, Pipeline, Recipe
+from geolabel.settings.methods import CismChips, CismScenes
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Choices of the method."""
-
-    localizer: str | None = None
-    """Name or file; None for that of the networks, which is the bundled one unless another is chosen."""
-    activation_threshold: int = 102
-    """Grey value that activation has to exceed: 0.4 of its maximum."""
-    crf: bool = False
-    """Whether a dense CRF draws the maps along the edges of the chip, as the paper does; the threshold is then the
-    background's activation. It takes seconds a chip, and 400 bytes a pixel."""
-    single_scale: bool = False
-    """One view of a chip, instead of four scales and mirrored ones."""
-    class_name: str = "landslide"
+Settings = CismChips
 
 
 def pipeline(localizer: Localizer, settings: Settings, device: str = "cpu") -> Pipeline:
@@ -85,7 +72,7 @@ NO_SEGMENTER = "--method cism asks no segmenter"
 
 
 @dataclass(frozen=True)
-class Scenes(SceneMethod):
+class Scenes(CismScenes, SceneMethod):
     """The method over scenes: the blended map is the score, and counts only where the class is likely around it.
 
     An activation map alone cannot say that a class is absent.
@@ -93,8 +80,6 @@ class Scenes(SceneMethod):
 
     name = "cism"
     dense = True
-
-    gate: float = 0.5
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
         """A localizer that was trained for the method, and no segmenter."""

@@ -23,10 +23,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from geolabel.activation import LEVELS
-from geolabel.concepts import GAMMA, TEMPLATE, Grounding, parse_concepts
+from geolabel.concepts import Grounding, parse_concepts
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
@@ -53,33 +53,19 @@ from geolabel.parts import (
     label_image,
 )
 from geolabel.prompters import ContourPrompter
+from geolabel.settings.methods import DiffuprompterChips, DiffuprompterScenes
 from geolabel.types import UInt8Array
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Choices of the method; the defaults are the paper's.
+class Settings(DiffuprompterChips):
+    """Settings for a folder of images.
 
     Raises
     ------
     OptionError
         If a number or a class cannot be.
     """
-
-    classes: str = "landslide"
-    """What to look for: names with commas between them, each with its synonyms after slashes."""
-    diffusion: str = diffusion_files.DEFAULT
-    """A folder, or a model of the hub."""
-    template: str = TEMPLATE
-    timestep: int = 40
-    draws: int = 50
-    threshold: float = GAMMA
-    """The gamma of eq. 10."""
-    crf: bool = False
-    """Whether a dense CRF refines the maps."""
-    attention_only: bool = False
-    """Whether the thresholded maps are the labels, without a segmenter."""
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
@@ -208,7 +194,7 @@ def recipes_of(
 
 
 @dataclass(frozen=True)
-class Scenes(SceneMethod):
+class Scenes(DiffuprompterScenes, SceneMethod):
     """The method over scenes: the maps of words ask the segmenter, whose mask most like the map answers.
 
     Raises
@@ -218,22 +204,6 @@ class Scenes(SceneMethod):
     """
 
     name = "diffuprompter"
-
-    classes: str = "landslide"
-    """What to look for: names with commas between them, each with its synonyms after slashes."""
-    diffusion: str = diffusion_files.DEFAULT
-    """A folder, or a model of the hub."""
-    template: str = TEMPLATE
-    timestep: int = 40
-    draws: int = 50
-    crf: bool = False
-    """Whether a dense CRF refines the maps."""
-    gate: float = 0.5
-    activation_threshold: int = 102
-    """Grey value that the map has to exceed; the paper's gamma of eq. 10, 0.4."""
-    prompts: Literal["box", "point", "both"] = "both"
-    selection: Selection = "overlap"
-    min_quality: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

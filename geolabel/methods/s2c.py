@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from scipy import ndimage
@@ -35,13 +35,14 @@ from geolabel.extraction.pipeline import join_regions
 from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.labelers import ConfidenceLabeler
-from geolabel.masks import EDGE, Selection
+from geolabel.masks import EDGE
 from geolabel.models.defaults import SegmenterDefaults, segmenter_defaults
 from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Localizer, Pipeline, Recipe, Segmenter
 from geolabel.prompters import PeakPrompter
 from geolabel.prompts import FOREGROUND, PADDING, Prompts
 from geolabel.seams import Spans
+from geolabel.settings.methods import S2cChips, S2cScenes
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 
@@ -49,20 +50,7 @@ if TYPE_CHECKING:
     from geolabel.extraction.work import Work
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Choices of the method; the defaults are the paper's, but for the mask, where it is the released code's."""
-
-    localizer: str | None = None
-    """Name or file; None for that of the networks, which is the bundled one unless another is chosen."""
-    confidence: float | None = None
-    """Minimum stability times mean activation of a mask that counts: the tau of eq. 11. None for what suits the
-    segmenter, see `geolabel.models.measured`."""
-    single_peak: bool = False
-    selection: Selection = "whole"
-    single_scale: bool = False
-    """One view of a chip, instead of four scales and mirrored ones."""
-    class_name: str = "landslide"
+Settings = S2cChips
 
 
 def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> Pipeline:
@@ -95,7 +83,7 @@ def label(
 
 
 @dataclass(frozen=True)
-class Scenes(SceneMethod):
+class Scenes(S2cScenes, SceneMethod):
     """The method over scenes: every place where a landslide is likely is asked about by the peaks of its activation.
 
     A component of the thresholded, blended activation stands for an image. All peaks of a component ask for one mask,
@@ -104,15 +92,6 @@ class Scenes(SceneMethod):
     """
 
     name = "s2c"
-
-    confidence: float | None = None
-    """Minimum stability x mean activation of a mask that counts: the tau of eq. 11. None for what suits the segmenter,
-    see `geolabel.models.measured`."""
-    gate: float = 0.5
-    activation_threshold: int = 120
-    prompts: Literal["box", "point", "both"] = "both"
-    selection: Selection = "best_iou"
-    min_quality: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.activation_maps import blend_activation, reach
 from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.parts import NoSegmenterRecipe, Recipe
+from geolabel.settings.methods import StudentScenes
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array
 
 
 @dataclass(frozen=True)
-class Scenes(SceneMethod):
+class Scenes(StudentScenes, SceneMethod):
     """The method over scenes.
 
     Raises
@@ -30,9 +30,6 @@ class Scenes(SceneMethod):
 
     name = "student"
     dense = True
-
-    student: str | Path | None = None
-    """Its file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,310 @@
+"""Settings of the methods: over scenes, and over folders of chips. What the methods do with them is in their modules.
+
+Each field is an option of ``extract`` and ``predict``, or of ``label``. What several methods have is a named type.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from geolabel.settings import Setting
+
+Selection = Literal["best_iou", "first", "whole", "single", "overlap"]
+"""Which of SAM's candidates answers a prompt: the highest predicted IoU, the first, the last, the single mask, or the
+one of the highest IoU with the activation that the prompt came from (DiffuPrompter, section 2.2.3)."""
+
+_Localizer = Annotated[
+    str | None,
+    Setting(
+        "The network that makes the activation maps. Default: bundled.", "method", kind="network", metavar="NAME|FILE"
+    ),
+]
+_Gate = Annotated[
+    float,
+    Setting("Minimum class probability around an activation that is followed up.", "sensitivity", low=0, high=1),
+]
+_Threshold = Annotated[
+    int, Setting("Grey value that the activation has to exceed.", "sensitivity", rare=True, low=0, high=255)
+]
+_Prompts = Annotated[
+    Literal["box", "point", "both"], Setting("What the segmenter is given of each object.", "method", rare=True)
+]
+_Answer = Annotated[
+    Selection,
+    Setting(
+        "Which of the segmenter's candidates answers a prompt; overlap is the one most like the activation.",
+        "method",
+        rare=True,
+    ),
+]
+_MinQuality = Annotated[
+    float, Setting("Minimum predicted IoU x stability of a mask that counts.", "sensitivity", rare=True, low=0, high=1)
+]
+_Confidence = Annotated[
+    float | None,
+    Setting(
+        "Minimum stability x activation of a mask that counts. Default: 0.5; 0 with the bundled segmenter.",
+        "sensitivity",
+        rare=True,
+        low=0,
+        high=1,
+    ),
+]
+_CANDIDATES = "best_iou", "first", "whole", "single"
+_SingleScale = Annotated[
+    bool, Setting("One view of a chip instead of four scales and mirrored ones.", "method", rare=True)
+]
+_ClassName = Annotated[str, Setting("What label 1 of the chips means.", "input")]
+_Crf = Annotated[bool, Setting("Draw the maps along the edges of the image with a dense CRF.", "method", rare=True)]
+_Seed = Annotated[int, Setting("Random seed.", "method", low=0)]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a diffusion network is asked."""
+
+    classes: Annotated[
+        str,
+        Setting(
+            "What to look for, in words, such as landslide/mudslide,airplane.",
+            "method",
+            rare=True,
+            metavar="NAME[/SYNONYM...],...",
+        ),
+    ] = "landslide"
+    diffusion: Annotated[
+        str,
+        Setting(
+            "A Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB.",
+            "method",
+            rare=True,
+            metavar="FOLDER|OWNER/NAME",
+        ),
+    ] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    template: Annotated[str, Setting("The text that the class stands in.", "method", rare=True)] = "Photo of a {}"
+    timestep: Annotated[
+        int, Setting("Step of the noise schedule that noise is added at, of 1000.", "method", rare=True, low=0)
+    ] = 40
+    draws: Annotated[int, Setting("Maps of independent noise that are averaged.", "method", rare=True, low=1)] = 50
+    crf: _Crf = False
+
+
+# --- over scenes -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ApsamScenes:
+    """Settings of APSAM over scenes."""
+
+    gate: _Gate = 0.5
+    activation_threshold: _Threshold = 120
+    activation_floor: Annotated[
+        int | None,
+        Setting(
+            "Grey value that the activation of every pixel of a landslide has to exceed, but for what a prompt of a "
+            "person asks for. Default: 100 with the bundled localizer, else 0.",
+            "sensitivity",
+            rare=True,
+            low=0,
+            high=255,
+        ),
+    ] = None
+    prompts: _Prompts = "both"
+    selection: _Answer = "best_iou"
+    min_quality: _MinQuality = 0.0
+
+
+@dataclass(frozen=True)
+class S2cScenes:
+    """Settings of S2C over scenes."""
+
+    confidence: _Confidence = None
+    gate: _Gate = 0.5
+    activation_threshold: _Threshold = 120
+    prompts: _Prompts = "both"
+    selection: _Answer = "best_iou"
+    min_quality: _MinQuality = 0.0
+
+
+@dataclass(frozen=True)
+class CismScenes:
+    """Settings of CISM over scenes."""
+
+    gate: _Gate = 0.5
+
+
+@dataclass(frozen=True)
+class AlpsScenes:
+    """Settings of ALPS over scenes."""
+
+    clusters: Annotated[
+        str | Path | None,
+        Setting(
+            "Named clusters, or the folder of pseudo-labels that holds them.",
+            "method",
+            rare=True,
+            kind="path",
+            metavar="FILE",
+        ),
+    ] = None
+    cluster_names: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Name of the clusters to find; repeat it for several.",
+            "method",
+            rare=True,
+            metavar="NAME",
+            flag="--cluster-name",
+        ),
+    ] = ("landslide",)
+    min_quality: _MinQuality = 0.0
+
+
+@dataclass(frozen=True)
+class DiffuprompterScenes(Words):
+    """Settings of DiffuPrompter over scenes."""
+
+    gate: _Gate = 0.5
+    activation_threshold: _Threshold = 102  # the paper's gamma of eq. 10, 0.4
+    prompts: _Prompts = "both"
+    selection: _Answer = "overlap"
+    min_quality: _MinQuality = 0.0
+
+
+@dataclass(frozen=True)
+class StudentScenes:
+    """Settings of a student over scenes."""
+
+    student: Annotated[
+        str | Path | None,
+        Setting(
+            "A student of geolabel train student, which draws by itself: no localizer, no segmenter.",
+            "method",
+            kind="weights",
+            metavar="FILE",
+        ),
+    ] = None
+
+
+# --- over folders of chips -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ApsamChips:
+    """Settings of APSAM; the defaults are the paper's, where they are not None."""
+
+    localizer: _Localizer = None
+    activation_threshold: _Threshold = 120  # eq. 2
+    prompts: _Prompts = "both"
+    selection: Annotated[
+        Selection | None,
+        Setting(
+            "Which of the segmenter's candidates answers. Default: whole; of apsam with another segmenter than the "
+            "bundled one best_iou.",
+            "method",
+            rare=True,
+            choices=_CANDIDATES,
+        ),
+    ] = None
+    agreed: Annotated[  # not in the paper
+        bool | None,
+        Setting(
+            "Ignore pixels where mask and activation disagree. Default: with the bundled segmenter.",
+            "method",
+            flag="--agreed/--not-agreed",
+        ),
+    ] = None
+    single_scale: _SingleScale = False
+    class_name: _ClassName = "landslide"
+
+
+@dataclass(frozen=True)
+class S2cChips:
+    """Settings of S2C; the defaults are the paper's, but for the mask, where it is the released code's."""
+
+    localizer: _Localizer = None
+    confidence: _Confidence = None  # the tau of eq. 11
+    single_peak: Annotated[bool, Setting("Ask about the highest place only.", "method", rare=True)] = False
+    selection: Annotated[
+        Selection,
+        Setting("Which of the segmenter's candidates answers.", "method", rare=True, choices=_CANDIDATES),
+    ] = "whole"
+    single_scale: _SingleScale = False
+    class_name: _ClassName = "landslide"
+
+
+@dataclass(frozen=True)
+class CismChips:
+    """Settings of CISM. With a CRF, the threshold is the background's activation; it takes seconds a chip."""
+
+    localizer: _Localizer = None
+    activation_threshold: _Threshold = 102  # 0.4 of the maximum
+    crf: _Crf = False  # the paper has one
+    single_scale: _SingleScale = False
+    class_name: _ClassName = "landslide"
+
+
+@dataclass(frozen=True)
+class AlpsChips:
+    """Settings of ALPS; those that are None are the paper's, or come with the clusters of a file."""
+
+    clusters: Annotated[
+        str,
+        Setting(
+            "How many clusters, auto to find out, or clusters that were made before.", "method", metavar="K|auto|FILE"
+        ),
+    ] = "auto"
+    max_share: Annotated[
+        float | None,
+        Setting(
+            "Leave out what covers more of an image, as background; a landslide that fills a chip goes with it. "
+            "Default: 0.3; 0.7 of the bundled network, whose tiles are small.",
+            "sensitivity",
+            above=0,
+            high=1,
+        ),
+    ] = None
+    points_per_side: Annotated[
+        int | None, Setting("Points of the grid along each side of an image. Default: 32.", "method", low=1)
+    ] = None
+    predicted_iou: Annotated[
+        float | None,
+        Setting(
+            "Predicted IoU that a mask has to exceed. Default: 0.88, less for the bundled network.",
+            "sensitivity",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    stability: Annotated[
+        float | None,
+        Setting(
+            "Minimum stability of a mask. Default: 0.95, less for the bundled network.", "sensitivity", low=0, high=1
+        ),
+    ] = None
+    passes: Annotated[int, Setting("How often k-means sees all masks.", "method", rare=True, low=1)] = 3
+    seed: _Seed = 0
+    normalised: Annotated[
+        bool, Setting("Cluster the directions of features, whatever their lengths.", "method", rare=True)
+    ] = False
+    regions: Annotated[
+        Path | None,
+        Setting(
+            "Keep here what the segmenter finds, for another number of clusters or another share.",
+            "output",
+            kind="folder",
+            metavar="FOLDER",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DiffuprompterChips(Words):
+    """Settings of DiffuPrompter; the defaults are the paper's."""
+
+    threshold: Annotated[float, Setting("Activation that counts.", "sensitivity", above=0, below=1)] = 0.4  # eq. 10
+    attention_only: Annotated[bool, Setting("Take the thresholded maps for labels and ask no segmenter.", "method")] = (
+        False
+    )
+    seed: _Seed = 0

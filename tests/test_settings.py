@@ -1,0 +1,144 @@
+"""Fields of the records of the methods are the options of the command line, with one declaration each."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Annotated, Any, Literal
+
+import click
+import pytest
+
+from geolabel import concepts, prompters
+from geolabel.cli.extract import extract
+from geolabel.cli.label import label
+from geolabel.cli.predict import predict
+from geolabel.cli.settings import setting_option
+from geolabel.errors import OptionError
+from geolabel.methods import METHODS, alps, cism, diffuprompter, s2c
+from geolabel.models import diffusion_files
+from geolabel.settings import Setting, check_limits, option_name, settings_of
+from geolabel.settings.methods import ApsamChips, DiffuprompterChips, DiffuprompterScenes
+
+SCENES = [(command, method) for command in (extract, predict) for method in METHODS]
+CHIPS = [(label, name) for name, method in METHODS.items() if method.for_chips]
+
+
+@pytest.mark.parametrize(
+    ("command", "record", "home"),
+    [
+        *((command, "Scenes", METHODS[method].home) for command, method in SCENES),
+        *((command, "Settings", METHODS[method].home) for command, method in CHIPS),
+    ],
+)
+def test_every_field_that_a_method_takes_is_an_option(command: click.Command, record: str, home: str) -> None:
+    found = getattr(import_module(home), record)
+    taken = {one.name: one.opts for one in command.params}
+    for name in (one.name for one in fields(found) if one.init):
+        assert option_name(found, name).split("/")[0] in taken[name]
+
+
+RECORDS = [record for known in METHODS.values() for record in (known.for_scenes, known.for_chips) if record]
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_setting_says_in_sentences_what_it_is(record: type) -> None:
+    for known in settings_of(record).values():
+        assert known.help.endswith(".")
+        assert known.help[0].isupper()
+
+
+def test_defaults_are_the_constants_of_the_methods() -> None:
+    assert ApsamChips().activation_threshold == prompters.THRESHOLD
+    for words in (DiffuprompterChips(), DiffuprompterScenes()):
+        assert words.diffusion == diffusion_files.DEFAULT
+        assert words.template == concepts.TEMPLATE
+    assert DiffuprompterChips().threshold == concepts.GAMMA
+
+
+def help_of(command: click.Command, name: str) -> str | None:
+    return next(one.help for one in command.params if isinstance(one, click.Option) and one.name == name)
+
+
+def test_the_help_says_which_methods_have_an_option_and_their_defaults() -> None:
+    assert help_of(extract, "activation_threshold") == (
+        "apsam, s2c, diffuprompter: grey value that the activation has to exceed. Default: 120; 102 with diffuprompter."
+    )
+    assert help_of(label, "activation_threshold") == (
+        "apsam, cism: grey value that the activation has to exceed. Default: 120; 102 with cism."
+    )
+    assert help_of(extract, "cluster_names") == (
+        "alps: name of the clusters to find; repeat it for several. Default: landslide."
+    )
+    assert str(help_of(extract, "student")).startswith("A student of geolabel train student")
+
+
+@dataclass(frozen=True)
+class Example:
+    side: Annotated[int, Setting("Side.", "shape", low=1, metavar="PX")] = 4
+    share: Annotated[float | None, Setting("Share.", "shape", above=0, below=1)] = None
+    gate: Annotated[float, Setting("Gate.", "sensitivity", rare=True, low=0, high=1)] = 0.0
+    ratio: Annotated[float, Setting("Ratio.", "shape")] = 1.5
+    words: Annotated[tuple[str, ...], Setting("Words.", "input", flag="--word")] = ()
+    kind: Annotated[Literal["a", "b"] | None, Setting("Kind.", "method")] = None
+    some: Annotated[Literal["a", "b"], Setting("Some.", "method", choices=("a",))] = "a"
+    loud: Annotated[bool, Setting("Loud.", "messages")] = False
+    quiet: Annotated[bool | None, Setting("Quiet.", "messages", flag="--quiet/--no-quiet")] = None
+    file: Annotated[str | None, Setting("File.", "input", kind="path")] = None
+    plain: int = 3
+
+
+def made(name: str, **changes: Any) -> click.Option:
+    @click.command()
+    @setting_option(Example, name, **changes)
+    def command(**_: Any) -> None: ...
+
+    (option,) = command.params
+    assert isinstance(option, click.Option)
+    return option
+
+
+def test_types_and_limits_become_types_of_options() -> None:
+    side, share, ratio, kind, some = (made(name).type for name in ("side", "share", "ratio", "kind", "some"))
+    assert isinstance(side, click.IntRange)
+    assert (side.min, side.max, made("side").metavar, made("side").default) == (1, None, "PX", 4)
+    assert isinstance(share, click.FloatRange)
+    assert (share.min, share.max, share.min_open, share.max_open) == (0, 1, True, True)
+    assert ratio is click.FLOAT
+    assert isinstance(kind, click.Choice)
+    assert list(kind.choices) == ["a", "b"]
+    assert isinstance(some, click.Choice)
+    assert list(some.choices) == ["a"]
+    assert isinstance(made("file").type, click.Path)
+
+
+def test_flags_repeated_options_and_zero_are_what_they_are_in_the_record() -> None:
+    assert (made("words").opts, made("words").name, made("words").multiple) == (["--word"], "words", True)
+    assert made("loud").is_flag
+    assert made("quiet").secondary_opts == ["--no-quiet"]
+    assert made("gate").show_default  # 0 is a default to show, None and False are none
+    assert not made("kind").show_default
+    assert not made("loud").show_default
+    assert made("gate", help="Other.").help == "Other."
+    assert "plain" not in settings_of(Example)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: s2c.Scenes(gate=2.0), r"^gate 2\.0: it has to lie between 0 and 1$"),
+        (lambda: s2c.Scenes(confidence=-0.1), r"^confidence -0\.1: it has to lie between 0 and 1$"),
+        (lambda: cism.Scenes(gate=float("nan")), "^gate nan: it has to lie between 0 and 1$"),
+        (lambda: alps.Scenes(clusters="c.json", min_quality=1.5), r"^min quality 1\.5: it has to lie between 0 and 1$"),
+        (lambda: diffuprompter.Scenes(activation_threshold=256), "threshold 256: it has to lie between 0 and 255$"),
+        (lambda: check_limits(Example(gate=3)), "^gate 3: it has to lie between 0 and 1$"),
+    ],
+)
+def test_records_hold_their_numbers_to_their_limits(make: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_options_are_made_without_numpy() -> None:
+    code = "import sys, geolabel.cli.extract, geolabel.cli.label; assert not {'numpy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
