@@ -159,6 +159,7 @@ def test_commands_are_the_files_of_the_folder():
         "learn",
         "packing",
         "prediction",
+        "settings",
         "streams",
         "summary",
         "terminal",
