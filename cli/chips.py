@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from . import options
-from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import SCENE, VECTORS
 from .packing import packing_options, run_packing
 from .terminal import announce, progress_bar
+from .workers import at_work, cluster_options
 
 PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 """Options of `packing_options` beside ``--pack`` itself."""

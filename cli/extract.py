@@ -11,10 +11,10 @@ from geolabel.errors import WeightsError
 from geolabel.models.measured import of_bundled
 
 from . import options, prediction
-from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import VECTORS, check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
+from .workers import at_work, cluster_options
 
 if TYPE_CHECKING:
     from geolabel.parsing import Measure

@@ -11,11 +11,11 @@ import geolabel
 from geolabel.methods import METHODS
 
 from . import options
-from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import CHIPS_PATH
 from .settings import method_options
 from .terminal import announce, progress_bar
+from .workers import at_work, cluster_options
 
 LABELLING = {name: method for name, method in METHODS.items() if method.for_chips}
 """Methods that label folders of images."""

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from . import options
-from .cluster import at_work, cluster_options
 from .commands import command, option
 from .inputs import CHIPS, CHIPS_PATH
 from .terminal import announce, loading, progress_bar
+from .workers import at_work, cluster_options
 
 LIBRARIES = {
     "maskrcnn": ("pycocotools",),

@@ -9,11 +9,11 @@ import click
 import geolabel
 
 from . import options, prediction
-from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import check_inputs, check_outputs, check_scenes
 from .terminal import announce, progress_bar, warn
+from .workers import at_work, cluster_options
 
 
 @command(short_help="Score every pixel of a scene.")

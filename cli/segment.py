@@ -9,11 +9,11 @@ import click
 import geolabel
 
 from . import options
-from .cluster import at_work, cluster_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import SCENE, MeasureType, check_outputs
 from .terminal import announce, progress_bar, warn
+from .workers import at_work, cluster_options
 
 
 @command(short_help="Outline everything in a scene, without classes.")

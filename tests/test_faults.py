@@ -45,7 +45,7 @@ SECONDS = 0.02
 SCRIPT = """
 import sys
 from dataclasses import replace
-from geolabel.cli.cluster import at_work
+from geolabel.cli.workers import at_work
 from geolabel.cli.main import run as command
 from geolabel.io.read.scenes import SceneReader
 from geolabel.extraction import scene_groups
@@ -253,10 +253,10 @@ def slowly(number: int) -> int:
 
 
 def test_no_scheduler_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from geolabel.cli import cluster
+    from geolabel.cli import workers
     from geolabel.cli.main import run as command
 
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(workers, "CONNECT_S", 0.5)
     (tmp_path / "scene.tif").touch()
     words = ["extract", str(tmp_path / "scene.tif"), "--out", str(tmp_path / "a.gpkg")]
     words += ["--scheduler", "tcp://127.0.0.1:9"]
@@ -274,7 +274,7 @@ def test_no_scheduler_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_options_that_contradict_each_other(given: dict[str, Any], says: str) -> None:
-    from geolabel.cli.cluster import ExecutorOptions, at_work
+    from geolabel.cli.workers import ExecutorOptions, at_work
 
     options = dict.fromkeys(ExecutorOptions.__dataclass_fields__) | {"device": "cpu"} | given
     with pytest.raises(OptionError, match=says), at_work(options):
