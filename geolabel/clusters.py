@@ -98,8 +98,10 @@ class Clusters:
         found = np.flatnonzero([own == name for own in self.names])
         if not len(found):
             given = sorted({own for k, own in enumerate(self.names) if own != unnamed(k)})
-            raise OptionError(f"no cluster is called {name!r} (named are {', '.join(given) or 'none'}): "
-                              "name some with geolabel clusters name")  # fmt: skip
+            raise OptionError(
+                f"no cluster is called {name!r} (named are {', '.join(given) or 'none'}): "
+                "name some with geolabel clusters name"
+            )
         return found.astype(np.int64)
 
     @property

@@ -33,6 +33,16 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
             yield picture
     except UnidentifiedImageError as error:
         raise OSError("it is neither PNG, JPEG nor TIFF") from error
-    except (ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, struct.error, zlib.error,
-            Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # fmt: skip
+    except (
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise OSError(f"it is damaged ({error})") from error

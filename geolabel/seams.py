@@ -48,8 +48,12 @@ class Spans:
         np.not_equal(mask[:, 1:], mask[:, :-1], out=change[:, 1:-1])
         change[:, -1] = mask[:, -1]
         row, col = np.divmod(np.flatnonzero(change), width + 1)  # every row changes in, out, in, out
-        return cls(*((values + offset).astype(np.int32) for values, offset in
-                     ((row[::2], window.row), (col[::2], window.col), (col[1::2], window.col))))  # fmt: skip
+        return cls(
+            *(
+                (values + offset).astype(np.int32)
+                for values, offset in ((row[::2], window.row), (col[::2], window.col), (col[1::2], window.col))
+            )
+        )
 
     @classmethod
     def empty(cls) -> Self:

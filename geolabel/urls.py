@@ -12,8 +12,10 @@ _URL = re.compile(
     r"?P<rest>[^\s'\"<>{}`]+)"
 )
 _OPTIONS = re.compile(r"/vsicurl(_streaming)?\?(?P<options>[^\s'\"<>{}|\\^`]+)")
-_STORE = re.compile(r"(?P<path>/vsi(s3|gs|az|adls|oss|swift|webhdfs|hdfs)(_streaming)?/[^\s'\"<>{}|\\^`?#]*)"
-                    r"[?#][^\s'\"<>{}|\\^`]*")  # fmt: skip
+_STORE = re.compile(
+    r"(?P<path>/vsi(s3|gs|az|adls|oss|swift|webhdfs|hdfs)(_streaming)?/[^\s'\"<>{}|\\^`?#]*)"
+    r"[?#][^\s'\"<>{}|\\^`]*"
+)
 _USER = re.compile(r"[^\s'\"<>/@]+@(?=[\w.-]+:\d+)")
 
 

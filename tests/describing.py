@@ -78,12 +78,28 @@ class World:
             f'<VRTDataset rasterXSize="{SIZE}" rasterYSize="{SIZE}"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
             f"<SourceFilename>{path}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
         )
-        return dice.choice([
-            path, path, path, f"file://{path}", f"/vsicurl/file://{path}", f"/vsicurl?url=file://{path}",
-            f"/vsisubfile/0,{path}", f"/vsicached?file={path}", f"/vsizip/{self.private / 'private.zip'}/{name}",
-            f"vrt://{path}?bands=1", f"GTIFF_DIR:1:{path}", f"GTIFF_RAW:{path}", f"DERIVED_SUBDATASET:AMPLITUDE:{path}",
-            inline, f"../../private/{name}", f"GTI:{path}", f"PLSCENES:{path}", f"CSV:{path}",
-        ])  # fmt: skip
+        return dice.choice(
+            [
+                path,
+                path,
+                path,
+                f"file://{path}",
+                f"/vsicurl/file://{path}",
+                f"/vsicurl?url=file://{path}",
+                f"/vsisubfile/0,{path}",
+                f"/vsicached?file={path}",
+                f"/vsizip/{self.private / 'private.zip'}/{name}",
+                f"vrt://{path}?bands=1",
+                f"GTIFF_DIR:1:{path}",
+                f"GTIFF_RAW:{path}",
+                f"DERIVED_SUBDATASET:AMPLITUDE:{path}",
+                inline,
+                f"../../private/{name}",
+                f"GTI:{path}",
+                f"PLSCENES:{path}",
+                f"CSV:{path}",
+            ]
+        )
 
 
 # --- elements --------------------------------------------------------------------------------------------------------
@@ -100,10 +116,16 @@ def text(tag: str, value: object, /, **attributes: object) -> str:
 
 def open_options(world: World, dice: random.Random) -> str:
     into = world.outside / f"{dice.randrange(10**6)}.db"
-    key, value = dice.choice([
-        ("PRELUDE_STATEMENTS", f"vacuum into '{into}'"), ("PRELUDE_STATEMENTS", f"vacuum into '{into}'"),
-        ("OVERVIEW_LEVEL", "NONE"), ("ROOT_PATH", str(world.private)), ("USER_PWD", "a:b"), ("IGNORE_COG_LAYOUT_BREAK", "YES"),
-    ])  # fmt: skip
+    key, value = dice.choice(
+        [
+            ("PRELUDE_STATEMENTS", f"vacuum into '{into}'"),
+            ("PRELUDE_STATEMENTS", f"vacuum into '{into}'"),
+            ("OVERVIEW_LEVEL", "NONE"),
+            ("ROOT_PATH", str(world.private)),
+            ("USER_PWD", "a:b"),
+            ("IGNORE_COG_LAYOUT_BREAK", "YES"),
+        ]
+    )
     return element("OpenOptions", text("OOI", value, key=key))
 
 
@@ -117,10 +139,19 @@ def source_name(world: World, dice: random.Random) -> str:
 
 
 def source(world: World, dice: random.Random) -> str:
-    kind = dice.choice([
-        "SimpleSource", "SimpleSource", "SimpleSource", "ComplexSource", "ComplexSource", "AveragedSource", "NoDataFromMaskSource", "KernelFilteredSource",
-        *(["ArraySource"] if dice.random() < 0.2 else []),
-    ])  # fmt: skip
+    kind = dice.choice(
+        [
+            "SimpleSource",
+            "SimpleSource",
+            "SimpleSource",
+            "ComplexSource",
+            "ComplexSource",
+            "AveragedSource",
+            "NoDataFromMaskSource",
+            "KernelFilteredSource",
+            *(["ArraySource"] if dice.random() < 0.2 else []),
+        ]
+    )
     whole = {"xOff": 0, "yOff": 0, "xSize": SIZE, "ySize": SIZE}
     parts = [source_name(world, dice), text("SourceBand", dice.choice(["1", "1", "2", "mask,1"]))]
     sized = {"RasterXSize": SIZE, "RasterYSize": SIZE, "DataType": "Byte", "BlockXSize": SIZE, "BlockYSize": 8}
@@ -128,10 +159,21 @@ def source(world: World, dice: random.Random) -> str:
     parts += [element("SourceProperties", **sized)] if dice.random() < 0.2 else []
     parts += [open_options(world, dice)] if dice.random() < 0.08 else []
     extra = {
-        "ScaleOffset": 1, "ScaleRatio": 1, "NODATA": 0, "LUT": "0:0,255:255", "ColorTableComponent": 1, "Exponent": 1,
-        "SrcMin": 0, "SrcMax": 255, "DstMin": 0, "DstMax": 255, "UseMaskBand": "true", "MaskValueThreshold": 0,
-        "RemappedValue": 1, "Clamp": "true",
-    }  # fmt: skip
+        "ScaleOffset": 1,
+        "ScaleRatio": 1,
+        "NODATA": 0,
+        "LUT": "0:0,255:255",
+        "ColorTableComponent": 1,
+        "Exponent": 1,
+        "SrcMin": 0,
+        "SrcMax": 255,
+        "DstMin": 0,
+        "DstMax": 255,
+        "UseMaskBand": "true",
+        "MaskValueThreshold": 0,
+        "RemappedValue": 1,
+        "Clamp": "true",
+    }
     parts += [
         text(name, extra[name])
         for name in dice.sample(sorted(extra), 1 if kind != "SimpleSource" and dice.random() < 0.5 else 0)
@@ -145,18 +187,38 @@ def source(world: World, dice: random.Random) -> str:
 
 
 def metadata(world: World, dice: random.Random) -> str:
-    domain, key = dice.choice([
-        ("OVERVIEWS", "OVERVIEW_FILE"), ("GEOLOCATION", "X_DATASET"), ("RPC", "LINE_OFF"), ("", "AREA_OR_POINT"),
-        ("xml:VRT", "x"), ("IMAGE_STRUCTURE", "INTERLEAVE"), ("SUBDATASETS", "SUBDATASET_1_NAME"), ("vrt_sources", "source_0"),
-        ("new_vrt_sources", "source_0"),
-    ])  # fmt: skip
+    domain, key = dice.choice(
+        [
+            ("OVERVIEWS", "OVERVIEW_FILE"),
+            ("GEOLOCATION", "X_DATASET"),
+            ("RPC", "LINE_OFF"),
+            ("", "AREA_OR_POINT"),
+            ("xml:VRT", "x"),
+            ("IMAGE_STRUCTURE", "INTERLEAVE"),
+            ("SUBDATASETS", "SUBDATASET_1_NAME"),
+            ("vrt_sources", "source_0"),
+            ("new_vrt_sources", "source_0"),
+        ]
+    )
     return element("Metadata", text("MDI", world.target(dice), key=key), **({"domain": domain} if domain else {}))
 
 
 def band(world: World, dice: random.Random, number: int) -> str:
     code = f"import pathlib\ndef f(*a, **k):\n  pathlib.Path({str(world.outside / 'code')!r}).write_text('x')"
-    kind = "" if dice.random() < 0.93 else dice.choice(["VRTSourcedRasterBand", "VRTDerivedRasterBand", "VRTRawRasterBand",
-                        "VRTWarpedRasterBand", "VRTPansharpenedRasterBand", "VRTProcessedRasterBand"])  # fmt: skip
+    kind = (
+        ""
+        if dice.random() < 0.93
+        else dice.choice(
+            [
+                "VRTSourcedRasterBand",
+                "VRTDerivedRasterBand",
+                "VRTRawRasterBand",
+                "VRTWarpedRasterBand",
+                "VRTPansharpenedRasterBand",
+                "VRTProcessedRasterBand",
+            ]
+        )
+    )
     parts = [source(world, dice) for _ in range(dice.choice([1, 1, 1, 2]))]
     if kind == "VRTDerivedRasterBand":
         language, function, body = dice.choice([("Python", "f", code), ("C", "mean", ""), ("C", "expression", "")])
@@ -165,8 +227,13 @@ def band(world: World, dice: random.Random, number: int) -> str:
         parts += [element("PixelFunctionArguments", expression="B1", k=1)] if dice.random() < 0.5 else []
     if kind == "VRTRawRasterBand":
         raw = world.file(dice) if world.remote else "scene.tif"
-        parts = [text("SourceFilename", raw, relativeToVRT=int(not world.remote)), text("ImageOffset", 0),
-                 text("PixelOffset", 1), text("LineOffset", SIZE), text("ByteOrder", "LSB")]  # fmt: skip
+        parts = [
+            text("SourceFilename", raw, relativeToVRT=int(not world.remote)),
+            text("ImageOffset", 0),
+            text("PixelOffset", 1),
+            text("LineOffset", SIZE),
+            text("ByteOrder", "LSB"),
+        ]
     others: list[Callable[[], str]] = [
         lambda: metadata(world, dice),
         lambda: element("Overview", source_name(world, dice), text("SourceBand", 1)),
@@ -191,19 +258,32 @@ def warp_options(world: World, dice: random.Random) -> str:
     transform = text("SrcGeoTransform", "500000,.5,0,3000000,0,-.5") + text(
         "DstGeoTransform", "500000,.5,0,3000000,0,-.5"
     )
-    inner = dice.choice([
-        element("GenImgProjTransformer", transform),
-        element("GenImgProjTransformer", element("SrcRPCTransformer", element("RPCTransformer", text("DEMPath", world.target(dice))))),
-        element("GenImgProjTransformer", element("SrcGeoLocTransformer", element("GeoLocTransformer", metadata(world, dice)))),
-    ])  # fmt: skip
+    inner = dice.choice(
+        [
+            element("GenImgProjTransformer", transform),
+            element(
+                "GenImgProjTransformer",
+                element("SrcRPCTransformer", element("RPCTransformer", text("DEMPath", world.target(dice)))),
+            ),
+            element(
+                "GenImgProjTransformer",
+                element("SrcGeoLocTransformer", element("GeoLocTransformer", metadata(world, dice))),
+            ),
+        ]
+    )
     option = dice.choice([("INIT_DEST", "0"), ("CUTLINE", world.target(dice, "private.gpkg")), ("NUM_THREADS", "1")])
     from_ = world.file(dice) if world.remote and dice.random() < 0.5 else "scene.tif"
     return element(
-        "GDALWarpOptions", text("ResampleAlg", "NearestNeighbour"), text("Option", option[1], name=option[0]),
-        text("SourceDataset", from_, relativeToVRT=1), open_options(world, dice) if dice.random() < 0.4 else "",
-        element("Transformer", element("ApproxTransformer", text("MaxError", "0.1"), element("BaseTransformer", inner))),
+        "GDALWarpOptions",
+        text("ResampleAlg", "NearestNeighbour"),
+        text("Option", option[1], name=option[0]),
+        text("SourceDataset", from_, relativeToVRT=1),
+        open_options(world, dice) if dice.random() < 0.4 else "",
+        element(
+            "Transformer", element("ApproxTransformer", text("MaxError", "0.1"), element("BaseTransformer", inner))
+        ),
         element("BandList", element("BandMapping", src=1, dst=1)),
-    )  # fmt: skip
+    )
 
 
 def dataset(world: World, dice: random.Random) -> str:
@@ -268,23 +348,53 @@ def make_beside(world: World, dice: random.Random) -> str:
 def make_service(world: World, dice: random.Random) -> str:
     """Formats of GDAL that are files about files: WMS, WMTS, TMS, MRF, DIMAP, STACTA, tile maps, Zarr references."""
     url, file = world.trap, world.file(dice)
-    name, content = dice.choice([
-        ("case.xml", element("GDAL_WMS", element("Service", text("ServerUrl", f"{url}/${{z}}"), name="TMS"),
-                             text("Cache", ""), element("DataWindow", text("SizeX", 64), text("SizeY", 64)))),
-        ("case.xml", element("GDAL_WMTS", text("GetCapabilitiesUrl", url), text("Layer", "a"))),
-        ("case.xml", element("WCS_GDAL", text("ServiceURL", url), text("CoverageName", "a"))),
-        ("case.mrf", element("MRF_META", element("CachedSource", text("Source", file)), element(
-            "Raster", element("Size", x=SIZE, y=SIZE, c=3), text("DataFile", str(world.outside / "d"))))),
-        ("case.xml", element("Dimap_Document", element("Raster_Dimensions", text("NCOLS", SIZE), text("NROWS", SIZE)),
-                             element("Data_Access", element("Data_File", element("DATA_FILE_PATH", href=file))))),
-        ("case.json", json.dumps({"type": "Feature", "stac_extensions": ["tiled-assets"], "asset_templates": {"a": {"href": url}},
-                                  "properties": {"tiles:tile_matrix_links": {}, "tiles:tile_matrix_sets": {}}})),
-        ("case.json", json.dumps({".zgroup": {"zarr_format": 2}, "a/0": [url, 0, 10], "a/1": [file, 0, 10]})),
-        ("case.lbl", f"PDS_VERSION_ID = PDS3\n^IMAGE = \"{file}\"\nEND\n"),
-        ("case.map", f"OziExplorer Map Data File Version 2.2\na\n{file}\n"),
-        ("case.til", f'BEGIN_GROUP = TILE_1\nfilename = "{file}";\nEND_GROUP = TILE_1\n'),
-        ("case.html", "<html>log in</html>"),
-    ])  # fmt: skip
+    name, content = dice.choice(
+        [
+            (
+                "case.xml",
+                element(
+                    "GDAL_WMS",
+                    element("Service", text("ServerUrl", f"{url}/${{z}}"), name="TMS"),
+                    text("Cache", ""),
+                    element("DataWindow", text("SizeX", 64), text("SizeY", 64)),
+                ),
+            ),
+            ("case.xml", element("GDAL_WMTS", text("GetCapabilitiesUrl", url), text("Layer", "a"))),
+            ("case.xml", element("WCS_GDAL", text("ServiceURL", url), text("CoverageName", "a"))),
+            (
+                "case.mrf",
+                element(
+                    "MRF_META",
+                    element("CachedSource", text("Source", file)),
+                    element("Raster", element("Size", x=SIZE, y=SIZE, c=3), text("DataFile", str(world.outside / "d"))),
+                ),
+            ),
+            (
+                "case.xml",
+                element(
+                    "Dimap_Document",
+                    element("Raster_Dimensions", text("NCOLS", SIZE), text("NROWS", SIZE)),
+                    element("Data_Access", element("Data_File", element("DATA_FILE_PATH", href=file))),
+                ),
+            ),
+            (
+                "case.json",
+                json.dumps(
+                    {
+                        "type": "Feature",
+                        "stac_extensions": ["tiled-assets"],
+                        "asset_templates": {"a": {"href": url}},
+                        "properties": {"tiles:tile_matrix_links": {}, "tiles:tile_matrix_sets": {}},
+                    }
+                ),
+            ),
+            ("case.json", json.dumps({".zgroup": {"zarr_format": 2}, "a/0": [url, 0, 10], "a/1": [file, 0, 10]})),
+            ("case.lbl", f'PDS_VERSION_ID = PDS3\n^IMAGE = "{file}"\nEND\n'),
+            ("case.map", f"OziExplorer Map Data File Version 2.2\na\n{file}\n"),
+            ("case.til", f'BEGIN_GROUP = TILE_1\nfilename = "{file}";\nEND_GROUP = TILE_1\n'),
+            ("case.html", "<html>log in</html>"),
+        ]
+    )
     (world.www / name).write_text(content)
     return name
 
@@ -297,11 +407,20 @@ def make_gti(world: World, dice: random.Random) -> str:
         tiles.to_file(world.www / name, driver="GPKG" if name.endswith("gpkg") else "FlatGeobuf")
         return name
     parts = [
-        text("IndexDataset", place), text("IndexLayer", "a"), text("LocationField", "location"), text("SQL", "SELECT 1"),
-        text("ResX", 0.5), text("ResY", 0.5), text("BandCount", 3), text("DataType", "Byte"), text("SRS", f"{world.trap}/c"),
+        text("IndexDataset", place),
+        text("IndexLayer", "a"),
+        text("LocationField", "location"),
+        text("SQL", "SELECT 1"),
+        text("ResX", 0.5),
+        text("ResY", 0.5),
+        text("BandCount", 3),
+        text("DataType", "Byte"),
+        text("SRS", f"{world.trap}/c"),
         element("Overview", text("Dataset", place), open_options(world, dice), text("Factor", 2)),
-        element("Band", text("ColorInterp", "Red"), band=1), text("Filter", "1=1"), metadata(world, dice),
-    ]  # fmt: skip
+        element("Band", text("ColorInterp", "Red"), band=1),
+        text("Filter", "1=1"),
+        metadata(world, dice),
+    ]
     chosen = parts[:1] + dice.sample(parts[1:], dice.randrange(len(parts)))
     (world.www / "case.gti").write_text(element("GDALTileIndexDataset", *chosen))
     return "case.gti"
@@ -322,12 +441,19 @@ def make_ogr_vrt(world: World, dice: random.Random) -> str:
         ]
         parts = [*([open_options(world, dice)] if dice.random() < 0.5 else []), *parts]
         more = [
-            text("SrcLayer", "area"), text("SrcSQL", "SELECT load_extension('a')", dialect="SQLITE"), text("FID", "fid"),
-            text("LayerSRS", dice.choice(["EPSG:32648", f"{world.trap}/c"])), text("GeometryType", "wkbPolygon"),
-            element("GeometryField", encoding="WKT", field="a"), element("Field", name="a", src="a", type="String"),
-            text("FeatureCount", 1), text("ExtentXMin", 0), text("SrcRegion", "POLYGON((0 0,1 0,1 1,0 0))", clip="true"),
-            text("Style", "a"), metadata(world, dice),
-        ]  # fmt: skip
+            text("SrcLayer", "area"),
+            text("SrcSQL", "SELECT load_extension('a')", dialect="SQLITE"),
+            text("FID", "fid"),
+            text("LayerSRS", dice.choice(["EPSG:32648", f"{world.trap}/c"])),
+            text("GeometryType", "wkbPolygon"),
+            element("GeometryField", encoding="WKT", field="a"),
+            element("Field", name="a", src="a", type="String"),
+            text("FeatureCount", 1),
+            text("ExtentXMin", 0),
+            text("SrcRegion", "POLYGON((0 0,1 0,1 1,0 0))", clip="true"),
+            text("Style", "a"),
+            metadata(world, dice),
+        ]
         parts += dice.sample(more, dice.choice([0, 0, 1, 2]))
         return element("OGRVRTLayer", *parts, name="area")
 
@@ -338,11 +464,15 @@ def make_ogr_vrt(world: World, dice: random.Random) -> str:
 
 def make_gdalg(world: World, dice: random.Random) -> str:
     file = str(world.private / "private.gpkg")
-    command = dice.choice([
-        f"gdal vector pipeline read {file} ! filter --where 1=1", f"gdal vector pipeline read {world.trap}/a.json ! filter",
-        f"gdal raster pipeline read {world.private / 'private.tif'} ! reproject --dst-crs EPSG:4326",
-        f"gdal vector pipeline read {file} ! write {world.outside / 'w.gpkg'}", f"gdal vector sql {file} --sql 'select 1'",
-    ])  # fmt: skip
+    command = dice.choice(
+        [
+            f"gdal vector pipeline read {file} ! filter --where 1=1",
+            f"gdal vector pipeline read {world.trap}/a.json ! filter",
+            f"gdal raster pipeline read {world.private / 'private.tif'} ! reproject --dst-crs EPSG:4326",
+            f"gdal vector pipeline read {file} ! write {world.outside / 'w.gpkg'}",
+            f"gdal vector sql {file} --sql 'select 1'",
+        ]
+    )
     name = dice.choice(["area.gdalg.json", "area.json", "case.gdalg.json"])
     values = {
         "type": "gdal_streamed_alg",
@@ -359,21 +489,35 @@ def make_features(world: World, dice: random.Random) -> str:
     polygon = element("Polygon", element("outerBoundaryIs", element("LinearRing", text("coordinates", ring))))
     link = element("NetworkLink", element("Link", text("href", world.trap)))
     schema = element("ExtendedData", element("SchemaData", schemaUrl=f"{world.trap}/s.kml#a"))
-    crs = dice.choice([{"type": "link", "properties": {"href": world.trap, "type": "proj4"}},
-                       {"type": "name", "properties": {"name": world.trap}},
-                       {"type": "url", "properties": {"url": world.trap}}])  # fmt: skip
-    feature = {"type": "Feature", "properties": {"type": "gdal_streamed_alg", "command_line": "gdal vector info x"},
-               "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}}  # fmt: skip
-    name, content = dice.choice([
-        ("area.kml", element("kml", element("Document", link, element("Placemark", schema, polygon)))),
-        ("area.kml", f"<!DOCTYPE kml SYSTEM '{world.trap}'>" + element("kml", element("Placemark", polygon))),
-        ("area.geojson", json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]})),
-        ("area.geojson", json.dumps({"type": "FeatureCollection", "features": [feature]})),
-        ("area.gml", (f"<a:b xmlns:a='a' xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance' xsi:schemaLocation='a {world.trap}/a.xsd'"
-                     " xmlns:gml='http://www.opengis.net/gml'><gml:featureMember/></a:b>")),
-        ("area.csv", "WKT,a\nPOINT(0 0),1\n"),
-        ("area.xml", f"<OGRWFSDataSource><URL>{world.trap}</URL></OGRWFSDataSource>"),
-    ])  # fmt: skip
+    crs = dice.choice(
+        [
+            {"type": "link", "properties": {"href": world.trap, "type": "proj4"}},
+            {"type": "name", "properties": {"name": world.trap}},
+            {"type": "url", "properties": {"url": world.trap}},
+        ]
+    )
+    feature = {
+        "type": "Feature",
+        "properties": {"type": "gdal_streamed_alg", "command_line": "gdal vector info x"},
+        "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]},
+    }
+    name, content = dice.choice(
+        [
+            ("area.kml", element("kml", element("Document", link, element("Placemark", schema, polygon)))),
+            ("area.kml", f"<!DOCTYPE kml SYSTEM '{world.trap}'>" + element("kml", element("Placemark", polygon))),
+            ("area.geojson", json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]})),
+            ("area.geojson", json.dumps({"type": "FeatureCollection", "features": [feature]})),
+            (
+                "area.gml",
+                (
+                    f"<a:b xmlns:a='a' xmlns:xsi='http://www.w3.org/2001/XMLSchema-instance' xsi:schemaLocation='a {world.trap}/a.xsd'"
+                    " xmlns:gml='http://www.opengis.net/gml'><gml:featureMember/></a:b>"
+                ),
+            ),
+            ("area.csv", "WKT,a\nPOINT(0 0),1\n"),
+            ("area.xml", f"<OGRWFSDataSource><URL>{world.trap}</URL></OGRWFSDataSource>"),
+        ]
+    )
     (world.www / name).write_text(content)
     return name
 
@@ -381,16 +525,37 @@ def make_features(world: World, dice: random.Random) -> str:
 def make_stac(world: World, dice: random.Random) -> str:
     href = dice.choice([world.file(dice) if world.remote else "case.vrt", "scene.tif", "scene.tif"])
     (world.www / "case.vrt").write_text(dataset(world, dice))
-    asset = {"href": href, "type": "image/tiff", "roles": ["data"], "alternate": {"a": {"href": world.trap}},
-             "raster:bands": [{}], "vrt:href": world.trap}  # fmt: skip
+    asset = {
+        "href": href,
+        "type": "image/tiff",
+        "roles": ["data"],
+        "alternate": {"a": {"href": world.trap}},
+        "raster:bands": [{}],
+        "vrt:href": world.trap,
+    }
     links = [
         {"rel": rel, "href": world.trap}
         for rel in dice.sample(["root", "parent", "next", "collection", "derived_from"], 2)
     ]
-    item = {"type": "Feature", "stac_version": "1.0.0", "stac_extensions": [world.trap], "id": "a", "geometry": None,
-            "properties": {"datetime": "2024-01-01T00:00:00Z"}, "links": links, "assets": {"visual": asset}}  # fmt: skip
-    whole = dice.choice([item, item, {"type": "FeatureCollection", "features": [item], "links": links},
-                         {"type": "Catalog", "links": links}, {"type": "Collection", "links": links}])  # fmt: skip
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "stac_extensions": [world.trap],
+        "id": "a",
+        "geometry": None,
+        "properties": {"datetime": "2024-01-01T00:00:00Z"},
+        "links": links,
+        "assets": {"visual": asset},
+    }
+    whole = dice.choice(
+        [
+            item,
+            item,
+            {"type": "FeatureCollection", "features": [item], "links": links},
+            {"type": "Catalog", "links": links},
+            {"type": "Collection", "links": links},
+        ]
+    )
     (world.www / "items.json").write_text(json.dumps(whole))
     return "items.json"
 
@@ -405,27 +570,63 @@ def make_coco(world: World, dice: random.Random) -> str:
     name = dice.choice(
         [world.file(dice, "private.png"), "../private/private.png", "picture.png", "..\\private\\private.png"]
     )
-    image = {"id": 1, "file_name": name, "height": SIZE, "width": SIZE, "coco_url": world.trap, "flickr_url": world.trap,
-             "license": 1, "date_captured": "2024"}  # fmt: skip
-    outline = dice.choice([
-        [[0, 0, 9, 0, 9, 9]], {"size": [SIZE, SIZE], "counts": [10, 14, SIZE**2 - 24]}, {"size": [1 << 20] * 2, "counts": [1 << 40]},
-        {"size": [SIZE, SIZE], "counts": "ooooooooo0"}, [[0, 0, 1e308, 0, 9, 9]], [], None,
-    ])  # fmt: skip
-    annotation = {"id": 1, "image_id": dice.choice([1, "1"]), "category_id": 1, "iscrowd": dice.randrange(2),
-                  "bbox": [0, 0, 9, 9], "area": 1, "segmentation": outline}  # fmt: skip
+    image = {
+        "id": 1,
+        "file_name": name,
+        "height": SIZE,
+        "width": SIZE,
+        "coco_url": world.trap,
+        "flickr_url": world.trap,
+        "license": 1,
+        "date_captured": "2024",
+    }
+    outline = dice.choice(
+        [
+            [[0, 0, 9, 0, 9, 9]],
+            {"size": [SIZE, SIZE], "counts": [10, 14, SIZE**2 - 24]},
+            {"size": [1 << 20] * 2, "counts": [1 << 40]},
+            {"size": [SIZE, SIZE], "counts": "ooooooooo0"},
+            [[0, 0, 1e308, 0, 9, 9]],
+            [],
+            None,
+        ]
+    )
+    annotation = {
+        "id": 1,
+        "image_id": dice.choice([1, "1"]),
+        "category_id": 1,
+        "iscrowd": dice.randrange(2),
+        "bbox": [0, 0, 9, 9],
+        "area": 1,
+        "segmentation": outline,
+    }
     licence = [{"id": 1, "url": world.trap, "name": "a"}]
-    whole = {"info": {"url": world.trap}, "licenses": licence, "images": [image], "annotations": [annotation],
-             "categories": [{"id": 1, "name": "a", "supercategory": ""}]}  # fmt: skip
+    whole = {
+        "info": {"url": world.trap},
+        "licenses": licence,
+        "images": [image],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "a", "supercategory": ""}],
+    }
     (world.www / "coco.json").write_text(json.dumps(whole))
     return "coco.json"
 
 
 KINDS: dict[str, tuple[Callable[[World, random.Random], str], str]] = {
-    "vrt": (make_vrt, "scene"), "vrt2": (make_vrt, "scene"), "vrt3": (make_vrt, "scene"), "beside": (make_beside, "scene"),
-    "service": (make_service, "scene"), "gti": (make_gti, "scene"), "ogr": (make_ogr_vrt, "area"),
-    "ogr2": (make_ogr_vrt, "area"), "gdalg": (make_gdalg, "area"), "features": (make_features, "area"),
-    "stac": (make_stac, "list"), "list": (make_list, "list"), "coco": (make_coco, "coco"),
-}  # fmt: skip
+    "vrt": (make_vrt, "scene"),
+    "vrt2": (make_vrt, "scene"),
+    "vrt3": (make_vrt, "scene"),
+    "beside": (make_beside, "scene"),
+    "service": (make_service, "scene"),
+    "gti": (make_gti, "scene"),
+    "ogr": (make_ogr_vrt, "area"),
+    "ogr2": (make_ogr_vrt, "area"),
+    "gdalg": (make_gdalg, "area"),
+    "features": (make_features, "area"),
+    "stac": (make_stac, "list"),
+    "list": (make_list, "list"),
+    "coco": (make_coco, "coco"),
+}
 """How each kind of file is made, and what it is read as."""
 
 
@@ -592,10 +793,15 @@ def main(folder: Path, first: int, stop: int, *, bare: bool) -> None:
             warnings.simplefilter("ignore")
             outcome, shown = read_case(uri, use, bare=bare)
         faulthandler.cancel_dump_traceback_later()
-        sung = [bird for bird, sings in (
-            ("file", CANARY in shown or SECRET.encode() in shown), ("server", asked.exists()),
-            ("written", files_in(folder) != before),
-        ) if sings]  # fmt: skip
+        sung = [
+            bird
+            for bird, sings in (
+                ("file", CANARY in shown or SECRET.encode() in shown),
+                ("server", asked.exists()),
+                ("written", files_in(folder) != before),
+            )
+            if sings
+        ]
         print("end", number, kind, outcome, ",".join(sung) or "silent", flush=True)
         asked.unlink(missing_ok=True)
         for path in sorted(files_in(folder) - honest, reverse=True):

@@ -65,9 +65,28 @@ LARGE = 1000
 EXTREMES = [0, 1, 2, 7, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 
 TOKENS = [
-    "0", "-1", "1e308", "-1e308", "1e-320", "NaN", "Infinity", "99999999999999999999", "2147483648", "0.5", "null",
-    "true", '""', '"x"', "[]", "{}", "[[]]", '"\\u0000"', '"\\ud800"', "[" * 900 + "]" * 900, '"' + "x" * 5000 + '"',
-]  # fmt: skip
+    "0",
+    "-1",
+    "1e308",
+    "-1e308",
+    "1e-320",
+    "NaN",
+    "Infinity",
+    "99999999999999999999",
+    "2147483648",
+    "0.5",
+    "null",
+    "true",
+    '""',
+    '"x"',
+    "[]",
+    "{}",
+    "[[]]",
+    '"\\u0000"',
+    '"\\ud800"',
+    "[" * 900 + "]" * 900,
+    '"' + "x" * 5000 + '"',
+]
 
 GRID = Grid(pyproj.CRS("EPSG:32648"), Affine(0.5, 0, 5e5, 0, -0.5, 3e6), 128, 128)
 
@@ -146,15 +165,22 @@ def change_table(path: Path, dice: random.Random) -> None:
         database.execute("PRAGMA writable_schema = ON")
         for (trigger,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{trigger}"')  # they need functions that only GDAL has
-        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                  if not name.startswith(("sqlite", "rtree"))]  # fmt: skip
+        tables = [
+            name
+            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            if not name.startswith(("sqlite", "rtree"))
+        ]
         table = dice.choice(["prompts", "prompt_points", "landslides", *tables])
         columns = [row[1] for row in database.execute(f'PRAGMA table_info("{table}")')]
         column = dice.choice(["geom", *columns] if "geom" in columns else columns)
         (old,) = database.execute(f'SELECT "{column}" FROM "{table}" LIMIT 1').fetchone() or (None,)
-        new = change_bytes(old, dice) if isinstance(old, bytes) and dice.random() < 0.8 else dice.choice(
-            [None, -1, 2**63 - 1, 1e308, "", "x" * 1000, b"", b"\x00\xff", "'; DROP TABLE prompts; --", 'a"b']
-        )  # fmt: skip
+        new = (
+            change_bytes(old, dice)
+            if isinstance(old, bytes) and dice.random() < 0.8
+            else dice.choice(
+                [None, -1, 2**63 - 1, 1e308, "", "x" * 1000, b"", b"\x00\xff", "'; DROP TABLE prompts; --", 'a"b']
+            )
+        )
         try:
             database.execute(f'UPDATE OR REPLACE "{table}" SET "{column}" = ? WHERE rowid = 1', (new,))
         except sqlite3.Error:  # a constraint
@@ -183,8 +209,15 @@ def valid_tiffs(folder: Path) -> list[Path]:
     paths = []
     for name, options in TIFFS.items():
         path = folder / f"{name}.tif"
-        profile = {"driver": "GTiff", "count": 3, "height": GRID.height, "width": GRID.width, "dtype": "uint8",
-                   "crs": GRID.crs.to_wkt(), "transform": GRID.transform} | options  # fmt: skip
+        profile = {
+            "driver": "GTiff",
+            "count": 3,
+            "height": GRID.height,
+            "width": GRID.width,
+            "dtype": "uint8",
+            "crs": GRID.crs.to_wkt(),
+            "transform": GRID.transform,
+        } | options
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as file:
             file.write(picture(profile["dtype"]))
             file.update_tags(DATETIME="2008:05:12 14:28:00")
@@ -249,16 +282,33 @@ def read_vectors(path: Path, dice: random.Random) -> None:
 
 PYRAMID = {"name": "pyramid", "classes": 1, "widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "features": 8}
 SAM = {
-    "name": "sam", "img_size": 64, "widths": [16, 16, 16, 16], "depths": [1, 1, 1, 1], "embed_dim": 16,
-    "decoder_depth": 1, "heads": 2, "mlp_dim": 16, "pixel_mean": [110.0] * 3, "pixel_std": [65.0] * 3,
-}  # fmt: skip
+    "name": "sam",
+    "img_size": 64,
+    "widths": [16, 16, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "embed_dim": 16,
+    "decoder_depth": 1,
+    "heads": 2,
+    "mlp_dim": 16,
+    "pixel_mean": [110.0] * 3,
+    "pixel_std": [65.0] * 3,
+}
 
 
 def valid_safetensors(folder: Path) -> list[Path]:
     paths = []
     for role, architecture in (("localizer", PYRAMID), ("segmenter", SAM)):
-        info = NetworkInfo(role, architecture, ("landslide",), 64, 8 if role == "localizer" else 4, (0.2, 30.0),
-                           (110.0,) * 3, (65.0,) * 3, constant=12.5)  # fmt: skip
+        info = NetworkInfo(
+            role,
+            architecture,
+            ("landslide",),
+            64,
+            8 if role == "localizer" else 4,
+            (0.2, 30.0),
+            (110.0,) * 3,
+            (65.0,) * 3,
+            constant=12.5,
+        )
         paths.append(folder / f"{role}.safetensors")
         save_checkpoint(paths[-1], build(architecture), info)
     return paths

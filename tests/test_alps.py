@@ -144,8 +144,12 @@ def test_the_folder_says_how_it_came_out(chips: Path, tmp_path: Path, objects, c
     assert content.source.max_share == 0.3
     assert sorted(content.clusters.sizes.tolist()) == [4, 5]
     assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {
-        "images", "labels", "instances.json", "manifest.json", "clusters.json"
-    }  # fmt: skip
+        "images",
+        "labels",
+        "instances.json",
+        "manifest.json",
+        "clusters.json",
+    }
 
 
 def test_the_number_is_found_where_it_is_not_known(chips: Path, tmp_path: Path, objects) -> None:
@@ -210,11 +214,14 @@ def test_named_clusters_label_classes(chips: Path, tmp_path: Path, objects) -> N
     assert found[0].values[30, 30] == 1
 
 
-@pytest.mark.parametrize(("more", "code", "says"), [
-    (["--clusters", "99"], 2, "99 clusters of 10 masks: ask for fewer"),
-    (["--clusters", "0"], 2, "0 clusters: a label map holds 1 to 255"),
-    (["--clusters", "none.json"], 2, "none.json: there is no such file; give a number, auto"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        (["--clusters", "99"], 2, "99 clusters of 10 masks: ask for fewer"),
+        (["--clusters", "0"], 2, "0 clusters: a label map holds 1 to 255"),
+        (["--clusters", "none.json"], 2, "none.json: there is no such file; give a number, auto"),
+    ],
+)
 def test_clusters_that_cannot_be_are_errors(chips: Path, tmp_path: Path, objects, capsys, more, code, says) -> None:
     assert label(chips, tmp_path / "out", *more) == code
     assert says in capsys.readouterr().err
@@ -279,15 +286,43 @@ def country() -> np.ndarray:
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     path, grey = tmp_path / "scene.tif", country()
-    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", count=3, height=300, width=420, crs="EPSG:32648",
-                       transform=UTM, photometric="rgb") as target:  # fmt: skip
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=300,
+        width=420,
+        crs="EPSG:32648",
+        transform=UTM,
+        photometric="rgb",
+    ) as target:
         target.write(np.stack([grey] * 3))
     return path
 
 
 def extract(scene: Path, out: Path, clusters: Path, *more: str) -> int:
-    return command(["extract", str(scene), "--out", str(out), "--method", "alps", "--clusters", str(clusters),
-                    "--device", "cpu", "--tile-size", "128", "--stretch", "0,255", "-q", *more])  # fmt: skip
+    return command(
+        [
+            "extract",
+            str(scene),
+            "--out",
+            str(out),
+            "--method",
+            "alps",
+            "--clusters",
+            str(clusters),
+            "--device",
+            "cpu",
+            "--tile-size",
+            "128",
+            "--stretch",
+            "0,255",
+            "-q",
+            *more,
+        ]
+    )
 
 
 def test_the_named_class_of_a_scene_becomes_polygons(scene: Path, tmp_path: Path, named: Path) -> None:
@@ -327,10 +362,13 @@ def test_extracted_twice_it_has_the_same_bytes(scene: Path, tmp_path: Path, name
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (["--cluster-name", "river"], "no cluster is called 'river' (named are landslide)"),
-    (["--prompts-from", "drawn.gpkg"], "a method without a localizer asks everywhere"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--cluster-name", "river"], "no cluster is called 'river' (named are landslide)"),
+        (["--prompts-from", "drawn.gpkg"], "a method without a localizer asks everywhere"),
+    ],
+)
 def test_what_alps_cannot_extract_is_an_error(
     scene: Path, tmp_path: Path, named: Path, capsys, monkeypatch, more, says
 ) -> None:

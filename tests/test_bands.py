@@ -116,11 +116,20 @@ def test_names_that_contradict_or_repeat_are_told(names, colours, warning):
 @pytest.mark.parametrize(
     ("name", "colour", "alpha"),
     [
-        (None, "alpha", True), ("", "alpha", True), ("Band 4", "alpha", True), ("Alpha", UNDEFINED, True),
-        ("a", "alpha", True), ("mask", "alpha", True), ("nir", "alpha", False), ("N", "alpha", False),
-        ("B08", "alpha", False), ("Near Infrared", "alpha", False), ("a", UNDEFINED, False), (None, UNDEFINED, False),
+        (None, "alpha", True),
+        ("", "alpha", True),
+        ("Band 4", "alpha", True),
+        ("Alpha", UNDEFINED, True),
+        ("a", "alpha", True),
+        ("mask", "alpha", True),
+        ("nir", "alpha", False),
+        ("N", "alpha", False),
+        ("B08", "alpha", False),
+        ("Near Infrared", "alpha", False),
+        ("a", UNDEFINED, False),
+        (None, UNDEFINED, False),
     ],
-)  # fmt: skip
+)
 def test_a_band_that_is_described_as_something_else_is_no_alpha(name, colour, alpha):
     assert is_alpha(name, colour) == alpha
 

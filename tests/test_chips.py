@@ -112,8 +112,10 @@ def test_one_folder_per_class(tmp_path: Path):
     chips = read_chips(tmp_path)
     assert chips.classes == ("quarry", "slide")
     assert dict(zip(chips.names, chips.labels.tolist(), strict=True)) == {
-        "a": [False, True], "b": [False, False], "c": [True, False],
-    }  # fmt: skip
+        "a": [False, True],
+        "b": [False, False],
+        "c": [True, False],
+    }
 
 
 def test_masks_lie_beside_images_and_a_chip_that_shows_nothing_needs_none(tmp_path: Path):
@@ -139,9 +141,16 @@ def test_sixteen_bits_are_stretched_alike_in_all_chips(tmp_path: Path):
     values = np.arange(2 * 20 * 20 * 4, dtype=np.uint16).reshape(2, 4, 20, 20)
     for name, bands in zip("ab", values, strict=True):
         with rasterio.open(
-            tmp_path / f"{name}.tif", "w", driver="GTiff", dtype="uint16", count=4, height=20, width=20,
-            crs="EPSG:32632", transform=Affine(0.8, 0, 5e5, 0, -0.8, 5e6),
-        ) as file:  # fmt: skip
+            tmp_path / f"{name}.tif",
+            "w",
+            driver="GTiff",
+            dtype="uint16",
+            count=4,
+            height=20,
+            width=20,
+            crs="EPSG:32632",
+            transform=Affine(0.8, 0, 5e5, 0, -0.8, 5e6),
+        ) as file:
             file.write(bands)
     (tmp_path / "labels.csv").write_text("image,label\na.tif,1\nb.tif,0\n")
     chips = read_chips(tmp_path)
@@ -282,8 +291,10 @@ def test_ground_that_nobody_judged_makes_no_chip_without_landslide(tmp_path: Pat
     cut = cut_chips(tmp_path / "s.tif", tmp_path / "t.tif", tmp_path / "chips", size=64, overlap=32)
     chips = read_chips(cut.folder)
     assert dict(zip(chips.names, chips.labels[:, 0].tolist(), strict=True)) == {
-        "s_000000_000000": False, "s_000032_000000": True, "s_000064_000000": True,
-    }  # fmt: skip
+        "s_000000_000000": False,
+        "s_000032_000000": True,
+        "s_000064_000000": True,
+    }
     assert cut.unclear == 3  # nothing in what is judged of them, but a landslide may be beside it
 
 
@@ -295,8 +306,10 @@ def test_points_get_a_chip_each(tmp_path: Path):
     cut = cut_chips(tmp_path / "s.tif", tmp_path / "p.gpkg", tmp_path / "chips", size=32)
     chips = read_chips(cut.folder)
     assert dict(zip(chips.names, chips.labels[:, 0].tolist(), strict=True)) == {
-        "s_000000_000000": False, "s_000004_000064": True, "s_000034_000034": True,
-    }  # fmt: skip
+        "s_000000_000000": False,
+        "s_000004_000064": True,
+        "s_000034_000034": True,
+    }
     assert not (cut.folder / "masks").exists()
 
 

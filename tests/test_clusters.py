@@ -94,10 +94,17 @@ def test_a_file_holds_all_of_it_exactly(tmp_path: Path) -> None:
     assert (found.source, found.provenance, found.results) == (SOURCE, {"method": "alps"}, {"masks": 5})
 
 
-@pytest.mark.parametrize("change", [
-    {"clusters": None}, {"clusters": {"names": ["a"]}}, {"source": {}}, {"source": {"speed": 1}}, {"format": "one"},
-    {"provenance": 3},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clusters": None},
+        {"clusters": {"names": ["a"]}},
+        {"source": {}},
+        {"source": {"speed": 1}},
+        {"format": "one"},
+        {"provenance": 3},
+    ],
+)
 def test_a_damaged_file_is_an_error(tmp_path: Path, change: dict) -> None:
     path = tmp_path / "clusters.json"
     save_clusters(path, ClusterFile(clusters([0]), SOURCE))

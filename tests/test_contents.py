@@ -26,9 +26,17 @@ UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 def write(path: Path, bands, *, unit: str | None = None, description: str | None = None, **profile) -> Path:
     bands = np.asarray(bands)
     with rasterio.open(
-        path, "w", driver="GTiff", dtype=bands.dtype, count=len(bands), height=bands.shape[1], width=bands.shape[2],
-        crs="EPSG:32648", transform=UTM, **profile,
-    ) as file:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype=bands.dtype,
+        count=len(bands),
+        height=bands.shape[1],
+        width=bands.shape[2],
+        crs="EPSG:32648",
+        transform=UTM,
+        **profile,
+    ) as file:
         file.write(bands)
         if unit:
             file.set_band_unit(1, unit)

@@ -121,8 +121,11 @@ def test_folders_say_what_an_image_shows(tmp_path: Path) -> None:
     root = chips(tmp_path, Storage_Tank=("a", "b"), airplane=("c",), forest=("d",))
     known = shown_classes(ImageFolder(root), asked("airplane,tank/storage tank"))
     assert known == {
-        "Storage_Tank__a": ("tank",), "Storage_Tank__b": ("tank",), "airplane__c": ("airplane",), "forest__d": ()
-    }  # fmt: skip
+        "Storage_Tank__a": ("tank",),
+        "Storage_Tank__b": ("tank",),
+        "airplane__c": ("airplane",),
+        "forest__d": (),
+    }
 
 
 def test_folders_that_name_no_class_say_nothing(tmp_path: Path) -> None:

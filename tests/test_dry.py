@@ -28,9 +28,17 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SceneReader:
     path = tmp_path / "scene.tif"
     image = np.random.default_rng(0).integers(1, 255, (3, 300, 420), np.uint8)
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=300, width=420, crs="EPSG:32648", photometric="rgb",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=300,
+        width=420,
+        crs="EPSG:32648",
+        photometric="rgb",
         transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as target:  # fmt: skip
+    ) as target:
         target.write(image)
     return SceneReader(path)
 

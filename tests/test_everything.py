@@ -31,9 +31,16 @@ def sam() -> Sam:
     torch.manual_seed(5)
     dim, cells = 32, SIDE // 16
     encoder = ImageEncoderViT(
-        img_size=SIDE, embed_dim=32, depth=2, num_heads=2, out_chans=dim, use_rel_pos=True, window_size=2,
-        global_attn_indexes=(1,), norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
+        img_size=SIDE,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        out_chans=dim,
+        use_rel_pos=True,
+        window_size=2,
+        global_attn_indexes=(1,),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    )
     decoder = MaskDecoder(
         transformer_dim=dim,
         transformer=TwoWayTransformer(depth=2, embedding_dim=dim, mlp_dim=32, num_heads=2),

@@ -90,9 +90,17 @@ def write(path: Path, mask: np.ndarray, **profile: Any) -> Path:
     options = {"crs": "EPSG:32648", "transform": UTM, "photometric": "rgb", "tiled": True} | profile
     height, width = mask.shape
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=height, width=width, blockxsize=64, blockysize=64,
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=height,
+        width=width,
+        blockxsize=64,
+        blockysize=64,
         **options,
-    ) as target:  # fmt: skip
+    ) as target:
         target.write(image)
     return path
 
@@ -101,9 +109,13 @@ def run(
     scene: Any, out: Path | None = None, *, prompts_from: Path | None = None, rasters: bool = False, **parameters: Any
 ) -> Result:
     options: dict[str, Any] = {
-        "tile_size": 128, "overlap": 32, "block_size": 100,
-        "simplify": Measure(0, "px"), "min_area": Measure(0, "px"), "max_hole": Measure(0, "px"),
-    }  # fmt: skip
+        "tile_size": 128,
+        "overlap": 32,
+        "block_size": 100,
+        "simplify": Measure(0, "px"),
+        "min_area": Measure(0, "px"),
+        "max_hole": Measure(0, "px"),
+    }
     own = {name: parameters.pop(name) for name in ContourMethod.options() if name in parameters}
     parameters["method"] = ContourMethod(**own)
     reader = scene if isinstance(scene, SceneReader) else SceneReader(scene)
@@ -166,8 +178,13 @@ def test_masks_end_where_activation_is_below_the_floor(
     def activation(image: np.ndarray) -> np.ndarray:
         return np.where(image[..., 0] == 230, np.where(image[..., 2] == 230, 1.0, 0.3), 0.0).astype(np.float32)
 
-    monkeypatch.setattr(worker, "_load", lambda recipe: FakeLocalizer(function=activation, stride=1)
-                        if recipe.role == "localizer" else BrightSegmenter())  # fmt: skip
+    monkeypatch.setattr(
+        worker,
+        "_load",
+        lambda recipe: (
+            FakeLocalizer(function=activation, stride=1) if recipe.role == "localizer" else BrightSegmenter()
+        ),
+    )
     image = np.where(mask, 230, np.random.default_rng(0).integers(20, 60, (3, *mask.shape))).astype(np.uint8)
     image[2][mask & ~left] = 210
     scene = write(tmp_path / "scene.tif", mask)

@@ -73,9 +73,17 @@ def scene(tmp_path: Path) -> Path:
     mask = (rows // 40 + cols // 60) % 3 == 0
     noise = np.random.default_rng(0).integers(20, 60, (3, SIZE, SIZE))
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=SIZE, width=SIZE, crs="EPSG:32648", photometric="rgb",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=SIZE,
+        width=SIZE,
+        crs="EPSG:32648",
+        photometric="rgb",
         transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as target:  # fmt: skip
+    ) as target:
         target.write(np.where(mask, 230, noise).astype(np.uint8))
     return path
 

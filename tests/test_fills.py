@@ -25,8 +25,18 @@ def everything(bands):
     return np.ones(bands.shape[1:], bool)
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("uint8", 0), ("uint8", 255), ("uint16", 65535), ("uint16", 0),
-                                              ("int16", 32767), ("float32", 0), ("float32", 255)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("uint8", 0),
+        ("uint8", 255),
+        ("uint16", 65535),
+        ("uint16", 0),
+        ("int16", 32767),
+        ("float32", 0),
+        ("float32", 255),
+    ],
+)
 def test_a_margin_of_black_or_white_is_left_out_and_what_is_alike_inside_stays(dtype, value):
     bands = noise(dtype=dtype)
     rows, cols = np.mgrid[:120, :150]

@@ -75,9 +75,13 @@ def test_a_new_set_takes_the_place_of_the_old_one_alone(tmp_path: Path) -> None:
         (out / name).write_text("mine")
     build(out, ("images/b.tif", "masks/b.png", "labels.csv"), "new", overwrite=True)
     assert contents(out) == {
-        "gis/map.qgz": b"mine", "images/b.tif": b"new", "images/mine.tif": b"mine", "labels.csv": b"new",
-        "masks/b.png": b"new", "notes.txt": b"mine",
-    }  # fmt: skip
+        "gis/map.qgz": b"mine",
+        "images/b.tif": b"new",
+        "images/mine.tif": b"mine",
+        "labels.csv": b"new",
+        "masks/b.png": b"new",
+        "notes.txt": b"mine",
+    }
     assert not list(tmp_path.glob(".*"))
 
 
@@ -255,13 +259,24 @@ def scene(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(20, 60, (3, 128, 160)).astype(np.uint8)
     pixels[:, 30:60, 40:90] = 230
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=128, width=160, crs="EPSG:32648", photometric="rgb",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=128,
+        width=160,
+        crs="EPSG:32648",
+        photometric="rgb",
         transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as target:  # fmt: skip
+    ) as target:
         target.write(pixels)
-    with rasterio.open(path) as source, rasterio.open(
-        path.with_name("mask.tif"), "w", **source.profile | {"count": 1, "photometric": "minisblack"}
-    ) as target:  # fmt: skip
+    with (
+        rasterio.open(path) as source,
+        rasterio.open(
+            path.with_name("mask.tif"), "w", **source.profile | {"count": 1, "photometric": "minisblack"}
+        ) as target,
+    ):
         target.write((pixels[:1] == 230).astype(np.uint8))
     outline = shapely.box(5e5 + 20, 3e6 - 30, 5e5 + 45, 3e6 - 15)
     gpd.GeoDataFrame(geometry=[outline], crs="EPSG:32648").to_file(path.with_name("truth.gpkg"))
@@ -316,8 +331,15 @@ def segment(scene: Path, out: Path) -> list[str]:
 
 
 COMMANDS: list[Callable[[Path, Path], list[str]]] = [
-    polygonize, synthesize, chips, pack, show, extract, predict, segment
-]  # fmt: skip
+    polygonize,
+    synthesize,
+    chips,
+    pack,
+    show,
+    extract,
+    predict,
+    segment,
+]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words.__name__)
@@ -466,19 +488,23 @@ def test_chips_are_not_cut_from_one_of_the_set_that_is_replaced(
     assert contents(tmp_path / "chips") == before
 
 
-@pytest.mark.parametrize("words", [
-    ["label", "{mine}", "--method", "apsam", "--out", "{mine}"],
-    ["label", "{mine}", "--method", "alps", "--out", "{mine}/images"],
-    ["label", "{mine}", "--method", "apsam", "--out", "{mine}/pseudo"],
-    ["label", "{mine}/images", "--method", "alps", "--out", "{mine}"],
-    ["label", "{link}", "--method", "apsam", "--out", "{mine}"],
-    ["train", "localizer", "{mine}", "--out", "{mine}"],
-    ["train", "student", "{mine}", "--out", "{mine}/images"],
-    ["study", "threshold", "{mine}", "--out", "{mine}"],
-    ["study", "alps", "{mine}", "--out", "{mine}/study"],
-    ["clusters", "show", "{pseudo}", "--out", "{pseudo}"],
-    ["clusters", "show", "{pseudo}", "--out", "{pseudo}/images"],
-], ids=lambda words: " ".join(words))  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["label", "{mine}", "--method", "apsam", "--out", "{mine}"],
+        ["label", "{mine}", "--method", "alps", "--out", "{mine}/images"],
+        ["label", "{mine}", "--method", "apsam", "--out", "{mine}/pseudo"],
+        ["label", "{mine}/images", "--method", "alps", "--out", "{mine}"],
+        ["label", "{link}", "--method", "apsam", "--out", "{mine}"],
+        ["train", "localizer", "{mine}", "--out", "{mine}"],
+        ["train", "student", "{mine}", "--out", "{mine}/images"],
+        ["study", "threshold", "{mine}", "--out", "{mine}"],
+        ["study", "alps", "{mine}", "--out", "{mine}/study"],
+        ["clusters", "show", "{pseudo}", "--out", "{pseudo}"],
+        ["clusters", "show", "{pseudo}", "--out", "{pseudo}/images"],
+    ],
+    ids=lambda words: " ".join(words),
+)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_inputs_is_no_folder_of_outputs(
     words: list[str], scene: Path, tmp_path: Path, overwrite: bool, capsys: pytest.CaptureFixture[str]
@@ -522,8 +548,12 @@ def test_a_training_stands_until_the_next_one_has_ended(tmp_path: Path) -> None:
     trained(out, "new", overwrite=True, resume=True)
     after = contents(out)
     assert after.keys() - {name for name in after if "tensorboard" in name} == {
-        "curves.csv", "localizer.safetensors", "notes.txt", "state.pt", "student.safetensors"
-    }  # fmt: skip
+        "curves.csv",
+        "localizer.safetensors",
+        "notes.txt",
+        "state.pt",
+        "student.safetensors",
+    }
     assert after["localizer.safetensors"] == after["state.pt"] == b"new"
     assert after["notes.txt"] == after["student.safetensors"] == b"mine"
 

@@ -11,14 +11,14 @@ from rasterio.errors import RasterioError, RasterioIOError
 
 from geolabel.io.foreign import in_words
 
+POOL = "HTTPSConnectionPool(host='x', port=443)"
+
 KNOWN = {
     "CURL error: Could not resolve host: tiles.example": "name is not known",
     "Unable to allocate 64.0 GiB for an array": "there is not enough memory",
-    "HTTPSConnectionPool(host='x', port=443): Max retries exceeded (Caused by NameResolutionError(Failed to resolve))":
-    "name is not known",
-    "HTTPSConnectionPool(host='x', port=443): Max retries exceeded (Caused by NewConnectionError: Connection refused)":
-    "cannot be reached",
-    "HTTPSConnectionPool(host='x', port=443): Read timed out. (read timeout=30)": "no answer came in time",
+    f"{POOL}: Max retries exceeded (Caused by NameResolutionError(Failed to resolve))": "name is not known",
+    f"{POOL}: Max retries exceeded (Caused by NewConnectionError: Connection refused)": "cannot be reached",
+    f"{POOL}: Read timed out. (read timeout=30)": "no answer came in time",
     "HTTP response code: 404": "the server answers 404 (not found)",
     "HTTP response code on https://a.example:8443/b.tif: 503": "the server answers 503 (service unavailable)",
     "HTTP Error 403: Forbidden": "the server answers 403 (forbidden)",
@@ -27,7 +27,7 @@ KNOWN = {
     "TIFFAppendToStrip:Write error at scanline 512": "is it full",
     "database or disk is full": "the disk is full",
     "attempt to write a readonly database": 'SQLite says "attempt to write a readonly database"',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("said", KNOWN)

@@ -71,9 +71,14 @@ def test_a_scene_is_searched_for_several_words_at_once(model: Path, scene: Path,
     ],
 )
 def test_options_that_cannot_be(
-    model: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    options: list[str], message: str,
-) -> None:  # fmt: skip
+    model: Path,
+    scene: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.safetensors").touch()
     assert extract(scene, tmp_path / "out.gpkg", "--diffusion", model, *options) == 2

@@ -34,11 +34,9 @@ LONG = "x" * 5000
 
 COCO: dict[str, Any] = {
     "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
-    "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4]]}
-    ],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4]]}],
     "categories": [{"id": 1, "name": "landslide"}],
-}  # fmt: skip
+}
 
 
 def picture(path: Path, size: int = 8) -> Path:
@@ -57,9 +55,17 @@ def test_json_is_bounded(text: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"<a>" * 100_000, b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", b"<!DOCTYPE a SYSTEM 'http://127.0.0.1/'><a/>",
-     b"<a>&b;</a>", b"<a/><b/>", b"", b"<?xml version='1.0' encoding='none'?><a/>", b"<a>" + b"x" * 2000],
-)  # fmt: skip
+    [
+        b"<a>" * 100_000,
+        b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>",
+        b"<!DOCTYPE a SYSTEM 'http://127.0.0.1/'><a/>",
+        b"<a>&b;</a>",
+        b"<a/><b/>",
+        b"",
+        b"<?xml version='1.0' encoding='none'?><a/>",
+        b"<a>" + b"x" * 2000,
+    ],
+)
 def test_xml_is_bounded_and_expands_nothing(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_xml(text, limit=1000 if b"xx" in text else 1 << 20)

@@ -98,8 +98,9 @@ TILES = TileGrid(8, 24, 8, 2)  # tiles from columns 0, 6, 12, 16
 
 
 def test_of_whole_masks_the_owner_is_taken_and_cut_ones_are_united() -> None:
-    seen = sightings((0, (2, 5, 2, 2), False), (1, (2, 6, 2, 2), False), (1, (4, 10, 2, 4), True),
-                     (2, (4, 12, 2, 4), True))  # fmt: skip
+    seen = sightings(
+        (0, (2, 5, 2, 2), False), (1, (2, 6, 2, 2), False), (1, (4, 10, 2, 4), True), (2, (4, 12, 2, 4), True)
+    )
     groups = np.asarray([0, 0, 1, 1], np.int32)
     assert TILES.core(0).right == 7
     assert choose(seen, groups, TILES) == [[0], [2, 3]]

@@ -28,9 +28,13 @@ def with_wheel_names(variant):
         renamed |= {k.replace(prefix, mark): v for k, v in state.items() if k.startswith(f"{prefix}.")}
     separable = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
     inverted = {
-        "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1",
-        "conv_pwl": "_project_conv", "bn3": "_bn2",
-    }  # fmt: skip
+        "conv_pw": "_expand_conv",
+        "bn1": "_bn0",
+        "conv_dw": "_depthwise_conv",
+        "bn2": "_bn1",
+        "conv_pwl": "_project_conv",
+        "bn3": "_bn2",
+    }
     for s, stage in enumerate(network.blocks):
         for b, block in enumerate(stage):
             names = inverted if hasattr(block, "conv_pwl") else separable

@@ -24,8 +24,18 @@ def picture(path: Path, pixels: np.ndarray = RAMP) -> Path:
 
 def raster(path: Path, bands: np.ndarray, crs: str | None = "EPSG:32648", **profile: object) -> Path:
     count, height, width = bands.shape
-    with rasterio.open(path, "w", driver="GTiff", dtype=bands.dtype, count=count, height=height, width=width, crs=crs,
-                       transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6), **profile) as file:  # fmt: skip
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype=bands.dtype,
+        count=count,
+        height=height,
+        width=width,
+        crs=crs,
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+        **profile,
+    ) as file:
         file.write(bands)
     return path
 

@@ -74,8 +74,16 @@ def test_less_images_are_among_more() -> None:
 
 
 def save(path: Path, architecture: dict, classes: tuple[str, ...], kind: str = "student") -> Path:
-    info = NetworkInfo(kind=kind, architecture={**architecture, "classes": len(classes)}, classes=classes, window=64,
-                       stride=1, gsd_range=(0.1, 10.0), mean=(0.5,) * 3, std=(0.2,) * 3)  # fmt: skip
+    info = NetworkInfo(
+        kind=kind,
+        architecture={**architecture, "classes": len(classes)},
+        classes=classes,
+        window=64,
+        stride=1,
+        gsd_range=(0.1, 10.0),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
     save_checkpoint(path, network(architecture, len(classes), seed=1), info)
     return path
 

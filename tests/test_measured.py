@@ -84,8 +84,19 @@ def test_figures_come_from_the_table_of_the_bench() -> None:
     ]
     coarse += [row("hokkaido without one", OURS, 0.5)]
     scene = [row("sichuan", OURS, float("nan")), row("nowhere", OURS, 0.5)]
-    width = [Measurement("hokkaido", OURS, {"below 8 px": 0.0, "landslides below 8 px": 100, "8 to 24 px": 0.05,
-                                            "landslides 8 to 24 px": 300, "from 64 px": 1.0})]  # fmt: skip
+    width = [
+        Measurement(
+            "hokkaido",
+            OURS,
+            {
+                "below 8 px": 0.0,
+                "landslides below 8 px": 100,
+                "8 to 24 px": 0.05,
+                "landslides 8 to 24 px": 300,
+                "from 64 px": 1.0,
+            },
+        )
+    ]
     sections = {
         "coarse": Section(
             "coarse", "", coarse, cases={"hokkaido": [{"gsd": 3.0}], "hokkaido without one": [{"gsd": 3}]}

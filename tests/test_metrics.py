@@ -121,9 +121,13 @@ def test_two_merged_landslides_are_found_but_matched_once():
 def test_matching_finds_the_most_pairs():
     # polygon 0 fits both landslides, polygon 1 only the first: taking the best first would leave one over
     duplicates = Overlaps(
-        np.array([10.0, 10]), np.array([10.0, 10]), np.array([10.0, 10]), np.array([10.0, 8]),
-        np.array([[0, 0], [0, 1], [1, 0]]), np.array([9.0, 8, 8]),
-    )  # fmt: skip
+        np.array([10.0, 10]),
+        np.array([10.0, 10]),
+        np.array([10.0, 10]),
+        np.array([10.0, 8]),
+        np.array([[0, 0], [0, 1], [1, 0]]),
+        np.array([9.0, 8, 8]),
+    )
     assert duplicates.scores().matched == 2
 
 

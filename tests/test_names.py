@@ -27,9 +27,16 @@ def mask(path: Path) -> Path:
     values = np.zeros((1, 40, 50), np.uint8)
     values[0, 10:30, 10:40] = 1
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=1, height=40, width=50, crs="EPSG:32648",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=1,
+        height=40,
+        width=50,
+        crs="EPSG:32648",
         transform=Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-    ) as file:  # fmt: skip
+    ) as file:
         file.write(values)
     return path
 

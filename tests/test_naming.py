@@ -149,19 +149,26 @@ def test_labelled_chips_and_a_localizer_name_clusters(pseudo: Path, tmp_path: Pa
     mask(tmp_path / "chips" / "masks" / "a.png", values() == 2)
     assert command(["clusters", "name", str(pseudo), "--chips", str(tmp_path / "chips"), "-q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "images": 1, "precision": 1, "recall": 1, "f1": 1, "cluster 2": "landslide"
-    }  # fmt: skip
+        "images": 1,
+        "precision": 1,
+        "recall": 1,
+        "f1": 1,
+        "cluster 2": "landslide",
+    }
     monkeypatch.setattr(worker, "_load", lambda recipe: FakeLocalizer(stride=2))
     assert command(["clusters", "name", str(pseudo), "--localizer", "bundled", "--device", "cpu", "-q"]) == 0
     assert names(pseudo) == ("cluster_0", "landslide", "landslide")
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    ([], "give one of --name, --chips and --localizer"),
-    (["--name", "landslide"], "give the number of a cluster and its name"),
-    (["--name", "7=landslide"], "there is no cluster 7"),
-    (["--name", "1=landslide", "--name", "1=river"], "cluster 1 is named twice, landslide and river"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "give one of --name, --chips and --localizer"),
+        (["--name", "landslide"], "give the number of a cluster and its name"),
+        (["--name", "7=landslide"], "there is no cluster 7"),
+        (["--name", "1=landslide", "--name", "1=river"], "cluster 1 is named twice, landslide and river"),
+    ],
+)
 def test_what_cannot_be_named_is_an_error(pseudo: Path, capsys, more: list[str], says: str) -> None:
     assert command(["clusters", "name", str(pseudo), *more]) == 2
     assert says in capsys.readouterr().err

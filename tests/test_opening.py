@@ -69,9 +69,17 @@ def no_waits(monkeypatch):
 def tiff(tmp_path: Path) -> Path:
     path = tmp_path / "scene.tif"
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=64, width=64, crs="EPSG:32648", photometric="rgb",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=64,
+        width=64,
+        crs="EPSG:32648",
+        photometric="rgb",
         transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as file:  # fmt: skip
+    ) as file:
         file.write(np.full((3, 64, 64), 200, np.uint8))
     return path
 
@@ -133,10 +141,20 @@ def test_a_header_may_not_claim_any_number_of_bands(tmp_path: Path):
 def test_a_piece_of_a_file_may_not_take_all_memory(tmp_path: Path, width: int, height: int, count: int, says: str):
     path = tmp_path / "pieces.tif"
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint16", count=count, height=height, width=width, sparse_ok=True,
-        interleave="pixel", crs="EPSG:32648", transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6), bigtiff="yes",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint16",
+        count=count,
+        height=height,
+        width=width,
+        sparse_ok=True,
+        interleave="pixel",
+        crs="EPSG:32648",
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+        bigtiff="yes",
         **({"tiled": True, "blockxsize": 512, "blockysize": 512} if width < 1000 else {"blockysize": 1}),
-    ):  # fmt: skip
+    ):
         pass
     with pytest.raises(SceneError, match=r"pieces of .*TILED=YES"):
         _ = SceneReader(path).scene
@@ -274,10 +292,14 @@ def test_nor_by_way_of_another(tiff: Path, tmp_path: Path, server: str):
 def test_nor_do_more_than_lay_images_side_by_side(tiff: Path, tmp_path: Path, server: str):
     text = vrt(band("scene.tif", 1) * 3).replace("<VRTDataset ", '<VRTDataset subClass="VRTWarpedDataset" ')
     for name, changed in (
-        ("derived", vrt(band("scene.tif", 1).replace("<VRTR", '<VRTR', 1)).replace(
-            "<VRTRasterBand ", '<VRTRasterBand subClass="VRTDerivedRasterBand" ')),
+        (
+            "derived",
+            vrt(band("scene.tif", 1).replace("<VRTR", "<VRTR", 1)).replace(
+                "<VRTRasterBand ", '<VRTRasterBand subClass="VRTDerivedRasterBand" '
+            ),
+        ),
         ("warped", text),
-    ):  # fmt: skip
+    ):
         (tmp_path / f"{name}.vrt").write_text(changed)
         with pytest.raises(SceneError, match=r"more than lay images|cannot be opened"):
             _ = SceneReader(f"{server}/{name}.vrt").scene
@@ -321,16 +343,24 @@ OPTIONS = "<OpenOptions><OOI key='A'>b</OOI></OpenOptions>"
 @pytest.mark.parametrize(
     "change",
     [
-        {"source": OPTIONS}, {"source": OPTIONS.lower()}, {"source": "<openoptions/>"},
+        {"source": OPTIONS},
+        {"source": OPTIONS.lower()},
+        {"source": "<openoptions/>"},
         {"inside": "<PixelFunctionCode>x</PixelFunctionCode>"},
         {"inside": "<Metadata domain='OVERVIEWS'><MDI key='OVERVIEW_FILE'>a.tif</MDI></Metadata>"},
         {"inside": "<MaskBand><VRTRasterBand subClass='VRTRawRasterBand'/></MaskBand>"},
-        {"name": "vrt://a.tif"}, {"name": "GTIFF_RAW:a.tif"}, {"name": "/vsisubfile/0,a.tif"},
+        {"name": "vrt://a.tif"},
+        {"name": "GTIFF_RAW:a.tif"},
+        {"name": "/vsisubfile/0,a.tif"},
         {"name": "/vsimem/a.tif"},
-        {"name": "/vsicurl?url=http://127.0.0.1/a.tif"}, {"name": "/vsistdin/"}, {"name": "&lt;VRTDataset/&gt;"},
-        {"name": "{scene}.xml"}, {"name": "{scene}.gti.gpkg"}, {"name": "x" * 5000},
+        {"name": "/vsicurl?url=http://127.0.0.1/a.tif"},
+        {"name": "/vsistdin/"},
+        {"name": "&lt;VRTDataset/&gt;"},
+        {"name": "{scene}.xml"},
+        {"name": "{scene}.gti.gpkg"},
+        {"name": "x" * 5000},
     ],
-)  # fmt: skip
+)
 def test_a_vrt_of_this_machine_holds_nothing_but_what_is_listed(tiff: Path, tmp_path: Path, change: dict[str, str]):
     (tmp_path / "scene.tif.xml").write_text("<GDAL_WMS/>")
     (tmp_path / "scene.tif.gti.gpkg").write_bytes(tiff.read_bytes())
@@ -371,9 +401,16 @@ def test_what_lies_beside_an_image_is_an_image(tiff: Path, tmp_path: Path, end: 
 
 def test_overviews_beside_a_vrt_are_used(tmp_path: Path):
     with rasterio.open(
-        tmp_path / "a.tif", "w", driver="GTiff", dtype="uint8", count=3, height=512, width=512, crs="EPSG:32648",
+        tmp_path / "a.tif",
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=512,
+        width=512,
+        crs="EPSG:32648",
         transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as file:  # fmt: skip
+    ) as file:
         file.write(np.full((3, 512, 512), 9, np.uint8))
     path = tmp_path / "a.vrt"
     copy(tmp_path / "a.tif", path, driver="VRT")
@@ -411,9 +448,15 @@ def test_a_remote_description_is_fetched_once(tiff: Path, tmp_path: Path, server
 def test_vector_files_hold_their_own_features(tmp_path: Path, server: str):
     area = gpd.GeoDataFrame(geometry=[shapely.box(5e5, 0, 5e5 + 9, 9)], crs=32648)
     for name, driver in (
-        ("a.gpkg", "GPKG"), ("a.shp", "ESRI Shapefile"), ("a.fgb", "FlatGeobuf"), ("a.geojson", "GeoJSON"),
-        ("a.kml", "LIBKML"), ("a.kmz", "LIBKML"), ("a.gdb", "OpenFileGDB"), ("a.shp.zip", "ESRI Shapefile"),
-    ):  # fmt: skip
+        ("a.gpkg", "GPKG"),
+        ("a.shp", "ESRI Shapefile"),
+        ("a.fgb", "FlatGeobuf"),
+        ("a.geojson", "GeoJSON"),
+        ("a.kml", "LIBKML"),
+        ("a.kmz", "LIBKML"),
+        ("a.gdb", "OpenFileGDB"),
+        ("a.shp.zip", "ESRI Shapefile"),
+    ):
         area.to_crs(4326 if "km" in name else 32648).to_file(tmp_path / name, driver=driver)
         assert read_aoi(tmp_path / name, area.crs).area == pytest.approx(81, rel=1e-3), name
         if name != "a.gdb":

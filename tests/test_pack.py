@@ -124,8 +124,20 @@ def test_options_of_runs_are_refused_beside_a_pack(tmp_path):
 
 
 def test_the_command_packs(folders, tmp_path):
-    done = invoke(chips, "--pack", tmp_path / "p.zip", "--data", folders[0], "--seeds", "1-2,5", "--exclude", "003",
-                  "--exclude", "hill", "--json")  # fmt: skip
+    done = invoke(
+        chips,
+        "--pack",
+        tmp_path / "p.zip",
+        "--data",
+        folders[0],
+        "--seeds",
+        "1-2,5",
+        "--exclude",
+        "003",
+        "--exclude",
+        "hill",
+        "--json",
+    )
     assert isinstance(done.exception, OptionError)
     done = invoke(chips, "--pack", tmp_path / "p.zip", "--data", folders[0], "--exclude", "003", "--json")
     assert done.exit_code == 0, done.output

@@ -210,9 +210,17 @@ def test_the_command_needs_one_output(tmp_path, mask):
 def picture(path: Path, bands, **profile) -> Path:
     bands = np.asarray(bands)
     with rasterio.open(
-        path, "w", driver="GTiff", dtype=bands.dtype, count=len(bands), height=bands.shape[1], width=bands.shape[2],
-        crs="EPSG:32648", transform=Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000), **profile,
-    ) as file:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype=bands.dtype,
+        count=len(bands),
+        height=bands.shape[1],
+        width=bands.shape[2],
+        crs="EPSG:32648",
+        transform=Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
+        **profile,
+    ) as file:
         file.write(bands)
     return path
 

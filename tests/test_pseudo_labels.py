@@ -46,8 +46,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert np.array_equal(one.values, labels().values)
     assert [one.name for one in found[:1]] == ["a"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "images", "labels", "instances.json", "manifest.json"
-    }  # fmt: skip
+        "images",
+        "labels",
+        "instances.json",
+        "manifest.json",
+    }
 
 
 def test_instances_are_coco(tmp_path: Path) -> None:
@@ -132,8 +135,12 @@ def test_the_old_labels_stand_until_the_new_ones_are_finished(tmp_path: Path) ->
         write(folder, ("b",)).finish(["a", "b"])
     assert PseudoLabels(tmp_path).names == ("a", "b")
     assert sorted(name for name in contents(tmp_path) if "/" in name) == [
-        "images/a.png", "images/b.png", "labels/a.png", "labels/b.png", "labels/mine.png"
-    ]  # fmt: skip
+        "images/a.png",
+        "images/b.png",
+        "labels/a.png",
+        "labels/b.png",
+        "labels/mine.png",
+    ]
 
 
 def test_what_a_person_changed_is_not_replaced(tmp_path: Path) -> None:

@@ -103,9 +103,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = np.random.default_rng(0).integers(0, 200, (3, 1500, 1500), np.uint8)
     values[:, 700:820, 650:800] = 255
     with rasterio.open(
-        folder / "plain.tif", "w", driver="GTiff", dtype="uint8", count=3, height=1500, width=1500, crs="EPSG:32648",
-        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6), photometric="rgb",
-    ) as target:  # fmt: skip
+        folder / "plain.tif",
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=1500,
+        width=1500,
+        crs="EPSG:32648",
+        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
+        photometric="rgb",
+    ) as target:
         target.write(values)
     copy(folder / "plain.tif", folder / "cog.tif", driver="COG", blocksize=256, compress="deflate")
     return folder / "cog.tif"
@@ -205,9 +213,13 @@ def test_what_is_no_raster_is_an_error_at_once(store: Store, monkeypatch: pytest
 
 def test_credentials_are_those_of_the_environment(store: Store, expected: np.ndarray, monkeypatch) -> None:
     for name, value in {
-        "AWS_S3_ENDPOINT": f"127.0.0.1:{store.server_port}", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
-        "AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-central-1",
-    }.items():  # fmt: skip
+        "AWS_S3_ENDPOINT": f"127.0.0.1:{store.server_port}",
+        "AWS_HTTPS": "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "eu-central-1",
+    }.items():
         monkeypatch.setenv(name, value)
     reader = SceneReader("s3://bucket/scene.tif")
     assert np.array_equal(reader.read(PART, reader.scene.grid)[0], expected)

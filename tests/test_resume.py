@@ -367,9 +367,17 @@ def test_whoever_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 def scene(tmp_path: Path) -> Path:
     path = tmp_path / "scene.tif"
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=80, width=90, crs="EPSG:32648", photometric="rgb",
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=80,
+        width=90,
+        crs="EPSG:32648",
+        photometric="rgb",
         transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as target:  # fmt: skip
+    ) as target:
         target.write(np.random.default_rng(0).integers(0, 255, (3, 80, 90), np.uint8))
     return path
 

@@ -33,8 +33,15 @@ from geolabel.testing import RECIPES
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
 NONE = Measure(0, "px")
-GIVEN: dict[str, Any] = {"tile_size": 128, "overlap": 32, "block_size": 200, "threads": 1, "min_area": NONE,
-                         "max_hole": NONE, "activation_floor": 150}  # fmt: skip
+GIVEN: dict[str, Any] = {
+    "tile_size": 128,
+    "overlap": 32,
+    "block_size": 200,
+    "threads": 1,
+    "min_area": NONE,
+    "max_hole": NONE,
+    "activation_floor": 150,
+}
 PLACES = [(20, 20), (20, 100), (20, 180), (100, 20), (100, 100), (100, 180), (180, 20), (180, 100)]
 """Row and column of objects of 40 x 40 px, of which every third is small."""
 

@@ -115,9 +115,18 @@ def draw(path: Path, mask: BoolArray, grid: Grid = PLACE, nodata: float | None =
     noise = np.random.default_rng(0).integers(20, 60, (3, *mask.shape))
     height, width = mask.shape
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=height, width=width, nodata=nodata,
-        crs="EPSG:32648" if grid.crs is None else grid.crs.to_wkt(), transform=grid.transform, photometric="rgb",
-    ) as target:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=height,
+        width=width,
+        nodata=nodata,
+        crs="EPSG:32648" if grid.crs is None else grid.crs.to_wkt(),
+        transform=grid.transform,
+        photometric="rgb",
+    ) as target:
         target.write(np.where(mask, 230, noise).astype(np.uint8))
     return path
 
@@ -132,8 +141,15 @@ def country(size: int = 300) -> BoolArray:
 
 
 def planned(scene: Path, **parameters: Any) -> Plan:
-    options: dict[str, Any] = {"tile_size": 64, "overlap": 16, "block_size": 96, "threads": 1,
-                               "min_area": NONE, "max_hole": NONE, "simplify": NONE}  # fmt: skip
+    options: dict[str, Any] = {
+        "tile_size": 64,
+        "overlap": 16,
+        "block_size": 96,
+        "threads": 1,
+        "min_area": NONE,
+        "max_hole": NONE,
+        "simplify": NONE,
+    }
     own = {name: parameters.pop(name) for name in ContourMethod.options() if name in parameters}
     parameters["method"] = ContourMethod(**own)
     return make_plan(SceneReader(scene), *RECIPES, Parameters(**(options | parameters)), stretch="0,255")
@@ -411,14 +427,24 @@ def test_a_run_that_was_cut_short_again_and_again(scene: Path, expected: list[by
 
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    mask=binary_masks(30), grid=grids(), overlap=st.sampled_from([0, 5, 24]),
-    blocks=st.tuples(*[st.integers(25, 90)] * 2), seed=st.integers(0, 99), done=st.integers(1, 30),
+    mask=binary_masks(30),
+    grid=grids(),
+    overlap=st.sampled_from([0, 5, 24]),
+    blocks=st.tuples(*[st.integers(25, 90)] * 2),
+    seed=st.integers(0, 99),
+    done=st.integers(1, 30),
     magnify=st.integers(2, 3),
-)  # fmt: skip
+)
 def test_any_scene(
-    tmp_path_factory: pytest.TempPathFactory, mask: BoolArray, grid: Grid, overlap: int, blocks: tuple[int, int],
-    seed: int, done: int, magnify: int,
-) -> None:  # fmt: skip
+    tmp_path_factory: pytest.TempPathFactory,
+    mask: BoolArray,
+    grid: Grid,
+    overlap: int,
+    blocks: tuple[int, int],
+    seed: int,
+    done: int,
+    magnify: int,
+) -> None:
     """Objects that touch seams, diagonals, holes across seams, objects over many blocks; any transform."""
     folder = tmp_path_factory.mktemp("any")
     scene = draw(folder / "scene.tif", np.kron(mask, np.ones((magnify, magnify), bool)), grid)

@@ -61,8 +61,15 @@ def test_a_list_that_is_none(here: Path, content: bytes, says: str) -> None:
 
 
 def item(number: int, **assets: Any) -> dict[str, Any]:
-    return {"type": "Feature", "stac_version": "1.0.0", "id": f"item-{number}", "geometry": None, "links": [],
-            "properties": {"datetime": f"2024-05-0{number}T03:00:00Z"}, "assets": assets}  # fmt: skip
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": f"item-{number}",
+        "geometry": None,
+        "links": [],
+        "properties": {"datetime": f"2024-05-0{number}T03:00:00Z"},
+        "assets": assets,
+    }
 
 
 COG = {"type": "image/tiff; application=geotiff; profile=cloud-optimized", "roles": ["data"]}

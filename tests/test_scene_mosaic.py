@@ -27,10 +27,18 @@ CUTS = Window(0, 0, 25, 35), Window(0, 30, 25, 30), Window(20, 0, 20, 60)
 
 def write(path: Path, values: np.ndarray, window: Window, nodata: float | None = 0) -> Path:
     with rasterio.open(
-        path, "w", driver="GTiff", dtype=values.dtype, count=3, height=window.height, width=window.width,
-        crs="EPSG:32648", photometric="rgb",
-        transform=PLACE * Affine.translation(window.col, window.row), nodata=nodata,
-    ) as target:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype=values.dtype,
+        count=3,
+        height=window.height,
+        width=window.width,
+        crs="EPSG:32648",
+        photometric="rgb",
+        transform=PLACE * Affine.translation(window.col, window.row),
+        nodata=nodata,
+    ) as target:
         target.write(values)
     return path
 
@@ -61,8 +69,11 @@ def together(layers: list[SceneLayer], whole: SceneReader) -> SceneMosaic:
 
 windows = st.builds(
     lambda r, c, h, w: Window(r, c, min(h, SIZE[0] - r), min(w, SIZE[1] - c)),
-    st.integers(0, SIZE[0] - 1), st.integers(0, SIZE[1] - 1), st.integers(1, 40), st.integers(1, 60),
-)  # fmt: skip
+    st.integers(0, SIZE[0] - 1),
+    st.integers(0, SIZE[1] - 1),
+    st.integers(1, 40),
+    st.integers(1, 60),
+)
 
 
 @given(window=windows)

@@ -75,8 +75,18 @@ def country() -> np.ndarray:
 
 
 def write(path: Path, grey: np.ndarray, crs: str | None = "EPSG:32648") -> Path:
-    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", count=3, height=grey.shape[0], width=grey.shape[1],
-                       crs=crs, transform=UTM, photometric="rgb") as target:  # fmt: skip
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=grey.shape[0],
+        width=grey.shape[1],
+        crs=crs,
+        transform=UTM,
+        photometric="rgb",
+    ) as target:
         target.write(np.stack([grey] * 3))
     return path
 
@@ -128,8 +138,25 @@ def test_small_ones_are_dropped(scene: Path) -> None:
 def test_the_command_writes_a_styled_layer_twice_the_same(scene: Path, tmp_path: Path, capsys) -> None:
     names = [tmp_path / "a.gpkg", tmp_path / "b.gpkg"]
     for name in names:
-        assert command(["segment", str(scene), "--out", str(name), "--points-per-side", "4", "--tile-size", "128",
-                        "--device", "cpu", "-q", "--json"]) == 0  # fmt: skip
+        assert (
+            command(
+                [
+                    "segment",
+                    str(scene),
+                    "--out",
+                    str(name),
+                    "--points-per-side",
+                    "4",
+                    "--tile-size",
+                    "128",
+                    "--device",
+                    "cpu",
+                    "-q",
+                    "--json",
+                ]
+            )
+            == 0
+        )
     assert names[0].read_bytes() == names[1].read_bytes()
     assert {name for name, _ in pyogrio.list_layers(names[0])} == {"segments", "layer_styles"}
     assert len(gpd.read_file(names[0], layer="segments")) == 7

@@ -29,9 +29,16 @@ def sam() -> Sam:
     torch.manual_seed(3)
     dim, cells = 32, SIDE // 16
     encoder = ImageEncoderViT(
-        img_size=SIDE, embed_dim=32, depth=2, num_heads=2, out_chans=dim, use_rel_pos=True, window_size=2,
-        global_attn_indexes=(1,), norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
+        img_size=SIDE,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        out_chans=dim,
+        use_rel_pos=True,
+        window_size=2,
+        global_attn_indexes=(1,),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    )
     prompts = PromptEncoder(dim, (cells, cells), (SIDE, SIDE), mask_in_chans=4)
     decoder = MaskDecoder(
         transformer_dim=dim,
@@ -54,15 +61,28 @@ def mixed_prompts():
     return Prompts.build(
         boxes=np.array([[4, 6, 30, 28], [10, 2, 40, 20], nothing, [0, 0, 12, 40], nothing, [8, 8, 20, 30.0]]),
         points=np.array(
-            [[[9, 9], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [20, 11]], [[5, 30], [0, 0]], [[3, 3], [30, 12]],
-             [[10, 10], [19, 29]]], float
+            [
+                [[9, 9], [0, 0]],
+                [[0, 0], [0, 0]],
+                [[0, 0], [20, 11]],
+                [[5, 30], [0, 0]],
+                [[3, 3], [30, 12]],
+                [[10, 10], [19, 29]],
+            ],
+            float,
         ),
         labels=np.array(
-            [[FOREGROUND, PADDING], [PADDING, PADDING], [PADDING, FOREGROUND], [FOREGROUND, PADDING],
-             [FOREGROUND, BACKGROUND], [FOREGROUND, BACKGROUND]]
+            [
+                [FOREGROUND, PADDING],
+                [PADDING, PADDING],
+                [PADDING, FOREGROUND],
+                [FOREGROUND, PADDING],
+                [FOREGROUND, BACKGROUND],
+                [FOREGROUND, BACKGROUND],
+            ]
         ),
         ids=np.array([5, 3, 9, 1, 7, 2]),
-    )  # fmt: skip
+    )
 
 
 def predict(network, image, prompts, *, multimask):

@@ -157,8 +157,14 @@ def test_an_estimate_gives_the_time_for_a_square_kilometre() -> None:
 def test_numbers_have_the_unit_of_their_size() -> None:
     assert [duration(s) for s in (0.42, 3.14, 59.6, 240, 7200)] == ["0.42 s", "3.1 s", "60 s", "4 minutes", "2.0 hours"]
     assert [extent(a) for a in (0, 940, 1000, 26e4, 9.3e6, 4.2e7, 1.234e9)] == [
-        "0 m2", "940 m2", "0.1 ha", "26 ha", "930 ha", "42 km2", "1,234 km2",
-    ]  # fmt: skip
+        "0 m2",
+        "940 m2",
+        "0.1 ha",
+        "26 ha",
+        "930 ha",
+        "42 km2",
+        "1,234 km2",
+    ]
 
 
 def test_values_are_printed_as_a_person_writes_them(capsys: pytest.CaptureFixture[str]) -> None:

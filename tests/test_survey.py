@@ -39,9 +39,11 @@ PARAMETERS = geolabel.Parameters(
 )
 GIVEN: dict[str, Any] = {"reading": Reading(stretch="0,255"), "parameters": PARAMETERS}
 QUARTERS = {
-    "nw": Window(0, 0, 120, 130), "ne": Window(0, 110, 120, 110), "sw": Window(120, 0, 100, 130),
+    "nw": Window(0, 0, 120, 130),
+    "ne": Window(0, 110, 120, 110),
+    "sw": Window(120, 0, 100, 130),
     "se": Window(110, 130, 110, 90),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +72,18 @@ def write(
     noise = np.random.default_rng(0).integers(20, 60, (3, *mask.shape))
     image = np.where(mask, 230, noise).astype(np.uint8)[:, *window.slices]
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="uint8", count=3, height=window.height, width=window.width, crs=crs,
-        transform=transform * Affine.translation(window.col, window.row), photometric="rgb", **profile,
-    ) as target:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=window.height,
+        width=window.width,
+        crs=crs,
+        transform=transform * Affine.translation(window.col, window.row),
+        photometric="rgb",
+        **profile,
+    ) as target:
         target.write(image)
     return path
 
@@ -105,8 +116,11 @@ def test_scenes_on_one_grid_leave_no_seam(whole: Path, quarters: list[Path], tmp
 def test_every_landslide_names_the_scenes_that_show_in_it(quarters: list[Path]) -> None:
     found = geolabel.extract(quarters, **GIVEN)
     assert [sorted(names(source)) for source in found["source"]] == [
-        ["ne", "nw"], ["ne", "nw", "se", "sw"], ["sw"], ["se"],
-    ]  # fmt: skip
+        ["ne", "nw"],
+        ["ne", "nw", "se", "sw"],
+        ["sw"],
+        ["se"],
+    ]
     assert names(found["source"][1])[0] == "nw"  # in the order given
     turned = geolabel.extract(quarters[::-1], **GIVEN)
     assert turned.geometry.equals(found.geometry)
@@ -143,9 +157,18 @@ def shifted(folder: Path, name: str, window: Window, *, pixels: float = 0.5, crs
             dst_crs=crs,
         )
     with rasterio.open(
-        folder / f"{name}.tif", "w", driver="GTiff", dtype="uint8", count=3, height=height, width=width, crs=crs,
-        transform=transform, photometric="rgb", nodata=0,
-    ) as target:  # fmt: skip
+        folder / f"{name}.tif",
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=height,
+        width=width,
+        crs=crs,
+        transform=transform,
+        photometric="rgb",
+        nodata=0,
+    ) as target:
         target.write(values)
     return folder / f"{name}.tif"
 
@@ -155,8 +178,11 @@ def test_scenes_on_other_grids_are_united(tmp_path: Path) -> None:
     right = shifted(tmp_path, "right", Window(0, 110, SIZE, 110))
     found = geolabel.extract([left, right], out=tmp_path / "slides.gpkg", **GIVEN)
     assert sorted(sorted(names(source)) for source in found["source"]) == [
-        ["left"], ["left", "right"], ["left", "right"], ["right"],
-    ]  # fmt: skip
+        ["left"],
+        ["left", "right"],
+        ["left", "right"],
+        ["right"],
+    ]
     assert found["id"].tolist() == [1, 2, 3, 4]
     assert found.crs == "EPSG:32648"
     alone = [geolabel.extract(scene, **GIVEN) for scene in (left, right)]
@@ -362,12 +388,28 @@ def square(x: float, y: float, side: float = 10) -> shapely.Geometry:
 def table(scene: str, *squares: shapely.Geometry, score: float = 0.8, date: str | None = None) -> gpd.GeoDataFrame:
     n = len(squares)
     values = {
-        "id": range(1, n + 1), "class": "landslide", "score_mean": score, "score_max": score, "predicted_iou": np.nan,
-        "stability": 0.5, "activation_mean": None, "n_prompts": 2, "gsd_m": 1.0, "source": json.dumps([scene]),
-        "event_date": date, "confidence": np.nan, "status": "unreviewed", "notes": None, "perimeter_m": 0.0,
-        "length_m": 0.0, "width_m": 0.0, "elongation": 1.0, "lon": 0.0, "lat": 0.0,
+        "id": range(1, n + 1),
+        "class": "landslide",
+        "score_mean": score,
+        "score_max": score,
+        "predicted_iou": np.nan,
+        "stability": 0.5,
+        "activation_mean": None,
+        "n_prompts": 2,
+        "gsd_m": 1.0,
+        "source": json.dumps([scene]),
+        "event_date": date,
+        "confidence": np.nan,
+        "status": "unreviewed",
+        "notes": None,
+        "perimeter_m": 0.0,
+        "length_m": 0.0,
+        "width_m": 0.0,
+        "elongation": 1.0,
+        "lon": 0.0,
+        "lat": 0.0,
         "area_m2": [part.area for part in squares],
-    }  # fmt: skip
+    }
     return gpd.GeoDataFrame(values, geometry=list(squares), crs="EPSG:32648", index=range(n))
 
 

@@ -716,8 +716,9 @@ def test_the_mean_of_localizers_is_calibrated_anew(tmp_path, monkeypatch):
     torch.testing.assert_close(
         state["head.weight"],
         info.trained["selection"]["gate/scale"] * (first["head.weight"] + 2 * second["head.weight"]) / 3,
-        rtol=1e-3, atol=1e-4,
-    )  # fmt: skip
+        rtol=1e-3,
+        atol=1e-4,
+    )
     assert info.trained["data"] == ["drawn", "only 1", "only 2"]
     assert info.trained["mean of"] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in (*files, files[1])]
     assert info.trained["mean of"][0] in (tmp_path / "mean" / "localizer.md").read_text()

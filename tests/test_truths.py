@@ -23,9 +23,17 @@ GRID = Grid(gpd.GeoSeries(crs="EPSG:32632").crs, Affine(1, 0, 5e5, 0, -1, 5e6), 
 def classes_of(path: Path, values: np.ndarray, transform: Affine, **profile: Any) -> Path:
     height, width = values.shape
     with rasterio.open(
-        path, "w", driver="GTiff", dtype=values.dtype, count=1, height=height, width=width, crs="EPSG:32632",
-        transform=transform, **profile,
-    ) as file:  # fmt: skip
+        path,
+        "w",
+        driver="GTiff",
+        dtype=values.dtype,
+        count=1,
+        height=height,
+        width=width,
+        crs="EPSG:32632",
+        transform=transform,
+        **profile,
+    ) as file:
         file.write(values, 1)
     return path
 

@@ -105,23 +105,35 @@ def test_exact_polygons_are_those_of_the_whole_mask(mosaic, size, min_area, max_
     expected = {int(value): shapely.geometry.shape(geometry) for geometry, value in shapes}
     for number, polygon in zip(found["id"], found.geometry, strict=True):
         # the corners are integers, so moving them is the only rounding, and it is the same
-        moved = shapely.transform(
-            expected[number], lambda p: np.column_stack(grid.transform * (p[:, 0], p[:, 1]))
-        )  # fmt: skip
+        moved = shapely.transform(expected[number], lambda p: np.column_stack(grid.transform * (p[:, 0], p[:, 1])))
         assert shapely.normalize(polygon) == shapely.normalize(shapely.MultiPolygon([moved]))
 
 
-@given(mosaics(), st.integers(1, 17), limits, limits, st.sampled_from(PLACES), st.sampled_from([0, 0.75, 3]),
-       st.sampled_from([0, 2.0]))  # fmt: skip
+@given(
+    mosaics(),
+    st.integers(1, 17),
+    limits,
+    limits,
+    st.sampled_from(PLACES),
+    st.sampled_from([0, 0.75, 3]),
+    st.sampled_from([0, 2.0]),
+)
 def test_nothing_depends_on_the_blocks(mosaic, size, min_area, max_hole, place, simplify, smooth):
     grid = grid_of(mosaic, place)
 
     def run(size):
         return vectorize(
-            mosaic, grid, BlockGrid(grid.height, grid.width, size), threshold=THRESHOLD, min_area_px=min_area,
-            max_hole_px=max_hole, simplify_px=simplify, smooth_px=smooth,
-            predicted_iou=np.linspace(0.1, 0.9, 5, dtype=np.float32), stability=np.ones(5, np.float32),
-        )  # fmt: skip
+            mosaic,
+            grid,
+            BlockGrid(grid.height, grid.width, size),
+            threshold=THRESHOLD,
+            min_area_px=min_area,
+            max_hole_px=max_hole,
+            simplify_px=simplify,
+            smooth_px=smooth,
+            predicted_iou=np.linspace(0.1, 0.9, 5, dtype=np.float32),
+            stability=np.ones(5, np.float32),
+        )
 
     one, many = run(99), run(size)
     assert (shapely.to_wkb(one.geometry.to_numpy()) == shapely.to_wkb(many.geometry.to_numpy())).all()
@@ -135,9 +147,15 @@ def test_attributes_are_those_of_the_pixels(mosaic, size, min_area, max_hole):
     quality = np.array([0.1, 0.2, 0.4, 0.6, 0.8], np.float32)
     grid = grid_of(mosaic)
     found = vectorize(
-        mosaic, grid, BlockGrid(grid.height, grid.width, size), threshold=THRESHOLD, min_area_px=min_area,
-        max_hole_px=max_hole, predicted_iou=quality, stability=quality[::-1],
-    )  # fmt: skip
+        mosaic,
+        grid,
+        BlockGrid(grid.height, grid.width, size),
+        threshold=THRESHOLD,
+        min_area_px=min_area,
+        max_hole_px=max_hole,
+        predicted_iou=quality,
+        stability=quality[::-1],
+    )
     labels, count = ndimage.label(cleaned(mosaic.whole, min_area, max_hole))
     assert len(found) == count
     for row in found.itertuples():

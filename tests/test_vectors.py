@@ -204,11 +204,18 @@ def test_the_legend_names_the_confidence_and_has_no_empty_class():
     last = "unknown, or drawn by hand"
     decided = ["accepted", "rejected"]
     assert rules_of({"confidence": [0.2, 0.39, 1.0, None]}) == [
-        *decided, "confidence, not reviewed", "0.8 to 1", "0.2 to 0.4", last,
-    ]  # fmt: skip
+        *decided,
+        "confidence, not reviewed",
+        "0.8 to 1",
+        "0.2 to 0.4",
+        last,
+    ]
     assert rules_of({"confidence": [None], "score_mean": [0.61]}) == [
-        *decided, "mean score, not reviewed", "0.6 to 0.8", last,
-    ]  # fmt: skip
+        *decided,
+        "mean score, not reviewed",
+        "0.6 to 0.8",
+        last,
+    ]
     assert rules_of({"confidence": []}) == [*decided, "not reviewed"]
 
 
@@ -220,8 +227,11 @@ def test_the_form_begins_with_the_review_and_says_units():
     assert [field.get("name") for field in first] == ["id", "status", "notes", "event_date", "class", "visited"]
     widgets = {field.get("name"): field.find("editWidget").get("type") for field in root.find("./fieldConfiguration")}
     assert {name: widgets[name] for name in ("status", "notes", "event_date", "area_m2")} == {
-        "status": "ValueMap", "notes": "TextEdit", "event_date": "DateTime", "area_m2": "Range",
-    }  # fmt: skip
+        "status": "ValueMap",
+        "notes": "TextEdit",
+        "event_date": "DateTime",
+        "area_m2": "Range",
+    }
     aliases = {alias.get("field"): alias.get("name") for alias in root.find("./aliases")}
     assert aliases["area_m2"] == "Area (m²)"
     free = {field.get("name") for field in root.find("./editable") if field.get("editable") == "1"}

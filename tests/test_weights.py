@@ -40,8 +40,16 @@ LOCALIZER = NetworkInfo(
 SEGMENTER = NetworkInfo(
     kind="segmenter",
     architecture={
-        "name": "sam", "img_size": 64, "widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "embed_dim": 32,
-        "decoder_depth": 1, "heads": 2, "mlp_dim": 16, "pixel_mean": [120, 110, 100], "pixel_std": [50, 50, 50],
+        "name": "sam",
+        "img_size": 64,
+        "widths": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+        "embed_dim": 32,
+        "decoder_depth": 1,
+        "heads": 2,
+        "mlp_dim": 16,
+        "pixel_mean": [120, 110, 100],
+        "pixel_std": [50, 50, 50],
     },
     classes=("landslide",),
     window=64,
@@ -49,7 +57,7 @@ SEGMENTER = NetworkInfo(
     gsd_range=(0.3, 20.0),
     mean=(120.0, 110.0, 100.0),
     std=(50.0, 50.0, 50.0),
-)  # fmt: skip
+)
 
 
 def tiny_vit() -> Sam:
@@ -111,9 +119,15 @@ def published(files, server, monkeypatch):
     """vit_b as published by the loopback server, with an empty cache."""
     server.content = (files / "vit.pth").read_bytes()
     network = registry.Published(
-        "vit_b", "segmenter", "sam_vit_b.pth", "a tiny one", "Apache-2.0", server.url + "sam_vit_b.pth",
-        len(server.content), hashlib.sha256(server.content).hexdigest(),
-    )  # fmt: skip
+        "vit_b",
+        "segmenter",
+        "sam_vit_b.pth",
+        "a tiny one",
+        "Apache-2.0",
+        server.url + "sam_vit_b.pth",
+        len(server.content),
+        hashlib.sha256(server.content).hexdigest(),
+    )
     kept = tuple(p for p in registry.PUBLISHED if p.name != "vit_b")
     monkeypatch.setattr(registry, "PUBLISHED", (*kept, network))
     monkeypatch.setenv("GEOLABEL_CACHE", str(files / "cache"))
@@ -481,9 +495,14 @@ def test_models_list_shows_what_is_here(published, capsys):
     assert rows["vit_b", "segmenter"]["state"] == "here"
     assert rows["vit_b", "segmenter"]["file"] == str(published.path)
     assert rows["vit_h", "segmenter"] | {"file": ""} == {
-        "name": "vit_h", "role": "segmenter", "size": 2564550879, "input": 1024, "licence": "Apache-2.0",
-            "state": "not fetched", "file": "",
-    }  # fmt: skip
+        "name": "vit_h",
+        "role": "segmenter",
+        "size": 2564550879,
+        "input": 1024,
+        "licence": "Apache-2.0",
+        "state": "not fetched",
+        "file": "",
+    }
 
 
 def test_models_fetch_and_verify(published, capsys):

@@ -104,9 +104,17 @@ def test_the_number_of_threads_changes_no_byte(tmp_path: Path, engine: Literal["
     drawn = synthesize(640, seed=900_100)
     scene = tmp_path / "scene.tif"
     with rasterio.open(
-        scene, "w", driver="GTiff", dtype="uint8", count=3, height=640, width=640, photometric="rgb",
-        crs="EPSG:32648", transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-    ) as target:  # fmt: skip
+        scene,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=640,
+        width=640,
+        photometric="rgb",
+        crs="EPSG:32648",
+        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
+    ) as target:
         target.write(np.moveaxis(drawn.rgb, 2, 0))
     for threads in (1, 3):
         parameters = Parameters(threads=threads, tile_size=256)

@@ -345,8 +345,10 @@ def _corners(segmentation: list[Any]) -> list[list[float]]:
 def _rgb(values: AnyArray) -> UInt8Array:
     """(H, W, 3) of a file's 8-bit values (H, W) or (H, W, B)."""
     if values.dtype != np.uint8:
-        raise ChipError(f"images of instances have 8 bits, and this one {values.dtype}: save it again "
-                        "(gdal_translate -ot Byte -scale IN OUT)")  # fmt: skip
+        raise ChipError(
+            f"images of instances have 8 bits, and this one {values.dtype}: save it again "
+            "(gdal_translate -ot Byte -scale IN OUT)"
+        )
     bands = values[..., None] if values.ndim == 2 else values
     return np.ascontiguousarray(bands[..., :3] if bands.shape[2] >= 3 else bands[..., :1].repeat(3, axis=2))
 

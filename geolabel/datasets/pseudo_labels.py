@@ -126,10 +126,13 @@ class PseudoLabelWriter:
         for folder in ("images", "labels", "annotations"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         _write_png(self.root / "images" / f"{name}.png", image)
-        write_json(self.root / "annotations" / f"{name}.json", {
-            "image": {"file_name": f"images/{name}.png", "height": image.shape[0], "width": image.shape[1]},
-            "annotations": [_annotation(objects, index) for index in range(len(objects))],
-        })  # fmt: skip
+        write_json(
+            self.root / "annotations" / f"{name}.json",
+            {
+                "image": {"file_name": f"images/{name}.png", "height": image.shape[0], "width": image.shape[1]},
+                "annotations": [_annotation(objects, index) for index in range(len(objects))],
+            },
+        )
         _write_png(self.root / "labels" / f"{name}.png", labels.values)
 
     def finish(self, names: Sequence[str], results: Mapping[str, Any] | None = None) -> None:

@@ -84,8 +84,10 @@ def read_table(path: Path, class_name: str) -> tuple[tuple[str, ...], list[Row]]
     labels = [(line, [plain(cells[place]) for place in places]) for line, cells in lines]
     for line, row in labels:
         if any(label.lower() in NOT_KNOWN for label in row):
-            raise ChipError(f"line {line} of {path} has no label: write 0 or none where nothing is shown, or take the "
-                            "line out where nobody has looked")  # fmt: skip
+            raise ChipError(
+                f"line {line} of {path} has no label: write 0 or none where nothing is shown, or take the "
+                "line out where nobody has looked"
+            )
     if all(is_yes(label) is not None for _, row in labels for label in row):
         classes = (class_name,) if named == ["label"] else tuple(header[place] for place in places)
         shown = [tuple(bool(is_yes(label)) for label in row) for _, row in labels]
@@ -120,8 +122,10 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise ChipError(f"{path} has several columns {sorted(twice)[0]}: keep one")
     for line, cells in rows:
         if any(cells[len(header) :]):
-            raise ChipError(f"line {line} of {path} has {len(cells)} cells and the header {len(header)}: put quotes "
-                            "around a cell that holds a comma")  # fmt: skip
+            raise ChipError(
+                f"line {line} of {path} has {len(cells)} cells and the header {len(header)}: put quotes "
+                "around a cell that holds a comma"
+            )
     return names, [(line, [cells[place] if place < len(cells) else "" for place in used]) for line, cells in rows]
 
 
@@ -145,12 +149,16 @@ def _by_name(path: Path, labels: Sequence[tuple[int, str]]) -> tuple[tuple[str, 
     for line, names in shown:
         others = sorted(name for name in names - flags if not name.isdecimal())
         if flags and others:
-            raise ChipError(f"line {line} of {path}: the label {others[0]!r} beside labels of 0 and 1: mend the line, "
-                            "or give names of classes alone")  # fmt: skip
+            raise ChipError(
+                f"line {line} of {path}: the label {others[0]!r} beside labels of 0 and 1: mend the line, "
+                "or give names of classes alone"
+            )
         for name in names:
             if re.fullmatch(r"-\d+|[-+]?\d*\.\d+([eE][-+]?\d+)?", name):
-                raise ChipError(f"line {line} of {path}: the label {name} is no class: decide from which value on the "
-                                "class is shown, and write 1 or 0")  # fmt: skip
+                raise ChipError(
+                    f"line {line} of {path}: the label {name} is no class: decide from which value on the "
+                    "class is shown, and write 1 or 0"
+                )
             if same := [other for other in classes if other != name and other.lower() == name.lower()]:
                 raise ChipError(f"line {line} of {path}: the class {name!r} is also written {same[0]!r}: write one")
     return classes, [tuple(name in names for name in classes) for _, names in shown]

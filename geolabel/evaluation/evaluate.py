@@ -95,8 +95,20 @@ class Evaluation:
         return figures
 
 
-SHARES = ("overall_accuracy", "precision", "recall", "f1", "iou", "miou", "kappa", "found", "right", "object_precision",
-          "object_recall", "object_f1")  # fmt: skip
+SHARES = (
+    "overall_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "iou",
+    "miou",
+    "kappa",
+    "found",
+    "right",
+    "object_precision",
+    "object_recall",
+    "object_f1",
+)
 """Figures that have a mean over classes."""
 
 
@@ -213,8 +225,13 @@ def _compared(
         return choose_classes(sorted(predicted | true), wanted, f"{slides} and {truth}")
     if not predicted & true:
         if len(predicted) > 1 and true:
-            log.warning("no class of %s (%s) is one of %s (%s): they are compared as one class",
-                        slides, ", ".join(sorted(predicted)), truth, ", ".join(sorted(true)))  # fmt: skip
+            log.warning(
+                "no class of %s (%s) is one of %s (%s): they are compared as one class",
+                slides,
+                ", ".join(sorted(predicted)),
+                truth,
+                ", ".join(sorted(true)),
+            )
         return ()
     classes = predicted if raster else predicted | true
     return tuple(sorted(classes)) if len(classes) > 1 else ()
@@ -316,8 +333,9 @@ def _landslide(truth: LabelRaster) -> int:
     if truth.white:
         log.warning("%s holds 0 and %d: the latter is taken for landslide", truth.path, value)
     elif len(truth.classes) > 1 and not truth.named:
-        log.warning("%s holds the values %s: %d is landslide, the others are background",
-                    truth.path, truth.listed(), value)  # fmt: skip
+        log.warning(
+            "%s holds the values %s: %d is landslide, the others are background", truth.path, truth.listed(), value
+        )
     return value
 
 
@@ -459,8 +477,12 @@ def _check_meet(predicted: AnyArray, true: AnyArray, slides: str | Path, truth: 
     if len(predicted) and len(true):
         spans = [shapely.total_bounds(polygons) for polygons in (predicted, true)]
         if not shapely.box(*spans[0]).intersects(shapely.box(*spans[1])):
-            log.warning("no polygon of %s meets one of %s: in metres from the middle they reach over %s, and over %s",
-                        slides, truth, *map(span, spans))  # fmt: skip
+            log.warning(
+                "no polygon of %s meets one of %s: in metres from the middle they reach over %s, and over %s",
+                slides,
+                truth,
+                *map(span, spans),
+            )
 
 
 def _inside(polygons: _Polygons, extent: shapely.Geometry | None) -> _Polygons:

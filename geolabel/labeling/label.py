@@ -178,8 +178,10 @@ class _ChipImages:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the names, sizes and labels of the files, which names the same chips in another run."""
-        marks = (f"{path.name} {path.stat().st_size} {shows.astype(int).tolist()}"
-                 for path, shows in zip(self.chips.paths, self.chips.labels, strict=True))  # fmt: skip
+        marks = (
+            f"{path.name} {path.stat().st_size} {shows.astype(int).tolist()}"
+            for path, shows in zip(self.chips.paths, self.chips.labels, strict=True)
+        )
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
     def __len__(self) -> int:

@@ -100,8 +100,10 @@ def read_truth(
     if not found:
         raise ChipError(f"{path} holds no {' or '.join(classes) or class_name}: an inventory needs one at least")
     if len(found) >= IGNORE:
-        raise ChipError(f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
-                        "choose another column or some of the classes")  # fmt: skip
+        raise ChipError(
+            f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
+            "choose another column or some of the classes"
+        )
     features = features.set_geometry(near(features.geometry.to_numpy(), grid.crs, grid.outline))
     check_meets(str(path), features, grid)
     shapes = in_pixels(features.geometry.to_numpy(), grid)

@@ -293,8 +293,10 @@ class DiffusionLocalizer:
     def _activation(self, image: UInt8Array) -> Activation:
         latent = self._encode(image)
         nowhere = torch.zeros((self._latent_side, self._latent_side), device=self._device)
-        looks = [self._look(latent, questions) if asked else (nowhere, 0.0)
-                 for questions, asked in zip(self._questions, self._asked, strict=True)]  # fmt: skip
+        looks = [
+            self._look(latent, questions) if asked else (nowhere, 0.0)
+            for questions, asked in zip(self._questions, self._asked, strict=True)
+        ]
         means, peaks = zip(*looks, strict=True)
         stride = max(1, max(image.shape[:2]) * self._pixels_per_latent // self.window)
         maps = self._cells(torch.stack(means), image.shape[:2], stride)

@@ -196,8 +196,9 @@ class RefinedLocalizer:
 
     def _refined(self, image: UInt8Array, activation: Activation) -> Activation:
         maps = enlarged(activation, *image.shape[:2])
-        probability = [self._nearest(of_class, activation.stride, maps.shape[1:])
-                       for of_class in activation.local_probability]  # fmt: skip
+        probability = [
+            self._nearest(of_class, activation.stride, maps.shape[1:]) for of_class in activation.local_probability
+        ]
         fields = [maps] if self.jointly else list(maps[:, None])
         values = np.concatenate([self._refine(image, of_field) for of_field in fields])
         return replace(activation, values=values, local_probability=np.stack(probability), stride=1)

@@ -184,8 +184,10 @@ def _lay_roads(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Genera
             wave = rng.uniform(120, 300)
             signed = signed + np.float32(offset) + np.float32(0.25 * wave) * wander(along, wave, rng)
         signed = signed / np.maximum(np.hypot(*np.gradient(signed)), 0.3)  # as wide across every bend
-        uphill = np.sign(np.gradient(terrain.dem, axis=0) * np.gradient(signed, axis=0)
-                         + np.gradient(terrain.dem, axis=1) * np.gradient(signed, axis=1))  # fmt: skip
+        uphill = np.sign(
+            np.gradient(terrain.dem, axis=0) * np.gradient(signed, axis=0)
+            + np.gradient(terrain.dem, axis=1) * np.gradient(signed, axis=1)
+        )
         cut = half * (1 + rng.uniform(0.5, 3) * np.clip(smooth_noise(shape, 64, rng), 0, 2))
         side = (signed * uphill > 0) & (np.abs(signed) < cut) & (terrain.slope > 0.25)
         cover.paint(BARE, side & (cover.classes != RIVER), float(rng.random()), WHOLE)

@@ -41,9 +41,16 @@ SOILS: tuple[Colour, ...] = (
 ROOFS: tuple[Colour, ...] = ((0.42, 0.22, 0.16), (0.20, 0.28, 0.42), (0.55, 0.55, 0.54), (0.30, 0.28, 0.27))
 
 ROUGHNESS = {
-    cover.FOREST: 0.10, cover.GRASS: 0.10, cover.FIELD: 0.06, cover.BARE: 0.10, cover.ROCK: 0.30,
-    cover.ROAD: 0.04, cover.RIVER: 0.03, cover.ROOF: 0.05, cover.LANDSLIDE: 0.0,
-}  # fmt: skip
+    cover.FOREST: 0.10,
+    cover.GRASS: 0.10,
+    cover.FIELD: 0.06,
+    cover.BARE: 0.10,
+    cover.ROCK: 0.30,
+    cover.ROAD: 0.04,
+    cover.RIVER: 0.03,
+    cover.ROOF: 0.05,
+    cover.LANDSLIDE: 0.0,
+}
 """Spread of the brightness of each class from pixel to pixel."""
 
 
@@ -99,9 +106,16 @@ def _palette(rng: np.random.Generator) -> Float32Array:
     water = rng.random() ** 2
     river = np.asarray((0.08, 0.14, 0.13)) * (1 - 0.6 * water) + 0.6 * water * np.asarray(soils[0])
     pairs = [
-        (trees, light), (grass, withered), (grass, withered), tuple(soils), ((0.22, 0.21, 0.20), (0.36, 0.35, 0.32)),
-        _pavement(soils[0], rng), (river, river), tuple(roofs), tuple(soils),
-    ]  # fmt: skip
+        (trees, light),
+        (grass, withered),
+        (grass, withered),
+        tuple(soils),
+        ((0.22, 0.21, 0.20), (0.36, 0.35, 0.32)),
+        _pavement(soils[0], rng),
+        (river, river),
+        tuple(roofs),
+        tuple(soils),
+    ]
     colours = np.moveaxis(np.asarray(pairs), 1, 0)
     tint = 1 + rng.normal(0, 0.1, (1, len(pairs), 1)) + rng.normal(0, 0.03, (1, len(pairs), 3))
     tint[:, cover.LANDSLIDE] = tint[:, cover.BARE]

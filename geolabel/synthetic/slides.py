@@ -100,8 +100,9 @@ def make_slides(
 
 def _near(roads: BoolArray, places: Int64Array) -> BoolArray:
     """(N,) which places (N, 2) have a road nearby, seen in cells of 4 px."""
-    cells = np.logical_or.reduceat(np.logical_or.reduceat(roads, range(0, roads.shape[0], 4), 0),
-                                   range(0, roads.shape[1], 4), 1)  # fmt: skip
+    cells = np.logical_or.reduceat(
+        np.logical_or.reduceat(roads, range(0, roads.shape[0], 4), 0), range(0, roads.shape[1], 4), 1
+    )
     if not cells.any():
         return np.zeros(len(places), np.bool_)
     row, col = (places // 4).T

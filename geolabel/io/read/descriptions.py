@@ -185,7 +185,7 @@ RASTER: Mapping[str, _Element] = {
     "SpatialExtentAdjustment": _Element(text=WORD),
     "PanchroBand": _Element("SourceFilename SourceBand"),
     "SpectralBand": _Element("SourceFilename SourceBand", "dstBand"),
-}  # fmt: skip
+}
 """Every element that a VRT may hold, by its name."""
 
 UNREAD = frozenset({"Histograms", "GDALRasterAttributeTable"})
@@ -197,20 +197,53 @@ DOMAINS = frozenset({"", "IMAGE_STRUCTURE", "IMAGERY", "RPC"})
 LEADING = frozenset({"OVERVIEWS", "GEOLOCATION"})
 """Domains of metadata that name files."""
 
-SUBCLASSES = frozenset({
-    "VRTDataset", "VRTWarpedDataset", "VRTPansharpenedDataset", "VRTRasterBand", "VRTSourcedRasterBand",
-    "VRTDerivedRasterBand", "VRTWarpedRasterBand", "VRTPansharpenedRasterBand",
-})  # fmt: skip
+SUBCLASSES = frozenset(
+    {
+        "VRTDataset",
+        "VRTWarpedDataset",
+        "VRTPansharpenedDataset",
+        "VRTRasterBand",
+        "VRTSourcedRasterBand",
+        "VRTDerivedRasterBand",
+        "VRTWarpedRasterBand",
+        "VRTPansharpenedRasterBand",
+    }
+)
 
-OPTIONS = frozenset({
-    "INIT_DEST", "UNIFIED_SRC_NODATA", "NUM_THREADS", "SAMPLE_GRID", "SAMPLE_STEPS", "SOURCE_EXTRA", "SKIP_NOSOURCE",
-    "ERROR_OUT_IF_EMPTY_SOURCE_WINDOW", "XSCALE", "YSCALE", "CENTER_LONG", "SRC_COORD_PRECISION",
-    "APPLY_VERTICAL_SHIFT", "OPTIMIZE_SIZE", "STREAMABLE_OUTPUT", "AREA_OF_INTEREST",
-})  # fmt: skip
+OPTIONS = frozenset(
+    {
+        "INIT_DEST",
+        "UNIFIED_SRC_NODATA",
+        "NUM_THREADS",
+        "SAMPLE_GRID",
+        "SAMPLE_STEPS",
+        "SOURCE_EXTRA",
+        "SKIP_NOSOURCE",
+        "ERROR_OUT_IF_EMPTY_SOURCE_WINDOW",
+        "XSCALE",
+        "YSCALE",
+        "CENTER_LONG",
+        "SRC_COORD_PRECISION",
+        "APPLY_VERTICAL_SHIFT",
+        "OPTIMIZE_SIZE",
+        "STREAMABLE_OUTPUT",
+        "AREA_OF_INTEREST",
+    }
+)
 """Options of a warp that are numbers and words: none of them names a file or a geometry."""
 
-_DTYPES = {"uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
-           "uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64"}  # fmt: skip
+_DTYPES = {
+    "uint8": "Byte",
+    "int8": "Int8",
+    "uint16": "UInt16",
+    "int16": "Int16",
+    "uint32": "UInt32",
+    "int32": "Int32",
+    "uint64": "UInt64",
+    "int64": "Int64",
+    "float32": "Float32",
+    "float64": "Float64",
+}
 
 _CANONICAL = {name.lower(): name for name in RASTER}  # GDAL's own look-up ignores case
 

@@ -237,9 +237,22 @@ def _said(error: BaseException | None) -> Iterator[str]:
 
 
 SCHEMES = {
-    "http": "curl", "https": "curl", "ftp": "curl", "s3": "s3", "gs": "gs", "az": "az", "adls": "adls", "adl": "adls",
-    "abfs": "adls", "abfss": "adls", "oss": "oss", "swift": "swift", "zip": "zip", "tar": "tar", "gzip": "gzip",
-}  # fmt: skip
+    "http": "curl",
+    "https": "curl",
+    "ftp": "curl",
+    "s3": "s3",
+    "gs": "gs",
+    "az": "az",
+    "adls": "adls",
+    "adl": "adls",
+    "abfs": "adls",
+    "abfss": "adls",
+    "oss": "oss",
+    "swift": "swift",
+    "zip": "zip",
+    "tar": "tar",
+    "gzip": "gzip",
+}
 """URL schemes, and the file systems of GDAL that serve them."""
 
 NETWORK = r"/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs|hdfs)"

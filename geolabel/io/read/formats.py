@@ -47,7 +47,9 @@ FORMATS = (
     _Format(("PNG",), rb"\x89PNG\r\n\x1a\n", (".png",), network=True),
     _Format(("JPEG",), rb"\xff\xd8\xff", (".jpg", ".jpeg"), network=True),
     _Format(
-        ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID"), rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", (".jp2", ".j2k"),
+        ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID"),
+        rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+        (".jp2", ".j2k"),
         network=True,
     ),
     _Format(("JPEGXL",), rb"\0\0\0\x0cJXL |\xff\x0a", (".jxl",), network=True),
@@ -66,7 +68,7 @@ FORMATS = (
     _Format(("SAGA",), suffixes=(".sdat", ".sgrd")),
     _Format(("ENVI",), suffixes=(".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".envi", "")),
     _Format(("EHdr",), suffixes=(".bil", ".bip", ".bsq", ".flt")),
-)  # fmt: skip
+)
 
 SQLITE = b"SQLite format 3\0"
 

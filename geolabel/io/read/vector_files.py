@@ -59,12 +59,33 @@ CRS_NAME = re.compile(
 """Names of a CRS in GeoJSON: a code, not a place to fetch it from."""
 
 KML = {
-    "kml": "", "Document": "id", "Folder": "id", "Placemark": "id", "name": "", "description": "", "ExtendedData": "",
-    "Data": "name", "value": "", "SchemaData": "schemaUrl", "SimpleData": "name", "Schema": "id name",
-    "SimpleField": "name type", "MultiGeometry": "", "Point": "", "LineString": "", "LinearRing": "", "Polygon": "",
-    "outerBoundaryIs": "", "innerBoundaryIs": "", "coordinates": "", "TimeStamp": "", "TimeSpan": "", "when": "",
-    "begin": "", "end": "",
-}  # fmt: skip
+    "kml": "",
+    "Document": "id",
+    "Folder": "id",
+    "Placemark": "id",
+    "name": "",
+    "description": "",
+    "ExtendedData": "",
+    "Data": "name",
+    "value": "",
+    "SchemaData": "schemaUrl",
+    "SimpleData": "name",
+    "Schema": "id name",
+    "SimpleField": "name type",
+    "MultiGeometry": "",
+    "Point": "",
+    "LineString": "",
+    "LinearRing": "",
+    "Polygon": "",
+    "outerBoundaryIs": "",
+    "innerBoundaryIs": "",
+    "coordinates": "",
+    "TimeStamp": "",
+    "TimeSpan": "",
+    "when": "",
+    "begin": "",
+    "end": "",
+}
 """Elements of KML that are kept, and their attributes; styles, links, overlays and views are not."""
 
 _COPIES: dict[tuple[str, int, int], Path] = {}

@@ -267,8 +267,13 @@ def drop_layer(connection: sqlite3.Connection, name: str) -> None:
 
 
 _SQL: Mapping[Kind, str] = {
-    "int": "INTEGER", "real": "REAL", "text": "TEXT", "date": "DATE", "datetime": "DATETIME", "bool": "BOOLEAN",
-}  # fmt: skip
+    "int": "INTEGER",
+    "real": "REAL",
+    "text": "TEXT",
+    "date": "DATE",
+    "datetime": "DATETIME",
+    "bool": "BOOLEAN",
+}
 """Types of columns in a GeoPackage."""
 
 

@@ -61,11 +61,13 @@ class Bottleneck(nn.Module):
         super().__init__()
         quarter, half = outputs // 4, outputs // 2
         self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (inputs, quarter, half))
-        self.convs = nn.ModuleList([
-            nn.Conv2d(inputs, quarter, 1, bias=False),
-            nn.Conv2d(quarter, half, 3, padding=4, dilation=4, bias=False),
-            nn.Conv2d(half, outputs, 1, bias=False),
-        ])  # fmt: skip
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(inputs, quarter, 1, bias=False),
+                nn.Conv2d(quarter, half, 3, padding=4, dilation=4, bias=False),
+                nn.Conv2d(half, outputs, 1, bias=False),
+            ]
+        )
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.dropout = dropout
 
