@@ -14,9 +14,12 @@ from .inputs import CHIPS, CHIPS_PATH
 from .terminal import announce, loading, progress_bar
 from .workers import at_work, cluster_options
 
+_SMP = "unet", "deeplabv3plus", "segformer", "upernet", "pspnet"
+"""Networks of segmentation-models-pytorch."""
+
 LIBRARIES = {
     "maskrcnn": ("pycocotools",),
-    **dict.fromkeys(("unet", "deeplabv3plus", "segformer"), ("segmentation_models_pytorch",)),
+    **dict.fromkeys(_SMP, ("segmentation_models_pytorch",)),
 }
 """Libraries that students need beside lightning, by --model."""
 
@@ -173,7 +176,7 @@ def localizer(
 @option(
     "--model",
     group="method",
-    type=click.Choice(["resunet", "bundled", "imagenet", "unet", "deeplabv3plus", "segformer", "maskrcnn"]),
+    type=click.Choice(["resunet", "bundled", "imagenet", *_SMP, "maskrcnn"]),
     default="resunet",
     show_default=True,
     help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one pretrained on "
@@ -194,6 +197,13 @@ def localizer(
     type=(click.Choice(["overall", "backbone", "head"]), click.Path(dir_okay=False, path_type=Path)),
     metavar="overall|backbone|head FILE",
     help="First weights: of the whole network, its backbone or its head, from the file of another one.",
+)
+@option(
+    "--init-weights",
+    group="method",
+    metavar="imagenet|FILE",
+    help="ImageNet weights of the encoder of a network of segmentation-models-pytorch: imagenet downloads the "
+    "library's; FILE is one of timm or torchvision.",
 )
 @option(
     "--share",
@@ -271,10 +281,12 @@ def student(
     from geolabel.training.train import train
 
     if kind == "detector":
-        if plain:
-            from geolabel.errors import OptionError
+        from geolabel.errors import OptionError
 
+        if plain:
             raise OptionError("--plain: Mask R-CNN has losses of its own; leave it out")
+        if given.pop("init_weights") is not None:
+            raise OptionError("--init-weights: Mask R-CNN begins with random weights or --init; leave it out")
         from geolabel.datasets.instances import read_instances
         from geolabel.training.detectors import DetectorRequest
 

@@ -315,7 +315,7 @@ def diffuprompter(
 @option(
     "--model",
     group="method",
-    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer"]),
+    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer", "upernet", "pspnet"]),
     default="resunet",
     show_default=True,
     help="Network of the student.",

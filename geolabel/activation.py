@@ -84,11 +84,13 @@ def normalise(raw: Float32Array, constant: float | None = None) -> Float32Array:
     return scaled
 
 
-def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Float32Array:
+def local_probability(
+    raw: Float32Array, bias: Float32Array, cells: int, sharpness: float | None = None
+) -> Float32Array:
     """Class probability of the window of `cells` x `cells` around each cell.
 
-    The head of the network is linear, so the logit of any window is the mean of the raw map over it plus the bias.
-    Windows lie inside the map: a cell near its frame takes the window nearest to it.
+    The head of the network is linear, so the logit of any window is the pooled raw map over it plus the bias. Windows
+    lie inside the map: a cell near its frame takes the window nearest to it.
 
     Parameters
     ----------
@@ -96,28 +98,44 @@ def local_probability(raw: Float32Array, bias: Float32Array, cells: int) -> Floa
     bias : (C,)
     cells
         Side of the training window in cells of the map.
+    sharpness
+        r of log-sum-exp pooling, ``log(mean(exp(r x))) / r``; None for the mean.
 
     Returns
     -------
     (C, h, w), 0..1
     """
-    logits = window_means(raw, cells) + bias[:, None, None]
+    logits = window_logits(raw, cells, sharpness) + bias[:, None, None]
     probability: Float32Array = (1 / (1 + np.exp(-np.clip(logits, -60, 60)))).astype(np.float32)
     return probability
 
 
-def window_means(raw: Float32Array, cells: int) -> Float64Array:
-    """Mean of a map over the window of `cells` x `cells` around each cell; see `local_probability`.
+def window_logits(raw: Float32Array, cells: int, sharpness: float | None = None) -> Float64Array:
+    """Logit, without the bias, of the window of `cells` x `cells` around each cell; see `local_probability`.
 
     Parameters
     ----------
     raw : (C, h, w)
+
+    Returns
+    -------
+    (C, h, w)
     """
-    _, height, width = raw.shape
+    if sharpness is None:
+        return _window_means(raw.astype(np.float64), cells)
+    # What exp() cannot hold beside the highest of the map has a probability of 0 all the same.
+    highest = raw.max(axis=(1, 2), keepdims=True).astype(np.float64)
+    means = _window_means(np.exp(sharpness * (raw - highest)), cells)
+    pooled: Float64Array = np.log(np.maximum(means, np.finfo(np.float64).tiny)) / sharpness + highest
+    return pooled
+
+
+def _window_means(values: Float64Array, cells: int) -> Float64Array:
+    _, height, width = values.shape
     kh, kw = min(cells, height), min(cells, width)
     # Sums over every window that fits, from an integral image. Double precision keeps the rounding of the running sums
     # far below what single-precision results can show.
-    integral = np.pad(raw.astype(np.float64).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    integral = np.pad(values.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     sums = integral[:, kh:, kw:] - integral[:, :-kh, kw:] - integral[:, kh:, :-kw] + integral[:, :-kh, :-kw]
     means = sums / (kh * kw)
     rows = np.clip(np.arange(height) - kh // 2, 0, height - kh)

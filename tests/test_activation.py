@@ -77,6 +77,32 @@ def test_local_probability_is_the_sigmoid_of_the_windows_mean(raw, cells):
     np.testing.assert_allclose(local_probability(raw, bias, cells), brute_force(raw, bias, cells), atol=1e-6)
 
 
+@given(
+    raw=arrays.arrays(np.float32, (2, 6, 7), elements=st.floats(-4, 4, width=32)),
+    cells=st.integers(1, 8),
+    sharpness=st.sampled_from([0.25, 1.0, 4.0]),
+)
+def test_local_probability_pools_as_the_training_does(raw, cells, sharpness):
+    bias = np.array([-1, 1], np.float32)
+    found = local_probability(raw, bias, cells, sharpness)
+    k = [min(cells, side) for side in raw.shape[1:]]
+    for i, j in ((0, 0), (3, 4), (5, 6)):
+        top, left = (min(max(at - size // 2, 0), side - size) for at, size, side in zip((i, j), k, (6, 7), strict=True))
+        window = raw[:, top : top + k[0], left : left + k[1]].astype(float)
+        pooled = np.log(np.exp(sharpness * window).mean(axis=(1, 2))) / sharpness + bias
+        # what a rounding of the largest of the map leaves of a window that is far below it
+        np.testing.assert_allclose(found[:, i, j], 1 / (1 + np.exp(-pooled)), atol=2e-3 if sharpness > 1 else 1e-5)
+
+
+def test_pooling_lies_between_the_mean_and_the_maximum():
+    raw = np.array([[[0, 0, 0, 8]]], np.float32)
+    found = [local_probability(raw, np.full(1, -4, np.float32), 4, r)[0, 0, 0] for r in (None, 1e-3, 1.0, 50.0)]
+    assert found[0] == pytest.approx(1 / (1 + np.exp(2)))  # mean 2
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+    assert found[2] == pytest.approx(1 / (1 + np.exp(4 - np.log((3 + np.exp(8)) / 4))))
+    assert found[3] == pytest.approx(1 / (1 + np.exp(-4 - np.log(1 / 4) / 50)))
+
+
 def test_a_small_slide_does_not_drown_in_a_large_tile():
     raw = np.full((1, 64, 64), -3.0, np.float32)
     raw[:, 5:21, 40:56] = 3.0

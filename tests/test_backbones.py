@@ -105,7 +105,7 @@ def test_resunet_scores_every_pixel():
     assert all(p.grad is not None for p in network.parameters())
 
 
-@pytest.mark.parametrize("model", ["unet", "deeplabv3plus", "segformer"])
+@pytest.mark.parametrize("model", ["unet", "deeplabv3plus", "segformer", "upernet", "pspnet"])
 def test_students_of_the_library(model: str):
     encoder = "mit_b0" if model == "segformer" else "resnet18"
     network = build({"name": "smp", "model": model, "encoder": encoder, "classes": 2}).eval()

@@ -98,21 +98,28 @@ def test_uniform_weights_give_the_spatial_mean():
 
 
 def test_one_present_class_is_cross_entropy():
-    logits = noise(3, 6)
-    labels = torch.eye(6)[[2, 0, 5]]
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0, 5]))
-    torch.testing.assert_close(single_label_loss(logits, labels), expected)
+    logits = noise(3, 6, 6)
+    shown = torch.tensor([2, 0, 5])
+    expected = torch.nn.functional.cross_entropy(logits[[0, 1, 2], shown], shown)
+    torch.testing.assert_close(single_label_loss(logits, torch.eye(6)[shown]), expected)
+
+
+def test_two_classes_of_an_image_are_told_from_each_other():
+    both = torch.ones(1, 2)
+    alike, apart = torch.zeros(1, 2, 2), torch.tensor([[[9.0, 0], [0, 9]]])
+    assert single_label_loss(alike, both).item() == pytest.approx(math.log(2))
+    assert single_label_loss(apart, both).item() < 1e-3
 
 
 def test_ignorance_costs_the_logarithm_of_the_number_of_classes():
     labels = torch.zeros(2, 15)
     labels[0, :4] = 1  # the second image shows nothing and takes no part
-    assert single_label_loss(torch.zeros(2, 15), labels).item() == pytest.approx(math.log(15))
-    assert single_label_loss(torch.zeros(2, 15), labels * 0).item() == 0
+    assert single_label_loss(torch.zeros(2, 15, 15), labels).item() == pytest.approx(math.log(15))
+    assert single_label_loss(torch.zeros(2, 15, 15), labels * 0).item() == 0
 
 
 def test_with_one_class_there_is_nothing_to_tell_apart():
-    assert single_label_loss(noise(4, 1), torch.ones(4, 1)).abs().item() == 0
+    assert single_label_loss(noise(4, 1, 1), torch.ones(4, 1)).abs().item() == 0
 
 
 # Pairs
@@ -160,7 +167,7 @@ def test_a_pair_that_shares_nothing_is_skipped():
 def test_losses_have_the_gradients_of_their_values():
     x, y = noise(2, 3).double().requires_grad_(), noise(2, 3).double().requires_grad_()
     q, r = torch.tensor([[1.0, 1, 0], [1, 0, 0]]).double(), torch.tensor([[0.0, 1, 1], [1, 0, 1]]).double()
-    assert gradcheck(lambda a: single_label_loss(a, q), (x,))
+    assert gradcheck(lambda a: single_label_loss(a, q), (noise(2, 3, 3).double().requires_grad_(),))
     assert gradcheck(lambda a, b: common_semantic_loss(a, b, q * r), (x, y))
     assert gradcheck(lambda a, b: non_common_semantic_loss(a, b, pair_labels(q, r)), (x, y))
     u, v = noise(1, 3, 2, 2).double().requires_grad_(), noise(1, 3, 2, 3).double().requires_grad_()

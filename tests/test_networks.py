@@ -16,6 +16,7 @@ from geolabel.activation import local_probability
 from geolabel.errors import WeightsError
 from geolabel.models.checkpoint import KEY, NetworkInfo, load_checkpoint, read_info, save_checkpoint
 from geolabel.models.nets import build
+from geolabel.models.nets.classifier import class_logits
 from geolabel.models.nets.sam import DrawingPromptEncoder
 
 PYRAMID = {"name": "pyramid", "classes": 2, "widths": [24, 24, 24, 24], "depths": [1, 1, 1, 1], "features": 12}
@@ -93,6 +94,25 @@ def test_mean_of_the_map_is_the_logit_of_pooled_features(octaves):
         pooled = seen[0].mean(dim=(2, 3)) @ network.head.weight[:, :, 0, 0].T + network.bias
     expected = local_probability(maps[0].numpy(), network.bias.detach().numpy(), cells=8)
     np.testing.assert_allclose(pooled.sigmoid()[0].numpy(), expected[:, 0, 0], atol=1e-6)
+
+
+def test_a_pyramid_without_its_coarsest_level():
+    network = build(PYRAMID | {"strides": [8, 16], "sharpness": 2.0}).eval()
+    assert len(network.lateral) == 2
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        assert network(images).shape[-2:] == (8, 12)
+        _, at8, at16, _ = network.trunk(images)
+        joined = network.lateral[0](at8) + torch.nn.functional.interpolate(
+            network.lateral[1](at16), scale_factor=2.0, mode="bilinear"
+        )
+        torch.testing.assert_close(network.features(images), network.smooth(joined.relu()))
+        raw = torch.randn(1, 2, 3, 5)
+        pooled = class_logits(raw, torch.zeros(2), 2.0)
+    torch.testing.assert_close(pooled, (raw * 2).exp().mean(dim=(2, 3)).log() / 2)
+    for wrong in ({"strides": [16]}, {"strides": [4, 8]}, {"sharpness": -1.0}, {"sharpness": "much"}):
+        with pytest.raises(WeightsError, match="cannot be built from its description"):
+            build(PYRAMID | wrong)
 
 
 def test_sam_embeds_at_stride_16_and_answers_at_stride_4():

@@ -23,7 +23,7 @@ from geolabel.models.nets import build
 from geolabel.models.nets.student import ResUNet, zoomed_probabilities
 from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, load_trunk
 from geolabel.parts import Localizer
-from geolabel.training.first_weights import load_bundled_trunk, load_imagenet_trunk
+from geolabel.training.first_weights import TIMM, load_bundled_trunk, load_imagenet_trunk
 from geolabel.training.fit import Schedule
 from geolabel.training.image_labels import Learning
 from geolabel.training.presets import MODELS, STUDENTS
@@ -203,6 +203,45 @@ def test_a_student_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
     assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 64, 96)
 
 
+@pytest.mark.parametrize("model", ["unet", "upernet"])
+def test_an_encoder_begins_with_the_weights_of_a_file(model: str, tmp_path: Path):
+    described = {"name": "smp", "model": "unet", "encoder": "resnet18", "classes": 2}
+    encoder = build(described).network.encoder.state_dict()
+    torch.save(encoder | {"fc.weight": torch.zeros(1)}, tmp_path / "resnet18.pth")
+    request = StudentRequest(model, init_weights=tmp_path / "resnet18.pth", steps=2, batch=2, size=64)
+    architecture = request.numbers.architectures[model] | {"classes": 2}
+    network, norm = request._network(architecture)
+    assert norm == TIMM
+    assert all(torch.equal(tensor, encoder[name]) for name, tensor in network.network.encoder.state_dict().items())
+    train(Painted(), tmp_path, request, networks=CPU)
+    info = read_info(tmp_path / FILE)
+    assert (info.mean, info.std) == TIMM
+    assert info.architecture == architecture  # another reads it without the file
+    assert info.trained["init"] == {"share": "backbone", "weights": "ImageNet, resnet18"}
+
+
+def test_the_library_s_weights_are_fetched_by_name(monkeypatch: pytest.MonkeyPatch):
+    import segmentation_models_pytorch as smp
+
+    asked = []
+    monkeypatch.setattr(smp, "Unet", lambda encoder, **given: asked.append((encoder, given)) or torch.nn.Identity())
+    request = StudentRequest("unet", init_weights="imagenet")
+    request._network(request.numbers.architectures["unet"] | {"classes": 2})
+    assert asked == [("resnet18", {"encoder_weights": "imagenet", "in_channels": 3, "classes": 2})]
+    monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="forbids to fetch the ImageNet weights of resnet18"):
+        request._network(request.numbers.architectures["unet"] | {"classes": 2})
+
+
+def test_students_with_weights_of_their_own_take_no_others(tmp_path: Path):
+    for model in ("resunet", "bundled", "imagenet"):
+        with pytest.raises(OptionError, match=f"the model {model} has first weights of its own"):
+            train(Painted(), tmp_path, StudentRequest(model, init_weights="imagenet"), networks=CPU)
+    both = StudentRequest("unet", init_weights="imagenet", init=("overall", "other.safetensors"))
+    with pytest.raises(OptionError, match="--init overall has first weights of its own"):
+        train(Painted(), tmp_path, both, networks=CPU)
+
+
 def test_a_loss_that_is_no_number_names_the_images():
     network = ResUNet(classes=2, widths=[16, 32])
     network.head.bias.data[:] = torch.nan
@@ -330,6 +369,14 @@ def test_a_detector_has_no_plain_training(tmp_path: Path, capsys: pytest.Capture
     images, out = str(tmp_path / "images"), str(tmp_path / "out")
     assert run(["train", "student", images, "--model", "maskrcnn", "--plain", "--out", out]) == 2
     assert "--plain" in capsys.readouterr().err
+
+
+def test_a_detector_takes_no_weights_of_an_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    images, out = str(tmp_path / "images"), str(tmp_path / "out")
+    (tmp_path / "images").mkdir()
+    command = ["train", "student", images, "--model", "maskrcnn", "--init-weights", "imagenet", "--out", out]
+    assert run(command) == 2
+    assert "--init-weights" in capsys.readouterr().err
 
 
 def test_students_that_cannot_be(tmp_path: Path, trained: Path):

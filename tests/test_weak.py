@@ -295,9 +295,9 @@ def test_the_map_that_is_kept_is_that_of_the_second_classifier():
     data, terms = chips(classes=1), CismTerms()
     module = CismLosses(tiny(1), data.names, terms).eval()
     images = torch.randn(1, 3, 64, 64)
-    weight = module.secondary * module.typical
+    weight = (module.secondary[0] - module.secondary[1]) / 2 * module.typical[0]
     features = module.project(module.network.features(images)).sigmoid()
-    expected = torch.einsum("d,ndhw->nhw", weight[0] - weight[1], features)[:, None]
+    expected = torch.einsum("d,ndhw->nhw", weight, features)[:, None]
     torch.testing.assert_close(module.localizer(images), expected)
     none = CismTerms(prototypes=False, enhancement=False, secondary=False)
     plain = CismLosses(tiny(1), data.names, none)

@@ -214,7 +214,8 @@ class _Begun:
         network, info = loading.maps_of(recipe, path)
         maps = CamLocalizer(network, info, batch=1)
         assert info.constant is not None, "a localizer without a constant was refused before"
-        return cls(recipe, path, info, OperatingPoint(info.constant * GREY_CUT, -float(network.bias[0])), maps)
+        point = OperatingPoint(info.constant * GREY_CUT, -float(network.bias[0]), info.sharpness)
+        return cls(recipe, path, info, point, maps)
 
     @property
     def window(self) -> int:

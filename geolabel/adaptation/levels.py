@@ -11,13 +11,13 @@ phylogenetic structure".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
 
-from geolabel.activation import window_means
+from geolabel.activation import window_logits
 from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
 
 Level = Literal["threshold"]
@@ -41,16 +41,18 @@ OWN = (len(CUTS) // 2, len(GATES))
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where a raw map is cut: cells above `cut`, of regions in which the mean of some window reaches `gate`."""
+    """Where a raw map is cut: cells above `cut`, of regions in which the logit of some window reaches `gate`."""
 
     cut: float
     gate: float
+    sharpness: float | None = None
+    """Of the pooling of a window; see `geolabel.activation.window_logits`."""
 
     def at(self, index: tuple[int, int]) -> OperatingPoint:
         """The operating point of an entry of a tally."""
         cut = self.cut * float(CUTS[index[0]])
         ratio = self.gate / self.cut if index[1] == len(GATES) else GATES[index[1]]
-        return OperatingPoint(cut, cut * ratio)
+        return replace(self, cut=cut, gate=cut * ratio)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def tally(raw: Float32Array, cells: Cells, numbers: Int64Array, count: int, poin
     -------
     (count, cuts, gates, 3) area that is landslide and taken, that is taken, and that is landslide
     """
-    means = window_means(raw[None], window)[0]
+    logits = window_logits(raw[None], window, point.sharpness)[0]
     slides, judged, blocks = (cells.cover * cells.judged).ravel(), cells.judged.ravel(), numbers.ravel()
     ratios = (*GATES, point.gate / point.cut)
     table = np.zeros((count, len(CUTS), len(ratios), 3))
@@ -165,7 +167,7 @@ def tally(raw: Float32Array, cells: Cells, numbers: Int64Array, count: int, poin
         if not regions:
             continue
         peaks = np.full(regions + 1, -np.inf)
-        np.maximum.at(peaks, labels.ravel(), np.where(labels > 0, means, -np.inf).ravel())
+        np.maximum.at(peaks, labels.ravel(), np.where(labels > 0, logits, -np.inf).ravel())
         highest = peaks[labels.ravel()]
         for j, ratio in enumerate(ratios):
             taken = highest >= ratio * cut

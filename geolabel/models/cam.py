@@ -102,9 +102,10 @@ class CamLocalizer:
         return maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
 
     def _activation(self, raw: Float32Array) -> Activation:
+        cells = max(1, self.window // self.stride)
         return Activation(
             values=normalise(raw, self._constant),
-            local_probability=local_probability(raw, self._network.bias, max(1, self.window // self.stride)),
+            local_probability=local_probability(raw, self._network.bias, cells, self._info.sharpness),
             raw_max=raw.max(axis=(1, 2)),
             stride=self.stride,
             classes=self.classes,

@@ -79,6 +79,12 @@ class NetworkInfo:
         low, high = self.trained.get("zooms", (1.0, 1.0))
         return math.sqrt(low * high)
 
+    @property
+    def sharpness(self) -> float | None:
+        """Of the pooling that makes a localizer's probabilities of its map; see `geolabel.activation`."""
+        sharpness: float | None = self.architecture.get("sharpness")
+        return sharpness
+
     def to_json(self) -> str:
         """Return the description as JSON, with the version of its format."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
@@ -95,6 +101,7 @@ class NetworkInfo:
             and LEAST <= self.window <= LARGEST
             and len(self.classes) > 0
             and 0 <= (self.floor or 0) <= LEVELS
+            and (self.sharpness is None or (isinstance(self.sharpness, int | float) and 0 < self.sharpness < math.inf))
         )
 
     @classmethod

@@ -108,7 +108,8 @@ class MultiscaleLocalizer:
         maps = interpolate(merged.float(), (height, width), mode="bilinear", align_corners=False)[0].cpu().numpy()
         raw = self._network(scaled)[0].float().cpu().numpy()
         bias = self._network.bias.detach().float().cpu().numpy()
-        probability = local_probability(raw, bias, max(1, self._info.window // self._network.stride))
+        cells = max(1, self._info.window // self._network.stride)
+        probability = local_probability(raw, bias, cells, self._info.sharpness)
         largest = probability.max(axis=(1, 2), keepdims=True)
         return Activation(
             values=normalise(maps),

@@ -12,6 +12,9 @@ together as printed. They are read as follows:
 * Eq. 14 multiplies the map of a class, the prototype and the features, all of one width D.
 * The weight gamma of eq. 16 is the softmax over classes at each pixel. Without SLSC, which brings that softmax, the
   class vectors are plain means, classified as the image is: by one sigmoid for each class.
+* Eq. 21 has one index where the loss of ReCAM (Chen et al. 2022), which inspired it, has two: logit j of the vector of
+  class n. With one logit for each class, two classes that an image shows would best be told equally likely, and the
+  weights of a class that is always beside another, such as `OTHER`, would never rise above those of the other.
 * The map that is kept is that of the second classifier: its weights on the features, times the mean prototype of the
   images that show the class, so that the map of a scene depends on no partner.
 
@@ -132,18 +135,21 @@ def class_vectors(features: Tensor, maps: Tensor, prototypes: Tensor, weights: T
 
 
 def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """SLSC (eq. 21 and 22): cross-entropy of a softmax over the classes, its target spread over those present.
+    """SLSC (eq. 21 and 22): every class vector of a class that an image shows is to be taken for that class alone.
 
     Parameters
     ----------
-    logits, labels : (N, C)
+    logits : (N, C, C)
+        By class vector, then by class.
+    labels : (N, C)
 
     Returns
     -------
-    mean over the images that show a class; 0 where none does
+    mean over the classes that an image shows, then over the images that show one; 0 where none does
     """
     count = labels.sum(dim=1)
-    each = -(labels * logits.log_softmax(dim=1)).sum(dim=1) / count.clamp(min=1)
+    own = logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2)
+    each = -(labels * own).sum(dim=1) / count.clamp(min=1)
     return each.sum() / (count > 0).sum().clamp(min=1)
 
 
@@ -336,10 +342,10 @@ class CismLosses(ChipLosses):
             labels = torch.cat([labels, torch.ones_like(labels[:, :1])], dim=1)
         features = self.network.features(images)
         maps = self._maps(features)
-        losses = {"classification": self._summed(class_logits(maps, self._bias), labels)}
+        losses = {"classification": self._summed(class_logits(maps, self._bias, self.network.sharpness), labels)}
         if self.affinity is not None:
             heard = self._maps(self.affinity(features))
-            losses["affinity"] = self._summed(class_logits(heard, self._bias), labels)
+            losses["affinity"] = self._summed(class_logits(heard, self._bias, self.network.sharpness), labels)
         projected = self.project(features).sigmoid()  # eq. 1 and 2
         spatial = self.spatial(projected * gates)  # eq. 6
         q, r = spatial.chunk(2)
@@ -366,9 +372,10 @@ class CismLosses(ChipLosses):
             return super().localizer
         network: Any = copy.deepcopy(self.network)
         classes = network.head.out_channels
-        weight = (self.secondary * self.typical).detach()
-        if self.other is not None:  # what tells the class from other ground
-            weight = weight[:1] - weight[1:]
+        weight = self.secondary.detach()
+        if self._terms.secondary:  # a softmax knows its weights but for a vector that all classes share
+            weight = weight - weight.mean(dim=0)
+        weight = weight * self.typical
         network.projected = WIDTH
         network.projection = nn.Sequential(copy.deepcopy(self.project), nn.Sigmoid())
         network.head = nn.Conv2d(WIDTH, classes, 1, bias=False)
@@ -390,10 +397,11 @@ class CismLosses(ChipLosses):
         terms, active = self._terms, class_maps(maps)
         soft = maps.softmax(dim=1) if terms.secondary else torch.ones_like(maps)
         vectors = class_vectors(projected, active, prototypes, soft)
-        logits = (vectors * self.secondary).sum(dim=2)
+        logits = vectors @ self.secondary.T
         if terms.secondary:
             return {"secondary": terms.weight * single_label_loss(logits, labels)}
-        return {"prototypes": terms.weight * self._summed(logits, labels)}
+        own = logits.diagonal(dim1=1, dim2=2)
+        return {"prototypes": terms.weight * self._summed(own, labels)}
 
     @torch.no_grad()
     def _remember(self, prototypes: Tensor, labels: Tensor) -> None:

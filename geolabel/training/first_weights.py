@@ -36,6 +36,10 @@ CLASSES = (
 """Prefixes of the tensors that distinguish the classes."""
 
 
+TIMM = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Mean and standard deviation, of 0..255, that weights of timm and torchvision expect."""
+
+
 def take_over(network: nn.Module, state: Mapping[str, Tensor], share: Share, *, same_classes: bool) -> list[str]:
     """Load a share of the tensors of another network of the same architecture.
 
@@ -124,10 +128,12 @@ def published_files(backbone: str) -> str:
 
 
 def load_backbone(trunk: nn.Module, backbone: str, path: Path) -> None:
-    """Load ImageNet weights of a file into the trunk of a `geolabel.models.nets.classifier.Classifier`.
+    """Load ImageNet weights of a file into the trunk of a classifier, or the encoder of a student.
 
     Parameters
     ----------
+    trunk
+        Of `geolabel.models.nets.classifier.Classifier`, or of a network of segmentation-models-pytorch.
     backbone
         Its name. Files of timm and of torchvision have the names of timm's layers, which it flattens in a trunk; those
         of WRN-38 have the names of the code that published it.

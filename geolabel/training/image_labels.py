@@ -86,9 +86,13 @@ class ChipLosses(nn.Module):
         """The network whose maps count: what is evaluated, and kept after the training."""
         return self.network
 
+    def logits(self, maps: Tensor) -> Tensor:
+        """Logits (N, C) of whole crops from raw maps (N, C, h, w), pooled as the network's are."""
+        return class_logits(maps, self.network.bias, self.network.sharpness)
+
     def classification(self, maps: Tensor, labels: Tensor) -> Tensor:
         """Binary cross-entropy of labels (N, C) from raw maps (N, C, h, w)."""
-        return functional.binary_cross_entropy_with_logits(class_logits(maps, self.network.bias), labels)
+        return functional.binary_cross_entropy_with_logits(self.logits(maps), labels)
 
     def train(self, mode: bool = True) -> ChipLosses:
         """Switch to training; frozen normalisation stays as it is."""
@@ -162,7 +166,8 @@ def raw_maps(network: Activating, rgb: Any, learning: Learning) -> Float32Array:
 def probabilities(network: Activating, rgb: Any, window: int, learning: Learning) -> Float32Array:
     """(C,) largest probability of each class in any window of the training's size."""
     maps = raw_maps(network, rgb, learning)
-    found = local_probability(maps, network.bias.detach().float().cpu().numpy(), max(1, window // network.stride))
+    bias = network.bias.detach().float().cpu().numpy()
+    found = local_probability(maps, bias, max(1, window // network.stride), network.sharpness)
     largest: Float32Array = found.max(axis=(1, 2))
     return largest
 
@@ -176,8 +181,11 @@ def fit_bias(network: Activating, chips: Chips, learning: Learning) -> None:
     that is positive everywhere has no contours. The map itself stays as it is.
     """
     some = _evenly(chips, learning.judged)
-    maps = np.stack([raw_maps(network, some.rgb(k), learning).mean(axis=(1, 2)) for k in range(len(some))])
-    for c, (means, shows) in enumerate(zip(maps.T.astype(np.float64), some.labels.T, strict=True)):
+    without, answers = torch.zeros(network.head.out_channels), []
+    for k in range(len(some)):
+        maps = torch.from_numpy(raw_maps(network, some.rgb(k), learning))
+        answers.append(class_logits(maps[None].double(), without, network.sharpness)[0].numpy())
+    for c, (means, shows) in enumerate(zip(np.stack(answers).T, some.labels.T, strict=True)):
         if shows.any() and not shows.all():  # a class that all chips of the sample show, or none, keeps its bias
             network.bias[c] = _bias_of(means, float(shows.mean()))
 

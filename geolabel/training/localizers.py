@@ -32,7 +32,7 @@ from geolabel.parts import SegmenterRecipe
 from geolabel.prompters import PeakPrompter
 from geolabel.training.bundled import MEAN, STD
 from geolabel.training.cism import CismLosses, CismObjective
-from geolabel.training.first_weights import load_backbone, published_files
+from geolabel.training.first_weights import TIMM, load_backbone, published_files
 from geolabel.training.image_labels import ChipLosses, ChipObjective, Learning, Segments, activation_constant, fit_bias
 from geolabel.training.presets import LocalizerPreset, Method, PresetName, preset_of
 from geolabel.training.s2c import S2cLosses, S2cObjective, Targets, prompted_targets
@@ -44,11 +44,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_IMAGENET_PYRAMID: dict[str, Any] = {"name": "pyramid", "trunk": "lite0", "features": 96}
-"""The network of ``--init imagenet``, on the trunk that ships."""
-
-TIMM = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Mean and standard deviation that timm's weights expect, of 0..255."""
+_IMAGENET_PYRAMID: dict[str, Any] = {
+    "name": "pyramid",
+    "trunk": "lite0",
+    "features": 96,
+    "strides": [8, 16],
+    "sharpness": 1.0,
+}
+"""The network of ``--init imagenet``, on the trunk that ships. Image labels alone have to tell it where a class is: a
+mean over the map, or a view of all of the chip, would have it answer from what surrounds the class."""
 
 FILE = "localizer.safetensors"
 
@@ -277,6 +281,7 @@ def _shipped_trunk(request: LocalizerRequest, numbers: LocalizerPreset, chips: C
     assert isinstance(network, PyramidLocalizer)
     network.trunk.load_state_dict(load_trunk(_IMAGENET_PYRAMID["trunk"]))
     known = _known(request, numbers, chips)
+    numbers = replace(numbers, schedule=replace(numbers.schedule, trunk=numbers.trunk_share))
     info = NetworkInfo(architecture=described, stride=network.stride, mean=IMAGENET_MEAN, std=IMAGENET_STD, **known)
     return _Start(network, info, numbers, pretrained=False)
 

@@ -50,6 +50,9 @@ class LocalizerPreset(TrainingPreset):
     pretrained_spread: float | None = None
     """How far from the zoom of their own training crops are reduced and enlarged for such weights; None for the usual
     zooms. They know the classes at the size at which they saw them: at half of it, the bundled one is half as good."""
+    trunk_share: float = 1.0
+    """Share of the rate at which the trunk that ships learns. It sees well already, and one that learned from image
+    labels as fast as the rest would look for what surrounds a class."""
     s2c: S2cTerms
     cism: CismTerms
     points_per_side: int = 32
@@ -143,6 +146,7 @@ _CPU = LocalizerPreset(
     schedule=_ADAMW,
     pretrained_rate=1e-4,
     pretrained_spread=1.4,
+    trunk_share=0.01,
     s2c=replace(_S2C, pixels=4096, scales=(1.0,)),
     cism=_CISM,
     points_per_side=12,
@@ -208,6 +212,8 @@ STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
             "unet": _smp("unet", "resnet34"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet50"),
             "segformer": _smp("segformer", "mit_b2"),
+            "upernet": _smp("upernet", "resnet50"),
+            "pspnet": _smp("pspnet", "resnet50"),
             BUNDLED: LITE_STUDENT,
             IMAGENET: LITE_STUDENT,
         },
@@ -222,6 +228,8 @@ STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
             "unet": _smp("unet", "resnet18"),
             "deeplabv3plus": _smp("deeplabv3plus", "resnet18"),
             "segformer": _smp("segformer", "mit_b0"),
+            "upernet": _smp("upernet", "resnet18"),
+            "pspnet": _smp("pspnet", "resnet18"),
             BUNDLED: LITE_STUDENT,
             IMAGENET: LITE_STUDENT,
         },

@@ -20,14 +20,22 @@ from torch.nn import functional
 from geolabel.datasets.chips import read_painted
 from geolabel.datasets.examples import Examples, Painted, PaintedExamples, PaintedSubset
 from geolabel.datasets.pseudo_labels import PseudoLabels
-from geolabel.errors import ChipError, OptionError, TrainingError
+from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
+from geolabel.io.downloads import offline
 from geolabel.labels import IGNORE
 from geolabel.metrics import class_figures, count_pixels
 from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.nets import build
 from geolabel.models.nets.student import zoomed_probabilities
-from geolabel.training.bundled import norm_of
-from geolabel.training.first_weights import Share, load_bundled_trunk, load_imagenet_trunk, load_share
+from geolabel.training.bundled import Norm, norm_of
+from geolabel.training.first_weights import (
+    TIMM,
+    Share,
+    load_backbone,
+    load_bundled_trunk,
+    load_imagenet_trunk,
+    load_share,
+)
 from geolabel.training.image_labels import Learning
 from geolabel.training.presets import BUNDLED, IMAGENET, LITE_STUDENT, STUDENTS, StudentPreset
 from geolabel.training.samples import Cropping, balanced_indices, generator, take_crop, to_tensor
@@ -61,6 +69,9 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
     """Instead of epochs, however many images there are."""
     init: tuple[Share, str | Path] | None = None
     """First weights: which share of the network, and the student's file that they come from."""
+    init_weights: str | Path | None = None
+    """ImageNet weights of the encoder of a network of segmentation-models-pytorch: ``imagenet`` to fetch the library's,
+    or a file of timm or torchvision."""
     share: float = 1.0
     """Part of the images that are learned from."""
     plain: bool = False
@@ -86,12 +97,12 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
         learn, select = (PaintedSubset(asked, part) for part in split(asked.names))
         torch.manual_seed(self.seed)
         architecture = {**numbers.architectures[self.model], "classes": len(examples.classes)}
-        network = build(architecture)
+        network, norm = self._network(architecture)
         pretrained = self._load_first_weights(network, architecture, tuple(examples.classes))
         batch = max(2, min(numbers.batch, len(learn)))
-        learning = Learning(numbers.cropping, batch, *norm_of(architecture), seed=self.seed)
+        learning = Learning(numbers.cropping, batch, *norm, seed=self.seed)
         steps = self.steps or self.steps_of(numbers, learning.epoch_steps(len(learn)))
-        info = _describe(architecture, examples, self.gsd, numbers.cropping)
+        info = _describe(architecture, norm, examples, self.gsd, numbers.cropping)
 
         def objective(*_: object) -> StudentObjective:
             losses = StudentLosses(network, learn.names, numbers.overlap)
@@ -112,11 +123,35 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
             test=None if tested is None else lambda: evaluate(network, tested, learning),
         )
 
+    def _network(self, architecture: dict[str, Any]) -> tuple[nn.Module, Norm]:
+        """The network, its encoder with ImageNet weights if asked for, and how images are normalised for it."""
+        if self.init_weights is None:
+            return build(architecture), norm_of(architecture)
+        if architecture["name"] != "smp" or self.init is not None:
+            other = f"the model {self.model}" if self.init is None else f"--init {self.init[0]}"
+            raise OptionError(
+                f"--init-weights {self.init_weights}: {other} has first weights of its own; leave it out, or choose a "
+                "model of segmentation-models-pytorch, such as unet"
+            )
+        fetched = str(self.init_weights) == "imagenet"
+        if fetched and offline():
+            raise WeightsError(
+                f"GEOLABEL_OFFLINE forbids to fetch the ImageNet weights of {architecture['encoder']}: give their file"
+            )
+        # what is written down says nothing of it, so that nobody fetches weights in order to load others
+        network = build(architecture | {"pretrained": fetched})
+        if not fetched:
+            encoder = network.get_submodule("network.encoder")
+            load_backbone(encoder, architecture["encoder"], Path(self.init_weights))
+        return network, TIMM
+
     def _load_first_weights(
         self, network: nn.Module, architecture: Mapping[str, Any], classes: tuple[str, ...]
     ) -> dict[str, Any]:
         if self.init is not None:
             return load_share(network, architecture, classes, *self.init)
+        if self.init_weights is not None:
+            return {"init": {"share": "backbone", "weights": f"ImageNet, {architecture['encoder']}"}}
         if self.model == BUNDLED:
             return load_bundled_trunk(network)
         return load_imagenet_trunk(network, LITE_STUDENT["trunk"]) if self.model == IMAGENET else {}
@@ -149,13 +184,13 @@ def _origin(examples: PaintedExamples) -> str:
 
 
 def _describe(
-    architecture: dict[str, Any], examples: PaintedExamples, gsd: float | None, cropping: Cropping
+    architecture: dict[str, Any], norm: Norm, examples: PaintedExamples, gsd: float | None, cropping: Cropping
 ) -> NetworkInfo:
     if gsd is None and isinstance(examples, PseudoLabels):
         gsd = examples.provenance.get("images", {}).get("gsd_m")
     elif gsd is None:
         gsd = getattr(examples, "gsd", None)
-    mean, std = norm_of(architecture)
+    mean, std = norm
     return NetworkInfo(
         kind="student",
         architecture=architecture,

@@ -5,6 +5,7 @@ Source: Zhou et al. (2016), "Learning Deep Features for Discriminative Localizat
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,8 @@ class Activating(MapsImages, Protocol):
 
     head: nn.Conv2d
     bias: nn.Parameter
+    sharpness: float | None
+    """Of the pooling that makes the logit of an image; see `class_logits`."""
 
     def features(self, images: Tensor) -> Tensor:
         """Compute (N, D, h, w) of normalised images (N, 3, H, W)."""
@@ -65,6 +68,8 @@ class Classifier(nn.Module):
 
     multiple = 32
     """The sides of an image are multiples of this."""
+    sharpness = None
+    """Its logits are means of its maps, as in the papers."""
 
     def __init__(
         self,
@@ -115,9 +120,27 @@ def _trunk(backbone: str, output_stride: int, pretrained: bool) -> tuple[nn.Modu
     return trunk, facts.channels()[-1], facts.reduction()[-1]
 
 
-def class_logits(maps: Tensor, bias: Tensor) -> Tensor:
-    """Logits (N, C) of whole images: global average pooling of linear maps (N, C, h, w), and the bias (S2C, eq. 3)."""
-    return maps.mean(dim=(2, 3)) + bias
+def class_logits(maps: Tensor, bias: Tensor, sharpness: float | None = None) -> Tensor:
+    """Logits of whole images: pooled linear maps, and the bias.
+
+    Parameters
+    ----------
+    maps : (N, C, h, w)
+    bias : (C,)
+    sharpness
+        r of log-sum-exp pooling, ``log(mean(exp(r x))) / r``: nearer to the mean the smaller, nearer to the maximum the
+        larger, so that few cells may answer for an image. None for the mean (S2C, eq. 3).
+
+    Returns
+    -------
+    (N, C)
+
+    Source: Pinheiro and Collobert (2015), "From Image-Level to Pixel-Level Labeling with Convolutional Networks", eq. 6
+    """
+    if sharpness is None:
+        return maps.mean(dim=(2, 3)) + bias
+    flat = maps.flatten(2) * sharpness
+    return (flat.logsumexp(dim=2) - math.log(flat.shape[2])) / sharpness + bias
 
 
 @torch.no_grad()

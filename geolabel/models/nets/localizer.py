@@ -2,10 +2,12 @@
 
 Source: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM. Global average
 pooling and a linear head commute: the logit of a window is the mean of ``theta^T F`` over the window, plus the bias.
+Other pooling is of the map ``theta^T F`` too; see `geolabel.models.nets.classifier.class_logits`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Trunk, conv_norm, enlarge, projection
+
+_PYRAMIDS = STRIDES[1:2], STRIDES[1:3], STRIDES[1:]
 
 FINE = 0.75
 """What the image's own resolution counts for in the mean that a localizer of two octaves begins with."""
@@ -39,11 +43,16 @@ class PyramidLocalizer(nn.Module):
         Channels of a 1x1 layer and a sigmoid before the head, as the second classifier of CISM has; None for none.
     octaves
         1, or 2 to see the image at half its resolution too; the features of both are mixed cell by cell.
+    strides
+        Of the trunk's features that the pyramid joins, the finest 8. Without 32 a cell knows less of what surrounds it,
+        which tells as much of an image's label as the landslide does.
+    sharpness
+        Of the pooling of the map; see `geolabel.models.nets.classifier.class_logits`.
 
     Raises
     ------
     ValueError
-        If there are to be other octaves, or another trunk.
+        If there are to be other octaves, strides or pooling, or another trunk.
     """
 
     stride = STRIDES[1]
@@ -60,12 +69,19 @@ class PyramidLocalizer(nn.Module):
         trunk: str | None = None,
         projected: int | None = None,
         octaves: int = 1,
+        strides: Sequence[int] = STRIDES[1:],
+        sharpness: float | None = None,
     ) -> None:
         super().__init__()
         if octaves not in (1, 2):
             raise ValueError(f"a localizer has 1 or 2 octaves, not {octaves}")
+        if tuple(strides) not in _PYRAMIDS:
+            raise ValueError(f"a pyramid joins strides {' or '.join(map(str, _PYRAMIDS))}, not {tuple(strides)}")
+        if sharpness is not None and not 0 < sharpness < math.inf:
+            raise ValueError(f"the sharpness of pooling is positive, not {sharpness}")
+        self.sharpness = sharpness
         self.trunk: Trunk | LiteTrunk = LiteTrunk(trunk) if trunk else Trunk(widths, depths)
-        self.lateral = nn.ModuleList(nn.Conv2d(width, features, 1) for width in self.trunk.widths[1:])
+        self.lateral = nn.ModuleList(nn.Conv2d(width, features, 1) for width in self.trunk.widths[1 : 1 + len(strides)])
         self.smooth = nn.Sequential(conv_norm(features, features), nn.ReLU())
         self.mix = _mixing(features) if octaves == 2 else None
         self.projected = projected
@@ -112,8 +128,11 @@ class PyramidLocalizer(nn.Module):
         return mixed
 
     def _pyramid(self, images: Tensor) -> Tensor:
-        at8, at16, at32 = (lateral(x) for lateral, x in zip(self.lateral, self.trunk(images)[1:], strict=True))
-        features: Tensor = self.smooth(functional.relu(at8 + enlarge(at16 + enlarge(at32))))
+        levels = [lateral(x) for lateral, x in zip(self.lateral, self.trunk(images)[1:], strict=False)]
+        joined = levels.pop()
+        while levels:
+            joined = levels.pop() + enlarge(joined)
+        features: Tensor = self.smooth(functional.relu(joined))
         return features
 
 

@@ -23,7 +23,13 @@ from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Residual, Trunk, conv
 from geolabel.tiles import mirrored
 from geolabel.types import Int64Array
 
-MODELS = {"unet": "Unet", "deeplabv3plus": "DeepLabV3Plus", "segformer": "Segformer"}
+MODELS = {
+    "unet": "Unet",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "segformer": "Segformer",
+    "upernet": "UPerNet",
+    "pspnet": "PSPNet",
+}
 """Names that the command line takes, and the library's."""
 
 
