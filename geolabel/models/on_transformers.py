@@ -4,17 +4,20 @@ A folder may come from anyone. Of its ``config.json`` only the fields of the cla
 plausible size; the network that they describe is compared with the files of weights before memory is taken for it; no
 other class, no code and no pickle is loaded.
 
-Sources: Ravi et al. (2024), "SAM 2: Segment Anything in Images and Videos", whose preprocessing and postprocessing
-are followed: an image fills the frame, and masks go to its pixels at once.
+Sources: Kirillov et al. (2023), "Segment Anything"; Ke et al. (2023), "Segment Anything in High Quality"; Ravi et al.
+(2024), "SAM 2: Segment Anything in Images and Videos"; Zhou et al. (2025), "EdgeTAM: On-Device Track Anything Model";
+Carion et al. (2025), "SAM 3: Segment Anything with Concepts", of which the tracker is run, not the words. From SAM 2 on
+an image fills the frame, and masks go to its pixels at once.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +52,57 @@ class Family:
     """Classes of the parts of ``config.json``, by their place in it."""
     processor: str
     """Class that normalises images, with the mean and standard deviation of the family."""
-    stretches: bool
+    stretches: bool = True
     """See `geolabel.models.engines.PromptedNetwork`."""
+    sorts: bool = False
+    """Whether candidates are sorted by predicted IoU. That is undone: what a candidate means depends on its token."""
+    inside: str = ""
+    """Part of ``config.json`` that describes the network; empty for all of it."""
+    unread: str = "(?!)"
+    """Pattern of the names of tensors that belong to other networks of the same file."""
 
 
-SAM2 = Family(
-    "Sam2Model",
-    {
-        "": "Sam2Config",
-        "vision_config": "Sam2VisionConfig",
-        "vision_config.backbone_config": "Sam2HieraDetConfig",
-        "prompt_encoder_config": "Sam2PromptEncoderConfig",
-        "mask_decoder_config": "Sam2MaskDecoderConfig",
-    },
-    "Sam2ImageProcessor",
-    stretches=True,
+def _configs(prefix: str, **others: str) -> dict[str, str]:
+    parts = {
+        "": "",
+        "vision_config": "Vision",
+        "prompt_encoder_config": "PromptEncoder",
+        "mask_decoder_config": "MaskDecoder",
+    }
+    return {place: f"{prefix}{part}Config" for place, part in parts.items()} | others
+
+
+_BACKBONE = "vision_config.backbone_config"
+
+SAM = Family("SamModel", _configs("Sam"), "SamImageProcessor", stretches=False)
+
+SAM_HQ = Family("SamHQModel", _configs("SamHQ"), "SamImageProcessor", stretches=False, sorts=True)
+
+SAM2 = Family("Sam2Model", _configs("Sam2", **{_BACKBONE: "Sam2HieraDetConfig"}), "Sam2ImageProcessor")
+
+EDGETAM = Family("EdgeTamModel", _configs("EdgeTam", **{_BACKBONE: "TimmWrapperConfig"}), "Sam2ImageProcessor")
+
+SAM3 = Family(
+    "Sam3TrackerModel",
+    _configs("Sam3Tracker", vision_config="Sam3VisionConfig", **{_BACKBONE: "Sam3ViTConfig"}),
+    "Sam3ImageProcessor",
 )
 
-FAMILIES = {"sam2": SAM2, "sam2_video": SAM2}
+FAMILIES = {
+    "sam": SAM,
+    "sam_hq": SAM_HQ,
+    "sam2": SAM2,
+    "sam2_video": SAM2,
+    "edgetam": EDGETAM,
+    "edgetam_video": EDGETAM,
+    "sam3_tracker": SAM3,
+    "sam3_tracker_video": SAM3,
+    "sam3_video": replace(SAM3, inside="tracker_config", unread=r"detector_model\.(?!vision_encoder\.backbone\.)"),
+}
 """By the ``model_type`` of ``config.json``. What a network for videos has beyond one for images is not loaded."""
+
+REPVIT = "repvit_m1"
+"""The backbone of EdgeTAM. A description may name no other: timm would take a name for a place in the network."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +149,7 @@ class TransformersSam:
         encoder: Any = self._model.prompt_encoder
         self.window, self.cells = int(encoder.input_image_size), int(encoder.image_embedding_size[0])
         self.width, self.batch, self.stretches = int(encoder.hidden_size), batch, family.stretches
-        self._device, self._precision = device, precision
+        self._device, self._precision, self._sorts = device, precision, family.sorts
         frame = {"height": self.window, "width": self.window}
         padded: dict[str, Any] = {"size": {"longest_edge": self.window}, "pad_size": frame}
         sizes = {"size": frame} if family.stretches else padded
@@ -146,8 +181,14 @@ class TransformersSam:
         return [self._embedding(maps, k) for k in range(len(images))]
 
     def _embedding(self, maps: Any, k: int) -> Embedding:
-        own = [level[k : k + 1].float() for level in maps]
-        return Embedding({"image_embeddings": own}, own[-1][0])
+        if isinstance(maps, Tensor):  # SAM
+            own = maps[k : k + 1].float()
+            return Embedding({"image_embeddings": own}, own[0])
+        if isinstance(maps, tuple):  # SAM-HQ, with what layers of global attention saw; the decoder takes the first
+            own, early = (level[k : k + 1].float() for level in (maps[0], maps[1][0]))
+            return Embedding({"image_embeddings": own, "intermediate_embeddings": [early]}, own[0])
+        levels = [level[k : k + 1].float() for level in maps]
+        return Embedding({"image_embeddings": levels}, levels[-1][0])
 
     def features(self, embedding: Embedding) -> Tensor:
         """(D, h, w) of what the encoder saw."""
@@ -162,8 +203,27 @@ class TransformersSam:
             asked = {"input_points": self._tensor(points[0]).float(), "input_labels": self._tensor(points[1]).long()}
         if boxes is not None:
             asked["input_boxes"] = self._tensor(boxes).float()
-        found = self._model(**embedding.inputs, **asked, multimask_output=not single)
-        return found.pred_masks[0].float(), found.iou_scores[0].float()
+        with self._unsorted() as given:
+            found = self._model(**embedding.inputs, **asked, multimask_output=not single)
+        masks, quality = found.pred_masks[0].float(), found.iou_scores[0].float()
+        if not given or single:
+            return masks, quality
+        order = torch.sort(given[0][0, :, 1:], dim=1, descending=True).indices.argsort(dim=1)
+        return masks.take_along_dim(order[..., None, None], dim=1), quality.take_along_dim(order, dim=1)
+
+    @contextmanager
+    def _unsorted(self) -> Iterator[list[Tensor]]:
+        # Collects the predicted IoU (1, K, 4) of all tokens in a call of a decoder that sorts its candidates.
+        given: list[Tensor] = []
+        if not self._sorts:
+            yield given
+            return
+        head = self._model.mask_decoder.iou_prediction_head
+        hook = head.register_forward_hook(lambda _module, _inputs, answer: given.append(answer))
+        try:
+            yield given
+        finally:
+            hook.remove()
 
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (h, w) at another size, bilinearly."""
@@ -215,13 +275,12 @@ def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
 def _model(family: Family, given: dict[str, Any], folder: Path) -> nn.Module:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
-    from safetensors.torch import load_file
 
     kind = getattr(transformers, family.model)
     try:
-        config = _config(family, given)
+        config = _config(family, given[family.inside] if family.inside else given)
         _check_size(kind, config, folder)
-        state = {name: tensor for file in hub.weights_of(folder) for name, tensor in load_file(file).items()}
+        state = {name: tensor for file in hub.weights_of(folder) for name, tensor in _tensors(file, family.unread)}
         with hub.without_bars("transformers"):
             model, report = kind.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
@@ -239,11 +298,22 @@ def _model(family: Family, given: dict[str, Any], folder: Path) -> nn.Module:
     return made
 
 
+def _tensors(file: Path, unread: str) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as held:
+        for name in held.keys():  # noqa: SIM118
+            if not re.match(unread, name):
+                yield name, held.get_tensor(name)
+
+
 def _config(family: Family, given: Mapping[str, Any], at: str = "") -> Any:
     """The description of a network, of the fields that its classes declare and no others."""
     import transformers
 
     kind = getattr(transformers, family.configs[at])
+    if kind is transformers.TimmWrapperConfig:
+        return _repvit(given)
     values: dict[str, Any] = {}
     for name in inspect.get_annotations(kind):
         inner = f"{at}.{name}" if at else name
@@ -256,8 +326,20 @@ def _config(family: Family, given: Mapping[str, Any], at: str = "") -> Any:
     return kind(**values)
 
 
+def _repvit(given: Mapping[str, Any]) -> Any:
+    import transformers
+
+    name = given["architecture"]
+    if not (isinstance(name, str) and re.fullmatch(rf"{REPVIT}(\.\w+)?", name)):
+        raise ValueError(f"its backbone is {str(name)[:40]!r}, not {REPVIT}")
+    maps = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+    return transformers.TimmWrapperConfig(architecture=REPVIT, model_args=maps)
+
+
 def _plausible(value: Any, name: str) -> Any:
     """The same value, if a network can have it."""
+    if name == "rope_parameters" and isinstance(value, dict) and len(value) <= MAX_VALUES:
+        return {str(key): _plausible(one, str(key)) for key, one in value.items()}
     if isinstance(value, list):
         if len(value) > MAX_VALUES:
             raise ValueError(f"{name} has {len(value)} values")
@@ -272,7 +354,10 @@ def _plausible(value: Any, name: str) -> Any:
 
 
 def _check_size(kind: Any, config: Any, folder: Path) -> None:
-    """Refuse what asks for another number of pixels than a network can see, or for more weights than there are."""
+    """Refuse what asks for another number of pixels than a network can see, or for more weights than there are.
+
+    One pass without numbers shows whether the parts fit each other.
+    """
     with torch.device("meta"):  # a description may ask for more memory than the files hold tensors
         model = kind(config)
     side, cells = int(model.prompt_encoder.input_image_size), int(model.prompt_encoder.image_embedding_size[0])
@@ -281,6 +366,10 @@ def _check_size(kind: Any, config: Any, folder: Path) -> None:
     held, wanted = hub.count_parameters(folder), sum(parameter.numel() for parameter in model.parameters())
     if wanted > held:
         raise ValueError(f"it has {wanted} weights, and the files hold {held}")
+    with torch.device("meta"), torch.inference_mode():
+        found = model(pixel_values=torch.empty(1, 3, side, side), input_boxes=torch.empty(1, 1, 4))
+    if found.pred_masks.shape[:3] != (1, 1, 3) or found.pred_masks.shape[3:] != (4 * cells, 4 * cells):
+        raise ValueError(f"its masks have the shape {tuple(found.pred_masks.shape)}")
 
 
 def _normalisation(folder: Path) -> dict[str, list[float]]:

@@ -60,11 +60,19 @@ def _official(name: str, filename: str, size: int, digest: str) -> Published:
     return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest, window=1024)
 
 
+def _hub(
+    name: str, model: str, parameters: int, summary: str, licence: str = "Apache-2.0", window: int = 1024
+) -> Published:
+    return Published(name, "segmenter", "", summary, licence, size=4 * parameters, hub=model, window=window)
+
+
 def _sam2(size: str, parameters: int) -> Published:
-    summary, model = f"Segment Anything 2.1, Hiera {size}", f"facebook/sam2.1-hiera-{size}"
-    return Published(
-        f"sam2.1-{size}", "segmenter", "", summary, "Apache-2.0", size=4 * parameters, hub=model, window=1024
-    )
+    return _hub(f"sam2.1-{size}", f"facebook/sam2.1-hiera-{size}", parameters, f"Segment Anything 2.1, Hiera {size}")
+
+
+def _sam_hq(size: str, parameters: int) -> Published:
+    summary = f"Segment Anything in High Quality, ViT {size}"
+    return _hub(f"sam-hq-{size}", f"syscv-community/sam-hq-vit-{size}", parameters, summary)
 
 
 PUBLISHED = (
@@ -83,6 +91,13 @@ PUBLISHED = (
     _sam2("small", 46_060_354),
     _sam2("base-plus", 80_850_178),
     _sam2("large", 224_446_642),
+    _sam_hq("base", 94_806_832),
+    _sam_hq("large", 313_676_336),
+    _sam_hq("huge", 642_686_256),
+    _hub("edgetam", "yonigozlan/EdgeTAM-hf", 13_912_306, "EdgeTAM, RepViT encoder"),
+    _hub(
+        "sam3", "facebook/sam3", 859_921_848, "Segment Anything 3, the tracker", "SAM License, on request", window=1008
+    ),
 )
 
 
