@@ -70,6 +70,9 @@ def test_a_model_that_does_not_fit_together_is_refused():
         ConfidenceModel(("beauty",), (0,), (1,), (1,), 0)
     with pytest.raises(ValueError, match="every feature"):
         ConfidenceModel(("score_mean",), (0, 1), (1,), (1,), 0)
+    for numbers in ((float("nan"), 1, 1), (0, 0, 1), (0, 1, float("inf"))):
+        with pytest.raises(ValueError, match="its numbers are finite and its scales positive"):
+            ConfidenceModel(("score_mean",), *((number,) for number in numbers), 0)
 
 
 def test_a_model_survives_its_file(tmp_path):
@@ -78,7 +81,16 @@ def test_a_model_survives_its_file(tmp_path):
     assert load_confidence(tmp_path / "model.json") == found
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"features": ["beauty"]}', '{"features": []}'])
+NOTHING = (
+    '{"features": [], "means": [], "scales": [], "coefficients": [], "intercept": 0, "networks": {}, "fitted": {}}'
+)
+WORDS = (
+    '{"features": ["score_mean"], "means": [[]], "scales": [1], "coefficients": [1], "intercept": 0, '
+    '"networks": {}, "fitted": {}}'
+)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"features": ["beauty"]}', '{"features": []}', NOTHING, WORDS])
 def test_what_is_no_model_is_refused(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(WeightsError, match="holds no confidence model"):

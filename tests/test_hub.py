@@ -60,6 +60,9 @@ def put(root: Path) -> Path:
         ("/owner/name", None),
         ("a/b/c", None),
         ("bundled", None),
+        ("weights/sam.pth", None),
+        ("owner/model.safetensors", None),
+        ("owner/path", ("owner/path", None)),
     ],
 )
 def test_names_of_models_of_the_hub_are_no_paths(text: str, expected: tuple[str, str | None] | None) -> None:

@@ -376,6 +376,7 @@ def test_places_of_windows_are_spread_evenly() -> None:
     assert abs(cols[first].mean() + 0.5) < 3 * 29 / np.sqrt(1000)
     assert abs(rows[first].mean() + 0.5) < 3 * 29 / np.sqrt(1000)
     assert len(np.unique(sample.hashed(0, cols, rows))) == 10_000
+    assert len(np.unique(sample.hashed(2**64 + 1, cols, rows))) == 10_000
 
 
 def test_an_area_that_is_not_known_is_asked_for(tmp_path: Path) -> None:

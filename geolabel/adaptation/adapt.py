@@ -225,19 +225,25 @@ class _Begun:
 
 def _tiles(plans: Sequence[Plan], grounds: Sequence[Ground]) -> list[tuple[int, int, UInt8Array]]:
     """Number of the plan, index, and what was said of the pixels in the core of each tile that is looked at."""
-    shown: list[tuple[int, int, UInt8Array]] = []
-    others: list[tuple[int, int, UInt8Array]] = []
+    shown: list[tuple[int, int]] = []
+    others: list[tuple[int, int]] = []
     for number, (plan, ground) in enumerate(zip(plans, grounds, strict=True)):
-        for index, window in enumerate(plan.localize_tiles):
-            truth = np.zeros((window.height, window.width), np.uint8)
-            core = plan.localize_tiles.core(index)
-            truth[core.within(window)] = ground.paint(core)
-            if truth.any():
-                (shown if (truth == LANDSLIDE).any() else others).append((number, index, truth))
+        for index in range(len(plan.localize_tiles)):
+            said = ground.paint(plan.localize_tiles.core(index))
+            if said.any():
+                (shown if (said == LANDSLIDE).any() else others).append((number, index))
     shown = shown[:: max(1, math.ceil(len(shown) / MAX_TILES))]
     room = MAX_TILES - len(shown)
     others = others[:: max(1, math.ceil(len(others) / room))] if room else []
-    return sorted([*shown, *others], key=lambda tile: tile[:2])
+    return [(n, index, _said_of(plans[n], grounds[n], index)) for n, index in sorted([*shown, *others])]
+
+
+def _said_of(plan: Plan, ground: Ground, index: int) -> UInt8Array:
+    """(H, W) what was said of the pixels of a tile, in its core."""
+    window, core = plan.localize_tiles[index], plan.localize_tiles.core(index)
+    truth = np.zeros((window.height, window.width), np.uint8)
+    truth[core.within(window)] = ground.paint(core)
+    return truth
 
 
 def _cells(plan: Plan, number: int, index: int, truth: UInt8Array, begun: _Begun) -> Cells:

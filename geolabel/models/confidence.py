@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,7 +95,7 @@ def load_confidence(path: Path) -> FittedConfidence:
     """
     try:
         values = read_json(path)
-        numbers = {name: tuple(values[name]) for name in ("means", "scales", "coefficients")}
+        numbers = {name: tuple(map(float, values[name])) for name in ("means", "scales", "coefficients")}
         model = ConfidenceModel(names=tuple(values["features"]), intercept=float(values["intercept"]), **numbers)
         return FittedConfidence(model, dict(values["networks"]), dict(values["fitted"]))
     except OSError as error:
@@ -183,6 +184,9 @@ class ConfidenceModel:
             raise ValueError(f"features {sorted(unknown)} are not known: known are {sorted(FEATURES)}")
         if len({len(values) for values in (self.names, self.means, self.scales, self.coefficients)}) > 1:
             raise ValueError("every feature has a mean, a scale and a coefficient")
+        numbers = (*self.means, *self.scales, *self.coefficients, self.intercept)
+        if not (self.names and all(map(math.isfinite, numbers)) and min(self.scales) > 0):
+            raise ValueError("it has at least one feature, its numbers are finite and its scales positive")
 
     def __call__(self, attributes: Attributes) -> Float64Array:
         """(K,) probability, 0..1, that at least half of each polygon is landslide; NaN where a feature is missing."""

@@ -26,8 +26,8 @@ from geolabel.parsing import read_json
 
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"(?P<model>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-"""``OWNER/NAME``, or ``OWNER/NAME@REVISION``."""
+HUB_ID = re.compile(r"(?!\S*\.(bin|onnx|pth?|safetensors)$)(?P<model>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+"""``OWNER/NAME``, or ``OWNER/NAME@REVISION``; what ends as files of weights do is the path of one."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -227,7 +227,7 @@ class _Drawer:
 
 def hashed(seed: int, one: Int64Array, other: Int64Array) -> AnyArray:
     """(N,) numbers of 64 bits that look random, the same for the same pair and seed on every machine (SplitMix64)."""
-    mixed = np.full(len(one), seed, np.uint64)
+    mixed = np.full(len(one), seed % 2**64, np.uint64)
     with np.errstate(over="ignore"):
         for part in (one, other):
             mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.asarray(part, np.int64).view(np.uint64)
