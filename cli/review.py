@@ -1,4 +1,4 @@
-"""``geolabel review``: compare inventories, and write a page to review one in."""
+"""``geolabel review``: compare and merge inventories, say where to look, and what a review says of the rest."""
 
 from __future__ import annotations
 
@@ -89,6 +89,47 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
     named = {name: figures[f"changed {name}"] for name in ("outline", "layer", "status", "class")}
     rows["changed"] += "".join(f"; {name} {count}" for name, count in named.items() if count)
     return rows | ({"output": figures["output"]} if "output" in figures else {})
+
+
+@review.command()
+@click.argument("inventories", type=INVENTORY, nargs=-1, required=True, metavar="INVENTORY INVENTORY...")
+@option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="Inventory to write.")
+@option(
+    "--min-iou",
+    group="sensitivity",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Minimum intersection over union of two polygons that are one landslide.",
+)
+@options.overwrite
+@options.discard_review
+@options.as_json
+@options.terminal
+@click.pass_context
+def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json: bool, **how: Any) -> int:
+    """Merge inventories of one place, such as those of several reviewers, into one.
+
+    A person's work comes before polygons that nobody has looked at. Where people disagree, the first INVENTORY counts,
+    the column disagreement has what the others say, and the exit code is 4.
+
+    \b
+    geolabel review merge hers.gpkg his.gpkg --out both.gpkg
+    """
+    check_outputs(out, overwrite=how["overwrite"])
+    with loading(ctx, "merging"):
+        import geolabel
+
+        figures = geolabel.merge(inventories, out, **how).figures()
+    if as_json:
+        announce(figures | {"output": out}, as_json=True)
+    else:
+        rows = {name: str(figures[name]) for name in ("landslides", "candidates", "rejected")}
+        joined = f"{figures['joined']} polygons became a part of one of another inventory"
+        announce(
+            rows | {"joined": joined, "disagreements": str(figures["disagreements"]), "output": out}, as_json=False
+        )
+    return DIFFERENT if figures["disagreements"] else 0
 
 
 @review.command()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from geolabel.parsing import Measure as Measure
     from geolabel.review.difference import diff as diff
     from geolabel.review.estimate import estimate_review as estimate_review
+    from geolabel.review.merging import merge as merge
     from geolabel.review.next_windows import next_windows as next_windows
     from geolabel.review.sample import sample_review as sample_review
     from geolabel.viewing.page import view as view
@@ -59,6 +60,7 @@ _HOMES = {
     "evaluate": "geolabel.evaluation.evaluate",
     "extract": "geolabel.extraction.extract",
     "label": "geolabel.methods",
+    "merge": "geolabel.review.merging",
     "next_windows": "geolabel.review.next_windows",
     "polygonize": "geolabel.extraction.polygonize",
     "predict": "geolabel.extraction.predict",
@@ -90,6 +92,7 @@ __all__ = [
     "evaluate",
     "extract",
     "label",
+    "merge",
     "next_windows",
     "polygonize",
     "predict",

@@ -25,6 +25,7 @@ from geolabel.io.read.review import Carried, check_work, read_review, read_work
 from geolabel.io.write import geopackage
 from geolabel.io.write.vectors import write_layers
 from geolabel.review import next_windows, sample
+from geolabel.review.merging import Merged
 from geolabel.review.next_windows import choose_windows
 
 UTM = pyproj.CRS.from_epsg(32648)
@@ -474,3 +475,132 @@ def test_a_sample_alone_counts_where_there_is_one(tmp_path: Path) -> None:
     assert [(one.reviewed, one.right, one.rest) for one in found.strata] == [(3, 3, 8)]
     assert found.right is not None
     assert found.right.value == 8
+
+
+# merge
+
+
+def merged(*paths: Path, **how: Any) -> tuple[Merged, Path]:
+    out = paths[0].with_name("merged.gpkg")
+    return geolabel.merge(paths, out, overwrite=True, **how), out
+
+
+def test_the_work_of_two_people_becomes_one_inventory(tmp_path: Path) -> None:
+    """Each reviewed the same five polygons in part, and drew one."""
+    hers, his = write(tmp_path / "hers.gpkg", FIVE), write(tmp_path / "his.gpkg", FIVE)
+    sql(hers, "UPDATE landslides SET status = 'accepted' WHERE id = 1")
+    sql(hers, "UPDATE landslides SET status = 'rejected' WHERE id = 2")
+    sql(his, "UPDATE landslides SET status = 'accepted', notes = 'fresh' WHERE id = 3")
+    edit(his, without(4))
+    drawn = gpd.GeoDataFrame({"status": ["accepted"]}, geometry=[square(0, 500)], crs=UTM)
+    edit(his, lambda rows: pd.concat([rows, drawn], ignore_index=True))
+    found, out = merged(hers, his)
+    assert found.figures() == {"landslides": 4, "candidates": 0, "rejected": 2, "joined": 5, "disagreements": 0}
+    rows = pd.concat([found.landslides, found.rejected]).set_index("sources")
+    assert rows.loc["hers.gpkg:1; his.gpkg:1", ["id", "status"]].tolist() == [1, "accepted"]
+    assert rows.loc["hers.gpkg:2; his.gpkg:2", ["id", "status"]].tolist() == [2, "rejected"]
+    assert rows.loc["his.gpkg:3; hers.gpkg:3", ["status", "notes"]].tolist() == ["accepted", "fresh"]
+    assert rows.loc["his.gpkg:4; hers.gpkg:4", "status"] == "rejected"
+    assert rows.loc["hers.gpkg:5; his.gpkg:5", ["id", "status"]].tolist() == [5, "unreviewed"]
+    assert rows.loc["his.gpkg", "area_m2"] == pytest.approx(400, rel=2e-3)
+    assert rows["id"].is_unique
+    # what was decided is a person's work in the new file too
+    again = read_review(out)
+    assert (len(again.kept), len(again.rejected), len(again.waiting)) == (3, 2, 1)
+    assert read_work(out)
+    made = geopackage.read_provenance(out)["merged"]
+    assert [one["file"] for one in made] == ["hers.gpkg", "his.gpkg"]
+    assert [one["provenance"]["scene"]["name"] for one in made] == ["hers", "his"]
+
+
+def test_where_people_disagree_the_first_counts_and_the_other_is_named(tmp_path: Path) -> None:
+    hers, his = write(tmp_path / "hers.gpkg", FIVE[:3]), write(tmp_path / "his.gpkg", FIVE[:3])
+    sql(hers, "UPDATE landslides SET status = 'accepted'")
+    sql(his, "UPDATE landslides SET status = 'accepted'")
+    sql(his, "UPDATE landslides SET status = 'rejected' WHERE id = 2")
+    sql(his, "UPDATE landslides SET class = 'rock fall' WHERE id = 3")
+    found, out = merged(hers, his)
+    said = found.landslides.set_index("id")["disagreement"]
+    assert pd.isna(said[1])
+    assert [said[2], said[3]] == ["his.gpkg:2: rejected", "his.gpkg:3: class rock fall"]
+    assert found.figures()["disagreements"] == 2
+    turned, _ = merged(his, hers, discard_review=True)
+    assert turned.rejected["disagreement"].tolist() == ["hers.gpkg:2: landslide"]
+    arguments = ["review", "merge", str(hers), str(his), "--out", str(out), "--overwrite", "--discard-review"]
+    assert command(arguments) == 4
+    assert command(arguments[:-1]) != 4, "the merged file holds reviews"
+
+
+def test_what_half_of_another_polygon_covers_is_a_part_of_it(tmp_path: Path) -> None:
+    """IoU of the small square (10 m) and the large one (20 m): 100 / 400; of the one half outside: 50 / 450."""
+    hers = write(tmp_path / "hers.gpkg", [square(0, 0)])
+    his = write(tmp_path / "his.gpkg", [square(0, 0, 10), square(100, 0)])
+    assert merged(hers, his, min_iou=0.3)[0].figures()["joined"] == 1
+    half = write(tmp_path / "half.gpkg", [square(15, 0, 10)])
+    assert merged(hers, half, min_iou=0.12)[0].figures()["joined"] == 1
+    less = write(tmp_path / "less.gpkg", [square(15.1, 0, 10)])
+    assert merged(hers, less, min_iou=0.12)[0].figures()["joined"] == 0
+    with pytest.raises(OptionError, match="at least two"):
+        geolabel.merge([hers], tmp_path / "one.gpkg")
+
+
+def test_a_small_landslide_in_a_rejected_area_is_another_thing(tmp_path: Path) -> None:
+    hers, his = write(tmp_path / "hers.gpkg", [square(0, 0, 100)]), write(tmp_path / "his.gpkg", [square(0, 0, 10)])
+    sql(hers, "UPDATE landslides SET status = 'rejected'")
+    found, _ = merged(hers, his)
+    assert found.figures()["landslides"] == 0, "nobody has looked at it, and its ground was rejected"
+    sql(his, "UPDATE landslides SET status = 'accepted'")
+    found, _ = merged(hers, his, discard_review=True)
+    assert found.figures() == {"landslides": 1, "candidates": 0, "rejected": 1, "joined": 0, "disagreements": 0}
+
+
+def test_what_covers_an_accepted_polygon_is_a_candidate(tmp_path: Path) -> None:
+    hers, his = write(tmp_path / "hers.gpkg", [square(0, 0, 10)]), write(tmp_path / "his.gpkg", [square(0, 0, 100)])
+    sql(hers, "UPDATE landslides SET status = 'accepted'")
+    found, _ = merged(hers, his)
+    assert found.candidates["sources"].tolist() == ["his.gpkg:1"]
+
+
+def test_inventories_of_other_crss_columns_and_programs_are_merged(tmp_path: Path) -> None:
+    hers, his = write(tmp_path / "hers.gpkg", FIVE[:2]), tmp_path / "his.geojson"
+    sql(hers, "ALTER TABLE landslides ADD COLUMN depth INTEGER", "UPDATE landslides SET depth = 3 WHERE id = 2")
+    own = gpd.GeoDataFrame({"depth": ["deep", "shallow"]}, geometry=[square(0, 0), square(500, 0)], crs=UTM)
+    own.to_crs(4326).to_file(his, driver="GeoJSON")
+    found, out = merged(hers, his)
+    rows = gpd.read_file(out, layer="landslides").set_index("sources")
+    assert found.landslides.crs == UTM
+    assert rows["depth"].to_dict() == {
+        "his.geojson; hers.gpkg:1": "deep",
+        "hers.gpkg:2": "3",
+        "his.geojson": "shallow",
+    }
+    assert rows.loc["his.geojson", "area_m2"] == pytest.approx(400, rel=2e-3)
+    nowhere = write_layers_without_crs(tmp_path / "nowhere.gpkg")
+    with pytest.raises(VectorError, match="one has a CRS and the other has none"):
+        merged(hers, nowhere, discard_review=True)
+
+
+def write_layers_without_crs(path: Path) -> Path:
+    rows = table(FIVE[:1]).set_crs(None, allow_override=True)
+    write_layers(path, rows, None, None, {"scene": {}}, crs=None)
+    return path
+
+
+def test_windows_that_people_looked_at_come_along(tmp_path: Path) -> None:
+    hers, his = write(tmp_path / "hers.gpkg", FIVE), write(tmp_path / "his.gpkg", FIVE[::-1])
+    for path in (hers, his):
+        geolabel.next_windows(path, count=1)
+        sql(path, "UPDATE review SET status = 'reviewed'")
+    sql(his, "UPDATE landslides SET status = 'accepted' WHERE id = 1")
+    _, out = merged(hers, his)
+    windows = review_layer(out)
+    about = gpd.read_file(out, layer="landslides").set_index("id").loc[windows["polygon"]]
+    assert windows["window"].tolist() == [1, 2]
+    assert shapely.contains(windows.geometry.to_numpy(), about.geometry.to_numpy()).all()
+
+
+def test_a_merge_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    hers, his = write(tmp_path / "hers.gpkg", FIVE), write(tmp_path / "his.gpkg", FIVE, [square(500, 0)])
+    geolabel.merge([hers, his], tmp_path / "one.gpkg")
+    geolabel.merge([hers, his], tmp_path / "two.gpkg")
+    assert (tmp_path / "one.gpkg").read_bytes() == (tmp_path / "two.gpkg").read_bytes()

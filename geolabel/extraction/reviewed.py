@@ -84,7 +84,7 @@ def with_review(result: Result, review: Review | None) -> Result:
     landslides, candidates, fresh = result.landslides, result.candidates, result.fresh
     unit_m = result.parts[0].plan.grid.unit_m
     crs = landslides.crs
-    kept, rejected = (_carried(table, crs, unit_m) for table in (review.kept, review.rejected))
+    kept, rejected = (reviewed_in(table, crs, unit_m) for table in (review.kept, review.rejected))
     highest = review.highest
     for table in (kept, rejected):
         new = table["id"].isna().to_numpy(bool)
@@ -127,7 +127,7 @@ def _looked(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     return stacked([review.looked], crs, WINDOW_COLUMNS) if len(review.looked) else review.looked
 
 
-def _carried(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:
+def reviewed_in(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:
     """Reviewed polygons in the CRS of the inventory, with the sizes of those outlines that are a person's."""
     outlines = reprojected(table, crs)
     new = np.full(len(table), not same_crs(table.crs, crs)) | table[REDRAWN].to_numpy(bool)

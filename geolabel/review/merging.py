@@ -1,0 +1,312 @@
+"""Several inventories of one place as one file, with what each of them says of a polygon.
+
+Polygons are taken in the order: a person's work, landslides that nobody has looked at, candidates that nobody has
+looked at; within each of these the inventories in the order in which they are given. A polygon becomes a part of one
+that was taken before it, from another inventory, where
+
+* both are one landslide: the intersection over union of their outlines reaches a minimum; or
+* at least half of it is on the other, unless people decided differently about the two.
+
+What nobody has looked at and covers at least half of a polygon that a person takes for a landslide is a candidate, as
+where ``extract --keep-reviewed`` finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+
+from geolabel.errors import OptionError, VectorError
+from geolabel.extraction.result import stacked
+from geolabel.extraction.reviewed import SHARE, reviewed_in
+from geolabel.io.columns import LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
+from geolabel.io.read.review import (
+    LAYER,
+    POLYGON_LAYERS,
+    REJECTED,
+    WHY,
+    Carried,
+    Review,
+    check_work,
+    read_review,
+)
+from geolabel.io.write.geopackage import read_provenance
+from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
+from geolabel.io.written import plain, read_written
+from geolabel.outputs import check_target
+from geolabel.polygons import valid_multipolygons
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
+
+LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
+
+SOURCES, DISAGREEMENT = "sources", "disagreement"
+"""Columns of a merged inventory: where a polygon comes from, and who decided differently about it."""
+
+COLUMNS: Mapping[str, Kind] = {SOURCES: "text", DISAGREEMENT: "text"}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One inventory of several, in the CRS of the first."""
+
+    landslides: gpd.GeoDataFrame
+    candidates: gpd.GeoDataFrame
+    rejected: gpd.GeoDataFrame
+    joined: int
+    """Polygons that became a part of a polygon of another inventory."""
+
+    @property
+    def disagreements(self) -> gpd.GeoDataFrame:
+        """Polygons about which people decided differently."""
+        rows = pd.concat([self.landslides, self.candidates, self.rejected], ignore_index=True)
+        return gpd.GeoDataFrame(rows[rows[DISAGREEMENT].notna()], crs=self.landslides.crs)
+
+    def figures(self) -> dict[str, int]:
+        """How many polygons there are, were joined, and are in dispute."""
+        layers = {name: len(getattr(self, name)) for name in POLYGON_LAYERS}
+        return layers | {"joined": self.joined, "disagreements": len(self.disagreements)}
+
+
+def merge(
+    inventories: Sequence[str | Path],
+    out: str | Path,
+    *,
+    min_iou: float = 0.1,
+    overwrite: bool = False,
+    discard_review: bool = False,
+) -> Merged:
+    """Merge inventories of one place, such as those of several reviewers, into one.
+
+    Where people decided differently about a polygon, the first inventory counts, and the column ``disagreement`` has
+    what the others say. The column ``sources`` names the files and numbers that a polygon comes from. Numbers of the
+    first inventory stay. Prompts and tiles are left out.
+
+    Parameters
+    ----------
+    inventories
+        Outputs of geolabel, or other files of polygons; at least two. The first one's CRS is that of the result.
+    out
+        File of layers to write.
+    min_iou
+        Minimum intersection over union of two polygons that are one landslide, above 0, at most 1.
+    overwrite
+        Whether `out` may be replaced, if no person has reviewed or edited something in it.
+    discard_review
+        Whether it may be replaced all the same.
+
+    Raises
+    ------
+    OptionError
+        If `min_iou` is out of its range, or fewer than two inventories are given.
+    GeolabelError
+        If a file cannot be read or written.
+
+    Examples
+    --------
+    >>> import geolabel
+    >>> geolabel.merge(["hers.gpkg", "his.gpkg"], "both.gpkg").figures()  # doctest: +SKIP
+    """
+    if not 0 < min_iou <= 1:
+        raise OptionError(f"min iou {min_iou}: it must be above 0, at most 1")
+    if len(inventories) < 2:
+        raise OptionError(f"{len(inventories)} inventory: merging needs at least two")
+    carried = Carried(discard=discard_review)
+    check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=inventories)
+    check_work(out, carried)
+    names = _names(inventories)
+    reviews = [read_review(path, record=read_written(path)) for path in inventories]
+    joint = _Joint.of(reviews, names)
+    found = joint.merged(min_iou)
+    made = [{"file": name, "provenance": read_provenance(path)} for name, path in zip(names, inventories, strict=True)]
+    reviewed = Reviewed(
+        numbers=frozenset(joint.numbers[joint.decided].tolist()),
+        rejected=found.rejected,
+        columns={name: kind for name, kind in joint.columns.items() if name not in LANDSLIDE_COLUMNS},
+        highest=max(int(joint.numbers.max(initial=0)), joint.highest),
+        looked=joint.windows(reviews),
+    )
+    write_layers(
+        out,
+        found.landslides,
+        None,
+        None,
+        {"merged": made, "min_iou": min_iou},
+        crs=joint.crs,
+        candidates=found.candidates,
+        reviewed=reviewed,
+        overwrite=overwrite,
+        carried=carried,
+    )
+    return found
+
+
+def _names(paths: Sequence[str | Path]) -> list[str]:
+    """Names by which files are told in the result: without their folders where that is unambiguous."""
+    short = [Path(path).name for path in paths]
+    return short if len({*short}) == len(short) else [str(path) for path in paths]
+
+
+@dataclass
+class _Joint:
+    """The polygons of all inventories, N in number, in the order in which they are taken."""
+
+    crs: pyproj.CRS | None
+    columns: Mapping[str, Kind]
+    table: gpd.GeoDataFrame
+    """With `LAYER` and `WHY`."""
+    names: Sequence[str]
+    """Of the inventories."""
+    owner: Int64Array
+    """(N,) index of the inventory."""
+    ids: AnyArray
+    """(N,) numbers there, null for what has none."""
+    highest: int
+    """Of the numbers that polygons have had."""
+    taken_by: Int64Array = field(init=False)
+    """(N,) which polygon each is a part of, by index; itself for what stays."""
+
+    def __post_init__(self) -> None:
+        self.taken_by = np.arange(len(self.table))
+
+    @classmethod
+    def of(cls, reviews: Sequence[Review], names: Sequence[str]) -> _Joint:
+        """Read the tables of all inventories, reprojected to the CRS of the first."""
+        crs = reviews[0].crs
+        columns = dict(LANDSLIDE_COLUMNS)
+        for review in reviews:
+            if (review.crs is None) != (crs is None):
+                raise VectorError(
+                    f"{reviews[0].path} and {review.path}: one has a CRS and the other has none, so they cannot be "
+                    "compared; give both a CRS, or neither"
+                )
+            for name, kind in review.columns.items():
+                columns[name] = kind if columns.get(name, kind) == kind else "text"
+        columns |= COLUMNS
+        whole = columns | {LAYER: "text", WHY: "text"}
+        parts, owner = [], []
+        for index, review in enumerate(reviews):
+            for rows in (review.kept, review.rejected, review.waiting):
+                table = reviewed_in(rows, crs, None)
+                mixed = [name for name, kind in review.columns.items() if columns[name] != kind and name in table]
+                table = table.assign(**{name: _as_text(table[name]) for name in mixed})
+                parts.append(stacked([table], crs, whole))
+                owner += [index] * len(table)
+        table = gpd.GeoDataFrame(pd.concat(parts, ignore_index=True), crs=crs)
+        waiting, candidate = table[WHY].isna().to_numpy(bool), (table[LAYER] == CANDIDATES).to_numpy(bool)
+        order = np.lexsort((pd.to_numeric(table["id"]).to_numpy(float), owner, waiting & candidate, waiting))
+        table = table.iloc[order].reset_index(drop=True)
+        owners, ids = np.array(owner, np.int64)[order], table["id"].to_numpy(object)
+        return cls(crs, columns, table, names, owners, ids, max(review.highest for review in reviews))
+
+    @property
+    def decided(self) -> BoolArray:
+        """(N,) which are a person's work."""
+        return np.asarray(self.table[WHY].notna(), bool)
+
+    @property
+    def stays(self) -> BoolArray:
+        """(N,) which are no part of another."""
+        return np.asarray(self.taken_by == np.arange(len(self.table)))
+
+    @property
+    def numbers(self) -> Int64Array:
+        """(N,) numbers in the result: those of the first inventory stay, all others are higher than any before."""
+        first = self.stays & (self.owner == 0) & pd.notna(self.ids)
+        numbers, new = np.zeros(len(self.ids), np.int64), self.stays & ~first
+        numbers[first] = self.ids[first].astype(np.int64)
+        numbers[new] = np.arange(self.highest + 1, self.highest + 1 + new.sum())
+        return numbers[self.taken_by]
+
+    @property
+    def right(self) -> BoolArray:
+        """(N,) which are not rejected."""
+        return np.asarray(self.table[LAYER] != REJECTED, bool)
+
+    def merged(self, min_iou: float) -> Merged:
+        """Join what is one landslide, and sort the rest into layers."""
+        shapes = valid_multipolygons(np.asarray(self.table.geometry.to_numpy(), object))
+        one, other, shared = self._overlaps(shapes)
+        self._join(shapes, one, other, shared, min_iou)
+        stays = self.stays
+        decided, right = self.decided, self.right
+        around = (shared >= SHARE * shapely.area(shapes)[other]) & ~decided[one] & (decided & right & stays)[other]
+        layer = self.table[LAYER].to_numpy(object, copy=True)
+        layer[one[around]] = CANDIDATES
+        said = self._said()
+        table = self.table.assign(**{"id": self.numbers, SOURCES: said[0], DISAGREEMENT: said[1]})
+        parts = [table[stays & (layer == name)] for name in POLYGON_LAYERS]
+        tables = [
+            stacked([part], self.crs, self.columns).sort_values("id", kind="stable", ignore_index=True)
+            for part in parts
+        ]
+        return Merged(tables[0], tables[1], tables[2], joined=int((~stays).sum()))
+
+    def _overlaps(self, shapes: AnyArray) -> tuple[Int64Array, Int64Array, Float64Array]:
+        """Pairs of polygons of different inventories, both ways, and the areas that they share."""
+        one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+        apart = self.owner[one] != self.owner[other]
+        one, other = one[apart], other[apart]
+        shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
+        return one[shared > 0], other[shared > 0], shared[shared > 0]
+
+    def _join(self, shapes: AnyArray, one: Int64Array, other: Int64Array, shared: Float64Array, min_iou: float) -> None:
+        """Find what each polygon is a part of: the one that was taken before it with the largest IoU."""
+        area, decided, right = shapely.area(shapes), self.decided, self.right
+        iou = shared / (area[one] + area[other] - shared)
+        alike = ~decided[one] | (right[one] == right[other])
+        fits = (other < one) & ((iou >= min_iou) | (alike & (shared >= SHARE * area[one])))
+        order = np.lexsort((other, -iou, one))
+        for k in order[fits[order]].tolist():
+            mine, its = int(one[k]), int(other[k])
+            if self.taken_by[mine] == mine and self.taken_by[its] == its:
+                self.taken_by[mine] = its
+
+    def _said(self) -> tuple[list[str], list[str | None]]:
+        """Of each polygon the files and numbers that it comes from, and what other people decided about it."""
+        called = [
+            self.names[index] + ("" if plain(number) is None else f":{int(number)}")
+            for index, number in zip(self.owner, self.ids, strict=True)
+        ]
+        sources = [[name] for name in called]
+        against: list[list[str]] = [[] for _ in called]
+        decided, right = self.decided, self.right
+        classes = [plain(name) for name in self.table["class"]]
+        for k in np.flatnonzero(~self.stays).tolist():
+            its = int(self.taken_by[k])
+            sources[its].append(called[k])
+            if not decided[k]:
+                continue
+            if right[k] != right[its]:
+                against[its].append(f"{called[k]}: {'landslide' if right[k] else REJECTED}")
+            elif right[k] and classes[k] != classes[its]:
+                against[its].append(f"{called[k]}: class {classes[k] or 'none'}")
+        return ["; ".join(names) for names in sources], ["; ".join(names) or None for names in against]
+
+    def windows(self, reviews: Sequence[Review]) -> gpd.GeoDataFrame:
+        """Windows that people have looked at, with the numbers that polygons have in the result."""
+        numbers, parts = self.numbers, []
+        for index, review in enumerate(reviews):
+            if not len(review.looked):
+                continue
+            own = np.flatnonzero((self.owner == index) & pd.notna(self.ids))
+            became = dict(zip(self.ids[own].astype(int).tolist(), numbers[own].tolist(), strict=True))
+            about = [None if plain(number) is None else became.get(int(number)) for number in review.looked["polygon"]]
+            parts.append(review.looked.assign(polygon=pd.Series(about, review.looked.index, dtype=object)))
+        if not parts:
+            return gpd.GeoDataFrame()
+        windows = stacked(parts, self.crs, WINDOW_COLUMNS)
+        return windows.assign(window=np.arange(1, len(windows) + 1))
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    said: list[Any] = [plain(value) for value in values]
+    text = [f"{one:.15g}" if isinstance(one, float) else None if one is None else str(one) for one in said]
+    return pd.Series(text, values.index, dtype=object)
