@@ -218,17 +218,21 @@ def test_dask_is_named_in_one_file_and_clients_are_opened_by_the_command_line():
     assert {name for name in naming if home_of(name) != "cli"} == {"engine.executors"}
 
 
-METHOD_NAMES = {"apsam", "s2c", "cism", "alps", "diffuprompter", "bundled"}
+METHOD_NAMES = {"apsam", "s2c", "cism", "alps", "diffuprompter"}
+"""Methods; ``bundled`` is a network, and among first weights a choice beside files."""
 
-
-@pytest.mark.parametrize(
-    "path", [p for p in files() if home_of(name_of(p)) in ("engine", "extraction", "labeling", "methods")], ids=name_of
+COMPARED = {"training": METHOD_NAMES} | dict.fromkeys(
+    ("engine", "extraction", "labeling", "methods"), METHOD_NAMES | {"bundled"}
 )
+"""Names that no module of a package compares."""
+
+
+@pytest.mark.parametrize("path", [p for p in files() if home_of(name_of(p)) in COMPARED], ids=name_of)
 def test_names_of_methods_and_bundled_networks_are_not_compared(path: Path):
     """A method is chosen in the registry, and what suits a network is looked up."""
     compared = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Compare)]
     constants = {inner.value for node in compared for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
-    assert not constants & METHOD_NAMES
+    assert not constants & COMPARED[home_of(name_of(path))]
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:

@@ -70,6 +70,17 @@ PSEUDO: dict[str, Method] = {
 """Pseudo-labels, and the localizer that each comes from. `apsam` is what `geolabel label` makes with this segmenter;
 the others of APSAM, its Table II, have the paper's settings."""
 
+_SETTINGS: dict[str, Callable[[Networks], apsam.Settings | s2c.Settings | cism.Settings]] = {
+    "apsam": lambda networks: apsam.with_defaults(apsam.Settings(), networks),
+    "apsam paper": lambda _: apsam.PAPER,
+    "apsam box": lambda _: replace(apsam.PAPER, prompts="box"),
+    "apsam point": lambda _: replace(apsam.PAPER, prompts="point"),
+    "s2c": lambda networks: s2c.Settings(confidence=segmenter_defaults(networks.sam).confidence),
+    "cism": lambda _: cism.Settings(),
+    "cism crf": lambda _: cism.Settings(crf=True),
+}
+"""Settings of the method that makes each of the pseudo-labels."""
+
 STUDENTS = ("apsam", "apsam paper", "s2c", "cism", "masks")
 """What students are trained on; the last is the ceiling."""
 
@@ -376,16 +387,7 @@ class WeakBench:
         return lambda localizer: apsam.pipeline(localizer, segmenter, settings)
 
     def _settings(self, name: str) -> apsam.Settings | s2c.Settings | cism.Settings:
-        kind, _, part = name.partition(" ")
-        views: dict[str, Any] = {"single_scale": not self._multiscale}
-        if kind == "s2c":
-            return s2c.Settings(confidence=segmenter_defaults(self.networks.sam).confidence, **views)
-        if kind == "cism":
-            return cism.Settings(crf=part == "crf", **views)
-        if part:
-            prompts: Any = "both" if part == "paper" else part
-            return replace(apsam.PAPER, prompts=prompts, **views)
-        return apsam.with_defaults(apsam.Settings(**views), self.networks)
+        return replace(_SETTINGS[name](self.networks), single_scale=not self._multiscale)
 
 
 def _bare(rgb: UInt8Array) -> BoolArray:

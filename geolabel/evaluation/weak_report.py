@@ -199,15 +199,14 @@ class _Sheet:
 
     def _map(self, method: Any) -> Plot:
         locate = self.bench.locate(method, self.seed)
-        prompter = None if method == "cism" else self.bench.compose(_asked(method))(locate).prompter
+        labels = next(name for name, of in PSEUDO.items() if of == method)
+        prompter = self.bench.compose(labels)(locate).prompter
 
         def plot(axes: Axes, chip: Chip) -> None:
             (activation,) = LabelledLocalizer(locate, chip.labels)([chip.rgb])
             values = enlarged(activation, *chip.rgb.shape[:2]).max(axis=0)
             axes.imshow(values, cmap="inferno", vmin=0, vmax=1)
             axes.autoscale(False)  # boxes reach the frame
-            if prompter is None:
-                return
             prompts = prompter(activation)
             for x0, y0, x1, y1 in prompts.boxes[prompts.has_box]:
                 axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="cyan", linewidth=0.7)
@@ -223,10 +222,6 @@ class _Sheet:
     def _student(self, name: str) -> Plot:
         student = self.bench.trained_student(name, self.seed)
         return lambda axes, chip: _outline(axes, chip, student.label(chip.rgb).values)
-
-
-def _asked(method: str) -> str:
-    return "apsam" if method == "cam" else method
 
 
 def _outline(axes: Axes, chip: Chip, values: UInt8Array) -> None:

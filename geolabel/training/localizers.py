@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -111,7 +112,7 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
 
         def objective(folder: Path, networks: Networks, progress: Progress) -> ChipObjective:
             teacher = _Teacher(networks, self.segments or folder / "segments", progress)
-            return _objective(self.method, numbers, network, learn, select, learning, teacher)
+            return _METHODS[self.method].objective(numbers, network, learn, select, learning, teacher)
 
         def kept(module: Any) -> Any:
             localizer = module.localizer
@@ -172,26 +173,44 @@ class _Teacher:
         return prompted_targets(prompter, worker.segmenter(self.recipe), labeler, classes)
 
 
-def _objective(
-    method: Method,
-    numbers: LocalizerPreset,
-    network: nn.Module,
-    learn: Chips,
-    select: Chips,
-    learning: Learning,
-    teacher: _Teacher,
+def _of_classes(
+    _numbers: LocalizerPreset, network: nn.Module, learn: Chips, select: Chips, learning: Learning, _teacher: _Teacher
 ) -> ChipObjective:
-    """Objective of a method."""
+    losses = ChipLosses(network, names=learn.names, frozen_norm=learning.frozen_norm)
+    return ChipObjective(losses, learn, select, learning)
+
+
+def _of_s2c(
+    numbers: LocalizerPreset, network: nn.Module, learn: Chips, select: Chips, learning: Learning, teacher: _Teacher
+) -> ChipObjective:
+    targets = teacher.targets(numbers, learn.classes)
+    segments = teacher.segments(numbers, learn) if numbers.s2c.contrast else None
     shared: dict[str, Any] = {"names": learn.names, "frozen_norm": learning.frozen_norm}
-    if method == "s2c":
-        targets = teacher.targets(numbers, learn.classes)
-        segments = teacher.segments(numbers, learn) if numbers.s2c.contrast else None
-        losses = S2cLosses(network, terms=numbers.s2c, targets=targets, **shared)
-        return S2cObjective(losses, learn, select, learning, segments)
-    if method == "cism":
-        paired = CismLosses(network, terms=numbers.cism, **shared)
-        return CismObjective(paired, learn, select, learning, numbers.cism)
-    return ChipObjective(ChipLosses(network, **shared), learn, select, learning)
+    losses = S2cLosses(network, terms=numbers.s2c, targets=targets, **shared)
+    return S2cObjective(losses, learn, select, learning, segments)
+
+
+def _of_cism(
+    numbers: LocalizerPreset, network: nn.Module, learn: Chips, select: Chips, learning: Learning, _: _Teacher
+) -> ChipObjective:
+    paired = CismLosses(network, terms=numbers.cism, names=learn.names, frozen_norm=learning.frozen_norm)
+    return CismObjective(paired, learn, select, learning, numbers.cism)
+
+
+class _Supervision(NamedTuple):
+    """What a method learns from."""
+
+    objective: Callable[[LocalizerPreset, nn.Module, Chips, Chips, Learning, _Teacher], ChipObjective]
+    adds_classifier: bool = False
+    """Whether it puts a second classifier upon the network."""
+
+
+_METHODS: dict[Method, _Supervision] = {
+    "cam": _Supervision(_of_classes),
+    "s2c": _Supervision(_of_s2c),
+    "cism": _Supervision(_of_cism, adds_classifier=True),
+}
+"""By the name that ``--method`` takes."""
 
 
 def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
@@ -294,7 +313,7 @@ def _own_file(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips)
         raise OptionError(
             f"--preset {request.preset} trains {numbers.backbone}, and {request.init} holds {held}: give --preset cpu"
         )
-    if request.method == "cism" and info.architecture.get("projected"):
+    if _METHODS[request.method].adds_classifier and info.architecture.get("projected"):
         raise OptionError(
             f"{request.init} holds the second classifier of CISM, which no other can be put upon: begin with a file of "
             "--method cam"
