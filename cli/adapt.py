@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -42,6 +42,18 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write, for --networks.",
 )
+@option(
+    "--level",
+    group="method",
+    type=click.Choice(["auto", "threshold", "head"]),
+    default="auto",
+    show_default=True,
+    help="What is adapted: threshold, where the activation is cut; head, the last layers too; auto, the simplest that "
+    "gains 0.02 F1 over all simpler ones.",
+)
+@option(
+    "--seed", group="method", rare=True, type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
+)
 @options.asset
 @options.reading_options
 @options.network_options
@@ -55,6 +67,8 @@ def adapt(
     scenes: tuple[str, ...],
     reviewed: tuple[str, ...],
     out: Path,
+    level: Literal["auto", "threshold", "head"],
+    seed: int,
     overwrite: bool,
     as_json: bool,
     **given: Any,
@@ -83,7 +97,15 @@ def adapt(
     with progress_bar(ctx, "loading networks") as progress:
         networks = options.networks_of(given, localizer=True)
         found = geolabel.adapt(
-            listed, reviewed, out=out, reading=reading, networks=networks, overwrite=overwrite, progress=progress
+            listed,
+            reviewed,
+            out=out,
+            level=None if level == "auto" else level,
+            reading=reading,
+            networks=networks,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
         )
     announce(_figures(found) if as_json else _summary(found), as_json=as_json)
     return 0 if found.level else NO_GAIN

@@ -12,17 +12,26 @@ import numpy as np
 import pyproj
 import pytest
 import shapely
+import torch
 from affine import Affine
+from scipy.special import logit
 
 import geolabel
+from geolabel.adaptation import levels
+from geolabel.adaptation.confidence import _moved, _platt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE, UNJUDGED, Ground, Reviewed
+from geolabel.adaptation.head import Head, OctaveMaps
 from geolabel.adaptation.levels import CUTS, GATES, OWN, Blocks, Cells, OperatingPoint, choose, f1, tally
 from geolabel.cli.main import run
 from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.models import registry
-from geolabel.models.checkpoint import load_checkpoint, read_info, save_checkpoint
+from geolabel.models.checkpoint import load_checkpoint, load_localizer, read_info, save_checkpoint
+from geolabel.models.confidence import load_confidence, save_confidence, shipped
+from geolabel.models.loading import recipe
 from geolabel.scene import Grid
 from geolabel.tiles import Window
+
+BUNDLED = registry.lookup("bundled", "localizer")[0].path
 
 CRS = "EPSG:32648"
 GRID = Grid(pyproj.CRS(CRS), Affine(1, 0, 0, 0, -1, 400), 400, 400)
@@ -168,6 +177,65 @@ def test_blocks_are_squares_of_ground_and_at_least_two_show_landslides() -> None
     assert len({int(n) for of in numbers.numbers for n in np.unique(of)}) == len(numbers.fold)
 
 
+# The head
+
+
+def featured(k: int, cue: int) -> Cells:
+    """A map that shows nothing of what one of eight features shows."""
+    one = cells(k, 1.0, (0, 300 * k, 0))
+    features = np.random.default_rng(k).normal(0, 0.1, (*one.raw.shape, 8)).astype(np.float16)
+    features[..., cue] += one.cover.astype(np.float16)
+    raw = np.random.default_rng(99 + k).normal(0.3, 0.3, one.raw.shape).astype(np.float32)
+    return replace(one, raw=raw, features=features)
+
+
+def test_a_head_learns_what_holds_on_other_ground() -> None:
+    torch.manual_seed(0)
+    first, point = Head(torch.randn(4, 8) / 4, torch.zeros(4), torch.rand(4)), OperatingPoint(0.2, 0.3)
+    shown = [featured(k, 3) for k in range(6)]
+    shown = [replace(one, raw=first.map(one)) for one in shown]
+    blocks = Blocks.of(shown)
+    assert blocks is not None
+    choice = choose(shown, blocks, point, 4, lambda part: first.fitted(part, point.cut, seed=0))
+    assert choice.level == "head"
+    assert choice.scores["head"] > choice.scores["threshold"] + 0.02
+    assert choice.layers is not None
+    again = choose(shown, blocks, point, 4, lambda part: first.fitted(part, point.cut, seed=0), level="threshold")
+    assert (again.level, again.layers, again.scores) == ("threshold", None, choice.scores)
+
+
+def test_the_head_is_the_network_after_its_pyramid() -> None:
+    network = load_localizer(BUNDLED)[0]
+    head = Head.of(network)
+    assert head is not None
+    pixels = np.random.default_rng(0).normal(0, 1, (1, 3, 64, 128)).astype(np.float32)
+    features = OctaveMaps(network)(pixels)[0]
+    one = Cells(*[np.zeros(features.shape[1:], np.float32)] * 3, (0, 0, 0), np.moveaxis(features, 0, 2))
+    with torch.inference_mode():
+        whole = network(torch.from_numpy(pixels))[0, 0].numpy()
+    assert np.allclose(head.map(one), whole, atol=1e-4)
+    state = load_checkpoint(BUNDLED)[0]
+    assert all(torch.equal(state[name], tensor) for name, tensor in head.tensors().items())
+
+
+# The confidence
+
+
+def test_confidence_moves_towards_what_was_reviewed_and_stays_where_nothing_is_known() -> None:
+    stated = np.linspace(0.1, 0.9, 40)
+    calibrated = np.random.default_rng(0).random(40) < stated
+    assert _platt(stated, calibrated) == pytest.approx((0, 1), abs=0.5)
+    shift, scale = _platt(stated, np.ones(40, bool))
+    assert shift > 1.5
+    model = load_confidence(shipped()).model
+    moved = _moved(model, shift, scale)
+    columns = {name: np.array([value]) for name, value in
+               {"score_mean": 0.7, "score_max": 0.9, "predicted_iou": 0.5, "stability": 0.6, "activation_mean": 0.5,
+                "activation_share": 0.9, "area_m2": 900.0, "gsd_m": 0.5, "elongation": 2.0}.items()}  # fmt: skip
+    before, after = (logit(one(columns)) for one in (model, moved))
+    assert after == pytest.approx(shift + scale * before)
+
+
 # The loop
 
 
@@ -175,11 +243,16 @@ def test_blocks_are_squares_of_ground_and_at_least_two_show_landslides() -> None
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a synthetic scene, its truth, and a localizer whose scale is off."""
     folder = tmp_path_factory.mktemp("place")
-    geolabel.synthesize(folder / "scene.tif", size=1024, gsd=0.5, seed=1002)
-    state, info = load_checkpoint(registry.lookup("bundled", "localizer")[0].path)
+    geolabel.synthesize(folder / "scene.tif", size=768, gsd=0.5, seed=1002)
+    state, info = load_checkpoint(BUNDLED)
     assert info.constant is not None
     state["bias"] = state["bias"] * 2.2
-    save_checkpoint(folder / "off.safetensors", state, replace(info, constant=info.constant * 2.2, floor=100))
+    (folder / "off").mkdir()
+    off = folder / "off" / "localizer.safetensors"
+    save_checkpoint(off, state, replace(info, constant=info.constant * 2.2, floor=100))
+    networks = {"localizer": recipe("localizer", off).sha256, "segmenter": recipe("segmenter").sha256}
+    fitted = replace(load_confidence(shipped()), networks=networks)
+    save_confidence(folder / "off" / "confidence.json", fitted, overwrite=False)
     return folder
 
 
@@ -190,7 +263,7 @@ def mapped(place: Path, out: Path, networks: geolabel.Networks) -> float:
 
 
 def test_review_and_adaptation_find_more(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = geolabel.Networks(localizer=str(place / "off.safetensors"), device="cpu")
+    begun = geolabel.Networks.from_folder(place / "off", device="cpu")
     before = mapped(place, tmp_path / "first.gpkg", begun)
     truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")
     table = gpd.read_file(tmp_path / "first.gpkg", layer="landslides")
@@ -200,11 +273,15 @@ def test_review_and_adaptation_find_more(place: Path, tmp_path: Path, capsys: py
     both.to_file(tmp_path / "first.gpkg", layer="landslides", driver="GPKG")
     out = tmp_path / "valley"
     words = ["adapt", str(place / "scene.tif"), "--reviewed", str(tmp_path / "first.gpkg"), "--out", str(out)]
-    assert run([*words, "--localizer", str(place / "off.safetensors"), "--device", "cpu", "-q", "--json"]) == 0
+    assert (
+        run([*words, "--networks", str(place / "off"), "--device", "cpu", "--level", "threshold", "-q", "--json"]) == 0
+    )
     said = json.loads(capsys.readouterr().out)
     assert said["level"] == "threshold"
     assert said["gain"] > 0.05
     info = read_info(out / "localizer.safetensors")
+    fitted = load_confidence(out / "confidence.json").fitted["adapted"]
+    assert fitted["polygons"] >= 5
     assert (info.floor, info.trained["adapted"]["scenes"]) == (100, ["scene.tif"])
     after = mapped(place, tmp_path / "second.gpkg", geolabel.Networks.from_folder(out, device="cpu"))
     assert after > before + 0.05
@@ -219,7 +296,8 @@ def test_too_few_landslides_are_refused(place: Path, tmp_path: Path) -> None:
         geolabel.adapt(place / "scene.tif", tmp_path / "few.gpkg")
 
 
-def test_where_nothing_gains_nothing_is_written(place: Path, tmp_path: Path) -> None:
+def test_where_nothing_gains_nothing_is_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "MINIMUM_GAIN", 0.5)
     truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")[["geometry"]]
     truth.to_file(tmp_path / "all.gpkg", layer="all")
     words = ["adapt", str(place / "scene.tif"), "--reviewed", str(tmp_path / "all.gpkg"), "--out", str(tmp_path / "v")]
@@ -228,7 +306,7 @@ def test_where_nothing_gains_nothing_is_written(place: Path, tmp_path: Path) -> 
 
 
 def test_a_localizer_of_another_kind_is_refused(place: Path, tmp_path: Path) -> None:
-    state, info = load_checkpoint(place / "off.safetensors")
+    state, info = load_checkpoint(BUNDLED)
     more = info.architecture | {"classes": 2}
     state |= {name: state[name].repeat_interleave(2, 0) for name in ("bias", "head.weight")}
     two = tmp_path / "two.safetensors"

@@ -17,7 +17,6 @@ from typing import Self
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyproj
 import shapely
 
 from geolabel.io.read.features import in_crs, read_layer, spatial_layers
@@ -130,6 +129,13 @@ class Ground:
         values = np.concatenate([np.full(len(outlines), value, np.uint8) for outlines, value in layers])
         return shapely.STRtree(np.concatenate([outlines for outlines, _ in layers])), values
 
+    @property
+    def judged(self) -> shapely.Geometry:
+        """Everything of which something was said."""
+        reviewed = np.concatenate([self.landslides, self.rejected])
+        around = shapely.union_all(np.concatenate([_rings(reviewed), self.areas]))
+        return shapely.union(shapely.difference(around, shapely.union_all(self.waiting)), shapely.union_all(reviewed))
+
     def paint(self, window: Window) -> UInt8Array:
         """(H, W) what was said of the pixels of a window."""
         painted: UInt8Array = rasterize(*self._drawn, window)
@@ -137,8 +143,9 @@ class Ground:
 
 
 def _outlines(table: gpd.GeoDataFrame, grid: Grid, path: Path) -> AnyArray:
-    outlines = in_crs(table, pyproj.CRS(grid.crs) if grid.crs else None, path).geometry.to_numpy() if len(table) else []
-    return in_pixels(np.asarray(outlines, object), grid)
+    if not len(table):
+        return np.zeros(0, object)
+    return np.asarray(shapely.make_valid(in_pixels(in_crs(table, grid.crs, path).geometry.to_numpy(), grid)))
 
 
 def _rings(outlines: AnyArray) -> AnyArray:

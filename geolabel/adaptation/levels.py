@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from scipy import ndimage
@@ -20,8 +20,8 @@ from scipy import ndimage
 from geolabel.activation import window_logits
 from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
 
-Level = Literal["threshold"]
-"""What is adapted: the operating point and the gate."""
+Level = Literal["threshold", "head"]
+"""What is adapted: the operating point and the gate, or also the layers after the pyramid. The simplest comes first."""
 
 FOLDS = 4
 """Groups of blocks; each is judged by what was fitted to the others."""
@@ -67,24 +67,8 @@ class Cells:
     """(h, w) share of the pixels of a cell that is judged."""
     place: tuple[int, int, int]
     """Number of the grid, row and column of the first cell on it."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen, and what each level has by cross-validation."""
-
-    level: Level | None
-    """None where nothing gains."""
-    scores: Mapping[str, float]
-    """F1 by cross-validation of the network as it is (``none``) and of every level that was tried."""
-    point: OperatingPoint
-    blocks: int
-    """Blocks with landslides that it was validated on."""
-
-    @property
-    def gain(self) -> float:
-        """F1 that the level gains by cross-validation; 0 where nothing gains."""
-        return self.scores[self.level] - self.scores["none"] if self.level else 0.0
+    features: AnyArray | None = None
+    """(h, w, F) of the pyramid, half precision; None where no layers are fitted."""
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -141,6 +125,16 @@ def _blocks(cells: Sequence[Cells], side: int) -> Blocks:
 # --- tallies ---------------------------------------------------------------------------------------------------------
 
 
+def region_peaks(raw: Float32Array, logits: Float64Array, cut: float) -> Float64Array:
+    """(h * w,) highest of the logits (h, w) in the region above the cut that each cell is in; -inf below the cut."""
+    labels, regions = ndimage.label(raw > cut, np.ones((3, 3)))
+    peaks = np.full(regions + 1, -np.inf)
+    inside = labels > 0
+    np.maximum.at(peaks, labels[inside], logits[inside])
+    highest: Float64Array = peaks[labels.ravel()]
+    return highest
+
+
 def tally(raw: Float32Array, cells: Cells, numbers: Int64Array, count: int, point: OperatingPoint, window: int) -> Any:
     """Judged area of every block at every operating point.
 
@@ -163,12 +157,7 @@ def tally(raw: Float32Array, cells: Cells, numbers: Int64Array, count: int, poin
     table = np.zeros((count, len(CUTS), len(ratios), 3))
     table[..., 2] = np.bincount(blocks, slides, count)[:, None, None]
     for i, cut in enumerate(point.cut * CUTS):
-        labels, regions = ndimage.label(raw > cut, np.ones((3, 3)))
-        if not regions:
-            continue
-        peaks = np.full(regions + 1, -np.inf)
-        np.maximum.at(peaks, labels.ravel(), np.where(labels > 0, logits, -np.inf).ravel())
-        highest = peaks[labels.ravel()]
+        highest = region_peaks(raw, logits, cut)
         for j, ratio in enumerate(ratios):
             taken = highest >= ratio * cut
             table[:, i, j, 0] += np.bincount(blocks[taken], slides[taken], count)
@@ -201,7 +190,44 @@ def crossed(tallies: Float64Array, fold: Int64Array) -> float:
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
-def choose(cells: Sequence[Cells], blocks: Blocks, point: OperatingPoint, window: int) -> Choice:
+class Mapper(Protocol):
+    """Layers that give another map of the features of a tile."""
+
+    def map(self, cells: Cells) -> Float32Array:
+        """Raw map (h, w)."""
+        ...
+
+
+M = TypeVar("M", bound=Mapper)
+
+
+@dataclass(frozen=True)
+class Choice(Generic[M]):
+    """What was chosen, and what each level has by cross-validation."""
+
+    level: Level | None
+    """None where nothing gains."""
+    scores: Mapping[str, float]
+    """F1 by cross-validation of the network as it is (``none``) and of every level that was tried."""
+    point: OperatingPoint
+    layers: M | None = None
+    """Fitted to everything, where the level is ``head``."""
+
+    @property
+    def gain(self) -> float:
+        """F1 that the level gains by cross-validation; 0 where nothing gains."""
+        return self.scores[self.level] - self.scores["none"] if self.level else 0.0
+
+
+def choose(
+    cells: Sequence[Cells],
+    blocks: Blocks,
+    point: OperatingPoint,
+    window: int,
+    fit: Callable[[Sequence[Cells]], M] | None = None,
+    *,
+    level: Level | None = None,
+) -> Choice[M]:
     """Choose a level by cross-validation over spatial blocks, and fit it to everything.
 
     Parameters
@@ -210,16 +236,54 @@ def choose(cells: Sequence[Cells], blocks: Blocks, point: OperatingPoint, window
         Operating point of the network as it is.
     window
         Side of the gate's window in cells.
-
-    Returns
-    -------
-    The level that gains at least `MINIMUM_GAIN` over all simpler ones, if one does.
+    fit
+        Fits layers to tiles; None to try the operating point alone.
+    level
+        The one that is taken if it gains anything; None for the simplest that gains at least `MINIMUM_GAIN` over all
+        simpler ones.
     """
     own = _tallies(cells, blocks, point, window, lambda k: cells[k].raw)
-    scores = {"none": float(f1(own.sum(0))[OWN]), "threshold": crossed(own, blocks.fold)}
-    if scores["threshold"] < scores["none"] + MINIMUM_GAIN:
-        return Choice(None, scores, point, blocks.shown)
-    return Choice("threshold", scores, point.at(best(own.sum(0))), blocks.shown)
+    tallies: dict[Level, Float64Array] = {"threshold": own}
+    if fit is not None:
+        tallies["head"] = _of_others(cells, blocks, point, window, fit)
+    scores = {"none": float(f1(own.sum(0))[OWN])}
+    chosen: Level | None = None
+    for name, table in tallies.items():
+        scores[name] = crossed(table, blocks.fold)
+        others = max(value for other, value in scores.items() if other != name)
+        if level is None and scores[name] >= others + MINIMUM_GAIN:
+            chosen = name
+    if level is not None and scores[level] > scores["none"]:
+        chosen = level
+    if chosen is None:
+        return Choice(None, scores, point)
+    layers = fit(cells) if chosen == "head" and fit is not None else None
+    return Choice(chosen, scores, point.at(best(tallies[chosen].sum(0))), layers)
+
+
+def _of_others(
+    cells: Sequence[Cells],
+    blocks: Blocks,
+    point: OperatingPoint,
+    window: int,
+    fit: Callable[[Sequence[Cells]], M],
+) -> Float64Array:
+    """Tallies of the blocks of each fold by layers that were fitted to the other folds."""
+    total = np.zeros((len(blocks.fold), len(CUTS), len(GATES) + 1, 3))
+    for fold in np.unique(blocks.fold):
+        held = [blocks.fold[numbers] == fold for numbers in blocks.numbers]
+        rest = [
+            replace(one, judged=np.where(out, np.float32(0), one.judged)) for one, out in zip(cells, held, strict=True)
+        ]
+        if not any((one.cover * one.judged).any() for one in rest):
+            continue
+        layers = fit(rest)
+        here = [k for k, out in enumerate(held) if (out & (cells[k].judged > 0)).any()]
+        part = Blocks(tuple(blocks.numbers[k] for k in here), blocks.fold, blocks.shown)
+        maps = {k: layers.map(cells[k]) for k in here}
+        table = _tallies([cells[k] for k in here], part, point, window, lambda k: maps[here[k]])  # noqa: B023
+        total[blocks.fold == fold] = table[blocks.fold == fold]
+    return total
 
 
 def _tallies(

@@ -1,0 +1,299 @@
+"""What adaptation gains from a few chips of a region, on other chips of it.
+
+Usage: python tests/benchmarks/adapt.py DATA --out FOLDER [--sets hokkaido bijie l4s] [--draws 5] [--localizer FILE]
+       [--polygons N]
+
+DATA holds hokkaido_planet_3m, bijie and l4s_rgb_10m. Each draw takes some chips at random, adapts to their masks as to
+areas that were looked at whole (`geolabel.adapt`; each chip is a scene, with a stretch of its own), and judges the map
+of all chips that are kept for the test. Adapted weights are thrown away. What was done is kept in FOLDER, and the same
+command resumes from it; ``cells`` holds the features of the frozen trunk, of every chip once.
+
+zero-shot
+    F1 of the area of the cells that the network as it is takes, of all test chips together.
+chosen
+    The same with what cross-validation chose on the drawn chips; `zero-shot` where it chose nothing.
+threshold, head
+    With that level, whatever cross-validation said.
+levels
+    How many draws chose nothing, the threshold, the head.
+best
+    The highest F1 that any operating point has on the test chips, with the network as it is: what no choice of a
+    threshold can exceed.
+polygons
+    With --polygons: F1 of the area of the polygons that `geolabel.extract` writes for the first N test chips, before
+    and after `geolabel.adapt` with a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import rasterio.features
+import shapely
+from affine import Affine
+
+from geolabel.activation import window_logits
+from geolabel.adaptation.adapt import Begun, adapt
+from geolabel.adaptation.ground import GROUND, LANDSLIDE
+from geolabel.adaptation.head import Head
+from geolabel.adaptation.levels import CUTS, GATES, OWN, Blocks, Cells, Choice, choose, f1, region_peaks, tally
+from geolabel.engine.worker import use_threads
+from geolabel.errors import VectorError
+from geolabel.evaluation.examples import Example, Files
+from geolabel.evaluation.scenes import example_grid, onto, polygon_ids, write_scene
+from geolabel.extraction.extract import extract
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.request import Networks, Parameters, Reading
+from geolabel.extraction.scene_groups import prepare
+from geolabel.io.write.rasters import write_geotiff
+from geolabel.outputs import saving
+
+
+@dataclass(frozen=True)
+class Set:
+    """Chips to learn from and to test on."""
+
+    name: str
+    pool: str
+    """Folder of chips that draws are made from."""
+    test: str
+    """Folder of chips to test on; where it is the pool, those that were not drawn."""
+    gsd: float
+    sizes: tuple[int, ...]
+
+
+SETS = {
+    "hokkaido": Set("hokkaido_planet_3m", "hokkaido_planet_3m", "hokkaido_planet_3m", 3.0, (5, 10)),
+    "bijie": Set("bijie", "bijie/train", "bijie/val", 0.8, (5, 20, 50)),
+    "l4s": Set("l4s_rgb_10m", "l4s_rgb_10m/train", "l4s_rgb_10m/validation", 10.0, (5, 20, 50)),
+}
+
+LEVELS = ("threshold", "head")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The network, the data and the folder."""
+
+    data: Path
+    out: Path
+    networks: Networks
+
+    @property
+    @cache  # noqa: B019  # one for the whole script
+    def begun(self) -> Begun:
+        """The localizer."""
+        image = self.images(SETS["hokkaido"].pool)[0]
+        with tempfile.TemporaryDirectory() as folder:
+            return Begun.of(self.plan(Path(folder) / "scene.tif", self.example(image), 3.0), None)
+
+    def plan(self, path: Path, example: Example, gsd: float) -> Plan:
+        """A chip as a scene."""
+        return prepare(write_scene(path, example, gsd), Reading(), self.networks, Parameters())
+
+    def images(self, folder: str) -> list[Path]:
+        """Chips of a folder."""
+        return sorted((self.data / folder / "images").iterdir())
+
+    def example(self, image: Path) -> Example:
+        """A chip with its mask."""
+        (found,) = Files((image,), image.parents[1] / "masks")
+        return found
+
+    def cells(self, image: Path, gsd: float, number: int) -> Cells:
+        """Features and labels of a chip, computed once."""
+        path = self.out / "cells" / f"{image.parents[1].name}-{image.stem}.npz"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = self._cells(self.example(image), gsd)
+            with saving(path) as part, part.open("wb") as file:
+                np.savez(file, raw=made.raw, cover=made.cover, judged=made.judged, features=made.features)
+        with np.load(path) as found:
+            return Cells(place=(number, 0, 0), **found)
+
+    def own(self, one: Set, tested: Sequence[Path]) -> np.ndarray:
+        """Counts of test chips with the network as it is; kept where all draws have the same."""
+        path = self.out / f"{one.name}.npy"
+        if one.pool == one.test or not path.is_file():
+            found = counts((self.cells(image, one.gsd, 0) for image in tested), self.begun)
+            if one.pool == one.test:
+                return found
+            with saving(path) as part, part.open("wb") as file:
+                np.save(file, found)
+        return np.load(path)
+
+    def _cells(self, example: Example, gsd: float) -> Cells:
+        with tempfile.TemporaryDirectory() as folder:
+            plan = prepare(
+                write_scene(Path(folder) / "scene.tif", example, gsd), Reading(), self.networks, Parameters()
+            )
+            bands, valid = plan.reader.read(plan.grid.window, plan.grid)
+            truth = onto_larger(example.truth, valid.shape)
+            painted = np.where(valid, np.where(truth, LANDSLIDE, GROUND), 0).astype(np.uint8)
+            return self.begun.cells(plan.stretch.apply(bands, valid), painted, (0, 0, 0))
+
+
+def onto_larger(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sample values at the pixels of a working grid of the same extent."""
+    rows, cols = (
+        ((np.arange(wanted) + 0.5) * held / wanted).astype(int)
+        for held, wanted in zip(values.shape, shape, strict=True)
+    )
+    return values[rows[:, None], cols]
+
+
+def drawn(bench: Bench, one: Set, size: int, draw: int) -> tuple[list[Path], list[Path]]:
+    """Chips to adapt to, at least one of them with a landslide, and chips to test on."""
+    pool, random = bench.images(one.pool), np.random.default_rng([draw, size])
+    while True:
+        chosen = [pool[k] for k in random.permutation(len(pool))[:size]]
+        if any(bench.example(image).truth.any() for image in chosen):
+            break
+    return chosen, [image for image in bench.images(one.test) if image not in chosen]
+
+
+def counts(cells: Iterable[Cells], begun: Begun) -> np.ndarray:
+    """(cuts, gates, 3) of the maps of all cells, with the network as it is."""
+    total = np.zeros((len(CUTS), len(GATES) + 1, 3))
+    for one in cells:
+        total += tally(one.raw, one, np.zeros(one.raw.shape, np.int64), 1, begun.point, begun.window)[0]
+    return total
+
+
+def scored(cells: Iterable[Cells], begun: Begun, pick: Choice[Head]) -> float:
+    """F1 of all cells with what was chosen."""
+    sums = np.zeros(3)
+    for one in cells:
+        raw = one.raw if pick.layers is None else pick.layers.map(one)
+        logits = window_logits(raw[None], begun.window, begun.point.sharpness)[0]
+        taken = region_peaks(raw, logits, pick.point.cut).reshape(raw.shape) >= pick.point.gate
+        slides = one.cover * one.judged
+        sums += [slides[taken].sum(), one.judged[taken].sum(), slides.sum()]
+    return float(f1(sums))
+
+
+def measure(bench: Bench, one: Set, size: int, draw: int, polygons: int) -> dict[str, Any]:
+    """Figures of one draw."""
+    begun = bench.begun
+    chosen, tested = drawn(bench, one, size, draw)
+    shown = [bench.cells(image, one.gsd, k) for k, image in enumerate(chosen)]
+    fit = begun.fit(draw)
+    assert fit is not None
+    blocks = Blocks.of(shown)
+    picks = {}
+    if blocks is not None:
+        picks = {name: choose(shown, blocks, begun.point, begun.window, fit, level=name) for name in (None, *LEVELS)}
+    others = partial(map, lambda image: bench.cells(image, one.gsd, 0), tested)
+    own = bench.own(one, tested)
+    found: dict[str, Any] = {"zero-shot": float(f1(own[OWN])), "best": float(f1(own).max())}
+    for key, name in {None: "chosen", "threshold": "threshold", "head": "head"}.items():
+        pick = picks.get(key)
+        found[name] = found["zero-shot"]
+        if pick is not None and pick.level is not None:
+            found[name] = scored(others(), begun, pick)
+    pick = picks.get(None)
+    found["level"] = "none" if pick is None or pick.level is None else pick.level
+    found["validated"] = {} if pick is None else dict(pick.scores)
+    if polygons:
+        found["polygons before"] = found["polygons after"] = area_f1(bench, tested[:polygons], one.gsd, bench.networks)
+        with tempfile.TemporaryDirectory() as folder:
+            adapted = adapted_to(bench, chosen, one.gsd, Path(folder), draw)
+            if adapted is not None:
+                found["polygons after"] = area_f1(bench, tested[:polygons], one.gsd, adapted)
+    return found
+
+
+def adapted_to(bench: Bench, images: Sequence[Path], gsd: float, folder: Path, seed: int) -> Networks | None:
+    """Networks that `geolabel.adapt` makes of chips that lie far apart; None where nothing gains."""
+    scenes, outlines, frames = [], [], []
+    for number, image in enumerate(images):
+        example = bench.example(image)
+        grid = example_grid(example, gsd)
+        grid = replace(grid, transform=Affine.translation(0, 1e5 * number) * grid.transform)
+        write_geotiff(folder / f"{number}.tif", example.rgb, grid, description=example.name, overwrite=True)
+        scenes.append(folder / f"{number}.tif")
+        shapes = rasterio.features.shapes(example.truth.astype(np.uint8), example.truth, transform=grid.transform)
+        outlines += [shapely.geometry.shape(outline) for outline, _ in shapes]
+        frames.append(grid.outline)
+    reviewed = folder / "reviewed.gpkg"
+    for layer, geometries in (("landslides", outlines), ("reviewed", frames)):
+        gpd.GeoDataFrame(geometry=geometries, crs="EPSG:32648").to_file(reviewed, layer=layer)
+    try:
+        found = adapt(scenes, reviewed, out=folder / "valley", networks=bench.networks, seed=seed)
+    except VectorError:  # too few landslides
+        return None
+    return None if found.folder is None else Networks.from_folder(found.folder, device="cpu", precision="fp32")
+
+
+def area_f1(bench: Bench, images: Sequence[Path], gsd: float, networks: Networks) -> float:
+    """F1 of the area of the polygons of chips, each a scene of its own."""
+    sums = np.zeros(3)
+    with tempfile.TemporaryDirectory() as folder:
+        for image in images:
+            example = bench.example(image)
+            path = write_scene(Path(folder) / "scene.tif", example, gsd)
+            found = extract(path, networks=networks)
+            ids = onto(polygon_ids(found.geometry, example_grid(example, gsd)), example_grid(example, gsd))
+            sums += [((ids > 0) & example.truth).sum(), (ids > 0).sum(), example.truth.sum()]
+    return float(f1(sums))
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """All figures as Markdown: means over the draws, and the least and the largest gain."""
+    polygons = any("polygons after" in one for draws in rows.values() for one in draws)
+    head = ["set, chips", "zero-shot", "chosen", "gain: mean, worst, best", "threshold", "head", "levels", "best"]
+    head += ["polygons: before, after"] * polygons
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, draws in rows.items():
+        gains = [one["chosen"] - one["zero-shot"] for one in draws]
+        mean = {key: np.mean([one[key] for one in draws]) for key in ("zero-shot", "chosen", *LEVELS, "best")}
+        levels = ", ".join(str(sum(one["level"] == level for one in draws)) for level in ("none", *LEVELS))
+        row = [name, f"{mean['zero-shot']:.3f}", f"{mean['chosen']:.3f}"]
+        row += [f"{np.mean(gains):+.3f}, {min(gains):+.3f}, {max(gains):+.3f}"]
+        row += [f"{mean['threshold']:.3f}", f"{mean['head']:.3f}", levels, f"{mean['best']:.3f}"]
+        if polygons:
+            both = [(one["polygons before"], one["polygons after"]) for one in draws if "polygons after" in one]
+            row += [", ".join(f"{value:.3f}" for value in np.mean(both, 0)) if both else ""]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--localizer", help="instead of the bundled one")
+    parser.add_argument("--polygons", type=int, default=0, metavar="N")
+    given = parser.parse_args()
+    use_threads(1)
+    logging.getLogger("geolabel").setLevel(logging.ERROR)
+    bench = Bench(given.data, given.out, Networks(localizer=given.localizer, device="cpu", precision="fp32"))
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for key in given.sets:
+        one = SETS[key]
+        for size in one.sizes:
+            for draw in range(given.draws):
+                path = given.out / f"{key}-{size}-{draw}.json"
+                if not path.is_file():
+                    figures = measure(bench, one, size, draw, given.polygons)
+                    with saving(path) as part:
+                        part.write_text(json.dumps(figures), encoding="utf-8")
+                rows.setdefault(f"{one.name}, {size}", []).append(json.loads(path.read_text(encoding="utf-8")))
+            print(table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
