@@ -21,6 +21,7 @@ from geolabel.errors import OptionError, OutputError, SceneError, VectorError
 from geolabel.extraction import evidence
 from geolabel.extraction.request import Networks, Reading
 from geolabel.io.read.aligned import AlignedReader
+from geolabel.io.read.features import read_exclusions
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.written import read_written
 from geolabel.parsing import Measure
@@ -213,6 +214,19 @@ def test_what_is_on_excluded_ground_is_a_candidate_with_its_reason(tmp_path: Pat
     found = extract(scene, out=out, exclude=tmp_path / "water.gpkg")
     assert found["id"].tolist() == [1]
     assert gpd.read_file(out, layer="candidates")[["id", "reason"]].to_numpy().tolist() == [[2, "excluded"]]
+
+
+def test_a_long_coast_is_cut_into_parts_that_hold_the_same_ground(tmp_path: Path) -> None:
+    angle = np.linspace(0, 2 * np.pi, 3000, endpoint=False)
+    left, top = PLACE * (100, 100)
+    ring = np.stack([np.cos(angle), np.sin(angle)]) * (20 + 3 * np.sin(40 * angle)) + [[left], [top]]
+    coast = shapely.Polygon(ring.T, [shapely.box(left - 5, top - 5, left + 5, top + 5).exterior])
+    gpd.GeoDataFrame(geometry=[coast], crs=UTM).to_file(tmp_path / "coast.gpkg")
+    parts = read_exclusions(tmp_path / "coast.gpkg", GRID)
+    assert len(parts) > 10
+    assert shapely.get_num_coordinates(parts).max() <= 256
+    assert shapely.area(parts).sum() == pytest.approx(coast.area)
+    assert shapely.union_all(parts).symmetric_difference(coast).area == pytest.approx(0, abs=1e-6)
 
 
 def test_water_elsewhere_excludes_nothing_and_is_said(

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 SEGMENTS = 32
 """Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
 
+MAX_CORNERS, MAX_HALVINGS = 256, 40
+"""Of the parts that large polygons are cut into, and how often they are cut in half for it."""
 
 CUT_AT = "!;"
 """Characters at which pyogrio cuts the name of a file: for it one precedes a file in an archive."""
@@ -414,7 +416,8 @@ def read_exclusions(path: str | Path, grid: Grid) -> AnyArray:
 
     Returns
     -------
-    (N,) polygons in the CRS of `grid`; none where the file has no polygon there, as of water where there is no water
+    (N,) polygons in the CRS of `grid`, large ones cut into parts; none where the file has no polygon there, as of water
+    where there is no water
 
     Raises
     ------
@@ -432,5 +435,22 @@ def read_exclusions(path: str | Path, grid: Grid) -> AnyArray:
             outlines = _mended(in_crs(there, grid.crs, path)).geometry.to_numpy()
             found.append(near(outlines, grid.crs, grid.outline) if len(outlines) else outlines)
     everything = np.concatenate(found)
-    meeting: AnyArray = everything[shapely.intersects(everything, grid.outline)]
-    return meeting
+    return _subdivided(everything[shapely.intersects(everything, grid.outline)])
+
+
+def _subdivided(polygons: AnyArray) -> AnyArray:
+    """(M,) parts of polygons with few corners each: a coast is slow to overlay with every polygon that meets it."""
+    parts: list[AnyArray] = [np.zeros(0, object)]
+    for _ in range(MAX_HALVINGS):
+        few = shapely.get_num_coordinates(polygons) <= MAX_CORNERS
+        parts.append(polygons[few])
+        polygons = polygons[~few]
+        if not len(polygons):
+            break
+        left, bottom, right, top = shapely.bounds(polygons).T
+        wide = right - left > top - bottom
+        x, y = np.where(wide, (left + right) / 2, right), np.where(wide, top, (bottom + top) / 2)
+        u, v = np.where(wide, x, left), np.where(wide, bottom, y)
+        halves = shapely.box(left, bottom, x, y), shapely.box(u, v, right, top)
+        polygons = np.concatenate([_polygon_parts(shapely.intersection(polygons, half)) for half in halves])
+    return np.concatenate([*parts, polygons])
