@@ -12,16 +12,14 @@ import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
 from geolabel.errors import GeolabelError, MemoryLimitError, memory_wanted, ran_out_of_memory
+from geolabel.settings import Topic
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-Topic = Literal["input", "output", "evidence", "sensitivity", "shape", "method", "machine", "messages"]
-"""Groups of options, in the order of the help."""
 
 TITLES: dict[Topic, str] = {
     "input": "Input",

@@ -72,7 +72,7 @@ def _quality() -> str:
 @prediction.prediction_options
 @options.score_threshold
 @options.min_confidence
-@options.polygon_options
+@prediction.polygon_options
 @options.network_options
 @cluster_options
 @options.run_options

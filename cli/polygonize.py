@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, prediction
 from .commands import command, option
 from .inputs import SCENE, check_outputs
 from .terminal import announce, loading, progress_bar
@@ -57,7 +57,7 @@ from .terminal import announce, loading, progress_bar
     metavar="PX",
     help="Side of the blocks that are read at a time; no result depends on it.",
 )
-@options.polygon_options
+@prediction.polygon_options
 @options.overwrite
 @options.discard_review
 @options.as_json

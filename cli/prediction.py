@@ -1,4 +1,4 @@
-"""Options that lead from a scene to its scores: a method with its settings, and the tiles."""
+"""Options of what is done with a scene: the method with its settings, the tiles, and the shape of the polygons."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ import click
 from geolabel.methods import METHODS
 
 from .commands import F, option
-from .inputs import VECTORS
+from .inputs import VECTORS, MeasureType
 from .settings import method_options
 
 
 def prediction_options(command: F) -> F:
     """Add the options that lead from the scene to the mosaic of scores."""
     for decorate in (
-        *reversed(TILE_OPTIONS),
+        option(
+            "--block-size",
+            group="machine",
+            rare=True,
+            type=click.IntRange(min=1),
+            default=2048,
+            show_default=True,
+            metavar="PX",
+            help="Side of the blocks that the mosaic is kept in; no result depends on it.",
+        ),
+        tile_options,
         option(
             "--prompts-from",
             group="input",
@@ -45,40 +55,81 @@ def prediction_options(command: F) -> F:
     return command
 
 
-TILE_OPTIONS = (
-    option(
-        "--tile-size",
-        group="machine",
-        rare=True,
-        type=click.IntRange(min=32),
-        metavar="PX",
-        help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.",
-    ),
-    option(
-        "--overlap",
-        group="machine",
-        rare=True,
-        type=click.IntRange(min=0),
-        metavar="PX",
-        help="Pixels that neighbouring tiles share; default a quarter of the tile.",
-    ),
-    option(
-        "--block-size",
-        group="machine",
-        rare=True,
-        type=click.IntRange(min=1),
-        default=2048,
-        show_default=True,
-        metavar="PX",
-        help="Side of the blocks that the mosaic is kept in; no result depends on it.",
-    ),
-    option(
-        "--on-error",
-        group="machine",
-        type=click.Choice(["fail", "skip"]),
-        default="fail",
-        show_default=True,
-        help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
-    ),
-)
-"""How a scene is cut into tiles, and what a tile that cannot be read does."""
+def tile_options(command: F) -> F:
+    """Add the options that say how a scene is cut into tiles, and what becomes of one that cannot be read."""
+    for decorate in (
+        option(
+            "--on-error",
+            group="machine",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
+        ),
+        option(
+            "--overlap",
+            group="machine",
+            rare=True,
+            type=click.IntRange(min=0),
+            metavar="PX",
+            help="Pixels that neighbouring tiles share; default a quarter of the tile.",
+        ),
+        option(
+            "--tile-size",
+            group="machine",
+            rare=True,
+            type=click.IntRange(min=32),
+            metavar="PX",
+            help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def polygon_options(command: F) -> F:
+    """Add the options that shape the polygons."""
+    for decorate in (
+        outline_options,
+        option(
+            "--max-hole",
+            group="shape",
+            type=MeasureType("m2", "px"),
+            default="50px",
+            show_default=True,
+            help="Fill holes of up to this.",
+        ),
+        option(
+            "--min-area",
+            group="shape",
+            type=MeasureType("m2", "px"),
+            default="50px",
+            show_default=True,
+            help="Drop landslides smaller than this.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def outline_options(command: F) -> F:
+    """Add the options that shape any outline."""
+    for decorate in (
+        option(
+            "--smooth",
+            group="shape",
+            type=MeasureType("m", "px"),
+            default=None,
+            help="Round corners: cut every corner back by at most this length.",
+        ),
+        option(
+            "--simplify",
+            group="shape",
+            type=MeasureType("m", "px"),
+            default="0.75px",
+            show_default=True,
+            help="Leave out corners of an outline that matter less than this.",
+        ),
+    ):
+        command = decorate(command)
+    return command

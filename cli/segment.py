@@ -7,11 +7,13 @@ from typing import Any
 import click
 
 import geolabel
+from geolabel.settings.methods import GridSettings
 
-from . import options
+from . import options, prediction
 from .commands import command, option
 from .extract import GAPS
 from .inputs import SCENE, MeasureType, check_outputs
+from .settings import record_options
 from .terminal import announce, progress_bar, warn
 from .workers import at_work, cluster_options
 
@@ -20,60 +22,8 @@ from .workers import at_work, cluster_options
 @click.argument("scene", type=SCENE)
 @option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="GeoPackage to write.")
 @options.scene_options
-@option(
-    "--points-per-side",
-    group="method",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Points of the grid along each side of a tile; the segmenter is asked about each.",
-)
-@option(
-    "--predicted-iou",
-    group="sensitivity",
-    type=click.FloatRange(0, 1),
-    help="Predicted IoU that a mask has to exceed; default 0.88, less for the bundled network.",
-)
-@option(
-    "--stability",
-    group="sensitivity",
-    type=click.FloatRange(0, 1),
-    help="Minimum stability of a mask; default 0.95, less for the bundled network.",
-)
-@option(
-    "--duplicate",
-    group="sensitivity",
-    rare=True,
-    type=click.FloatRange(0, 1),
-    default=0.7,
-    show_default=True,
-    help="Of masks of a tile whose boxes have a larger IoU, only the best is kept.",
-)
-@option(
-    "--same",
-    group="sensitivity",
-    rare=True,
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.5,
-    show_default=True,
-    help="Minimum IoU, where two tiles overlap, of two masks of one object.",
-)
-@option(
-    "--tile-size",
-    group="machine",
-    rare=True,
-    type=click.IntRange(min=32),
-    metavar="PX",
-    help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.",
-)
-@option(
-    "--overlap",
-    group="machine",
-    rare=True,
-    type=click.IntRange(min=0),
-    metavar="PX",
-    help="Pixels that neighbouring tiles share; default a quarter of the tile.",
-)
+@record_options(GridSettings)
+@prediction.tile_options
 @option(
     "--min-area",
     group="shape",
@@ -82,29 +32,7 @@ from .workers import at_work, cluster_options
     show_default=True,
     help="Drop segments smaller than this.",
 )
-@option(
-    "--simplify",
-    group="shape",
-    type=MeasureType("m", "px"),
-    default="0.75px",
-    show_default=True,
-    help="Leave out corners of an outline that matter less than this.",
-)
-@option(
-    "--smooth",
-    group="shape",
-    type=MeasureType("m", "px"),
-    default=None,
-    help="Round corners: cut every corner back by at most this length.",
-)
-@option(
-    "--on-error",
-    group="machine",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
-)
+@prediction.outline_options
 @options.segmenter_options
 @cluster_options
 @options.run_options

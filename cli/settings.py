@@ -42,6 +42,17 @@ def setting_option(record: type, name: str, **changes: Any) -> Callable[[F], F]:
     return option(*names, group=known.topic, rare=known.rare, **(arguments | changes))
 
 
+def record_options(record: type) -> Callable[[F], F]:
+    """Add an option for each setting of a record."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(settings_of(record)):
+            command = setting_option(record, name)(command)
+        return command
+
+    return decorate
+
+
 def method_options(use: Use, *, without: Collection[str] = (), only: str | None = None) -> Callable[[F], F]:
     """Add the options of the methods; None is the method's own default.
 

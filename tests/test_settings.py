@@ -13,12 +13,13 @@ from geolabel import concepts, prompters
 from geolabel.cli.extract import extract
 from geolabel.cli.label import label
 from geolabel.cli.predict import predict
+from geolabel.cli.segment import segment
 from geolabel.cli.settings import setting_option
 from geolabel.errors import OptionError
 from geolabel.methods import METHODS, alps, cism, diffuprompter, s2c
 from geolabel.models import diffusion_files
 from geolabel.settings import Setting, check_limits, option_name, settings_of
-from geolabel.settings.methods import ApsamChips, DiffuprompterChips, DiffuprompterScenes
+from geolabel.settings.methods import ApsamChips, DiffuprompterChips, DiffuprompterScenes, GridSettings
 
 SCENES = [(command, method) for command in (extract, predict) for method in METHODS]
 CHIPS = [(label, name) for name, method in METHODS.items() if method.for_chips]
@@ -29,6 +30,7 @@ CHIPS = [(label, name) for name, method in METHODS.items() if method.for_chips]
     [
         *((command, "Scenes", METHODS[method].home) for command, method in SCENES),
         *((command, "Settings", METHODS[method].home) for command, method in CHIPS),
+        (segment, "GridPrompts", "geolabel.extraction.segment"),
     ],
 )
 def test_every_field_that_a_method_takes_is_an_option(command: click.Command, record: str, home: str) -> None:
@@ -38,7 +40,10 @@ def test_every_field_that_a_method_takes_is_an_option(command: click.Command, re
         assert option_name(found, name).split("/")[0] in taken[name]
 
 
-RECORDS = [record for known in METHODS.values() for record in (known.for_scenes, known.for_chips) if record]
+RECORDS = [
+    GridSettings,
+    *(record for known in METHODS.values() for record in (known.for_scenes, known.for_chips) if record),
+]
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -47,6 +47,7 @@ from geolabel.models.defaults import BUNDLED, segmenter_defaults
 from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.seams import Spans, drop_small
+from geolabel.settings.methods import GridSettings
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
@@ -60,8 +61,8 @@ OBJECTS = 64
 
 
 @dataclass(frozen=True)
-class GridPrompts(SceneMethod):
-    """What is asked everywhere, and what counts as an answer; the defaults are those of segment-anything's generator.
+class GridPrompts(GridSettings, SceneMethod):
+    """What is asked everywhere, and what counts as an answer.
 
     Raises
     ------
@@ -70,16 +71,6 @@ class GridPrompts(SceneMethod):
     """
 
     name = "segment"
-
-    points_per_side: int = 32
-    predicted_iou: float | None = None
-    """A mask's predicted IoU has to exceed this; None for 0.88, or less with the bundled network."""
-    stability: float | None = None
-    """Minimum stability of a mask; None for 0.95, or less with the bundled network."""
-    duplicate: float = 0.7
-    """Of masks of a tile whose boxes have a larger IoU only the best is kept."""
-    same: float = 0.5
-    """Minimum IoU, where two tiles overlap, of two masks of one object."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

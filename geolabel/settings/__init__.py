@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from geolabel.errors import OptionError
 
-Topic = Literal["input", "output", "sensitivity", "shape", "method", "machine", "messages"]
+Topic = Literal["input", "output", "evidence", "sensitivity", "shape", "method", "machine", "messages"]
 """Groups of settings, in the order of the help."""
 
 Kind = Literal["path", "folder", "vectors", "weights", "network"]

@@ -187,6 +187,51 @@ class StudentScenes:
     ] = None
 
 
+@dataclass(frozen=True)
+class GridSettings:
+    """Settings of ``segment``; the defaults are those of segment-anything's generator."""
+
+    points_per_side: Annotated[
+        int,
+        Setting("Points of the grid along each side of a tile; the segmenter is asked about each.", "method", low=1),
+    ] = 32
+    predicted_iou: Annotated[
+        float | None,
+        Setting(
+            "Predicted IoU that a mask has to exceed; default 0.88, less for the bundled network.",
+            "sensitivity",
+            low=0,
+            high=1,
+        ),
+    ] = None
+    stability: Annotated[
+        float | None,
+        Setting(
+            "Minimum stability of a mask; default 0.95, less for the bundled network.", "sensitivity", low=0, high=1
+        ),
+    ] = None
+    duplicate: Annotated[
+        float,
+        Setting(
+            "Of masks of a tile whose boxes have a larger IoU, only the best is kept.",
+            "sensitivity",
+            rare=True,
+            low=0,
+            high=1,
+        ),
+    ] = 0.7
+    same: Annotated[
+        float,
+        Setting(
+            "Minimum IoU, where two tiles overlap, of two masks of one object.",
+            "sensitivity",
+            rare=True,
+            above=0,
+            high=1,
+        ),
+    ] = 0.5
+
+
 # --- over folders of chips -------------------------------------------------------------------------------------------
 
 
