@@ -175,8 +175,9 @@ class Enlarged:
         if self.stride == 1:
             return self.values[part]
         unit = (2 * self.stride) ** 2
-        rows, cols = (_taps(n, self.stride, *s.indices(n * self.stride)[:2])
-                      for n, s in zip(self.values.shape, part, strict=True))  # fmt: skip
+        rows, cols = (
+            _taps(n, self.stride, *s.indices(n * self.stride)[:2]) for n, s in zip(self.values.shape, part, strict=True)
+        )
         # Columns first: the few rows of cells then become rows of pixels by copies of whole lines.
         scaled = _along(_along(self.values[rows.cells, cols.cells].T, cols).T, rows)
         scaled += unit // 2

@@ -62,8 +62,13 @@ def test_polygons_are_landslide_ground_or_nothing_by_their_status(tmp_path: Path
 
 
 def test_ground_of_areas_is_known_where_nothing_is_drawn(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.gpkg", "landslides", [square(40, 40, 40), square(140, 40, 40)], id=[1, 2],
-                 status=["accepted", "unreviewed"])  # fmt: skip
+    path = write(
+        tmp_path / "a.gpkg",
+        "landslides",
+        [square(40, 40, 40), square(140, 40, 40)],
+        id=[1, 2],
+        status=["accepted", "unreviewed"],
+    )
     write(path, "reviewed", [square(0, 0, 200)])
     write(path, "review", [square(200, 0, 100), square(300, 0, 100)], status=["Reviewed", "unreviewed"])
     found = Reviewed.read(path)
@@ -229,9 +234,20 @@ def test_confidence_moves_towards_what_was_reviewed_and_stays_where_nothing_is_k
     assert shift > 1.5
     model = load_confidence(shipped()).model
     moved = _moved(model, shift, scale)
-    columns = {name: np.array([value]) for name, value in
-               {"score_mean": 0.7, "score_max": 0.9, "predicted_iou": 0.5, "stability": 0.6, "activation_mean": 0.5,
-                "activation_share": 0.9, "area_m2": 900.0, "gsd_m": 0.5, "elongation": 2.0}.items()}  # fmt: skip
+    columns = {
+        name: np.array([value])
+        for name, value in {
+            "score_mean": 0.7,
+            "score_max": 0.9,
+            "predicted_iou": 0.5,
+            "stability": 0.6,
+            "activation_mean": 0.5,
+            "activation_share": 0.9,
+            "area_m2": 900.0,
+            "gsd_m": 0.5,
+            "elongation": 2.0,
+        }.items()
+    }
     before, after = (logit(one(columns)) for one in (model, moved))
     assert after == pytest.approx(shift + scale * before)
 

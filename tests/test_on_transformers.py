@@ -26,20 +26,32 @@ from geolabel.models import hub, loading  # noqa: E402
 from geolabel.prompts import Prompts  # noqa: E402
 
 DECODER = {
-    "hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16, "num_hidden_layers": 2,
-}  # fmt: skip
+    "hidden_size": 16,
+    "mlp_dim": 32,
+    "num_attention_heads": 2,
+    "iou_head_hidden_dim": 16,
+    "num_hidden_layers": 2,
+}
 
 
 def sam2(**changes: Any) -> Any:
     backbone = transformers.Sam2HieraDetConfig(
-        hidden_size=8, num_attention_heads=1, blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[8, 16, 32, 64],
-        num_attention_heads_per_stage=[1, 1, 2, 2], window_size_per_stage=[4, 2, 2, 2], global_attention_blocks=[3],
-        image_size=[64, 64], window_positional_embedding_background_size=[4, 4],
-    )  # fmt: skip
+        hidden_size=8,
+        num_attention_heads=1,
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        window_size_per_stage=[4, 2, 2, 2],
+        global_attention_blocks=[3],
+        image_size=[64, 64],
+        window_positional_embedding_background_size=[4, 4],
+    )
     vision = transformers.Sam2VisionConfig(
-        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=16,
+        backbone_config=backbone,
+        backbone_channel_list=[64, 32, 16, 8],
+        fpn_hidden_size=16,
         backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-    )  # fmt: skip
+    )
     prompts = transformers.Sam2PromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=8)
     config = transformers.Sam2Config(
         vision_config=vision,
@@ -54,9 +66,16 @@ def vit(prefix: str, **decoder: Any) -> Any:
     """Sam and SamHQ."""
     of = {name: getattr(transformers, f"{prefix}{name}") for name in ("VisionConfig", "PromptEncoderConfig")}
     vision = of["VisionConfig"](
-        hidden_size=16, output_channels=16, num_hidden_layers=2, num_attention_heads=2, image_size=64, window_size=2,
-        global_attn_indexes=[1], num_pos_feats=8, mlp_dim=32,
-    )  # fmt: skip
+        hidden_size=16,
+        output_channels=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        window_size=2,
+        global_attn_indexes=[1],
+        num_pos_feats=8,
+        mlp_dim=32,
+    )
     prompts = of["PromptEncoderConfig"](hidden_size=16, image_size=64, patch_size=16, mask_input_channels=8)
     mask = getattr(transformers, f"{prefix}MaskDecoderConfig")(**DECODER, **decoder)
     config = getattr(transformers, f"{prefix}Config")(
@@ -83,9 +102,16 @@ def edgetam() -> Any:
 
 def sam3() -> Any:
     backbone = transformers.Sam3ViTConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14,
-        window_size=2, global_attn_indexes=[1], pretrain_image_size=28,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        window_size=2,
+        global_attn_indexes=[1],
+        pretrain_image_size=28,
+    )
     vision = transformers.Sam3VisionConfig(
         backbone_config=backbone, fpn_hidden_size=16, backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]]
     )
@@ -303,9 +329,16 @@ def test_normalisation_is_what_the_folder_says(sam2_folder: Path, copy: Path) ->
 def test_a_scene_is_segmented_and_its_provenance_names_the_folder(sam2_folder: Path, tmp_path: Path) -> None:
     image = image_of(80, 96)
     with rasterio.open(
-        tmp_path / "scene.tif", "w", driver="GTiff", height=80, width=96, count=3, dtype="uint8", crs="EPSG:32648",
+        tmp_path / "scene.tif",
+        "w",
+        driver="GTiff",
+        height=80,
+        width=96,
+        count=3,
+        dtype="uint8",
+        crs="EPSG:32648",
         transform=Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-    ) as file:  # fmt: skip
+    ) as file:
         file.write(np.moveaxis(image, 2, 0))
     out = tmp_path / "segments.gpkg"
     given = [

@@ -205,9 +205,21 @@ SAM_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 DAMAGE = (
-    pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, OSError, TypeError, AttributeError,
-    AssertionError, MemoryError, NotImplementedError, OverflowError, zipfile.BadZipFile, SafetensorError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    OSError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
 """What torch raises of a file that is none of its own, or that somebody changed."""
 
 

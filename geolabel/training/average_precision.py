@@ -37,9 +37,11 @@ class ScoredMasks:
     @classmethod
     def of(cls, objects: Instances) -> ScoredMasks:
         """The objects of a label map, sure as they are."""
-        masks = np.stack([objects.mask(k) for k in range(len(objects))]) if len(objects) else (
-            np.zeros((0, *objects.ids.shape), bool)
-        )  # fmt: skip
+        masks = (
+            np.stack([objects.mask(k) for k in range(len(objects))])
+            if len(objects)
+            else (np.zeros((0, *objects.ids.shape), bool))
+        )
         return cls(masks, objects.class_ids, objects.scores)
 
 

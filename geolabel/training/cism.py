@@ -230,8 +230,12 @@ def generated_sample(images: Sequence[UInt8Array], rng: Generator) -> UInt8Array
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     row, col = (int(rng.integers(round(0.35 * n), round(0.65 * n) + 1)) for n in (height, width))
     canvas = np.empty((height, width, 3), np.uint8)
-    parts = [(slice(0, row), slice(0, col)), (slice(0, row), slice(col, None)),
-             (slice(row, None), slice(0, col)), (slice(row, None), slice(col, None))]  # fmt: skip
+    parts = [
+        (slice(0, row), slice(0, col)),
+        (slice(0, row), slice(col, None)),
+        (slice(row, None), slice(0, col)),
+        (slice(row, None), slice(col, None)),
+    ]
     for part, k in zip(parts, rng.permutation(4), strict=True):
         view = canvas[part]
         view[:] = _scaled_crop(images[k], view.shape[0], view.shape[1], rng)

@@ -217,8 +217,9 @@ def training_folder(
     def is_own(name: str) -> bool:
         return name == file or not name.endswith((".safetensors", ".md"))  # other networks may be in the folder
 
-    folder = work_folder(out, overwrite=overwrite, inputs=inputs, shared=True, named=(file,), leaving=is_own,
-                         goes_on=lambda _: resume)  # fmt: skip
+    folder = work_folder(
+        out, overwrite=overwrite, inputs=inputs, shared=True, named=(file,), leaving=is_own, goes_on=lambda _: resume
+    )
     with saving_to(out), folder as work:
         yield work
 
@@ -242,8 +243,9 @@ def saving_to(folder: Path) -> Iterator[None]:
         if any(writer in str(error) for writer in _WRITERS):
             raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
         if "state_dict" in str(error):
-            raise WeightsError(f"{folder} holds the state of another training: give another folder, or its own options "
-                               "to resume") from error  # fmt: skip
+            raise WeightsError(
+                f"{folder} holds the state of another training: give another folder, or its own options to resume"
+            ) from error
         raise
 
 
