@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +89,14 @@ _epochs = option(
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Epochs of each training; default 8.",
+    help="Epochs of each training; default the preset's, 8 with cpu.",
 )
 _size = option(
     "--size",
     group="method",
     type=click.IntRange(min=32),
     metavar="PX",
-    help="Side of the crops of each training; default 160.",
+    help="Side of the crops of each training; default the preset's, 160 with cpu.",
 )
 _init = option(
     "--init",
@@ -105,6 +106,26 @@ _init = option(
     metavar="imagenet|bundled|FILE|NAME|none",
     help="Initial weights of each training, as in train localizer.",
 )
+_init_weights = option(
+    "--init-weights",
+    group="method",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="ImageNet weights of the backbone of --preset paper or code, as in train localizer.",
+)
+
+
+def _preset(*names: str) -> Callable[[F], F]:
+    return option(
+        "--preset",
+        group="method",
+        type=click.Choice(names),
+        default="cpu",
+        show_default=True,
+        help="Numbers of each training, but for what its row is about; as in train localizer.",
+    )
+
+
 _seeds = option(
     "--seeds",
     group="method",
@@ -152,9 +173,11 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
     group="method",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Points of the grid that segments come from, along each side of a chip; default 12.",
+    help="Points of the grid that segments come from, along each side of a chip; default the preset's, 12 with cpu.",
 )
 @_init
+@_init_weights
+@_preset("cpu", "paper", "code")
 @_seeds
 @click.pass_context
 def s2c(ctx: click.Context, /, **given: Any) -> None:
@@ -167,6 +190,8 @@ def s2c(ctx: click.Context, /, **given: Any) -> None:
 @_epochs
 @_size
 @_init
+@_init_weights
+@_preset("cpu", "paper")
 @_seeds
 @click.pass_context
 def cism(ctx: click.Context, /, **given: Any) -> None:

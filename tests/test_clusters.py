@@ -188,6 +188,17 @@ def test_the_number_of_clusters_is_found(count: int, masks: int) -> None:
     assert predict_count(split(features), normalised=True) == count
 
 
+def test_more_clusters_than_are_looked_for_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, _ = blobs(5, 1500)
+    assert predict_count(split(features)) == 5
+    assert not caplog.messages
+    monkeypatch.setattr("geolabel.training.clusters.COMPONENTS", 3)
+    assert predict_count(split(features)) == 3
+    assert "3 clusters, as many as are looked for in 1500 masks: there may be more" in caplog.text
+
+
 def test_one_mask_has_no_clusters() -> None:
     with pytest.raises(OptionError, match=r"too few masks to cluster \(1 in all images\): give more images"):
         predict_count([np.zeros((1, 4), np.float32)])

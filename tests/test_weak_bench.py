@@ -302,7 +302,9 @@ def test_studies_of_pseudo_labels(name: str, folder: Path, tmp_path: Path, monke
         assert figures["250"]["IoU"] == 0
     if name == "prompts":
         assert figures["both"]["IoU"] > figures["point"]["IoU"] > 0
-        assert figures["both"]["paper"] == 0.49
+        assert figures["both"]["IoU in the paper"] == 0.49
+        assert figures["point"]["mIoU"] > figures["point"]["IoU"]  # the background is the larger class
+        assert 0 < figures["both"]["OA"] <= 1
     if name == "everything":
         assert figures["everything"]["masks"] == 64
         assert figures["both"]["IoU"] > figures["everything"]["IoU"]
@@ -317,6 +319,17 @@ def test_studies_of_training_name_every_row_of_the_tables():
     assert len(set(studies.CISM.values())) == len(studies.CISM)
 
 
+def test_a_row_changes_what_it_is_about_and_leaves_the_rest_to_the_preset():
+    code = preset_of("s2c", "code").s2c
+    row = studies._changed(code, studies.S2C["CPM: single peak"])
+    assert row == replace(code, single_peak=True)
+    assert (row.by_logits, row.temperature, row.smallest) == (True, 1.0, False)
+    paper = preset_of("cism", "paper").cism
+    assert studies._changed(paper, studies.CISM["without SLSC, eta 0.1"]) == replace(
+        paper, secondary=False, generated=False, eta=0.1
+    )
+
+
 @pytest.mark.usefixtures("small")
 def test_a_study_of_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = {name: studies.CISM[name] for name in ("baseline", "SLSC and MCSG")}
@@ -327,6 +340,8 @@ def test_a_study_of_training(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     found = study.run()
     assert [row.method for row in found.measured] == list(few)
     assert all(0 <= row.figures["map IoU"] <= 1 for row in found.measured)
+    assert all(row.figures["mIoU"] <= row.figures["OA"] <= 1 for row in found.measured)
+    assert found.measured[0].figures["mIoU in the paper"] == 0.239
     marks = sorted(path.name for path in (tmp_path / "out/trained").iterdir())
     assert len(marks) == 2
     assert study.run() == found

@@ -8,6 +8,7 @@ sampling with a reservoir".
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,6 +17,8 @@ import numpy as np
 from geolabel.clusters import Clusters, check_count, prepared, unnamed
 from geolabel.errors import OptionError, require
 from geolabel.types import Float32Array, Int64Array
+
+log = logging.getLogger(__name__)
 
 BATCH = 512
 """Masks of one step of k-means, as in the released code of ALPS."""
@@ -156,7 +159,14 @@ def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: b
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture that has not converged still has a number of parts
         members = np.bincount(model.fit_predict(reduced))
-    return int((members >= max(1, _MIN_SHARE * len(sample))).sum())
+    count = int((members >= max(1, _MIN_SHARE * len(sample))).sum())
+    if count == components:
+        log.warning(
+            "%d clusters, as many as are looked for in %d masks: there may be more; give their number with --clusters",
+            count,
+            len(sample),
+        )
+    return count
 
 
 def _reservoir(parts: Iterable[Float32Array], size: int, seed: int) -> Float32Array:
