@@ -1,31 +1,122 @@
-"""``geolabel info``: what geolabel understood of a scene."""
+"""``geolabel info``: what geolabel understood of a scene, and what is in an inventory."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from geolabel.errors import OptionError, VectorError
+
 from . import options
-from .commands import command
+from .commands import command, option
 from .inputs import SCENE
-from .terminal import announce, warn
+from .terminal import announce, extent, loading, warn
 
 if TYPE_CHECKING:
     from geolabel.io.read.scenes import SceneReader
     from geolabel.radiometry import Stretch
+    from geolabel.review.summary import Group, Summary
+
+INVENTORIES = (".gpkg", ".geojson", ".shp", ".fgb", ".kml", ".kmz")
+"""Suffixes of files that may be inventories; a GeoPackage may be a scene too, and JSON a STAC item."""
+
+OF_INVENTORIES = ("plot", "overwrite")
 
 
-@command(short_help="Say what geolabel understands of a scene.")
-@click.argument("scene", type=SCENE)
+@command(short_help="Say what geolabel understands of a scene, or what is in an inventory.")
+@click.argument("scene", type=SCENE, metavar="FILE")
 @options.reading_options
+@option(
+    "--plot",
+    group="output",
+    type=click.Path(dir_okay=False),
+    help="Draw the size-frequency distribution of an inventory: .png, .svg or .pdf.",
+)
+@option("--overwrite", group="output", is_flag=True, help="Replace the plot if it exists.")
 @options.as_json
 @options.terminal
 @click.pass_context
-def info(
+def info(ctx: click.Context, /, scene: str, as_json: bool, **given: Any) -> None:
+    """Say what geolabel understands of a scene, or what is in an inventory of polygons.
+
+    Of a scene: its grid, bands, validity, stretch, and the grid that it would be worked on. Of an inventory: counts and
+    areas by layer, class and review, and the size-frequency distribution with the power law that fits its tail.
+
+    \b
+    geolabel info scene.tif
+    geolabel info slides.gpkg --plot sizes.png
+    """
+    of_inventory = _is_inventory(scene)
+    for name in given:
+        chosen = ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+        if chosen and (name in OF_INVENTORIES) != of_inventory:
+            kind, other = ("an inventory", "scenes") if of_inventory else ("a scene", "inventories")
+            raise OptionError(f"--{name.replace('_', '-')}: an option of {other}, and {scene} is {kind}; leave it out")
+    mine = {name: value for name, value in given.items() if (name in OF_INVENTORIES) == of_inventory}
+    if of_inventory:
+        _describe_inventory(ctx, scene, as_json=as_json, **mine)
+    else:
+        _describe_scene(ctx, scene, as_json=as_json, **mine)
+
+
+def _is_inventory(path: str) -> bool:
+    """Whether a file holds polygons instead of pixels."""
+    if not path.lower().endswith(INVENTORIES):
+        return False
+    if not path.lower().endswith(".gpkg"):
+        return True
+    from geolabel.io.read.features import spatial_layers
+
+    try:
+        return bool(spatial_layers(path))
+    except VectorError:
+        return False
+
+
+def _describe_inventory(ctx: click.Context, path: str, *, as_json: bool, plot: str | None, overwrite: bool) -> None:
+    with loading(ctx, "reading"):
+        import geolabel
+
+        found = geolabel.summarize(path, plot=plot, overwrite=overwrite)
+    figures = {"inventory": path} | found.figures() | ({"plot": plot} if plot else {})
+    announce(figures if as_json else _inventory(path, found, plot), as_json=as_json)
+
+
+def _inventory(path: str, found: Summary, plot: str | None) -> dict[str, str]:
+    # Rows for a person.
+    rows = {"inventory": path, "crs": found.crs or "none"}
+    rows |= {name: _group(one) for name, one in found.layers.items()}
+    rows |= {"class": _groups(found.classes), "review": _groups(found.states)}
+    size = found.figures()["area_quartiles_m2"]
+    if size:
+        rows["area"] = f"{extent(size[0])} to {extent(size[-1])}, median {extent(size[2])}"
+    law = found.power_law
+    if law is None:
+        rows["power law"] = "not fitted: too few landslides, or all of one size"
+    else:
+        sure = "plausible" if law.plausible else "ruled out"
+        rows["power law"] = (
+            f"exponent {law.exponent:.2f} ± {law.error:.2f} from {extent(law.min_area_m2)} on "
+            f"({law.count} landslides); {sure}, p {law.p:.2f}"
+        )
+    return rows | ({"plot": plot} if plot else {})
+
+
+def _groups(groups: Mapping[str, Group]) -> str:
+    return "\n".join(f"{name}: {_group(one)}" for name, one in groups.items()) or "none"
+
+
+def _group(one: Group) -> str:
+    return f"{one.count}, {extent(one.area_m2)}" if one.count else "0"
+
+
+def _describe_scene(
     ctx: click.Context,
     scene: str,
+    *,
     bands: str | None,
     nodata: float | None,
     gsd: float | None,
@@ -34,8 +125,6 @@ def info(
     stretch: str,
     as_json: bool,
 ) -> None:
-    """Say what geolabel understands of SCENE: its grid, bands, validity, stretch, and the grid it would work on."""
-    from geolabel.errors import OptionError
     from geolabel.io.read.scenes import SceneReader
     from geolabel.radiometry import Stretch, parse_stretch
 

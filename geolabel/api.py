@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from geolabel.review.merging import merge as merge
     from geolabel.review.next_windows import next_windows as next_windows
     from geolabel.review.sample import sample_review as sample_review
+    from geolabel.review.summary import summarize as summarize
     from geolabel.viewing.page import view as view
 
 _HOMES = {
@@ -68,6 +69,7 @@ _HOMES = {
     "sample_review": "geolabel.review.sample",
     "score_chips": "geolabel.evaluation.chip_scores",
     "segment": "geolabel.extraction.segment",
+    "summarize": "geolabel.review.summary",
     "synthesize": "geolabel.labeling.synthesize",
     "view": "geolabel.viewing.page",
 }
@@ -100,6 +102,7 @@ __all__ = [
     "sample_review",
     "score_chips",
     "segment",
+    "summarize",
     "synthesize",
     "view",
 ]
