@@ -63,6 +63,14 @@ def test_a_scene_is_searched_for_several_words_at_once(model: Path, scene: Path,
     assert set(gpd.read_file(tmp_path / "one.gpkg", layer="landslides")["class"]) == {"airplane"}
 
 
+def test_a_tile_that_the_words_leave_cold_is_not_searched(model: Path, scene: Path, tmp_path: Path) -> None:
+    options = ["--diffusion", model, "--draws", 2, "--classes", "airplane"]
+    assert extract(scene, tmp_path / "all.gpkg", *options) == 0
+    assert len(gpd.read_file(tmp_path / "all.gpkg", layer="landslides")) > 0
+    assert extract(scene, tmp_path / "none.gpkg", *options, "--gate", 0.999) == 0
+    assert len(gpd.read_file(tmp_path / "none.gpkg", layer="landslides")) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -301,8 +301,9 @@ class DiffusionLocalizer:
         stride = max(1, max(image.shape[:2]) * self._pixels_per_latent // self.window)
         maps = self._cells(torch.stack(means), image.shape[:2], stride)
         values = stretched(maps).cpu().numpy()  # within the image, now that the padding is gone
-        shown = np.broadcast_to(self._asked[:, None, None], values.shape).astype(np.float32)
-        return Activation(values, shown, np.asarray(peaks, np.float32), stride, self.classes)
+        raw = np.asarray(peaks, np.float32)  # the map is stretched to 1 in every image: only these say whether
+        shown = np.broadcast_to(raw[:, None, None], values.shape)
+        return Activation(values, shown, raw, stride, self.classes)
 
     def _encode(self, image: UInt8Array) -> Tensor:
         # The clean latent (1, C, h, w) of an image, enlarged to the window and padded with its last row and column.

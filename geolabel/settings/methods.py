@@ -165,7 +165,16 @@ class AlpsScenes:
 class DiffuprompterScenes(Words):
     """Settings of DiffuPrompter over scenes."""
 
-    gate: _Gate = 0.5
+    gate: Annotated[
+        float,
+        Setting(
+            "Minimum raw attention to a class in a tile that is searched for it, 0 to 1; 0 searches every tile. What "
+            "is high depends on the diffusion network.",
+            "sensitivity",
+            low=0,
+            high=1,
+        ),
+    ] = 0.0
     activation_threshold: _Threshold = 102  # the paper's gamma of eq. 10, 0.4
     prompts: _Prompts = "both"
     selection: _Answer = "overlap"
