@@ -11,7 +11,6 @@ from typing import Any
 
 from geolabel.errors import WeightsError
 from geolabel.io.foreign import in_words
-from geolabel.outputs import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +68,8 @@ def download(
         If the server cannot be reached or sends something else, or the folder cannot be written to. Nothing is left.
     """
     from pooch import HTTPDownloader
+
+    from geolabel.outputs import replacing
 
     fetch = HTTPDownloader(progressbar=progress or False, chunk_size=CHUNK, timeout=TIMEOUT)
     logger.warning("downloading %s (%.0f MB) to %s", url, size / 1e6, path)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.errors import WeightsError
-from geolabel.outputs import replacing
 from geolabel.parsing import read_json
 
 REACH = 2.0
@@ -169,6 +168,8 @@ def load_measured(path: Path) -> Measured:
 
 def save_measured(path: Path, networks: Mapping[str, str], sets: Sequence[SetFigures]) -> None:
     """Write figures as JSON; the file appears when it is whole."""
+    from geolabel.outputs import replacing
+
     values: dict[str, Any] = {"networks": dict(networks), "sets": [asdict(one) for one in sets]}
     with replacing(path, overwrite=True) as part:
         part.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
