@@ -167,13 +167,20 @@ def test_the_density_is_count_over_width():
 
 def test_the_plot_is_drawn_and_the_same_again(tmp_path):
     path = inventory(tmp_path / "a.gpkg", law_of(60, 2.4))
-    assert "exponent" in run(path, "--plot", str(tmp_path / "a.png")).stdout
-    run(path, "--plot", str(tmp_path / "b.png"))
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    for kind in ("png", "svg", "pdf"):
+        assert "exponent" in run(path, "--plot", str(tmp_path / f"a.{kind}")).stdout
+        run(path, "--plot", str(tmp_path / f"b.{kind}"))
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (780, 585)
     with pytest.raises(OutputError, match=r"a\.png"):
         run(path, "--plot", str(tmp_path / "a.png"))
+
+
+def test_a_name_is_no_formula(tmp_path):
+    path = inventory(tmp_path / "a$\\frac$.gpkg", [100.0])
+    run(path, "--plot", str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").exists()
 
 
 def test_options_of_the_other_kind_of_file_are_refused(scene, tmp_path):

@@ -234,11 +234,13 @@ def density(size: Float64Array) -> tuple[Float64Array, Float64Array]:
 
 def _draw(path: Path, found: Summary, name: str) -> None:
     """Draw frequency density against area, both logarithmic, with the fitted law."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), dpi=130, layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel="area of a landslide (m²)", ylabel="landslides per m² of area", title=name)
+    axes.set(xlabel="area of a landslide (m²)", ylabel="landslides per m² of area")
+    axes.set_title(name, parse_math=False)
     axes.grid(visible=True, which="major", color="0.9")
     if (found.areas_m2 > 0).any():
         axes.set(xscale="log", yscale="log")
@@ -254,5 +256,5 @@ def _draw(path: Path, found: Summary, name: str) -> None:
         axes.legend()
     kind = path.suffix.lower()[1:]
     fixed: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    with saving(path) as part:
+    with saving(path) as part, rc_context({"svg.hashsalt": "geolabel"}):  # names in an SVG are random otherwise
         figure.savefig(part, format=kind, metadata=fixed)
