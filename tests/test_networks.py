@@ -236,6 +236,23 @@ def test_later_fields_of_a_description_are_left_alone():
     assert NetworkInfo.from_json(json.dumps(text)) == INFO
 
 
+def test_a_description_can_have_nothing_fetched():
+    text = json.loads(INFO.to_json())
+    text["architecture"] = {"name": "classifier", "backbone": "resnet18", "classes": 1, "pretrained": True}
+    with pytest.raises(WeightsError, match="what no network can have"):
+        NetworkInfo.from_json(json.dumps(text))
+
+
+def test_a_description_has_a_sharpness_that_can_be():
+    text = json.loads(INFO.to_json())
+    for wrong in (0, -1.0, "much", [1.0]):
+        text["architecture"]["sharpness"] = wrong
+        with pytest.raises(WeightsError, match="what no network can have"):
+            NetworkInfo.from_json(json.dumps(text))
+    text["architecture"]["sharpness"] = 2.0
+    assert NetworkInfo.from_json(json.dumps(text)).sharpness == 2.0
+
+
 @pytest.mark.parametrize("kind", ["localizer", "segmenter"])
 def test_bundled_network_is_what_its_description_says(kind):
     folder = resources.files("geolabel.weights")

@@ -441,6 +441,21 @@ def test_a_training_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
         torch.testing.assert_close(network.trunk.state_dict()[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
 
 
+def test_few_cells_may_answer_for_a_chip_and_the_trunk_hardly_learns():
+    request = LocalizerRequest(init="imagenet")
+    found = localizers._start(request, request.numbers, chips(4))
+    assert (found.info.architecture["strides"], found.info.sharpness) == ([8, 16], 1.0)
+    assert (found.numbers.schedule.rate, found.numbers.schedule.trunk) == (2e-3, 0.01)
+    maps = torch.randn(2, 2, 4, 6)
+    losses = ChipLosses(found.network, ["a"])
+    pooled = maps.exp().mean(dim=(2, 3)).log() + found.network.bias
+    torch.testing.assert_close(losses.logits(maps), pooled)
+    random = LocalizerRequest(init="none")
+    plain = localizers._start(random, random.numbers, chips(4))
+    assert (plain.info.sharpness, plain.numbers) == (None, random.numbers)
+    torch.testing.assert_close(ChipLosses(plain.network, ["a"]).logits(maps), maps.mean(dim=(2, 3)))
+
+
 def _saved(path: Path, state: dict[str, torch.Tensor], *, pickled: bool) -> Path:
     torch.save(state, path) if pickled else save_file(state, path)
     return path

@@ -100,6 +100,7 @@ class NetworkInfo:
             and 1 <= self.stride <= self.window
             and LEAST <= self.window <= LARGEST
             and len(self.classes) > 0
+            and not self.architecture.get("pretrained")  # who loads a file fetches no other
             and 0 <= (self.floor or 0) <= LEVELS
             and (self.sharpness is None or (isinstance(self.sharpness, int | float) and 0 < self.sharpness < math.inf))
         )

@@ -294,9 +294,8 @@ def _shipped_trunk(request: LocalizerRequest, numbers: LocalizerPreset, chips: C
     assert isinstance(network, PyramidLocalizer)
     network.trunk.load_state_dict(load_trunk(_IMAGENET_PYRAMID["trunk"]))
     known = _known(request, numbers, chips)
-    numbers = replace(numbers, schedule=replace(numbers.schedule, trunk=numbers.trunk_share))
     info = NetworkInfo(architecture=described, stride=network.stride, mean=IMAGENET_MEAN, std=IMAGENET_STD, **known)
-    return _Start(network, info, numbers, pretrained=False)
+    return _Start(network, info, numbers.for_shipped_trunk(), pretrained=False)
 
 
 def _own_file(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:

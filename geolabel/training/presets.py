@@ -50,9 +50,11 @@ class LocalizerPreset(TrainingPreset):
     pretrained_spread: float | None = None
     """How far from the zoom of their own training crops are reduced and enlarged for such weights; None for the usual
     zooms. They know the classes at the size at which they saw them: at half of it, the bundled one is half as good."""
+    shipped_rate: float | None = None
+    """Rate instead of the schedule's on the trunk that ships; None for the same. What is on it has all to learn."""
     trunk_share: float = 1.0
-    """Share of the rate at which the trunk that ships learns. It sees well already, and one that learned from image
-    labels as fast as the rest would look for what surrounds a class."""
+    """Share of that rate at which this trunk learns. It sees well already, and one that learned from image labels as
+    fast as the rest would look for what surrounds a class."""
     s2c: S2cTerms
     cism: CismTerms
     points_per_side: int = 32
@@ -70,6 +72,11 @@ class LocalizerPreset(TrainingPreset):
         if self.pretrained_spread is not None:
             cropping = replace(cropping, zooms=(zoom / self.pretrained_spread, zoom * self.pretrained_spread))
         return replace(self, schedule=schedule, cropping=cropping)
+
+    def for_shipped_trunk(self) -> Self:
+        """Return the numbers of a training on the trunk that ships."""
+        rate = self.schedule.rate if self.shipped_rate is None else self.shipped_rate
+        return replace(self, schedule=replace(self.schedule, rate=rate, trunk=self.trunk_share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +153,7 @@ _CPU = LocalizerPreset(
     schedule=_ADAMW,
     pretrained_rate=1e-4,
     pretrained_spread=1.4,
+    shipped_rate=2e-3,
     trunk_share=0.01,
     s2c=replace(_S2C, pixels=4096, scales=(1.0,)),
     cism=_CISM,
