@@ -11,8 +11,8 @@ from geolabel.errors import WeightsError
 from geolabel.models.measured import of_bundled
 
 from . import options, prediction
-from .commands import command, option
-from .inputs import VECTORS, check_inputs, check_outputs, check_scenes
+from .commands import F, command, option
+from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
@@ -29,6 +29,50 @@ def _quality() -> str:
         return f"The bundled networks: {of_bundled().sentence()}"
     except WeightsError:
         return ""
+
+
+def _evidence_options(command: F) -> F:
+    """Add the options for what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
+    for decorate in (
+        option(
+            "--register/--no-register",
+            group="evidence",
+            rare=True,
+            default=True,
+            show_default=True,
+            help="With --before: measure how far it is displaced, up to 32 px; or trust its position.",
+        ),
+        option(
+            "--before",
+            group="evidence",
+            type=SCENE,
+            metavar="FILE|URI",
+            help="An image from before the event, on any grid and in any CRS: what was bare then and has not changed "
+            "goes to the layer candidates.",
+        ),
+        option(
+            "--exclude",
+            group="evidence",
+            type=VECTORS,
+            metavar="FILE",
+            help="Polygons, such as water: what is on them to at least half goes to the layer candidates.",
+        ),
+        option(
+            "--min-slope",
+            group="evidence",
+            type=MeasureType("deg"),
+            help="With --dem: minimum mean slope of a landslide; what is gentler goes to the layer candidates.",
+        ),
+        option(
+            "--dem",
+            group="evidence",
+            type=SCENE,
+            metavar="FILE|URI",
+            help="Heights in metres, on any grid and in any CRS: polygons then have slope, aspect and relief.",
+        ),
+    ):
+        command = decorate(command)
+    return command
 
 
 @command(short_help="Find the landslides of scenes and write them as polygons.", epilog=_quality())
@@ -68,7 +112,7 @@ def _quality() -> str:
 )
 @options.asset
 @options.scene_options
-@options.evidence_options
+@_evidence_options
 @prediction.prediction_options
 @options.score_threshold
 @options.min_confidence
@@ -95,6 +139,8 @@ def extract(
     dem: str | None,
     min_slope: Measure | None,
     exclude: str | None,
+    before: str | None,
+    register: bool,
     prompts_from: str | None,
     keep_reviewed: str | None,
     dst_crs: str | None,
@@ -116,6 +162,7 @@ def extract(
     \b
     geolabel extract scene.tif --out slides.gpkg
     geolabel extract a.tif b.tif 'folder/*.tif' --out slides.gpkg
+    geolabel extract after.tif --out slides.gpkg --before before.tif
     geolabel extract scene.tif --out slides.gpkg --dem heights.tif --min-slope 10deg --exclude water.gpkg
     geolabel extract scene.tif --out slides.gpkg --overwrite --keep-reviewed slides.gpkg
     geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
@@ -140,6 +187,7 @@ def extract(
     check_inputs(listed)
     request = options.Request.of(given)
     evidence: dict[str, Any] = {"dem": dem, "min_slope": min_slope, "exclude": exclude}
+    evidence |= {"before": before, "register": register}
     if dry_run:
         with loading(ctx), at_work(given):
             figures = geolabel.estimate(listed, dst_crs=dst_crs, **vars(request), **evidence)

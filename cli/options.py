@@ -13,7 +13,7 @@ import click
 from geolabel.urls import without_secrets
 
 from .commands import F, option
-from .inputs import FOLDER, NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS, MeasureType, parse_bounds
+from .inputs import FOLDER, NETWORK, SEGMENTER, VECTORS, WEIGHTS, parse_bounds
 from .settings import owners_of
 
 if TYPE_CHECKING:
@@ -155,34 +155,6 @@ def run_options(command: F) -> F:
             metavar="FOLDER|URL",
             help="Where the records are kept from which an interrupted run resumes; all workers have to see "
             "it. Default: a folder beside the output.",
-        ),
-    ):
-        command = decorate(command)
-    return command
-
-
-def evidence_options(command: F) -> F:
-    """Add the options for what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
-    for decorate in (
-        option(
-            "--exclude",
-            group="evidence",
-            type=VECTORS,
-            metavar="FILE",
-            help="Polygons, such as water: what is on them to at least half goes to the layer candidates.",
-        ),
-        option(
-            "--min-slope",
-            group="evidence",
-            type=MeasureType("deg"),
-            help="With --dem: minimum mean slope of a landslide; what is gentler goes to the layer candidates.",
-        ),
-        option(
-            "--dem",
-            group="evidence",
-            type=SCENE,
-            metavar="FILE|URI",
-            help="Heights in metres, on any grid and in any CRS: polygons then have slope, aspect and relief.",
         ),
     ):
         command = decorate(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from .terminal import duration, extent, see
 
 Figures = Mapping[str, Any]
 
-WHY = {"confidence": "less likely", "slope": "too gentle", "excluded": "on excluded ground"}
+WHY = {"confidence": "less likely", "before": "bare before", "slope": "too gentle", "excluded": "on excluded ground"}
 """Reasons of candidates, in words."""
 
 
@@ -33,6 +34,9 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     if figures["candidates"]:
         why = ", ".join(f"{number} {WHY.get(reason, reason)}" for reason, number in figures.get("reasons", {}).items())
         rows["candidates"] = f"{figures['candidates']}, {why or 'less likely'}: in the layer candidates"
+    if "displacements_px" in figures:
+        farthest = max(math.hypot(*moved) for moved in figures["displacements_px"])
+        rows["before"] = f"displaced by {farthest:.2f} px of the working grid, which is corrected"
     if "kept" in figures:
         reviewed = "{kept} kept, {rejected} rejected; {left_out} found on that ground are left out".format(**figures)
         rows["review"] = reviewed if figures["kept"] or figures["rejected"] else "nothing was reviewed or edited"

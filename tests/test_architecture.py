@@ -37,6 +37,7 @@ ORDER = (
     "polygons",
     "geodesy",
     "terrain",
+    "change",
     "metrics",
     "clusters",
     "concepts",

@@ -49,6 +49,8 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "dem",
         "min_slope",
         "exclude",
+        "before",
+        "register",
         "dst_crs",
         "keep_reviewed",
         "discard_review",

@@ -281,9 +281,9 @@ class Work(Generic[C, E]):
             results = self._results(step.bind(self.run), jobs, networks)
             yield from self.progress.track(results, step.name, len(jobs))
 
-    def apply(self, step: Bound[R], jobs: Iterable[Any]) -> Iterator[R]:
-        """Apply a pass to jobs, as `map` does."""
-        return self._results(step, list(jobs), ())
+    def apply(self, step: Bound[R], jobs: Iterable[Any], *, networks: Sequence[Recipe] = ()) -> Iterator[R]:
+        """Apply a pass to jobs, as `map` does; `networks` are those that it runs."""
+        return self._results(step, list(jobs), networks)
 
     def _results(self, step: Bound[R], jobs: Sequence[Any], networks: Sequence[Recipe]) -> Iterator[R]:
         name, store = step.step.name, None

@@ -50,12 +50,14 @@ def estimate(
     dem: str | Path | None = None,
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
+    before: str | Path | None = None,
+    register: bool = True,
 ) -> dict[str, Any]:
     """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
 
     Parameters
     ----------
-    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude
+    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, register
         As in `geolabel.extract`.
 
     Returns
@@ -76,7 +78,7 @@ def estimate(
         networks or Networks(),
         parameters or Parameters(),
         dst_crs=dst_crs,
-        supplements=Supplements(dem, min_slope, exclude),
+        supplements=Supplements(dem, min_slope, exclude, before, register),
     )
     for text in groups.warnings:
         log.warning("%s", text)

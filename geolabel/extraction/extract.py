@@ -46,6 +46,8 @@ def extract(
     dem: str | Path | None = None,
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
+    before: str | Path | None = None,
+    register: bool = True,
     prompts_from: str | Path | None = None,
     keep_reviewed: str | Path | None = None,
     score_out: str | Path | None = None,
@@ -79,6 +81,11 @@ def extract(
         Minimum mean slope of a landslide, such as ``Measure(10, "deg")``; what is gentler is a candidate. Needs `dem`.
     exclude
         A vector file, such as lakes and rivers: polygons of which at least half is on its polygons are candidates.
+    before
+        An image of the place before the event, in any CRS and on any grid: polygons then have a change and an
+        activation before, and what was bare before and has not changed is a candidate.
+    register
+        Whether to measure how far `before` is displaced, at most 32 px of the working grid.
     prompts_from
         A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
         review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
@@ -122,7 +129,7 @@ def extract(
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
     run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
-    supplements = Supplements(dem, min_slope, exclude)
+    supplements = Supplements(dem, min_slope, exclude, before, register)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
     inputs = [*carried.inputs(prompts_from), *supplements.inputs, *(one.source for one in scenes)]

@@ -78,7 +78,7 @@ def polygonize(
     GeolabelError
         See `geolabel.errors`.
     """
-    from geolabel.io.columns import LANDSLIDE_COLUMNS, TERRAIN
+    from geolabel.io.columns import CHANGE, LANDSLIDE_COLUMNS, TERRAIN
     from geolabel.io.read.review import Carried, check_work
     from geolabel.io.styles import REVIEW_STATES
     from geolabel.io.write.vectors import SUFFIXES, write_inventory
@@ -108,7 +108,7 @@ def polygonize(
     )
     unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
     unknown |= {} if source.scored else {"score_mean": None, "score_max": None}
-    unknown |= dict.fromkeys((*TERRAIN, "reason"))
+    unknown |= dict.fromkeys((*TERRAIN, *CHANGE, "reason"))
     found = found.assign(source=source.reader.scene.name, status=REVIEW_STATES[0], **unknown)
     found = found[[*LANDSLIDE_COLUMNS, found.geometry.name]]
     if out is not None:

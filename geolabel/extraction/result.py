@@ -133,6 +133,9 @@ class Result:
         }
         if self.parts[0].evidence.given:
             polygons["reasons"] = dict(sorted(Counter(self.candidates["reason"].dropna()).items()))
+        moved = [part.evidence.before.displacement for part in self.parts if part.evidence.before is not None]
+        if moved:
+            polygons["displacements_px"] = [[one.rows, one.cols] for one in moved]
         known_classes = self.parts[0].plan.classes
         if len(known_classes) > 1:
             counts = Counter(self.landslides["class"].astype(str))

@@ -199,11 +199,30 @@ LANDSLIDES = (
         "Evidence",
     ),
     Column(
+        "change_z",
+        "real",
+        "Change (robust z-score)",
+        "How much greenness, brightness and texture changed since the scene before, in units of what the scene itself "
+        "changed",
+        2,
+        "Evidence",
+        "mean",
+    ),
+    Column(
+        "activation_before",
+        "real",
+        "Mean activation before (0-1)",
+        "How strongly the localizer responds to its pixels in the scene before",
+        2,
+        "Evidence",
+        "mean",
+    ),
+    Column(
         "reason",
         "text",
         "Why a candidate",
-        "confidence: below the minimum; slope: gentler than --min-slope; excluded: on polygons of --exclude; null for "
-        "landslides",
+        "confidence: below the minimum; before: bare before the event, and unchanged; slope: gentler than --min-slope; "
+        "excluded: on polygons of --exclude; null for landslides",
         page="Evidence",
         merged="shared",
     ),
@@ -304,6 +323,9 @@ MEASURED = tuple(column.name for column in LANDSLIDES if column.merged == "measu
 
 TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg")
 """Columns that follow from a height model."""
+
+CHANGE = ("change_z", "activation_before")
+"""Columns that follow from a scene before the event."""
 
 SEGMENT_COLUMNS = kinds("id", *MEASURED, "predicted_iou", "stability", "n_tiles", "gsd_m", "source")
 

@@ -1,0 +1,256 @@
+"""Two images of one place: how far one is displaced against the other, and what changed between them.
+
+Displacement is measured by phase correlation of edges in many blocks (Kuglin and Hines, 1975), to a part of a pixel by
+a parabola through the logarithm of the peak. Edges of roads, fields and rivers stay where they are while light and
+season change. Change is measured in greenness, brightness and texture, after the grey values of one image are matched
+to those of the other, and is given in units of the spread that the scene itself shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import fft, ndimage
+
+from geolabel.errors import SceneError
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, UInt8Array
+
+SMOOTH = 1.0
+"""Sigma, in pixels, of the blur before edges are found, and of the peak that two blocks in register make."""
+
+FEATURES = ("greenness", "brightness", "texture")
+"""What change is measured in."""
+
+UNIT = 10_000
+"""Value of a feature that stands for 1: features are integers, whose sums depend on no order."""
+
+TEXTURE_PX = 7
+"""Side in pixels of the squares that texture is measured in."""
+
+PATCH_PX = 24
+"""Side in pixels of the squares whose mean changes say what the scene itself shows."""
+
+MIN_SPREAD = (300.0, 300.0, 100.0)
+"""Minimum spread of the three features: in a pair of nearly equal images the smallest difference is no change."""
+
+MAD_TO_SIGMA = 1.4826
+"""Of the median absolute deviation, to be the standard deviation of normal values."""
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """How far the content of one image is displaced against another."""
+
+    rows: float
+    cols: float
+    """Pixels from where a place is in the one to where it is in the other."""
+    blocks: int = 0
+    """Number of blocks that were compared."""
+    agreeing: int = 0
+    """Number of blocks whose own displacement is within `AGREE_PX` of the whole."""
+    spread: float = 0.0
+    """Median distance, in pixels, of the agreeing blocks from the whole."""
+
+
+AGREE_PX = 1.0
+"""Maximum distance between the displacement of a block and that of the whole."""
+
+MIN_AGREEING = 0.25
+"""Minimum share of blocks that agree. Of blocks that show different places, about one in a thousand does by chance."""
+
+MIN_CONTRAST = 7.0
+"""Minimum height of the peak of one or two blocks alone, in standard deviations of what is around."""
+
+MIN_BLOCKS = 3
+"""With fewer blocks agreement says little, so the height of the peak counts too."""
+
+
+def displacement(pairs: Sequence[tuple[UInt8Array, UInt8Array, BoolArray]], limit: int) -> Displacement:
+    """Displacement of the second images of pairs against the first.
+
+    Parameters
+    ----------
+    pairs
+        Blocks of one size: grey values (h, w) of both images, and where both are valid.
+    limit
+        Maximum displacement along either axis that is looked for, pixels.
+
+    Raises
+    ------
+    SceneError
+        If there is no block, or too few agree.
+    """
+    correlations = (_correlation(one, other, valid) for one, other, valid in pairs)
+    peaks = [peak for peak in correlations if peak is not None]
+    if not peaks:
+        raise SceneError(
+            "--before cannot be registered: no block has enough valid pixels and contrast in both scenes: give a pair "
+            "that shows the same place, or --no-register to trust their positions"
+        )
+    whole, contrast = _peak(np.mean(peaks, axis=0), limit)
+    own = np.asarray([_peak(peak, limit)[0] for peak in peaks])
+    apart = np.hypot(*(own - whole).T)
+    near = apart <= AGREE_PX
+    share = float(near.mean())
+    if share < MIN_AGREEING or (len(peaks) < MIN_BLOCKS and contrast < MIN_CONTRAST):
+        raise SceneError(
+            f"--before cannot be registered: {int(near.sum())} of {len(peaks)} blocks agree on a displacement of up "
+            f"to {limit} px ({share:.0%}; {MIN_AGREEING:.0%} have to, within {AGREE_PX:g} px): give orthorectified "
+            "scenes of the same place, or --no-register to trust their positions"
+        )
+    shift = np.median(own[near], axis=0)
+    spread = float(np.median(np.hypot(*(own[near] - shift).T)))
+    rows, cols = (round(float(v) * 64) / 64 for v in shift)
+    return Displacement(rows, cols, len(peaks), int(near.sum()), round(spread, 3))
+
+
+def _correlation(one: UInt8Array, other: UInt8Array, valid: BoolArray) -> Float64Array | None:
+    """Phase correlation (h, w) of the edges of two blocks, blurred; None where there is too little to compare."""
+    if valid.mean() < 0.5:
+        return None
+    waves = []
+    for grey in (one, other):
+        edges = ndimage.gaussian_gradient_magnitude(np.where(valid, grey, grey[valid].mean()), SMOOTH)
+        edges = np.where(ndimage.binary_erosion(valid, iterations=4, border_value=1), edges, 0.0)
+        if edges.std() < 1e-3:
+            return None
+        edges = np.minimum(edges, np.quantile(edges, 0.98))  # a few bright roofs do not decide
+        waves.append(fft.rfft2((edges - edges.mean()) * _hann(grey.shape)))
+    cross = waves[1] * np.conj(waves[0])
+    rows, cols = fft.fftfreq(one.shape[0])[:, None], fft.rfftfreq(one.shape[1])[None]
+    low_pass = np.exp(-2 * (np.pi * SMOOTH) ** 2 * (rows * rows + cols * cols))
+    return np.asarray(fft.irfft2(cross / np.maximum(np.abs(cross), 1e-12) * low_pass, s=one.shape))
+
+
+def _hann(shape: tuple[int, ...]) -> Float64Array:
+    return np.outer(*(np.hanning(side + 2)[1:-1] for side in shape))
+
+
+def _peak(correlation: Float64Array, limit: int) -> tuple[Float64Array, float]:
+    """(2,) rows and columns of the highest place within `limit`, and its height in standard deviations."""
+    shifted = fft.fftshift(correlation)
+    middle = [side // 2 for side in shifted.shape]
+    reach = [min(limit, at - 1) for at in middle]
+    near = shifted[tuple(slice(at - r, at + r + 1) for at, r in zip(middle, reach, strict=True))]
+    top = np.unravel_index(int(np.argmax(near)), near.shape)
+    place = []
+    for axis in (0, 1):
+        at = top[axis] - reach[axis] + middle[axis]
+        line = shifted[:, top[1] - reach[1] + middle[1]] if axis == 0 else shifted[top[0] - reach[0] + middle[0]]
+        before, here, after = (np.log(max(float(line[k]), 1e-9)) for k in (at - 1, at, at + 1))
+        bend = before - 2 * here + after  # the peak is a Gaussian, whose logarithm is a parabola
+        place.append(at - middle[axis] + (0.0 if bend >= 0 else float(np.clip((before - after) / (2 * bend), -1, 1))))
+    return np.asarray(place), float(near.max() / max(near.std(), 1e-12))
+
+
+# --- radiometry ------------------------------------------------------------------------------------------------------
+
+
+NEAR_LEVELS, MIN_PIXELS = 4, 50
+"""Grey values on either side that count with a value, and the minimum number of pixels that tell what they become."""
+
+
+def match_greys(before: UInt8Array, after: UInt8Array) -> UInt8Array:
+    """(3, 256) what each grey value of each band becomes so that ground that did not change looks as it does later.
+
+    That is the median of what the same pixels are later, made ascending: ground that changed has no say where it is the
+    smaller part of what had a grey value. Matching of histograms would move all bright ground with every landslide.
+
+    Parameters
+    ----------
+    before, after : (3, N)
+        Grey values 0..255 of the same ground.
+    """
+    return np.stack([_medians(*bands) for bands in zip(before, after, strict=True)])
+
+
+def _medians(before: UInt8Array, after: UInt8Array) -> UInt8Array:
+    order = np.argsort(before, kind="stable")
+    later, first = after[order], np.searchsorted(before[order], np.arange(257))
+    groups = [later[first[max(0, v - NEAR_LEVELS)] : first[min(256, v + NEAR_LEVELS + 1)]] for v in range(256)]
+    known = np.asarray([v for v, group in enumerate(groups) if len(group) >= MIN_PIXELS], int)
+    if len(known) < 2:
+        return np.arange(256, dtype=np.uint8)
+    medians = np.maximum.accumulate([np.median(groups[v]) for v in known])
+    gain = (medians[-1] - medians[0]) / (known[-1] - known[0])  # beyond what is known
+    ends = medians[0] - gain * known[0], medians[-1] + gain * (255 - known[-1])
+    levels = np.interp(np.arange(256), [-1, *known, 256], [ends[0], *medians, ends[1]])
+    return np.asarray(np.rint(np.clip(levels, 0, 255)), np.uint8)
+
+
+# --- change ----------------------------------------------------------------------------------------------------------
+
+
+def features(image: UInt8Array) -> Int32Array:
+    """(3, h, w) greenness, brightness and texture of an image, in whole numbers of 1 / `UNIT`.
+
+    Greenness is excess green (Woebbecke et al., 1995) of chromatic coordinates, -1..2; brightness the mean of the
+    bands, 0..1; texture the standard deviation of brightness in squares of `TEXTURE_PX` pixels. The outermost
+    ``TEXTURE_PX // 2`` pixels have the texture of fewer pixels.
+
+    Parameters
+    ----------
+    image : (h, w, 3)
+    """
+    red, green, blue = (image[..., band].astype(np.int32) for band in range(3))
+    total = red + green + blue
+    greenness = (2 * green - red - blue) * UNIT // np.maximum(total, 1)
+    return np.stack([greenness, total * UNIT // 765, _spread(total)]).astype(np.int32)
+
+
+def _spread(total: Int32Array) -> Int32Array:
+    """(h, w) standard deviation of brightness around each pixel: of whole numbers, so it depends on no window."""
+    reach = TEXTURE_PX // 2
+    values = total.astype(np.int64)
+    count, sums, squares = (_box(v, reach) for v in (np.ones_like(values), values, values * values))
+    variance = squares * count - sums * sums
+    return np.asarray(np.rint(np.sqrt(np.maximum(variance, 0)) / count * (UNIT / 765)), np.int32)
+
+
+def _box(values: AnyArray, reach: int) -> AnyArray:
+    """(h, w) sums over squares around each pixel, cut at the frame."""
+    for axis in (0, 1):
+        side = values.shape[axis]
+        sums = np.insert(np.cumsum(values, axis=axis), 0, 0, axis=axis)
+        last, first = np.minimum(np.arange(side) + reach + 1, side), np.maximum(np.arange(side) - reach, 0)
+        values = np.take(sums, last, axis=axis) - np.take(sums, first, axis=axis)
+    return values
+
+
+@dataclass(frozen=True)
+class Stable:
+    """How much the mean features of patches differ between the images: light, season, and what is left of noise."""
+
+    median: tuple[float, float, float]
+    spread: tuple[float, float, float]
+    """Standard deviation, estimated by the median absolute deviation; at least `MIN_SPREAD`."""
+
+    @classmethod
+    def of(cls, differences: AnyArray) -> Stable:
+        """Estimate it from mean differences (3, N) of patches, of which fewer than half may be true changes."""
+        if not differences.shape[1]:
+            return cls((0.0,) * 3, MIN_SPREAD)
+        median = np.median(differences, axis=1)
+        spread = np.maximum(MAD_TO_SIGMA * np.median(np.abs(differences - median[:, None]), axis=1), MIN_SPREAD)
+        first, second, third = (round(float(v), 3) for v in median)
+        one, two, three = (round(float(v), 3) for v in spread)
+        return cls((first, second, third), (one, two, three))
+
+    def change(self, means: Float64Array) -> Float64Array:
+        """(K,) root mean square of the robust z-scores of mean differences (3, K): 1 is what the scene itself shows."""
+        scores = (means - np.asarray(self.median)[:, None]) / np.asarray(self.spread)[:, None]
+        return np.asarray(np.sqrt((scores * scores).mean(axis=0)))
+
+
+def patch_means(differences: Int32Array, valid: BoolArray) -> Float64Array:
+    """(3, N) means of differences (3, h, w) over the whole patches that are valid (h, w) everywhere."""
+    down, right = valid.shape[0] // PATCH_PX, valid.shape[1] // PATCH_PX
+    cut = slice(down * PATCH_PX), slice(right * PATCH_PX)
+    squares = differences[:, *cut].reshape(3, down, PATCH_PX, right, PATCH_PX)
+    whole = valid[cut].reshape(down, PATCH_PX, right, PATCH_PX).all(axis=(1, 3))
+    return np.asarray(squares.mean(axis=(2, 4))[:, whole])

@@ -1,0 +1,211 @@
+"""A scene from before the event on the working grid: registered, matched in its grey values, and compared.
+
+The scene is read on the pixels of the working grid, moved by one displacement that blocks all over the grid agree on,
+and its grey values are matched to those of the scene after the event. What the two differ by in patches all over the
+grid is what light and season do; the change of a polygon is measured in units of that.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geolabel.change import Displacement, Stable, displacement, features, match_greys, patch_means
+from geolabel.engine import executors, worker
+from geolabel.errors import SceneError, TileError
+from geolabel.extraction.plan import Plan, examined
+from geolabel.io.read.aligned import AlignedReader, check_overlap, source_pixels
+from geolabel.io.read.headers import check_image
+from geolabel.io.read.scenes import SceneReader
+from geolabel.radiometry import Stretch
+from geolabel.tiles import Window
+from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
+
+log = logging.getLogger(__name__)
+
+BLOCK_PX = 256
+"""Side of the blocks that the displacement is measured in."""
+
+BLOCKS_ACROSS = 8
+"""Maximum number of blocks along each axis."""
+
+MAX_DISPLACEMENT_PX = 32
+"""Maximum displacement along either axis that is looked for."""
+
+COARSEST = 8.0
+"""Maximum size of the pixels of a scene before, in pixels of the working grid: a landslide has too few larger ones."""
+
+STRETCH = "p0.5-99.5"
+"""Of the scene before: little bright ground is cut off, and grey values are matched afterwards."""
+
+STEP = 2
+"""Pixels along each axis between those that grey values are matched by."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """A scene from before the event, on the working grid of a plan."""
+
+    reader: AlignedReader
+    """Moved by the displacement."""
+    stretch: Stretch
+    displacement: Displacement
+    tables: UInt8Array
+    """(3, 256) what its grey values become, so that unchanged ground looks as in the scene after."""
+    stable: Stable
+    """How much patches differ."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance."""
+        return {"displacement_px": asdict(self.displacement), "stable": asdict(self.stable)}
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What measurements depend on beside the file, as plain values."""
+        return self.as_dict() | {"stretch": asdict(self.stretch), "tables": self.tables.tolist()}
+
+
+def open_before(path: str | Path, plans: Sequence[Plan], *, register: bool = True) -> list[Before | None]:
+    """A scene from before the event on the grid of each plan; None for grids that it does not reach.
+
+    Parameters
+    ----------
+    register
+        Whether to measure its displacement; else its position is trusted.
+
+    Raises
+    ------
+    SceneError
+        If it cannot be opened, is no image, is too coarse, misses all grids, or cannot be registered.
+    """
+    reader = SceneReader(path)
+    check_image(reader.header)
+    for text in reader.warnings:
+        log.warning("%s: %s", reader.scene.name, text)
+    aligned = AlignedReader(reader)
+    shares = [aligned.overlap(plan.grid) for plan in plans]
+    if not any(shares):
+        check_overlap(aligned, plans[0].grid, "--before")
+    reader, stretch = examined(reader, STRETCH, plans[0].parameters.on_error)
+    return [
+        _register(AlignedReader(reader), stretch, plan, register=register) if share else None
+        for plan, share in zip(plans, shares, strict=True)
+    ]
+
+
+def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register: bool) -> Before:
+    size = 1 / source_pixels(plan.grid, aligned.grid)
+    if size > COARSEST:
+        raise SceneError(
+            f"--before {aligned.reader.scene.name} has pixels that are {size:.3g} times as large as those of the "
+            f"working grid, and at most {COARSEST:g} are compared: give a finer scene, or a --working-gsd"
+        )
+    windows, moved = _blocks(plan), Displacement(0.0, 0.0)
+    if register:
+        read = executors.ordered(partial(_pair, plan, aligned, stretch), windows)
+        grey = [(_grey(after), _grey(before), valid) for after, before, valid in read]
+        moved = displacement(grey, MAX_DISPLACEMENT_PX)
+        log.info("%s: displaced by %s", aligned.reader.scene.name, moved)
+        aligned = aligned.moved((moved.rows, moved.cols))
+    pairs = list(executors.ordered(partial(_pair, plan, aligned, stretch), windows))
+    picked = [(after[::STEP, ::STEP], before[::STEP, ::STEP], valid[::STEP, ::STEP]) for after, before, valid in pairs]
+    tables = match_greys(
+        np.concatenate([before[valid] for _, before, valid in picked]).T,
+        np.concatenate([after[valid] for after, _, valid in picked]).T,
+    )
+    means = [patch_means(features(after) - features(_matched(before, tables)), valid) for after, before, valid in pairs]
+    return Before(aligned, stretch, moved, tables, Stable.of(np.concatenate(means, axis=1)))
+
+
+def _blocks(plan: Plan) -> list[Window]:
+    """Windows of one size all over the grid."""
+    side = min(BLOCK_PX, plan.grid.height, plan.grid.width)
+    rows, cols = (
+        np.linspace(0, length - side, min(BLOCKS_ACROSS, max(1, length // side))).astype(int).tolist()
+        for length in (plan.grid.height, plan.grid.width)
+    )
+    return [Window(row, col, side, side) for row in rows for col in cols]
+
+
+def _pair(
+    plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window
+) -> tuple[UInt8Array, UInt8Array, BoolArray]:
+    """The images (h, w, 3) after and before in a window, and where both are valid; nowhere if one is unreadable."""
+    try:
+        bands, valid = plan.reader.read(window, plan.grid)
+        earlier, known = aligned.read(window, plan.grid)
+    except TileError:
+        if plan.parameters.on_error == "fail":
+            raise
+        nothing = np.zeros((window.height, window.width, 3), np.uint8)
+        return nothing, nothing, np.zeros((window.height, window.width), bool)
+    both = valid & known
+    return plan.stretch.apply(bands, both), stretch.apply(earlier, both), both
+
+
+def _grey(image: UInt8Array) -> UInt8Array:
+    return np.asarray(image.mean(axis=2), np.uint8)
+
+
+def _matched(image: UInt8Array, tables: UInt8Array) -> UInt8Array:
+    return np.stack([table[image[..., band]] for band, table in enumerate(tables)], axis=2)
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+LAYERS = ("seen", "greenness", "brightness", "texture", "activation")
+"""Where both scenes are valid, the differences of `geolabel.change.features`, and the activation of the scene before,
+0 to 255; 0 where one is not valid."""
+
+
+def compare(plan: Plan, before: Before, tile: Window, window: Window) -> Int32Array:
+    """(L, H, W) the layers `LAYERS` of a window inside a tile of the localizer, which sees the whole tile.
+
+    Raises
+    ------
+    TileError
+        If one of the scenes cannot be read.
+    """
+    bands, valid = plan.reader.read(tile, plan.grid)
+    earlier, known = before.reader.read(tile, plan.grid)
+    both = valid & known
+    after, matched = plan.stretch.apply(bands, both), _matched(before.stretch.apply(earlier, both), before.tables)
+    matched = np.ascontiguousarray(matched * both[..., None])
+    layers = [both.astype(np.int32), *(features(after) - features(matched)), _activation(plan, matched)]
+    here = window.within(tile)
+    return np.stack([layer[here] * both[here] for layer in layers]).astype(np.int32)
+
+
+def _activation(plan: Plan, image: UInt8Array) -> UInt8Array:
+    """(H, W) 0..255, the strongest activation of the classes of the plan."""
+    with worker.network(plan.localizer, plan.parameters.threads):
+        (found,) = worker.localizer(plan.localizer)([image])
+    size = image.shape[0], image.shape[1]
+    grey = [found.grey(found.classes.index(name), size) for name in plan.classes]
+    return np.asarray(np.max(grey, axis=0), np.uint8)
+
+
+def change_columns(
+    totals: dict[str, Int64Array], areas: Int64Array, before: Before, share: float
+) -> dict[str, Float64Array]:
+    """Columns `geolabel.io.columns.CHANGE` of objects of `areas` pixels, NaN where less than `share` of one is seen.
+
+    Parameters
+    ----------
+    totals
+        (K,) sums of each layer of `LAYERS`.
+    """
+    seen = totals["seen"] >= share * np.maximum(areas, 1)
+    count = np.maximum(totals["seen"], 1)
+    means = np.stack([totals[name] / count for name in ("greenness", "brightness", "texture")])
+    columns = {"change_z": before.stable.change(means), "activation_before": totals["activation"] / (255 * count)}
+    return {
+        name: np.where(seen & np.isfinite(values), np.round(values, 6), math.nan) for name, values in columns.items()
+    }

@@ -1,0 +1,266 @@
+"""A scene from before the event: registered to a part of a pixel, compared, and what was bare before rejected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.warp import Resampling, reproject
+from scipy import ndimage
+
+import geolabel
+from geolabel import change
+from geolabel.cli.main import run as command
+from geolabel.errors import OptionError, SceneError
+from geolabel.extraction.request import Networks, Reading
+from geolabel.parsing import Measure
+from geolabel.synthetic import synthesize_pair
+from geolabel.testing import RECIPES
+
+UTM = pyproj.CRS.from_epsg(32648)
+PLACE = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
+NONE = Measure(0, "px")
+GIVEN = geolabel.Parameters(tile_size=64, overlap=16, block_size=100, threads=1, min_area=NONE, max_hole=NONE)
+READING = Reading(stretch="0,255")
+SIDE = 256
+
+OLD, NEW = (40, 40, 30, 30), (150, 150, 30, 30)
+"""Bright boxes after the event: row, column, height, width. The first was bright before."""
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that find what is bright."""
+    monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
+
+
+def ground(*boxes: tuple[int, int, int, int], margin: int = 16) -> np.ndarray:
+    """(3, h, w) rough dark ground with bright boxes, with a margin around."""
+    rng = np.random.default_rng(0)
+    rough = ndimage.gaussian_filter(rng.normal(0, 1, (SIDE + 2 * margin,) * 2), 1.5)
+    image = np.repeat((45 + 60 * rough)[None], 3, axis=0) + np.array([0.0, 12.0, 0.0])[:, None, None]
+    for row, col, height, width in boxes:
+        place = slice(row + margin, row + margin + height), slice(col + margin, col + margin + width)
+        image[:, *place] = 225 + 0.2 * image[:, *place]
+    return image.clip(0, 255)
+
+
+def write(path: Path, image: np.ndarray, transform: Affine = PLACE, crs: pyproj.CRS = UTM) -> Path:
+    count, height, width = image.shape
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": count, "height": height, "width": width}
+    with rasterio.open(path, "w", **profile, crs=crs, transform=transform, photometric="rgb") as target:
+        target.write(np.rint(image).astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def after(tmp_path: Path) -> Path:
+    return write(tmp_path / "after.tif", ground(OLD, NEW)[:, 16:-16, 16:-16])
+
+
+def earlier(path: Path, rows: float = 0.0, cols: float = 0.0, light: float = 0.8) -> Path:
+    """The ground with the old box alone, in other light, displaced in its own file by rows and columns."""
+    moved = ndimage.shift(ground(OLD), (0, rows, cols), order=1, mode="nearest")
+    return write(path, light * moved[:, 16:-16, 16:-16] + 10)
+
+
+def extract(scene: Path, parameters: geolabel.Parameters = GIVEN, **given: object) -> gpd.GeoDataFrame:
+    return geolabel.extract(scene, reading=READING, parameters=parameters, **given)
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+
+def blocks(one: np.ndarray, other: np.ndarray, side: int = 128) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    valid = np.ones((side, side), bool)
+    return [
+        (one[row : row + side, col : col + side], other[row : row + side, col : col + side], valid)
+        for row in range(0, one.shape[0] - side + 1, side)
+        for col in range(0, one.shape[1] - side + 1, side)
+    ]
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.25, -0.5), (-3.4, 7.75), (8.0, 8.0), (-20.5, 11.2)])
+def test_a_displacement_is_measured_to_a_part_of_a_pixel(shift: tuple[float, float]) -> None:
+    image = ground()[1]
+    moved = ndimage.shift(image, shift, order=3, mode="nearest")
+    found = change.displacement(blocks(*(v.clip(0, 255).astype(np.uint8) for v in (image, moved))), 32)
+    assert np.hypot(found.rows - shift[0], found.cols - shift[1]) < 0.15
+    assert found.agreeing == found.blocks == 4
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_pair_of_another_season_is_registered(seed: int) -> None:
+    """The scene before has other leaves and other roads, and shadows that point elsewhere draw the result along."""
+    pair = synthesize_pair(512, seed=seed)
+    grey = [image.mean(axis=2).astype(np.uint8) for image in (pair.after.rgb, pair.before)]
+    found = change.displacement(blocks(*grey), 32)
+    assert np.hypot(found.rows - pair.shift[0], found.cols - pair.shift[1]) < 1.5
+
+
+def test_scenes_of_two_places_are_refused() -> None:
+    images = [synthesize_pair(384, seed=seed).before.mean(axis=2).astype(np.uint8) for seed in (1, 2)]
+    with pytest.raises(SceneError, match=r"--before cannot be registered: \d of 9 blocks agree"):
+        change.displacement(blocks(*images), 32)
+    flat = np.full((256, 256), 90, np.uint8)
+    with pytest.raises(SceneError, match="no block has enough valid pixels and contrast"):
+        change.displacement(blocks(flat, flat), 32)
+
+
+# --- change ----------------------------------------------------------------------------------------------------------
+
+
+def test_features_of_known_colours() -> None:
+    image = np.zeros((20, 20, 3), np.uint8)
+    image[:, :10] = (50, 100, 50)
+    greenness, brightness, texture = change.features(image) / change.UNIT
+    assert greenness[0, 0] == 0.5  # (200 - 100) / 200
+    assert greenness[0, 19] == 0
+    assert brightness[0, 0] == pytest.approx(200 / 765, abs=1e-4)
+    assert texture[10, 3] == texture[10, 16] == 0
+    assert texture[10, 10] == pytest.approx(200 / 765 * np.sqrt(3 / 7 * 4 / 7), abs=1e-4)  # 3 of 7 columns are lit
+
+
+def test_grey_values_become_those_of_unchanged_ground() -> None:
+    """A third of the pixels changed, and has no say."""
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 200, (3, 30_000)).astype(np.uint8)
+    after = (40 + before // 2).astype(np.uint8)
+    after[:, :10_000] = 250
+    tables = change.match_greys(before, after)
+    assert np.abs(tables[:, 10:190].astype(int) - (40 + np.arange(10, 190) // 2)).max() <= 2
+    assert (np.diff(tables.astype(int)) >= 0).all()
+    assert change.match_greys(before[:, :0], after[:, :0]).tolist() == [[*range(256)]] * 3
+
+
+def test_change_is_measured_in_what_the_scene_itself_changes() -> None:
+    rng = np.random.default_rng(1)
+    usual = rng.normal([[3], [-2], [0]], [[10], [100], [20]], (3, 20_000)) * 100
+    usual[:, :2000] += 1e6  # true changes in a tenth of it
+    found = change.Stable.of(usual)
+    assert found.spread == pytest.approx((1000, 10_000, 2000), rel=0.25)
+    means = np.array([[300.0, 4300.0], [-200.0, -200.0], [0.0, 0.0]])
+    same, one = found.change(means)
+    assert same < 0.3
+    assert one == pytest.approx(4 / np.sqrt(3), rel=0.25)
+
+
+def test_only_whole_patches_count() -> None:
+    differences = np.zeros((3, 50, 75), np.int32)
+    differences[:, :24, :24] = 7
+    valid = np.ones((50, 75), bool)
+    valid[30, 30] = False
+    assert sorted(change.patch_means(differences, valid)[0]) == [0, 0, 0, 0, 7]
+
+
+# --- polygons --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (2.5, -1.25), (-8.0, 6.0)])
+def test_what_was_bare_before_is_a_candidate_with_its_reason(
+    tmp_path: Path, after: Path, shift: tuple[float, float]
+) -> None:
+    out = tmp_path / "s.gpkg"
+    found = extract(after, out=out, before=earlier(tmp_path / "before.tif", *shift))
+    assert found["id"].tolist() == [2]
+    assert found["activation_before"][0] < 0.3
+    assert found["change_z"][0] > 5
+    candidates = gpd.read_file(out, layer="candidates")
+    assert candidates[["id", "reason"]].to_numpy().tolist() == [[1, "before"]]
+    assert candidates["activation_before"][0] > 0.6
+    assert candidates["change_z"][0] < 1
+
+
+@pytest.mark.parametrize(("gsd", "crs"), [(0.5, 32649), (1.0, 32648), (0.2, 3857)])
+def test_the_scene_before_may_be_on_any_grid(tmp_path: Path, after: Path, gsd: float, crs: int) -> None:
+    image = (0.8 * ground(OLD) + 10).astype(np.uint8)
+    whole = PLACE * Affine.translation(-16, -16)
+    other = pyproj.CRS.from_epsg(crs)
+    there = pyproj.Transformer.from_crs(UTM, other, always_xy=True)
+    left, bottom, right, top = there.transform_bounds(500_000 - 8, 3_000_000 - 136, 500_000 + 136, 3_000_000 + 8)
+    size = int((top - bottom) / gsd), int((right - left) / gsd)
+    stored, transform = np.zeros((3, *size), np.uint8), Affine(gsd, 0, left, 0, -gsd, top)
+    places = {"src_transform": whole, "src_crs": UTM, "dst_transform": transform, "dst_crs": other}
+    reproject(image, stored, **places, resampling=Resampling.average if gsd > 0.5 else Resampling.bilinear)
+    found = extract(after, before=write(tmp_path / "before.tif", stored, transform, other))
+    assert found["id"].tolist() == [2]
+
+
+def test_a_landslide_that_is_active_again_is_none_that_was_bare_before(tmp_path: Path, after: Path) -> None:
+    """It was bare and has changed: half as bright, and rough."""
+    image = 0.8 * ground(OLD) + 10
+    row, col, height, width = (v + 16 * (k < 2) for k, v in enumerate(OLD))
+    rough = np.random.default_rng(3).uniform(120, 200, (height, width))
+    image[:, row : row + height, col : col + width] = rough
+    before = write(tmp_path / "before.tif", image[:, 16:-16, 16:-16])
+    found = extract(after, before=before)
+    assert found["id"].tolist() == [1, 2]
+    assert found["activation_before"][0] > 0.5
+    assert found["change_z"][0] > 2
+
+
+def test_blocks_change_nothing(tmp_path: Path, after: Path) -> None:
+    before = earlier(tmp_path / "before.tif", 1.3, 0.6)
+    out = tmp_path / "s.gpkg"
+    tables = []
+    for size in (64, 100, 2048):
+        found = extract(after, replace(GIVEN, block_size=size), out=out, before=before, overwrite=True)
+        tables.append([found.to_wkb(), gpd.read_file(out, layer="candidates").to_wkb()])
+    for one, other in tables[1:]:
+        assert one.equals(tables[0][0])
+        assert other.equals(tables[0][1])
+
+
+def test_where_the_scene_before_has_no_data_nothing_is_known(tmp_path: Path, after: Path) -> None:
+    before = earlier(tmp_path / "before.tif")
+    with rasterio.open(before, "r+") as opened:
+        values = opened.read()
+        values[:, :, :110] = 0
+        opened.write(values)
+        opened.nodata = 0
+    found = extract(after, before=before)
+    assert found["id"].tolist() == [1, 2]
+    assert found["change_z"].isna().tolist() == found["activation_before"].isna().tolist() == [True, False]
+
+
+def test_a_scene_that_cannot_be_registered_is_refused_or_trusted(tmp_path: Path, after: Path) -> None:
+    noise = np.random.default_rng(9).uniform(0, 255, (3, SIDE, SIDE))
+    other = write(tmp_path / "other.tif", noise)
+    with pytest.raises(SceneError, match=r"--before cannot be registered: .* --no-register to trust their positions"):
+        extract(after, before=other)
+    assert len(extract(after, before=other, register=False)) == 2
+    with pytest.raises(OptionError, match="--no-register trusts the position of a scene from before: give one"):
+        extract(after, register=False)
+
+
+def test_what_is_given_is_checked(tmp_path: Path, after: Path) -> None:
+    far = write(tmp_path / "far.tif", np.zeros((3, 64, 64)), PLACE * Affine.translation(9000, 0))
+    with pytest.raises(SceneError, match=r"--before .*far.tif misses the scene"):
+        extract(after, before=far)
+    coarse = write(tmp_path / "coarse.tif", np.zeros((3, 32, 32)), PLACE * Affine.scale(10))
+    with pytest.raises(SceneError, match="pixels that are 10 times as large"):
+        extract(after, before=coarse)
+    heights = tmp_path / "dem.tif"
+    profile = {"driver": "GTiff", "dtype": "float32", "count": 1, "height": 9, "width": 9, "crs": UTM}
+    with rasterio.open(heights, "w", **profile, transform=PLACE) as target:
+        target.write(np.zeros((1, 9, 9), np.float32))
+        target.descriptions = ["height"]
+    with pytest.raises(SceneError, match="holds heights"):
+        extract(after, before=heights)
+
+
+def test_the_summary_says_how_far_it_was_displaced(
+    tmp_path: Path, after: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = earlier(tmp_path / "before.tif", 3.0, 4.0)
+    words = ["extract", str(after), "--out", str(tmp_path / "s.gpkg"), "--before", str(before), "--stretch", "0,255"]
+    assert command([*words, "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "displaced by 5.0" in said or "displaced by 4.9" in said
+    assert "1, 1 bare before: in the layer candidates" in said
