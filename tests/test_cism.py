@@ -122,6 +122,19 @@ def test_with_one_class_there_is_nothing_to_tell_apart():
     assert single_label_loss(noise(4, 1, 1), torch.ones(4, 1)).abs().item() == 0
 
 
+def test_a_class_that_is_always_beside_another_rises_above_it():
+    vectors, both = torch.eye(2, 4) + 0.2 * noise(3, 2, 4), torch.ones(3, 2)
+    weights = torch.nn.Parameter(torch.zeros(2, 4))
+    optimiser = torch.optim.Adam([weights], 0.1)
+    for _ in range(60):
+        optimiser.zero_grad()
+        single_label_loss(vectors @ weights.T, both).backward()
+        optimiser.step()
+    margin = vectors @ (weights[0] - weights[1]).detach()
+    assert (margin[:, 0] > 0).all()
+    assert (margin[:, 1] < 0).all()
+
+
 # Pairs
 
 
