@@ -151,7 +151,7 @@ def test_commands_are_the_files_of_the_folder():
     folder = Path(__file__).parents[1] / "cli"
     assert {path.stem for path in folder.glob("*.py")} - set(COMMANDS) == {
         "__init__",
-        "cluster",
+        "workers",
         "commands",
         "inputs",
         "main",
