@@ -92,6 +92,16 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(tmp_path: Path, gone: str
         hub.digest(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@pytest.mark.parametrize("gone", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, gone: str) -> None:
+    folder = write_folder(tmp_path / "net")
+    (folder / gone).unlink()
+    os.mkfifo(folder / gone)
+    with pytest.raises(WeightsError, match=rf"{gone} missing"):
+        hub.digest(folder)
+
+
 def test_weights_in_parts_are_whole_only_with_all_of_them(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "net")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from geolabel.cli.main import run as command  # noqa: E402
 from geolabel.errors import WeightsError  # noqa: E402
 from geolabel.io.write.geopackage import read_provenance  # noqa: E402
 from geolabel.masks import EVERY_CANDIDATE, FeaturedMasks, Filters, quantise_logits, stability_score  # noqa: E402
-from geolabel.models import hub, loading  # noqa: E402
+from geolabel.models import hub, loading, registry  # noqa: E402
 from geolabel.prompts import Prompts  # noqa: E402
 
 DECODER = {
@@ -187,6 +187,46 @@ def processor_of(folder: Path) -> Any:
     if folder.name == "sam3":
         return transformers.Sam3ImageProcessor(size={"height": 56, "width": 56})
     return transformers.Sam2ImageProcessor(size={"height": 64, "width": 64})
+
+
+@pytest.mark.slow
+def test_the_registry_has_the_sizes_of_the_networks() -> None:
+    def hiera(width: int, heads: int, blocks: list[int]) -> Any:
+        widths = [width << level for level in range(4)]
+        backbone = transformers.Sam2HieraDetConfig(
+            hidden_size=width, embed_dim_per_stage=widths, blocks_per_stage=blocks, num_attention_heads=heads,
+            num_attention_heads_per_stage=[heads << level for level in range(4)],
+            window_positional_embedding_background_size=[14, 14] if width == 112 else [7, 7],
+        )  # fmt: skip
+        vision = transformers.Sam2VisionConfig(backbone_config=backbone, backbone_channel_list=widths[::-1])
+        return transformers.Sam2VideoModel(transformers.Sam2VideoConfig(vision_config=vision))
+
+    def hq(width: int, layers: int) -> Any:
+        vision = transformers.SamHQVisionConfig(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=16 if width > 768 else 12,
+            global_attn_indexes=[layers * part // 4 - 1 for part in (1, 2, 3, 4)],
+        )  # fmt: skip
+        mask = transformers.SamHQMaskDecoderConfig(vit_dim=width)
+        return transformers.SamHQModel(transformers.SamHQConfig(vision_config=vision, mask_decoder_config=mask))
+
+    def edge() -> Any:
+        vision = transformers.EdgeTamVisionConfig(backbone_config=edgetam().config.vision_config.backbone_config)
+        return transformers.EdgeTamVideoModel(transformers.EdgeTamVideoConfig(vision_config=vision))
+
+    models = {
+        "sam2.1-tiny": partial(hiera, 96, 1, [1, 2, 7, 2]),
+        "sam2.1-small": partial(hiera, 96, 1, [1, 2, 11, 2]),
+        "sam2.1-base-plus": partial(hiera, 112, 2, [2, 3, 16, 3]),
+        "sam2.1-large": partial(hiera, 144, 2, [2, 6, 36, 4]),
+        "sam-hq-base": partial(hq, 768, 12),
+        "sam-hq-large": partial(hq, 1024, 24),
+        "sam-hq-huge": partial(hq, 1280, 32),
+        "edgetam": edge,
+        "sam3": lambda: transformers.Sam3VideoModel(transformers.Sam3VideoConfig()),
+    }
+    with torch.device("meta"):
+        sizes = {name: 4 * sum(p.numel() for p in make().parameters()) for name, make in models.items()}
+    assert sizes == {p.name: p.size for p in registry.PUBLISHED if p.hub}
 
 
 def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:

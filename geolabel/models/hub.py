@@ -182,7 +182,8 @@ def without_bars(*libraries: str) -> Iterator[None]:
 
 def weights_of(folder: Path) -> list[Path]:
     """Files of the weights of a folder, by name; none where there are none."""
-    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    held = ([file for file in sorted(folder.glob(pattern)) if file.is_file()] for pattern in WEIGHTS)
+    return next(filter(None, held), [])
 
 
 def missing(folder: Path) -> list[str]:
