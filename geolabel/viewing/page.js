@@ -628,7 +628,9 @@ async function begin() {
   measureBoxes();
   group();
   showWhole();
-  await new Promise((done) => setTimeout(done));  // the picture comes before the table and the other picture
+  // the picture comes before the table and the other picture; a hidden tab has no frame to wait for
+  const framed = document.hidden ? (then) => then() : requestAnimationFrame;
+  await new Promise((done) => framed(() => setTimeout(done)));
   before?.decode().then(() => {
     beforeIsReady = true;
     draw();
