@@ -126,6 +126,15 @@ def test_a_model_in_the_cache_is_named_with_its_commit(cache: Path) -> None:
     assert hub.find("owner/other") is None
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_name_that_no_model_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsError, match=r"owner/na\.\.me is not in the hub's cache"):
+        loading.recipe("segmenter", "owner/na..me", device="cpu")
+    monkeypatch.delenv("GEOLABEL_OFFLINE")
+    with pytest.raises(WeightsError, match=r"owner/na\.\.me cannot be had from the hub"):
+        loading.recipe("segmenter", "owner/na..me", device="cpu")
+
+
 def test_a_model_that_is_not_here_names_the_ways_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError, match=r"owner/other is not in the hub's cache.*hf download.*--sam FOLDER"):
         loading.recipe("segmenter", "owner/other", device="cpu")

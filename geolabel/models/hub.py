@@ -83,7 +83,7 @@ def cached(model: str, revision: str | None, files: Sequence[str], missing: Call
         here = Path(
             snapshot_download(repo_id=model, revision=revision, allow_patterns=list(files), local_files_only=True)
         )
-    except OSError:
+    except (OSError, ValueError):  # a ValueError of names that the hub has for no model
         log.debug("%s is not in the hub's cache", model)
         return None
     return None if missing(here) else here
