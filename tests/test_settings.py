@@ -40,6 +40,16 @@ def test_every_field_that_a_method_takes_is_an_option(command: click.Command, re
         assert option_name(found, name).split("/")[0] in taken[name]
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_records_of_a_method_have_the_settings_that_the_registry_names(method: Any) -> None:
+    module = import_module(method.home)
+    assert issubclass(module.Scenes, method.for_scenes)
+    assert settings_of(module.Scenes) == settings_of(method.for_scenes)
+    if method.for_chips is not None:
+        assert issubclass(module.Settings, method.for_chips)
+        assert settings_of(module.Settings) == settings_of(method.for_chips)
+
+
 RECORDS = [
     GridSettings,
     *(record for known in METHODS.values() for record in (known.for_scenes, known.for_chips) if record),
@@ -126,6 +136,7 @@ def test_flags_repeated_options_and_zero_are_what_they_are_in_the_record() -> No
     assert not made("loud").show_default
     assert made("gate", help="Other.").help == "Other."
     assert "plain" not in settings_of(Example)
+    assert repr(settings_of(Example)["side"]) == "Setting('Side.')"
 
 
 @pytest.mark.parametrize(

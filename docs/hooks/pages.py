@@ -13,6 +13,7 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -20,6 +21,7 @@ import click
 
 from geolabel.cli.commands import TITLES, Option, Topic
 from geolabel.cli.main import cli
+from geolabel.settings import settings_of
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -112,11 +114,38 @@ def columns(name: str) -> str:
 
 
 def api() -> str:
-    """Return mkdocstrings' blocks of all public names, functions first."""
+    """Return mkdocstrings' blocks of all public names, functions first, and the settings of records that have some."""
     from geolabel import api as module
 
-    names = sorted(module.__all__, key=lambda name: (name[0].isupper(), name))
-    return "\n\n".join(f"::: geolabel.api.{name}\n    options:\n      heading: geolabel.{name}" for name in names)
+    blocks: list[str] = []
+    for name in sorted(module.__all__, key=lambda name: (name[0].isupper(), name)):
+        blocks.append(f"::: geolabel.api.{name}\n    options:\n      heading: geolabel.{name}")
+        record = getattr(module, name) if name[0].isupper() else None
+        blocks += [setting_table(record)] if is_dataclass(record) and settings_of(record) else []
+    return "\n\n".join(blocks)
+
+
+def methods() -> str:
+    """Return the settings of each method."""
+    from geolabel.methods import METHODS
+
+    blocks: list[str] = []
+    for name, method in METHODS.items():
+        blocks.append(f"### {method.home}")
+        blocks += ["Over scenes, `Scenes`:", setting_table(method.for_scenes)]
+        if method.for_chips is not None:
+            blocks += [f"Over folders of images, `Settings`, the options of `geolabel label --method {name}`:"]
+            blocks += [setting_table(method.for_chips)]
+    return "\n\n".join(blocks)
+
+
+def setting_table(record: type) -> str:
+    """Return a table of the settings of a record."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    defaults = {one.name: one.default for one in fields(record)}
+    for name, known in settings_of(record).items():
+        lines.append(f"| `{name}` | `{defaults[name]!r}` | {escaped(known.help)} |")
+    return "\n".join(lines)
 
 
 def packages() -> str:
@@ -231,6 +260,7 @@ FILLED: dict[str, Callable[..., str]] = {
     "columns": columns,
     "commands": commands,
     "measured": measured,
+    "methods": methods,
     "packages": packages,
 }
 """Functions by the words that stand for their results."""

@@ -21,7 +21,7 @@ Kind = Literal["path", "folder", "vectors", "weights", "network"]
 """What a path leads to: anything, a folder to write, points or polygons, weights, weights or the name of a network."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Setting:
     """What is known of a field besides its name, its type and its default."""
 
@@ -46,6 +46,10 @@ class Setting:
     """Values to offer, where these are fewer than the type has."""
     flag: str | None = None
     """Name of the option, where that is not the name of the field: ``--cluster-name``."""
+
+    def __repr__(self) -> str:
+        """The help alone, which signatures of records show."""
+        return f"Setting({self.help!r})"
 
 
 def settings_of(record: type) -> dict[str, Setting]:
