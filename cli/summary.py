@@ -124,8 +124,11 @@ def _ways_to_more(figures: Figures, *, dense: bool) -> list[str]:
     if figures["tiles"] and figures["tiles_without_data"] == figures["tiles"]:
         return ["every tile is without data: geolabel info says what counts as nodata, --nodata sets it"]
     ways = ["geolabel info says which bands were taken for red, green and blue: --bands sets them"]
-    if figures["candidates"]:
-        ways.append(f"--min-confidence 0 makes landslides of the {figures['candidates']} candidates")
+    unlikely = figures.get("reasons", {"confidence": figures["candidates"]}).get("confidence", 0)
+    if unlikely:
+        ways.append(f"--min-confidence 0 makes landslides of the {unlikely} candidates that are less likely")
+    elif figures["candidates"]:
+        ways.append("the column reason of the layer candidates says why they are no landslides")
     elif dense or figures["prompts"]:
         ways.append("--score-threshold 0.3 and --min-area 10px keep what is less clear, and smaller")
     else:

@@ -234,7 +234,9 @@ def test_a_scene_that_cannot_be_registered_is_refused_or_trusted(tmp_path: Path,
     other = write(tmp_path / "other.tif", noise)
     with pytest.raises(SceneError, match=r"--before cannot be registered: .* --no-register to trust their positions"):
         extract(after, before=other)
-    assert len(extract(after, before=other, register=False)) == 2
+    report = geolabel.Report()
+    assert len(extract(after, before=other, register=False, report=report)) == 2
+    assert "displacements_px" not in report.found
     with pytest.raises(OptionError, match="--no-register trusts the position of a scene from before: give one"):
         extract(after, register=False)
 

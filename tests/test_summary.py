@@ -125,6 +125,8 @@ def test_several_processes_share_the_memory() -> None:
         ({"prompts": 4}, False, "--score-threshold 0.3"),
         ({"prompts": 0}, True, "--score-threshold 0.3"),
         ({"candidates": 5}, False, "--min-confidence 0 makes landslides of the 5 candidates"),
+        ({"candidates": 5, "reasons": {"slope": 2, "confidence": 3}}, False, "makes landslides of the 3 candidates"),
+        ({"candidates": 5, "reasons": {"slope": 5}}, False, "the column reason of the layer candidates says why"),
         ({"tiles_without_data": 36}, False, "every tile is without data"),
     ],
 )

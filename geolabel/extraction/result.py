@@ -134,7 +134,7 @@ class Result:
         if self.parts[0].evidence.given:
             polygons["reasons"] = dict(sorted(Counter(self.candidates["reason"].dropna()).items()))
         moved = [part.evidence.before.displacement for part in self.parts if part.evidence.before is not None]
-        if moved:
+        if any(one.blocks for one in moved):  # a position that is trusted is not measured
             polygons["displacements_px"] = [[one.rows, one.cols] for one in moved]
         known_classes = self.parts[0].plan.classes
         if len(known_classes) > 1:
