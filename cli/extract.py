@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,8 +16,18 @@ from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, ch
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
-if TYPE_CHECKING:
-    from geolabel.parsing import Measure
+_EVIDENCE = ("dem", "min_slope", "exclude", "before", "register")
+_WRITTEN = (
+    "prompts_from",
+    "keep_reviewed",
+    "score_out",
+    "mask_out",
+    "preview",
+    "dst_crs",
+    "overwrite",
+    "discard_review",
+)
+"""Options that are arguments of `geolabel.extract` as they are: what is known beside a scene, and what is written."""
 
 GAPS = 3
 """Exit code of a run that finished without a part of the scene."""
@@ -133,22 +143,9 @@ def extract(
     /,
     scenes: tuple[str, ...],
     out: str | None,
-    score_out: str | None,
-    mask_out: str | None,
-    preview: str | None,
-    dem: str | None,
-    min_slope: Measure | None,
-    exclude: str | None,
-    before: str | None,
-    register: bool,
-    prompts_from: str | None,
-    keep_reviewed: str | None,
-    dst_crs: str | None,
     run_dir: str | None,
     keep: bool,
     dry_run: bool,
-    overwrite: bool,
-    discard_review: bool,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -167,30 +164,21 @@ def extract(
     geolabel extract scene.tif --out slides.gpkg --overwrite --keep-reviewed slides.gpkg
     geolabel extract scene.tif --out again.gpkg --prompts-from slides.gpkg
     """
-    from geolabel.errors import OptionError
-
-    *others, last = scenes
-    output = last if others and last.lower().endswith(".gpkg") else None
-    if out and output:
-        raise OptionError(f"two outputs, {output} and {out}: give one")
-    target = out or output
-    if target is None and not dry_run:
-        other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml"))
-        raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
-    check_scenes(others if output else scenes)
-    check_outputs(target, score_out, mask_out, preview, overwrite=overwrite, run_dir=run_dir)
+    named, target = _split(scenes, out, needed=not dry_run)
+    check_scenes(named)
+    asked, evidence = ({name: given.pop(name) for name in names} for names in (_WRITTEN, _EVIDENCE))
+    rasters = asked["score_out"], asked["mask_out"], asked["preview"]
+    check_outputs(target, *rasters, overwrite=asked["overwrite"], run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes
 
     from . import summary
 
-    listed = list_scenes(others if output else scenes, asset=given["asset"])
+    listed = list_scenes(named, asset=given["asset"])
     check_inputs(listed)
     request = options.Request.of(given)
-    evidence: dict[str, Any] = {"dem": dem, "min_slope": min_slope, "exclude": exclude}
-    evidence |= {"before": before, "register": register}
     if dry_run:
         with loading(ctx), at_work(given):
-            figures = geolabel.estimate(listed, dst_crs=dst_crs, **vars(request), **evidence)
+            figures = geolabel.estimate(listed, dst_crs=asked["dst_crs"], **vars(request), **evidence)
         announce(figures if as_json else summary.of_estimate(figures), as_json=as_json)
         return 0
     report = geolabel.Report()
@@ -200,14 +188,7 @@ def extract(
             out=target,
             **vars(request),
             **evidence,
-            prompts_from=prompts_from,
-            keep_reviewed=keep_reviewed,
-            score_out=score_out,
-            mask_out=mask_out,
-            preview=preview,
-            dst_crs=dst_crs,
-            overwrite=overwrite,
-            discard_review=discard_review,
+            **asked,
             run_folder=geolabel.RunFolderOptions(run_dir, keep),
             progress=progress,
             report=report,
@@ -219,3 +200,23 @@ def extract(
         as_json=as_json,
     )
     return GAPS if report.gaps else 0
+
+
+def _split(scenes: tuple[str, ...], out: str | None, *, needed: bool) -> tuple[tuple[str, ...], str | None]:
+    """The scenes, and the output, which may be the last of the names.
+
+    Raises
+    ------
+    OptionError
+        If two outputs are given, or none that is needed.
+    """
+    from geolabel.errors import OptionError
+
+    *others, last = scenes
+    output = last if others and last.lower().endswith(".gpkg") else None
+    if out and output:
+        raise OptionError(f"two outputs, {output} and {out}: give one")
+    if not (out or output) and needed:
+        other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml"))
+        raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
+    return (tuple(others), output) if output else (scenes, out)
