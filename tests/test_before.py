@@ -18,10 +18,15 @@ import geolabel
 from geolabel import change
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, SceneError
+from geolabel.extraction.before import LAYERS, change_columns, compare, open_before
+from geolabel.extraction.plan import make_plan
 from geolabel.extraction.request import Networks, Reading
+from geolabel.io.read.scenes import SceneReader
 from geolabel.parsing import Measure
+from geolabel.parts import EverywhereRecipe
 from geolabel.synthetic import synthesize_pair
 from geolabel.testing import RECIPES
+from geolabel.tiles import Window
 
 UTM = pyproj.CRS.from_epsg(32648)
 PLACE = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
@@ -227,6 +232,17 @@ def test_where_the_scene_before_has_no_data_nothing_is_known(tmp_path: Path, aft
     found = extract(after, before=before)
     assert found["id"].tolist() == [1, 2]
     assert found["change_z"].isna().tolist() == found["activation_before"].isna().tolist() == [True, False]
+
+
+def test_without_a_localizer_there_is_a_change_and_no_activation(tmp_path: Path, after: Path) -> None:
+    plan = make_plan(SceneReader(after), EverywhereRecipe(), RECIPES[1], GIVEN, stretch="0,255")
+    (known,) = open_before(earlier(tmp_path / "before.tif"), [plan])
+    assert known is not None
+    layers = compare(plan, known, Window(0, 0, 64, 64), Window(0, 0, 64, 64))
+    totals = {name: np.array([layer.sum()]) for name, layer in zip(LAYERS, layers, strict=True)}
+    columns = change_columns(totals, np.array([64 * 64]), known, 0.5, localized=plan.localized)
+    assert columns["change_z"][0] < 1
+    assert np.isnan(columns["activation_before"]).tolist() == [True]
 
 
 def test_a_scene_that_cannot_be_registered_is_refused_or_trusted(tmp_path: Path, after: Path) -> None:

@@ -184,7 +184,9 @@ def compare(plan: Plan, before: Before, tile: Window, window: Window) -> Int32Ar
 
 
 def _activation(plan: Plan, image: UInt8Array) -> UInt8Array:
-    """(H, W) 0..255, the strongest activation of the classes of the plan."""
+    """(H, W) 0..255, the strongest activation of the classes of the plan; 0 where it has no localizer."""
+    if not plan.localized:
+        return np.zeros(image.shape[:2], np.uint8)
     with worker.network(plan.localizer, plan.parameters.threads):
         (found,) = worker.localizer(plan.localizer)([image])
     size = image.shape[0], image.shape[1]
@@ -193,7 +195,7 @@ def _activation(plan: Plan, image: UInt8Array) -> UInt8Array:
 
 
 def change_columns(
-    totals: dict[str, Int64Array], areas: Int64Array, before: Before, share: float
+    totals: dict[str, Int64Array], areas: Int64Array, before: Before, share: float, *, localized: bool
 ) -> dict[str, Float64Array]:
     """Columns `geolabel.io.columns.CHANGE` of objects of `areas` pixels, NaN where less than `share` of one is seen.
 
@@ -201,11 +203,14 @@ def change_columns(
     ----------
     totals
         (K,) sums of each layer of `LAYERS`.
+    localized
+        Whether there was a localizer to see the scene before.
     """
     seen = totals["seen"] >= share * np.maximum(areas, 1)
     count = np.maximum(totals["seen"], 1)
     means = np.stack([totals[name] / count for name in ("greenness", "brightness", "texture")])
-    columns = {"change_z": before.stable.change(means), "activation_before": totals["activation"] / (255 * count)}
+    activation = totals["activation"] / (255 * count) if localized else np.full(len(count), math.nan)
+    columns = {"change_z": before.stable.change(means), "activation_before": activation}
     return {
         name: np.where(seen & np.isfinite(values), np.round(values, 6), math.nan) for name, values in columns.items()
     }

@@ -255,8 +255,9 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float
         cores = [plan.localize_tiles.core(index) for index in range(len(plan.localize_tiles))]
         step = _COMPARE.bind(plan, evidence.before)
         jobs = _shares(list(plan.localize_tiles), cores, objects)
-        sums, _ = _summed(work, objects, step, jobs, before.LAYERS, networks=[plan.localizer])
-        columns |= before.change_columns(sums, objects.areas, evidence.before, SHARE)
+        networks = [plan.localizer] if plan.localized else []
+        sums, _ = _summed(work, objects, step, jobs, before.LAYERS, networks=networks)
+        columns |= before.change_columns(sums, objects.areas, evidence.before, SHARE, localized=plan.localized)
     return columns
 
 
