@@ -217,6 +217,6 @@ def _split(scenes: tuple[str, ...], out: str | None, *, needed: bool) -> tuple[t
     if out and output:
         raise OptionError(f"two outputs, {output} and {out}: give one")
     if not (out or output) and needed:
-        other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml"))
+        other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml", ".kmz"))
         raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
     return (tuple(others), output) if output else (scenes, out)

@@ -4,6 +4,7 @@ import resource
 import shutil
 import sqlite3
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.styles import style_of
+from geolabel.io.write.exchange import short_names
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.vectors import SUFFIXES, write_inventory
 from geolabel.prompts import PADDING, Prompts
@@ -263,8 +265,10 @@ def test_provenance_is_json_in_the_metadata(tmp_path: Path):
         write_inventory(path, slides_on(GRID), None, None, {"loss": np.nan}, grid=GRID, overwrite=True)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name", ["utm", "custom", "none"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [(name, suffix) for name in ("utm", "custom", "none") for suffix in SUFFIXES if (name, suffix) != ("none", ".kmz")],
+)
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, name: str, suffix: str):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -577,3 +581,59 @@ def test_coordinates_without_a_place_in_the_scenes_crs_are_refused(tmp_path: Pat
 @pytest.mark.parametrize("layer", ["candidates", "rejected", "segments", "prompts", "prompt_points", "tiles", "truth"])
 def test_every_layer_has_a_style(layer: str):
     assert rules_of({}, layer)
+
+
+# formats to hand on
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_shapefiles_hold_all_layers_under_short_names(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture):
+    grid = GRIDS[name]
+    for file in ("slides.gpkg", "slides.zip"):
+        write(tmp_path / file, grid)
+    said = caplog.records[-1].getMessage()
+    assert "activation_share is actvtn_shr" in said
+    assert "without styles" in said
+    short = short_names(list(LANDSLIDE_COLUMNS))
+    one = pyogrio.read_dataframe(tmp_path / "slides.gpkg", layer="landslides").rename(columns=short)
+    other = pyogrio.read_dataframe(f"/vsizip/{tmp_path}/slides.zip/landslides.shp")
+    assert list(other.columns) == list(one.columns)
+    for column in short.values():
+        if one[column].dtype == float:
+            np.testing.assert_allclose(one[column], other[column], rtol=1e-9)
+    assert other["class"].tolist() == one["class"].tolist()
+    assert shapely.equals(one.geometry.to_numpy(), other.geometry.to_numpy()).all()
+    with zipfile.ZipFile(tmp_path / "slides.zip") as archive:
+        names = {Path(member).stem for member in archive.namelist()}
+        assert json.loads(archive.read("provenance.json")) == {"version": "1.0"}
+    assert {"landslides", "prompts", "prompt_points", "tiles"} <= names
+
+
+def test_long_texts_and_names_are_cut_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    slides = slides_on(GRID)
+    write(tmp_path / "slides.zip", GRID, landslides=slides.assign(notes="ä" * 200))
+    assert "texts are cut at 254 bytes" in caplog.records[-1].getMessage()
+    assert short_names(["a" * 12, "A" * 12, "b" * 10]) == {"a" * 12: "a", "A" * 12: "A" * 10, "b" * 10: "b" * 10}
+    again = short_names(["predicted_x1", "predicted_x2", "predicted_x3"])
+    assert len({value.lower() for value in again.values()}) == 3
+
+
+def test_a_kmz_holds_polygons_in_longitudes_and_latitudes(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    slides = slides_on(GRID).assign(confidence=0.5, notes="<b>&")
+    write(tmp_path / "slides.kmz", GRID, landslides=slides)
+    assert "left out: prompts, prompt_points, tiles" in caplog.records[-1].getMessage()
+    with zipfile.ZipFile(tmp_path / "slides.kmz") as archive:
+        text = archive.read("doc.kml").decode()
+    (tmp_path / "doc.kml").write_text(text)
+    found = pyogrio.read_dataframe(tmp_path / "doc.kml", layer="landslides")
+    expected = slides.to_crs(4326).geometry.to_numpy()
+    assert len(found) == len(slides)
+    assert shapely.hausdorff_distance(shapely.force_2d(found.geometry.to_numpy()), expected).max() < 1e-7
+    assert "&lt;b&gt;&amp;" in text
+    assert text.count("<styleUrl>#confidence2</styleUrl>") == len(slides)
+
+
+def test_a_kmz_of_a_scene_without_crs_says_what_to_write(tmp_path: Path):
+    with pytest.raises(OutputError, match=r"no CRS: write a \.gpkg"):
+        write(tmp_path / "slides.kmz", GRIDS["none"])
+    assert not (tmp_path / "slides.kmz").exists()

@@ -31,6 +31,7 @@ from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
 from geolabel.io.read.review import NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
 from geolabel.io.styles import style_of
+from geolabel.io.write.exchange import write_kmz, write_shapefiles
 from geolabel.io.write.flatgeobuf import write_flatgeobuf
 from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
 from geolabel.io.written import written_prompts
@@ -39,7 +40,12 @@ from geolabel.parsing import parse_json
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 
-WRITERS: Mapping[str, Callable[[Path, VectorFile], None]] = {".gpkg": write_geopackage, ".fgb": write_flatgeobuf}
+WRITERS: Mapping[str, Callable[[Path, VectorFile], None]] = {
+    ".gpkg": write_geopackage,
+    ".fgb": write_flatgeobuf,
+    ".zip": write_shapefiles,
+    ".kmz": write_kmz,
+}
 """Formats of layers: the suffix of a file, and the function that fills it, the one that holds everything first."""
 
 SUFFIXES = tuple(WRITERS)
