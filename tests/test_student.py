@@ -228,6 +228,18 @@ def test_the_library_s_weights_are_fetched_by_name(monkeypatch: pytest.MonkeyPat
     request = StudentRequest("unet", init_weights="imagenet")
     request._network(request.numbers.architectures["unet"] | {"classes": 2})
     assert asked == [("resnet18", {"encoder_weights": "imagenet", "in_channels": 3, "classes": 2})]
+
+
+def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch):
+    import segmentation_models_pytorch as smp
+
+    def unconnected(*_: object, **__: object) -> None:
+        raise FileNotFoundError("Please check your connection")
+
+    monkeypatch.setattr(smp, "Unet", unconnected)
+    request = StudentRequest("unet", init_weights="imagenet")
+    with pytest.raises(WeightsError, match=r"resnet18 could not be fetched .*connection.* give their file"):
+        request._network(request.numbers.architectures["unet"] | {"classes": 2})
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     with pytest.raises(WeightsError, match="forbids to fetch the ImageNet weights of resnet18"):
         request._network(request.numbers.architectures["unet"] | {"classes": 2})

@@ -22,6 +22,7 @@ from geolabel.datasets.examples import Examples, Painted, PaintedExamples, Paint
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
 from geolabel.io.downloads import offline
+from geolabel.io.foreign import in_words
 from geolabel.labels import IGNORE
 from geolabel.metrics import class_figures, count_pixels
 from geolabel.models.checkpoint import NetworkInfo
@@ -139,7 +140,13 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
                 f"GEOLABEL_OFFLINE forbids to fetch the ImageNet weights of {architecture['encoder']}: give their file"
             )
         # what is written down says nothing of it, so that nobody fetches weights in order to load others
-        network = build(architecture | {"pretrained": fetched})
+        try:
+            network = build(architecture | {"pretrained": fetched})
+        except OSError as error:
+            raise WeightsError(
+                f"the ImageNet weights of {architecture['encoder']} could not be fetched ({in_words(error)}): connect "
+                "to the network, or give their file with --init-weights FILE"
+            ) from error
         if not fetched:
             encoder = network.get_submodule("network.encoder")
             load_backbone(encoder, architecture["encoder"], Path(self.init_weights))
