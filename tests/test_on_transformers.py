@@ -194,18 +194,23 @@ def test_the_registry_has_the_sizes_of_the_networks() -> None:
     def hiera(width: int, heads: int, blocks: list[int]) -> Any:
         widths = [width << level for level in range(4)]
         backbone = transformers.Sam2HieraDetConfig(
-            hidden_size=width, embed_dim_per_stage=widths, blocks_per_stage=blocks, num_attention_heads=heads,
+            hidden_size=width,
+            embed_dim_per_stage=widths,
+            blocks_per_stage=blocks,
+            num_attention_heads=heads,
             num_attention_heads_per_stage=[heads << level for level in range(4)],
             window_positional_embedding_background_size=[14, 14] if width == 112 else [7, 7],
-        )  # fmt: skip
+        )
         vision = transformers.Sam2VisionConfig(backbone_config=backbone, backbone_channel_list=widths[::-1])
         return transformers.Sam2VideoModel(transformers.Sam2VideoConfig(vision_config=vision))
 
     def hq(width: int, layers: int) -> Any:
         vision = transformers.SamHQVisionConfig(
-            hidden_size=width, num_hidden_layers=layers, num_attention_heads=16 if width > 768 else 12,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=16 if width > 768 else 12,
             global_attn_indexes=[layers * part // 4 - 1 for part in (1, 2, 3, 4)],
-        )  # fmt: skip
+        )
         mask = transformers.SamHQMaskDecoderConfig(vit_dim=width)
         return transformers.SamHQModel(transformers.SamHQConfig(vision_config=vision, mask_decoder_config=mask))
 

@@ -145,8 +145,10 @@ def _estimate_scenes(groups: SceneGroups) -> dict[str, Any]:
         memory = max(part["memory_mb"] for part in parts)
         place = {name: parts[0][name] for name in ("device", "engine")}
         figures = {"scenes": groups.scenes, "grids": len(parts), **place, **totals, "memory_mb": memory}
-    per_km2 = {name.replace("seconds", "seconds_per_km2"): round(figures[name] / figures["area_km2"], 2)
-               for name in (NONE, EVERYWHERE)}  # fmt: skip
+    per_km2 = {
+        name.replace("seconds", "seconds_per_km2"): round(figures[name] / figures["area_km2"], 2)
+        for name in (NONE, EVERYWHERE)
+    }
     return figures | per_km2
 
 

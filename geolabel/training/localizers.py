@@ -154,9 +154,15 @@ class _Teacher:
 
     def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
         """Segments of everything in every chip, which the first term learns from."""
-        return segment_maps(learn, self.recipe, self.folder, filters=segmenter_defaults(self.recipe.source).filters,
-                            points_per_side=numbers.points_per_side, smallest=numbers.s2c.smallest,
-                            progress=self.progress)  # fmt: skip
+        return segment_maps(
+            learn,
+            self.recipe,
+            self.folder,
+            filters=segmenter_defaults(self.recipe.source).filters,
+            points_per_side=numbers.points_per_side,
+            smallest=numbers.s2c.smallest,
+            progress=self.progress,
+        )
 
     def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
         """Masks of the peaks of a map, which the second term learns from."""
@@ -337,8 +343,12 @@ def _any_backbone(request: LocalizerRequest, numbers: LocalizerPreset, chips: Ch
         )
     backbone = request.init if fetched else request.backbone or numbers.backbone
     stride = 8 if backbone == WRN38 else numbers.output_stride
-    architecture: dict[str, Any] = {"backbone": backbone, "classes": len(chips.classes), "output_stride": stride,
-                    "features": numbers.features}  # fmt: skip
+    architecture: dict[str, Any] = {
+        "backbone": backbone,
+        "classes": len(chips.classes),
+        "output_stride": stride,
+        "features": numbers.features,
+    }
     try:
         classifier = Classifier(**architecture, pretrained=fetched)
     except (ValueError, OSError) as error:
