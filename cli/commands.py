@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 TITLES: dict[Topic, str] = {
     "input": "Input",
     "output": "Output",
-    "evidence": "Evidence beside the scene",
+    "evidence": "Evidence: an earlier image, heights, excluded ground",
     "sensitivity": "Sensitivity: how much is found",
     "shape": "Shape of the polygons",
     "method": "Method and networks",

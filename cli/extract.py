@@ -65,7 +65,7 @@ def _evidence_options(command: F) -> F:
             group="evidence",
             type=VECTORS,
             metavar="FILE",
-            help="Polygons, such as water: what is on them to at least half goes to the layer candidates.",
+            help="Polygons, such as water: landslides of which at least half is on them go to the layer candidates.",
         ),
         option(
             "--min-slope",

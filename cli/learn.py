@@ -78,7 +78,7 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     default="bundled",
     show_default=True,
     metavar="bundled|imagenet|FILE|TIMM-NAME|none",
-    help="First weights: the bundled localizer, which masks have taught; a trunk pretrained on ImageNet; your own "
+    help="First weights: the bundled localizer, which learned from masks; a trunk pretrained on ImageNet; your own "
     "localizer; timm's by name (downloaded); or none.",
 )
 @option(

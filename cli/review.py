@@ -206,15 +206,6 @@ def view(
     )
 
 
-AOI = option(
-    "--aoi",
-    group="input",
-    type=VECTORS,
-    metavar="FILE",
-    help="Polygons of the area that was searched; default: the tiles that the localizer saw.",
-)
-
-
 @review.command("next")
 @click.argument("slides", type=INVENTORY)
 @option(
@@ -237,7 +228,13 @@ AOI = option(
     metavar="METRES",
     help="With --estimate: side of the windows outside polygons. Default: half a tile of the localizer.",
 )
-@AOI
+@option(
+    "--aoi",
+    group="input",
+    type=VECTORS,
+    metavar="FILE",
+    help="With --estimate: polygons of the area that was searched. Default: the tiles that the localizer saw.",
+)
 @options.as_json
 @options.terminal
 @click.pass_context
@@ -283,7 +280,13 @@ def _windows(slides: str, layer: str, figures: dict[str, Any]) -> dict[str, str]
 
 @review.command()
 @click.argument("slides", type=INVENTORY)
-@AOI
+@option(
+    "--aoi",
+    group="input",
+    type=VECTORS,
+    metavar="FILE",
+    help="Polygons of the area that was searched. Default: the tiles that the localizer saw.",
+)
 @options.as_json
 @options.terminal
 @click.pass_context

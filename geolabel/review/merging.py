@@ -149,7 +149,7 @@ def merge(
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:
-    """Names by which files are told in the result: without their folders where that is unambiguous."""
+    """Names of the files in the result: without their folders where that is unambiguous."""
     short = [Path(path).name for path in paths]
     return short if len({*short}) == len(short) else [str(path) for path in paths]
 
