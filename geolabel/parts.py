@@ -194,8 +194,8 @@ class SegmenterRecipe(Recipe):
     def everything(
         self, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None
     ) -> EverythingRecipe:
-        """The same network, which answers with everything that passes `filters`."""
-        chosen = {"filters": filters, "features": features, "clusters": clusters}
+        """The same network in PyTorch, which answers with everything that passes `filters`."""
+        chosen = {"filters": filters, "features": features, "clusters": clusters, "engine": "torch", "graphs": ()}
         return EverythingRecipe(**{**vars(self), **chosen})
 
 

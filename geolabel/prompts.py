@@ -16,6 +16,9 @@ from geolabel.types import BoolArray, Float32Array, Float64Array, Int8Array, Int
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 """Labels of a point, as SAM numbers them; padding stands where an object has fewer points than its neighbours."""
 
+CORNERS = (2, 3)
+"""Labels of the first and the last pixel of a box, where it is given as two points."""
+
 LOCALIZER, DRAWN, FRESH = 0, 1, 2
 """Who asks: the localizer; a person, in an earlier run; a person, since the file was written."""
 

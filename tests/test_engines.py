@@ -25,16 +25,18 @@ from geolabel.extraction.request import ContourMethod, Networks, Parameters, Rea
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import GridPrompts
 from geolabel.extraction.work import run_key
+from geolabel.io.downloads import sha256
 from geolabel.masks import EVERY_CANDIDATE, Filters
 from geolabel.methods.diffuprompter import Scenes
 from geolabel.models import loading, registry
 from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
-from geolabel.models.engines import Engine, graph_files
+from geolabel.models.engines import Engine, as_tokens, every_graph_file, graph_files
 from geolabel.models.multiscale import MapModule, MultiscaleLocalizer
 from geolabel.models.nets import build
-from geolabel.models.on_onnx import KEY, OnnxMaps, OnnxSam, facts_of, tokens
+from geolabel.models.on_onnx import KEY, OnnxMaps, OnnxSam, facts_of
 from geolabel.models.on_torch import TorchMaps, TorchSam
 from geolabel.parts import Recipe
+from geolabel.prompters import GridPrompter
 from geolabel.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts
 from geolabel.synthetic import synthesize
 from geolabel.training.graphs import write_graphs
@@ -61,7 +63,7 @@ def sams() -> tuple[OnnxSam, TorchSam]:
 def copies(tmp_path: Path) -> Path:
     """A folder with the bundled networks and their graphs."""
     for role, path in FILES.items():
-        for file in (path, *graph_files(path, role)):
+        for file in (path, *every_graph_file(path, role)):
             shutil.copy(file, tmp_path)
     return tmp_path
 
@@ -136,7 +138,7 @@ def test_prompts_become_tokens_a_box_two_and_points_alone_one_more() -> None:
         ((points, None), [[3, 4], [0, 0]], [FOREGROUND, PADDING]),
         ((points, box), [[3, 4], [1, 2], [5, 6]], [FOREGROUND, 2, 3]),
     ):
-        coords, kinds = tokens(*asked)
+        coords, kinds = as_tokens(*asked)
         assert coords.tolist() == [places]
         assert kinds.tolist() == [labels]
 
@@ -163,12 +165,32 @@ def test_chips_are_located_alike(image: np.ndarray) -> None:
     assert np.abs(found.local_probability - expected.local_probability).max() < ALIKE
 
 
+def test_likely_candidates_of_either_engine_are_the_same(image: np.ndarray) -> None:
+    recipe = loading.everything(loading.recipe("segmenter", device="cpu"), Filters(predicted_iou=0.25, stability=0.15))
+    ours, torchs = (loading.load(loading.with_engine(recipe, engine)) for engine in ENGINES)
+    asked = GridPrompter(4).over(300, 411)
+    (found,), (expected,) = (part([image[:300, :411]], [asked]) for part in (ours, torchs))
+    assert len(found) == len(expected) > 3
+    assert found.prompt_ids.tolist() == expected.prompt_ids.tolist()
+    assert (found.binary != expected.binary).mean() < 1e-4
+    assert found.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-4)
+    assert found.stability == pytest.approx(expected.stability, abs=1e-3)
+
+
+def test_everything_mode_on_an_engine_has_the_graphs_of_this_mode() -> None:
+    segmenter = loading.recipe("segmenter", device="cpu", engine="onnx")
+    everything = loading.everything(segmenter, Filters())
+    files = graph_files(FILES["segmenter"], "everything")
+    assert (everything.engine, everything.graphs) == ("onnx", tuple(map(sha256, files)))
+    assert loading.everything(replace(segmenter, engine="torch"), Filters()).graphs == ()
+
+
 # -- graphs ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", FILES)
 def test_graphs_that_ship_hold_no_weights_and_are_of_the_networks_beside_them(role: str) -> None:
-    for path in graph_files(FILES[role], role):
+    for path in every_graph_file(FILES[role], role):
         model = onnx.load_model(path, load_external_data=False)
         held = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL]
         assert max(len(t.raw_data) for t in held) < 1 << 14
@@ -262,11 +284,12 @@ def test_models_check_and_name_the_graphs_too(copies: Path, monkeypatch, capsys)
     described = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))
     assert [sorted(one["graphs"]) for one in described] == [
         ["localizer.onnx"],
-        ["segmenter-decoder.onnx", "segmenter-encoder.onnx"],
+        [f"segmenter-{part}.onnx" for part in ("decoder", "encoder", "masks", "tokens")],
     ]
-    (copies / "segmenter-decoder.onnx").write_bytes(b"?")
-    assert run(["models", "verify", "bundled"]) == 1
-    assert "segmenter-decoder.onnx is no ONNX graph" in capsys.readouterr().err
+    for name in ("segmenter-tokens.onnx", "segmenter-decoder.onnx"):
+        (copies / name).write_bytes(b"?")
+        assert run(["models", "verify", "bundled"]) == 1
+        assert f"{name} is no ONNX graph" in capsys.readouterr().err
 
 
 # -- which engine ------------------------------------------------------------------------------------------------------
@@ -289,7 +312,7 @@ def test_auto_is_onnx_runtime_for_the_bundled_networks_on_a_cpu_and_torch_elsewh
     of_file = Networks(device="cpu", localizer=str(copies / "localizer.safetensors"))
     assert engines(of_file) == ["torch", "onnx"]
     assert engines(replace(of_file, engine="onnx")) == ["onnx", "onnx"]
-    assert engines(Networks(device="cpu"), GridPrompts()) == ["torch", "torch"]
+    assert engines(Networks(device="cpu"), GridPrompts()) == ["torch", "onnx"]  # nothing localizes
     assert engines(Networks(device="cpu", engine="onnx"), GridPrompts()) == ["torch", "onnx"]
 
 

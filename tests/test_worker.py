@@ -33,7 +33,7 @@ BUNDLED = recipe("segmenter")
         (BUNDLED, 3),
         (recipe("localizer"), 3),
         (replace(BUNDLED, device="cuda"), 1),
-        (BUNDLED.everything(Filters()), 1),
+        (BUNDLED.everything(Filters()), 3),
         (replace(BUNDLED, source="vit_b"), 1),
         (replace(BUNDLED, engine="onnx"), 3),
         (replace(BUNDLED, engine="onnx").everything(Filters()), 3),

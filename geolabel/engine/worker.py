@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
 from geolabel.models.defaults import BUNDLED
-from geolabel.parts import EverythingRecipe, Localizer, Recipe, Segmenter
+from geolabel.parts import Localizer, Recipe, Segmenter
 
 P = TypeVar("P")
 
@@ -72,7 +72,7 @@ def _load(recipe: Recipe) -> Localizer | Segmenter:
 
 def is_small(recipe: Recipe) -> bool:
     """Whether a network's features take little memory and its layers little time: that of those in the package."""
-    return recipe.source == BUNDLED and not isinstance(recipe, EverythingRecipe)
+    return recipe.source == BUNDLED
 
 
 def calls_at_once(recipe: Recipe, threads: int | None) -> int:

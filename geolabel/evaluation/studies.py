@@ -245,7 +245,7 @@ class Study:
     def _everything(self) -> Figures:
         """Masks of a grid of points: how many, all of them together, and the best of each chip by its true mask."""
         _, recipe = self.networks.recipes()
-        segmenter = worker.segmenter(recipe.everything(segmenter_defaults(recipe.source).filters))
+        segmenter = worker.segmenter(loading.everything(recipe, segmenter_defaults(recipe.source).filters))
         means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
         pixels = np.zeros(2, np.int64)
         for chip in self._shown():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from geolabel.extraction.work import Work
     from geolabel.tiles import Window
     from geolabel.types import BoolArray, UInt8Array
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,18 @@ class Networks:
             loading.with_engine(replace(localizer, **where), engine),
             loading.with_engine(replace(segmenter, **where), engine),
         )
+
+    def fastest(self, recipe: AnyRecipe) -> AnyRecipe:
+        """The same recipe for the engine that is faster, where calls of small networks run side by side.
+
+        An engine that was chosen stays. Else it follows from the network and the device alone, so that machines of one
+        kind have one result.
+        """
+        from geolabel.models import loading
+
+        fits = self.engine == "auto" and recipe.device == "cpu" and recipe.precision == "fp32"
+        faster = fits and (worker.is_small(recipe) or loading.is_adapted(recipe))
+        return loading.with_engine(recipe, "onnx") if faster else recipe
 
     def refuse(self, why: str, *names: str) -> None:
         """Refuse networks that were chosen for a method that does not run them.
@@ -327,8 +342,7 @@ def decide(
     """
     method = parameters.method.with_defaults(networks)
     recipes = method.recipes(networks)
-    if networks.engine == "auto":
-        recipes = _faster_engine(recipes[0]), _faster_engine(recipes[1])
+    recipes = networks.fastest(recipes[0]), networks.fastest(recipes[1])
     confidence = None
     if networks.confidence_model is not None:
         confidence = load_fitted(Path(networks.confidence_model), {recipe.role: recipe.sha256 for recipe in recipes})
@@ -353,18 +367,6 @@ def with_limit(
             )
         return parameters
     return replace(parameters, min_confidence=LIKELY) if parameters.min_confidence is None else parameters
-
-
-def _faster_engine(recipe: Recipe) -> Recipe:
-    """The same recipe for the engine that is faster over a scene, where calls of small networks run side by side.
-
-    It follows from the network and the device alone, so that machines of one kind have one result.
-    """
-    from geolabel.models import loading
-
-    fits = recipe.device == "cpu" and recipe.precision == "fp32"
-    faster = fits and (worker.is_small(recipe) or loading.is_adapted(recipe))
-    return loading.with_engine(recipe, "onnx") if faster else recipe
 
 
 def check_trained(localizer: Recipe, method: str) -> None:

@@ -87,8 +87,10 @@ class GridPrompts(GridSettings, SceneMethod):
 
     def recipes(self, networks: Networks) -> tuple[EverywhereRecipe, EverythingRecipe]:
         """Recipes of `Everywhere` and of a segmenter in everything mode."""
+        from geolabel.models import loading
+
         _, segmenter = networks.recipes()
-        return EverywhereRecipe(), segmenter.everything(self.filters(segmenter.source))
+        return EverywhereRecipe(), loading.everything(segmenter, self.filters(segmenter.source))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from geolabel.io.store import Store
 from geolabel.labelers import paint, passes_gate
 from geolabel.labels import LabelMap, highest_wins, smallest_wins
 from geolabel.masks import FeaturedMasks, Filters, Masks
+from geolabel.models import loading
 from geolabel.mosaic import NO_MASK
 from geolabel.outputs import saving
 from geolabel.parts import EverythingRecipe, Recipe, Segmenter, SegmenterRecipe
@@ -257,7 +258,7 @@ def segment_maps(
             part.write_text(json.dumps(settings, sort_keys=True), encoding="utf-8")
         executors.check_seen(maps.folder / SETTINGS)
     promise(maps.path(k) for k in missing)
-    asked = recipe.everything(filters)
+    asked = loading.everything(recipe, filters)
     work = Work(_Everything(maps, asked, GridPrompter(points_per_side), smallest), Effort(), progress)
     for _ in work.each(SEGMENTS, missing, networks=[asked]) if missing else ():
         pass

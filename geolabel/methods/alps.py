@@ -46,6 +46,7 @@ from geolabel.labelers import ClusterLabeler
 from geolabel.labeling.label import label_images, label_provenance, label_within
 from geolabel.labeling.regions import RegionFolder
 from geolabel.labels import LabelMap
+from geolabel.models import loading
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Pipeline, Recipe, label_image
 from geolabel.prompters import GridPrompter
@@ -121,7 +122,7 @@ def source_of(settings: Settings, networks: Networks) -> tuple[Source, Everythin
         stability=settings.stability,
     )
     _, segmenter = networks.recipes()
-    recipe = segmenter.everything(asked.filters(segmenter.source), features=True)
+    recipe = networks.fastest(loading.everything(segmenter, asked.filters(segmenter.source), features=True))
     recipe = replace(recipe, batch=networks.batch or 1)  # images come one at a time
     source = Source(
         segmenter=recipe.sha256,
@@ -166,7 +167,8 @@ def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
     """
     _, segmenter = networks.recipes()
     content.check(segmenter)
-    return replace(segmenter.everything(content.source.filters, features=True), batch=networks.batch or 1)
+    recipe = networks.fastest(loading.everything(segmenter, content.source.filters, features=True))
+    return replace(recipe, batch=networks.batch or 1)
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ class Scenes(AlpsScenes, SceneMethod):
         choice = ClusterChoice(str(path), sha256(path), self.cluster_names)
         return (
             EverywhereRecipe(classes=self.cluster_names),
-            segmenter.everything(content.source.filters, features=True, clusters=choice),
+            loading.everything(segmenter, content.source.filters, features=True, clusters=choice),
         )
 
     def ask(self, work: Work) -> tuple[Prompts, list[MaskTable]]:

@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+
+from geolabel.prompts import CORNERS, PADDING
 from geolabel.types import AnyArray, Float32Array, Int32Array, UInt8Array
 
 Engine = Literal["torch", "onnx"]
 
-GRAPHS = {"localizer": ("",), "segmenter": ("-encoder", "-decoder")}
-"""By kind of network, how the names of the files of its graphs end."""
+GRAPHS = {
+    "localizer": ("",),
+    "segmenter": ("-encoder", "-decoder"),
+    "everything": ("-encoder", "-tokens", "-masks"),
+}
+"""By kind of network, how the names of the files of its graphs end; ``everything`` is that mode of a segmenter."""
 
 Points = tuple[AnyArray, Int32Array]
 """Coordinates (K, N, 2) in pixels of the frame, and labels (K, N)."""
@@ -25,6 +32,27 @@ Points = tuple[AnyArray, Int32Array]
 def graph_files(weights: Path, kind: str) -> tuple[Path, ...]:
     """Files of the graphs beside a file of weights, whether they exist or not; none for a kind that has no graphs."""
     return tuple(weights.with_name(f"{weights.stem}{end}.onnx") for end in GRAPHS.get(kind, ()))
+
+
+def every_graph_file(weights: Path, kind: str) -> tuple[Path, ...]:
+    """Files of all graphs that a network has, those of everything mode among them; see `graph_files`."""
+    kinds = ("segmenter", "everything") if kind == "segmenter" else (kind,)
+    return tuple(dict.fromkeys(file for each in kinds for file in graph_files(weights, each)))
+
+
+def as_tokens(points: Points | None, boxes: AnyArray | None) -> tuple[Float32Array, AnyArray]:
+    """Coordinates (K, N, 2) and labels (K, N) of prompts of one kind, a box as two corners.
+
+    Points without a box have a token of padding, which SAM's prompt encoder gives them.
+    """
+    parts = [] if points is None else [points]
+    if boxes is not None:
+        parts.append((boxes.reshape(-1, 2, 2), np.tile(np.asarray(CORNERS, np.int32), (len(boxes), 1))))
+    elif points is not None:
+        count = len(points[0])
+        parts.append((np.zeros((count, 1, 2)), np.full((count, 1), PADDING, np.int32)))
+    coords = np.concatenate([coords for coords, _ in parts], axis=1, dtype=np.float32)
+    return coords, np.concatenate([labels for _, labels in parts], axis=1, dtype=np.int64)
 
 
 class MapNetwork(Protocol):
@@ -95,4 +123,20 @@ class PromptedNetwork(Protocol):
 
     def host(self, array: Any) -> AnyArray:
         """The same as a NumPy array."""
+        ...
+
+
+@runtime_checkable
+class SelectiveNetwork(PromptedNetwork, Protocol):
+    """A network that makes the masks of likely candidates only."""
+
+    def decode_likely(
+        self, embedding: Any, points: Points | None, boxes: AnyArray | None, least: float
+    ) -> tuple[Any, Any, Any, Any]:
+        """The candidates, of K prompts of one kind, whose predicted IoU exceeds `least`, prompt by prompt.
+
+        Returns
+        -------
+        Logits (M, h, w), predicted IoU (M,), and which prompt (M,) and which of its candidates (M,) each is of.
+        """
         ...

@@ -1,8 +1,9 @@
 """Everything mode: all candidate masks of many prompts, filtered and freed of duplicates.
 
 With a grid of points and the same thresholds this answers what ``SamAutomaticMaskGenerator`` of segment-anything does,
-in the same order, by less work: images are encoded in batches, only candidates of a high enough predicted IoU are
-enlarged, some at a time, and only those that are no duplicates are kept at the size of the image.
+in the same order, by less work: images are encoded in batches, masks are made only of candidates of a high enough
+predicted IoU, some are enlarged at a time, or each where it is, and only those that are no duplicates are kept at the
+size of the image.
 
 Sources: Kirillov et al. (2023), "Segment Anything", section 5 and appendix B; for features of masks, ALPS, eq. 4.
 """
@@ -23,20 +24,21 @@ from torchvision.ops import nms
 from geolabel.clusters import Clusters
 from geolabel.labelers import gate
 from geolabel.labels import smallest_wins
-from geolabel.masks import ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
-from geolabel.models.engines import Points, PromptedNetwork
-from geolabel.models.sam import answer, corner_pixels
+from geolabel.masks import EDGE, ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits, stability_score
+from geolabel.models.engines import Points, PromptedNetwork, SelectiveNetwork
+from geolabel.models.sam import EnlargedMask, answer, corner_pixels, enlarged
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
+from geolabel.tiles import extent
 from geolabel.types import AnyArray, Int32Array, UInt8Array
 
 ENLARGED = 64
 """Masks that are held at the size of the image at a time."""
 
-PROMPTS_CPU, PROMPTS_GPU = 16, 64
-"""Prompts per call of the decoder. The tokens of 16 stay nearer to a processor, which makes the bundled decoder 1.4
-times as fast as with 64, segment-anything's own; a GPU takes more at a time."""
+PROMPTS_CPU, PROMPTS_GPU = 8, 64
+"""Prompts per call of the decoder. The cells of 8 stay nearer to a processor than those of 64, segment-anything's own;
+a GPU takes more at a time."""
 
 
 @dataclass(frozen=True)
@@ -119,46 +121,62 @@ class EverythingSegmenter:
         best = nms(every.boxes.float(), every.quality, self._filters.duplicate)
         kept = _Candidates(*(getattr(every, name)[best] for name in names))
         masks = Masks(
-            scores=np.empty((len(best), *size), np.uint8),
+            scores=np.zeros((len(best), *size), np.uint8),
             predicted_iou=kept.quality.clamp(0, 1).cpu().numpy(),
             stability=kept.stability.cpu().numpy(),
             prompt_ids=prompts.ids[kept.prompt.cpu().numpy()],
             candidates=kept.token.cpu().numpy() + 1,
         )
-        pooled, seen = [], torch.as_tensor(self._network.features(embedding))
-        for rows in _chunks(len(best)):
-            logits = self._enlarge(kept.low_res[rows], size)
-            masks.scores[rows] = quantise_logits(logits.cpu().numpy())
-            if self._features:
-                pooled.append(pool(seen, logits > 0, self._step(size)))
+        seen = self._network.features(embedding)
+        if isinstance(seen, np.ndarray):
+            for scores, part in zip(masks.scores, enlarged(self._network, kept.low_res.numpy(), size), strict=True):
+                scores[part.slices] = quantise_logits(part.logits)
+        else:
+            for rows in _chunks(len(best)):
+                masks.scores[rows] = quantise_logits(self._enlarge(kept.low_res[rows], size).cpu().numpy())
         if not self._features:
             return masks
-        features = torch.cat([torch.zeros((0, self._network.width)), *(part.cpu() for part in pooled)])
+        cells = torch.as_tensor(seen)
+        chunks = (torch.as_tensor(masks.scores[rows] >= EDGE).to(cells.device) for rows in _chunks(len(best)))
+        pooled = [pool(cells, inside, self._step(size)).cpu() for inside in chunks]
+        features = torch.cat([torch.zeros((0, self._network.width)), *pooled])
         return FeaturedMasks(**vars(masks), features=features.numpy())
 
     def _candidates(self, embedding: Any, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
         # What is left of the three candidates of one call's prompts.
         asked = self._to_sam(prompts[start : start + self._prompts_per_batch], size)
-        low_res, quality = (torch.as_tensor(given) for given in self._network.decode(embedding, *asked))
-        tokens = quality.shape[1]
-        likely = torch.nonzero(quality.flatten() > self._filters.predicted_iou)[:, 0]
-        low_res, quality = low_res.flatten(0, 1)[likely], quality.flatten()[likely]
-        judged = [self._judge(low_res[rows], size) for rows in _chunks(len(likely))]
-        firm = torch.cat([low_res.new_zeros(0), *(part for part, _ in judged)])
-        boxes = torch.cat([torch.zeros((0, 4), dtype=torch.long, device=firm.device), *(part for _, part in judged)])
+        low_res, quality, prompt, token = _likely(self._network, embedding, asked, self._filters.predicted_iou)
+        firm, boxes = self._judge(low_res, size)
         good = torch.nonzero((firm >= self._filters.stability) & (boxes[:, 2] >= 0))[:, 0]
-        prompt = torch.div(likely, tokens, rounding_mode="floor") + start
-        parts = (low_res, quality, firm, boxes, prompt, likely % tokens)
-        return _Candidates(*(part[good] for part in parts))
+        parts = (low_res, quality, firm, boxes, prompt + start, token)
+        return _Candidates(*(torch.as_tensor(part)[good] for part in parts))
 
-    def _judge(self, low_res: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        # Stability and box of masks; an empty mask has a box that ends before it begins.
+    def _judge(self, low_res: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        # Stability (M,) and box (M, 4) of masks; an empty mask has a box that ends before it begins.
+        if isinstance(low_res, np.ndarray):
+            judged = [self._judge_part(part) for part in enlarged(self._network, low_res, size, -self._filters.offset)]
+        else:
+            judged = [self._judge_chunk(low_res[rows], size) for rows in _chunks(len(low_res))]
+        firm = torch.cat([torch.as_tensor(low_res).new_zeros(0), *(part for part, _ in judged)])
+        none = torch.zeros((0, 4), dtype=torch.long, device=firm.device)
+        return firm, torch.cat([none, *(part for _, part in judged)])
+
+    def _judge_chunk(self, low_res: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         logits = self._enlarge(low_res, size)
         inside = logits > 0
         boxes = batched_mask_to_box(inside)
         boxes[~inside.flatten(1).any(dim=1), 2] = -1
         inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
         return inner / outer.clamp(min=1), boxes
+
+    def _judge_part(self, part: EnlargedMask) -> tuple[Tensor, Tensor]:
+        found = extent(part.logits > 0)
+        box = (0, 0, -1, 0)
+        if found is not None:
+            rows, cols = found
+            box = (part.left + cols.start, part.top + rows.start, part.left + cols.stop - 1, part.top + rows.stop - 1)
+        firm = stability_score(part.logits, self._filters.offset)
+        return torch.as_tensor(firm).reshape(1), torch.tensor([box])
 
     def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
@@ -190,6 +208,17 @@ class EverythingSegmenter:
         if frame != size:
             logits = interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits[:, 0]
+
+
+def _likely(
+    network: PromptedNetwork, embedding: Any, asked: tuple[Points | None, AnyArray | None], least: float
+) -> tuple[Any, Any, Any, Any]:
+    # See `SelectiveNetwork.decode_likely`; a network of another kind makes all masks first.
+    if isinstance(network, SelectiveNetwork):
+        return network.decode_likely(embedding, *asked, least)
+    low_res, quality = map(torch.as_tensor, network.decode(embedding, *asked))
+    prompt, token = torch.nonzero(quality > least, as_tuple=True)
+    return low_res[prompt, token], quality[prompt, token], prompt, token
 
 
 def pool(embedding: Tensor, masks: Tensor, step: float | tuple[float, float]) -> Tensor:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
 from geolabel.devices import keep_freed_memory
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import sha256
-from geolabel.masks import EVERY_CANDIDATE, Selection
+from geolabel.masks import EVERY_CANDIDATE, Filters, Selection
 from geolabel.models import hub, registry
-from geolabel.models.engines import Engine, graph_files
+from geolabel.models.engines import Engine, every_graph_file, graph_files
 from geolabel.parsing import parse_json
 from geolabel.parts import (
     DiffusionRecipe,
@@ -118,13 +118,30 @@ def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
             f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
             f"{recipe.precision}: give --device cpu --precision fp32, or --engine torch"
         )
-    files = [] if isinstance(recipe, DiffusionRecipe) else graph_files(file_of(recipe), recipe.role)
+    files = [] if isinstance(recipe, DiffusionRecipe) else graph_files(file_of(recipe), _kind_of_graphs(recipe))
     if not files or not all(file.is_file() for file in files):
         raise OptionError(
             f"engine onnx: there is no graph of the {recipe.role} {recipe.source} for ONNX Runtime: give --engine auto "
             "or torch, or make one of a network of geolabel's own with geolabel train graphs"
         )
     return replace(recipe, engine=engine, graphs=tuple(map(sha256, files)))
+
+
+def everything(
+    recipe: SegmenterRecipe, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None
+) -> EverythingRecipe:
+    """The recipe of the same network on the same engine, which answers with everything that passes `filters`.
+
+    Raises
+    ------
+    OptionError
+        If the engine is ONNX Runtime, and there are no graphs of this mode.
+    """
+    return with_engine(recipe.everything(filters, features=features, clusters=clusters), cast("Engine", recipe.engine))
+
+
+def _kind_of_graphs(recipe: Recipe) -> str:
+    return "everything" if isinstance(recipe, EverythingRecipe) else recipe.role
 
 
 ADAPTED = "adapted"
@@ -228,7 +245,7 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     path = file_of(recipe)
     expected = [(path, recipe.sha256)]
     if recipe.engine == "onnx":
-        expected += zip(graph_files(path, recipe.role), recipe.graphs, strict=True)
+        expected += zip(graph_files(path, _kind_of_graphs(recipe)), recipe.graphs, strict=True)
     for file, digest in expected:
         found = hub.digest(file)
         if found != digest:
@@ -303,9 +320,10 @@ def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tup
 
         return load_segmenter(recipe, path), SAM_GSD_RANGE
     if recipe.engine == "onnx":
-        from geolabel.models.on_onnx import OnnxSam
+        from geolabel.models.on_onnx import OnnxEverything, OnnxSam
 
-        network = OnnxSam(path, batch=recipe.batch)
+        kind = OnnxEverything if isinstance(recipe, EverythingRecipe) else OnnxSam
+        network = kind(path, batch=recipe.batch)
         return network, network.info.gsd_range
     from segment_anything.modeling import Sam
 
@@ -355,7 +373,7 @@ def describe(path: Path) -> dict[str, Any]:
     digest = sha256(path)
     if is_safetensors(path):
         state, info = load_checkpoint(path)
-        graphs = {file.name: sha256(file) for file in graph_files(path, info.kind) if file.is_file()}
+        graphs = {file.name: sha256(file) for file in every_graph_file(path, info.kind) if file.is_file()}
         described = asdict(info) | ({"graphs": graphs} if graphs else {})
     else:
         state = official_state(path)

@@ -22,17 +22,20 @@ from onnx import TensorProto, numpy_helper
 
 from geolabel.errors import WeightsError
 from geolabel.models.checkpoint import NetworkInfo, load_arrays
-from geolabel.models.engines import MapNetwork, Points, PromptedNetwork, graph_files
+from geolabel.models.engines import (
+    MapNetwork,
+    Points,
+    PromptedNetwork,
+    SelectiveNetwork,
+    as_tokens,
+    graph_files,
+)
 from geolabel.parsing import parse_json
-from geolabel.prompts import PADDING
-from geolabel.types import AnyArray, Float32Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 KEY = "geolabel"
 """Where a graph says, as JSON in its metadata, of which ``architecture`` it is, to which ``multiple`` the sides of an
 image are padded, and its ``stride``: image pixels per cell of what it answers."""
-
-CORNERS = (2, 3)
-"""Labels of the first and the last pixel of a box; points have 0 and 1, and `PADDING` is nothing."""
 
 AGAIN = "make it again with geolabel train graphs"
 
@@ -118,11 +121,11 @@ class _Graph:
         return found
 
 
-def _graphs(path: Path, kind: str) -> tuple[list[_Graph], dict[str, Float32Array], NetworkInfo]:
+def _graphs(path: Path, kind: str, graphs: str = "") -> tuple[list[_Graph], dict[str, Float32Array], NetworkInfo]:
     arrays, info = load_arrays(path)
     if info.kind != kind:
         raise WeightsError(f"{path} holds a {info.kind}, a {kind} is needed: give another file")
-    return [_Graph(file, arrays, info) for file in graph_files(path, kind)], arrays, info
+    return [_Graph(file, arrays, info) for file in graph_files(path, graphs or kind)], arrays, info
 
 
 class OnnxMaps:
@@ -165,8 +168,11 @@ class OnnxSam:
         If they or a graph beside them are missing or damaged, or something else.
     """
 
+    graphs = "segmenter"
+    """Which of its graphs run, see `engines.GRAPHS`."""
+
     def __init__(self, path: Path, *, batch: int = 1) -> None:
-        (self._encoder, self._decoder), _, self.info = _graphs(path, "segmenter")
+        (self._encoder, *self._decoders), _, self.info = _graphs(path, "segmenter", self.graphs)
         self.window, self.stretches, self.batch = self.info.window, False, batch
         self.width = int(self.info.architecture["embed_dim"])
         self._mean, self._std = (np.asarray(self.info.architecture[name], np.float32)[:, None, None]
@@ -197,8 +203,9 @@ class OnnxSam:
         self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None, *, single: bool = False
     ) -> tuple[Float32Array, Float32Array]:
         """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
-        coords, labels = tokens(points, boxes)
-        masks, quality = self._decoder(embedding=embedding[None], coords=coords, labels=labels)
+        coords, labels = as_tokens(points, boxes)
+        (decoder,) = self._decoders
+        masks, quality = decoder(embedding=embedding[None], coords=coords, labels=labels)
         kept = slice(0, 1) if single else slice(1, None)
         return masks[:, kept], quality[:, kept]
 
@@ -212,19 +219,42 @@ class OnnxSam:
         return array
 
 
-def tokens(points: Points | None, boxes: AnyArray | None) -> tuple[Float32Array, AnyArray]:
-    """Coordinates (K, N, 2) and labels (K, N) of prompts of one kind, a box as two corners.
+class OnnxEverything(OnnxSam):
+    """The same network for many prompts of an image, as a `engines.SelectiveNetwork`.
 
-    Points without a box have a token of padding, which SAM's prompt encoder gives them.
+    Its decoder is that of `geolabel.models.nets.folded`.
     """
-    parts = [] if points is None else [points]
-    if boxes is not None:
-        parts.append((boxes.reshape(-1, 2, 2), np.tile(np.asarray(CORNERS, np.int32), (len(boxes), 1))))
-    elif points is not None:
-        count = len(points[0])
-        parts.append((np.zeros((count, 1, 2)), np.full((count, 1), PADDING, np.int32)))
-    coords = np.concatenate([coords for coords, _ in parts], axis=1, dtype=np.float32)
-    return coords, np.concatenate([labels for _, labels in parts], axis=1, dtype=np.int64)
+
+    graphs = "everything"
+
+    def decode(
+        self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None, *, single: bool = False
+    ) -> tuple[Float32Array, Float32Array]:
+        """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
+        cells, weights, quality = self._answers(embedding, points, boxes)
+        kept = slice(0, 1) if single else slice(1, None)
+        return self._masks(cells, weights[:, kept]), quality[:, kept]
+
+    def decode_likely(
+        self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None, least: float
+    ) -> tuple[Float32Array, Float32Array, Int64Array, Int64Array]:
+        """Candidates whose predicted IoU exceeds `least`; see `engines.SelectiveNetwork`."""
+        cells, weights, quality = self._answers(embedding, points, boxes)
+        quality = quality[:, 1:]
+        prompts, candidates = np.nonzero(quality > least)
+        if not len(prompts):
+            side = self.window // self._decoders[1].stride
+            return np.zeros((0, side, side), np.float32), quality[prompts, candidates], prompts, candidates
+        some, of_some = np.unique(prompts, return_inverse=True)
+        masks = self._masks(cells[some], weights[some, 1:])
+        return masks[of_some, candidates], quality[prompts, candidates], prompts, candidates
+
+    def _answers(self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None) -> list[Float32Array]:
+        coords, labels = as_tokens(points, boxes)
+        return self._decoders[0](embedding=embedding[None], coords=coords, labels=labels)
+
+    def _masks(self, cells: Float32Array, weights: Float32Array) -> Float32Array:
+        return self._decoders[1](cells=cells, weights=weights)[0]
 
 
 def _along(values: Float32Array, size: int) -> Float32Array:
@@ -240,3 +270,4 @@ def _along(values: Float32Array, size: int) -> Float32Array:
 
 _maps: type[MapNetwork] = OnnxMaps
 _prompted: type[PromptedNetwork] = OnnxSam
+_selective: type[SelectiveNetwork] = OnnxEverything

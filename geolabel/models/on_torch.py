@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from geolabel.devices import forward
-from geolabel.models.engines import MapNetwork, Points, PromptedNetwork
+from geolabel.models.engines import MapNetwork, Points, PromptedNetwork, SelectiveNetwork, as_tokens
+from geolabel.models.nets import folded
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.types import AnyArray, Float32Array, UInt8Array
@@ -132,6 +133,23 @@ class TorchSam:
         )
         return low_res.float(), quality.float()
 
+    def decode_likely(
+        self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, least: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Candidates whose predicted IoU exceeds `least`; see `engines.SelectiveNetwork`."""
+        coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
+        encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
+        with torch.autocast(torch.device(self._device).type, enabled=False):
+            tokens = folded.prompt_tokens(encoder, coords, labels)
+            prompted = folded.prompted_cells(encoder, coords, labels)
+        positions = self._positions.flatten(2).transpose(1, 2)
+        cells, weights, quality = folded.decode_tokens(decoder, embedding[None], positions, tokens, prompted)
+        quality = quality[:, 1:].float()
+        prompts, candidates = torch.nonzero(quality > least, as_tuple=True)
+        some, of_some = torch.unique(prompts, return_inverse=True)
+        masks = folded.make_masks(decoder, cells[some], weights[some, 1:], encoder.image_embedding_size)
+        return masks[of_some, candidates].float(), quality[prompts, candidates], prompts, candidates
+
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (h, w) at another size, bilinearly."""
         return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
@@ -147,3 +165,4 @@ class TorchSam:
 
 _maps: type[MapNetwork] = TorchMaps
 _prompted: type[PromptedNetwork] = TorchSam
+_selective: type[SelectiveNetwork] = TorchSam

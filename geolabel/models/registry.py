@@ -203,10 +203,11 @@ def verify(network: Published) -> str:
     digest = sha256(path)
     if network.sha256 is None:
         from geolabel.models.checkpoint import load_own
-        from geolabel.models.on_onnx import OnnxMaps, OnnxSam
+        from geolabel.models.on_onnx import OnnxEverything, OnnxMaps, OnnxSam
 
         load_own(path, network.role)
-        OnnxMaps(path) if network.role == "localizer" else OnnxSam(path)
+        for kind in (OnnxMaps,) if network.role == "localizer" else (OnnxSam, OnnxEverything):
+            kind(path)
     elif digest != network.sha256:
         raise WeightsError(
             f"{path} has SHA-256 {digest}, the published {network.name} has {network.sha256}: "

@@ -85,11 +85,9 @@ class SamSegmenter:
             low_res, predicted_iou, candidates = self._answer(embedding, (height, width), prompts[rows])
             answers.predicted_iou[rows] = predicted_iou.clip(0, 1)
             answers.candidates[rows] = candidates
-            reached = self._network.host(low_res) >= FAINT_LOGIT
-            for row, mask, cells in zip(rows, low_res, _boxes(reached), strict=True):
-                (top, left), logits = self._enlarge(mask, cells, (height, width))
-                answers.scores[row, top : top + len(logits), left : left + logits.shape[1]] = quantise_logits(logits)
-                answers.stability[row] = stability_score(logits)
+            for row, mask in zip(rows, enlarged(self._network, low_res, (height, width)), strict=True):
+                answers.scores[row][mask.slices] = quantise_logits(mask.logits)
+                answers.stability[row] = stability_score(mask.logits)
         return answers
 
     def _answer(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> tuple[Any, Float32Array, Int64Array]:
@@ -101,25 +99,6 @@ class SamSegmenter:
         chosen = _choose(quality, self._selection)
         each = np.arange(len(chosen))
         return low_res[each, chosen], quality[each, chosen], chosen if single else chosen + 1
-
-    def _enlarge(
-        self, low_res: Any, cells: tuple[slice, slice], size: tuple[int, int]
-    ) -> tuple[tuple[int, int], Float32Array]:
-        # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
-        # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
-        if self._network.stretches:
-            return (0, 0), self._network.host(self._network.enlarge(low_res, size))
-        frame_size, step = self._network.frame_size(size), self._network.window // low_res.shape[-1]
-        if frame_size != size:
-            cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
-        part = low_res[cells]
-        top, left = (s.start * step for s in cells)
-        if all(part.shape):
-            part = self._network.enlarge(part, (part.shape[0] * step, part.shape[1] * step))
-        logits = part[: max(0, frame_size[0] - top), : max(0, frame_size[1] - left)]
-        if frame_size != size:
-            logits = self._network.enlarge(logits, size)
-        return (top, left), self._network.host(logits)
 
     def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         # Prompts of one kind as the prompt encoder takes them: padding left out, in pixels of the frame.
@@ -135,6 +114,60 @@ class SamSegmenter:
         if prompts.has_box[0]:
             boxes = (corner_pixels(prompts.boxes) * np.tile(scale, 2)).astype(np.float32)
         return points, boxes
+
+
+@dataclass(frozen=True)
+class EnlargedMask:
+    """A mask in the pixels of its image, where it is."""
+
+    top: int
+    left: int
+    logits: Float32Array
+    """(h, w)"""
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        height, width = self.logits.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+def enlarged(
+    network: PromptedNetwork, low_res: Any, size: tuple[int, int], reach: float | None = None
+) -> Iterator[EnlargedMask]:
+    """Coarse masks (K, h, w), as the network answers them, at the size of their image.
+
+    Parameters
+    ----------
+    size
+        Height and width.
+    reach
+        Logits below it are left out where they are outside of all others; None for those that score 0.
+    """
+    reach = FAINT_LOGIT if reach is None else reach
+    for mask, cells in zip(low_res, _boxes(network.host(low_res) >= reach), strict=True):
+        (top, left), logits = _enlarge(network, mask, cells, size)
+        yield EnlargedMask(top, left, logits)
+
+
+def _enlarge(
+    network: PromptedNetwork, low_res: Any, cells: tuple[slice, slice], size: tuple[int, int]
+) -> tuple[tuple[int, int], Float32Array]:
+    # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
+    # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
+    if network.stretches:
+        return (0, 0), network.host(network.enlarge(low_res, size))
+    frame_size, step = network.frame_size(size), network.window // low_res.shape[-1]
+    if frame_size != size:
+        cells = (slice(0, low_res.shape[0]), slice(0, low_res.shape[1]))
+    part = low_res[cells]
+    top, left = (s.start * step for s in cells)
+    if all(part.shape):
+        part = network.enlarge(part, (part.shape[0] * step, part.shape[1] * step))
+    logits = part[: max(0, frame_size[0] - top), : max(0, frame_size[1] - left)]
+    if frame_size != size:
+        logits = network.enlarge(logits, size)
+    return (top, left), network.host(logits)
 
 
 def corner_pixels(boxes: Float64Array) -> Float64Array:

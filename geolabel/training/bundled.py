@@ -20,7 +20,7 @@ from geolabel.devices import Precision
 from geolabel.errors import OutputError, WeightsError
 from geolabel.folders import work_folder
 from geolabel.models.checkpoint import Kind, NetworkInfo, load_checkpoint, save_checkpoint
-from geolabel.models.engines import graph_files
+from geolabel.models.engines import every_graph_file
 from geolabel.models.nets import build
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.models.nets.sam import LOW_RES_STRIDE
@@ -296,7 +296,7 @@ def train_bundled(
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         pool = _gather(recipe, Path(folder), data=data, negatives=negatives, coarse=coarse, workers=workers)
     named = [f"{kind}.{end}" for kind in networks for end in ("safetensors", "md")]
-    named += [file.name for kind in networks for file in graph_files(out / f"{kind}.safetensors", kind)]
+    named += [file.name for kind in networks for file in every_graph_file(out / f"{kind}.safetensors", kind)]
     held = next((name for name in (*named, *(f"{kind}/{STATE}" for kind in networks)) if (out / name).exists()), None)
     if held is not None and not (overwrite or resume):
         raise OutputError(f"{out} holds {held} of an earlier training: give --resume, --overwrite or another folder")

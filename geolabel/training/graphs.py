@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from geolabel.errors import WeightsError
 from geolabel.models.checkpoint import NetworkInfo, read_info
-from geolabel.models.engines import graph_files
-from geolabel.models.nets import build
+from geolabel.models.engines import every_graph_file
+from geolabel.models.nets import build, folded
 from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE, DrawingPromptEncoder
-from geolabel.models.on_onnx import CORNERS, KEY
+from geolabel.models.on_onnx import KEY
 from geolabel.outputs import replacing
-from geolabel.prompts import PADDING
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +50,17 @@ class _ImageEncoder(nn.Module):
         return embeddings
 
 
-class _PromptDecoder(nn.Module):
-    """The prompt encoder and the mask decoder of a Sam, for prompts of any kind as tokens."""
+class _Decoder(nn.Module):
+    """The prompt encoder and the mask decoder of a Sam, their weights named as in the whole network."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
+
+
+class _PromptDecoder(_Decoder):
+    """From prompts of any kind, as tokens, to masks."""
 
     def forward(self, embedding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """All four masks of K prompts: logits (K, 4, h, w) and predicted IoU (K, 4), the single mask first.
@@ -65,28 +68,16 @@ class _PromptDecoder(nn.Module):
         Parameters
         ----------
         embedding : (1, D, h, w)
-        coords : (K, N, 2)
-            Pixels of the frame, x first.
-        labels : (K, N)
-            Of points 1 or 0, of the corners of a box `on_onnx.CORNERS`, and `PADDING`.
+        coords, labels
+            See `geolabel.models.nets.folded.prompt_tokens`.
         """
         masks, quality = self.mask_decoder.predict_masks(
             image_embeddings=embedding,
             image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=self._sparse(coords, labels),
+            sparse_prompt_embeddings=folded.prompt_tokens(self.prompt_encoder, coords, labels),
             dense_prompt_embeddings=self._dense(coords, labels),
         )
         return masks, quality
-
-    def _sparse(self, coords: Tensor, labels: Tensor) -> Tensor:
-        # What PromptEncoder does token by token, by a table: padding first, then labels 0 to 3.
-        encoder = self.prompt_encoder
-        height, width = encoder.input_image_size
-        positions = encoder.pe_layer._pe_encoding((coords + 0.5) / torch.tensor([width, height], dtype=torch.float32))
-        kinds = [encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)]
-        placed = (labels != PADDING).float()[..., None] * positions
-        sparse: Tensor = placed + torch.cat(kinds)[labels - PADDING]
-        return sparse
 
     def _dense(self, coords: Tensor, labels: Tensor) -> Tensor:
         encoder = self.prompt_encoder
@@ -94,11 +85,31 @@ class _PromptDecoder(nn.Module):
             cells = encoder.image_embedding_size
             none: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(coords), -1, *cells)
             return none
-        first, last = ((coords * (labels == corner)[..., None]).sum(dim=1) for corner in CORNERS)
-        boxed = (labels == CORNERS[0]).any(dim=1).float()[:, None, None, None]
-        drawn = encoder.draw((coords, labels), None) + boxed * encoder.draw(None, torch.cat([first, last], dim=1))
-        dense: Tensor = encoder._embed_masks(drawn)
+        dense: Tensor = encoder._embed_masks(folded.drawn_prompts(encoder, coords, labels))
         return dense
+
+
+class _TokenDecoder(_Decoder):
+    """From the same to what masks are made of."""
+
+    def forward(self, embedding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells, weights and predicted IoU of `geolabel.models.nets.folded.decode_tokens`."""
+        encoder = self.prompt_encoder
+        return folded.decode_tokens(
+            self.mask_decoder,
+            embedding,
+            folded.cell_positions(encoder),
+            folded.prompt_tokens(encoder, coords, labels),
+            folded.prompted_cells(encoder, coords, labels),
+        )
+
+
+class _MaskMaker(_Decoder):
+    """From these to masks."""
+
+    def forward(self, cells: Tensor, weights: Tensor) -> Tensor:
+        """Logits of `geolabel.models.nets.folded.make_masks`."""
+        return folded.make_masks(self.mask_decoder, cells, weights, self.prompt_encoder.image_embedding_size)
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ def write_graphs(weights: Path) -> tuple[Path, ...]:
         If the file is missing, damaged, or holds a network that has no graphs.
     """
     info = read_info(weights)
-    files = graph_files(weights, info.kind)
+    files = every_graph_file(weights, info.kind)
     if not files:
         raise WeightsError(f"{weights} holds a {info.kind}: graphs are made of a localizer or a segmenter")
     for path, part in zip(files, _parts(info), strict=True):
@@ -158,6 +169,12 @@ def _parts(info: NetworkInfo) -> Iterator[_Part]:
     axes_of_prompts = {"embedding": None, "coords": both, "labels": both}
     names = ("embedding", "coords", "labels")
     yield _Part(_PromptDecoder(sam), prompts, names, ("masks", "quality"), axes_of_prompts, side, LOW_RES_STRIDE)
+    answers = ("cells", "weights", "quality")
+    yield _Part(_TokenDecoder(sam), prompts, names, answers, axes_of_prompts, side, EMBEDDING_STRIDE)
+    channels = sam.mask_decoder.output_upscaling[3].out_channels
+    parts = (torch.zeros(5, cells[0] * cells[1], width), torch.zeros(5, 3, channels))
+    axes_of_masks = {"cells": {0: "prompts"}, "weights": {0: "prompts", 1: "candidates"}}
+    yield _Part(_MaskMaker(sam), parts, ("cells", "weights"), ("masks",), axes_of_masks, side, LOW_RES_STRIDE)
 
 
 def _without_weights(part: _Part) -> onnx.ModelProto:

@@ -35,6 +35,7 @@ from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.segment import GridPrompts, run_segment
 from geolabel.masks import Filters
+from geolabel.models import loading
 from geolabel.prompters import GridPrompter
 
 
@@ -44,7 +45,7 @@ def tile_by_tile(plan: Plan, points: int, count: int) -> None:
     assert isinstance(filters, Filters)
     ours = worker.segmenter(plan.segmenter)
     generator = SamAutomaticMaskGenerator(
-        ours._network.sam,
+        loading.load(loading.with_engine(plan.segmenter, "torch"))._network.sam,
         points_per_side=points,
         pred_iou_thresh=filters.predicted_iou,
         stability_score_thresh=filters.stability,

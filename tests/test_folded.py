@@ -1,0 +1,74 @@
+"""The folded decoder: equal to segment-anything's own, whatever its weights and its prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from geolabel.models.engines import SelectiveNetwork
+from geolabel.models.nets.sam import build_sam
+from geolabel.models.on_torch import TorchSam
+
+SIDE, CELLS, WIDTH = 64, 4, 32
+
+
+def official() -> Sam:
+    encoder = ImageEncoderViT(img_size=SIDE, embed_dim=16, depth=1, num_heads=2, out_chans=WIDTH)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=24, num_heads=4)
+    decoder = MaskDecoder(transformer_dim=WIDTH, transformer=transformer, iou_head_hidden_dim=16)
+    return Sam(encoder, PromptEncoder(WIDTH, (CELLS, CELLS), (SIDE, SIDE), mask_in_chans=4), decoder)
+
+
+def drawing() -> Sam:
+    return build_sam(
+        img_size=SIDE, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embed_dim=WIDTH, decoder_depth=2, heads=4, mlp_dim=24,
+        pixel_mean=(1, 1, 1), pixel_std=(1, 1, 1),
+    )  # fmt: skip
+
+
+@pytest.fixture(params=[official, drawing], ids=["official", "drawing"])
+def sam(request: pytest.FixtureRequest) -> Sam:
+    """Every parameter is noise: what begins as zero or one would hide what is left out."""
+    torch.manual_seed(3)
+    network = request.param()
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.3)
+    return network.eval().requires_grad_(False)
+
+
+POINTS = np.random.default_rng(1).uniform(0, SIDE, (7, 2, 2)), np.tile(np.array([1, 0], np.int32), (7, 1))
+BOXES = np.array([[3, 5, 20, 60.0]] * 7) + np.arange(7)[:, None]
+
+
+@pytest.mark.parametrize(("points", "boxes"), [(POINTS, None), (None, BOXES), (POINTS, BOXES)])
+def test_all_candidates_are_those_of_the_unfolded_decoder(sam: Sam, points, boxes) -> None:
+    network: SelectiveNetwork = TorchSam(sam, batch=1)
+    asked = points and (points[0].astype(np.float32), points[1]), None if boxes is None else boxes.astype(np.float32)
+    with network.running():
+        embedding = torch.randn(WIDTH, CELLS, CELLS)
+        expected, quality = network.decode(embedding, *asked)
+        found, likely, prompts, candidates = network.decode_likely(embedding, *asked, -np.inf)
+    assert prompts.tolist() == np.repeat(range(7), 3).tolist()
+    assert candidates.tolist() == [0, 1, 2] * 7
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(likely, quality.flatten(), rtol=1e-4, atol=1e-4)
+
+
+def test_unlikely_candidates_have_no_masks(sam: Sam) -> None:
+    network = TorchSam(sam, batch=1)
+    points = POINTS[0].astype(np.float32), POINTS[1]
+    with network.running():
+        embedding = torch.randn(WIDTH, CELLS, CELLS)
+        every, quality, *_ = network.decode_likely(embedding, points, None, -np.inf)
+        cut = float(quality.median())
+        some, likely, prompts, candidates = network.decode_likely(embedding, points, None, cut)
+        none, *_ = network.decode_likely(embedding, points, None, np.inf)
+    rows = torch.nonzero(quality > cut)[:, 0]
+    assert 0 < len(rows) < len(quality)
+    torch.testing.assert_close(likely, quality[rows])
+    torch.testing.assert_close(some, every[rows])
+    assert (prompts * 3 + candidates).tolist() == rows.tolist()
+    assert none.shape == (0, *every.shape[1:])
