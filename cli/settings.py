@@ -14,12 +14,11 @@ from geolabel.methods import METHODS, Use
 from geolabel.settings import Setting, option_name, settings_of
 
 from .commands import F, option
-from .inputs import NETWORK, VECTORS, WEIGHTS
+from .inputs import NETWORK, WEIGHTS
 
 _KINDS: dict[str | None, Any] = {
     "path": click.Path(),
     "folder": click.Path(file_okay=False, path_type=Path),
-    "vectors": VECTORS,
     "weights": WEIGHTS,
     "network": NETWORK,
 }

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
@@ -14,9 +14,9 @@ from geolabel.cli.extract import extract
 from geolabel.cli.label import label
 from geolabel.cli.predict import predict
 from geolabel.cli.segment import segment
-from geolabel.cli.settings import setting_option
+from geolabel.cli.settings import owners_of, setting_option
 from geolabel.errors import OptionError
-from geolabel.methods import METHODS, alps, cism, diffuprompter, s2c
+from geolabel.methods import METHODS, Use, alps, cism, diffuprompter, s2c
 from geolabel.models import diffusion_files
 from geolabel.settings import Setting, check_limits, option_name, settings_of
 from geolabel.settings.methods import ApsamChips, DiffuprompterChips, DiffuprompterScenes, GridSettings
@@ -61,6 +61,12 @@ def test_every_setting_says_in_sentences_what_it_is(record: type) -> None:
     for known in settings_of(record).values():
         assert known.help.endswith(".")
         assert known.help[0].isupper()
+
+
+@pytest.mark.parametrize("use", ["for_scenes", "for_chips"])
+def test_methods_that_share_an_option_have_the_same_limits(use: Use) -> None:
+    for name, owners in owners_of(use).items():
+        assert len({replace(settings_of(record)[name], help="") for record in owners.values()}) == 1, name
 
 
 def test_defaults_are_the_constants_of_the_methods() -> None:

@@ -17,8 +17,8 @@ from geolabel.errors import OptionError
 Topic = Literal["input", "output", "evidence", "sensitivity", "shape", "method", "machine", "messages"]
 """Groups of settings, in the order of the help."""
 
-Kind = Literal["path", "folder", "vectors", "weights", "network"]
-"""What a path leads to: anything, a folder to write, points or polygons, weights, weights or the name of a network."""
+Kind = Literal["path", "folder", "weights", "network"]
+"""What a path leads to: anything, a folder to write, weights, weights or the name of a network."""
 
 
 @dataclass(frozen=True, repr=False)
