@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 from scipy import ndimage
@@ -247,18 +247,28 @@ def choose(
     if fit is not None:
         tallies["head"] = _of_others(cells, blocks, point, window, fit)
     scores = {"none": float(f1(own.sum(0))[OWN])}
-    chosen: Level | None = None
-    for name, table in tallies.items():
-        scores[name] = crossed(table, blocks.fold)
-        others = max(value for other, value in scores.items() if other != name)
-        if level is None and scores[name] >= others + MINIMUM_GAIN:
-            chosen = name
-    if level is not None and scores[level] > scores["none"]:
-        chosen = level
-    if chosen is None:
+    scores |= {name: crossed(table, blocks.fold) for name, table in tallies.items()}
+    chosen = level_of(scores) if level is None else level
+    if chosen is None or scores[chosen] <= scores["none"]:
         return Choice(None, scores, point)
     layers = fit(cells) if chosen == "head" and fit is not None else None
     return Choice(chosen, scores, point.at(best(tallies[chosen].sum(0))), layers)
+
+
+def level_of(scores: Mapping[str, float]) -> Level | None:
+    """The simplest level that gains at least `MINIMUM_GAIN` over all simpler ones; None where none does.
+
+    Parameters
+    ----------
+    scores
+        See `Choice.scores`.
+    """
+    chosen, highest = None, scores["none"]
+    for level in get_args(Level):
+        if level in scores and scores[level] >= highest + MINIMUM_GAIN:
+            chosen = level
+        highest = max(highest, scores.get(level, highest))
+    return chosen
 
 
 def _of_others(

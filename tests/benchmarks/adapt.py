@@ -1,7 +1,7 @@
 """What adaptation gains from a few chips of a region, on other chips of it.
 
 Usage: python tests/benchmarks/adapt.py DATA --out FOLDER [--sets hokkaido bijie l4s] [--draws 5] [--localizer FILE]
-       [--polygons N]
+       [--tests N] [--polygons N]
 
 DATA holds hokkaido_planet_3m, bijie and l4s_rgb_10m. Each draw takes some chips at random, adapts to their masks as to
 areas that were looked at whole (`geolabel.adapt`; each chip is a scene, with a stretch of its own), and judges the map
@@ -46,7 +46,19 @@ from geolabel.activation import window_logits
 from geolabel.adaptation.adapt import Begun, adapt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE
 from geolabel.adaptation.head import Head
-from geolabel.adaptation.levels import CUTS, GATES, OWN, Blocks, Cells, Choice, choose, f1, region_peaks, tally
+from geolabel.adaptation.levels import (
+    CUTS,
+    GATES,
+    OWN,
+    Blocks,
+    Cells,
+    Choice,
+    choose,
+    f1,
+    level_of,
+    region_peaks,
+    tally,
+)
 from geolabel.engine.worker import use_threads
 from geolabel.errors import VectorError
 from geolabel.evaluation.examples import Example, Files
@@ -88,6 +100,8 @@ class Bench:
     data: Path
     out: Path
     networks: Networks
+    tests: int | None = None
+    """Maximum number of test chips, evenly taken from all."""
 
     @property
     @cache  # noqa: B019  # one for the whole script
@@ -159,7 +173,8 @@ def drawn(bench: Bench, one: Set, size: int, draw: int) -> tuple[list[Path], lis
         chosen = [pool[k] for k in random.permutation(len(pool))[:size]]
         if any(bench.example(image).truth.any() for image in chosen):
             break
-    return chosen, [image for image in bench.images(one.test) if image not in chosen]
+    tested = [image for image in bench.images(one.test) if image not in chosen]
+    return chosen, tested[:: max(1, -(-len(tested) // (bench.tests or len(tested))))]
 
 
 def counts(cells: Iterable[Cells], begun: Begun) -> np.ndarray:
@@ -190,20 +205,20 @@ def measure(bench: Bench, one: Set, size: int, draw: int, polygons: int) -> dict
     fit = begun.fit(draw)
     assert fit is not None
     blocks = Blocks.of(shown)
-    picks = {}
+    picks: dict[str, Choice[Head]] = {}
     if blocks is not None:
-        picks = {name: choose(shown, blocks, begun.point, begun.window, fit, level=name) for name in (None, *LEVELS)}
+        picks["head"] = choose(shown, blocks, begun.point, begun.window, fit, level="head")
+        picks["threshold"] = choose(shown, blocks, begun.point, begun.window, level="threshold")
     others = partial(map, lambda image: bench.cells(image, one.gsd, 0), tested)
     own = bench.own(one, tested)
     found: dict[str, Any] = {"zero-shot": float(f1(own[OWN])), "best": float(f1(own).max())}
-    for key, name in {None: "chosen", "threshold": "threshold", "head": "head"}.items():
-        pick = picks.get(key)
-        found[name] = found["zero-shot"]
-        if pick is not None and pick.level is not None:
-            found[name] = scored(others(), begun, pick)
-    pick = picks.get(None)
-    found["level"] = "none" if pick is None or pick.level is None else pick.level
-    found["validated"] = {} if pick is None else dict(pick.scores)
+    for name in LEVELS:
+        pick = picks.get(name)
+        gains = pick is not None and pick.level is not None
+        found[name] = scored(others(), begun, pick) if pick is not None and gains else found["zero-shot"]
+    found["validated"] = dict(picks["head"].scores) if picks else {}
+    level = level_of(found["validated"]) if picks else None
+    found["level"], found["chosen"] = level or "none", found[level or "zero-shot"]
     if polygons:
         found["polygons before"] = found["polygons after"] = area_f1(bench, tested[:polygons], one.gsd, bench.networks)
         with tempfile.TemporaryDirectory() as folder:
@@ -276,11 +291,14 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--localizer", help="instead of the bundled one")
+    parser.add_argument("--tests", type=int, metavar="N", help="test chips at most, evenly taken from all")
     parser.add_argument("--polygons", type=int, default=0, metavar="N")
     given = parser.parse_args()
     use_threads(1)
     logging.getLogger("geolabel").setLevel(logging.ERROR)
-    bench = Bench(given.data, given.out, Networks(localizer=given.localizer, device="cpu", precision="fp32"))
+    bench = Bench(
+        given.data, given.out, Networks(localizer=given.localizer, device="cpu", precision="fp32"), given.tests
+    )
     rows: dict[str, list[dict[str, Any]]] = {}
     for key in given.sets:
         one = SETS[key]
