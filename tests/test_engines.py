@@ -340,9 +340,17 @@ def test_a_diffusion_network_is_refused_for_onnx_runtime() -> None:
 def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:
     scene = tmp_path / "scene.tif"
     with rasterio.open(
-        scene, "w", driver="GTiff", dtype="uint8", count=3, height=64, width=64, photometric="rgb", crs="EPSG:32648",
+        scene,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=3,
+        height=64,
+        width=64,
+        photometric="rgb",
+        crs="EPSG:32648",
         transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-    ) as target:  # fmt: skip
+    ) as target:
         target.write(np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8))
     plans = [prepare(scene, Reading(), Networks(device="cpu", engine=engine), Parameters()) for engine in ENGINES]
     keys = [run_key([plan], [None]) for plan in plans]

@@ -326,8 +326,12 @@ def _look(run: Run, job: tuple[Window, Places]) -> list[tuple[bool, int, int, in
     """Of every mask of a tile: whether it is cut off, row and column of its representative point, and its pixels."""
     tile, places = job
     parts = _read_parts(run.store, places)
-    return [(is_cut(part, tile, run.plan.grid.window), *representative_point(part), int(part.mask.sum()))
-            if part.mask.any() else (False, -1, -1, 0) for part in parts]  # fmt: skip
+    return [
+        (is_cut(part, tile, run.plan.grid.window), *representative_point(part), int(part.mask.sum()))
+        if part.mask.any()
+        else (False, -1, -1, 0)
+        for part in parts
+    ]
 
 
 def _where_tile(_: Run, job: tuple[Window, Places]) -> str:
@@ -425,8 +429,9 @@ def _part(window: Int64Array, flat: AnyArray) -> Part:
     if not len(rows):
         return Part(Window(row, col, 0, 0), mask[:0, :0])
     top, left, bottom, right = rows[0], cols[0], rows[-1] + 1, cols[-1] + 1
-    return Part(Window(row + int(top), col + int(left), int(bottom - top), int(right - left)),
-                mask[top:bottom, left:right])  # fmt: skip
+    return Part(
+        Window(row + int(top), col + int(left), int(bottom - top), int(right - left)), mask[top:bottom, left:right]
+    )
 
 
 def _forget() -> None:

@@ -147,8 +147,20 @@ def known_clusters(path: Path, settings: Settings, networks: Networks) -> Cluste
     if not path.is_file():
         raise OptionError(f"clusters {path}: there is no such file; give a number, auto, or clusters made before")
     usual = Settings()
-    given = [name for name in ("max_share", "points_per_side", "predicted_iou", "stability", "passes", "seed",
-                               "normalised", "regions") if getattr(settings, name) != getattr(usual, name)]  # fmt: skip
+    given = [
+        name
+        for name in (
+            "max_share",
+            "points_per_side",
+            "predicted_iou",
+            "stability",
+            "passes",
+            "seed",
+            "normalised",
+            "regions",
+        )
+        if getattr(settings, name) != getattr(usual, name)
+    ]
     if given:
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise OptionError(f"{names}: the clusters of {path} were made with their own; leave it out")

@@ -175,8 +175,9 @@ class OnnxSam:
         (self._encoder, *self._decoders), _, self.info = _graphs(path, "segmenter", self.graphs)
         self.window, self.stretches, self.batch = self.info.window, False, batch
         self.width = int(self.info.architecture["embed_dim"])
-        self._mean, self._std = (np.asarray(self.info.architecture[name], np.float32)[:, None, None]
-                                 for name in ("pixel_mean", "pixel_std"))  # fmt: skip
+        self._mean, self._std = (
+            np.asarray(self.info.architecture[name], np.float32)[:, None, None] for name in ("pixel_mean", "pixel_std")
+        )
         self.cells = self.window // self._encoder.stride
 
     def running(self) -> AbstractContextManager[None]:

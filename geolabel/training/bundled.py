@@ -305,8 +305,9 @@ def train_bundled(
         return name in named or name.partition("/")[0] in networks
 
     folders = [folder for folder in (data, *negatives, coarse) if folder is not None]
-    place = work_folder(out, overwrite=overwrite, inputs=folders, shared=True, named=named, leaving=is_own,
-                        goes_on=lambda _: resume)  # fmt: skip
+    place = work_folder(
+        out, overwrite=overwrite, inputs=folders, shared=True, named=named, leaving=is_own, goes_on=lambda _: resume
+    )
     with place as work:
         results: dict[str, dict[str, float]] = {}
         for kind in sorted(networks, reverse=True):
