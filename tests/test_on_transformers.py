@@ -427,6 +427,8 @@ def change(folder: Path, **values: Any) -> None:
         ({"model_type": "llama"}, "type 'llama', which geolabel does not run: known are"),
         ({"mask_decoder_config__mlp_dim": 1 << 40}, "mlp_dim is 1099511627776"),
         ({"mask_decoder_config__mlp_dim": 1 << 13}, r"it has \d+ weights, and the files hold \d+"),
+        ({"mask_decoder_config__mlp_dim": 7}, "cannot be loaded"),
+        ({"mask_decoder_config__mlp_dim": 0}, "cannot be loaded"),
         ({"mask_decoder_config__num_hidden_layers": 100_000}, "num_hidden_layers is 100000"),
         ({"mask_decoder_config__mlp_dim": "many"}, "cannot be loaded"),
         ({"prompt_encoder_config__image_size": 8192}, "its images have 8192 px a side"),
@@ -436,10 +438,13 @@ def change(folder: Path, **values: Any) -> None:
         ({"vision_config__backbone_config__hidden_act": "exec"}, "cannot be loaded"),
     ],
 )
-def test_a_description_that_no_network_has_is_refused(copy: Path, values: dict[str, Any], said: str) -> None:
+def test_a_description_that_no_network_has_is_refused(
+    copy: Path, values: dict[str, Any], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     change(copy, **values)
     with pytest.raises(WeightsError, match=said):
         segmenter_of(copy)
+    assert not capfd.readouterr().err  # the library has much to say
 
 
 def test_the_tracker_is_read_from_a_file_that_also_holds_the_detector(
@@ -464,6 +469,13 @@ def test_the_tracker_is_read_from_a_file_that_also_holds_the_detector(
     image = image_of(40, 56)
     (expected,), (masks,) = (part([image], [BOTH]) for part in (part_of(plain), segmenter_of(whole)))
     assert (masks.scores == expected.scores).all()
+
+
+def test_a_network_that_would_never_end_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folders("sam3"), tmp_path / "sam3"))
+    change(other, vision_config__backbone_config__window_size=4096)
+    with pytest.raises(WeightsError, match=r"an image takes \S+ operations, more than 1e\+14"):
+        segmenter_of(other)
 
 
 @pytest.mark.parametrize("name", ["hf-hub:owner/name", "resnet50", "repvit_m1.dist_in1k@main", 3])

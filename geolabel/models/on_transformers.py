@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.flop_counter import FlopCounterMode
 
 from geolabel.devices import forward
 from geolabel.errors import WeightsError, require
@@ -40,6 +42,9 @@ MAX_NUMBER, MAX_VALUES, MAX_LAYERS = 1 << 14, 256, 128
 
 MAX_CELLS = 256
 """Cells along a side of the frame; positions of all of them are kept."""
+
+MAX_OPERATIONS = 10**14
+"""Of one image. The largest SAM of 2023 takes 6e12; windows of attention wider than the image take any number."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +286,7 @@ def _model(family: Family, given: dict[str, Any], folder: Path) -> nn.Module:
         config = _config(family, given[family.inside] if family.inside else given)
         _check_size(kind, config, folder)
         state = {name: tensor for file in hub.weights_of(folder) for name, tensor in _tensors(file, family.unread)}
-        with hub.without_bars("transformers"):
+        with hub.without_bars("transformers"), _quiet():
             model, report = kind.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32
             )
@@ -358,7 +363,7 @@ def _check_size(kind: Any, config: Any, folder: Path) -> None:
 
     One pass without numbers shows whether the parts fit each other.
     """
-    with torch.device("meta"):  # a description may ask for more memory than the files hold tensors
+    with torch.device("meta"), _quiet():  # a description may ask for more memory than the files hold tensors
         model = kind(config)
     side, cells = int(model.prompt_encoder.input_image_size), int(model.prompt_encoder.image_embedding_size[0])
     if not (LEAST <= side <= LARGEST // 4 and 1 <= cells <= MAX_CELLS):
@@ -366,10 +371,27 @@ def _check_size(kind: Any, config: Any, folder: Path) -> None:
     held, wanted = hub.count_parameters(folder), sum(parameter.numel() for parameter in model.parameters())
     if wanted > held:
         raise ValueError(f"it has {wanted} weights, and the files hold {held}")
-    with torch.device("meta"), torch.inference_mode():
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counted:
         found = model(pixel_values=torch.empty(1, 3, side, side), input_boxes=torch.empty(1, 1, 4))
     if found.pred_masks.shape[:3] != (1, 1, 3) or found.pred_masks.shape[3:] != (4 * cells, 4 * cells):
         raise ValueError(f"its masks have the shape {tuple(found.pred_masks.shape)}")
+    if counted.get_total_flops() > MAX_OPERATIONS:
+        raise ValueError(f"an image takes {counted.get_total_flops():.0e} operations, more than {MAX_OPERATIONS:.0e}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's report of a load off stderr: what matters of it ends in an error here."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers without weights
+            yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _normalisation(folder: Path) -> dict[str, list[float]]:
