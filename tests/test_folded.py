@@ -23,9 +23,16 @@ def official() -> Sam:
 
 def drawing() -> Sam:
     return build_sam(
-        img_size=SIDE, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), embed_dim=WIDTH, decoder_depth=2, heads=4, mlp_dim=24,
-        pixel_mean=(1, 1, 1), pixel_std=(1, 1, 1),
-    )  # fmt: skip
+        img_size=SIDE,
+        widths=(8, 8, 8, 8),
+        depths=(1, 1, 1, 1),
+        embed_dim=WIDTH,
+        decoder_depth=2,
+        heads=4,
+        mlp_dim=24,
+        pixel_mean=(1, 1, 1),
+        pixel_std=(1, 1, 1),
+    )
 
 
 @pytest.fixture(params=[official, drawing], ids=["official", "drawing"])

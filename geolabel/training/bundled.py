@@ -320,9 +320,8 @@ def train_bundled(
             begin = init / f"{kind}.safetensors" if init else None
             begin = begin if begin and begin.is_file() else None
             trunk = next((f for f in (work / SEGMENTER, out / SEGMENTER) if f.is_file()), None)
-            network, info, figures = train(
-                recipe, pool, _Course(schedule, work / kind, seed, device, precision, resume, begin, trunk)
-            )
+            course = _Course(schedule, work / kind, seed, device, precision, resume, begin, trunk)
+            network, info, figures = train(recipe, pool, course)
             trained = {
                 "seed": seed,
                 "preset": preset,
