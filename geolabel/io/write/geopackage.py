@@ -146,6 +146,18 @@ def write_geopackage(path: Path, file: VectorFile) -> None:
         _add_provenance(connection, file.record)
 
 
+_CATALOGUES = {
+    "gpkg_contents": "table_name",
+    "gpkg_geometry_columns": "table_name",
+    "gpkg_extensions": "table_name",
+    "gpkg_ogr_contents": "table_name",
+    "gpkg_data_columns": "table_name",
+    "layer_styles": "f_table_name",
+    WRITTEN_TABLE: "layer",
+}
+"""Tables that know of layers, and the column that names the layer."""
+
+
 @dataclass(frozen=True)
 class Update:
     """A GeoPackage that is to be changed."""
@@ -163,11 +175,18 @@ class Update:
         Raises
         ------
         OutputError
-            If another program has written to the file since it was opened.
+            If another program has written to the file since it was opened, or a trigger of the file could act.
         """
         self.connection.execute("BEGIN IMMEDIATE")
         if _version(self.connection) != self.version:
             raise OutputError(f"{self.path} was edited in another program at the same time: run again")
+        rows = self.connection.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'")
+        strange = next((row for row in rows if row[1].lower() in _CATALOGUES), None)
+        if strange is not None:
+            raise OutputError(
+                f"{self.path} has a trigger {strange[0]} on its table {strange[1]}, which could change other layers: "
+                "drop the trigger, or write the inventory again"
+            )
         return self.connection
 
 
@@ -251,15 +270,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
 
 def drop_layer(connection: sqlite3.Connection, name: str) -> None:
     """Forget a layer, with its style and what recognises changes in it."""
-    for table, column in (
-        ("gpkg_contents", "table_name"),
-        ("gpkg_geometry_columns", "table_name"),
-        ("gpkg_extensions", "table_name"),
-        ("gpkg_ogr_contents", "table_name"),
-        ("gpkg_data_columns", "table_name"),
-        ("layer_styles", "f_table_name"),
-        (WRITTEN_TABLE, "layer"),
-    ):
+    for table, column in _CATALOGUES.items():
         if _has_table(connection, table):
             connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608
     for table in (f"rtree_{name}_{GEOMETRY}", name):
