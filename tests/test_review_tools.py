@@ -297,6 +297,14 @@ def test_an_edit_in_the_meantime_is_not_lost(tmp_path: Path, monkeypatch: pytest
     assert "review" not in pyogrio.list_layers(path)[:, 0]
 
 
+def test_triggers_of_a_strangers_file_change_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    sql(path, "CREATE TRIGGER evil AFTER INSERT ON GPKG_Contents BEGIN DELETE FROM landslides; END")
+    with pytest.raises(OutputError, match=r"has a trigger evil on its table GPKG_Contents, .* drop the trigger"):
+        geolabel.next_windows(path)
+    assert len(gpd.read_file(path, layer="landslides")) == len(FIVE)
+
+
 def test_looked_at_windows_are_a_persons_work(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gpkg", FIVE)
     geolabel.next_windows(path)

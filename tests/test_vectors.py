@@ -619,7 +619,7 @@ def test_long_texts_and_names_are_cut_and_said(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_kmz_holds_polygons_in_longitudes_and_latitudes(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    slides = slides_on(GRID).assign(confidence=0.5, notes="<b>&")
+    slides = slides_on(GRID).assign(confidence=0.5, notes="<b>&\x0b\x00")
     write(tmp_path / "slides.kmz", GRID, landslides=slides)
     assert "left out: prompts, prompt_points, tiles" in caplog.records[-1].getMessage()
     with zipfile.ZipFile(tmp_path / "slides.kmz") as archive:

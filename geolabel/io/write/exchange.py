@@ -44,6 +44,9 @@ KML = "http://www.opengis.net/kml/2.2"
 UNKNOWN = "255,255,255"
 """Colour of polygons without a confidence."""
 
+NO_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML cannot hold, such as those that control a terminal."""
+
 
 def write_shapefiles(path: Path, file: VectorFile) -> None:
     """Write every layer as a Shapefile in one archive, with the provenance as JSON; name what cannot be held."""
@@ -149,15 +152,20 @@ def _places(layer: Layer, crs: pyproj.CRS) -> Iterator[ET.Element]:
             number = values.get("id")
             raise OutputError(f"polygon {number} of {layer.name} has no longitude and latitude: write a .gpkg")
         place = ET.Element("Placemark")
-        ET.SubElement(place, "name").text = f"{plain(values.get('class')) or 'landslide'} {values.get('id')}"
+        ET.SubElement(place, "name").text = NO_XML.sub(
+            "", f"{plain(values.get('class')) or 'landslide'} {values.get('id')}"
+        )
         ET.SubElement(place, "styleUrl").text = f"#{_style_of(values)}"
         data = ET.SubElement(place, "ExtendedData")
         for name in layer.columns:
             value = plain(values.get(name))
             if value is not None:
-                entry = ET.SubElement(data, "Data", name=name)
-                ET.SubElement(entry, "displayName").text = COLUMNS[name].alias if name in COLUMNS else name
-                ET.SubElement(entry, "value").text = f"{value:.10g}" if isinstance(value, float) else str(value)
+                entry = ET.SubElement(data, "Data", name=NO_XML.sub("", name))
+                ET.SubElement(entry, "displayName").text = (
+                    COLUMNS[name].alias if name in COLUMNS else NO_XML.sub("", name)
+                )
+                text = f"{value:.10g}" if isinstance(value, float) else NO_XML.sub("", str(value))
+                ET.SubElement(entry, "value").text = text
         many = ET.SubElement(place, "MultiGeometry")
         for part in shapely.get_parts(shape):
             polygon = ET.SubElement(many, "Polygon")
