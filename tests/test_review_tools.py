@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -125,6 +126,14 @@ def test_a_difference_is_what_was_added_removed_and_changed(tmp_path: Path) -> N
     assert written["what"].fillna("").tolist() == found.changes["what"].fillna("").tolist()
     assert written.geometry.geom_equals(found.changes.geometry).all()
     assert command(["review", "diff", str(one), str(other), "--json"]) == 4
+
+
+def test_a_kmz_of_changes_names_what_became_of_each_polygon(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a.gpkg", FIVE), write(tmp_path / "b.gpkg", FIVE[1:])
+    geolabel.diff(one, other, out=tmp_path / "changes.kmz")
+    with zipfile.ZipFile(tmp_path / "changes.kmz") as archive:
+        (tmp_path / "doc.kml").write_bytes(archive.read("doc.kml"))
+    assert pyogrio.read_dataframe(tmp_path / "doc.kml", layer="changes")["Name"].tolist() == ["removed"]
 
 
 def test_what_is_too_far_apart_is_removed_and_added(tmp_path: Path) -> None:

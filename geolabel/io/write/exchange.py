@@ -118,9 +118,10 @@ def write_kmz(path: Path, file: VectorFile) -> None:
     """
     if file.crs is None:
         raise OutputError(f"{path.name}: KMZ has longitudes and latitudes, and the scene has no CRS: write a .gpkg")
-    shown = [layer for layer in file.layers if layer.key == "id"]
+    shown = [layer for layer in file.layers if layer.key == "id"] or file.layers[:1]
     root = ET.Element("kml", xmlns=KML)
     document = ET.SubElement(root, "Document")
+    ET.SubElement(document, "name").text = path.stem
     for name, colour in _colours().items():
         style = ET.SubElement(document, "Style", id=name)
         line = ET.SubElement(style, "LineStyle")
@@ -134,7 +135,7 @@ def write_kmz(path: Path, file: VectorFile) -> None:
         for place in _places(layer, file.crs):
             folder.append(place)
     _archive(path, {"doc.kml": ET.tostring(root, encoding="utf-8", xml_declaration=True)})
-    others = ", ".join(layer.name for layer in file.layers if layer.key != "id")
+    others = ", ".join(layer.name for layer in file.layers if layer.name not in {one.name for one in shown})
     log.warning(
         "%s holds polygons in longitudes and latitudes, without QGIS styles, provenance and what recognises a person's "
         "review%s: for these give a name that ends with .gpkg",
@@ -152,9 +153,7 @@ def _places(layer: Layer, crs: pyproj.CRS) -> Iterator[ET.Element]:
             number = values.get("id")
             raise OutputError(f"polygon {number} of {layer.name} has no longitude and latitude: write a .gpkg")
         place = ET.Element("Placemark")
-        ET.SubElement(place, "name").text = NO_XML.sub(
-            "", f"{plain(values.get('class')) or 'landslide'} {values.get('id')}"
-        )
+        ET.SubElement(place, "name").text = NO_XML.sub("", _title(layer, values))
         ET.SubElement(place, "styleUrl").text = f"#{_style_of(values)}"
         data = ET.SubElement(place, "ExtendedData")
         for name in layer.columns:
@@ -176,6 +175,12 @@ def _places(layer: Layer, crs: pyproj.CRS) -> Iterator[ET.Element]:
                 linear = ET.SubElement(ET.SubElement(polygon, kind), "LinearRing")
                 ET.SubElement(linear, "coordinates").text = " ".join(f"{x:.8f},{y:.8f}" for x, y in ring.coords)
         yield place
+
+
+def _title(layer: Layer, values: Mapping[Any, Any]) -> str:
+    if values.get("id") is None:
+        return str(values.get("change") or layer.name)
+    return f"{plain(values.get('class')) or 'landslide'} {values['id']}"
 
 
 def _colours() -> dict[str, str]:
