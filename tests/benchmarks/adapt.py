@@ -15,7 +15,7 @@ chosen
 threshold, head
     With that level, whatever cross-validation said.
 levels
-    How many draws chose nothing, the threshold, the head.
+    How many draws show fewer than three landslides, which is refused, choose nothing, the threshold, the head.
 best
     The highest F1 that any operating point has on the test chips, with the network as it is: what no choice of a
     threshold can exceed.
@@ -43,7 +43,7 @@ import shapely
 from affine import Affine
 
 from geolabel.activation import window_logits
-from geolabel.adaptation.adapt import Begun, adapt
+from geolabel.adaptation.adapt import MINIMUM, Begun, adapt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE
 from geolabel.adaptation.head import Head
 from geolabel.adaptation.levels import (
@@ -218,7 +218,9 @@ def measure(bench: Bench, one: Set, size: int, draw: int, polygons: int) -> dict
         found[name] = scored(others(), begun, pick) if pick is not None and gains else found["zero-shot"]
     found["validated"] = dict(picks["head"].scores) if picks else {}
     level = level_of(found["validated"]) if picks else None
-    found["level"], found["chosen"] = level or "none", found[level or "zero-shot"]
+    found["landslides"] = sum(int(bench.example(image).ids.max()) for image in chosen)
+    found["level"] = "refused" if found["landslides"] < MINIMUM else level or "none"
+    found["chosen"] = found[found["level"] if found["level"] in LEVELS else "zero-shot"]
     if polygons:
         found["polygons before"] = found["polygons after"] = area_f1(bench, tested[:polygons], one.gsd, bench.networks)
         with tempfile.TemporaryDirectory() as folder:
@@ -272,7 +274,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     for name, draws in rows.items():
         gains = [one["chosen"] - one["zero-shot"] for one in draws]
         mean = {key: np.mean([one[key] for one in draws]) for key in ("zero-shot", "chosen", *LEVELS, "best")}
-        levels = ", ".join(str(sum(one["level"] == level for one in draws)) for level in ("none", *LEVELS))
+        levels = ", ".join(str(sum(one["level"] == level for one in draws)) for level in ("refused", "none", *LEVELS))
         row = [name, f"{mean['zero-shot']:.3f}", f"{mean['chosen']:.3f}"]
         row += [f"{np.mean(gains):+.3f}, {min(gains):+.3f}, {max(gains):+.3f}"]
         row += [f"{mean['threshold']:.3f}", f"{mean['head']:.3f}", levels, f"{mean['best']:.3f}"]
