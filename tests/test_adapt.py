@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyproj
 import pytest
 import shapely
@@ -17,12 +20,13 @@ from affine import Affine
 from scipy.special import logit
 
 import geolabel
-from geolabel.adaptation import levels
+from geolabel.adaptation import confidence, levels
 from geolabel.adaptation.confidence import _moved, _platt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE, UNJUDGED, Ground, Reviewed
 from geolabel.adaptation.head import Head, OctaveMaps
 from geolabel.adaptation.levels import CUTS, GATES, OWN, Blocks, Cells, OperatingPoint, choose, f1, tally
 from geolabel.cli.main import run
+from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.models import registry
 from geolabel.models.checkpoint import load_checkpoint, load_localizer, read_info, save_checkpoint
@@ -224,6 +228,26 @@ def test_the_head_is_the_network_after_its_pyramid() -> None:
 
 
 # The confidence
+
+
+@pytest.mark.parametrize(("right", "fitted"), [([0, 1, 1, 0], True), ([1, 1, 1, 1], False), ([0, 1, 1], False)])
+def test_four_polygons_move_the_confidence_and_fewer_or_of_one_kind_do_not(
+    right: list[int], fitted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_confidence(shipped())
+    names = ("score_mean", "score_max", "predicted_iou", "stability", "activation_mean", "activation_share")
+    columns = pd.DataFrame(dict.fromkeys(names, 0.5) | {"area_m2": 900.0, "gsd_m": 0.5, "elongation": 2.0}, range(4))
+    columns = columns[: len(right)]
+    monkeypatch.setattr(confidence, "_polygons", lambda *_: (columns, np.array(right, bool)))
+    ground: Any = SimpleNamespace(landslides=[0], rejected=[], areas=[])
+    recipes: Any = (SimpleNamespace(role="localizer", sha256="a"), SimpleNamespace(role="segmenter", sha256="b"))
+    plan: Any = None
+    found = confidence.fit_again(before, recipes, [plan], [ground], Silent())
+    assert found.networks == {"localizer": "a", "segmenter": "b"}
+    assert found.fitted["adapted"] == {"polygons": len(right), "right": sum(right), "fitted again": fitted}
+    stated, moved = before.model(columns)[0], found.model(columns)[0]
+    assert (abs(moved - 0.5) < abs(stated - 0.5) - 0.05) == fitted
+    assert (moved == stated) != fitted
 
 
 def test_confidence_moves_towards_what_was_reviewed_and_stays_where_nothing_is_known() -> None:

@@ -25,10 +25,9 @@ from geolabel.models.confidence import ConfidenceModel, FittedConfidence
 from geolabel.parts import Recipe
 from geolabel.types import BoolArray, Float64Array
 
-MINIMUM = 10
-"""Polygons on reviewed ground that a fit needs, and of either kind `EITHER`."""
-
-EITHER = 3
+MINIMUM, EITHER = 4, 1
+"""Polygons on reviewed ground that a fit needs, and of either kind. They may be few: the prior holds the model, and one
+that is left as it was may call everything unlikely that a network with another cut finds."""
 
 SHIFT, SCALE = 2.0, 0.3
 """Standard deviations of the prior: of the shift around 0, and of the scale around 1."""
