@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from geolabel.devices import forward
 from geolabel.models.engines import MapNetwork, Points, PromptedNetwork, SelectiveNetwork, as_tokens
-from geolabel.models.nets import folded
+from geolabel.models.nets import folded, vit
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.types import AnyArray, Float32Array, UInt8Array
@@ -102,7 +102,8 @@ class TorchSam:
             frame[:, :height, :width].copy_(pixels).sub_(self.sam.pixel_mean).div_(self.sam.pixel_std)
             frame[:, height:].zero_()
             frame[:, :height, width:].zero_()
-        embeddings: Tensor = self.sam.image_encoder(frames)
+        encoder = self.sam.image_encoder
+        embeddings: Tensor = vit.encode(encoder, frames) if isinstance(encoder, ImageEncoderViT) else encoder(frames)
         return embeddings[: len(images)].float()
 
     def features(self, embedding: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""SAM's vision transformer, without its matrices of scores.
+
+segment-anything makes the scores of all pairs of cells, adds two terms of relative position to them, and takes their
+softmax: at 1024 px, 4096 x 4096 values for each head, several times over. Here
+``torch.nn.functional.scaled_dot_product_attention`` does it, with both terms as its bias, for some rows of cells at a
+time.
+
+Sources: Kirillov et al. (2023), "Segment Anything"; Li et al. (2022), "MViTv2", section 4.1, for the positions;
+``segment_anything.modeling.image_encoder``, whose modules and weights these are.
+"""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos, window_partition, window_unpartition
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+BIAS = 1 << 23
+"""Maximum number of biases that are held at a time, unless one row of cells has more."""
+
+
+def encode(encoder: ImageEncoderViT, frames: Tensor) -> Tensor:
+    """Embeddings (N, D, h, w) of normalised frames (N, 3, H, W), as ``encoder(frames)`` makes them."""
+    cells = encoder.patch_embed(frames)
+    if encoder.pos_embed is not None:
+        cells = cells + encoder.pos_embed
+    for block in encoder.blocks:
+        cells = _pass(block, cells)
+    embeddings: Tensor = encoder.neck(cells.permute(0, 3, 1, 2))
+    return embeddings
+
+
+def _pass(block: Block, cells: Tensor) -> Tensor:
+    seen, size = block.norm1(cells), cells.shape[1:3]
+    if block.window_size > 0:
+        windows, padded = window_partition(seen, block.window_size)
+        seen = window_unpartition(_attend(block.attn, windows), block.window_size, padded, size)
+    else:
+        seen = _attend(block.attn, seen)
+    cells = cells + seen
+    passed: Tensor = cells + block.mlp(block.norm2(cells))
+    return passed
+
+
+def _attend(attention: Attention, cells: Tensor) -> Tensor:
+    # (N, h, w, D) of (N, h, w, D)
+    count, rows, cols, width = cells.shape
+    heads = attention.num_heads
+    mixed = attention.qkv(cells).reshape(count, rows * cols, 3, heads, width // heads)
+    queries, keys, values = mixed.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, h w, d)
+    if attention.use_rel_pos:
+        found = _attend_by_place(attention, queries, keys, values, (rows, cols))
+    else:
+        found = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
+    out: Tensor = attention.proj(found.transpose(1, 2).reshape(cells.shape))
+    return out
+
+
+def _attend_by_place(
+    attention: Attention, queries: Tensor, keys: Tensor, values: Tensor, size: tuple[int, int]
+) -> Tensor:
+    rows, cols = size
+    placed = queries.reshape(*queries.shape[:2], rows, cols, -1)
+    across_rows = torch.einsum("nahwd,hkd->nahwk", placed, get_rel_pos(rows, rows, attention.rel_pos_h))
+    across_cols = torch.einsum("nahwd,wkd->nahwk", placed, get_rel_pos(cols, cols, attention.rel_pos_w))
+    step = max(1, BIAS // (queries.shape[0] * queries.shape[1] * cols * rows * cols))
+    parts = []
+    for start in range(0, rows, step):
+        here = slice(start, start + step)
+        bias = (across_rows[:, :, here, :, :, None] + across_cols[:, :, here, :, None, :]).flatten(4).flatten(2, 3)
+        some = placed[:, :, here].flatten(2, 3)
+        parts.append(scaled_dot_product_attention(some, keys, values, attn_mask=bias, scale=attention.scale))
+    return torch.cat(parts, dim=2)
