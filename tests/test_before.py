@@ -18,6 +18,7 @@ import geolabel
 from geolabel import change
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, SceneError
+from geolabel.extraction import before as before_of_run
 from geolabel.extraction.before import LAYERS, change_columns, compare, open_before
 from geolabel.extraction.plan import make_plan
 from geolabel.extraction.request import Networks, Reading
@@ -41,8 +42,9 @@ OLD, NEW = (40, 40, 30, 30), (150, 150, 30, 30)
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks that find what is bright."""
+    """Networks that find what is bright, whose scenes are not stretched."""
     monkeypatch.setattr(Networks, "recipes", lambda *_: RECIPES)
+    monkeypatch.setattr(before_of_run, "STRETCH", "0,255")
 
 
 def ground(*boxes: tuple[int, int, int, int], margin: int = 16) -> np.ndarray:

@@ -42,8 +42,8 @@ MAX_DISPLACEMENT_PX = 32
 COARSEST = 8.0
 """Maximum size of the pixels of a scene before, in pixels of the working grid: a landslide has too few larger ones."""
 
-STRETCH = "p0.5-99.5"
-"""Of the scene before: little bright ground is cut off, and grey values are matched afterwards."""
+STRETCH = "p2-98"
+"""Of the scene before, as networks are used to. They see it so: matched to another season it has less contrast."""
 
 STEP = 2
 """Pixels along each axis between those that grey values are matched by."""
@@ -176,9 +176,9 @@ def compare(plan: Plan, before: Before, tile: Window, window: Window) -> Int32Ar
     bands, valid = plan.reader.read(tile, plan.grid)
     earlier, known = before.reader.read(tile, plan.grid)
     both = valid & known
-    after, matched = plan.stretch.apply(bands, both), _matched(before.stretch.apply(earlier, both), before.tables)
-    matched = np.ascontiguousarray(matched * both[..., None])
-    layers = [both.astype(np.int32), *(features(after) - features(matched)), _activation(plan, matched)]
+    after, image = plan.stretch.apply(bands, both), before.stretch.apply(earlier, both)
+    difference = features(after) - features(_matched(image, before.tables))
+    layers = [both.astype(np.int32), *difference, _activation(plan, image)]
     here = window.within(tile)
     return np.stack([layer[here] * both[here] for layer in layers]).astype(np.int32)
 
