@@ -199,6 +199,19 @@ def test_the_scene_before_may_be_on_any_grid(tmp_path: Path, after: Path, gsd: f
     assert found["id"].tolist() == [2]
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pictures_without_a_crs_lie_on_each_other(tmp_path: Path) -> None:
+    profile = {"driver": "PNG", "dtype": "uint8", "count": 3, "height": SIDE, "width": SIDE}
+    images = {"after": ground(OLD, NEW), "before": 0.8 * ground(OLD) + 10}
+    for name, image in images.items():
+        with rasterio.open(tmp_path / f"{name}.png", "w", **profile) as target:
+            target.write(np.rint(image[:, 16:-16, 16:-16]).astype(np.uint8))
+    reading = replace(READING, gsd=0.5)
+    before = tmp_path / "before.png"
+    found = geolabel.extract(tmp_path / "after.png", reading=reading, parameters=GIVEN, before=before)
+    assert found["id"].tolist() == [2]
+
+
 def test_a_landslide_that_is_active_again_is_none_that_was_bare_before(tmp_path: Path, after: Path) -> None:
     """It was bare and has changed: half as bright, and rough."""
     image = 0.8 * ground(OLD) + 10

@@ -85,7 +85,7 @@ def open_before(path: str | Path, plans: Sequence[Plan], *, register: bool = Tru
     SceneError
         If it cannot be opened, is no image, is too coarse, misses all grids, or cannot be registered.
     """
-    reader = SceneReader(path)
+    reader = SceneReader(path, gsd=plans[0].grid.unit_m)
     check_image(reader.header)
     for text in reader.warnings:
         log.warning("%s: %s", reader.scene.name, text)

@@ -192,7 +192,7 @@ def check_evidence(evidence: Sequence[Evidence], outputs: Sequence[Path]) -> dic
 
 
 def _open_heights(path: str | Path, plans: Sequence[Plan]) -> list[Heights | None]:
-    reader = SceneReader(path)
+    reader = SceneReader(path, gsd=plans[0].grid.unit_m)
     header, aligned = reader.header, AlignedReader(reader, bands=1)
     if reader.scene.band_count != 1:
         raise SceneError(f"--dem {header.name} has {header.count} bands: give a raster of heights alone")
