@@ -336,7 +336,7 @@ def reprojected(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
         return np.asarray(table.geometry.to_numpy(), object)
     moved = reproject(np.asarray(table.geometry.to_numpy(), object), own, crs)
     if not np.isfinite(shapely.bounds(moved)).all():
-        raise VectorError(f"polygons in {own.name} have no place in {crs.name}: give another --dst-crs")
+        raise VectorError(f"polygons in {own.name} have no place in {crs.name}: correct them, or choose another CRS")
     invalid = ~shapely.is_valid(moved)
     moved[invalid] = shapely.make_valid(moved[invalid], method="structure", keep_collapsed=False)
     return moved
