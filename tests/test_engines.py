@@ -15,10 +15,12 @@ import pytest
 import rasterio
 import torch
 from onnx import TensorProto
+from PIL import Image
 
 from geolabel.cli.main import run
 from geolabel.engine import worker
 from geolabel.engine.run_state import difference
+from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction.outputs import plan_provenance
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, SceneMethod, decide
@@ -27,6 +29,7 @@ from geolabel.extraction.segment import GridPrompts
 from geolabel.extraction.work import run_key
 from geolabel.io.downloads import sha256
 from geolabel.masks import EVERY_CANDIDATE, Filters
+from geolabel.methods import apsam
 from geolabel.methods.diffuprompter import Scenes
 from geolabel.models import loading, registry
 from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
@@ -314,6 +317,38 @@ def test_auto_is_onnx_runtime_for_the_bundled_networks_on_a_cpu_and_torch_elsewh
     assert engines(replace(of_file, engine="onnx")) == ["onnx", "onnx"]
     assert engines(Networks(device="cpu"), GridPrompts()) == ["torch", "onnx"]  # nothing localizes
     assert engines(Networks(device="cpu", engine="onnx"), GridPrompts()) == ["torch", "onnx"]
+
+
+def test_images_that_come_one_at_a_time_are_no_padded_batch(copies: Path, monkeypatch) -> None:
+    recipes = Networks(device="cpu").for_images("whole")
+    assert [(recipe.engine, recipe.batch) for recipe in recipes] == [("onnx", 1)] * 2
+    assert recipes[1].selection == "whole"
+    monkeypatch.setattr(worker, "device_and_precision", lambda *_: ("cuda", "fp32"))
+    assert [(recipe.engine, recipe.batch) for recipe in Networks().for_images()] == [("torch", 1)] * 2
+    assert [recipe.batch for recipe in Networks(batch=4).for_images()] == [4, 4]
+
+
+def test_every_chip_is_encoded_once(tmp_path: Path, monkeypatch) -> None:
+    encoded = []
+    encode = OnnxSam.encode
+
+    def counted(network: OnnxSam, images: list[np.ndarray]) -> np.ndarray:
+        encoded.append((len(images), network.batch))
+        return encode(network, images)
+
+    monkeypatch.setattr(OnnxSam, "encode", counted)
+    names = [f"images/{k}.png" for k in range(5)]
+    (tmp_path / "chips/images").mkdir(parents=True)
+    for k, name in enumerate(names):
+        scene = synthesize(128, seed=1000 + k).rgb
+        Image.fromarray(scene).save(tmp_path / "chips" / name)
+    rows = "\n".join(f"{name},landslide" for name in names)
+    (tmp_path / "chips/labels.csv").write_text(f"image,label\n{rows}\n")
+    settings = apsam.Settings(activation_threshold=10, single_scale=True)
+    apsam.label(
+        tmp_path / "chips", tmp_path / "out", settings, Networks(device="cpu"), overwrite=False, progress=Silent()
+    )
+    assert encoded == [(1, 1)] * len(names)
 
 
 def test_auto_is_torch_on_a_gpu(monkeypatch) -> None:

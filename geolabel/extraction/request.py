@@ -130,6 +130,11 @@ class Networks:
             loading.with_engine(replace(segmenter, **where), engine),
         )
 
+    def for_images(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
+        """Recipes for images that come one at a time, where a larger batch would be padding; see `fastest`."""
+        localizer, segmenter = replace(self, batch=self.batch or 1).recipes(selection)
+        return self.fastest(localizer), self.fastest(segmenter)
+
     def fastest(self, recipe: AnyRecipe) -> AnyRecipe:
         """The same recipe for the engine that is faster, where calls of small networks run side by side.
 

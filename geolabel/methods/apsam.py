@@ -76,7 +76,7 @@ def label(
 
     settings = with_defaults(settings, networks)
     chosen = replace(networks, localizer=settings.localizer or networks.localizer)
-    recipes = chosen.recipes(settings.selection or "best_iou")
+    recipes = chosen.for_images(settings.selection or "best_iou")
     method = partial(compose, recipes[1], settings)
     return label_chips(chips, out, "apsam", settings, recipes, method, overwrite=overwrite, progress=progress)
 

@@ -62,7 +62,7 @@ def label(
     from geolabel.labeling.label import label_chips
 
     networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
-    recipe, _ = replace(networks, localizer=settings.localizer or networks.localizer).recipes()
+    recipe, _ = replace(networks, localizer=settings.localizer or networks.localizer).for_images()
     request.check_trained(recipe, "cism")
     method = partial(pipeline, settings=settings, device=recipe.device)
     return label_chips(chips, out, "cism", settings, [recipe], method, overwrite=overwrite, progress=progress)

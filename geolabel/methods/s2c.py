@@ -76,7 +76,7 @@ def label(
 
     if settings.confidence is None:
         settings = replace(settings, confidence=segmenter_defaults(networks.sam).confidence)
-    recipes = replace(networks, localizer=settings.localizer or networks.localizer).recipes(settings.selection)
+    recipes = replace(networks, localizer=settings.localizer or networks.localizer).for_images(settings.selection)
     request.check_trained(recipes[0], "s2c")
     method = partial(compose, recipes[1], settings)
     return label_chips(chips, out, "s2c", settings, recipes, method, overwrite=overwrite, progress=progress)
