@@ -105,7 +105,8 @@ def adapt(
         Folder to write; None to write nothing. `Networks.from_folder` takes it.
     level
         What to adapt if it gains anything: ``threshold``, the operating point, or ``head``, the layers after the
-        pyramid too. None for the simplest that gains 0.02 F1 over all simpler ones.
+        pyramid too. None for the simplest that gains 0.02 F1 over all simpler ones; the layers are tried then only
+        where somebody has looked at an area whole.
     reading, networks
         How scenes are read, and the networks to begin with.
     seed
@@ -167,7 +168,9 @@ def adapt(
             f"{', '.join(map(str, paths))}: all reviewed landslides are in one place, and levels cannot be compared on "
             "others: review some further away"
         )
-    choice = choose(cells, blocks, begun.point, begun.window, begun.fit(seed), level=level)
+    # Layers that are fitted to polygons alone unlearn what nobody looked at, and no square shows it.
+    fit = begun.fit(seed) if areas or level is not None else None
+    choice = choose(cells, blocks, begun.point, begun.window, fit, level=level)
     adaptation = Adaptation(
         choice.level,
         {name: round(score, 4) for name, score in choice.scores.items()},
