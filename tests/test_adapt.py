@@ -102,6 +102,15 @@ def test_any_polygons_are_landslides_and_a_layer_of_areas_alone_is_none(tmp_path
     assert (len(alone.landslides), len(alone.areas)) == (0, 1)
 
 
+def test_of_several_unknown_layers_none_is_taken_by_chance(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", "roads", [square(0, 0, 9)])
+    write(path, "slides", [square(40, 0, 9)])
+    with pytest.raises(VectorError, match="2 layers, roads, slides"):
+        Reviewed.read(path)
+    write(path, "landslides", [square(80, 0, 9)])
+    assert Reviewed.read(path).landslides.geometry.iloc[0].equals(square(80, 0, 9))
+
+
 def test_a_window_is_painted_as_in_the_whole(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gpkg", "landslides", [square(33, 71, 57)], id=[1], status=["accepted"])
     ground = Ground.on(GRID, [Reviewed.read(path)])

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from geolabel.errors import VectorError
 from geolabel.io.read.features import in_crs, read_layer, spatial_layers
 from geolabel.io.read.review import POLYGON_LAYERS, UNREVIEWED, read_review
 from geolabel.io.write.rasters import in_pixels, rasterize
@@ -55,11 +56,17 @@ class Reviewed:
         Raises
         ------
         VectorError
-            If the file cannot be read, or holds other geometry than polygons.
+            If the file cannot be read, holds other geometry than polygons, or several layers none of which has the name
+            of a layer of an inventory.
         """
         path, names = Path(path), spatial_layers(path)
         others = [name for name in names if name not in (AREAS, WINDOWS)]
-        layers = POLYGON_LAYERS if {*POLYGON_LAYERS} & {*names} else tuple(others[:1])
+        layers = POLYGON_LAYERS if {*POLYGON_LAYERS} & {*names} else tuple(others)
+        if len(layers) > 1 and layers is not POLYGON_LAYERS:
+            raise VectorError(
+                f"{path}: {len(others)} layers, {', '.join(others)}: name the one that holds landslides "
+                f"{POLYGON_LAYERS[0]}, or save it to a file of its own"
+            )
         areas = [read_layer(path, AREAS)] if AREAS in names else []
         if WINDOWS in names:
             areas.append(_with_status(read_layer(path, WINDOWS), seen=True))
