@@ -16,7 +16,7 @@ from geolabel.chips import Chips, ChipSubset, check_learnable, split
 from geolabel.datasets.chips import read_chips
 from geolabel.engine import worker
 from geolabel.engine.tasks import Progress
-from geolabel.errors import OptionError, WeightsError
+from geolabel.errors import OptionError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.io.downloads import offline
 from geolabel.io.foreign import in_words
@@ -116,8 +116,14 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
 
         def kept(module: Any) -> Any:
             localizer = module.localizer
-            if localizer is not network:  # a second classifier, whose bias is not that of whole chips
-                fit_bias(localizer.eval(), learn, learning)
+            if localizer is network:
+                return network
+            try:
+                activation_constant(localizer.eval(), learn, learning)
+            except TrainingError as error:  # of a short training, which is not lost for it
+                log.warning("the second classifier has learned too little, the map of the first is kept: %s", error)
+                return network
+            fit_bias(localizer, learn, learning)  # its own is not that of whole chips
             return localizer
 
         def describe(localizer: Any, figures: Figures, _: Figures) -> NetworkInfo:
