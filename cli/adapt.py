@@ -119,15 +119,15 @@ def _figures(found: Adaptation) -> dict[str, Any]:
 def _summary(found: Adaptation) -> dict[str, Any]:
     before, *levels = found.scores.items()
     lines = {
-        "learned from": f"{found.landslides} landslides, {found.rejected} rejected, {found.areas} whole areas, "
-        f"in {found.tiles} tiles",
+        "learned from": f"{found.landslides} landslides, {found.rejected} rejected; areas seen whole: {found.areas}; "
+        f"tiles: {found.tiles}",
         "F1 as it is": f"{before[1]:.2f}, of cells of the map that were reviewed",
     }
     lines |= {f"F1 of {name}": f"{score:.2f}, validated on {found.blocks} places in turn" for name, score in levels}
     if found.level is None:
-        return lines | {"output": "none: nothing gains enough to be sure of; review more, or areas as a whole"}
+        return lines | {"output": "none: no level gains enough to be sure of; review more, or areas as a whole"}
     return lines | {
         "chosen": f"{found.level}, + {found.gain:.2f}",
-        "activation": f"cut at {found.cut[1]:.2f} times the value before",
+        "activation": f"cut at {found.cut[1]:.2f}, gate at {found.gate[1] / found.gate[0]:.2f} times the value before",
         "output": f"{found.folder}, for --networks",
     }

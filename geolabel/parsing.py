@@ -238,6 +238,18 @@ class Measure:
             raise OptionError(f"{self}: it has to be a number that is not negative")
 
     @classmethod
+    def check(cls, name: str, value: object) -> None:
+        """Make sure that a value is a measure.
+
+        Raises
+        ------
+        OptionError
+            If it is a plain number or a text.
+        """
+        if not isinstance(value, cls):
+            raise OptionError(f"{name} {value!r} has no unit: give a Measure, such as Measure.parse('400 m2')")
+
+    @classmethod
     def parse(cls, text: str, units: Collection[str] = ("m", "m2", "px")) -> Self:
         """Read a number with one of `units`, in any case and with or without a space between.
 

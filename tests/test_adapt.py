@@ -102,6 +102,14 @@ def test_any_polygons_are_landslides_and_a_layer_of_areas_alone_is_none(tmp_path
     assert (len(alone.landslides), len(alone.areas)) == (0, 1)
 
 
+def test_a_mistyped_status_is_named_and_blanks_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    places = [square(40 + 100 * k, 100, 40) for k in range(3)]
+    states = ["reject", "rejected ", "Accepted"]
+    found = Reviewed.read(write(tmp_path / "a.gpkg", "landslides", places, id=[1, 2, 3], status=states))
+    assert (len(found.landslides), len(found.rejected)) == (2, 1)
+    assert "status 'reject' of 1: not one of unreviewed, accepted, rejected" in caplog.text
+
+
 def test_of_several_unknown_layers_none_is_taken_by_chance(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gpkg", "roads", [square(0, 0, 9)])
     write(path, "slides", [square(40, 0, 9)])

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+import geolabel
 from geolabel.errors import OptionError
+from geolabel.extraction.evidence import Supplements
 from geolabel.parsing import Measure
 
 
@@ -54,3 +56,10 @@ def test_refuses_what_is_no_measure(text, message):
 @pytest.mark.parametrize("text", ["400m2", "0.5px", "1.25m"])
 def test_prints_what_it_reads(text):
     assert str(Measure.parse(text)) == text
+
+
+def test_a_measure_without_a_unit_is_refused_by_name() -> None:
+    with pytest.raises(OptionError, match="min_area 400 has no unit"):
+        geolabel.Parameters(min_area=400)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="min_slope '10deg' has no unit"):
+        Supplements(dem="dem.tif", min_slope="10deg")  # type: ignore[arg-type]

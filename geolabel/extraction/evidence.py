@@ -88,6 +88,7 @@ class Supplements:
         if self.before is None and not self.register:
             raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
         if self.min_slope is not None:
+            Measure.check("min_slope", self.min_slope)
             if self.dem is None:
                 raise OptionError(f"--min-slope {self.min_slope} needs heights: give a height model with --dem")
             if self.min_slope.unit != "deg" or not self.min_slope.value < 90:

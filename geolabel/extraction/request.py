@@ -316,6 +316,8 @@ class Parameters:
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+        for name in ("min_area", "max_hole", "simplify", "smooth"):
+            Measure.check(name, getattr(self, name))
         if self.tile_size is not None and self.tile_size < 32:
             raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
         if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:

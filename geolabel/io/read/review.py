@@ -9,6 +9,7 @@ is, unless its status was set back to ``unreviewed`` since.
 from __future__ import annotations
 
 import hashlib
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
@@ -36,7 +37,12 @@ from geolabel.io.written import (
     same_outlines,
 )
 
+log = logging.getLogger(__name__)
+
 UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
+
+STATES = (*REVIEW_STATES, "reviewed")
+"""Words of the column ``status``; the last one is of areas that were looked at whole."""
 
 POLYGON_LAYERS = ("landslides", "candidates", REJECTED)
 """Layers of an inventory that a person reviews."""
@@ -219,6 +225,7 @@ def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] 
     same = same_outlines(table.geometry.to_numpy(), outlined)
     why: list[str | None] = []
     target: list[str] = []
+    _warn_of_other_words(layer, table)
     for row, values in enumerate(table.drop(columns="geometry").to_dict("records")):
         state, one = _state(layer, values, was[row]), was[row]
         target.append(
@@ -239,9 +246,22 @@ def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] 
     )
 
 
+def _warn_of_other_words(layer: str, table: gpd.GeoDataFrame) -> None:
+    """Say which words of ``status`` are no decision: a mistyped one must not pass for a landslide unseen."""
+    words = [str(plain(value) or UNREVIEWED).strip() for value in table["status"]] if "status" in table else []
+    other = Counter(word for word in words if word.lower() not in STATES)
+    if other:
+        log.warning(
+            "layer %s: status %s: not one of %s, so that they count as edited landslides",
+            layer,
+            ", ".join(f"{word!r} of {count}" for word, count in sorted(other.items())[:5]),
+            ", ".join(STATES),
+        )
+
+
 def _state(layer: str, values: Mapping[str, Any], was: Written | None) -> str:
     """The status of a row, lower case. What a person puts into the layer ``rejected`` is rejected."""
-    state = str(plain(values.get("status")) or UNREVIEWED).lower()
+    state = str(plain(values.get("status")) or UNREVIEWED).strip().lower()
     put_there = layer == REJECTED and (was is None or was.layer != REJECTED)
     return REJECTED if put_there and state == UNREVIEWED else state
 
