@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from geolabel.cli.info import info
-from geolabel.errors import OptionError, OutputError, SceneError
+from geolabel.errors import OptionError, OutputError, SceneError, VectorError
 from geolabel.models import loading
 from geolabel.review.summary import density, fit_power_law
 
@@ -189,3 +189,10 @@ def test_options_of_the_other_kind_of_file_are_refused(scene, tmp_path):
         run(path, "--bands", "1,2,3")
     with pytest.raises(OptionError, match="--plot: an option of inventories"):
         run(scene, "--plot", str(tmp_path / "a.png"))
+
+
+def test_segments_are_no_landslides(tmp_path):
+    outlines = gpd.GeoDataFrame({"id": [1]}, geometry=[shapely.box(0, 0, 9, 9)], crs="EPSG:32648")
+    outlines.to_file(tmp_path / "segments.gpkg", layer="segments", driver="GPKG")
+    with pytest.raises(VectorError, match="holds segments, and no landslides"):
+        run(str(tmp_path / "segments.gpkg"))

@@ -204,10 +204,13 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
     Raises
     ------
     VectorError
-        If the file cannot be read, or holds other geometry than polygons.
+        If the file cannot be read, holds other geometry than polygons, or only layers that geolabel writes for
+        something else, such as segments.
     """
     names = spatial_layers(path)
     ours = [name for name in layers if name in names]
+    if not ours and names[0] in OWN_LAYERS:
+        raise VectorError(f"{path} holds {', '.join(names)}, and no landslides: give an inventory that extract wrote")
     tables = {name: read_layer(path, name) for name in ours} if ours else {"landslides": read_layer(path, names[0])}
     for name, table in tables.items():
         other = sorted({*table.geom_type} - {"Polygon", "MultiPolygon"})
