@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -252,5 +253,22 @@ def valid_multipolygons(outlines: Geometries) -> Geometries:
     """(N,) outlines as multipolygons that can be measured; what a person drew may cross itself."""
     mended = shapely.make_valid(outlines, method="structure", keep_collapsed=False)
     parts, owner = shapely.get_parts(mended, return_index=True)
-    single = [parts[owner == k] for k in range(len(outlines))]
-    return np.array([shapely.MultiPolygon(list(own)) for own in single] + [None], object)[:-1]
+    bounds = np.searchsorted(owner, np.arange(len(outlines) + 1))
+    return np.array([shapely.MultiPolygon(list(parts[a:b])) for a, b in pairwise(bounds)] + [None], object)[:-1]
+
+
+def covered_areas(parts: Geometries, owner: Int64Array, count: int) -> Float64Array:
+    """(count,) area that the parts of each owner cover together; NaN where it has none.
+
+    Parameters
+    ----------
+    parts : (N,)
+        They may overlap.
+    owner : (N,) from 0 to `count` - 1
+    """
+    areas = np.full(count, np.nan)
+    order = np.argsort(owner, kind="stable")
+    owners, first = np.unique(owner[order], return_index=True)
+    for k, own in zip(owners, np.split(order, first)[1:], strict=True):
+        areas[k] = shapely.union_all(parts[own]).area
+    return areas

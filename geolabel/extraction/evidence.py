@@ -32,6 +32,7 @@ from geolabel.io.read.fingerprints import check_apart, fingerprint
 from geolabel.io.read.scenes import SceneReader
 from geolabel.parsing import Measure
 from geolabel.parts import Recipe
+from geolabel.polygons import covered_areas
 from geolabel.seams import Spans, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
@@ -387,9 +388,7 @@ def reasons(polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray) ->
 
 def _excluded(outlines: AnyArray, areas: AnyArray) -> BoolArray:
     """(K,) which outlines are to `SHARE` on excluded ground."""
-    inside = np.zeros(len(outlines), bool)
     one, other = shapely.STRtree(areas).query(outlines, predicate="intersects")
     shared = shapely.intersection(outlines[one], areas[other])
-    for k in np.unique(one):
-        inside[k] = shapely.union_all(shared[one == k]).area >= SHARE * outlines[k].area
+    inside: BoolArray = covered_areas(shared, one, len(outlines)) >= SHARE * shapely.area(outlines)
     return inside

@@ -161,13 +161,12 @@ def _decided(
     """
     ground = polygons.valid_multipolygons(np.concatenate([kept.geometry.to_numpy(), rejected.geometry.to_numpy()]))
     refused = np.arange(len(ground)) >= len(kept)
-    inside, around = np.zeros(len(shapes), bool), np.zeros(len(shapes), bool)
     one, other = shapely.STRtree(ground).query(shapes, predicate="intersects")
     counts = ~(answers[one] & refused[other])
     one, other = one[counts], other[counts]
     shared = shapely.intersection(shapes[one], ground[other])
     covered = shapely.area(shared) >= SHARE * shapely.area(ground[other])
+    around = np.zeros(len(shapes), bool)
     around[one[covered & (shapely.area(shared) > 0)]] = True
-    for k in np.unique(one):
-        inside[k] = shapely.union_all(shared[one == k]).area >= SHARE * shapes[k].area
+    inside = polygons.covered_areas(shared, one, len(shapes)) >= SHARE * shapely.area(shapes)
     return inside, around
