@@ -156,7 +156,8 @@ def combine(parts: Sequence[Part], groups: SceneGroups, report: Report, *, given
     plan = groups.plans[0]
     polygons = merge_overlaps([_with_source(part, groups) for part in parts], groups.crs)
     drawn = np.concatenate([part.prompts.ids[part.prompts.drawn] for part in parts])
-    polygons = polygons.assign(confidence=_confidence_known(polygons, plan, drawn))
+    asked = answering(polygons["prompts"], frozenset(drawn.tolist()))
+    polygons = polygons.assign(confidence=_confidence_known(polygons, plan, asked))
     likely = _is_likely(polygons, plan)  # two candidates that overlap may be one landslide, and the other way round
     prompts = [prompt_features(part.prompts, part.plan.grid, part.plan.classes) for part in parts]
     first = np.cumsum([0, *(len(part.tiles) for part in parts)])
@@ -224,9 +225,9 @@ def _numbers(own: Sequence[Int64Array], *, given: bool) -> list[Int64Array]:
 def complete(
     landslides: gpd.GeoDataFrame,
     plan: Plan,
-    seen: Sequence[tuple[str, str | None]] | None = None,
-    drawn_ids: Int64Array | None = None,
-    evidence: Evidence = NO_EVIDENCE,
+    seen: Sequence[tuple[str, str | None]] | None,
+    drawn_ids: Int64Array,
+    evidence: Evidence,
 ) -> gpd.GeoDataFrame:
     """Add what is not measured of landslides, and put the columns in the order of the inventory.
 
@@ -243,12 +244,13 @@ def complete(
     source = scene.name if seen is None else [name for name, _ in seen]
     date = scene.event_date if seen is None else [date for _, date in seen]
     known: dict[str, Any] = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
-    known["confidence"] = _confidence_known(landslides, plan, drawn_ids)
-    known["reason"] = reasons(landslides, evidence, _asked_for(landslides, drawn_ids))
+    asked = answering(landslides["prompts"], frozenset(drawn_ids.tolist()))
+    known["confidence"] = _confidence_known(landslides, plan, asked)
+    known["reason"] = reasons(landslides, evidence, asked)
     return landslides.assign(**known)[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
-def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64Array | None = None) -> Float64Array:
+def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, asked: BoolArray) -> Float64Array:
     """(K,) confidence of landslides; NaN where none is known for the networks or the method, or a person asked for one.
 
     The model knows polygons of the localizer's prompts; what answers a prompt that a person drew is likelier than it
@@ -256,16 +258,15 @@ def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, drawn_ids: Int64
     """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
     confidence = confidence_of(landslides, networks, plan.method.name, plan.confidence)
-    confidence[_asked_for(landslides, drawn_ids)] = np.nan
+    confidence[asked] = np.nan
     return confidence
 
 
-def _asked_for(landslides: gpd.GeoDataFrame, drawn_ids: Int64Array | None) -> BoolArray:
-    """(K,) which landslides answer a prompt that a person drew."""
-    if drawn_ids is None or not len(drawn_ids):
-        return np.zeros(len(landslides), bool)
-    asked = frozenset(drawn_ids.tolist())
-    return np.array([not asked.isdisjoint(prompt_numbers(named)) for named in landslides["prompts"]], bool)
+def answering(prompts: pd.Series, numbers: frozenset[int]) -> BoolArray:
+    """(K,) which landslides, by the column that names their prompts, answer one of some prompts."""
+    if not numbers:
+        return np.zeros(len(prompts), bool)
+    return np.array([not numbers.isdisjoint(prompt_numbers(named)) for named in prompts], bool)
 
 
 def _is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:

@@ -20,7 +20,7 @@ import pyproj
 import shapely
 
 from geolabel import geodesy, polygons
-from geolabel.extraction.result import Result, reprojected, stacked
+from geolabel.extraction.result import Result, answering, reprojected, stacked
 from geolabel.extraction.scene_groups import same_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED, WINDOW_COLUMNS
 from geolabel.io.read.review import (
@@ -32,7 +32,7 @@ from geolabel.io.read.review import (
     mark_of_prompts,
     read_review,
 )
-from geolabel.io.write.vectors import Reviewed, prompt_numbers
+from geolabel.io.write.vectors import Reviewed
 from geolabel.io.written import canonical, plain, read_written
 from geolabel.types import AnyArray, BoolArray
 
@@ -96,8 +96,7 @@ def with_review(result: Result, review: Review | None) -> Result:
     was = _waiting(review, crs)
     known = [was.get(shapely.to_wkb(outline)) for outline in canonical(shapes)]
     again = np.array([one is not None for one in known], bool)
-    answers = np.array([not fresh.isdisjoint(prompt_numbers(named)) for named in found["prompts"]], bool)
-    inside, around = _decided(shapes, answers, kept, rejected)
+    inside, around = _decided(shapes, answering(found["prompts"], fresh), kept, rejected)
     numbers = found["id"].to_numpy(np.int64)
     ids = np.array([one[0] if one is not None else 0 for one in known], np.int64)
     stays = again | ~inside
