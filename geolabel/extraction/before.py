@@ -21,7 +21,7 @@ from geolabel.change import Displacement, Stable, displacement, features, match_
 from geolabel.engine import executors, worker
 from geolabel.errors import SceneError, TileError
 from geolabel.extraction.plan import Plan, examined
-from geolabel.io.read.aligned import AlignedReader, check_overlap, source_pixels
+from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.headers import check_image
 from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
@@ -90,9 +90,7 @@ def open_before(path: str | Path, plans: Sequence[Plan], *, register: bool = Tru
     for text in reader.warnings:
         log.warning("%s: %s", reader.scene.name, text)
     aligned = AlignedReader(reader)
-    shares = [aligned.overlap(plan.grid) for plan in plans]
-    if not any(shares):
-        check_overlap(aligned, plans[0].grid, "--before")
+    shares = overlaps(aligned, [plan.grid for plan in plans], "--before")
     reader, stretch = examined(reader, STRETCH, plans[0].parameters.on_error)
     return [
         _register(AlignedReader(reader), stretch, plan, register=register) if share else None

@@ -26,7 +26,7 @@ from geolabel.extraction.plan import Plan
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Work
 from geolabel.io.columns import CHANGE, TERRAIN
-from geolabel.io.read.aligned import AlignedReader, check_overlap, source_pixels
+from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.features import read_exclusions
 from geolabel.io.read.fingerprints import check_apart, fingerprint
 from geolabel.io.read.scenes import SceneReader
@@ -203,9 +203,7 @@ def _open_heights(path: str | Path, plans: Sequence[Plan]) -> list[Heights | Non
         raise SceneError(f"--dem {header.name} holds values in {unit}: give heights in metres or feet")
     factor, offset = header.scaling[0] if header.scaling else (1.0, 0.0)
     metres = HEIGHT_UNITS[unit]
-    shares = [aligned.overlap(plan.grid) for plan in plans]
-    if not any(shares):
-        check_overlap(aligned, plans[0].grid, "--dem")
+    shares = overlaps(aligned, [plan.grid for plan in plans], "--dem")
     return [
         Heights(aligned, _step(plan, reader), factor * metres, offset * metres) if share else None
         for plan, share in zip(plans, shares, strict=True)

@@ -9,6 +9,7 @@ lattice that is fixed on the working grid, linear between them, and rounded to a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -238,8 +239,8 @@ def _parts(window: Window, grid: Grid, source: Grid) -> list[Window]:
     ]
 
 
-def check_overlap(aligned: AlignedReader, grid: Grid, option: str) -> float:
-    """Share of a working grid that a raster covers.
+def overlaps(aligned: AlignedReader, grids: Sequence[Grid], option: str) -> list[float]:
+    """Share of each working grid that a raster covers.
 
     Parameters
     ----------
@@ -249,14 +250,14 @@ def check_overlap(aligned: AlignedReader, grid: Grid, option: str) -> float:
     Raises
     ------
     SceneError
-        If it covers nothing of it.
+        If it covers nothing of any.
     """
-    share = aligned.overlap(grid)
-    if share == 0:
-        own = aligned.grid
+    shares = [aligned.overlap(grid) for grid in grids]
+    if not any(shares):
+        own, grid = aligned.grid, grids[0]
         raise SceneError(
             f"{option} {aligned.reader.scene.name} misses the scene: it reaches over {span(own.outline.bounds)}"
             f"{'' if own.crs is None else f' in {own.crs.name}'}, the scene over {span(grid.outline.bounds)}"
             f"{'' if grid.crs is None else f' in {grid.crs.name}'}: give one that covers the scene, or correct its CRS"
         )
-    return share
+    return shares
