@@ -176,7 +176,7 @@ class MappedPolygons:
             before=np.array([one.reviewed for one in rows], bool),
         )
 
-    def strata(self, drawn: Mapping[int, str] | None = None) -> AnyArray:
+    def strata(self, drawn: Mapping[int, str]) -> AnyArray:
         """(N,) name of the stratum of each: landslides by their confidence, candidates, and what was reviewed before.
 
         Landslides are one stratum where the confidence of one that was deleted is not known any more.
@@ -189,7 +189,7 @@ class MappedPolygons:
         own = (self.layer == LANDSLIDES) & ~self.before
         names = self._classes()
         for k, number in enumerate(self.ids.tolist()):
-            names[k] = (drawn or {}).get(number, names[k])
+            names[k] = drawn.get(number, names[k])
         if any(name is None for name in names[own]):
             names[own] = LANDSLIDES
         names[self.before] = [f"{layer}, {BEFORE}" for layer in self.layer[self.before]]

@@ -43,9 +43,8 @@ from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
 from geolabel.io.written import plain, read_written
 from geolabel.outputs import check_target
 from geolabel.polygons import valid_multipolygons
+from geolabel.review.inventories import CANDIDATES
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
-
-LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
 
 SOURCES, DISAGREEMENT = "sources", "disagreement"
 """Columns of a merged inventory: where a polygon comes from, and who decided differently about it."""

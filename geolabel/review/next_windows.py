@@ -29,10 +29,9 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError
-from geolabel.io.columns import WINDOW_COLUMNS
 from geolabel.io.read.review import REVIEW, UNREVIEWED
 from geolabel.review.inventories import Inventory, areas, read_inventory
-from geolabel.review.window_layers import metres_per_unit, replacing_windows
+from geolabel.review.window_layers import metres_per_unit, replacing_windows, window_table
 from geolabel.types import AnyArray, Float64Array
 
 ROOM = 1.5
@@ -131,12 +130,7 @@ def choose_windows(inventory: Inventory, count: int) -> tuple[gpd.GeoDataFrame, 
         )
         open_ &= ~seen
         distance = np.minimum(distance, _nearest(places[waiting], places[waiting][seen]))
-    windows = gpd.GeoDataFrame(
-        {name: [row.get(name) for row in rows] for name in WINDOW_COLUMNS},
-        geometry=[row["geometry"] for row in rows],
-        crs=inventory.crs,
-    )
-    return windows, int((~open_).sum())
+    return window_table(rows, inventory.crs), int((~open_).sum())
 
 
 def entropy(probability: Float64Array) -> Float64Array:

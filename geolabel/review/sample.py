@@ -23,12 +23,11 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError, VectorError
-from geolabel.io.columns import WINDOW_COLUMNS
 from geolabel.io.read.review import SAMPLE, UNREVIEWED
 from geolabel.review.estimate import OUTSIDE, MappedPolygons
 from geolabel.review.inventories import read_inventory
 from geolabel.review.next_windows import frames_around
-from geolabel.review.window_layers import frame_of, metres_per_unit, replacing_windows, tile_side
+from geolabel.review.window_layers import frame_of, metres_per_unit, replacing_windows, tile_side, window_table
 from geolabel.types import AnyArray, BoolArray, Int64Array
 
 MAX_CELLS = 4_000_000
@@ -109,12 +108,7 @@ def sample_review(
         held = layer.held
         drawer = _Drawer(mapped, frame, inventory.crs, seed, _side(path, window), inventory.polygons)
         drawer.check(held)
-        rows = drawer.draw(count, held)
-        windows = gpd.GeoDataFrame(
-            {name: [row.get(name) for row in rows] for name in WINDOW_COLUMNS},
-            geometry=np.array([*(row["geometry"] for row in rows), None], object)[:-1],
-            crs=inventory.crs,
-        )
+        windows = window_table(drawer.draw(count, held), inventory.crs)
         layer.write(windows, keep=np.ones(len(held), bool))
         return Sample(windows, len(held))
 

@@ -18,7 +18,7 @@ import numpy as np
 from geolabel.io.read.review import POLYGON_LAYERS
 from geolabel.io.written import plain
 from geolabel.outputs import check_target, saving
-from geolabel.review.inventories import areas, read_inventory
+from geolabel.review.inventories import LANDSLIDES, areas, read_inventory
 from geolabel.types import AnyArray, Float64Array
 
 MINIMUM_COUNT = 50
@@ -135,7 +135,7 @@ def summarize(path: str | Path, *, plot: str | Path | None = None, overwrite: bo
     inventory = read_inventory(path)
     size = areas(inventory.outlines(inventory.crs), inventory.crs)
     table = inventory.polygons
-    landslide = np.asarray(inventory.layer == POLYGON_LAYERS[0], bool)
+    landslide = np.asarray(inventory.layer == LANDSLIDES, bool)
     named = table["class"] if "class" in table else [None] * len(table)
     classes = np.array([*(plain(name) or "none" for name in named), None], object)[:-1]
     found = Summary(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -102,7 +103,13 @@ def _crs_of(path: Path, layer: str) -> pyproj.CRS | None:
     return None if said is None else pyproj.CRS.from_user_input(said)
 
 
-def frame_of(path: str | Path, crs: pyproj.CRS | None, aoi: str | Path | None = None) -> shapely.Geometry | None:
+def window_table(rows: Sequence[Mapping[str, Any]], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    """Windows as a table, of rows with ``geometry`` and some of the columns of `geolabel.io.columns.WINDOWS`."""
+    columns = {name: [row.get(name) for row in rows] for name in WINDOW_COLUMNS}
+    return gpd.GeoDataFrame(columns, geometry=[row["geometry"] for row in rows], crs=crs)
+
+
+def frame_of(path: str | Path, crs: pyproj.CRS | None, aoi: str | Path | None) -> shapely.Geometry | None:
     """The area that was searched, in a CRS: that of a file, or the tiles that the localizer saw; None without either.
 
     Raises
