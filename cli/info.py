@@ -77,6 +77,8 @@ def _is_inventory(path: str) -> bool:
 
 
 def _describe_inventory(ctx: click.Context, path: str, *, as_json: bool, plot: str | None, overwrite: bool) -> None:
+    if overwrite and plot is None:
+        raise OptionError("--overwrite replaces the plot: give its name with --plot, or leave it out")
     with loading(ctx, "reading"):
         import geolabel
 

@@ -87,13 +87,15 @@ def of_estimate(figures: Figures) -> dict[str, str]:
 
     low, high = (duration(figures[name]) for name in (NONE, EVERYWHERE))
     per_low, per_high = (duration(figures[name.replace("seconds", "seconds_per_km2")]) for name in (NONE, EVERYWHERE))
-    return rows | {
+    rows |= {
         "area": extent(figures["area_km2"] * 1e6),
         "tiles": str(figures["localizer_tiles"]),
         "time": f"{low} without a landslide, {high} with landslides everywhere; and some seconds to start",
         "time per km2": f"{per_low} to {per_high}",
         "memory": _memory(figures["memory_mb"]),
     }
+    beside = ", ".join(figures.get("not_counted", ()))
+    return rows | ({"not counted": beside} if beside else {})
 
 
 def _effort(figures: Figures) -> dict[str, str]:

@@ -196,3 +196,10 @@ def test_segments_are_no_landslides(tmp_path):
     outlines.to_file(tmp_path / "segments.gpkg", layer="segments", driver="GPKG")
     with pytest.raises(VectorError, match="holds segments, and no landslides"):
         run(str(tmp_path / "segments.gpkg"))
+
+
+def test_overwrite_without_a_plot_is_refused(tmp_path):
+    outlines = gpd.GeoDataFrame({"id": [1]}, geometry=[shapely.box(0, 0, 9, 9)], crs="EPSG:32648")
+    outlines.to_file(tmp_path / "slides.gpkg", layer="landslides", driver="GPKG")
+    with pytest.raises(OptionError, match="--overwrite replaces the plot"):
+        run(str(tmp_path / "slides.gpkg"), "--overwrite")

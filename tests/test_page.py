@@ -275,7 +275,10 @@ def test_keys_accept_reject_undo_and_the_reviewed_file_comes_back(page, files):
     page.run("document.querySelector('#notes').select()")
     page.press("a")  # a letter, where a person writes
     page.run("document.getElementById('download').click()")
-    kept = read_review(page.downloaded("slides_reviewed.geojson"))
+    given = page.downloaded("slides_reviewed.geojson")
+    layers = [one["properties"]["layer"] for one in json.loads(given.read_text())["features"]]
+    assert layers == page.run("data.layers")
+    kept = read_review(given)
     assert kept.crs.to_epsg() == 32648
     assert kept.kept["id"].tolist() == [1, 3]
     assert kept.rejected["id"].tolist() == [2]

@@ -22,7 +22,7 @@ import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
-from geolabel.io.read.review import Carried, check_work, read_review, read_work
+from geolabel.io.read.review import LAYER, Carried, check_work, read_review, read_work
 from geolabel.io.write import geopackage
 from geolabel.io.write.vectors import write_layers
 from geolabel.review import next_windows, sample
@@ -621,3 +621,31 @@ def test_a_merge_gives_the_same_bytes_again(tmp_path: Path) -> None:
     geolabel.merge([hers, his], tmp_path / "one.gpkg")
     geolabel.merge([hers, his], tmp_path / "two.gpkg")
     assert (tmp_path / "one.gpkg").read_bytes() == (tmp_path / "two.gpkg").read_bytes()
+
+
+def _inventory_of_one_layer(path: Path, **columns: list[object]) -> Path:
+    given = {"id": [1, 2, 3], "status": ["unreviewed"] * 3, "score_mean": [0.5] * 3} | columns
+    outlines = [shapely.MultiPolygon([shapely.box(x, 0, x + 9, 9)]) for x in (0, 20, 40)]
+    table = gpd.GeoDataFrame(given, geometry=outlines, crs="EPSG:32648")
+    table.to_file(path, layer="landslides", driver="FlatGeobuf" if path.suffix == ".fgb" else "GeoJSON")
+    return path
+
+
+def test_a_reviewed_flatgeobuf_is_not_replaced(tmp_path: Path) -> None:
+    path = _inventory_of_one_layer(tmp_path / "a.fgb")
+    check_work(path)
+    _inventory_of_one_layer(path, status=["accepted", "unreviewed", "rejected"])
+    with pytest.raises(OutputError, match="2 reviewed polygons"):
+        check_work(path)
+    check_work(path, Carried(review=read_review(path)))
+    check_work(path, Carried(discard=True))
+
+
+def test_a_file_of_one_layer_says_which_polygons_are_candidates(tmp_path: Path) -> None:
+    of = ["landslides", "candidates", "landslides"]
+    found = read_review(_inventory_of_one_layer(tmp_path / "a.geojson", layer=of))
+    assert found.waiting[LAYER].tolist() == ["landslides", "landslides", "candidates"]
+    assert found.waiting["id"].tolist() == [1, 3, 2]
+    other = read_review(_inventory_of_one_layer(tmp_path / "b.geojson", layer=["north", "south", "south"]))
+    assert other.waiting[LAYER].tolist() == ["landslides"] * 3
+    assert other.waiting["layer"].tolist() == ["north", "south", "south"]

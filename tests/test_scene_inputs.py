@@ -52,7 +52,13 @@ def test_a_list_counts_from_where_it_lies(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"", "lists no scene"), (b"\xff\xfe\x00", "UTF-8"), (b"other.txt", "not other lists")]
+    ("content", "says"),
+    [
+        (b"", "lists no scene"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"other.txt", "not other lists"),
+        (b"hi", "list.txt .* lists hi"),
+    ],
 )
 def test_a_list_that_is_none(here: Path, content: bytes, says: str) -> None:
     (here / "list.txt").write_bytes(content)

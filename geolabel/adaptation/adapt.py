@@ -108,7 +108,8 @@ def adapt(
         pyramid too. None for the simplest that gains 0.02 F1 over all simpler ones; the layers are tried then only
         where somebody has looked at an area whole.
     reading, networks
-        How scenes are read, and the networks to begin with.
+        How scenes are read, and the networks to begin with. The features of level ``head`` are computed by torch in
+        single precision, one tile at a time, whatever engine, precision and batch the networks have.
     seed
         Of the samples that the layers are fitted to.
     overwrite
@@ -137,29 +138,56 @@ def adapt(
     >>> networks = geolabel.Networks.from_folder("valley")  # doctest: +SKIP
     """
     reading, networks, progress = reading or Reading(), networks or Networks(), progress or Silent()
+    networks.refuse("adapt changes the localizer alone", "sam", "sam_checkpoint")
     paths = [Path(one) for one in ([reviewed] if isinstance(reviewed, str | Path) else reviewed)]
     scenes = list_scenes(scene, asset=reading.asset)
     if out is not None:
         check_folder(Path(out), [*paths, *(one.source for one in scenes if isinstance(one.source, str))])
         claim(Path(out), overwrite=overwrite)
     files = [Reviewed.read(path) for path in paths]
-    networks.refuse("adapt changes the localizer alone", "sam", "sam_checkpoint")
     groups = prepare_scenes(scenes, reading, networks, Parameters())
     for text in groups.warnings:
         log.warning("%s", text)
     begun = Begun.of(groups.plans[0], level)
     grounds = [Ground.on(plan.grid, files) for plan in groups.plans]
-    landslides, rejected, areas = (
-        sum(len(getattr(one, name)) for one in grounds) for name in ("landslides", "rejected", "areas")
+    adaptation, choice = _choose(begun, groups.plans, grounds, paths, level, seed, progress)
+    if choice.level is None or out is None:
+        return adaptation
+    made = asdict(adaptation) | {
+        "scenes": [_name(one) for one in scenes],
+        "reviewed": [path.name for path in paths],
+        "from": begun.recipe.sha256,
+    }
+    with replacing_folder(Path(out), overwrite=overwrite) as folder:
+        localizer = write_localizer(folder, begun, choice, made)
+        if begun.confidence is not None:
+            recipes = decide(replace(networks, localizer=str(localizer), confidence_model=None), Parameters())[1]
+            fitted = fit_again(begun.confidence, recipes, groups.plans, grounds, progress)
+            save_confidence(folder / FOLDER_FILES["confidence_model"], fitted, overwrite=False)
+    return replace(adaptation, folder=Path(out))
+
+
+def _choose(
+    begun: Begun,
+    plans: Sequence[Plan],
+    grounds: Sequence[Ground],
+    paths: Sequence[Path],
+    level: Level | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[Adaptation, Choice[Head]]:
+    """Choose a level on the ground that was reviewed; raises as `adapt`."""
+    landslides, rejected, areas, waiting = (
+        sum(len(getattr(one, name)) for one in grounds) for name in ("landslides", "rejected", "areas", "waiting")
     )
     if landslides < MINIMUM:
         raise VectorError(
-            f"{', '.join(map(str, paths))}: {landslides} reviewed landslides on the scenes, at least "
-            f"{MINIMUM} are needed: accept, redraw or add some more"
+            f"{', '.join(map(str, paths))}: {landslides} reviewed landslides on the scenes, at least {MINIMUM} are "
+            f"needed, and {waiting} polygons of geolabel that nobody reviewed: accept, redraw or add some more"
         )
-    tiles = _tiles(groups.plans, grounds)
+    tiles = _tiles(plans, grounds)
     cells = [
-        _cells(groups.plans[number], number, index, truth, begun)
+        _cells(plans[number], number, index, truth, begun)
         for number, index, truth in progress.track(tiles, "map", len(tiles))
     ]
     blocks = Blocks.of(cells)
@@ -182,20 +210,7 @@ def adapt(
         cut=(1.0, round(choice.point.cut / begun.point.cut, 4)),
         gate=(round(begun.point.gate / begun.point.cut, 4), round(choice.point.gate / begun.point.cut, 4)),
     )
-    if choice.level is None or out is None:
-        return adaptation
-    made = asdict(adaptation) | {
-        "scenes": [_name(one) for one in scenes],
-        "reviewed": [path.name for path in paths],
-        "from": begun.recipe.sha256,
-    }
-    with replacing_folder(Path(out), overwrite=overwrite) as folder:
-        localizer = write_localizer(folder, begun, choice, made)
-        if begun.confidence is not None:
-            recipes = decide(replace(networks, localizer=str(localizer), confidence_model=None), Parameters())[1]
-            fitted = fit_again(begun.confidence, recipes, groups.plans, grounds, progress)
-            save_confidence(folder / FOLDER_FILES["confidence_model"], fitted, overwrite=False)
-    return replace(adaptation, folder=Path(out))
+    return adaptation, choice
 
 
 def _name(scene: SceneInput) -> str:

@@ -63,7 +63,7 @@ def estimate(
     Returns
     -------
     Figures by name. How many windows the segmenter will see is not known before the activation is; the time is given
-    for none and for every tile.
+    for none and for every tile. What is read beside the scene is named, and not counted.
 
     Raises
     ------
@@ -82,7 +82,10 @@ def estimate(
     )
     for text in groups.warnings:
         log.warning("%s", text)
-    return _estimate_scenes(groups)
+    beside = {"dem": dem, "exclude": exclude, "before": before}
+    return _estimate_scenes(groups) | {
+        "not_counted": [f"--{name}" for name, given in beside.items() if given is not None]
+    }
 
 
 def estimate_plan(plan: Plan) -> dict[str, Any]:

@@ -523,7 +523,7 @@ function geometryOf(k) {
 
 function reviewedFile() {
   const features = everything.map((k) => {
-    const properties = {};
+    const properties = { layer: data.layers[k] };
     for (const one of data.columns) properties[one.name] = column[one.name][k];
     Object.assign(properties, { status: status[k], notes: notes[k] });
     return JSON.stringify({ type: "Feature", properties, geometry: geometryOf(k) });

@@ -47,6 +47,9 @@ STATES = (*REVIEW_STATES, "reviewed")
 POLYGON_LAYERS = ("landslides", "candidates", REJECTED)
 """Layers of an inventory that a person reviews."""
 
+LAYER_OF = "layer"
+"""Column that names the layer of a polygon in a file of one layer, such as one that the page of a review gives."""
+
 REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
 """Layers of windows to look at: those that teach most, and a random sample."""
 
@@ -211,12 +214,25 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
     ours = [name for name in layers if name in names]
     if not ours and names[0] in OWN_LAYERS:
         raise VectorError(f"{path} holds {', '.join(names)}, and no landslides: give an inventory that extract wrote")
-    tables = {name: read_layer(path, name) for name in ours} if ours else {"landslides": read_layer(path, names[0])}
+    tables = {name: read_layer(path, name) for name in ours or names[:1]}
+    if not ours or names == [POLYGON_LAYERS[0]]:
+        tables = _split(next(iter(tables.values())))
     for name, table in tables.items():
         other = sorted({*table.geom_type} - {"Polygon", "MultiPolygon"})
         if other:
             raise VectorError(f"layer {name} of {path} holds {', '.join(other)}: landslides are polygons")
     return tables
+
+
+def _split(table: gpd.GeoDataFrame) -> dict[str, gpd.GeoDataFrame]:
+    """The polygons of a file of one layer, by its column `LAYER_OF` where each row names a layer of an inventory."""
+    if LAYER_OF not in table or not len(table) or not table[LAYER_OF].isin(POLYGON_LAYERS).all():
+        return {POLYGON_LAYERS[0]: table}
+    return {
+        name: table[table[LAYER_OF] == name].drop(columns=LAYER_OF).reset_index(drop=True)
+        for name in POLYGON_LAYERS
+        if (table[LAYER_OF] == name).any()
+    }
 
 
 def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] | None) -> pd.DataFrame:
@@ -321,7 +337,7 @@ def _kind(values: pd.Series) -> Kind:
 
 @dataclass(frozen=True)
 class PersonsWork:
-    """What a person did in a GeoPackage of geolabel, as far as a command that replaces it has to know."""
+    """What a person did in an inventory of geolabel, as far as a command that replaces it has to know."""
 
     polygons: Mapping[str, int] = field(default_factory=dict)
     """How many are accepted, rejected, edited, added and deleted."""
@@ -348,7 +364,7 @@ class PersonsWork:
 
 
 def read_work(path: str | Path) -> PersonsWork:
-    """Say what a person did in a file that a command is to replace; nothing where it is no GeoPackage of geolabel."""
+    """Say what a person did in a file that a command is to replace; nothing where it is no inventory of geolabel."""
     path = Path(path)
     record = read_written(path) if path.is_file() else None
     if record is None and not _is_ours(path):
@@ -365,7 +381,7 @@ def read_work(path: str | Path) -> PersonsWork:
         if record is not None and {*PROMPT_LAYERS} & {*names}:
             asked = {name: read_layer(path, name) for name in PROMPT_LAYERS if name in names}
             prompts = changed_prompts(asked, record.of("prompts"))
-        tables = _other_tables(path, record)
+        tables = _other_tables(path, record) if path.suffix.lower() == ".gpkg" else ()
     except VectorError as error:
         raise OutputError(
             f"{path} may hold the review of a person, and cannot be read: {error}. Give another name, or "
@@ -452,8 +468,13 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file without a record has the layers of an inventory."""
-    if not path.is_file() or path.suffix.lower() != ".gpkg":
+    if not path.is_file() or path.suffix.lower() not in (".gpkg", ".fgb"):
         return False
+    if path.suffix.lower() == ".fgb":
+        try:
+            return {"id", "status", "score_mean"} <= {*read_layer(path, POLYGON_LAYERS[0])}
+        except VectorError:
+            return False
     try:
         with reading_database(path) as connection:
             found = {name for (name,) in connection.execute("SELECT table_name FROM gpkg_contents")}

@@ -124,7 +124,11 @@ def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
     for entry in entries:
         if entry.lower().endswith(".txt"):
             raise SceneError(f"{name} lists {entry}: a list names scenes, not other lists")
-        yield from _expand(_resolve(entry, name), asset)
+        scene = _resolve(entry, name)
+        plain = not (is_remote(scene) or re.match(r"/vsi|\w{2,}:", scene) or re.search(r"[*?\[]", scene))
+        if plain and not exists(scene):
+            raise SceneError(f"{name} is read as a list of scenes, and lists {entry}: there is no such file")
+        yield from _expand(scene, asset)
 
 
 def _check_count(count: int, name: str) -> None:
