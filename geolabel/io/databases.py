@@ -1,4 +1,4 @@
-"""SQLite files of others, opened to be read: nothing in them takes longer than it may."""
+"""SQLite files of others: nothing in them takes longer than it may."""
 
 from __future__ import annotations
 
@@ -29,5 +29,15 @@ def reading_database(path: str | Path) -> Iterator[sqlite3.Connection]:
     except OSError as error:
         raise sqlite3.OperationalError(error.strerror) from error
     with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        connection.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
+        limit_steps(connection)
         yield connection
+
+
+def limit_steps(connection: sqlite3.Connection) -> None:
+    """Make all that a connection does end in an error once it has taken more than `MAX_STEPS`."""
+    connection.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
+
+
+def quoted(name: str) -> str:
+    """A name of a table or a column as SQL has it."""
+    return '"' + name.replace('"', '""') + '"'

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 from geolabel.errors import SceneError, VectorError
-from geolabel.io.databases import reading_database
+from geolabel.io.databases import quoted, reading_database
 from geolabel.io.foreign import in_words
 from geolabel.io.read import files
 from geolabel.parsing import parse_json, parse_xml
@@ -215,9 +215,8 @@ def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> N
 
 
 def _run_view(database: sqlite3.Connection, name: str) -> None:
-    quoted = '"' + name.replace('"', '""') + '"'
     try:
-        for _ in database.execute(f"SELECT * FROM {quoted}"):  # noqa: S608
+        for _ in database.execute(f"SELECT * FROM {quoted(name)}"):  # noqa: S608
             pass
     except (sqlite3.Error, MemoryError) as error:
         raise ValueError(

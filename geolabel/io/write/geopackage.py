@@ -28,7 +28,7 @@ import shapely
 
 from geolabel.errors import OutputError
 from geolabel.io.columns import COLUMNS, DERIVED, WINDOWS, Kind
-from geolabel.io.databases import MAX_STEPS, STEPS, reading_database
+from geolabel.io.databases import limit_steps, quoted, reading_database
 from geolabel.io.foreign import in_words
 from geolabel.io.written import TABLE as WRITTEN_TABLE
 from geolabel.io.written import Written, add_written, insert_written, plain
@@ -204,7 +204,7 @@ def updating(path: Path) -> Iterator[Update]:
     try:
         check_regular(path)
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)) as connection:
-            connection.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)  # a stranger's triggers
+            limit_steps(connection)  # of a stranger's triggers
             try:
                 yield Update(path, connection, _version(connection))
             except BaseException:
@@ -239,10 +239,11 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
     """
     (srs,) = connection.execute("SELECT srs_id FROM gpkg_geometry_columns WHERE table_name = ?", (beside,)).fetchone()
     drop_layer(connection, layer.name)
-    columns = "".join(f", {_name(name)} {_SQL[kind]}" for name, kind in layer.columns.items())
+    columns = "".join(f", {quoted(name)} {_SQL[kind]}" for name, kind in layer.columns.items())
     kind = layer.geometry_type.upper()
     connection.execute(
-        f"CREATE TABLE {_name(layer.name)} (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, {GEOMETRY} {kind}{columns})"
+        f"CREATE TABLE {quoted(layer.name)} "
+        f"(fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, {GEOMETRY} {kind}{columns})"
     )
     marks = ", ".join("?" * (1 + len(layer.columns)))
     values = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
@@ -251,7 +252,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
     header = b"GP\0\x01" + int(srs).to_bytes(4, "little", signed=True)
     outlines = [header + shapely.to_wkb(shape, byte_order=1) for shape in layer.features.geometry]
     connection.executemany(
-        f"INSERT INTO {_name(layer.name)} ({GEOMETRY}{''.join(f', {_name(n)}' for n in layer.columns)}) "  # noqa: S608
+        f"INSERT INTO {quoted(layer.name)} ({GEOMETRY}{''.join(f', {quoted(n)}' for n in layer.columns)}) "  # noqa: S608
         f"VALUES ({marks})",
         zip(outlines, *plainly, strict=True),
     )
@@ -274,7 +275,7 @@ def drop_layer(connection: sqlite3.Connection, name: str) -> None:
         if _has_table(connection, table):
             connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608
     for table in (f"rtree_{name}_{GEOMETRY}", name):
-        connection.execute(f"DROP TABLE IF EXISTS {_name(table)}")
+        connection.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
 
 
 _SQL: Mapping[Kind, str] = {
@@ -286,10 +287,6 @@ _SQL: Mapping[Kind, str] = {
     "bool": "BOOLEAN",
 }
 """Types of columns in a GeoPackage."""
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
 
 
 def _has_table(connection: sqlite3.Connection, name: str) -> bool:
