@@ -14,12 +14,12 @@ from .inputs import CHIPS, CHIPS_PATH
 from .terminal import announce, loading, progress_bar
 from .workers import at_work, cluster_options
 
-_SMP = "unet", "deeplabv3plus", "segformer", "upernet", "pspnet"
+SMP = "unet", "deeplabv3plus", "segformer", "upernet", "pspnet"
 """Networks of segmentation-models-pytorch."""
 
 LIBRARIES = {
     "maskrcnn": ("pycocotools",),
-    **dict.fromkeys(_SMP, ("segmentation_models_pytorch",)),
+    **dict.fromkeys(SMP, ("segmentation_models_pytorch",)),
 }
 """Libraries that students need beside lightning, by --model."""
 
@@ -176,7 +176,7 @@ def localizer(
 @option(
     "--model",
     group="method",
-    type=click.Choice(["resunet", "bundled", "imagenet", *_SMP, "maskrcnn"]),
+    type=click.Choice(["resunet", "bundled", "imagenet", *SMP, "maskrcnn"]),
     default="resunet",
     show_default=True,
     help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one pretrained on "

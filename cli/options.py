@@ -124,7 +124,7 @@ class Request:
         if "method" in given:
             chosen = {name: None if given[name] == () else given[name] for name in owners_of("for_scenes")}
             parameters["method"] = scene_method(chosen, given["method"])
-        return cls(Reading(**reading), chosen_networks(given), Parameters(**parameters))
+        return cls(Reading(**reading), _chosen_networks(given), Parameters(**parameters))
 
 
 asset = option(
@@ -311,7 +311,7 @@ def network_options(command: F) -> F:
     return segmenter_options(command)
 
 
-def chosen_networks(given: Mapping[str, Any], names: Sequence[str] = (*CHOSEN, *PLACED)) -> Networks:
+def _chosen_networks(given: Mapping[str, Any], names: Sequence[str] = (*CHOSEN, *PLACED)) -> Networks:
     """The networks that options ask for: those of a folder, or one by one.
 
     Parameters
@@ -418,7 +418,7 @@ def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
     if threads:
         torch.set_num_threads(threads)
     names = [name for name in (*CHOSEN, *PLACED) if localizer or name != "localizer"]
-    networks = chosen_networks(given, names)
+    networks = _chosen_networks(given, names)
     for name in (*names, "networks"):
         given.pop(name, None)
     return networks

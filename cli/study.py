@@ -13,7 +13,7 @@ from geolabel.errors import ChipError
 from . import options
 from .commands import F, group, option
 from .inputs import CHIPS, CHIPS_PATH, NETWORK, Input, numbers
-from .learn import LIBRARIES
+from .learn import LIBRARIES, SMP
 from .settings import method_options
 from .terminal import announce, loading, progress_bar
 
@@ -340,7 +340,7 @@ def diffuprompter(
 @option(
     "--model",
     group="method",
-    type=click.Choice(["resunet", "unet", "deeplabv3plus", "segformer", "upernet", "pspnet"]),
+    type=click.Choice(["resunet", *SMP]),
     default="resunet",
     show_default=True,
     help="Network of the student.",

@@ -64,7 +64,7 @@ class ConfidenceLabeler:
         active = active if self.by_activation else np.ones(len(masks), np.float32)
         alpha = inside * active[:, None, None]
         if self.by_stability:
-            alpha *= stability_map(masks, logits=self.by_logits)
+            alpha *= _stability_map(masks, logits=self.by_logits)
         owner, highest = highest_wins(alpha), alpha.max(axis=0, initial=0).astype(np.float32)
         sure = (owner != NO_MASK) & (highest >= self.threshold)
         values = np.zeros(owner.shape, np.uint8)
@@ -73,7 +73,7 @@ class ConfidenceLabeler:
         return LabelMap(values, np.where(sure, confidence, 1 - confidence), (BACKGROUND, *activation.classes))
 
 
-def stability_map(masks: Masks, *, logits: bool = False) -> Float32Array:
+def _stability_map(masks: Masks, *, logits: bool = False) -> Float32Array:
     """(M, H, W) the probability of every pixel of masks, 0..1, or its logit; that of `FULL` is one step less."""
     probability = masks.scores.astype(np.float32) / np.float32(FULL)
     if not logits:

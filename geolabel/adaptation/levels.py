@@ -178,7 +178,7 @@ def best(counts: Float64Array) -> tuple[int, int]:
     return int(i), int(j)
 
 
-def crossed(tallies: Float64Array, fold: Int64Array) -> float:
+def _crossed(tallies: Float64Array, fold: Int64Array) -> float:
     """F1 of blocks (B, cuts, gates, 3), those of each fold cut where the others have their highest F1."""
     sums = np.zeros(3)
     for one in np.unique(fold):
@@ -247,7 +247,7 @@ def choose(
     if fit is not None:
         tallies["head"] = _of_others(cells, blocks, point, window, fit)
     scores = {"none": float(f1(own.sum(0))[OWN])}
-    scores |= {name: crossed(table, blocks.fold) for name, table in tallies.items()}
+    scores |= {name: _crossed(table, blocks.fold) for name, table in tallies.items()}
     chosen = level_of(scores) if level is None else level
     if chosen is None or scores[chosen] <= scores["none"]:
         return Choice(None, scores, point)
