@@ -21,7 +21,7 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.io.read.features import in_crs, read_layer, spatial_layers
-from geolabel.io.read.review import POLYGON_LAYERS, UNREVIEWED, read_review
+from geolabel.io.read.review import POLYGON_LAYERS, REVIEW, UNREVIEWED, read_review
 from geolabel.io.write.rasters import in_pixels, rasterize
 from geolabel.scene import Grid
 from geolabel.tiles import Window
@@ -30,8 +30,8 @@ from geolabel.types import AnyArray, UInt8Array
 UNJUDGED, GROUND, LANDSLIDE = 0, 1, 2
 """Values of what a person said of a pixel."""
 
-AREAS, WINDOWS = "reviewed", "review"
-"""Layers of areas that a person has looked at whole: all of them, and those whose status says so."""
+AREAS = "reviewed"
+"""Layer of areas that a person has looked at whole, and status of windows that are such areas."""
 
 RING = (0.5, 32.0, 128.0)
 """Width of the ring around a polygon: a share of the side of a square of its area, and its limits in pixels."""
@@ -60,7 +60,7 @@ class Reviewed:
             of a layer of an inventory.
         """
         path, names = Path(path), spatial_layers(path)
-        others = [name for name in names if name not in (AREAS, WINDOWS)]
+        others = [name for name in names if name not in (AREAS, REVIEW)]
         layers = POLYGON_LAYERS if {*POLYGON_LAYERS} & {*names} else tuple(others)
         if len(layers) > 1 and layers is not POLYGON_LAYERS:
             raise VectorError(
@@ -68,8 +68,8 @@ class Reviewed:
                 f"{POLYGON_LAYERS[0]}, or save it to a file of its own"
             )
         areas = [read_layer(path, AREAS)] if AREAS in names else []
-        if WINDOWS in names:
-            areas.append(_with_status(read_layer(path, WINDOWS), seen=True))
+        if REVIEW in names:
+            areas.append(_with_status(read_layer(path, REVIEW), seen=True))
         if not layers:
             nothing = areas[0].iloc[:0]
             return cls(path, nothing, nothing, nothing, _stacked(areas))
