@@ -51,6 +51,7 @@ from geolabel.models.defaults import segmenter_defaults
 from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Pipeline, Recipe, label_image
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
+from geolabel.settings import option_name, settings_of
 from geolabel.settings.methods import AlpsChips, AlpsScenes
 from geolabel.training.clusters import fit_clusters, predict_count, require_clustering
 from geolabel.types import UInt8Array
@@ -146,23 +147,11 @@ def known_clusters(path: Path, settings: Settings, networks: Networks) -> Cluste
     """
     if not path.is_file():
         raise OptionError(f"clusters {path}: there is no such file; give a number, auto, or clusters made before")
-    usual = Settings()
-    given = [
-        name
-        for name in (
-            "max_share",
-            "points_per_side",
-            "predicted_iou",
-            "stability",
-            "passes",
-            "seed",
-            "normalised",
-            "regions",
-        )
-        if getattr(settings, name) != getattr(usual, name)
-    ]
+    usual = AlpsChips()
+    others = [name for name in settings_of(AlpsChips) if name != "clusters"]
+    given = [name for name in others if getattr(settings, name) != getattr(usual, name)]
     if given:
-        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        names = ", ".join(option_name(AlpsChips, name) for name in given)
         raise OptionError(f"{names}: the clusters of {path} were made with their own; leave it out")
     content = load_clusters(path)
     recipe_of(networks, content)
