@@ -1,8 +1,8 @@
 """How far a localizer is adapted: its operating point, or its last layers too, chosen by cross-validation.
 
-A localizer keeps the order of what it sees on ground that it does not know better than it keeps its scale. So the first
-level sets the two numbers that the map is cut with, and the second also moves the layers that mix the features of the
-pyramid. Levels are compared on spatial blocks that they were not fitted to.
+The first level sets the two numbers that the map is cut with: on ground that it does not know, a localizer can say less
+or more of everything. The second also moves the layers that mix the features of the pyramid. Levels are compared on
+spatial blocks that they were not fitted to.
 
 Source: Roberts et al. (2017), "Cross-validation strategies for data with temporal, spatial, hierarchical, or
 phylogenetic structure".

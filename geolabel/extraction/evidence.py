@@ -56,7 +56,7 @@ minimum confidence. Of several the last of the first three holds."""
 
 BARE_BEFORE, UNCHANGED = 0.6, 1.5
 """Minimum activation before the event, and maximum change, of a polygon that was bare before. Chosen on synthetic
-pairs, of whose area of landslides they keep 98 %; a landslide that is active again has changed more."""
+pairs; docs/experiments.md has what they reject on others. A landslide that is active again has changed more."""
 
 HEIGHT_UNITS = {"": 1.0, "ft": 0.3048, "foot": 0.3048, "feet": 0.3048, "us survey foot": 1200 / 3937} | dict.fromkeys(
     ("m", "metre", "metres", "meter", "meters"), 1.0

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 PROMPTS_OF_FOLDERS = 16
-"""Prompts per call of the decoder on a CPU. Decoders since SAM 2 copy the fine features of an image for each prompt: 16
-take half the memory of 64, and no more time."""
+"""Prompts per call of the decoder on a CPU. Decoders since SAM 2 copy the fine features of an image for each prompt, so
+fewer at a time take less memory."""
 
 SAM_GSD_RANGE = (0.01, 1000.0)
 """Metres. The official networks saw photographs of every scale, so the localizer's range decides."""

@@ -52,8 +52,8 @@ _IMAGENET_PYRAMID: dict[str, Any] = {
     "strides": [8, 16],
     "sharpness": 1.0,
 }
-"""The network of ``--init imagenet``, on the trunk that ships. Image labels alone have to tell it where a class is: a
-mean over the map, or a view of all of the chip, would have it answer from what surrounds the class."""
+"""The network of ``--init imagenet``, on the trunk that ships. Image labels alone have to tell it where a class is:
+with a mean over the map, or a stride of 32, its map was further from the class (docs/experiments.md)."""
 
 FILE = "localizer.safetensors"
 

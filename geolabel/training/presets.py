@@ -53,8 +53,8 @@ class LocalizerPreset(TrainingPreset):
     shipped_rate: float | None = None
     """Rate instead of the schedule's on the trunk that ships; None for the same. What is on it has all to learn."""
     trunk_share: float = 1.0
-    """Share of that rate at which this trunk learns. It sees well already, and one that learned from image labels as
-    fast as the rest would look for what surrounds a class."""
+    """Share of that rate at which this trunk learns. Where it learned from image labels as fast as the rest, the
+    maximum of the map was beside the landslide in most chips: docs/experiments.md."""
     s2c: S2cTerms
     cism: CismTerms
     points_per_side: int = 32
