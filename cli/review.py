@@ -239,7 +239,7 @@ def view(
 @options.terminal
 @click.pass_context
 def next_(ctx: click.Context, /, slides: str, count: int | None, estimate: bool, as_json: bool, **given: Any) -> None:
-    """Say where in SLIDES to look first, so that an hour of review teaches most.
+    """Say where in SLIDES to look first: what is uncertain, large and unlike the rest.
 
     The windows are written into SLIDES, a GeoPackage of geolabel extract, as the layer review, in the order in which to
     look: around polygons that are uncertain, large, and unlike those that were seen before. Called again, the command

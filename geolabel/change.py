@@ -1,6 +1,6 @@
 """Two images of one place: how far one is displaced against the other, and what changed between them.
 
-Displacement is measured by phase correlation of edges in many blocks (Kuglin and Hines, 1975), to a part of a pixel by
+Displacement is measured by phase correlation of edges in many blocks (Kuglin and Hines, 1975), in parts of a pixel by
 a parabola through the logarithm of the peak. Edges of roads, fields and rivers stay where they are while light and
 season change. Change is measured in greenness, brightness and texture, after the grey values of one image are matched
 to those of the other, and is given in units of the spread that the scene itself shows.

@@ -1,4 +1,4 @@
-"""Where to look next: the windows in which a look at the polygons teaches most.
+"""Where to look next: windows around polygons that are uncertain, large and unlike what was seen.
 
 A polygon is worth a look if it is uncertain, large, and unlike those that were reviewed or are to be looked at before
 it. The value of a look is the product of three terms from 0 to 1:
@@ -63,7 +63,7 @@ class NextWindows:
 
 
 def next_windows(path: str | Path, *, count: int = 20) -> NextWindows:
-    """Say where a look teaches most, and write it into an inventory as the layer ``review``.
+    """Choose windows to look at first, and write them into an inventory as the layer ``review``.
 
     Nothing else in the file changes. Called again, it replaces the windows that nobody has looked at; those that were
     reviewed, moved, drawn or have notes stay.

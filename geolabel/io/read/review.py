@@ -51,7 +51,7 @@ LAYER_OF = "layer"
 """Column that names the layer of a polygon in a file of one layer, such as one that the page of a review gives."""
 
 REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
-"""Layers of windows to look at: those that teach most, and a random sample."""
+"""Layers of windows to look at: those to look at first, and a random sample."""
 
 OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", "segments")
 
