@@ -125,6 +125,7 @@ def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
         if entry.lower().endswith(".txt"):
             raise SceneError(f"{name} lists {entry}: a list names scenes, not other lists")
         scene = _resolve(entry, name)
+        check_name(scene)
         plain = not (is_remote(scene) or re.match(r"/vsi|\w{2,}:", scene) or re.search(r"[*?\[]", scene))
         if plain and not exists(scene):
             raise SceneError(f"{name} is read as a list of scenes, and lists {entry}: there is no such file")
