@@ -35,6 +35,13 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     help="An output of extract that was reviewed, or another file of polygons of landslides; repeatable.",
 )
 @option(
+    "--accept-unreviewed",
+    group="input",
+    is_flag=True,
+    help="Count landslides that nobody reviewed as accepted, in every file: for a truth that needs no review, such as "
+    "a mask that polygonize has traced.",
+)
+@option(
     "-o",
     "--out",
     group="output",
@@ -68,6 +75,7 @@ def adapt(
     reviewed: tuple[str, ...],
     out: Path,
     level: Literal["auto", "threshold", "head"],
+    accept_unreviewed: bool,
     seed: int,
     overwrite: bool,
     as_json: bool,
@@ -103,6 +111,7 @@ def adapt(
             level=None if level == "auto" else level,
             reading=reading,
             networks=networks,
+            accept_unreviewed=accept_unreviewed,
             seed=seed,
             overwrite=overwrite,
             progress=progress,

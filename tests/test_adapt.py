@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyproj
 import pytest
+import rasterio
 import shapely
 import torch
 from affine import Affine
@@ -85,6 +86,60 @@ def test_ground_of_areas_is_known_where_nothing_is_drawn(tmp_path: Path) -> None
         GROUND,
         UNJUDGED,
     ]
+
+
+def test_windows_of_a_sample_that_were_looked_at_are_areas(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", "landslides", [square(40, 40, 40)], id=[1], status=["accepted"])
+    write(path, "review_sample", [square(200, 0, 100), square(300, 0, 100)], status=["reviewed", "unreviewed"])
+    painted = Ground.on(GRID, [Reviewed.read(path)]).paint(GRID.window)
+    assert [int(painted[60, col]) for col in (60, 250, 350)] == [LANDSLIDE, GROUND, UNJUDGED]
+
+
+def test_corrected_and_added_polygons_are_landslides_and_what_was_cut_off_is_not(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.gpkg"
+    geolabel.polygonize(place / "scene_truth.tif", out=path)
+    table = gpd.read_file(path, layer="landslides")
+    before = table.geometry.iloc[0]
+    left, bottom, right, top = before.bounds
+    half = before.intersection(shapely.box(left, bottom, (left + right) / 2, top))
+    table.loc[0, "geometry"] = half
+    added = shapely.box(right + 200, top, right + 210, top + 10)
+    both = pd.concat([table, gpd.GeoDataFrame(geometry=[added], crs=table.crs)], ignore_index=True)
+    gpd.GeoDataFrame(both, crs=table.crs).to_file(path, layer="landslides", driver="GPKG")
+    found = Reviewed.read(path)
+    assert len(found.waiting) == len(table) - 1
+    assert found.landslides.union_all().symmetric_difference(half.union(added)).area < 1e-6
+    assert found.removed.union_all().symmetric_difference(before.difference(half)).area < 1e-6
+    everything = Reviewed.read(path, accept_unreviewed=True)
+    assert (len(everything.landslides), len(everything.waiting)) == (len(both), 0)
+    painted = Ground.on(plan_grid(place), [found]).paint(plan_grid(place).window)
+    col, row = ~plan_grid(place).transform * before.difference(half).representative_point().coords[0]
+    assert painted[int(row), int(col)] == GROUND
+
+
+def plan_grid(place: Path) -> Grid:
+    with rasterio.open(place / "scene.tif") as scene:
+        return Grid(pyproj.CRS(scene.crs), scene.transform, scene.height, scene.width)
+
+
+def test_a_candidate_with_notes_alone_is_not_judged_and_a_redrawn_one_is_a_landslide(
+    place: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.gpkg"
+    found = geolabel.extract(
+        place / "scene.tif",
+        out=path,
+        networks=geolabel.Networks(device="cpu"),
+        parameters=geolabel.Parameters(min_confidence=0.98),
+    )
+    table = gpd.read_file(path, layer="candidates")
+    assert len(table) > 2
+    table.loc[0, "notes"] = "shadow?"
+    table.loc[1, "geometry"] = table.geometry.iloc[1].buffer(3)
+    table.to_file(path, layer="candidates", driver="GPKG")
+    reviewed = Reviewed.read(path)
+    assert len(reviewed.landslides) == 1
+    assert len(reviewed.waiting) == len(table) - 1 + len(found)
 
 
 def test_areas_in_a_file_of_one_layer_have_a_status(tmp_path: Path) -> None:

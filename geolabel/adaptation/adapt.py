@@ -86,6 +86,7 @@ def adapt(
     level: Level | None = None,
     reading: Reading | None = None,
     networks: Networks | None = None,
+    accept_unreviewed: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -110,6 +111,9 @@ def adapt(
     reading, networks
         How scenes are read, and the networks to begin with. The features of level ``head`` are computed by torch in
         single precision, one tile at a time, whatever engine, precision and batch the networks have.
+    accept_unreviewed
+        Whether landslides that nobody reviewed count as accepted, in all files: for a truth that needs no review, such
+        as a mask that `geolabel.polygonize` has traced. Candidates do not.
     seed
         Of the samples that the layers are fitted to.
     overwrite
@@ -144,7 +148,7 @@ def adapt(
     if out is not None:
         check_folder(Path(out), [*paths, *(one.source for one in scenes if isinstance(one.source, str))])
         claim(Path(out), overwrite=overwrite)
-    files = [Reviewed.read(path) for path in paths]
+    files = [Reviewed.read(path, accept_unreviewed=accept_unreviewed) for path in paths]
     groups = prepare_scenes(scenes, reading, networks, Parameters())
     for text in groups.warnings:
         log.warning("%s", text)
@@ -183,7 +187,8 @@ def _choose(
     if landslides < MINIMUM:
         raise VectorError(
             f"{', '.join(map(str, paths))}: {landslides} reviewed landslides on the scenes, at least {MINIMUM} are "
-            f"needed, and {waiting} polygons of geolabel that nobody reviewed: accept, redraw or add some more"
+            f"needed, and {waiting} polygons of geolabel that nobody reviewed: accept, redraw or add some more; or "
+            "give --accept-unreviewed, if they are a truth that needs no review"
         )
     tiles = _tiles(plans, grounds)
     cells = [
@@ -198,7 +203,7 @@ def _choose(
         )
     # Layers that are fitted to polygons alone unlearn what nobody looked at, and no square shows it.
     fit = begun.fit(seed) if areas or level is not None else None
-    choice = choose(cells, blocks, begun.point, begun.window, fit, level=level)
+    choice = choose(cells, blocks, begun.point, begun.window, fit, level=level, progress=progress)
     adaptation = Adaptation(
         choice.level,
         {name: round(score, 4) for name, score in choice.scores.items()},

@@ -1,9 +1,10 @@
 """What a person said of the ground of a scene: landslide, other ground, or nothing.
 
-Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground. Areas that a person has
-looked at whole are other ground wherever nothing is drawn: the polygons of a layer ``reviewed``, and windows of a layer
-``review``, or rows of the only layer, whose ``status`` is ``reviewed``. Outside of such areas a ring around each
-reviewed polygon is other ground. Polygons that nobody reviewed are not judged, wherever they are.
+Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground, and so is what was cut
+off a polygon that was redrawn. Areas that a person has looked at whole are other ground wherever nothing is drawn: the
+polygons of a layer ``reviewed``, and windows of the layers ``review`` and ``review_sample``, or rows of the only layer,
+whose ``status`` is ``reviewed``. Outside of such areas a ring around each reviewed polygon is other ground. Polygons
+that nobody reviewed are not judged, wherever they are, and neither are candidates that were edited, but not redrawn.
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.io.read.features import in_crs, read_layer, spatial_layers
-from geolabel.io.read.review import POLYGON_LAYERS, REVIEW, UNREVIEWED, read_review
+from geolabel.io.read.review import (
+    LAYER,
+    POLYGON_LAYERS,
+    REDRAWN,
+    UNREVIEWED,
+    WINDOW_LAYERS,
+    Review,
+    read_review,
+)
 from geolabel.io.write.rasters import in_pixels, rasterize
+from geolabel.io.written import Record, read_written
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
@@ -48,10 +58,17 @@ class Reviewed:
     """Polygons that nobody reviewed."""
     areas: gpd.GeoDataFrame
     """Areas that a person has looked at whole."""
+    removed: gpd.GeoDataFrame
+    """What was cut off polygons that were redrawn."""
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, *, accept_unreviewed: bool = False) -> Self:
         """Read a file: an inventory of geolabel, or any other of polygons.
+
+        Parameters
+        ----------
+        accept_unreviewed
+            Whether landslides that nobody reviewed count as accepted; candidates do not.
 
         Raises
         ------
@@ -60,7 +77,7 @@ class Reviewed:
             of a layer of an inventory.
         """
         path, names = Path(path), spatial_layers(path)
-        others = [name for name in names if name not in (AREAS, REVIEW)]
+        others = [name for name in names if name not in (AREAS, *WINDOW_LAYERS)]
         layers = POLYGON_LAYERS if {*POLYGON_LAYERS} & {*names} else tuple(others)
         if len(layers) > 1 and layers is not POLYGON_LAYERS:
             raise VectorError(
@@ -68,17 +85,35 @@ class Reviewed:
                 f"{POLYGON_LAYERS[0]}, or save it to a file of its own"
             )
         areas = [read_layer(path, AREAS)] if AREAS in names else []
-        if REVIEW in names:
-            areas.append(_with_status(read_layer(path, REVIEW), seen=True))
+        areas += [_with_status(read_layer(path, name), seen=True) for name in WINDOW_LAYERS if name in names]
         if not layers:
             nothing = areas[0].iloc[:0]
-            return cls(path, nothing, nothing, nothing, _stacked(areas))
-        review = read_review(path, layers)
+            return cls(path, nothing, nothing, nothing, _stacked(areas), nothing)
+        record = read_written(path)
+        review = read_review(path, layers, record)
         areas.append(_with_status(review.kept, seen=True))
-        return cls(path, _with_status(review.kept, seen=False), review.rejected, review.waiting, _stacked(areas))
+        landslides, waiting = _decided(review, accept_unreviewed=accept_unreviewed)
+        return cls(path, landslides, review.rejected, waiting, _stacked(areas), _cut_off(review, record))
 
     def __len__(self) -> int:
         return len(self.landslides) + len(self.rejected) + len(self.areas)
+
+
+def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """Polygons that are landslides, and those that are not judged."""
+    kept, waiting = _with_status(review.kept, seen=False), review.waiting
+    candidate = (kept[LAYER] == POLYGON_LAYERS[1]) & ~kept[REDRAWN].astype(bool)
+    taken = waiting[LAYER] == POLYGON_LAYERS[0] if accept_unreviewed else np.zeros(len(waiting), bool)
+    return _stacked([kept[~candidate], waiting[taken]]), _stacked([kept[candidate], waiting[~taken]])
+
+
+def _cut_off(review: Review, record: Record | None) -> gpd.GeoDataFrame:
+    """What redrawn polygons covered as they were written, and cover no more."""
+    written = {} if record is None else record.of(*POLYGON_LAYERS)
+    redrawn = review.kept[review.kept[REDRAWN].astype(bool) & review.kept["id"].isin(list(written))]
+    before = [written[int(number)].outline for number in redrawn["id"]]
+    parts = shapely.difference(shapely.make_valid(before), shapely.make_valid(redrawn.geometry.to_numpy()))
+    return gpd.GeoDataFrame(geometry=[part for part in parts if not shapely.is_empty(part)], crs=review.crs)
 
 
 def _with_status(table: gpd.GeoDataFrame, *, seen: bool) -> gpd.GeoDataFrame:
@@ -102,6 +137,7 @@ class Ground:
     rejected: AnyArray
     waiting: AnyArray
     areas: AnyArray
+    removed: AnyArray
 
     @classmethod
     def on(cls, grid: Grid, files: Sequence[Reviewed]) -> Self:
@@ -120,17 +156,21 @@ class Ground:
             kept: AnyArray = outlines[shapely.intersects(outlines, frame)]
             return kept
 
-        return cls(*(gathered(name) for name in ("landslides", "rejected", "waiting", "areas")))
+        return cls(*(gathered(name) for name in ("landslides", "rejected", "waiting", "areas", "removed")))
+
+    @property
+    def _ringed(self) -> AnyArray:
+        return np.concatenate([self.landslides, self.rejected])
 
     @cached_property
     def _drawn(self) -> tuple[shapely.STRtree, UInt8Array]:
         """Geometries in the order in which they are drawn, later ones on top, and their values."""
-        reviewed = np.concatenate([self.landslides, self.rejected])
         layers = (
-            (_rings(reviewed), GROUND),
+            (_rings(self._ringed), GROUND),
             (self.areas, GROUND),
             (self.waiting, UNJUDGED),
             (self.rejected, GROUND),
+            (self.removed, GROUND),
             (self.landslides, LANDSLIDE),
         )
         values = np.concatenate([np.full(len(outlines), value, np.uint8) for outlines, value in layers])
@@ -139,8 +179,8 @@ class Ground:
     @property
     def judged(self) -> shapely.Geometry:
         """Everything of which something was said."""
-        reviewed = np.concatenate([self.landslides, self.rejected])
-        around = shapely.union_all(np.concatenate([_rings(reviewed), self.areas]))
+        reviewed = np.concatenate([self.landslides, self.rejected, self.removed])
+        around = shapely.union_all(np.concatenate([_rings(self._ringed), self.areas]))
         return shapely.union(shapely.difference(around, shapely.union_all(self.waiting)), shapely.union_all(reviewed))
 
     def paint(self, window: Window) -> UInt8Array:

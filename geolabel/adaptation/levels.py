@@ -18,6 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from geolabel.activation import window_logits
+from geolabel.engine.tasks import Progress, Silent
 from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
 
 Level = Literal["threshold", "head"]
@@ -227,6 +228,7 @@ def choose(
     fit: Callable[[Sequence[Cells]], M] | None = None,
     *,
     level: Level | None = None,
+    progress: Progress | None = None,
 ) -> Choice[M]:
     """Choose a level by cross-validation over spatial blocks, and fit it to everything.
 
@@ -241,11 +243,13 @@ def choose(
     level
         The one that is taken if it gains anything; None for the simplest that gains at least `MINIMUM_GAIN` over all
         simpler ones.
+    progress
+        Follows the fits, each of which leaves out a fold.
     """
     own = _tallies(cells, blocks, point, window, lambda k: cells[k].raw)
     tallies: dict[Level, Float64Array] = {"threshold": own}
     if fit is not None:
-        tallies["head"] = _of_others(cells, blocks, point, window, fit)
+        tallies["head"] = _of_others(cells, blocks, point, window, fit, progress or Silent())
     scores = {"none": float(f1(own.sum(0))[OWN])}
     scores |= {name: _crossed(table, blocks.fold) for name, table in tallies.items()}
     chosen = level_of(scores) if level is None else level
@@ -277,10 +281,12 @@ def _of_others(
     point: OperatingPoint,
     window: int,
     fit: Callable[[Sequence[Cells]], M],
+    progress: Progress,
 ) -> Float64Array:
     """Tallies of the blocks of each fold by layers that were fitted to the other folds."""
     total = np.zeros((len(blocks.fold), len(CUTS), len(GATES) + 1, 3))
-    for fold in np.unique(blocks.fold):
+    folds = np.unique(blocks.fold)
+    for fold in progress.track(folds, "fit head", len(folds)):
         held = [blocks.fold[numbers] == fold for numbers in blocks.numbers]
         rest = [
             replace(one, judged=np.where(out, np.float32(0), one.judged)) for one, out in zip(cells, held, strict=True)
