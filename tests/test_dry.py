@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import rasterio
 from affine import Affine
 
 from geolabel.engine import worker
-from geolabel.extraction.estimate import TORCH_BYTES, estimate_plan
+from geolabel.extraction.estimate import NETWORK_BYTES_PER_PX, TORCH_BYTES, estimate_plan
 from geolabel.extraction.plan import make_plan
 from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import prepare
@@ -68,3 +69,14 @@ def test_memory_grows_with_tiles_and_batches_and_not_with_the_scene(scene: Scene
         return int(estimate_plan(make_plan(scene, *RECIPES, Parameters(**parameters)))["memory_mb"])
 
     assert memory(tile_size=128, overlap=32) > memory(tile_size=64, overlap=16)
+
+
+def test_memory_holds_what_the_segmenter_takes(scene: SceneReader) -> None:
+    def memory(segmenter: SegmenterRecipe) -> int:
+        return int(estimate_plan(make_plan(scene, RECIPES[0], segmenter, Parameters(tile_size=128)))["memory_mb"])
+
+    one = SegmenterRecipe("stand-in", "0" * 64, batch=1)
+    # 39 more images of 128 px in one call
+    assert memory(replace(one, batch=40)) - memory(one) == pytest.approx(
+        39 * 128**2 * NETWORK_BYTES_PER_PX / 2**20, abs=1
+    )

@@ -499,6 +499,9 @@ def test_predict_gives_scores_block_by_block(tmp_path: Path, monkeypatch: pytest
     expected = run(scene, tmp_path / "slides.gpkg", rasters=True, block_size=64)
     with rasterio.open(tmp_path / "slides_score.tif") as written:
         assert np.array_equal(np.rint(scores.values * 254), written.read(1))
+    with rioxarray.open_rasterio(tmp_path / "slides_score.tif") as opened:
+        assert np.array_equal(scores.x, opened.x)
+        assert np.array_equal(scores.y, opened.y)
     assert expected.report.masks > 0
 
 

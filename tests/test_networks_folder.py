@@ -93,6 +93,13 @@ def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
         Networks.from_folder(tmp_path)
 
 
+def test_networks_are_a_record_a_folder_or_nothing(folder: Path) -> None:
+    assert Networks.of(folder) == Networks.of(str(folder)) == Networks.from_folder(folder)
+    assert Networks.of(None) == Networks.of(Networks()) == Networks()
+    with pytest.raises(OptionError, match=r"networks 3: give geolabel\.Networks"):
+        Networks.of(3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("words", ["--localizer bundled", "--sam vit_b"])
 def test_a_folder_and_a_network_besides_are_refused_by_name(folder: Path, words: str) -> None:
     context = extract.make_context("extract", ["a.tif", "b.gpkg", "--networks", str(folder), *words.split()])

@@ -85,7 +85,7 @@ def adapt(
     out: str | Path | None = None,
     level: Level | None = None,
     reading: Reading | None = None,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     accept_unreviewed: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -141,7 +141,7 @@ def adapt(
     >>> found = geolabel.adapt("scene.tif", "slides.gpkg", out="valley")  # doctest: +SKIP
     >>> networks = geolabel.Networks.from_folder("valley")  # doctest: +SKIP
     """
-    reading, networks, progress = reading or Reading(), networks or Networks(), progress or Silent()
+    reading, networks, progress = reading or Reading(), Networks.of(networks), progress or Silent()
     networks.refuse("adapt changes the localizer alone", "sam", "sam_checkpoint")
     paths = [Path(one) for one in ([reviewed] if isinstance(reviewed, str | Path) else reviewed)]
     scenes = list_scenes(scene, asset=reading.asset)

@@ -14,6 +14,7 @@ from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.parsing import Measure
+from geolabel.parts import Recipe
 from geolabel.tiles import Window
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 BASE_BYTES, TORCH_BYTES = 250 << 20, 500 << 20
 """Memory of the process with its libraries, before there is work, and what torch adds where it runs a network."""
 
-SMALL_BYTES_PER_PX, NETWORK_BYTES_PER_PX = 140, 1_500
+SMALL_BYTES_PER_PX, NETWORK_BYTES_PER_PX = 300, 1_500
 """Memory per pixel of a batch inside a small network, and inside another: features in single precision."""
 
 TILE_BYTES_PER_PX = 7
@@ -44,7 +45,7 @@ def estimate(
     scene: Scenes,
     *,
     reading: Reading | None = None,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     parameters: Parameters | None = None,
     dst_crs: str | None = None,
     dem: str | Path | None = None,
@@ -75,7 +76,7 @@ def estimate(
     groups = prepare_scenes(
         scenes,
         reading,
-        networks or Networks(),
+        Networks.of(networks),
         parameters or Parameters(),
         dst_crs=dst_crs,
         supplements=Supplements(dem, min_slope, exclude, before, register),
@@ -110,14 +111,15 @@ def estimate_plan(plan: Plan) -> dict[str, Any]:
     tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
     per_tile = max(localize_s, read_s)
     tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
-    most = max(calls.values())
-    per_px = SMALL_BYTES_PER_PX if worker.is_small(plan.localizer) else NETWORK_BYTES_PER_PX
+    window_px = window.shape[0] * window.shape[1]
     memory = (
         BASE_BYTES
         + TORCH_BYTES * any(recipe.engine == "torch" for recipe in (plan.localizer, plan.segmenter))
         + executors.LOCAL_WORKERS * block_px * BLOCK_BYTES_PER_PX
-        + (executors.BESIDE_NETWORK + most) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
-        + most * plan.localizer.batch * tile_px * per_px
+        + (executors.BESIDE_NETWORK + max(calls.values())) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
+        # both: what the first network took is kept for its next call, and not given to the second
+        + calls[plan.localizer] * _inside(plan.localizer, tile_px)
+        + calls[plan.segmenter] * _inside(plan.segmenter, window_px)
     )
     return {
         "scene": plan.reader.scene.name,
@@ -157,6 +159,11 @@ def _estimate_scenes(groups: SceneGroups) -> dict[str, Any]:
 
 def _read(plan: Plan, window: Window) -> Any:
     return plan.stretch.apply(*plan.reader.read(window, plan.grid))
+
+
+def _inside(recipe: Recipe, pixels: int) -> int:
+    """Bytes of the features in one call of a network."""
+    return recipe.batch * pixels * (SMALL_BYTES_PER_PX if worker.is_small(recipe) else NETWORK_BYTES_PER_PX)
 
 
 def _warm(call: Any) -> float:

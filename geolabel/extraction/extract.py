@@ -41,7 +41,7 @@ def extract(
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     parameters: Parameters | None = None,
     dem: str | Path | None = None,
     min_slope: Measure | None = None,
@@ -73,7 +73,8 @@ def extract(
     out
         GeoPackage to write; None to write nothing.
     reading, networks, parameters
-        How the scene is read, which networks run where, and every number that the result depends on.
+        How the scene is read, which networks run where, and every number that the result depends on. Networks may be
+        the folder that `geolabel.adapt` wrote.
     dem
         Heights in metres, in any CRS and on any grid, as anything that GDAL opens: polygons then have a slope, an
         aspect and a relief.
@@ -146,7 +147,7 @@ def extract(
     groups = prepare_scenes(
         scenes,
         reading,
-        networks or Networks(),
+        Networks.of(networks),
         parameters or Parameters(),
         dst_crs=dst_crs,
         raster=targets.raster,

@@ -34,7 +34,8 @@ from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.parts import EverythingRecipe
 from geolabel.prompts import Prompts
-from geolabel.types import Float32Array
+from geolabel.scene import Grid
+from geolabel.types import Float32Array, Float64Array
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,7 +54,7 @@ def predict(
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     parameters: Parameters | None = None,
     prompts_from: str | Path | None = None,
     overwrite: bool = False,
@@ -88,7 +89,8 @@ def predict(
     Returns
     -------
     xarray.DataArray
-        (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them. Of several
+        (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them, and the
+        centres of pixels as coordinates where the grid is not rotated. Of several
         classes (band, y, x), where the coordinate ``band`` names the classes.
 
     Raises
@@ -114,7 +116,7 @@ def predict(
     scenes = list_scenes(scene, asset=reading.asset)
     inputs = [prompts_from, *(one.source for one in scenes)]
     targets = Targets.of(None, out, overwrite=overwrite, inputs=inputs, run_dir=None if out is None else run_dir)
-    asked = (reading, networks or Networks(), parameters or Parameters())
+    asked = (reading, Networks.of(networks), parameters or Parameters())
     groups = prepare_scenes(scenes, *asked, raster=out or "the array")
     for text in groups.warnings:
         log.warning("%s", text)
@@ -245,6 +247,14 @@ class _Scores:
         return np.where(scores == OUTSIDE, np.float32(np.nan), scores.astype(np.float32) / np.float32(FULL))
 
 
+def _centres(grid: Grid) -> dict[str, Float64Array]:
+    """Coordinates of the pixels' centres along each axis; none for a rotated grid, whose axes have none."""
+    a, b, c, d, e, f = grid.transform[:6]
+    if b or d:
+        return {}
+    return {"y": f + e * (np.arange(grid.height) + 0.5), "x": c + a * (np.arange(grid.width) + 0.5)}
+
+
 def _to_xarray(
     classes: Sequence[_Scores], plan: Plan, after: Callable[[int], Sequence[Any]] = lambda _: ()
 ) -> xr.DataArray:
@@ -255,7 +265,7 @@ def _to_xarray(
     blocks = [executors.lazy(read, plan.blocks, np.float32, name="score", after=after) for read in classes]
     layers = [xr.DataArray(values, dims=("y", "x"), name="score") for values in blocks]
     array: xr.DataArray = layers[0] if len(layers) == 1 else xr.concat(layers, pd.Index(plan.classes, name="band"))
-    array = array.rio.write_transform(plan.grid.transform)
+    array = array.rio.write_transform(plan.grid.transform).assign_coords(_centres(plan.grid))
     if plan.grid.crs is not None:
         array = array.rio.write_crs(plan.grid.crs.to_wkt())
     return array

@@ -85,6 +85,21 @@ class Networks:
     """Images per network call; None for 1 on the CPU and 8 on a GPU."""
 
     @classmethod
+    def of(cls, given: Networks | str | Path | None) -> Networks:
+        """The networks that a user names: this record, a folder of them (see `from_folder`), or None for the bundled.
+
+        Raises
+        ------
+        OptionError
+            If it is none of these.
+        """
+        if isinstance(given, str | Path):
+            return cls.from_folder(given)
+        if given is not None and not isinstance(given, Networks):
+            raise OptionError(f"networks {given!r}: give geolabel.Networks(...), or a folder that geolabel adapt wrote")
+        return given or cls()
+
+    @classmethod
     def from_folder(cls, folder: str | Path, **where: Any) -> Self:
         """The networks of a folder, as `geolabel.adapt` writes it.
 

@@ -111,7 +111,7 @@ def segment(
     *,
     out: str | Path | None = None,
     reading: Reading | None = None,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     everything: GridPrompts | None = None,
     parameters: Parameters | None = None,
     overwrite: bool = False,
@@ -145,7 +145,7 @@ def segment(
     run_folder, carried = run_folder or RunFolderOptions(), Carried(discard=discard_review)
     targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_folder.run_dir, carried=carried)
     parameters = replace(parameters or Parameters(), method=asked)
-    plan = prepare(scene, reading or Reading(), networks or Networks(), parameters)
+    plan = prepare(scene, reading or Reading(), Networks.of(networks), parameters)
     for text in plan.reader.warnings:
         log.warning("%s", text)
     return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress, report=report).segments

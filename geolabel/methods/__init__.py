@@ -86,7 +86,7 @@ def label(
     out: str | Path,
     *,
     method: str,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -127,7 +127,7 @@ def label(
     chosen = METHODS[method]
     settings = chosen.settings(options)
     return chosen.label(
-        Path(chips), Path(out), settings, networks or Networks(), overwrite=overwrite, progress=progress or Silent()
+        Path(chips), Path(out), settings, Networks.of(networks), overwrite=overwrite, progress=progress or Silent()
     )
 
 

@@ -116,7 +116,7 @@ def train(
     request: TrainingRequest[Data, Preset],
     *,
     test: str | Path | Data | None = None,
-    networks: Networks | None = None,
+    networks: Networks | str | Path | None = None,
     preset: Preset | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -173,7 +173,7 @@ def train(
     """
     if getattr(data, "transforms", None) is not None:
         raise OptionError("the data has transforms, and trainings change crops themselves: give it without transforms")
-    networks, out = networks or Networks(), Path(out)
+    networks, out = Networks.of(networks), Path(out)
     numbers = preset or request.numbers
     training = request.prepare(data, numbers, test)
     device, precision = worker.device_and_precision(networks.device, networks.precision)
