@@ -25,6 +25,7 @@ COMMANDS = (
     "polygonize",
     "evaluate",
     "review",
+    "qgis",
     "adapt",
     "synthesize",
     "info",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from geolabel.labeling.synthesize import synthesize as synthesize
     from geolabel.methods import label as label
     from geolabel.parsing import Measure as Measure
+    from geolabel.qgis.project import write_project as write_project
     from geolabel.review.difference import diff as diff
     from geolabel.review.estimate import estimate_review as estimate_review
     from geolabel.review.merging import merge as merge
@@ -72,6 +73,7 @@ _HOMES = {
     "summarize": "geolabel.review.summary",
     "synthesize": "geolabel.labeling.synthesize",
     "view": "geolabel.viewing.page",
+    "write_project": "geolabel.qgis.project",
 }
 
 __all__ = [
@@ -105,6 +107,7 @@ __all__ = [
     "summarize",
     "synthesize",
     "view",
+    "write_project",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,8 +59,19 @@ def _reasons_to_skip(config: pytest.Config, used: set[str]):
         yield "nginx", "needs nginx: apt-get install nginx-light"
     if "chromium" in used and not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         yield "chromium", "needs a browser: apt-get install chromium"
+    if "qgis" in used and not _has_qgis():
+        yield "qgis", "needs QGIS with its Python: apt-get install qgis python3-qgis"
     if "gpu" in used and not _has_gpu():
         yield "gpu", "needs a CUDA device"
+
+
+def _has_qgis() -> bool:
+    python = Path("/usr/bin/python3")  # QGIS is none of the environment's: Debian's Python has it
+    return bool(shutil.which("qgis_process")) and python.exists() and not _status([python, "-c", "import qgis.core"])
+
+
+def _status(command: list[str | Path]) -> int:
+    return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def _has_gpu() -> bool:

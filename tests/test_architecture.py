@@ -64,6 +64,7 @@ ORDER = (
     "methods",
     "adaptation",
     "evaluation",
+    "qgis",
     "api",
     "cli",
 )

@@ -18,6 +18,9 @@ import pandas as pd
 
 from geolabel.io.columns import COLUMNS, Kind, Page
 
+VERSION = "3.22.0"
+"""Of QGIS, whose documents these are: an older one warns of them."""
+
 REVIEW_STATES = ("unreviewed", "accepted", "rejected")
 """What a reviewer can make of a landslide or a prompt; QGIS offers them as a list."""
 
@@ -79,16 +82,25 @@ class Style:
 
     def qml(self) -> str:
         """The style as the document that QGIS would save."""
-        root = ET.Element("qgis", version="3.22.0", styleCategories="AllStyleCategories")
-        _add_renderer(root, self.rules)
+        root = ET.Element("qgis", version=VERSION, styleCategories="AllStyleCategories")
+        self.add_to(root)
+        return document(root)
+
+    def add_to(self, element: ET.Element) -> None:
+        """Add the style to a document of a style, or to a layer of a project."""
+        _add_renderer(element, self.rules)
         if self.label is not None:
-            root.set("labelsEnabled", "1")
-            _add_labels(root, self.label)
-        _add_fields(root, self.columns)
-        _add_form(root, self.columns)
-        ET.SubElement(root, "previewExpression").text = self.title
-        ET.indent(root, " ")
-        return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ET.tostring(root, encoding="unicode")
+            element.set("labelsEnabled", "1")
+            _add_labels(element, self.label)
+        _add_fields(element, self.columns)
+        _add_form(element, self.columns)
+        ET.SubElement(element, "previewExpression").text = self.title
+
+
+def document(root: ET.Element) -> str:
+    """A document of QGIS, with the line that QGIS begins one with."""
+    ET.indent(root, " ")
+    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ET.tostring(root, encoding="unicode")
 
 
 # --- symbols ---------------------------------------------------------------------------------------------------------
@@ -393,3 +405,6 @@ _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
     "truth": lambda _: (Rule("landslide", _cased(WARM[-1], fill="60")),),
 }
 """Rules of every layer of an inventory, of the segments of a scene, and of the truth of a synthetic one."""
+
+STYLED = frozenset(_LAYERS)
+"""Names of layers that have a style."""

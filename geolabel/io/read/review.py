@@ -315,11 +315,12 @@ def _added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
     for table in tables.values():
         for name in table.columns:
             if str(name).lower() not in known and name not in columns:
-                columns[str(name)] = _kind(table[name])
+                columns[str(name)] = kind_of(table[name])
     return columns
 
 
-def _kind(values: pd.Series) -> Kind:
+def kind_of(values: pd.Series) -> Kind:
+    """What a column that geolabel does not know holds."""
     if pd.api.types.is_bool_dtype(values):
         return "bool"
     if pd.api.types.is_integer_dtype(values):
