@@ -232,7 +232,7 @@ OPTIONS = frozenset(
 )
 """Options of a warp that are numbers and words: none of them names a file or a geometry."""
 
-_DTYPES = {
+DTYPES = {
     "uint8": "Byte",
     "int8": "Int8",
     "uint16": "UInt16",
@@ -481,7 +481,7 @@ def _whole(path: str) -> bytes:
     with rasterio.Env(**formats.options_of(path)), formats.open_pixels(path) as image:
         root = ET.Element("VRTDataset", rasterXSize=str(image.width), rasterYSize=str(image.height))
         for number, dtype in enumerate(image.dtypes, 1):
-            band = ET.SubElement(root, "VRTRasterBand", dataType=_DTYPES.get(dtype, "Float64"), band=str(number))
+            band = ET.SubElement(root, "VRTRasterBand", dataType=DTYPES.get(dtype, "Float64"), band=str(number))
             source = ET.SubElement(band, "SimpleSource")
             ET.SubElement(source, "SourceFilename", relativeToVRT="0").text = path
             ET.SubElement(source, "SourceBand").text = str(number)

@@ -2,8 +2,9 @@
 
 They run no code, take no memory that was not asked for, and reach no further than they say. Nothing else opens a raster
 to read it: one that holds its own pixels is opened by the driver of its format (`geolabel.io.read.formats`), one that
-describes others from a checked copy (`geolabel.io.read.descriptions`). What is checked here is what GDAL leaves to its
-caller besides: how much memory one block of a file takes, and how many bands there are.
+describes others from a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of bands as
+a virtual raster over them (`geolabel.io.read.deliveries`). What is checked here is what GDAL leaves to its caller
+besides: how much memory one block of a file takes, and how many bands there are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io.read import files
-from geolabel.io.read.descriptions import checked_vrt, is_vrt
+from geolabel.io.read.deliveries import as_vrt, find_delivery
+from geolabel.io.read.descriptions import Checked, checked_vrt, is_vrt
 from geolabel.io.read.formats import open_pixels
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
     path = files.vsi_path(uri)
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # who reads the header says so, as an error or not
-        dataset = _open_vrt(path, level) if is_vrt(path) and not Path(path).is_dir() else open_pixels(path, level=level)
+        described = _description(path)
+        dataset = open_pixels(path, level=level) if described is None else _open_described(described, level)
     try:
         _check_size(dataset, uri)
     except BaseException:
@@ -79,8 +82,15 @@ def _leads_to_network(path: str) -> bool:
         return False
 
 
-def _open_vrt(path: str, level: int) -> DatasetReader:
-    checked = checked_vrt(path)
+def _description(path: str) -> Checked | None:
+    """The virtual raster that a path is, or stands for; None for a raster that holds its own pixels."""
+    if is_vrt(path) and not Path(path).is_dir():
+        return checked_vrt(path)
+    delivery = find_delivery(path)
+    return None if delivery is None else as_vrt(delivery, open_raster)
+
+
+def _open_described(checked: Checked, level: int) -> DatasetReader:
     options = {"OVERVIEW_LEVEL": level - 1} if level else {}
     with rasterio.Env(**files.settings(network=checked.network)):
         return rasterio.open(checked.path, driver="VRT", **options)
@@ -94,15 +104,15 @@ def reading(uri: str) -> Iterator[DatasetReader]:
 
 
 def files_of(uri: str) -> list[str]:
-    """The files of this machine that a raster is made of: a VRT has many, a TIFF may have some beside it.
+    """The files of this machine that a raster is made of: a VRT or a delivery has many, a TIFF may have some beside it.
 
     Raises
     ------
     As `open_raster`.
     """
-    path = files.vsi_path(uri)
-    if is_vrt(path):
-        return sorted(checked_vrt(path).files)
+    described = _description(files.vsi_path(uri))
+    if described is not None:
+        return sorted(described.files)
     with reading(uri) as dataset:
         return sorted({os.fspath(name) for name in dataset.files})
 

@@ -372,7 +372,7 @@ def _why_not(uri: str, cause: RasterioError) -> str:
     if not path.exists():
         return f"{uri}: there is no such file"
     if path.is_dir():
-        return f"{uri} is a folder: give the raster file inside it"
+        return f"{uri} is a folder, and no delivery of Sentinel-2, Landsat or Planet: give the raster file inside it"
     try:
         check_regular(path)
     except OSError as error:

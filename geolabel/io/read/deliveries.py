@@ -1,0 +1,417 @@
+"""Folders and archives as satellite data is delivered in, whose images are found by their names.
+
+Sentinel-2 (``.SAFE``), Landsat and PlanetScope name their images in one way, so that red, green and blue are known
+before a file is opened. The metadata beside the images, which anyone may have written, is never read, and GDAL's own
+drivers for these folders never run: a virtual raster is written here, over images that are checked as all others are.
+
+Names: https://sentiwiki.copernicus.eu/web/s2-products, https://www.usgs.gov/landsat-missions (Collection 2),
+https://docs.planet.com/data/imagery/planetscope.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+from xml.etree import ElementTree as ET
+
+from rasterio.io import MemoryFile
+
+from geolabel.bands import COLOURS
+from geolabel.errors import SceneError
+from geolabel.io.read import formats
+from geolabel.io.read.descriptions import DTYPES, Checked
+from geolabel.parsing import check_regular
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+MAX_NAMES = 20_000
+"""Names in a folder or archive that are looked through; a Sentinel-2 product has some hundred."""
+
+MAX_DEPTH = 5
+"""Folders in folders: the images of Sentinel-2 are in ``GRANULE/NAME/IMG_DATA/R10m``."""
+
+MAX_IMAGE_BYTES = 16 << 30
+"""Of an image in an archive when it is unpacked; those of the missions have up to some gigabytes."""
+
+MAX_RATIO = 200
+"""An image of an archive has at most so many times the bytes that it takes in the archive; images barely shrink."""
+
+_SENTINEL = re.compile(
+    r"(?P<id>(?:L2A_)?T\d\d[A-Z]{3}_(?P<date>\d{8})T\d{6}|S2[A-Z]_\w+_T\d\d[A-Z]{3})"
+    r"_B(?P<band>0[234])(?P<kind>(?:_[126]0m)?)\.jp2",
+    re.IGNORECASE,
+)
+
+_LANDSAT = re.compile(
+    r"(?P<id>L(?P<sensor>[COTEM])0\d_L\w{3}_\d{6}_(?P<date>\d{8})_\d{8}_\d\d_\w\w)_(?P<kind>(?:SR_)?)B(?P<band>\d\d?)\.tif",
+    re.IGNORECASE,
+)
+
+_PLANET = re.compile(
+    r"(?P<id>(?P<date>\d{8})_\d{6}(?:_\d+)?_[0-9a-z]{4})_3B_(?P<kind>AnalyticMS(?:_SR)?(?:_8b)?|Analytic|Visual)"
+    r"(?:_harmonized)?(?:_clip)?\.tif",
+    re.IGNORECASE,
+)
+
+_OLI, _TM = {"4": "red", "3": "green", "2": "blue"}, {"3": "red", "2": "green", "1": "blue"}
+
+_LANDSAT_BANDS = {"C": _OLI, "O": _OLI, "T": _TM, "E": _TM, "M": {}}
+"""Numbers of the bands by the letter of the sensor: OLI, TM, ETM+, and MSS, which sees no blue."""
+
+_PLANET_BANDS = {
+    "analyticms_sr_8b": (6, 4, 2),
+    "analyticms_sr": (3, 2, 1),
+    "analyticms_8b": (6, 4, 2),
+    "analyticms": (3, 2, 1),
+    "visual": (1, 2, 3),
+    "analytic": (1, 2, 3),
+}
+"""Red, green and blue by the kind of the image, the preferred kind first."""
+
+_SENTINEL_KINDS = ("_10m", "", "_20m", "_60m")
+
+_METADATA = re.compile(
+    r"(?P<sentinel>MTD_MSIL\w\w|MTD_TL)\.xml|(?P<landsat>L\w+)_MTL\.(?:xml|json)|"
+    r"(?P<planet>\d{8}_\d{6}\w*?)_3B_\w+_metadata(?:_clip)?\.(?:xml|json)",
+    re.IGNORECASE,
+)
+"""Names of the metadata of a delivery, which stand for it."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A band of an image that serves as a colour."""
+
+    path: str
+    """As GDAL opens it."""
+    band: int = 1
+
+    @property
+    def name(self) -> str:
+        """What to call it: the file, and which of several bands."""
+        return PurePosixPath(self.path.replace("\\", "/")).name
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A folder or archive that holds one image of red, green and blue."""
+
+    name: str
+    images: tuple[Image, Image, Image]
+    """Red, green, blue."""
+    date: str | None
+    """ISO 8601 date of acquisition."""
+    fill: float | None
+    """Nodata, where the images do not say."""
+    files: tuple[str, ...]
+    """Files of this machine that it is read from."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Red, green and blue of one acquisition, by the names of the images."""
+
+    id: str
+    rank: int
+    """Which of several images of one acquisition is taken: the lowest."""
+    images: Mapping[str, tuple[str, int]]
+    """Name and band by colour."""
+    date: str | None
+    fill: float | None = 0.0
+
+
+# --- by name ---------------------------------------------------------------------------------------------------------
+
+
+def _known(names: Iterable[str]) -> list[_Found]:
+    """What the names of files show, complete or not."""
+    bands: dict[tuple[str, str, int], _Found] = {}
+    planet = []
+    for name in sorted(names):
+        folder, _, file = name.rpartition("/")
+        if match := _SENTINEL.fullmatch(file):
+            rank, colour = _SENTINEL_KINDS.index(match["kind"].lower()), _OLI[match["band"][1:]]
+        elif match := _LANDSAT.fullmatch(file):
+            rank = 0 if match["kind"] else 1
+            colour = _LANDSAT_BANDS[match["sensor"].upper()].get(match["band"], "")
+        elif match := _PLANET.fullmatch(file):
+            planet.append(_of_planet(match, name))
+            continue
+        else:
+            continue
+        key = (folder, match["id"], rank)
+        found = bands.get(key) or _Found(match["id"], rank, {}, _iso(match["date"]))
+        bands[key] = replace(found, images={**found.images, colour: (name, 1)}) if colour else found
+    return [*bands.values(), *planet]
+
+
+def _of_planet(match: re.Match[str], name: str) -> _Found:
+    kind = match["kind"].lower()
+    numbers = dict(zip(COLOURS, ((name, band) for band in _PLANET_BANDS[kind]), strict=True))
+    fill = None if kind == "visual" else 0.0  # a visual image has an alpha band, and black ground
+    return _Found(match["id"], list(_PLANET_BANDS).index(kind), numbers, _iso(match["date"]), fill)
+
+
+def _iso(date: str | None) -> str | None:
+    return None if date is None else f"{date[:4]}-{date[4:6]}-{date[6:]}"
+
+
+def _chosen(found: Sequence[_Found], home: str, wanted: str | None) -> _Found | None:
+    """The one acquisition of a delivery, in the best of its forms; None where the names show none.
+
+    Raises
+    ------
+    SceneError
+        If there are several, or none with all three colours.
+    """
+    found = [one for one in found if wanted is None or one.id.lower().startswith(wanted.lower())]
+    whole = [one for one in found if set(one.images) == set(COLOURS)]
+    if not found:
+        return None
+    if not whole:
+        there = ", ".join(sorted(found[0].images)) or "none of them (MSS sees no blue)"
+        raise SceneError(
+            f"{home} holds images of {found[0].id}, but of red, green and blue only {there}: landslides are found in "
+            "all three, so download the missing bands"
+        )
+    names = sorted({one.id for one in whole})
+    if len(names) > 1:
+        more = ", ..." if len(names) > 3 else ""
+        raise SceneError(
+            f"{home} holds {len(names)} scenes ({', '.join(names[:3])}{more}), and one is expected: give the "
+            "folder of each, such as NAME.SAFE, or its metadata file (_metadata.json, _metadata.xml, _MTL.xml)"
+        )
+    return min(whole, key=lambda one: one.rank)
+
+
+# --- folders and archives --------------------------------------------------------------------------------------------
+
+
+def find_delivery(path: str) -> Delivery | None:
+    """The delivery at a path: a folder, a zip or tar, or the metadata file of one; None where there is none.
+
+    Parameters
+    ----------
+    path
+        As `files.vsi_path` gives it.
+
+    Raises
+    ------
+    SceneError
+        If it holds several scenes, lacks a colour, or names files that are not in it.
+    """
+    if path.startswith("/vsi") or not Path(path).exists():
+        return None
+    home, wanted = Path(path), None
+    if match := _METADATA.fullmatch(home.name):
+        home, wanted = home.parent, match["landsat"] or match["planet"]
+    if home.is_dir():
+        found = None if home.suffix.lower() == ".zarr" else _chosen(_known(_names_in(home)), path, wanted)
+        return None if found is None else _delivery(path, found, lambda name: _inside(home, name))
+    if home.suffix.lower() not in (".zip", ".tar"):
+        return None
+    check_regular(home)
+    kind, sizes = ("zip", _zipped(home)) if home.suffix.lower() == ".zip" else ("tar", _tarred(home))
+    found = _chosen(_known(sizes), path, None)
+    if found is None:
+        return None
+    for name, _ in found.images.values():
+        _check_member(name, sizes[name], path)
+    return _delivery(path, found, lambda name: f"/vsi{kind}/{{{home}}}/{name}")
+
+
+def _delivery(path: str, found: _Found, locate: Callable[[str], str]) -> Delivery:
+    red, green, blue = (Image(locate(name), band) for name, band in (found.images[colour] for colour in COLOURS))
+    places = {one.path for one in (red, green, blue)}
+    files = (path,) if any(place.startswith("/vsi") for place in places) else tuple(sorted(places))
+    return Delivery(path, (red, green, blue), found.date, found.fill, files)
+
+
+def _names_in(home: Path) -> list[str]:
+    """Names of the files in a folder and in its folders, with slashes; links to folders are not followed."""
+    names: list[str] = []
+    for folder, inner, files in os.walk(home):
+        depth = len(Path(folder).relative_to(home).parts)
+        inner[:] = sorted(inner) if depth < MAX_DEPTH else []
+        names += [(Path(folder).relative_to(home) / file).as_posix() for file in files]
+        if len(names) > MAX_NAMES:
+            return []  # of anything else
+    return names
+
+
+def _inside(home: Path, name: str) -> str:
+    """The file of a name in a folder.
+
+    Raises
+    ------
+    SceneError
+        If it is a link that leads out of the folder.
+    """
+    file = home / name
+    target = file.resolve()
+    if not target.is_relative_to(home.resolve()):
+        raise SceneError(
+            f"{file} is a link to {target}, out of its delivery: copy the image there, if you trust what put the link"
+        )
+    return str(file.absolute())
+
+
+@dataclass(frozen=True)
+class _Member:
+    """How large a file of an archive is, unpacked and in the archive."""
+
+    size: int
+    packed: int
+    plain: bool = True
+    """Neither encrypted nor a link."""
+
+
+def _zipped(path: Path) -> dict[str, _Member]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return {}
+    if len(members) > MAX_NAMES:
+        return {}
+    return {one.filename: _Member(one.file_size, one.compress_size, not one.flag_bits & 1) for one in members}
+
+
+def _tarred(path: Path) -> dict[str, _Member]:
+    members: dict[str, _Member] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for one in archive:
+                members[one.name] = _Member(one.size, one.size, one.isreg())
+                if len(members) > MAX_NAMES:
+                    return {}
+    except (tarfile.TarError, OSError, ValueError):
+        return {}
+    return members
+
+
+def _check_member(name: str, member: _Member, path: str) -> None:
+    """Refuse an image of an archive that is no plain file in it, or takes more than an image does.
+
+    Raises
+    ------
+    SceneError
+        If it is so.
+    """
+    unpack = "unpack it, if you trust it, and give the folder"
+    if name.startswith("/") or ".." in name.split("/") or re.search(r"[\\:{}\0]", name) or not member.plain:
+        raise SceneError(f"{path} names {name[:200]!r}, which is no plain file in it: {unpack}")
+    if member.size > MAX_IMAGE_BYTES:
+        raise SceneError(
+            f"{path} holds {name}, which takes {member.size >> 30} GB unpacked, and at most {MAX_IMAGE_BYTES >> 30} GB "
+            f"are read from an archive: {unpack}"
+        )
+    if member.size > MAX_RATIO * max(1, member.packed):
+        raise SceneError(
+            f"{path} holds {name}, which is {member.size // max(1, member.packed)} times larger unpacked, and images "
+            f"are at most {MAX_RATIO} times: {unpack}"
+        )
+
+
+# --- as a virtual raster ---------------------------------------------------------------------------------------------
+
+_CHECKED: dict[tuple[Delivery, tuple[tuple[int, int], ...]], Checked] = {}
+"""By the delivery, and the time and size of its files."""
+
+
+def as_vrt(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> Checked:
+    """A virtual raster of red, green and blue over the images of a delivery.
+
+    Parameters
+    ----------
+    opened
+        Opens an image and checks its size, as `opening.open_raster` does.
+
+    Raises
+    ------
+    SceneError
+        If an image is none, or the three do not share a grid.
+    rasterio.errors.RasterioError
+        If one cannot be opened.
+    """
+    stats = [Path(file).stat() for file in delivery.files]
+    version = (delivery, tuple((one.st_mtime_ns, one.st_size) for one in stats))
+    if version not in _CHECKED:
+        folder = f"geolabel-{uuid4().hex}"
+        text = ET.tostring(_described(delivery, opened), "utf-8")
+        held = MemoryFile(text, dirname=folder, filename="delivery.vrt")
+        _CHECKED[version] = Checked(f"/vsimem/{folder}/delivery.vrt", False, delivery.files, (held,))
+    return _CHECKED[version]
+
+
+def _described(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> ET.Element:
+    first, root = None, ET.Element("VRTDataset")
+    for colour, image in zip(COLOURS, delivery.images, strict=True):
+        if not formats.is_image(image.path):
+            raise SceneError(f"{image.path} is no image, but is named as the {colour} band of {delivery.name}")
+        with opened(image.path) as dataset:
+            if dataset.count < image.band:
+                raise SceneError(
+                    f"{image.path} has {dataset.count} bands, and an image of its name has its {colour} in band "
+                    f"{image.band}: say with --bands which bands of the file are red, green and blue, and give the file"
+                )
+            grid = (dataset.width, dataset.height, dataset.transform, dataset.crs)
+            if first is None:
+                first = grid
+                _place(root, dataset, delivery)
+            elif grid != first:
+                raise SceneError(
+                    f"{delivery.name}: {image.path} is not on the grid of {delivery.images[0].path}: download it again"
+                )
+            nodata = dataset.nodatavals[image.band - 1]
+            several = f"band {image.band} of " if dataset.count > 1 else ""
+            _add_band(
+                root,
+                dataset,
+                image.band,
+                image.path,
+                Description=f"{colour}, {several}{image.name}",
+                NoDataValue=delivery.fill if nodata is None else nodata,
+                ColorInterp=colour.capitalize(),
+            )
+            if colour == COLOURS[-1]:
+                alphas = [band for band, role in enumerate(dataset.colorinterp, 1) if role.name == "alpha"]
+                for band in alphas:
+                    _add_band(root, dataset, band, image.path, ColorInterp="Alpha")
+    return root
+
+
+def _place(root: ET.Element, dataset: DatasetReader, delivery: Delivery) -> None:
+    root.set("rasterXSize", str(dataset.width))
+    root.set("rasterYSize", str(dataset.height))
+    if dataset.crs is not None:
+        ET.SubElement(root, "SRS").text = dataset.crs.to_wkt()
+    if not dataset.transform.is_identity:
+        ET.SubElement(root, "GeoTransform").text = ",".join(map(repr, dataset.transform.to_gdal()))
+    if delivery.date is not None:
+        metadata = ET.SubElement(root, "Metadata")
+        ET.SubElement(metadata, "MDI", key="ACQUISITION_DATE").text = delivery.date
+
+
+def _add_band(root: ET.Element, dataset: DatasetReader, number: int, path: str, **said: Any) -> None:
+    kind = DTYPES.get(dataset.dtypes[number - 1], "Float64")
+    height, width = dataset.block_shapes[number - 1]
+    band = ET.SubElement(root, "VRTRasterBand", dataType=kind, band=str(len(root.findall("VRTRasterBand")) + 1))
+    for name, value in said.items():
+        if value is not None:
+            ET.SubElement(band, name).text = str(value)
+    source = ET.SubElement(band, "SimpleSource")
+    ET.SubElement(source, "SourceFilename", relativeToVRT="0").text = path
+    ET.SubElement(source, "SourceBand").text = str(number)
+    size = {"RasterXSize": str(dataset.width), "RasterYSize": str(dataset.height), "DataType": kind}
+    ET.SubElement(source, "SourceProperties", {**size, "BlockXSize": str(width), "BlockYSize": str(height)})
+    for rect in ("SrcRect", "DstRect"):
+        ET.SubElement(source, rect, xOff="0", yOff="0", xSize=str(dataset.width), ySize=str(dataset.height))
