@@ -16,7 +16,7 @@ from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, ch
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
-_EVIDENCE = ("dem", "min_slope", "exclude", "before", "register")
+_EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register")
 _WRITTEN = (
     "prompts_from",
     "keep_reviewed",
@@ -51,6 +51,14 @@ def _evidence_options(command: F) -> F:
             default=True,
             show_default=True,
             help="With --before: measure how far it is displaced, up to 32 px; or trust its position.",
+        ),
+        option(
+            "--before-mask",
+            group="evidence",
+            type=SCENE,
+            metavar="FILE|URI",
+            multiple=True,
+            help="With --before: as --mask, for the image from before the event. Repeatable.",
         ),
         option(
             "--before",

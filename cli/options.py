@@ -13,7 +13,7 @@ import click
 from geolabel.urls import without_secrets
 
 from .commands import F, option
-from .inputs import FOLDER, NETWORK, SEGMENTER, VECTORS, WEIGHTS, parse_bounds
+from .inputs import FOLDER, NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS, parse_bounds
 from .settings import owners_of
 
 if TYPE_CHECKING:
@@ -179,6 +179,14 @@ def scene_options(command: F) -> F:
             type=str,
             metavar="LEFT,BOTTOM,RIGHT,TOP",
             help="Work on this rectangle only, in the scene's CRS.",
+        ),
+        option(
+            "--mask",
+            group="input",
+            type=SCENE,
+            metavar="FILE|URI",
+            multiple=True,
+            help="A raster on any grid and in any CRS, such as clouds: pixels that are not 0 are left out. Repeatable.",
         ),
         aoi_layer,
         option("--aoi", group="input", type=VECTORS, help="Work inside the polygons of this file only."),

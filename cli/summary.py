@@ -10,7 +10,13 @@ from .terminal import duration, extent, see
 
 Figures = Mapping[str, Any]
 
-WHY = {"confidence": "less likely", "before": "bare before", "slope": "too gentle", "excluded": "on excluded ground"}
+WHY = {
+    "confidence": "less likely",
+    "masked": "cut by a mask",
+    "before": "bare before",
+    "slope": "too gentle",
+    "excluded": "on excluded ground",
+}
 """Reasons of candidates, in words."""
 
 
@@ -34,6 +40,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     if figures["candidates"]:
         why = ", ".join(f"{number} {WHY.get(reason, reason)}" for reason, number in figures.get("reasons", {}).items())
         rows["candidates"] = f"{figures['candidates']}, {why or 'less likely'}: in the layer candidates"
+    rows |= _masked(figures)
     if "displacements_px" in figures:
         farthest = max(math.hypot(*moved) for moved in figures["displacements_px"])
         rows["before"] = f"displaced by {farthest:.2f} px of the working grid, which is corrected"
@@ -54,6 +61,7 @@ def of_scores(output: str, figures: Figures) -> dict[str, str]:
     """Rows on a raster of scores; `figures` are those of `geolabel.extraction.work.Report.summary`."""
     return {
         "scored": extent(figures["area_km2"] * 1e6),
+        **_masked(figures),
         **_effort(figures),
         "output": output,
         "next": f"geolabel polygonize {output} --out slides.gpkg; or open it in QGIS: 127 of 254 is the edge",
@@ -73,6 +81,7 @@ def of_segments(output: str, figures: Figures) -> dict[str, str]:
     """Rows on everything in a scene; `figures` are those of `geolabel.extraction.segment.Segmentation.summary`."""
     return {
         "segments": f"{figures['segments']} in {extent(figures['area_km2'] * 1e6)}",
+        **_masked(figures),
         **_effort(figures),
         "output": output,
         "next": f"open {output} in QGIS",
@@ -96,6 +105,11 @@ def of_estimate(figures: Figures) -> dict[str, str]:
     }
     beside = ", ".join(figures.get("not_counted", ()))
     return rows | ({"not counted": beside} if beside else {})
+
+
+def _masked(figures: Figures) -> dict[str, str]:
+    """What masks hide, if there are any."""
+    return {"masked": f"{figures['masked_share']:.1%} of the scene is left out"} if "masked_share" in figures else {}
 
 
 def _effort(figures: Figures) -> dict[str, str]:

@@ -119,7 +119,10 @@ class Grid:
         scale_x, scale_y = (size / gsd for size in self.pixel_size_m())
         if abs(scale_x - 1) <= SAME_GSD and abs(scale_y - 1) <= SAME_GSD:
             return self
-        width, height = max(1, round(self.width * scale_x)), max(1, round(self.height * scale_y))
+        return self.resized(max(1, round(self.height * scale_y)), max(1, round(self.width * scale_x)))
+
+    def resized(self, height: int, width: int) -> Grid:
+        """The same extent in another number of pixels."""
         transform = self.transform * Affine.scale(self.width / width, self.height / height)
         return replace(self, transform=transform, height=height, width=width)
 

@@ -50,6 +50,7 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "min_slope",
         "exclude",
         "before",
+        "before_mask",
         "register",
         "dst_crs",
         "keep_reviewed",

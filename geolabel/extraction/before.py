@@ -23,6 +23,7 @@ from geolabel.errors import SceneError, TileError
 from geolabel.extraction.plan import Plan, examined
 from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.headers import check_image
+from geolabel.io.read.masks import hidden_share, open_masks
 from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
 from geolabel.tiles import Window
@@ -41,6 +42,9 @@ MAX_DISPLACEMENT_PX = 32
 
 COARSEST = 8.0
 """Maximum size of the pixels of a scene before, in pixels of the working grid: a landslide has too few larger ones."""
+
+BEFORE_MASK = "--before-mask"
+"""What masks of a scene before are given with."""
 
 STRETCH = "p2-98"
 """Of the scene before, as networks are used to. They see it so: matched to another season it has less contrast."""
@@ -72,11 +76,15 @@ class Before:
         return self.as_dict() | {"stretch": asdict(self.stretch), "tables": self.tables.tolist()}
 
 
-def open_before(path: str | Path, plans: Sequence[Plan], *, register: bool = True) -> list[Before | None]:
+def open_before(
+    path: str | Path, plans: Sequence[Plan], *, masks: Sequence[str | Path] = (), register: bool = True
+) -> list[Before | None]:
     """A scene from before the event on the grid of each plan; None for grids that it does not reach.
 
     Parameters
     ----------
+    masks
+        What is left out of it, see `geolabel.io.read.masks`.
     register
         Whether to measure its displacement; else its position is trusted.
 
@@ -89,8 +97,10 @@ def open_before(path: str | Path, plans: Sequence[Plan], *, register: bool = Tru
     check_image(reader.header)
     for text in reader.warnings:
         log.warning("%s: %s", reader.scene.name, text)
-    aligned = AlignedReader(reader)
-    shares = overlaps(aligned, [plan.grid for plan in plans], "--before")
+    shares = overlaps(AlignedReader(reader), [plan.grid for plan in plans], "--before")
+    if masks:
+        reader = reader.without(open_masks(masks, [reader.scene.grid], BEFORE_MASK, gsd=plans[0].grid.unit_m))
+        hidden_share(reader, reader.scene.grid, BEFORE_MASK)
     reader, stretch = examined(reader, STRETCH, plans[0].parameters.on_error)
     return [
         _register(AlignedReader(reader), stretch, plan, register=register) if share else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,14 @@ def estimate(
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
     before: str | Path | None = None,
+    before_mask: str | Path | Sequence[str | Path] = (),
     register: bool = True,
 ) -> dict[str, Any]:
     """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
 
     Parameters
     ----------
-    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, register
+    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, before_mask, register
         As in `geolabel.extract`.
 
     Returns
@@ -79,7 +81,7 @@ def estimate(
         Networks.of(networks),
         parameters or Parameters(),
         dst_crs=dst_crs,
-        supplements=Supplements(dem, min_slope, exclude, before, register),
+        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register),
     )
     for text in groups.warnings:
         log.warning("%s", text)

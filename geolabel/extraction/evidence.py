@@ -25,7 +25,7 @@ from geolabel.extraction.before import Before
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Work
-from geolabel.io.columns import CHANGE, TERRAIN
+from geolabel.io.columns import CHANGE, MASKED, TERRAIN
 from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.features import read_exclusions
 from geolabel.io.read.fingerprints import check_apart, fingerprint
@@ -50,9 +50,12 @@ linear over more of them."""
 SHARE = 0.5
 """Of a polygon, from which on excluded ground it is excluded, and from which its heights have to be known."""
 
-BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "before", "slope", "excluded", "confidence"
-"""Reasons of candidates: bare before the event, gentler than the minimum slope, on excluded ground, less sure than the
-minimum confidence. Of several the last of the first three holds."""
+STRIP = 1 / 3
+"""Minimum share of an outline along a mask of a polygon that the mask cuts: what is left is a strip at its edge."""
+
+CUT, BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "masked", "before", "slope", "excluded", "confidence"
+"""Reasons of candidates: cut by a mask, bare before the event, gentler than the minimum slope, on excluded ground, less
+sure than the minimum confidence. Of several the last of the first four holds."""
 
 BARE_BEFORE, UNCHANGED = 0.6, 1.5
 """Minimum activation before the event, and maximum change, of a polygon that was bare before. Chosen on synthetic
@@ -71,7 +74,7 @@ class Supplements:
     Raises
     ------
     OptionError
-        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to trust.
+        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to trust or mask.
     """
 
     dem: str | Path | None = None
@@ -82,12 +85,16 @@ class Supplements:
     """A vector file: on its polygons nothing counts as a landslide."""
     before: str | Path | None = None
     """An image from before the event, on any grid and in any CRS."""
+    before_mask: str | Path | Sequence[str | Path] = ()
+    """Masks of it, see `geolabel.io.read.masks`."""
     register: bool = True
     """Whether to measure how far it is displaced; else its position is trusted."""
 
     def __post_init__(self) -> None:
         if self.before is None and not self.register:
             raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
+        if self.before is None and self.before_masks:
+            raise OptionError(f"--before-mask {self.before_masks[0]} is of a scene from before: give one with --before")
         if self.min_slope is not None:
             Measure.check("min_slope", self.min_slope)
             if self.dem is None:
@@ -98,12 +105,20 @@ class Supplements:
     @property
     def inputs(self) -> list[str | Path]:
         """The files."""
-        return [path for path in (self.dem, self.exclude, self.before) if path is not None]
+        return [path for path in (self.dem, self.exclude, self.before, *self.before_masks) if path is not None]
+
+    @property
+    def before_masks(self) -> list[str | Path]:
+        """Masks of the scene before, one or several."""
+        given = self.before_mask
+        return [given] if isinstance(given, str | Path) else list(given)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for provenance: what was given."""
-        given = {name: value for name, value in vars(self).items() if value is not None and value is not True}
-        return {name: value if value is False else without_secrets(str(value)) for name, value in given.items()}
+        given = {"dem": self.dem, "min_slope": self.min_slope, "exclude": self.exclude, "before": self.before}
+        named = {name: without_secrets(str(value)) for name, value in given.items() if value is not None}
+        masks = [without_secrets(str(path)) for path in self.before_masks]
+        return named | ({"before_mask": masks} if masks else {}) | ({} if self.register else {"register": False})
 
 
 NO_SUPPLEMENTS = Supplements()
@@ -143,8 +158,8 @@ class Evidence:
     @property
     def readers(self) -> list[SceneReader]:
         """The rasters."""
-        aligned = [known.reader for known in (self.heights, self.before) if known is not None]
-        return [one.reader for one in aligned]
+        own = [known.reader.reader for known in (self.heights, self.before) if known is not None]
+        return [*own, *(mask.reader.reader for reader in own for mask in reader.masks)]
 
 
 NO_EVIDENCE = Evidence()
@@ -170,7 +185,8 @@ def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evide
     heights = [None] * len(plans) if supplements.dem is None else _open_heights(supplements.dem, plans)
     scenes: list[Before | None] = [None] * len(plans)
     if supplements.before is not None:
-        scenes = before.open_before(supplements.before, plans, register=supplements.register)
+        masks, register = supplements.before_masks, supplements.register
+        scenes = before.open_before(supplements.before, plans, masks=masks, register=register)
     least, given = 0.0 if supplements.min_slope is None else supplements.min_slope.value, supplements.as_dict()
     return [
         Evidence(model, scene, least, area, given | ({} if scene is None else {"change": scene.as_dict()}))
@@ -243,9 +259,13 @@ Job = tuple[Window, Window, Spans, Int32Array]
 
 
 def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float64Array]:
-    """Columns `geolabel.io.columns.TERRAIN` and `CHANGE` of objects; NaN where nothing is known."""
+    """Columns `geolabel.io.columns.TERRAIN`, `CHANGE` and `MASKED` of objects; NaN where nothing is known."""
     plan = work.run.plan
-    columns = {name: np.full(objects.count, np.nan) for name in (*TERRAIN, *CHANGE)}
+    columns = {name: np.full(objects.count, np.nan) for name in (*TERRAIN, *CHANGE, *MASKED)}
+    if plan.reader.masks:
+        tiles = list(BlockGrid(plan.grid.height, plan.grid.width, TILE_PX))
+        sums, _ = _summed(work, objects, _CUT.bind(plan), _shares(tiles, tiles, objects), ("cut",))
+        columns["masked_edge"] = np.round(sums["cut"] / _edges(objects), 6)
     if evidence.heights is not None:
         tiles = list(BlockGrid(plan.grid.height, plan.grid.width, TILE_PX))
         step = _MEASURE.bind(plan, evidence.heights)
@@ -313,6 +333,29 @@ def _compare_tile(plan: Plan, scene: Before, job: Job) -> LayerSums:
     return _sums_of(plan, job, partial(before.compare, plan, scene, *job[:2]), len(before.LAYERS))
 
 
+def _cut_tile(plan: Plan, job: Job) -> LayerSums:
+    return _sums_of(plan, job, partial(_cuts, plan, job[1]), 1)
+
+
+def _cuts(plan: Plan, window: Window) -> Int32Array:
+    """(1, H, W) edges that each pixel of a window shares with pixels that masks hide."""
+    around = Window(window.row - 1, window.col - 1, window.height + 2, window.width + 2)
+    hidden = plan.reader.hidden(around, plan.grid).astype(np.int32)
+    beside = hidden[:-2, 1:-1] + hidden[2:, 1:-1] + hidden[1:-1, :-2] + hidden[1:-1, 2:]
+    return beside[None]
+
+
+def _edges(objects: Objects) -> Int64Array:
+    """(K,) edges of pixels between each object and what is around it."""
+    spans, labels = objects.spans, objects.labels
+    upper, lower = spans.touching(4)
+    own = labels[upper] == labels[lower]
+    upper, lower = upper[own], lower[own]
+    shared = np.minimum(spans.stop[upper], spans.stop[lower]) - np.maximum(spans.start[upper], spans.start[lower])
+    within = total(shared, labels[upper], objects.count)
+    return total(2 * spans.lengths + 2, labels, objects.count) - 2 * within
+
+
 def _sums_of(plan: Plan, job: Job, read: Callable[[], Int32Array], count: int) -> LayerSums:
     """Sum the layers (L, H, W) of a window; they count as 0 where they cannot be read and that ends no run."""
     _, window, spans, labels = job
@@ -339,6 +382,7 @@ def _where_tile(*given: Any) -> str:
 
 
 _MEASURE = Pass("measure-terrain", _measure_tile, LayerSums, _where_tile)
+_CUT = Pass("cut", _cut_tile, LayerSums, _where_tile)
 _COMPARE = Pass("compare", _compare_tile, LayerSums, _where_tile)
 
 
@@ -378,8 +422,9 @@ def reasons(polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray) ->
     inside = _excluded(np.asarray(polygons.geometry.to_numpy(), object), evidence.excluded)
     bare = polygons["activation_before"].to_numpy(float) >= BARE_BEFORE
     same = polygons["change_z"].to_numpy(float) <= UNCHANGED
+    cut = polygons["masked_edge"].to_numpy(float) >= STRIP
     found = np.full(len(polygons), None, object)
-    for against, reason in ((bare & same, BEFORE), (gentle, SLOPE), (inside, EXCLUDED)):
+    for against, reason in ((cut, CUT), (bare & same, BEFORE), (gentle, SLOPE), (inside, EXCLUDED)):
         found[against & ~asked] = reason
     return found
 

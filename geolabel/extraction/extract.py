@@ -47,6 +47,7 @@ def extract(
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
     before: str | Path | None = None,
+    before_mask: str | Path | Sequence[str | Path] = (),
     register: bool = True,
     prompts_from: str | Path | None = None,
     keep_reviewed: str | Path | None = None,
@@ -73,8 +74,8 @@ def extract(
     out
         GeoPackage to write; None to write nothing.
     reading, networks, parameters
-        How the scene is read, which networks run where, and every number that the result depends on. Networks may be
-        the folder that `geolabel.adapt` wrote.
+        How the scene is read and what masks hide of it, which networks run where, and every number that the result
+        depends on. Networks may be the folder that `geolabel.adapt` wrote.
     dem
         Heights in metres, in any CRS and on any grid, as anything that GDAL opens: polygons then have a slope, an
         aspect and a relief.
@@ -85,6 +86,8 @@ def extract(
     before
         An image of the place before the event, in any CRS and on any grid: polygons then have a change and an
         activation before, and what was bare before and has not changed is a candidate.
+    before_mask
+        Rasters, in any CRS and on any grid, such as clouds: pixels that are not zero are left out of `before`.
     register
         Whether to measure how far `before` is displaced, at most 32 px of the working grid.
     prompts_from
@@ -130,10 +133,10 @@ def extract(
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
     run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
-    supplements = Supplements(dem, min_slope, exclude, before, register)
+    supplements = Supplements(dem, min_slope, exclude, before, before_mask, register)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
-    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *(one.source for one in scenes)]
+    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks, *(one.source for one in scenes)]
     targets = Targets.of(
         out,
         score_out,

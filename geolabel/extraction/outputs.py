@@ -260,6 +260,7 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
             "crs": None if plan.grid.crs is None else plan.grid.crs.to_wkt(),
         },
         "stretch": asdict(plan.stretch),
+        **_mask_facts(plan),
         "networks": {recipe.role: asdict(recipe) for recipe in (plan.localizer, plan.segmenter)},
         **({} if plan.confidence is None else {"confidence_model": plan.confidence.fitted}),
         "classes": list(plan.classes),
@@ -271,6 +272,12 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
             "segmenter_overlap": plan.segment_tiles.overlap,
         },
     }
+
+
+def _mask_facts(plan: Plan) -> dict[str, Any]:
+    """What masks hide, if there are any."""
+    names = [mask.name for mask in plan.reader.masks]
+    return {"masks": {"names": names, "share": round(plan.masked, 6)}} if names else {}
 
 
 def _scene_facts(scene: Scene) -> dict[str, Any]:

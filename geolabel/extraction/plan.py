@@ -62,6 +62,8 @@ class Plan:
     parameters: Parameters
     confidence: FittedConfidence | None = None
     """Of the polygons; None for the model that comes with geolabel."""
+    masked: float = 0.0
+    """Share of the working grid that masks hide, 0..1."""
 
     @property
     def method(self) -> SceneMethod:

@@ -55,6 +55,13 @@ class Reading:
     to tell it from the others."""
     asset: str | None = None
     """Which asset of STAC items is the scene; None for the one that is a picture."""
+    mask: str | Path | tuple[str | Path, ...] = ()
+    """Rasters of any grid and CRS: pixels that are not zero are left out; see `geolabel.io.read.masks`."""
+
+    @property
+    def masks(self) -> tuple[str | Path, ...]:
+        """The masks, one or several."""
+        return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
 
 FOLDER_FILES = {

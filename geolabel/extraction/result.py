@@ -131,7 +131,7 @@ class Result:
             "mean_confidence": round(float(known.mean()), 3) if known.size else None,
             "candidates": len(self.candidates),
         }
-        if self.parts[0].evidence.given:
+        if self.parts[0].evidence.given or self.parts[0].plan.reader.masks:
             polygons["reasons"] = dict(sorted(Counter(self.candidates["reason"].dropna()).items()))
         moved = [part.evidence.before.displacement for part in self.parts if part.evidence.before is not None]
         if any(one.blocks for one in moved):  # a position that is trusted is not measured

@@ -19,6 +19,7 @@ from geolabel.extraction.evidence import NO_SUPPLEMENTS, Evidence, Supplements, 
 from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
 from geolabel.io.read.headers import check_image, product_of
+from geolabel.io.read.masks import Mask, hidden_share, open_masks
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
@@ -139,9 +140,11 @@ def prepare_scenes(
             f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
             f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
+    masks = open_masks(reading.masks, [one.scene.grid for one in opened], "--mask", gsd=reading.gsd)
     parameters, recipes, confidence = decide(networks, _for_workers(parameters))
     plans = tuple(
-        replace(_plan_group(group, area, reading, recipes, parameters), confidence=confidence) for group, area in inside
+        replace(_plan_group(group, area, reading, recipes, parameters, masks), confidence=confidence)
+        for group, area in inside
     )
     found = [(one.scene.name, text) for one in opened for text in one.warnings] + _findings(plans)
     warnings = [text if alone else f"{name}: {text}" for name, text in found]
@@ -355,21 +358,25 @@ def _plan_group(
     reading: Reading,
     recipes: tuple[Recipe, Recipe],
     parameters: Parameters,
+    masks: Sequence[Mask],
 ) -> Plan:
     """The plan of scenes on one grid."""
     stretch: str | Stretch = reading.stretch
     reader = group[0].reader
     if len(group) > 1:
-        reader, stretch = SceneReader(_scene_mosaic(group, reading.stretch, parameters.on_error)), AS_IT_IS
+        reader, stretch = SceneReader(_scene_mosaic(group, reading.stretch, parameters.on_error, masks)), AS_IT_IS
     if area is not None:
         reader = reader.within(area)
-    return make_plan(
+    if masks:
+        reader = reader.without(masks)
+    plan = make_plan(
         reader, *recipes, parameters, bounds=reading.bounds, working_gsd=reading.working_gsd, stretch=stretch
     )
+    return replace(plan, masked=hidden_share(reader, plan.grid, "--mask"))
 
 
-def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str) -> SceneMosaic:
-    """Scenes on one grid as one, which reaches as far as they do."""
+def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str, masks: Sequence[Mask]) -> SceneMosaic:
+    """Scenes on one grid as one, which reaches as far as they do; what masks hide has no say in their stretch."""
     base = group[0].scene.grid
     windows = [window for one in group if (window := base.window_of(one.scene.grid)) is not None]
     assert len(windows) == len(group), "these scenes do not share a grid"
@@ -378,7 +385,7 @@ def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str) -> Scen
     grid = replace(
         base, transform=base.transform * Affine.translation(col, row), height=bottom - row, width=right - col
     )
-    readers = executors.ordered(partial(_examined, stretch, on_error), [one.reader for one in group])
+    readers = executors.ordered(partial(_examined, stretch, on_error, masks), [one.reader for one in group])
     return SceneMosaic(
         grid,
         [
@@ -394,6 +401,7 @@ def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str) -> Scen
     )
 
 
-def _examined(spec: str, on_error: str, reader: SceneReader) -> tuple[SceneReader, Stretch]:
-    with reader:
-        return examined(reader, spec, on_error)
+def _examined(spec: str, on_error: str, masks: Sequence[Mask], reader: SceneReader) -> tuple[SceneReader, Stretch]:
+    with reader.without(masks) if masks else reader as opened:
+        found, stretch = examined(opened, spec, on_error)
+    return found.without(()) if masks else found, stretch  # the scene mosaic leaves out what they hide

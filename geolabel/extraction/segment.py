@@ -103,7 +103,7 @@ class Segmentation:
 
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
-        return self.report.found | {"gaps": len(self.report.gaps)} | self.report.effort()
+        return {**self.report.found, **self.report.hidden(), "gaps": len(self.report.gaps), **self.report.effort()}
 
 
 def segment(
@@ -141,11 +141,12 @@ def segment(
     GeolabelError
         See `geolabel.errors`.
     """
-    asked = everything or GridPrompts()
+    asked, reading = everything or GridPrompts(), reading or Reading()
     run_folder, carried = run_folder or RunFolderOptions(), Carried(discard=discard_review)
-    targets = Targets.of(out, overwrite=overwrite, inputs=(scene,), run_dir=run_folder.run_dir, carried=carried)
+    inputs = (scene, *reading.masks)
+    targets = Targets.of(out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried)
     parameters = replace(parameters or Parameters(), method=asked)
-    plan = prepare(scene, reading or Reading(), Networks.of(networks), parameters)
+    plan = prepare(scene, reading, Networks.of(networks), parameters)
     for text in plan.reader.warnings:
         log.warning("%s", text)
     return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress, report=report).segments

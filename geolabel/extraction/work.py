@@ -27,7 +27,7 @@ from geolabel.io.read.scenes import SceneReader
 from geolabel.io.store import Store
 from geolabel.prompts import Prompts
 
-_UNCOUNTED = ("found", "dense", "seconds", "pixels", "area_km2", "tasks", "tasks_kept", "peak_bytes")
+_UNCOUNTED = ("found", "dense", "seconds", "pixels", "area_km2", "masked_share", "tasks", "tasks_kept", "peak_bytes")
 """Fields that are no counts, or differ between runs that find the same."""
 
 
@@ -50,6 +50,8 @@ class Report(Effort):
     """Of the working grid."""
     area_km2: float = 0.0
     """Of the working grid, by the size of its central pixel."""
+    masked_share: float | None = None
+    """Of the working grid, what masks hide, 0..1; None without masks."""
     dense: bool = False
     """Whether the method scores every pixel itself, without prompts."""
     found: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +64,9 @@ class Report(Effort):
         self.pixels += sum(pixels)
         self.area_km2 = round(self.area_km2 + sum(areas), 6)
         self.dense = plans[0].dense
+        if any(plan.reader.masks for plan in plans):
+            hidden = sum(count * plan.masked for count, plan in zip(pixels, plans, strict=True))
+            self.masked_share = round(hidden / sum(pixels), 4)
         return self
 
     def count_tiles(self, reports: Sequence[TileReport]) -> None:
@@ -92,10 +97,15 @@ class Report(Effort):
             "peak_mb": peak,
         }
 
+    def hidden(self) -> dict[str, Any]:
+        """What masks hide, if there are any."""
+        return {} if self.masked_share is None else {"masked_share": self.masked_share}
+
     def summary(self) -> dict[str, Any]:
         """The figures that a user wants to see at the end."""
         names = ("prompts", "masks", "tiles", "tiles_without_data", "tiles_failed")
-        return self.found | {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps)} | self.effort()
+        counts = {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps)}
+        return self.found | self.hidden() | counts | self.effort()
 
     def counts(self) -> dict[str, Any]:
         """Plain values that the same run gives again: everything but the effort."""
@@ -163,7 +173,8 @@ def under_way(
         What the records depend on beside the plans and the prompts, as plain values.
     """
     for plan in plans:
-        check_apart(targets.paths, plan.reader)
+        for reader in (plan.reader, *(mask.reader.reader for mask in plan.reader.masks)):
+            check_apart(targets.paths, reader)
     root, progress = targets.root(run_folder.run_dir), progress or Silent()
     key = None if root is None else run_key(plans, drawn, scene_key=run_folder.scene_key)
     report = (report or Report()).cover(*plans)
@@ -245,7 +256,8 @@ def _plan_key(plan: Plan, drawn: Prompts | None, scene_key: str | None) -> dict[
             "nodata": reader.nodata,
             "aoi": None if reader.aoi is None else _digest(shapely.to_wkb(reader.aoi)),
             "event_date": reader.scene.event_date,
-        },
+        }
+        | ({"masks": [fingerprint(mask.reader.reader) for mask in reader.masks]} if reader.masks else {}),
         "grid": {
             "height": grid.height,
             "width": grid.width,

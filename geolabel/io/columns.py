@@ -218,11 +218,20 @@ LANDSLIDES = (
         "mean",
     ),
     Column(
+        "masked_edge",
+        "real",
+        "Outline along a mask (0-1)",
+        "Share of its outline, by pixels, along ground that --mask leaves out",
+        2,
+        "Evidence",
+        "mean",
+    ),
+    Column(
         "reason",
         "text",
         "Why a candidate",
-        "confidence: below the minimum; before: bare before the event, and unchanged; slope: gentler than --min-slope; "
-        "excluded: on polygons of --exclude; null for landslides",
+        "confidence: below the minimum; masked: --mask cuts a third of its outline; before: bare before the event, "
+        "and unchanged; slope: gentler than --min-slope; excluded: on polygons of --exclude; null for landslides",
         page="Evidence",
         merged="shared",
     ),
@@ -326,6 +335,9 @@ TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg")
 
 CHANGE = ("change_z", "activation_before")
 """Columns that follow from a scene before the event."""
+
+MASKED = ("masked_edge",)
+"""Columns that follow from masks."""
 
 SEGMENT_COLUMNS = kinds("id", *MEASURED, "predicted_iou", "stability", "n_tiles", "gsd_m", "source")
 

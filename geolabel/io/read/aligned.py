@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyproj
-from affine import Affine
 
 from geolabel.errors import SceneError
 from geolabel.scene import Grid, span
@@ -197,9 +196,7 @@ def _coarser(source: Grid, wide: float) -> Grid:
     factor = int(wide + 1e-6)
     if factor < 2:
         return source
-    height, width = max(1, round(source.height / factor)), max(1, round(source.width / factor))
-    transform = source.transform * Affine.scale(source.width / width, source.height / height)
-    return replace(source, transform=transform, height=height, width=width)
+    return source.resized(max(1, round(source.height / factor)), max(1, round(source.width / factor)))
 
 
 def _coordinates(

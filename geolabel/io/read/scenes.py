@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import shapely
 
     from geolabel.io.read.arrays import Labelled
+    from geolabel.io.read.masks import Mask
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class SceneReader:
         to tell it from the others.
     findings
         What was found of values that nothing declares, see `examined`.
+    masks
+        What is left out beside that, such as clouds; see `geolabel.io.read.masks`.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class SceneReader:
         event_date: str | None = None,
         time: str | None = None,
         findings: Findings | None = None,
+        masks: Sequence[Mask] = (),
     ) -> None:
         if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
             raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
@@ -112,7 +116,9 @@ class SceneReader:
             event_date=event_date,
             time=time,
             findings=findings,
+            masks=masks,
         )
+        self.masks = tuple(masks)
         self.findings = findings or Findings()
         self._stored = _source(source, time)
         self._source = Upright(self._stored)
@@ -137,6 +143,17 @@ class SceneReader:
     def within(self, aoi: shapely.Geometry) -> SceneReader:
         """The same scene with another area of interest."""
         return self._recipe(aoi=aoi)
+
+    def without(self, masks: Sequence[Mask]) -> SceneReader:
+        """The same scene without what masks hide, instead of what others did."""
+        return self._recipe(masks=masks)
+
+    def hidden(self, window: Window, grid: Grid) -> BoolArray:
+        """(height, width) what the masks hide of a window, which may reach out of the grid."""
+        hidden = np.zeros((window.height, window.width), bool)
+        for mask in self.masks:
+            hidden |= mask.hidden(window, grid)
+        return hidden
 
     def examined(self, bands: AnyArray, valid: BoolArray) -> tuple[SceneReader, BoolArray]:
         """The same scene without what a sample says is no data, and which pixels of the sample remain valid.
@@ -269,6 +286,8 @@ class SceneReader:
         if self.aoi is not None:
             with self._outlining:
                 valid &= inside(self.aoi, grid, window)
+        if self.masks:
+            valid &= ~self.hidden(window, grid)
         return bands, valid
 
     def sample(self, max_pixels: int = 1 << 20, *, lenient: bool = False) -> tuple[AnyArray, BoolArray]:
@@ -296,9 +315,11 @@ class SceneReader:
         step = max(1.0, math.sqrt(grid.height * grid.width / max_pixels))
         height = min(max(1, int(grid.height / step)), max_pixels)
         width = max(1, min(int(grid.width / step), max_pixels // height))
+        whole = Window(0, 0, height, width)
         try:
             picked, present = self._finish(*self._source.decimate(self._unique, height, width))
-            return picked, self._without_findings(picked, present, Window(0, 0, height, width), (height, width))
+            present = self._without_findings(picked, present, whole, (height, width))
+            return picked, present & ~self.hidden(whole, grid.resized(height, width)) if self.masks else present
         except (OSError, RuntimeError, ValueError, MemoryError) as cause:
             patches = self._patches() if lenient else []
             if not patches:

@@ -1,0 +1,121 @@
+"""Masks: rasters of any grid and CRS whose pixels that are not zero are left out of a scene, such as clouds.
+
+A pixel of a mask hides ground if its value is neither zero, nor nodata, nor NaN, and no mask or alpha band of the file
+itself hides it. This is the opposite of GDAL's mask bands, where zero hides. Ground beyond the mask is not hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from geolabel.errors import SceneError
+from geolabel.io.read.aligned import AlignedReader, overlaps
+from geolabel.io.read.scenes import SceneReader
+from geolabel.scene import Grid
+from geolabel.tiles import Window
+from geolabel.types import AnyArray, BoolArray
+
+log = logging.getLogger(__name__)
+
+FLAG = 100
+"""What stands for a value that is not zero: it fits all kinds of numbers, and means of it are accurate to 1 %."""
+
+SHARE = 0.5
+"""Minimum share of what is known of a pixel that has to be flagged for the pixel to be hidden."""
+
+LOOK_PX = 1 << 20
+"""Maximum number of pixels of the grid on which the hidden share of a scene is measured."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a raster hides of scenes of other grids. It travels as its arguments."""
+
+    reader: AlignedReader
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.reader.reader.scene.name
+
+    def hidden(self, window: Window, grid: Grid) -> BoolArray:
+        """(height, width) which pixels of a window of a grid are hidden; it may reach out of that grid.
+
+        Raises
+        ------
+        SceneError
+            If the mask and the grid cannot be placed on each other.
+        TileError
+            If the mask cannot be read.
+        """
+        flags, known = self.reader.read(window, grid)
+        hidden: BoolArray = known & (flags[0] >= SHARE * FLAG)
+        return hidden
+
+
+class _Flags(SceneReader):
+    """A raster of one band as flags: `FLAG` where its value is not zero, else 0."""
+
+    def _finish(self, stored: AnyArray, valid: BoolArray) -> tuple[AnyArray, BoolArray]:
+        bands, valid = super()._finish(stored, valid)
+        return np.where(bands != 0, FLAG, 0).astype(bands.dtype), valid
+
+
+def open_masks(
+    paths: Sequence[str | Path], grids: Sequence[Grid], option: str, *, gsd: float | None = None
+) -> tuple[Mask, ...]:
+    """Open masks of scenes on some grids.
+
+    Parameters
+    ----------
+    option
+        What the user gave them with, for errors.
+    gsd
+        Metres per pixel of masks without CRS.
+
+    Raises
+    ------
+    SceneError
+        If one cannot be opened, has more than one band, or covers nothing of any grid.
+    """
+    masks = []
+    for path in paths:
+        reader = _Flags(path, gsd=gsd)
+        if reader.scene.band_count != 1:
+            raise SceneError(
+                f"{option} {reader.scene.name} has {reader.scene.band_count} bands: give a raster of one band, which "
+                "is not zero where the scene is left out (gdal_translate -b 1 IN OUT)"
+            )
+        mask = Mask(AlignedReader(reader, bands=1))
+        overlaps(mask.reader, grids, option)
+        masks.append(mask)
+    return tuple(masks)
+
+
+def hidden_share(reader: SceneReader, grid: Grid, option: str) -> float:
+    """Share of a grid, 0..1, that the masks of a scene hide, measured on at most `LOOK_PX` pixels.
+
+    Raises
+    ------
+    SceneError
+        If they hide all of it.
+    """
+    if not reader.masks:
+        return 0.0
+    step = max(1.0, math.sqrt(grid.height * grid.width / LOOK_PX))
+    coarse = grid.resized(max(1, int(grid.height / step)), max(1, int(grid.width / step)))
+    share = float(reader.hidden(coarse.window, coarse).mean())
+    names = ", ".join(mask.name for mask in reader.masks)
+    if share == 1:
+        raise SceneError(
+            f"{option} {names} leaves out all of {reader.scene.name}: pixels that are not zero are left out, so give a "
+            "mask that is zero where the scene is clear (gdal_calc.py -A IN --outfile OUT --calc 'A==0')"
+        )
+    log.info("%s: %.1f %% of %s is left out", names, 100 * share, reader.scene.name)
+    return share
