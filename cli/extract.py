@@ -95,7 +95,7 @@ def _evidence_options(command: F) -> F:
 
 @command(short_help="Find the landslides of scenes and write them as polygons.", epilog=_quality())
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
-@option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@options.vectors_out()
 @option(
     "--score-out",
     group="output",
@@ -210,6 +210,10 @@ def extract(
     return GAPS if report.gaps else 0
 
 
+_OUTPUTS = (".gpkg", ".fgb", ".parquet", ".shp", ".kmz")
+"""Suffixes of an output among scenes; GeoJSON may be a STAC item, and an archive may hold a scene."""
+
+
 def _split(scenes: tuple[str, ...], out: str | None, *, needed: bool) -> tuple[tuple[str, ...], str | None]:
     """The scenes, and the output, which may be the last of the names.
 
@@ -221,10 +225,10 @@ def _split(scenes: tuple[str, ...], out: str | None, *, needed: bool) -> tuple[t
     from geolabel.errors import OptionError
 
     *others, last = scenes
-    output = last if others and last.lower().endswith(".gpkg") else None
+    output = last if others and last.lower().endswith(_OUTPUTS) else None
     if out and output:
         raise OptionError(f"two outputs, {output} and {out}: give one")
     if not (out or output) and needed:
-        other = others and last.lower().endswith((".shp", ".geojson", ".fgb", ".kml", ".kmz"))
+        other = others and last.lower().endswith((".geojson", ".kml"))
         raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
     return (tuple(others), output) if output else (scenes, out)

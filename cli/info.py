@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from geolabel.radiometry import Stretch
     from geolabel.review.summary import Group, Summary
 
-INVENTORIES = (".gpkg", ".geojson", ".shp", ".fgb", ".kml", ".kmz")
-"""Suffixes of files that may be inventories; a GeoPackage may be a scene too, and JSON a STAC item."""
+INVENTORIES = (".gpkg", ".geojson", ".shp", ".fgb", ".kml", ".kmz", ".parquet", ".geoparquet", ".zip")
+"""Suffixes of files that may be inventories; JSON may be a STAC item."""
+
+EITHER = (".gpkg", ".zip")
+"""Suffixes of files that may be scenes too."""
 
 OF_INVENTORIES = ("plot", "overwrite")
 
@@ -66,7 +69,7 @@ def _is_inventory(path: str) -> bool:
     """Whether a file holds polygons instead of pixels."""
     if not path.lower().endswith(INVENTORIES):
         return False
-    if not path.lower().endswith(".gpkg"):
+    if not path.lower().endswith(EITHER):
         return True
     from geolabel.io.read.features import spatial_layers
 

@@ -134,6 +134,21 @@ asset = option(
     metavar="NAME",
     help="Which asset of STAC items is the scene, where that is not clear.",
 )
+
+
+def vectors_out(*, required: bool = False) -> Callable[[F], F]:
+    """Add the option for the file of polygons that a command writes."""
+    return option(
+        "-o",
+        "--out",
+        group="output",
+        required=required,
+        type=click.Path(dir_okay=False),
+        help="File to write. Its suffix names the format: .gpkg, which holds everything; .fgb, .parquet, .geojson or "
+        ".shp, the first layer; .zip, Shapefiles of all layers; .kmz.",
+    )
+
+
 overwrite = option("--overwrite", group="output", is_flag=True, help="Replace the output if it exists.")
 discard_review = option(
     "--discard-review",

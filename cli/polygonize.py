@@ -15,7 +15,7 @@ from .terminal import announce, loading, progress_bar
 @command(short_help="Turn a mask or scores into polygons.")
 @click.argument("raster", type=SCENE)
 @click.argument("output", required=False, type=click.Path(dir_okay=False))
-@option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@options.vectors_out()
 @option(
     "--band",
     group="input",

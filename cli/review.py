@@ -93,7 +93,7 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
 
 @review.command()
 @click.argument("inventories", type=INVENTORY, nargs=-1, required=True, metavar="INVENTORY INVENTORY...")
-@option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="Inventory to write.")
+@options.vectors_out(required=True)
 @option(
     "--min-iou",
     group="sensitivity",

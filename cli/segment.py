@@ -20,7 +20,7 @@ from .workers import at_work, cluster_options
 
 @command(short_help="Outline everything in a scene, without classes.")
 @click.argument("scene", type=SCENE)
-@option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="GeoPackage to write.")
+@options.vectors_out(required=True)
 @options.scene_options
 @record_options(GridSettings)
 @prediction.tile_options

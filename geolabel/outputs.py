@@ -27,6 +27,7 @@ DESCRIBED_BY = {
     **dict.fromkeys((".tif", ".tiff"), (*RASTER_SIDECARS, "tfw", "tifw", "tiffw", "tfwx", "aux", "rrd")),
     ".png": (*RASTER_SIDECARS, "pgw", "pngw", "pgwx"),
     ".gpkg": (".aux.xml",),
+    ".shp": (".xml", "qix", "qpj", "sbn", "sbx", "ain", "aih", "fbn", "fbx"),
 }
 """What GDAL, QGIS and ArcGIS leave beside a finished file of each format and read with it: what describes the old file
 would be believed of the new one. With a dot the ending follows the whole name, without one it replaces the suffix.
@@ -34,6 +35,9 @@ would be believed of the new one. With a dot the ending follows the whole name, 
 A ``.prj`` or ``.wld`` of the same stem may belong to another file, and a ``.qml`` is a style that a person made: a
 GeoTIFF needs none of them, and they stay."""
 
+
+PARTS = {".shp": (".shx", ".dbf", ".prj", ".cpg")}
+"""Formats of several files, which take their places together: the suffixes of the others."""
 
 SQLITE = (".gpkg", ".sqlite", ".db")
 """Formats that are SQLite's, which keeps what is not yet in the file in files beside it."""
@@ -94,9 +98,15 @@ def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inpu
     for source in inputs:
         if same_file(path, source):
             raise OutputError(f"{path} is an input of this run ({source}): give the output another name")
-    if path.is_symlink():
-        raise OutputError(f"{path} is a symbolic link to {path.readlink()}: give the name of a file itself")
-    _check_place(path, overwrite=overwrite)
+    for file in (path, *other_files(path)):
+        if file.is_symlink():
+            raise OutputError(f"{file} is a symbolic link to {file.readlink()}: give the name of a file itself")
+        _check_place(file, overwrite=overwrite)
+
+
+def other_files(path: Path) -> list[Path]:
+    """Files that a format has besides the one that is named; see `PARTS`."""
+    return [path.with_suffix(suffix) for suffix in PARTS.get(path.suffix.lower(), ())]
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:
@@ -235,8 +245,8 @@ def _together(*paths: Path) -> Iterator[_Together]:
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield the name of a file to write to, which takes its place at `path` if the block ends without an error.
 
-    The name is that of `path`, in a new folder of `Scratch`. What describes the old file goes with it. After an error
-    nothing is left but what was there before.
+    The name is that of `path`, in a new folder of `Scratch`, where the other files of a format of several are written
+    too (`PARTS`). What describes the old file goes with it. After an error nothing is left but what was there before.
 
     Raises
     ------
@@ -250,8 +260,12 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     with _together(path) as work:
         part = work.room(held[-1].root if held else path.parent) / path.name
         yield part
-        _check_place(path, overwrite=overwrite)  # a second run may have finished in the meantime
+        others = [(place, part.with_name(place.name)) for place in other_files(path)]
+        for place in (path, *(place for place, _ in others)):
+            _check_place(place, overwrite=overwrite)  # a second run may have finished in the meantime
         work.moves += [Move(sidecar) for sidecar in (() if held else _sidecars_of(path))]
+        work.moves += [Move(place, file, exclusive=not overwrite) for place, file in others if file.exists()]
+        work.moves += [Move(place) for place, file in others if place.exists() and not file.exists()]
         work.moves.append(Move(path, part, exclusive=not overwrite))
 
 

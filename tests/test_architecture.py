@@ -101,6 +101,7 @@ FILES = {
     "pandas",
     "platformdirs",
     "pooch",
+    "pyarrow",
     "pyogrio",
     "rasterio",
     "rioxarray",

@@ -156,6 +156,7 @@ def extract(
         raster=targets.raster,
         supplements=supplements,
     )
+    targets.check_crs(groups.crs)
     for text in groups.warnings:
         log.warning("%s", text)
     result = run_extract(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pyproj
 import shapely
 
 import geolabel
@@ -28,6 +29,7 @@ from geolabel.io.read.review import (
 )
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.write import rasters, vectors
+from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.rasters import in_pixels, rasterize, write_cog
 from geolabel.io.write.vectors import write_layers
 from geolabel.masks import OUTSIDE
@@ -102,6 +104,17 @@ class Targets:
         if targets.inventory is not None:
             check_work(targets.inventory, carried)
         return targets
+
+    def check_crs(self, crs: pyproj.CRS | None) -> None:
+        """Refuse, before any work is done, an inventory in a format that cannot hold polygons in a CRS.
+
+        Raises
+        ------
+        OutputError
+            If that is so.
+        """
+        if self.inventory is not None:
+            check_lonlat(self.inventory, crs)
 
     @property
     def paths(self) -> list[Path]:

@@ -81,6 +81,7 @@ def polygonize(
     from geolabel.io.columns import CHANGE, LANDSLIDE_COLUMNS, TERRAIN
     from geolabel.io.read.review import Carried, check_work
     from geolabel.io.styles import REVIEW_STATES
+    from geolabel.io.write.exchange import check_lonlat
     from geolabel.io.write.vectors import SUFFIXES, write_inventory
 
     carried = Carried(discard=discard_review)
@@ -91,6 +92,7 @@ def polygonize(
     source, *others = sources.values()
     if out is not None:
         check_apart([Path(out)], source.reader)
+        check_lonlat(Path(out), source.grid.crs)
     if not others:
         check_share(source)
     blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd

@@ -147,6 +147,7 @@ def segment(
     targets = Targets.of(out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried)
     parameters = replace(parameters or Parameters(), method=asked)
     plan = prepare(scene, reading, Networks.of(networks), parameters)
+    targets.check_crs(plan.grid.crs)
     for text in plan.reader.warnings:
         log.warning("%s", text)
     return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress, report=report).segments

@@ -5,7 +5,8 @@ A new attribute of landslides is a row of `LANDSLIDES`, and the function that me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -357,3 +358,27 @@ TRUTH_COLUMNS = kinds("id", "area_m2")
 
 DERIVED = frozenset(column.name for column in LANDSLIDES if not column.edited) | {"n_tiles"}
 """Columns of polygons that follow from the outline and the run. All others are for a person to fill in or to add."""
+
+NAME_LENGTH = 10
+"""Characters of a column name in a Shapefile."""
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names of columns with ten characters at most, no two of which are the same in any case of letters.
+
+    Longer ones lose the vowels within their words first, and then their end.
+
+    Examples
+    --------
+    >>> short_names(["area_m2", "activation_share", "activation_shares"])
+    {'area_m2': 'area_m2', 'activation_share': 'actvtn_shr', 'activation_shares': 'actvtn_sh2'}
+    """
+    found: dict[str, str] = {}
+    for name in sorted(names, key=len):  # what is short already keeps its name
+        short = name if len(name) <= NAME_LENGTH else re.sub(r"(?<=[^\W_])[aeiou]", "", name)[:NAME_LENGTH]
+        number, taken = 1, {other.lower() for other in found.values()}
+        while short.lower() in taken:
+            number += 1
+            short = f"{short[: NAME_LENGTH - len(str(number))]}{number}"
+        found[name] = short
+    return {name: found[name] for name in names}

@@ -17,6 +17,7 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.geodesy import near, reproject, unwrapped
+from geolabel.io.columns import LANDSLIDE_COLUMNS, short_names
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import asked_elsewhere, gather_prompts
 from geolabel.io.read.vector_files import vector_file
@@ -172,6 +173,13 @@ def _read(file: str, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFr
         return pyogrio.read_dataframe(file, **wanted)
     except UnicodeDecodeError:  # a DBF that says it is UTF-8, or that says nothing, and was written by older Windows
         return pyogrio.read_dataframe(file, **wanted, encoding="ISO-8859-1")
+
+
+def with_whole_names(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Undo the short names of columns that a Shapefile of geolabel has."""
+    short = {other: name for name, other in short_names(list(LANDSLIDE_COLUMNS)).items() if other != name}
+    known = {other: name for other, name in short.items() if other in table and name not in table}
+    return table.rename(columns=known) if len(known) == len(short) else table
 
 
 def layer_info(path: str | Path, layer: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import pyproj
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
 from geolabel.io.databases import reading_database
-from geolabel.io.read.features import read_layer, spatial_layers
+from geolabel.io.read.features import read_layer, spatial_layers, with_whole_names
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import (
     PROMPT_LAYERS,
@@ -214,7 +214,7 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
     ours = [name for name in layers if name in names]
     if not ours and names[0] in OWN_LAYERS:
         raise VectorError(f"{path} holds {', '.join(names)}, and no landslides: give an inventory that extract wrote")
-    tables = {name: read_layer(path, name) for name in ours or names[:1]}
+    tables = {name: with_whole_names(read_layer(path, name)) for name in ours or names[:1]}
     if not ours or names == [POLYGON_LAYERS[0]]:
         tables = _split(next(iter(tables.values())))
     for name, table in tables.items():
@@ -375,7 +375,7 @@ def read_work(path: str | Path) -> PersonsWork:
         polygons, prompts, windows = Counter[str](), 0, 0
         kinds: tuple[tuple[str, ...], ...] = (POLYGON_LAYERS, ("segments",))
         for layers in kinds:
-            if {*layers} & {*names}:
+            if {*layers} & {*names} or (layers == POLYGON_LAYERS and path.suffix.lower() in _OTHERS):
                 found = read_review(path, layers, record)
                 polygons.update(found.counts)
                 windows += len(found.looked)
@@ -469,11 +469,11 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file without a record has the layers of an inventory."""
-    if not path.is_file() or path.suffix.lower() not in (".gpkg", ".fgb"):
+    if not path.is_file() or path.suffix.lower() not in (".gpkg", *_OTHERS):
         return False
-    if path.suffix.lower() == ".fgb":
+    if path.suffix.lower() in _OTHERS:
         try:
-            return {"id", "status", "score_mean"} <= {*read_layer(path, POLYGON_LAYERS[0])}
+            return any({*_MARKS} <= {*table} for table in polygon_tables(path).values())
         except VectorError:
             return False
     try:
@@ -485,7 +485,11 @@ def _is_ours(path: Path) -> bool:
             columns = {row[1] for row in connection.execute(f'PRAGMA table_info("{layer}")')}
     except sqlite3.Error:
         return False
-    return {"id", "status", "score_mean"} <= columns
+    return {*_MARKS} <= columns
+
+
+_OTHERS, _MARKS = (".fgb", ".parquet", ".geojson", ".shp", ".zip"), ("id", "status", "score_mean")
+"""Formats that an inventory can be reviewed in beside GeoPackages, and columns by which one is known."""
 
 
 def _other_tables(path: Path, record: Record | None) -> tuple[str, ...]:

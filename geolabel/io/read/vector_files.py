@@ -2,8 +2,9 @@
 
 GDAL's drivers cannot be chosen where features are read, and many of them read instructions: other files to open, SQL
 to run, URLs to fetch. So the format is decided here. GeoPackages, Shapefiles, FlatGeobufs and file geodatabases begin
-like no format of words does; GeoJSON and KML are read by geolabel and written again, with what holds features and
-nothing else, into a copy. What comes from a network or in an archive is fetched or unpacked once and checked as a file.
+like no format of words does; GeoJSON, KML and GeoParquet are read by geolabel and written again, with what holds
+features and nothing else, into a copy. What comes from a network or in an archive is fetched or unpacked once and
+checked as a file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,10 +25,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
+import numpy as np
+
 from geolabel.errors import SceneError, VectorError
 from geolabel.io.databases import quoted, reading_database
 from geolabel.io.foreign import in_words
 from geolabel.io.read import files
+from geolabel.io.read.geoparquet import read_geoparquet
 from geolabel.parsing import parse_json, parse_xml
 
 MAX_BYTES = 1 << 29
@@ -35,13 +40,15 @@ MAX_BYTES = 1 << 29
 MAX_MEMBERS = 10_000
 """Files in an archive."""
 
-SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".kmz", ".gdb", ".zip")
+IN_ARCHIVES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet", ".geoparquet")
+"""Suffixes of vector files that archives are searched for."""
 
 BESIDE_SHAPES = (".shx", ".dbf", ".prj", ".cpg")
 """What a Shapefile is made of besides."""
 
 WAY_OUT = (
-    "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf, KML or file geodatabase; ogr2ogr and QGIS convert other formats"
+    "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf, GeoParquet, KML or file geodatabase; ogr2ogr and QGIS convert "
+    "other formats"
 )
 
 PLAIN_TABLE = re.compile(
@@ -109,8 +116,8 @@ def vector_file(path: str | Path) -> Path:
     name = files.chained(str(path))
     try:
         return _of_network(name) if files.is_remote(name) else _of_machine(name)
-    except (OSError, ValueError, zipfile.BadZipFile, SceneError) as error:
-        said = in_words(error) if isinstance(error, OSError | zipfile.BadZipFile) else str(error)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, SceneError) as error:
+        said = str(error) if isinstance(error, ValueError | SceneError) else in_words(error)
         raise VectorError(f"{path} cannot be read as a vector file: {said}") from error
 
 
@@ -158,6 +165,8 @@ def _of_machine(name: str) -> Path:
         return path
     if start.startswith((b"fgb\x03fgb", b"\0\0\x27\x0a")):
         return path
+    if start.startswith(b"PAR1"):
+        return _copy(path, ".parquet", _geoparquet)
     if start.startswith(b"PK\3\4"):
         return _copy(path, inner or "", _unpacked)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -315,6 +324,36 @@ def _elements(given: ET.Element) -> ET.Element:
     return made
 
 
+# --- GeoParquet ------------------------------------------------------------------------------------------------------
+
+
+def _geoparquet(path: Path, _: str, folder: Path) -> Path:
+    import pyogrio  # which imports pandas, and scenes need this module too
+
+    found = read_geoparquet(path, MAX_BYTES)
+    names = [name for name in found.columns if name]
+    taken = {name.lower() for name in names}
+    if len(taken) < len(names):
+        raise ValueError("it has two columns whose names differ in upper and lower case alone: rename one")
+    own = [next(name for name in (word, f"{word}_", f"{word}__") if name not in taken) for word in ("fid", "geom")]
+    copy = folder / (_plain_name(path.stem) + ".gpkg")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        pyogrio.raw.write(
+            copy,
+            np.array([*found.wkb, None], object)[:-1],
+            [found.columns[name][0] for name in names],
+            names,
+            field_mask=[found.columns[name][1] for name in names],
+            layer=_plain_name(found.name),
+            driver="GPKG",
+            geometry_type="Unknown",
+            crs=None if found.crs is None else found.crs.to_wkt(),
+            layer_options={"FID": own[0], "GEOMETRY_NAME": own[1]},
+        )
+    return copy
+
+
 # --- archives --------------------------------------------------------------------------------------------------------
 
 
@@ -327,14 +366,34 @@ def _unpacked(path: Path, inner: str, folder: Path) -> Path:
         if path.suffix.lower() == ".kmz":
             return _kmz(archive, [one for one in members if one.filename.lower().endswith(".kml")], path, folder)
         wanted = [one for one in members if _is_vector(one.filename) and (not inner or one.filename == inner)]
-        if len(wanted) != 1:
+        if any(one.filename.lower().endswith(".shp") for one in wanted):
+            wanted = [one for one in wanted if PurePosixPath(one.filename).name != "provenance.json"]
+        if len(wanted) != 1 and not _are_layers(wanted):
             found = ", ".join(one.filename for one in wanted[:5]) or "none"
-            raise ValueError(f"one vector file is expected in the archive, and it holds {found}: unpack it, give one")
-        stem = wanted[0].filename.rpartition(".")[0]
-        beside = [f for f in members if f.filename.startswith(stem + ".") and f.filename.endswith(BESIDE_SHAPES)]
+            raise ValueError(
+                "one vector file, or the Shapefiles of one folder, are expected in the archive, and it holds "
+                f"{found}: unpack it, give one"
+            )
+        stems = {one.filename.rpartition(".")[0] for one in wanted}
+        beside = [
+            one
+            for one in members
+            if one.filename.rpartition(".")[0] in stems and one.filename.lower().endswith(BESIDE_SHAPES)
+        ]
         for member, data in _contents(archive, [*wanted, *beside]):
             (folder / _plain_name(PurePosixPath(member.filename).name)).write_bytes(data)
-    return _of_machine(str(folder / _plain_name(PurePosixPath(wanted[0].filename).name)))
+    return folder if len(wanted) > 1 else _of_machine(str(folder / _plain_name(PurePosixPath(wanted[0].filename).name)))
+
+
+def _are_layers(members: list[zipfile.ZipInfo]) -> bool:
+    """Whether files of an archive are Shapefiles of one folder, each of which is a layer then."""
+    paths = [PurePosixPath(one.filename) for one in members]
+    names = {_plain_name(path.name).lower() for path in paths}
+    return (
+        len(paths) == len(names) > 1
+        and len({path.parent for path in paths}) == 1
+        and all(path.suffix.lower() == ".shp" for path in paths)
+    )
 
 
 def _kmz(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], path: Path, folder: Path) -> Path:
@@ -361,7 +420,7 @@ def _contents(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Itera
 
 
 def _is_vector(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES[:6]) and not PurePosixPath(name).name.startswith(".")
+    return name.lower().endswith(IN_ARCHIVES) and not PurePosixPath(name).name.startswith(".")
 
 
 def _plain_name(name: str) -> str:

@@ -1,43 +1,48 @@
-"""Formats to hand an inventory on to other programs: zipped Shapefiles, and KMZ for virtual globes.
+"""Formats to hand an inventory on to other programs: GeoJSON, Shapefiles, and KMZ for virtual globes.
 
-Neither holds everything, and each names in a warning what it leaves out. Both are archives without dates, so that the
-same layers give the same bytes.
+None holds everything, and each names in a warning what it leaves out. Archives have no dates, so that the same layers
+give the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import pandas as pd
+import numpy as np
 import pyproj
 import shapely
 
 from geolabel.errors import OutputError
 from geolabel.geodesy import reproject
-from geolabel.io.columns import COLUMNS, Kind
+from geolabel.io.columns import COLUMNS, NAME_LENGTH, Kind, short_names
 from geolabel.io.styles import GREEN, LIMITS, MIDDLE, WARM
-from geolabel.io.write.geopackage import Layer, VectorFile, write_layer
+from geolabel.io.write.geopackage import Layer, VectorFile, column_values, others_of, shapes_of, write_layer
 from geolabel.io.written import plain
+from geolabel.types import AnyArray
+from geolabel.urls import clean
 
 log = logging.getLogger(__name__)
 
 BEGINNING = (1980, 1, 1, 0, 0, 0)
 """The first date that an archive can hold."""
 
-NAME_LENGTH = 10
-"""Characters of a column name in a Shapefile."""
-
 TEXT_LENGTH = 254
 """Bytes of a text in a Shapefile."""
+
+DECIMALS = 7
+"""Of longitudes and latitudes in GeoJSON, 1 cm at the equator."""
+
+LONLAT = "OGC:CRS84"
 
 KML = "http://www.opengis.net/kml/2.2"
 
@@ -51,61 +56,144 @@ NO_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def write_shapefiles(path: Path, file: VectorFile) -> None:
     """Write every layer as a Shapefile in one archive, with the provenance as JSON; name what cannot be held."""
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
-        renamed, cut = dict[str, str](), False
-        for layer in file.layers:
-            short = short_names(list(layer.columns))
-            renamed |= {name: other for name, other in short.items() if name != other}
-            cut |= any(_has_long_texts(layer, name) for name, kind in layer.columns.items() if kind == "text")
-            columns: dict[str, Kind] = {
-                short[name]: "text" if kind == "datetime" else kind for name, kind in layer.columns.items()
-            }
-            part = replace(layer, columns=columns, features=layer.features.rename(columns=short), key=None)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*truncated to 254 characters")
-                write_layer(
-                    Path(folder) / f"{layer.name}.shp",
-                    part,
-                    file.crs,
-                    driver="ESRI Shapefile",
-                    layer_options={"ENCODING": "UTF-8", "DBF_DATE_LAST_UPDATE": "1970-01-01"},
-                )
+        lost = [_write_shapefile(Path(folder) / f"{layer.name}.shp", layer, file.crs) for layer in file.layers]
         members = {one.name: one.read_bytes() for one in sorted(Path(folder).iterdir())}
     _archive(path, members | {"provenance.json": file.record.encode()})
-    named = ", ".join(f"{name} is {other}" for name, other in renamed.items())
     log.warning(
-        "%s holds Shapefiles, without styles and without what recognises a person's review%s%s: for these give a name "
+        "%s holds Shapefiles, without styles and without what recognises a person's review%s: for these give a name "
         "that ends with .gpkg",
         path.name,
-        f"; column names have {NAME_LENGTH} characters ({named})" if named else "",
-        f"; texts are cut at {TEXT_LENGTH} bytes" if cut else "",
+        _said_of(lost),
     )
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names of columns with ten characters at most, no two of which are the same in any case of letters.
+def write_shapefile(path: Path, file: VectorFile) -> None:
+    """Write the first layer as a Shapefile, which is several files; name what cannot be held."""
+    lost = _write_shapefile(path, file.layers[0], file.crs)
+    log.warning(
+        "%s and the files beside it hold the layer %s alone, without styles, provenance and what recognises a person's "
+        "review%s%s: for these give a name that ends with .gpkg",
+        path.name,
+        file.layers[0].name,
+        _said_of([lost]),
+        others_of(file),
+    )
 
-    Longer ones lose the vowels within their words first, and then their end.
 
-    Examples
-    --------
-    >>> short_names(["area_m2", "activation_share", "activation_shares"])
-    {'area_m2': 'area_m2', 'activation_share': 'actvtn_shr', 'activation_shares': 'actvtn_sh2'}
-    """
-    found: dict[str, str] = {}
-    for name in sorted(names, key=len):  # what is short already keeps its name
-        short = name if len(name) <= NAME_LENGTH else re.sub(r"(?<=[^\W_])[aeiou]", "", name)[:NAME_LENGTH]
-        number, taken = 1, {other.lower() for other in found.values()}
-        while short.lower() in taken:
-            number += 1
-            short = f"{short[: NAME_LENGTH - len(str(number))]}{number}"
-        found[name] = short
-    return {name: found[name] for name in names}
+@dataclass(frozen=True)
+class _Lost:
+    """What a Shapefile does not hold of a layer."""
+
+    renamed: Mapping[str, str]
+    """Names of columns, and what they are instead."""
+    cut: bool
+    """Whether a text was cut."""
+
+
+def _write_shapefile(path: Path, layer: Layer, crs: pyproj.CRS | None) -> _Lost:
+    short = short_names(list(layer.columns))
+    columns: dict[str, Kind] = {
+        short[name]: "text" if kind == "datetime" else kind for name, kind in layer.columns.items()
+    }
+    part = replace(layer, columns=columns, features=layer.features.rename(columns=short), key=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*truncated to 254 characters")
+        write_layer(
+            path,
+            part,
+            crs,
+            driver="ESRI Shapefile",
+            layer_options={"ENCODING": "UTF-8", "DBF_DATE_LAST_UPDATE": "1970-01-01", "2GB_LIMIT": "YES"},
+        )
+    cut = any(_has_long_texts(layer, name) for name, kind in layer.columns.items() if kind == "text")
+    return _Lost({name: other for name, other in short.items() if name != other}, cut)
+
+
+def _said_of(lost: Sequence[_Lost]) -> str:
+    renamed = {name: other for one in lost for name, other in one.renamed.items()}
+    named = ", ".join(f"{name} is {other}" for name, other in renamed.items())
+    said = f"; column names have {NAME_LENGTH} characters ({named})" if named else ""
+    return said + (f"; texts are cut at {TEXT_LENGTH} bytes" if any(one.cut for one in lost) else "")
 
 
 def _has_long_texts(layer: Layer, name: str) -> bool:
     if name not in layer.features:
         return False
     return any(len(str(text).encode()) > TEXT_LENGTH for text in layer.features[name].dropna())
+
+
+def write_geojson(path: Path, file: VectorFile) -> None:
+    """Write the first layer as GeoJSON (RFC 7946), with the provenance as a member of its own; name what is left out.
+
+    Polygons are in longitudes and latitudes with seven decimals, their outer rings counterclockwise; those that cross
+    the antimeridian are cut there. A line of the file is a feature.
+
+    Raises
+    ------
+    OutputError
+        If the layer has no CRS, or a polygon has no place on Earth.
+    """
+    layer = file.layers[0]
+    fine = shapely.set_precision(_on_earth(path, layer, file.crs), 10.0**-DECIMALS)
+    shapes = shapely.to_geojson(shapely.orient_polygons(fine))
+    columns = {name: _json_values(layer, name, kind) for name, kind in layer.columns.items()}
+    with path.open("w", encoding="utf-8", newline="\n") as target:
+        head = {"type": "FeatureCollection", "name": layer.name, "provenance": clean(file.provenance)}
+        target.write(_as_json(head)[:-1] + ',"features":[')
+        for row, shape in enumerate(shapes):
+            properties = {name: values[row] for name, values in columns.items()}
+            feature = {"type": "Feature"} | ({} if layer.key is None else {"id": properties[layer.key]})
+            text = _as_json(feature | {"properties": properties})
+            target.write(f'{"," if row else ""}\n{text[:-1]},"geometry":{shape}}}')
+        target.write("\n]}\n")
+    log.warning(
+        "%s holds the layer %s alone, in longitudes and latitudes, without styles and without what recognises a "
+        "person's review%s: for these give a name that ends with .gpkg",
+        path.name,
+        layer.name,
+        others_of(file),
+    )
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _json_values(layer: Layer, name: str, kind: Kind) -> list[Any]:
+    values, null = column_values(layer.features, name, kind)
+    if kind in ("date", "datetime"):
+        texts = np.datetime_as_string(values, timezone="UTC" if kind == "datetime" else "naive")
+        return [None if n else str(text) for text, n in zip(texts, null, strict=True)]
+    if kind == "real":
+        null = null | ~np.isfinite(values)
+    return [None if n else value for value, n in zip(values.tolist(), null, strict=True)]
+
+
+def check_lonlat(path: Path, crs: pyproj.CRS | None) -> None:
+    """Refuse a format of longitudes and latitudes where there are none.
+
+    Raises
+    ------
+    OutputError
+        If the suffix names such a format, and the CRS is none or has no place on Earth.
+    """
+    name = {".geojson": "GeoJSON", ".kmz": "KMZ"}.get(path.suffix.lower())
+    if name is not None and (crs is None or crs.geodetic_crs is None):
+        what = "no CRS" if crs is None else f"the CRS {crs.name}, which has no place on Earth"
+        raise OutputError(f"{path.name}: {name} has longitudes and latitudes, and the scene has {what}: write a .gpkg")
+
+
+def _on_earth(path: Path, layer: Layer, crs: pyproj.CRS | None) -> AnyArray:
+    """(N,) features of a layer in longitudes and latitudes."""
+    check_lonlat(path, crs)
+    assert crs is not None
+    shapes: AnyArray = reproject(shapes_of(layer), crs, pyproj.CRS.from_user_input(LONLAT))
+    bounds = shapely.bounds(shapes)
+    strange = np.flatnonzero(~np.isfinite(bounds).all(axis=1) | (np.abs(bounds).max(axis=1, initial=0) > 360))
+    if len(strange):
+        number = layer.features["id"].iloc[strange[0]] if "id" in layer.features else strange[0] + 1
+        raise OutputError(f"polygon {number} of {layer.name} has no longitude and latitude: write a .gpkg")
+    return shapes
 
 
 def write_kmz(path: Path, file: VectorFile) -> None:
@@ -116,8 +204,7 @@ def write_kmz(path: Path, file: VectorFile) -> None:
     OutputError
         If the layers have no CRS, or a polygon has no place on Earth.
     """
-    if file.crs is None:
-        raise OutputError(f"{path.name}: KMZ has longitudes and latitudes, and the scene has no CRS: write a .gpkg")
+    check_lonlat(path, file.crs)
     shown = [layer for layer in file.layers if layer.key == "id"] or file.layers[:1]
     root = ET.Element("kml", xmlns=KML)
     document = ET.SubElement(root, "Document")
@@ -132,7 +219,7 @@ def write_kmz(path: Path, file: VectorFile) -> None:
         folder = ET.SubElement(document, "Folder")
         ET.SubElement(folder, "name").text = layer.name
         ET.SubElement(folder, "description").text = layer.description
-        for place in _places(layer, file.crs):
+        for place in _places(layer, _on_earth(path, layer, file.crs)):
             folder.append(place)
     _archive(path, {"doc.kml": ET.tostring(root, encoding="utf-8", xml_declaration=True)})
     others = ", ".join(layer.name for layer in file.layers if layer.name not in {one.name for one in shown})
@@ -144,14 +231,10 @@ def write_kmz(path: Path, file: VectorFile) -> None:
     )
 
 
-def _places(layer: Layer, crs: pyproj.CRS) -> Iterator[ET.Element]:
-    """A placemark of each polygon."""
-    shapes = reproject(layer.features.geometry.to_numpy(), crs, pyproj.CRS.from_user_input("OGC:CRS84"))
+def _places(layer: Layer, shapes: AnyArray) -> Iterator[ET.Element]:
+    """A placemark of each polygon; `shapes` (N,) are in longitudes and latitudes."""
     rows = layer.features.drop(columns=layer.features.geometry.name).to_dict("records")
     for values, shape in zip(rows, shapes, strict=True):
-        if not all(map(pd.notna, shape.bounds)) or max(map(abs, shape.bounds)) > 360:
-            number = values.get("id")
-            raise OutputError(f"polygon {number} of {layer.name} has no longitude and latitude: write a .gpkg")
         place = ET.Element("Placemark")
         ET.SubElement(place, "name").text = NO_XML.sub("", _title(layer, values))
         ET.SubElement(place, "styleUrl").text = f"#{_style_of(values)}"

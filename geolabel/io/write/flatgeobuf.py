@@ -9,21 +9,20 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from geolabel.io.write.geopackage import VectorFile, write_layer
+from geolabel.io.write.geopackage import VectorFile, others_of, write_layer
 
 log = logging.getLogger(__name__)
 
 
 def write_flatgeobuf(path: Path, file: VectorFile) -> None:
     """Write the first layer, and the provenance as JSON in its metadata; name what the format cannot hold."""
-    layer, *others = file.layers
-    left_out = [f"{other.name} ({len(other.features)})" for other in others]
+    layer = file.layers[0]
     log.warning(
         "%s holds the layer %s alone, without styles and without what recognises a person's review%s: "
         "for these give a name that ends with .gpkg",
         path.name,
         layer.name,
-        f"; left out: {', '.join(left_out)}" if left_out else "",
+        others_of(file),
     )
     write_layer(
         path,

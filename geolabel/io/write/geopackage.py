@@ -122,6 +122,21 @@ class VectorFile:
         return json.dumps(clean(self.provenance), indent=1, ensure_ascii=False, allow_nan=False)
 
 
+def others_of(file: VectorFile) -> str:
+    """For a warning: the layers that a format of one layer leaves out."""
+    left_out = [f"{layer.name} ({len(layer.features)})" for layer in file.layers[1:]]
+    return f"; left out: {', '.join(left_out)}" if left_out else ""
+
+
+def shapes_of(layer: Layer) -> AnyArray:
+    """(N,) geometries of a layer, all of its type."""
+    shapes: AnyArray = np.array(layer.features.geometry.to_numpy(), object)
+    if layer.geometry_type == "MultiPolygon":
+        single = shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON
+        shapes[single] = [shapely.MultiPolygon([shape]) for shape in shapes[single]]
+    return shapes
+
+
 def write_geopackage(path: Path, file: VectorFile) -> None:
     """Write all layers with their styles, what recognises a review, and the provenance in ``gpkg_metadata``."""
     rows = [*file.written, *(row for layer in file.layers for row in _written_features(layer))]
@@ -246,7 +261,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
         f"(fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, {GEOMETRY} {kind}{columns})"
     )
     marks = ", ".join("?" * (1 + len(layer.columns)))
-    values = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
+    values = [column_values(layer.features, name, kind) for name, kind in layer.columns.items()]
     plainly = [[None if n else v for v, n in zip(column.tolist(), null, strict=True)] for column, null in values]
     # little-endian, no envelope; then the geometry as WKB
     header = b"GP\0\x01" + int(srs).to_bytes(4, "little", signed=True)
@@ -345,7 +360,7 @@ def _plainly_named(path: Path) -> Iterator[Path]:
 
 def write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, **options: Any) -> None:
     """Write one layer with pyogrio, its columns typed; `options` are pyogrio's and those of its driver."""
-    columns = [_column(layer.features, name, kind) for name, kind in layer.columns.items()]
+    columns = [column_values(layer.features, name, kind) for name, kind in layer.columns.items()]
     with warnings.catch_warnings(), _fixed_time(), _plainly_named(path) as name:
         # a scene without CRS has none to give
         warnings.filterwarnings("ignore", message="'crs' was not provided")
@@ -363,8 +378,8 @@ def write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, **options: Any
         )
 
 
-def _column(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray, BoolArray]:
-    """Values of one column in the type of the file, and where they are null."""
+def column_values(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray, BoolArray]:
+    """(N,) values of one column in the type that its kind has, and where they are null."""
     series = features[name] if name in features else pd.Series([None] * len(features), dtype=object)
     null = series.isna().to_numpy(bool)
     if kind == "text":

@@ -31,9 +31,10 @@ from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
 from geolabel.io.read.review import NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
 from geolabel.io.styles import style_of
-from geolabel.io.write.exchange import write_kmz, write_shapefiles
+from geolabel.io.write.exchange import write_geojson, write_kmz, write_shapefile, write_shapefiles
 from geolabel.io.write.flatgeobuf import write_flatgeobuf
 from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
+from geolabel.io.write.geoparquet import write_geoparquet
 from geolabel.io.written import written_prompts
 from geolabel.outputs import check_target, replacing
 from geolabel.parsing import parse_json
@@ -43,6 +44,9 @@ from geolabel.scene import Grid
 WRITERS: Mapping[str, Callable[[Path, VectorFile], None]] = {
     ".gpkg": write_geopackage,
     ".fgb": write_flatgeobuf,
+    ".parquet": write_geoparquet,
+    ".geojson": write_geojson,
+    ".shp": write_shapefile,
     ".zip": write_shapefiles,
     ".kmz": write_kmz,
 }

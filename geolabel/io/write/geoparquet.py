@@ -1,0 +1,117 @@
+"""GeoParquet 1.1: one layer for tables in the cloud and programs such as DuckDB, typed and with its provenance.
+
+Geometries are WKB, and a column ``bbox`` covers them, by which readers skip what is elsewhere. The metadata of the file
+has, beside that of the standard, the provenance (``geolabel:provenance``), the style that QGIS reads
+(``geolabel:qml``) and the name of the layer; that of a column has its name in words and its meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+
+from geolabel.io.columns import COLUMNS, Kind
+from geolabel.io.read.geoparquet import GEO, LAYER, PROVENANCE, QML
+from geolabel.io.write.geopackage import Layer, VectorFile, column_values, others_of, shapes_of
+from geolabel.types import AnyArray
+
+log = logging.getLogger(__name__)
+
+VERSION = "1.1.0"
+
+GEOMETRY, BBOX = "geometry", "bbox"
+"""Columns beside those of the layer, with an underscore behind them where the layer has such a name."""
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+ROWS = 50_000
+"""Of a group, which a reader takes or skips as a whole."""
+
+
+def write_geoparquet(path: Path, file: VectorFile) -> None:
+    """Write the first layer; name what the format cannot hold."""
+    import pyarrow.parquet as pq
+
+    layer = file.layers[0]
+    log.warning(
+        "%s holds the layer %s alone, without what recognises a person's review%s: for these give a name that ends "
+        "with .gpkg",
+        path.name,
+        layer.name,
+        others_of(file),
+    )
+    own = [name if name not in layer.columns else f"{name}_" for name in (GEOMETRY, BBOX)]
+    table = _table(layer, *own)
+    metadata = {
+        GEO: json.dumps(_geo(layer, file.crs, *own), ensure_ascii=False),
+        LAYER: layer.name,
+        PROVENANCE: file.record,
+        QML: layer.qml,
+    }
+    pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd", row_group_size=ROWS)
+
+
+def _table(layer: Layer, geometry: str, cover: str) -> Any:
+    import pyarrow as pa
+
+    shapes = shapes_of(layer)
+    names = list(layer.columns)
+    fields = [pa.field(name, _type(layer.columns[name]), metadata=_described(name)) for name in names]
+    values = [_values(layer, name, field.type) for name, field in zip(names, fields, strict=True)]
+    box = pa.struct([(corner, pa.float64()) for corner in CORNERS])
+    bounds = shapely.bounds(shapes).reshape(-1, len(CORNERS)).T
+    boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds], fields=list(box))
+    fields += [pa.field(cover, box), pa.field(geometry, pa.binary())]
+    values += [boxes, pa.array(_wkb(shapes), pa.binary())]
+    return pa.Table.from_arrays(values, schema=pa.schema(fields))
+
+
+def _wkb(shapes: AnyArray) -> list[bytes]:
+    return [bytes(one) for one in shapely.to_wkb(shapes, byte_order=1, flavor="iso")]
+
+
+def _type(kind: Kind) -> Any:
+    import pyarrow as pa
+
+    return {
+        "int": pa.int64(),
+        "real": pa.float64(),
+        "text": pa.string(),
+        "date": pa.date32(),
+        "datetime": pa.timestamp("ms", tz="UTC"),
+        "bool": pa.bool_(),
+    }[kind]
+
+
+def _described(name: str) -> dict[str, str] | None:
+    return {"title": COLUMNS[name].alias, "description": COLUMNS[name].meaning} if name in COLUMNS else None
+
+
+def _values(layer: Layer, name: str, kind: Any) -> Any:
+    import pyarrow as pa
+
+    values, null = column_values(layer.features, name, layer.columns[name])
+    if values.dtype == object:
+        return pa.array(values.tolist(), kind)
+    return pa.array(values, mask=null).cast(kind)
+
+
+def _geo(layer: Layer, crs: pyproj.CRS | None, geometry: str, cover: str) -> dict[str, Any]:
+    """The metadata of the standard."""
+    bounds = layer.features.total_bounds.tolist()
+    column = {
+        "encoding": "WKB",
+        "geometry_types": [layer.geometry_type],
+        "crs": None if crs is None else crs.to_json_dict(),
+        "edges": "planar",
+        "covering": {"bbox": {corner: [cover, corner] for corner in CORNERS}},
+    }
+    if np.isfinite(bounds).all():
+        column["bbox"] = bounds
+    return {"version": VERSION, "primary_column": geometry, "columns": {geometry: column}}
