@@ -16,7 +16,9 @@ from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, ch
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
-_EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register")
+EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register")
+"""Options that say what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
+
 _WRITTEN = (
     "prompts_from",
     "keep_reviewed",
@@ -27,7 +29,7 @@ _WRITTEN = (
     "overwrite",
     "discard_review",
 )
-"""Options that are arguments of `geolabel.extract` as they are: what is known beside a scene, and what is written."""
+"""Options that are arguments of `geolabel.extract` as they are."""
 
 GAPS = 3
 """Exit code of a run that finished without a part of the scene."""
@@ -41,7 +43,7 @@ def _quality() -> str:
         return ""
 
 
-def _evidence_options(command: F) -> F:
+def evidence_options(command: F) -> F:
     """Add the options for what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
     for decorate in (
         option(
@@ -130,7 +132,7 @@ def _evidence_options(command: F) -> F:
 )
 @options.asset
 @options.scene_options
-@_evidence_options
+@evidence_options
 @prediction.prediction_options
 @options.score_threshold
 @options.min_confidence
@@ -174,7 +176,7 @@ def extract(
     """
     named, target = _split(scenes, out, needed=not dry_run)
     check_scenes(named)
-    asked, evidence = ({name: given.pop(name) for name in names} for names in (_WRITTEN, _EVIDENCE))
+    asked, evidence = ({name: given.pop(name) for name in names} for names in (_WRITTEN, EVIDENCE))
     rasters = asked["score_out"], asked["mask_out"], asked["preview"]
     check_outputs(target, *rasters, overwrite=asked["overwrite"], run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes

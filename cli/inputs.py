@@ -144,6 +144,17 @@ class MeasureType(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+def parse_place(text: str) -> tuple[float, float]:
+    """Read x and y."""
+    from geolabel.errors import OptionError
+
+    try:
+        x, y = (float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise OptionError(f"place {text!r}: give two numbers, X,Y in the scene's CRS or in that of --at-crs") from None
+    return x, y
+
+
 def parse_bounds(text: str) -> tuple[float, float, float, float]:
     """Read four numbers."""
     from geolabel.errors import OptionError

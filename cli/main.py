@@ -19,6 +19,7 @@ from .streams import open_streams
 COMMANDS = (
     "extract",
     "predict",
+    "explain",
     "segment",
     "label",
     "clusters",

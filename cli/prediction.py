@@ -10,6 +10,32 @@ from .commands import F, option
 from .inputs import VECTORS, MeasureType
 from .settings import method_options
 
+class_names = option(
+    "--class",
+    "class_names",
+    group="method",
+    multiple=True,
+    metavar="NAME",
+    help="Class to find, of those that the network knows; repeat it for several. Default: all.",
+)
+
+
+def scene_method(command: F) -> F:
+    """Add ``--method`` over scenes, and the settings of the methods."""
+    for decorate in (
+        method_options("for_scenes"),
+        option(
+            "--method",
+            group="method",
+            type=click.Choice(list(METHODS)),
+            help="The published system to follow. Default: apsam, or student with --student. apsam: contours of the "
+            "map ask the segmenter; s2c: peaks do; cism: the map draws alone; these two need a --localizer of their "
+            "own. alps needs none, but --clusters; diffuprompter needs none, but classes in words.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
 
 def prediction_options(command: F) -> F:
     """Add the options that lead from the scene to the mosaic of scores."""
@@ -33,23 +59,8 @@ def prediction_options(command: F) -> F:
             help="Points and boxes to ask about instead of those of the localizer, such as an edited output of "
             "extract, which keeps the review of that file too.",
         ),
-        method_options("for_scenes"),
-        option(
-            "--method",
-            group="method",
-            type=click.Choice(list(METHODS)),
-            help="The published system to follow. Default: apsam, or student with --student. apsam: contours of the "
-            "map ask the segmenter; s2c: peaks do; cism: the map draws alone; these two need a --localizer of their "
-            "own. alps needs none, but --clusters; diffuprompter needs none, but classes in words.",
-        ),
-        option(
-            "--class",
-            "class_names",
-            group="method",
-            multiple=True,
-            metavar="NAME",
-            help="Class to find, of those that the network knows; repeat it for several. Default: all.",
-        ),
+        scene_method,
+        class_names,
     ):
         command = decorate(command)
     return command

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from geolabel.io.columns import LANDSLIDES
+
 from .terminal import duration, extent, see
 
 Figures = Mapping[str, Any]
@@ -55,6 +57,34 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     if not count:
         rows["try"] = "\n".join(_ways_to_more(figures, dense=dense))
     return rows
+
+
+def of_place(figures: Figures, output: str | None) -> dict[str, str]:
+    """Rows on one place; `figures` are those of `geolabel.explain`."""
+    rows = {"verdict": figures["verdict"], "why": figures["why"]}
+    if "activation" in figures:
+        floor = figures["activation_floor"]
+        rows["activation"] = f"{figures['activation']} of 255; threshold {figures['activation_threshold']}" + (
+            f", floor {floor}" if floor else ""
+        )
+        rows["probability"] = f"{figures['probability']:.2f}; gate {figures['gate']:g}"
+    rows["prompts"] = str(len(figures["prompts"]))
+    masks = [
+        f"of prompt {one['prompt']}: score here {one['score']:.2f}, predicted IoU {one['predicted_iou']:.2f}, "
+        f"stability {one['stability']:.2f}" + (", replaced by the region of the activation" if one["followed"] else "")
+        for one in figures["masks"]
+    ]
+    rows["masks"] = "\n".join(masks) or "none"
+    rows["score"] = f"{figures['score']:.2f}; threshold {figures['score_threshold']:g}"
+    known = [
+        f"{one.alias}: {value:.{one.decimals or 0}f}"
+        for one in LANDSLIDES
+        if one.page in ("Quality", "Evidence") and one.kind == "real"
+        if (value := (figures["polygon"] or {}).get(one.name)) is not None
+    ]
+    if known:
+        rows["polygon"] = "\n".join(known)
+    return rows | ({"output": output} if output else {})
 
 
 def of_scores(output: str, figures: Figures) -> dict[str, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geolabel.evaluation.chip_scores import score_chips as score_chips
     from geolabel.evaluation.evaluate import evaluate as evaluate
     from geolabel.extraction.estimate import estimate as estimate
+    from geolabel.extraction.explain import explain as explain
     from geolabel.extraction.extract import extract as extract
     from geolabel.extraction.polygonize import polygonize as polygonize
     from geolabel.extraction.predict import predict as predict
@@ -60,6 +61,7 @@ _HOMES = {
     "estimate": "geolabel.extraction.estimate",
     "estimate_review": "geolabel.review.estimate",
     "evaluate": "geolabel.evaluation.evaluate",
+    "explain": "geolabel.extraction.explain",
     "extract": "geolabel.extraction.extract",
     "label": "geolabel.methods",
     "merge": "geolabel.review.merging",
@@ -94,6 +96,7 @@ __all__ = [
     "estimate",
     "estimate_review",
     "evaluate",
+    "explain",
     "extract",
     "label",
     "merge",

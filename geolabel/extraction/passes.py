@@ -352,12 +352,15 @@ def _mask_crops(
 ) -> Iterator[tuple[Window, UInt8Array, int]]:
     """Yield where masks are, their scores, and their place in the list from 1; with `drawn`, only those of a person."""
     for k, place in enumerate(places, 1):
-        if drawn and not place.drawn:
-            continue
-        windows, offsets, scores = _segment_record(store, place.task)
-        window = Window(*(int(v) for v in windows[place.position]))
-        flat = scores[offsets[place.position] : offsets[place.position + 1]]
-        yield window, flat.reshape(window.height, window.width), k
+        if place.drawn or not drawn:
+            yield *mask_crop(store, place.task, place.position), k
+
+
+def mask_crop(store: Store, task: int, position: int) -> tuple[Window, UInt8Array]:
+    """Where a mask is, and its scores (H, W) there, 0..254; `position` is its row in the table of a task."""
+    windows, offsets, scores = _segment_record(store, task)
+    window = Window(*(int(v) for v in windows[position]))
+    return window, scores[offsets[position] : offsets[position + 1]].reshape(window.height, window.width)
 
 
 def _merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:

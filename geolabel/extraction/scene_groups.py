@@ -111,7 +111,7 @@ def prepare_scenes(
     GeolabelError
         See `geolabel.errors`.
     """
-    crs = _parse_crs(dst_crs)
+    crs = parse_crs(dst_crs)
     parameters.method.require()
     opened, left_out = _images(_open(scenes, reading))
     _refuse_bands(opened)
@@ -183,7 +183,7 @@ def _cautions(plans: Sequence[Plan]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text is not None))
 
 
-def _parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
+def parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
     """A CRS as a user names it.
 
     Raises

@@ -103,6 +103,17 @@ def write_preview(
     grids = [source.grid for source in sources]
     frame = frame_of(grids, polygons.crs, MAX_PIXELS) if grids else frame_around(polygons)
     figure = draw(paint(sources, frame) if grids else None, frame, polygons, title)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture, PNG or JPEG by its suffix; the same input gives the same bytes.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
     kind = "png" if path.suffix.lower() == ".png" else "jpg"
     settings: dict[str, Any] = {"metadata": {"Software": None}}
     if kind == "jpg":
@@ -180,8 +191,8 @@ def draw(backdrop: Backdrop | None, frame: Grid, polygons: gpd.GeoDataFrame, tit
         axes.imshow(shown, extent=(0, frame.width, frame.height, 0), interpolation="auto")
     else:
         axes.add_patch(Rectangle((0, 0), frame.width, frame.height, fc=GROUND, ec="none"))
-    _add_outlines(axes, frame, polygons, list(lines))
-    _add_scale(axes, frame, wide / scale)
+    add_outlines(axes, frame, polygons, list(lines))
+    add_scale(axes, frame, wide / scale)
     _add_north(axes, frame)
     figure.text(8 / wide, 1 - 14 / height, title, fontsize=12, va="top")
     _add_legend(figure, lines, columns)
@@ -230,7 +241,8 @@ def grade_of(confidence: float) -> Line:
     return _grade(int(np.clip(np.searchsorted(LIMITS, confidence, side="right") - 1, 0, len(WARM) - 1)))
 
 
-def _add_outlines(axes: Axes, frame: Grid, polygons: gpd.GeoDataFrame, lines: Sequence[Line]) -> None:
+def add_outlines(axes: Axes, frame: Grid, polygons: gpd.GeoDataFrame, lines: Sequence[Line]) -> None:
+    """Draw the outlines of polygons on axes in pixels of a grid."""
     from matplotlib.patches import PathPatch
 
     kinds = [_line(*row) for row in _rows(polygons)]
@@ -265,7 +277,8 @@ def bar_of(frame: Grid, wanted_px: float, row: int) -> tuple[float, float]:
     return metres, metres / across
 
 
-def _add_scale(axes: Axes, frame: Grid, width: float) -> None:
+def add_scale(axes: Axes, frame: Grid, width: float) -> None:
+    """Draw a scale bar at the lower left; `width` is that of the axes in pixels of the grid."""
     from matplotlib.patches import Rectangle
 
     margin = width / 60

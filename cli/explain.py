@@ -1,0 +1,91 @@
+"""``geolabel explain``: why a place is a landslide, or is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import geolabel
+
+from . import options, prediction
+from .commands import command, option
+from .extract import EVIDENCE, evidence_options
+from .inputs import check_inputs, check_outputs, check_scenes, parse_place
+from .terminal import announce, progress_bar
+from .workers import at_work
+
+
+@command(short_help="Say why a place is a landslide, or is none.")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE...")
+@option("--at", group="input", required=True, metavar="X,Y", help="The place, in the CRS of the scene.")
+@option(
+    "--at-crs",
+    group="input",
+    metavar="CRS",
+    help="CRS of the place, such as EPSG:4326 for longitude,latitude.",
+)
+@option(
+    "-o",
+    "--out",
+    group="output",
+    type=click.Path(dir_okay=False),
+    help="Picture to draw, .png or .jpg: the scene, the activation with the prompts, the masks, the polygons.",
+)
+@options.asset
+@options.scene_options
+@evidence_options
+@prediction.class_names
+@prediction.scene_method
+@prediction.tile_options
+@options.score_threshold
+@options.min_confidence
+@prediction.polygon_options
+@options.network_options
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    /,
+    scenes: tuple[str, ...],
+    at: str,
+    at_crs: str | None,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Say what every step of geolabel extract finds at one place of SCENE, and which of them decides.
+
+    The options are those of geolabel extract: give the same ones. Prompts and masks are numbered in the part of the
+    scene around the place.
+
+    \b
+    geolabel explain scene.tif --at 500120,2999850 --out place.png
+    geolabel explain scene.tif --at 105.0012,27.1185 --at-crs EPSG:4326
+    """
+    place = parse_place(at)
+    check_scenes(scenes)
+    check_outputs(out, overwrite=overwrite)
+    from geolabel.io.read.scene_inputs import list_scenes
+
+    from .summary import of_place
+
+    listed = list_scenes(scenes, asset=given["asset"])
+    check_inputs(listed)
+    evidence = {name: given.pop(name) for name in EVIDENCE}
+    request = options.Request.of(given)
+    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+        found = geolabel.explain(
+            listed,
+            place,
+            at_crs=at_crs,
+            out=out,
+            **vars(request),
+            **evidence,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    announce(found if as_json else of_place(found, out), as_json=as_json)
