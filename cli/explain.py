@@ -13,7 +13,6 @@ from .commands import command, option
 from .extract import EVIDENCE, evidence_options
 from .inputs import check_inputs, check_outputs, check_scenes, parse_place
 from .terminal import announce, progress_bar
-from .workers import at_work
 
 
 @command(short_help="Say why a place is a landslide, or is none.")
@@ -77,7 +76,7 @@ def explain(
     check_inputs(listed)
     evidence = {name: given.pop(name) for name in EVIDENCE}
     request = options.Request.of(given)
-    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+    with progress_bar(ctx, "loading networks") as progress:
         found = geolabel.explain(
             listed,
             place,
