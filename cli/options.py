@@ -234,7 +234,7 @@ def reading_options(command: F) -> F:
             group="input",
             type=float,
             metavar="METRES",
-            help="Pixel size of a scene without CRS, such as a plain PNG.",
+            help="Pixel size of a scene without CRS, such as a plain PNG, or to read of a layer of map tiles.",
         ),
         option(
             "--nodata",

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -18,21 +19,21 @@ MAX_PIXELS = 1 << 26
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; decoding it inside the block raises OSError as well.
+def open_picture(path: Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """Open a picture of some of Pillow's formats; decoding it inside the block raises OSError as well.
 
     Raises
     ------
     OSError
-        If it cannot be read, is none of `FORMATS`, or claims more than `MAX_PIXELS`.
+        If it cannot be read, is none of `formats`, or claims more than `MAX_PIXELS`.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with Image.open(path, formats=formats) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise OSError(f"it claims {picture.width} x {picture.height} px, and at most {MAX_PIXELS} px are read")
             yield picture
     except UnidentifiedImageError as error:
-        raise OSError("it is neither PNG, JPEG nor TIFF") from error
+        raise OSError(f"it is neither {', '.join(formats[:-1])} nor {formats[-1]}") from error
     except (
         ValueError,
         SyntaxError,

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|\b(?:https?|ftp|s3|gs|az|abfss?|adls?|oss|swift):/(?!/))("
-    r"?P<rest>[^\s'\"<>{}`]+)"
+    r"?P<rest>(?:[^\s'\"<>{}`]|\{[^\s'\"<>{}`]*\})+)"
 )
 _OPTIONS = re.compile(r"/vsicurl(_streaming)?\?(?P<options>[^\s'\"<>{}|\\^`]+)")
 _STORE = re.compile(

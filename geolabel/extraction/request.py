@@ -39,7 +39,7 @@ class Reading:
     """Red, green and blue, as numbers from 1, descriptions or colours; None to find them in the header."""
     nodata: float | None = None
     gsd: float | None = None
-    """Metres per pixel of a scene without CRS."""
+    """Metres per pixel of a scene without CRS, or of the zoom level to read of a layer of map tiles."""
     aoi: str | Path | None = None
     """A vector file; only its polygons are worked on."""
     aoi_layer: str | None = None

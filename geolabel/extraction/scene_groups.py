@@ -19,6 +19,8 @@ from geolabel.extraction.evidence import NO_SUPPLEMENTS, Evidence, Supplements, 
 from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
 from geolabel.io.read.headers import check_image, product_of
+from geolabel.io.read.map_tiles import CRS as MAP_TILES_CRS
+from geolabel.io.read.map_tiles import MapTiles, is_map_tiles, open_map_tiles
 from geolabel.io.read.masks import Mask, hidden_share, open_masks
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
@@ -140,7 +142,9 @@ def prepare_scenes(
             f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
             f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
-    masks = open_masks(reading.masks, [one.scene.grid for one in opened], "--mask", gsd=reading.gsd)
+    masks = open_masks(
+        reading.masks, [one.scene.grid for one in opened], "--mask", gsd=None if own is not None else reading.gsd
+    )
     parameters, recipes, confidence = decide(networks, _for_workers(parameters))
     plans = tuple(
         replace(_plan_group(group, area, reading, recipes, parameters, masks), confidence=confidence)
@@ -208,6 +212,33 @@ MESSAGE_BYTES = 16 << 20
 """A larger array in memory is not sent along with every task."""
 
 
+def _source(source: str | Labelled, reading: Reading) -> str | Labelled | MapTiles:
+    """A layer of map tiles as the part of it that is worked on, all else as it is.
+
+    Raises
+    ------
+    GeolabelError
+        As `open_map_tiles`, and `_visible`.
+    """
+    from geolabel.io.read.features import read_aoi
+
+    if not isinstance(source, str) or not is_map_tiles(source):
+        return _visible(source)
+    bounds = reading.bounds
+    if reading.aoi is not None:
+        bounds = read_aoi(reading.aoi, pyproj.CRS(MAP_TILES_CRS), reading.aoi_layer).bounds
+    return open_map_tiles(source, bounds, reading.gsd)
+
+
+def _missing_tiles(reader: SceneReader) -> tuple[str, ...]:
+    """Fetch the map tiles of a scene that is a layer of them; what to say of those that are missing."""
+    if not isinstance(reader.source, MapTiles):
+        return ()
+    missing, frame = reader.source.fetch(), reader.source.frame
+    text = f"{missing} of {frame.height * frame.width} map tiles are missing on the server, and are left out as no data"
+    return (text,) if missing else ()
+
+
 def _visible(source: str | Labelled) -> str | Labelled:
     """The same source, if workers can see it.
 
@@ -225,17 +256,18 @@ def _visible(source: str | Labelled) -> str | Labelled:
 
 
 def _open(scenes: Sequence[SceneInput], reading: Reading) -> list[_Opened]:
+    sources = [_source(one.source, reading) for one in scenes]
     readers = [
         SceneReader(
-            _visible(one.source),
+            source,
             bands=reading.bands,
             nodata=reading.nodata,
-            gsd=reading.gsd,
+            gsd=None if isinstance(source, MapTiles) else reading.gsd,
             name=one.name,
             event_date=one.event_date,
             time=reading.time,
         )
-        for one in scenes
+        for one, source in zip(scenes, sources, strict=True)
     ]
     if len(readers) == 1:  # it stays open: its pixels are read next
         return [_Opened(readers[0], *_header_of(readers[0]))]
@@ -292,7 +324,7 @@ def _header_of(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]
     product = product_of(reader.header)
     if product is None:
         check_image(reader.header)
-    return reader.scene, reader.warnings, product
+    return reader.scene, (*reader.warnings, *_missing_tiles(reader)), product
 
 
 def _closed_header_of(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]:

@@ -21,6 +21,16 @@ TIMEOUT = 60
 """Seconds without a byte after which a server is given up."""
 
 
+def cache_folder() -> Path:
+    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
+    given = os.environ.get("GEOLABEL_CACHE")
+    if given:
+        return Path(given)
+    import platformdirs
+
+    return platformdirs.user_cache_path("geolabel")
+
+
 def offline() -> bool:
     """Whether ``GEOLABEL_OFFLINE`` forbids downloads: any value but 0 and the empty one."""
     return os.environ.get("GEOLABEL_OFFLINE", "0") not in ("", "0")

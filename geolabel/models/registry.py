@@ -6,13 +6,13 @@ Downloads of files stay in a cache folder (`cache_folder`), those of folders in 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from geolabel.errors import WeightsError
+from geolabel.io.downloads import cache_folder
 from geolabel.models import hub
 
 Role = Literal["localizer", "segmenter"]
@@ -99,16 +99,6 @@ PUBLISHED = (
         "sam3", "facebook/sam3", 859_921_848, "Segment Anything 3, the tracker", "SAM License, on request", window=1008
     ),
 )
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
-    given = os.environ.get("GEOLABEL_CACHE")
-    if given:
-        return Path(given)
-    import platformdirs
-
-    return platformdirs.user_cache_path("geolabel")
 
 
 def names(role: Role) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import re
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -142,7 +142,23 @@ def _fetched(url: str, limit: int) -> bytes:
 
         with fsspec.open(url, "rb") as file:
             return bytes(file.read(limit + 1))
-    with _OPENER.open(request(url), timeout=ANSWER_S) as answer:
+    return get(url, limit)
+
+
+def get(url: str, limit: int, headers: Mapping[str, str] | None = None) -> bytes:
+    """Ask a web server for a file once; at most one byte more than `limit` is read.
+
+    Raises
+    ------
+    OSError
+        If the server cannot be reached, refuses, or sends too slowly.
+    SceneError
+        If it redirects to where it may not.
+    """
+    asked = request(url)
+    for name, value in (headers or {}).items():
+        asked.add_header(name, value)
+    with _OPENER.open(asked, timeout=ANSWER_S) as answer:
         data, end = bytearray(), time.monotonic() + FETCH_S
         while len(data) <= limit and (part := answer.read1(CHUNK)):
             data += part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rasterio.errors import RasterioError
 
 from geolabel.errors import OutputError, SceneError
 from geolabel.io.foreign import in_words
+from geolabel.io.read.map_tiles import MapTiles
 from geolabel.io.read.opening import files_of, is_remote
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
@@ -37,18 +39,25 @@ def fingerprint(reader: SceneReader) -> dict[str, Any] | None:
         If the scene cannot be opened.
     """
     source = reader.source
+    if isinstance(source, MapTiles):
+        named, hidden = without_secrets(source.template.text), _hidden(source.template.text)
+        where = [source.zoom, source.size, *astuple(source.frame)]
+        return hidden | {"uri": named, "tiles": where, "pixels": _look(source)}
     if not isinstance(source, FileSource):
         return None
     uri = source.uri
     named = without_secrets(uri)
-    hidden = {} if named == uri else {"url_sha256": hashlib.sha256(uri.encode()).hexdigest()}
-    return hidden | {
+    return _hidden(uri) | {
         "uri": named if is_remote(uri) or not Path(uri).exists() else str(Path(uri).absolute()),
         "files": _files(uri),
         "tag": source.pin(),
         "header": hashlib.sha256(repr(source.header).encode()).hexdigest(),
         "pixels": _look(source),
     }
+
+
+def _hidden(uri: str) -> dict[str, str]:
+    return {} if without_secrets(uri) == uri else {"url_sha256": hashlib.sha256(uri.encode()).hexdigest()}
 
 
 def check_apart(outputs: Iterable[Path], reader: SceneReader) -> None:
@@ -86,7 +95,7 @@ def _files(uri: str) -> list[list[Any]]:
     return marks
 
 
-def _look(source: FileSource) -> str:
+def _look(source: FileSource | MapTiles) -> str:
     level = len(source.levels) - 1
     height, width = source.levels[level]
     tall, wide = min(height, LOOK), min(width, LOOK)

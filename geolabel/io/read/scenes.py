@@ -21,6 +21,7 @@ from geolabel.fills import Findings, beyond, examine, is_opacity
 from geolabel.io.foreign import in_words
 from geolabel.io.read.arrays import ArraySource
 from geolabel.io.read.headers import Header, doubts, event_date_of, grid_of
+from geolabel.io.read.map_tiles import is_map_tiles
 from geolabel.io.read.sources import FileSource, Source, Upright
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
@@ -414,6 +415,11 @@ class SceneReader:
 
 def _source(given: str | os.PathLike[str] | Labelled | Source, time: str | None) -> Source:
     if isinstance(given, str | os.PathLike):
+        if is_map_tiles(os.fspath(given)):
+            raise SceneError(
+                f"{given} is a layer of map tiles: extract, predict and segment read a part of it as the scene "
+                "(--aoi, --gsd), and elsewhere a raster is expected"
+            )
         return FileSource(os.fspath(given), time)
     return given if isinstance(given, FileSource | Source) else ArraySource(given, time)
 

@@ -1,0 +1,399 @@
+"""Layers of map tiles on web servers (XYZ, TMS, WMTS in web Mercator) as scenes of one zoom level.
+
+A layer is known by the URL of its tiles, such as ``https://host/{z}/{x}/{y}.png``. GDAL's drivers for such layers are
+not used: they open what a server sends by any driver, a VRT that names files of this machine among them, follow
+redirects into the local network, and make of a missing tile an error or black. Here a tile is PNG, JPEG or WebP of a
+known size or an error, and one that is missing is no data.
+
+Grid: OGC Two Dimensional Tile Matrix Set 2.0 (17-083r4), WebMercatorQuad.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyproj
+from affine import Affine
+
+from geolabel.errors import OptionError, SceneError
+from geolabel.io.foreign import in_words
+from geolabel.io.read import tile_cache
+from geolabel.io.read.headers import Header
+from geolabel.parsing import exists
+from geolabel.pictures import open_picture
+from geolabel.scene import SAME_GSD
+from geolabel.tiles import Window
+from geolabel.types import BoolArray, UInt8Array
+from geolabel.urls import without_secrets
+
+log = logging.getLogger(__name__)
+
+CRS = "EPSG:3857"
+
+RADIUS_M = 6_378_137.0
+"""Of the sphere of web Mercator."""
+
+HALF_M = math.pi * RADIUS_M
+"""Half the side of the world in web Mercator."""
+
+SIZES = (256, 512)
+"""Sides of tiles in use, pixels."""
+
+MAX_ZOOM = 24
+"""Pixels of 1 cm; no layer of a server goes further."""
+
+MAX_TILES = 1 << 14
+"""Of one scene; 1.07 billion pixels of tiles of 256 px. Providers forbid the download of whole regions."""
+
+CONNECTIONS = 4
+"""Tiles that are fetched at once."""
+
+PROBES = 9
+"""Tiles that are asked for to find out how large they are."""
+
+KEPT_TILES = 128
+"""Decoded tiles that a process holds, for windows that overlap."""
+
+TELL_AFTER_S = 10.0
+"""Seconds between messages while tiles are fetched."""
+
+_FIELD = re.compile(r"\{(-?\w+)\}")
+
+_NAMES = {"tilematrix": "z", "tilecol": "x", "tilerow": "y"}
+"""What WMTS calls zoom, column and row."""
+
+
+# --- which layer -----------------------------------------------------------------------------------------------------
+
+
+def is_map_tiles(text: str) -> bool:
+    """Whether a text is meant as the URL of tiles: it has a place for their zoom or quadkey, and is no file."""
+    return bool({"z", "q"} & set(_fields(_unquoted(text)))) and not exists(text)
+
+
+def _unquoted(text: str) -> str:
+    return re.sub("%7D", "}", re.sub("%7B", "{", text, flags=re.IGNORECASE), flags=re.IGNORECASE)
+
+
+def _fields(text: str) -> list[str]:
+    return [_NAMES.get(name.lower(), name.lower()) for name in _FIELD.findall(text)]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The URL of a layer's tiles, with places for zoom, column and row."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Check a URL such as ``https://host/{z}/{x}/{y}.png``.
+
+        Raises
+        ------
+        OptionError
+            If it is not reached by https (http on this machine), lacks a place, or has one that is not known.
+        """
+        template = _unquoted(text)
+        parts = urlsplit(template)
+        here = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if not (parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and here))):
+            raise OptionError(
+                f"{text}: map tiles are read over https://, or http:// from this machine; a folder of tiles can be "
+                "written into one file (gdalbuildvrt, gdal_translate)"
+            )
+        fields = _fields(template)
+        unknown = [name for name in fields if name not in ("z", "x", "y", "-y", "q")]
+        if "{" in parts.netloc or unknown or re.search(r"[{}]", _FIELD.sub("", template)):
+            what = f"{{{unknown[0]}}}" if unknown else "a brace in the name of the server or a single one"
+            raise OptionError(
+                f"{text}: {what} is not understood in the URL of map tiles: give {{z}}, {{x}} and {{y}} ({{-y}} where "
+                "rows count from the south) or {q}, and the name of one server instead of {s}"
+            )
+        if "q" not in fields and not {"z", "x"} < set(fields):
+            raise OptionError(f"{text}: the URL of map tiles has places for {{z}}, {{x}} and {{y}}, or for {{q}}")
+        if "q" not in fields and not {"y", "-y"} & set(fields):
+            raise OptionError(f"{text}: the URL of map tiles has no place for the row: give {{y}}, or {{-y}}")
+        return cls(template)
+
+    @property
+    def host(self) -> str:
+        """Name of the server."""
+        return urlsplit(self.text).hostname or ""
+
+    def url(self, zoom: int, row: int, col: int) -> str:
+        """The URL of a tile; rows count from the north."""
+        quadkey = "".join(str((col >> k & 1) + 2 * (row >> k & 1)) for k in range(zoom - 1, -1, -1))
+        values = {"z": zoom, "x": col, "y": row, "-y": (1 << zoom) - 1 - row, "q": quadkey}
+        return _FIELD.sub(lambda found: str(values[_fields(found[0])[0]]), self.text)
+
+
+def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, gsd: float | None) -> MapTiles:
+    """The scene of a layer's tiles that meet a rectangle, of the zoom level that a size of pixels asks for.
+
+    That is the coarsest level whose pixels are as fine as asked for at the centre of the rectangle, to 1 %. One tile or
+    a few are fetched to find out their size.
+
+    Parameters
+    ----------
+    text
+        See `Template.parse`.
+    bounds
+        Left, bottom, right, top in web Mercator, metres.
+    gsd
+        Metres on the ground per pixel.
+
+    Raises
+    ------
+    OptionError
+        If the URL is not allowed, or bounds or gsd are missing or cannot be.
+    SceneError
+        If the rectangle takes more than `MAX_TILES` tiles, or the server has none of it.
+    """
+    template = Template.parse(text)
+    if bounds is None:
+        raise OptionError(f"{text}: a layer of map tiles has no end: give the area to work on with --aoi or --bounds")
+    if gsd is None:
+        raise OptionError(f"{text}: a layer of map tiles has many zoom levels: give the size of pixels, --gsd METRES")
+    left, bottom, right, top = (min(max(side, -HALF_M), HALF_M) for side in bounds)
+    if not (left < right and bottom < top):
+        raise OptionError(f"bounds {bounds}: they enclose no area of web Mercator ({CRS}), in metres")
+    zoom = _zoom_for(gsd, (bottom + top) / 2, text)
+    frame = _frame(zoom, (left, bottom, right, top))
+    size = _size_of(template, zoom, frame)
+    if size == SIZES[1] and zoom > 0:
+        zoom -= 1
+        frame = _frame(zoom, (left, bottom, right, top))
+    count = frame.height * frame.width
+    if count > MAX_TILES:
+        raise SceneError(
+            f"{text}: the area takes {count} tiles of zoom {zoom}, and at most {MAX_TILES} are one scene: give a "
+            "smaller area, or a larger --gsd"
+        )
+    return MapTiles(template, zoom, frame, size)
+
+
+def _zoom_for(gsd: float, y: float, text: str) -> int:
+    if not (gsd > 0 and math.isfinite(gsd)):
+        raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
+    coarsest = 2 * HALF_M / SIZES[0] / math.cosh(y / RADIUS_M)
+    zoom = max(0, math.ceil(math.log2(coarsest / (gsd * (1 + SAME_GSD)))))
+    if zoom > MAX_ZOOM:
+        raise OptionError(
+            f"{text}: --gsd {gsd:g} asks for zoom {zoom}, and at most {MAX_ZOOM} is read: give a larger one"
+        )
+    return zoom
+
+
+def _frame(zoom: int, bounds: tuple[float, float, float, float]) -> Window:
+    """Rows and columns of the tiles that a rectangle meets; an edge that is that of a tile to 1 mm picks no more."""
+    left, bottom, right, top = bounds
+    side, last = 2 * HALF_M / (1 << zoom), (1 << zoom) - 1
+    row, col = (min(last, math.floor((offset + 1e-3) / side)) for offset in (HALF_M - top, HALF_M + left))
+    end_row, end_col = (math.ceil((offset - 1e-3) / side) for offset in (HALF_M - bottom, HALF_M + right))
+    return Window(row, col, max(1, end_row - row), max(1, end_col - col))
+
+
+def _size_of(template: Template, zoom: int, frame: Window) -> int:
+    """Side of the tiles in pixels, asked of those in the middle of the area."""
+    middle = frame.row + (frame.height - 1) / 2, frame.col + (frame.width - 1) / 2
+    reach = range(-(PROBES // 2), PROBES // 2 + 1)
+    near = {
+        (
+            min(max(round(middle[0]) + down, frame.row), frame.bottom - 1),
+            min(max(round(middle[1]) + along, frame.col), frame.right - 1),
+        )
+        for down in reach
+        for along in reach
+    }
+    for row, col in sorted(near, key=lambda at: (math.dist(at, middle), at))[:PROBES]:
+        data = tile_cache.tile_file(template.url(zoom, row, col))
+        if data:
+            return int(_decoded(data, template, zoom, row, col).shape[0])
+    raise SceneError(
+        f"{template.text} has no tile of zoom {zoom} in the middle of the area: it may end at a coarser zoom (give a "
+        "larger --gsd), or show nothing there"
+    )
+
+
+# --- its pixels ------------------------------------------------------------------------------------------------------
+
+
+class MapTiles:
+    """The pixels of a layer's tiles of one zoom level. It travels as its arguments.
+
+    Parameters
+    ----------
+    frame
+        Rows and columns of tiles, counted from the north-west of the world.
+    size
+        Side of a tile in pixels.
+    """
+
+    def __init__(self, template: Template, zoom: int, frame: Window, size: int) -> None:
+        self.template, self.zoom, self.frame, self.size = template, zoom, frame, size
+        self._decoded: OrderedDict[tuple[int, int], UInt8Array | None] = OrderedDict()
+        self._holding = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[MapTiles], tuple[Any, ...]]:
+        return type(self), (self.template, self.zoom, self.frame, self.size)
+
+    @cached_property
+    def header(self) -> Header:
+        """What the layer looks like: a picture of three bands of eight bits, with a mask."""
+        pixel = 2 * HALF_M / (self.size << self.zoom)
+        left, top = (self.frame.col * self.size * pixel - HALF_M, HALF_M - self.frame.row * self.size * pixel)
+        return Header(
+            name=without_secrets(self.template.text),
+            height=self.frame.height * self.size,
+            width=self.frame.width * self.size,
+            crs=pyproj.CRS(CRS),
+            transform=Affine(pixel, 0, left, 0, -pixel, top),
+            dtypes=("uint8",) * 3,
+            nodata=(None,) * 3,
+            descriptions=(None,) * 3,
+            colours=("red", "green", "blue"),
+            masked=(True,) * 3,
+            tags={},
+        )
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """The tiles of one zoom level: those of others may show another image."""
+        return ((self.header.height, self.header.width),)
+
+    def fetch(self) -> int:
+        """Fetch the tiles that are not in the cache, and return how many of all the server does not have.
+
+        Raises
+        ------
+        SceneError
+            If the server refuses, or what it sends is no tile. What was fetched stays in the cache.
+        """
+        places = [(row, col) for row in range(self.frame.row, self.frame.bottom) for col in self._columns]
+        tile_cache.prune()
+        new = sum(tile_cache.kept(self.template.url(self.zoom, *place)) is None for place in places)
+        if new:
+            log.warning(
+                "fetching %d map tiles of zoom %d from %s: the terms of its provider say what may be fetched, kept and "
+                "derived from them, and how it is named",
+                new,
+                self.zoom,
+                self.template.host,
+            )
+        missing, told = 0, time.monotonic()
+        pool = ThreadPoolExecutor(CONNECTIONS)
+        try:
+            for done, there in enumerate(pool.map(self._is_there, places), 1):
+                missing += not there
+                if done % tile_cache.PRUNE_AFTER == 0:
+                    tile_cache.prune()
+                if time.monotonic() - told > TELL_AFTER_S:
+                    told = time.monotonic()
+                    log.warning("%d of %d map tiles are here", done, len(places))
+        finally:
+            pool.shutdown(cancel_futures=True)  # at the first error, or the end
+        return missing
+
+    @property
+    def _columns(self) -> range:
+        return range(self.frame.col, self.frame.right)
+
+    def _is_there(self, place: tuple[int, int]) -> bool:
+        data = tile_cache.tile_file(self.template.url(self.zoom, *place))
+        if data:
+            self._checked(_decoded(data, self.template, self.zoom, *place), *place)
+        return bool(data)
+
+    def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[UInt8Array, BoolArray]:
+        """Values (B, h, w), and where a tile has them and shows them (h, w)."""
+        assert level == 0, "a layer of tiles has no overviews"
+        values = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), bool)
+        for row, col, tile in self._over(window):
+            shared = tile.shared(window)
+            image = self._image(row, col)
+            if image is not None:
+                part = image[shared.within(tile)]
+                here = shared.within(window)
+                values[:, *here] = np.moveaxis(part[..., :3], 2, 0)
+                valid[here] = part[..., 3] > 0
+        return values[[band - 1 for band in bands]], valid
+
+    def _over(self, window: Window) -> Iterator[tuple[int, int, Window]]:
+        """Yield row and column of the tiles that a window meets, and their windows."""
+        size = self.size
+        for row in range(window.row // size, -(-window.bottom // size)):
+            for col in range(window.col // size, -(-window.right // size)):
+                yield self.frame.row + row, self.frame.col + col, Window(row * size, col * size, size, size)
+
+    def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[UInt8Array, BoolArray]:
+        """The whole scene at another size, each pixel picked from the nearest one."""
+        tall, wide = self.levels[0]
+        rows = (2 * np.arange(height) + 1) * tall // (2 * height)
+        cols = (2 * np.arange(width) + 1) * wide // (2 * width)
+        values = np.zeros((len(bands), height, width), np.uint8)
+        valid = np.zeros((height, width), bool)
+        for first in range(0, tall, self.size):
+            some = np.flatnonzero((rows >= first) & (rows < first + self.size))
+            if some.size:
+                strip, good = self.read(bands, Window(first, 0, self.size, wide))
+                picked = np.ix_(rows[some] - first, cols)
+                values[:, some], valid[some] = strip[:, picked[0], picked[1]], good[picked]
+        return values, valid
+
+    def close(self) -> None:
+        """Forget what was decoded; no connection stays open."""
+        with self._holding:
+            self._decoded.clear()
+
+    def _image(self, row: int, col: int) -> UInt8Array | None:
+        """(size, size, 4) red, green, blue and opacity of a tile; None where the server has none."""
+        with self._holding:
+            if (row, col) in self._decoded:
+                self._decoded.move_to_end((row, col))
+                return self._decoded[row, col]
+        data = tile_cache.tile_file(self.template.url(self.zoom, row, col))
+        image = self._checked(_decoded(data, self.template, self.zoom, row, col), row, col) if data else None
+        with self._holding:
+            self._decoded[row, col] = image
+            while len(self._decoded) > KEPT_TILES:
+                self._decoded.popitem(last=False)
+        return image
+
+    def _checked(self, image: UInt8Array, row: int, col: int) -> UInt8Array:
+        if image.shape[0] != self.size:
+            raise SceneError(
+                f"{self.template.url(self.zoom, row, col)} is a tile of {image.shape[0]} px, and others are of "
+                f"{self.size} px: one layer has tiles of one size"
+            )
+        return image
+
+
+def _decoded(data: bytes, template: Template, zoom: int, row: int, col: int) -> UInt8Array:
+    """(size, size, 4) red, green, blue and opacity."""
+    try:
+        with open_picture(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            width, height = picture.size
+            if width == height and width in SIZES:
+                return np.asarray(picture.convert("RGBA"))
+        why = f"it has {width} x {height} px, and tiles have 256 or 512 px a side"
+    except OSError as error:
+        why = in_words(error)
+    raise SceneError(
+        f"{template.url(zoom, row, col)} is no tile ({why}): the server may want a key, or answer in words; open the "
+        "URL in a browser"
+    )

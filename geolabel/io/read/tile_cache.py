@@ -1,0 +1,131 @@
+"""Files of map tiles: from the server that has them, or from a folder of bounded size where they were kept.
+
+The folder is ``tiles`` in the cache folder (``GEOLABEL_CACHE``). Names in it are hashes, so that no URL, and no key in
+one, is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import time
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from uuid import uuid4
+
+from geolabel import __version__
+from geolabel.errors import SceneError
+from geolabel.io.downloads import cache_folder, offline
+from geolabel.io.foreign import in_words
+from geolabel.io.read import files
+from geolabel.urls import without_secrets
+
+log = logging.getLogger(__name__)
+
+MAX_TILE_BYTES = 8 << 20
+
+MAX_CACHE_BYTES = 2 << 30
+"""Of tiles on disk; the oldest are deleted."""
+
+PRUNE_AFTER = 256
+"""Tiles that are written before the size of the cache is looked at again."""
+
+MAX_AGE_S, MISSING_AGE_S = 7 * 86_400.0, 86_400.0
+"""How long a tile on disk stands for that of the server, and for how long one is known to be missing."""
+
+MISSING = (404, 410)
+"""Statuses of a server that has no such tile; an empty answer says the same."""
+
+
+def tile_file(url: str) -> bytes:
+    """The file of a tile, from the cache or the server; empty where there is none.
+
+    Raises
+    ------
+    SceneError
+        If the server refuses or cannot be reached, or downloads are forbidden.
+    """
+    data = kept(url)
+    if data is not None:
+        return data
+    if offline():
+        raise SceneError(f"{url} is not in the cache, and GEOLABEL_OFFLINE forbids downloads: unset it")
+    try:
+        data = files.insist(lambda _: _asked(url), without_secrets(url))
+    except (OSError, HTTPException, ValueError) as error:
+        raise SceneError(
+            f"{url} cannot be fetched: {in_words(error)}; run again to resume with the tiles that are here"
+        ) from error
+    _keep(url, data)
+    return data
+
+
+def _asked(url: str) -> bytes:
+    try:
+        data = files.get(url, MAX_TILE_BYTES, headers={"User-Agent": f"geolabel/{__version__}"})
+    except HTTPError as error:
+        if error.code in MISSING:
+            return b""
+        raise
+    if len(data) > MAX_TILE_BYTES:
+        raise SceneError(f"{url} is larger than {MAX_TILE_BYTES >> 20} MB: that is no tile")
+    return data
+
+
+def _place(url: str) -> Path:
+    name = hashlib.sha256(url.encode()).hexdigest()
+    return cache_folder() / "tiles" / name[:2] / name
+
+
+def kept(url: str) -> bytes | None:
+    """A tile of the cache, empty for one that is missing; None where it is not there, or too old."""
+    path = _place(url)
+    try:
+        status = path.stat()
+        age = time.time() - status.st_mtime
+        return path.read_bytes() if age < (MAX_AGE_S if status.st_size else MISSING_AGE_S) else None
+    except OSError:
+        return None
+
+
+def _keep(url: str, data: bytes) -> None:
+    path = _place(url)
+    part = path.with_name(f"{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        log.info("%s cannot be kept: %s", path, in_words(error))  # it is fetched again
+        with suppress(OSError):
+            part.unlink()
+
+
+def prune() -> None:
+    """Delete the oldest tiles of the cache until it is no larger than `MAX_CACHE_BYTES`."""
+    found = []
+    for folder in _entries(cache_folder() / "tiles"):
+        for one in _entries(folder.path) if folder.is_dir(follow_symlinks=False) else ():
+            if re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{32}\.part", one.name):
+                with suppress(OSError):
+                    status = one.stat(follow_symlinks=False)
+                    found.append((status.st_mtime, status.st_size, one.path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= MAX_CACHE_BYTES:
+            break
+        with suppress(OSError):
+            Path(path).unlink()
+        total -= size
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
