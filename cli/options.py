@@ -149,6 +149,13 @@ def vectors_out(*, required: bool = False) -> Callable[[F], F]:
     )
 
 
+dst_crs = option(
+    "--dst-crs",
+    group="output",
+    metavar="CRS",
+    help="CRS of the polygons, such as EPSG:32648. Default: that of the input.",
+)
+
 overwrite = option("--overwrite", group="output", is_flag=True, help="Replace the output if it exists.")
 discard_review = option(
     "--discard-review",

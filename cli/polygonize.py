@@ -58,6 +58,7 @@ from .terminal import announce, loading, progress_bar
     help="Side of the blocks that are read at a time; no result depends on it.",
 )
 @prediction.polygon_options
+@options.dst_crs
 @options.overwrite
 @options.discard_review
 @options.as_json

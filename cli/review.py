@@ -206,6 +206,45 @@ def view(
     )
 
 
+@review.command()
+@click.argument("slides", type=INVENTORY)
+@options.vectors_out(required=True)
+@options.dst_crs
+@option(
+    "--reviewed-only",
+    group="output",
+    is_flag=True,
+    help="Leave out what nobody has accepted, edited or added, and with it all candidates.",
+)
+@options.overwrite
+@options.discard_review
+@options.as_json
+@options.terminal
+@click.pass_context
+def export(ctx: click.Context, /, slides: str, out: str, as_json: bool, **how: Any) -> None:
+    """Write SLIDES in another format or CRS, as it is after its review.
+
+    A candidate that was accepted is a landslide, and what was rejected or deleted is none. Prompts and tiles are left
+    out.
+
+    \b
+    geolabel review export slides.gpkg --out slides.parquet
+    geolabel review export slides.gpkg --out slides.geojson --reviewed-only
+    geolabel review export slides.gpkg --out slides.shp --dst-crs EPSG:4326
+    """
+    check_outputs(out, overwrite=how["overwrite"])
+    with loading(ctx, "exporting"):
+        import geolabel
+
+        figures = geolabel.export(slides, out, **how).figures()
+    if as_json:
+        announce(figures | {"output": out}, as_json=True)
+        return
+    rows = {"landslides": f"{figures['landslides']}, {extent(figures['area_m2'])}; {figures['reviewed']} reviewed"}
+    rows |= {name: str(figures[name]) for name in ("candidates", "rejected")}
+    announce(rows | {"output": out}, as_json=False)
+
+
 @review.command("next")
 @click.argument("slides", type=INVENTORY)
 @option(

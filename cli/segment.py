@@ -36,6 +36,7 @@ from .workers import at_work, cluster_options
 @options.segmenter_options
 @cluster_options
 @options.run_options
+@options.dst_crs
 @options.overwrite
 @options.discard_review
 @options.as_json
@@ -48,6 +49,7 @@ def segment(
     out: str,
     run_dir: str | None,
     keep: bool,
+    dst_crs: str | None,
     overwrite: bool,
     discard_review: bool,
     as_json: bool,
@@ -73,6 +75,7 @@ def segment(
             out=out,
             **vars(request),
             everything=everything,
+            dst_crs=dst_crs,
             overwrite=overwrite,
             discard_review=discard_review,
             run_folder=geolabel.RunFolderOptions(run_dir, keep),

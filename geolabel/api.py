@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from geolabel.qgis.project import write_project as write_project
     from geolabel.review.difference import diff as diff
     from geolabel.review.estimate import estimate_review as estimate_review
+    from geolabel.review.exporting import export as export
     from geolabel.review.merging import merge as merge
     from geolabel.review.next_windows import next_windows as next_windows
     from geolabel.review.sample import sample_review as sample_review
@@ -60,6 +61,7 @@ _HOMES = {
     "diff": "geolabel.review.difference",
     "estimate": "geolabel.extraction.estimate",
     "estimate_review": "geolabel.review.estimate",
+    "export": "geolabel.review.exporting",
     "evaluate": "geolabel.evaluation.evaluate",
     "explain": "geolabel.extraction.explain",
     "extract": "geolabel.extraction.extract",
@@ -97,6 +99,7 @@ __all__ = [
     "estimate_review",
     "evaluate",
     "explain",
+    "export",
     "extract",
     "label",
     "merge",

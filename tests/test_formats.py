@@ -21,7 +21,8 @@ import shapely
 from affine import Affine
 from shapely import MultiPolygon, Polygon, box
 
-from geolabel.errors import OutputError, VectorError
+import geolabel
+from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS, short_names
 from geolabel.io.read import geoparquet, vector_files
 from geolabel.io.read.features import read_aoi, read_exclusions, read_layer, spatial_layers
@@ -432,3 +433,72 @@ def test_only_a_geopackage_has_a_provenance_that_is_read_back(tmp_path: Path) ->
 def test_texts_in_dictionaries_are_counted_as_long_as_they_are() -> None:
     texts = pa.array(["x" * 100] * 50).dictionary_encode()
     assert pc.sum(pc.take(pc.binary_length(texts.dictionary), texts.indices)).as_py() == 5000
+
+
+# --- export and --dst-crs --------------------------------------------------------------------------------------------
+
+
+def test_an_export_has_what_the_review_left(tmp_path: Path) -> None:
+    path = write(tmp_path / "slides.gpkg", slides().assign(status="unreviewed", notes=None), candidates=others())
+    for layer, number, status in (("candidates", 7, "accepted"), ("landslides", 1, "rejected")):
+        table = read_layer(path, layer)
+        table.loc[table["id"] == number, "status"] = status
+        if layer == "landslides":
+            drawn = table.iloc[:1].assign(id=None, status=None, area_m2=None)
+            drawn["geometry"] = [box(500_900, 3_999_900, 500_910, 3_999_930)]
+            table = pd.concat([table, drawn.astype(table.dtypes.drop("id"))], ignore_index=True)
+        pyogrio.write_dataframe(table, path, layer=layer, driver="GPKG")
+    found = geolabel.export(path, tmp_path / "slides.parquet")
+    table = gpd.read_parquet(tmp_path / "slides.parquet")
+    assert table["id"].tolist() == [2, 5, 7, 9]
+    assert table["area_m2"].iloc[-1] == pytest.approx(300, rel=1e-3)
+    assert found.figures() == {
+        "landslides": 4,
+        "area_m2": pytest.approx(table["area_m2"].sum()),
+        "reviewed": 2,
+        "candidates": 1,
+        "rejected": 1,
+    }
+    geolabel.export(path, tmp_path / "checked.gpkg", reviewed_only=True)
+    assert read_layer(tmp_path / "checked.gpkg", "landslides")["id"].tolist() == [7, 9]
+    assert spatial_layers(tmp_path / "checked.gpkg") == ["landslides", "rejected"]
+    assert read_provenance(tmp_path / "checked.gpkg")["scene"] == {"name": "Überhang.tif"}
+    again = read_review(tmp_path / "checked.gpkg")
+    assert again.kept["id"].tolist() == [7, 9]
+    assert again.rejected["id"].tolist() == [1]
+
+
+def others() -> gpd.GeoDataFrame:
+    shapes = [MultiPolygon([box(500_800 + k, 3_999_100, 500_805 + k, 3_999_110)]) for k in (0, 50)]
+    return gpd.GeoDataFrame({"id": [7, 8], "status": "unreviewed"}, geometry=shapes, crs=UTM)
+
+
+def test_an_export_is_reprojected(tmp_path: Path) -> None:
+    path = write(tmp_path / "slides.gpkg")
+    geolabel.export(path, tmp_path / "slides.shp", dst_crs="EPSG:3857")
+    found = gpd.read_file(tmp_path / "slides.shp")
+    assert found.crs == "EPSG:3857"
+    assert shapely.hausdorff_distance(found.to_crs(UTM).geometry.to_numpy(), slides().geometry.to_numpy()).max() < 1e-6
+    with pytest.raises(OptionError, match=r"CRS 'nowhere': give a code such as EPSG:32648"):
+        geolabel.export(path, tmp_path / "other.shp", dst_crs="nowhere")
+    plain = write(tmp_path / "plain.gpkg", slides(None), Grid(None, GRID.transform, 1000, 1000, unit_m=1))
+    with pytest.raises(OptionError, match="nothing can be reprojected to WGS 84: leave --dst-crs away"):
+        geolabel.export(plain, tmp_path / "other.shp", dst_crs="EPSG:4326")
+    with pytest.raises(OutputError, match=r"has no CRS: write a \.gpkg"):
+        geolabel.export(plain, tmp_path / "other.geojson")
+    assert not (tmp_path / "other.shp").exists()
+
+
+def test_polygons_of_a_mask_are_reprojected(tmp_path: Path) -> None:
+    import rasterio
+
+    mask = np.zeros((200, 200), np.uint8)
+    mask[50:90, 60:120] = 1
+    how = {"driver": "GTiff", "height": 200, "width": 200, "count": 1, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "mask.tif", "w", **how, crs=UTM, transform=GRID.transform) as target:
+        target.write(mask, 1)
+    plain = geolabel.polygonize(tmp_path / "mask.tif")
+    found = geolabel.polygonize(tmp_path / "mask.tif", out=tmp_path / "slides.gpkg", dst_crs="EPSG:4326")
+    assert found.crs == read_layer(tmp_path / "slides.gpkg").crs == "EPSG:4326"
+    np.testing.assert_allclose(found["area_m2"], plain["area_m2"], rtol=1e-6)
+    assert shapely.hausdorff_distance(found.to_crs(UTM).geometry[0], plain.geometry[0]) < 1e-6

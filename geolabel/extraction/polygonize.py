@@ -38,6 +38,7 @@ def polygonize(
     simplify: Measure = NOTHING,
     smooth: Measure = NOTHING,
     block_size: int = 2048,
+    dst_crs: str | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
     progress: Progress | None = None,
@@ -55,11 +56,13 @@ def polygonize(
         Those that are wanted: descriptions of bands, or names that the band tags ``class_K`` give to values; none for
         all. A pixel is of the class that scores highest.
     out
-        GeoPackage to write; None to write nothing.
+        File of layers to write, see `geolabel.io.write.vectors.WRITERS`; None to write nothing.
     min_area, max_hole, simplify, smooth
         See `geolabel.extraction.vectorize.vectorize`.
     block_size
         Side in pixels of the blocks that are read at a time; no result depends on it.
+    dst_crs
+        CRS of the polygons; None for that of the raster.
     overwrite
         Whether `out` may be replaced, if no person has reviewed or edited something in it.
     discard_review
@@ -78,13 +81,15 @@ def polygonize(
     GeolabelError
         See `geolabel.errors`.
     """
-    from geolabel.io.columns import CHANGE, LANDSLIDE_COLUMNS, TERRAIN
+    from geolabel.extraction.result import in_dst_crs
+    from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
+    from geolabel.io.columns import CHANGE, LANDSLIDE_COLUMNS, MASKED, TERRAIN
     from geolabel.io.read.review import Carried, check_work
     from geolabel.io.styles import REVIEW_STATES
     from geolabel.io.write.exchange import check_lonlat
-    from geolabel.io.write.vectors import SUFFIXES, write_inventory
+    from geolabel.io.write.vectors import SUFFIXES, write_layers
 
-    carried = Carried(discard=discard_review)
+    carried, crs = Carried(discard=discard_review), parse_crs(dst_crs)
     if out is not None:
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[raster])
         check_work(out, carried)
@@ -92,7 +97,8 @@ def polygonize(
     source, *others = sources.values()
     if out is not None:
         check_apart([Path(out)], source.reader)
-        check_lonlat(Path(out), source.grid.crs)
+        check_lonlat(Path(out), source.grid.crs if crs is None else crs)
+    check_dst_crs(crs, source.grid.crs)
     if not others:
         check_share(source)
     blocks, size = BlockGrid(source.grid.height, source.grid.width, block_size), source.grid.gsd
@@ -110,14 +116,14 @@ def polygonize(
     )
     unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
     unknown |= {} if source.scored else {"score_mean": None, "score_max": None}
-    unknown |= dict.fromkeys((*TERRAIN, *CHANGE, "reason"))
+    unknown |= dict.fromkeys((*TERRAIN, *CHANGE, *MASKED, "reason"))
     found = found.assign(source=source.reader.scene.name, status=REVIEW_STATES[0], **unknown)
-    found = found[[*LANDSLIDE_COLUMNS, found.geometry.name]]
+    found = in_dst_crs(found[[*LANDSLIDE_COLUMNS, found.geometry.name]], crs)
     if out is not None:
         measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
         given = {"threshold": threshold, "nodata": nodata, "gsd": gsd}
         made = _provenance(sources, given | {name: str(measure) for name, measure in measures.items()})
-        write_inventory(out, found, None, None, made, grid=source.grid, overwrite=overwrite, carried=carried)
+        write_layers(out, found, None, None, made, crs=found.crs, overwrite=overwrite, carried=carried)
     return found
 
 

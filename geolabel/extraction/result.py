@@ -17,7 +17,7 @@ import shapely
 from geolabel import geodesy
 from geolabel.errors import VectorError
 from geolabel.extraction.evidence import CONFIDENCE, NO_EVIDENCE, Evidence, reasons
-from geolabel.extraction.scene_groups import SceneGroups, same_crs
+from geolabel.extraction.scene_groups import SceneGroups, check_dst_crs, parse_crs, same_crs
 from geolabel.geodesy import reproject
 from geolabel.io.columns import (
     BOX_COLUMNS,
@@ -341,6 +341,24 @@ def reprojected(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
     invalid = ~shapely.is_valid(moved)
     moved[invalid] = shapely.make_valid(moved[invalid], method="structure", keep_collapsed=False)
     return moved
+
+
+def in_dst_crs(table: gpd.GeoDataFrame, dst_crs: str | pyproj.CRS | None) -> gpd.GeoDataFrame:
+    """Polygons in a CRS that a user names, their sizes measured there; as they are where none is named, or their own.
+
+    Raises
+    ------
+    OptionError
+        If PROJ does not know the CRS, or the polygons have none.
+    VectorError
+        If a polygon has no place in it.
+    """
+    crs = parse_crs(dst_crs)
+    if crs is None or same_crs(table.crs, crs):
+        return table
+    check_dst_crs(crs, table.crs)
+    moved = table.set_geometry(gpd.GeoSeries(reprojected(table, crs), index=table.index, crs=crs))
+    return _measured(moved, np.ones(len(table), bool))
 
 
 def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:

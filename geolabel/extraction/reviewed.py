@@ -10,6 +10,7 @@ and, on rejected ground, those that answer a prompt that was drawn or changed si
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,11 +86,7 @@ def with_review(result: Result, review: Review | None) -> Result:
     unit_m = result.parts[0].plan.grid.unit_m
     crs = landslides.crs
     kept, rejected = (reviewed_in(table, crs, unit_m) for table in (review.kept, review.rejected))
-    highest = review.highest
-    for table in (kept, rejected):
-        new = table["id"].isna().to_numpy(bool)
-        table.loc[new, "id"] = np.arange(highest + 1, highest + 1 + new.sum())
-        highest += int(new.sum())
+    highest = number_new((kept, rejected), review.highest)
     found = pd.concat([landslides.assign(**{LAYER: "landslides"}), candidates.assign(**{LAYER: "candidates"})])
     found = found.sort_values("id", ignore_index=True)
     shapes = np.asarray(found.geometry.to_numpy(), object)
@@ -116,13 +113,23 @@ def with_review(result: Result, review: Review | None) -> Result:
         result,
         landslides=layers[0],
         candidates=layers[1],
-        reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest, _looked(review, crs)),
+        reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest, looked_in(review, crs)),
         shown=numbers[stays & (layer == "landslides")],
         left_out=int((~stays).sum()),
     )
 
 
-def _looked(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+def number_new(tables: Sequence[gpd.GeoDataFrame], highest: int) -> int:
+    """Number, in their places, the polygons that have no ``id``, above `highest`; the highest number then."""
+    for table in tables:
+        new = table["id"].isna().to_numpy(bool)
+        table.loc[new, "id"] = np.arange(highest + 1, highest + 1 + new.sum())
+        highest += int(new.sum())
+    return highest
+
+
+def looked_in(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    """Windows that a person has looked at, in a CRS."""
     return stacked([review.looked], crs, WINDOW_COLUMNS) if len(review.looked) else review.looked
 
 

@@ -119,8 +119,7 @@ def prepare_scenes(
     _refuse_bands(opened)
     alone = len(scenes) == 1
     own = opened[0].scene.grid.crs
-    if crs is not None and own is None:
-        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave --dst-crs away")
+    check_dst_crs(crs, own)
     if reading.bounds is not None and not alone:
         opened = _within_bounds(opened, reading.bounds)
     groups = _groups(opened)
@@ -199,6 +198,18 @@ def parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
         return None if given is None else pyproj.CRS.from_user_input(given)
     except pyproj.exceptions.CRSError as error:
         raise OptionError(f"CRS {given!r}: give a code such as EPSG:32648, or WKT") from error
+
+
+def check_dst_crs(crs: pyproj.CRS | None, own: pyproj.CRS | None) -> None:
+    """Refuse to reproject to `crs`, if any, what has no CRS of its own.
+
+    Raises
+    ------
+    OptionError
+        If that is so.
+    """
+    if crs is not None and own is None:
+        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave --dst-crs away")
 
 
 def same_crs(one: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import numpy as np
+import pyproj
 import shapely
 
 from geolabel import geodesy, polygons
@@ -36,7 +37,8 @@ from geolabel.extraction.outputs import Targets, plan_provenance, writing
 from geolabel.extraction.passes import MaskTable
 from geolabel.extraction.plan import Plan, PromptedWindow, Run, task_size
 from geolabel.extraction.request import Networks, Parameters, Reading, SceneMethod
-from geolabel.extraction.scene_groups import prepare
+from geolabel.extraction.result import in_dst_crs
+from geolabel.extraction.scene_groups import check_dst_crs, parse_crs, prepare
 from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.columns import MEASURED, SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried
@@ -114,6 +116,7 @@ def segment(
     networks: Networks | str | Path | None = None,
     everything: GridPrompts | None = None,
     parameters: Parameters | None = None,
+    dst_crs: str | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
     run_folder: RunFolderOptions | None = None,
@@ -124,7 +127,7 @@ def segment(
 
     Parameters
     ----------
-    scene, out, reading, networks, overwrite, discard_review, run_folder, progress, report
+    scene, out, reading, networks, dst_crs, overwrite, discard_review, run_folder, progress, report
         As in `geolabel.extract`.
     everything
         What is asked, and what counts as an answer.
@@ -134,7 +137,7 @@ def segment(
     Returns
     -------
     geopandas.GeoDataFrame
-        One row per segment in the scene's CRS. Segments may overlap: a part and the whole are both there.
+        One row per segment. Segments may overlap: a part and the whole are both there.
 
     Raises
     ------
@@ -143,14 +146,16 @@ def segment(
     """
     asked, reading = everything or GridPrompts(), reading or Reading()
     run_folder, carried = run_folder or RunFolderOptions(), Carried(discard=discard_review)
-    inputs = (scene, *reading.masks)
+    inputs, crs = (scene, *reading.masks), parse_crs(dst_crs)
     targets = Targets.of(out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried)
     parameters = replace(parameters or Parameters(), method=asked)
     plan = prepare(scene, reading, Networks.of(networks), parameters)
-    targets.check_crs(plan.grid.crs)
+    check_dst_crs(crs, plan.grid.crs)
+    targets.check_crs(crs or plan.grid.crs)
     for text in plan.reader.warnings:
         log.warning("%s", text)
-    return run_segment(plan, targets, asked, run_folder=run_folder, progress=progress, report=report).segments
+    how: dict[str, Any] = {"run_folder": run_folder, "progress": progress, "report": report}
+    return run_segment(plan, targets, asked, dst_crs=crs, **how).segments
 
 
 def run_segment(
@@ -158,6 +163,7 @@ def run_segment(
     targets: Targets,
     everything: GridPrompts,
     *,
+    dst_crs: pyproj.CRS | None = None,
     run_folder: RunFolderOptions | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
@@ -166,7 +172,7 @@ def run_segment(
     asked = {"everything": {name: getattr(everything, name) for name in everything.options()}}
     with under_way([plan], targets, run_folder or RunFolderOptions(), [None], progress, report, asked) as (work,):
         try:
-            segments = _find_segments(work, everything)
+            segments = in_dst_crs(_find_segments(work, everything), dst_crs)
         finally:
             _forget()
         if targets.inventory is not None:
@@ -176,7 +182,7 @@ def run_segment(
                     targets.inventory,
                     segments,
                     facts,
-                    crs=plan.grid.crs,
+                    crs=segments.crs,
                     overwrite=targets.may_replace(targets.inventory),
                     carried=targets.carried,
                 )

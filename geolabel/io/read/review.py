@@ -27,15 +27,7 @@ from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
 from geolabel.io.databases import reading_database
 from geolabel.io.read.features import read_layer, spatial_layers, with_whole_names
 from geolabel.io.styles import REVIEW_STATES
-from geolabel.io.written import (
-    PROMPT_LAYERS,
-    Record,
-    Written,
-    changed_prompts,
-    plain,
-    read_written,
-    same_outlines,
-)
+from geolabel.io.written import PROMPT_LAYERS, Record, Written, changed_prompts, plain, read_written, same_outlines
 
 log = logging.getLogger(__name__)
 
