@@ -55,6 +55,15 @@ def vrt(bands: str, size: int = 64, inner: str = PLACE) -> str:
     return f'<VRTDataset rasterXSize="{size}" rasterYSize="{size}">{inner}{bands}</VRTDataset>'
 
 
+def huge(path: Path) -> Path:
+    """A file of a kilobyte whose one tile takes 1.5 GB when it is read."""
+    size = {"height": 40_000, "width": 40_000, "blockxsize": 40_000, "blockysize": 40_000}
+    place = {"crs": "EPSG:32648", "transform": from_origin(500_000, 3_000_000, 0.5, 0.5)}
+    options = {"tiled": True, "compress": "deflate", "sparse_ok": True, "bigtiff": "yes"}
+    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", count=1, **size, **place, **options):
+        return path
+
+
 def band(source: str, relative: int = 0, kind: str = "SimpleSource") -> str:
     name = f'<SourceFilename relativeToVRT="{relative}">{source}</SourceFilename><SourceBand>1</SourceBand>'
     return f'<VRTRasterBand dataType="Byte"><{kind}>{name}</{kind}></VRTRasterBand>'
@@ -640,3 +649,16 @@ def test_a_raster_that_is_nowhere_opens_without_a_foreign_warning(tmp_path: Path
             assert dataset.crs is None
         assert SceneReader(path, gsd=1).sample()[1].all()
         assert fingerprint(SceneReader(path, gsd=1)) is not None
+
+
+def test_pieces_that_do_not_fit_into_memory_are_refused_of_what_a_raster_leads_to(tmp_path: Path, tiff: Path) -> None:
+    source = huge(tmp_path / "huge.tif")
+    (tmp_path / "a.vrt").write_text(vrt(band(str(source)), 40_000))
+    source_beside = tmp_path / "b.tif"
+    source_beside.write_bytes(tiff.read_bytes())
+    for scene in (source, tmp_path / "a.vrt"):
+        with pytest.raises(SceneError, match=r"huge\.tif is stored in pieces of 40000 x 40000 px, 1525 MB each"):
+            SceneReader(scene).sample()
+    source.rename(tmp_path / "b.tif.ovr")
+    with pytest.raises(SceneError, match=r"b\.tif\.ovr is stored in pieces"):
+        SceneReader(source_beside).sample()

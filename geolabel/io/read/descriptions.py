@@ -465,7 +465,7 @@ def _looked_at(source: str, home: str, nested: int) -> Checked | None:
         return None  # reading it will be an error
     with rasterio.Env(**formats.options_of(source)):
         if formats.is_image(source):
-            formats.open_pixels(source).close()
+            formats.check_pixels(source)
             return None
     if not files.is_remote(home) and not files.is_remote(source) and nested < MAX_NESTED and is_vrt(source):
         return checked_vrt(source, nested + 1)

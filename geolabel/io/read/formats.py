@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import rasterio
 from rasterio.errors import RasterioError, RasterioIOError
 
@@ -69,6 +70,12 @@ FORMATS = (
     _Format(("ENVI",), suffixes=(".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".envi", "")),
     _Format(("EHdr",), suffixes=(".bil", ".bip", ".bsq", ".flt")),
 )
+
+MAX_BANDS = 4096
+"""A time series of a hyperspectral sensor has as many; a header that claims more is wrong or means harm."""
+
+MAX_BLOCK_BYTES = 1 << 30
+"""Maximum size of one block as GDAL decodes it: to read a pixel is to decode its whole block."""
 
 SQLITE = b"SQLite format 3\0"
 
@@ -290,9 +297,47 @@ def _check_image(file: str, named: str, why: str, beside: int) -> None:
         plain = False
     if not plain:
         raise SceneError(f"{why}, and it is no image: remove it, or build the overviews again (gdaladdo)")
-    open_pixels(file, beside=beside + 1).close()
+    check_pixels(file, beside=beside + 1)
 
 
 def options_of(path: str) -> dict[str, Any]:
     """GDAL's settings for a raster that holds its own pixels."""
     return files.settings(network=files.is_remote(path))
+
+
+# --- how large -------------------------------------------------------------------------------------------------------
+
+
+def check_pixels(path: str, *, beside: int = 0) -> None:
+    """Check that a raster that another one leads to opens, and its size; raises as `open_pixels` and `check_size`."""
+    with open_pixels(path, beside=beside) as image:
+        check_size(image, path)
+
+
+def check_size(dataset: DatasetReader, uri: str) -> None:
+    """Refuse a raster whose header claims more than can be true, or more than fits into memory.
+
+    Raises
+    ------
+    SceneError
+        If it has more than `MAX_BANDS` bands, or one block takes more than `MAX_BLOCK_BYTES`.
+    """
+    if dataset.count > MAX_BANDS:
+        raise SceneError(
+            f"{uri} says that it has {dataset.count} bands, and at most {MAX_BANDS} are opened: the file is damaged, "
+            "or take the three that are wanted out of it (gdal_translate -b 1 -b 2 -b 3 IN OUT)"
+        )
+    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
+    pairs = zip(dataset.block_shapes, dataset.dtypes, strict=True)
+    for (height, width), dtype in pairs:
+        size = height * width * together * _bytes(dtype)
+        if size > MAX_BLOCK_BYTES:
+            raise SceneError(
+                f"{uri} is stored in pieces of {height} x {width} px, {size >> 20} MB each, and at most "
+                f"{MAX_BLOCK_BYTES >> 20} MB are read at once: the file is damaged, or write it in tiles "
+                "(gdal_translate -co TILED=YES IN OUT)"
+            )
+
+
+def _bytes(dtype: str) -> int:
+    return 4 if dtype == "complex_int16" else np.dtype(dtype).itemsize  # which is GDAL's own

@@ -3,8 +3,8 @@
 They run no code, take no memory that was not asked for, and reach no further than they say. Nothing else opens a raster
 to read it: one that holds its own pixels is opened by the driver of its format (`geolabel.io.read.formats`), one that
 describes others from a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of bands as
-a virtual raster over them (`geolabel.io.read.deliveries`). What is checked here is what GDAL leaves to its caller
-besides: how much memory one block of a file takes, and how many bands there are.
+a virtual raster over them (`geolabel.io.read.deliveries`). How much memory one block takes, and how many bands there
+are, is checked of all of them.
 """
 
 from __future__ import annotations
@@ -17,24 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from geolabel.errors import SceneError
 from geolabel.io.read import files
 from geolabel.io.read.deliveries import as_vrt, find_delivery
 from geolabel.io.read.descriptions import Checked, checked_vrt, is_vrt
-from geolabel.io.read.formats import open_pixels
+from geolabel.io.read.formats import check_size, open_pixels
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
-
-MAX_BANDS = 4096
-"""A time series of a hyperspectral sensor has as many; a header that claims more is wrong or means harm."""
-
-MAX_BLOCK_BYTES = 1 << 30
-"""Maximum size of one block as GDAL decodes it: to read a pixel is to decode its whole block."""
 
 is_remote = files.is_remote
 
@@ -68,7 +60,7 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
         described = _description(path)
         dataset = open_pixels(path, level=level) if described is None else _open_described(described, level)
     try:
-        _check_size(dataset, uri)
+        check_size(dataset, uri)
     except BaseException:
         dataset.close()
         raise
@@ -115,28 +107,3 @@ def files_of(uri: str) -> list[str]:
         return sorted(described.files)
     with reading(uri) as dataset:
         return sorted({os.fspath(name) for name in dataset.files})
-
-
-# --- how large -------------------------------------------------------------------------------------------------------
-
-
-def _check_size(dataset: DatasetReader, uri: str) -> None:
-    if dataset.count > MAX_BANDS:
-        raise SceneError(
-            f"{uri} says that it has {dataset.count} bands, and at most {MAX_BANDS} are opened: the file is damaged, "
-            "or take the three that are wanted out of it (gdal_translate -b 1 -b 2 -b 3 IN OUT)"
-        )
-    together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
-    pairs = zip(dataset.block_shapes, dataset.dtypes, strict=True)
-    for (height, width), dtype in pairs:
-        size = height * width * together * _bytes(dtype)
-        if size > MAX_BLOCK_BYTES:
-            raise SceneError(
-                f"{uri} is stored in pieces of {height} x {width} px, {size >> 20} MB each, and at most "
-                f"{MAX_BLOCK_BYTES >> 20} MB are read at once: the file is damaged, or write it in tiles "
-                "(gdal_translate -co TILED=YES IN OUT)"
-            )
-
-
-def _bytes(dtype: str) -> int:
-    return 4 if dtype == "complex_int16" else np.dtype(dtype).itemsize  # which is GDAL's own
