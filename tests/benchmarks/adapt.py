@@ -236,7 +236,8 @@ def adapted_to(bench: Bench, images: Sequence[Path], gsd: float, folder: Path, s
     for number, image in enumerate(images):
         example = bench.example(image)
         grid = example_grid(example, gsd)
-        grid = replace(grid, transform=Affine.translation(0, 1e5 * number) * grid.transform)
+        away = 1e4 + gsd / (len(images) + 1)  # no two share a grid, which would join them to one scene
+        grid = replace(grid, transform=Affine.translation(0, away * number) * grid.transform)
         write_geotiff(folder / f"{number}.tif", example.rgb, grid, description=example.name, overwrite=True)
         scenes.append(folder / f"{number}.tif")
         shapes = rasterio.features.shapes(example.truth.astype(np.uint8), example.truth, transform=grid.transform)
@@ -291,6 +292,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="N", help="chips that are drawn, instead of the set's")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--localizer", help="instead of the bundled one")
     parser.add_argument("--tests", type=int, metavar="N", help="test chips at most, evenly taken from all")
@@ -304,7 +306,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for key in given.sets:
         one = SETS[key]
-        for size in one.sizes:
+        for size in given.sizes or one.sizes:
             for draw in range(given.draws):
                 path = given.out / f"{key}-{size}-{draw}.json"
                 if not path.is_file():
