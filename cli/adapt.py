@@ -52,11 +52,12 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 @option(
     "--level",
     group="method",
-    type=click.Choice(["auto", "threshold", "head"]),
+    type=click.Choice(["auto", "threshold", "head", "all"]),
     default="auto",
     show_default=True,
-    help="What is adapted: threshold, where the activation is cut; head, the last layers too; auto, the simplest that "
-    "gains 0.02 F1 over all simpler ones; head is tried where an area was looked at whole.",
+    help="What is adapted: threshold, where the activation is cut; head, the last layers too; all, most layers; auto, "
+    "the simplest that gains 0.02 F1 over all simpler ones; layers are tried where an area was looked at whole, all on "
+    "a GPU only.",
 )
 @option(
     "--seed", group="method", rare=True, type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
@@ -74,7 +75,7 @@ def adapt(
     scenes: tuple[str, ...],
     reviewed: tuple[str, ...],
     out: Path,
-    level: Literal["auto", "threshold", "head"],
+    level: Literal["auto", "threshold", "head", "all"],
     accept_unreviewed: bool,
     seed: int,
     overwrite: bool,

@@ -22,17 +22,35 @@ from scipy.special import logit
 
 import geolabel
 from geolabel.adaptation import confidence, levels
+from geolabel.adaptation import whole as whole_layers
+from geolabel.adaptation.adapt import Begun, write_localizer
 from geolabel.adaptation.confidence import _moved, _platt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE, UNJUDGED, Ground, Reviewed
 from geolabel.adaptation.head import Head, OctaveMaps
-from geolabel.adaptation.levels import CUTS, GATES, OWN, Blocks, Cells, OperatingPoint, choose, f1, tally
+from geolabel.adaptation.levels import (
+    CUTS,
+    GATES,
+    OWN,
+    Blocks,
+    Cells,
+    Choice,
+    OperatingPoint,
+    by_cell,
+    choose,
+    f1,
+    tally,
+)
+from geolabel.adaptation.whole import Whole
 from geolabel.cli.main import run
 from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError, OutputError, VectorError
+from geolabel.extraction.scene_groups import prepare
 from geolabel.models import registry
 from geolabel.models.checkpoint import load_checkpoint, load_localizer, read_info, save_checkpoint
 from geolabel.models.confidence import load_confidence, save_confidence, shipped
 from geolabel.models.loading import recipe
+from geolabel.models.on_onnx import OnnxMaps
+from geolabel.models.on_torch import TorchMaps
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 
@@ -277,11 +295,13 @@ def test_a_head_learns_what_holds_on_other_ground() -> None:
     shown = [replace(one, raw=first.map(one)) for one in shown]
     blocks = Blocks.of(shown)
     assert blocks is not None
-    choice = choose(shown, blocks, point, 4, lambda part: first.fitted(part, point.cut, seed=0))
+    choice = choose(shown, blocks, point, 4, {"head": lambda part: first.fitted(part, point.cut, seed=0)})
     assert choice.level == "head"
     assert choice.scores["head"] > choice.scores["threshold"] + 0.02
     assert choice.layers is not None
-    again = choose(shown, blocks, point, 4, lambda part: first.fitted(part, point.cut, seed=0), level="threshold")
+    again = choose(
+        shown, blocks, point, 4, {"head": lambda part: first.fitted(part, point.cut, seed=0)}, level="threshold"
+    )
     assert (again.level, again.layers, again.scores) == ("threshold", None, choice.scores)
 
 
@@ -297,6 +317,80 @@ def test_the_head_is_the_network_after_its_pyramid() -> None:
     assert np.allclose(head.map(one), whole, atol=1e-4)
     state = load_checkpoint(BUNDLED)[0]
     assert all(torch.equal(state[name], tensor) for name, tensor in head.tensors().items())
+
+
+# All layers
+
+
+def tile(k: int, side: int = 320) -> Cells:
+    """A tile whose landslides are red, which the map of the network says nothing of."""
+    random = np.random.default_rng(k)
+    image = random.integers(90, 130, (side, side, 3)).astype(np.uint8)
+    truth = np.zeros((side, side), bool)
+    row, col = random.integers(32, side - 128, 2)
+    truth[row : row + 96, col : col + 96] = True
+    image[truth] = (200, 60, 60)
+    cover = by_cell(truth, 8)
+    return Cells(np.zeros_like(cover), cover, np.ones_like(cover), (0, 300 * k, 0), image=image)
+
+
+def whole() -> Whole:
+    found = Whole.of(*load_localizer(BUNDLED), "cpu")
+    assert found is not None
+    return found
+
+
+def test_all_layers_learn_but_for_the_first_and_do_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("STEPS", 6), ("CROPS", 2), ("SIDE", 128), ("RATE", 1e-3)):
+        monkeypatch.setattr(whole_layers, name, value)
+    first, shown = whole(), [tile(0), tile(1)]
+    before = first.tensors()
+    found, again = (first.fitted(shown, 2.0, seed=3) for _ in range(2))
+    moved = {name for name, tensor in found.tensors().items() if not torch.equal(tensor, before[name])}
+    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in found.tensors().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in first.tensors().items())
+    assert {"head.weight", "mix.bias", "trunk.blocks.6.0.conv_pw.weight", "trunk.blocks.3.0.conv_pw.weight"} <= moved
+    assert not {name for name in moved if name.startswith(("trunk.conv_stem", "trunk.bn1", "trunk.blocks.2", "bias"))}
+    assert not {name for name in moved if "running" in name}
+    unseen = tile(7)
+    maps = [
+        one.map(unseen)[:, :][[unseen.cover > 0.9, unseen.cover == 0][k]].mean()
+        for one in (first, found)
+        for k in (0, 1)
+    ]
+    assert maps[2] - maps[3] > maps[0] - maps[1] + 0.5
+
+
+def test_all_layers_are_written_for_both_engines(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("STEPS", 2), ("CROPS", 1), ("SIDE", 64), ("RATE", 1e-2)):
+        monkeypatch.setattr(whole_layers, name, value)
+    plan = prepare(place / "scene.tif", geolabel.Reading(), geolabel.Networks(device="cpu"), geolabel.Parameters())
+    begun = Begun.of(plan, "all")
+    assert begun.whole is not None
+    assert set(begun.fits(0, "all")) == {"all"}
+    assert set(begun.fits(0, "head")) == {"head"}
+    fitted = begun.whole.fitted([tile(0, 64 + 128)], 2.0, seed=0)
+    choice: Choice[Any] = Choice("all", {"none": 0.1, "all": 0.5}, begun.point.at((3, 2)), fitted)
+    written = write_localizer(tmp_path, begun, choice, {"level": "all"})
+    network, info = load_localizer(written)
+    assert info.constant == pytest.approx(begun.info.constant * CUTS[3])
+    pixels = np.random.default_rng(0).normal(0, 1, (1, 3, 64, 64)).astype(np.float32)
+    maps = [one(pixels) for one in (TorchMaps(network), OnnxMaps(written), TorchMaps(begun.whole.network))]
+    assert np.allclose(maps[0], maps[1], atol=1e-3)
+    assert np.abs(maps[0] - maps[2]).max() > 0.05
+
+
+def test_crops_keep_what_was_said_beside_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_layers, "COLOUR", 0.0)
+    small = tile(2, 200)
+    shown = [replace(tile(k), judged=(tile(k).cover > 0).astype(np.float32)) for k in range(2)] + [small]
+    crops = whole_layers._Crops.of(shown, np.random.default_rng(0))
+    seen = [crop for _ in range(6) for crop in crops.some()]
+    for pixels, cover, judged in seen:
+        assert pixels.shape == (256, 256, 3)
+        assert (judged > 0).any()
+        red = by_cell(pixels[..., 0] > 150, 8)
+        assert np.allclose(red[judged > 0], cover[judged > 0])
 
 
 # The confidence

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from geolabel.adaptation.confidence import fit_again
 from geolabel.adaptation.ground import LANDSLIDE, UNJUDGED, Ground, Reviewed
-from geolabel.adaptation.levels import Blocks, Cells, Choice, Level, OperatingPoint, by_cell, choose
+from geolabel.adaptation.levels import Blocks, Cells, Choice, Fit, Level, Mapper, OperatingPoint, by_cell, choose
 from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.plan import Plan
@@ -34,7 +34,10 @@ from geolabel.types import UInt8Array
 from geolabel.urls import without_secrets
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from geolabel.adaptation.head import Head
+    from geolabel.adaptation.whole import Whole
     from geolabel.io.read.scene_inputs import SceneInput, Scenes
 
 log = logging.getLogger(__name__)
@@ -105,12 +108,13 @@ def adapt(
     out
         Folder to write; None to write nothing. `Networks.from_folder` takes it.
     level
-        What to adapt if it gains anything: ``threshold``, the operating point, or ``head``, the layers after the
-        pyramid too. None for the simplest that gains 0.02 F1 over all simpler ones; the layers are tried then only
-        where somebody has looked at an area whole.
+        What to adapt if it gains anything: ``threshold``, the operating point; ``head``, the layers after the pyramid
+        too; ``all``, those of the pyramid and of most of the trunk too. None for the simplest that gains 0.02 F1 over
+        all simpler ones; layers are tried then only where somebody has looked at an area whole, and ``all`` only on a
+        GPU, since it takes minutes on a CPU.
     reading, networks
-        How scenes are read, and the networks to begin with. The features of level ``head`` are computed by torch in
-        single precision, one tile at a time, whatever engine, precision and batch the networks have.
+        How scenes are read, and the networks to begin with. What ``head`` and ``all`` are fitted to is computed by
+        torch in single precision, one tile at a time, whatever engine, precision and batch the networks have.
     accept_unreviewed
         Whether landslides that nobody reviewed count as accepted, in all files: for a truth that needs no review, such
         as a mask that `geolabel.polygonize` has traced. Candidates do not.
@@ -179,7 +183,7 @@ def _choose(
     level: Level | None,
     seed: int,
     progress: Progress,
-) -> tuple[Adaptation, Choice[Head]]:
+) -> tuple[Adaptation, Choice[Layers]]:
     """Choose a level on the ground that was reviewed; raises as `adapt`."""
     landslides, rejected, areas, waiting = (
         sum(len(getattr(one, name)) for one in grounds) for name in ("landslides", "rejected", "areas", "waiting")
@@ -202,8 +206,8 @@ def _choose(
             "others: review some further away"
         )
     # Layers that are fitted to polygons alone unlearn what nobody looked at, and no square shows it.
-    fit = begun.fit(seed) if areas or level is not None else None
-    choice = choose(cells, blocks, begun.point, begun.window, fit, level=level, progress=progress)
+    fits = begun.fits(seed, level) if areas or level is not None else {}
+    choice = choose(cells, blocks, begun.point, begun.window, fits, level=level, progress=progress)
     adaptation = Adaptation(
         choice.level,
         {name: round(score, 4) for name, score in choice.scores.items()},
@@ -227,6 +231,14 @@ def _name(scene: SceneInput) -> str:
 # --- the localizer ---------------------------------------------------------------------------------------------------
 
 
+class Layers(Mapper, Protocol):
+    """Layers of a localizer that were fitted."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names in the network."""
+        ...
+
+
 @dataclass(frozen=True)
 class Begun:
     """The localizer to begin with."""
@@ -241,6 +253,8 @@ class Begun:
     """Gives raw maps, or features where layers are fitted."""
     head: Head | None
     """None where no layers are fitted."""
+    whole: Whole | None
+    """None where those of the trunk stay."""
 
     @classmethod
     def of(cls, plan: Plan, level: Level | None) -> Begun:
@@ -254,35 +268,52 @@ class Begun:
                 f"{len(info.classes)}: give another"
             )
         assert info.constant is not None, "a localizer without a constant was refused before"
-        network, head = cls._network(recipe, path, level)
+        network, head, whole = cls._network(recipe, path, info, level)
         point = OperatingPoint(info.constant * GREY_CUT, -float(network.bias[0]), info.sharpness)
-        return cls(recipe, confidence_before(plan), path, info, point, CamLocalizer(network, info, batch=1), head)
+        return cls(
+            recipe, confidence_before(plan), path, info, point, CamLocalizer(network, info, batch=1), head, whole
+        )
 
     @staticmethod
-    def _network(recipe: LocalizerRecipe, path: Path, level: Level | None) -> tuple[MapNetwork, Head | None]:
+    def _network(
+        recipe: LocalizerRecipe, path: Path, info: NetworkInfo, level: Level | None
+    ) -> tuple[MapNetwork, Head | None, Whole | None]:
         if level != "threshold":
             from geolabel.adaptation.head import Head, OctaveMaps
+            from geolabel.adaptation.whole import Whole
             from geolabel.models.nets.localizer import PyramidLocalizer
 
             network, _ = load_localizer(path)
             head = Head.of(network)
+            wanted = level == "all" or (level is None and recipe.device != "cpu")
+            whole = Whole.of(network, info, recipe.device) if head is not None and wanted else None
+            if level == "all" and whole is None:
+                raise OptionError(
+                    f"--level all: {recipe.source} is no localizer of two octaves on EfficientNet-Lite, whose layers "
+                    "can be fitted: take --level threshold"
+                )
             if head is not None and isinstance(network, PyramidLocalizer):
-                return OctaveMaps(network, device=recipe.device), head
+                return OctaveMaps(network, device=recipe.device), head, whole
             if level == "head":
                 raise OptionError(
                     f"--level head: {recipe.source} is no localizer of two octaves, whose last layers can be fitted: "
                     "take --level threshold"
                 )
-        return loading.maps_of(recipe, path)[0], None
+        return loading.maps_of(recipe, path)[0], None, None
 
     @property
     def window(self) -> int:
         """Side of the gate's window in cells."""
         return max(1, self.info.window // self.info.stride)
 
-    def fit(self, seed: int) -> Callable[[Sequence[Cells]], Head] | None:
-        """What fits the layers to tiles; None where they stay."""
-        return None if self.head is None else partial(self.head.fitted, cut=self.point.cut, seed=seed)
+    def fits(self, seed: int, level: Level | None) -> dict[Level, Fit[Layers]]:
+        """What fits the layers of each level that is tried; ``head`` is not, where another is asked for."""
+        layers: dict[Level, Head | Whole | None] = {"head": self.head, "all": self.whole}
+        return {
+            name: partial(one.fitted, cut=self.point.cut, seed=seed)
+            for name, one in layers.items()
+            if one is not None and level in (None, name)
+        }
 
     def cells(self, rgb: UInt8Array, truth: UInt8Array, place: tuple[int, int, int]) -> Cells:
         """The map of an image (H, W, 3), and what was said (H, W) of it by cell."""
@@ -294,7 +325,7 @@ class Begun:
         if self.head is None:
             return Cells(maps[0], cover, judged, place)
         features = np.moveaxis(maps, 0, 2).astype(np.float16)
-        found = Cells(maps[0], cover, judged, place, features)
+        found = Cells(maps[0], cover, judged, place, features, None if self.whole is None else rgb)
         return replace(found, raw=self.head.map(found))
 
 
@@ -340,7 +371,7 @@ def _cells(plan: Plan, number: int, index: int, truth: UInt8Array, begun: Begun)
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def write_localizer(folder: Path, begun: Begun, choice: Choice[Head], made: dict[str, Any]) -> Path:
+def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: dict[str, Any]) -> Path:
     """Write the localizer with what was chosen, and its graph.
 
     Parameters

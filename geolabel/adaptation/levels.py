@@ -1,8 +1,8 @@
-"""How far a localizer is adapted: its operating point, or its last layers too, chosen by cross-validation.
+"""How far a localizer is adapted: its operating point, or layers too, chosen by cross-validation.
 
 The first level sets the two numbers that the map is cut with: on ground that it does not know, a localizer can say less
-or more of everything. The second also moves the layers that mix the features of the pyramid. Levels are compared on
-spatial blocks that they were not fitted to.
+or more of everything. The second also moves the layers that mix the features of the pyramid, the third most of the
+network. Levels are compared on spatial blocks that they were not fitted to.
 
 Source: Roberts et al. (2017), "Cross-validation strategies for data with temporal, spatial, hierarchical, or
 phylogenetic structure".
@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from scipy import ndimage
 
 from geolabel.activation import window_logits
 from geolabel.engine.tasks import Progress, Silent
-from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
+from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
-Level = Literal["threshold", "head"]
-"""What is adapted: the operating point and the gate, or also the layers after the pyramid. The simplest comes first."""
+Level = Literal["threshold", "head", "all"]
+"""What is adapted: the operating point and the gate, or also the layers after the pyramid, or also those of the pyramid
+and of most of the trunk. The simplest comes first."""
 
 FOLDS = 4
 """Groups of blocks; each is judged by what was fitted to the others."""
@@ -70,6 +71,8 @@ class Cells:
     """Number of the grid, row and column of the first cell on it."""
     features: AnyArray | None = None
     """(h, w, F) of the pyramid, half precision; None where no layers are fitted."""
+    image: UInt8Array | None = None
+    """(H, W, 3); None where only layers after the pyramid are fitted."""
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ def _crossed(tallies: Float64Array, fold: Int64Array) -> float:
 
 
 class Mapper(Protocol):
-    """Layers that give another map of the features of a tile."""
+    """Layers that give another map of a tile."""
 
     def map(self, cells: Cells) -> Float32Array:
         """Raw map (h, w)."""
@@ -200,6 +203,9 @@ class Mapper(Protocol):
 
 
 M = TypeVar("M", bound=Mapper)
+
+Fit: TypeAlias = Callable[[Sequence[Cells]], M]
+"""Fits layers to tiles."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ class Choice(Generic[M]):
     """F1 by cross-validation of the network as it is (``none``) and of every level that was tried."""
     point: OperatingPoint
     layers: M | None = None
-    """Fitted to everything, where the level is ``head``."""
+    """Fitted to everything, where the level has any."""
 
     @property
     def gain(self) -> float:
@@ -225,7 +231,7 @@ def choose(
     blocks: Blocks,
     point: OperatingPoint,
     window: int,
-    fit: Callable[[Sequence[Cells]], M] | None = None,
+    fits: Mapping[Level, Fit[M]] | None = None,
     *,
     level: Level | None = None,
     progress: Progress | None = None,
@@ -238,8 +244,8 @@ def choose(
         Operating point of the network as it is.
     window
         Side of the gate's window in cells.
-    fit
-        Fits layers to tiles; None to try the operating point alone.
+    fits
+        What fits the layers of each level that has any; None to try the operating point alone.
     level
         The one that is taken if it gains anything; None for the simplest that gains at least `MINIMUM_GAIN` over all
         simpler ones.
@@ -248,14 +254,14 @@ def choose(
     """
     own = _tallies(cells, blocks, point, window, lambda k: cells[k].raw)
     tallies: dict[Level, Float64Array] = {"threshold": own}
-    if fit is not None:
-        tallies["head"] = _of_others(cells, blocks, point, window, fit, progress or Silent())
+    for name, fit in (fits or {}).items():
+        tallies[name] = _of_others(cells, blocks, point, window, fit, progress or Silent(), name)
     scores = {"none": float(f1(own.sum(0))[OWN])}
     scores |= {name: _crossed(table, blocks.fold) for name, table in tallies.items()}
     chosen = level_of(scores) if level is None else level
     if chosen is None or scores[chosen] <= scores["none"]:
         return Choice(None, scores, point)
-    layers = fit(cells) if chosen == "head" and fit is not None else None
+    layers = fits[chosen](cells) if fits and chosen in fits else None
     return Choice(chosen, scores, point.at(best(tallies[chosen].sum(0))), layers)
 
 
@@ -280,13 +286,14 @@ def _of_others(
     blocks: Blocks,
     point: OperatingPoint,
     window: int,
-    fit: Callable[[Sequence[Cells]], M],
+    fit: Fit[M],
     progress: Progress,
+    name: str,
 ) -> Float64Array:
     """Tallies of the blocks of each fold by layers that were fitted to the other folds."""
     total = np.zeros((len(blocks.fold), len(CUTS), len(GATES) + 1, 3))
     folds = np.unique(blocks.fold)
-    for fold in progress.track(folds, "fit head", len(folds)):
+    for fold in progress.track(folds, f"fit {name}", len(folds)):
         held = [blocks.fold[numbers] == fold for numbers in blocks.numbers]
         rest = [
             replace(one, judged=np.where(out, np.float32(0), one.judged)) for one, out in zip(cells, held, strict=True)

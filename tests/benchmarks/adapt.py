@@ -1,7 +1,7 @@
 """What adaptation gains from a few chips of a region, on other chips of it.
 
-Usage: python tests/benchmarks/adapt.py DATA --out FOLDER [--sets hokkaido bijie l4s] [--draws 5] [--localizer FILE]
-       [--tests N] [--polygons N]
+Usage: python tests/benchmarks/adapt.py DATA --out FOLDER [--sets hokkaido bijie l4s] [--sizes N...] [--draws 5]
+       [--localizer FILE] [--tests N] [--polygons N] [--all]
 
 DATA holds hokkaido_planet_3m, bijie and l4s_rgb_10m. Each draw takes some chips at random, adapts to their masks as to
 areas that were looked at whole (`geolabel.adapt`; each chip is a scene, with a stretch of its own), and judges the map
@@ -12,16 +12,17 @@ zero-shot
     F1 of the area of the cells that the network as it is takes, of all test chips together.
 chosen
     The same with what cross-validation chose on the drawn chips; `zero-shot` where it chose nothing.
-threshold, head
-    With that level, whatever cross-validation said.
+threshold, head, all
+    With that level, whatever cross-validation said. `all` is tried with --all alone, as `adapt` does on a CPU: it takes
+    minutes for each draw.
 levels
-    How many draws show fewer than three landslides, which is refused, choose nothing, the threshold, the head.
+    How many draws show fewer than three landslides, which is refused, choose nothing, the threshold, the head, all.
 best
     The highest F1 that any operating point has on the test chips, with the network as it is: what no choice of a
     threshold can exceed.
 polygons
-    With --polygons: F1 of the area of the polygons that `geolabel.extract` writes for the first N test chips, before
-    and after `geolabel.adapt` with a folder.
+    With --polygons: F1 of the area of the polygons that `geolabel.extract` writes for N test chips, evenly taken,
+    before and after `geolabel.adapt` with a folder.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import argparse
 import json
 import logging
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -43,9 +45,8 @@ import shapely
 from affine import Affine
 
 from geolabel.activation import window_logits
-from geolabel.adaptation.adapt import MINIMUM, Begun, adapt
+from geolabel.adaptation.adapt import MINIMUM, Begun, Layers, adapt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE
-from geolabel.adaptation.head import Head
 from geolabel.adaptation.levels import (
     CUTS,
     GATES,
@@ -53,6 +54,7 @@ from geolabel.adaptation.levels import (
     Blocks,
     Cells,
     Choice,
+    Level,
     choose,
     f1,
     level_of,
@@ -90,7 +92,7 @@ SETS = {
     "l4s": Set("l4s_rgb_10m", "l4s_rgb_10m/train", "l4s_rgb_10m/validation", 10.0, (5, 20, 50)),
 }
 
-LEVELS = ("threshold", "head")
+LEVELS: tuple[Level, ...] = ("threshold", "head", "all")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Bench:
     networks: Networks
     tests: int | None = None
     """Maximum number of test chips, evenly taken from all."""
+    level: Level | None = None
+    """``all`` where it is tried too."""
 
     @property
     @cache  # noqa: B019  # one for the whole script
@@ -109,7 +113,7 @@ class Bench:
         """The localizer."""
         image = self.images(SETS["hokkaido"].pool)[0]
         with tempfile.TemporaryDirectory() as folder:
-            return Begun.of(self.plan(Path(folder) / "scene.tif", self.example(image), 3.0), None)
+            return Begun.of(self.plan(Path(folder) / "scene.tif", self.example(image), 3.0), self.level)
 
     def plan(self, path: Path, example: Example, gsd: float) -> Plan:
         """A chip as a scene."""
@@ -126,12 +130,13 @@ class Bench:
 
     def cells(self, image: Path, gsd: float, number: int) -> Cells:
         """Features and labels of a chip, computed once."""
-        path = self.out / "cells" / f"{image.parents[1].name}-{image.stem}.npz"
+        path = self.out / ("images" if self.level else "cells") / f"{image.parents[1].name}-{image.stem}.npz"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             made = self._cells(self.example(image), gsd)
             with saving(path) as part, part.open("wb") as file:
-                np.savez(file, raw=made.raw, cover=made.cover, judged=made.judged, features=made.features)
+                parts = {name: value for name, value in vars(made).items() if name != "place" and value is not None}
+                np.savez(file, **parts)
         with np.load(path) as found:
             return Cells(place=(number, 0, 0), **found)
 
@@ -145,6 +150,15 @@ class Bench:
             with saving(path) as part, part.open("wb") as file:
                 np.save(file, found)
         return np.load(path)
+
+    def polygons(self, one: Set, images: Sequence[Path]) -> float:
+        """F1 of the area of polygons of chips with the network as it is; kept for all draws that have the same."""
+        names = zlib.crc32("".join(image.stem for image in images).encode())
+        path = self.out / f"{one.name}-polygons-{names}.json"
+        if not path.is_file():
+            with saving(path) as part:
+                part.write_text(json.dumps(area_f1(self, images, one.gsd, self.networks)), encoding="utf-8")
+        return float(json.loads(path.read_text(encoding="utf-8")))
 
     def _cells(self, example: Example, gsd: float) -> Cells:
         with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +199,7 @@ def counts(cells: Iterable[Cells], begun: Begun) -> np.ndarray:
     return total
 
 
-def scored(cells: Iterable[Cells], begun: Begun, pick: Choice[Head]) -> float:
+def scored(cells: Iterable[Cells], begun: Begun, pick: Choice[Layers]) -> float:
     """F1 of all cells with what was chosen."""
     sums = np.zeros(3)
     for one in cells:
@@ -202,35 +216,38 @@ def measure(bench: Bench, one: Set, size: int, draw: int, polygons: int) -> dict
     begun = bench.begun
     chosen, tested = drawn(bench, one, size, draw)
     shown = [bench.cells(image, one.gsd, k) for k, image in enumerate(chosen)]
-    fit = begun.fit(draw)
-    assert fit is not None
+    fits = begun.fits(draw, None)
     blocks = Blocks.of(shown)
-    picks: dict[str, Choice[Head]] = {}
-    if blocks is not None:
-        picks["head"] = choose(shown, blocks, begun.point, begun.window, fit, level="head")
-        picks["threshold"] = choose(shown, blocks, begun.point, begun.window, level="threshold")
+    picks: dict[str, Choice[Layers]] = {}
+    for name in LEVELS:
+        if blocks is not None and name in ("threshold", *fits):
+            tried = {name: fits[name]} if name in fits else {}
+            picks[name] = choose(shown, blocks, begun.point, begun.window, tried, level=name)
     others = partial(map, lambda image: bench.cells(image, one.gsd, 0), tested)
     own = bench.own(one, tested)
     found: dict[str, Any] = {"zero-shot": float(f1(own[OWN])), "best": float(f1(own).max())}
-    for name in LEVELS:
+    for name in ("threshold", *fits):
         pick = picks.get(name)
         gains = pick is not None and pick.level is not None
         found[name] = scored(others(), begun, pick) if pick is not None and gains else found["zero-shot"]
-    found["validated"] = dict(picks["head"].scores) if picks else {}
+    found["validated"] = {name: score for pick in picks.values() for name, score in pick.scores.items()}
     level = level_of(found["validated"]) if picks else None
     found["landslides"] = sum(int(bench.example(image).ids.max()) for image in chosen)
     found["level"] = "refused" if found["landslides"] < MINIMUM else level or "none"
     found["chosen"] = found[found["level"] if found["level"] in LEVELS else "zero-shot"]
     if polygons:
-        found["polygons before"] = found["polygons after"] = area_f1(bench, tested[:polygons], one.gsd, bench.networks)
+        shown_to = tested[:: max(1, len(tested) // polygons)][:polygons]
+        found["polygons before"] = found["polygons after"] = bench.polygons(one, shown_to)
         with tempfile.TemporaryDirectory() as folder:
-            adapted = adapted_to(bench, chosen, one.gsd, Path(folder), draw)
+            adapted = adapted_to(bench, chosen, one.gsd, Path(folder), draw, "all" if level == "all" else None)
             if adapted is not None:
-                found["polygons after"] = area_f1(bench, tested[:polygons], one.gsd, adapted)
+                found["polygons after"] = area_f1(bench, shown_to, one.gsd, adapted)
     return found
 
 
-def adapted_to(bench: Bench, images: Sequence[Path], gsd: float, folder: Path, seed: int) -> Networks | None:
+def adapted_to(
+    bench: Bench, images: Sequence[Path], gsd: float, folder: Path, seed: int, level: Level | None
+) -> Networks | None:
     """Networks that `geolabel.adapt` makes of chips that lie far apart; None where nothing gains."""
     scenes, outlines, frames = [], [], []
     for number, image in enumerate(images):
@@ -247,7 +264,7 @@ def adapted_to(bench: Bench, images: Sequence[Path], gsd: float, folder: Path, s
     for layer, geometries in (("landslides", outlines), ("reviewed", frames)):
         gpd.GeoDataFrame(geometry=geometries, crs="EPSG:32648").to_file(reviewed, layer=layer)
     try:
-        found = adapt(scenes, reviewed, out=folder / "valley", networks=bench.networks, seed=seed)
+        found = adapt(scenes, reviewed, out=folder / "valley", level=level, networks=bench.networks, seed=seed)
     except VectorError:  # too few landslides
         return None
     return None if found.folder is None else Networks.from_folder(found.folder, device="cpu", precision="fp32")
@@ -269,16 +286,17 @@ def area_f1(bench: Bench, images: Sequence[Path], gsd: float, networks: Networks
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """All figures as Markdown: means over the draws, and the least and the largest gain."""
     polygons = any("polygons after" in one for draws in rows.values() for one in draws)
-    head = ["set, chips", "zero-shot", "chosen", "gain: mean, worst, best", "threshold", "head", "levels", "best"]
+    tried = [name for name in LEVELS if any(name in one for draws in rows.values() for one in draws)]
+    head = ["set, chips", "zero-shot", "chosen", "gain: mean, worst, best", *tried, "levels", "best"]
     head += ["polygons: before, after"] * polygons
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, draws in rows.items():
         gains = [one["chosen"] - one["zero-shot"] for one in draws]
-        mean = {key: np.mean([one[key] for one in draws]) for key in ("zero-shot", "chosen", *LEVELS, "best")}
-        levels = ", ".join(str(sum(one["level"] == level for one in draws)) for level in ("refused", "none", *LEVELS))
+        mean = {key: np.mean([one[key] for one in draws]) for key in ("zero-shot", "chosen", *tried, "best")}
+        levels = ", ".join(str(sum(one["level"] == level for one in draws)) for level in ("refused", "none", *tried))
         row = [name, f"{mean['zero-shot']:.3f}", f"{mean['chosen']:.3f}"]
         row += [f"{np.mean(gains):+.3f}, {min(gains):+.3f}, {max(gains):+.3f}"]
-        row += [f"{mean['threshold']:.3f}", f"{mean['head']:.3f}", levels, f"{mean['best']:.3f}"]
+        row += [*(f"{mean[name]:.3f}" for name in tried), levels, f"{mean['best']:.3f}"]
         if polygons:
             both = [(one["polygons before"], one["polygons after"]) for one in draws if "polygons after" in one]
             row += [", ".join(f"{value:.3f}" for value in np.mean(both, 0)) if both else ""]
@@ -297,12 +315,12 @@ def main() -> None:
     parser.add_argument("--localizer", help="instead of the bundled one")
     parser.add_argument("--tests", type=int, metavar="N", help="test chips at most, evenly taken from all")
     parser.add_argument("--polygons", type=int, default=0, metavar="N")
+    parser.add_argument("--all", action="store_true", help="try level all too")
     given = parser.parse_args()
     use_threads(1)
     logging.getLogger("geolabel").setLevel(logging.ERROR)
-    bench = Bench(
-        given.data, given.out, Networks(localizer=given.localizer, device="cpu", precision="fp32"), given.tests
-    )
+    networks = Networks(localizer=given.localizer, device="cpu", precision="fp32")
+    bench = Bench(given.data, given.out, networks, given.tests, "all" if given.all else None)
     rows: dict[str, list[dict[str, Any]]] = {}
     for key in given.sets:
         one = SETS[key]
