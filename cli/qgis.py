@@ -1,4 +1,4 @@
-"""``geolabel qgis``: a project for QGIS."""
+"""``geolabel qgis``: a project for QGIS, and its plugin."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .terminal import announce, loading
 SLIDES = Input(VectorError, dir_okay=False)
 
 
-@group(short_help="Write a project for QGIS.")
+@group(short_help="Write a project for QGIS, or install its plugin.")
 def qgis() -> None:
-    """Work with QGIS."""
+    """Write a project that QGIS opens, or put the plugin of geolabel into QGIS."""
 
 
 @qgis.command()
@@ -83,3 +83,44 @@ def project(
         {"output": target, **figures} if as_json else figures | {"output": target, "next": f"open {target} in QGIS"},
         as_json=as_json,
     )
+
+
+_profile = option(
+    "--profile", group="output", default="default", show_default=True, metavar="NAME", help="Profile of QGIS."
+)
+
+
+@qgis.command()
+@_profile
+@options.as_json
+@options.terminal
+def install(*, profile: str, as_json: bool) -> None:
+    """Put the plugin of geolabel into a profile of QGIS: algorithms of the Processing toolbox.
+
+    They call the command line of this environment; another one can be named in QGIS, in Settings, Options, Processing,
+    Providers, geolabel. Only files that this command wrote are replaced.
+
+    \b
+    geolabel qgis install
+    geolabel qgis install --profile fieldwork
+    """
+    import geolabel
+
+    figures = geolabel.install_plugin(profile=profile)
+    steps = "in QGIS, open Plugins, Manage and Install Plugins, Installed, and tick geolabel"
+    announce(figures if as_json else figures | {"next": steps}, as_json=as_json)
+
+
+@qgis.command()
+@_profile
+@options.as_json
+@options.terminal
+def uninstall(*, profile: str, as_json: bool) -> None:
+    """Remove the plugin of geolabel from a profile of QGIS.
+
+    \b
+    geolabel qgis uninstall
+    """
+    import geolabel
+
+    announce(geolabel.uninstall_plugin(profile=profile), as_json=as_json)

@@ -24,6 +24,12 @@ T = TypeVar("T")
 WIDE = 100
 """Characters of a value on one line; parts of a longer one get a line each."""
 
+PROGRESS = "GEOLABEL_PROGRESS"
+"""Variable of the environment: ``json`` for progress that a program reads, see `Records`."""
+
+RECORD_EVERY = 0.25
+"""Seconds between records of progress."""
+
 LINE_EVERY = 10.0
 """Seconds between lines of progress where there is no terminal to draw a bar on."""
 
@@ -54,6 +60,46 @@ class Lines:
                 click.echo(f"{name}: {done} of {total} tasks, about {duration(left)} left", err=True)
                 last = now
         click.echo(_ended(name, done, total, start), err=True)
+
+
+class Records:
+    """Progress for a program: JSON objects, one a line, when a pass begins, now and then, and when it ends.
+
+    Whatever else is on stderr is no JSON object.
+    """
+
+    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
+        """Pass `results` through and say how far they are."""
+        _record(name, 0, total)
+        done, last = 0, time.monotonic()
+        for result in results:
+            yield result
+            done += 1
+            now = time.monotonic()
+            if now - last >= RECORD_EVERY and done < total:
+                _record(name, done, total)
+                last = now
+        _record(name, done, total)
+
+
+def _record(name: str, done: int, total: int | None) -> None:
+    click.echo(json.dumps({"progress": name, "done": done, "total": total}), err=True)
+
+
+def _wants_records() -> bool:
+    """Whether a program reads the progress.
+
+    Raises
+    ------
+    OptionError
+        If the variable asks for something else.
+    """
+    wanted = os.environ.get(PROGRESS, "")
+    if wanted not in ("", "json"):
+        from geolabel.errors import OptionError
+
+        raise OptionError(f"{PROGRESS}={wanted}: progress for programs is json; set that, or nothing")
+    return wanted == "json"
 
 
 class Nothing:
@@ -119,6 +165,9 @@ def loading(ctx: click.Context, what: str = "loading networks") -> Iterator[None
     """Say at once what takes its time before there is progress to show; on a terminal, for as long as it takes."""
     if _silent(ctx):
         yield
+    elif _wants_records():
+        _record(what, 0, None)
+        yield
     elif sys.stderr.isatty():
         with _console().status(what):
             yield
@@ -128,8 +177,10 @@ def loading(ctx: click.Context, what: str = "loading networks") -> Iterator[None
 
 
 @contextmanager
-def progress_bar(ctx: click.Context, before: str | None = None) -> Iterator[Bars | Lines | Nothing]:
-    """Progress fit for where stderr goes: a bar on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS.
+def progress_bar(ctx: click.Context, before: str | None = None) -> Iterator[Bars | Lines | Records | Nothing]:
+    """Progress fit for who reads stderr: a bar on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS.
+
+    A program asks for `Records`.
 
     Parameters
     ----------
@@ -141,6 +192,8 @@ def progress_bar(ctx: click.Context, before: str | None = None) -> Iterator[Bars
             waiting.enter_context(loading(ctx, before))
         if _silent(ctx):
             yield Nothing()
+        elif _wants_records():
+            yield Records()
         elif sys.stderr.isatty():
             bars = Bars(waiting)
             try:

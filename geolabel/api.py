@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from geolabel.labeling.synthesize import synthesize as synthesize
     from geolabel.methods import label as label
     from geolabel.parsing import Measure as Measure
+    from geolabel.qgis.install import install_plugin as install_plugin
+    from geolabel.qgis.install import uninstall_plugin as uninstall_plugin
     from geolabel.qgis.project import write_project as write_project
     from geolabel.review.difference import diff as diff
     from geolabel.review.estimate import estimate_review as estimate_review
@@ -65,6 +67,7 @@ _HOMES = {
     "evaluate": "geolabel.evaluation.evaluate",
     "explain": "geolabel.extraction.explain",
     "extract": "geolabel.extraction.extract",
+    "install_plugin": "geolabel.qgis.install",
     "label": "geolabel.methods",
     "merge": "geolabel.review.merging",
     "next_windows": "geolabel.review.next_windows",
@@ -76,6 +79,7 @@ _HOMES = {
     "segment": "geolabel.extraction.segment",
     "summarize": "geolabel.review.summary",
     "synthesize": "geolabel.labeling.synthesize",
+    "uninstall_plugin": "geolabel.qgis.install",
     "view": "geolabel.viewing.page",
     "write_project": "geolabel.qgis.project",
 }
@@ -101,6 +105,7 @@ __all__ = [
     "explain",
     "export",
     "extract",
+    "install_plugin",
     "label",
     "merge",
     "next_windows",
@@ -112,6 +117,7 @@ __all__ = [
     "segment",
     "summarize",
     "synthesize",
+    "uninstall_plugin",
     "view",
     "write_project",
 ]

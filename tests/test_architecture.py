@@ -64,6 +64,7 @@ ORDER = (
     "methods",
     "adaptation",
     "evaluation",
+    "qgis.plugin",
     "qgis",
     "api",
     "cli",
@@ -111,6 +112,10 @@ FILES = {
 MODELS = {"diffusers", "huggingface_hub", "transformers"}
 
 
+ALONE = ("qgis.plugin",)
+"""What QGIS loads without geolabel; it imports nothing of it."""
+
+
 @cache
 def files() -> list[Path]:
     return sorted([*(ROOT / "geolabel").rglob("*.py"), *(ROOT / "cli").glob("*.py")])
@@ -152,8 +157,9 @@ def imports(path: Path, *, for_checkers: bool = True) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 or home_of(name_of(path)) == "cli", f"{path}: relative import"
-            module = "geolabel.cli" if node.level else node.module
+            assert node.level == 0 or home_of(name_of(path)) in ("cli", *ALONE), f"{path}: relative import"
+            package = home_of(name_of(path))
+            module = f"geolabel.{package}" if node.level else node.module
             tail = f".{node.module}" if node.level and node.module else ""
             for alias in node.names:
                 inner = f"{module}{tail}.{alias.name}"
@@ -200,6 +206,14 @@ def test_networks_and_trainings_need_no_raster_library(path: Path):
 )
 def test_libraries_are_known(path: Path):
     assert libraries(path) - {"hypothesis"} <= NUMBERS | NETWORKS | FILES | MODELS
+
+
+def test_the_plugin_of_qgis_knows_nothing_of_geolabel():
+    plugin = [path for path in files() if home_of(name_of(path)) in ALONE]
+    assert len(plugin) > 3
+    for path in plugin:
+        assert all(home_of(name) in ALONE for name in own_imports(path)), name_of(path)
+        assert libraries(path) <= {"qgis", "processing"}, name_of(path)
 
 
 def test_the_engine_has_no_word_of_landslides():
@@ -284,7 +298,7 @@ def test_json_and_pictures_are_read_in_one_place_each():
         for function, call in calls(path):
             plain = [ast.unparse(argument) for argument in call.args]
             if function in {"json.loads", "json.load"} and not plain[0].startswith("json.dumps("):
-                assert name_of(path) == "parsing", f"{path}, line {call.lineno}"
+                assert home_of(name_of(path)) in ("parsing", *ALONE), f"{path}, line {call.lineno}"
             if function == "Image.open" and not plain[0].startswith("io.BytesIO("):
                 assert name_of(path) == "pictures", f"{path}, line {call.lineno}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from geolabel.cli.options import Session
 from geolabel.cli.summary import of_estimate, of_extraction, of_polygons, of_scores, of_segments
 from geolabel.cli.terminal import Bars, Lines, announce, duration, extent, loading, progress_bar, readable
+from geolabel.errors import OptionError
 
 FIGURES: dict[str, Any] = {
     "landslides": 26,
@@ -222,6 +224,20 @@ def test_without_a_terminal_progress_is_lines(context: click.Context, capsys: py
     first, last = capsys.readouterr().err.splitlines()
     assert first == "prompt: 1 task"
     assert last.startswith("prompt: 1 of 1 task in ")
+
+
+def test_a_program_reads_progress_as_json(
+    context: click.Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEOLABEL_PROGRESS", "json")
+    monkeypatch.setattr("geolabel.cli.terminal.RECORD_EVERY", 0.0)
+    with progress_bar(context, "loading networks") as progress:
+        assert list(progress.track(iter("abc"), "merge", 3)) == ["a", "b", "c"]
+    records = [tuple(json.loads(line).values()) for line in capsys.readouterr().err.splitlines()]
+    assert records == [("loading networks", 0, None), *(("merge", done, 3) for done in range(4))]
+    monkeypatch.setenv("GEOLABEL_PROGRESS", "bars")
+    with pytest.raises(OptionError, match="GEOLABEL_PROGRESS=bars: progress for programs is json"), loading(context):
+        pass
 
 
 def test_quiet_shows_neither_loading_nor_progress(context: click.Context, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,15 @@
+"""The plugin of QGIS: algorithms of Processing that call the command line of geolabel.
+
+A copy of this folder is what QGIS loads, with its own Python, so nothing here imports geolabel or any of its libraries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def classFactory(iface: Any) -> Any:
+    """Return the plugin; QGIS calls this."""
+    from .provider import GeolabelPlugin
+
+    return GeolabelPlugin(iface)

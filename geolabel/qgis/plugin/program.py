@@ -1,0 +1,244 @@
+"""The command line of geolabel as another program: its version, its progress, its result, and how it is ended.
+
+Needs the standard library alone. With ``GEOLABEL_PROGRESS=json`` geolabel writes its progress to stderr as JSON
+objects, one a line; other lines are for people. With ``--json`` it writes its result to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+GAPS, NOTHING, INTERRUPTED = 3, 4, 130
+"""Exit codes: finished without a part of the scene; nothing to write or a difference; interrupted."""
+
+FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_DATA", "PROJ_LIB")
+"""Variables that QGIS sets for its own Python and libraries, and that would mislead those of another environment."""
+
+POLL_S = 0.2
+"""Between two questions whether to stop."""
+
+GRACE_S = 20.0
+"""For geolabel to end by itself, and to leave what the same command resumes from."""
+
+ASKING_S = 120.0
+"""For an answer to ``--version``: the first one may load much from a disk."""
+
+
+class ProgramError(Exception):
+    """The command cannot be run, or failed; the message says what to do."""
+
+
+class Canceled(Exception):  # noqa: N818 - no error
+    """The user has stopped the command."""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    result: Any
+    """What it wrote to stdout as JSON; None where it wrote nothing."""
+
+
+def version_of(command: str) -> str:
+    """Ask a command for its version.
+
+    Raises
+    ------
+    ProgramError
+        If it is not geolabel's.
+    """
+    path = Path(command) if command else None
+    if path is None or not path.is_absolute() or not path.is_file():
+        raise ProgramError(
+            f"{command or 'no command'}: give the whole path of the command geolabel of the environment where it is "
+            "installed, such as /home/me/geolabel/.venv/bin/geolabel, in Settings > Options > Processing > Providers > "
+            "geolabel"
+        )
+    try:
+        done = subprocess.run(  # noqa: S603 - what the user names, without a shell
+            [command, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment(command),
+            timeout=ASKING_S,
+            check=False,
+            **_flags(),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ProgramError(f"{command} cannot be run: {error}") from error
+    words: list[str] = done.stdout.decode("utf-8", "replace").split()
+    if done.returncode or words[:2] != ["geolabel,", "version"] or len(words) != 3:
+        raise ProgramError(f"{command} is not the command geolabel: it answers --version with {' '.join(words[:9])!r}")
+    return words[2]
+
+
+def environment(command: str) -> dict[str, str]:
+    """Variables for a command: those of this process without what is meant for QGIS."""
+    known = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    known["PATH"] = os.pathsep.join([str(Path(command).parent), known.get("PATH", "")])
+    known["PYTHONIOENCODING"] = "utf-8"
+    known["GEOLABEL_PROGRESS"] = "json"
+    return known
+
+
+def run(
+    command: str,
+    arguments: list[str],
+    *,
+    is_canceled: Callable[[], bool],
+    on_progress: Callable[[str, int, int | None], None],
+    on_message: Callable[[str], None],
+) -> Done:
+    """Run a command until it ends.
+
+    Parameters
+    ----------
+    is_canceled
+        Asked a few times a second; where it says so, the command and all that it started are ended.
+    on_progress
+        Called with the name of what is done, how many steps of it are, and of how many.
+    on_message
+        Called with each other line of stderr.
+
+    Raises
+    ------
+    Canceled
+        If it was stopped.
+    ProgramError
+        If it cannot be started, or fails; with what it says itself.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - as above
+            [command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(command),
+            **_flags(),
+        )
+    except OSError as error:
+        raise ProgramError(f"{command} cannot be run: {error}") from error
+    lines: queue.Queue[str] = queue.Queue()
+    written: list[bytes] = []
+    readers = [
+        threading.Thread(target=_read_lines, args=(process.stderr, lines), daemon=True),
+        threading.Thread(target=_read_all, args=(process.stdout, written), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        failure = _follow(process, lines, readers, is_canceled, on_progress, on_message)
+    except BaseException:
+        end(process)
+        raise
+    code = process.wait()
+    if code == INTERRUPTED:
+        raise Canceled
+    if code not in (0, GAPS, NOTHING):
+        raise ProgramError(failure or f"{command} ended with the code {code} and said nothing")
+    return Done(code, _parsed(b"".join(written)))
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    lines: queue.Queue[str],
+    readers: list[threading.Thread],
+    is_canceled: Callable[[], bool],
+    on_progress: Callable[[str, int, int | None], None],
+    on_message: Callable[[str], None],
+) -> str:
+    """Pass on what a command says until it ends; what it said last as its own error."""
+    failure, ended = "", False
+    while not ended:
+        if is_canceled():
+            raise Canceled
+        # what it started may hold its streams open: a last look is enough
+        ended = process.poll() is not None
+        if ended:
+            for reader in readers:
+                reader.join(POLL_S * 10)
+        try:
+            while True:
+                line = lines.get(timeout=0 if ended else POLL_S)
+                record = _progress(line)
+                if record is not None:
+                    on_progress(*record)
+                elif line.startswith("geolabel: "):
+                    failure = line[len("geolabel: ") :]
+                elif line:
+                    on_message(line)
+                if is_canceled():
+                    raise Canceled
+        except queue.Empty:
+            pass
+    return failure
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and all that it started: gently first, so that it tidies up, where the system has a way to ask."""
+    if process.poll() is not None:
+        return
+    if os.name == "nt":
+        # CREATE_NEW_PROCESS_GROUP lets no Ctrl-C through, and a run that is killed resumes as well
+        words = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+        subprocess.run(words, capture_output=True, check=False, **_flags())  # noqa: S603 - of Windows
+        process.wait()
+        return
+    _signal(process, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    _signal(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)  # its group has its number, and lives as long as one in it
+
+
+def _flags() -> dict[str, Any]:
+    """How a process is started: in a group of its own, and without a window."""
+    if os.name == "nt":
+        return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined,unused-ignore]
+    return {"start_new_session": True}
+
+
+def _read_lines(stream: Any, lines: queue.Queue[str]) -> None:
+    with stream:
+        for line in stream:
+            lines.put(line.decode("utf-8", "replace").rstrip())
+
+
+def _read_all(stream: Any, written: list[bytes]) -> None:
+    with stream:
+        written.extend(iter(lambda: stream.read(1 << 16), b""))
+
+
+def _progress(line: str) -> tuple[str, int, int | None] | None:
+    """A record of progress; None for another line."""
+    if not line.startswith("{"):
+        return None
+    try:
+        record = json.loads(line)
+        name, done, total = record["progress"], record["done"], record["total"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(name), int(done), None if total is None else int(total)
+
+
+def _parsed(written: bytes) -> Any:
+    text = written.decode("utf-8", "replace").strip()
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise ProgramError(f"geolabel answered with no JSON: {text[:200]}") from error
