@@ -208,7 +208,8 @@ def scene_options(command: F) -> F:
             type=SCENE,
             metavar="FILE|URI",
             multiple=True,
-            help="A raster on any grid and in any CRS, such as clouds: pixels that are not 0 are left out. Repeatable.",
+            help="A raster on any grid and in any CRS, such as clouds: pixels that are not 0 are left out; or a folder "
+            "or archive of Sentinel-2, Landsat or PlanetScope, whose own clouds are. Repeatable.",
         ),
         aoi_layer,
         option("--aoi", group="input", type=VECTORS, help="Work inside the polygons of this file only."),

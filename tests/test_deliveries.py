@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tarfile
 import zipfile
@@ -23,6 +24,7 @@ from geolabel.errors import SceneError
 from geolabel.io.read import deliveries
 from geolabel.io.read.deliveries import find_delivery
 from geolabel.io.read.fingerprints import fingerprint
+from geolabel.io.read.masks import open_masks
 from geolabel.io.read.opening import files_of
 from geolabel.io.read.scenes import SceneReader
 from geolabel.synthetic import synthesize
@@ -250,6 +252,70 @@ def test_a_delivery_that_changes_is_another_scene(tmp_path: Path) -> None:
 def test_scores_are_predicted_of_a_delivery(tmp_path: Path) -> None:
     scores = geolabel.predict(safe(tmp_path))
     assert scores.shape[-2:] == (96 * 4, 96 * 4)
+
+
+# --- clouds ----------------------------------------------------------------------------------------------------------
+
+
+def clear_of(scene: Path, mask: Path) -> AnyArray:
+    """Where a scene shows ground, with its own clouds left out."""
+    with SceneReader(scene) as stored:
+        reader = stored.without(open_masks([mask], [stored.scene.grid], "--mask"))
+        there = pickle.loads(pickle.dumps(reader))
+        grid = there.scene.grid
+        return there.read(grid.window, grid)[1]
+
+
+def test_the_classes_of_sentinel_hide_clouds_and_their_shadows(tmp_path: Path) -> None:
+    home = safe(tmp_path, values=ground()[:, :, 10:90])
+    classes = np.repeat(np.arange(12, dtype=np.uint8).repeat(3)[None], 40, 0)[:, :40]  # 20 m, no data first
+    folder = home / "GRANULE" / "L2A_T32TQM_A032123_20230501T102107" / "IMG_DATA"
+    for side, name in ((10, "R60m/T32TQM_20230501T101559_SCL_60m"), (20, "R20m/T32TQM_20230501T101559_SCL_20m")):
+        raster(folder / f"{name}.jp2", classes[None], driver="JP2OpenJPEG", transform=PLACE * Affine.scale(side / 10))
+    raster(folder / "R20m" / "T32TQM_20230501T101559_AOT_20m.jp2", classes[None], driver="JP2OpenJPEG")
+    clear = clear_of(home, home)
+    kept = ~np.isin(np.arange(12), (3, 8, 9, 10))
+    truth = (ground()[:, :, 10:90] != 0).any(axis=0)
+    truth[:80, :72] &= kept.repeat(6)[None]
+    np.testing.assert_array_equal(clear, truth)
+
+
+def test_the_bits_of_landsat_hide_clouds_and_their_shadows(tmp_path: Path) -> None:
+    home = landsat(tmp_path, "LC09", (4, 3, 2), ground()[:, :, 10:])
+    bits = np.asarray([1, 21824, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 7 | 1 << 3], np.uint16)  # 21824 is clear
+    quality = np.zeros((1, 96, 86), np.uint16)
+    quality[0, :, :80] = bits.repeat(10)
+    raster(next(home.glob("*_QA_PIXEL.TIF")), quality, nodata=1)
+    truth = np.ones((96, 86), bool)
+    truth[:, 20:60] = truth[:, 70:80] = False
+    np.testing.assert_array_equal(clear_of(home, home), truth)
+
+
+def test_what_is_not_clear_is_hidden_of_planet(tmp_path: Path) -> None:
+    home = planet(tmp_path, "AnalyticMS", ground(4)[[2, 1, 0, 3]][:, :, 10:])
+    udm = np.ones((8, 96, 86), np.uint8)
+    udm[0, 20:40] = 0
+    udm[5] = 0  # which would hide all, were it read
+    raster(home / f"{PLANET}_3B_udm2.tif", udm, nodata=0)
+    truth = np.ones((96, 86), bool)
+    truth[20:40] = False
+    np.testing.assert_array_equal(clear_of(home, home / f"{PLANET}_3B_AnalyticMS_metadata.xml"), truth)
+
+
+def test_clouds_come_out_of_archives_too(tmp_path: Path) -> None:
+    home = landsat(tmp_path, "LC09", (4, 3, 2), ground()[:, :, 10:])
+    raster(next(home.glob("*_QA_PIXEL.TIF")), np.full((1, 96, 86), 1 << 3, np.uint16) * (np.arange(96) > 50)[:, None])
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(home, "scene")
+    assert clear_of(tmp_path / "a.tar", tmp_path / "a.tar").sum() == 51 * 86
+
+
+def test_a_product_without_classes_hides_nothing_silently(tmp_path: Path) -> None:
+    home = safe(tmp_path, "1C")
+    with pytest.raises(
+        SceneError, match=r"holds no raster of clouds of T32TQM_20230501T101559 \(SCL of Sentinel-2 L2A"
+    ):
+        clear_of(home, home)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -44,22 +45,28 @@ MAX_IMAGE_BYTES = 16 << 30
 MAX_RATIO = 200
 """An image of an archive has at most so many times the bytes that it takes in the archive; images barely shrink."""
 
-_SENTINEL = re.compile(
-    r"(?P<id>(?:L2A_)?T\d\d[A-Z]{3}_(?P<date>\d{8})T\d{6}|S2[A-Z]_\w+_T\d\d[A-Z]{3})"
-    r"_B(?P<band>0[234])(?P<kind>(?:_[126]0m)?)\.jp2",
-    re.IGNORECASE,
-)
+_SENTINEL_ID = r"(?:L2A_)?T\d\d[A-Z]{3}_(?P<date>\d{8})T\d{6}|S2[A-Z]_\w+_T\d\d[A-Z]{3}"
+_LANDSAT_ID = r"L(?P<sensor>[COTEM])0\d_L\w{3}_\d{6}_(?P<date>\d{8})_\d{8}_\d\d_\w\w"
+_PLANET_ID = r"(?P<date>\d{8})_\d{6}(?:_\d+)?_[0-9a-z]{4}"
+"""One acquisition, as the names of its images begin."""
 
-_LANDSAT = re.compile(
-    r"(?P<id>L(?P<sensor>[COTEM])0\d_L\w{3}_\d{6}_(?P<date>\d{8})_\d{8}_\d\d_\w\w)_(?P<kind>(?:SR_)?)B(?P<band>\d\d?)\.tif",
-    re.IGNORECASE,
-)
+_SENTINEL = re.compile(rf"(?P<id>{_SENTINEL_ID})_B(?P<band>0[234])(?P<kind>(?:_[126]0m)?)\.jp2", re.IGNORECASE)
+
+_LANDSAT = re.compile(rf"(?P<id>{_LANDSAT_ID})_(?P<kind>(?:SR_)?)B(?P<band>\d\d?)\.tif", re.IGNORECASE)
 
 _PLANET = re.compile(
-    r"(?P<id>(?P<date>\d{8})_\d{6}(?:_\d+)?_[0-9a-z]{4})_3B_(?P<kind>AnalyticMS(?:_SR)?(?:_8b)?|Analytic|Visual)"
-    r"(?:_harmonized)?(?:_clip)?\.tif",
+    rf"(?P<id>{_PLANET_ID})_3B_(?P<kind>AnalyticMS(?:_SR)?(?:_8b)?|Analytic|Visual)(?:_harmonized)?(?:_clip)?\.tif",
     re.IGNORECASE,
 )
+
+_QUALITY: Mapping[re.Pattern[str], dict[str, Any]] = {
+    re.compile(rf"(?P<id>{_SENTINEL_ID})_SCL_(?P<kind>[26]0m)\.jp2", re.IGNORECASE): {"values": (3, 8, 9, 10)},
+    re.compile(rf"(?P<id>{_LANDSAT_ID})_QA_PIXEL\.tif", re.IGNORECASE): {"bits": 0b11110},
+    re.compile(rf"(?P<id>{_PLANET_ID})_3B_udm2(?:_clip)?\.tif", re.IGNORECASE): {"values": (0,)},
+}
+"""Rasters about the quality of pixels, and what hides ground in them. Of Sentinel-2 these are cloud shadow, cloud of
+medium and of high probability, and cirrus; of Landsat dilated cloud, cirrus, cloud and cloud shadow; of PlanetScope all
+that is not clear, as the first band says."""
 
 _OLI, _TM = {"4": "red", "3": "green", "2": "blue"}, {"3": "red", "2": "green", "1": "blue"}
 
@@ -113,6 +120,18 @@ class Delivery:
     """Nodata, where the images do not say."""
     files: tuple[str, ...]
     """Files of this machine that it is read from."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The raster of a delivery that says which pixels are hidden, by clouds and their shadows."""
+
+    path: str
+    """As GDAL opens it; its first band counts."""
+    values: tuple[int, ...] = ()
+    """Values that hide ground."""
+    bits: int = 0
+    """Bits of a value that hide ground, where one is set."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +214,39 @@ def _chosen(found: Sequence[_Found], home: str, wanted: str | None) -> _Found | 
 # --- folders and archives --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What is in a folder or an archive, by name."""
+
+    names: Collection[str]
+    locate: Callable[[str], str]
+    """A name as GDAL opens it; an error for one that leads out."""
+    wanted: str | None = None
+    """How the acquisition begins that is meant."""
+
+
+def _contents(path: str) -> _Contents | None:
+    """What may be a delivery: a folder, a zip or tar, or the metadata file of one."""
+    if path.startswith("/vsi") or not Path(path).exists():
+        return None
+    home, wanted = Path(path), None
+    if match := _METADATA.fullmatch(home.name):
+        home, wanted = home.parent, match["landsat"] or match["planet"]
+    if home.is_dir():
+        return None if home.suffix.lower() == ".zarr" else _Contents(_names_in(home), partial(_inside, home), wanted)
+    kind = home.suffix.lower()[1:]
+    if kind not in ("zip", "tar"):
+        return None
+    check_regular(home)
+    members = _zipped(home) if kind == "zip" else _tarred(home)
+
+    def locate(name: str) -> str:
+        _check_member(name, members[name], path)
+        return f"/vsi{kind}/{{{home.absolute()}}}/{name}"
+
+    return _Contents(members, locate)
+
+
 def find_delivery(path: str) -> Delivery | None:
     """The delivery at a path: a folder, a zip or tar, or the metadata file of one; None where there is none.
 
@@ -208,24 +260,32 @@ def find_delivery(path: str) -> Delivery | None:
     SceneError
         If it holds several scenes, lacks a colour, or names files that are not in it.
     """
-    if path.startswith("/vsi") or not Path(path).exists():
+    inside = _contents(path)
+    found = None if inside is None else _chosen(_known(inside.names), path, inside.wanted)
+    return None if inside is None or found is None else _delivery(path, found, inside.locate)
+
+
+def find_quality(path: str) -> Quality | None:
+    """The raster of a delivery's clouds; None where there is no delivery.
+
+    Raises
+    ------
+    SceneError
+        As `find_delivery`, and if it holds no such raster.
+    """
+    inside = _contents(path)
+    found = None if inside is None else _chosen(_known(inside.names), path, inside.wanted)
+    if inside is None or found is None:
         return None
-    home, wanted = Path(path), None
-    if match := _METADATA.fullmatch(home.name):
-        home, wanted = home.parent, match["landsat"] or match["planet"]
-    if home.is_dir():
-        found = None if home.suffix.lower() == ".zarr" else _chosen(_known(_names_in(home)), path, wanted)
-        return None if found is None else _delivery(path, found, lambda name: _inside(home, name))
-    if home.suffix.lower() not in (".zip", ".tar"):
-        return None
-    check_regular(home)
-    kind, sizes = ("zip", _zipped(home)) if home.suffix.lower() == ".zip" else ("tar", _tarred(home))
-    found = _chosen(_known(sizes), path, None)
-    if found is None:
-        return None
-    for name, _ in found.images.values():
-        _check_member(name, sizes[name], path)
-    return _delivery(path, found, lambda name: f"/vsi{kind}/{{{home}}}/{name}")
+    for name in sorted(inside.names):
+        for pattern, hides in _QUALITY.items():
+            match = pattern.fullmatch(name.rpartition("/")[2])
+            if match is not None and match["id"] == found.id:
+                return Quality(inside.locate(name), **hides)
+    raise SceneError(
+        f"{path} holds no raster of clouds of {found.id} (SCL of Sentinel-2 L2A, QA_PIXEL of Landsat, udm2 of "
+        "PlanetScope): give a mask of another source"
+    )
 
 
 def _delivery(path: str, found: _Found, locate: Callable[[str], str]) -> Delivery:

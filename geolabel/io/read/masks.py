@@ -1,7 +1,8 @@
 """Masks: rasters of any grid and CRS whose pixels that are not zero are left out of a scene, such as clouds.
 
 A pixel of a mask hides ground if its value is neither zero, nor nodata, nor NaN, and no mask or alpha band of the file
-itself hides it. This is the opposite of GDAL's mask bands, where zero hides. Ground beyond the mask is not hidden.
+itself hides it. This is the opposite of GDAL's mask bands, where zero hides. Ground beyond the mask is not hidden. Of a
+delivery of Sentinel-2, Landsat or PlanetScope, clouds and their shadows hide ground, as its own raster marks them.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from geolabel.errors import SceneError
+from geolabel.io.read import files
 from geolabel.io.read.aligned import AlignedReader, overlaps
+from geolabel.io.read.deliveries import Quality, find_quality
 from geolabel.io.read.scenes import SceneReader
 from geolabel.scene import Grid
 from geolabel.tiles import Window
@@ -60,11 +65,31 @@ class Mask:
 
 
 class _Flags(SceneReader):
-    """A raster of one band as flags: `FLAG` where its value is not zero, else 0."""
+    """A raster of one band as flags: `FLAG` where its value hides ground, else 0.
+
+    Parameters
+    ----------
+    quality
+        Which values hide ground; None for all but zero.
+    settings
+        As for `SceneReader`.
+    """
+
+    def __init__(self, source: Any, *, quality: Quality | None = None, **settings: Any) -> None:
+        super().__init__(source, **settings)
+        self._recipe = partial(self._recipe, quality=quality)
+        self._quality = quality
 
     def _finish(self, stored: AnyArray, valid: BoolArray) -> tuple[AnyArray, BoolArray]:
         bands, valid = super()._finish(stored, valid)
-        return np.where(bands != 0, FLAG, 0).astype(bands.dtype), valid
+        return np.where(self._hides(bands), FLAG, 0).astype(bands.dtype), valid
+
+    def _hides(self, bands: AnyArray) -> BoolArray:
+        if self._quality is None:
+            return np.asarray(bands != 0)
+        if bands.dtype.kind not in "iu":
+            raise SceneError(f"{self.scene.name} holds {bands.dtype}, and integers stand for clouds: download it again")
+        return np.asarray(np.isin(bands, self._quality.values) | ((bands & self._quality.bits) != 0))
 
 
 def open_masks(
@@ -74,6 +99,8 @@ def open_masks(
 
     Parameters
     ----------
+    paths
+        Rasters of one band, or deliveries (`geolabel.io.read.deliveries`), whose own raster of clouds is taken.
     option
         What the user gave them with, for errors.
     gsd
@@ -86,8 +113,12 @@ def open_masks(
     """
     masks = []
     for path in paths:
-        reader = _Flags(path, gsd=gsd)
-        if reader.scene.band_count != 1:
+        quality = find_quality(files.vsi_path(str(path)))
+        if quality is None:
+            reader = _Flags(path, gsd=gsd)
+        else:  # no nodata: zero stands for what is not clear in udm2, and for no data, which hides nothing, in SCL
+            reader = _Flags(quality.path, quality=quality, bands=(1,), nodata=-1, name=str(path))
+        if quality is None and reader.scene.band_count != 1:
             raise SceneError(
                 f"{option} {reader.scene.name} has {reader.scene.band_count} bands: give a raster of one band, which "
                 "is not zero where the scene is left out (gdal_translate -b 1 IN OUT)"
