@@ -165,6 +165,34 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     announce({"output": out, "localizer": path, "tile_px": tile_size, "gsd_m": gsd}, as_json=as_json)
 
 
+@models.command()
+@click.argument("name")
+@option(
+    "-o",
+    "--out",
+    group="output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write to, which has to be there.",
+)
+@options.overwrite
+@options.as_json
+@options.terminal
+def stac(name: str, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Write a STAC item of each network of NAME, or of that of FILE, with a copy of its weights beside it.
+
+    The items have the extension for machine learning models (MLM). geolabel review stac links to them.
+
+    \b
+    geolabel models stac bundled --out handover
+    geolabel models stac student.safetensors --out handover
+    """
+    from geolabel.models.items import network_items
+
+    written = network_items(name, out, overwrite=overwrite)
+    announce({kind: str(path) for kind, path in written.items()}, as_json=as_json)
+
+
 def _describe(network: Published) -> dict[str, Any]:
     from geolabel.models import hub, loading, registry
 

@@ -245,6 +245,49 @@ def export(ctx: click.Context, /, slides: str, out: str, as_json: bool, **how: A
     announce(rows | {"output": out}, as_json=False)
 
 
+@review.command()
+@click.argument("slides", type=INVENTORY)
+@click.argument("files", nargs=-1, type=INVENTORY, metavar="[FILE]...")
+@option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="Item to write, .json.")
+@option(
+    "--network",
+    "networks",
+    group="input",
+    type=INVENTORY,
+    multiple=True,
+    metavar="ITEM",
+    help="An item of geolabel models stac to link to; may be repeated.",
+)
+@option(
+    "--date",
+    group="input",
+    metavar="YYYY-MM-DD",
+    help="Date of the scene, or FIRST/LAST of several. Default: what SLIDES says.",
+)
+@options.overwrite
+@options.as_json
+@options.terminal
+@click.pass_context
+def stac(ctx: click.Context, /, slides: str, files: tuple[str, ...], out: str, as_json: bool, **how: Any) -> None:
+    """Write a STAC item of SLIDES and of each FILE that belongs to it: other formats, rasters, pictures, pages.
+
+    The item has the ground and the date of the scene, versions and networks, and the size and checksum of every file,
+    which are named relative to the item.
+
+    \b
+    geolabel review stac slides.gpkg slides.parquet preview.png --out slides.json
+    """
+    check_outputs(out, overwrite=how["overwrite"])
+    with loading(ctx, "reading"):
+        import geolabel
+
+        item = geolabel.stac_item(slides, files, out=out, **how)
+    times = item["properties"]
+    date = times["datetime"] or f"{times['start_datetime']} to {times['end_datetime']}"
+    figures = {"output": out, "id": item["id"], "date": date, "assets": list(item["assets"])}
+    announce(figures, as_json=as_json)
+
+
 @review.command("next")
 @click.argument("slides", type=INVENTORY)
 @option(

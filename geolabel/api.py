@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from geolabel.review.merging import merge as merge
     from geolabel.review.next_windows import next_windows as next_windows
     from geolabel.review.sample import sample_review as sample_review
+    from geolabel.review.stac import stac_item as stac_item
     from geolabel.review.summary import summarize as summarize
     from geolabel.viewing.page import view as view
 
@@ -77,6 +78,7 @@ _HOMES = {
     "sample_review": "geolabel.review.sample",
     "score_chips": "geolabel.evaluation.chip_scores",
     "segment": "geolabel.extraction.segment",
+    "stac_item": "geolabel.review.stac",
     "summarize": "geolabel.review.summary",
     "synthesize": "geolabel.labeling.synthesize",
     "uninstall_plugin": "geolabel.qgis.install",
@@ -115,6 +117,7 @@ __all__ = [
     "sample_review",
     "score_chips",
     "segment",
+    "stac_item",
     "summarize",
     "synthesize",
     "uninstall_plugin",

@@ -18,10 +18,9 @@ from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.review import LAYER, WHY, Carried, Review, check_work, read_review
 from geolabel.io.write.exchange import check_lonlat
-from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
 from geolabel.outputs import check_target
-from geolabel.review.inventories import CANDIDATES, LANDSLIDES
+from geolabel.review.inventories import CANDIDATES, LANDSLIDES, provenance_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def export(
         found.landslides,
         None,
         None,
-        _provenance(inventory) | {"export": made},
+        provenance_of(inventory) | {"export": made},
         crs=crs,
         candidates=None if reviewed_only else found.candidates,
         reviewed=reviewed,
@@ -109,11 +108,6 @@ def export(
         carried=carried,
     )
     return found
-
-
-def _provenance(path: str | Path) -> dict[str, Any]:
-    made = read_provenance(path)
-    return made if isinstance(made, dict) else {}
 
 
 def _layers(review: Review, crs: pyproj.CRS | None, *, reviewed_only: bool) -> tuple[Exported, Reviewed]:

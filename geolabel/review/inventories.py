@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -12,6 +13,8 @@ import pyproj
 
 from geolabel import geodesy
 from geolabel.extraction.result import reprojected
+from geolabel.io.read.features import layer_info, spatial_layers
+from geolabel.io.read.geoparquet import PROVENANCE, metadata_of
 from geolabel.io.read.review import (
     ACCEPTED,
     ADDED,
@@ -22,7 +25,10 @@ from geolabel.io.read.review import (
     WHY,
     read_review,
 )
+from geolabel.io.read.vector_files import MAX_BYTES, vector_file
+from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.written import Record, read_written
+from geolabel.parsing import parse_json, read_json
 from geolabel.polygons import valid_multipolygons
 from geolabel.types import AnyArray, BoolArray, Float64Array
 
@@ -95,6 +101,33 @@ def read_inventory(path: str | Path) -> Inventory:
     own = [name for name in rows.columns if not str(name).endswith(" ")]
     polygons = gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs)
     return Inventory(review.crs, polygons, rows[LAYER].to_numpy(object), state, record)
+
+
+def provenance_of(path: str | Path) -> dict[str, Any]:
+    """How an inventory was made, as it says itself; nothing where it does not, as Shapefiles and KMZ do not.
+
+    Raises
+    ------
+    VectorError
+        If the file is none that may be read.
+    """
+    path = Path(path)
+    vector_file(path)  # refuses what is not to be opened
+    try:
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            made = parse_json(metadata_of(path).get(PROVENANCE, "null"))
+        elif suffix == ".geojson":
+            made = read_json(path, limit=MAX_BYTES).get("provenance")
+        elif suffix == ".fgb":
+            made = parse_json(
+                (layer_info(path, spatial_layers(path)[0])["layer_metadata"] or {}).get("provenance", "null")
+            )
+        else:
+            made = read_provenance(path)
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return made if isinstance(made, dict) else {}
 
 
 def areas(outlines: AnyArray, crs: pyproj.CRS | None) -> Float64Array:

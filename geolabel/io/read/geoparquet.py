@@ -92,6 +92,22 @@ def read_geoparquet(path: Path, limit: int) -> Features:
     return Features(name, shapes, values, crs)
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a file, which is text by names.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is damaged.
+    """
+    with path.open("rb") as file:
+        pairs = _structs(_footer(file).get(5))
+    texts = [tuple(pair.get(field) for field in (1, 2)) for pair in pairs]
+    return {k.decode(): v.decode() for k, v in texts if isinstance(k, bytes) and isinstance(v, bytes)}
+
+
 def _geo(metadata: dict[bytes, bytes]) -> tuple[str, pyproj.CRS | None]:
     """Name of the primary column, and its CRS, of the metadata of the standard."""
     text = metadata.get(GEO.encode())
@@ -201,7 +217,7 @@ class _Compact:
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Whole numbers, lists and structs among the fields, by the number of the field; ends behind the struct."""
+        """The fields by their numbers: whole numbers, texts, lists and structs, else None; ends behind the struct."""
         found: dict[int, Any] = {}
         field = 0
         while (byte := self._byte()) != 0:
@@ -219,7 +235,9 @@ class _Compact:
         if kind in (3, 7):
             return self._skip({3: 1, 7: 8}[kind])
         if kind == 8:
-            return self._skip(self._varint())
+            size = self._varint()
+            self._skip(size)
+            return self.data[self.at - size : self.at]
         if kind in (9, 10):
             size = self._byte()
             count, inner = size >> 4 if size >> 4 < 15 else self._varint(), size & 15
