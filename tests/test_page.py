@@ -368,3 +368,26 @@ def test_a_click_selects_and_a_draft_outlives_the_tab(page, tmp_path):
     page.run("document.getElementById('restart').click()")
     assert states(page)[0] == "unreviewed"
     page.run("localStorage.clear(); unsaved = false")
+
+
+def test_a_scene_that_the_polygons_were_not_found_in_is_said(files, tmp_path, caplog):
+    source = [json.dumps(["/somewhere/other.tif"]), json.dumps(["C:\\data\\second.tif"]), None]
+    slides().assign(source=source).to_file(tmp_path / "found.gpkg", layer="landslides")
+    view(tmp_path / "found.gpkg", files[1], tmp_path / "page.html")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "found.gpkg: its polygons were found in other.tif, second.tif, and the page shows scene.tif: give" in said
+    caplog.clear()
+    for names in (["/elsewhere/scene.tif", "b.tif"], ["array"], "https://host/scene.tif?token=secret"):
+        text = names if isinstance(names, str) else json.dumps(names)
+        slides().assign(source=text).to_file(tmp_path / "found.gpkg", layer="landslides")
+        view(tmp_path / "found.gpkg", files[1], tmp_path / "page.html", overwrite=True)
+    assert not caplog.records
+
+
+def test_polygons_that_no_scene_shows_are_counted(files, tmp_path, caplog):
+    table = slides()
+    table.loc[0, "geometry"] = shapely.box(LEFT + 900, TOP - 15, LEFT + 910, TOP - 5)
+    table.to_file(tmp_path / "far.gpkg", layer="landslides")
+    view(tmp_path / "far.gpkg", files[1], tmp_path / "page.html")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "far.gpkg: 1 of 3 polygons are outside the scenes that are given" in said

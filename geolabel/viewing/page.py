@@ -11,9 +11,11 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import math
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -37,9 +39,13 @@ from geolabel.io.read.review import REJECTED, UNREVIEWED, polygon_tables
 from geolabel.io.styles import LIMITS, REVIEW_STATES, WARM
 from geolabel.io.written import plain
 from geolabel.outputs import check_target, saving
+from geolabel.parsing import parse_json
+from geolabel.scene import Grid
 from geolabel.types import AnyArray, UInt8Array
 from geolabel.urls import without_secrets
 from geolabel.viewing.backdrop import Backdrop, Source, frame_of, paint
+
+log = logging.getLogger(__name__)
 
 MAX_PIXELS = 12_000_000
 """Of each picture of a page, some 2 to 4 MB."""
@@ -119,6 +125,8 @@ def view(
     frame = frame_of([source.grid for source in sources], inventory.crs, max_pixels)
     if len(inventory):
         check_meets(str(slides), inventory, frame)
+        for doubt in _doubts(inventory, [source.reader.scene.name for source in sources], frame):
+            log.warning("%s: %s", Path(slides).name, doubt)
     after = paint(sources, frame)
     then = paint([Source.open(one, bands=before_bands, **how) for one in earlier], frame) if earlier else None
     if then is not None and not then.valid.any():
@@ -129,6 +137,46 @@ def view(
     with saving(out) as part:
         part.write_text(page, encoding="utf-8", newline="\n")
     return {"polygons": len(inventory), "gsd_m": round(frame.gsd, 3), "bytes": len(page.encode())}
+
+
+def _doubts(inventory: gpd.GeoDataFrame, shown: Sequence[str], frame: Grid) -> list[str]:
+    """What speaks against the scenes that are shown: polygons of other scenes, or outside the picture."""
+    found = []
+    known = {_file_name(name) for text in inventory.get("source", ()) for name in _names(text)}
+    given = {_file_name(name) for name in shown}
+    known = {name for name in known if Path(name).suffix}  # what was an array has no file
+    if known and not known & given:
+        found.append(
+            f"its polygons were found in {_few(known)}, and the page shows {_few(given)}: give --scene with the scene "
+            "that they were found in, unless you mean to look at another"
+        )
+    outside = int((~inventory.geometry.intersects(frame.outline)).sum())
+    if outside:
+        found.append(
+            f"{outside} of {len(inventory)} polygons are outside the scenes that are given, and no one can see them: "
+            "give every scene with --scene"
+        )
+    return found
+
+
+def _names(text: object) -> list[str]:
+    """Names of scenes in the column ``source``: one, or a list in JSON."""
+    if not isinstance(text, str):
+        return []
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return [text]
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else [text]
+
+
+def _file_name(name: str) -> str:
+    return re.split(r"[/\\]", without_secrets(name))[-1]
+
+
+def _few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
 
 
 LAYER = "layer "
