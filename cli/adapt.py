@@ -10,7 +10,7 @@ import click
 import geolabel
 
 from . import options
-from .commands import command, option
+from .commands import command, complete_files, option
 from .inputs import VECTORS, check_inputs, check_scenes
 from .terminal import announce, progress_bar
 
@@ -24,7 +24,7 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 
 
 @command(short_help="Adapt the networks to a region, from a few reviewed places.")
-@click.argument("scenes", nargs=-1, required=True, metavar="SCENE...")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE...", shell_complete=complete_files)
 @option(
     "--reviewed",
     group="input",

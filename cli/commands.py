@@ -9,12 +9,14 @@ Every option names its group; what is seldom needed is `rare` and stands under `
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from geolabel.errors import GeolabelError, MemoryLimitError, memory_wanted, ran_out_of_memory
 from geolabel.settings import Topic
@@ -41,6 +43,15 @@ TERM_COLUMN = 26
 """Widest term that its explanation stands beside; the explanation of a wider one begins below it."""
 
 
+FILES = re.compile("FILE|FOLDER")
+"""What the metavar of an option says that takes a file, a folder, or something else."""
+
+
+def complete_files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Have the shell complete names of files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 class Option(click.Option):
     """An option of a group of the help; its environment variable has its name, whatever the parameter is called."""
 
@@ -50,6 +61,11 @@ class Option(click.Option):
         self.rare = rare
         if self.metavar is None and isinstance(self.type, click.IntRange | click.FloatRange) and not self.count:
             self.metavar = "N"  # click's own is INTEGER RANGE, and the range stands in the help besides
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete values, and names of files where one is a value among others."""
+        found = super().shell_complete(ctx, incomplete)
+        return found or (complete_files(ctx, self, incomplete) if FILES.search(self.metavar or "") else [])
 
     def variable(self, ctx: click.Context) -> str:
         """GEOLABEL_COMMAND_OPTION."""

@@ -9,14 +9,14 @@ import click
 import geolabel
 
 from . import options, prediction
-from .commands import command, option
+from .commands import command, complete_files, option
 from .extract import EVIDENCE, evidence_options
 from .inputs import check_inputs, check_outputs, check_scenes, parse_place
 from .terminal import announce, progress_bar
 
 
 @command(short_help="Say why a place is a landslide, or is none.")
-@click.argument("scenes", nargs=-1, required=True, metavar="SCENE...")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE...", shell_complete=complete_files)
 @option("--at", group="input", required=True, metavar="X,Y", help="The place, in the CRS of the scene.")
 @option(
     "--at-crs",

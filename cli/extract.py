@@ -11,7 +11,7 @@ from geolabel.errors import WeightsError
 from geolabel.models.measured import of_bundled
 
 from . import options, prediction
-from .commands import F, command, option
+from .commands import F, command, complete_files, option
 from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
@@ -96,7 +96,7 @@ def evidence_options(command: F) -> F:
 
 
 @command(short_help="Find the landslides of scenes and write them as polygons.", epilog=_quality())
-@click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]", shell_complete=complete_files)
 @options.vectors_out()
 @option(
     "--score-out",

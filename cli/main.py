@@ -36,6 +36,8 @@ COMMANDS = (
     "train",
     "bench",
     "study",
+    "doctor",
+    "completion",
 )
 """Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
 

@@ -9,7 +9,7 @@ import click
 import geolabel
 
 from . import options, prediction
-from .commands import command, option
+from .commands import command, complete_files, option
 from .extract import GAPS
 from .inputs import check_inputs, check_outputs, check_scenes
 from .terminal import announce, progress_bar, warn
@@ -17,7 +17,7 @@ from .workers import at_work, cluster_options
 
 
 @command(short_help="Score every pixel of a scene.")
-@click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]")
+@click.argument("scenes", nargs=-1, required=True, metavar="SCENE... [OUTPUT]", shell_complete=complete_files)
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
 @options.asset
 @options.scene_options

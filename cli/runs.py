@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from . import options
-from .commands import group
+from .commands import complete_files, group
 from .terminal import announce
 
 
@@ -62,7 +62,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
 
 
 @runs.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete_files)
 @options.as_json
 @options.terminal
 def show(run: str, as_json: bool) -> None:
@@ -83,7 +83,7 @@ def show(run: str, as_json: bool) -> None:
 
 
 @runs.command()
-@click.argument("run", nargs=-1, required=True)
+@click.argument("run", nargs=-1, required=True, shell_complete=complete_files)
 @options.terminal
 def clean(run: tuple[str, ...]) -> None:
     """Delete the folder of each RUN that no process works on."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from geolabel.datasets.chips import ChipDataset as ChipDataset
     from geolabel.datasets.chips import read_chips as read_chips
     from geolabel.datasets.pseudo_labels import PseudoLabels as PseudoLabels
+    from geolabel.doctor import Finding as Finding
+    from geolabel.doctor import diagnose as diagnose
     from geolabel.engine.run_folder import RunFolderOptions as RunFolderOptions
     from geolabel.errors import GeolabelError as GeolabelError
     from geolabel.evaluation.chip_scores import score_chips as score_chips
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Adaptation": "geolabel.adaptation.adapt",
     "ChipDataset": "geolabel.datasets.chips",
+    "Finding": "geolabel.doctor",
     "GeolabelError": "geolabel.errors",
     "GridPrompts": "geolabel.extraction.segment",
     "Measure": "geolabel.parsing",
@@ -61,6 +64,7 @@ _HOMES = {
     "RunFolderOptions": "geolabel.engine.run_folder",
     "adapt": "geolabel.adaptation.adapt",
     "cut_chips": "geolabel.labeling.cut_chips",
+    "diagnose": "geolabel.doctor",
     "diff": "geolabel.review.difference",
     "estimate": "geolabel.extraction.estimate",
     "estimate_review": "geolabel.review.estimate",
@@ -89,6 +93,7 @@ _HOMES = {
 __all__ = [
     "Adaptation",
     "ChipDataset",
+    "Finding",
     "GeolabelError",
     "GridPrompts",
     "Measure",
@@ -100,6 +105,7 @@ __all__ = [
     "RunFolderOptions",
     "adapt",
     "cut_chips",
+    "diagnose",
     "diff",
     "estimate",
     "estimate_review",

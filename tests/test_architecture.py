@@ -66,6 +66,7 @@ ORDER = (
     "evaluation",
     "qgis.plugin",
     "qgis",
+    "doctor",
     "api",
     "cli",
 )

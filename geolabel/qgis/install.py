@@ -30,6 +30,9 @@ NAME = "geolabel_qgis"
 COMMAND_FILE = "command.txt"
 """File of the copy that names the command which its algorithms call, unless a person names another in QGIS."""
 
+METADATA_BYTES = 1 << 16
+"""That are read of the description of a plugin."""
+
 CUSTOM = "QGIS_CUSTOM_CONFIG_PATH"
 """Variable that tells QGIS where profiles are, instead of a person's own folder."""
 
@@ -98,6 +101,18 @@ def uninstall_plugin(*, profile: str = "default") -> dict[str, Any]:
         with suppress(OSError):  # something else is in it
             folder.rmdir()
     return {"folders": [str(folder) for folder in folders]}
+
+
+def installed_plugins() -> Iterator[tuple[Path, str | None]]:
+    """Yield the folder of each copy in a profile, and the version that it says it has."""
+    for home in _profile_homes():
+        for folder in sorted(home.glob(f"*/python/plugins/{NAME}")):
+            try:
+                with (folder / "metadata.txt").open(encoding="utf-8", errors="replace") as file:
+                    lines = [line.strip() for line in file.readlines(METADATA_BYTES)]
+            except OSError:
+                lines = []
+            yield folder, next((line.split("=", 1)[1] for line in lines if line.startswith("version=")), None)
 
 
 def _remove_bytecode(folder: Path, made: Made) -> None:
