@@ -45,6 +45,24 @@ _EARLY_LANDSAT = re.compile(r"landsat[ _-]?[457]\b|(^|[^a-z])l[te]0[457]_|\betm\
 """Sensors whose bands 1, 2, 3 are blue, green, red; from Landsat 8 on, and of Sentinel-2, 2, 3, 4 are."""
 
 
+PLANET = re.compile(
+    r"(?P<id>(?P<date>\d{8})_\d{6}(?:_\d+)?_[0-9a-z]{4})_3B_(?P<kind>AnalyticMS(?:_SR)?(?:_8b)?|Analytic|Visual)"
+    r"(?:_harmonized)?(?:_clip)?\.tif",
+    re.IGNORECASE,
+)
+"""Name of an image of PlanetScope: acquisition, and kind."""
+
+PLANET_BANDS = {
+    "analyticms_sr_8b": (6, 4, 2),
+    "analyticms_sr": (3, 2, 1),
+    "analyticms_8b": (6, 4, 2),
+    "analyticms": (3, 2, 1),
+    "visual": (1, 2, 3),
+    "analytic": (1, 2, 3),
+}
+"""Red, green and blue by the kind of an image of PlanetScope, the kind that serves best first."""
+
+
 def choose_bands(
     names: Sequence[str | None],
     colours: Sequence[str],
@@ -57,8 +75,9 @@ def choose_bands(
 
     A given choice is taken as it is. Otherwise the bands whose description says so, then those of fitting wavelengths,
     then those of fitting colour interpretation: a program that writes three or four bands of bytes calls them red,
-    green, blue and alpha unasked, but no program invents a description. Else the first three that are not alpha, which
-    is a guess and comes with a warning. One band serves as all three.
+    green, blue and alpha unasked, but no program invents a description. Then those that the name of an image of
+    PlanetScope stands for. Else the first three that are not alpha, which is a guess and comes with a warning. One band
+    serves as all three.
 
     Parameters
     ----------
@@ -90,7 +109,7 @@ def choose_bands(
     if spec is not None:
         return _chosen(names, colours, spec), ()
     stated = [length or _stated(name) for name, length in zip(names, wavelengths or [None] * len(names), strict=True)]
-    for known in (_by_name(names, sensor), _by_wavelength(stated), _by_colour(names, colours)):
+    for known in (_by_name(names, sensor), _by_wavelength(stated), _by_colour(names, colours), _by_kind(names, sensor)):
         if known is not None:
             return known
     plain = [i for i, pair in enumerate(zip(names, colours, strict=True), 1) if not is_alpha(*pair)]
@@ -167,6 +186,14 @@ def _by_colour(names: Sequence[str | None], colours: Sequence[str]) -> _Found | 
         f"{', '.join(said)}: choose with --bands"
     )
     return (red, green, blue), (doubt,)
+
+
+def _by_kind(names: Sequence[str | None], sensor: str) -> _Found | None:
+    """The bands of an image of PlanetScope, whose name is the first word of what names the sensor."""
+    match = PLANET.match(sensor)
+    bands = PLANET_BANDS[match["kind"].lower()] if match else None
+    fits = bands is not None and len(names) == {6: 8, 3: 4, 1: 3}[bands[0]]
+    return (bands, ()) if bands is not None and fits else None
 
 
 def _by_wavelength(lengths: Sequence[float | None]) -> _Found | None:

@@ -200,6 +200,27 @@ def test_the_alpha_of_a_visual_image_hides_what_has_no_data(tmp_path: Path) -> N
     np.testing.assert_array_equal(valid, values[3] > 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "order"), [("AnalyticMS_SR_clip", (2, 1, 0, 3)), ("AnalyticMS_8b", (4, 2, 5, 1, 6, 0, 7, 3))]
+)
+def test_an_image_of_planet_by_itself_has_the_same_bands(tmp_path: Path, kind: str, order: tuple[int, ...]) -> None:
+    home = planet(tmp_path, kind, ground(8)[list(order)], nodata=0)
+    with SceneReader(home / f"{PLANET}_3B_{kind}.tif") as reader:
+        assert reader.scene.bands == tuple(order.index(band) + 1 for band in range(3))
+        assert reader.warnings == ()
+    named = raster(tmp_path / f"{PLANET}_3B_{kind}.tif", ground(5))
+    with SceneReader(named) as reader:  # bands that no image of this name has
+        assert reader.scene.bands == (1, 2, 3)
+        assert reader.warnings != ()
+
+
+def test_bands_that_are_given_one_by_one_lead_to_their_folder(tmp_path: Path) -> None:
+    images = sorted(safe(tmp_path).rglob("*.jp2"))
+    with pytest.raises(SceneError, match=rf"give their folder, {images[0].parent}, or join red, green and blue"):
+        geolabel.extract(images)
+    expect_ground(images[0].parent, "2023-05-01")
+
+
 def test_of_several_scenes_the_metadata_says_which(tmp_path: Path) -> None:
     other = "20230502_111111_10_2474"
     home = planet(tmp_path, "AnalyticMS", ground(4, seed=3), other)

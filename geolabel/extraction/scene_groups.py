@@ -18,6 +18,7 @@ from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.extraction.evidence import NO_SUPPLEMENTS, Evidence, Supplements, open_evidence
 from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
+from geolabel.io.read.deliveries import is_delivery
 from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.map_tiles import CRS as MAP_TILES_CRS
 from geolabel.io.read.map_tiles import MapTiles, is_map_tiles, open_map_tiles
@@ -325,9 +326,11 @@ def _refuse_bands(opened: Sequence[_Opened]) -> None:
         if len(set(names)) > 1:
             order = choose_bands(names, ["undefined"] * len(names), sensor=stem)[0]
             files = " ".join(bands[number - 1][1] for number in dict.fromkeys(order))
+            folder = str(Path(bands[0][1]).absolute().parent)
+            way = f"give their folder, {folder}, or " if is_delivery(folder) else ""
             raise SceneError(
-                f"{bands[0][1]} and {len(bands) - 1} more are bands of one picture in files of their own: join red, "
-                f"green and blue (gdalbuildvrt -separate scene.vrt {files}) and give scene.vrt"
+                f"{bands[0][1]} and {len(bands) - 1} more are bands of one picture in files of their own: {way}join "
+                f"red, green and blue (gdalbuildvrt -separate scene.vrt {files}) and give scene.vrt"
             )
 
 

@@ -24,7 +24,7 @@ from xml.etree import ElementTree as ET
 
 from rasterio.io import MemoryFile
 
-from geolabel.bands import COLOURS
+from geolabel.bands import COLOURS, PLANET, PLANET_BANDS
 from geolabel.errors import SceneError
 from geolabel.io.read import formats
 from geolabel.io.read.descriptions import DTYPES, Checked
@@ -54,11 +54,6 @@ _SENTINEL = re.compile(rf"(?P<id>{_SENTINEL_ID})_B(?P<band>0[234])(?P<kind>(?:_[
 
 _LANDSAT = re.compile(rf"(?P<id>{_LANDSAT_ID})_(?P<kind>(?:SR_)?)B(?P<band>\d\d?)\.tif", re.IGNORECASE)
 
-_PLANET = re.compile(
-    rf"(?P<id>{_PLANET_ID})_3B_(?P<kind>AnalyticMS(?:_SR)?(?:_8b)?|Analytic|Visual)(?:_harmonized)?(?:_clip)?\.tif",
-    re.IGNORECASE,
-)
-
 _QUALITY: Mapping[re.Pattern[str], dict[str, Any]] = {
     re.compile(rf"(?P<id>{_SENTINEL_ID})_SCL_(?P<kind>[26]0m)\.jp2", re.IGNORECASE): {"values": (3, 8, 9, 10)},
     re.compile(rf"(?P<id>{_LANDSAT_ID})_QA_PIXEL\.tif", re.IGNORECASE): {"bits": 0b11110},
@@ -72,16 +67,6 @@ _OLI, _TM = {"4": "red", "3": "green", "2": "blue"}, {"3": "red", "2": "green", 
 
 _LANDSAT_BANDS = {"C": _OLI, "O": _OLI, "T": _TM, "E": _TM, "M": {}}
 """Numbers of the bands by the letter of the sensor: OLI, TM, ETM+, and MSS, which sees no blue."""
-
-_PLANET_BANDS = {
-    "analyticms_sr_8b": (6, 4, 2),
-    "analyticms_sr": (3, 2, 1),
-    "analyticms_8b": (6, 4, 2),
-    "analyticms": (3, 2, 1),
-    "visual": (1, 2, 3),
-    "analytic": (1, 2, 3),
-}
-"""Red, green and blue by the kind of the image, the preferred kind first."""
 
 _SENTINEL_KINDS = ("_10m", "", "_20m", "_60m")
 
@@ -161,7 +146,7 @@ def _known(names: Iterable[str]) -> list[_Found]:
         elif match := _LANDSAT.fullmatch(file):
             rank = 0 if match["kind"] else 1
             colour = _LANDSAT_BANDS[match["sensor"].upper()].get(match["band"], "")
-        elif match := _PLANET.fullmatch(file):
+        elif match := PLANET.fullmatch(file):
             planet.append(_of_planet(match, name))
             continue
         else:
@@ -174,9 +159,9 @@ def _known(names: Iterable[str]) -> list[_Found]:
 
 def _of_planet(match: re.Match[str], name: str) -> _Found:
     kind = match["kind"].lower()
-    numbers = dict(zip(COLOURS, ((name, band) for band in _PLANET_BANDS[kind]), strict=True))
+    numbers = dict(zip(COLOURS, ((name, band) for band in PLANET_BANDS[kind]), strict=True))
     fill = None if kind == "visual" else 0.0  # a visual image has an alpha band, and black ground
-    return _Found(match["id"], list(_PLANET_BANDS).index(kind), numbers, _iso(match["date"]), fill)
+    return _Found(match["id"], list(PLANET_BANDS).index(kind), numbers, _iso(match["date"]), fill)
 
 
 def _iso(date: str | None) -> str | None:
@@ -263,6 +248,14 @@ def find_delivery(path: str) -> Delivery | None:
     inside = _contents(path)
     found = None if inside is None else _chosen(_known(inside.names), path, inside.wanted)
     return None if inside is None or found is None else _delivery(path, found, inside.locate)
+
+
+def is_delivery(path: str) -> bool:
+    """Whether a path is a delivery that can be opened."""
+    try:
+        return find_delivery(path) is not None
+    except SceneError:
+        return False
 
 
 def find_quality(path: str) -> Quality | None:
