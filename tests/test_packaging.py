@@ -113,6 +113,43 @@ def test_the_bundled_networks_are_small():
     assert sum(file.stat().st_size for file in files) <= 25e6
 
 
+# Other packages
+
+
+CONDA_NAMES = {
+    "dask[distributed]": ("dask-core", "distributed"),
+    "geopandas": ("geopandas-base",),
+    "matplotlib": ("matplotlib-base",),
+    "Pillow": ("pillow",),
+    "torch": ("pytorch",),
+}
+"""What packages are called there where it is something else."""
+
+
+def test_the_conda_recipe_asks_for_the_same():
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    expected = []
+    for needed in map(Requirement, PROJECT["project"]["dependencies"]):
+        name = f"{needed.name}[{','.join(needed.extras)}]" if needed.extras else needed.name
+        expected += [f"{other} {needed.specifier}" for other in CONDA_NAMES.get(name, (name,))]
+    run = recipe["requirements"]["run"]
+    assert run[0] == "python >=${{ python_min }}"
+    assert sorted(run[1:]) == sorted(expected)
+    assert f">={recipe['context']['python_min']}" == PROJECT["project"]["requires-python"]
+    assert recipe["context"]["version"] == geolabel.__version__
+    (setuptools,) = PROJECT["build-system"]["requires"]
+    assert recipe["requirements"]["host"][-1].replace(" ", "") == setuptools
+
+
+def test_the_image_is_built_from_files_that_are_here():
+    lines = (ROOT / "Containerfile").read_text(encoding="utf-8").splitlines()
+    copied = [word for line in lines if re.match("COPY (?!--from)", line) for word in line.split()[1:-1]]
+    assert {"geolabel", "cli", "pyproject.toml", PROJECT["project"]["readme"], "LICENSE"} == {*copied}
+    assert all((ROOT / name).exists() for name in copied)
+    (python,) = [line.split("=")[1] for line in lines if line.startswith("ARG PYTHON=")]
+    assert Version(python) >= Version(PROJECT["project"]["requires-python"].removeprefix(">="))
+
+
 # The README
 
 
