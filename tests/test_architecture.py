@@ -38,6 +38,7 @@ ORDER = (
     "geodesy",
     "terrain",
     "change",
+    "registration",
     "metrics",
     "clusters",
     "concepts",
