@@ -247,6 +247,16 @@ def test_a_scale_that_is_off_is_found_and_gains_on_other_ground() -> None:
     assert 0.45 * 1.2 < max(choice.point.cut, choice.point.gate) < 0.45 * 2
 
 
+def test_a_scale_that_is_off_by_far_is_found_too() -> None:
+    assert CUTS[OWN[0]] == 1
+    shown = many(0.15)
+    blocks = Blocks.of(shown)
+    assert blocks is not None
+    choice = choose(shown, blocks, POINT, 4)
+    assert choice.scores["threshold"] > 0.9
+    assert 0.15 * 1.2 < max(choice.point.cut, choice.point.gate) < 0.15 * 2
+
+
 def test_what_is_right_already_is_left_alone() -> None:
     shown = many(1.0)
     blocks = Blocks.of(shown)
