@@ -33,6 +33,7 @@ ORDER = (
     "labels",
     "chips",
     "seams",
+    "splitting",
     "cross_tile_matching",
     "polygons",
     "geodesy",

@@ -216,6 +216,7 @@ def polygonize(
             threshold=plan.mask_threshold,
             min_area_px=parameters.min_area.pixels(gsd),
             max_hole_px=parameters.max_hole.pixels(gsd),
+            split=parameters.split,
             apply=work.apply,
         )
         landslides = describe(
