@@ -46,8 +46,10 @@ def open_streams() -> _Forgiving | None:
         elif number and not stream.isatty():
             stream.flush()
             raw = _Forgiving(number, "w", closefd=False)
+            # a character that the encoding lacks, as that of a pipe on Windows does, is no reason either
+            errors = "backslashreplace" if stream.errors == "strict" else stream.errors
             text = io.TextIOWrapper(
-                io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=name == "stderr"
+                io.BufferedWriter(raw), encoding=stream.encoding, errors=errors, line_buffering=name == "stderr"
             )
             setattr(sys, name, text)
             stdout = raw if name == "stdout" else stdout

@@ -14,11 +14,11 @@ from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
 
 from geolabel.errors import OutputError
 from geolabel.parsing import check_name
 from geolabel.scratch import Move, Scratch, commit, settle
+from geolabel.urls import database_uri
 
 RASTER_SIDECARS = (".aux.xml", ".msk", ".ovr", ".msk.ovr", ".ovr.aux.xml", ".vat.dbf", ".vat.cpg")
 """Files that describe a raster, named after the whole of its name: statistics and nodata, mask, pyramids, table."""
@@ -157,8 +157,9 @@ def _check_closed(path: Path) -> None:
 def _is_open_elsewhere(path: Path) -> bool:
     """Whether another process has a lock on a database; nothing in it is changed."""
     try:
-        name = f"file:{quote(path.absolute().as_posix())}?mode=rw"
-        with closing(sqlite3.connect(name, uri=True, timeout=0, isolation_level=None)) as connection:
+        with closing(
+            sqlite3.connect(database_uri(path.absolute(), "rw"), uri=True, timeout=0, isolation_level=None)
+        ) as connection:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("BEGIN EXCLUSIVE")
             connection.execute("ROLLBACK")

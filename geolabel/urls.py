@@ -1,11 +1,13 @@
-"""URLs that are fit to be written: without user, password, query string and fragment, where secrets stand."""
+"""URLs of files, and URLs that are fit to be written: without user, password, query string and fragment."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import unquote
+from pathlib import PurePath
+from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|\b(?:https?|ftp|s3|gs|az|abfss?|adls?|oss|swift):/(?!/))("
@@ -17,6 +19,30 @@ _STORE = re.compile(
     r"[?#][^\s'\"<>{}|\\^`]*"
 )
 _USER = re.compile(r"[^\s'\"<>/@]+@(?=[\w.-]+:\d+)")
+
+
+def path_of(text: str, *, windows: bool = os.name == "nt") -> str:
+    """The path that a ``file://`` URL names; any other text as it is.
+
+    Examples
+    --------
+    >>> path_of("file:///C:/scenes/a.tif", windows=True)
+    'C:/scenes/a.tif'
+    """
+    path = text.removeprefix("file://")
+    if not windows or path == text:
+        return path
+    return path[1:] if re.match("/[A-Za-z]:", path) else path if path.startswith("/") else f"//{path}"
+
+
+def database_uri(path: PurePath, mode: Literal["ro", "rw"]) -> str:
+    """An absolute path as a URI of SQLite.
+
+    SQLite takes no name of a server: that of a Windows share is a part of the path.
+    """
+    text = path.as_posix()
+    plain = quote(os.fsencode(text if text.startswith("/") else f"/{text}"), safe="/:")
+    return f"file://{plain}?mode={mode}"
 
 
 def without_secrets(text: str) -> str:

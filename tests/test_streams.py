@@ -36,3 +36,10 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path):
     )
     assert shell(f"'{sys.executable}' a.py >&- 2>&- <&-", tmp_path) == (0, "", "")
     assert (tmp_path / "a.txt").read_text() == "kept"
+
+
+def test_a_character_that_the_encoding_lacks_is_no_error(tmp_path: Path):
+    (tmp_path / "a.py").write_text(
+        "from geolabel.cli.streams import open_streams\nopen_streams()\nprint('\u5c71.gpkg')\n", encoding="utf-8"
+    )
+    assert shell(f"PYTHONIOENCODING=cp1252 '{sys.executable}' a.py | cat", tmp_path) == (0, "\\u5c71.gpkg\n", "")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
+import sqlite3
+from contextlib import closing
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import click
 import pytest
@@ -14,7 +16,7 @@ from geolabel.errors import GeolabelError, SceneError
 from geolabel.io.foreign import in_words
 from geolabel.io.read.files import request, url_of
 from geolabel.io.read.scenes import SceneReader
-from geolabel.urls import clean, without_secrets
+from geolabel.urls import clean, database_uri, path_of, without_secrets
 
 SECRETS = ("PASSW0RD", "TOKEN")
 
@@ -99,3 +101,38 @@ def test_user_and_password_are_sent_as_such() -> None:
     assert (asked.full_url, asked.get_header("Authorization")) == ("http://host:80/a?b=1", "Basic bWU6YSBi")
     assert url_of("/vsis3/bucket/a") == "s3://bucket/a"
     assert url_of("/vsicurl?url=https%3A%2F%2Fhost%2Fa") == "https://host/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "windows", "path"),
+    [
+        ("file:///data/a b.tif", False, "/data/a b.tif"),
+        ("file:///C:/data/a.tif", True, "C:/data/a.tif"),
+        ("file:///C:/data/a.tif", False, "/C:/data/a.tif"),
+        ("/C:/data/a.tif", True, "/C:/data/a.tif"),
+        ("file://server/share/a.tif", True, "//server/share/a.tif"),
+        ("s3://bucket/a.tif", True, "s3://bucket/a.tif"),
+    ],
+)
+def test_a_url_of_a_file_names_a_path_of_the_system(text: str, windows: bool, path: str):
+    assert path_of(text, windows=windows) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        (PurePosixPath("/data/a b?#%.gpkg"), "file:///data/a%20b%3F%23%25.gpkg?mode=ro"),
+        (PureWindowsPath(r"C:\data\a b.gpkg"), "file:///C:/data/a%20b.gpkg?mode=ro"),
+        (PureWindowsPath(r"\\server\share\a.gpkg"), "file:////server/share/a.gpkg?mode=ro"),
+    ],
+)
+def test_a_database_has_a_uri_also_on_a_share_of_windows(path: PurePath, uri: str):
+    assert database_uri(path, "ro") == uri
+
+
+def test_a_database_opens_by_its_uri_whatever_it_is_called(tmp_path: Path):
+    path = tmp_path / "a?b#c%20d'\u5c71.gpkg"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE a (b)")
+    with closing(sqlite3.connect(database_uri(path, "ro"), uri=True)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("a",)]

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from geolabel.parsing import check_regular
+from geolabel.urls import database_uri
 
 MAX_STEPS, STEPS = 100_000_000, 1_000_000
 """Instructions of SQLite that all queries of a file may take, and those after which they are counted: some seconds."""
@@ -28,7 +29,7 @@ def reading_database(path: str | Path) -> Iterator[sqlite3.Connection]:
         check_regular(path)
     except OSError as error:
         raise sqlite3.OperationalError(error.strerror) from error
-    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(database_uri(Path(path).absolute(), "ro"), uri=True)) as connection:
         limit_steps(connection)
         yield connection
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 from geolabel.errors import OptionError, OutputError
 from geolabel.io.foreign import in_words
 from geolabel.parsing import check_regular
+from geolabel.urls import path_of
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def storage_at(root: str | os.PathLike[str]) -> Storage:
     text = os.fspath(root)
     if "://" in text and not text.startswith("file://"):
         return _RemoteStorage(text)
-    return FolderStorage(Path(text.removeprefix("file://")))
+    return FolderStorage(Path(path_of(text)))
 
 
 def is_url(root: str | os.PathLike[str]) -> bool:

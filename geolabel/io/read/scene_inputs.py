@@ -15,6 +15,7 @@ from geolabel.io.read import files
 from geolabel.io.read.opening import is_remote
 from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.parsing import check_name, check_regular, exists, parse_json
+from geolabel.urls import path_of
 
 if TYPE_CHECKING:
     from geolabel.io.read.arrays import Labelled
@@ -150,7 +151,7 @@ def _resolve(entry: str, home: str) -> str:
         if is_remote(entry) or is_map_tiles(entry) or entry.startswith("/vsi") or Path(entry).is_absolute():
             return entry
         if entry.startswith("file://"):
-            return unquote(entry.removeprefix("file://"))
+            return unquote(path_of(entry))
         return str(Path(home).parent / entry)
     if re.match(r"\w[\w+.-]*:|/vsi", entry):
         full = entry

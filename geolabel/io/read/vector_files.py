@@ -33,6 +33,7 @@ from geolabel.io.foreign import in_words
 from geolabel.io.read import files
 from geolabel.io.read.geoparquet import read_geoparquet
 from geolabel.parsing import parse_json, parse_xml
+from geolabel.urls import path_of
 
 MAX_BYTES = 1 << 29
 """Of a file that is fetched, unpacked or written again."""
@@ -149,7 +150,7 @@ def _of_machine(name: str) -> Path:
     inner = None
     if match is not None:
         name, inner = match[1], match[2]
-    path = Path(name.removeprefix("file://")).absolute()
+    path = Path(path_of(name)).absolute()
     if path.is_dir():
         if path.suffix.lower() == ".gdb" and (path / "a00000001.gdbtable").is_file():
             return path
