@@ -16,7 +16,7 @@ from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, ch
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
-EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register")
+EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register", "cut")
 """Options that say what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
 
 _WRITTEN = (
@@ -46,6 +46,14 @@ def _quality() -> str:
 def evidence_options(command: F) -> F:
     """Add the options for what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
     for decorate in (
+        option(
+            "--cut/--no-cut",
+            group="evidence",
+            rare=True,
+            default=True,
+            show_default=True,
+            help="With --before or --dem: cut ground that they speak against out of polygons; or judge whole polygons.",
+        ),
         option(
             "--register/--no-register",
             group="evidence",

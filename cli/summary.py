@@ -14,6 +14,7 @@ Figures = Mapping[str, Any]
 
 WHY = {
     "confidence": "less likely",
+    "ground": "other ground",
     "masked": "cut by a mask",
     "before": "bare before",
     "slope": "too gentle",

@@ -7,6 +7,7 @@ facets between its heights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,52 @@ def _on_map(rightward: Float64Array, downward: Float64Array, grid: Grid) -> tupl
     right_x, right_y = a / np.hypot(a, d), d / np.hypot(a, d)
     down_x, down_y = b / np.hypot(b, e), e / np.hypot(b, e)
     return rightward * right_x + downward * down_x, rightward * right_y + downward * down_y
+
+
+FORMS_M = (5.0, 15.0, 45.0)
+"""Distances over which the forms of the ground around a pixel are looked at."""
+
+
+def form_steps(pixel_m: float, step: int, limit: int) -> tuple[int, ...]:
+    """The distances `FORMS_M` in pixels: at least the cell of the height model, and at most `limit`."""
+    return tuple(min(limit, max(step, 2, round(distance / pixel_m))) for distance in FORMS_M)
+
+
+def forms(
+    heights: Float64Array, known: BoolArray, sizes: tuple[Float64Array, Float64Array], grid: Grid, steps: Sequence[int]
+) -> dict[str, AnyArray]:
+    """How steep the ground around each pixel is, and how high it stands above it, at several distances.
+
+    Parameters
+    ----------
+    heights, known : (h + 2 * margin, w + 2 * margin)
+        As for `derive`, with a margin of the largest of `steps`.
+    sizes
+        (h,) as for `derive`.
+    steps
+        Pixels, see `form_steps`.
+
+    Returns
+    -------
+    (h, w) ``slope_*`` in degrees, ``rise_*`` in metres above the mean of eight places around per metre of distance, and
+    ``known``: where all heights are.
+    """
+    margin = max(steps)
+    found: dict[str, AnyArray] = {"known": np.ones(tuple(side - 2 * margin for side in heights.shape), bool)}
+    wide, tall = (size[:, None] for size in sizes)
+    for number, step in enumerate(steps, 1):
+        cut = (
+            slice(margin - step, heights.shape[0] - margin + step),
+            slice(margin - step, heights.shape[1] - margin + step),
+        )
+        z, there = np.where(known[cut], heights[cut], 0.0), known[cut]
+        derived = derive(z, there, sizes, grid, step)
+        around = [_moved(z, d, r, step) for d in (-1, 0, 1) for r in (-1, 0, 1) if d or r]
+        distance = step * (wide + tall) / 2
+        found[f"slope_{number}"] = derived.slope
+        found[f"rise_{number}"] = (_moved(z, 0, 0, step) - sum(around) / len(around)) / distance
+        found["known"] = found["known"] & derived.known
+    return found
 
 
 def aspect(east: Float64Array, north: Float64Array) -> Float64Array:

@@ -156,6 +156,10 @@ class TileGrid:
     def __iter__(self) -> Iterator[Window]:
         return (self[index] for index in range(len(self)))
 
+    def number(self, tile: Window) -> int:
+        """Index of one of the tiles; a ValueError for another window."""
+        return self.rows.index(tile.row) * len(self.cols) + self.cols.index(tile.col)
+
     def _window(self, i: int, j: int) -> Window:
         row, col = self.rows[i], self.cols[j]
         return Window(row, col, min(self.size, self.height - row), min(self.size, self.width - col))

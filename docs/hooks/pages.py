@@ -35,6 +35,7 @@ SHOWN = {
     "CHANGELOG.md": "development/changelog.md",
     "CONTRIBUTING.md": "development/contributing.md",
     "LICENSE": "LICENSE.txt",
+    "geolabel/weights/evidence.md": "model-cards/evidence.md",
     "geolabel/weights/failures.jpg": "model-cards/failures.jpg",
     "geolabel/weights/lite0.md": "model-cards/lite0.md",
     "geolabel/weights/localizer.md": "model-cards/localizer.md",

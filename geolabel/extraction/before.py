@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from geolabel.change import Stable, features, match_greys, patch_means
+from geolabel.change import Displacement, Stable, displacement, features, match_greys, patch_means
 from geolabel.engine import executors, worker
 from geolabel.errors import SceneError, TileError
 from geolabel.extraction.plan import Plan, examined
@@ -26,9 +26,8 @@ from geolabel.io.read.headers import check_image
 from geolabel.io.read.masks import hidden_share, open_masks
 from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
-from geolabel.registration import Displacement, Peaks, confirmed, correlate, displacement
 from geolabel.tiles import Window
-from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
+from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
@@ -118,19 +117,18 @@ def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register:
         )
     windows, moved = _blocks(plan), Displacement(0.0, 0.0)
     if register:
-        moved = displacement(executors.ordered(partial(_peaks, plan, aligned, stretch), windows), MAX_DISPLACEMENT_PX)
-        aligned = aligned.moved((moved.rows, moved.cols))
-        left = executors.ordered(partial(_peaks, plan, aligned, stretch), windows)
-        moved = confirmed(moved, displacement(left, MAX_DISPLACEMENT_PX))
-        aligned = aligned.moved((moved.rows, moved.cols))
+        read = executors.ordered(partial(_pair, plan, aligned, stretch), windows)
+        grey = [(_grey(after), _grey(before), valid) for after, before, valid in read]
+        moved = displacement(grey, MAX_DISPLACEMENT_PX)
         log.info("%s: displaced by %s", aligned.reader.scene.name, moved)
+        aligned = aligned.moved((moved.rows, moved.cols))
     pairs = list(executors.ordered(partial(_pair, plan, aligned, stretch), windows))
     picked = [(after[::STEP, ::STEP], before[::STEP, ::STEP], valid[::STEP, ::STEP]) for after, before, valid in pairs]
     tables = match_greys(
         np.concatenate([before[valid] for _, before, valid in picked]).T,
         np.concatenate([after[valid] for after, _, valid in picked]).T,
     )
-    means = [patch_means(features(after) - features(_matched(before, tables)), valid) for after, before, valid in pairs]
+    means = [patch_means(features(after) - features(matched(before, tables)), valid) for after, before, valid in pairs]
     return Before(aligned, stretch, moved, tables, Stable.of(np.concatenate(means, axis=1)))
 
 
@@ -144,44 +142,28 @@ def _blocks(plan: Plan) -> list[Window]:
     return [Window(row, col, side, side) for row in rows for col in cols]
 
 
-def _read(plan: Plan, aligned: AlignedReader, window: Window) -> tuple[AnyArray, AnyArray, BoolArray] | None:
-    """Bands (3, h, w) after and before in a window, and where both are valid; None if one is unreadable."""
+def _pair(
+    plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window
+) -> tuple[UInt8Array, UInt8Array, BoolArray]:
+    """The images (h, w, 3) after and before in a window, and where both are valid; nowhere if one is unreadable."""
     try:
         bands, valid = plan.reader.read(window, plan.grid)
         earlier, known = aligned.read(window, plan.grid)
     except TileError:
         if plan.parameters.on_error == "fail":
             raise
-        return None
-    return bands, earlier, valid & known
-
-
-def _peaks(plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window) -> Peaks:
-    """Correlation of a block of both images, each band in units of its brightest ground."""
-    read = _read(plan, aligned, window)
-    if read is None:
-        return {}
-    bands, earlier, both = read
-    after, before = (
-        np.where(both, values * (255 / np.maximum(one.high, 1e-12))[:, None, None], 0.0)
-        for values, one in ((bands, plan.stretch), (earlier, stretch))
-    )
-    return correlate(after, before, both, MAX_DISPLACEMENT_PX)
-
-
-def _pair(
-    plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window
-) -> tuple[UInt8Array, UInt8Array, BoolArray]:
-    """The images (h, w, 3) after and before in a window, and where both are valid; nowhere if one is unreadable."""
-    read = _read(plan, aligned, window)
-    if read is None:
         nothing = np.zeros((window.height, window.width, 3), np.uint8)
         return nothing, nothing, np.zeros((window.height, window.width), bool)
-    bands, earlier, both = read
+    both = valid & known
     return plan.stretch.apply(bands, both), stretch.apply(earlier, both), both
 
 
-def _matched(image: UInt8Array, tables: UInt8Array) -> UInt8Array:
+def _grey(image: UInt8Array) -> UInt8Array:
+    return np.asarray(image.mean(axis=2), np.uint8)
+
+
+def matched(image: UInt8Array, tables: UInt8Array) -> UInt8Array:
+    """(h, w, 3) an image with its grey values looked up in the tables (3, 256) of `geolabel.change.match_greys`."""
     return np.stack([table[image[..., band]] for band, table in enumerate(tables)], axis=2)
 
 
@@ -192,8 +174,15 @@ LAYERS = ("seen", "greenness", "brightness", "texture", "activation")
 0 to 255; 0 where one is not valid."""
 
 
-def compare(plan: Plan, before: Before, tile: Window, window: Window) -> Int32Array:
+def compare(
+    plan: Plan, before: Before, tile: Window, window: Window, activation: UInt8Array | None = None
+) -> Int32Array:
     """(L, H, W) the layers `LAYERS` of a window inside a tile of the localizer, which sees the whole tile.
+
+    Parameters
+    ----------
+    activation : (H, W)
+        Of the scene before in the window, where it is known already.
 
     Raises
     ------
@@ -204,13 +193,14 @@ def compare(plan: Plan, before: Before, tile: Window, window: Window) -> Int32Ar
     earlier, known = before.reader.read(tile, plan.grid)
     both = valid & known
     after, image = plan.stretch.apply(bands, both), before.stretch.apply(earlier, both)
-    difference = features(after) - features(_matched(image, before.tables))
-    layers = [both.astype(np.int32), *difference, _activation(plan, image)]
+    difference = features(after) - features(matched(image, before.tables))
     here = window.within(tile)
-    return np.stack([layer[here] * both[here] for layer in layers]).astype(np.int32)
+    seen = activation_of(plan, image)[here] if activation is None else activation
+    layers = [both[here].astype(np.int32), *difference[:, *here], seen]
+    return np.stack([layer * both[here] for layer in layers]).astype(np.int32)
 
 
-def _activation(plan: Plan, image: UInt8Array) -> UInt8Array:
+def activation_of(plan: Plan, image: UInt8Array) -> UInt8Array:
     """(H, W) 0..255, the strongest activation of the classes of the plan; 0 where it has no localizer."""
     if not plan.localized:
         return np.zeros(image.shape[:2], np.uint8)

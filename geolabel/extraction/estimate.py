@@ -55,12 +55,13 @@ def estimate(
     before: str | Path | None = None,
     before_mask: str | Path | Sequence[str | Path] = (),
     register: bool = True,
+    cut: bool = True,
 ) -> dict[str, Any]:
     """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
 
     Parameters
     ----------
-    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, before_mask, register
+    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, before_mask, register, cut
         As in `geolabel.extract`.
 
     Returns
@@ -81,7 +82,7 @@ def estimate(
         Networks.of(networks),
         parameters or Parameters(),
         dst_crs=dst_crs,
-        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register),
+        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut),
     )
     for text in groups.warnings:
         log.warning("%s", text)

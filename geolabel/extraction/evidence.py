@@ -22,10 +22,10 @@ from geolabel.engine.tasks import Bound, Pass
 from geolabel.errors import OptionError, SceneError, TileError
 from geolabel.extraction import before
 from geolabel.extraction.before import Before
-from geolabel.extraction.plan import Plan
+from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Work
-from geolabel.io.columns import CHANGE, MASKED, TERRAIN
+from geolabel.io.columns import CHANGE, MASKED, SEEN, TERRAIN
 from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.features import read_exclusions
 from geolabel.io.read.fingerprints import check_apart, fingerprint
@@ -35,7 +35,7 @@ from geolabel.parts import Recipe
 from geolabel.polygons import covered_areas
 from geolabel.seams import Spans, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
-from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 from geolabel.urls import without_secrets
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ SHARE = 0.5
 STRIP = 1 / 3
 """Minimum share of an outline along a mask of a polygon that the mask cuts: what is left is a strip at its edge."""
 
-CUT, BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "masked", "before", "slope", "excluded", "confidence"
-"""Reasons of candidates: cut by a mask, bare before the event, gentler than the minimum slope, on excluded ground, less
-sure than the minimum confidence. Of several the last of the first four holds."""
+OTHER_GROUND, CUT, BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "ground", "masked", "before", "slope", "excluded", "confidence"
+"""Reasons of candidates: cut out by evidence, cut by a mask, bare before the event, gentler than the minimum slope, on
+excluded ground, less sure than the minimum confidence. Of several the last of the first five holds."""
 
 BARE_BEFORE, UNCHANGED = 0.6, 1.5
 """Minimum activation before the event, and maximum change, of a polygon that was bare before. Chosen on synthetic
@@ -89,10 +89,14 @@ class Supplements:
     """Masks of it, see `geolabel.io.read.masks`."""
     register: bool = True
     """Whether to measure how far it is displaced; else its position is trusted."""
+    cut: bool = True
+    """Whether to cut ground out of polygons, see `geolabel.extraction.cutting`; else whole polygons are judged."""
 
     def __post_init__(self) -> None:
         if self.before is None and not self.register:
             raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
+        if not self.cut and self.before is None and self.dem is None:
+            raise OptionError("--no-cut leaves polygons whole that evidence would cut: give --before or --dem")
         if self.before is None and self.before_masks:
             raise OptionError(f"--before-mask {self.before_masks[0]} is of a scene from before: give one with --before")
         if self.min_slope is not None:
@@ -118,7 +122,12 @@ class Supplements:
         given = {"dem": self.dem, "min_slope": self.min_slope, "exclude": self.exclude, "before": self.before}
         named = {name: without_secrets(str(value)) for name, value in given.items() if value is not None}
         masks = [without_secrets(str(path)) for path in self.before_masks]
-        return named | ({"before_mask": masks} if masks else {}) | ({} if self.register else {"register": False})
+        return (
+            named
+            | ({"before_mask": masks} if masks else {})
+            | ({} if self.register else {"register": False})
+            | ({} if self.cut else {"cut": False})
+        )
 
 
 NO_SUPPLEMENTS = Supplements()
@@ -150,6 +159,8 @@ class Evidence:
     before: Before | None = None
     min_slope: float = 0.0
     """Degrees."""
+    cut: bool = True
+    """Whether to cut ground out of polygons."""
     excluded: AnyArray = field(default_factory=lambda: np.zeros(0, object))
     """(N,) polygons in the CRS of the grid."""
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -189,7 +200,9 @@ def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evide
         scenes = before.open_before(supplements.before, plans, masks=masks, register=register)
     least, given = 0.0 if supplements.min_slope is None else supplements.min_slope.value, supplements.as_dict()
     return [
-        Evidence(model, scene, least, area, given | ({} if scene is None else {"change": scene.as_dict()}))
+        Evidence(
+            model, scene, least, supplements.cut, area, given | ({} if scene is None else {"change": scene.as_dict()})
+        )
         for model, scene, area in zip(heights, scenes, areas, strict=True)
     ]
 
@@ -258,10 +271,17 @@ Job = tuple[Window, Window, Spans, Int32Array]
 """A tile, the window in it that holds pixels of objects, their spans, and the object of each."""
 
 
+GROUND = "ground"
+"""Kind of the records of what the evidence head saw in the core of a tile of the localizer, by the tile's number."""
+
+LEVELS = 254
+"""Steps of a probability p in these records: ``1 + round(p * LEVELS)``; 0 is not known."""
+
+
 def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float64Array]:
-    """Columns `geolabel.io.columns.TERRAIN`, `CHANGE` and `MASKED` of objects; NaN where nothing is known."""
+    """Columns of `geolabel.io.columns` that follow from evidence and masks, of objects; NaN where nothing is known."""
     plan = work.run.plan
-    columns = {name: np.full(objects.count, np.nan) for name in (*TERRAIN, *CHANGE, *MASKED)}
+    columns = {name: np.full(objects.count, np.nan) for name in (*TERRAIN, *CHANGE, *SEEN, *MASKED)}
     if plan.reader.masks:
         tiles = list(BlockGrid(plan.grid.height, plan.grid.width, TILE_PX))
         sums, _ = _summed(work, objects, _CUT.bind(plan), _shares(tiles, tiles, objects), ("cut",))
@@ -271,9 +291,15 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float
         step = _MEASURE.bind(plan, evidence.heights)
         sums, most = _summed(work, objects, step, _shares(tiles, tiles, objects), TERRAIN_LAYERS)
         columns |= _terrain_columns(sums, most, objects.areas)
+    cores = [plan.localize_tiles.core(index) for index in range(len(plan.localize_tiles))]
+    if objects.cut is not None:
+        jobs = _shares(list(plan.localize_tiles), cores, objects)
+        sums, _ = _summed(work, objects, _WEIGH.bind(work.run), jobs, ("known", "levels"))
+        known = sums["known"] >= SHARE * np.maximum(objects.areas, 1)
+        means = (sums["levels"] / np.maximum(sums["known"], 1) - 1) / LEVELS
+        columns["evidence"] = np.where(known, np.round(means, 6), np.nan)
     if evidence.before is not None:
-        cores = [plan.localize_tiles.core(index) for index in range(len(plan.localize_tiles))]
-        step = _COMPARE.bind(plan, evidence.before)
+        step = _COMPARE.bind(work.run, evidence.before)
         jobs = _shares(list(plan.localize_tiles), cores, objects)
         networks = [plan.localizer] if plan.localized else []
         sums, _ = _summed(work, objects, step, jobs, before.LAYERS, networks=networks)
@@ -329,8 +355,26 @@ def _measure_tile(plan: Plan, heights: Heights, job: Job) -> LayerSums:
     return _sums_of(plan, job, partial(_terrain_under, plan, heights, job[1]), len(TERRAIN_LAYERS))
 
 
-def _compare_tile(plan: Plan, scene: Before, job: Job) -> LayerSums:
-    return _sums_of(plan, job, partial(before.compare, plan, scene, *job[:2]), len(before.LAYERS))
+def _compare_tile(run: Run, scene: Before, job: Job) -> LayerSums:
+    seen = _ground(run, job, "activation")
+    return _sums_of(run.plan, job, partial(before.compare, run.plan, scene, *job[:2], seen), len(before.LAYERS))
+
+
+def _weigh_tile(run: Run, job: Job) -> LayerSums:
+    window = job[1]
+    found = _ground(run, job, "evidence")
+    levels = np.zeros((window.height, window.width), np.int32) if found is None else found.astype(np.int32)
+    return _sums_of(run.plan, job, lambda: np.stack([(levels > 0).astype(np.int32), levels]), 2)
+
+
+def _ground(run: Run, job: Job, name: str) -> UInt8Array | None:
+    """(H, W) what the evidence head saw in the window of a job; None if it did not look at the tile."""
+    tile, window, tiles = job[0], job[1], run.plan.localize_tiles
+    index = tiles.number(tile)
+    if not run.store.has(GROUND, index):
+        return None
+    values: UInt8Array = run.store.read(GROUND, index, name)[name]
+    return values[window.within(tiles.core(index))]
 
 
 def _cut_tile(plan: Plan, job: Job) -> LayerSums:
@@ -383,6 +427,7 @@ def _where_tile(*given: Any) -> str:
 
 _MEASURE = Pass("measure-terrain", _measure_tile, LayerSums, _where_tile)
 _CUT = Pass("cut", _cut_tile, LayerSums, _where_tile)
+_WEIGH = Pass("weigh", _weigh_tile, LayerSums, _where_tile)
 _COMPARE = Pass("compare", _compare_tile, LayerSums, _where_tile)
 
 
@@ -408,7 +453,9 @@ def _terrain_under(plan: Plan, heights: Heights, window: Window) -> Int32Array:
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def reasons(polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray) -> AnyArray:
+def reasons(
+    polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray, ground: BoolArray | None = None
+) -> AnyArray:
     """(K,) why polygons are no landslides; None where the evidence does not speak against one.
 
     Parameters
@@ -417,14 +464,23 @@ def reasons(polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray) ->
         In the CRS of the grid, with the columns of `measure`.
     asked : (K,)
         Which answer a prompt that a person drew: these are not judged.
+    ground : (K,)
+        Which were cut out of others, see `geolabel.extraction.cutting`.
     """
+    away = np.zeros(len(polygons), bool) if ground is None else ground
     gentle = polygons["slope_mean_deg"].to_numpy(float) < evidence.min_slope
     inside = _excluded(np.asarray(polygons.geometry.to_numpy(), object), evidence.excluded)
     bare = polygons["activation_before"].to_numpy(float) >= BARE_BEFORE
     same = polygons["change_z"].to_numpy(float) <= UNCHANGED
     cut = polygons["masked_edge"].to_numpy(float) >= STRIP
     found = np.full(len(polygons), None, object)
-    for against, reason in ((cut, CUT), (bare & same, BEFORE), (gentle, SLOPE), (inside, EXCLUDED)):
+    for against, reason in (
+        (away, OTHER_GROUND),
+        (cut, CUT),
+        (bare & same, BEFORE),
+        (gentle, SLOPE),
+        (inside, EXCLUDED),
+    ):
         found[against & ~asked] = reason
     return found
 

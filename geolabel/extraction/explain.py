@@ -65,6 +65,7 @@ def explain(
     before: str | Path | None = None,
     before_mask: str | Path | Sequence[str | Path] = (),
     register: bool = True,
+    cut: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def explain(
         CRS of these, such as EPSG:4326 for longitude and latitude; by default that of the scene.
     out
         A picture to draw, PNG or JPEG: the scene, the activation with the prompts, the masks, the polygons.
-    scene, reading, networks, parameters, dem, min_slope, exclude, before, before_mask, register, progress
+    scene, reading, networks, parameters, dem, min_slope, exclude, before, before_mask, register, cut, progress
         As in `geolabel.extract`.
     overwrite
         Whether the picture may be replaced.
@@ -112,7 +113,7 @@ def explain(
         Networks.of(networks),
         parameters or Parameters(),
         raster="the picture of a place",
-        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register),
+        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut),
     )
     for text in groups.warnings:
         log.warning("%s", text)

@@ -49,6 +49,7 @@ def extract(
     before: str | Path | None = None,
     before_mask: str | Path | Sequence[str | Path] = (),
     register: bool = True,
+    cut: bool = True,
     prompts_from: str | Path | None = None,
     keep_reviewed: str | Path | None = None,
     score_out: str | Path | None = None,
@@ -90,6 +91,9 @@ def extract(
         Rasters, in any CRS and on any grid, such as clouds: pixels that are not zero are left out of `before`.
     register
         Whether to measure how far `before` is displaced, at most 32 px of the working grid.
+    cut
+        Whether to cut ground out of polygons that `before` and `dem` speak against: it becomes candidates. Else they
+        judge whole polygons.
     prompts_from
         A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
         review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
@@ -133,7 +137,7 @@ def extract(
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
     run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
-    supplements = Supplements(dem, min_slope, exclude, before, before_mask, register)
+    supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
     inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks, *(one.source for one in scenes)]

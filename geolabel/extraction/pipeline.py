@@ -17,6 +17,7 @@ import shapely
 
 from geolabel.engine.tasks import Pass
 from geolabel.extraction import passes
+from geolabel.extraction.cutting import cut_ground, known_beside
 from geolabel.extraction.evidence import NO_EVIDENCE, Evidence, measure
 from geolabel.extraction.passes import MaskPlace, MaskTable, MosaicSource, Regions, TileReport
 from geolabel.extraction.plan import Plan, PromptedWindow, Run, assign, clip_to_tiles, oversized, task_size
@@ -29,7 +30,7 @@ from geolabel.prompts import Prompts
 from geolabel.resampling import axes
 from geolabel.seams import Shapes, Spans, join, largest
 from geolabel.tiles import TileGrid, Window
-from geolabel.types import Float32Array, Int32Array, Int64Array
+from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array
 
 NOBODY = np.zeros(0, np.int64)
 """No prompt."""
@@ -206,9 +207,13 @@ def polygonize(
     ----------
     drawn_ids
         Prompts that a person drew: what answers them has no confidence, and so is no candidate.
+    evidence
+        What is known beside the scene. Ground that it speaks against is cut out of objects that no drawn prompt asks
+        for.
     """
     plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
-    mosaic = MosaicSource.of_classes(work.run)
+    mosaic, known = MosaicSource.of_classes(work.run), known_beside(work.run, evidence)
+    prompt_ids = np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)])
     with work.report.timed("polygons"):
         objects = find_objects(
             mosaic,
@@ -216,9 +221,11 @@ def polygonize(
             threshold=plan.mask_threshold,
             min_area_px=parameters.min_area.pixels(gsd),
             max_hole_px=parameters.max_hole.pixels(gsd),
-            split=parameters.split,
             apply=work.apply,
         )
+        if known is not None:
+            fixed = _asked(work, objects, np.isin(prompt_ids, drawn_ids))
+            objects = cut_ground(work, objects, known, fixed, parameters.min_area.pixels(gsd))
         landslides = describe(
             objects,
             sum_objects(mosaic, plan.blocks, objects, apply=work.apply),
@@ -228,11 +235,21 @@ def polygonize(
             predicted_iou=np.concatenate([np.zeros(0, np.float32), *(table.predicted_iou for table in masks)]),
             stability=np.concatenate([np.zeros(0, np.float32), *(table.stability for table in masks)]),
             followed=np.concatenate([np.zeros(0, bool), *(table.followed for table in masks)]).astype(np.float32),
-            prompt_ids=np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in masks)]),
+            prompt_ids=prompt_ids,
             classes=plan.classes,
         )
         landslides = landslides.assign(**measure(work, objects, evidence))
-    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids, evidence)
+    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids, evidence, objects.cut)
+
+
+def _asked(work: Work, objects: Objects, drawn: BoolArray) -> BoolArray:
+    """(K,) which objects have pixels that masks won of which a person drew the prompts (M,)."""
+    found = np.zeros(objects.count, bool)
+    if drawn.any():
+        sums = sum_objects(MosaicSource.of_classes(work.run), work.run.plan.blocks, objects, apply=work.apply)
+        if sums.wins is not None:
+            found[sums.wins[drawn[sums.wins[:, 1]], 0]] = True
+    return found
 
 
 # --- tiles as a table ------------------------------------------------------------------------------------------------

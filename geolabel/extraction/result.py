@@ -34,6 +34,7 @@ from geolabel.io.read.scene_mosaic import common_date, scene_mosaic_of
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.write.vectors import Reviewed, prompt_features, prompt_numbers
 from geolabel.models.confidence import confidence_of
+from geolabel.models.evidence_head import with_evidence
 from geolabel.parsing import parse_json
 from geolabel.prompts import FRESH
 from geolabel.seams import connected
@@ -228,6 +229,7 @@ def complete(
     seen: Sequence[tuple[str, str | None]] | None,
     drawn_ids: Int64Array,
     evidence: Evidence,
+    cut: BoolArray | None = None,
 ) -> gpd.GeoDataFrame:
     """Add what is not measured of landslides, and put the columns in the order of the inventory.
 
@@ -239,6 +241,8 @@ def complete(
         Prompts that a person drew, see `_confidence_known`.
     evidence
         What speaks against polygons that no person asked for.
+    cut : (K,)
+        Which were cut out of others, see `geolabel.extraction.cutting`.
     """
     scene = plan.reader.scene
     source = scene.name if seen is None else [name for name, _ in seen]
@@ -246,7 +250,7 @@ def complete(
     known: dict[str, Any] = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
     asked = answering(landslides["prompts"], frozenset(drawn_ids.tolist()))
     known["confidence"] = _confidence_known(landslides, plan, asked)
-    known["reason"] = reasons(landslides, evidence, asked)
+    known["reason"] = reasons(landslides, evidence, asked, cut)
     return landslides.assign(**known)[[*LANDSLIDE_COLUMNS, "geometry"]]
 
 
@@ -254,10 +258,11 @@ def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, asked: BoolArray
     """(K,) confidence of landslides; NaN where none is known for the networks or the method, or a person asked for one.
 
     The model knows polygons of the localizer's prompts; what answers a prompt that a person drew is likelier than it
-    could say.
+    could say. What is known beside the scene makes it surer.
     """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
     confidence = confidence_of(landslides, networks, plan.method.name, plan.confidence)
+    confidence = with_evidence(confidence, landslides, plan.localizer.sha256)
     confidence[asked] = np.nan
     return confidence
 

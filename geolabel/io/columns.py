@@ -228,11 +228,21 @@ LANDSLIDES = (
         "mean",
     ),
     Column(
+        "evidence",
+        "real",
+        "Evidence (0-1)",
+        "Mean probability that its pixels are landslide, given the scene before and the heights",
+        2,
+        "Evidence",
+        "mean",
+    ),
+    Column(
         "reason",
         "text",
         "Why a candidate",
-        "confidence: below the minimum; masked: --mask cuts a third of its outline; before: bare before the event, "
-        "and unchanged; slope: gentler than --min-slope; excluded: on polygons of --exclude; null for landslides",
+        "confidence: below the minimum; ground: cut out of a polygon by evidence; masked: --mask cuts a third of its "
+        "outline; before: bare before the event, and unchanged; slope: gentler than --min-slope; excluded: on polygons "
+        "of --exclude; null for landslides",
         page="Evidence",
         merged="shared",
     ),
@@ -336,6 +346,9 @@ TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg")
 
 CHANGE = ("change_z", "activation_before")
 """Columns that follow from a scene before the event."""
+
+SEEN = ("evidence",)
+"""Column that the evidence head gives."""
 
 MASKED = ("masked_edge",)
 """Columns that follow from masks."""

@@ -332,7 +332,7 @@ def _archive(path: Path, start: bytes) -> str | None:
     if known is None:
         return None
     name, prefix = known
-    inner = rasters_inside(path) if name == "ZIP" else []
+    inner = _rasters_inside(path) if name == "ZIP" else []
     if not inner:
         return f"{path} is a {name} archive, not a raster: unpack it first"
     more = f", or one of {len(inner) - 1} others in it" if len(inner) > 1 else ""
@@ -341,8 +341,7 @@ def _archive(path: Path, start: bytes) -> str | None:
     )
 
 
-def rasters_inside(path: Path) -> list[str]:
-    """Names of what may be rasters in a ZIP archive; none where it is no such archive."""
+def _rasters_inside(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -1,0 +1,215 @@
+"""The evidence head: how likely each pixel is landslide, given what is known beside the scene; and its file.
+
+Gradient-boosted regression trees (Friedman 2001) over numbers that `geolabel.extraction.ground` takes of a pixel and
+of what is around it: one set of trees for each kind of evidence. Trees compare numbers and add up constants, so a pixel
+has the same probability on every machine, whatever is worked on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from geolabel.errors import WeightsError
+from geolabel.outputs import replacing
+from geolabel.parsing import read_json
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
+
+Kind = Literal["before", "dem", "both"]
+"""What is known beside a scene."""
+
+KINDS: tuple[Kind, ...] = ("before", "dem", "both")
+
+LOGIT_UNIT = 1000
+"""Values of leaves are whole numbers, of which so many are 1 of the logit: their sum depends on no order."""
+
+LEAF = -1
+"""In the place of a feature, of a node that has no further ones."""
+
+MAX_DEPTH, MAX_NODES = 12, 1 << 16
+"""Of trees that a file may hold."""
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Binary trees of N nodes, one after the other; children come after their parents."""
+
+    names: tuple[str, ...]
+    """Features that nodes compare."""
+    roots: tuple[int, ...]
+    feature: tuple[int, ...]
+    """(N,) index into `names`, or `LEAF`."""
+    threshold: tuple[float, ...]
+    """(N,) what is at most this large goes left."""
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    value: tuple[int, ...]
+    """(N,) of leaves, in `LOGIT_UNIT`."""
+    start: int
+    """What the leaves are added to."""
+
+    def __post_init__(self) -> None:
+        count = len(self.feature)
+        own = [len(values) for values in (self.threshold, self.left, self.right, self.value)]
+        if not self.roots or count > MAX_NODES or any(length != count for length in own):
+            raise ValueError(f"trees have 1 to {MAX_NODES} nodes, each with a feature, a threshold, children and value")
+        places = np.arange(count)
+        inner = np.asarray(self.feature) != LEAF
+        children = np.stack([np.asarray(self.left), np.asarray(self.right)])[:, inner]
+        if np.any(children <= places[inner]) or np.any(children >= count):
+            raise ValueError("children of nodes come after them")
+        if not (all(0 <= root < count for root in self.roots) and all(map(math.isfinite, self.threshold))):
+            raise ValueError("roots are nodes, and thresholds are finite")
+        if np.any(np.asarray(self.feature)[inner] < 0) or np.any(np.asarray(self.feature) >= len(self.names)):
+            raise ValueError(f"nodes compare features 0 to {len(self.names) - 1}")
+
+    def __call__(self, features: Mapping[str, AnyArray]) -> Float64Array:
+        """(P,) probability, 0..1, that each of P pixels is landslide; features are (P,) each."""
+        table = np.stack([np.asarray(features[name], np.float64) for name in self.names])
+        pixels = np.arange(table.shape[1])
+        feature, threshold, value = np.asarray(self.feature), np.asarray(self.threshold), np.asarray(self.value)
+        children = np.stack([np.asarray(self.left), np.asarray(self.right)])
+        children = np.where(feature == LEAF, np.arange(len(feature)), children)
+        compared = np.maximum(feature, 0)
+        logit: Int64Array = np.full(len(pixels), self.start, np.int64)
+        for root in self.roots:
+            node = np.full(len(pixels), root)
+            for _ in range(MAX_DEPTH):
+                if (feature[node] == LEAF).all():
+                    break
+                node = children[(table[compared[node], pixels] > threshold[node]).astype(np.intp), node]
+            logit += value[node]
+        return np.asarray(1 / (1 + np.exp(-np.clip(logit / LOGIT_UNIT, -60, 60))))
+
+
+@dataclass(frozen=True)
+class Head:
+    """Trees for one kind of evidence, and how to use them."""
+
+    trees: Trees
+    cut: float
+    """What is less likely landslide than this is cut out of polygons, 0..1."""
+    confidence: tuple[float, float, float]
+    """Of a polygon: ``sigmoid(a + b * logit(confidence without evidence) + c * logit(mean of the pixels))``."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.cut < 1 and all(map(math.isfinite, self.confidence))):
+            raise ValueError("its cut is between 0 and 1, and its confidence has three finite numbers")
+
+    def confidence_with(self, without: Float64Array, evidence: Float64Array) -> Float64Array:
+        """(K,) confidence of polygons; where the mean of their pixels is not known, that without evidence."""
+        start, own, seen = self.confidence
+        logits = start + own * logit(without) + seen * logit(evidence)
+        return np.where(np.isnan(evidence), without, 1 / (1 + np.exp(-np.clip(logits, -60, 60))))
+
+
+def logit(probability: Float64Array) -> Float64Array:
+    """Logarithm of the odds of probabilities, which are first moved 0.002 away from 0 and 1."""
+    inside = np.clip(probability, 0.002, 0.998)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+@dataclass(frozen=True)
+class EvidenceHeads:
+    """A head for each kind of evidence, the localizer whose activation they were fitted to, and what else is known."""
+
+    heads: Mapping[Kind, Head]
+    localizer: str
+    """SHA-256 of its weights."""
+    fitted: Mapping[str, Any]
+    """Data, counts and figures, as plain values."""
+
+
+def shipped() -> Path:
+    """Where the heads that come with geolabel are."""
+    return Path(str(resources.files("geolabel.weights") / "evidence.json"))
+
+
+def heads_for(localizer: str) -> EvidenceHeads | None:
+    """The heads that come with geolabel, for a localizer by SHA-256; None for one that they were not fitted to.
+
+    The activation of another is on another scale.
+    """
+    found = _shipped(shipped())
+    return found if found.localizer == localizer else None
+
+
+def with_evidence(confidence: Float64Array, attributes: Mapping[str, ArrayLike], localizer: str) -> Float64Array:
+    """(K,) confidence of polygons, given that without evidence and their attributes; as it is where none is known."""
+    columns = {name: np.asarray(attributes[name], float) for name in ("evidence", "change_z", "slope_mean_deg")}
+    heads = None if np.isnan(columns["evidence"]).all() else heads_for(localizer)
+    if heads is None:
+        return confidence
+    before, dem = np.isfinite(columns["change_z"]), np.isfinite(columns["slope_mean_deg"])
+    sure = confidence.copy()
+    kinds: tuple[tuple[Kind, BoolArray], ...] = (
+        ("before", before & ~dem),
+        ("dem", dem & ~before),
+        ("both", before & dem),
+    )
+    for kind, these in kinds:
+        sure[these] = heads.heads[kind].confidence_with(confidence[these], columns["evidence"][these])
+    return sure
+
+
+@lru_cache(maxsize=1)
+def _shipped(path: Path) -> EvidenceHeads:
+    return load_heads(path)
+
+
+def load_heads(path: Path) -> EvidenceHeads:
+    """Read heads.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or holds no heads.
+    """
+    again = "make it again with tests/benchmarks/evidence_fit.py"
+    try:
+        values = read_json(path)
+        heads = {kind: _head(values["heads"][kind]) for kind in KINDS}
+        return EvidenceHeads(heads, str(values["localizer"]), dict(values["fitted"]))
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): {again}") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise WeightsError(f"{path} holds no evidence heads ({error}): {again}") from error
+
+
+def _head(values: Mapping[str, Any]) -> Head:
+    trees = values["trees"]
+    whole = {name: tuple(map(int, trees[name])) for name in ("roots", "feature", "left", "right", "value")}
+    first, second, third = map(float, values["confidence"])
+    found = Trees(
+        names=tuple(map(str, trees["names"])),
+        threshold=tuple(map(float, trees["threshold"])),
+        start=int(trees["start"]),
+        **whole,
+    )
+    return Head(found, float(values["cut"]), (first, second, third))
+
+
+def save_heads(path: Path, found: EvidenceHeads, *, overwrite: bool) -> None:
+    """Write heads as JSON; the file appears when it is whole.
+
+    Raises
+    ------
+    OutputError
+        If it exists and must not be replaced.
+    """
+    values = {
+        "heads": {kind: asdict(head) for kind, head in found.heads.items()},
+        "localizer": found.localizer,
+        "fitted": found.fitted,
+    }
+    with replacing(path, overwrite=overwrite) as part:
+        part.write_text(json.dumps(values, allow_nan=False, separators=(",", ":")) + "\n", encoding="utf-8")
