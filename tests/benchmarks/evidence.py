@@ -1,12 +1,15 @@
-"""What a scene from before and heights reject: false alarms and recall on synthetic pairs, and how well pairs register.
+"""What a scene from before and heights take away: false alarms and recall, with synthetic pairs and pasted landslides.
 
     python tests/benchmarks/evidence.py --folder DIR [--first 910000] [--count 20] [--size 1024] [--min-confidence 0.1]
+    python tests/benchmarks/evidence.py --folder DIR --pasted DATA [--vary]
 
-Pairs are `geolabel synthesize --pair` scenes with heights. Each is extracted once with `--before` and `--dem`; what
-each kind of evidence rejects follows from the attributes. Printed are, over all pairs: the area of false alarms as a
-share of the scenes without evidence, and with evidence as a share of that; the area of landslides found with evidence
-as a share of that without; and the error of the registration, pixels. DIR keeps scenes and tables: a second call
-resumes.
+Synthetic pairs are `geolabel synthesize --pair` scenes with heights. Each is extracted without evidence, with
+`--before`, with `--dem`, and with both. Printed are, over all pairs: the area of false alarms as a share of the scenes
+without evidence, and with evidence as a share of that; the area of landslides found with evidence as a share of that
+without; the calibration error of the confidence, over the polygons of both layers; and the error of the registration,
+pixels. With `--pasted`: the F1 of area with and without `--before` on real ground with real landslides pasted on it
+(tests/benchmarks/pasted.py, images for reports), whose scene before is that ground, with `--vary` on another day.
+DIR keeps scenes and tables: a second call resumes.
 """
 
 from __future__ import annotations
@@ -21,11 +24,16 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import rasterio
 import shapely
+from pasted import write_pairs
+from rasterio.features import shapes as outlined
 
 import geolabel
 from geolabel.errors import SceneError
-from geolabel.extraction.evidence import BARE_BEFORE, UNCHANGED
+from geolabel.evaluation.calibration import expected_calibration_error, reliability
+
+KINDS = ("none", "before", "dem", "both")
 
 
 def made_with(path: Path, key: str) -> dict:
@@ -35,38 +43,98 @@ def made_with(path: Path, key: str) -> dict:
     return next(made[key] for made in found if key in made)
 
 
+def extracted(scene: Path, out: Path, truth: shapely.Geometry, min_confidence: float, **given: Path) -> pd.DataFrame:
+    """Polygons of both layers: area, area on landslides, attributes."""
+    parameters = geolabel.Parameters(min_confidence=min_confidence)
+    geolabel.extract(scene, out=out, overwrite=True, parameters=parameters, **given)
+    tables = [gpd.read_file(out, layer=layer).assign(layer=layer) for layer in ("landslides", "candidates")]
+    found = pd.concat([table for table in tables if len(table)] or tables)
+    shapes = np.asarray(found.geometry.to_numpy(), object)
+    rows = pd.DataFrame(found.drop(columns="geometry")).assign(area=shapely.area(shapes))
+    return rows.assign(true=shapely.area(shapely.intersection(shapes, truth)))
+
+
 def measure(seed: int, folder: Path, size: int, min_confidence: float) -> pd.DataFrame:
-    """Polygons of one pair: area, area on landslides, attributes; one row without a polygon says how it registered."""
+    """Polygons of one pair for each kind of evidence; one row without a polygon says how it registered."""
     scene = folder / f"{seed}.tif"
     if not scene.exists():
         geolabel.synthesize(scene, size=size, seed=seed, pair=True)
-    truth = gpd.read_file(scene.with_name(f"{seed}_truth.gpkg"))
-    whole = shapely.union_all(truth.geometry.to_numpy())
-    out, given = folder / f"{seed}.gpkg", {"dem": scene.with_name(f"{seed}_dem.tif"), "overwrite": True}
-    given["parameters"] = geolabel.Parameters(min_confidence=min_confidence)
-    before = scene.with_name(f"{seed}_before.tif")
-    try:
-        geolabel.extract(scene, out=out, before=before, **given)
-        moved = made_with(out, "evidence")["change"]["displacement_px"]
-        true = made_with(scene.with_name(f"{seed}_truth.gpkg"), "synthetic")["before"]["shift_px"]
-        error = float(np.hypot(moved["rows"] - true[0], moved["cols"] - true[1]))
-    except SceneError as refused:
-        logging.warning("%d: %s", seed, refused)
-        geolabel.extract(scene, out=out, **given)
-        error = float("nan")
-    tables = [gpd.read_file(out, layer=layer) for layer in ("landslides", "candidates")]
-    found = pd.concat(tables)
-    shapes = np.asarray(found.geometry.to_numpy(), object)
-    inside = shapely.area(shapely.intersection(shapes, whole))
-    rows = pd.DataFrame(found.drop(columns="geometry")).assign(area=shapely.area(shapes), true=inside)
-    pair = pd.DataFrame([{"area": 0.0, "true": 0.0, "error_px": error, "truth": whole.area}])
-    return pd.concat([rows, pair]).assign(seed=seed, scene=(size / 2) ** 2)
+    whole = shapely.union_all(gpd.read_file(folder / f"{seed}_truth.gpkg").geometry.to_numpy())
+    before, dem = folder / f"{seed}_before.tif", folder / f"{seed}_dem.tif"
+    parts, error = [], float("nan")
+    for kind in KINDS:
+        out = folder / f"{seed}_{kind}.gpkg"
+        given = ({"before": before} if kind in ("before", "both") else {}) | (
+            {"dem": dem} if kind in ("dem", "both") else {}
+        )
+        try:
+            parts.append(extracted(scene, out, whole, min_confidence, **given).assign(kind=kind))
+        except SceneError as refused:  # a person would go on without the scene before
+            logging.warning("%d: %s", seed, refused)
+            given.pop("before")
+            parts.append(extracted(scene, out, whole, min_confidence, **given).assign(kind=kind))
+            continue
+        if kind == "before":
+            moved = made_with(out, "evidence")["change"]["displacement_px"]
+            true = made_with(folder / f"{seed}_truth.gpkg", "synthetic")["before"]["shift_px"]
+            error = float(np.hypot(moved["rows"] - true[0], moved["cols"] - true[1]))
+    pair = pd.DataFrame([{"kind": "pair", "error_px": error, "truth": whole.area, "scene": (size / 2) ** 2}])
+    return pd.concat([*parts, pair]).assign(seed=seed)
 
 
-def rejected(rows: pd.DataFrame, *, before: bool, min_slope: float) -> np.ndarray:
-    """Which polygons the evidence rejects."""
-    bare = (rows["activation_before"].astype(float) >= BARE_BEFORE) & (rows["change_z"].astype(float) <= UNCHANGED)
-    return (bare & before) | (rows["slope_mean_deg"].astype(float) < min_slope)
+def report(rows: pd.DataFrame) -> None:
+    """Print the figures of synthetic pairs."""
+    pairs = rows[rows["kind"] == "pair"]
+    shown = rows[rows["layer"] == "landslides"]
+    without = shown[shown["kind"] == "none"]
+    false, true = float((without["area"] - without["true"]).sum()), float(without["true"].sum())
+    print(
+        f"{len(pairs)} pairs, {len(without)} polygons; false alarms on {false / pairs['scene'].sum():.4f} of the area, "
+        f"recall {true / pairs['truth'].sum():.3f}"
+    )
+    for kind in KINDS:
+        own, all_own = shown[shown["kind"] == kind], rows[rows["kind"] == kind]
+        stated = all_own["confidence"].to_numpy(float)
+        right = (all_own["true"] >= 0.5 * all_own["area"]).to_numpy(bool)
+        known = np.isfinite(stated)
+        error = expected_calibration_error(reliability(stated[known], right[known]))
+        left = float((own["area"] - own["true"]).sum()) / false
+        print(
+            f"{kind:8} false alarms left {left:.3f}  recall kept {float(own['true'].sum()) / true:.3f}  "
+            f"polygons {len(own)}  calibration error {error:.3f} of {int(known.sum())}"
+        )
+    errors = pairs["error_px"].to_numpy(float)
+    known = errors[np.isfinite(errors)]
+    print(
+        f"registration: {len(errors) - len(known)} refused; error median {np.median(known):.2f} px, "
+        f"at most 0.5 px in {np.mean(known <= 0.5):.2f}, maximum {known.max():.2f} px"
+    )
+
+
+def report_pasted(data: Path, folder: Path, min_confidence: float, *, vary: bool) -> None:
+    """Print the F1 of pasted landslides, by set of ground."""
+    rows = []
+    for scene in write_pairs(data, folder / ("vary" if vary else "same"), "report", vary=vary):
+        kept = scene.with_suffix(".csv")
+        if not kept.exists():
+            with rasterio.open(scene.with_name(f"{scene.stem}_truth.tif")) as source:
+                found = outlined(source.read(1), mask=source.read(1) > 0, transform=source.transform)
+            whole = shapely.union_all([shapely.geometry.shape(outline) for outline, _ in found])
+            for kind in ("none", "before"):
+                given = {"before": scene.with_name(f"{scene.stem}_before.tif")} if kind == "before" else {}
+                out = scene.with_name(f"{scene.stem}_{kind}.gpkg")
+                table = extracted(scene, out, whole, min_confidence, **given)
+                own = table[table["layer"] == "landslides"]
+                figures = {"area": own["area"].sum(), "true": own["true"].sum(), "truth": whole.area}
+                rows.append({"scene": scene.stem, "kind": kind, **figures})
+            pd.DataFrame(rows[-2:]).to_csv(kept, index=False)
+        else:
+            rows += pd.read_csv(kept).to_dict("records")
+    table = pd.DataFrame(rows).assign(set=lambda t: t["scene"].str.rsplit("_", n=1).str[0])
+    for name, part in [*table.groupby("set"), ("all", table)]:
+        sums = part.groupby("kind")[["area", "true", "truth"]].sum()
+        f1 = 2 * sums["true"] / (sums["area"] + sums["truth"])
+        print(f"{name:18} {part['scene'].nunique():2} scenes  F1 {f1['none']:.3f}, with --before {f1['before']:.3f}")
 
 
 def main() -> None:
@@ -76,39 +144,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--min-confidence", type=float, default=0.1)
-    parser.add_argument("--min-slope", type=float, default=15.0)
+    parser.add_argument("--pasted", type=Path, metavar="DATA")
+    parser.add_argument("--vary", action="store_true")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    if given.pasted:
+        report_pasted(given.pasted, given.folder, given.min_confidence, vary=given.vary)
+        return
     tables = []
     for seed in range(given.first, given.first + given.count):
         kept = given.folder / f"{seed}.csv"
         if not kept.exists():
             measure(seed, given.folder, given.size, given.min_confidence).to_csv(kept, index=False)
         tables.append(pd.read_csv(kept))
-    rows = pd.concat(tables, ignore_index=True)
-    rows = rows[rows["truth"].notna() | (rows["confidence"] >= given.min_confidence)]
-    false, true = (rows["area"] - rows["true"]).to_numpy(), rows["true"].to_numpy()
-    pairs = rows[rows["truth"].notna()]
-    share, recall = false.sum() / pairs["scene"].sum(), true.sum() / pairs["truth"].sum()
-    print(
-        f"{len(pairs)} pairs, {len(rows) - len(pairs)} polygons; "
-        f"false alarms on {share:.4f} of the area, recall {recall:.3f}"
-    )
-    for name, before, slope in (
-        ("before", True, 0.0),
-        ("dem", False, given.min_slope),
-        ("both", True, given.min_slope),
-    ):
-        kept_rows = ~rejected(rows, before=before, min_slope=slope)
-        left, still = false[kept_rows].sum() / false.sum(), true[kept_rows].sum() / true.sum()
-        count = int(kept_rows.sum()) - len(pairs)
-        print(f"{name:8} false alarms left {left:.3f}  recall kept {still:.3f}  polygons {count}")
-    errors = pairs["error_px"].to_numpy(float)
-    known = errors[np.isfinite(errors)]
-    print(
-        f"registration: {len(errors) - len(known)} refused; error median {np.median(known):.2f} px, "
-        f"at most 0.5 px in {np.mean(known <= 0.5):.2f}, maximum {known.max():.2f} px"
-    )
+    report(pd.concat(tables, ignore_index=True))
 
 
 if __name__ == "__main__":

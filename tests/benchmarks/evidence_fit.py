@@ -1,0 +1,271 @@
+"""Fit the heads that cut ground out of polygons by what is known beside the scene, and their confidence.
+
+    python tests/benchmarks/evidence_fit.py DATA --folder DIR --out geolabel/weights/evidence.json --overwrite
+
+Pixels of polygons are looked at in synthetic pairs with heights (seeds from 930000, every third with heights in cells
+of 20 m) and in real ground with real landslides pasted on it (tests/benchmarks/pasted.py, images that trainings may
+use, on another day). A head of trees is fitted for each kind of evidence; its cut keeps a share of the landslides'
+pixels in cross-validation over scenes. The confidence is fitted to the polygons of other synthetic pairs (seeds from
+938000), which the heads have cut. DIR keeps scenes and tables: a second call resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+import shapely
+from pasted import write_pairs
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+
+import geolabel
+from geolabel.errors import SceneError
+from geolabel.evaluation.calibration import expected_calibration_error, reliability
+from geolabel.extraction import pipeline
+from geolabel.extraction.cutting import looked_at
+from geolabel.extraction.evidence import Evidence
+from geolabel.extraction.request import Networks
+from geolabel.extraction.vectorize import Objects
+from geolabel.extraction.work import Work
+from geolabel.models.evidence_head import KINDS, LEAF, LOGIT_UNIT, EvidenceHeads, Head, Kind, Trees, logit, save_heads
+
+PIXELS = 2000
+"""Of a scene that a fit sees."""
+
+RECALL = 0.985
+"""Share of the landslides' pixels that a cut keeps."""
+
+TREES = {"max_depth": 4, "max_iter": 80, "learning_rate": 0.12, "min_samples_leaf": 300, "l2_regularization": 10}
+
+COARSE_PX = 40
+"""Side of the cells of coarse heights, pixels."""
+
+
+def synthetic(folder: Path, first: int, count: int) -> list[tuple[Path, bool]]:
+    """Scenes of synthetic pairs, and whether their heights are coarse."""
+    scenes = []
+    for seed in range(first, first + count):
+        scene = folder / f"{seed}.tif"
+        if not scene.exists():
+            geolabel.synthesize(scene, size=1024, seed=seed, pair=True)
+        coarse = seed % 3 == 0
+        if coarse and not (folder / f"{seed}_coarse.tif").exists():
+            _coarsen(folder / f"{seed}_dem.tif", folder / f"{seed}_coarse.tif")
+        scenes.append((scene, coarse))
+    return scenes
+
+
+def _coarsen(path: Path, out: Path) -> None:
+    with rasterio.open(path) as source:
+        heights, profile = source.read(1), source.profile
+    side = COARSE_PX
+    height, width = (length // side * side for length in heights.shape)
+    cells = heights[:height, :width].reshape(height // side, side, width // side, side).mean(axis=(1, 3))
+    profile |= {"height": cells.shape[0], "width": cells.shape[1], "tiled": False}
+    profile["transform"] = profile["transform"] @ profile["transform"].scale(side)
+    for name in ("blockxsize", "blockysize"):
+        profile.pop(name, None)
+    with rasterio.open(out, "w", **profile) as target:
+        target.write(cells, 1)
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def look(scene: Path, dem: Path | None, truth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Features and truth of pixels of the polygons of a scene, and how many there are; empty if it is refused."""
+    found: dict[str, np.ndarray] = {}
+
+    def sample(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Any]:
+        found.update(_sampled(work, objects, evidence, truth, seed))
+        return measure(work, objects, evidence)
+
+    measure = pipeline.measure
+    before = scene.with_name(f"{scene.stem}_before.tif")
+    with mock.patch.object(pipeline, "measure", sample):
+        try:
+            geolabel.extract(scene, before=before, dem=dem, cut=False, parameters=geolabel.Parameters(min_confidence=0))
+        except SceneError as refused:
+            print(f"{scene.name}: {refused}")
+    return found
+
+
+def _sampled(work: Work, objects: Objects, evidence: Evidence, truth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    rng, plan = np.random.default_rng(seed), work.run.plan
+    share = min(1.0, PIXELS / max(1, int(objects.areas.sum())))
+    rows: list[dict[str, np.ndarray]] = []
+    for index in range(len(plan.localize_tiles)):
+        tile, core = plan.localize_tiles[index], plan.localize_tiles.core(index)
+        spans = objects.spans.clip(core)[0]
+        picked = (spans.paint(core, np.ones(len(spans), np.uint8)) > 0) & (
+            rng.random((core.height, core.width)) < share
+        )
+        if picked.any():
+            kinds = list(looked_at(work.run, evidence.before, evidence.heights, tile, core))
+            picked &= np.logical_and.reduce([there for _, there, _ in kinds])
+            row: dict[str, np.ndarray] = {"truth": truth[core.slices][picked]}
+            for kind, _, columns in kinds:
+                row |= {f"{kind}/{name}": values[picked].astype(np.float32) for name, values in columns.items()}
+            rows.append(row)
+    found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} if rows else {}
+    return found | {"weight": np.full(len(found.get("truth", [])), 1 / share)}
+
+
+def tables(data: Path, folder: Path, count: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield the pixels of each scene."""
+    scenes = synthetic(folder, 930_000, count)
+    real = write_pairs(data, folder / "pasted", "select", vary=True)[::2]
+    jobs: list[tuple[str, Path, Path | None]] = [
+        (f"synthetic {scene.stem}", scene, folder / f"{scene.stem}_{'coarse' if coarse else 'dem'}.tif")
+        for scene, coarse in scenes
+    ]
+    for number, (name, scene, dem) in enumerate([*jobs, *((f"pasted {path.stem}", path, None) for path in real)]):
+        kept = folder / f"{scene.stem}_pixels.npz"
+        if not kept.exists():
+            with rasterio.open(scene.with_name(f"{scene.stem}_truth.tif")) as source:
+                truth = source.read(1) > 0
+            np.savez_compressed(kept, **look(scene, dem, truth, number))
+            print(kept.name, flush=True)
+        with np.load(kept) as stored:
+            yield name, dict(stored)
+
+
+def _columns(found: dict[str, dict[str, np.ndarray]], kind: Kind) -> tuple[np.ndarray, ...]:
+    """Features (N, F), truth, weight, scene and kind of scene of the pixels that have a kind of evidence, and names."""
+    names = next([key for key in table if key.startswith(f"{kind}/")] for table in found.values())
+    having = {name: table for name, table in found.items() if names[0] in table and len(table["truth"])}
+    features = np.concatenate([np.stack([table[key] for key in names], axis=1) for table in having.values()])
+    truth, weight = (np.concatenate([table[key] for table in having.values()]) for key in ("truth", "weight"))
+    scene = np.concatenate([np.full(len(table["truth"]), k) for k, table in enumerate(having.values())])
+    drawn = np.concatenate([np.full(len(t["truth"]), name.startswith("synthetic")) for name, t in having.items()])
+    return features, truth, weight, scene, drawn, np.asarray([key.partition("/")[2] for key in names])
+
+
+def fit_head(found: dict[str, dict[str, np.ndarray]], kind: Kind) -> tuple[Head, dict[str, float]]:
+    """A head for a kind of evidence, and what it leaves of other ground in cross-validation over scenes."""
+    features, truth, weight, scene, drawn, names = _columns(found, kind)
+    model = HistGradientBoostingClassifier(**TREES, random_state=0)
+    given = {"groups": scene, "cv": GroupKFold(3), "method": "predict_proba", "params": {"sample_weight": weight}}
+    held = cross_val_predict(model, features, truth, **given)[:, 1]
+    order = np.argsort(held[truth])
+    kept = np.cumsum(weight[truth][order]) / weight[truth].sum()
+    cut = float(np.clip(held[truth][order][np.searchsorted(kept, 1 - RECALL)], 0.005, 0.5))
+    figures: dict[str, float] = {"pixels": len(truth), "scenes": int(scene.max()) + 1, "cut": round(cut, 4)}
+    for which, part in (("synthetic", drawn), ("pasted", ~drawn)):
+        if part.any():
+            stays = held >= cut
+            other, slides = part & ~truth, part & truth
+            figures[f"{which}/left"] = round(float(weight[other & stays].sum() / weight[other].sum()), 4)
+            figures[f"{which}/kept"] = round(float(weight[slides & stays].sum() / weight[slides].sum()), 4)
+            figures[f"{which}/auc"] = round(float(roc_auc_score(truth[part], held[part])), 4)
+    model.fit(features, truth, sample_weight=weight)
+    return Head(_trees(model, tuple(names.tolist())), round(cut, 4), (0.0, 1.0, 0.0)), figures
+
+
+def _trees(model: HistGradientBoostingClassifier, names: tuple[str, ...]) -> Trees:
+    nodes = [stage[0].nodes for stage in model._predictors]
+    firsts = np.cumsum([0, *(len(part) for part in nodes)])
+    table = np.concatenate(nodes)
+    first = np.repeat(firsts[:-1], [len(part) for part in nodes])
+    leaf = table["is_leaf"].astype(bool)
+    thresholds = np.where(leaf, 0.0, table["num_threshold"])
+    return Trees(
+        names=names,
+        roots=tuple(firsts[:-1].tolist()),
+        feature=tuple(np.where(leaf, LEAF, table["feature_idx"]).tolist()),
+        threshold=tuple(float(f"{value:.6g}") for value in thresholds),
+        left=tuple(np.where(leaf, 0, first + table["left"]).tolist()),
+        right=tuple(np.where(leaf, 0, first + table["right"]).tolist()),
+        value=tuple(np.where(leaf, np.rint(table["value"] * LOGIT_UNIT), 0).astype(int).tolist()),
+        start=round(float(model._baseline_prediction.ravel()[0]) * LOGIT_UNIT),
+    )
+
+
+# --- confidence ------------------------------------------------------------------------------------------------------
+
+
+def polygons(scene: Path, kind: Kind) -> np.ndarray:
+    """(K, 3) confidence without evidence, evidence, and whether right, of the polygons that heads have cut."""
+    given = {"before": scene.with_name(f"{scene.stem}_before.tif"), "dem": scene.with_name(f"{scene.stem}_dem.tif")}
+    asked = given if kind == "both" else {kind: given[kind]}
+    out = scene.with_name(f"{scene.stem}_{kind}.gpkg")
+    geolabel.extract(scene, out=out, overwrite=True, parameters=geolabel.Parameters(min_confidence=0), **asked)
+    found = [gpd.read_file(out, layer=layer) for layer in ("landslides", "candidates")]
+    whole = shapely.union_all(gpd.read_file(scene.with_name(f"{scene.stem}_truth.gpkg")).geometry.to_numpy())
+    rows = []
+    for table in found:
+        shapes = table.geometry.to_numpy()
+        right = shapely.area(shapely.intersection(shapes, whole)) >= 0.5 * shapely.area(shapes)
+        rows.append(np.stack([table["confidence"].to_numpy(float), table["evidence"].to_numpy(float), right], axis=1))
+    return np.concatenate(rows)
+
+
+def fit_confidence(folder: Path, heads: EvidenceHeads, count: int) -> tuple[EvidenceHeads, dict[str, Any]]:
+    """Fit the confidence of each kind to the polygons of synthetic pairs that the heads were not fitted to."""
+    fitted, figures = dict(heads.heads), {}
+    scenes = [scene for scene, _ in synthetic(folder, 938_000, count)]
+    for kind in KINDS:
+        parts = [_tried(scene, kind, heads) for scene in scenes]
+        rows = np.concatenate(parts)
+        number = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
+        known = np.isfinite(rows).all(axis=1)
+        logits, right, number = logit(rows[known, :2]), rows[known, 2] > 0, number[known]
+        model = LogisticRegression(C=1.0)
+        held = cross_val_predict(model, logits, right, groups=number, cv=GroupKFold(4), method="predict_proba")[:, 1]
+        model.fit(logits, right)
+        confidence = (float(model.intercept_[0]), *(float(value) for value in model.coef_[0]))
+        fitted[kind] = replace(fitted[kind], confidence=tuple(round(value, 5) for value in confidence))
+        error = expected_calibration_error(reliability(held, right))
+        figures[kind] = {"polygons": len(right), "right": int(right.sum()), "calibration_error": round(error, 4)}
+        figures[kind]["auc"] = round(float(roc_auc_score(right, held)), 4)
+    return replace(heads, heads=fitted), figures
+
+
+def _tried(scene: Path, kind: Kind, heads: EvidenceHeads) -> np.ndarray:
+    with (
+        mock.patch("geolabel.extraction.cutting.heads_for", return_value=heads),
+        mock.patch("geolabel.extraction.result.with_evidence", side_effect=lambda confidence, *_: confidence),
+    ):
+        try:
+            return polygons(scene, kind)
+        except SceneError as refused:
+            print(f"{scene.name}: {refused}")
+            return np.zeros((0, 3))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--count", type=int, default=24, help="synthetic pairs")
+    parser.add_argument("--confidence-count", type=int, default=12)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    found = dict(tables(given.data, given.folder, given.count))
+    heads: dict[Kind, Head] = {}
+    fitted: dict[str, Any] = {"scenes": {"synthetic": given.count}}
+    fitted["scenes"]["pasted"] = sum(name.startswith("pasted") for name in found)
+    for kind in KINDS:
+        heads[kind], fitted[kind] = fit_head(found, kind)
+        print(kind, fitted[kind], flush=True)
+    localizer = Networks().recipes()[0].sha256
+    whole = EvidenceHeads(heads, localizer, fitted)
+    whole, figures = fit_confidence(given.folder, whole, given.confidence_count)
+    print("confidence", figures)
+    save_heads(given.out, replace(whole, fitted=fitted | {"confidence": figures}), overwrite=given.overwrite)
+
+
+if __name__ == "__main__":
+    main()
