@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from geolabel.activation import LEVELS, Activation
-from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins, smallest_wins
-from geolabel.masks import EDGE, FULL, FeaturedMasks, Masks
+from geolabel.labels import BACKGROUND, IGNORE, LabelMap, highest_wins
+from geolabel.masks import EDGE, FULL, Masks
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Labeler
 from geolabel.prompts import Prompts
@@ -147,27 +146,6 @@ class OverlapLabeler:
         known = labels.labelled
         found = np.take_along_axis(sure, np.where(known, labels.values, 0)[None], axis=0)[0]
         return replace(labels, confidence=np.where(known, found, labels.confidence).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class ClusterLabeler:
-    """ALPS: masks of an image become clusters of their features (its eq. 2 to 4); pixels outside all are ignored.
-
-    The smallest mask that covers a pixel decides. Cluster 0 is a cluster like any other, never what is not covered.
-    """
-
-    assign: Callable[[Float32Array], Int32Array]
-    """Clusters (M,) of features (M, D)."""
-    classes: tuple[str, ...]
-    """Names of the clusters."""
-    max_share: float = 0.3
-    """The filtering gate of eq. 3: a mask that covers more of the image is background and left out."""
-
-    def __call__(self, masks: FeaturedMasks, prompts: Prompts, activation: Activation) -> LabelMap:  # noqa: ARG002
-        """Label the image that the masks are of."""
-        masks = masks[gate(masks.binary, self.max_share)]
-        values = self.assign(masks.features) if len(masks) else np.zeros(0, np.int32)
-        return paint(smallest_wins(masks.binary), values, masks.quality, self.classes)
 
 
 def paint(owner: Int32Array, values: Int32Array, quality: Float32Array, classes: tuple[str, ...]) -> LabelMap:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from geolabel.models.engines import SelectiveNetwork
+from geolabel.models.engines import NOWHERE, SelectiveNetwork, cells_within
 from geolabel.models.nets.sam import build_sam
 from geolabel.models.on_torch import TorchSam
 
@@ -56,7 +56,7 @@ def test_all_candidates_are_those_of_the_unfolded_decoder(sam: Sam, points, boxe
     with network.running():
         embedding = torch.randn(WIDTH, CELLS, CELLS)
         expected, quality = network.decode(embedding, *asked)
-        found, likely, prompts, candidates = network.decode_likely(embedding, *asked, -np.inf)
+        found, likely, prompts, candidates = network.decode_likely(embedding, *asked, -np.inf, (SIDE, SIDE))
     assert prompts.tolist() == np.repeat(range(7), 3).tolist()
     assert candidates.tolist() == [0, 1, 2] * 7
     assert expected.std() > 1e-3
@@ -69,13 +69,32 @@ def test_unlikely_candidates_have_no_masks(sam: Sam) -> None:
     points = POINTS[0].astype(np.float32), POINTS[1]
     with network.running():
         embedding = torch.randn(WIDTH, CELLS, CELLS)
-        every, quality, *_ = network.decode_likely(embedding, points, None, -np.inf)
+        every, quality, *_ = network.decode_likely(embedding, points, None, -np.inf, (SIDE, SIDE))
         cut = float(quality.median())
-        some, likely, prompts, candidates = network.decode_likely(embedding, points, None, cut)
-        none, *_ = network.decode_likely(embedding, points, None, np.inf)
+        some, likely, prompts, candidates = network.decode_likely(embedding, points, None, cut, (SIDE, SIDE))
+        none, *_ = network.decode_likely(embedding, points, None, np.inf, (SIDE, SIDE))
     rows = torch.nonzero(quality > cut)[:, 0]
     assert 0 < len(rows) < len(quality)
     torch.testing.assert_close(likely, quality[rows])
     torch.testing.assert_close(some, every[rows])
     assert (prompts * 3 + candidates).tolist() == rows.tolist()
     assert none.shape == (0, *every.shape[1:])
+
+
+def test_masks_of_a_small_image_are_made_where_it_is(sam: Sam) -> None:
+    network, points = TorchSam(sam, batch=1), (POINTS[0].astype(np.float32), POINTS[1])
+    with network.running():
+        embedding = torch.randn(WIDTH, CELLS, CELLS)
+        whole, *_ = network.decode_likely(embedding, points, None, -np.inf, (SIDE, SIDE))
+        part, *_ = network.decode_likely(embedding, points, None, -np.inf, (20, 32))
+    assert part.shape == whole.shape
+    pixels, of_part = (network.enlarge(masks[4], (SIDE, SIDE))[:20, :32] for masks in (whole, part))
+    torch.testing.assert_close(of_part, pixels)
+    assert (part[:, 8:] == NOWHERE).all()  # two rows of cells are enough for 20 rows of pixels
+    assert (part[:, :8, :12] == whole[:, :8, :12]).float().mean() > 0.9
+    assert (part[:, :, 12:] == NOWHERE).all()  # a third column, since the last pixels are also made of its cells
+
+
+def test_an_image_is_made_of_the_cells_around_its_pixels() -> None:
+    sizes = [(1, 16), (13, 14), (14, 15), (16, 17), (64, 63)]
+    assert [cells_within(size, 64, 4) for size in sizes] == [(1, 2), (1, 1), (1, 2), (2, 2), (4, 4)]

@@ -10,7 +10,6 @@ import pytest
 from geolabel.activation import Activation
 from geolabel.labelers import (
     AgreedLabeler,
-    ClusterLabeler,
     ConfidenceLabeler,
     OverlapLabeler,
     ThresholdLabeler,
@@ -20,7 +19,7 @@ from geolabel.labelers import (
     most_alike,
 )
 from geolabel.labels import IGNORE
-from geolabel.masks import EDGE, FULL, FeaturedMasks, Masks
+from geolabel.masks import EDGE, FULL, Masks
 from geolabel.parts import Labeler
 from geolabel.prompts import Prompts
 
@@ -115,26 +114,6 @@ def test_the_threshold_is_the_activation_of_background() -> None:
     np.testing.assert_allclose(labels.confidence, [[0.8, 0.6, 0.6, 0.8]], atol=0.002)
 
 
-def featured(*filled: np.ndarray, features: list[list[float]]) -> FeaturedMasks:
-    return FeaturedMasks(**vars(masks_of(*filled)), features=np.asarray(features, np.float32))
-
-
-def test_clusters_are_painted_smallest_on_top_and_the_rest_is_ignored() -> None:
-    masks = featured(columns(0, 2), columns(0, 1), columns(0, 4), features=[[0], [1], [1]])
-    labeler = ClusterLabeler(lambda features: features[:, 0].astype(np.int32), ("a", "b"), max_share=0.5)
-    labels = labeler(masks, Prompts.build(), activation([[1] * 4]))
-    assert labels.values.tolist() == [[1, 0, IGNORE, IGNORE]]
-    assert labels.confidence.tolist() == [[1, 1, 0, 0]]
-
-
-def test_an_image_without_any_mask_is_ignored_as_a_whole() -> None:
-    masks = featured(columns(0, 4), features=[[0.0]])
-    labels = ClusterLabeler(lambda _: pytest.fail("nothing to assign"), ("a",))(
-        masks, Prompts.build(), activation([[1] * 4])
-    )
-    assert (labels.values == IGNORE).all()
-
-
 @pytest.mark.parametrize(("pixels", "kept"), [(0, False), (2999, True), (3000, True), (3001, False)])
 def test_the_gate_keeps_what_covers_up_to_three_tenths(pixels: int, kept: bool) -> None:
     mask = (np.arange(10_000) < pixels).reshape(1, 100, 100)
@@ -146,9 +125,8 @@ def test_they_are_labelers() -> None:
         UnionLabeler(),
         ConfidenceLabeler(),
         ThresholdLabeler(),
-        ClusterLabeler(lambda features: features[:, 0].astype(np.int32), ("a",)),
     ]
-    assert len(labelers) == 4
+    assert len(labelers) == 3
 
 
 def test_the_mask_most_like_the_activation_is_taken_whatever_the_network_thinks() -> None:

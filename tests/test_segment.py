@@ -179,3 +179,16 @@ def test_thresholds_fit_the_network() -> None:
     assert (GridPrompts().filters("vit_b").predicted_iou, GridPrompts().filters("vit_b").stability) == (0.88, 0.95)
     assert GridPrompts().filters("bundled").predicted_iou < 0.5
     assert GridPrompts(stability=0.7).filters("bundled").stability == 0.7
+
+
+def test_points_far_from_valid_pixels_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.full((128, 256), 90, np.uint8)
+    grey[:, 100:] = 0
+    path = write(tmp_path / "scene.tif", grey)
+    with rasterio.open(path, "r+") as target:
+        target.nodata = 0
+    asked = []
+    monkeypatch.setattr(Objects, "_masks", lambda _, grey, prompts: asked.append(prompts) or Masks.none(*grey.shape))
+    find(path, tile_size=128, overlap=0)
+    first, second = (prompts.points[:, 0, 0] for prompts in asked)
+    assert (sorted(set(first.tolist())), len(second)) == ([16, 48, 80, 112], 0)  # 112 is a step of 32 from column 99

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Self
 
 import numpy as np
+from scipy import ndimage
 
 from geolabel import activation, mosaic
 from geolabel.activation import LEVELS, Activation
@@ -265,6 +266,7 @@ def _answers(
         part = prompted[start : start + ahead]
         images, valid, failed = _read(plan, [item.window for item in part])
         failures += [(part[k].window, message) for k, message in failed.items()]
+        part = [_without_invalid(item, mask) for item, mask in zip(part, valid, strict=True)]
         kept = [k for k in range(len(part)) if k not in failed]
         for first in range(0, len(kept), batch):
             some = kept[first : first + batch]
@@ -274,6 +276,14 @@ def _answers(
                     yield part[k], valid[k], masks
                 else:
                     failures.append((part[k].window, _not_numbers(plan, "segmenter", part[k].window)))
+
+
+def _without_invalid(item: PromptedWindow, valid: BoolArray) -> PromptedWindow:
+    if item.reach is None or valid.all():
+        return item
+    near = ndimage.maximum_filter(valid, 2 * item.reach + 1, mode="constant")
+    col, row = (item.prompts.points[:, 0] - (item.window.col, item.window.row)).astype(np.int64).T
+    return replace(item, prompts=item.prompts[near[row, col]])
 
 
 def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:

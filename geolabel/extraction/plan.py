@@ -277,6 +277,8 @@ class PromptedWindow:
     window: Window
     prompts: Prompts
     """In pixels of the working grid, not of the window."""
+    reach: int | None = None
+    """Pixels, along rows and columns; a point with no valid pixel as near as that is left out. None to ask all."""
 
 
 def oversized(prompts: Prompts, tiles: TileGrid) -> BoolArray:

@@ -48,9 +48,10 @@ from geolabel.masks import EDGE, Filters
 from geolabel.models.defaults import BUNDLED, segmenter_defaults
 from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
+from geolabel.prompts import Prompts
 from geolabel.seams import Spans, drop_small
 from geolabel.settings.methods import GridSettings
-from geolabel.tiles import Window
+from geolabel.tiles import TileGrid, Window
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
 if TYPE_CHECKING:
@@ -204,10 +205,8 @@ def _find_segments(work: Work, everything: GridPrompts) -> gpd.GeoDataFrame:
 def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
     """Pass 1: the masks of every tile. Prompts are numbered through the tiles, so a mask knows its own."""
     tiles, grid = work.run.plan.segment_tiles, GridPrompter(points_per_side)
-    windows = [
-        PromptedWindow(tile, _numbered(grid, tile.height, tile.width, index).shift(tile.col, tile.row))
-        for index, tile in enumerate(tiles)
-    ]
+    step = -(-min(tiles.size, max(tiles.height, tiles.width)) // points_per_side)
+    windows = [PromptedWindow(tile, _numbered(grid, tiles, index), reach=step) for index, tile in enumerate(tiles)]
     size = task_size(len(windows), work.run.plan.segmenter.batch)
     tables = list(
         work.each(passes.SEGMENT, list(enumerate(_batches(windows, size))), networks=[work.run.plan.segmenter])
@@ -218,9 +217,9 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
     return tables
 
 
-def _numbered(grid: GridPrompter, height: int, width: int, tile: int) -> Any:
-    prompts = grid.over(height, width)
-    return replace(prompts, ids=prompts.ids + tile * len(prompts))
+def _numbered(grid: GridPrompter, tiles: TileGrid, index: int) -> Prompts:
+    prompts = grid.of_tile(tiles, index).shift(tiles[index].col, tiles[index].row)
+    return replace(prompts, ids=prompts.ids + index * grid.points_per_side**2)
 
 
 def _locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places], Int64Array]:

@@ -7,7 +7,7 @@ Anything Model". Its steps and where they are:
 * eq. 2 and 3, the filtering gate: `geolabel.labelers.gate`
 * eq. 4, features of masks: `geolabel.models.everything.pool`
 * online k-means, and the number of clusters where it is not known: `geolabel.training.clusters`
-* pseudo-labels: `geolabel.labelers.ClusterLabeler`; the smallest mask of a pixel decides, and 255 is what none covers
+* pseudo-labels: `geolabel.labeling.regions.Regions`; the smallest mask of a pixel decides, and 255 is what none covers
 
 The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
 some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
@@ -42,13 +42,12 @@ from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.extraction.segment import GridPrompts, ask_everywhere
 from geolabel.io.downloads import sha256
-from geolabel.labelers import ClusterLabeler
 from geolabel.labeling.label import label_images, label_provenance, label_within
-from geolabel.labeling.regions import RegionFolder
+from geolabel.labeling.regions import RegionFolder, find_regions
 from geolabel.labels import LabelMap
 from geolabel.models import loading
 from geolabel.models.defaults import segmenter_defaults
-from geolabel.parts import EverythingRecipe, Everywhere, EverywhereRecipe, Pipeline, Recipe, label_image
+from geolabel.parts import EverythingRecipe, EverywhereRecipe, Recipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.settings import option_name, settings_of
@@ -174,20 +173,15 @@ def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
 
 @dataclass(frozen=True)
 class _Known:
-    """Labels images with clusters that were made before: the method as a pipeline."""
+    """Labels images with clusters that were made before."""
 
     content: ClusterFile
     recipe: EverythingRecipe
 
     def __call__(self, _: str, image: UInt8Array) -> LabelMap:
         clusters, source = self.content.clusters, self.content.source
-        pipeline = Pipeline(
-            Everywhere(),
-            GridPrompter(source.points_per_side),
-            worker.segmenter(self.recipe),
-            ClusterLabeler(clusters.values, clusters.classes, source.max_share),
-        )
-        return label_image(pipeline, image, source.tile)
+        regions = find_regions(image, worker.segmenter(self.recipe), source.points_per_side, source.tile)
+        return regions.label(clusters.values(regions.features), clusters.classes, source.max_share)
 
 
 @dataclass(frozen=True)

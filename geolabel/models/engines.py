@@ -6,6 +6,7 @@ which know NumPy's indexing; `PromptedNetwork.host` makes NumPy arrays of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,25 @@ GRAPHS = {
 
 Points = tuple[AnyArray, Int32Array]
 """Coordinates (K, N, 2) in pixels of the frame, and labels (K, N)."""
+
+
+NOWHERE = -100.0
+"""Logit of a mask where its image has no pixels."""
+
+
+def cells_within(size: tuple[int, int], window: int, cells: int) -> tuple[int, int]:
+    """Rows and columns of the cells of an embedding that pixels of an image are made of, four mask cells to each side.
+
+    Parameters
+    ----------
+    size
+        Height and width of the image in the frame.
+    window, cells
+        Pixels and cells along a side of the frame.
+    """
+    last = (math.floor((side - 0.5) * 4 * cells / window - 0.5) + 1 for side in size)
+    rows, cols = (min(cells, at // 4 + 1) for at in last)
+    return rows, cols
 
 
 def graph_files(weights: Path, kind: str) -> tuple[Path, ...]:
@@ -131,9 +151,14 @@ class SelectiveNetwork(PromptedNetwork, Protocol):
     """A network that makes the masks of likely candidates only."""
 
     def decode_likely(
-        self, embedding: Any, points: Points | None, boxes: AnyArray | None, least: float
+        self, embedding: Any, points: Points | None, boxes: AnyArray | None, least: float, size: tuple[int, int]
     ) -> tuple[Any, Any, Any, Any]:
         """The candidates, of K prompts of one kind, whose predicted IoU exceeds `least`, prompt by prompt.
+
+        Parameters
+        ----------
+        size
+            Height and width of the image in the frame: masks have the logit `NOWHERE` where none of its pixels is.
 
         Returns
         -------

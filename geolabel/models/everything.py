@@ -24,13 +24,13 @@ from torchvision.ops import nms
 from geolabel.clusters import Clusters
 from geolabel.labelers import gate
 from geolabel.labels import smallest_wins
-from geolabel.masks import EDGE, ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits, stability_score
+from geolabel.masks import EDGE, ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
+from geolabel.models import low_res as low_res_masks
 from geolabel.models.engines import Points, PromptedNetwork, SelectiveNetwork
-from geolabel.models.sam import EnlargedMask, answer, corner_pixels, enlarged
+from geolabel.models.sam import answer, corner_pixels, enlarged
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
-from geolabel.tiles import extent
 from geolabel.types import AnyArray, Int32Array, UInt8Array
 
 ENLARGED = 64
@@ -145,7 +145,8 @@ class EverythingSegmenter:
     def _candidates(self, embedding: Any, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
         # What is left of the three candidates of one call's prompts.
         asked = self._to_sam(prompts[start : start + self._prompts_per_batch], size)
-        low_res, quality, prompt, token = _likely(self._network, embedding, asked, self._filters.predicted_iou)
+        frame = self._network.frame_size(size)
+        low_res, quality, prompt, token = _likely(self._network, embedding, asked, self._filters.predicted_iou, frame)
         firm, boxes = self._judge(low_res, size)
         good = torch.nonzero((firm >= self._filters.stability) & (boxes[:, 2] >= 0))[:, 0]
         parts = (low_res, quality, firm, boxes, prompt + start, token)
@@ -154,12 +155,13 @@ class EverythingSegmenter:
     def _judge(self, low_res: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         # Stability (M,) and box (M, 4) of masks; an empty mask has a box that ends before it begins.
         if isinstance(low_res, np.ndarray):
-            judged = [self._judge_part(part) for part in enlarged(self._network, low_res, size, -self._filters.offset)]
-        else:
-            judged = [self._judge_chunk(low_res[rows], size) for rows in _chunks(len(low_res))]
-        firm = torch.cat([torch.as_tensor(low_res).new_zeros(0), *(part for part, _ in judged)])
-        none = torch.zeros((0, 4), dtype=torch.long, device=firm.device)
-        return firm, torch.cat([none, *(part for _, part in judged)])
+            step = self._network.window // low_res.shape[-1]
+            judged = low_res_masks.judge(low_res, step, size, self._filters.offset)
+            return torch.from_numpy(judged.stability), torch.from_numpy(judged.boxes)
+        chunks = [self._judge_chunk(low_res[rows], size) for rows in _chunks(len(low_res))]
+        none = torch.zeros((0, 4), dtype=torch.long, device=low_res.device)
+        firm = torch.cat([low_res.new_zeros(0), *(part for part, _ in chunks)])
+        return firm, torch.cat([none, *(part for _, part in chunks)])
 
     def _judge_chunk(self, low_res: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         logits = self._enlarge(low_res, size)
@@ -168,15 +170,6 @@ class EverythingSegmenter:
         boxes[~inside.flatten(1).any(dim=1), 2] = -1
         inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
         return inner / outer.clamp(min=1), boxes
-
-    def _judge_part(self, part: EnlargedMask) -> tuple[Tensor, Tensor]:
-        found = extent(part.logits > 0)
-        box = (0, 0, -1, 0)
-        if found is not None:
-            rows, cols = found
-            box = (part.left + cols.start, part.top + rows.start, part.left + cols.stop - 1, part.top + rows.stop - 1)
-        firm = stability_score(part.logits, self._filters.offset)
-        return torch.as_tensor(firm).reshape(1), torch.tensor([box])
 
     def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
@@ -211,11 +204,15 @@ class EverythingSegmenter:
 
 
 def _likely(
-    network: PromptedNetwork, embedding: Any, asked: tuple[Points | None, AnyArray | None], least: float
+    network: PromptedNetwork,
+    embedding: Any,
+    asked: tuple[Points | None, AnyArray | None],
+    least: float,
+    frame: tuple[int, int],
 ) -> tuple[Any, Any, Any, Any]:
     # See `SelectiveNetwork.decode_likely`; a network of another kind makes all masks first.
     if isinstance(network, SelectiveNetwork):
-        return network.decode_likely(embedding, *asked, least)
+        return network.decode_likely(embedding, *asked, least, frame)
     low_res, quality = map(torch.as_tensor, network.decode(embedding, *asked))
     prompt, token = torch.nonzero(quality > least, as_tuple=True)
     return low_res[prompt, token], quality[prompt, token], prompt, token

@@ -23,11 +23,13 @@ from onnx import TensorProto, numpy_helper
 from geolabel.errors import WeightsError
 from geolabel.models.checkpoint import NetworkInfo, load_arrays
 from geolabel.models.engines import (
+    NOWHERE,
     MapNetwork,
     Points,
     PromptedNetwork,
     SelectiveNetwork,
     as_tokens,
+    cells_within,
     graph_files,
 )
 from geolabel.parsing import parse_json
@@ -36,6 +38,9 @@ from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 KEY = "geolabel"
 """Where a graph says, as JSON in its metadata, of which ``architecture`` it is, to which ``multiple`` the sides of an
 image are padded, and its ``stride``: image pixels per cell of what it answers."""
+
+PARTS = 16
+"""Of a cell of an embedding, in a mask."""
 
 AGAIN = "make it again with geolabel train graphs"
 
@@ -113,7 +118,10 @@ class _Graph:
             )
         except Exception as error:  # what ONNX Runtime raises has no class of its own
             raise WeightsError(f"{path} is no graph that ONNX Runtime can run ({error}): {AGAIN}") from error
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        outputs = self._session.get_outputs()
+        self._outputs = [output.name for output in outputs]
+        self.last = outputs[0].shape[-1]
+        """Size of the last axis of what it answers first, where that is fixed."""
 
     def __call__(self, **inputs: AnyArray) -> list[Float32Array]:
         """Outputs of inputs by name."""
@@ -228,27 +236,42 @@ class OnnxEverything(OnnxSam):
 
     graphs = "everything"
 
+    def __init__(self, path: Path, *, batch: int = 1) -> None:
+        super().__init__(path, batch=batch)
+        if self._decoders[1].last != PARTS:
+            raise WeightsError(f"the graphs beside {path} are of an earlier version of geolabel: {AGAIN}")
+
     def decode(
         self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None, *, single: bool = False
     ) -> tuple[Float32Array, Float32Array]:
         """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
         cells, weights, quality = self._answers(embedding, points, boxes)
         kept = slice(0, 1) if single else slice(1, None)
-        return self._masks(cells, weights[:, kept]), quality[:, kept]
+        masks = self._masks(cells, weights[:, kept])
+        low_res = np.empty((*masks.shape[:2], 4 * self.cells, 4 * self.cells), np.float32)
+        _unfold(masks.reshape(-1, *masks.shape[2:]), low_res.reshape(-1, *low_res.shape[2:]))
+        return low_res, quality[:, kept]
 
     def decode_likely(
-        self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None, least: float
+        self,
+        embedding: Float32Array,
+        points: Points | None,
+        boxes: AnyArray | None,
+        least: float,
+        size: tuple[int, int],
     ) -> tuple[Float32Array, Float32Array, Int64Array, Int64Array]:
         """Candidates whose predicted IoU exceeds `least`; see `engines.SelectiveNetwork`."""
         cells, weights, quality = self._answers(embedding, points, boxes)
         quality = quality[:, 1:]
         prompts, candidates = np.nonzero(quality > least)
-        if not len(prompts):
-            side = self.window // self._decoders[1].stride
-            return np.zeros((0, side, side), np.float32), quality[prompts, candidates], prompts, candidates
-        some, of_some = np.unique(prompts, return_inverse=True)
-        masks = self._masks(cells[some], weights[some, 1:])
-        return masks[of_some, candidates], quality[prompts, candidates], prompts, candidates
+        low_res = np.full((len(prompts), 4 * self.cells, 4 * self.cells), NOWHERE, np.float32)
+        if len(prompts):
+            some, of_some = np.unique(prompts, return_inverse=True)
+            rows, cols = cells_within(size, self.window, self.cells)
+            within = cells.reshape(len(cells), self.cells, self.cells, -1)[some, :rows, :cols]
+            masks = self._masks(within.reshape(len(some), rows * cols, -1), weights[some, 1:])[of_some, candidates]
+            _unfold(masks, low_res[:, : 4 * rows, : 4 * cols])
+        return low_res, quality[prompts, candidates], prompts, candidates
 
     def _answers(self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None) -> list[Float32Array]:
         coords, labels = as_tokens(points, boxes)
@@ -256,6 +279,13 @@ class OnnxEverything(OnnxSam):
 
     def _masks(self, cells: Float32Array, weights: Float32Array) -> Float32Array:
         return self._decoders[1](cells=cells, weights=weights)[0]
+
+
+def _unfold(masks: Float32Array, out: Float32Array) -> None:
+    # As `geolabel.models.nets.folded.unfold_masks` does, into (M, 4 h, 4 w).
+    rows, cols = out.shape[1] // 4, out.shape[2] // 4
+    parts = masks.reshape(len(masks), rows, cols, 2, 2, 2, 2).transpose(0, 1, 3, 5, 2, 4, 6)
+    out[...] = parts.reshape(out.shape)
 
 
 def _along(values: Float32Array, size: int) -> Float32Array:

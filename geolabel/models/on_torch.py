@@ -10,10 +10,18 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from geolabel.devices import forward
-from geolabel.models.engines import MapNetwork, Points, PromptedNetwork, SelectiveNetwork, as_tokens
+from geolabel.models.engines import (
+    NOWHERE,
+    MapNetwork,
+    Points,
+    PromptedNetwork,
+    SelectiveNetwork,
+    as_tokens,
+    cells_within,
+)
 from geolabel.models.nets import folded, vit
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
@@ -135,7 +143,7 @@ class TorchSam:
         return low_res.float(), quality.float()
 
     def decode_likely(
-        self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, least: float
+        self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, least: float, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Candidates whose predicted IoU exceeds `least`; see `engines.SelectiveNetwork`."""
         coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
@@ -148,8 +156,12 @@ class TorchSam:
         quality = quality[:, 1:].float()
         prompts, candidates = torch.nonzero(quality > least, as_tuple=True)
         some, of_some = torch.unique(prompts, return_inverse=True)
-        masks = folded.make_masks(decoder, cells[some], weights[some, 1:], encoder.image_embedding_size)
-        return masks[of_some, candidates].float(), quality[prompts, candidates], prompts, candidates
+        rows, cols = within = cells_within(size, self.window, self.cells)
+        parts = cells[some].unflatten(1, encoder.image_embedding_size)[:, :rows, :cols].flatten(1, 2)
+        masks = folded.make_masks(decoder, parts, weights[some, 1:])[of_some, candidates]
+        rest = (0, 4 * (self.cells - cols), 0, 4 * (self.cells - rows))
+        low_res = pad(folded.unfold_masks(masks.float(), within), rest, value=NOWHERE)
+        return low_res, quality[prompts, candidates], prompts, candidates
 
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (h, w) at another size, bilinearly."""

@@ -109,7 +109,7 @@ class _MaskMaker(_Decoder):
 
     def forward(self, cells: Tensor, weights: Tensor) -> Tensor:
         """Logits of `geolabel.models.nets.folded.make_masks`."""
-        return folded.make_masks(self.mask_decoder, cells, weights, self.prompt_encoder.image_embedding_size)
+        return folded.make_masks(self.mask_decoder, cells, weights)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _parts(info: NetworkInfo) -> Iterator[_Part]:
     yield _Part(_TokenDecoder(sam), prompts, names, answers, axes_of_prompts, side, EMBEDDING_STRIDE)
     channels = sam.mask_decoder.output_upscaling[3].out_channels
     parts = (torch.zeros(5, cells[0] * cells[1], width), torch.zeros(5, 3, channels))
-    axes_of_masks = {"cells": {0: "prompts"}, "weights": {0: "prompts", 1: "candidates"}}
+    axes_of_masks = {"cells": {0: "prompts", 1: "cells"}, "weights": {0: "prompts", 1: "candidates"}}
     yield _Part(_MaskMaker(sam), parts, ("cells", "weights"), ("masks",), axes_of_masks, side, LOW_RES_STRIDE)
 
 

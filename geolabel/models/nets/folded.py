@@ -1,12 +1,14 @@
 """SAM's prompt encoder and mask decoder for many prompts of one image, in fewer operations than segment-anything's.
 
 The decoder attends between a few tokens and thousands of cells of the embedding, prompt by prompt, and most of its time
-goes into projections of these cells. Three identities leave them out; sums come in another order, so that the last
+goes into projections of these cells. Four identities leave them out; sums come in another order, so that the last
 digits differ, and nothing else:
 
 * ``(x Wq) (t Wk)^T = x (Wq Wk^T t^T)``: where cells meet tokens, the tokens are projected twice instead of the cells.
 * A constant added to all scores of a softmax changes nothing: the bias of the cells' keys is dropped.
 * A transposed convolution of stride and size two is a matrix product of each cell: channels stay side by side.
+* Before the first layer, prompts see the same cells but for a few channels that are drawn of each: products with what
+  they share are made for all prompts at once.
 
 Masks are made of the prompts alone whose predicted IoU is worth it, since that is known before.
 
@@ -16,6 +18,7 @@ Sources: Kirillov et al. (2023), "Segment Anything", appendix A; ``segment_anyth
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
@@ -54,21 +57,28 @@ def drawn_prompts(encoder: DrawingPromptEncoder, coords: Tensor, labels: Tensor)
     return drawn + boxed * encoder.draw(None, torch.cat([first, last], dim=1))
 
 
-def prompted_cells(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
-    """What prompts add to the cells of an embedding: (K, h w, D) where they are drawn, else (1, 1, D)."""
+@dataclass(frozen=True)
+class Prompted:
+    """What K prompts add to the cells of an embedding: ``same + drawn^T @ spread``, of which only `drawn` is large."""
+
+    same: Tensor
+    """(1, 1, D), added to every cell by every prompt."""
+    drawn: Tensor
+    """(K, C, h w) what is drawn of the prompts, in C channels; C is 0 where nothing is."""
+    spread: Tensor
+    """(C, D)"""
+
+
+def prompted_cells(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Prompted:
+    """What prompts add to the cells of an embedding; see `prompt_tokens`."""
     if not isinstance(encoder, DrawingPromptEncoder):
-        none: Tensor = encoder.no_mask_embed.weight[None]
-        return none
-    fold1, norm1, act1, fold2, norm2, act2, last = encoder.mask_downscaling
-    rows, cols = encoder.image_embedding_size
-    # (K, h, w, 2, 2, 2, 2): a cell is two by two parts, each of two by two of what is drawn.
-    parts = drawn_prompts(encoder, coords, labels).reshape(-1, rows, 2, 2, cols, 2, 2).permute(0, 1, 4, 2, 5, 3, 6)
-    parts = linear(parts.reshape(-1, rows * cols, 4, 4), fold1.weight.flatten(1), fold1.bias)
-    parts = act1(layer_norm(parts, norm1.weight.shape, norm1.weight, norm1.bias, norm1.eps)).flatten(2)
-    parts = linear(parts, fold2.weight.permute(0, 2, 3, 1).flatten(1), fold2.bias)
-    parts = act2(layer_norm(parts, norm2.weight.shape, norm2.weight, norm2.bias, norm2.eps))
-    added: Tensor = linear(parts, last.weight.flatten(1), last.bias)
-    return added
+        none: Tensor = encoder.no_mask_embed.weight
+        return Prompted(none[None], none.new_zeros((len(coords), 0, math.prod(encoder.image_embedding_size))), none[:0])
+    *small, last = encoder.mask_downscaling
+    drawn = drawn_prompts(encoder, coords, labels)
+    for layer in small:
+        drawn = layer(drawn)
+    return Prompted(last.bias[None, None], drawn.flatten(2), last.weight.flatten(1).T)
 
 
 def cell_positions(encoder: PromptEncoder) -> Tensor:
@@ -78,7 +88,7 @@ def cell_positions(encoder: PromptEncoder) -> Tensor:
 
 
 def decode_tokens(
-    decoder: MaskDecoder, embedding: Tensor, positions: Tensor, tokens: Tensor, prompted: Tensor
+    decoder: MaskDecoder, embedding: Tensor, positions: Tensor, tokens: Tensor, prompted: Prompted
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cells (K, h w, D), weights (K, 4, D / 8) of what becomes of their channels, and predicted IoU (K, 4).
 
@@ -93,7 +103,7 @@ def decode_tokens(
     transformer = decoder.transformer
     answers = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     asked = torch.cat([answers[None].expand(len(tokens), -1, -1), tokens], dim=1)
-    queries, cells = asked, (embedding.flatten(2).transpose(1, 2) + prompted).expand(len(tokens), -1, -1)
+    queries, cells = asked, _Cells(embedding.flatten(2).transpose(1, 2) + prompted.same, positions, prompted)
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
             queries = layer.self_attn(q=queries, k=queries, v=queries)
@@ -101,34 +111,78 @@ def decode_tokens(
             placed = queries + asked
             queries = queries + layer.self_attn(q=placed, k=placed, v=queries)
         queries = layer.norm1(queries)
-        here = cells + positions
-        queries = layer.norm2(queries + _look_at_cells(layer.cross_attn_token_to_image, queries + asked, here, cells))
+        queries = layer.norm2(queries + _look_at_cells(layer.cross_attn_token_to_image, queries + asked, cells))
         queries = layer.norm3(queries + layer.mlp(queries))
-        told = _tell_cells(layer.cross_attn_image_to_token, here, queries + asked, queries)
-        cells = layer.norm4(cells + told)
-    found = _look_at_cells(transformer.final_attn_token_to_image, queries + asked, cells + positions, cells)
+        told = _tell_cells(layer.cross_attn_image_to_token, cells, queries + asked, queries)
+        cells = _Cells(layer.norm4(told), positions)
+    found = _look_at_cells(transformer.final_attn_token_to_image, queries + asked, cells)
     queries = transformer.norm_final_attn(queries + found)
     weights = [head(queries[:, 1 + k]) for k, head in enumerate(decoder.output_hypernetworks_mlps)]
-    return cells, torch.stack(weights, dim=1), decoder.iou_prediction_head(queries[:, 0])
+    return cells.shared, torch.stack(weights, dim=1), decoder.iou_prediction_head(queries[:, 0])
 
 
-def make_masks(decoder: MaskDecoder, cells: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (K, T, 4 h, 4 w) of masks.
+class _Cells:
+    """The cells of an embedding as K prompts see them, and with their places.
+
+    Before the first layer they are the same to all prompts but for what these draw: products with what is shared are
+    made for all prompts at a time, and no sum is made for each.
 
     Parameters
     ----------
-    cells : (K, h w, D)
+    shared : (1 or K, n, D)
+    positions : (1, n, D)
+    own
+        What each prompt adds.
+    """
+
+    def __init__(self, shared: Tensor, positions: Tensor, own: Prompted | None = None) -> None:
+        self.shared, self.own = shared, own
+        self._placed = shared + positions
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """(K, R, n) products of rows (K, R, D) with the cells and their places."""
+        if self.own is None:
+            return rows @ self._placed.transpose(1, 2)
+        same = rows.flatten(0, 1) @ self._placed[0].T
+        return same.reshape(*rows.shape[:2], -1) + (rows @ self.own.spread.T) @ self.own.drawn
+
+    def mean(self, shares: Tensor) -> Tensor:
+        """(K, R, D) sums of the cells, weighted by shares (K, R, n)."""
+        if self.own is None:
+            return shares @ self.shared
+        same = (shares.flatten(0, 1) @ self.shared[0]).reshape(*shares.shape[:2], -1)
+        return same + (shares @ self.own.drawn.transpose(1, 2)) @ self.own.spread
+
+    def plus(self, shares: Tensor, rows: Tensor) -> Tensor:
+        """(K, n, D) the cells and ``shares^T @ rows``, of shares (K, R, n) and rows (K, R, D)."""
+        if self.own is None:
+            return self.shared + shares.transpose(1, 2) @ rows
+        shares = torch.cat([self.own.drawn, shares], dim=1)
+        rows = torch.cat([self.own.spread.expand(len(rows), -1, -1), rows], dim=1)
+        return self.shared + shares.transpose(1, 2) @ rows
+
+
+def make_masks(decoder: MaskDecoder, cells: Tensor, weights: Tensor) -> Tensor:
+    """Logits (K, T, n, 16) of masks: of each cell two by two parts, each of two by two; see `unfold_masks`.
+
+    Parameters
+    ----------
+    cells : (K, n, D)
+        Any of an embedding's.
     weights : (K, T, D / 8)
-    size
-        h and w.
     """
     fold1, norm, act1, fold2, act2 = decoder.output_upscaling
     parts = act1(layer_norm(_unfold(cells, fold1), norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    parts = act2(_unfold(parts, fold2)).flatten(1, -2)  # (K, h w 4 4, D / 8)
+    parts = act2(_unfold(parts, fold2)).flatten(1, -2)  # (K, n 4 4, D / 8)
+    logits: Tensor = (weights @ parts.transpose(1, 2)).reshape(*weights.shape[:2], cells.shape[1], 16)
+    return logits
+
+
+def unfold_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (M, 4 h, 4 w) of those (M, h w, 16) that `make_masks` makes of h and w cells."""
     rows, cols = size
-    masks = (weights @ parts.transpose(1, 2)).reshape(-1, rows, cols, 2, 2, 2, 2)
-    masks = masks.permute(0, 1, 3, 5, 2, 4, 6)  # (K T, h, 2, 2, w, 2, 2)
-    logits: Tensor = masks.reshape(len(cells), weights.shape[1], 4 * rows, 4 * cols)
+    parts = masks.reshape(-1, rows, cols, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)  # (M, h, 2, 2, w, 2, 2)
+    logits: Tensor = parts.reshape(-1, 4 * rows, 4 * cols)
     return logits
 
 
@@ -140,31 +194,33 @@ def _unfold(cells: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
     return parts.reshape(*parts.shape[:-1], 4, layer.out_channels)
 
 
-def _look_at_cells(attention: Attention, tokens: Tensor, placed: Tensor, cells: Tensor) -> Tensor:
-    # Attention of tokens (K, T, D) to cells (K, n, D), whose keys are made of `placed`.
+def _look_at_cells(attention: Attention, tokens: Tensor, cells: _Cells) -> Tensor:
+    # Attention of tokens (K, T, D) to cells, whose keys know their places.
     heads, size, (count, width) = attention.num_heads, _head_size(attention), tokens.shape[1:]
     asked = _heads(attention.q_proj(tokens), heads) / math.sqrt(size)
     asked = (asked @ attention.k_proj.weight.reshape(heads, size, width)).flatten(1, 2)  # (K, heads T, D)
-    found = torch.softmax(asked @ placed.transpose(1, 2), dim=-1) @ cells
+    found = cells.mean(torch.softmax(cells.scores(asked), dim=-1))
     found = found.reshape(-1, heads, count, width) @ attention.v_proj.weight.reshape(heads, size, width).transpose(1, 2)
     out: Tensor = attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)
     return out
 
 
-def _tell_cells(attention: Attention, placed: Tensor, tokens: Tensor, values: Tensor) -> Tensor:
-    # Attention of cells (K, n, D), given with their places, to tokens (K, T, D).
+def _tell_cells(attention: Attention, cells: _Cells, tokens: Tensor, values: Tensor) -> Tensor:
+    # Cells (K, n, D), and what their attention, with their places, to tokens (K, T, D) tells them.
     heads, size, (count, width) = attention.num_heads, _head_size(attention), tokens.shape[1:]
     keys = _heads(attention.k_proj(tokens), heads) / math.sqrt(size)
     level = keys @ attention.q_proj.bias.reshape(heads, size, 1)  # (K, heads, T, 1)
     keys = (keys @ attention.q_proj.weight.reshape(heads, size, width)).flatten(1, 2)
-    scores = (keys @ placed.transpose(1, 2)).reshape(-1, heads, count, placed.shape[1]) + level
-    shares = torch.softmax(scores, dim=2).flatten(1, 2)  # (K, heads T, n)
+    scores = cells.scores(keys)
+    scores = scores.reshape(-1, heads, count, scores.shape[-1]) + level
+    # As a softmax over tokens, written out: engines are slow where that is not the last axis.
+    shares = torch.exp(scores - scores.amax(dim=2, keepdim=True))
+    shares = (shares / shares.sum(dim=2, keepdim=True)).flatten(1, 2)  # (K, heads T, n)
     # The shares of each head add up to one: a part of the bias for each, and no sum over all cells.
     told = _heads(attention.v_proj(values), heads) @ attention.out_proj.weight.reshape(width, heads, size).permute(
         1, 2, 0
     )
-    out: Tensor = shares.transpose(1, 2) @ (told + attention.out_proj.bias / heads).flatten(1, 2)
-    return out
+    return cells.plus(shares, (told + attention.out_proj.bias / heads).flatten(1, 2))
 
 
 def _heads(values: Tensor, heads: int) -> Tensor:

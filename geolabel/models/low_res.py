@@ -1,0 +1,116 @@
+"""Coarse masks judged as if they were enlarged: stability and box, without making their pixels.
+
+SAM enlarges the logits of a mask bilinearly, four pixels to a cell, and counts. Between four cells that are all above a
+cut, so are all pixels, and between four that are not, none is: pixels are made only where an edge runs. What comes out
+is what counting all pixels gives, but for logits that are equal to a cut to the last digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+
+from geolabel.types import BoolArray, Float32Array, Int64Array
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Stability and boxes of K masks."""
+
+    stability: Float32Array
+    """(K,) see `geolabel.masks.stability_score`."""
+    boxes: Int64Array
+    """(K, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1; x1 is -1 where there is none."""
+
+
+def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float) -> Judged:
+    """Judge masks by their coarse logits.
+
+    Parameters
+    ----------
+    logits : (K, h, w)
+    step
+        Image pixels per cell, an even number.
+    size
+        Height and width of the image, up to ``h * step`` and ``w * step``; its first pixel is in the first cell.
+    offset
+        Of the stability, logits.
+    """
+    cells = np.pad(logits, ((0, 0), (1, 1), (1, 1)), mode="edge")  # as bilinear interpolation does
+    places = _Places.of(step, size, (logits.shape[1] + 2, logits.shape[2] + 2))
+    inner, outer = (_count(cells, cut, places) for cut in (offset, -offset))
+    stability = (inner / np.maximum(outer, 1)).astype(np.float32)
+    return Judged(stability, _boxes(cells, places, size))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The places between two by two cells, each numbered as the cell above left: pixels, and what they are made of."""
+
+    step: int
+    weights: Float32Array
+    """(4, step^2) of the cells above left, above right, below left and below right, by pixel."""
+    rows: BoolArray
+    """(h, step) which rows of pixels are in the image; none of the last place, which has no cell below."""
+    cols: BoolArray
+    area: Float32Array
+    """(h, w) pixels of each place that are in the image."""
+
+    @staticmethod
+    @cache
+    def of(step: int, size: tuple[int, int], count: tuple[int, int]) -> _Places:
+        """Of `count` rows and columns of cells."""
+        after = ((np.arange(step) + 0.5) / step).astype(np.float32)
+        along = np.stack([1 - after, after])
+        weights = np.einsum("ai,bj->abij", along, along).reshape(4, step**2)
+        pixels = [np.arange(n * step).reshape(n, step) - step // 2 for n in count]
+        rows, cols = ((at >= 0) & (at < side) for at, side in zip(pixels, size, strict=True))
+        rows[-1], cols[-1] = False, False
+        return _Places(step, weights, rows, cols, np.outer(rows.sum(axis=1), cols.sum(axis=1)).astype(np.float32))
+
+    def found(self, cells: Float32Array, cut: float) -> tuple[BoolArray, Int64Array, BoolArray]:
+        """Where all pixels exceed the cut (K, h, w), the places where some may (N,), and which (N, step, step)."""
+        above, width = (cells > cut).ravel(), cells.shape[2]
+        some, every = above.copy(), above.copy()
+        # Runs over the ends of rows and of masks, where no pixel is: lines of a few cells would take ten times as long.
+        for shift in (1, width):
+            some[:-shift] |= some[shift:]
+            every[:-shift] &= every[shift:]
+        inside_image = self.area > 0
+        edge = np.flatnonzero((some ^ every).reshape(cells.shape) & inside_image)
+        corners = cells.reshape(-1)[edge[:, None] + np.array([0, 1, width, width + 1])]
+        inside = (corners @ self.weights).reshape(-1, self.step, self.step) > cut
+        place = edge % self.area.size
+        cut_off = np.flatnonzero(self.area.ravel()[place] < self.step**2)
+        row, col = np.divmod(place[cut_off], width)
+        inside[cut_off] &= self.rows[row][:, :, None] & self.cols[col][:, None, :]
+        return every.reshape(cells.shape) & inside_image, edge, inside
+
+
+def _count(cells: Float32Array, cut: float, places: _Places) -> Int64Array:
+    # (K,) pixels that exceed a cut
+    every, edge, inside = places.found(cells, cut)
+    area, full = places.area.ravel(), places.step**2
+    at_frame = np.flatnonzero((area > 0) & (area < full))
+    ends = np.searchsorted(edge, np.arange(len(every) + 1) * area.size).tolist()
+    found = np.array([np.count_nonzero(mask) for mask in every], np.int64) * full
+    found += (every.reshape(len(every), area.size)[:, at_frame] @ (area - full)[at_frame]).astype(np.int64)
+    found += np.array([np.count_nonzero(inside[first:last]) for first, last in pairwise(ends)], np.int64)
+    return found
+
+
+def _boxes(cells: Float32Array, places: _Places, size: tuple[int, int]) -> Int64Array:
+    every, edge, inside = places.found(cells, 0.0)
+    mask, row, col = np.unravel_index(edge, every.shape)
+    ends = []
+    for axis, place, valid, side in ((1, row, places.rows, size[0]), (2, col, places.cols, size[1])):
+        held = every.any(axis=3 - axis)[..., None] & valid
+        which, pixel = np.nonzero(inside.any(axis=3 - axis))
+        held[mask[which], place[which], pixel] = True
+        line = held.reshape(len(cells), valid.size)[:, places.step // 2 :][:, :side]
+        ends.append((line.argmax(axis=1), side - 1 - line[:, ::-1].argmax(axis=1), line.any(axis=1)))
+    (top, bottom, some), (left, right, _) = ends
+    return np.stack([left, top, np.where(some, right, -1), np.where(some, bottom, 0)], axis=1).astype(np.int64)
