@@ -230,10 +230,14 @@ class Pipeline:
 
     def __call__(self, image: UInt8Array) -> LabelMap:
         """Label one image."""
-        (activation,) = self.localizer([image])
-        prompts = self.prompter(activation)
-        (masks,) = self.segmenter([image], [prompts])
-        return self.labeler(masks, prompts, activation)
+        return self.many([image])[0]
+
+    def many(self, images: Sequence[UInt8Array]) -> list[LabelMap]:
+        """Label images, each of which every part sees once."""
+        activations = self.localizer(images)
+        prompts = [self.prompter(activation) for activation in activations]
+        found = zip(self.segmenter(images, prompts), prompts, activations, strict=True)
+        return [self.labeler(masks, asked, activation) for masks, asked, activation in found]
 
 
 def label_image(pipeline: Pipeline, image: UInt8Array, size: int, overlap: int | None = None) -> LabelMap:

@@ -27,7 +27,7 @@ from geolabel.activation import LEVELS, Activation
 from geolabel.errors import OptionError
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans
-from geolabel.tiles import TileGrid, Window
+from geolabel.tiles import Window
 from geolabel.types import Float32Array, Float64Array, Int32Array
 
 THRESHOLD = 120
@@ -162,19 +162,6 @@ class GridPrompter:
         steps = (np.arange(self.points_per_side) + 0.5) / self.points_per_side
         y, x = np.meshgrid(steps * height, steps * width, indexing="ij")
         return Prompts.build(points=np.stack([x.ravel(), y.ravel()], axis=1))
-
-    def of_tile(self, tiles: TileGrid, index: int) -> Prompts:
-        """Points of a tile, in its own pixels, that are nearest to pixels of its core.
-
-        Ground that several tiles show is then asked about in one of them: the rest of a tile is there to show objects
-        as a whole. The points have the ids that they have in `over`.
-        """
-        tile, core = tiles[index], tiles.core(index)
-        every = self.over(tile.height, tile.width)
-        x, y = (every.points[:, 0] + (tile.col, tile.row)).T
-        across, down = (side / self.points_per_side / 2 for side in (tile.width, tile.height))
-        near = (x >= core.col - across) & (x < core.right + across)
-        return every[near & (y >= core.row - down) & (y < core.bottom + down)]
 
 
 def _deepest(labels: Int32Array, count: int) -> Float64Array:

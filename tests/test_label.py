@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,9 @@ def chips(tmp_path: Path) -> ImageFolder:
     return ImageFolder(tmp_path / "chips")
 
 
-def pipeline(_: str, image: UInt8Array) -> LabelMap:
+def pipeline(_: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
     parts = Pipeline(FakeLocalizer(), ContourPrompter(), FakeSegmenter(), UnionLabeler())
-    return label_image(parts, image, 128)
+    return [label_image(parts, image, 128) for image in images]
 
 
 def test_a_pipeline_labels_a_folder(chips: ImageFolder, tmp_path: Path) -> None:
@@ -54,11 +55,11 @@ def test_a_pipeline_labels_a_folder(chips: ImageFolder, tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(chips: ImageFolder, tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def stopping(name: str, image: UInt8Array) -> LabelMap:
-        asked.append(name)
+    def stopping(names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
+        asked.extend(names)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return pipeline(name, image)
+        return pipeline(names, images)
 
     stopped, whole = (PseudoLabelWriter(tmp_path / name, CLASSES, {"method": "test"}) for name in ("a", "b"))
     with dask.config.set(scheduler="synchronous"):

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geolabel.activation import Activation
-from geolabel.prompters import ContourPrompter, GridPrompter, centroid_outside
+from geolabel.prompters import ContourPrompter, centroid_outside
 from geolabel.prompts import Prompts
 from geolabel.seams import Shapes, Spans
-from geolabel.tiles import TileGrid, Window
+from geolabel.tiles import Window
 
 
 def activation(grey: np.ndarray) -> Activation:
@@ -134,24 +134,3 @@ def test_two_classes_keep_their_numbers_and_get_ids_of_their_own() -> None:
     prompts = ContourPrompter()(maps)
     assert prompts.class_ids.tolist() == [0, 1, 1]
     assert prompts.ids.tolist() == [0, 1, 2]
-
-
-def test_a_grid_asks_about_ground_in_the_tile_whose_middle_is_nearest() -> None:
-    tiles, grid = TileGrid(100, 130, 60, 20), GridPrompter(6)
-    step, asked = 60 / 6, 0
-    for index, tile in enumerate(tiles):
-        core, prompts, every = tiles.core(index), grid.of_tile(tiles, index), grid.over(60, 60)
-        asked += len(prompts)
-        assert np.array_equal(prompts.points, every.points[prompts.ids])
-        x, y = (prompts.points[:, 0] + (tile.col, tile.row)).T
-        rows, cols = np.mgrid[core.row : core.bottom, core.col : core.right] + 0.5
-        distance = np.maximum(abs(cols[..., None] - x), abs(rows[..., None] - y)).min(axis=2)
-        assert distance.max() <= step / 2  # each pixel of the core has its nearest point of the tile
-        owned = (x > core.col) & (x < core.right) & (y > core.row) & (y < core.bottom)
-        assert owned.sum() >= len(prompts) - 6 * 4
-    assert asked < 0.8 * len(tiles) * 36
-
-
-def test_an_image_of_one_tile_is_asked_about_all_points() -> None:
-    found, every = GridPrompter(5).of_tile(TileGrid(40, 50, 64, 16), 0), GridPrompter(5).over(40, 50)
-    assert np.array_equal(found.points, every.points)

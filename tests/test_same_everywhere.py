@@ -6,7 +6,7 @@ import asyncio
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -281,9 +281,10 @@ def test_a_coroutine_with_an_asynchronous_client(scene: Path, expected: list[byt
 class Labels:
     """A method of stand-ins, as workers label with it."""
 
-    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
+    def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
         segmenter = worker.segmenter(RECIPES[1])
-        return label_image(Pipeline(FakeLocalizer(), ContourPrompter(), segmenter, UnionLabeler()), image, 64)
+        pipeline = Pipeline(FakeLocalizer(), ContourPrompter(), segmenter, UnionLabeler())
+        return [label_image(pipeline, image, 64) for image in images]
 
 
 def make_labels(inputs: Path, folder: Path) -> None:

@@ -153,8 +153,8 @@ class Networks:
         )
 
     def for_images(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
-        """Recipes for images that come one at a time, where a larger batch would be padding; see `fastest`."""
-        localizer, segmenter = replace(self, batch=self.batch or 1).recipes(selection)
+        """Recipes for folders of images; see `fastest`."""
+        localizer, segmenter = self.recipes(selection)
         return self.fastest(localizer), self.fastest(segmenter)
 
     def fastest(self, recipe: AnyRecipe) -> AnyRecipe:

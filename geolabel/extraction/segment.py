@@ -51,7 +51,7 @@ from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.seams import Spans, drop_small
 from geolabel.settings.methods import GridSettings
-from geolabel.tiles import TileGrid, Window
+from geolabel.tiles import Window
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
     """Pass 1: the masks of every tile. Prompts are numbered through the tiles, so a mask knows its own."""
     tiles, grid = work.run.plan.segment_tiles, GridPrompter(points_per_side)
     step = -(-min(tiles.size, max(tiles.height, tiles.width)) // points_per_side)
-    windows = [PromptedWindow(tile, _numbered(grid, tiles, index), reach=step) for index, tile in enumerate(tiles)]
+    windows = [PromptedWindow(tile, _numbered(grid, tile, index), reach=step) for index, tile in enumerate(tiles)]
     size = task_size(len(windows), work.run.plan.segmenter.batch)
     tables = list(
         work.each(passes.SEGMENT, list(enumerate(_batches(windows, size))), networks=[work.run.plan.segmenter])
@@ -217,9 +217,9 @@ def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
     return tables
 
 
-def _numbered(grid: GridPrompter, tiles: TileGrid, index: int) -> Prompts:
-    prompts = grid.of_tile(tiles, index).shift(tiles[index].col, tiles[index].row)
-    return replace(prompts, ids=prompts.ids + index * grid.points_per_side**2)
+def _numbered(grid: GridPrompter, tile: Window, index: int) -> Prompts:
+    prompts = grid.over(tile.height, tile.width).shift(tile.col, tile.row)
+    return replace(prompts, ids=prompts.ids + index * len(prompts))
 
 
 def _locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places], Int64Array]:

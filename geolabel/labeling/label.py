@@ -1,4 +1,4 @@
-"""From a folder of images to a folder of pseudo-labels, image by image; a stopped run resumes.
+"""From a folder of images to a folder of pseudo-labels, batch by batch; a stopped run resumes.
 
 Memory does not grow with the number of images. What labels an image is a function that travels to the workers: a record
 of what a method is made of, which loads its networks there.
@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 import geolabel
 from geolabel.datasets.chips import ChipDataset, read_chips
@@ -58,13 +60,13 @@ class Images(Protocol):
         ...
 
 
-LabelImage = Callable[[str, UInt8Array], LabelMap]
-"""Labels an image (H, W, 3), red first, known by its name."""
+LabelImages = Callable[[Sequence[str], Sequence[UInt8Array]], Sequence[LabelMap]]
+"""Labels images (H, W, 3), red first, known by their names."""
 
 
 def label_images(
     images: Images,
-    label: LabelImage,
+    label: LabelImages,
     writer: PseudoLabelWriter,
     *,
     networks: Sequence[Recipe] = (),
@@ -78,7 +80,7 @@ def label_images(
     label
         Is asked about each image once; its maps have the classes of `writer`.
     networks
-        Networks that it runs.
+        Networks that it runs. It is asked about as many images at a time as the largest of their batches.
     overwrite
         Whether what geolabel made in the folder before may be replaced, when the new labels are finished.
 
@@ -98,15 +100,19 @@ def label_images(
 
 
 def label_within(
-    images: Images, label: LabelImage, writer: PseudoLabelWriter, progress: Progress, networks: Sequence[Recipe] = ()
+    images: Images, label: LabelImages, writer: PseudoLabelWriter, progress: Progress, networks: Sequence[Recipe] = ()
 ) -> dict[str, Any]:
     """As `label_images`, in a folder of `labels_folder`."""
     names = images.names
-    missing = [index for index, name in enumerate(names) if not writer.has(name)]
+    missing = {index for index, name in enumerate(names) if not writer.has(name)}
     executors.check_seen(writer.root / RUN)
     promise(path for index in missing for path in writer.files(names[index]))
+    # Batches do not depend on what is there already: last digits of a network depend on what it sees at a time.
+    batch = max((recipe.batch for recipe in networks), default=1)
+    batches = [range(first, min(first + batch, len(names))) for first in range(0, len(names), batch)]
+    jobs = [tuple(some) for some in batches if not missing.isdisjoint(some)]
     work = Work(_Labelling(images, label, writer, tuple(networks)), Effort(), progress)
-    for _ in work.each(LABEL, missing, networks=networks):
+    for _ in work.each(LABEL, jobs, networks=networks):
         pass
     writer.finish(names, {"images": len(names)})
     return {"images": len(names), "kept": len(names) - len(missing), "classes": len(writer.classes)}
@@ -114,25 +120,28 @@ def label_within(
 
 @dataclass(frozen=True)
 class _Labelling:
-    """What the labelling of one image takes."""
+    """What the labelling of images takes."""
 
     images: Images
-    label: LabelImage
+    label: LabelImages
     writer: PseudoLabelWriter
     networks: tuple[Recipe, ...]
 
 
-def _label(run: _Labelling, index: int) -> None:
-    """Label an image and write it."""
-    name, image = run.images.names[index], run.images.read(index)
+def _label(run: _Labelling, batch: tuple[int, ...]) -> None:
+    """Label a batch of images and write those that are not there."""
+    names, images = [run.images.names[index] for index in batch], [run.images.read(index) for index in batch]
     with worker.networks(run.networks, None):
-        labels = run.label(name, image)
+        found = run.label(names, images)
     with written_elsewhere(run.writer.root):
-        run.writer.write(name, image, labels)
+        for name, image, labels in zip(names, images, found, strict=True):
+            if not run.writer.has(name):
+                run.writer.write(name, image, labels)
 
 
-def _where(run: _Labelling, index: int) -> str:
-    return f"image {run.images.names[index]}"
+def _where(run: _Labelling, batch: tuple[int, ...]) -> str:
+    first, last = (run.images.names[index] for index in (batch[0], batch[-1]))
+    return f"image {first}" if len(batch) == 1 else f"images {first} to {last}"
 
 
 LABEL = Pass("label", _label, None, _where)
@@ -194,17 +203,23 @@ class _ChipImages:
 
 @dataclass(frozen=True)
 class ActivatedLabels:
-    """Labels a chip of which it is known what it shows."""
+    """Labels chips of which it is known what they show."""
 
     localizer: Localizer
     compose: Compose
 
     def __call__(self, image: UInt8Array, shows: BoolArray) -> LabelMap:
         """Label an image (H, W, 3) that shows some of the classes (C,)."""
-        if not shows.any():
-            height, width = image.shape[:2]
-            return LabelMap.background(height, width, (BACKGROUND, *self.localizer.classes))
-        return self.compose(LabelledLocalizer(self.localizer, shows))(image)
+        return self.many([image], shows[None])[0]
+
+    def many(self, images: Sequence[UInt8Array], shows: BoolArray) -> list[LabelMap]:
+        """Label images (H, W, 3), given which classes (N, C) each shows; one that shows none is not looked at."""
+        asked = np.flatnonzero(shows.any(axis=1)).tolist()
+        labelled = LabelledLocalizer(self.localizer, shows[asked])
+        found = dict(zip(asked, self.compose(labelled).many([images[k] for k in asked]) if asked else (), strict=True))
+        classes = BACKGROUND, *self.localizer.classes
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        return [found.get(k) or LabelMap.background(*size, classes) for k, size in enumerate(sizes)]
 
 
 @dataclass(frozen=True)
@@ -217,10 +232,10 @@ class _ChipLabels:
     shows: Mapping[str, BoolArray]
     """(C,) which classes each chip shows."""
 
-    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
-        """Label the image (H, W, 3) of a chip."""
+    def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
+        """Label the images (H, W, 3) of chips."""
         localizer = worker.once(chip_localizer, self.localizer, multiscale=self.multiscale)
-        return ActivatedLabels(localizer, self.compose)(image, self.shows[name])
+        return ActivatedLabels(localizer, self.compose).many(images, np.stack([self.shows[name] for name in names]))
 
 
 def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLocalizer:

@@ -85,7 +85,7 @@ def find_regions(image: UInt8Array, segmenter: Segmenter, points_per_side: int, 
     found: list[FeaturedMasks] = []
     areas, pixels, first = [], [], 0
     for index, tile in enumerate(tiles):
-        (masks,) = segmenter([image[tile.slices]], [grid.of_tile(tiles, index)])
+        (masks,) = segmenter([image[tile.slices]], [grid.over(tile.height, tile.width)])
         assert isinstance(masks, FeaturedMasks)
         inside = masks.binary
         here = smallest_wins(inside)
@@ -300,7 +300,7 @@ def segment_everything(
     tiles = TileGrid(height, width, segmenter.window, segmenter.window // 4)
     for index, tile in enumerate(tiles):
         part = rgb[tile.slices]
-        (masks,) = segmenter([part], [prompter.of_tile(tiles, index)])
+        (masks,) = segmenter([part], [prompter.over(*part.shape[:2])])
         owner = smallest_wins(masks.binary) if smallest else _surest_wins(masks)
         core = tiles.core(index)
         own = owner[core.within(tile)]

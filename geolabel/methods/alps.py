@@ -16,7 +16,7 @@ are smaller: see `geolabel.models.measured`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +123,6 @@ def source_of(settings: Settings, networks: Networks) -> tuple[Source, Everythin
     )
     _, segmenter = networks.recipes()
     recipe = networks.fastest(loading.everything(segmenter, asked.filters(segmenter.source), features=True))
-    recipe = replace(recipe, batch=networks.batch or 1)  # images come one at a time
     source = Source(
         segmenter=recipe.sha256,
         tile=worker.segmenter(recipe).window,
@@ -167,8 +166,7 @@ def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
     """
     _, segmenter = networks.recipes()
     content.check(segmenter)
-    recipe = networks.fastest(loading.everything(segmenter, content.source.filters, features=True))
-    return replace(recipe, batch=networks.batch or 1)
+    return networks.fastest(loading.everything(segmenter, content.source.filters, features=True))
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,10 @@ class _Known:
     content: ClusterFile
     recipe: EverythingRecipe
 
-    def __call__(self, _: str, image: UInt8Array) -> LabelMap:
+    def __call__(self, _: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
+        return [self._label(image) for image in images]
+
+    def _label(self, image: UInt8Array) -> LabelMap:
         clusters, source = self.content.clusters, self.content.source
         regions = find_regions(image, worker.segmenter(self.recipe), source.points_per_side, source.tile)
         return regions.label(clusters.values(regions.features), clusters.classes, source.max_share)
@@ -193,7 +194,10 @@ class _Found:
     max_share: float
     index_of: Mapping[str, int]
 
-    def __call__(self, name: str, _: UInt8Array) -> LabelMap:
+    def __call__(self, names: Sequence[str], _: Sequence[UInt8Array]) -> list[LabelMap]:
+        return [self._label(name) for name in names]
+
+    def _label(self, name: str) -> LabelMap:
         regions = self.regions.read(self.index_of[name])
         return regions.label(self.clusters.assign(regions.features), self.clusters.classes, self.max_share)
 

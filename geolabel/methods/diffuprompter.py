@@ -20,7 +20,7 @@ found somewhere nevertheless.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,13 @@ def label(
     known = shown_classes(images, grounding)
     provenance = label_provenance("diffuprompter", settings, recipes, images) | {"classes_known_of": len(known)}
     writer = PseudoLabelWriter(out, (BACKGROUND, *grounding.classes), provenance)
-    of_image = _LabelImage(settings, recipes, known)
+    of_image = _LabelImages(settings, recipes, known)
     figures = label_images(images, of_image, writer, networks=recipes, overwrite=overwrite, progress=progress)
     return figures | {"classes_known_of": len(known)}
 
 
 @dataclass(frozen=True)
-class _LabelImage:
+class _LabelImages:
     """The method, in whatever process it labels."""
 
     settings: Settings
@@ -130,7 +130,10 @@ class _LabelImage:
     known: Mapping[str, tuple[str, ...]]
     """Classes that images are known to show."""
 
-    def __call__(self, name: str, image: UInt8Array) -> LabelMap:
+    def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
+        return [self._label(name, image) for name, image in zip(names, images, strict=True)]
+
+    def _label(self, name: str, image: UInt8Array) -> LabelMap:
         classes, settings = self.settings.grounding.classes, self.settings
         shown = self.known.get(name, classes)
         if not shown:

@@ -49,6 +49,14 @@ def cells_within(size: tuple[int, int], window: int, cells: int) -> tuple[int, i
     return rows, cols
 
 
+def bucket(count: int, batch: int) -> int:
+    """Images that a call takes in which there are `count`: the next power of two, up to `batch`.
+
+    A network's last digits depend on the size of a call: there are few sizes, and few images are not filled up to many.
+    """
+    return min(batch, 1 << (count - 1).bit_length())
+
+
 def graph_files(weights: Path, kind: str) -> tuple[Path, ...]:
     """Files of the graphs beside a file of weights, whether they exist or not; none for a kind that has no graphs."""
     return tuple(weights.with_name(f"{weights.stem}{end}.onnx") for end in GRAPHS.get(kind, ()))
@@ -103,7 +111,7 @@ class PromptedNetwork(Protocol):
     """Whether an image fills the frame along both sides; its masks then go from cells to its pixels at once. If not, it
     keeps its shape, and masks go through the pixels of the frame."""
     batch: int
-    """Images per call of the encoder. The last batch is padded: a network's last digits depend on the batch."""
+    """Images per call of the encoder. The last batch is padded, see `bucket`."""
 
     def running(self) -> AbstractContextManager[None]:
         """Everything below is called within this."""

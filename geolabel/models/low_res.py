@@ -107,7 +107,7 @@ def _boxes(cells: Float32Array, places: _Places, size: tuple[int, int]) -> Int64
     mask, row, col = np.unravel_index(edge, every.shape)
     ends = []
     for axis, place, valid, side in ((1, row, places.rows, size[0]), (2, col, places.cols, size[1])):
-        held = every.any(axis=3 - axis)[..., None] & valid
+        held = np.asarray(every.any(axis=3 - axis))[..., None] & valid
         which, pixel = np.nonzero(inside.any(axis=3 - axis))
         held[mask[which], place[which], pixel] = True
         line = held.reshape(len(cells), valid.size)[:, places.step // 2 :][:, :side]

@@ -104,9 +104,10 @@ class MultiscaleLocalizer:
         sides = [max(1, round(n * self._zoom / multiple)) * multiple for n in (height, width)]
         normal = ((pixels - self._mean) / self._std)[None]
         scaled = interpolate(normal, sides, mode="bilinear", align_corners=False, antialias=True)
-        merged = merged_maps(self._network, scaled, self._scales, flip=self._flip)
+        own = self._network(scaled)
+        merged = merged_maps(self._network, scaled, self._scales, flip=self._flip, known=own)
         maps = interpolate(merged.float(), (height, width), mode="bilinear", align_corners=False)[0].cpu().numpy()
-        raw = self._network(scaled)[0].float().cpu().numpy()
+        raw = own[0].float().cpu().numpy()
         bias = self._network.bias.detach().float().cpu().numpy()
         cells = max(1, self._info.window // self._network.stride)
         probability = local_probability(raw, bias, cells, self._info.sharpness)
@@ -122,11 +123,11 @@ class MultiscaleLocalizer:
 
 @dataclass(frozen=True)
 class LabelledLocalizer:
-    """A localizer of one chip, whose maps of the classes that the chip does not show are 0."""
+    """A localizer of known chips, whose maps of the classes that a chip does not show are 0."""
 
     localizer: Localizer
     shows: BoolArray
-    """(C,)"""
+    """(N, C) of the images of a call, or (C,) of every one."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -151,4 +152,5 @@ class LabelledLocalizer:
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
         """Activations of images (H, W, 3)."""
         found = self.localizer(images)
-        return [replace(one, values=one.values * self.shows[:, None, None].astype(np.float32)) for one in found]
+        shows = np.broadcast_to(self.shows, (len(images), len(self.classes)))[..., None, None].astype(np.float32)
+        return [replace(one, values=one.values * shown) for one, shown in zip(found, shows, strict=True)]

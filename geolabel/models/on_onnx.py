@@ -29,6 +29,7 @@ from geolabel.models.engines import (
     PromptedNetwork,
     SelectiveNetwork,
     as_tokens,
+    bucket,
     cells_within,
     graph_files,
 )
@@ -198,7 +199,7 @@ class OnnxSam:
 
     def encode(self, images: Sequence[UInt8Array]) -> Float32Array:
         """Embeddings (N, D, h, w) of up to `batch` images (H, W, 3), normalised and then padded with zeros."""
-        frames = np.zeros((self.batch, 3, self.window, self.window), np.float32)
+        frames = np.zeros((bucket(len(images), self.batch), 3, self.window, self.window), np.float32)
         for frame, image in zip(frames, images, strict=False):
             height, width = image.shape[:2]
             np.divide(np.moveaxis(image, 2, 0) - self._mean, self._std, out=frame[:, :height, :width])
@@ -268,8 +269,10 @@ class OnnxEverything(OnnxSam):
         if len(prompts):
             some, of_some = np.unique(prompts, return_inverse=True)
             rows, cols = cells_within(size, self.window, self.cells)
-            within = cells.reshape(len(cells), self.cells, self.cells, -1)[some, :rows, :cols]
-            masks = self._masks(within.reshape(len(some), rows * cols, -1), weights[some, 1:])[of_some, candidates]
+            within = cells.reshape(len(cells), self.cells, self.cells, self.width)[some, :rows, :cols]
+            masks = self._masks(within.reshape(len(some), rows * cols, self.width), weights[some, 1:])[
+                of_some, candidates
+            ]
             _unfold(masks, low_res[:, : 4 * rows, : 4 * cols])
         return low_res, quality[prompts, candidates], prompts, candidates
 

@@ -20,6 +20,7 @@ from geolabel.models.engines import (
     PromptedNetwork,
     SelectiveNetwork,
     as_tokens,
+    bucket,
     cells_within,
 )
 from geolabel.models.nets import folded, vit
@@ -102,7 +103,8 @@ class TorchSam:
 
         As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
         """
-        frames = torch.empty((self.batch, 3, self.window, self.window), device=self._device)
+        count = bucket(len(images), self.batch)
+        frames = torch.empty((count, 3, self.window, self.window), device=self._device)
         frames[len(images) :].zero_()
         for frame, image in zip(frames, images, strict=False):
             pixels = self._pixels(image)
@@ -157,7 +159,7 @@ class TorchSam:
         prompts, candidates = torch.nonzero(quality > least, as_tuple=True)
         some, of_some = torch.unique(prompts, return_inverse=True)
         rows, cols = within = cells_within(size, self.window, self.cells)
-        parts = cells[some].unflatten(1, encoder.image_embedding_size)[:, :rows, :cols].flatten(1, 2)
+        parts = cells[some].reshape(len(some), self.cells, self.cells, self.width)[:, :rows, :cols].flatten(1, 2)
         masks = folded.make_masks(decoder, parts, weights[some, 1:])[of_some, candidates]
         rest = (0, 4 * (self.cells - cols), 0, 4 * (self.cells - rows))
         low_res = pad(folded.unfold_masks(masks.float(), within), rest, value=NOWHERE)

@@ -32,7 +32,7 @@ from geolabel.devices import forward
 from geolabel.errors import WeightsError, require
 from geolabel.models import hub
 from geolabel.models.checkpoint import DAMAGE, LARGEST, LEAST
-from geolabel.models.engines import Points, PromptedNetwork
+from geolabel.models.engines import Points, PromptedNetwork, bucket
 from geolabel.parsing import read_json
 from geolabel.parts import SegmenterRecipe
 from geolabel.types import AnyArray, UInt8Array
@@ -180,7 +180,7 @@ class TransformersSam:
         given = self._processor(
             list(images), return_tensors="pt", device=self._device, input_data_format="channels_last"
         )
-        frames = torch.zeros((self.batch, 3, self.window, self.window), device=self._device)
+        frames = torch.zeros((bucket(len(images), self.batch), 3, self.window, self.window), device=self._device)
         frames[: len(images)] = given["pixel_values"]
         maps = self._model.get_image_embeddings(frames)
         return [self._embedding(maps, k) for k in range(len(images))]

@@ -262,20 +262,27 @@ class FittingSegmenter:
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
         """Masks of images (H, W, 3) at their own size."""
-        return [self._one(image, asked) for image, asked in zip(images, prompts, strict=True)]
+        reduced = [self._reduced(image, asked) for image, asked in zip(images, prompts, strict=True)]
+        found = self.segmenter([image for image, _ in reduced], [asked for _, asked in reduced])
+        return [_enlarged_masks(masks, image.shape[:2]) for masks, image in zip(found, images, strict=True)]
 
-    def _one(self, image: UInt8Array, prompts: Prompts) -> Masks:
+    def _reduced(self, image: UInt8Array, prompts: Prompts) -> tuple[UInt8Array, Prompts]:
         height, width = image.shape[:2]
         share = self.segmenter.window / max(height, width)
         if share >= 1:
-            return self.segmenter([image], [prompts])[0]
+            return image, prompts
         small = max(1, round(width * share)), max(1, round(height * share))
         # a copy, since torch warns of arrays that cannot be written to, as those that Pillow lends are
         reduced = np.array(Image.fromarray(image).resize(small, Image.Resampling.BILINEAR))
         # a point is the index of a pixel: centres keep their place
-        scaled = replace(prompts, boxes=prompts.boxes * share, points=(prompts.points + 0.5) * share - 0.5)
-        (masks,) = self.segmenter([reduced], [scaled])
-        scores = np.empty((len(masks), height, width), np.uint8)
-        for k, score in enumerate(masks.scores):
-            scores[k] = np.asarray(Image.fromarray(score).resize((width, height), Image.Resampling.BILINEAR))
-        return replace(masks, scores=scores)
+        return reduced, replace(prompts, boxes=prompts.boxes * share, points=(prompts.points + 0.5) * share - 0.5)
+
+
+def _enlarged_masks(masks: Masks, size: tuple[int, ...]) -> Masks:
+    height, width = size
+    if masks.scores.shape[1:] == (height, width):
+        return masks
+    scores = np.empty((len(masks), height, width), np.uint8)
+    for k, score in enumerate(masks.scores):
+        scores[k] = np.asarray(Image.fromarray(score).resize((width, height), Image.Resampling.BILINEAR))
+    return replace(masks, scores=scores)

@@ -176,30 +176,30 @@ class S2cTerms:
 
 @dataclass(frozen=True)
 class _Given:
-    """The activation that is known already, as a localizer."""
+    """Activations that are known already, as a localizer."""
 
-    activation: Activation
+    activations: list[Activation]
     classes: tuple[str, ...] = ()
     window: int = 1
     stride: int = 1
     gsd_range: tuple[float, float] = (0.0, float("inf"))
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:  # noqa: ARG002
-        return [self.activation]
+        return self.activations
 
 
 def prompted_targets(prompter: Prompter, segmenter: Segmenter, labeler: Labeler, classes: tuple[str, ...]) -> Targets:
     """What a segmenter makes of the peaks of maps (eq. 7 to 11), as a function that trainings can copy."""
 
     def targets(images: Sequence[UInt8Array], maps: Tensor, labels: Tensor) -> Tensor:
-        found = []
-        for image, values, shows in zip(images, maps.float().cpu().numpy(), labels, strict=True):
-            if not shows.any():
-                found.append(np.zeros(image.shape[:2], np.uint8))
-                continue
-            peaks = values.max(axis=(1, 2))
-            activation = Activation(values, np.ones_like(values), peaks, image.shape[0] // values.shape[1], classes)
-            found.append(Pipeline(_Given(activation), prompter, segmenter, labeler)(image).values)
+        found = [np.zeros(image.shape[:2], np.uint8) for image in images]
+        shown = np.flatnonzero(labels.any(dim=1).cpu().numpy()).tolist()
+        stride = images[0].shape[0] // maps.shape[-2]
+        every = (one for one in maps.float().cpu().numpy())
+        given = [Activation(one, np.ones_like(one), one.max(axis=(1, 2)), stride, classes) for one in every]
+        pipeline = Pipeline(_Given([given[k] for k in shown]), prompter, segmenter, labeler)
+        for k, one in zip(shown, pipeline.many([images[k] for k in shown]) if shown else (), strict=True):
+            found[k] = one.values
         return torch.from_numpy(np.stack(found)).long().to(maps.device)
 
     return targets

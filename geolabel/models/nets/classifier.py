@@ -145,7 +145,12 @@ def class_logits(maps: Tensor, bias: Tensor, sharpness: float | None = None) -> 
 
 @torch.no_grad()
 def merged_maps(
-    network: MapsImages, images: Tensor, scales: tuple[float, ...] = (1.0,), *, flip: bool = False
+    network: MapsImages,
+    images: Tensor,
+    scales: tuple[float, ...] = (1.0,),
+    *,
+    flip: bool = False,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Positive parts of the maps of several scales, and of mirrored images, summed at the size of scale 1.
 
@@ -153,6 +158,8 @@ def merged_maps(
     ----------
     images : (N, 3, H, W)
         Normalised.
+    known
+        Maps of the images as they are, where these have been made: they are not made again.
 
     Returns
     -------
@@ -163,7 +170,10 @@ def merged_maps(
     for scale in scales:
         sides = [max(1, round(n * scale / network.multiple)) * network.multiple for n in images.shape[-2:]]
         scaled = functional.interpolate(images, sides, mode="bilinear", align_corners=False)
-        views = [network(scaled)] + ([network(scaled.flip(-1)).flip(-1)] if flip else [])
+        as_it_is = known if scaled.shape == images.shape else None
+        views = [network(scaled) if as_it_is is None else as_it_is] + (
+            [network(scaled.flip(-1)).flip(-1)] if flip else []
+        )
         for maps in views:
             positive = functional.interpolate(maps.relu(), size, mode="bilinear", align_corners=False)
             total = positive if total is None else total + positive
