@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +73,10 @@ def _is_inventory(path: str) -> bool:
     if not path.lower().endswith(EITHER):
         return True
     from geolabel.io.read.features import spatial_layers
+    from geolabel.io.read.sources import rasters_inside
 
+    if path.lower().endswith(".zip") and rasters_inside(Path(path)):
+        return False  # a delivery, whose footprints may be vectors
     try:
         return bool(spatial_layers(path))
     except VectorError:

@@ -103,6 +103,13 @@ def polygon_options(command: F) -> F:
     for decorate in (
         outline_options,
         option(
+            "--split",
+            group="shape",
+            type=click.FloatRange(0, 1),
+            metavar="N",
+            help="Cut landslides that touch where they are narrower than this share of the narrower one, such as 0.5.",
+        ),
+        option(
             "--max-hole",
             group="shape",
             type=MeasureType("m2", "px"),

@@ -1,24 +1,16 @@
-"""Two images of one place: how far one is displaced against the other, and what changed between them.
+"""Two images of one place in register: what changed between them.
 
-Displacement is measured by phase correlation of edges in many blocks (Kuglin and Hines, 1975), in parts of a pixel by
-a parabola through the logarithm of the peak. Edges of roads, fields and rivers stay where they are while light and
-season change. Change is measured in greenness, brightness and texture, after the grey values of one image are matched
+Change is measured in greenness, brightness and texture, after the grey values of one image are matched
 to those of the other, and is given in units of the spread that the scene itself shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import fft, ndimage
 
-from geolabel.errors import SceneError
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, UInt8Array
-
-SMOOTH = 1.0
-"""Sigma, in pixels, of the blur before edges are found, and of the peak that two blocks in register make."""
 
 FEATURES = ("greenness", "brightness", "texture")
 """What change is measured in."""
@@ -37,115 +29,6 @@ MIN_SPREAD = (300.0, 300.0, 100.0)
 
 MAD_TO_SIGMA = 1.4826
 """Of the median absolute deviation, to be the standard deviation of normal values."""
-
-
-# --- registration ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Displacement:
-    """How far the content of one image is displaced against another."""
-
-    rows: float
-    cols: float
-    """Pixels from where a place is in the one to where it is in the other."""
-    blocks: int = 0
-    """Number of blocks that were compared."""
-    agreeing: int = 0
-    """Number of blocks whose own displacement is within `AGREE_PX` of the whole."""
-    spread: float = 0.0
-    """Median distance, in pixels, of the agreeing blocks from the whole."""
-
-
-AGREE_PX = 1.0
-"""Maximum distance between the displacement of a block and that of the whole."""
-
-MIN_AGREEING = 0.25
-"""Minimum share of blocks that agree. Of blocks that show different places, about one in a thousand does by chance."""
-
-MIN_CONTRAST = 7.0
-"""Minimum height of the peak of one or two blocks alone, in standard deviations of what is around."""
-
-MIN_BLOCKS = 3
-"""With fewer blocks agreement says little, so the height of the peak counts too."""
-
-
-def displacement(pairs: Sequence[tuple[UInt8Array, UInt8Array, BoolArray]], limit: int) -> Displacement:
-    """Displacement of the second images of pairs against the first.
-
-    Parameters
-    ----------
-    pairs
-        Blocks of one size: grey values (h, w) of both images, and where both are valid.
-    limit
-        Maximum displacement along either axis that is looked for, pixels.
-
-    Raises
-    ------
-    SceneError
-        If there is no block, or too few agree.
-    """
-    correlations = (_correlation(one, other, valid) for one, other, valid in pairs)
-    peaks = [peak for peak in correlations if peak is not None]
-    if not peaks:
-        raise SceneError(
-            "--before cannot be registered: no block has enough valid pixels and contrast in both scenes: give a pair "
-            "that shows the same place, or --no-register to trust their positions"
-        )
-    whole, contrast = _peak(np.mean(peaks, axis=0), limit)
-    own = np.asarray([_peak(peak, limit)[0] for peak in peaks])
-    apart = np.hypot(*(own - whole).T)
-    near = apart <= AGREE_PX
-    share = float(near.mean())
-    if share < MIN_AGREEING or (len(peaks) < MIN_BLOCKS and contrast < MIN_CONTRAST):
-        raise SceneError(
-            f"--before cannot be registered: {int(near.sum())} of {len(peaks)} blocks agree on a displacement of up "
-            f"to {limit} px ({share:.0%}; {MIN_AGREEING:.0%} have to, within {AGREE_PX:g} px): give orthorectified "
-            "scenes of the same place, or --no-register to trust their positions"
-        )
-    shift = np.median(own[near], axis=0)
-    spread = float(np.median(np.hypot(*(own[near] - shift).T)))
-    rows, cols = (round(float(v) * 64) / 64 for v in shift)
-    return Displacement(rows, cols, len(peaks), int(near.sum()), round(spread, 3))
-
-
-def _correlation(one: UInt8Array, other: UInt8Array, valid: BoolArray) -> Float64Array | None:
-    """Phase correlation (h, w) of the edges of two blocks, blurred; None where there is too little to compare."""
-    if valid.mean() < 0.5:
-        return None
-    waves = []
-    for grey in (one, other):
-        edges = ndimage.gaussian_gradient_magnitude(np.where(valid, grey, grey[valid].mean()), SMOOTH)
-        edges = np.where(ndimage.binary_erosion(valid, iterations=4, border_value=1), edges, 0.0)
-        if edges.std() < 1e-3:
-            return None
-        edges = np.minimum(edges, np.quantile(edges, 0.98))  # a few bright roofs do not decide
-        waves.append(fft.rfft2((edges - edges.mean()) * _hann(grey.shape)))
-    cross = waves[1] * np.conj(waves[0])
-    rows, cols = fft.fftfreq(one.shape[0])[:, None], fft.rfftfreq(one.shape[1])[None]
-    low_pass = np.exp(-2 * (np.pi * SMOOTH) ** 2 * (rows * rows + cols * cols))
-    return np.asarray(fft.irfft2(cross / np.maximum(np.abs(cross), 1e-12) * low_pass, s=one.shape))
-
-
-def _hann(shape: tuple[int, ...]) -> Float64Array:
-    return np.outer(*(np.hanning(side + 2)[1:-1] for side in shape))
-
-
-def _peak(correlation: Float64Array, limit: int) -> tuple[Float64Array, float]:
-    """(2,) rows and columns of the highest place within `limit`, and its height in standard deviations."""
-    shifted = fft.fftshift(correlation)
-    middle = [side // 2 for side in shifted.shape]
-    reach = [min(limit, at - 1) for at in middle]
-    near = shifted[tuple(slice(at - r, at + r + 1) for at, r in zip(middle, reach, strict=True))]
-    top = np.unravel_index(int(np.argmax(near)), near.shape)
-    place = []
-    for axis in (0, 1):
-        at = top[axis] - reach[axis] + middle[axis]
-        line = shifted[:, top[1] - reach[1] + middle[1]] if axis == 0 else shifted[top[0] - reach[0] + middle[0]]
-        before, here, after = (np.log(max(float(line[k]), 1e-9)) for k in (at - 1, at, at + 1))
-        bend = before - 2 * here + after  # the peak is a Gaussian, whose logarithm is a parabola
-        place.append(at - middle[axis] + (0.0 if bend >= 0 else float(np.clip((before - after) / (2 * bend), -1, 1))))
-    return np.asarray(place), float(near.max() / max(near.std(), 1e-12))
 
 
 # --- radiometry ------------------------------------------------------------------------------------------------------

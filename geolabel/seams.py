@@ -56,6 +56,13 @@ class Spans:
         )
 
     @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Put spans one after the other, in whatever order that is."""
+        return cls(
+            *(np.concatenate([np.zeros(0, np.int32), *(getattr(one, f.name) for one in parts)]) for f in fields(cls))
+        )
+
+    @classmethod
     def empty(cls) -> Self:
         """No spans."""
         return cls(*(np.zeros(0, np.int32) for _ in fields(cls)))

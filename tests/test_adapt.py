@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,16 @@ def test_a_scale_that_is_off_is_found_and_gains_on_other_ground() -> None:
     assert choice.scores["none"] < 0.1
     assert choice.scores["threshold"] > 0.9
     assert 0.45 * 1.2 < max(choice.point.cut, choice.point.gate) < 0.45 * 2
+
+
+def test_a_scale_that_is_off_by_far_is_found_too() -> None:
+    assert CUTS[OWN[0]] == 1
+    shown = many(0.15)
+    blocks = Blocks.of(shown)
+    assert blocks is not None
+    choice = choose(shown, blocks, POINT, 4)
+    assert choice.scores["threshold"] > 0.9
+    assert 0.15 * 1.2 < max(choice.point.cut, choice.point.gate) < 0.15 * 2
 
 
 def test_what_is_right_already_is_left_alone() -> None:
@@ -519,3 +530,27 @@ def test_a_localizer_of_another_kind_is_refused(place: Path, tmp_path: Path) -> 
     save_checkpoint(two, state, replace(info, architecture=more, classes=("landslide", "rock")))
     with pytest.raises(OptionError, match="adapt knows localizers of one class"):
         geolabel.adapt(place / "scene.tif", place / "scene_truth.gpkg", networks=geolabel.Networks(localizer=str(two)))
+
+
+@pytest.mark.qgis
+def test_a_review_in_qgis_is_read_as_it_was_meant(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "first.gpkg"
+    geolabel.extract(place / "scene.tif", out=path, networks=geolabel.Networks(device="cpu"))
+    geolabel.next_windows(path, count=3)
+    python = Path(__file__).with_name("qgis_review.py")
+    said = subprocess.run(
+        ["/usr/bin/python3", python, path, place / "scene_truth.gpkg"], check=True, capture_output=True, text=True
+    )
+    counts = json.loads(said.stdout.splitlines()[-1])
+    found = Reviewed.read(path)
+    assert counts["windows"] == len(found.areas) > 0
+    assert counts["accepted"] + counts["added"] == len(found.landslides) > 0
+    assert counts["rejected"] == len(found.rejected)
+    truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides").union_all()
+    ground = Ground.on(plan_grid(place), [found])
+    painted = ground.paint(plan_grid(place).window)
+    with rasterio.open(place / "scene_truth.tif") as source:
+        slides = source.read(1) > 0
+    assert (painted == LANDSLIDE).any()
+    assert truth.intersection(found.landslides.union_all()).area > 0.5 * found.landslides.union_all().area
+    assert not slides[painted == GROUND].mean() > 0.1

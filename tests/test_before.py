@@ -15,7 +15,7 @@ from rasterio.warp import Resampling, reproject
 from scipy import ndimage
 
 import geolabel
-from geolabel import change
+from geolabel import change, registration
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, SceneError
 from geolabel.extraction import before as before_of_run
@@ -84,40 +84,99 @@ def extract(scene: Path, parameters: geolabel.Parameters = GIVEN, **given: objec
 # --- registration ----------------------------------------------------------------------------------------------------
 
 
-def blocks(one: np.ndarray, other: np.ndarray, side: int = 128) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def blocks(one: np.ndarray, other: np.ndarray, side: int = 128) -> list[registration.Peaks]:
+    """Correlation of all blocks of two images (3, h, w)."""
     valid = np.ones((side, side), bool)
     return [
-        (one[row : row + side, col : col + side], other[row : row + side, col : col + side], valid)
-        for row in range(0, one.shape[0] - side + 1, side)
-        for col in range(0, one.shape[1] - side + 1, side)
+        registration.correlate(*(image[:, row : row + side, col : col + side] for image in (one, other)), valid, 32)
+        for row in range(0, one.shape[1] - side + 1, side)
+        for col in range(0, one.shape[2] - side + 1, side)
     ]
 
 
+def coloured() -> np.ndarray:
+    """(3, h, w) rough ground whose red and green vary each for itself."""
+    rough = np.random.default_rng(3).normal(0, 1, (3, SIDE + 32, SIDE + 32))
+    return (110 + 110 * ndimage.gaussian_filter(rough, (0, 1.5, 1.5))).clip(0, 255)
+
+
+def displaced(image: np.ndarray, shift: tuple[float, float], scale: int = 1) -> np.ndarray:
+    """The image with its content displaced, as a camera with pixels of another size sees it, on the same grid."""
+    moved = ndimage.shift(image, (0, *shift), order=3, mode="nearest").clip(0, 255)
+    if scale == 1:
+        return np.rint(moved)
+    rows, cols = moved.shape[1] // scale, moved.shape[2] // scale
+    coarse = np.rint(moved.reshape(3, rows, scale, cols, scale).mean(axis=(2, 4)))
+    return np.asarray(ndimage.zoom(coarse, (1, scale, scale), order=1, mode="nearest", grid_mode=True))
+
+
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (0.25, -0.5), (-3.4, 7.75), (8.0, 8.0), (-20.5, 11.2)])
-def test_a_displacement_is_measured_to_a_part_of_a_pixel(shift: tuple[float, float]) -> None:
-    image = ground()[1]
-    moved = ndimage.shift(image, shift, order=3, mode="nearest")
-    found = change.displacement(blocks(*(v.clip(0, 255).astype(np.uint8) for v in (image, moved))), 32)
+@pytest.mark.parametrize("by", ["colour", "brightness"])
+def test_a_displacement_is_measured_to_a_part_of_a_pixel(shift: tuple[float, float], by: str) -> None:
+    image = coloured() if by == "colour" else np.repeat(ground()[1:2], 3, axis=0)
+    found = registration.displacement(blocks(np.rint(image), displaced(image, shift)), 32)
     assert np.hypot(found.rows - shift[0], found.cols - shift[1]) < 0.15
     assert found.agreeing == found.blocks == 4
+    assert found.by == by
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_a_pair_of_another_season_is_registered(seed: int) -> None:
-    """The scene before has other leaves and other roads, and shadows that point elsewhere draw the result along."""
+@pytest.mark.parametrize(("seed", "scale"), [(1, 1), (2, 1), (2, 2), (3, 2)])
+def test_a_pair_of_another_season_is_registered_to_half_a_pixel(seed: int, scale: int) -> None:
+    """The scene before has other leaves and other roads, and shadows that point elsewhere."""
     pair = synthesize_pair(512, seed=seed)
-    grey = [image.mean(axis=2).astype(np.uint8) for image in (pair.after.rgb, pair.before)]
-    found = change.displacement(blocks(*grey), 32)
-    assert np.hypot(found.rows - pair.shift[0], found.cols - pair.shift[1]) < 1.5
+    after, before = (np.moveaxis(image, 2, 0).astype(float) for image in (pair.after.rgb, pair.before))
+    extra = np.random.default_rng(seed).uniform(-5, 5, 2)
+    found = registration.displacement(blocks(after, displaced(before, tuple(extra), scale)), 32)
+    moved = displaced(before, (extra[0] - found.rows, extra[1] - found.cols), scale)
+    found = registration.confirmed(found, registration.displacement(blocks(after, moved), 32))
+    assert np.hypot(*(np.array([found.rows, found.cols]) - pair.shift - extra)) < 0.5
+    assert found.by == "colour"
+
+
+def test_edges_of_brightness_that_move_do_not_move_the_displacement() -> None:
+    """Shade of one shape lies 3 px further on the second day; the colours of the ground stay where they are."""
+    shade = np.where(ndimage.gaussian_filter(np.random.default_rng(4).normal(0, 1, (SIDE + 32,) * 2), 4) > 0, 1.0, 0.35)
+    light = [shade, np.roll(shade, 3, axis=1)]
+    images = [np.rint(0.4 * coloured() * one) for one in light]
+    found = registration.displacement(blocks(*images), 32)
+    assert found.by == "colour"
+    assert np.hypot(found.rows, found.cols) < 0.2
+    grey = [np.repeat(image.mean(axis=0, keepdims=True), 3, axis=0) for image in images]
+    assert registration.displacement(blocks(*grey), 32).cols > 1
+
+
+def test_brightness_alone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    image = np.repeat(ground()[1:2], 3, axis=0)
+    found = registration.displacement(blocks(image, image), 32)
+    registration.confirmed(found, found)
+    assert "registered by brightness" in caplog.text
 
 
 def test_scenes_of_two_places_are_refused() -> None:
-    images = [synthesize_pair(384, seed=seed).before.mean(axis=2).astype(np.uint8) for seed in (1, 2)]
+    images = [np.moveaxis(synthesize_pair(384, seed=seed).before, 2, 0) for seed in (1, 2)]
     with pytest.raises(SceneError, match=r"--before cannot be registered: \d of 9 blocks agree"):
-        change.displacement(blocks(*images), 32)
-    flat = np.full((256, 256), 90, np.uint8)
+        registration.displacement(blocks(*images), 32)
+    flat = np.full((3, 256, 256), 90, np.uint8)
     with pytest.raises(SceneError, match="no block has enough valid pixels and contrast"):
-        change.displacement(blocks(flat, flat), 32)
+        registration.displacement(blocks(flat, flat), 32)
+
+
+def test_blocks_that_agree_roughly_are_refused() -> None:
+    """Each of three blocks is displaced a little differently; the mean of their displacements is little."""
+    image = coloured()
+    parts = [blocks(image, displaced(image, (0.9 * k, 0)))[k + 1] for k in (-1, 0, 1)]
+    found = registration.displacement(parts, 32)
+    with pytest.raises(SceneError, match=r"standard error of 0\.\d\d px, and at most 0\.2 px is trusted"):
+        registration.confirmed(found, found)
+
+
+def test_what_is_left_of_a_displacement_has_to_be_little() -> None:
+    with pytest.raises(SceneError, match=r"displaced by 5\.00 px, and by another 0\.60 px where that is corrected"):
+        registration.confirmed(registration.Displacement(3, 4, 9, 9), registration.Displacement(0.6, 0, 9, 9))
+    found = registration.confirmed(
+        registration.Displacement(3, 4, 9, 9), registration.Displacement(0.25, -0.25, 9, 8, 0.1, "colour")
+    )
+    assert found == registration.Displacement(3.25, 3.75, 9, 8, 0.1, "colour")
 
 
 # --- change ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The dense CRF: its filters against sums over all pairs, and what it does to a map."""
+"""Maps at the edges of the image: the dense CRF against sums over all pairs, PAMR against loops over pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from geolabel.errors import OptionError
-from geolabel.models.refined import DenseCrf, bilateral, gaussian, normalised
+from geolabel.models.refined import DenseCrf, Pamr, PamrLocalizer, bilateral, gaussian, levelled, normalised
+from geolabel.testing import FakeLocalizer
 
 
 def picture(seed: int = 0, size: int = 24) -> np.ndarray:
@@ -98,3 +99,75 @@ def test_without_ties_nothing_changes() -> None:
 def test_numbers_that_cannot_be(given: dict[str, float]) -> None:
     with pytest.raises(OptionError):
         DenseCrf(**given)  # type: ignore[arg-type]
+
+
+# --- PAMR ------------------------------------------------------------------------------------------------------------
+
+
+def looped(image: np.ndarray, values: np.ndarray, pamr: Pamr) -> np.ndarray:
+    """The definition, pixel by pixel."""
+    height, width = values.shape
+    colours = image / 255
+    for _ in range(pamr.iterations):
+        refined = np.zeros_like(values)
+        for y, x in np.ndindex(height, width):
+            steps = [(i * d, j * d) for d in pamr.distances for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+            around = [(min(max(y + i, 0), height - 1), min(max(x + j, 0), width - 1)) for i, j in steps]
+            own, others = colours[y, x], np.array([colours[p] for p in around])
+            sigma = np.vstack([others, own[None]]).std(axis=0)
+            affinity = -(np.abs(others - own) / (0.1 * sigma + 1e-8)).mean(axis=1)
+            weights = np.exp(affinity - affinity.max())
+            refined[y, x] = weights @ [values[p] for p in around] / weights.sum()
+        values = refined
+    return values
+
+
+def test_pamr_is_its_definition() -> None:
+    random = np.random.default_rng(0)
+    image, values = random.integers(0, 256, (7, 9, 3), np.uint8), random.random((7, 9)).astype(np.float32)
+    pamr = Pamr(iterations=2, distances=(1, 3))
+    assert np.abs(pamr(image, values[None])[0] - looped(image, values, pamr)).max() < 1e-4
+
+
+def test_pamr_moves_a_map_to_the_edge() -> None:
+    image, values = picture(size=48), map_of(size=48)[1]
+    truth = np.arange(48) >= 13
+    before, after = ((v > 0.5) == truth for v in (values, Pamr()(image, values[None])[0]))
+    assert before.mean() < 0.95 < 0.98 < after.mean()
+
+
+def test_pamr_stays_within_the_map_and_keeps_what_is_the_same_everywhere() -> None:
+    image = picture(size=24)
+    maps = np.stack([map_of()[1], np.full((24, 24), 0.7, np.float32)])
+    refined = Pamr()(image, maps)
+    assert refined[0].min() >= maps[0].min()
+    assert refined[0].max() <= maps[0].max()
+    assert np.abs(refined[1] - 0.7).max() < 1e-5
+
+
+def test_pamr_sees_large_images_reduced() -> None:
+    image, values = (np.repeat(np.repeat(a, 4, 0), 4, 1) for a in (picture(size=40), map_of(size=40)[1]))
+    small, large = Pamr(side=40)(image, values[None])[0], Pamr(side=40)(picture(size=40), map_of(size=40)[1][None])[0]
+    assert small.shape == (160, 160)
+    assert np.abs(small[2::4, 2::4] - large).mean() < 0.02
+
+
+def test_a_refined_map_is_levelled_at_the_pixels_of_the_image() -> None:
+    bright = FakeLocalizer(function=lambda rgb: rgb.mean(axis=2) / 400, stride=8)
+    (found,) = PamrLocalizer(bright)([picture(size=64)])
+    assert (found.stride, found.values.shape, found.values.max()) == (1, (1, 64, 64), 1)
+    assert ((found.values[0] > 0.5) == (np.arange(64) >= 13)).mean() > 0.98
+
+
+def test_levels_of_a_map() -> None:
+    values = np.repeat(np.array([[-1, 0.1, 0.3, 4]], np.float32), 4, axis=0)
+    found = levelled(values)[0]
+    assert found[0] == 0 < found[1] < found[2] < 0.5 < found[3] == 1
+    assert not levelled(np.full((3, 3), -2, np.float32)).any()
+    assert (levelled(np.full((3, 3), 2, np.float32)) == 1).all()
+
+
+def test_numbers_of_pamr_are_checked() -> None:
+    for wrong in ({"iterations": 0}, {"distances": ()}, {"side": 0}):
+        with pytest.raises(OptionError, match="pixel-adaptive refinement needs"):
+            Pamr(**wrong)

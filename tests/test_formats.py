@@ -22,6 +22,7 @@ from affine import Affine
 from shapely import MultiPolygon, Polygon, box
 
 import geolabel
+from geolabel.cli.main import run
 from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS, short_names
 from geolabel.io.read import geoparquet, vector_files
@@ -502,3 +503,30 @@ def test_polygons_of_a_mask_are_reprojected(tmp_path: Path) -> None:
     assert found.crs == read_layer(tmp_path / "slides.gpkg").crs == "EPSG:4326"
     np.testing.assert_allclose(found["area_m2"], plain["area_m2"], rtol=1e-6)
     assert shapely.hausdorff_distance(found.to_crs(UTM).geometry[0], plain.geometry[0]) < 1e-6
+
+
+def test_info_says_what_is_in_zipped_shapefiles_and_takes_a_delivery_for_a_scene(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "slides.zip", candidates=others())
+    assert run(["info", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {name: layer["count"] for name, layer in said["layers"].items()} == {
+        "landslides": 3,
+        "candidates": 2,
+        "rejected": 0,
+    }
+    write(tmp_path / "outline.geojson")
+    with zipfile.ZipFile(tmp_path / "delivery.zip", "w") as archive:
+        archive.write(tmp_path / "outline.geojson", "outline.geojson")
+        archive.writestr("scene.tif", b"II*")
+    assert run(["info", str(tmp_path / "delivery.zip"), "--json"]) == 1
+    assert "ZIP archive: give the raster inside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "shp", "fgb", "kmz"])
+def test_extract_takes_the_last_name_for_its_output(tmp_path: Path, suffix: str) -> None:
+    from geolabel.cli.extract import _split
+
+    assert _split(("a.tif", f"slides.{suffix}"), None, needed=True) == (("a.tif",), f"slides.{suffix}")
+    assert _split(("a.tif", "items.geojson"), "slides.gpkg", needed=True) == (("a.tif", "items.geojson"), "slides.gpkg")

@@ -29,9 +29,10 @@ from geolabel.extraction.scene_groups import prepare
 from geolabel.io import storage
 from geolabel.io.read import map_tiles, tile_cache
 from geolabel.io.read.fingerprints import fingerprint
-from geolabel.io.read.map_tiles import HALF_M, MapTiles, Template, is_map_tiles, open_map_tiles
+from geolabel.io.read.map_tiles import MapTiles, open_map_tiles
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.read.tile_urls import HALF_M, Template, is_map_tiles, template_of
 from geolabel.synthetic import synthesize
 from geolabel.tiles import Window
 from geolabel.types import AnyArray
@@ -352,6 +353,124 @@ def test_an_interrupted_fetch_resumes(server: Server) -> None:
     assert layer.fetch() == 0
     assert {path for path, _ in server.asked} >= {name}
     assert len(server.asked) < 6
+
+
+# --- WMTS ------------------------------------------------------------------------------------------------------------
+
+SETS = """
+<TileMatrixSet><ows:Identifier>local</ows:Identifier><ows:SupportedCRS>urn:ogc:def:crs:EPSG::2056</ows:SupportedCRS>
+<TileMatrix><ows:Identifier>0</ows:Identifier><ScaleDenominator>14285714.2857</ScaleDenominator>
+<TopLeftCorner>2420000 1350000</TopLeftCorner><TileWidth>256</TileWidth><TileHeight>256</TileHeight></TileMatrix>
+</TileMatrixSet>
+<TileMatrixSet><ows:Identifier>google</ows:Identifier><ows:SupportedCRS>urn:ogc:def:crs:EPSG:6.18:3:3857</ows:SupportedCRS>
+{matrices}</TileMatrixSet>"""
+
+MATRIX = """<TileMatrix><ows:Identifier>{name}</ows:Identifier><ScaleDenominator>{scale}</ScaleDenominator>
+<TopLeftCorner>-20037508.3428 20037508.3428</TopLeftCorner><TileWidth>256</TileWidth><TileHeight>256</TileHeight>
+</TileMatrix>"""
+
+REST = '<ResourceURL format="image/png" resourceType="tile" template="{url}"/>'
+
+
+def capabilities(resource: str = "", sets: str = "google", href: str = "", names: str = "EPSG:3857:{}") -> bytes:
+    """What a server says of its layer ortho, as the standard has it."""
+    # 559082264.0287178 is the scale denominator of zoom 0 in the standard
+    levels = [MATRIX.format(name=names.format(zoom), scale=559082264.0287178 / 2**zoom) for zoom in range(20)]
+    get = f'<ows:Operation name="GetTile"><ows:DCP><ows:HTTP><ows:Get xlink:href="{href}"/></ows:HTTP></ows:DCP>'
+    return f"""<?xml version="1.0"?><Capabilities xmlns="http://www.opengis.net/wmts/1.0"
+xmlns:ows="http://www.opengis.net/ows/1.1" xmlns:xlink="http://www.w3.org/1999/xlink">
+<ows:OperationsMetadata>{get if href else "<ows:Operation name='GetTile'>"}</ows:Operation></ows:OperationsMetadata>
+<Contents><Layer><ows:Identifier>ortho</ows:Identifier><Style isDefault="true"><ows:Identifier>main</ows:Identifier>
+</Style><Format>image/png</Format><Dimension><ows:Identifier>Time</ows:Identifier><Default>2023</Default></Dimension>
+<TileMatrixSetLink><TileMatrixSet>{sets}</TileMatrixSet></TileMatrixSetLink>{resource}</Layer>
+<Layer><ows:Identifier>hills</ows:Identifier></Layer>{SETS.format(matrices="".join(levels))}</Contents></Capabilities>""".encode()
+
+
+def described(server: Server, **said: str) -> str:
+    server.content["/caps.xml"] = capabilities(**said)
+    return f"WMTS:http://127.0.0.1:{server.server_port}/caps.xml,layer=ortho"
+
+
+def test_a_layer_of_wmts_has_the_tiles_that_its_capabilities_name(server: Server) -> None:
+    picture = noise()
+    server.cut(picture)
+    where = f"http://127.0.0.1:{server.server_port}/t/{{Style}}/{{Time}}/{{TileMatrixSet}}/"
+    text = described(server, resource=REST.format(url=where + "{TileMatrix}/{TileRow}/{TileCol}.png"))
+    for name, tile in list(server.content.items()):
+        if name.startswith(f"/{ZOOM}/"):
+            _, zoom, col, row = name.removesuffix(".png").split("/")
+            server.content[f"/t/main/2023/google/EPSG:3857:{zoom}/{row}/{col}.png"] = tile
+            del server.content[name]
+    layer = open_map_tiles(text, bounds_of(512, 768), 0.55)
+    assert layer.fetch() == 0
+    np.testing.assert_array_equal(layer.read([1], Window(0, 0, 512, 768))[0][0], picture[..., 0])
+    asked = len(server.asked)
+    assert pickle.loads(pickle.dumps(layer)).read([1], Window(0, 0, 9, 9))[1].all()
+    assert open_map_tiles(text, bounds_of(512, 768), 0.55).zoom == ZOOM
+    assert len(server.asked) == asked  # the capabilities are kept as tiles are
+    with pytest.raises(OptionError, match=r"zoom levels 0 to 19, and --gsd asks for 21"):
+        open_map_tiles(text, bounds_of(256, 256), 0.1)
+
+
+def test_without_a_template_the_query_of_the_standard_is_asked(server: Server) -> None:
+    text = described(server, href=f"http://127.0.0.1:{server.server_port}/wmts?map=a&amp;", names="{}")
+    made = template_of(text).url(3, 2, 5)
+    assert made == (
+        f"http://127.0.0.1:{server.server_port}/wmts?map=a&SERVICE=WMTS&REQUEST=GetTile&VERSION=1.0.0&LAYER=ortho"
+        "&STYLE=main&FORMAT=image%2Fpng&TILEMATRIXSET=google&TILEMATRIX=3&TILEROW=2&TILECOL=5"
+    )
+
+
+def test_what_is_behind_a_proxy_is_asked_as_its_capabilities_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = capabilities(REST.format(url="http://maps.example:8080/{TileMatrix}/{TileCol}/{TileRow}.png"))
+    monkeypatch.setattr(tile_cache, "tile_file", lambda *_: said)
+    template = template_of("WMTS:https://me:secret@maps.example/caps.xml?key=secret,layer=ortho")
+    assert template.url(1, 0, 1) == "https://me:secret@maps.example/EPSG:3857:1/1/0.png"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:{port}/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "http://127.0.0.1:1/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "https://elsewhere.example/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "file:///etc/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "/vsicurl/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "http://[/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "http://127.0.0.1:x/{TileMatrix}/{TileCol}/{TileRow}.png",
+        "",
+    ],
+)
+def test_capabilities_may_not_lead_to_another_server(server: Server, url: str) -> None:
+    text = described(server, resource=REST.format(url=url.replace("{port}", str(server.server_port))))
+    with pytest.raises(SceneError, match="tiles of the same server are read"):
+        template_of(text)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"<html/>", b"<a>" * 99, b"<!DOCTYPE Capabilities [<!ENTITY a 'b'>]><Capabilities/>", b"\0" * 9]
+)
+def test_capabilities_that_are_none_are_said(server: Server, answer: bytes) -> None:
+    text = described(server)
+    server.content["/caps.xml"] = answer
+    with pytest.raises(SceneError, match="gives no capabilities of WMTS"):
+        template_of(text)
+
+
+def test_a_layer_of_wmts_is_named_and_in_web_mercator(server: Server) -> None:
+    text = described(server, sets="local")
+    with pytest.raises(SceneError, match=r"has no tiles in web Mercator \(EPSG:3857\), but in local"):
+        template_of(text)
+    with pytest.raises(OptionError, match=r"no layer is named: .* it has ortho, hills"):
+        template_of(text.partition(",")[0])
+    with pytest.raises(OptionError, match="there is no layer b: "):
+        template_of(text.replace("ortho", "b"))
+    for url in ("file:///a.xml", "http://h/a.xml", "/vsicurl/https://h/a.xml", "https://[/a.xml", "a.xml"):
+        with pytest.raises(OptionError, match="over https"):
+            template_of(f"WMTS:{url},layer=ortho")
+    assert is_map_tiles("wmts:https://h/a.xml?b=c,layer=d")
+    (listed,) = list_scenes("WMTS:https://h/a.xml?b=[c],layer=d")
+    assert listed.source == "WMTS:https://h/a.xml?b=[c],layer=d"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

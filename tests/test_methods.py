@@ -17,6 +17,7 @@ from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.io.write.rasters import write_geotiff
+from geolabel.labelers import enlarged
 from geolabel.labeling import label
 from geolabel.labeling.label import ActivatedLabels
 from geolabel.labels import BACKGROUND
@@ -25,6 +26,7 @@ from geolabel.models import loading
 from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.multiscale import MultiscaleLocalizer
+from geolabel.models.refined import Pamr, levelled
 from geolabel.models.sam import FittingSegmenter
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
@@ -200,8 +202,9 @@ def test_tau_is_the_paper_s_for_official_networks():
 
 def test_the_bundled_networks_label(folder: Path, tmp_path: Path):
     words = ["label", str(folder), "--method", "apsam", "--out", str(tmp_path / "pseudo"), "--device", "cpu", "-q"]
-    assert run([*words, "--single-scale"]) == 0
-    assert PseudoLabels(tmp_path / "pseudo").provenance["settings"]["single_scale"] is True
+    assert run([*words, "--single-scale", "--pamr"]) == 0
+    settings = PseudoLabels(tmp_path / "pseudo").provenance["settings"]
+    assert (settings["single_scale"], settings["pamr"]) == (True, True)
 
 
 def test_all_views_or_one():
@@ -210,6 +213,14 @@ def test_all_views_or_one():
     image = chip()
     (one,), (many,) = (label.chip_localizer(recipe, multiscale=flag)([image]) for flag in (False, True))
     assert np.abs(one.values - many.values).max() > 0.01
+
+
+def test_maps_are_refined_where_asked_for():
+    recipe, image = loading.recipe("localizer", "bundled", device="cpu"), chip()
+    plain, refined = (label.chip_localizer(recipe, multiscale=False, pamr=flag) for flag in (False, True))
+    (found,) = refined([image])
+    expected = levelled(Pamr()(image, enlarged(plain([image])[0], *image.shape[:2]))[0])
+    assert (found.values[0] == expected).all()
 
 
 def test_every_method_says_what_it_needs():

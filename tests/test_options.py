@@ -44,6 +44,7 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "min_area",
         "max_hole",
         "simplify",
+        "split",
         "smooth",
         "dry_run",
         "dem",

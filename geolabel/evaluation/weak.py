@@ -39,9 +39,8 @@ from geolabel.models import loading
 from geolabel.models.cam import DenseLocalizer
 from geolabel.models.checkpoint import load_own
 from geolabel.models.defaults import segmenter_defaults
-from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.parsing import read_json
-from geolabel.parts import Recipe
+from geolabel.parts import Localizer, Recipe
 from geolabel.training import localizers, presets, students
 from geolabel.training.localizer_objective import area_under_curve
 from geolabel.training.presets import LocalizerPreset, Method, preset_of
@@ -118,7 +117,7 @@ SIZES: dict[PresetName, Sizes] = {
         replace(_CPU, epochs=5, schedule=replace(_CPU.schedule, average=0.99, evaluations=2)),
         multiscale=False,
     ),
-    "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU, multiscale=False),
+    "cpu": Sizes({"output_stride": 16, "points_per_side": 8}, _CPU),
     "gpu": Sizes(
         {
             "backbone": "resnet50",
@@ -241,6 +240,7 @@ class WeakBench:
         if self._started:
             key["first weights"] = loading.recipe("localizer", self.init).sha256
         key |= {f"student {name}": value for name, value in asdict(SIZES[self.preset].student).items()}
+        key |= {f"labels {name}": asdict(self._settings(name)) for name in PSEUDO}
         for method in METHODS:
             key |= {f"{method} {name}": value for name, value in asdict(self._numbers(method)).items()}
         return key
@@ -265,7 +265,10 @@ class WeakBench:
         }
 
     def localizer(self, method: Method, seed: int) -> dict[str, Any]:
-        """Train a localizer and judge its maps, at the threshold that is best on the fold."""
+        """Train a localizer and judge its maps, of one view and as labels are made of them.
+
+        Thresholds are those that are best on the fold.
+        """
         out = self.localizer_file(method, seed).parent
         request = localizers.LocalizerRequest(
             method, "cpu", self.init, segments=self.work / "segments", epochs=self.epochs, seed=seed
@@ -286,12 +289,17 @@ class WeakBench:
         return self._judge(loading.recipe("localizer", self.init, batch=1, **self._place()))
 
     def _judge(self, recipe: Recipe) -> dict[str, Any]:
-        locate = chip_localizer(recipe, multiscale=self._multiscale)
-        threshold = MapScores.of(locate, self.fold).best_threshold()
-        return image_scores(chip_localizer(recipe, multiscale=False), self.val) | {
-            "threshold": THRESHOLDS[threshold],
-            "maps": asdict(MapScores.of(locate, self.val)) | {"chosen": threshold},
+        one_view = chip_localizer(recipe, multiscale=False)
+        refined = chip_localizer(recipe, multiscale=self._multiscale, pamr=True)
+        return {
+            **image_scores(one_view, self.val),
+            "maps": self._map_scores(one_view),
+            "refined maps": self._map_scores(refined),
         }
+
+    def _map_scores(self, locate: Localizer) -> dict[str, Any]:
+        chosen = MapScores.of(locate, self.fold).best_threshold()
+        return asdict(MapScores.of(locate, self.val)) | {"chosen": chosen, "threshold": THRESHOLDS[chosen]}
 
     def pseudo(self, name: str, seed: int) -> dict[str, Any]:
         """Judge pseudo-labels of the fold, which the localizer was not trained on."""
@@ -363,13 +371,14 @@ class WeakBench:
         """Folder of a trained student."""
         return self.work / f"seed{seed}" / f"student {name}"
 
-    def locate(self, method: Method, seed: int) -> MultiscaleLocalizer:
-        """A trained localizer, for whole chips."""
-        return chip_localizer(self._recipe(method, seed), multiscale=self._multiscale)
+    def locate(self, name: str, seed: int) -> Localizer:
+        """The trained localizer of the pseudo-labels of a name, for whole chips."""
+        pamr = self._settings(name).pamr
+        return chip_localizer(self._recipe(PSEUDO[name], seed), multiscale=self._multiscale, pamr=pamr)
 
     def label(self, name: str, seed: int) -> ActivatedLabels:
         """Labeler of the pseudo-labels of a name."""
-        return ActivatedLabels(self.locate(PSEUDO[name], seed), self.compose(name))
+        return ActivatedLabels(self.locate(name, seed), self.compose(name))
 
     def trained_student(self, name: str, seed: int) -> DenseLocalizer:
         """A trained student, for whole chips."""

@@ -76,6 +76,10 @@ def map_section(done: dict[str, dict[str, Any]]) -> Section:
     for name, of in _localizers(done).items():
         maps = [found["maps"] for found in of]
         figures = {"hits": [np.mean(m["hits"]) for m in maps], "map IoU": [_map_ious(m).mean() for m in maps]}
+        refined = [found["refined maps"] for found in of if "refined maps" in found]
+        if refined:
+            figures |= {"hits, refined": [np.mean(m["hits"]) for m in refined]}
+            figures |= {"map IoU, refined": [_map_ious(m).mean() for m in refined]}
         rows.append(row("val", name, figures))
         areas = float(np.mean(maps[0]["areas"]))
     if rows:
@@ -116,11 +120,12 @@ def _student_section(done: dict[str, dict[str, Any]]) -> Section:
 def difference_section(done: dict[str, dict[str, Any]]) -> Section:
     """Differences on the same chips, means over the seeds of both, with intervals of 95 % over chips."""
     rows = []
-    for better, than in (("cam", START), ("s2c", "cam"), ("cism", "cam")):
-        first, second = _of_both(done, better, than)
-        if first:
-            ious = (np.mean([_map_ious(f["maps"]) for f in some], axis=0) for some in (first, second))
-            rows.append(_difference("val, chips that show it", f"map IoU of {better} over {than}", *ious))
+    for key, title in (("maps", "map IoU"), ("refined maps", "refined map IoU")):
+        for better, than in (("cam", START), ("s2c", "cam"), ("cism", "cam")):
+            first, second = _of_both(done, better, than)
+            if first and all(key in found for found in (*first, *second)):
+                ious = (np.mean([_map_ious(f[key]) for f in some], axis=0) for some in (first, second))
+                rows.append(_difference("val, chips that show it", f"{title} of {better} over {than}", *ious))
     for better, than in (("apsam paper", "apsam box"), ("apsam box", "apsam point"), ("apsam", "apsam paper")):
         first, second = _of_both(done, f"pseudo {better}", f"pseudo {than}")
         if first:
@@ -198,8 +203,8 @@ class _Sheet:
         return found
 
     def _map(self, method: Any) -> Plot:
-        locate = self.bench.locate(method, self.seed)
         labels = next(name for name, of in PSEUDO.items() if of == method)
+        locate = self.bench.locate(labels, self.seed)
         prompter = self.bench.compose(labels)(locate).prompter
 
         def plot(axes: Axes, chip: Chip) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from geolabel.change import Displacement, Stable, displacement, features, match_greys, patch_means
+from geolabel.change import Stable, features, match_greys, patch_means
 from geolabel.engine import executors, worker
 from geolabel.errors import SceneError, TileError
 from geolabel.extraction.plan import Plan, examined
@@ -26,8 +26,9 @@ from geolabel.io.read.headers import check_image
 from geolabel.io.read.masks import hidden_share, open_masks
 from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
+from geolabel.registration import Displacement, Peaks, confirmed, correlate, displacement
 from geolabel.tiles import Window
-from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +118,12 @@ def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register:
         )
     windows, moved = _blocks(plan), Displacement(0.0, 0.0)
     if register:
-        read = executors.ordered(partial(_pair, plan, aligned, stretch), windows)
-        grey = [(_grey(after), _grey(before), valid) for after, before, valid in read]
-        moved = displacement(grey, MAX_DISPLACEMENT_PX)
-        log.info("%s: displaced by %s", aligned.reader.scene.name, moved)
+        moved = displacement(executors.ordered(partial(_peaks, plan, aligned, stretch), windows), MAX_DISPLACEMENT_PX)
         aligned = aligned.moved((moved.rows, moved.cols))
+        left = executors.ordered(partial(_peaks, plan, aligned, stretch), windows)
+        moved = confirmed(moved, displacement(left, MAX_DISPLACEMENT_PX))
+        aligned = aligned.moved((moved.rows, moved.cols))
+        log.info("%s: displaced by %s", aligned.reader.scene.name, moved)
     pairs = list(executors.ordered(partial(_pair, plan, aligned, stretch), windows))
     picked = [(after[::STEP, ::STEP], before[::STEP, ::STEP], valid[::STEP, ::STEP]) for after, before, valid in pairs]
     tables = match_greys(
@@ -142,24 +144,41 @@ def _blocks(plan: Plan) -> list[Window]:
     return [Window(row, col, side, side) for row in rows for col in cols]
 
 
-def _pair(
-    plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window
-) -> tuple[UInt8Array, UInt8Array, BoolArray]:
-    """The images (h, w, 3) after and before in a window, and where both are valid; nowhere if one is unreadable."""
+def _read(plan: Plan, aligned: AlignedReader, window: Window) -> tuple[AnyArray, AnyArray, BoolArray] | None:
+    """Bands (3, h, w) after and before in a window, and where both are valid; None if one is unreadable."""
     try:
         bands, valid = plan.reader.read(window, plan.grid)
         earlier, known = aligned.read(window, plan.grid)
     except TileError:
         if plan.parameters.on_error == "fail":
             raise
+        return None
+    return bands, earlier, valid & known
+
+
+def _peaks(plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window) -> Peaks:
+    """Correlation of a block of both images, each band in units of its brightest ground."""
+    read = _read(plan, aligned, window)
+    if read is None:
+        return {}
+    bands, earlier, both = read
+    after, before = (
+        np.where(both, values * (255 / np.maximum(one.high, 1e-12))[:, None, None], 0.0)
+        for values, one in ((bands, plan.stretch), (earlier, stretch))
+    )
+    return correlate(after, before, both, MAX_DISPLACEMENT_PX)
+
+
+def _pair(
+    plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window
+) -> tuple[UInt8Array, UInt8Array, BoolArray]:
+    """The images (h, w, 3) after and before in a window, and where both are valid; nowhere if one is unreadable."""
+    read = _read(plan, aligned, window)
+    if read is None:
         nothing = np.zeros((window.height, window.width, 3), np.uint8)
         return nothing, nothing, np.zeros((window.height, window.width), bool)
-    both = valid & known
+    bands, earlier, both = read
     return plan.stretch.apply(bands, both), stretch.apply(earlier, both), both
-
-
-def _grey(image: UInt8Array) -> UInt8Array:
-    return np.asarray(image.mean(axis=2), np.uint8)
 
 
 def matched(image: UInt8Array, tables: UInt8Array) -> UInt8Array:

@@ -21,7 +21,7 @@ from geolabel.extraction.activation_maps import blend_activation
 from geolabel.extraction.before import Before, activation_of, matched
 from geolabel.extraction.evidence import GROUND, LEVELS, MAX_STEP_PX, Evidence, Heights
 from geolabel.extraction.plan import Plan, Run
-from geolabel.extraction.vectorize import Objects, with_cut
+from geolabel.extraction.vectorize import Objects, with_ground
 from geolabel.extraction.work import Work
 from geolabel.models.evidence_head import EvidenceHeads, Kind, Trees, heads_for
 from geolabel.seams import Spans, drop_small, join
@@ -69,7 +69,7 @@ class Pieces:
 
 
 def cut_ground(work: Work, objects: Objects, known: Known, fixed: BoolArray, min_area_px: float) -> Objects:
-    """The ground of objects of one class as other objects: `Objects.cut` are those that the head calls no landslide.
+    """The ground of objects of one class as other objects: `Objects.ground` are those that the head calls no landslide.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def cut_ground(work: Work, objects: Objects, known: Known, fixed: BoolArray, min
     work.report.gaps += [text for part in parts for text in part.failures]
     kept, away = join([part.kept for part in parts])[0], join([part.cut for part in parts])[0]
     kept, away = _settled(kept, away, min_area_px)
-    return with_cut(join([kept, objects.spans[~free]])[0], away)
+    return with_ground(join([kept, objects.spans[~free]])[0], away)
 
 
 def _settled(kept: Spans, away: Spans, min_area_px: float) -> tuple[Spans, Spans]:

@@ -292,7 +292,7 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float
         sums, most = _summed(work, objects, step, _shares(tiles, tiles, objects), TERRAIN_LAYERS)
         columns |= _terrain_columns(sums, most, objects.areas)
     cores = [plan.localize_tiles.core(index) for index in range(len(plan.localize_tiles))]
-    if objects.cut is not None:
+    if objects.ground is not None:
         jobs = _shares(list(plan.localize_tiles), cores, objects)
         sums, _ = _summed(work, objects, _WEIGH.bind(work.run), jobs, ("known", "levels"))
         known = sums["known"] >= SHARE * np.maximum(objects.areas, 1)

@@ -221,11 +221,14 @@ def polygonize(
             threshold=plan.mask_threshold,
             min_area_px=parameters.min_area.pixels(gsd),
             max_hole_px=parameters.max_hole.pixels(gsd),
+            split=parameters.split if known is None else None,
             apply=work.apply,
         )
-        if known is not None:
+        if known is not None:  # what other ground joins comes apart first, then what is narrow
             fixed = _asked(work, objects, np.isin(prompt_ids, drawn_ids))
             objects = cut_ground(work, objects, known, fixed, parameters.min_area.pixels(gsd))
+            if parameters.split is not None:
+                objects = objects.cut(parameters.split, parameters.min_area.pixels(gsd))
         landslides = describe(
             objects,
             sum_objects(mosaic, plan.blocks, objects, apply=work.apply),
@@ -239,7 +242,7 @@ def polygonize(
             classes=plan.classes,
         )
         landslides = landslides.assign(**measure(work, objects, evidence))
-    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids, evidence, objects.cut)
+    return objects, complete(landslides, plan, _seen_in(work, objects), drawn_ids, evidence, objects.ground)
 
 
 def _asked(work: Work, objects: Objects, drawn: BoolArray) -> BoolArray:

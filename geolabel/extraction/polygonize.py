@@ -35,6 +35,7 @@ def polygonize(
     gsd: float | None = None,
     min_area: Measure = NOTHING,
     max_hole: Measure = NOTHING,
+    split: float | None = None,
     simplify: Measure = NOTHING,
     smooth: Measure = NOTHING,
     block_size: int = 2048,
@@ -57,7 +58,7 @@ def polygonize(
         all. A pixel is of the class that scores highest.
     out
         File of layers to write, see `geolabel.io.write.vectors.WRITERS`; None to write nothing.
-    min_area, max_hole, simplify, smooth
+    min_area, max_hole, split, simplify, smooth
         See `geolabel.extraction.vectorize.vectorize`.
     block_size
         Side in pixels of the blocks that are read at a time; no result depends on it.
@@ -109,6 +110,7 @@ def polygonize(
         threshold=source.level,
         min_area_px=min_area.pixels(size),
         max_hole_px=max_hole.pixels(size),
+        split=split,
         simplify_px=simplify.pixels(size),
         smooth_px=smooth.pixels(size),
         classes=list(sources),
@@ -121,7 +123,7 @@ def polygonize(
     found = in_dst_crs(found[[*LANDSLIDE_COLUMNS, found.geometry.name]], crs)
     if out is not None:
         measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
-        given = {"threshold": threshold, "nodata": nodata, "gsd": gsd}
+        given = {"threshold": threshold, "nodata": nodata, "gsd": gsd, "split": split}
         made = _provenance(sources, given | {name: str(measure) for name, measure in measures.items()})
         write_layers(out, found, None, None, made, crs=found.crs, overwrite=overwrite, carried=carried)
     return found

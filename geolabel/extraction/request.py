@@ -324,6 +324,8 @@ class Parameters:
     `LIKELY` where the networks have a confidence, and for no limit elsewhere."""
     min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
     max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
+    split: float | None = None
+    """Cut landslides where they are narrower than this share of the narrower of both parts, 0..1; None for not."""
     simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
     smooth: Measure = field(default_factory=lambda: Measure(0, "px"))
     on_error: Literal["fail", "skip"] = "fail"
@@ -334,6 +336,7 @@ class Parameters:
         limits = {
             "score threshold": (self.score_threshold, 0, 1),
             "min confidence": (self.min_confidence or 0, 0, 1),
+            "split": (self.split or 0, 0, 1),
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:

@@ -20,12 +20,13 @@ from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
 from geolabel.io.read.deliveries import is_delivery
 from geolabel.io.read.headers import check_image, product_of
-from geolabel.io.read.map_tiles import CRS as MAP_TILES_CRS
-from geolabel.io.read.map_tiles import MapTiles, is_map_tiles, open_map_tiles
+from geolabel.io.read.map_tiles import MapTiles, open_map_tiles
 from geolabel.io.read.masks import Mask, hidden_share, open_masks
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.read.tile_urls import CRS as MAP_TILES_CRS
+from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.models import measured
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch

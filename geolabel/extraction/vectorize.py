@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ from geolabel.masks import OUTSIDE
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
 from geolabel.seams import Spans, drop_small, holes, join, largest, pixel_sums, total
+from geolabel.splitting import split_at_necks
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 
@@ -62,14 +63,17 @@ class Objects:
     """K objects of a mosaic after cleaning, numbered from 0 by their first pixel in raster order."""
 
     spans: Spans
-    """In raster order; those of different classes may touch."""
+    """In raster order; those of different classes or parts may touch."""
     labels: Int32Array
     """(N,) object of each span."""
     count: int
     class_ids: Int32Array
     """(K,) class of each object."""
-    cut: BoolArray | None = None
-    """(K,) which were cut out of others, that they may touch; None where none was."""
+    parts: Int32Array | None = None
+    """(K,) which part each is of what was cut, from 0; None where nothing was. Different parts may touch."""
+    ground: BoolArray | None = None
+    """(K,) which are other ground that was cut out of landslides, see `geolabel.extraction.cutting`; None where nobody
+    looked. They may touch the others."""
 
     def mask(self, window: Window) -> UInt8Array:
         """(H, W) class of the object at each pixel, counted from 1; 0 where none is."""
@@ -79,8 +83,25 @@ class Objects:
         """Some of the objects, chosen by (K,), renumbered."""
         under = kept[self.labels]
         numbers = np.cumsum(kept, dtype=np.int32) - np.int32(1)
-        cut = None if self.cut is None else self.cut[kept]
-        return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()), self.class_ids[kept], cut)
+        return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()), self.class_ids[kept])
+
+    def cut(self, neck: float, min_area_px: float) -> Objects:
+        """The objects, cut where they are narrow; see `geolabel.splitting`."""
+        spans, labels, origin = split_at_necks(self.spans, self.labels, self.count, neck=neck, min_area_px=min_area_px)
+        parts = np.zeros(len(origin), np.int32)
+        for one in np.flatnonzero(np.bincount(origin, minlength=self.count) > 1):
+            own = np.flatnonzero(origin == one)
+            parts[own] = np.arange(len(own))
+        ground = None if self.ground is None else self.ground[origin]
+        return Objects(spans, labels, len(origin), self.class_ids[origin], parts, ground)
+
+    def apart(self) -> Iterator[BoolArray]:
+        """Yield masks (K,) of objects that do not touch each other, together all of them."""
+        none = np.zeros(self.count, np.int32)
+        parts, ground = (none if values is None else values for values in (self.parts, self.ground))
+        kinds = np.stack([self.class_ids, parts, ground])
+        for kind in np.unique(kinds, axis=1).T:
+            yield (kinds == kind[:, None]).all(axis=0)
 
     @cached_property
     def areas(self) -> Int64Array:
@@ -109,6 +130,7 @@ def find_objects(
     threshold: int,
     min_area_px: float = 0,
     max_hole_px: float = 0,
+    split: float | None = None,
     apply: Map = map,
 ) -> Objects:
     """Find, class by class, the 4-connected components of what scores at least `threshold` and is of the class.
@@ -121,6 +143,8 @@ def find_objects(
     ----------
     mosaic
         Of one class, or of each; a pixel that is not valid is so in all.
+    split
+        Cut objects at necks, see `geolabel.splitting.split_at_necks`; None for not.
     apply
         Runs the work on blocks.
     """
@@ -132,7 +156,8 @@ def find_objects(
     if max_hole_px >= 1:
         suspects = [blocks[index] for index, (_, any_outside) in enumerate(found) if any_outside]
         classes = _fill_holes(mosaics, classes, max_hole_px, blocks.height, suspects, apply)
-    return _number([(spans, *spans.components(4)) for spans in classes])
+    objects = _number([(spans, *spans.components(4)) for spans in classes])
+    return objects if split is None else objects.cut(split, min_area_px)
 
 
 def _per_class(mosaic: Mosaics) -> Sequence[MosaicReader]:
@@ -143,7 +168,7 @@ def _number(classes: Sequence[tuple[Spans, Int32Array, int]]) -> Objects:
     """Put the objects of all classes (spans, object of each, how many) together, numbered by their first pixels."""
     if len(classes) == 1:
         return Objects(*classes[0], np.zeros(classes[0][2], np.int32))
-    spans = Spans(*(np.concatenate([getattr(part, f.name) for part, _, _ in classes]) for f in fields(Spans)))
+    spans = Spans.concatenate([part for part, _, _ in classes])
     counts = [count for _, _, count in classes]
     first = np.cumsum([0, *counts])[:-1].astype(np.int32)
     labels = np.concatenate([own + start for (_, own, _), start in zip(classes, first, strict=True)])
@@ -157,10 +182,10 @@ def _number(classes: Sequence[tuple[Spans, Int32Array, int]]) -> Objects:
     return Objects(spans, number[labels], len(begins), class_ids[by_pixel])
 
 
-def with_cut(kept: Spans, cut: Spans) -> Objects:
-    """The components of two sets of spans as objects of the first class; those of the second are `Objects.cut`."""
-    both = _number([(spans, *spans.components(4)) for spans in (kept, cut)])
-    return replace(both, class_ids=np.zeros(both.count, np.int32), cut=both.class_ids == 1)
+def with_ground(kept: Spans, ground: Spans) -> Objects:
+    """The components of two sets of spans as objects of the first class; those of the second are `Objects.ground`."""
+    both = _number([(spans, *spans.components(4)) for spans in (kept, ground)])
+    return replace(both, class_ids=np.zeros(both.count, np.int32), ground=both.class_ids == 1)
 
 
 def _find_spans(
@@ -339,6 +364,7 @@ def vectorize(
     threshold: int,
     min_area_px: float = 0,
     max_hole_px: float = 0,
+    split: float | None = None,
     simplify_px: float = 0,
     smooth_px: float = 0,
     predicted_iou: Float32Array | None = None,
@@ -354,8 +380,8 @@ def vectorize(
         The mosaic, or one for each class; where it is; the blocks to read it in, which change memory and speed alone.
     threshold
         Minimum score of a landslide's pixels, 1..254.
-    min_area_px, max_hole_px
-        Pixels, see `find_objects`.
+    min_area_px, max_hole_px, split
+        See `find_objects`.
     simplify_px, smooth_px
         Sides of pixels, see `geolabel.polygons`.
     predicted_iou, stability : (M,)
@@ -372,7 +398,13 @@ def vectorize(
         `geolabel.io.columns.LANDSLIDE_COLUMNS`, with nothing where the mosaic has no such thing.
     """
     objects = find_objects(
-        mosaic, blocks, threshold=threshold, min_area_px=min_area_px, max_hole_px=max_hole_px, apply=apply
+        mosaic,
+        blocks,
+        threshold=threshold,
+        min_area_px=min_area_px,
+        max_hole_px=max_hole_px,
+        split=split,
+        apply=apply,
     )
     sums = sum_objects(mosaic, blocks, objects, apply=apply)
     return describe(
@@ -412,10 +444,8 @@ def describe(
     import geopandas as gpd
 
     outlines = np.empty(objects.count, object)
-    cut = np.zeros(objects.count, bool) if objects.cut is None else objects.cut
-    for apart in (objects.class_ids == class_id for class_id in range(len(classes))):
-        for some in (apart & ~cut, apart & cut):  # what is traced together must not touch
-            outlines[some] = _outlines(objects.only(some), grid, simplify_px, smooth_px)
+    for some in objects.apart():  # what is traced together must not touch
+        outlines[some] = _outlines(objects.only(some), grid, simplify_px, smooth_px)
     sizes = geodesy.measure(outlines, grid.crs, 1.0 if grid.unit_m is None else grid.unit_m)
     columns = {
         "id": np.arange(1, objects.count + 1),

@@ -31,6 +31,7 @@ from geolabel.models.checkpoint import load_localizer
 from geolabel.models.multiscale import SCALES, LabelledLocalizer, MapModule, MultiscaleLocalizer
 from geolabel.models.nets.classifier import Classifier
 from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.refined import PamrLocalizer
 from geolabel.parts import Localizer, Pipeline, Recipe
 from geolabel.types import BoolArray, UInt8Array
 
@@ -228,23 +229,26 @@ class _ChipLabels:
 
     localizer: Recipe
     multiscale: bool
+    pamr: bool
     compose: Compose
     shows: Mapping[str, BoolArray]
     """(C,) which classes each chip shows."""
 
     def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
         """Label the images (H, W, 3) of chips."""
-        localizer = worker.once(chip_localizer, self.localizer, multiscale=self.multiscale)
+        localizer = worker.once(chip_localizer, self.localizer, multiscale=self.multiscale, pamr=self.pamr)
         return ActivatedLabels(localizer, self.compose).many(images, np.stack([self.shows[name] for name in names]))
 
 
-def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLocalizer:
+def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = False) -> Localizer:
     """The localizer of a recipe, for whole chips.
 
     Parameters
     ----------
     multiscale
         Whether the maps of four scales and of mirrored chips are summed, as in released code of this family.
+    pamr
+        Whether maps are moved to the edges of the image; see `geolabel.models.refined.Pamr`.
 
     Raises
     ------
@@ -259,7 +263,8 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True) -> MultiscaleLoca
     else:
         network, info = load_localizer(path)
     views: dict[str, Any] = {"scales": SCALES, "flip": True} if multiscale else {"scales": (1.0,), "flip": False}
-    return MultiscaleLocalizer(network, info, device=recipe.device, precision=recipe.precision, **views)
+    localizer = MultiscaleLocalizer(network, info, device=recipe.device, precision=recipe.precision, **views)
+    return PamrLocalizer(localizer, device=recipe.device) if pamr else localizer
 
 
 def label_chips(
@@ -278,7 +283,7 @@ def label_chips(
     Parameters
     ----------
     settings
-        Of the method; its ``single_scale`` and ``class_name`` are looked at.
+        Of the method; its ``single_scale``, ``pamr`` and ``class_name`` are looked at.
     recipes
         Of the localizer, which comes first, and of the other networks.
     compose
@@ -294,13 +299,15 @@ def label_chips(
     known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
     known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
     images, multiscale = _ChipImages(known), not settings.single_scale
-    localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale)
+    localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale, pamr=settings.pamr)
     if localizer.classes != known.classes:
         raise WeightsError(
             f"the localizer {recipes[0].source} knows {', '.join(localizer.classes)}, the chips show "
             f"{', '.join(known.classes)}: train one on them, or give --class-name where they only have other names"
         )
-    label = _ChipLabels(recipes[0], multiscale, compose, dict(zip(known.names, known.labels, strict=True)))
+    label = _ChipLabels(
+        recipes[0], multiscale, settings.pamr, compose, dict(zip(known.names, known.labels, strict=True))
+    )
     provenance = label_provenance(method, settings, recipes, images)
     provenance["images"] |= {"gsd_m": known.gsd}
     writer = PseudoLabelWriter(out, (BACKGROUND, *localizer.classes), provenance)

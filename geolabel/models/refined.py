@@ -1,14 +1,17 @@
-"""Activation that a dense CRF has moved to the edges of the image (DiffuPrompter, eq. 10; CISM's last step).
+"""Activation that is moved to the edges of the image: by a dense CRF, or by its nearest pixels.
 
-Every pixel is tied to every other one, the more the nearer and the more alike they are; mean field inference (the
-paper's algorithm 1) finds the marginals. Sums over all pixels are Gaussian filters: that of the smoothness is
-separable, and that of the appearance works on a grid of two axes of place and three of colour, so the time grows with
-the number of pixels and not with its square. The grid is off by some hundredths of a sum; memory is about 400 bytes a
-pixel.
+In a dense CRF (DiffuPrompter, eq. 10; CISM's last step) every pixel is tied to every other one, the more the nearer and
+the more alike they are; mean field inference (the paper's algorithm 1) finds the marginals. Sums over all pixels are
+Gaussian filters: that of the smoothness is separable, and that of the appearance works on a grid of two axes of place
+and three of colour, so the time grows with the number of pixels and not with its square. The grid is off by some
+hundredths of a sum; memory is about 400 bytes a pixel.
+
+Pixel-adaptive refinement (`Pamr`) gives every pixel the mean of some tens of pixels around it, weighted by how alike
+they are, several times over.
 
 Sources: Krähenbühl and Koltun (2011), "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
 eq. 3 and algorithm 1; for the grid, Chen, Paris and Durand (2007), "Real-time Edge-Aware Image Processing with the
-Bilateral Grid".
+Bilateral Grid"; Araslanov and Roth (2020), "Single-Stage Semantic Segmentation from Image Labels", section 3.3.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from skimage.filters import threshold_otsu
 from torch import Tensor
-from torch.nn.functional import conv1d
+from torch.nn.functional import conv1d, interpolate, pad
 
-from geolabel.activation import Activation
+from geolabel.activation import Activation, normalise
 from geolabel.errors import OptionError
 from geolabel.labelers import enlarged
 from geolabel.parts import Localizer
@@ -152,22 +156,75 @@ def _blur(grid: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RefinedLocalizer:
-    """A localizer whose maps are refined, each class against a background that is as active everywhere as `threshold`.
+class Pamr:
+    """Refines maps by the pixels around each. The defaults are those of the released code.
 
-    A map A and the constant gamma become the probabilities A / (A + gamma) and gamma / (A + gamma), and the marginals
-    of the field become a map again in the same way: what exceeds gamma is what the field calls the class, and a field
-    that ties no pixels gives back the map as it was.
+    The affinity of two pixels is ``-|x_i - x_j| / (0.1 sigma_i)``, the mean over the colours, where sigma is the
+    deviation of a colour among the pixels around; a softmax over these pixels makes weights of it (eq. 4 to 6).
+
+    Raises
+    ------
+    OptionError
+        If a number is not positive.
     """
 
+    iterations: int = 10
+    distances: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    """At each of them, eight pixels take part."""
+    side: int = 160
+    """Longer side in pixels that larger images are reduced to: so far a distance reaches the same share of each."""
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.side, *self.distances) < 1 or not self.distances:
+            raise OptionError("pixel-adaptive refinement needs at least one iteration, one distance and one pixel")
+
+    @torch.no_grad()
+    def __call__(self, image: UInt8Array, maps: Float32Array, device: str = "cpu") -> Float32Array:
+        """Refined maps (K, H, W), each pixel between the lowest and the highest of its map.
+
+        Parameters
+        ----------
+        image : (H, W, 3)
+        maps : (K, H, W)
+        """
+        share = min(1.0, self.side / max(image.shape[:2]))
+        size = [max(1, round(n * share)) for n in image.shape[:2]]
+        colours = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255
+        colours = interpolate(colours[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+        values = torch.from_numpy(np.ascontiguousarray(maps)).to(device)
+        values = interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+        weights = self._weights(colours)
+        for _ in range(self.iterations):
+            values = (self._around(values) * weights[:, None]).sum(dim=0)
+        enlarged = interpolate(values[None], image.shape[:2], mode="bilinear", align_corners=False)
+        refined: Float32Array = enlarged[0].cpu().numpy()
+        return refined
+
+    def _weights(self, colours: Tensor) -> Tensor:
+        """(N, h, w) weights of the pixels around each, which add up to one, by colours (3, h, w)."""
+        around = self._around(colours)
+        count = len(around) + 1
+        mean = (around.sum(dim=0) + colours) / count
+        variance = (((around - mean) ** 2).sum(dim=0) + (colours - mean) ** 2) / count
+        unlike = (around - colours).abs() / (0.1 * variance.sqrt() + 1e-8)
+        return (-unlike.mean(dim=1)).softmax(dim=0)
+
+    def _around(self, values: Tensor) -> Tensor:
+        """(N, K, h, w) the pixels around each of (K, h, w); beyond the frame its own pixels repeat."""
+        height, width = values.shape[1:]
+        found = []
+        for d in self.distances:
+            padded = pad(values[None], (d, d, d, d), mode="replicate")[0]
+            corners = itertools.product((0, d, 2 * d), repeat=2)
+            found += [padded[:, y : y + height, x : x + width] for y, x in corners if (y, x) != (d, d)]
+        return torch.stack(found)
+
+
+@dataclass(frozen=True)
+class _Wrapping:
+    """A localizer whose maps are changed, at the image's own pixels."""
+
     localizer: Localizer
-    threshold: float
-    """The gamma of eq. 10."""
-    crf: DenseCrf = field(default_factory=DenseCrf)
-    device: str = "cpu"
-    jointly: bool = False
-    """Whether all classes and the background share one field, as CISM has it, instead of a field for each class: in
-    every pixel only the class keeps its activation that the field likes best."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -196,12 +253,65 @@ class RefinedLocalizer:
 
     def _refined(self, image: UInt8Array, activation: Activation) -> Activation:
         maps = enlarged(activation, *image.shape[:2])
-        probability = [
-            self._nearest(of_class, activation.stride, maps.shape[1:]) for of_class in activation.local_probability
-        ]
-        fields = [maps] if self.jointly else list(maps[:, None])
-        values = np.concatenate([self._refine(image, of_field) for of_field in fields])
+        probability = [_nearest(p, activation.stride, maps.shape[1:]) for p in activation.local_probability]
+        values = self._values(image, maps)
         return replace(activation, values=values, local_probability=np.stack(probability), stride=1)
+
+    def _values(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
+        """Refined maps (C, H, W) of maps at the size of the image."""
+        raise NotImplementedError
+
+
+def _nearest(values: Float32Array, stride: int, size: tuple[int, ...]) -> Float32Array:
+    return values.repeat(stride, axis=0).repeat(stride, axis=1)[: size[0], : size[1]]
+
+
+@dataclass(frozen=True)
+class PamrLocalizer(_Wrapping):
+    """A localizer of chips whose maps are refined by `Pamr`, and levelled; see `levelled`."""
+
+    pamr: Pamr = field(default_factory=Pamr)
+    device: str = "cpu"
+
+    def _values(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
+        return np.stack([levelled(one) for one in self.pamr(image, maps, self.device)])
+
+
+def levelled(values: Float32Array) -> Float32Array:
+    """A map (H, W) whose maximum becomes 1 and its threshold of Otsu 0.5, linear between.
+
+    One level of the maximum suits no two chips: maps of large landslides are low beside their highest place, those of
+    small ones wide. A map without a positive value becomes 0.
+
+    Source: Otsu (1979), "A Threshold Selection Method from Gray-Level Histograms"
+    """
+    scaled = normalise(values)
+    if scaled.max() == scaled.min():
+        return scaled
+    cut = float(threshold_otsu(scaled))  # type: ignore[no-untyped-call]
+    return np.interp(scaled, (0, cut, 1), (0, 0.5, 1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class RefinedLocalizer(_Wrapping):
+    """A localizer whose maps are refined, each class against a background that is as active everywhere as `threshold`.
+
+    A map A and the constant gamma become the probabilities A / (A + gamma) and gamma / (A + gamma), and the marginals
+    of the field become a map again in the same way: what exceeds gamma is what the field calls the class, and a field
+    that ties no pixels gives back the map as it was.
+    """
+
+    threshold: float
+    """The gamma of eq. 10."""
+    crf: DenseCrf = field(default_factory=DenseCrf)
+    device: str = "cpu"
+    jointly: bool = False
+    """Whether all classes and the background share one field, as CISM has it, instead of a field for each class: in
+    every pixel only the class keeps its activation that the field likes best."""
+
+    def _values(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
+        fields = [maps] if self.jointly else list(maps[:, None])
+        return np.concatenate([self._refine(image, of_field) for of_field in fields])
 
     def _refine(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
         """Maps (K, H, W) that share a field."""
@@ -213,9 +323,6 @@ class RefinedLocalizer:
         refined[active < active.max(axis=0)] = 0
         return refined
 
-    @staticmethod
-    def _nearest(values: Float32Array, stride: int, size: tuple[int, ...]) -> Float32Array:
-        return values.repeat(stride, axis=0).repeat(stride, axis=1)[: size[0], : size[1]]
-
 
 _refined: type[Localizer] = RefinedLocalizer
+_adapted: type[Localizer] = PamrLocalizer

@@ -54,6 +54,14 @@ _CANDIDATES = "best_iou", "first", "whole", "single"
 _SingleScale = Annotated[
     bool, Setting("One view of a chip instead of four scales and mirrored ones.", "method", rare=True)
 ]
+_Pamr = Annotated[
+    bool,
+    Setting(
+        "Move the maps to the edges of the image, by the colours of the pixels around each (PAMR).",
+        "method",
+        flag="--pamr/--no-pamr",
+    ),
+]
 _ClassName = Annotated[str, Setting("What label 1 of the chips means.", "input")]
 _Crf = Annotated[bool, Setting("Draw the maps along the edges of the image with a dense CRF.", "method", rare=True)]
 _Seed = Annotated[int, Setting("Random seed.", "method", low=0)]
@@ -269,6 +277,7 @@ class ApsamChips:
             flag="--agreed/--not-agreed",
         ),
     ] = None
+    pamr: _Pamr = False
     single_scale: _SingleScale = False
     class_name: _ClassName = "landslide"
 
@@ -284,6 +293,7 @@ class S2cChips:
         Selection,
         Setting("Which of the segmenter's candidates answers.", "method", rare=True, choices=_CANDIDATES),
     ] = "whole"
+    pamr: _Pamr = False
     single_scale: _SingleScale = False
     class_name: _ClassName = "landslide"
 
@@ -295,6 +305,7 @@ class CismChips:
     localizer: _Localizer = None
     activation_threshold: _Threshold = 102  # 0.4 of the maximum
     crf: _Crf = False  # the paper has one
+    pamr: _Pamr = False
     single_scale: _SingleScale = False
     class_name: _ClassName = "landslide"
 

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 import pyproj
@@ -32,7 +29,7 @@ from geolabel.errors import OptionError, SceneError
 from geolabel.io.foreign import in_words
 from geolabel.io.read import tile_cache
 from geolabel.io.read.headers import Header
-from geolabel.parsing import exists
+from geolabel.io.read.tile_urls import CRS, HALF_M, RADIUS_M, SIZES, Template, template_of
 from geolabel.pictures import open_picture
 from geolabel.scene import SAME_GSD
 from geolabel.tiles import Window
@@ -40,17 +37,6 @@ from geolabel.types import BoolArray, UInt8Array
 from geolabel.urls import without_secrets
 
 log = logging.getLogger(__name__)
-
-CRS = "EPSG:3857"
-
-RADIUS_M = 6_378_137.0
-"""Of the sphere of web Mercator."""
-
-HALF_M = math.pi * RADIUS_M
-"""Half the side of the world in web Mercator."""
-
-SIZES = (256, 512)
-"""Sides of tiles in use, pixels."""
 
 MAX_ZOOM = 24
 """Pixels of 1 cm; no layer of a server goes further."""
@@ -70,76 +56,6 @@ KEPT_TILES = 128
 TELL_AFTER_S = 10.0
 """Seconds between messages while tiles are fetched."""
 
-_FIELD = re.compile(r"\{(-?\w+)\}")
-
-_NAMES = {"tilematrix": "z", "tilecol": "x", "tilerow": "y"}
-"""What WMTS calls zoom, column and row."""
-
-
-# --- which layer -----------------------------------------------------------------------------------------------------
-
-
-def is_map_tiles(text: str) -> bool:
-    """Whether a text is meant as the URL of tiles: it has a place for their zoom or quadkey, and is no file."""
-    return bool({"z", "q"} & set(_fields(_unquoted(text)))) and not exists(text)
-
-
-def _unquoted(text: str) -> str:
-    return re.sub("%7D", "}", re.sub("%7B", "{", text, flags=re.IGNORECASE), flags=re.IGNORECASE)
-
-
-def _fields(text: str) -> list[str]:
-    return [_NAMES.get(name.lower(), name.lower()) for name in _FIELD.findall(text)]
-
-
-@dataclass(frozen=True)
-class Template:
-    """The URL of a layer's tiles, with places for zoom, column and row."""
-
-    text: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Check a URL such as ``https://host/{z}/{x}/{y}.png``.
-
-        Raises
-        ------
-        OptionError
-            If it is not reached by https (http on this machine), lacks a place, or has one that is not known.
-        """
-        template = _unquoted(text)
-        parts = urlsplit(template)
-        here = parts.hostname in ("localhost", "127.0.0.1", "::1")
-        if not (parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and here))):
-            raise OptionError(
-                f"{text}: map tiles are read over https://, or http:// from this machine; a folder of tiles can be "
-                "written into one file (gdalbuildvrt, gdal_translate)"
-            )
-        fields = _fields(template)
-        unknown = [name for name in fields if name not in ("z", "x", "y", "-y", "q")]
-        if "{" in parts.netloc or unknown or re.search(r"[{}]", _FIELD.sub("", template)):
-            what = f"{{{unknown[0]}}}" if unknown else "a brace in the name of the server or a single one"
-            raise OptionError(
-                f"{text}: {what} is not understood in the URL of map tiles: give {{z}}, {{x}} and {{y}} ({{-y}} where "
-                "rows count from the south) or {q}, and the name of one server instead of {s}"
-            )
-        if "q" not in fields and not {"z", "x"} < set(fields):
-            raise OptionError(f"{text}: the URL of map tiles has places for {{z}}, {{x}} and {{y}}, or for {{q}}")
-        if "q" not in fields and not {"y", "-y"} & set(fields):
-            raise OptionError(f"{text}: the URL of map tiles has no place for the row: give {{y}}, or {{-y}}")
-        return cls(template)
-
-    @property
-    def host(self) -> str:
-        """Name of the server."""
-        return urlsplit(self.text).hostname or ""
-
-    def url(self, zoom: int, row: int, col: int) -> str:
-        """The URL of a tile; rows count from the north."""
-        quadkey = "".join(str((col >> k & 1) + 2 * (row >> k & 1)) for k in range(zoom - 1, -1, -1))
-        values = {"z": zoom, "x": col, "y": row, "-y": (1 << zoom) - 1 - row, "q": quadkey}
-        return _FIELD.sub(lambda found: str(values[_fields(found[0])[0]]), self.text)
-
 
 def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, gsd: float | None) -> MapTiles:
     """The scene of a layer's tiles that meet a rectangle, of the zoom level that a size of pixels asks for.
@@ -150,7 +66,7 @@ def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, 
     Parameters
     ----------
     text
-        See `Template.parse`.
+        See `tile_urls.template_of`.
     bounds
         Left, bottom, right, top in web Mercator, metres.
     gsd
@@ -163,19 +79,21 @@ def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, 
     SceneError
         If the rectangle takes more than `MAX_TILES` tiles, or the server has none of it.
     """
-    template = Template.parse(text)
     if bounds is None:
         raise OptionError(f"{text}: a layer of map tiles has no end: give the area to work on with --aoi or --bounds")
     if gsd is None:
         raise OptionError(f"{text}: a layer of map tiles has many zoom levels: give the size of pixels, --gsd METRES")
+    template = template_of(text)
     left, bottom, right, top = (min(max(side, -HALF_M), HALF_M) for side in bounds)
     if not (left < right and bottom < top):
         raise OptionError(f"bounds {bounds}: they enclose no area of web Mercator ({CRS}), in metres")
     zoom = _zoom_for(gsd, (bottom + top) / 2, text)
+    template.check_zoom(zoom)
     frame = _frame(zoom, (left, bottom, right, top))
     size = _size_of(template, zoom, frame)
     if size == SIZES[1] and zoom > 0:
         zoom -= 1
+        template.check_zoom(zoom)
         frame = _frame(zoom, (left, bottom, right, top))
     count = frame.height * frame.width
     if count > MAX_TILES:

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from geolabel.errors import OptionError, SceneError
 from geolabel.io.read import files
 from geolabel.io.read.opening import is_remote
+from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.parsing import check_name, check_regular, exists, parse_json
 from geolabel.urls import path_of
 
@@ -95,7 +96,7 @@ def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
         yield from _text(text, asset)
     elif suffix in (".json", ".geojson") and (items := _items(text)) is not None:
         yield from _stac(items, text, text, asset)
-    elif re.search(r"[*?\[]", text) and not is_remote(text) and not exists(text):
+    elif re.search(r"[*?\[]", text) and not (is_remote(text) or is_map_tiles(text) or exists(text)):
         found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # it may begin at the root
         if not found:
             raise SceneError(f"{text}: no file has such a name: correct the path or the pattern")
@@ -147,7 +148,7 @@ def _resolve(entry: str, home: str) -> str:
         If the list came over a network and names something that did not.
     """
     if not is_remote(home):
-        if is_remote(entry) or entry.startswith("/vsi") or Path(entry).is_absolute():
+        if is_remote(entry) or is_map_tiles(entry) or entry.startswith("/vsi") or Path(entry).is_absolute():
             return entry
         if entry.startswith("file://"):
             return unquote(path_of(entry))

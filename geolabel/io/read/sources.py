@@ -332,7 +332,7 @@ def _archive(path: Path, start: bytes) -> str | None:
     if known is None:
         return None
     name, prefix = known
-    inner = _rasters_inside(path) if name == "ZIP" else []
+    inner = rasters_inside(path) if name == "ZIP" else []
     if not inner:
         return f"{path} is a {name} archive, not a raster: unpack it first"
     more = f", or one of {len(inner) - 1} others in it" if len(inner) > 1 else ""
@@ -341,7 +341,8 @@ def _archive(path: Path, start: bytes) -> str | None:
     )
 
 
-def _rasters_inside(path: Path) -> list[str]:
+def rasters_inside(path: Path) -> list[str]:
+    """Names of what may be rasters in a ZIP archive; none where it is no such archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

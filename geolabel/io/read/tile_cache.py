@@ -41,8 +41,13 @@ MISSING = (404, 410)
 """Statuses of a server that has no such tile; an empty answer says the same."""
 
 
-def tile_file(url: str) -> bytes:
+def tile_file(url: str, limit: int | None = None) -> bytes:
     """The file of a tile, from the cache or the server; empty where there is none.
+
+    Parameters
+    ----------
+    limit
+        Maximum size in bytes; None for that of a tile.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def tile_file(url: str) -> bytes:
     if offline():
         raise SceneError(f"{url} is not in the cache, and GEOLABEL_OFFLINE forbids downloads: unset it")
     try:
-        data = files.insist(lambda _: _asked(url), without_secrets(url))
+        data = files.insist(lambda _: _asked(url, limit or MAX_TILE_BYTES), without_secrets(url))
     except (OSError, HTTPException, ValueError) as error:
         raise SceneError(
             f"{url} cannot be fetched: {in_words(error)}; run again to resume with the tiles that are here"
@@ -64,15 +69,15 @@ def tile_file(url: str) -> bytes:
     return data
 
 
-def _asked(url: str) -> bytes:
+def _asked(url: str, limit: int) -> bytes:
     try:
-        data = files.get(url, MAX_TILE_BYTES, headers={"User-Agent": f"geolabel/{__version__}"})
+        data = files.get(url, limit, headers={"User-Agent": f"geolabel/{__version__}"})
     except HTTPError as error:
         if error.code in MISSING:
             return b""
         raise
-    if len(data) > MAX_TILE_BYTES:
-        raise SceneError(f"{url} is larger than {MAX_TILE_BYTES >> 20} MB: that is no tile")
+    if len(data) > limit:
+        raise SceneError(f"{url} is larger than {limit >> 20} MB: that is no tile, and no description of any")
     return data
 
 
