@@ -233,17 +233,15 @@ def in_qgis(profile: Path, work: Path, *calls: tuple[str, dict]) -> list[dict]:
 
 
 @pytest.mark.qgis
-def test_qgis_extracts_loads_and_evaluates(profile: Path, tmp_path: Path):
+def test_qgis_extracts_and_loads(profile: Path, tmp_path: Path):
     scene, out = tmp_path / "-scene.tif", tmp_path / "slides.gpkg"
     geolabel.synthesize(scene, size=512, gsd=0.5, seed=2)
-    truth = tmp_path / "-scene_truth.gpkg"
     geolabel.install_plugin()
     extract = {"SCENE": str(scene), "OUTPUT": str(out), "LOADED": True, "MIN_CONFIDENCE": 0.0}
-    first, scored, wrong = in_qgis(
+    first, wrong = in_qgis(
         profile,
         tmp_path,
         ("extract", extract),
-        ("evaluate", {"SLIDES": f"{out}|layername=landslides", "TRUTH": str(truth), "SCENE": str(scene)}),
         ("extract", {"SCENE": str(scene), "OUTPUT": "TEMPORARY_OUTPUT", "OPTIONS": "--out x.gpkg"}),
     )
     assert first["results"] == {"OUTPUT": str(out), "COUNT": len(gpd.read_file(out, layer="landslides"))}
@@ -254,8 +252,6 @@ def test_qgis_extracts_loads_and_evaluates(profile: Path, tmp_path: Path):
     assert first["tree"] == [["slides", [[name, "RuleRenderer"] for name in layers]]]
     picture = np.asarray(Image.open(tmp_path / "map.png").convert("RGB"))
     assert (picture != 255).any(axis=2).sum() > 100
-    figures = geolabel.evaluate(out, truth, scene=scene).as_dict()
-    assert scored["results"]["F1"] == pytest.approx(figures["f1"])
     assert wrong["results"]["error"] == "--out is set by the dialog: leave it out of the options"
 
 
@@ -272,7 +268,7 @@ def test_qgis_gives_each_parameter_to_its_option(profile: Path, tmp_path: Path):
     geolabel.install_plugin()
     recorder = write_program(
         tmp_path / "geolabel",
-        "print(json.dumps({'landslides': 0, 'level': 'head', 'gain': 0.1, 'said': sys.argv[1:]}))\n"
+        "print(json.dumps({'landslides': 0, 'level': 'head', 'gain': 0.1, 'f1': 0.5, 'iou': None}))\n"
         f"open({str(tmp_path / 'words.jsonl')!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n",
     )
     (profile / "command.txt").write_text(recorder)
@@ -297,7 +293,10 @@ def test_qgis_gives_each_parameter_to_its_option(profile: Path, tmp_path: Path):
         ("extract", full),
         ("segment", {"SCENE": one, "SELECTED": f"{areas_file}|layername=areas", "OUTPUT": str(tmp_path / "s.gpkg")}),
         ("adapt", {"SCENE": one, "REVIEWED": areas_file, "LEVEL": 2, "OUTPUT": str(tmp_path / "valley")}),
-        ("evaluate", {"SLIDES": f"{areas_file}|layername=areas", "TRUTH": one}),
+        (
+            "evaluate",
+            {"SLIDES": f"{areas_file}|layername=areas", "TRUTH": one, "REPORT": str(tmp_path / "report.json")},
+        ),
     )
     assert not [one for one in found if "error" in one["results"]]
     extract, segment, adapt, evaluate = map(json.loads, (tmp_path / "words.jsonl").read_text().splitlines())
@@ -317,3 +316,7 @@ def test_qgis_gives_each_parameter_to_its_option(profile: Path, tmp_path: Path):
     ]
     assert found[2]["results"] == {"OUTPUT": str(tmp_path / "valley"), "CHOSEN": "head", "GAIN": 0.1}
     assert evaluate == ["evaluate", "--layer", "areas", "--json", "--", areas_file, one]
+    figures = found[3]["results"]
+    assert (figures["F1"], figures["IOU"], figures["REPORT"]) == (0.5, None, str(tmp_path / "report.json"))
+    assert json.loads((tmp_path / "report.json").read_text())["f1"] == 0.5
+    assert {"F1 of the area: 0.5000", "IoU of the area: not defined"} <= {*found[3]["said"]}

@@ -221,7 +221,7 @@ def _own_version() -> str:
 
 def _show(feedback: Any, name: str, done: int, total: int | None) -> None:
     if done == 0:  # once a pass: each text is a line of the log, which a long run would fill
-        feedback.setProgressText(name if total is None else f"{name}: {total} steps")
+        feedback.setProgressText(name if total is None else f"{name}: {total} {'step' if total == 1 else 'steps'}")
     feedback.setProgress(100 * done / total if total else 0)
 
 
@@ -279,6 +279,8 @@ def _load_layers(path: str, context: Any) -> None:
     for name, mover in zip(names, movers):  # noqa: B905 - of Python 3.10
         details = first if name == names[0] else QgsProcessingContext.LayerDetails(name, first.project, "")
         details.forceName = True
+        if hasattr(details, "layerSortKey"):  # of later versions, which group and sort by themselves
+            details.groupName, details.layerSortKey = mover.group, len(names) - names.index(name)
         details.setPostProcessor(mover)
         if name != names[0]:
             context.addLayerToLoadOnCompletion(layers[name], details)
