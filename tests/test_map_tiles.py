@@ -22,6 +22,7 @@ from affine import Affine
 from click.testing import CliRunner
 from PIL import Image
 
+import geolabel
 from geolabel.cli.main import cli
 from geolabel.errors import GeolabelError, OptionError, SceneError
 from geolabel.extraction.request import Networks, Parameters, Reading
@@ -334,6 +335,16 @@ def test_missing_tiles_are_said_and_left_out(server: Server, tmp_path: Path) -> 
         hidden = scores.read(1) == scores.nodata
     np.testing.assert_array_equal(hidden[:240, 528:], True)
     np.testing.assert_array_equal(hidden[270:, :] | hidden[:, :500].any(), False)
+
+
+def test_the_page_of_a_review_shows_the_tiles_around_its_polygons(server: Server, tmp_path: Path) -> None:
+    server.cut(noise(512, 1024))
+    slides = outline(tmp_path / "slides.gpkg", bounds_of(60, 60, PLACE * Affine.translation(300, 100)))
+    figures = geolabel.view(slides, server.url, tmp_path / "page.html", gsd=0.55)
+    assert figures["polygons"] == 1
+    assert {path for path, _ in server.asked} == {f"/{ZOOM}/{COL + 1}/{ROW}.png"}
+    with pytest.raises(OptionError, match="--gsd METRES"):
+        geolabel.view(slides, server.url, tmp_path / "other.html")
 
 
 def test_layers_and_files_are_listed_alike(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
 from geolabel.io.read.deliveries import is_delivery
 from geolabel.io.read.headers import check_image, product_of
-from geolabel.io.read.map_tiles import MapTiles, open_map_tiles
+from geolabel.io.read.map_tiles import MapTiles, missing_tiles, open_map_tiles
 from geolabel.io.read.masks import Mask, hidden_share, open_masks
 from geolabel.io.read.scene_inputs import SceneInput, list_scenes
 from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_of
@@ -243,15 +243,6 @@ def _source(source: str | Labelled, reading: Reading) -> str | Labelled | MapTil
     return open_map_tiles(source, bounds, reading.gsd)
 
 
-def _missing_tiles(reader: SceneReader) -> tuple[str, ...]:
-    """Fetch the map tiles of a scene that is a layer of them; what to say of those that are missing."""
-    if not isinstance(reader.source, MapTiles):
-        return ()
-    missing, frame = reader.source.fetch(), reader.source.frame
-    text = f"{missing} of {frame.height * frame.width} map tiles are missing on the server, and are left out as no data"
-    return (text,) if missing else ()
-
-
 def _visible(source: str | Labelled) -> str | Labelled:
     """The same source, if workers can see it.
 
@@ -339,7 +330,8 @@ def _header_of(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]
     product = product_of(reader.header)
     if product is None:
         check_image(reader.header)
-    return reader.scene, (*reader.warnings, *_missing_tiles(reader)), product
+    missing = missing_tiles(reader.source) if isinstance(reader.source, MapTiles) else ()
+    return reader.scene, (*reader.warnings, *missing), product
 
 
 def _closed_header_of(reader: SceneReader) -> tuple[Scene, tuple[str, ...], str | None]:

@@ -18,7 +18,9 @@ from rasterio.warp import reproject as warp
 
 from geolabel.errors import SceneError, TileError
 from geolabel.geodesy import reproject
+from geolabel.io.read.map_tiles import MapTiles, missing_tiles, open_map_tiles
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid
 from geolabel.tiles import Window
@@ -56,15 +58,26 @@ class Source:
         gsd: float | None = None,
         time: str | None = None,
         stretch: str = "p2-98",
+        area: tuple[float, float, float, float] | None = None,
     ) -> Source:
-        """Open a scene as `geolabel.extract` reads it; the arguments are fields of `geolabel.Reading`.
+        """Open a scene as `geolabel.extract` reads it; the other arguments are fields of `geolabel.Reading`.
+
+        Parameters
+        ----------
+        area
+            Left, bottom, right, top in web Mercator of the part to show of a layer of map tiles.
 
         Raises
         ------
         SceneError
             If it cannot be opened or sampled.
         """
-        reader = SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd, time=time)
+        given: str | Path | MapTiles = scene
+        if is_map_tiles(str(scene)):
+            given, gsd = open_map_tiles(str(scene), area, gsd), None
+            for text in missing_tiles(given):
+                log.warning("%s: %s", given.header.name, text)
+        reader = SceneReader(given, bands=bands, nodata=nodata, gsd=gsd, time=time)
         sample, valid = reader.sample()
         reader, valid = reader.examined(sample, valid)
         return cls(reader, Stretch.from_sample(sample, valid, stretch))

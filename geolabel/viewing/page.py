@@ -36,6 +36,7 @@ from geolabel.geodesy import measure
 from geolabel.io.columns import COLUMNS
 from geolabel.io.read.features import check_meets, in_crs
 from geolabel.io.read.review import REJECTED, UNREVIEWED, polygon_tables
+from geolabel.io.read.tile_urls import CRS as TILES_CRS
 from geolabel.io.styles import LIMITS, REVIEW_STATES, WARM
 from geolabel.io.written import plain
 from geolabel.outputs import check_target, saving
@@ -57,6 +58,9 @@ TABLE = ("id", "class", "confidence", "area_m2", "status")
 """Columns of the table, as far as they are there and, of a class, differ."""
 
 LONLAT = "OGC:CRS84"
+
+AROUND = 0.1
+"""Share of the extent of the polygons that is shown around them, of a scene without end."""
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
@@ -120,7 +124,7 @@ def view(
     if max_pixels < 1:
         raise OptionError(f"{max_pixels} px: a picture needs at least one")
     inventory = _inventory(slides)
-    how: dict[str, Any] = {"nodata": nodata, "gsd": gsd, "stretch": stretch}
+    how: dict[str, Any] = {"nodata": nodata, "gsd": gsd, "stretch": stretch, "area": _area(inventory)}
     sources = [Source.open(one, bands=bands, time=time, **how) for one in scenes]
     frame = frame_of([source.grid for source in sources], inventory.crs, max_pixels)
     if len(inventory):
@@ -137,6 +141,15 @@ def view(
     with saving(out) as part:
         part.write_text(page, encoding="utf-8", newline="\n")
     return {"polygons": len(inventory), "gsd_m": round(frame.gsd, 3), "bytes": len(page.encode())}
+
+
+def _area(inventory: gpd.GeoDataFrame) -> tuple[float, float, float, float] | None:
+    """Left, bottom, right, top in web Mercator of polygons and what is around them; None without polygons or CRS."""
+    if not len(inventory) or inventory.crs is None:
+        return None
+    left, bottom, right, top = inventory.to_crs(TILES_CRS).total_bounds
+    around = AROUND * max(right - left, top - bottom)
+    return float(left - around), float(bottom - around), float(right + around), float(top + around)
 
 
 def _doubts(inventory: gpd.GeoDataFrame, shown: Sequence[str], frame: Grid) -> list[str]:

@@ -104,6 +104,13 @@ def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, 
     return MapTiles(template, zoom, frame, size)
 
 
+def missing_tiles(layer: MapTiles) -> tuple[str, ...]:
+    """Fetch the tiles of a scene, and say how many are missing, if there are such; raises as `MapTiles.fetch`."""
+    missing, count = layer.fetch(), layer.frame.height * layer.frame.width
+    text = f"{missing} of {count} map tiles are missing on the server, and are left out as no data"
+    return (text,) if missing else ()
+
+
 def _zoom_for(gsd: float, y: float, text: str) -> int:
     if not (gsd > 0 and math.isfinite(gsd)):
         raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")

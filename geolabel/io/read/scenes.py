@@ -417,8 +417,8 @@ def _source(given: str | os.PathLike[str] | Labelled | Source, time: str | None)
     if isinstance(given, str | os.PathLike):
         if is_map_tiles(os.fspath(given)):
             raise SceneError(
-                f"{given} is a layer of map tiles: extract, predict and segment read a part of it as the scene "
-                "(--aoi, --gsd), and elsewhere a raster is expected"
+                f"{given} is a layer of map tiles: extract, predict, segment and review view read a part of it as the "
+                "scene (--gsd), and elsewhere a raster is expected"
             )
         return FileSource(os.fspath(given), time)
     return given if isinstance(given, FileSource | Source) else ArraySource(given, time)
