@@ -102,6 +102,7 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
     show_default=True,
     help="Minimum intersection over union of two polygons that are one landslide.",
 )
+@options.dst_crs
 @options.overwrite
 @options.discard_review
 @options.as_json

@@ -27,6 +27,7 @@ import shapely
 from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.result import stacked
 from geolabel.extraction.reviewed import SHARE, reviewed_in
+from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
 from geolabel.io.read.review import (
     LAYER,
@@ -38,6 +39,7 @@ from geolabel.io.read.review import (
     check_work,
     read_review,
 )
+from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
 from geolabel.io.written import plain, read_written
@@ -79,6 +81,7 @@ def merge(
     out: str | Path,
     *,
     min_iou: float = 0.1,
+    dst_crs: str | None = None,
     overwrite: bool = False,
     discard_review: bool = False,
 ) -> Merged:
@@ -91,11 +94,13 @@ def merge(
     Parameters
     ----------
     inventories
-        Outputs of geolabel, or other files of polygons; at least two. The first one's CRS is that of the result.
+        Outputs of geolabel, or other files of polygons; at least two.
     out
         File of layers to write.
     min_iou
         Minimum intersection over union of two polygons that are one landslide, above 0, at most 1.
+    dst_crs
+        CRS of the result; None for that of the first inventory.
     overwrite
         Whether `out` may be replaced, if no person has reviewed or edited something in it.
     discard_review
@@ -117,12 +122,14 @@ def merge(
         raise OptionError(f"min iou {min_iou}: it must be above 0, at most 1")
     if len(inventories) < 2:
         raise OptionError(f"{len(inventories)} inventory: merging needs at least two")
-    carried = Carried(discard=discard_review)
+    carried, crs = Carried(discard=discard_review), parse_crs(dst_crs)
     check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=inventories)
     check_work(out, carried)
     names = _names(inventories)
     reviews = [read_review(path, record=read_written(path)) for path in inventories]
-    joint = _Joint.of(reviews, names)
+    check_dst_crs(crs, reviews[0].crs)
+    joint = _Joint.of(reviews, names, crs or reviews[0].crs)
+    check_lonlat(Path(out), joint.crs)
     found = joint.merged(min_iou)
     made = [{"file": name, "provenance": read_provenance(path)} for name, path in zip(names, inventories, strict=True)]
     reviewed = Reviewed(
@@ -176,9 +183,8 @@ class _Joint:
         self.taken_by = np.arange(len(self.table))
 
     @classmethod
-    def of(cls, reviews: Sequence[Review], names: Sequence[str]) -> _Joint:
-        """Read the tables of all inventories, reprojected to the CRS of the first."""
-        crs = reviews[0].crs
+    def of(cls, reviews: Sequence[Review], names: Sequence[str], crs: pyproj.CRS | None) -> _Joint:
+        """Read the tables of all inventories, reprojected to one CRS."""
         columns = dict(LANDSLIDE_COLUMNS)
         for review in reviews:
             if (review.crs is None) != (crs is None):

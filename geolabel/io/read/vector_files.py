@@ -255,11 +255,17 @@ def _geojson(path: Path, suffix: str, folder: Path) -> Path:
     kept: dict[str, Any] = {"type": "FeatureCollection", "name": str(value.get("name") or path.stem)}
     if (crs := value.get("crs")) is not None:
         kept["crs"] = _crs(crs)
-    kept["features"] = [_feature(feature) for feature in features]
     copy = folder / (_plain_name(path.stem) + suffix)
     with copy.open("w", encoding="ascii") as target:
-        json.dump(kept, target, separators=(",", ":"))
+        # feature by feature: a whole collection would be written in Python, or be in memory once more
+        target.write(_as_json(kept)[:-1] + ',"features":[')
+        target.writelines(("," if row else "") + _as_json(_feature(one)) for row, one in enumerate(features))
+        target.write("]}")
     return copy
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _crs(crs: Any) -> dict[str, Any]:
