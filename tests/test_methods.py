@@ -22,8 +22,8 @@ from geolabel.labeling import label
 from geolabel.labeling.label import ActivatedLabels
 from geolabel.labels import BACKGROUND
 from geolabel.methods import METHODS, apsam, cism, s2c
-from geolabel.models import loading
-from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
+from geolabel.models import loading, registry
+from geolabel.models.checkpoint import IMAGE_LABELS, load_checkpoint, save_checkpoint
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.multiscale import MultiscaleLocalizer
 from geolabel.models.refined import Pamr, levelled
@@ -226,3 +226,17 @@ def test_maps_are_refined_where_asked_for():
 def test_every_method_says_what_it_needs():
     assert {"apsam", "s2c", "cism"} <= METHODS.keys()
     assert all(method.settings({}) is not None for method in METHODS.values() if method.for_chips)
+
+
+def test_maps_of_image_labels_are_refined_unless_told_otherwise(folder: Path, tmp_path: Path):
+    state, info = load_checkpoint(registry.lookup("bundled", "localizer")[0].path)
+    file = tmp_path / "localizer.safetensors"
+    save_checkpoint(file, state, replace(info, trained=info.trained | {"supervision": IMAGE_LABELS}))
+    for name, words, expected in (
+        ("own", ["--localizer", str(file)], True),
+        ("told", ["--localizer", str(file), "--no-pamr"], False),
+        ("bundled", [], False),
+    ):
+        words += ["--method", "apsam", "--single-scale", "--device", "cpu", "-q", "--out", str(tmp_path / name)]
+        assert run(["label", str(folder), *words]) == 0
+        assert PseudoLabels(tmp_path / name).provenance["settings"]["pamr"] is expected

@@ -67,15 +67,15 @@ PSEUDO: dict[str, Method] = {
     "cism crf": "cism",
 }
 """Pseudo-labels, and the localizer that each comes from. `apsam` is what `geolabel label` makes with this segmenter;
-the others of APSAM, its Table II, have the paper's settings."""
+the others of APSAM, its Table II, have the paper's settings. `apsam` and `cism` follow refined maps."""
 
 _SETTINGS: dict[str, Callable[[Networks], apsam.Settings | s2c.Settings | cism.Settings]] = {
-    "apsam": lambda networks: apsam.with_defaults(apsam.Settings(), networks),
+    "apsam": lambda networks: apsam.with_defaults(apsam.Settings(pamr=True), networks),
     "apsam paper": lambda _: apsam.PAPER,
     "apsam box": lambda _: replace(apsam.PAPER, prompts="box"),
     "apsam point": lambda _: replace(apsam.PAPER, prompts="point"),
     "s2c": lambda networks: s2c.Settings(confidence=segmenter_defaults(networks.sam).confidence),
-    "cism": lambda _: cism.Settings(),
+    "cism": lambda _: cism.Settings(pamr=True),
     "cism crf": lambda _: cism.Settings(crf=True),
 }
 """Settings of the method that makes each of the pseudo-labels."""
@@ -373,7 +373,7 @@ class WeakBench:
 
     def locate(self, name: str, seed: int) -> Localizer:
         """The trained localizer of the pseudo-labels of a name, for whole chips."""
-        pamr = self._settings(name).pamr
+        pamr = bool(self._settings(name).pamr)
         return chip_localizer(self._recipe(PSEUDO[name], seed), multiscale=self._multiscale, pamr=pamr)
 
     def label(self, name: str, seed: int) -> ActivatedLabels:

@@ -46,6 +46,9 @@ DEEPEST = 16
 
 Kind = Literal["localizer", "segmenter"]
 
+IMAGE_LABELS = "labels of whole images"
+"""What a localizer says of its supervision that no mask taught."""
+
 
 @dataclass(frozen=True)
 class NetworkInfo:

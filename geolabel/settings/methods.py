@@ -55,9 +55,10 @@ _SingleScale = Annotated[
     bool, Setting("One view of a chip instead of four scales and mirrored ones.", "method", rare=True)
 ]
 _Pamr = Annotated[
-    bool,
+    bool | None,
     Setting(
-        "Move the maps to the edges of the image, by the colours of the pixels around each (PAMR).",
+        "Move the maps to the edges of the image, by the colours of the pixels around each (PAMR). Default: of apsam "
+        "and cism, with a localizer that learned from labels of whole images.",
         "method",
         flag="--pamr/--no-pamr",
     ),
@@ -277,7 +278,7 @@ class ApsamChips:
             flag="--agreed/--not-agreed",
         ),
     ] = None
-    pamr: _Pamr = False
+    pamr: _Pamr = None
     single_scale: _SingleScale = False
     class_name: _ClassName = "landslide"
 
@@ -305,7 +306,7 @@ class CismChips:
     localizer: _Localizer = None
     activation_threshold: _Threshold = 102  # 0.4 of the maximum
     crf: _Crf = False  # the paper has one
-    pamr: _Pamr = False
+    pamr: _Pamr = None
     single_scale: _SingleScale = False
     class_name: _ClassName = "landslide"
 

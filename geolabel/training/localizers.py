@@ -23,7 +23,7 @@ from geolabel.io.foreign import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.regions import segment_maps
 from geolabel.models import registry
-from geolabel.models.checkpoint import NetworkInfo, load_own
+from geolabel.models.checkpoint import IMAGE_LABELS, NetworkInfo, load_own
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.nets import build
 from geolabel.models.nets.classifier import WRN38, Classifier
@@ -131,7 +131,7 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
             architecture = info.architecture | ({"projected": width} if width else {})
             trained = {"method": self.method, "preset": self.preset, "init": self.init, "seed": self.seed}
             trained |= {"chips": len(learn), "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
-            trained |= {"selection": figures, "supervision": "labels of whole images"}
+            trained |= {"selection": figures, "supervision": IMAGE_LABELS}
             constant = activation_constant(localizer, learn, learning)
             return replace(info, architecture=architecture, constant=constant, trained=trained)
 
