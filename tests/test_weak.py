@@ -260,6 +260,18 @@ def test_cism_s_parts_can_be_left_out():
     np.testing.assert_array_equal(batch["labels"], data.labels[batch["index"][:, 0]])
 
 
+def test_the_seams_of_samples_tell_no_label():
+    data = chips(24, classes=1)
+    objective = CismObjective(CismLosses(tiny(1), data.names, CismTerms()), data, data, LEARNING, CismTerms())
+    joined: dict[bool, list[bool]] = {True: [], False: []}
+    for step in range(40):
+        batch = objective.batch(step)
+        for sources, shows in zip(batch["index"].tolist(), batch["labels"][:, 0].bool().tolist(), strict=True):
+            assert all(data.labels[i, 0] == shows for i in sources)
+            joined[shows].append(len(set(sources)) > 1)
+    assert all(0.3 < np.mean(of) < 0.7 for of in joined.values()), joined
+
+
 def _gradients(module: CismLosses, name: str, **batch: torch.Tensor) -> dict[str, float]:
     module.zero_grad()
     module(**batch)[name].backward()

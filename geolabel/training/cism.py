@@ -428,6 +428,7 @@ class CismObjective(ChipObjective):
         super().__init__(losses, learn, select, learning)
         self._terms = terms
         self._low = np.flatnonzero(low_group(learn.labels))
+        self._bare = np.flatnonzero(~learn.labels.any(axis=1))
         self._warn()
 
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -451,13 +452,18 @@ class CismObjective(ChipObjective):
         return batch | {"gates": (~dropped).float()}
 
     def _sample(self, i: int, rng: Generator) -> tuple[UInt8Array, BoolArray, list[int]]:
-        """A chip, or a sample generated from it and three others that show few classes, with all of their labels."""
+        """A chip, or a sample generated from it and three others that show few classes, with all of their labels.
+
+        Chips that show nothing are put together as often, with each other: otherwise the seams of a sample would tell
+        that it shows something.
+        """
         labels = self._learn.labels
         share = len(self._low) / max(1, int(labels.any(axis=1).sum()))
-        low = self._terms.generated and len(self._low) >= 4 and i in self._low
-        if not low or rng.random() >= share / 2:
+        group = self._low if labels[i].any() else self._bare
+        joined = self._terms.generated and len(group) >= 4 and i in group
+        if not joined or rng.random() >= share / 2:
             return self._learn.rgb(i), labels[i], [i] * 4
-        four = [i, *(int(k) for k in rng.choice(self._low, 3, replace=False))]
+        four = [i, *(int(k) for k in rng.choice(group, 3, replace=False))]
         rgb = generated_sample([self._learn.rgb(k) for k in four], rng)
         return rgb, np.asarray(labels[four].any(axis=0)), four
 
