@@ -81,8 +81,8 @@ def main() -> None:
     first, second, valley, known = (out / name for name in ("first.gpkg", "second.gpkg", "valley", "truth.gpkg"))
     if not first.is_file():
         timed("extract", lambda: geolabel.extract(given.scene, out=first))
-        before = geolabel.next_windows(first, count=given.windows)
-        print(f"windows: {len(before.windows)}")
+    if "review" not in set(gpd.list_layers(first)["name"]):
+        print(f"windows: {len(geolabel.next_windows(first, count=given.windows).windows)}", flush=True)
     if not known.is_file():
         geolabel.polygonize(given.truth, out=known)
     if not (out / "review.json").is_file():
