@@ -24,7 +24,7 @@ from geolabel.evaluation.examples import Example, Split, outlined, without_lands
 from geolabel.evaluation.scenes import example_grid, write_scene
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.training.colours import jpeg
-from geolabel.training.pictures import is_reported, read_image
+from geolabel.training.pictures import SUFFIXES, is_reported, read_image
 from geolabel.types import BoolArray, UInt8Array
 
 SIDE = 1024
@@ -97,7 +97,8 @@ def _tiles(folder: Path, split: Split, side: int) -> Iterator[UInt8Array]:
     if split == "report":
         paths = without_landslides(folder.parent, "report")[folder.name].images
     else:
-        paths = tuple(path for path in sorted(folder.glob("*.jpg")) if not is_reported(path.stem))
+        images = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+        paths = tuple(path for path in images if not is_reported(path.stem))
     for path in paths:
         rgb = read_image(path, "RGB")
         if min(rgb.shape[:2]) < side:  # a few images lack a row or two
