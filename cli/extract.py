@@ -12,11 +12,11 @@ from geolabel.models.measured import of_bundled
 
 from . import options, prediction
 from .commands import F, command, complete_files, option
-from .inputs import SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes
+from .inputs import MASK, SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
-EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register", "cut")
+EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register", "cut", "event_after", "event_before")
 """Options that say what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
 
 _WRITTEN = (
@@ -63,20 +63,36 @@ def evidence_options(command: F) -> F:
             help="With --before: measure how far it is displaced, up to 32 px; or trust its position.",
         ),
         option(
+            "--event-before",
+            group="evidence",
+            rare=True,
+            metavar="DATE",
+            help="Latest date of the event, instead of that of the scene: for the column event_before.",
+        ),
+        option(
+            "--event-after",
+            group="evidence",
+            rare=True,
+            metavar="DATE",
+            help="Earliest date of the event, instead of that of the image before it: for the column event_after.",
+        ),
+        option(
             "--before-mask",
             group="evidence",
-            type=SCENE,
+            type=MASK,
             metavar="FILE|URI",
             multiple=True,
-            help="With --before: as --mask, for the image from before the event. Repeatable.",
+            help="With --before: as --mask, for the image from before the event. Repeatable; of several images one for "
+            "each, or none.",
         ),
         option(
             "--before",
             group="evidence",
             type=SCENE,
             metavar="FILE|URI",
+            multiple=True,
             help="An image from before the event, on any grid and in any CRS: what was bare then and has not changed "
-            "goes to the layer candidates.",
+            "goes to the layer candidates. Repeatable: where the first is not valid, the next one shows.",
         ),
         option(
             "--exclude",

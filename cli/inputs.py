@@ -108,6 +108,7 @@ class Input(click.Path):
 
 
 SCENE = Input(SceneError)
+MASK = Input(SceneError, names="none")
 VECTORS = Input(VectorError, dir_okay=False)
 WEIGHTS = Input(WeightsError, dir_okay=False)
 NETWORK = Input(WeightsError, dir_okay=False, names=r"[\w-]+")

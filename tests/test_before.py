@@ -310,7 +310,7 @@ def test_where_the_scene_before_has_no_data_nothing_is_known(tmp_path: Path, aft
 
 def test_without_a_localizer_there_is_a_change_and_no_activation(tmp_path: Path, after: Path) -> None:
     plan = make_plan(SceneReader(after), EverywhereRecipe(), RECIPES[1], GIVEN, stretch="0,255")
-    (known,) = open_before(earlier(tmp_path / "before.tif"), [plan])
+    (known,) = open_before([earlier(tmp_path / "before.tif")], [plan])
     assert known is not None
     layers = compare(plan, known, Window(0, 0, 64, 64), Window(0, 0, 64, 64))
     totals = {name: np.array([layer.sum()]) for name, layer in zip(LAYERS, layers, strict=True)}
@@ -356,3 +356,104 @@ def test_the_summary_says_how_far_it_was_displaced(
     said = capsys.readouterr().out
     assert "displaced by 5.0" in said or "displaced by 4.9" in said
     assert "1, 1 bare before: in the layer candidates" in said
+
+
+# --- several images and dates ----------------------------------------------------------------------------------------
+
+
+def dated(path: Path, date: str) -> Path:
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ACQUISITIONDATETIME=f"{date}T10:20:30Z")
+    return path
+
+
+def flags(path: Path, box: tuple[int, int, int, int]) -> Path:
+    row, col, height, width = box
+    values = np.zeros((SIDE, SIDE), np.uint8)
+    values[row : row + height, col : col + width] = 1
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": SIDE, "width": SIDE, "crs": UTM}
+    with rasterio.open(path, "w", **profile, transform=PLACE) as target:
+        target.write(values[None])
+    return path
+
+
+def test_what_one_image_before_does_not_show_another_fills(tmp_path: Path, after: Path) -> None:
+    """The first is masked where the old box is, the second shows it bare, on another grid and in other light."""
+    first = dated(earlier(tmp_path / "first.tif"), "2024-05-01")
+    second = dated(earlier(tmp_path / "second.tif", 2.0, -3.0, light=0.6), "2023-08-15")
+    clouds = flags(tmp_path / "clouds.tif", (30, 30, 50, 50))
+    alone = extract(after, before=first, before_mask=clouds)
+    assert alone["change_z"].isna().tolist() == [True, False]
+    out = tmp_path / "s.gpkg"
+    both = extract(after, before=[first, second], before_mask=[clouds, None], out=out)
+    assert both["id"].tolist() == [2]
+    candidates = gpd.read_file(out, layer="candidates")
+    assert candidates["reason"].tolist() == ["before"]
+    assert candidates["event_after"].dt.strftime("%Y-%m-%d").tolist() == ["2023-08-15"]
+    assert both["event_after"].tolist() == ["2024-05-01"]
+    assert both["change_z"][1 - 1] == pytest.approx(alone["change_z"][1], rel=0.3)
+
+
+def test_images_before_are_registered_each_for_itself(tmp_path: Path, after: Path) -> None:
+    report = geolabel.Report()
+    images = [earlier(tmp_path / "a.tif", 3.0, 4.0), earlier(tmp_path / "b.tif", -2.0, 1.0)]
+    extract(after, before=images, report=report)
+    found = report.found["displacements_px"]
+    assert np.allclose(found, [[3, 4], [-2, 1]], atol=0.2)
+
+
+def test_filled_images_depend_on_no_window(tmp_path: Path, after: Path) -> None:
+    from geolabel.extraction.scene_groups import prepare
+
+    images = [earlier(tmp_path / "a.tif", 1.5, 0.0), earlier(tmp_path / "b.tif", light=0.5)]
+    clouds = flags(tmp_path / "clouds.tif", (100, 20, 60, 90))
+    plan = prepare(after, READING, Networks(), GIVEN)
+    (known,) = open_before(images, [plan], masks=[[clouds], []])
+    assert known is not None
+    whole, valid = known.reader.read(Window(0, 0, SIDE, SIDE), plan.grid)
+    assert valid.mean() > 0.99
+    assert np.abs(whole[:, 130, 60] - whole[:, 130, 125]).max() < 120
+    for window in (Window(95, 10, 20, 40), Window(120, 100, 33, 20)):
+        part, good = known.reader.read(window, plan.grid)
+        assert np.array_equal(part, whole[:, *window.slices])
+        assert np.array_equal(good, valid[window.slices])
+
+
+def test_the_event_is_between_the_dates_of_the_images(tmp_path: Path, after: Path) -> None:
+    before = dated(earlier(tmp_path / "before.tif"), "2024-05-01")
+    assert extract(after, before=before)["event_before"].tolist() == [None]
+    found = extract(dated(after, "2024-07-14"), before=before)
+    assert found[["event_after", "event_before"]].to_numpy().tolist() == [["2024-05-01", "2024-07-14"]]
+    assert extract(after)["event_after"].isna().all()
+    out = tmp_path / "s.gpkg"
+    found = extract(after, before=before, event_after="2024-06-01", event_before="2024-06-30", out=out)
+    assert found[["event_after", "event_before"]].to_numpy().tolist() == [["2024-06-01", "2024-06-30"]]
+    kept = gpd.read_file(out, layer="landslides")
+    assert [kept[name].dt.strftime("%Y-%m-%d").tolist() for name in ("event_after", "event_before")] == [
+        ["2024-06-01"],
+        ["2024-06-30"],
+    ]
+
+
+def test_images_the_wrong_way_round_are_told(tmp_path: Path, after: Path, caplog: pytest.LogCaptureFixture) -> None:
+    extract(dated(after, "2024-01-01"), before=dated(earlier(tmp_path / "before.tif"), "2024-05-01"))
+    assert "is of 2024-05-01, later than" in caplog.text
+
+
+def test_several_images_are_checked(tmp_path: Path, after: Path) -> None:
+    images = [earlier(tmp_path / "a.tif"), earlier(tmp_path / "b.tif")]
+    with pytest.raises(OptionError, match="1 --before-mask for 2 --before: give one for each"):
+        extract(after, before=images, before_mask="clouds.tif")
+    with pytest.raises(OptionError, match="--event-after May: give a date such as 2024-05-31"):
+        extract(after, event_after="May")
+    with pytest.raises(OptionError, match="--event-after 2024-05-02 is later than --event-before 2024-05-01"):
+        extract(after, event_after="2024-05-02", event_before="2024-05-01")
+
+
+def test_the_command_takes_several_images(tmp_path: Path, after: Path) -> None:
+    images = [earlier(tmp_path / "a.tif"), earlier(tmp_path / "b.tif")]
+    clouds = flags(tmp_path / "clouds.tif", (30, 30, 50, 50))
+    words = ["extract", str(after), "--out", str(tmp_path / "s.gpkg"), "--stretch", "0,255", "--quiet"]
+    befores = ["--before", str(images[0]), "--before", str(images[1])]
+    assert command([*words, *befores, "--before-mask", str(clouds), "--before-mask", "none"]) == 0
+    assert gpd.read_file(tmp_path / "s.gpkg", layer="candidates")["reason"].tolist() == ["before"]

@@ -52,6 +52,8 @@ def test_predict_takes_what_extract_takes_but_for_polygons() -> None:
         "exclude",
         "before",
         "before_mask",
+        "event_after",
+        "event_before",
         "register",
         "cut",
         "dst_crs",

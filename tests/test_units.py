@@ -4,7 +4,7 @@ import pytest
 
 import geolabel
 from geolabel.errors import OptionError
-from geolabel.extraction.evidence import Supplements
+from geolabel.extraction.supplements import Supplements
 from geolabel.parsing import Measure
 
 

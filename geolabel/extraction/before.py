@@ -1,8 +1,9 @@
-"""A scene from before the event on the working grid: registered, matched in its grey values, and compared.
+"""Images from before the event on the working grid: registered, matched in their grey values, and compared.
 
-The scene is read on the pixels of the working grid, moved by one displacement that blocks all over the grid agree on,
-and its grey values are matched to those of the scene after the event. What the two differ by in patches all over the
-grid is what light and season do; the change of a polygon is measured in units of that.
+An image is read on the pixels of the working grid, moved by one displacement that blocks all over the grid agree on. Of
+several images, the first that is valid at a pixel shows there. Grey values are matched to those of the scene after the
+event. What the two differ by in patches all over the grid is what light and season do; the change of a polygon is
+measured in units of that.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from geolabel.io.read.masks import hidden_share, open_masks
 from geolabel.io.read.scenes import SceneReader
 from geolabel.radiometry import Stretch
 from geolabel.registration import Displacement, Peaks, confirmed, correlate, displacement
+from geolabel.scene import Grid, Scene
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
@@ -54,46 +57,134 @@ STEP = 2
 """Pixels along each axis between those that grey values are matched by."""
 
 
+class _Readable(Protocol):
+    """A raster that is read on a working grid."""
+
+    def read(self, window: Window, grid: Grid) -> tuple[AnyArray, BoolArray]:
+        """Bands (3, height, width), and where they are valid."""
+        ...
+
+
 @dataclass(frozen=True)
-class Before:
-    """A scene from before the event, on the working grid of a plan."""
+class Layer:
+    """One image from before the event, on the working grid of a plan."""
 
     reader: AlignedReader
     """Moved by the displacement."""
     stretch: Stretch
     displacement: Displacement
+    tables: UInt8Array = field(default_factory=lambda: np.tile(np.arange(256, dtype=np.uint8), (3, 1)))
+    """(3, 256) what its grey values become, so that ground looks as in the first of several."""
+
+    @property
+    def scene(self) -> Scene:
+        """What its header says."""
+        return self.reader.reader.scene
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Several images from before as one: of those that are valid at a pixel, the first shows."""
+
+    layers: tuple[Layer, ...]
+
+    def read(self, window: Window, grid: Grid) -> tuple[Float64Array, BoolArray]:
+        """Grey values (3, height, width) as the first image is stretched, and where any is valid."""
+        image, valid = np.zeros((3, window.height, window.width)), np.zeros((window.height, window.width), bool)
+        for layer in self.layers:
+            if valid.all():
+                break
+            bands, known = layer.reader.read(window, grid)
+            new = known & ~valid
+            image[:, new] = matched(layer.stretch.apply(bands, known), layer.tables)[new].T
+            valid |= new
+        return image, valid
+
+
+GREY = Stretch((0.0,) * 3, (255.0,) * 3, "none")
+"""Of several images, which are stretched before they are put together."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known of the place before the event, on the working grid of a plan."""
+
+    layers: tuple[Layer, ...]
+    """The images, in order of precedence."""
     tables: UInt8Array
-    """(3, 256) what its grey values become, so that unchanged ground looks as in the scene after."""
+    """(3, 256) what grey values become, so that unchanged ground looks as in the scene after."""
     stable: Stable
     """How much patches differ."""
 
+    @property
+    def reader(self) -> AlignedReader | Filled:
+        """The one image, or several as one."""
+        return self.layers[0].reader if len(self.layers) == 1 else Filled(self.layers)
+
+    @property
+    def stretch(self) -> Stretch:
+        """Of what `reader` reads."""
+        return self.layers[0].stretch if len(self.layers) == 1 else GREY
+
+    @property
+    def displacements(self) -> list[Displacement]:
+        """Of each image."""
+        return [layer.displacement for layer in self.layers]
+
+    @property
+    def dates(self) -> list[str | None]:
+        """ISO 8601 date of each image, where it is known."""
+        return [layer.scene.event_date for layer in self.layers]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for provenance."""
-        return {"displacement_px": asdict(self.displacement), "stable": asdict(self.stable)}
+        moved = [asdict(one) for one in self.displacements]
+        return {"displacement_px": moved[0] if len(moved) == 1 else moved, "stable": asdict(self.stable)}
 
     @property
     def marks(self) -> dict[str, Any]:
-        """What measurements depend on beside the file, as plain values."""
-        return self.as_dict() | {"stretch": asdict(self.stretch), "tables": self.tables.tolist()}
+        """What measurements depend on beside the files, as plain values."""
+        layers = [{"stretch": asdict(layer.stretch), "tables": layer.tables.tolist()} for layer in self.layers]
+        return self.as_dict() | {"layers": layers, "tables": self.tables.tolist()}
 
 
 def open_before(
-    path: str | Path, plans: Sequence[Plan], *, masks: Sequence[str | Path] = (), register: bool = True
+    paths: Sequence[str | Path],
+    plans: Sequence[Plan],
+    *,
+    masks: Sequence[Sequence[str | Path]] = (),
+    register: bool = True,
 ) -> list[Before | None]:
-    """A scene from before the event on the grid of each plan; None for grids that it does not reach.
+    """Images from before the event on the grid of each plan; None for grids that none reaches.
 
     Parameters
     ----------
+    paths
+        In order of precedence: where one is not valid, or is masked, the next one shows.
     masks
-        What is left out of it, see `geolabel.io.read.masks`.
+        What is left out of each, see `geolabel.io.read.masks`; empty for nothing.
     register
-        Whether to measure its displacement; else its position is trusted.
+        Whether to measure their displacements; else their positions are trusted.
 
     Raises
     ------
     SceneError
-        If it cannot be opened, is no image, is too coarse, misses all grids, or cannot be registered.
+        If one cannot be opened, is no image, is too coarse, misses all grids, or cannot be registered.
     """
+    each = masks or [()] * len(paths)
+    opened = [_open(path, plans, own) for path, own in zip(paths, each, strict=True)]
+    found: list[Before | None] = []
+    for number, plan in enumerate(plans):
+        images = [(reader, stretch) for reader, stretch, shares in opened if shares[number]]
+        layers = [_register(AlignedReader(reader), stretch, plan, register=register) for reader, stretch in images]
+        found.append(_together(layers, plan) if layers else None)
+    return found
+
+
+def _open(
+    path: str | Path, plans: Sequence[Plan], masks: Sequence[str | Path]
+) -> tuple[SceneReader, Stretch, list[float]]:
+    """An image without what masks hide, its stretch, and the share of the grid of each plan that it covers."""
     reader = SceneReader(path, gsd=plans[0].grid.unit_m)
     check_image(reader.header)
     for text in reader.warnings:
@@ -102,14 +193,17 @@ def open_before(
     if masks:
         reader = reader.without(open_masks(masks, [reader.scene.grid], BEFORE_MASK, gsd=plans[0].grid.unit_m))
         hidden_share(reader, reader.scene.grid, BEFORE_MASK)
-    reader, stretch = examined(reader, STRETCH, plans[0].parameters.on_error)
-    return [
-        _register(AlignedReader(reader), stretch, plan, register=register) if share else None
-        for plan, share in zip(plans, shares, strict=True)
-    ]
+    for plan in plans:
+        own, later = plan.reader.scene.event_date, reader.scene.event_date
+        if own is not None and later is not None and later > own:
+            log.warning(
+                "%s is of %s, later than %s of %s: is the one the image before the event, and the other after it?",
+                *(reader.scene.name, later, plan.reader.scene.name, own),
+            )
+    return *examined(reader, STRETCH, plans[0].parameters.on_error), shares
 
 
-def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register: bool) -> Before:
+def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register: bool) -> Layer:
     size = 1 / source_pixels(plan.grid, aligned.grid)
     if size > COARSEST:
         raise SceneError(
@@ -124,14 +218,31 @@ def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register:
         moved = confirmed(moved, displacement(left, MAX_DISPLACEMENT_PX))
         aligned = aligned.moved((moved.rows, moved.cols))
         log.info("%s: displaced by %s", aligned.reader.scene.name, moved)
-    pairs = list(executors.ordered(partial(_pair, plan, aligned, stretch), windows))
-    picked = [(after[::STEP, ::STEP], before[::STEP, ::STEP], valid[::STEP, ::STEP]) for after, before, valid in pairs]
-    tables = match_greys(
-        np.concatenate([before[valid] for _, before, valid in picked]).T,
-        np.concatenate([after[valid] for after, _, valid in picked]).T,
+    return Layer(aligned, stretch, moved)
+
+
+def _together(layers: Sequence[Layer], plan: Plan) -> Before:
+    """Images that are registered, with their grey values matched."""
+    (first, *others), windows = layers, _blocks(plan)
+
+    def read(one: Layer | Before, other: tuple[_Readable, Stretch]) -> list[tuple[UInt8Array, UInt8Array, BoolArray]]:
+        return list(executors.ordered(partial(_pair, plan, (one.reader, one.stretch), other), windows))
+
+    alike = [replace(layer, tables=_tables(read(layer, (first.reader, first.stretch)))) for layer in others]
+    known = Before((first, *alike), first.tables, Stable.of(np.zeros((3, 0))))
+    pairs = read(known, (plan.reader, plan.stretch))
+    tables = _tables(pairs)
+    means = [patch_means(features(after) - features(matched(before, tables)), valid) for before, after, valid in pairs]
+    return replace(known, tables=tables, stable=Stable.of(np.concatenate(means, axis=1)))
+
+
+def _tables(pairs: Sequence[tuple[UInt8Array, UInt8Array, BoolArray]]) -> UInt8Array:
+    """What grey values of the first images (h, w, 3) of pairs become, to look as the second where both are valid."""
+    picked = [(one[::STEP, ::STEP], other[::STEP, ::STEP], valid[::STEP, ::STEP]) for one, other, valid in pairs]
+    return match_greys(
+        np.concatenate([one[valid] for one, _, valid in picked]).T,
+        np.concatenate([other[valid] for _, other, valid in picked]).T,
     )
-    means = [patch_means(features(after) - features(matched(before, tables)), valid) for after, before, valid in pairs]
-    return Before(aligned, stretch, moved, tables, Stable.of(np.concatenate(means, axis=1)))
 
 
 def _blocks(plan: Plan) -> list[Window]:
@@ -144,21 +255,21 @@ def _blocks(plan: Plan) -> list[Window]:
     return [Window(row, col, side, side) for row in rows for col in cols]
 
 
-def _read(plan: Plan, aligned: AlignedReader, window: Window) -> tuple[AnyArray, AnyArray, BoolArray] | None:
-    """Bands (3, h, w) after and before in a window, and where both are valid; None if one is unreadable."""
+def _read(plan: Plan, one: _Readable, other: _Readable, window: Window) -> tuple[AnyArray, AnyArray, BoolArray] | None:
+    """Bands (3, h, w) of both in a window, and where both are valid; None if one is unreadable."""
     try:
-        bands, valid = plan.reader.read(window, plan.grid)
-        earlier, known = aligned.read(window, plan.grid)
+        bands, valid = one.read(window, plan.grid)
+        others, known = other.read(window, plan.grid)
     except TileError:
         if plan.parameters.on_error == "fail":
             raise
         return None
-    return bands, earlier, valid & known
+    return bands, others, valid & known
 
 
 def _peaks(plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window) -> Peaks:
-    """Correlation of a block of both images, each band in units of its brightest ground."""
-    read = _read(plan, aligned, window)
+    """Correlation of a block of the scene and an image from before, each band in units of its brightest ground."""
+    read = _read(plan, plan.reader, aligned, window)
     if read is None:
         return {}
     bands, earlier, both = read
@@ -170,20 +281,52 @@ def _peaks(plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window)
 
 
 def _pair(
-    plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window
+    plan: Plan, one: tuple[_Readable, Stretch], other: tuple[_Readable, Stretch], window: Window
 ) -> tuple[UInt8Array, UInt8Array, BoolArray]:
-    """The images (h, w, 3) after and before in a window, and where both are valid; nowhere if one is unreadable."""
-    read = _read(plan, aligned, window)
+    """Two images (h, w, 3) in a window, and where both are valid; nowhere if one is unreadable."""
+    read = _read(plan, one[0], other[0], window)
     if read is None:
         nothing = np.zeros((window.height, window.width, 3), np.uint8)
         return nothing, nothing, np.zeros((window.height, window.width), bool)
-    bands, earlier, both = read
-    return plan.stretch.apply(bands, both), stretch.apply(earlier, both), both
+    bands, others, both = read
+    return one[1].apply(bands, both), other[1].apply(others, both), both
 
 
 def matched(image: UInt8Array, tables: UInt8Array) -> UInt8Array:
     """(h, w, 3) an image with its grey values looked up in the tables (3, 256) of `geolabel.change.match_greys`."""
     return np.stack([table[image[..., band]] for band, table in enumerate(tables)], axis=2)
+
+
+def event_after(before: Before, shown: Sequence[Int64Array], areas: Int64Array, share: float) -> AnyArray:
+    """(K,) ISO 8601 date of the last image that shows at least a share of each object; None where it is not known.
+
+    Parameters
+    ----------
+    shown
+        (K,) for each image the pixels of objects, of `areas` pixels, that it shows.
+    """
+    found = np.full(len(areas), None, object)
+    for date, pixels in sorted(
+        ((date, pixels) for date, pixels in zip(before.dates, shown, strict=True) if date), key=itemgetter(0)
+    ):
+        found[pixels >= share * np.maximum(areas, 1)] = date
+    return found
+
+
+def shown_by(plan: Plan, before: Before, window: Window) -> Int32Array:
+    """(images, height, width) 1 where each image from before shows in a window.
+
+    Raises
+    ------
+    TileError
+        If one cannot be read.
+    """
+    shown = np.zeros((len(before.layers), window.height, window.width), np.int32)
+    for number, layer in enumerate(before.layers):
+        if shown.any(axis=0).all():
+            break
+        shown[number] = layer.reader.read(window, plan.grid)[1] & ~shown.any(axis=0)
+    return shown
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

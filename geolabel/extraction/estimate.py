@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geolabel.engine import executors, worker
-from geolabel.extraction.evidence import Supplements
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
+from geolabel.extraction.supplements import Supplements
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.parsing import Measure
 from geolabel.parts import Recipe
@@ -52,16 +52,19 @@ def estimate(
     dem: str | Path | None = None,
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
-    before: str | Path | None = None,
-    before_mask: str | Path | Sequence[str | Path] = (),
+    before: str | Path | Sequence[str | Path] | None = None,
+    before_mask: str | Path | Sequence[str | Path | None] = (),
     register: bool = True,
     cut: bool = True,
+    event_after: str | None = None,
+    event_before: str | None = None,
 ) -> dict[str, Any]:
     """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
 
     Parameters
     ----------
-    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, before_mask, register, cut
+    scene, reading, networks, parameters, dst_crs, dem, min_slope, exclude, before, before_mask, register, cut,
+    event_after, event_before
         As in `geolabel.extract`.
 
     Returns
@@ -82,14 +85,12 @@ def estimate(
         Networks.of(networks),
         parameters or Parameters(),
         dst_crs=dst_crs,
-        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut),
+        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before),
     )
     for text in groups.warnings:
         log.warning("%s", text)
     beside = {"dem": dem, "exclude": exclude, "before": before}
-    return _estimate_scenes(groups) | {
-        "not_counted": [f"--{name}" for name, given in beside.items() if given is not None]
-    }
+    return _estimate_scenes(groups) | {"not_counted": [f"--{name}" for name, given in beside.items() if given]}
 
 
 def estimate_plan(plan: Plan) -> dict[str, Any]:

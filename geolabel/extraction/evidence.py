@@ -19,10 +19,11 @@ import shapely
 
 from geolabel import terrain
 from geolabel.engine.tasks import Bound, Pass
-from geolabel.errors import OptionError, SceneError, TileError
+from geolabel.errors import SceneError, TileError
 from geolabel.extraction import before
 from geolabel.extraction.before import Before
 from geolabel.extraction.plan import Plan, Run
+from geolabel.extraction.supplements import Supplements
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Work
 from geolabel.io.columns import CHANGE, MASKED, SEEN, TERRAIN
@@ -30,13 +31,11 @@ from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.features import read_exclusions
 from geolabel.io.read.fingerprints import check_apart, fingerprint
 from geolabel.io.read.scenes import SceneReader
-from geolabel.parsing import Measure
 from geolabel.parts import Recipe
 from geolabel.polygons import covered_areas
 from geolabel.seams import Spans, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
-from geolabel.urls import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -65,72 +64,6 @@ HEIGHT_UNITS = {"": 1.0, "ft": 0.3048, "foot": 0.3048, "feet": 0.3048, "us surve
     ("m", "metre", "metres", "meter", "meters"), 1.0
 )
 """Metres in the units that a height model may name."""
-
-
-@dataclass(frozen=True)
-class Supplements:
-    """What a user gives beside the scenes.
-
-    Raises
-    ------
-    OptionError
-        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to trust or mask.
-    """
-
-    dem: str | Path | None = None
-    """Heights in metres, on any grid and in any CRS."""
-    min_slope: Measure | None = None
-    """Minimum mean slope of a landslide, degrees."""
-    exclude: str | Path | None = None
-    """A vector file: on its polygons nothing counts as a landslide."""
-    before: str | Path | None = None
-    """An image from before the event, on any grid and in any CRS."""
-    before_mask: str | Path | Sequence[str | Path] = ()
-    """Masks of it, see `geolabel.io.read.masks`."""
-    register: bool = True
-    """Whether to measure how far it is displaced; else its position is trusted."""
-    cut: bool = True
-    """Whether to cut ground out of polygons, see `geolabel.extraction.cutting`; else whole polygons are judged."""
-
-    def __post_init__(self) -> None:
-        if self.before is None and not self.register:
-            raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
-        if not self.cut and self.before is None and self.dem is None:
-            raise OptionError("--no-cut leaves polygons whole that evidence would cut: give --before or --dem")
-        if self.before is None and self.before_masks:
-            raise OptionError(f"--before-mask {self.before_masks[0]} is of a scene from before: give one with --before")
-        if self.min_slope is not None:
-            Measure.check("min_slope", self.min_slope)
-            if self.dem is None:
-                raise OptionError(f"--min-slope {self.min_slope} needs heights: give a height model with --dem")
-            if self.min_slope.unit != "deg" or not self.min_slope.value < 90:
-                raise OptionError(f"--min-slope {self.min_slope}: give degrees below 90, such as 10deg")
-
-    @property
-    def inputs(self) -> list[str | Path]:
-        """The files."""
-        return [path for path in (self.dem, self.exclude, self.before, *self.before_masks) if path is not None]
-
-    @property
-    def before_masks(self) -> list[str | Path]:
-        """Masks of the scene before, one or several."""
-        given = self.before_mask
-        return [given] if isinstance(given, str | Path) else list(given)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for provenance: what was given."""
-        given = {"dem": self.dem, "min_slope": self.min_slope, "exclude": self.exclude, "before": self.before}
-        named = {name: without_secrets(str(value)) for name, value in given.items() if value is not None}
-        masks = [without_secrets(str(path)) for path in self.before_masks]
-        return (
-            named
-            | ({"before_mask": masks} if masks else {})
-            | ({} if self.register else {"register": False})
-            | ({} if self.cut else {"cut": False})
-        )
-
-
-NO_SUPPLEMENTS = Supplements()
 
 
 @dataclass(frozen=True)
@@ -165,11 +98,15 @@ class Evidence:
     """(N,) polygons in the CRS of the grid."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """Plain values for provenance."""
+    event_after: str | None = None
+    event_before: str | None = None
+    """ISO 8601 dates that the event was between, instead of those of the images."""
 
     @property
     def readers(self) -> list[SceneReader]:
         """The rasters."""
-        own = [known.reader.reader for known in (self.heights, self.before) if known is not None]
+        own = [] if self.heights is None else [self.heights.reader.reader]
+        own += [] if self.before is None else [layer.reader.reader for layer in self.before.layers]
         return [*own, *(mask.reader.reader for reader in own for mask in reader.masks)]
 
 
@@ -195,13 +132,20 @@ def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evide
         log.warning("%s has no polygon on the scenes: nothing is excluded", supplements.exclude)
     heights = [None] * len(plans) if supplements.dem is None else _open_heights(supplements.dem, plans)
     scenes: list[Before | None] = [None] * len(plans)
-    if supplements.before is not None:
+    if supplements.befores:
         masks, register = supplements.before_masks, supplements.register
-        scenes = before.open_before(supplements.before, plans, masks=masks, register=register)
+        scenes = before.open_before(supplements.befores, plans, masks=masks, register=register)
     least, given = 0.0 if supplements.min_slope is None else supplements.min_slope.value, supplements.as_dict()
     return [
         Evidence(
-            model, scene, least, supplements.cut, area, given | ({} if scene is None else {"change": scene.as_dict()})
+            model,
+            scene,
+            least,
+            supplements.cut,
+            area,
+            given | ({} if scene is None else {"change": scene.as_dict()}),
+            supplements.event_after,
+            supplements.event_before,
         )
         for model, scene, area in zip(heights, scenes, areas, strict=True)
     ]
@@ -278,10 +222,15 @@ LEVELS = 254
 """Steps of a probability p in these records: ``1 + round(p * LEVELS)``; 0 is not known."""
 
 
-def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float64Array]:
-    """Columns of `geolabel.io.columns` that follow from evidence and masks, of objects; NaN where nothing is known."""
+def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, AnyArray]:
+    """Columns of `geolabel.io.columns` that follow from evidence and masks, of objects; NaN where nothing is known.
+
+    Also ``event_after``, None where it is not known.
+    """
     plan = work.run.plan
-    columns = {name: np.full(objects.count, np.nan) for name in (*TERRAIN, *CHANGE, *SEEN, *MASKED)}
+    names = (*TERRAIN, *CHANGE, *SEEN, *MASKED)
+    columns: dict[str, AnyArray] = {name: np.full(objects.count, np.nan) for name in names}
+    columns["event_after"] = np.full(objects.count, evidence.event_after, object)
     if plan.reader.masks:
         tiles = list(BlockGrid(plan.grid.height, plan.grid.width, TILE_PX))
         sums, _ = _summed(work, objects, _CUT.bind(plan), _shares(tiles, tiles, objects), ("cut",))
@@ -300,10 +249,17 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, Float
         columns["evidence"] = np.where(known, np.round(means, 6), np.nan)
     if evidence.before is not None:
         step = _COMPARE.bind(work.run, evidence.before)
-        jobs = _shares(list(plan.localize_tiles), cores, objects)
+        tiles = list(plan.localize_tiles)
         networks = [plan.localizer] if plan.localized else []
-        sums, _ = _summed(work, objects, step, jobs, before.LAYERS, networks=networks)
+        sums, _ = _summed(work, objects, step, _shares(tiles, cores, objects), before.LAYERS, networks=networks)
         columns |= before.change_columns(sums, objects.areas, evidence.before, SHARE, localized=plan.localized)
+        if evidence.event_after is None and any(evidence.before.dates):
+            shown = [sums["seen"]]
+            if len(evidence.before.layers) > 1:
+                step, numbers = _SHOW.bind(plan, evidence.before), list(map(str, range(len(evidence.before.layers))))
+                by_number, _ = _summed(work, objects, step, _shares(tiles, cores, objects), numbers)
+                shown = list(by_number.values())
+            columns["event_after"] = before.event_after(evidence.before, shown, objects.areas, SHARE)
     return columns
 
 
@@ -377,6 +333,10 @@ def _ground(run: Run, job: Job, name: str) -> UInt8Array | None:
     return values[window.within(tiles.core(index))]
 
 
+def _show_tile(plan: Plan, scene: Before, job: Job) -> LayerSums:
+    return _sums_of(plan, job, partial(before.shown_by, plan, scene, job[1]), len(scene.layers))
+
+
 def _cut_tile(plan: Plan, job: Job) -> LayerSums:
     return _sums_of(plan, job, partial(_cuts, plan, job[1]), 1)
 
@@ -428,6 +388,7 @@ def _where_tile(*given: Any) -> str:
 _MEASURE = Pass("measure-terrain", _measure_tile, LayerSums, _where_tile)
 _CUT = Pass("cut", _cut_tile, LayerSums, _where_tile)
 _WEIGH = Pass("weigh", _weigh_tile, LayerSums, _where_tile)
+_SHOW = Pass("show", _show_tile, LayerSums, _where_tile)
 _COMPARE = Pass("compare", _compare_tile, LayerSums, _where_tile)
 
 

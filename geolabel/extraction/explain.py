@@ -18,13 +18,14 @@ from scipy import ndimage
 
 from geolabel.errors import OptionError
 from geolabel.extraction.activation_maps import blend_activation, class_probability, reach, validity
-from geolabel.extraction.evidence import NO_EVIDENCE, Supplements
+from geolabel.extraction.evidence import NO_EVIDENCE
 from geolabel.extraction.passes import MaskTable, MosaicSource, mask_crop
 from geolabel.extraction.pipeline import find_scores, polygonize
 from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.result import Part
 from geolabel.extraction.scene_groups import parse_crs, prepare_scenes
+from geolabel.extraction.supplements import Supplements
 from geolabel.extraction.work import in_scratch
 from geolabel.geodesy import reproject
 from geolabel.io.read.scene_inputs import list_scenes
@@ -62,10 +63,12 @@ def explain(
     dem: str | Path | None = None,
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
-    before: str | Path | None = None,
-    before_mask: str | Path | Sequence[str | Path] = (),
+    before: str | Path | Sequence[str | Path] | None = None,
+    before_mask: str | Path | Sequence[str | Path | None] = (),
     register: bool = True,
     cut: bool = True,
+    event_after: str | None = None,
+    event_before: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -82,7 +85,8 @@ def explain(
         CRS of these, such as EPSG:4326 for longitude and latitude; by default that of the scene.
     out
         A picture to draw, PNG or JPEG: the scene, the activation with the prompts, the masks, the polygons.
-    scene, reading, networks, parameters, dem, min_slope, exclude, before, before_mask, register, cut, progress
+    scene, reading, networks, parameters, dem, min_slope, exclude, before, before_mask, register, cut,
+    event_after, event_before, progress
         As in `geolabel.extract`.
     overwrite
         Whether the picture may be replaced.
@@ -113,7 +117,7 @@ def explain(
         Networks.of(networks),
         parameters or Parameters(),
         raster="the picture of a place",
-        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut),
+        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before),
     )
     for text in groups.warnings:
         log.warning("%s", text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from geolabel.engine.run_folder import RunFolderOptions
 from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, VectorError
-from geolabel.extraction.evidence import NO_EVIDENCE, Supplements, check_evidence
+from geolabel.extraction.evidence import NO_EVIDENCE, check_evidence
 from geolabel.extraction.outputs import Targets, write_result
 from geolabel.extraction.pipeline import find_landslides
 from geolabel.extraction.plan import Plan
@@ -21,6 +21,7 @@ from geolabel.extraction.request import Networks, Parameters, Reading
 from geolabel.extraction.result import Result, combine
 from geolabel.extraction.reviewed import carried_over, with_review
 from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
+from geolabel.extraction.supplements import Supplements
 from geolabel.extraction.work import Report, under_way
 from geolabel.io.prompt_layers import grid_key
 from geolabel.io.read.features import read_prompts
@@ -46,10 +47,12 @@ def extract(
     dem: str | Path | None = None,
     min_slope: Measure | None = None,
     exclude: str | Path | None = None,
-    before: str | Path | None = None,
-    before_mask: str | Path | Sequence[str | Path] = (),
+    before: str | Path | Sequence[str | Path] | None = None,
+    before_mask: str | Path | Sequence[str | Path | None] = (),
     register: bool = True,
     cut: bool = True,
+    event_after: str | None = None,
+    event_before: str | None = None,
     prompts_from: str | Path | None = None,
     keep_reviewed: str | Path | None = None,
     score_out: str | Path | None = None,
@@ -86,14 +89,18 @@ def extract(
         A vector file, such as lakes and rivers: polygons of which at least half is on its polygons are candidates.
     before
         An image of the place before the event, in any CRS and on any grid: polygons then have a change and an
-        activation before, and what was bare before and has not changed is a candidate.
+        activation before, and what was bare before and has not changed is a candidate. Of several images, the first
+        that is valid and not masked at a pixel shows there.
     before_mask
-        Rasters, in any CRS and on any grid, such as clouds: pixels that are not zero are left out of `before`.
+        Rasters, in any CRS and on any grid, such as clouds: pixels that are not zero are left out of `before`. Of
+        several images one for each, or None.
     register
         Whether to measure how far `before` is displaced, at most 32 px of the working grid.
     cut
         Whether to cut ground out of polygons that `before` and `dem` speak against: it becomes candidates. Else they
         judge whole polygons.
+    event_after, event_before
+        ISO 8601 dates that the event was between; None for those of the images.
     prompts_from
         A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
         review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
@@ -137,7 +144,7 @@ def extract(
     >>> slides = geolabel.extract("scene.tif", out="slides.gpkg")  # doctest: +SKIP
     """
     run_folder, reading = run_folder or RunFolderOptions(), reading or Reading()
-    supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut)
+    supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
     inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks, *(one.source for one in scenes)]

@@ -134,7 +134,8 @@ class Result:
         }
         if self.parts[0].evidence.given or self.parts[0].plan.reader.masks:
             polygons["reasons"] = dict(sorted(Counter(self.candidates["reason"].dropna()).items()))
-        moved = [part.evidence.before.displacement for part in self.parts if part.evidence.before is not None]
+        known = [part.evidence.before for part in self.parts if part.evidence.before is not None]
+        moved = [one for before in known for one in before.displacements]
         if any(one.blocks for one in moved):  # a position that is trusted is not measured
             polygons["displacements_px"] = [[one.rows, one.cols] for one in moved]
         known_classes = self.parts[0].plan.classes
@@ -250,6 +251,7 @@ def complete(
     known: dict[str, Any] = {"source": source, "event_date": date, "notes": None, "status": REVIEW_STATES[0]}
     asked = answering(landslides["prompts"], frozenset(drawn_ids.tolist()))
     known["confidence"] = _confidence_known(landslides, plan, asked)
+    known["event_before"] = date if evidence.event_before is None else evidence.event_before
     known["reason"] = reasons(landslides, evidence, asked, cut)
     return landslides.assign(**known)[[*LANDSLIDE_COLUMNS, "geometry"]]
 

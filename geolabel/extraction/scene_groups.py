@@ -15,9 +15,10 @@ from affine import Affine
 from geolabel.bands import band_in_name, choose_bands
 from geolabel.engine import executors
 from geolabel.errors import OptionError, SceneError, VectorError
-from geolabel.extraction.evidence import NO_SUPPLEMENTS, Evidence, Supplements, open_evidence
+from geolabel.extraction.evidence import Evidence, open_evidence
 from geolabel.extraction.plan import Plan, examined, make_plan
 from geolabel.extraction.request import ContourMethod, Networks, Parameters, Reading, decide
+from geolabel.extraction.supplements import NO_SUPPLEMENTS, Supplements
 from geolabel.io.read.deliveries import is_delivery
 from geolabel.io.read.headers import check_image, product_of
 from geolabel.io.read.map_tiles import MapTiles, missing_tiles, open_map_tiles

@@ -261,6 +261,14 @@ LANDSLIDES = (
         merged="shared",
         edited=True,
     ),
+    Column(
+        "event_after",
+        "date",
+        "Event after",
+        "Date of the image before the event that it is not on, or of --event-after",
+        merged="shared",
+    ),
+    Column("event_before", "date", "Event before", "Date of the scene, or of --event-before", merged="shared"),
     Column("status", "text", "Review", "unreviewed, accepted or rejected", page="Review", edited=True),
     Column("notes", "text", "Notes", "Remarks of the reviewer", page="Review", edited=True),
 )

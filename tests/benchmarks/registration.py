@@ -61,7 +61,7 @@ def main() -> None:
             shift = rng.uniform(-SHIFT, SHIFT, 2)
             before = misplaced(scene.with_name(f"{seed}_before.tif"), given.folder / f"{seed}_moved.tif", shift, scale)
             try:
-                (known,) = open_before(before, [plan])
+                (known,) = open_before([before], [plan])
             except SceneError as refused:
                 print(f"{seed} at {scale}: {refused}", flush=True)
                 found.append(float("nan"))
@@ -69,7 +69,7 @@ def main() -> None:
             finally:
                 before.unlink()
             assert known is not None
-            moved = known.displacement
+            (moved,) = known.displacements
             found.append(float(np.hypot(moved.rows - true[0] - shift[0], moved.cols - true[1] - shift[1])))
             print(f"{seed} at {scale}: {found[-1]:.2f} px, {moved}", flush=True)
     for scale, found in errors.items():

@@ -1,0 +1,118 @@
+"""What a user gives beside the scenes: heights, images from before and their masks, dates, excluded ground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from geolabel.errors import OptionError
+from geolabel.parsing import Measure
+from geolabel.urls import without_secrets
+
+
+@dataclass(frozen=True)
+class Supplements:
+    """What a user gives beside the scenes.
+
+    Raises
+    ------
+    OptionError
+        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to trust or mask.
+    """
+
+    dem: str | Path | None = None
+    """Heights in metres, on any grid and in any CRS."""
+    min_slope: Measure | None = None
+    """Minimum mean slope of a landslide, degrees."""
+    exclude: str | Path | None = None
+    """A vector file: on its polygons nothing counts as a landslide."""
+    before: str | Path | Sequence[str | Path] | None = None
+    """An image from before the event, on any grid and in any CRS, or several in order of precedence."""
+    before_mask: str | Path | Sequence[str | Path | None] = ()
+    """Masks of it, see `geolabel.io.read.masks`; of several images one for each, or None."""
+    register: bool = True
+    """Whether to measure how far it is displaced; else its position is trusted."""
+    cut: bool = True
+    """Whether to cut ground out of polygons, see `geolabel.extraction.cutting`; else whole polygons are judged."""
+    event_after: str | None = None
+    event_before: str | None = None
+    """ISO 8601 dates that the event was between, instead of those of the images."""
+
+    def __post_init__(self) -> None:
+        if not self.befores and not self.register:
+            raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
+        if not self.cut and not self.befores and self.dem is None:
+            raise OptionError("--no-cut leaves polygons whole that evidence would cut: give --before or --dem")
+        self._check_masks()
+        self._check_dates()
+        if self.min_slope is not None:
+            Measure.check("min_slope", self.min_slope)
+            if self.dem is None:
+                raise OptionError(f"--min-slope {self.min_slope} needs heights: give a height model with --dem")
+            if self.min_slope.unit != "deg" or not self.min_slope.value < 90:
+                raise OptionError(f"--min-slope {self.min_slope}: give degrees below 90, such as 10deg")
+
+    @property
+    def inputs(self) -> list[str | Path]:
+        """The files."""
+        masks = [path for own in self.before_masks for path in own]
+        return [path for path in (self.dem, self.exclude, *self.befores, *masks) if path is not None]
+
+    @property
+    def befores(self) -> list[str | Path]:
+        """The images from before."""
+        return _listed(self.before)
+
+    @property
+    def before_masks(self) -> list[list[str | Path]]:
+        """The masks of each image from before."""
+        given = _listed(self.before_mask)
+        if len(self.befores) == 1:
+            return [[path for path in given if not _is_none(path)]]
+        return [[] if _is_none(path) else [path] for path in given] or [[] for _ in self.befores]
+
+    def _check_dates(self) -> None:
+        for option, value in (("--event-after", self.event_after), ("--event-before", self.event_before)):
+            try:
+                date.fromisoformat(value or "2000-01-01")
+            except ValueError:
+                raise OptionError(f"{option} {value}: give a date such as 2024-05-31") from None
+        if self.event_after and self.event_before and self.event_after > self.event_before:
+            raise OptionError(f"--event-after {self.event_after} is later than --event-before {self.event_before}")
+
+    def _check_masks(self) -> None:
+        given = _listed(self.before_mask)
+        if given and not self.befores:
+            raise OptionError(f"--before-mask {given[0]} is of a scene from before: give one with --before")
+        if given and len(self.befores) not in (1, len(given)):
+            raise OptionError(
+                f"{len(given)} --before-mask for {len(self.befores)} --before: give one for each, in their order, and "
+                "none where nothing is left out"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for provenance: what was given."""
+        given = {"dem": self.dem, "min_slope": self.min_slope, "exclude": self.exclude}
+        given |= {"event_after": self.event_after, "event_before": self.event_before}
+        named: dict[str, Any] = {
+            name: without_secrets(str(value)) for name, value in given.items() if value is not None
+        }
+        for name in ("before", "before_mask"):
+            texts = [without_secrets(str(path)) for path in _listed(getattr(self, name))]
+            named |= {name: texts[0] if len(texts) == 1 else texts} if texts else {}
+        return named | {name: False for name in ("register", "cut") if not getattr(self, name)}
+
+
+def _listed(given: Any) -> list[Any]:
+    """One path or several as a list."""
+    return [] if given is None else [given] if isinstance(given, str | Path) else list(given)
+
+
+def _is_none(mask: str | Path | None) -> bool:
+    return mask is None or mask == "none"
+
+
+NO_SUPPLEMENTS = Supplements()
