@@ -258,14 +258,15 @@ def test_the_sizes_of_pages_are_those_of_the_footer(tmp_path: Path, version: str
                 assert len(sizes) > 1
 
 
-def test_bytes_of_a_geoparquet_that_are_changed_crash_nothing(tmp_path: Path) -> None:
-    data = bytearray(write(tmp_path / "slides.parquet").read_bytes())
+@pytest.mark.parametrize(("suffix", "count"), [(".parquet", 60), (".zip", 25), (".kmz", 25)])
+def test_bytes_that_are_changed_crash_nothing(tmp_path: Path, suffix: str, count: int) -> None:
+    data = bytearray(write(tmp_path / f"slides{suffix}").read_bytes())
     random = np.random.default_rng(5)
-    for number in range(150):
+    for number in range(count):
         changed = data.copy()
         for place in random.integers(4, len(data), 3):
             changed[place] = random.integers(256)
-        path = tmp_path / f"{number}.parquet"
+        path = tmp_path / f"{number}{suffix}"
         path.write_bytes(changed)
         with suppress(VectorError):
             read_layer(path)

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -418,8 +419,11 @@ def _kmz(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], path: Path, f
 def _contents(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Iterator[tuple[zipfile.ZipInfo, bytes]]:
     left = MAX_BYTES
     for member in members:
-        with archive.open(member) as file:
-            data = file.read(left + 1)
+        try:
+            with archive.open(member) as file:
+                data = file.read(left + 1)
+        except (zlib.error, EOFError) as error:
+            raise ValueError(f"its archive is damaged at {member.filename} ({error})") from error
         left -= len(data)
         if left < 0:
             raise ValueError(f"its archive holds more than {MAX_BYTES >> 20} MB: unpack it, and give the file")
