@@ -185,14 +185,17 @@ def extract(
 ) -> int:
     """Find the landslides of one SCENE or of many and write them as polygons.
 
-    SCENE is anything that GDAL opens (a GeoTIFF, a VRT, a URL), a pattern in quotes, a text file with one scene per
-    line, or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on top; polygons of scenes on
-    other grids are merged where they overlap. The GeoPackage (OUTPUT, or --out) holds the landslides, what may be one
-    but is less likely to be (candidates), the prompts behind them and the tiles, each with a style that QGIS applies.
+    SCENE is a raster (a GeoTIFF, a VRT, a URL), a folder or archive of Sentinel-2, Landsat or PlanetScope, a layer of
+    map tiles, a pattern in quotes, a text file with one scene per line, or a JSON file of STAC items. Scenes on one
+    grid are worked on as one, the first on top; polygons of scenes on other grids are merged where they overlap. The
+    GeoPackage (OUTPUT, or --out) holds the landslides, what may be one but is less likely to be (candidates), the
+    prompts behind them and the tiles, each with a style that QGIS applies.
 
     \b
     geolabel extract scene.tif --out slides.gpkg
     geolabel extract a.tif b.tif 'folder/*.tif' --out slides.gpkg
+    geolabel extract S2A_MSIL2A_NAME.SAFE --out slides.gpkg
+    geolabel extract 'https://host/{z}/{x}/{y}.png' --aoi area.gpkg --gsd 0.6 --out slides.gpkg
     geolabel extract after.tif --out slides.gpkg --before before.tif
     geolabel extract scene.tif --out slides.gpkg --dem heights.tif --min-slope 10deg --exclude water.gpkg
     geolabel extract scene.tif --out slides.gpkg --overwrite --keep-reviewed slides.gpkg

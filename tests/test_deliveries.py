@@ -26,6 +26,7 @@ from geolabel.io.read.deliveries import find_delivery
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.masks import open_masks
 from geolabel.io.read.opening import files_of
+from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scenes import SceneReader
 from geolabel.synthetic import synthesize
 from geolabel.types import AnyArray
@@ -152,7 +153,10 @@ def test_bands_of_landsat_are_numbered_by_their_sensor(
 ) -> None:
     home = landsat(tmp_path, sensor, bands, ground(), kind=kind)
     expect_ground(home, "2021-07-12")
-    expect_ground(next(home.glob("*_MTL.xml")), "2021-07-12")
+    metadata = next(home.glob("*_MTL.xml"))
+    expect_ground(metadata, "2021-07-12")
+    (listed,) = list_scenes(metadata.rename(metadata.with_suffix(".txt")))  # which is no list of scenes
+    expect_ground(str(listed.source), "2021-07-12")
     packed = tmp_path / "bundle.tar"
     with tarfile.open(packed, "w") as archive:
         for file in home.iterdir():
@@ -228,6 +232,11 @@ def test_of_several_scenes_the_metadata_says_which(tmp_path: Path) -> None:
     with pytest.raises(SceneError, match=rf"holds 2 scenes \({PLANET}, {other}\).*metadata"):
         pixels(home)
     expect_ground(home / f"{PLANET}_3B_AnalyticMS_metadata.xml", "2023-05-01")
+    item = home / f"{PLANET}_metadata.json"
+    item.write_text('{"type": "Feature", "geometry": null, "properties": {}, "assets": ["ortho_analytic_4b"]}')
+    (listed,) = list_scenes(item)  # which is no STAC item, though it looks like one
+    assert listed.source == str(item)
+    expect_ground(item, "2023-05-01")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -71,8 +71,8 @@ _LANDSAT_BANDS = {"C": _OLI, "O": _OLI, "T": _TM, "E": _TM, "M": {}}
 _SENTINEL_KINDS = ("_10m", "", "_20m", "_60m")
 
 _METADATA = re.compile(
-    r"(?P<sentinel>MTD_MSIL\w\w|MTD_TL)\.xml|(?P<landsat>L\w+)_MTL\.(?:xml|json)|"
-    r"(?P<planet>\d{8}_\d{6}\w*?)_3B_\w+_metadata(?:_clip)?\.(?:xml|json)",
+    r"(?P<sentinel>MTD_MSIL\w\w|MTD_TL)\.xml|(?P<landsat>L\w+)_MTL\.(?:xml|json|txt)|"
+    r"(?P<planet>\d{8}_\d{6}\w*?)_(?:3B_\w+_)?metadata(?:_clip)?\.(?:xml|json)",
     re.IGNORECASE,
 )
 """Names of the metadata of a delivery, which stand for it."""
@@ -250,6 +250,11 @@ def find_delivery(path: str) -> Delivery | None:
     return None if inside is None or found is None else _delivery(path, found, inside.locate)
 
 
+def is_metadata(path: str) -> bool:
+    """Whether a file is named as the metadata of a delivery, and stands for the images beside it."""
+    return _METADATA.fullmatch(Path(path).name) is not None and find_delivery(str(Path(path).absolute())) is not None
+
+
 def is_delivery(path: str) -> bool:
     """Whether a path is a delivery that can be opened."""
     try:
@@ -401,7 +406,8 @@ def as_vrt(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> Checke
         folder = f"geolabel-{uuid4().hex}"
         text = ET.tostring(_described(delivery, opened), "utf-8")
         held = MemoryFile(text, dirname=folder, filename="delivery.vrt")
-        _CHECKED[version] = Checked(f"/vsimem/{folder}/delivery.vrt", False, delivery.files, (held,))
+        # of two threads that describe it at once, the first one counts
+        _CHECKED.setdefault(version, Checked(f"/vsimem/{folder}/delivery.vrt", False, delivery.files, (held,)))
     return _CHECKED[version]
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geolabel.errors import OptionError, SceneError
 from geolabel.io.read import files
+from geolabel.io.read.deliveries import is_metadata
 from geolabel.io.read.opening import is_remote
 from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.parsing import check_name, check_regular, exists, parse_json
@@ -54,9 +55,10 @@ def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
     Parameters
     ----------
     given
-        A scene, or a sequence of them. A scene is a path or a URI that GDAL opens, a pattern such as
-        ``folder/*.tif``, a text file (``.txt``) with one of these per line, a file of STAC items (``.json``), STAC
-        items as pystac has them, an ``xarray.DataArray`` or an ``xarray.Dataset``.
+        A scene, or a sequence of them. A scene is a path or a URI that GDAL opens, a pattern such as ``folder/*.tif``,
+        a delivery (`geolabel.io.read.deliveries`), a layer of map tiles (`geolabel.io.read.tile_urls`), a text file
+        (``.txt``) with one of these per line, a file of STAC items (``.json``), STAC items as pystac has them, an
+        ``xarray.DataArray`` or an ``xarray.Dataset``.
     asset
         Which asset of STAC items is meant; by default the one that is a picture.
 
@@ -92,7 +94,9 @@ def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
         return
     text = str(one)
     suffix = Path(urlsplit(text).path if is_remote(text) else text).suffix.lower()
-    if suffix == ".txt":
+    if is_metadata(text):
+        yield _scene_input(text)
+    elif suffix == ".txt":
         yield from _text(text, asset)
     elif suffix in (".json", ".geojson") and (items := _items(text)) is not None:
         yield from _stac(items, text, text, asset)

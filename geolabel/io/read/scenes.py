@@ -61,9 +61,9 @@ class SceneReader:
     Parameters
     ----------
     source
-        A path, a VRT, any URI that GDAL opens, or a DataArray or Dataset with rioxarray's conventions. An array's bands
-        are named by its band coordinate or its ``long_name``, a dataset's by its variables; one named alpha is used as
-        that. Or a source of pixels itself.
+        A path, a VRT, any URI that GDAL opens, a delivery (`geolabel.io.read.deliveries`), or a DataArray or Dataset
+        with rioxarray's conventions. An array's bands are named by its band coordinate or its ``long_name``, a
+        dataset's by its variables; one named alpha is used as that. Or a source of pixels itself.
     bands
         See `geolabel.bands.choose_bands`.
     nodata
