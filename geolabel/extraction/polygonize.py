@@ -84,7 +84,7 @@ def polygonize(
     """
     from geolabel.extraction.result import in_dst_crs
     from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
-    from geolabel.io.columns import CHANGE, LANDSLIDE_COLUMNS, MASKED, SEEN, TERRAIN
+    from geolabel.io.columns import LANDSLIDE_COLUMNS
     from geolabel.io.read.review import Carried, check_work
     from geolabel.io.styles import REVIEW_STATES
     from geolabel.io.write.exchange import check_lonlat
@@ -118,8 +118,8 @@ def polygonize(
     )
     unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
     unknown |= {} if source.scored else {"score_mean": None, "score_max": None}
-    unknown |= dict.fromkeys((*TERRAIN, *CHANGE, *SEEN, *MASKED, "reason"))
     found = found.assign(source=source.reader.scene.name, status=REVIEW_STATES[0], **unknown)
+    found = found.assign(**dict.fromkeys(LANDSLIDE_COLUMNS.keys() - set(found)))  # what needs more than a raster
     found = in_dst_crs(found[[*LANDSLIDE_COLUMNS, found.geometry.name]], crs)
     if out is not None:
         measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}
