@@ -354,3 +354,79 @@ def weak(
         remember(file, work)
     facts = {"table": str(out), "steps done": len(done), "steps left": left}
     announce(facts | ({"pictures": str(pictures), **sheet} if pictures else {}), as_json=as_json)
+
+
+@bench.command()
+@option(
+    "--model",
+    "models",
+    group="method",
+    multiple=True,
+    type=click.Choice(["vit_b", "vit_l", "vit_h"]),
+    help="An encoder of Segment Anything, with random weights; repeat it for several. Default: all three.",
+)
+@option(
+    "--side",
+    group="method",
+    type=click.IntRange(min=32),
+    default=1024,
+    show_default=True,
+    metavar="PX",
+    help="Side of a tile, a multiple of 16.",
+)
+@option(
+    "--prompts", group="method", type=click.IntRange(min=1), default=32, show_default=True, help="Points in a tile."
+)
+@option(
+    "--seconds",
+    group="method",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="N",
+    help="Minimum time of each row.",
+)
+@option(
+    "--profile",
+    group="output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Also write a trace of the last model, for Perfetto or chrome://tracing.",
+)
+@options.machine_options
+@option(
+    "--batch",
+    group="machine",
+    type=click.IntRange(min=1),
+    help="Tiles per call of the encoder. Default: 8 on a GPU, 1 on a CPU.",
+)
+@options.as_json
+@options.terminal
+@click.pass_context
+def speed(
+    ctx: click.Context,
+    /,
+    models: tuple[str, ...],
+    batch: int | None,
+    profile: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Measure how fast Segment Anything runs here, beside what the machine can do.
+
+    Ceilings of the same run (matrix products, copies, disk), encoders and their share of the ceiling, the stages of a
+    tile, and the path of a scene beside SamPredictor.
+
+    \b
+    geolabel bench speed --model vit_b
+    geolabel bench speed --device cuda --profile trace.json --json
+    """
+    with loading(ctx):
+        from geolabel.evaluation.speed import ENCODERS, Measure, bench_speed, table
+
+        options.set_threads(given.pop("threads"))
+    found = bench_speed(Measure(models=models or tuple(ENCODERS), batch=batch or 0, **given), profile=profile)
+    if as_json:
+        announce(found, as_json=True)
+    else:
+        click.echo(table(found))

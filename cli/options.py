@@ -395,6 +395,13 @@ def segmenter_options(command: F) -> F:
     return command
 
 
+def machine_options(command: F) -> F:
+    """Add the options that say where something is measured; see `set_threads`."""
+    for decorate in (_threads, _precision, _device):
+        command = decorate(command)
+    return command
+
+
 def place_options(command: F) -> F:
     """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
     resume = option(
@@ -438,16 +445,20 @@ def training_networks(given: dict[str, Any]) -> Networks:
     return Networks(**{name: given.pop(name) for name in names if name in given})
 
 
-def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
-    """Take the options of `segmenter_options` out of those given, and set the threads; with a localizer, its too."""
+def set_threads(threads: int | None) -> None:
+    """Have networks of this process run on a number of threads; None for all cores."""
     import torch
 
     from geolabel.engine.worker import use_threads
 
-    threads = given.pop("threads")
     use_threads(threads)
     if threads:
         torch.set_num_threads(threads)
+
+
+def networks_of(given: dict[str, Any], *, localizer: bool = False) -> Networks:
+    """Take the options of `segmenter_options` out of those given, and set the threads; with a localizer, its too."""
+    set_threads(given.pop("threads"))
     names = [name for name in (*CHOSEN, *PLACED) if localizer or name != "localizer"]
     networks = _chosen_networks(given, names)
     for name in (*names, "networks"):

@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import psutil
-
 from geolabel.errors import OptionError
 
 Precision = Literal["fp32", "bf16"]
@@ -85,6 +83,8 @@ def count_cores() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)
+    import psutil
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 

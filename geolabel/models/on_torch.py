@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ from geolabel.models.engines import (
     cells_within,
 )
 from geolabel.models.nets import folded, vit
-from geolabel.models.nets.classifier import Classifier
-from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.types import AnyArray, Float32Array, UInt8Array
+
+if TYPE_CHECKING:
+    from geolabel.models.nets.classifier import Classifier
+    from geolabel.models.nets.localizer import PyramidLocalizer
 
 
 class TorchMaps:

@@ -142,7 +142,7 @@ def prepare(data: Path, count: int, side: int, out: Path) -> dict[str, np.ndarra
         with rasterio.open(scenes / f"{name}.tif", "w", height=height, width=width, photometric="rgb", **form) as scene:
             scene.write(np.moveaxis(pixels, 2, 0))
         mask = mask_path(images.paths[index])
-        values = read_image(mask) if mask.is_file() else np.zeros((side, side), np.uint8)
+        values = read_image(mask) if mask.is_file() else np.zeros(pixels.shape[:2], np.uint8)
         truths[name] = ((values if values.ndim == 2 else values.max(axis=2)) > 0)[:side, :side]
     return truths
 
