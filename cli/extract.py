@@ -186,10 +186,11 @@ def extract(
     """Find the landslides of one SCENE or of many and write them as polygons.
 
     SCENE is a raster (a GeoTIFF, a VRT, a URL), a folder or archive of Sentinel-2, Landsat or PlanetScope, a layer of
-    map tiles, a pattern in quotes, a text file with one scene per line, or a JSON file of STAC items. Scenes on one
-    grid are worked on as one, the first on top; polygons of scenes on other grids are merged where they overlap. The
-    GeoPackage (OUTPUT, or --out) holds the landslides, what may be one but is less likely to be (candidates), the
-    prompts behind them and the tiles, each with a style that QGIS applies.
+    map tiles, a pattern in quotes, a text file with one scene per line, a table of pairs (pairs.csv:
+    scene,before,before_mask,mask), or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on
+    top; polygons of scenes on other grids are merged where they overlap. The GeoPackage (OUTPUT, or --out) holds the
+    landslides, what may be one but is less likely to be (candidates), the prompts behind them and the tiles, each with
+    a style that QGIS applies.
 
     \b
     geolabel extract scene.tif --out slides.gpkg

@@ -147,14 +147,15 @@ def extract(
     supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
-    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks, *(one.source for one in scenes)]
+    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks]
+    own = [path for one in scenes for path in (*one.before, *one.before_mask, *one.mask)]
     targets = Targets.of(
         out,
         score_out,
         mask_out,
         preview=preview,
         overwrite=overwrite,
-        inputs=inputs,
+        inputs=[*inputs, *own, *(one.source for one in scenes)],
         run_dir=run_folder.run_dir,
         carried=carried,
     )

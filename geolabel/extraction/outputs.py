@@ -231,6 +231,9 @@ def _provenance(result: Result) -> dict[str, Any]:
         made = parts[0]
     else:
         own = [{name: value for name, value in part.items() if name != "software"} for part in parts]
+        beside = [dict(part.evidence.given) for part in result.parts]
+        if any(given != beside[0] for given in beside):
+            own = [made | {"evidence": given} for made, given in zip(own, beside, strict=True)]
         made = {"software": _software(), "parts": own}
     crs, review = result.landslides.crs, result.review_counts()
     polygons = {"landslides": len(result.landslides), "candidates": len(result.candidates)}

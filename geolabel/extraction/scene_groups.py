@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -69,6 +69,8 @@ class _Opened:
     warnings: tuple[str, ...]
     product: str | None = None
     """Which of geolabel's own rasters it is, if it is no image."""
+    given: SceneInput = field(default_factory=lambda: SceneInput(""))
+    """What a list or a table says of it."""
 
 
 def prepare(
@@ -91,7 +93,7 @@ def prepare_scenes(
     *,
     dst_crs: str | pyproj.CRS | None = None,
     raster: str | Path | None = None,
-    supplements: Supplements = NO_SUPPLEMENTS,
+    supplements: Supplements | None = None,
 ) -> SceneGroups:
     """Open the headers of scenes, load the networks and decide the run.
 
@@ -106,7 +108,7 @@ def prepare_scenes(
     raster
         An output for which all scenes have to share a grid, if there is one.
     supplements
-        What is given beside the scenes.
+        What is given beside the scenes; None where no image from before is compared.
 
     Raises
     ------
@@ -144,18 +146,43 @@ def prepare_scenes(
             f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
             f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
-    masks = open_masks(
-        reading.masks, [one.scene.grid for one in opened], "--mask", gsd=None if own is not None else reading.gsd
-    )
+    beside = [_beside(group, supplements) for group, _ in inside]
+    gsd = None if own is not None else reading.gsd
+    masks = open_masks(reading.masks, [one.scene.grid for one in opened], "--mask", gsd=gsd)
+    own_masks = [open_masks(group[0].given.mask, [group[0].scene.grid], "mask", gsd=gsd) for group, _ in inside]
     parameters, recipes, confidence = decide(networks, _for_workers(parameters))
     plans = tuple(
-        replace(_plan_group(group, area, reading, recipes, parameters, masks), confidence=confidence)
-        for group, area in inside
+        replace(_plan_group(group, area, reading, recipes, parameters, (*masks, *others)), confidence=confidence)
+        for (group, area), others in zip(inside, own_masks, strict=True)
     )
     found = [(one.scene.name, text) for one in opened for text in one.warnings] + _findings(plans)
     warnings = [text if alone else f"{name}: {text}" for name, text in found]
-    evidence = tuple(open_evidence(supplements, plans))
-    return SceneGroups(plans, crs, len(scenes), (*left_out, *warnings, *_cautions(plans)), evidence)
+    if any(one.given.before for one in opened):
+        evidence = [known for given, plan in zip(beside, plans, strict=True) for known in open_evidence(given, [plan])]
+    else:
+        evidence = open_evidence(supplements or NO_SUPPLEMENTS, plans)
+    return SceneGroups(plans, crs, len(scenes), (*left_out, *warnings, *_cautions(plans)), tuple(evidence))
+
+
+def _beside(group: Sequence[_Opened], supplements: Supplements | None) -> Supplements:
+    """What is known beside the scenes of a group, with the images from before that a table names.
+
+    Raises
+    ------
+    OptionError
+        If nobody compares these images, or others are given too.
+    """
+    given = group[0].given
+    if not given.before:
+        return supplements or NO_SUPPLEMENTS
+    if supplements is None:
+        raise OptionError(
+            f"{given.before[0]} is an image from before {group[0].scene.name}, and only extract compares them: "
+            "leave the column before out of the table"
+        )
+    if supplements.befores:
+        raise OptionError(f"--before {supplements.befores[0]}: the table names {given.before[0]}; give one of the two")
+    return replace(supplements, before=given.before, before_mask=given.before_mask)
 
 
 def _for_workers(parameters: Parameters) -> Parameters:
@@ -275,9 +302,9 @@ def _open(scenes: Sequence[SceneInput], reading: Reading) -> list[_Opened]:
         for one, source in zip(scenes, sources, strict=True)
     ]
     if len(readers) == 1:  # it stays open: its pixels are read next
-        return [_Opened(readers[0], *_header_of(readers[0]))]
+        return [_Opened(readers[0], *_header_of(readers[0]), scenes[0])]
     headers = executors.ordered(_closed_header_of, readers)
-    opened = [_Opened(reader, *header) for reader, header in zip(readers, headers, strict=True)]
+    opened = [_Opened(reader, *header, one) for reader, header, one in zip(readers, headers, scenes, strict=True)]
     lost = next((one.scene.name for one in opened if one.scene.grid.crs is None), None)
     if lost is not None:
         raise SceneError(
@@ -373,8 +400,8 @@ def _groups(opened: Sequence[_Opened]) -> list[list[_Opened]]:
     """Scenes that share a grid, in order."""
     groups: list[list[_Opened]] = []
     for one in opened:
-        for group in groups:
-            if group[0].scene.grid.window_of(one.scene.grid) is not None:
+        for group in () if one.given.in_table else groups:
+            if not group[0].given.in_table and group[0].scene.grid.window_of(one.scene.grid) is not None:
                 group.append(one)
                 break
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +49,17 @@ class SceneInput:
     name: str | None = None
     """What the user calls it; None for what it calls itself."""
     event_date: str | None = None
+    before: tuple[str, ...] = ()
+    """Images of the place before the event, as a table of pairs names them."""
+    before_mask: tuple[str, ...] = ()
+    """Masks of these, see `geolabel.extraction.supplements`."""
+    mask: tuple[str, ...] = ()
+    """Masks of the scene."""
+
+    @property
+    def in_table(self) -> bool:
+        """Whether a table says something of this scene alone, so that it is worked on by itself."""
+        return bool(self.before or self.mask)
 
 
 def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
@@ -57,8 +70,8 @@ def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
     given
         A scene, or a sequence of them. A scene is a path or a URI that GDAL opens, a pattern such as ``folder/*.tif``,
         a delivery (`geolabel.io.read.deliveries`), a layer of map tiles (`geolabel.io.read.tile_urls`), a text file
-        (``.txt``) with one of these per line, a file of STAC items (``.json``), STAC items as pystac has them, an
-        ``xarray.DataArray`` or an ``xarray.Dataset``.
+        (``.txt``) with one of these per line, a table of pairs (``.csv``, see `COLUMNS`), a file of STAC items
+        (``.json``), STAC items as pystac has them, an ``xarray.DataArray`` or an ``xarray.Dataset``.
     asset
         Which asset of STAC items is meant; by default the one that is a picture.
 
@@ -98,6 +111,8 @@ def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
         yield _scene_input(text)
     elif suffix == ".txt":
         yield from _text(text, asset)
+    elif suffix == ".csv":
+        yield from _table(text)
     elif suffix in (".json", ".geojson") and (items := _items(text)) is not None:
         yield from _stac(items, text, text, asset)
     elif re.search(r"[*?\[]", text) and not (is_remote(text) or is_map_tiles(text) or exists(text)):
@@ -136,6 +151,36 @@ def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
         if plain and not exists(scene):
             raise SceneError(f"{name} is read as a list of scenes, and lists {entry}: there is no such file")
         yield from _expand(scene, asset)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("scene", "before", "before_mask", "mask")
+"""Columns of a table of pairs; the first has to be there. A cell holds a path or URL, or several with | between."""
+
+
+def _table(name: str) -> Iterator[SceneInput]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(_content(name).decode("utf-8-sig")), skipinitialspace=True, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SceneError(f"{name} is no table of scenes: give CSV in UTF-8, with commas ({error})") from error
+    columns = list(rows[0]) if rows else []
+    unknown = [column for column in columns if column not in COLUMNS]
+    if unknown or "scene" not in columns:
+        what = f"has a column {unknown[0]!r}" if unknown else "has no row, or no column scene"
+        raise SceneError(f"{name} {what}: give a header and rows of {', '.join(COLUMNS)}")
+    _check_count(len(rows), name)
+    for number, row in enumerate(rows, 2):
+        scene, before, before_mask, mask = (_cell(row.get(column) or "", name) for column in COLUMNS)
+        if len(scene) != 1:
+            raise SceneError(f"{name}, line {number}: {len(scene)} scenes, and a row is of one")
+        yield replace(_scene_input(scene[0]), before=before, before_mask=before_mask, mask=mask)
+
+
+def _cell(text: str, home: str) -> tuple[str, ...]:
+    """The paths and URLs in a cell, as they are opened."""
+    entries = [entry for entry in map(str.strip, text.split("|")) if entry]
+    return tuple(entry if entry == "none" else str(_scene_input(_resolve(entry, home)).source) for entry in entries)
 
 
 def _check_count(count: int, name: str) -> None:
