@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -139,7 +140,7 @@ def keep_freed_memory() -> bool:
     every page with zeros when they are asked for again. It learns from that up to a point, but not where the variable
     ``MALLOC_TRIM_THRESHOLD_`` is set, as dask sets it for its workers: there networks take 1.7 times as long.
     """
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

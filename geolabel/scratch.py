@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -314,11 +315,11 @@ def _lock(path: Path, text: str | None = None) -> IO[bytes]:
 
 def lock_open(file: IO[bytes]) -> None:
     """Lock an open file against other processes until it is closed, or raise OSError."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         file.seek(1 << 30)  # beyond the text, which others read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
     else:
         import fcntl

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -234,16 +235,15 @@ def _process() -> str:
 
 def peak_bytes() -> int:
     """Maximum memory that this process has held so far."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
-    import sys
+    else:  # noqa: RET505 - type checkers know the branch of each system
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 # --- a run under way -------------------------------------------------------------------------------------------------

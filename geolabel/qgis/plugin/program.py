@@ -11,6 +11,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -188,29 +189,31 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End a command and all that it started: gently first, so that it tidies up, where the system has a way to ask."""
     if process.poll() is not None:
         return
-    if os.name == "nt":
+    if sys.platform == "win32":
         # CREATE_NEW_PROCESS_GROUP lets no Ctrl-C through, and a run that is killed resumes as well
         words = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
         subprocess.run(words, capture_output=True, check=False, **_flags())  # noqa: S603 - of Windows
-        process.wait()
-        return
-    _signal(process, signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
-    _signal(process, signal.SIGKILL)
+    else:
+        _signal(process, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        _signal(process, signal.SIGKILL)
     process.wait()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)  # its group has its number, and lives as long as one in it
+    """Send a signal to a process and all that it started: its group has its number, and lives as long as one in it."""
+    if sys.platform != "win32":
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
 
 
 def _flags() -> dict[str, Any]:
     """How a process is started: in a group of its own, and without a window."""
-    if os.name == "nt":
-        return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined,unused-ignore]
-    return {"start_new_session": True}
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    else:  # noqa: RET505 - type checkers know the branch of each system
+        return {"start_new_session": True}
 
 
 def _read_lines(stream: Any, lines: queue.Queue[str]) -> None:
