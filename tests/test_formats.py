@@ -483,6 +483,9 @@ def test_an_export_is_reprojected(tmp_path: Path) -> None:
     assert shapely.hausdorff_distance(found.to_crs(UTM).geometry.to_numpy(), slides().geometry.to_numpy()).max() < 1e-6
     with pytest.raises(OptionError, match=r"CRS 'nowhere': give a code such as EPSG:32648"):
         geolabel.export(path, tmp_path / "other.shp", dst_crs="nowhere")
+    with pytest.raises(OptionError, match=r"--dst-crs: other\.geojson is GeoJSON, which has longitudes and latitudes"):
+        geolabel.export(path, tmp_path / "other.geojson", dst_crs="EPSG:32648")
+    geolabel.export(path, tmp_path / "some.geojson", dst_crs="EPSG:4326")
     plain = write(tmp_path / "plain.gpkg", slides(None), Grid(None, GRID.transform, 1000, 1000, unit_m=1))
     with pytest.raises(OptionError, match="nothing can be reprojected to WGS 84: leave --dst-crs away"):
         geolabel.export(plain, tmp_path / "other.shp", dst_crs="EPSG:4326")

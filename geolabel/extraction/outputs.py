@@ -105,16 +105,13 @@ class Targets:
             check_work(targets.inventory, carried)
         return targets
 
-    def check_crs(self, crs: pyproj.CRS | None) -> None:
+    def check_crs(self, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None = None) -> None:
         """Refuse, before any work is done, an inventory in a format that cannot hold polygons in a CRS.
 
-        Raises
-        ------
-        OutputError
-            If that is so.
+        See `geolabel.io.write.exchange.check_lonlat`.
         """
         if self.inventory is not None:
-            check_lonlat(self.inventory, crs)
+            check_lonlat(self.inventory, crs, dst_crs)
 
     @property
     def paths(self) -> list[Path]:

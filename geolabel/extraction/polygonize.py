@@ -98,7 +98,7 @@ def polygonize(
     source, *others = sources.values()
     if out is not None:
         check_apart([Path(out)], source.reader)
-        check_lonlat(Path(out), source.grid.crs if crs is None else crs)
+        check_lonlat(Path(out), source.grid.crs, crs)
     check_dst_crs(crs, source.grid.crs)
     if not others:
         check_share(source)

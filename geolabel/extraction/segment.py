@@ -152,7 +152,7 @@ def segment(
     parameters = replace(parameters or Parameters(), method=asked)
     plan = prepare(scene, reading, Networks.of(networks), parameters)
     check_dst_crs(crs, plan.grid.crs)
-    targets.check_crs(crs or plan.grid.crs)
+    targets.check_crs(plan.grid.crs, crs)
     for text in plan.reader.warnings:
         log.warning("%s", text)
     how: dict[str, Any] = {"run_folder": run_folder, "progress": progress, "report": report}

@@ -91,8 +91,8 @@ def export(
     check_work(out, carried)
     review = read_review(inventory)
     check_dst_crs(crs, review.crs)
+    check_lonlat(Path(out), review.crs, crs)
     crs = crs or review.crs
-    check_lonlat(Path(out), crs)
     found, reviewed = _layers(review, crs, reviewed_only=reviewed_only)
     made = {"reviewed_only": reviewed_only, "geolabel": geolabel.__version__, "from": Path(inventory).name}
     write_layers(

@@ -128,8 +128,8 @@ def merge(
     names = _names(inventories)
     reviews = [read_review(path, record=read_written(path)) for path in inventories]
     check_dst_crs(crs, reviews[0].crs)
+    check_lonlat(Path(out), reviews[0].crs, crs)
     joint = _Joint.of(reviews, names, crs or reviews[0].crs)
-    check_lonlat(Path(out), joint.crs)
     found = joint.merged(min_iou)
     made = [{"file": name, "provenance": read_provenance(path)} for name, path in zip(names, inventories, strict=True)]
     reviewed = Reviewed(

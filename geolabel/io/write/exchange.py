@@ -22,7 +22,7 @@ import numpy as np
 import pyproj
 import shapely
 
-from geolabel.errors import OutputError
+from geolabel.errors import OptionError, OutputError
 from geolabel.geodesy import reproject
 from geolabel.io.columns import COLUMNS, NAME_LENGTH, Kind, short_names
 from geolabel.io.styles import GREEN, LIMITS, MIDDLE, WARM
@@ -169,18 +169,34 @@ def _json_values(layer: Layer, name: str, kind: Kind) -> list[Any]:
     return [None if n else value for value, n in zip(values.tolist(), null, strict=True)]
 
 
-def check_lonlat(path: Path, crs: pyproj.CRS | None) -> None:
-    """Refuse a format of longitudes and latitudes where there are none.
+def check_lonlat(path: Path, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None = None) -> None:
+    """Refuse a format of longitudes and latitudes where there are none, or others are asked for.
+
+    Parameters
+    ----------
+    crs
+        Of the polygons.
+    dst_crs
+        What a user asked for, where that says nothing but how the file is written.
 
     Raises
     ------
     OutputError
         If the suffix names such a format, and the CRS is none or has no place on Earth.
+    OptionError
+        If it names such a format, and `dst_crs` is another CRS.
     """
     name = {".geojson": "GeoJSON", ".kmz": "KMZ"}.get(path.suffix.lower())
-    if name is not None and (crs is None or crs.geodetic_crs is None):
+    if name is None:
+        return
+    if crs is None or crs.geodetic_crs is None:
         what = "no CRS" if crs is None else f"the CRS {crs.name}, which has no place on Earth"
         raise OutputError(f"{path.name}: {name} has longitudes and latitudes, and the scene has {what}: write a .gpkg")
+    if dst_crs is not None and not dst_crs.equals(pyproj.CRS.from_user_input(LONLAT), ignore_axis_order=True):
+        raise OptionError(
+            f"--dst-crs: {path.name} is {name}, which has longitudes and latitudes of WGS 84 and not {dst_crs.name}: "
+            "leave it away, or write another format"
+        )
 
 
 def _on_earth(path: Path, layer: Layer, crs: pyproj.CRS | None) -> AnyArray:
