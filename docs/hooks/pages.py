@@ -39,6 +39,7 @@ SHOWN = {
     "geolabel/weights/failures.jpg": "model-cards/failures.jpg",
     "geolabel/weights/lite0.md": "model-cards/lite0.md",
     "geolabel/weights/localizer.md": "model-cards/localizer.md",
+    "geolabel/weights/localizer-weak.md": "model-cards/localizer-weak.md",
     "geolabel/weights/segmenter.md": "model-cards/segmenter.md",
 }
 """Files of the repository, and where the site has them; notebooks are added."""

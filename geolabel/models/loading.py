@@ -191,7 +191,7 @@ def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None
 
 
 def bundled_gsd_range() -> tuple[float, float]:
-    """Finest and coarsest ground sample distance, metres, that both bundled networks know; read without torch.
+    """Finest and coarsest ground sample distance, metres, that both default networks know; read without torch.
 
     Raises
     ------
@@ -201,7 +201,7 @@ def bundled_gsd_range() -> tuple[float, float]:
     from safetensors import SafetensorError, safe_open
 
     ranges = []
-    for path in (registry.fetch(network) for network in registry.PUBLISHED if network.bundled):
+    for path in map(registry.fetch, registry.lookup("bundled")):
         try:
             with safe_open(path, framework="np") as file:
                 ranges.append(parse_json(file.metadata()["geolabel"])["gsd_range"])
