@@ -171,7 +171,7 @@ def test_the_command_writes_the_model_of_the_networks(stand_ins, monkeypatch, tm
 def test_the_shipped_model_belongs_to_the_shipped_networks():
     """Where this fails, the networks have changed: run geolabel train confidence again."""
     found = load_confidence(shipped())
-    assert found.networks == {p.role: registry.verify(p) for p in registry.PUBLISHED if p.bundled}
+    assert found.networks == {p.role: registry.verify(p) for p in registry.lookup("bundled")}
     assert found.fitted["polygons"] > 100
 
 
