@@ -178,6 +178,19 @@ def test_what_a_pixel_holds_depends_on_no_window(tmp_path: Path, gsd: float) -> 
         assert np.array_equal(good, valid[place])
 
 
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.375, -2.5)])
+def test_whole_rows_and_columns_have_the_values_of_their_pixels(tmp_path: Path, shift: tuple[float, float]) -> None:
+    stored = np.random.default_rng(4).uniform(0, 99, (200, 200)).astype(np.float32)
+    stored[50:90, 30:60] = -9999
+    reader = AlignedReader(SceneReader(write(tmp_path / "a.tif", stored, nodata=-9999)), 1)
+    rows, cols = np.arange(-3, 190)[:, None] + 0.5 + shift[0], np.arange(20, 206)[None] + 0.5 + shift[1]
+    fast, valid = reader._sample(rows, cols, GRID)
+    slow, same = reader._sample(*map(np.ascontiguousarray, np.broadcast_arrays(rows, cols)), GRID)
+    assert 0.3 < valid.mean() < 0.99
+    assert np.array_equal(fast, slow)
+    assert np.array_equal(valid, same)
+
+
 # --- polygons --------------------------------------------------------------------------------------------------------
 
 

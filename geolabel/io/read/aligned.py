@@ -102,17 +102,18 @@ class AlignedReader:
         return float(inside.mean())
 
     def _sample(self, rows: Float64Array, cols: Float64Array, coarse: Grid) -> tuple[Float64Array, BoolArray]:
-        """Values at coordinates (h, w) in pixels of a grid of the raster, where a centre is at a half."""
-        shape = rows.shape
-        inside = (rows >= 0) & (rows < coarse.height) & (cols >= 0) & (cols < coarse.width)  # False where not finite
+        """Values at coordinates in pixels of a grid of the raster, where a centre is at a half; see `_coordinates`."""
+        within = (rows >= 0) & (rows < coarse.height), (cols >= 0) & (cols < coarse.width)  # False where not finite
+        inside = within[0] & within[1]
         if not inside.any():
-            return np.zeros((self.bands, *shape)), np.zeros(shape, bool)
-        y, x = np.where(inside, rows - 0.5, 0.0), np.where(inside, cols - 0.5, 0.0)
+            return np.zeros((self.bands, *inside.shape)), np.zeros(inside.shape, bool)
+        here = within if rows.shape != inside.shape else (inside, inside)
+        y, x = np.where(here[0], rows - 0.5, 0.0), np.where(here[1], cols - 0.5, 0.0)
         top, left = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
         down, right = y - top, x - left
-        first_row, first_col = (max(0, int(at[inside].min())) for at in (top, left))
-        last_row = min(coarse.height - 1, int(top[inside].max()) + 1)
-        last_col = min(coarse.width - 1, int(left[inside].max()) + 1)
+        first_row, first_col = max(0, int(top[here[0]].min())), max(0, int(left[here[1]].min()))
+        last_row = min(coarse.height - 1, int(top[here[0]].max()) + 1)
+        last_col = min(coarse.width - 1, int(left[here[1]].max()) + 1)
         behind = Window(first_row, first_col, last_row - first_row + 1, last_col - first_col + 1)
         stored, good = self.reader.read(behind, coarse)
         stored = stored[: self.bands]
@@ -134,11 +135,21 @@ def _between(
     for below in (0, 1):
         for beside in (0, 1):
             rows, cols = np.clip(top + below, 0, good.shape[0] - 1), np.clip(left + beside, 0, good.shape[1] - 1)
-            share = (down if below else 1 - down) * (right if beside else 1 - right) * good[rows, cols]
-            weight += share
-            sums += share * values[:, rows, cols]
+            part = (down if below else 1 - down) * (right if beside else 1 - right)
+            if part.any():
+                share = part * _picked(good, rows, cols)
+                weight += share
+                for total, band in zip(sums, values, strict=True):
+                    total += share * _picked(band, rows, cols)
     valid = inside & (weight >= 0.5)
     return np.where(valid, sums / np.where(valid, weight, 1.0), 0.0), valid
+
+
+def _picked(values: AnyArray, rows: AnyArray, cols: AnyArray) -> AnyArray:
+    """(h, w) values at rows and columns: whole rows and columns of values where these are (h, 1) and (1, w)."""
+    if rows.shape[1] == cols.shape[0] == 1:
+        return values[rows[:, 0]][:, cols[0]]
+    return np.asarray(values[rows, cols])
 
 
 # --- where pixels are ------------------------------------------------------------------------------------------------
@@ -202,7 +213,12 @@ def _coarser(source: Grid, wide: float) -> Grid:
 def _coordinates(
     window: Window, grid: Grid, source: Grid, shift: tuple[float, float]
 ) -> tuple[Float64Array, Float64Array]:
-    """Rows and columns (h, w) on `source` of the pixels of a window, linear between nodes and rounded."""
+    """Rows and columns on `source` of the pixels of a window, linear between nodes and rounded.
+
+    Returns
+    -------
+    (h, w) each; (h, 1) and (1, w) where a row of one is a row of the other, which is faster and the same.
+    """
     nodes = [
         np.arange(first // NODES, -(-last // NODES) + 1) * NODES
         for first, last in ((window.row, window.bottom), (window.col, window.right))
@@ -211,6 +227,9 @@ def _coordinates(
     down = np.arange(window.row, window.bottom) - nodes[0][0]
     right = np.arange(window.col, window.right) - nodes[1][0]
     found = []
+    if (corners[0] == corners[0][:, :1]).all() and (corners[1] == corners[1][:1]).all():
+        tall, wide = _lines(corners[0][:, :1], down), _lines(corners[1][:1].T, right).T
+        return np.rint(tall * FRACTIONS) / FRACTIONS, np.rint(wide * FRACTIONS) / FRACTIONS
     for at in corners:
         tall = _lines(at, down)
         found.append(np.rint(_lines(tall.T, right).T * FRACTIONS) / FRACTIONS)
