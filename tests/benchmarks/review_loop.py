@@ -4,8 +4,8 @@ Usage: python tests/benchmarks/review_loop.py SCENE TRUTH.tif --out FOLDER [--wi
 
 Extracts SCENE, has `geolabel review next` choose windows, and has QGIS's Python review them by TRUTH
 (tests/qgis_review.py: accept, reject, redraw, add). Then adapts, extracts again with ``--keep-reviewed``, and compares
-both inventories on the ground outside of all windows. TRUTH is a raster of the size of SCENE: 1 landslide, 255 unknown.
-What is in FOLDER already is not made again.
+both inventories on the ground outside of all windows and of what was reviewed. TRUTH is a raster of the size of SCENE:
+1 landslide, 255 unknown. What is in FOLDER already is not made again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw
 from rasterio.features import rasterize
 
 import geolabel
+from geolabel.adaptation.ground import Reviewed
 
 QGIS = Path(__file__).parents[1] / "qgis_review.py"
 
@@ -99,13 +100,16 @@ def main() -> None:
         timed("extract", lambda: geolabel.extract(given.scene, out=second, networks=networks, keep_reviewed=first))
     with rasterio.open(given.truth) as source:
         truth, transform = source.read(1), source.transform
-    windows = gpd.read_file(first, layer="review")
-    away = (truth != UNKNOWN) & (rasterize(list(windows.geometry), truth.shape, transform=transform) == 0)
+    windows, review = gpd.read_file(first, layer="review"), Reviewed.read(first)
+    decided = [windows, review.landslides, review.rejected, review.removed]  # polygons reach out of the windows
+    outlines = [outline for table in decided for outline in table.geometry]
+    away = (truth != UNKNOWN) & (rasterize(outlines, truth.shape, transform=transform, all_touched=True) == 0)
+    print(f"ground outside of windows and reviewed polygons: {away.mean():.2f} of the scene")
     for name, path in (("before", first), ("after", second)):
         slides = gpd.read_file(path, layer="landslides")
         if name == "before":  # as it was found: without what was added and with what was rejected
             slides = slides[slides["id"].notna()]
-        print(f"{name}: {len(slides)} landslides; outside of the windows {agreement(slides, truth, away, transform)}")
+        print(f"{name}: {len(slides)} landslides; on that ground {agreement(slides, truth, away, transform)}")
         layers = {"windows": windows, "truth": gpd.read_file(known, layer="landslides"), "inventory": slides}
         picture(out / f"{name}.png", given.scene, layers)
 
