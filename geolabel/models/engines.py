@@ -113,6 +113,9 @@ class PromptedNetwork(Protocol):
     batch: int
     """Images per call of the encoder. The last batch is padded, see `bucket`."""
 
+    apart: bool
+    """Whether it runs on a device for whose results the host has to wait; masks are then made there, in PyTorch."""
+
     def running(self) -> AbstractContextManager[None]:
         """Everything below is called within this."""
         ...

@@ -177,6 +177,7 @@ class OnnxSam:
         If they or a graph beside them are missing or damaged, or something else.
     """
 
+    apart = False
     graphs = "segmenter"
     """Which of its graphs run, see `engines.GRAPHS`."""
 

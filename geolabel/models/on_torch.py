@@ -84,7 +84,7 @@ class TorchSam:
         self.window = int(sam.image_encoder.img_size)
         self.cells = int(sam.prompt_encoder.image_embedding_size[0])
         self.width = int(sam.prompt_encoder.embed_dim)
-        self.stretches, self.batch = False, batch
+        self.stretches, self.batch, self.apart = False, batch, torch.device(device).type != "cpu"
         self.resize = ResizeLongestSide(self.window) if resize else None
         self._device, self._precision = device, precision
         with torch.inference_mode():

@@ -155,6 +155,7 @@ class TransformersSam:
         self.window, self.cells = int(encoder.input_image_size), int(encoder.image_embedding_size[0])
         self.width, self.batch, self.stretches = int(encoder.hidden_size), batch, family.stretches
         self._device, self._precision, self._sorts = device, precision, family.sorts
+        self.apart = torch.device(device).type != "cpu"
         frame = {"height": self.window, "width": self.window}
         padded: dict[str, Any] = {"size": {"longest_edge": self.window}, "pad_size": frame}
         sizes = {"size": frame} if family.stretches else padded

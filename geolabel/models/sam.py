@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,9 @@ from geolabel.models.engines import Points, PromptedNetwork
 from geolabel.parts import Segmenter
 from geolabel.prompts import PADDING, Prompts
 from geolabel.types import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array, UInt8Array
+
+if TYPE_CHECKING:
+    from geolabel.models.on_device import Packed
 
 FAINT_LOGIT = math.log((FAINT - 1) / (FULL - FAINT + 1))
 """Logit of the score below `FAINT`: what does not reach it scores 0, nor do the means of what does not."""
@@ -72,8 +75,10 @@ class SamSegmenter:
         """
         return answer(self._network, images, prompts, self._decode, lambda image: Masks.none(*image.shape[:2]))
 
-    def _decode(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks:
+    def _decode(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks | Packed:
         height, width = image.shape[:2]
+        if self._network.apart:
+            return self._decode_apart(embedding, (height, width), prompts)
         answers = Masks(
             scores=np.zeros((len(prompts), height, width), np.uint8),
             predicted_iou=np.empty(len(prompts), np.float32),
@@ -89,6 +94,21 @@ class SamSegmenter:
                 answers.scores[row][mask.slices] = quantise_logits(mask.logits)
                 answers.stability[row] = stability_score(mask.logits)
         return answers
+
+    def _decode_apart(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> Packed:
+        # The same on a device, for which nothing waits.
+        from geolabel.models import on_device
+
+        single, parts = self._selection == "single", []
+        for rows in _alike(prompts, self._prompts_per_batch):
+            low_res, quality = self._network.decode(embedding, *self._to_sam(prompts[rows], size), single=single)
+            last = quality.shape[1] - 1
+            chosen = None if self._selection == "best_iou" else last if self._selection == "whole" else 0
+            token = 0 if single else 1
+            parts.append(
+                on_device.answered(self._network, rows, low_res, quality, chosen=chosen, first_token=token, size=size)
+            )
+        return on_device.pack(prompts, size, parts)
 
     def _answer(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> tuple[Any, Float32Array, Int64Array]:
         # Of K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
@@ -207,7 +227,7 @@ def answer(
     network: PromptedNetwork,
     images: Sequence[UInt8Array],
     prompts: Sequence[Prompts],
-    decode: Callable[[Any, UInt8Array, Prompts], Masks],
+    decode: Callable[[Any, UInt8Array, Prompts], Masks | Packed],
     nothing: Callable[[UInt8Array], Masks],
 ) -> list[Masks]:
     """Masks of images (H, W, 3), red first.
@@ -215,7 +235,8 @@ def answer(
     Parameters
     ----------
     decode
-        Makes the masks of one image of its embedding, itself and its prompts.
+        Makes the masks of one image of its embedding, itself and its prompts. Those that it leaves on a device come to
+        the host together with those of all images of a batch.
     nothing
         Makes those of an image without prompts, which is not encoded.
 
@@ -233,9 +254,22 @@ def answer(
                 if max(images[i].shape[:2]) > network.window:
                     size = images[i].shape[:2]
                     raise ValueError(f"an image of {size} px exceeds the segmenter's window of {network.window} px")
-            for i, embedding in zip(group, network.encode([images[i] for i in group]), strict=True):
-                masks[i] = decode(embedding, images[i], prompts[i])
+            embeddings = network.encode([images[i] for i in group])
+            made = [decode(seen, images[i], prompts[i]) for i, seen in zip(group, embeddings, strict=True)]
+            for i, found in zip(group, _on_the_host(network, made), strict=True):
+                masks[i] = found
     return masks
+
+
+def _on_the_host(network: PromptedNetwork, made: Sequence[Masks | Packed]) -> Iterator[Masks]:
+    packed = [one for one in made if not isinstance(one, Masks)]
+    if packed:
+        from geolabel.models import on_device
+
+        packed_masks = iter(on_device.fetch(network, packed))
+        yield from (one if isinstance(one, Masks) else next(packed_masks) for one in made)
+    else:
+        yield from (one for one in made if isinstance(one, Masks))
 
 
 # --- images larger than the window -----------------------------------------------------------------------------------

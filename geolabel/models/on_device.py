@@ -1,0 +1,129 @@
+"""Masks made where a network runs, so that one copy brings those of a whole batch of images to the host.
+
+Choice, stability and scores are those of `geolabel.models.sam.SamSegmenter`, as operations of tensors that wait for no
+result. Each answer is packed as bytes; the host waits once, for all answers of a batch together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from geolabel.masks import EDGE, FAINT, FULL, Masks
+from geolabel.models.engines import PromptedNetwork
+from geolabel.prompts import Prompts
+from geolabel.types import Int64Array, UInt8Array
+
+ENLARGED = 16
+"""Masks that have logits at the size of the image at a time; their scores take a quarter of that."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Masks of an image that are still on a device."""
+
+    content: Tensor
+    """(n,) bytes."""
+    unpack: Callable[[UInt8Array], Masks]
+    """Makes the masks of the bytes, on the host."""
+
+
+def fetch(network: PromptedNetwork, packed: Sequence[Packed]) -> list[Masks]:
+    """Bring the masks of several images to the host, in one copy."""
+    if not packed:
+        return []
+    content = network.host(torch.cat([one.content for one in packed]))
+    ends = np.cumsum([len(one.content) for one in packed])
+    return [one.unpack(part) for one, part in zip(packed, np.split(content, ends[:-1]), strict=True)]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Some prompts of an image, and their masks on a device."""
+
+    rows: Int64Array
+    """(K,) of the prompts."""
+    scores: Tensor
+    """(K, H, W)"""
+    figures: Tensor
+    """(K, 3) predicted IoU, stability and mask token, float32."""
+
+
+def answered(
+    network: PromptedNetwork,
+    rows: Int64Array,
+    low_res: Tensor,
+    quality: Tensor,
+    *,
+    chosen: int | None,
+    first_token: int,
+    size: tuple[int, int],
+) -> Answered:
+    """Choose among the candidates (K, T, h, w) of prompts by their predicted IoU (K, T), and make the masks.
+
+    Parameters
+    ----------
+    chosen
+        The candidate that answers; None for the one of the highest predicted IoU.
+    first_token
+        Number of the mask token of the first candidate.
+    size
+        Height and width of the image.
+    """
+    best = quality.argmax(dim=1) if chosen is None else torch.full_like(quality[:, 0], chosen, dtype=torch.long)
+    each = torch.arange(len(quality), device=quality.device)
+    low_res, quality = low_res[each, best], quality[each, best].float()
+    scores, stability = [], []
+    for start in range(0, len(low_res), ENLARGED):
+        logits = enlarge(network, low_res[start : start + ENLARGED], size)
+        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (1.0, -1.0))
+        stability.append(inner / outer.clamp(min=1))
+        scores.append(quantise(logits))
+    figures = torch.stack([quality.clamp(0, 1), torch.cat(stability), (best + first_token).float()], dim=1)
+    return Answered(rows, torch.cat(scores), figures)
+
+
+def pack(prompts: Prompts, size: tuple[int, int], parts: Sequence[Answered]) -> Packed:
+    """The masks of the prompts of one image, answered in parts."""
+    figures = torch.cat([part.figures for part in parts]).contiguous().view(torch.uint8).flatten()
+    content = torch.cat([figures, *(part.scores.flatten() for part in parts)])
+    order = np.concatenate([part.rows for part in parts])
+
+    def unpack(given: UInt8Array) -> Masks:
+        count = len(order)
+        table = given[: 12 * count].copy().view(np.float32).reshape(count, 3)
+        where = np.argsort(order)  # parts come kind by kind
+        return Masks(
+            scores=given[12 * count :].reshape(count, *size)[where],
+            predicted_iou=table[where, 0],
+            stability=table[where, 1],
+            prompt_ids=prompts.ids,
+            candidates=table[where, 2].astype(np.int64),
+        )
+
+    return Packed(content, unpack)
+
+
+def enlarge(network: PromptedNetwork, low_res: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (K, H, W) of coarse masks (K, h, w) at the size of their image, as ``Sam.postprocess_masks`` does it."""
+    if network.stretches:
+        return interpolate(low_res[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    frame = network.frame_size(size)
+    whole = interpolate(low_res[:, None], (network.window, network.window), mode="bilinear", align_corners=False)
+    logits = whole[..., : frame[0], : frame[1]]
+    if frame != size:
+        logits = interpolate(logits, size, mode="bilinear", align_corners=False)
+    return logits[:, 0]
+
+
+def quantise(logits: Tensor) -> Tensor:
+    """Scores 0..254 of logits, as `geolabel.masks.quantise_logits` makes them."""
+    scores = (FULL / (1 + torch.exp(-logits.float()))).round()
+    scores = torch.where(scores < FAINT, 0, scores)
+    scores = scores - ((scores == EDGE) & (logits < 0)).float()  # rounded over the edge
+    return scores.to(torch.uint8)

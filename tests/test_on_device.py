@@ -1,0 +1,106 @@
+"""Masks that are made on a device: those of the path of a processor, and one copy to the host for a batch.
+
+The device is a stand-in: a processor whose tensors count what waits for them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from segment_anything.modeling import Sam
+from test_folded import SIDE, drawing
+from torch.overrides import TorchFunctionMode
+
+from geolabel.masks import Masks, quantise_logits
+from geolabel.models.on_device import quantise
+from geolabel.models.on_torch import TorchSam
+from geolabel.models.sam import SamSegmenter
+from geolabel.prompts import Prompts
+
+WAITING = ("item", "tolist", "numpy", "cpu", "nonzero", "unique", "__bool__", "__int__", "__float__", "masked_select")
+"""Functions of tensors for which the host waits until the device has done what is asked of it."""
+
+
+class Waits(TorchFunctionMode):
+    """Counts calls that would wait for a device, and the bytes that they bring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.bytes = 0
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in WAITING:
+            self.calls[name] += 1
+            self.bytes += args[0].nbytes if name == "cpu" else 0
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    torch.manual_seed(3)
+    network = drawing()
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.3)
+    for head in network.mask_decoder.output_hypernetworks_mlps:
+        head.layers[-1].weight.data *= 10  # logits on both sides of the edge, and far from it
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def counted() -> Iterator[Waits]:
+    with Waits() as waits:
+        yield waits
+
+
+def ask(sam: Sam, apart: bool, batch: int = 2, **options: Any) -> tuple[list[Masks], Waits]:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 255, (SIDE - 8 * k, SIDE, 3)).astype(np.uint8) for k in range(3)]
+    points = [random.uniform(0, 40, (count, 2)) for count in (40, 3, 21)]
+    prompts = [Prompts.build(points=some) for some in points]
+    boxed = Prompts.build(boxes=np.array([[2, 3, 30, 40.0], [10, 5, 50, 30]]))
+    prompts[1] = Prompts.concatenate([prompts[1][:2], boxed, prompts[1][2:]])  # kinds take turns
+    network = TorchSam(sam, resize=False, batch=batch)
+    network.apart = apart
+    segment = SamSegmenter(network, gsd_range=(0.1, 10), prompts_per_batch=16, **options)
+    with counted() as waits:
+        return segment(images, prompts), waits
+
+
+@pytest.mark.parametrize("selection", ["best_iou", "whole", "single"])
+def test_masks_are_those_of_the_path_of_a_processor(sam: Sam, selection: str) -> None:
+    for found, expected in zip(
+        ask(sam, True, selection=selection)[0], ask(sam, False, selection=selection)[0], strict=True
+    ):
+        assert np.array_equal(found.prompt_ids, expected.prompt_ids)
+        assert np.array_equal(found.candidates, expected.candidates)
+        np.testing.assert_allclose(found.predicted_iou, expected.predicted_iou, atol=1e-6)
+        np.testing.assert_allclose(found.stability, expected.stability, atol=2e-3)
+        difference = abs(found.scores.astype(int) - expected.scores)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 1e-3  # logits in the middle between two scores, to a last digit
+        assert len(np.unique(expected.scores)) > 5
+
+
+def test_a_batch_of_images_waits_once_and_copies_once(sam: Sam) -> None:
+    found, waits = ask(sam, True)
+    assert waits.calls == {"cpu": 2, "numpy": 2}  # three images in batches of two: 64 prompts in seven calls
+    assert waits.bytes == sum(masks.scores.nbytes + 12 * len(masks) for masks in found)
+    before = ask(sam, False)[1]
+    assert before.calls["cpu"] > 64
+
+
+def test_scores_are_those_of_the_host() -> None:
+    logits = np.concatenate([np.linspace(-8, 8, 4001), [-1e-4, 0, 1e-4, -200, 200]]).astype(np.float32)
+    found = quantise(torch.from_numpy(logits)).numpy()
+    assert (found != quantise_logits(logits)).mean() < 1e-3
+    assert (found >= 127).tolist() == (logits >= 0).tolist()
