@@ -339,8 +339,10 @@ def test_answers_depend_on_no_other_image_or_prompt(folder: Path) -> None:
     segmenter = part_of(folder, batch=2)
     images = [image_of(56, 56), image_of(40, 56, 1), image_of(56, 50, 2)]
     together = segmenter(images, [POINTS, BOXES, BOTH])
-    for image, prompts, masks in zip(images, (POINTS, BOXES, BOTH), together, strict=True):
-        (alone,) = segmenter([image], [prompts])
+    other = image_of(30, 56, 3)  # in the place of the one that shared the call; the third image had one of its own
+    for k, (image, prompts, masks) in enumerate(zip(images, (POINTS, BOXES, BOTH), together, strict=True)):
+        sharing = [[image, other], [other, image], [image]][k]
+        alone = segmenter(sharing, [prompts if one is image else POINTS for one in sharing])[1 if k == 1 else 0]
         assert (alone.scores == masks.scores).all()
         assert (alone.predicted_iou == masks.predicted_iou).all()
     assert len(segmenter([images[0]], [Prompts.build()])[0]) == 0
