@@ -52,9 +52,9 @@ def stump(name: str, threshold: float) -> Trees:
 
 HEADS = EvidenceHeads(
     {
-        "before": Head(stump("activation_before", 128), 0.5, (0.0, 1.0, 1.0)),
-        "dem": Head(stump("rise_1", 1e9), 0.5, (1.0, 1.0, 1.0)),
-        "both": Head(stump("slope_1", 10), 0.5, (0.0, 1.0, 1.0)),
+        "before": Head(stump("activation_before", 128), 0.5, (0.0, 1.0, 1.0, 0.0)),
+        "dem": Head(stump("rise_1", 1e9), 0.5, (1.0, 1.0, 1.0, -1.0)),
+        "both": Head(stump("slope_1", 10), 0.5, (0.0, 1.0, 1.0, 0.0)),
     },
     RECIPES[0].sha256,
     {},
@@ -300,14 +300,16 @@ def test_the_heads_that_ship_are_of_the_bundled_localizer(monkeypatch: pytest.Mo
 
 def test_evidence_moves_the_confidence_where_it_is_known() -> None:
     table = {
-        "evidence": [np.nan, 0.9, 0.1, 0.9],
-        "change_z": [1.0, 1.0, 1.0, np.nan],
-        "slope_mean_deg": [np.nan, np.nan, np.nan, 20.0],
+        "evidence": [np.nan, 0.9, 0.1, 0.9, 0.1],
+        "change_z": [1.0, 1.0, 1.0, np.nan, np.nan],
+        "slope_mean_deg": [np.nan, np.nan, np.nan, 20.0, 20.0],
     }
-    found = with_evidence(np.full(4, 0.5), table, HEADS.localizer)
-    assert found == pytest.approx([0.5, 0.9, 0.1, 1 / (1 + np.exp(-1) / 9)])
-    assert with_evidence(np.full(4, 0.5), table, "f" * 64).tolist() == [0.5] * 4
-    assert np.isnan(with_evidence(np.full(4, np.nan), table, HEADS.localizer)).all()
+    found = with_evidence(np.full(5, 0.5), table, HEADS.localizer)
+    assert found == pytest.approx(
+        [0.5, 0.9, 0.1, 1 / (1 + np.exp(-1) / 9), 0.1]
+    )  # one more, and one less below the cut
+    assert with_evidence(np.full(5, 0.5), table, "f" * 64).tolist() == [0.5] * 5
+    assert np.isnan(with_evidence(np.full(5, np.nan), table, HEADS.localizer)).all()
 
 
 def test_the_command_leaves_polygons_whole_when_asked(tmp_path: Path, after: Path) -> None:

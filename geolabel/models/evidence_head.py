@@ -98,17 +98,18 @@ class Head:
     trees: Trees
     cut: float
     """What is less likely landslide than this is cut out of polygons, 0..1."""
-    confidence: tuple[float, float, float]
-    """Of a polygon: ``sigmoid(a + b * logit(confidence without evidence) + c * logit(mean of the pixels))``."""
+    confidence: tuple[float, float, float, float]
+    """Of a polygon: ``sigmoid(a + b * logit(confidence without evidence) + c * logit(mean of the pixels))``, and d more
+    in the sigmoid where that mean is below the cut."""
 
     def __post_init__(self) -> None:
         if not (0 < self.cut < 1 and all(map(math.isfinite, self.confidence))):
-            raise ValueError("its cut is between 0 and 1, and its confidence has three finite numbers")
+            raise ValueError("its cut is between 0 and 1, and its confidence has finite numbers")
 
     def confidence_with(self, without: Float64Array, evidence: Float64Array) -> Float64Array:
         """(K,) confidence of polygons; where the mean of their pixels is not known, that without evidence."""
-        start, own, seen = self.confidence
-        logits = start + own * logit(without) + seen * logit(evidence)
+        start, own, seen, below = self.confidence
+        logits = start + own * logit(without) + seen * logit(evidence) + below * (evidence < self.cut)
         return np.where(np.isnan(evidence), without, 1 / (1 + np.exp(-np.clip(logits, -60, 60))))
 
 
@@ -188,14 +189,14 @@ def load_heads(path: Path) -> EvidenceHeads:
 def _head(values: Mapping[str, Any]) -> Head:
     trees = values["trees"]
     whole = {name: tuple(map(int, trees[name])) for name in ("roots", "feature", "left", "right", "value")}
-    first, second, third = map(float, values["confidence"])
+    first, second, third, fourth = map(float, values["confidence"])
     found = Trees(
         names=tuple(map(str, trees["names"])),
         threshold=tuple(map(float, trees["threshold"])),
         start=int(trees["start"]),
         **whole,
     )
-    return Head(found, float(values["cut"]), (first, second, third))
+    return Head(found, float(values["cut"]), (first, second, third, fourth))
 
 
 def save_heads(path: Path, found: EvidenceHeads, *, overwrite: bool) -> None:

@@ -164,7 +164,7 @@ def fit_head(found: dict[str, dict[str, np.ndarray]], kind: Kind, *, validate: b
             figures[f"{which}/left"] = round(float(weight[other & stays].sum() / weight[other].sum()), 4)
             figures[f"{which}/kept"] = round(float(weight[slides & stays].sum() / weight[slides].sum()), 4)
     model.fit(features, truth, sample_weight=weight)
-    return Head(_trees(model, tuple(names.tolist())), CUT, (0.0, 1.0, 0.0)), figures
+    return Head(_trees(model, tuple(names.tolist())), CUT, (0.0, 1.0, 0.0, 0.0)), figures
 
 
 def _trees(model: HistGradientBoostingClassifier, names: tuple[str, ...]) -> Trees:
@@ -214,7 +214,9 @@ def fit_confidence(folder: Path, heads: EvidenceHeads, count: int) -> tuple[Evid
         rows = np.concatenate(parts)
         number = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
         known = np.isfinite(rows).all(axis=1)
-        logits, right, number = logit(rows[known, :2]), rows[known, 2] > 0, number[known]
+        below = (rows[known, 1] < CUT).astype(float)
+        logits = np.column_stack([logit(rows[known, :2]), below])
+        right, number = rows[known, 2] > 0, number[known]
         model = LogisticRegression(C=1.0)
         held = cross_val_predict(model, logits, right, groups=number, cv=GroupKFold(4), method="predict_proba")[:, 1]
         model.fit(logits, right)
