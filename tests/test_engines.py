@@ -319,12 +319,12 @@ def test_auto_is_onnx_runtime_for_the_bundled_networks_on_a_cpu_and_torch_elsewh
     assert engines(Networks(device="cpu", engine="onnx"), GridPrompts()) == ["torch", "onnx"]
 
 
-def test_images_that_come_one_at_a_time_are_no_padded_batch(copies: Path, monkeypatch) -> None:
+def test_images_of_folders_come_in_batches_on_a_gpu_alone(copies: Path, monkeypatch) -> None:
     recipes = Networks(device="cpu").for_images("whole")
     assert [(recipe.engine, recipe.batch) for recipe in recipes] == [("onnx", 1)] * 2
     assert recipes[1].selection == "whole"
     monkeypatch.setattr(worker, "device_and_precision", lambda *_: ("cuda", "fp32"))
-    assert [(recipe.engine, recipe.batch) for recipe in Networks().for_images()] == [("torch", 1)] * 2
+    assert [(recipe.engine, recipe.batch) for recipe in Networks().for_images()] == [("torch", 8)] * 2
     assert [recipe.batch for recipe in Networks(batch=4).for_images()] == [4, 4]
 
 
