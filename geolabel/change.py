@@ -7,6 +7,7 @@ to those of the other, and is given in units of the spread that the scene itself
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -97,12 +98,33 @@ def _spread(total: Int32Array) -> Int32Array:
 
 def box_sums(values: AnyArray, reach: int) -> AnyArray:
     """(h, w) exact sums of whole numbers (h, w) over squares around each pixel, cut at the frame."""
-    for axis in (0, 1):
-        side = values.shape[axis]
-        sums = np.insert(np.cumsum(values, axis=axis), 0, 0, axis=axis)
-        last, first = np.minimum(np.arange(side) + reach + 1, side), np.maximum(np.arange(side) - reach, 0)
-        values = np.take(sums, last, axis=axis) - np.take(sums, first, axis=axis)
-    return values
+    return _Summed.of(values, reach).over(reach)
+
+
+@dataclass(frozen=True)
+class _Summed:
+    """Sums of all that is above and to the left, from which those of squares follow (Crow 1984)."""
+
+    table: AnyArray
+    """(h + 2 widest + 1, w + 2 widest + 1) of the values with zeros around them."""
+    widest: int
+
+    @classmethod
+    def of(cls, values: AnyArray, widest: int) -> Self:
+        """Of values (h, w), for squares that reach up to `widest` pixels from their centre."""
+        table = np.zeros(tuple(side + 2 * widest + 1 for side in values.shape), np.int64)
+        inner = table[widest + 1 :, widest + 1 :]
+        inner[: values.shape[0], : values.shape[1]] = values
+        np.cumsum(inner, axis=0, out=inner)
+        np.cumsum(inner, axis=1, out=inner)
+        return cls(table, widest)
+
+    def over(self, reach: int) -> AnyArray:
+        """(h, w) sums over squares of 2 `reach` + 1 pixels a side."""
+        first, side = self.widest - reach, 2 * reach + 1
+        height, width = (length - 2 * self.widest - 1 for length in self.table.shape)
+        rows = self.table[first + side : first + side + height] - self.table[first : first + height]
+        return rows[:, first + side : first + side + width] - rows[:, first : first + width]
 
 
 @dataclass(frozen=True)
@@ -183,10 +205,11 @@ def pixel_features(after: Seen, before: Seen | None, valid: BoolArray, stable: S
     both = {"after": after} if before is None else {"after": after, "before": before}
     own = {name: (valid * values).astype(np.int64) for when, seen in both.items() for name, values in _of(seen, when)}
     found: dict[str, AnyArray] = {f"activation_{when}": own[f"activation_{when}"] for when in both}
-    ones = valid.astype(np.int64)
-    for reach in (NEAR, AROUND, WIDE):
-        count = np.maximum(box_sums(ones, reach), 1)
-        means = {name: box_sums(values, reach) / count for name, values in own.items()}
+    reaches = (NEAR, AROUND, WIDE)
+    ones, sums = _Summed.of(valid, max(reaches)), {k: _Summed.of(values, max(reaches)) for k, values in own.items()}
+    for reach in reaches:
+        count = np.maximum(ones.over(reach), 1)
+        means = {name: values.over(reach) / count for name, values in sums.items()}
         if stable is not None and before is not None:
             steps = [means[f"{name}_after"] - means[f"{name}_before"] for name in FEATURES]
             scores = [(d - m) / s for d, m, s in zip(steps, stable.median, stable.spread, strict=True)]
@@ -206,10 +229,11 @@ def _of(seen: Seen, when: str) -> list[tuple[str, AnyArray]]:
 def _likeness(after: UInt8Array, before: UInt8Array, valid: BoolArray) -> dict[str, AnyArray]:
     """(h, w) correlation of the brightness of both images around each pixel, of which 3 by 3 pixels are one sum."""
     one, other = (box_sums(valid * image.sum(axis=2, dtype=np.int64), NEAR) // 9 for image in (after, before))
+    layers = np.ones_like(one), one, other, one * one, other * other, one * other
+    sums = [_Summed.of(values, max(LIKENESS)) for values in layers]
     found = {}
     for reach in LIKENESS:
-        count = box_sums(np.ones_like(one), reach)
-        a, b, aa, bb, ab = (box_sums(v, reach) for v in (one, other, one * one, other * other, one * other))
+        count, a, b, aa, bb, ab = (values.over(reach) for values in sums)
         noise = (NOISE * count) ** 2
         spread = np.sqrt((count * aa - a * a + noise).astype(float)) * np.sqrt(
             (count * bb - b * b + noise).astype(float)
