@@ -124,7 +124,8 @@ class _Summed:
         first, side = self.widest - reach, 2 * reach + 1
         height, width = (length - 2 * self.widest - 1 for length in self.table.shape)
         rows = self.table[first + side : first + side + height] - self.table[first : first + height]
-        return rows[:, first + side : first + side + width] - rows[:, first : first + width]
+        squares: AnyArray = rows[:, first + side : first + side + width] - rows[:, first : first + width]
+        return squares
 
 
 @dataclass(frozen=True)
