@@ -12,6 +12,9 @@ from .terminal import duration, extent, see
 
 Figures = Mapping[str, Any]
 
+HOLD_CANDIDATES = (".gpkg", ".zip", ".kmz")
+"""Suffixes of formats that hold candidates beside the landslides."""
+
 WHY = {
     "confidence": "less likely",
     "ground": "other ground",
@@ -42,7 +45,9 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
         rows["confidence"] = f"{figures['mean_confidence']:.2f} on average, of 0 to 1"
     if figures["candidates"]:
         why = ", ".join(f"{number} {WHY.get(reason, reason)}" for reason, number in figures.get("reasons", {}).items())
-        rows["candidates"] = f"{figures['candidates']}, {why or 'less likely'}: in the layer candidates"
+        held = output is None or output.lower().endswith(HOLD_CANDIDATES)
+        where = "in the layer candidates" if held else "not in this format"
+        rows["candidates"] = f"{figures['candidates']}, {why or 'less likely'}: {where}"
     rows |= _masked(figures)
     if "displacements_px" in figures:
         farthest = max(math.hypot(*moved) for moved in figures["displacements_px"])

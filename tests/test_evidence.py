@@ -216,6 +216,22 @@ def test_what_is_gentle_is_a_candidate_with_its_reason(tmp_path: Path, scene: Pa
     assert len(extract(scene, dem=dem, min_slope=Measure(40, "deg"))) == 0
 
 
+def test_a_run_that_continues_another_without_its_evidence_is_warned(
+    tmp_path: Path, scene: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dem, out = write(tmp_path / "dem.tif", hillside(GRID)), tmp_path / "s.gpkg"
+    extract(scene, out=out, dem=dem, min_slope=TEN)
+    extract(scene, dem=dem, min_slope=TEN, keep_reviewed=out)
+    assert "was made with" not in caplog.text
+    for given in ({"keep_reviewed": out}, {"prompts_from": out}):
+        caplog.clear()
+        extract(scene, dem=dem, **given)
+        assert "s.gpkg was made with --min-slope, and this run is not" in caplog.text
+        caplog.clear()
+        extract(scene, **given)
+        assert "s.gpkg was made with --dem, --min-slope, and this run is not" in caplog.text
+
+
 def test_what_is_on_excluded_ground_is_a_candidate_with_its_reason(tmp_path: Path, scene: Path) -> None:
     """In another CRS; a polygon of which less than half is on it stays."""
     left, top = PLACE * (100, 100)

@@ -147,7 +147,11 @@ def test_a_mask_below_the_activation_floor_is_named(scene: Path, slide: tuple[fl
 
 def test_a_place_without_data_is_named(scene: Path) -> None:
     found = explain(scene, (500_004.2, 2_999_900.2))
-    assert (found["valid"], found["verdict"], found["why"]) == (False, "nothing", "there is no data at this place")
+    assert (found["valid"], found["verdict"], found["why"]) == (
+        False,
+        "nothing",
+        "nothing: there is no data at this place",
+    )
 
 
 def test_what_evidence_speaks_against_is_a_candidate(scene: Path, slide: tuple[float, float], tmp_path: Path) -> None:

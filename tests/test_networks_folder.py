@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,14 @@ def test_a_file_says_its_floor(folder: Path) -> None:
     assert decide(networks, Parameters())[0].method.activation_floor == 77
     asked = Parameters(method=replace(Parameters().method, activation_floor=5))
     assert decide(networks, asked)[0].method.activation_floor == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_network_is_as_open_as_other_files(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    state, info = load_checkpoint(BUNDLED)
+    save_checkpoint(tmp_path / "copy.safetensors", state, info)
+    assert (tmp_path / "copy.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("floor", [-1, 256, 1.5])

@@ -213,7 +213,7 @@ def test_columns_of_a_person_are_in_the_form(tmp_path: Path, slides: Path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"scene": "https://example.com/a.tif"}, OptionError, "a.tif: a project needs a file of this machine"),
+        ({"scene": "https://example.com/a.tif"}, OptionError, "^https://example.com/a.tif: a project needs a file of"),
         ({"before": ["missing.tif"]}, OptionError, "missing.tif: a project needs a file"),
         ({"out": "slides.qgs"}, OutputError, "has to end with .qgz"),
         ({"slides": "slides.kmz"}, OptionError, r"slides.kmz: a project shows files that end with \.gpkg"),

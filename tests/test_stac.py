@@ -260,8 +260,9 @@ def test_weights_that_do_not_say_what_they_are_have_no_item(tmp_path: Path) -> N
         network_items(tmp_path / "a.pth", tmp_path)
     with pytest.raises(WeightsError, match="no network is called 'nothing'"):
         network_items("nothing", tmp_path)
-    with pytest.raises(OutputError, match=r"the folder .* does not exist"):
-        network_items("bundled", tmp_path / "nowhere")
+    with pytest.raises(OutputError, match=r"nowhere/inside: the folder cannot be made: No such file"):
+        network_items("bundled", tmp_path / "nowhere" / "inside")
+    assert set(network_items("bundled", tmp_path / "new")) == {"localizer", "segmenter"}
 
 
 def test_the_commands_write_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

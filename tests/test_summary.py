@@ -52,6 +52,12 @@ def test_a_summary_speaks_in_the_units_of_a_person() -> None:
     }
 
 
+@pytest.mark.parametrize("suffix", ["gpkg", "zip", "kmz", "parquet", "geojson", "fgb", "shp"])
+def test_candidates_are_named_where_the_format_holds_them(suffix: str) -> None:
+    where = "in the layer candidates" if suffix in ("gpkg", "zip", "kmz") else "not in this format"
+    assert of_extraction(f"slides.{suffix}", FIGURES, dense=False)["candidates"] == f"3, less likely: {where}"
+
+
 @pytest.mark.parametrize(
     "rows",
     [

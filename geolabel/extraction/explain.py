@@ -296,7 +296,8 @@ class _Found:
     def why(self) -> str:
         """Which step decides, in words."""
         if not self.valid:
-            return "there is no data at this place"
+            hidden = ", or a mask leaves it out" if self.plan.reader.masks else ""
+            return f"nothing: there is no data at this place{hidden}"
         if self.polygon is not None:
             return self._of_polygon(self.polygon)
         if self.score >= self.plan.parameters.score_threshold:
@@ -421,5 +422,5 @@ def _picture(run: Run, part: Part, found: _Found) -> Place:
         prompts=part.prompts.shift(-window.col, -window.row),
         polygons=together_of(layers, plan.grid.crs),
         at=(found.row - window.row, found.col - window.col),
-        title=f"{found.verdict}: {found.why()}",
+        title=found.why(),
     )

@@ -26,6 +26,7 @@ from geolabel.extraction.work import Report, under_way
 from geolabel.io.prompt_layers import grid_key
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scene_inputs import list_scenes
+from geolabel.io.write.geopackage import read_provenance
 from geolabel.parsing import Measure
 from geolabel.prompts import Prompts
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from geolabel.io.read.scene_inputs import Scenes
 
 log = logging.getLogger(__name__)
+
+BESIDE = ("dem", "min_slope", "exclude", "before", "before_mask")
+"""Names in the provenance of what a user gives beside the scenes."""
 
 
 def extract(
@@ -147,6 +151,7 @@ def extract(
     supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
+    _warn_of_other_evidence(keep_reviewed or prompts_from, supplements, masked=bool(reading.mask))
     inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks]
     own = [path for one in scenes for path in (*one.before, *one.before_mask, *one.mask)]
     targets = Targets.of(
@@ -175,6 +180,21 @@ def extract(
         groups, targets, prompts_from=prompts_from, run_folder=run_folder, progress=progress, report=report
     )
     return result.landslides
+
+
+def _warn_of_other_evidence(path: str | Path | None, supplements: Supplements, *, masked: bool) -> None:
+    """Name what an inventory was made with beside the scene, where this run, which continues it, is not given it."""
+    if path is None or not str(path).lower().endswith(".gpkg"):
+        return
+    made = read_provenance(path)
+    if not isinstance(made, dict):
+        return
+    given, now = made.get("evidence"), supplements.as_dict()
+    lost = [name for name in BESIDE if isinstance(given, dict) and name in given and name not in now]
+    lost += ["mask"] if made.get("masks") and not masked else []
+    if lost:
+        options = ", ".join("--" + name.replace("_", "-") for name in lost)
+        log.warning("%s was made with %s, and this run is not: give what still holds again", path, options)
 
 
 def run_extract(

@@ -381,7 +381,7 @@ def _windows(_: pd.DataFrame) -> tuple[Rule, ...]:
 
 _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
     "landslides": _landslides,
-    "candidates": lambda _: _reviewed(Rule("candidate", _outlined("189,0,38", 0.5, "dash"), "ELSE")),
+    "candidates": lambda _: _reviewed(Rule("candidate", _outlined(WARM[0], 0.5, "dash"), "ELSE")),
     "rejected": lambda _: (Rule("rejected", _crossed(MIDDLE)),),
     "prompts": _prompts,
     "prompt_points": lambda _: (

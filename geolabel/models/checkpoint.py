@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import warnings
 import zipfile
@@ -147,6 +148,14 @@ def save_checkpoint(path: Path | str, module: nn.Module | Mapping[str, Tensor], 
     tensors = {name: _half(tensor) for name, tensor in sorted(state.items())}
     with replacing(path, overwrite=True) as part:
         save_file(tensors, part, metadata={KEY: info.to_json()})
+        part.chmod(0o666 & ~_umask())  # as any other output: newer versions of safetensors keep it to its owner
+
+
+def _umask() -> int:
+    """What the process leaves out of the permissions of new files; it can be read only by being set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_info(path: Path | str) -> NetworkInfo:

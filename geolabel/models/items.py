@@ -64,6 +64,10 @@ def network_items(name: str | Path, folder: str | Path, *, overwrite: bool = Fal
             raise WeightsError(f"{path} holds a {info.kind}: items are written of {', '.join(TASKS)}")
         found[info.kind] = (path, info)
         paths += [folder / f"{info.kind}.json", folder / f"{info.kind}.safetensors"]
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror}") from error
     for path in paths:
         check_target(path, overwrite=overwrite, suffixes=(path.suffix,), inputs=list(named))
     with together(*paths):

@@ -26,6 +26,7 @@ from geolabel.io.read.features import layer_info, read_layer, spatial_layers
 from geolabel.io.read.review import kind_of
 from geolabel.io.styles import STYLED, VERSION, document, style_of
 from geolabel.outputs import check_target, replacing
+from geolabel.urls import without_secrets
 from geolabel.viewing.backdrop import Source, frame_of
 
 SUFFIX = ".qgz"
@@ -116,6 +117,8 @@ def write_project(
     SceneError
         If a scene cannot be read.
     """
+    for one in (scene, before):
+        _refuse_urls([one] if isinstance(one, str | Path) else one)
     slides, out = Path(slides), Path(out)
     scenes, earlier = ([Path(one)] if isinstance(one, str | Path) else list(map(Path, one)) for one in (scene, before))
     check_target(out, overwrite=overwrite, suffixes=(SUFFIX,), inputs=[slides, *scenes, *earlier])
@@ -138,9 +141,18 @@ def write_project(
     return {"layers": [one.name for one in layers], "scenes": [one.name for one in rasters]}
 
 
+_NOT_HERE = "a project needs a file of this machine; download it first, or add it in QGIS"
+
+
+def _refuse_urls(given: Iterable[str | Path]) -> None:
+    for one in given:
+        if "://" in str(one):
+            raise OptionError(f"{without_secrets(str(one))}: {_NOT_HERE}")
+
+
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise OptionError(f"{path}: a project needs a file of this machine; download it first, or add it in QGIS")
+        raise OptionError(f"{path}: {_NOT_HERE}")
     if "|" in str(path.absolute()):
         raise OptionError(f"{path}: QGIS takes what follows | for options; rename the file or the folder")
 

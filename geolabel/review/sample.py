@@ -10,6 +10,7 @@ the smaller one, and any first part of it is a random sample too.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ import shapely
 from geolabel.errors import OptionError, VectorError
 from geolabel.io.read.review import SAMPLE, UNREVIEWED
 from geolabel.review.estimate import OUTSIDE, MappedPolygons
-from geolabel.review.inventories import read_inventory
+from geolabel.review.inventories import provenance_of, read_inventory
 from geolabel.review.next_windows import frames_around
 from geolabel.review.window_layers import frame_of, metres_per_unit, replacing_windows, tile_side, window_table
 from geolabel.types import AnyArray, BoolArray, Int64Array
+
+log = logging.getLogger(__name__)
 
 MAX_CELLS = 4_000_000
 """Windows that the ground outside polygons may have."""
@@ -105,6 +108,12 @@ def sample_review(
         frame = frame_of(path, inventory.crs, aoi)
         if frame is None:
             raise VectorError(f"{path} has no layer tiles, so the area that was searched is not known: give --aoi FILE")
+        if aoi is None and provenance_of(path).get("masks") is not None:
+            log.warning(
+                "%s was made with --mask, and windows may be on what was left out, where landslides would count as "
+                "missed: give the area that was searched with --aoi",
+                path,
+            )
         held = layer.held
         drawer = _Drawer(mapped, frame, inventory.crs, seed, _side(path, window), inventory.polygons)
         drawer.check(held)
