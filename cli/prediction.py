@@ -107,7 +107,7 @@ def polygon_options(command: F) -> F:
             group="shape",
             type=click.FloatRange(0, 1),
             metavar="N",
-            help="Cut landslides that touch where they are narrower than this share of the narrower one, such as 0.5.",
+            help="Cut landslides that touch where they are narrower than this share of the narrower one, such as 0.4.",
         ),
         option(
             "--max-hole",
