@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from geolabel.errors import OptionError, WeightsError
 from geolabel.extraction import before as before_of_run
 from geolabel.extraction import cutting
 from geolabel.extraction.request import Networks
+from geolabel.io.write.geopackage import read_provenance
 from geolabel.models import evidence_head
 from geolabel.models.evidence_head import EvidenceHeads, Head, Trees, load_heads, save_heads, shipped, with_evidence
 from geolabel.parsing import Measure
@@ -103,11 +105,13 @@ def test_ground_that_was_bare_before_is_cut_out_of_a_polygon(tmp_path: Path, aft
     assert share(candidates.geometry[0], box(*OLD)) > 0.8
     assert found["evidence"].min() > 0.9
     assert candidates["evidence"][0] < 0.2
+    assert read_provenance(out)["networks"]["evidence"] == {"source": "bundled", "sha256": HEADS.sha256}
 
     extract(after, out=out, before=earlier_scene, overwrite=True, cut=False)
     whole, none = layers(out)
     assert (len(whole), len(none)) == (2, 0)
     assert whole["evidence"].isna().all()
+    assert set(read_provenance(out)["networks"]) == {"localizer", "segmenter"}
     pieces = shapely.union_all([*found.geometry, *candidates.geometry])
     assert share(pieces, shapely.union_all(whole.geometry)) > 0.99
 
@@ -276,7 +280,7 @@ def test_trees_that_are_none_are_refused(wrong: dict[str, object]) -> None:
 def test_heads_come_back_from_their_file(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     save_heads(path, HEADS, overwrite=False)
-    assert load_heads(path) == HEADS
+    assert load_heads(path) == replace(HEADS, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     path.write_text(path.read_text().replace('"left":[1,', '"left":[0,'))
     with pytest.raises(WeightsError, match=r"holds no evidence heads .*evidence_fit"):
         load_heads(path)

@@ -46,12 +46,18 @@ class Known:
     heights: Heights | None
 
 
+def heads_of(run: Run, evidence: Evidence) -> EvidenceHeads | None:
+    """The heads that look at the pixels of a run; None where it has nothing for them, or they do not fit it."""
+    asked = evidence.cut and not (evidence.before is None and evidence.heights is None)
+    fits = run.localized and run.plan.localized and len(run.plan.classes) == 1
+    return heads_for(run.plan.localizer.sha256) if asked and fits else None
+
+
 def known_beside(run: Run, evidence: Evidence) -> Known | None:
     """What decides about pixels; None where nothing is known, or no head was fitted to the localizer."""
     if not evidence.cut or (evidence.before is None and evidence.heights is None):
         return None
-    fits = run.localized and run.plan.localized and len(run.plan.classes) == 1
-    heads = heads_for(run.plan.localizer.sha256) if fits else None
+    heads = heads_of(run, evidence)
     if heads is None:
         log.info("evidence judges whole polygons: the head that cuts them was fitted to the bundled localizer")
         return None

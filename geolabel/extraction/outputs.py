@@ -18,9 +18,10 @@ import shapely
 import geolabel
 from geolabel.engine.run_folder import SUFFIX, Folder, written_by
 from geolabel.errors import OptionError
+from geolabel.extraction.cutting import heads_of
 from geolabel.extraction.passes import MosaicSource
 from geolabel.extraction.plan import Plan, Run
-from geolabel.extraction.result import Result
+from geolabel.extraction.result import Part, Result
 from geolabel.io.read.review import (
     NOTHING,
     REJECTED,
@@ -33,6 +34,7 @@ from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.rasters import in_pixels, rasterize, write_cog
 from geolabel.io.write.vectors import write_layers
 from geolabel.masks import OUTSIDE
+from geolabel.models.defaults import BUNDLED
 from geolabel.outputs import check_target, same_file, together
 from geolabel.viewing.backdrop import Source
 from geolabel.viewing.preview import SUFFIXES as SUFFIXES_OF_PICTURES
@@ -223,7 +225,7 @@ def _mask(
 
 def _provenance(result: Result) -> dict[str, Any]:
     """How a result was made; on several grids, what was decided for each."""
-    parts = [plan_provenance(part.plan) for part in result.parts]
+    parts = [plan_provenance(part.plan) | _networks(part) for part in result.parts]
     if len(parts) == 1:
         made = parts[0]
     else:
@@ -260,6 +262,17 @@ def _software() -> dict[str, str]:
     }
 
 
+def _networks(part: Part) -> dict[str, Any]:
+    """The networks of a part, the evidence head among them where it looked at pixels."""
+    heads = heads_of(part.run, part.evidence)
+    beside = {} if heads is None else {"evidence": {"source": BUNDLED, "sha256": heads.sha256}}
+    return {"networks": _recipes(part.plan) | beside}
+
+
+def _recipes(plan: Plan) -> dict[str, Any]:
+    return {recipe.role: asdict(recipe) for recipe in (plan.localizer, plan.segmenter)}
+
+
 def plan_provenance(plan: Plan) -> dict[str, Any]:
     """Everything that was decided before a run, as plain values."""
     return {
@@ -274,7 +287,7 @@ def plan_provenance(plan: Plan) -> dict[str, Any]:
         },
         "stretch": asdict(plan.stretch),
         **_mask_facts(plan),
-        "networks": {recipe.role: asdict(recipe) for recipe in (plan.localizer, plan.segmenter)},
+        "networks": _recipes(plan),
         **({} if plan.confidence is None else {"confidence_model": plan.confidence.fitted}),
         "classes": list(plan.classes),
         "parameters": plan.parameters.as_dict()

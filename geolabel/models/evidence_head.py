@@ -7,6 +7,7 @@ has the same probability on every machine, whatever is worked on with it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -128,6 +129,8 @@ class EvidenceHeads:
     """SHA-256 of its weights."""
     fitted: Mapping[str, Any]
     """Data, counts and figures, as plain values."""
+    sha256: str = ""
+    """Of the file that they were read from."""
 
 
 def shipped() -> Path:
@@ -179,7 +182,8 @@ def load_heads(path: Path) -> EvidenceHeads:
     try:
         values = read_json(path)
         heads = {kind: _head(values["heads"][kind]) for kind in KINDS}
-        return EvidenceHeads(heads, str(values["localizer"]), dict(values["fitted"]))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return EvidenceHeads(heads, str(values["localizer"]), dict(values["fitted"]), digest)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): {again}") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:

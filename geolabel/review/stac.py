@@ -225,6 +225,10 @@ def _processing(made: Mapping[str, Any], inventory: Inventory) -> dict[str, Any]
     area = float(areas(inventory.outlines(inventory.crs)[shown], inventory.crs).sum())
     states = {str(state): int((inventory.state == state).sum()) for state in sorted({*inventory.state})}
     lineage = f"Landslides found in {_scenes(made) or 'a scene'}" + (f" by the method {method}" if method else "")
+    given = made.get("evidence")
+    beside = [name for name in ("before", "dem", "exclude") if isinstance(given, dict) and name in given]
+    beside += ["a mask"] if any("masks" in part for part in _parts(made)) else []
+    lineage += f", with {', '.join(beside)}" if beside else ""
     return {
         "processing:software": versions or {"geolabel": geolabel.__version__},
         "processing:lineage": f"{lineage}; polygons by review: "
