@@ -61,7 +61,7 @@ def chips(tmp_path: Path) -> Path:
 def test_a_chip_that_is_asked_about_is_encoded_once_in_batches(chips: Path, tmp_path: Path, encoded: list[int]) -> None:
     settings = apsam.Settings(single_scale=True, activation_threshold=1)
     apsam.label(chips, tmp_path / "out", settings, TORCH, overwrite=False, progress=Silent())
-    assert encoded == [4, 1]  # the chips of one folder come first; six show nothing
+    assert sorted(encoded) == [1, 4]  # batches run side by side, in any order; six chips show nothing
 
 
 def test_the_maps_of_segments_encode_each_chip_once(chips: Path, tmp_path: Path, encoded: list[int]) -> None:
