@@ -12,6 +12,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 from PIL import Image
@@ -188,6 +189,25 @@ def test_the_picture_is_the_same_each_time(scene: Path, slide: tuple[float, floa
         assert np.asarray(picture).std() > 20
     with pytest.raises(OutputError, match=r"one\.png exists"):
         explain(scene, slide, out=one)
+
+
+@pytest.mark.parametrize("role", ["scene", "mask", "dem", "inside a VRT"])
+def test_a_picture_replaces_no_input(scene: Path, slide: tuple[float, float], tmp_path: Path, role: str) -> None:
+    picture = tmp_path / "a.png"
+    with rasterio.open(scene) as opened:
+        place = {"crs": opened.crs, "transform": opened.transform, "height": SIZE[0], "width": SIZE[1]}
+        values = opened.read()
+    count = 3 if role in ("scene", "inside a VRT") else 1
+    with rasterio.open(picture, "w", driver="PNG", dtype="uint8", count=count, **place) as target:
+        target.write(values[:count])
+    held, given = picture.read_bytes(), {"mask": {"reading": geolabel.Reading(mask=picture)}, "dem": {"dem": picture}}
+    source = {"scene": picture}.get(role, scene)
+    if role == "inside a VRT":
+        source = tmp_path / "a.vrt"
+        rasterio.shutil.copy(picture, source, driver="VRT")
+    with pytest.raises(OutputError, match="is an input of this run"):
+        geolabel.explain(source, slide, out=picture, overwrite=True, parameters=PARAMETERS, **given.get(role, {}))
+    assert picture.read_bytes() == held
 
 
 def test_the_command_says_what_decides(

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from geolabel.errors import OptionError
 from geolabel.extraction.activation_maps import blend_activation, class_probability, reach, validity
-from geolabel.extraction.evidence import NO_EVIDENCE
+from geolabel.extraction.evidence import NO_EVIDENCE, check_evidence
 from geolabel.extraction.passes import MaskTable, MosaicSource, mask_crop
 from geolabel.extraction.pipeline import find_scores, polygonize
 from geolabel.extraction.plan import Plan, Run
@@ -28,6 +28,7 @@ from geolabel.extraction.scene_groups import parse_crs, prepare_scenes
 from geolabel.extraction.supplements import Supplements
 from geolabel.extraction.work import in_scratch
 from geolabel.geodesy import reproject
+from geolabel.io.read.fingerprints import check_apart
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.outputs import check_target
@@ -109,19 +110,26 @@ def explain(
     """
     reading = reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
-    if out is not None:
-        check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES)
+    supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before)
+    pictures = [] if out is None else [Path(out)]
+    files = [one.source for one in scenes if isinstance(one.source, str | Path)]
+    for path in pictures:
+        inputs = [*supplements.inputs, *reading.masks, *files]
+        check_target(path, overwrite=overwrite, suffixes=SUFFIXES, inputs=inputs)
     groups = prepare_scenes(
         scenes,
         reading,
         Networks.of(networks),
         parameters or Parameters(),
         raster="the picture of a place",
-        supplements=Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before),
+        supplements=supplements,
     )
     for text in groups.warnings:
         log.warning("%s", text)
     (plan,), evidence = groups.plans, (*groups.evidence, NO_EVIDENCE)[0]
+    for reader in (plan.reader, *(mask.reader.reader for mask in plan.reader.masks)):
+        check_apart(pictures, reader)
+    check_evidence(groups.evidence, pictures)
     row, col = _placed(plan, at, at_crs)
     near = _near(plan, row, col)
     row, col = row - near.row, col - near.col
@@ -131,8 +139,8 @@ def explain(
         part = Part(polygons, prompts, tiles, objects, work.run, evidence)
         found = _Found.at(work.run, part, masks, row, col)
         figures = {"x": at[0], "y": at[1], **found.figures()}
-        if out is not None:
-            write_place(Path(out), _picture(work.run, part, found))
+        for path in pictures:
+            write_place(path, _picture(work.run, part, found))
     return figures
 
 

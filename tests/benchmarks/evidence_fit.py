@@ -43,7 +43,7 @@ PIXELS = 2000
 """Of a scene that a fit sees."""
 
 CUT = 0.2
-"""What is less likely landslide is cut out: as little as the least confidence that a landslide has by default."""
+"""What is less likely landslide is cut out; the value is that of `--min-confidence`."""
 
 TREES = {"max_depth": 4, "max_iter": 80, "learning_rate": 0.12, "min_samples_leaf": 300, "l2_regularization": 10}
 
