@@ -1,4 +1,4 @@
-"""``geolabel completion``: what has a shell complete commands, options and their values."""
+"""``geolabel completion``: the script by which a shell completes commands, options and values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ VARIABLE = "_GEOLABEL_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 
 
-@command(short_help="Print what has a shell complete commands and options.")
+@command(short_help="Print the script for completion in bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @options.terminal
 @click.pass_context
 def completion(ctx: click.Context, /, shell: str) -> None:
-    """Print the script that has SHELL complete commands, options and their values with the tab key.
+    """Print the script by which SHELL completes commands, options and their values with the tab key.
 
     \b
     bash, in ~/.bashrc:                      eval "$(geolabel completion bash)"

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import geolabel
+from geolabel.errors import OptionError
 
 from . import options, prediction
 from .commands import command, complete_files, option
@@ -66,6 +67,8 @@ def explain(
     geolabel explain scene.tif --at 105.0012,27.1185 --at-crs EPSG:4326
     """
     place = parse_place(at)
+    if overwrite and out is None:
+        raise OptionError("--overwrite replaces the picture: give its name with --out, or leave it out")
     check_scenes(scenes)
     check_outputs(out, overwrite=overwrite)
     from geolabel.io.read.scene_inputs import list_scenes

@@ -109,7 +109,7 @@ class Input(click.Path):
 
 SCENE = Input(SceneError)
 MASK = Input(SceneError, names="none")
-VECTORS = Input(VectorError, dir_okay=False)
+VECTORS = INVENTORY = Input(VectorError, dir_okay=False)
 WEIGHTS = Input(WeightsError, dir_okay=False)
 NETWORK = Input(WeightsError, dir_okay=False, names=r"[\w-]+")
 SEGMENTER = Input(

@@ -173,7 +173,7 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write to, which has to be there.",
+    help="Folder to write to, a new one or one that is there.",
 )
 @options.overwrite
 @options.as_json

@@ -405,7 +405,7 @@ def machine_options(command: F) -> F:
 def place_options(command: F) -> F:
     """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
     resume = option(
-        "--resume", group="machine", is_flag=True, help="Go on from where a stopped training in --out was saved."
+        "--resume", group="machine", is_flag=True, help="Resume the training in --out from where it was saved."
     )
     for decorate in (as_json, overwrite, resume, _threads, _precision, _device):
         command = decorate(command)

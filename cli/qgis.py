@@ -7,14 +7,12 @@ from typing import Any
 
 import click
 
-from geolabel.errors import VectorError
+from geolabel.errors import OptionError
 
 from . import options
 from .commands import group, option
-from .inputs import SCENE, Input, check_outputs
+from .inputs import INVENTORY, SCENE, check_outputs
 from .terminal import announce, loading
-
-SLIDES = Input(VectorError, dir_okay=False)
 
 
 @group(short_help="Write a project for QGIS, or install its plugin.")
@@ -23,7 +21,7 @@ def qgis() -> None:
 
 
 @qgis.command()
-@click.argument("slides", type=SLIDES)
+@click.argument("slides", type=INVENTORY)
 @option(
     "--scene",
     "scenes",
@@ -73,6 +71,10 @@ def project(
     geolabel qgis project slides.gpkg --scene scene.tif
     geolabel qgis project slides.gpkg --scene after.tif --before before.tif --out review.qgz
     """
+    for bands, shown, name in (("bands", scenes, "--scene"), ("before_bands", how["before"], "--before")):
+        if how[bands] and not shown:
+            option_name = bands.replace("_", "-")
+            raise OptionError(f"--{option_name} {how[bands]}: bands of {name}; give that too, or leave this out")
     target = out or str(Path(slides).with_suffix(".qgz"))
     check_outputs(target, overwrite=how["overwrite"])
     with loading(ctx, "reading"):

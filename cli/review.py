@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geolabel.errors import OptionError, VectorError
+from geolabel.errors import OptionError
 
 from . import options
 from .commands import group, option
-from .inputs import SCENE, VECTORS, Input, check_outputs
+from .inputs import INVENTORY, SCENE, VECTORS, check_outputs
 from .terminal import announce, extent, loading, megabytes
 
 if TYPE_CHECKING:
     from geolabel.review.accuracy import Estimated
     from geolabel.review.difference import Difference
     from geolabel.review.estimate import Estimate
-
-INVENTORY = Input(VectorError, dir_okay=False)
 
 DIFFERENT = 4
 """Exit code where something differs, or people disagree."""

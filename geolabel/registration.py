@@ -2,7 +2,7 @@
 
 Each block has the cross-power spectrum of the edges of both images (Kuglin and Hines, 1975), whitened in part
 (rho-PHAT: Donohue et al., 2007), and the peak of its inverse, in parts of a pixel by a parabola through the logarithm.
-Edges are taken of the ratio of red and green first: shadows point elsewhere at another hour, and draw edges of
+Edges are taken of the ratio of red and green first: shadows point elsewhere at another hour, and shift edges of
 brightness along by several pixels, while they leave that ratio nearly as it is. Where an image has no colour, or blocks
 do not agree on its displacement, brightness serves.
 """
@@ -169,7 +169,7 @@ def confirmed(moved: Displacement, rest: Displacement) -> Displacement:
     if rest.by == "brightness":
         log.warning(
             "--before is registered by brightness, since its colours and those of the scene do not agree, or there are "
-            "none: shadows that point elsewhere can draw the displacement along by up to 3 px"
+            "none: shadows that point elsewhere can shift the displacement by up to 3 px"
         )
     return replace(rest, rows=moved.rows + rest.rows, cols=moved.cols + rest.cols)
 

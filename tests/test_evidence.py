@@ -216,6 +216,12 @@ def test_what_is_gentle_is_a_candidate_with_its_reason(tmp_path: Path, scene: Pa
     assert len(extract(scene, dem=dem, min_slope=Measure(40, "deg"))) == 0
 
 
+@pytest.mark.parametrize("said", ["20240531", "2024-W22-5", "31.5.2024"])
+def test_dates_of_an_event_are_given_in_full(scene: Path, tmp_path: Path, said: str) -> None:
+    with pytest.raises(OptionError, match=f"--event-after {said}: give a date such as 2024-05-31"):
+        extract(scene, before=scene, event_after=said)
+
+
 def test_a_run_that_continues_another_without_its_evidence_is_warned(
     tmp_path: Path, scene: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

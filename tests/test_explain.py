@@ -217,5 +217,7 @@ def test_the_command_says_what_decides(
     assert run(["explain", str(scene), "--at", f"{slide[0]},{slide[1]}", *options, "-q"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("verdict      landslide\nwhy          a landslide of")
+    assert run(["explain", str(scene), "--at", "5,6", "--overwrite", *options]) == 2
+    assert "--overwrite replaces the picture: give its name with --out" in capsys.readouterr().err
     assert run(["explain", str(scene), "--at", "5", *options]) == 2
     assert "give two numbers, X,Y" in capsys.readouterr().err

@@ -241,5 +241,7 @@ def test_the_command_writes_beside_the_result(
         "layers": ["landslides", "candidates", "tiles"],
         "scenes": ["scene"],
     }
+    assert command(["qgis", "project", str(slides), "--before-bands", "3,2,1", "--out", str(tmp_path / "a.qgz")]) == 2
+    assert "--before-bands 3,2,1: bands of --before; give that too" in capsys.readouterr().err
     assert command(["qgis", "project", str(slides)]) == 1
     assert "slides.qgz exists: give --overwrite" in capsys.readouterr().err

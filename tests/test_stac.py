@@ -252,11 +252,15 @@ def test_an_item_links_to_the_networks_that_made_the_inventory(tmp_path: Path) -
         OptionError, match=r"segmenter\.json describes no network that made this .* \(known: localizer\)"
     ):
         geolabel.stac_item(path, out=tmp_path / "b.json", networks=[found["segmenter"]])
+    held = found["localizer"].read_bytes()
+    with pytest.raises(OutputError, match="is an input of this run"):
+        geolabel.stac_item(path, out=found["localizer"], networks=[found["localizer"]], overwrite=True)
+    assert found["localizer"].read_bytes() == held
 
 
 def test_weights_that_do_not_say_what_they_are_have_no_item(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"PK\x03\x04")
-    with pytest.raises(WeightsError, match="is no file of geolabel's, which says what it is"):
+    with pytest.raises(WeightsError, match="is no weights file of geolabel, which says what it is"):
         network_items(tmp_path / "a.pth", tmp_path)
     with pytest.raises(WeightsError, match="no network is called 'nothing'"):
         network_items("nothing", tmp_path)

@@ -268,7 +268,7 @@ def test_scenes_without_a_place(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(OptionError, match="EPSG:zzz"):
         geolabel.extract(whole, dst_crs="EPSG:zzz", **GIVEN)
     placed = Reading(stretch="0,255", gsd=0.5)
-    with pytest.raises(OptionError, match="leave --dst-crs away"):
+    with pytest.raises(OptionError, match="leave out --dst-crs"):
         geolabel.extract(lost, dst_crs="EPSG:4326", reading=placed, parameters=PARAMETERS)
 
 

@@ -8,6 +8,7 @@ of the path of a scene need geolabel's own dependencies too, and are left out wi
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -268,11 +269,12 @@ def _running(given: Measure) -> AbstractContextManager[None]:
 def _peak_gb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
+    try:  # as geolabel.engine.tasks.peak_bytes, which a machine with torch alone has not
         import resource
     except ImportError:  # Windows
         return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
 # --- ceilings --------------------------------------------------------------------------------------------------------

@@ -46,16 +46,19 @@ class Known:
     heights: Heights | None
 
 
+def _asked(evidence: Evidence) -> bool:
+    return evidence.cut and not (evidence.before is None and evidence.heights is None)
+
+
 def heads_of(run: Run, evidence: Evidence) -> EvidenceHeads | None:
     """The heads that look at the pixels of a run; None where it has nothing for them, or they do not fit it."""
-    asked = evidence.cut and not (evidence.before is None and evidence.heights is None)
     fits = run.localized and run.plan.localized and len(run.plan.classes) == 1
-    return heads_for(run.plan.localizer.sha256) if asked and fits else None
+    return heads_for(run.plan.localizer.sha256) if _asked(evidence) and fits else None
 
 
 def known_beside(run: Run, evidence: Evidence) -> Known | None:
     """What decides about pixels; None where nothing is known, or no head was fitted to the localizer."""
-    if not evidence.cut or (evidence.before is None and evidence.heights is None):
+    if not _asked(evidence):
         return None
     heads = heads_of(run, evidence)
     if heads is None:

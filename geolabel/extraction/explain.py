@@ -171,7 +171,7 @@ def _moved(at: tuple[float, float], given: pyproj.CRS | None, crs: pyproj.CRS | 
     if given is None:
         return at
     if crs is None:
-        raise OptionError(f"a scene without CRS has no place in {given.name}: leave --at-crs away")
+        raise OptionError(f"a scene without CRS has no place in {given.name}: leave out --at-crs")
     point = reproject(np.array([shapely.Point(at)], object), given, crs)[0]
     return float(point.x), float(point.y)
 

@@ -6,7 +6,7 @@ scene -> tiles -> activation -> prompts -> masks -> mosaic blocks -> polygons ->
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from geolabel.extraction.work import Report, under_way
 from geolabel.io.prompt_layers import grid_key
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.io.write.geopackage import read_provenance
+from geolabel.io.write.geopackage import parts_of, read_provenance
 from geolabel.parsing import Measure
 from geolabel.prompts import Prompts
 
@@ -151,7 +151,9 @@ def extract(
     supplements = Supplements(dem, min_slope, exclude, before, before_mask, register, cut, event_after, event_before)
     scenes = list_scenes(scene, asset=reading.asset)
     carried = carried_over(keep_reviewed, prompts_from, discard=discard_review)
-    _warn_of_other_evidence(keep_reviewed or prompts_from, supplements, masked=bool(reading.mask))
+    given = {name for one in scenes for name in ("before", "before_mask", "mask") if getattr(one, name)}
+    given |= {*supplements.as_dict()} | ({"mask"} if reading.mask else set())
+    _warn_of_other_evidence(keep_reviewed or prompts_from, given)
     inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks]
     own = [path for one in scenes for path in (*one.before, *one.before_mask, *one.mask)]
     targets = Targets.of(
@@ -182,16 +184,16 @@ def extract(
     return result.landslides
 
 
-def _warn_of_other_evidence(path: str | Path | None, supplements: Supplements, *, masked: bool) -> None:
+def _warn_of_other_evidence(path: str | Path | None, now: Set[str]) -> None:
     """Name what an inventory was made with beside the scene, where this run, which continues it, is not given it."""
     if path is None or not str(path).lower().endswith(".gpkg"):
         return
     made = read_provenance(path)
     if not isinstance(made, dict):
         return
-    given, now = made.get("evidence"), supplements.as_dict()
+    given = made.get("evidence")
     lost = [name for name in BESIDE if isinstance(given, dict) and name in given and name not in now]
-    lost += ["mask"] if made.get("masks") and not masked else []
+    lost += ["mask"] if "mask" not in now and any("masks" in part for part in parts_of(made)) else []
     if lost:
         options = ", ".join("--" + name.replace("_", "-") for name in lost)
         log.warning("%s was made with %s, and this run is not: give what still holds again", path, options)

@@ -61,7 +61,7 @@ class Reading:
     @property
     def masks(self) -> tuple[str | Path, ...]:
         """The masks, one or several."""
-        return self.mask if isinstance(self.mask, tuple) else (self.mask,)
+        return (self.mask,) if isinstance(self.mask, str | Path) else tuple(self.mask)
 
 
 FOLDER_FILES = {

@@ -239,7 +239,7 @@ def check_dst_crs(crs: pyproj.CRS | None, own: pyproj.CRS | None) -> None:
         If that is so.
     """
     if crs is not None and own is None:
-        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave --dst-crs away")
+        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave out --dst-crs")
 
 
 def same_crs(one: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:

@@ -76,10 +76,8 @@ class Supplements:
 
     def _check_dates(self) -> None:
         for option, value in (("--event-after", self.event_after), ("--event-before", self.event_before)):
-            try:
-                date.fromisoformat(value or "2000-01-01")
-            except ValueError:
-                raise OptionError(f"{option} {value}: give a date such as 2024-05-31") from None
+            if value is not None and not _is_date(value):
+                raise OptionError(f"{option} {value}: give a date such as 2024-05-31")
         if self.event_after and self.event_before and self.event_after > self.event_before:
             raise OptionError(f"--event-after {self.event_after} is later than --event-before {self.event_before}")
 
@@ -104,6 +102,14 @@ class Supplements:
             texts = [without_secrets(str(path)) for path in _listed(getattr(self, name))]
             named |= {name: texts[0] if len(texts) == 1 else texts} if texts else {}
         return named | {name: False for name in ("register", "cut") if not getattr(self, name)}
+
+
+def _is_date(text: str) -> bool:
+    """Whether a text is a date in full: later versions of Python take other forms too, which as texts have no order."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _listed(given: Any) -> list[Any]:

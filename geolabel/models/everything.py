@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.ops import nms
 
 from geolabel.clusters import Clusters
@@ -27,6 +26,7 @@ from geolabel.labels import smallest_wins
 from geolabel.masks import EDGE, ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.models import low_res as low_res_masks
 from geolabel.models.engines import Points, PromptedNetwork, SelectiveNetwork
+from geolabel.models.on_device import enlarge
 from geolabel.models.sam import answer, corner_pixels, enlarged
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
@@ -133,7 +133,7 @@ class EverythingSegmenter:
                 scores[part.slices] = quantise_logits(part.logits)
         else:
             for rows in _chunks(len(best)):
-                masks.scores[rows] = quantise_logits(self._enlarge(kept.low_res[rows], size).cpu().numpy())
+                masks.scores[rows] = quantise_logits(enlarge(self._network, kept.low_res[rows], size).cpu().numpy())
         if not self._features:
             return masks
         cells = torch.as_tensor(seen)
@@ -164,7 +164,7 @@ class EverythingSegmenter:
         return firm, torch.cat([none, *(part for _, part in chunks)])
 
     def _judge_chunk(self, low_res: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        logits = self._enlarge(low_res, size)
+        logits = enlarge(self._network, low_res, size)
         inside = logits > 0
         boxes = batched_mask_to_box(inside)
         boxes[~inside.flatten(1).any(dim=1), 2] = -1
@@ -190,17 +190,6 @@ class EverythingSegmenter:
             return size[0] / self._network.cells, size[1] / self._network.cells
         step = float(self.window / self._network.cells * max(size) / max(self._network.frame_size(size)))
         return step, step
-
-    def _enlarge(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
-        # As Sam.postprocess_masks does, less a second interpolation where the frame has the image's own pixels.
-        if self._network.stretches:
-            return interpolate(low_res[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        frame = self._network.frame_size(size)
-        whole = interpolate(low_res[:, None], (self.window, self.window), mode="bilinear", align_corners=False)
-        logits = whole[..., : frame[0], : frame[1]]
-        if frame != size:
-            logits = interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits[:, 0]
 
 
 def _likely(

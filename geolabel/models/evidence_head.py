@@ -1,6 +1,6 @@
 """The evidence head: how likely each pixel is landslide, given what is known beside the scene; and its file.
 
-Gradient-boosted regression trees (Friedman 2001) over numbers that `geolabel.extraction.ground` takes of a pixel and
+Gradient-boosted regression trees (Friedman 2001) over numbers that `geolabel.extraction.cutting` takes of a pixel and
 of what is around it: one set of trees for each kind of evidence. Trees compare numbers and add up constants, so a pixel
 has the same probability on every machine, whatever is worked on with it.
 """

@@ -13,7 +13,7 @@ from typing import Any
 from geolabel.errors import OutputError, WeightsError
 from geolabel.io.write.stac import asset_of, item_of, write_item
 from geolabel.models import registry
-from geolabel.models.checkpoint import NetworkInfo, is_safetensors, load_arrays
+from geolabel.models.checkpoint import NetworkInfo, is_safetensors, load_arrays, read_info
 from geolabel.outputs import check_target, replacing, together
 
 TASKS = {"localizer": "semantic-segmentation", "student": "semantic-segmentation", "segmenter": "instance-segmentation"}
@@ -54,12 +54,14 @@ def network_items(name: str | Path, folder: str | Path, *, overwrite: bool = Fal
     if given.is_file():
         named: dict[Path, str | None] = {given: None}
     else:
-        named = {registry.fetch(one): one.licence for one in registry.lookup(str(name)) if one.hub is None}
+        # what others publish says not what it is, and is not worth a download
+        ours = [one for one in registry.lookup(str(name)) if one.hub is None and one.filename.endswith(".safetensors")]
+        named = {registry.fetch(one): one.licence for one in ours}
     if not named or not all(map(is_safetensors, named)):
-        raise WeightsError(f"{name} is no file of geolabel's, which says what it is: give a network of geolabel train")
+        raise WeightsError(f"{name} is no weights file of geolabel, which says what it is: give one of geolabel train")
     found, paths = {}, []
     for path in named:
-        _, info = load_arrays(path)
+        info = read_info(path)
         if info.kind not in TASKS:
             raise WeightsError(f"{path} holds a {info.kind}: items are written of {', '.join(TASKS)}")
         found[info.kind] = (path, info)

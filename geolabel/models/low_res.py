@@ -8,7 +8,7 @@ is what counting all pixels gives, but for logits that are equal to a cut to the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -60,7 +60,7 @@ class _Places:
     """(h, w) pixels of each place that are in the image."""
 
     @staticmethod
-    @cache
+    @lru_cache(maxsize=8)
     def of(step: int, size: tuple[int, int], count: tuple[int, int]) -> _Places:
         """Of `count` rows and columns of cells."""
         after = ((np.arange(step) + 0.5) / step).astype(np.float32)

@@ -325,4 +325,4 @@ class RefinedLocalizer(_Wrapping):
 
 
 _refined: type[Localizer] = RefinedLocalizer
-_adapted: type[Localizer] = PamrLocalizer
+_pamr: type[Localizer] = PamrLocalizer

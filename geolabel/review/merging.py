@@ -40,12 +40,11 @@ from geolabel.io.read.review import (
     read_review,
 )
 from geolabel.io.write.exchange import check_lonlat
-from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
 from geolabel.io.written import plain, read_written
 from geolabel.outputs import check_target
 from geolabel.polygons import valid_multipolygons
-from geolabel.review.inventories import CANDIDATES
+from geolabel.review.inventories import CANDIDATES, provenance_of
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
 SOURCES, DISAGREEMENT = "sources", "disagreement"
@@ -131,7 +130,9 @@ def merge(
     check_lonlat(Path(out), reviews[0].crs, crs)
     joint = _Joint.of(reviews, names, crs or reviews[0].crs)
     found = joint.merged(min_iou)
-    made = [{"file": name, "provenance": read_provenance(path)} for name, path in zip(names, inventories, strict=True)]
+    made = [
+        {"file": name, "provenance": provenance_of(path) or None} for name, path in zip(names, inventories, strict=True)
+    ]
     reviewed = Reviewed(
         numbers=frozenset(joint.numbers[joint.decided].tolist()),
         rejected=found.rejected,

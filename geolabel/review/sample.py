@@ -25,6 +25,7 @@ import shapely
 
 from geolabel.errors import OptionError, VectorError
 from geolabel.io.read.review import SAMPLE, UNREVIEWED
+from geolabel.io.write.geopackage import parts_of
 from geolabel.review.estimate import OUTSIDE, MappedPolygons
 from geolabel.review.inventories import provenance_of, read_inventory
 from geolabel.review.next_windows import frames_around
@@ -108,7 +109,7 @@ def sample_review(
         frame = frame_of(path, inventory.crs, aoi)
         if frame is None:
             raise VectorError(f"{path} has no layer tiles, so the area that was searched is not known: give --aoi FILE")
-        if aoi is None and provenance_of(path).get("masks") is not None:
+        if aoi is None and any("masks" in part for part in parts_of(provenance_of(path))):
             log.warning(
                 "%s was made with --mask, and windows may be on what was left out, where landslides would count as "
                 "missed: give the area that was searched with --aoi",

@@ -15,6 +15,7 @@ from affine import Affine
 
 import geolabel
 from geolabel.errors import OptionError, VectorError
+from geolabel.io.write.geopackage import parts_of
 from geolabel.io.write.stac import EXTENSIONS, GEOJSON, asset_of, footprint, href_of, item_of, multihash, write_item
 from geolabel.io.written import plain
 from geolabel.outputs import check_target, other_files
@@ -72,7 +73,7 @@ def stac_item(
     """
     slides, out = Path(slides), Path(out)
     given = [slides, *(Path(file) for file in files)]
-    check_target(out, overwrite=overwrite, suffixes=(".json", ".geojson"), inputs=given)
+    check_target(out, overwrite=overwrite, suffixes=(".json", ".geojson"), inputs=[*given, *networks])
     inventory, made = read_inventory(slides), provenance_of(slides)
     times = _times(_dates(made, inventory) if date is None else date.split("/"))
     grids = _grids(made)
@@ -109,7 +110,7 @@ def _dates(made: Mapping[str, Any], inventory: Inventory) -> list[str]:
     """Dates that the provenance and the polygons name."""
     named = [
         scene.get("event_date")
-        for part in _parts(made)
+        for part in parts_of(made)
         for scene in (part.get("scene"), *part.get("scenes", ()))
         if scene
     ]
@@ -140,12 +141,6 @@ def _is_day(text: str) -> bool:
 # --- where -----------------------------------------------------------------------------------------------------------
 
 
-def _parts(made: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What was decided for each grid."""
-    parts = made.get("parts", [made])
-    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-
-
 @dataclass(frozen=True)
 class _Grid:
     """A working grid."""
@@ -164,7 +159,7 @@ class _Grid:
 
 def _grids(made: Mapping[str, Any]) -> list[_Grid]:
     found = []
-    for part in _parts(made):
+    for part in parts_of(made):
         try:
             grid = part["working_grid"]
             crs = None if grid["crs"] is None else pyproj.CRS.from_wkt(grid["crs"])
@@ -201,14 +196,14 @@ def _projection(grids: Sequence[_Grid], crs: pyproj.CRS | None) -> dict[str, Any
 
 def _scenes(made: Mapping[str, Any]) -> str:
     """Names of the scenes, without their folders."""
-    names = [str(part["scene"].get("name", "")) for part in _parts(made) if isinstance(part.get("scene"), dict)]
+    names = [str(part["scene"].get("name", "")) for part in parts_of(made) if isinstance(part.get("scene"), dict)]
     return ", ".join(dict.fromkeys(re.split(r"[/\\]", without_secrets(name))[-1] for name in names if name))
 
 
 def _networks(made: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the networks by their roles."""
     found: dict[str, str] = {}
-    for part in _parts(made):
+    for part in parts_of(made):
         networks = part.get("networks")
         for role, recipe in (networks if isinstance(networks, dict) else {}).items():
             if isinstance(recipe, dict) and isinstance(recipe.get("sha256"), str):
@@ -219,7 +214,7 @@ def _networks(made: Mapping[str, Any]) -> dict[str, str]:
 def _processing(made: Mapping[str, Any], inventory: Inventory) -> dict[str, Any]:
     software = made.get("software")
     versions = {str(k): str(v) for k, v in software.items()} if isinstance(software, dict) else {}
-    parameters = _parts(made)[0].get("parameters") if _parts(made) else None
+    parameters = parts_of(made)[0].get("parameters") if parts_of(made) else None
     method = parameters.get("method") if isinstance(parameters, dict) else None
     shown = inventory.layer == LANDSLIDES
     area = float(areas(inventory.outlines(inventory.crs)[shown], inventory.crs).sum())
@@ -227,7 +222,7 @@ def _processing(made: Mapping[str, Any], inventory: Inventory) -> dict[str, Any]
     lineage = f"Landslides found in {_scenes(made) or 'a scene'}" + (f" by the method {method}" if method else "")
     given = made.get("evidence")
     beside = [name for name in ("before", "dem", "exclude") if isinstance(given, dict) and name in given]
-    beside += ["a mask"] if any("masks" in part for part in _parts(made)) else []
+    beside += ["a mask"] if any("masks" in part for part in parts_of(made)) else []
     lineage += f", with {', '.join(beside)}" if beside else ""
     return {
         "processing:software": versions or {"geolabel": geolabel.__version__},

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import geopandas as gpd
 import numpy as np
 
+from geolabel.activation import LEVELS
+from geolabel.masks import EDGE, FULL
 from geolabel.prompts import PADDING, Prompts
 from geolabel.scene import Grid
 from geolabel.types import UInt8Array
@@ -23,9 +25,6 @@ PANEL_INCHES = 4.6
 
 LETTERS = 100
 """Of a line of the title."""
-
-GREYS, HALF = 255, 127
-"""Largest grey value of an activation, and the score of 0..254 at the edge of a landslide."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _add_activation(axes: Axes, place: Place) -> None:
     from matplotlib.patches import Rectangle
 
     if place.activation is not None:
-        _add_layer(axes, place, place.activation / GREYS, place.threshold / GREYS)
+        _add_layer(axes, place, place.activation / LEVELS, place.threshold / LEVELS)
     for box, points, labels in zip(place.prompts.boxes, place.prompts.points, place.prompts.labels, strict=True):
         if not np.isnan(box).any():
             x0, y0, x1, y1 = box
@@ -107,7 +106,7 @@ def _add_activation(axes: Axes, place: Place) -> None:
 
 
 def _add_scores(axes: Axes, place: Place) -> None:
-    _add_layer(axes, place, place.scores / (2 * HALF), 0.5)
+    _add_layer(axes, place, place.scores / FULL, EDGE / FULL)
 
 
 def _add_layer(axes: Axes, place: Place, values: np.ndarray, level: float) -> None:

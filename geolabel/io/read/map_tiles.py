@@ -210,7 +210,7 @@ class MapTiles:
         """
         places = [(row, col) for row in range(self.frame.row, self.frame.bottom) for col in self._columns]
         tile_cache.prune()
-        new = sum(tile_cache.kept(self.template.url(self.zoom, *place)) is None for place in places)
+        new = sum(not tile_cache.is_kept(self.template.url(self.zoom, *place)) for place in places)
         if new:
             log.warning(
                 "fetching %d map tiles of zoom %d from %s: the terms of its provider say what may be fetched, kept and "
@@ -224,11 +224,11 @@ class MapTiles:
         try:
             for done, there in enumerate(pool.map(self._is_there, places), 1):
                 missing += not there
-                if done % tile_cache.PRUNE_AFTER == 0:
+                if new and done % tile_cache.PRUNE_AFTER == 0:
                     tile_cache.prune()
                 if time.monotonic() - told > TELL_AFTER_S:
                     told = time.monotonic()
-                    log.warning("%d of %d map tiles are here", done, len(places))
+                    log.warning("%d of %d map tiles are read", done, len(places))
         finally:
             pool.shutdown(cancel_futures=True)  # at the first error, or the end
         return missing

@@ -86,13 +86,23 @@ def _place(url: str) -> Path:
     return cache_folder() / "tiles" / name[:2] / name
 
 
+def is_kept(url: str) -> bool:
+    """Whether `kept` has a tile, or knows that it is missing."""
+    try:
+        return _is_fresh(_place(url).stat())
+    except OSError:
+        return False
+
+
+def _is_fresh(status: os.stat_result) -> bool:
+    return time.time() - status.st_mtime < (MAX_AGE_S if status.st_size else MISSING_AGE_S)
+
+
 def kept(url: str) -> bytes | None:
     """A tile of the cache, empty for one that is missing; None where it is not there, or too old."""
     path = _place(url)
     try:
-        status = path.stat()
-        age = time.time() - status.st_mtime
-        return path.read_bytes() if age < (MAX_AGE_S if status.st_size else MISSING_AGE_S) else None
+        return path.read_bytes() if _is_fresh(path.stat()) else None
     except OSError:
         return None
 

@@ -195,7 +195,7 @@ def check_lonlat(path: Path, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None 
     if dst_crs is not None and not dst_crs.equals(pyproj.CRS.from_user_input(LONLAT), ignore_axis_order=True):
         raise OptionError(
             f"--dst-crs: {path.name} is {name}, which has longitudes and latitudes of WGS 84 and not {dst_crs.name}: "
-            "leave it away, or write another format"
+            "leave it out, or write another format"
         )
 
 

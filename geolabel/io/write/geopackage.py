@@ -332,6 +332,12 @@ def read_provenance(path: str | Path) -> Any:
         return None
 
 
+def parts_of(made: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a provenance says was decided for each grid."""
+    parts = made.get("parts", [made])
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+
+
 @contextmanager
 def _fixed_time() -> Iterator[None]:
     before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")

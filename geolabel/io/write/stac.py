@@ -20,7 +20,7 @@ import shapely
 
 from geolabel.errors import OptionError, OutputError
 from geolabel.geodesy import reproject
-from geolabel.outputs import check_target, saving
+from geolabel.outputs import check_target, replacing
 from geolabel.urls import clean
 
 VERSION = "1.1.0"
@@ -198,6 +198,9 @@ def write_item(item: Mapping[str, Any], out: Path, *, overwrite: bool = False) -
         If it cannot be written, or exists and must not be replaced.
     """
     check_target(out, overwrite=overwrite, suffixes=(".json", ".geojson"))
-    with saving(out) as part:
-        text = json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False)
-        part.write_text(f"{text}\n", encoding="utf-8", newline="\n")
+    text = json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        with replacing(out, overwrite=overwrite) as part:
+            part.write_text(f"{text}\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OutputError(f"{out} could not be written: {error.strerror or error}") from error

@@ -50,7 +50,7 @@ FORMATS = ("gpkg", "geojson", "shp", "fgb")
 OWN = ("--", "--json", "--overwrite", "--out", "-o", "--quiet", "-q")
 """Options that no person gives: the dialog does, or the call depends on them."""
 
-LEVELS = ("auto", "threshold", "head")
+LEVELS = ("auto", "threshold", "head", "all")
 
 
 class CommandAlgorithm(QgsProcessingAlgorithm):
