@@ -14,7 +14,7 @@ VARIABLE = "_GEOLABEL_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 
 
-@command(short_help="Print the script for completion in bash, zsh or fish.")
+@command(short_help="Print the script by which bash, zsh or fish completes commands.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @options.terminal
 @click.pass_context
