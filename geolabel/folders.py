@@ -1,7 +1,7 @@
 """Output folders: where a run works in them, and how a new set takes the place of an old one.
 
-What geolabel made in a folder is on its record, `geolabel.made`. While a new set is made the old one stands; then all
-files take their places together, and what geolabel did not make stays where it is.
+What geolabel made in a folder is on its record, `geolabel.folder_record`. While a new set is made the old one stands;
+then all files take their places together, and what geolabel did not make stays where it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from geolabel import outputs
 from geolabel.errors import OutputError
-from geolabel.made import NOT_OURS, RECORD, Made, mark_of, write_record
+from geolabel.folder_record import NOT_OURS, RECORD, FolderRecord, mark_of, write_record
 from geolabel.parsing import check_name, read_json
 from geolabel.scratch import WITHOUT_LOCKS, Move, Scratch, commit, is_scratch, lock_open, settle
 
@@ -53,7 +53,7 @@ def check_made(path: Path) -> None:
 def note(path: Path) -> None:
     """Put a file that grows where it stands, or was written by other means, on the record of each folder worked in."""
     for keeper in outputs.keepers.get():
-        if isinstance(keeper, Made) and keeper.holds(path):
+        if isinstance(keeper, FolderRecord) and keeper.holds(path):
             keeper.note(path)
 
 
@@ -116,7 +116,7 @@ def check_folder(out: Path, inputs: Iterable[str | Path] = (), *, shared: bool =
         if outputs.same_file(out, source):
             raise OutputError(f"{out} is an input of this run ({source}): give another folder for the output")
         if not Path(source).is_dir():  # a file in the folder stays there, unless geolabel made it
-            made = Made.read(out) if _is_below(source, out) else None
+            made = FolderRecord.read(out) if _is_below(source, out) else None
             if made is not None and _name_in(out, source) in made.names:
                 raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
             continue
@@ -140,7 +140,7 @@ def _is_below(inner: str | Path, outer: str | Path) -> bool:
 
 
 @contextmanager
-def making(root: Path) -> Iterator[Made]:
+def making(root: Path) -> Iterator[FolderRecord]:
     """Write down in the record of a folder whatever is written in it inside the block; one run at a time.
 
     Raises
@@ -148,7 +148,7 @@ def making(root: Path) -> Iterator[Made]:
     OutputError
         If another run is at work in the folder.
     """
-    made = Made.begin(root)
+    made = FolderRecord.begin(root)
     with (root / RECORD).open("rb+") as file:
         try:
             lock_open(file)
@@ -156,7 +156,7 @@ def making(root: Path) -> Iterator[Made]:
             if error.errno not in WITHOUT_LOCKS:
                 raise OutputError(f"{root} is in use by another run: wait for it, or give another folder") from error
         for outer in outputs.keepers.get():
-            if outer.holds(root) and isinstance(outer, Made):
+            if outer.holds(root) and isinstance(outer, FolderRecord):
                 outer.note(root / RECORD)
         token = outputs.keepers.set((*outputs.keepers.get(), made))
         try:
@@ -219,12 +219,14 @@ def work_folder(
         raise
 
 
-def check_work(out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = (), shared: bool = False) -> Made | None:
+def check_work(
+    out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = (), shared: bool = False
+) -> FolderRecord | None:
     """What geolabel made in a folder that is to be worked in; refuses, before any work is done, as `work_folder`."""
     check_folder(out, inputs, shared=shared)
     if overwrite:
         return claim(out, overwrite=True, shared=shared)
-    made = Made.read(out)
+    made = FolderRecord.read(out)
     return claim(out, overwrite=False, shared=shared) if made is None else made
 
 
@@ -232,7 +234,7 @@ def _begin_work(folder: Path, goes_on: Callable[[Path], bool]) -> None:
     if not os.path.lexists(folder):
         folder.mkdir()
         return
-    made = None if folder.is_symlink() else Made.read(folder)
+    made = None if folder.is_symlink() else FolderRecord.read(folder)
     if made is None and any(folder.iterdir()):
         raise OutputError(f"{folder} is not a folder of geolabel: move it away")
     settle(folder)
@@ -241,7 +243,9 @@ def _begin_work(folder: Path, goes_on: Callable[[Path], bool]) -> None:
         (folder / RECORD).unlink(missing_ok=True)
 
 
-def _move_in(out: Path, folder: Path, old: Made | None, leaving: Callable[[str], bool], named: Sequence[str]) -> None:
+def _move_in(
+    out: Path, folder: Path, old: FolderRecord | None, leaving: Callable[[str], bool], named: Sequence[str]
+) -> None:
     scratch = Scratch(out)
     try:
         _swap(out, folder, old, [scratch], leaving=leaving, named=named)
@@ -258,7 +262,7 @@ def _move_in(out: Path, folder: Path, old: Made | None, leaving: Callable[[str],
 def _leave_empty(folder: Path, out: Path, *, fresh: bool) -> None:
     """Take away the record of a run that has made nothing, and the folders that were made for it."""
     with suppress(OSError):
-        made = Made.read(folder)
+        made = FolderRecord.read(folder)
         if made is not None and not made.names:
             (folder / RECORD).unlink()
         if folder != out:
@@ -307,7 +311,7 @@ def replacing_folder(
                 out.rmdir()
 
 
-def claim(out: Path, *, overwrite: bool, shared: bool = False) -> Made | None:
+def claim(out: Path, *, overwrite: bool, shared: bool = False) -> FolderRecord | None:
     """What geolabel made in a folder before, if it may be replaced.
 
     Parameters
@@ -320,7 +324,7 @@ def claim(out: Path, *, overwrite: bool, shared: bool = False) -> Made | None:
     OutputError
         If there is something else, or something that may not be replaced.
     """
-    made = Made.read(out)
+    made = FolderRecord.read(out)
     if made is None:
         other = next((entry.name for entry in _entries(out)), None)
         if other is not None and not shared:
@@ -345,7 +349,7 @@ def _entries(out: Path) -> list[Path]:
 def _swap(
     out: Path,
     new: Path,
-    old: Made | None,
+    old: FolderRecord | None,
     scratches: Sequence[Scratch],
     *,
     leaving: Callable[[str], bool] = _every,

@@ -21,9 +21,9 @@ from geolabel.clusters import Clusters, Source
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.pseudo_labels import ClusterFile, PseudoLabelWriter, save_clusters
 from geolabel.errors import OutputError
+from geolabel.folder_record import RECORD, FolderRecord
 from geolabel.folders import WORK, check_folder, making, promise, replacing_folder, work_folder, written_elsewhere
 from geolabel.labels import LabelMap
-from geolabel.made import RECORD, Made
 from geolabel.outputs import saving
 from geolabel.training.fit import Curves
 from geolabel.training.train import training_folder
@@ -43,12 +43,12 @@ def test_what_workers_write_is_on_the_record_of_the_folder(tmp_path: Path) -> No
             list(pool.map(write, "ab"))
         with pytest.raises(OutputError, match="mine is not as geolabel wrote it"):
             promise([tmp_path / "mine"])
-    made = Made.read(tmp_path)
+    made = FolderRecord.read(tmp_path)
     assert made is not None
     assert (made.names, made.growing) == (["a", "b"], set())
     assert made.owns("a")
     (tmp_path / "a").write_text("changed")
-    assert Made.read(tmp_path).changed() == ["a"]  # type: ignore[union-attr]
+    assert FolderRecord.read(tmp_path).changed() == ["a"]  # type: ignore[union-attr]
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -138,11 +138,11 @@ def test_a_record_names_nothing_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/x").write_text("old")
     (out / "link").symlink_to(tmp_path / "theirs")
-    size, digest = next(iter(Made.read(out).marks["labels.csv"]))  # type: ignore[union-attr]
+    size, digest = next(iter(FolderRecord.read(out).marks["labels.csv"]))  # type: ignore[union-attr]
     with (out / RECORD).open("a") as file:
         for name in ("../thesis.tex", str(tmp_path / "thesis.tex"), "link/x", "a/../../thesis.tex"):
             file.write(json.dumps([name, size, digest]) + "\n")
-    made = Made.read(out)
+    made = FolderRecord.read(out)
     assert made is not None
     made.remove(made.names)
     assert (tmp_path / "thesis.tex").exists()
@@ -182,7 +182,7 @@ def test_a_torn_line_of_a_record_costs_one_file(tmp_path: Path) -> None:
     record.write_bytes(record.read_bytes()[:-9])
     with making(tmp_path / "out"), saving(tmp_path / "out" / "c") as part:
         part.write_text("c")
-    made = Made.read(tmp_path / "out")
+    made = FolderRecord.read(tmp_path / "out")
     assert made is not None
     assert [made.owns(name) for name in "abc"] == [True, False, True]
 
@@ -243,7 +243,9 @@ def test_a_full_disk_while_a_record_is_written_keeps_the_old_file(
     with making(tmp_path):
         with saving(tmp_path / "a") as part:
             part.write_text("old")
-        monkeypatch.setattr(Made, "note", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        monkeypatch.setattr(
+            FolderRecord, "note", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+        )
         with pytest.raises(OutputError, match="No space left"), saving(tmp_path / "a") as part:
             part.write_text("new")
     assert contents(tmp_path) == {"a": b"old"}

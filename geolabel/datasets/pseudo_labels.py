@@ -11,8 +11,8 @@
 While a run is under way, ``run.json`` says what it is and ``annotations/NAME.json`` holds the instances of an image;
 both go when it is finished. The label map of an image is written last, so whatever has one is whole. Where finished
 pseudo-labels are replaced, the new ones are made in a folder inside, and the old ones stand until these are finished.
-What geolabel made is on the record of the folder (`geolabel.made`), and nothing else is touched. Memory does not grow
-with the number of images.
+What geolabel made is on the record of the folder (`geolabel.folder_record`), and nothing else is touched. Memory does
+not grow with the number of images.
 """
 
 from __future__ import annotations

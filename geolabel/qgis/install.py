@@ -1,7 +1,7 @@
 """The plugin in a person's profile of QGIS: copied there, replaced, removed.
 
-A record beside the copy says which files geolabel put there (`geolabel.made`): only those are replaced or deleted, and
-only as long as they are as geolabel wrote them.
+A record beside the copy says which files geolabel put there (`geolabel.folder_record`): only those are replaced or
+deleted, and only as long as they are as geolabel wrote them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import platformdirs
 
 from geolabel.errors import OptionError, OutputError
+from geolabel.folder_record import NOT_OURS, RECORD, FolderRecord
 from geolabel.folders import replacing_folder
-from geolabel.made import NOT_OURS, RECORD, Made
 
 SOURCE = Path(__file__).parent / "plugin"
 
@@ -88,7 +88,7 @@ def uninstall_plugin(*, profile: str = "default") -> dict[str, Any]:
     folders = [folder for folder in _plugin_folders(profile) if os.path.lexists(folder)]
     if not folders:
         raise OptionError(f"the profile {profile} has no plugin {NAME}: there is nothing to remove")
-    copies = [(folder, Made.read(folder)) for folder in folders]
+    copies = [(folder, FolderRecord.read(folder)) for folder in folders]
     for folder, made in copies:
         changed = [""] if made is None else made.changed()
         if changed:
@@ -115,7 +115,7 @@ def installed_plugins() -> Iterator[tuple[Path, str | None]]:
             yield folder, next((line.split("=", 1)[1] for line in lines if line.startswith("version=")), None)
 
 
-def _remove_bytecode(folder: Path, made: Made) -> None:
+def _remove_bytecode(folder: Path, made: FolderRecord) -> None:
     """Delete what Python compiled from the modules that were deleted, in the versions that it may have been."""
     cache = Path(cache_from_source(str(folder / "module.py"))).parent
     modules = {Path(name).stem for name in made.names if name.endswith(".py")}

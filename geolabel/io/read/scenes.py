@@ -17,12 +17,12 @@ import numpy as np
 
 from geolabel.bands import choose_bands
 from geolabel.errors import OptionError, SceneError, TileError
-from geolabel.fills import Findings, beyond, examine, is_opacity
 from geolabel.io.foreign import in_words
 from geolabel.io.read.arrays import ArraySource
 from geolabel.io.read.headers import Header, doubts, event_date_of, grid_of
 from geolabel.io.read.sources import FileSource, Source, Upright
 from geolabel.io.read.tile_urls import is_map_tiles
+from geolabel.nodata import Findings, beyond, examine, is_opacity
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
 from geolabel.tiles import Window

@@ -11,13 +11,13 @@ from functools import cached_property
 import numpy as np
 
 from geolabel.errors import OptionError, SceneError
-from geolabel.fills import FEW_VALUES
 from geolabel.io.read.headers import product_of
 from geolabel.io.read.label_rasters import named_values
 from geolabel.io.read.scenes import SceneReader
 from geolabel.labels import choose_classes
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers, mark_outside
+from geolabel.nodata import FEW_VALUES
 from geolabel.scene import Grid
 from geolabel.seams import Spans
 from geolabel.tiles import Window

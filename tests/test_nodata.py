@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geolabel.fills import Margin, examine
+from geolabel.nodata import Margin, examine
 from geolabel.tiles import Window
 
 

@@ -51,7 +51,7 @@ def mark_of(path: Path) -> Mark:
 
 
 @dataclass(eq=False)
-class Made:
+class FolderRecord:
     """What geolabel made in a folder: its record, which new lines are added to.
 
     Parameters
@@ -132,7 +132,7 @@ class Made:
         if name in self.growing:
             return True
         if inner.name == RECORD:
-            return name != RECORD and Made.read(path.parent) is not None
+            return name != RECORD and FolderRecord.read(path.parent) is not None
         marks = self.marks.get(name, set())
         return any(size == status.st_size for size, _ in marks) and mark_of(path) in marks
 
