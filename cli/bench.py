@@ -226,6 +226,14 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     help="Measure maps of localizers, pseudo-labels or students alone; repeat it for two.",
 )
 @option(
+    "--method",
+    "methods",
+    group="method",
+    multiple=True,
+    type=click.Choice(["cam", "s2c", "cism"]),
+    help="Measure this localizer and what is made of it; repeat it for two. Default: all three.",
+)
+@option(
     "--init",
     group="method",
     default="none",
@@ -291,6 +299,7 @@ def weak(
     minutes: float | None,
     limit: int | None,
     only: tuple[Any, ...],
+    methods: tuple[Any, ...],
     overwrite: bool,
     as_json: bool,
     **given: Any,
@@ -320,7 +329,7 @@ def weak(
         raise OptionError("no output: give --out FILE.md, or --pack FILE.zip")
     options.check_training(out.with_name("nothing"), overwrite=True)
     with loading(ctx):
-        from geolabel.evaluation.weak import KINDS, WeakBench
+        from geolabel.evaluation.weak import KINDS, METHODS, WeakBench
         from geolabel.evaluation.weak_report import draw_sheet, write_table
         from geolabel.folders import check_rewritten, check_work, remember
 
@@ -338,6 +347,7 @@ def weak(
             limit=limit,
             deadline=deadline,
             only=only or KINDS,
+            methods=methods or METHODS,
             overwrite=overwrite,
             progress=progress,
             **given,

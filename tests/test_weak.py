@@ -458,6 +458,7 @@ def test_few_cells_may_answer_for_a_chip_and_the_trunk_hardly_learns():
     found = localizers._start(request, request.numbers, chips(4))
     assert (found.info.architecture["strides"], found.info.sharpness) == ([8, 16], 1.0)
     assert (found.numbers.schedule.rate, found.numbers.schedule.trunk) == (2e-3, 0.01)
+    assert found.numbers.schedule.keeps_last == 1  # the AUC does not see the map
     maps = torch.randn(2, 2, 4, 6)
     losses = ChipLosses(found.network, ["a"])
     pooled = maps.exp().mean(dim=(2, 3)).log() + found.network.bias

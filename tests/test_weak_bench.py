@@ -216,6 +216,13 @@ def test_without_maps_only_what_has_its_localizer_is_measured(tmp_path: Path):
     assert {name for name, _ in bench.steps()} == left
 
 
+def test_a_method_is_measured_with_what_is_made_of_it(tmp_path: Path):
+    everything = weak.WeakBench(tmp_path, tmp_path / "work", seeds=1, networks=CPU, only=("maps", "labels"))
+    one = replace(everything, methods=("s2c",))
+    assert [name for name, _ in one.steps()] == ["floors", "seed0/s2c", "seed0/pseudo s2c"]
+    assert one._key() == everything._key()  # so that the others can follow in the same folder
+
+
 def test_differences_are_of_the_seeds_that_both_have():
     def labels(value: float) -> dict[str, object]:
         return {"ious": [value, value], "shown": {"iou": value, "miou": value}}

@@ -154,6 +154,8 @@ class WeakBench:
     """Reading of `time.monotonic` after which no step is started; None for no limit."""
     only: tuple[Kind, ...] = KINDS
     """What to measure. Without maps, only pseudo-labels and students whose localizers exist."""
+    methods: tuple[Method, ...] = METHODS
+    """Localizers to measure, each with what is made of it."""
     overwrite: bool = False
     """Whether to measure again; earlier figures are replaced once all steps are done."""
     progress: Progress = field(default_factory=Silent)
@@ -197,7 +199,7 @@ class WeakBench:
         if self._started:
             yield "start", self.start
         for seed in range(self.seeds):
-            for method, learners in ORDER:
+            for method, learners in (of for of in ORDER if of[0] in self.methods):
                 if "maps" in self.only:
                     yield f"seed{seed}/{method}", partial(self.localizer, method, seed)
                 for name in (name for name, of in PSEUDO.items() if of == method and "labels" in self.only):

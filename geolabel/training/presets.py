@@ -74,9 +74,13 @@ class LocalizerPreset(TrainingPreset):
         return replace(self, schedule=schedule, cropping=cropping)
 
     def for_shipped_trunk(self) -> Self:
-        """Return the numbers of a training on the trunk that ships."""
+        """Return the numbers of a training on the trunk that ships.
+
+        It keeps the last weights, as the papers do: labels are told from this trunk almost at once, while maps improve
+        to the end, so the highest AUC does not select the best map (docs/experiments.md).
+        """
         rate = self.schedule.rate if self.shipped_rate is None else self.shipped_rate
-        return replace(self, schedule=replace(self.schedule, rate=rate, trunk=self.trunk_share))
+        return replace(self, schedule=replace(self.schedule, rate=rate, trunk=self.trunk_share, keeps_last=1))
 
 
 @dataclass(frozen=True, kw_only=True)
