@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from geolabel.errors import OptionError
-from geolabel.models.refined import DenseCrf, Pamr, PamrLocalizer, bilateral, gaussian, levelled, normalised
+from geolabel.models.refined import (
+    DenseCrf,
+    Pamr,
+    PamrLocalizer,
+    bilateral,
+    gaussian,
+    levelled,
+    normalised,
+    sorted_sums,
+    sums,
+)
 from geolabel.testing import FakeLocalizer
 
 
@@ -143,6 +153,19 @@ def test_pamr_stays_within_the_map_and_keeps_what_is_the_same_everywhere() -> No
     assert refined[0].min() >= maps[0].min()
     assert refined[0].max() <= maps[0].max()
     assert np.abs(refined[1] - 0.7).max() < 1e-5
+
+
+def test_sorted_sums_have_the_bytes_of_sums_in_turn() -> None:
+    random = torch.Generator().manual_seed(0)
+    corners = [
+        (torch.randint(0, high, (500,), generator=random), torch.rand(500, generator=random)) for high in (1, 7, 90)
+    ]
+    values = torch.rand(3, 500, generator=random)
+    found, expected = sorted_sums(corners, 100)(values), sums(corners, 100)(values)
+    assert torch.equal(found, expected)
+    assert not found[:, 90:].any()
+    backwards = [(at.flip(0), weight.flip(0)) for at, weight in corners[::-1]]
+    assert not torch.equal(sums(backwards, 100)(values.flip(1)), expected)  # the order of a sum shows in its bytes
 
 
 def test_pamr_sees_large_images_reduced() -> None:

@@ -6,7 +6,7 @@ The device is a stand-in: a processor whose tensors count what waits for them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,11 @@ import torch
 from segment_anything.modeling import Sam
 from test_folded import SIDE, drawing
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from geolabel.masks import Masks, quantise_logits
+from geolabel.masks import EVERY_CANDIDATE, Masks, quantise_logits
+from geolabel.models import refined
+from geolabel.models.everything import EverythingSegmenter
 from geolabel.models.on_device import quantise
 from geolabel.models.on_torch import TorchSam
 from geolabel.models.sam import SamSegmenter
@@ -104,3 +107,64 @@ def test_scores_are_those_of_the_host() -> None:
     found = quantise(torch.from_numpy(logits)).numpy()
     assert (found != quantise_logits(logits)).mean() < 1e-3
     assert (found >= 127).tolist() == (logits >= 0).tolist()
+
+
+RACING = {"bincount", "cumsum", "histc", "index_add", "index_copy", "max_unpool2d", "median", "nll_loss_forward", "put"}
+RACING |= {"nll_loss2d_forward", "scatter", "scatter_add", "scatter_reduce"}
+"""Operations whose result on a GPU depends on which thread comes first, as torch lists those that
+`torch.use_deterministic_algorithms` changes or refuses. Not here: what is so for gradients alone, and ``index_put``,
+since no place is written twice."""
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that are run; but for sums of whole numbers, which are exact in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = function.overloadpacket.__name__.removesuffix("_")
+        if name != "cumsum" or not torch.equal(args[0], args[0].round()):  # segment-anything counts cells so
+            self.names.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+def everything(sam: Sam) -> Any:
+    network = TorchSam(sam, resize=False, batch=1)
+    network.apart = True
+    segment = EverythingSegmenter(network, gsd_range=(0.1, 10), filters=EVERY_CANDIDATE, features=True)
+    image = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3)).astype(np.uint8)
+    return segment([image], [Prompts.build(points=np.array([[9.0, 9], [40, 30]]))])
+
+
+def crf(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(refined, "sums", refined.sorted_sums)  # as on a GPU
+    random = np.random.default_rng(0)
+    image, share = random.integers(0, 255, (16, 20, 3)).astype(np.uint8), random.random((1, 16, 20), np.float32)
+    refined.Pamr(side=16)(image, share)
+    return refined.DenseCrf()(image, np.concatenate([share, 1 - share]))
+
+
+@pytest.mark.parametrize("path", ["prompts", "everything", "refined maps"])
+def test_no_result_depends_on_which_thread_of_a_gpu_comes_first(
+    sam: Sam, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.use_deterministic_algorithms(True)  # raises for what has no such form on a processor either
+    try:
+        with Operations() as run:
+            {"prompts": lambda: ask(sam, True), "everything": lambda: everything(sam)}.get(
+                path, lambda: crf(monkeypatch)
+            )()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(run.names) > 10
+    assert run.names.isdisjoint(RACING), run.names & RACING
+
+
+def test_sums_of_a_field_on_a_processor_would_race_on_a_gpu() -> None:
+    with Operations() as run:
+        refined.sums([(torch.zeros(3, dtype=torch.long), torch.ones(3))], 2)(torch.ones(1, 3))
+    assert run.names & RACING == {"index_add"}

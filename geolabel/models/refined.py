@@ -4,7 +4,8 @@ In a dense CRF (DiffuPrompter, eq. 10; CISM's last step) every pixel is tied to 
 the more alike they are; mean field inference (the paper's algorithm 1) finds the marginals. Sums over all pixels are
 Gaussian filters: that of the smoothness is separable, and that of the appearance works on a grid of two axes of place
 and three of colour, so the time grows with the number of pixels and not with its square. The grid is off by some
-hundredths of a sum; memory is about 400 bytes a pixel.
+hundredths of a sum; memory is about 400 bytes a pixel, and 900 on a GPU. There what lands in a cell is sorted before it
+is added up, so that the sums have the same bytes in each run, and those of a CPU.
 
 Pixel-adaptive refinement (`Pamr`) gives every pixel the mean of some tens of pixels around it, weighted by how alike
 they are, several times over.
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, interpolate, pad
 
 from geolabel.activation import Activation, normalise
+from geolabel.devices import forward
 from geolabel.errors import OptionError
 from geolabel.labelers import enlarged
 from geolabel.parts import Localizer
@@ -75,6 +77,10 @@ class DenseCrf:
         probabilities : (K, H, W)
             Of each class before pixels look at each other; a pixel's add up to one.
         """
+        with forward(device, "fp32"):
+            return self._marginals(image, probabilities, device)
+
+    def _marginals(self, image: UInt8Array, probabilities: Float32Array, device: str) -> Float32Array:
         classes, height, width = probabilities.shape
         unary = -torch.from_numpy(np.clip(probabilities, 1e-6, 1)).to(device).log().reshape(classes, -1)
         colours = torch.from_numpy(np.ascontiguousarray(image)).to(device).float()
@@ -130,15 +136,46 @@ def bilateral(colours: Tensor, sigma_px: float, sigma_grey: float) -> Filter:
         weight = torch.where(step > 0, share, 1 - share).prod(dim=1)
         corners.append((((cells + step) * pitch).sum(dim=1), weight))
 
+    spread = (sorted_sums if colours.is_cuda else sums)(corners, math.prod(shape))
+
     def apply(values: Tensor) -> Tensor:
-        grid = values.new_zeros(len(values), math.prod(shape))
-        for at, weight in corners:
-            grid.index_add_(1, at, values * weight)
-        grid = _blur(grid.reshape(-1, *shape)).reshape(len(values), -1)
+        grid = _blur(spread(values).reshape(-1, *shape)).reshape(len(values), -1)
         read = torch.zeros_like(values)
         for at, weight in corners:
             read += grid[:, at] * weight
         return read
+
+    return apply
+
+
+Corners = Sequence[tuple[Tensor, Tensor]]
+"""For each corner of a cell: in which cell (N,) of a grid each pixel lands, and its weight (N,) there."""
+
+
+def sums(corners: Corners, cells: int) -> Filter:
+    """Sums (K, cells) of weighted values (K, N), added corner by corner, pixel by pixel.
+
+    A GPU adds in any order, and the last digits of a sum depend on it: there `sorted_sums` has the same bytes.
+    """
+
+    def apply(values: Tensor) -> Tensor:
+        grid = values.new_zeros(len(values), cells)
+        for at, weight in corners:
+            grid.index_add_(1, at, values * weight)
+        return grid
+
+    return apply
+
+
+def sorted_sums(corners: Corners, cells: int) -> Filter:
+    """As `sums`, cell by cell: what lands in a cell is brought together once, in the order in which `sums` adds it."""
+    at, order = torch.sort(torch.cat([at for at, _ in corners]), stable=True)
+    starts = torch.searchsorted(at, torch.arange(cells + 1, device=at.device))
+    weight, pixel = torch.cat([weight for _, weight in corners])[order], order % len(corners[0][0])
+
+    def apply(values: Tensor) -> Tensor:
+        landed = (values[:, pixel] * weight).T.contiguous()  # of two axes: each cell of each row is added by one thread
+        return torch.segment_reduce(landed, "sum", offsets=starts, axis=0, initial=0).T
 
     return apply
 
@@ -178,7 +215,6 @@ class Pamr:
         if min(self.iterations, self.side, *self.distances) < 1 or not self.distances:
             raise OptionError("pixel-adaptive refinement needs at least one iteration, one distance and one pixel")
 
-    @torch.no_grad()
     def __call__(self, image: UInt8Array, maps: Float32Array, device: str = "cpu") -> Float32Array:
         """Refined maps (K, H, W), each pixel between the lowest and the highest of its map.
 
@@ -187,6 +223,10 @@ class Pamr:
         image : (H, W, 3)
         maps : (K, H, W)
         """
+        with forward(device, "fp32"):
+            return self._refined(image, maps, device)
+
+    def _refined(self, image: UInt8Array, maps: Float32Array, device: str) -> Float32Array:
         share = min(1.0, self.side / max(image.shape[:2]))
         size = [max(1, round(n * share)) for n in image.shape[:2]]
         colours = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255
