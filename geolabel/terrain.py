@@ -1,4 +1,4 @@
-"""Slope and aspect of heights, by finite differences over three by three heights (Horn, 1981).
+"""Slope, aspect and curvature of heights, by finite differences over three by three heights.
 
 Heights are on a working grid whose pixels are metres wide. A height model that is coarser than the grid is interpolated
 onto it; its differences are taken over one cell of the model, so that slopes are those of the model and not of the
@@ -7,14 +7,15 @@ facets between its heights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyproj
 
 from geolabel.scene import Grid
-from geolabel.types import AnyArray, BoolArray, Float64Array
+from geolabel.seams import Spans, total
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array
 
 LOWEST_M, HIGHEST_M = -1_000.0, 10_000.0
 """Minimum and maximum height on land; what is beyond, such as an undeclared -9999, is no height."""
@@ -33,6 +34,8 @@ class Terrain:
     """(h, w) eastward part of the unit vector that points down the slope; 0 where the ground is level."""
     north: Float64Array
     """(h, w) its northward part."""
+    curvature: Float64Array
+    """(h, w) 1/m, see `derive`: positive on a ridge, negative in a hollow, 0 on a plane."""
     known: BoolArray
     """(h, w) where all nine heights are known; values of other pixels are 0."""
 
@@ -69,7 +72,10 @@ def _apart(
 def derive(
     heights: Float64Array, known: BoolArray, sizes: tuple[Float64Array, Float64Array], grid: Grid, step: int = 1
 ) -> Terrain:
-    """Slope and aspect of heights.
+    """Slope, aspect and curvature of heights.
+
+    Slope and aspect follow Horn (1981). Curvature is that of Zevenbergen and Thorne (1987): ``-2 (D + E)``, the
+    negative sum of the second derivatives along both axes, as in ArcGIS and xarray-spatial, which give it times 100.
 
     Parameters
     ----------
@@ -87,21 +93,35 @@ def derive(
     -------
     Terrain of (h, w) pixels
     """
+    whole = np.logical_and.reduce([_moved(known, down, right, step) for down, right in ALL_NINE])
     z = np.where(known, heights, 0.0)
-    whole = np.logical_and.reduce([_moved(known, down, right, step) for down in (-1, 0, 1) for right in (-1, 0, 1)])
+    nine = {place: _moved(z, *place, step) for place in ALL_NINE}
     wide, tall = (step * size[:, None] for size in sizes)
-    rightward = sum(k * (_moved(z, d, 1, step) - _moved(z, d, -1, step)) for d, k in WEIGHTS) / (8 * wide)
-    downward = sum(k * (_moved(z, 1, r, step) - _moved(z, -1, r, step)) for r, k in WEIGHTS) / (8 * tall)
-    east, north = _on_map(rightward, downward, grid)
+    east, north = _on_map(*_gradient(nine, wide, tall), grid)
     rise = np.hypot(east, north)
     sloping = whole & (rise > 0)
     length = np.where(sloping, rise, 1.0)
+    bent = (2 * nine[0, 0] - nine[0, 1] - nine[0, -1]) / wide**2 + (2 * nine[0, 0] - nine[1, 0] - nine[-1, 0]) / tall**2
     return Terrain(
         slope=np.where(whole, np.degrees(np.arctan(rise)), 0.0),
         east=np.where(sloping, -east / length, 0.0),
         north=np.where(sloping, -north / length, 0.0),
+        curvature=np.where(whole, bent, 0.0),
         known=whole,
     )
+
+
+ALL_NINE = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
+"""Steps down and to the right from a place to those that differences are taken of."""
+
+
+def _gradient(
+    nine: Mapping[tuple[int, int], Float64Array], wide: Float64Array, tall: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Metres per metre along rows and columns, of heights at `ALL_NINE` that are so many metres apart (Horn, 1981)."""
+    rightward = sum(k * (nine[d, 1] - nine[d, -1]) for d, k in WEIGHTS) / (8 * wide)
+    downward = sum(k * (nine[1, r] - nine[-1, r]) for r, k in WEIGHTS) / (8 * tall)
+    return np.asarray(rightward), np.asarray(downward)
 
 
 def _moved(values: AnyArray, down: int, right: int, step: int) -> AnyArray:
@@ -133,6 +153,8 @@ def forms(
 ) -> dict[str, AnyArray]:
     """How steep the ground around each pixel is, and how high it stands above it, at several distances.
 
+    A height that is not known, as at the edge of a model, is continued in a straight line from the other side.
+
     Parameters
     ----------
     heights, known : (h + 2 * margin, w + 2 * margin)
@@ -145,24 +167,55 @@ def forms(
     Returns
     -------
     (h, w) ``slope_*`` in degrees, ``rise_*`` in metres above the mean of eight places around per metre of distance, and
-    ``known``: where all heights are.
+    ``known``: where the height of the pixel itself is.
     """
     margin = max(steps)
-    found: dict[str, AnyArray] = {"known": np.ones(tuple(side - 2 * margin for side in heights.shape), bool)}
+    inner = tuple(slice(margin, side - margin) for side in heights.shape)
+    found: dict[str, AnyArray] = {"known": known[inner]}
     wide, tall = (size[:, None] for size in sizes)
     for number, step in enumerate(steps, 1):
-        cut = (
-            slice(margin - step, heights.shape[0] - margin + step),
-            slice(margin - step, heights.shape[1] - margin + step),
-        )
-        z, there = np.where(known[cut], heights[cut], 0.0), known[cut]
-        derived = derive(z, there, sizes, grid, step)
-        around = [_moved(z, d, r, step) for d in (-1, 0, 1) for r in (-1, 0, 1) if d or r]
-        distance = step * (wide + tall) / 2
-        found[f"slope_{number}"] = derived.slope
-        found[f"rise_{number}"] = (_moved(z, 0, 0, step) - sum(around) / len(around)) / distance
-        found["known"] = found["known"] & derived.known
+        cut = tuple(slice(margin - step, side - margin + step) for side in heights.shape)
+        nine = _continued(np.where(known[cut], heights[cut], 0.0), known[cut], step)
+        rise = np.hypot(*_on_map(*_gradient(nine, step * wide, step * tall), grid))
+        around = sum(z for place, z in nine.items() if place != (0, 0)) / (len(nine) - 1)
+        found[f"slope_{number}"] = np.degrees(np.arctan(rise))
+        found[f"rise_{number}"] = (nine[0, 0] - around) / (step * (wide + tall) / 2)
     return found
+
+
+def _continued(z: Float64Array, known: BoolArray, step: int) -> dict[tuple[int, int], Float64Array]:
+    """(h, w) heights at `ALL_NINE`; those that are not known follow from the centre and the opposite one, if any."""
+    here, centre = _moved(z, 0, 0, step), {}
+    for down, right in ALL_NINE:
+        there, opposite = _moved(known, down, right, step), _moved(known, -down, -right, step)
+        beyond = np.where(opposite, 2 * here - _moved(z, -down, -right, step), here)
+        centre[down, right] = np.where(there, _moved(z, down, right, step), beyond)
+    return centre
+
+
+def fall_lengths(spans: Spans, labels: Int32Array, aspects: Float64Array, grid: Grid) -> Float64Array:
+    """(K,) metres between the outermost centres of pixels of objects along their aspect; NaN where it is not known.
+
+    Parameters
+    ----------
+    labels : (N,)
+        The object of each of N spans.
+    aspects : (K,)
+        Degrees clockwise from the north of the grid.
+    """
+    count = len(aspects)
+    rows = total(spans.row * spans.lengths, labels, count) // np.maximum(total(spans.lengths, labels, count), 1)
+    wide, tall = (sizes[rows] for sizes in pixel_sizes(grid, range(grid.height)))
+    right, down = (_on_map(np.asarray(one, float), np.asarray(1 - one, float), grid) for one in (1, 0))
+    turn = np.radians(np.nan_to_num(aspects))
+    along_row = (np.sin(turn) * right[0] + np.cos(turn) * right[1]) * wide
+    along_col = (np.sin(turn) * down[0] + np.cos(turn) * down[1]) * tall
+    furthest, nearest = np.full(count, -np.inf), np.full(count, np.inf)
+    for col in (spans.start, spans.stop - 1):
+        place = spans.row * along_col[labels] + col * along_row[labels]
+        np.maximum.at(furthest, labels, place)
+        np.minimum.at(nearest, labels, place)
+    return np.where(np.isnan(aspects), np.nan, furthest - nearest)
 
 
 def aspect(east: Float64Array, north: Float64Array) -> Float64Array:

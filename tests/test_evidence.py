@@ -131,6 +131,30 @@ def test_pixels_of_a_geographic_grid_are_as_wide_as_their_latitude_makes_them() 
     assert tall.mean() == pytest.approx(111.4, rel=1e-3)
 
 
+@pytest.mark.parametrize("step", [1, 4])
+def test_curvature_is_that_of_the_surface(step: int) -> None:
+    """A cap 100 - 0.02 x2 - 0.005 y2 has second derivatives of -0.04 and -0.01; a hollow has the other sign."""
+    rows, cols = (np.mgrid[:30, :30] - 14.5) * 0.5
+    sizes = terrain.pixel_sizes(GRID, range(30 - 2 * step))
+    for sign, expected in ((1, 0.05), (-1, -0.05), (0, 0.0)):
+        heights = 100 - sign * (0.02 * cols**2 + 0.005 * rows**2) + 0.3 * cols
+        found = terrain.derive(heights, np.ones_like(heights, bool), sizes, GRID, step)
+        assert found.curvature == pytest.approx(np.full(found.curvature.shape, expected), rel=2e-3, abs=1e-9)
+
+
+def test_a_height_beyond_the_edge_continues_the_slope() -> None:
+    """On a plane forms are the same with and without the heights of one side, and of a hole."""
+    rows, cols = np.mgrid[:60, :60] * 0.5
+    heights, known = 50 + 0.4 * cols - 0.3 * rows, np.ones((60, 60), bool)
+    sizes, steps = terrain.pixel_sizes(GRID, range(40)), (2, 10)
+    whole = terrain.forms(heights, known, sizes, GRID, steps)
+    known[:, 40:] = known[20:23, 5:8] = False
+    found = terrain.forms(np.where(known, heights, -9999), known, sizes, GRID, steps)
+    assert found["known"].tolist() == known[10:-10, 10:-10].tolist()
+    for name in ("slope_1", "slope_2", "rise_1", "rise_2"):
+        assert found[name][found["known"]] == pytest.approx(whole[name][found["known"]], abs=1e-9)
+
+
 # --- reading on another grid -----------------------------------------------------------------------------------------
 
 
@@ -204,6 +228,38 @@ def test_slopes_of_polygons_are_those_of_the_ground(tmp_path: Path, scene: Path,
     assert found["relief_m"].tolist() == pytest.approx([0, (wide[1] - 0.5) * np.tan(np.radians(30))], rel=0.03, abs=0.1)
     assert found["aspect_deg"][1] == pytest.approx(90, abs=1)
     assert found["reason"].isna().all()
+
+
+@pytest.mark.parametrize("turn", [0, 30])
+def test_relief_over_length_is_the_tangent_of_the_slope_of_a_plane(tmp_path: Path, scene: Path, turn: int) -> None:
+    """Whatever the direction of the fall, and of the rows of the grid."""
+    grid = around(0.5, margin=60)
+    rows, cols = np.mgrid[: grid.height, : grid.width] + 0.5
+    x, y = grid.transform * (cols, rows)
+    for east, north in ((0.5, 0.0), (-0.3, 0.4)):
+        heights = (500 + east * (x - 500_050) + north * (y - 2_999_950)).astype(np.float32)
+        dem = write(tmp_path / "dem.tif", heights, grid)
+        place = Grid(
+            UTM, PLACE * Affine.translation(100, 100) * Affine.rotation(turn) * Affine.translation(-100, -100), 200, 200
+        )
+        with rasterio.open(scene) as source:
+            turned = write(tmp_path / "turned.tif", source.read(), place, photometric="rgb")
+        found = extract(turned, dem=dem)
+        assert found["h_over_l"].tolist() == pytest.approx([0.5, 0.5], rel=0.01)
+        assert found["upslope_curvature"].tolist() == pytest.approx([0, 0], abs=2e-3)
+
+
+def test_the_curvature_of_the_head_is_not_that_of_the_foot(tmp_path: Path, scene: Path) -> None:
+    """Ground that bends down at its top and up at its foot, as a polygon's rows 20 to 80 have it."""
+    y = (np.arange(200) + 0.5) * 0.5
+    down = 40 * np.cos(np.clip((y - 10) / 30, 0, 1) * np.pi)  # z'' of the top: -40 (pi / 30)^2 = -0.439
+    dem = write(tmp_path / "dem.tif", np.broadcast_to(down[:, None], (200, 200)).astype(np.float32))
+    found = extract(scene, dem=dem)
+    head = y[(y > 10) & (y < 40) & (down > 40 - 0.2 * 80)]
+    expected = 40 * (np.pi / 30) ** 2 * np.cos((head - 10) / 30 * np.pi).mean()
+    assert found["upslope_curvature"][0] == pytest.approx(expected, rel=0.05)
+    assert found["h_over_l"][0] == pytest.approx(80 / 30, rel=0.03)
+    assert extract(scene)[["h_over_l", "upslope_curvature"]].isna().all(axis=None)
 
 
 def test_what_is_gentle_is_a_candidate_with_its_reason(tmp_path: Path, scene: Path) -> None:

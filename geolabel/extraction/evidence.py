@@ -209,7 +209,10 @@ TERRAIN_LAYERS = ("known", "slope", "east", "north", "high", "low")
 """Where heights are known, slope in 1/100 of a degree, the direction down the slope in 1/10,000 of the unit vector, and
 heights in centimetres, counted up from the lowest and down from the highest that there may be; 0 where unknown."""
 
-ANGLE, UNIT, CM = 100, 10_000, 100
+ANGLE, UNIT, CM, MICRO, MAX_BENT = 100, 10_000, 100, 1_000_000, 2_000_000_000
+
+HEAD = 0.2
+"""Of the relief of an object: what is higher is its head."""
 
 Job = tuple[Window, Window, Spans, Int32Array]
 """A tile, the window in it that holds pixels of objects, their spans, and the object of each."""
@@ -240,6 +243,14 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, AnyAr
         step = _MEASURE.bind(plan, evidence.heights)
         sums, most = _summed(work, objects, step, _shares(tiles, tiles, objects), TERRAIN_LAYERS)
         columns |= _terrain_columns(sums, most, objects.areas)
+        falls = terrain.fall_lengths(objects.spans, objects.labels, columns["aspect_deg"], plan.grid)
+        ratio = columns["relief_m"] / np.where(falls > 0, falls, np.nan)
+        columns["h_over_l"] = np.round(ratio, 6)
+        heads = _HEAD.bind(plan, evidence.heights)
+        tops = _with_floors(_shares(tiles, tiles, objects), _head_floors(most))
+        sums, _ = _summed(work, objects, heads, tops, ("head", "curvature"))
+        bent = sums["curvature"] / (np.maximum(sums["head"], 1) * MICRO)
+        columns["upslope_curvature"] = np.where(np.isnan(columns["relief_m"]), np.nan, np.round(bent, 6))
     cores = [plan.localize_tiles.core(index) for index in range(len(plan.localize_tiles))]
     if objects.ground is not None:
         jobs = _shares(list(plan.localize_tiles), cores, objects)
@@ -267,7 +278,7 @@ def _summed(
     work: Work,
     objects: Objects,
     step: Bound[LayerSums],
-    jobs: Iterable[Job],
+    jobs: Iterable[Job | tuple[Job, Int64Array]],
     layers: Sequence[str],
     networks: Sequence[Recipe] = (),
 ) -> tuple[dict[str, Int64Array], dict[str, Int64Array]]:
@@ -298,6 +309,17 @@ def _terrain_columns(
     return {name: np.where(known, np.round(values, 6), np.nan) for name, values in columns.items()}
 
 
+def _head_floors(most: Mapping[str, Int64Array]) -> Int64Array:
+    """(K,) lowest ground of the head of each object, in centimetres as in the layer ``high``."""
+    lowest = round((terrain.HIGHEST_M - terrain.LOWEST_M) * CM) + 2 - most["low"]
+    return np.asarray(np.ceil(most["high"] - HEAD * (most["high"] - lowest)), np.int64)
+
+
+def _with_floors(jobs: Iterable[Job], floors: Int64Array) -> Iterator[tuple[Job, Int64Array]]:
+    for job in jobs:
+        yield job, floors[job[3]]
+
+
 def _shares(tiles: Sequence[Window], cores: Sequence[Window], objects: Objects) -> Iterator[Job]:
     """Yield what the core of each tile holds of the objects, where it holds anything; cores do not overlap."""
     for tile, core in zip(tiles, cores, strict=True):
@@ -309,6 +331,21 @@ def _shares(tiles: Sequence[Window], cores: Sequence[Window], objects: Objects) 
 
 def _measure_tile(plan: Plan, heights: Heights, job: Job) -> LayerSums:
     return _sums_of(plan, job, partial(_terrain_under, plan, heights, job[1]), len(TERRAIN_LAYERS))
+
+
+def _head_tile(plan: Plan, heights: Heights, given: tuple[Job, Int64Array]) -> LayerSums:
+    """How many pixels are in the heads of objects, and their curvature in `MICRO`; floors are of each span."""
+    job, floors = given
+    window, spans = job[1], job[2]
+
+    def layers() -> Int32Array:
+        found, here = _derived(plan, heights, window)
+        high = np.where(found.known, np.rint((here - terrain.LOWEST_M) * CM) + 1, 0)
+        head = found.known & (high >= spans.paint(window, floors))
+        bent = np.clip(np.rint(found.curvature * MICRO), -MAX_BENT, MAX_BENT)
+        return np.stack([head.astype(np.int32), (head * bent).astype(np.int32)])
+
+    return _sums_of(plan, job, layers, 2)
 
 
 def _compare_tile(run: Run, scene: Before, job: Job) -> LayerSums:
@@ -386,6 +423,7 @@ def _where_tile(*given: Any) -> str:
 
 
 _MEASURE = Pass("measure-terrain", _measure_tile, LayerSums, _where_tile)
+_HEAD = Pass("measure-heads", _head_tile, LayerSums, lambda *given: f"{given[-1][0][1]}")
 _CUT = Pass("cut", _cut_tile, LayerSums, _where_tile)
 _WEIGH = Pass("weigh", _weigh_tile, LayerSums, _where_tile)
 _SHOW = Pass("show", _show_tile, LayerSums, _where_tile)
@@ -394,12 +432,7 @@ _COMPARE = Pass("compare", _compare_tile, LayerSums, _where_tile)
 
 def _terrain_under(plan: Plan, heights: Heights, window: Window) -> Int32Array:
     """(L, H, W) the layers `TERRAIN_LAYERS` of a window."""
-    step = heights.step
-    around = Window(window.row - step, window.col - step, window.height + 2 * step, window.width + 2 * step)
-    metres, known = heights.read(around, plan)
-    sizes = terrain.pixel_sizes(plan.grid, range(window.row, window.bottom))
-    found = terrain.derive(metres, known, sizes, plan.grid, step)
-    here = np.where(found.known, metres[step:-step, step:-step], 0.0)
+    found, here = _derived(plan, heights, window)
     layers = (
         found.known,
         np.rint(found.slope * ANGLE),
@@ -409,6 +442,16 @@ def _terrain_under(plan: Plan, heights: Heights, window: Window) -> Int32Array:
         np.where(found.known, np.rint((terrain.HIGHEST_M - here) * CM) + 1, 0),
     )
     return np.stack([layer.astype(np.int32) for layer in layers])
+
+
+def _derived(plan: Plan, heights: Heights, window: Window) -> tuple[terrain.Terrain, Float64Array]:
+    """What follows from the heights of a window, and the heights (H, W), 0 where not all around are known."""
+    step = heights.step
+    around = Window(window.row - step, window.col - step, window.height + 2 * step, window.width + 2 * step)
+    metres, known = heights.read(around, plan)
+    sizes = terrain.pixel_sizes(plan.grid, range(window.row, window.bottom))
+    found = terrain.derive(metres, known, sizes, plan.grid, step)
+    return found, np.where(found.known, metres[step:-step, step:-step], 0.0)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------

@@ -200,6 +200,24 @@ LANDSLIDES = (
         "Evidence",
     ),
     Column(
+        "h_over_l",
+        "real",
+        "Relief / length (H/L)",
+        "Relief over the horizontal length along the aspect, the tangent of the travel angle (Fahrböschung); null on "
+        "level ground",
+        2,
+        "Evidence",
+    ),
+    Column(
+        "upslope_curvature",
+        "real",
+        "Curvature of the head (1/m)",
+        "Mean curvature of the highest fifth of its relief, over one cell of the height model: positive on a ridge or "
+        "a convex edge, negative in a hollow",
+        4,
+        "Evidence",
+    ),
+    Column(
         "change_z",
         "real",
         "Change (robust z-score)",
@@ -349,7 +367,7 @@ LANDSLIDE_COLUMNS = kinds(*(column.name for column in LANDSLIDES))
 MEASURED = tuple(column.name for column in LANDSLIDES if column.merged == "measured")
 """Columns that are measured of an outline, see `geolabel.geodesy.Sizes`."""
 
-TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg")
+TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg", "h_over_l", "upslope_curvature")
 """Columns that follow from a height model."""
 
 CHANGE = ("change_z", "activation_before")
