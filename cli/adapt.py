@@ -103,7 +103,7 @@ def adapt(
     listed = list_scenes(scenes, asset=given["asset"])
     check_inputs(listed)
     reading = geolabel.Reading(**{name: given[name] for name in READING if given[name] is not None})
-    with progress_bar(ctx, "loading networks") as progress:
+    with progress_bar(ctx, "preparing") as progress:
         networks = options.networks_of(given, localizer=True)
         found = geolabel.adapt(
             listed,

@@ -11,7 +11,7 @@ from geolabel.errors import OptionError
 
 from . import options, prediction
 from .commands import command, complete_files, option
-from .extract import EVIDENCE, evidence_options
+from .extract import evidence_options, take_evidence
 from .inputs import check_inputs, check_outputs, check_scenes, parse_place
 from .terminal import announce, progress_bar
 
@@ -77,9 +77,9 @@ def explain(
 
     listed = list_scenes(scenes, asset=given["asset"])
     check_inputs(listed)
-    evidence = {name: given.pop(name) for name in EVIDENCE}
+    evidence = take_evidence(given)
     request = options.Request.of(given)
-    with progress_bar(ctx, "loading networks") as progress:
+    with progress_bar(ctx, "preparing") as progress:
         found = geolabel.explain(
             listed,
             place,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import click
 
 import geolabel
 from geolabel.errors import WeightsError
+from geolabel.extraction.supplements import Supplements
 from geolabel.models.measured import of_bundled
 
 from . import options, prediction
@@ -16,8 +18,8 @@ from .inputs import MASK, SCENE, VECTORS, MeasureType, check_inputs, check_outpu
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
-EVIDENCE = ("dem", "min_slope", "exclude", "before", "before_mask", "register", "cut", "event_after", "event_before")
-"""Options that say what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
+EVIDENCE = tuple(field.name for field in fields(Supplements))
+"""Options that say what is known beside a scene: the fields of `Supplements`."""
 
 _WRITTEN = (
     "prompts_from",
@@ -44,7 +46,7 @@ def _quality() -> str:
 
 
 def evidence_options(command: F) -> F:
-    """Add the options for what is known beside a scene; see `geolabel.extraction.evidence.Supplements`."""
+    """Add the options for what is known beside a scene: the fields of `Supplements`."""
     for decorate in (
         option(
             "--cut/--no-cut",
@@ -117,6 +119,13 @@ def evidence_options(command: F) -> F:
     ):
         command = decorate(command)
     return command
+
+
+def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `evidence_options` out of those given; what contradicts itself is refused here."""
+    evidence = {name: given.pop(name) for name in EVIDENCE}
+    Supplements(**evidence)
+    return evidence
 
 
 @command(short_help="Find the landslides of scenes and write them as polygons.", epilog=_quality())
@@ -204,7 +213,7 @@ def extract(
     """
     named, target = _split(scenes, out, needed=not dry_run)
     check_scenes(named)
-    asked, evidence = ({name: given.pop(name) for name in names} for names in (_WRITTEN, EVIDENCE))
+    asked, evidence = {name: given.pop(name) for name in _WRITTEN}, take_evidence(given)
     rasters = asked["score_out"], asked["mask_out"], asked["preview"]
     check_outputs(target, *rasters, overwrite=asked["overwrite"], run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes
@@ -220,7 +229,7 @@ def extract(
         announce(figures if as_json else summary.of_estimate(figures), as_json=as_json)
         return 0
     report = geolabel.Report()
-    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+    with progress_bar(ctx, "preparing") as progress, at_work(given):
         geolabel.extract(
             listed,
             out=target,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import geolabel
 from geolabel.errors import OptionError, VectorError
 
 from . import options
@@ -87,8 +88,6 @@ def _describe_inventory(ctx: click.Context, path: str, *, as_json: bool, plot: s
     if overwrite and plot is None:
         raise OptionError("--overwrite replaces the plot: give its name with --plot, or leave it out")
     with loading(ctx, "reading"):
-        import geolabel
-
         found = geolabel.summarize(path, plot=plot, overwrite=overwrite)
     figures = {"inventory": path} | found.figures() | ({"plot": plot} if plot else {})
     announce(figures if as_json else _inventory(path, found, plot), as_json=as_json)
@@ -135,11 +134,9 @@ def _describe_scene(
     as_json: bool,
 ) -> None:
     from geolabel.io.read.scenes import SceneReader
-    from geolabel.radiometry import Stretch, parse_stretch
+    from geolabel.radiometry import Stretch
 
-    if working_gsd is not None and not 0 < working_gsd < float("inf"):
-        raise OptionError(f"--working-gsd {working_gsd}: it has to be a positive number of metres")
-    parse_stretch(stretch)  # a wrong option should not wait for the sample
+    geolabel.Reading(gsd=gsd, working_gsd=working_gsd, stretch=stretch)  # refuses what cannot be before pixels are read
     with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd, time=time) as stored:
         sample, valid = stored.sample()
         reader, valid = stored.examined(sample, valid)

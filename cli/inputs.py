@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ELSEWHERE = re.compile(r"/vsi|\w[\w+.-]+:|\s*[<{]|.*[*?\[]", re.DOTALL)
 """What is no plain path: URLs, names of GDAL's drivers and file systems, whole descriptions, and patterns."""
 
+WORD = re.compile(r"[\w-]+")
+"""What names a published network where there is no file of that name."""
+
 GLANCE = 4096
 """Entries of a folder among which a similar name is looked for."""
 
@@ -90,19 +93,31 @@ class Input(click.Path):
         Class of the error to raise where it is missing.
     names
         Pattern of what is a name, such as that of the bundled network, where there is no such file.
+    role
+        Role of the networks that words name; other words are refused.
     settings
         As for ``click.Path``.
     """
 
-    def __init__(self, error: type[GeolabelError], *, names: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        error: type[GeolabelError],
+        *,
+        names: str | None = None,
+        role: registry.Role | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self.error = error
         self.names = names
+        self.role = role
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check the path."""
         text = os.fspath(value)
-        if not (self.names and re.fullmatch(self.names, text)):
+        if self.role and WORD.fullmatch(text) and not os.path.exists(text):  # noqa: PTH110
+            registry.lookup(text, self.role)
+        elif not (self.names and re.fullmatch(self.names, text)):
             check_exists(text, self.error)
         return super().convert(value, param, ctx)
 
@@ -111,9 +126,11 @@ SCENE = Input(SceneError)
 MASK = Input(SceneError, names="none")
 VECTORS = INVENTORY = Input(VectorError, dir_okay=False)
 WEIGHTS = Input(WeightsError, dir_okay=False)
-NETWORK = Input(WeightsError, dir_okay=False, names=r"[\w-]+")
+NETWORK = Input(WeightsError, dir_okay=False, role="localizer")
 SEGMENTER = Input(
-    WeightsError, names=rf"[\w-]+|{'|'.join(map(re.escape, registry.names('segmenter')))}|{HUB_ID.pattern}"
+    WeightsError,
+    names=rf"{'|'.join(map(re.escape, registry.names('segmenter')))}|{HUB_ID.pattern}",
+    role="segmenter",
 )
 FOLDER = Input(WeightsError, file_okay=False)
 CHIPS = Input(ChipError)

@@ -62,7 +62,7 @@ def label(
     from geolabel.folders import check_work
 
     check_work(out, overwrite=overwrite, inputs=[chips])
-    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+    with progress_bar(ctx, "preparing") as progress, at_work(given):
         networks = options.networks_of(given)
         figures = geolabel.label(
             chips, out, method=method, networks=networks, overwrite=overwrite, progress=progress, **given

@@ -65,7 +65,7 @@ def predict(
     listed = list_scenes(scenes[:1] if output else scenes, asset=given["asset"])
     check_inputs(listed)
     request, report = options.Request.of(given), geolabel.Report()
-    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+    with progress_bar(ctx, "preparing") as progress, at_work(given):
         geolabel.predict(
             listed,
             out=target,

@@ -69,7 +69,7 @@ def segment(
 
     everything = geolabel.GridPrompts(**{name: given.pop(name) for name in geolabel.GridPrompts.options()})
     request, report = options.Request.of(given), geolabel.Report()
-    with progress_bar(ctx, "loading networks") as progress, at_work(given):
+    with progress_bar(ctx, "preparing") as progress, at_work(given):
         geolabel.segment(
             scene,
             out=out,

@@ -161,7 +161,7 @@ def _silent(ctx: click.Context) -> bool:
 
 
 @contextmanager
-def loading(ctx: click.Context, what: str = "loading networks") -> Iterator[None]:
+def loading(ctx: click.Context, what: str = "preparing") -> Iterator[None]:
     """Say at once what takes its time before there is progress to show; on a terminal, for as long as it takes."""
     if _silent(ctx):
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,21 @@ KEPT_BYTES, SMALL_BYTES = 512 << 20, 32 << 20
 """Freed memory that a process keeps, and the size up to which a buffer is made of it: the largest that glibc allows."""
 
 
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+
+
+def check_device(name: str) -> None:
+    """Refuse a name that means no device, without importing torch.
+
+    Raises
+    ------
+    OptionError
+        If it is not ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    """
+    if not DEVICES.fullmatch(name):
+        raise OptionError(f"device {name!r} is unknown: give auto, cpu, cuda, cuda:N or mps")
+
+
 def resolve_device(name: str = "auto") -> str:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
 
@@ -36,25 +52,20 @@ def resolve_device(name: str = "auto") -> str:
     OptionError
         If the name means no device, or one that this machine lacks.
     """
+    check_device(name)
     if name == "auto":
         return "cuda" if count_gpus() else "cpu"
     if name == "cpu":
         return name
     import torch
 
-    try:
-        device = torch.device(name)
-    except (RuntimeError, ValueError) as error:
-        raise OptionError(f"device {name!r} is unknown: give auto, cpu, cuda, cuda:N or mps") from error
+    device = torch.device(name)
     if device.type == "cuda":
         count = count_gpus()
         if (device.index or 0) >= count:
             raise OptionError(f"device {name}: torch sees {count} CUDA devices here; use --device cpu or auto")
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise OptionError("device mps: torch sees no Apple GPU here; use --device cpu or auto")
-    elif device.type != "cpu":
-        raise OptionError(f"device {name!r} is not supported: give auto, cpu, cuda, cuda:N or mps")
+    elif not torch.backends.mps.is_available():
+        raise OptionError("device mps: torch sees no Apple GPU here; use --device cpu or auto")
     return str(device)
 
 

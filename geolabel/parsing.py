@@ -158,6 +158,18 @@ def parse_length(value: Any) -> float:
     return number
 
 
+def check_metres(name: str, value: float | None) -> None:
+    """Refuse a length, named `name` in the message, that is not a positive, finite number of metres; None passes.
+
+    Raises
+    ------
+    OptionError
+        If it is anything else.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise OptionError(f"{name} {value} m: give a positive number of metres")
+
+
 def _size(limit: int) -> str:
     return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} KB"
 

@@ -1,10 +1,10 @@
-"""Bring a raster to another grid of the same orientation so that a pixel never depends on the window it is read in.
+"""Resample a raster to another grid of the same orientation; a pixel does not depend on the window it is read in.
 
 Along each axis a pixel of the new grid covers an interval of source pixels whose ends are fractions, kept exact. Where
 the grid shrinks, the pixel is the mean over that interval, each source pixel weighted by its share; where it grows,
-it lies between the two nearest source centres (bilinear). Source pixels that are not valid have weight zero, so their
-values reach nobody. GDAL does the same arithmetic for whole rasters, but rounds the source window of a partial read to
-whole pixels, which makes a pixel's value depend on the tile it is read in.
+the pixel is interpolated between the two nearest source centres (bilinear). Source pixels that are not valid have
+weight zero. GDAL does the same arithmetic for whole rasters, but rounds the source window of a partial read to whole
+pixels, which makes a pixel's value depend on the tile it is read in.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
     Raises
     ------
     SceneError
-        If `grid` is not `source` scaled or cropped.
+        If `grid` is not `source` scaled or cropped, or `source` is too large to be scaled.
     """
     m = ~source.transform * grid.transform
     rows, cols = _axis(m.e, m.f, source.height), _axis(m.a, m.c, source.width)
@@ -102,6 +102,12 @@ def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
     ends = (rows.offset + rows.scale * grid.height, cols.offset + cols.scale * grid.width)
     inside = min(rows.offset, cols.offset) >= 0 and ends[0] <= source.height and ends[1] <= source.width
     if m.a <= 0 or m.e <= 0 or astray > 0.01 or not inside:
+        if max(source.height, source.width) > MAX_DENOMINATOR:
+            raise SceneError(
+                f"a scene of {source.height} x {source.width} px, of which a side is over {MAX_DENOMINATOR} px, is too "
+                f"large to be resampled: work at its own pixel size (--working-gsd {source.gsd:.4g}), or cut it into "
+                "parts (gdal_translate -projwin)"
+            )
         raise SceneError(
             f"the grid {tuple(grid.transform)[:6]} is not the scene's own, scaled or cropped: make it of "
             "the scene's by at_gsd and crop"

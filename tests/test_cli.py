@@ -361,6 +361,11 @@ def test_wrong_usage_is_2(words: list[str], says: str, capsys):
         (["--out", "a.gpkg", "--bounds", "1,2,3"], "LEFT,BOTTOM,RIGHT,TOP"),
         (["--out", "a.gpkg", "--bounds", "3,0,1,5"], "enclose nothing"),
         (["--out", "a.gpkg", "--tile-size", "128", "--overlap", "128"], "does not fit"),
+        (["--out", "a.gpkg", "--working-gsd", "-1"], "positive number of metres"),
+        (["--out", "a.gpkg", "--stretch", "wide"], "give percentiles"),
+        (["--out", "a.gpkg", "--device", "gpu"], "device 'gpu' is unknown"),
+        (["--out", "a.gpkg", "--min-slope", "10deg"], "--dem"),
+        (["--out", "a.gpkg", "--event-after", "20241301"], "such as 2024-05-31"),
     ],
 )
 def test_an_option_that_cannot_work_is_2(scene: str, options, says: str, capsys, tmp_path, monkeypatch):
@@ -370,9 +375,16 @@ def test_an_option_that_cannot_work_is_2(scene: str, options, says: str, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
 
-def assert_one_line(shown, says: str) -> None:
+def test_a_network_that_nobody_knows_is_refused_before_work_begins(scene: str, capsys, tmp_path):
+    for option, role in (("--sam", "segmenter"), ("--localizer", "localizer")):
+        assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg"), option, "nothing"]) == 1
+        assert_one_line(capsys.readouterr(), f"no {role} is called 'nothing': known are bundled")
+
+
+def assert_one_line(shown, says: str, *, before: tuple[str, ...] = ()) -> None:
     assert shown.out == ""
-    (line,) = [line for line in shown.err.splitlines() if line != "loading networks"]
+    *others, line = shown.err.splitlines()
+    assert tuple(others) == before
     assert re.match("geolabel: ", line)
     assert says in line
 
@@ -449,7 +461,7 @@ def test_memory_that_runs_out_is_one_line_with_a_way_out(error, wanted: str, sce
 
     monkeypatch.setattr("geolabel.extraction.extract.prepare_scenes", fail)
     assert run(["extract", scene, "--out", str(tmp_path / "a.gpkg")]) == 1
-    assert_one_line(capsys.readouterr(), f"memory ran out{wanted}")
+    assert_one_line(capsys.readouterr(), f"memory ran out{wanted}", before=("preparing",))
     monkeypatch.setattr("geolabel.io.read.scenes.SceneReader", fail)
     assert run(["info", scene]) == 1
     assert_one_line(capsys.readouterr(), "close other programs")

@@ -70,7 +70,7 @@ def test_with_gpus_the_first_is_taken_in_bf16_if_it_has_that():
         ("cuda:0", "torch sees 0 CUDA devices"),
         ("mps", "no Apple GPU"),
         ("gpu", "device 'gpu' is unknown: give auto, cpu, cuda, cuda:N or mps"),
-        ("meta", "device 'meta' is not supported"),
+        ("meta", "device 'meta' is unknown"),
     ],
 )
 def test_devices_that_are_not_here_are_refused(name, message):

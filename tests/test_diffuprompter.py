@@ -199,7 +199,7 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     rest = [line for line in error.splitlines() if message not in line]
-    assert rest in ([], ["loading networks"], ["loading networks", "label: 1 task"])
+    assert rest in ([], ["preparing"], ["preparing", "label: 1 task"])
 
 
 def test_without_network_and_weights_there_are_two_ways_out(

@@ -19,6 +19,7 @@ from PIL import Image
 import geolabel
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, OutputError
+from geolabel.extraction import passes, segment
 from geolabel.qgis import install
 from geolabel.qgis.plugin import program
 from geolabel.qgis.plugin.program import Canceled, ProgramError, version_of
@@ -93,6 +94,24 @@ def test_words_arrive_as_they_are_and_answers_come_back(tmp_path: Path, monkeypa
     assert done.result == [list(words), []]
     assert steps == [("look", 0, None), ("find", 1, 2)]
     assert said == ["warning: \ufffd {odd}", '{"no": "progress"}']
+
+
+def test_the_passes_of_a_command_share_one_bar():
+    steps = [("preparing", 0, None), ("localize", 0, 4), ("localize", 2, 4), ("prompt", 0, 0), ("peaks", 1, 2)]
+    shares = [program.share_done("extract", *step) for step in [*steps, ("merge", 3, 4), ("merge", 4, 4)]]
+    assert shares == [None, 0, 1 / 8, 1 / 2, None, 15 / 16, 1]
+    several = [
+        program.share_done("extract", f"{name} {k}/3", 1, 2) for k in (1, 2, 3) for name in ("localize", "merge")
+    ]
+    assert several == pytest.approx([1 / 24, 7 / 24, 9 / 24, 15 / 24, 17 / 24, 23 / 24])
+    assert program.share_done("adapt", "map", 1, 2) == 0.5
+
+
+def test_the_passes_of_a_command_are_those_that_it_makes():
+    extract = [step.name for step in (passes.LOCALIZE, passes.PROMPT, passes.SEGMENT, passes.MERGE)]
+    assert program.PASSES["extract"] == tuple(extract)
+    everything = [step.name for step in (passes.SEGMENT, segment.LOOK, segment.MATCH, segment.OUTLINE)]
+    assert program.PASSES["segment"] == tuple(everything)
 
 
 @needs_shebangs
@@ -247,7 +266,7 @@ def test_qgis_extracts_and_loads(profile: Path, tmp_path: Path):
     assert first["results"] == {"OUTPUT": str(out), "COUNT": len(gpd.read_file(out, layer="landslides"))}
     assert first["results"]["COUNT"] > 0
     assert all(line.startswith("Results: ") for line in first["said"])
-    assert {step.split(":")[0] for step in first["steps"]} >= {"loading networks", "localize", "merge"}
+    assert {step.split(":")[0] for step in first["steps"]} >= {"preparing", "localize", "merge"}
     layers = ["landslides", "candidates", "prompts", "prompt_points", "tiles"]
     assert first["tree"] == [["slides", [[name, "RuleRenderer"] for name in layers]]]
     picture = np.asarray(Image.open(tmp_path / "map.png").convert("RGB"))

@@ -126,6 +126,16 @@ def test_another_grid_is_refused(transform):
         axes(Grid(None, UTM_NUMBERS, 1000, 1000, unit_m=1), Grid(None, transform, 100, 100, unit_m=1))
 
 
+def test_a_scene_that_is_too_large_to_be_resampled_says_what_to_do():
+    source = Grid(None, UTM_NUMBERS * Affine.scale(0.1), 100, 18_816_307, unit_m=1)
+    with pytest.raises(SceneError, match=r"100 x 18816307 px.* too large to be resampled: .*--working-gsd"):
+        axes(source, source.resized(171, 34_070_329))
+    rows, cols = axes(source, source.crop(Window(10, 18_000_000, 50, 1000)))
+    assert rows.aligned
+    assert cols.aligned
+    assert (rows.offset, cols.offset) == (10, 18_000_000)
+
+
 def whole(height, width, h, w):
     rows, cols = Axis(Fraction(height, h), Fraction(0), height), Axis(Fraction(width, w), Fraction(0), width)
     return rows.weights(0, h)[1], cols.weights(0, w)[1]

@@ -222,7 +222,7 @@ def test_without_a_terminal_progress_is_lines(context: click.Context, capsys: py
         assert isinstance(progress, Lines)
         assert list(progress.track(iter("abc"), "merge", 3)) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["loading networks", "merge: 3 tasks"]
+    assert lines[:2] == ["preparing", "merge: 3 tasks"]
     assert re.fullmatch(r"merge: 3 of 3 tasks in \d+\.\d s", lines[2])
     assert len(lines) == 3
     with progress_bar(context) as progress:
@@ -237,10 +237,10 @@ def test_a_program_reads_progress_as_json(
 ) -> None:
     monkeypatch.setenv("GEOLABEL_PROGRESS", "json")
     monkeypatch.setattr("geolabel.cli.terminal.RECORD_EVERY", 0.0)
-    with progress_bar(context, "loading networks") as progress:
+    with progress_bar(context, "preparing") as progress:
         assert list(progress.track(iter("abc"), "merge", 3)) == ["a", "b", "c"]
     records = [tuple(json.loads(line).values()) for line in capsys.readouterr().err.splitlines()]
-    assert records == [("loading networks", 0, None), *(("merge", done, 3) for done in range(4))]
+    assert records == [("preparing", 0, None), *(("merge", done, 3) for done in range(4))]
     monkeypatch.setenv("GEOLABEL_PROGRESS", "bars")
     with pytest.raises(OptionError, match="GEOLABEL_PROGRESS=bars: progress for programs is json"), loading(context):
         pass
@@ -259,6 +259,6 @@ def test_on_a_terminal_loading_goes_when_it_is_done(context: click.Context, monk
     monkeypatch.setenv("TERM", "xterm")
     with loading(context):
         time.sleep(0.2)  # it is drawn twelve times a second
-    before, _, after = shown.getvalue().rpartition("loading networks")
+    before, _, after = shown.getvalue().rpartition("preparing")
     assert before
     assert "\x1b[2K" in after, "the line is erased"

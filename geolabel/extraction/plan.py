@@ -14,6 +14,7 @@ from geolabel.errors import OptionError, VectorError
 from geolabel.extraction.request import Parameters, SceneMethod
 from geolabel.labels import choose_classes
 from geolabel.models.confidence import FittedConfidence
+from geolabel.parsing import check_metres
 from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
@@ -218,12 +219,8 @@ def _working_grid(
             coarsest,
             LEAST_PIXELS * native.gsd,
         )
-    if working_gsd is None:
-        grid = native.working(gsd_range)
-    elif working_gsd > 0 and math.isfinite(working_gsd):
-        grid = native.at_gsd(working_gsd)
-    else:
-        raise OptionError(f"working gsd {working_gsd} m: it has to be a positive number of metres")
+    check_metres("working gsd", working_gsd)
+    grid = native.working(gsd_range) if working_gsd is None else native.at_gsd(working_gsd)
     for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
         if region is not None:
             grid = _crop_to(grid, region)

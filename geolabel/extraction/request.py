@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
+from geolabel.devices import check_device
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Selection
 from geolabel.models.confidence import FittedConfidence, knows, load_fitted
 from geolabel.models.defaults import BUNDLED, localizer_defaults
-from geolabel.parsing import Measure
+from geolabel.parsing import Measure, check_metres
 from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
 from geolabel.prompts import Prompts
+from geolabel.radiometry import parse_stretch
 from geolabel.settings import check_limits
 from geolabel.settings.methods import ApsamScenes
 
@@ -33,7 +35,13 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 @dataclass(frozen=True)
 class Reading:
-    """How a scene is read."""
+    """How a scene is read.
+
+    Raises
+    ------
+    OptionError
+        If a pixel size is not positive, or the stretch is unknown.
+    """
 
     bands: str | tuple[int, ...] | None = None
     """Red, green and blue, as numbers from 1, descriptions or colours; None to find them in the header."""
@@ -58,6 +66,11 @@ class Reading:
     mask: str | Path | tuple[str | Path, ...] = ()
     """Rasters of any grid and CRS: pixels that are not zero are left out; see `geolabel.io.read.masks`."""
 
+    def __post_init__(self) -> None:
+        check_metres("gsd", self.gsd)
+        check_metres("working gsd", self.working_gsd)
+        parse_stretch(self.stretch)
+
     @property
     def masks(self) -> tuple[str | Path, ...]:
         """The masks, one or several."""
@@ -74,7 +87,13 @@ FOLDER_FILES = {
 
 @dataclass(frozen=True)
 class Networks:
-    """Which networks run, and where."""
+    """Which networks run, and where.
+
+    Raises
+    ------
+    OptionError
+        If the name of the device is unknown.
+    """
 
     localizer: str | None = None
     """Name or file; None for the bundled one."""
@@ -90,6 +109,9 @@ class Networks:
     on a CPU in fp32, and torch elsewhere."""
     batch: int | None = None
     """Images per network call; None for 1 on the CPU and 8 on a GPU."""
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
 
     @classmethod
     def of(cls, given: Networks | str | Path | None) -> Networks:

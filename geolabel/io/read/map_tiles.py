@@ -30,6 +30,7 @@ from geolabel.io.foreign import in_words
 from geolabel.io.read import tile_cache
 from geolabel.io.read.headers import Header
 from geolabel.io.read.tile_urls import CRS, HALF_M, RADIUS_M, SIZES, Template, template_of
+from geolabel.parsing import check_metres
 from geolabel.pictures import open_picture
 from geolabel.scene import SAME_GSD
 from geolabel.tiles import Window
@@ -112,8 +113,7 @@ def missing_tiles(layer: MapTiles) -> tuple[str, ...]:
 
 
 def _zoom_for(gsd: float, y: float, text: str) -> int:
-    if not (gsd > 0 and math.isfinite(gsd)):
-        raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
+    check_metres("gsd", gsd)
     coarsest = 2 * HALF_M / SIZES[0] / math.cosh(y / RADIUS_M)
     zoom = max(0, math.ceil(math.log2(coarsest / (gsd * (1 + SAME_GSD)))))
     if zoom > MAX_ZOOM:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from geolabel.bands import choose_bands
-from geolabel.errors import OptionError, SceneError, TileError
+from geolabel.errors import SceneError, TileError
 from geolabel.io.foreign import in_words
 from geolabel.io.read.arrays import ArraySource
 from geolabel.io.read.headers import Header, doubts, event_date_of, grid_of
 from geolabel.io.read.sources import FileSource, Source, Upright
 from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.nodata import Findings, beyond, examine, is_opacity
+from geolabel.parsing import check_metres
 from geolabel.resampling import Axis, axes, resample
 from geolabel.scene import Grid, Scene, inside
 from geolabel.tiles import Window
@@ -104,8 +105,7 @@ class SceneReader:
         findings: Findings | None = None,
         masks: Sequence[Mask] = (),
     ) -> None:
-        if gsd is not None and not (gsd > 0 and math.isfinite(gsd)):
-            raise OptionError(f"gsd {gsd} m: it has to be a positive number of metres")
+        check_metres("gsd", gsd)
         self._recipe = partial(
             type(self),
             source,

@@ -35,7 +35,7 @@ from qgis.core import (
 from qgis.PyQt import sip
 from qgis.PyQt.QtGui import QIcon
 
-from .program import GAPS, NOTHING, Canceled, Done, ProgramError, run, version_of
+from .program import GAPS, NOTHING, Canceled, Done, ProgramError, run, share_done, version_of
 
 GROUP = "geolabel"
 
@@ -200,7 +200,7 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
                 command,
                 arguments,
                 is_canceled=feedback.isCanceled,
-                on_progress=lambda *record: _show(feedback, *record),
+                on_progress=lambda *record: _show(feedback, self.command, *record),
                 on_message=lambda line: _say(feedback, line),
             )
         except Canceled:
@@ -219,10 +219,11 @@ def _own_version() -> str:
     return next(line.split("=", 1)[1] for line in lines if line.startswith("version="))
 
 
-def _show(feedback: Any, name: str, done: int, total: int | None) -> None:
+def _show(feedback: Any, command: str, name: str, done: int, total: int | None) -> None:
     if done == 0:  # once a pass: each text is a line of the log, which a long run would fill
         feedback.setProgressText(name if total is None else f"{name}: {total} {'step' if total == 1 else 'steps'}")
-    feedback.setProgress(100 * done / total if total else 0)
+    if (share := share_done(command, name, done, total)) is not None:
+        feedback.setProgress(100 * share)
 
 
 def _say(feedback: Any, line: str) -> None:

@@ -24,6 +24,12 @@ GAPS, NOTHING, INTERRUPTED = 3, 4, 130
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_DATA", "PROJ_LIB")
 """Variables that QGIS sets for its own Python and libraries, and that would mislead those of another environment."""
 
+PASSES = {
+    "extract": ("localize", "prompt", "segment", "merge"),
+    "segment": ("segment", "look", "match", "outline"),
+}
+"""Names of the passes of commands that make several, in order."""
+
 POLL_S = 0.2
 """Between two questions whether to stop."""
 
@@ -48,6 +54,31 @@ class Done(NamedTuple):
     code: int
     result: Any
     """What it wrote to stdout as JSON; None where it wrote nothing."""
+
+
+def share_done(command: str, name: str, done: int, total: int | None) -> float | None:
+    """Share of a command that is done, 0 to 1: all its passes count the same, and one without `PASSES` has one.
+
+    Parameters
+    ----------
+    command
+        Such as ``extract``.
+    name, done, total
+        A record of progress. The name is that of a pass, with ``2/3`` after it for the second of three grids.
+
+    Returns
+    -------
+    None where the name is none of the passes, or the total is not known.
+    """
+    step, _, grid = name.partition(" ")
+    passes = PASSES.get(command, (step,))
+    if step not in passes or total is None:
+        return None
+    inside = (passes.index(step) + (done / total if total else 1)) / len(passes)
+    number, _, count = grid.partition("/")
+    if number.isdecimal() and count.isdecimal():
+        return (int(number) - 1 + inside) / int(count)
+    return inside
 
 
 def version_of(command: str) -> str:
