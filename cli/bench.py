@@ -198,9 +198,9 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     type=click.Choice(["quick", "cpu", "gpu"]),
     default="cpu",
     show_default=True,
-    help="cpu: ResNet-18 and a narrow ResUNet on crops of 160 px, some hours; quick: crops of 128 px "
-    "and few steps, half an hour of one core for each seed with --init bundled --limit 1000 "
-    "--precision bf16; gpu: ResNet-50 and the paper's ResUNet on 256 px.",
+    help="cpu: crops of 160 px, some hours; quick: crops of 128 px and few steps, half an hour of one core for each "
+    "seed with --init bundled --limit 1000 --precision bf16; gpu: crops of 256 px. With --init none, ResNet-18 and a "
+    "narrow ResUNet, with gpu ResNet-50 and the paper's ResUNet.",
 )
 @option(
     "--seeds",
@@ -236,10 +236,10 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
 @option(
     "--init",
     group="method",
-    default="none",
+    default="imagenet",
     show_default=True,
-    metavar="bundled|FILE|NAME|none",
-    help="Initial weights of localizers, as in train localizer; bundled is for students too.",
+    metavar="imagenet|bundled|FILE|NAME|none",
+    help="Initial weights of localizers, as in train localizer; imagenet and bundled are for students too.",
 )
 @option(
     "--limit",

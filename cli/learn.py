@@ -75,11 +75,11 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
 @option(
     "--init",
     group="method",
-    default="bundled",
+    default="imagenet",
     show_default=True,
-    metavar="bundled|imagenet|FILE|TIMM-NAME|none",
-    help="First weights: the bundled localizer, which learned from masks; a trunk pretrained on ImageNet; your own "
-    "localizer; timm's by name (downloaded); or none.",
+    metavar="imagenet|bundled|FILE|TIMM-NAME|none",
+    help="First weights: a trunk pretrained on ImageNet, which ships; the bundled localizer, which learned from masks; "
+    "your own localizer; timm's by name (downloaded); or none.",
 )
 @option(
     "--init-weights",

@@ -84,6 +84,12 @@ _localizer = option(
     metavar="NAME|FILE",
     help="The network that makes the activation maps.",
 )
+_pamr = option(
+    "--pamr",
+    group="method",
+    is_flag=True,
+    help="Refine the activation maps first, as label does with localizers that learned from image labels.",
+)
 _epochs = option(
     "--epochs",
     group="method",
@@ -140,6 +146,7 @@ _seeds = option(
 @study.command()
 @_study_options
 @_localizer
+@_pamr
 @click.pass_context
 def threshold(ctx: click.Context, /, **given: Any) -> None:
     """The threshold of APSAM's activation: pseudo-labels at grey values from 40 to 220."""
@@ -149,6 +156,7 @@ def threshold(ctx: click.Context, /, **given: Any) -> None:
 @study.command()
 @_study_options
 @_localizer
+@_pamr
 @click.pass_context
 def prompts(ctx: click.Context, /, **given: Any) -> None:
     """The prompts of APSAM's segmenter: points, boxes, or both."""
@@ -158,6 +166,7 @@ def prompts(ctx: click.Context, /, **given: Any) -> None:
 @study.command()
 @_study_options
 @_localizer
+@_pamr
 @click.pass_context
 def everything(ctx: click.Context, /, **given: Any) -> None:
     """Masks of a grid of eight by eight points without a map, beside APSAM."""

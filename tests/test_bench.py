@@ -28,11 +28,13 @@ from geolabel.evaluation import (
     sections,
     steps,
 )
+from geolabel.evaluation.bench import Bench
 from geolabel.evaluation.calibration import draw_curves, expected_calibration_error, reliability
-from geolabel.evaluation.examples import Example, Files, SyntheticScenes
+from geolabel.evaluation.examples import Data, Example, Files, SyntheticScenes
 from geolabel.evaluation.scene_scores import SceneScores, Truth
 from geolabel.evaluation.scenes import Answer
 from geolabel.evaluation.steps import OURS, Measurement, Section
+from geolabel.extraction.request import Networks
 from geolabel.metrics import Boundary, Confusion, WidthCounts
 from geolabel.models import loading, registry
 from geolabel.models.measured import load_measured
@@ -240,6 +242,23 @@ def test_the_maximum_counts_where_it_is_on_a_landslide():
     assert hits[OURS] == hits["brightest cell"] == hits["lowest excess green"] == 0.5
     assert hits["random pixel"] == pytest.approx(16 * 24 / 64**2)
     assert [case["name"] for case in cases] == ["on", "off"]
+
+
+def test_another_localizer_is_a_row_beside():
+    flat = FakeLocalizer(function=lambda image: np.zeros(image.shape[:2], np.float32), stride=16)
+    measured, _ = network_scores.map_hits([field()], FakeLocalizer(stride=8), others={"flat": flat})
+    hits = figures(measured, "hits")
+    assert hits[OURS] == 1
+    assert hits["flat"] == pytest.approx(2 / 16)  # 1 x 2 of 4 x 4 cells
+    asked = network_scores.gate_scores([field()], lambda _: 0.9, {"flat": lambda _: 0.1})
+    assert (asked.scores[OURS][0], asked.scores["flat"][0]) == (0.9, 0.1)
+
+
+def test_the_localizer_of_image_labels_is_beside_the_default_one_alone():
+    default = Bench(Data(), Networks(device="cpu"))
+    assert list(default.others) == ["bundled-weak"]
+    assert set(default.key()["networks"]) == {"localizer", "segmenter", "bundled-weak"}
+    assert not Bench(Data(), Networks(device="cpu", localizer="bundled-weak")).others
 
 
 def test_a_flat_map_hits_as_often_as_chance():

@@ -170,7 +170,7 @@ def test_larger_images_are_labelled_in_tiles_and_the_same_command_gives_the_same
     root = tmp_path / "chips"
     root.mkdir()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (150, 200, 3), np.uint8)).save(root / "wide.png")
-    for out, more in (("one", []), ("two", []), ("refined", ["--crf"])):
+    for out, more in (("one", ["--no-crf"]), ("two", ["--no-crf"]), ("refined", [])):
         options = ["--diffusion", model, "--draws", 2, "--attention-only", *more]
         assert label(root, "--out", tmp_path / out, *options) == 0
     one, two, refined = ((tmp_path / out / "labels" / "wide.png").read_bytes() for out in ("one", "two", "refined"))

@@ -164,7 +164,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_everything_is_measured_and_resumed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["bench", "weak", str(folder), "--out", str(tmp_path / "table.md"), "--seeds", "1", "--epochs", "0.5", "-q"]
-    words += ["--device", "cpu", "--json"]
+    words += ["--init", "none", "--device", "cpu", "--json"]
     assert run([*words, "--minutes", "0.0001"]) == 0
     assert json.loads(capsys.readouterr().out)["steps left"] > 0
     assert run(words) == 0
@@ -316,6 +316,23 @@ def test_studies_of_pseudo_labels(name: str, folder: Path, tmp_path: Path, monke
         assert figures["everything"]["masks"] == 64
         assert figures["both"]["IoU"] > figures["everything"]["IoU"]
     assert (tmp_path / f"out/{name}.png").stat().st_size > 1000
+
+
+def test_studies_of_pseudo_labels_refine_maps_where_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def locate(_: object, **options: bool) -> FakeLocalizer:
+        asked.append(options["pamr"])
+        return FakeLocalizer(function=bright, stride=1)
+
+    monkeypatch.setattr(worker, "segmenter", lambda _: FakeSegmenter(radius=8))
+    monkeypatch.setattr(studies, "chip_localizer", locate)
+    command = ["study", "prompts", str(folder / "train"), "--only", "box", "--out", str(tmp_path / "out"), "-q"]
+    assert run([*command, "--device", "cpu", "--pamr"]) == 0
+    assert asked == [True]
+    assert run([*command, "--device", "cpu"]) == 2  # other maps than those of the folder
 
 
 def test_studies_of_training_name_every_row_of_the_tables():

@@ -14,10 +14,14 @@ from geolabel.evaluation import examples
 from geolabel.evaluation.examples import FOLDERS, Data, Example, Examples, Split
 from geolabel.extraction.request import Networks, Parameters, decide
 from geolabel.models import loading
+from geolabel.models.defaults import BUNDLED
 from geolabel.parts import Localizer, LocalizerRecipe, Segmenter, SegmenterRecipe
 
 SCENES = 20
 """Synthetic scenes of a split."""
+
+IMAGE_LABELS = "bundled-weak"
+"""The localizer that learned from labels of whole images alone."""
 
 T = TypeVar("T")
 
@@ -43,7 +47,19 @@ class Bench:
     @cached_property
     def localizer(self) -> Localizer:
         """The localizer, its maps scaled by their maximum: values above the constant would be clipped to one."""
-        return cast("Localizer", loading.load(replace(self.recipes[0], normalisation="maximum")))
+        return _scaled(self.networks)
+
+    @cached_property
+    def others(self) -> dict[str, Networks]:
+        """Networks with localizers that stand beside the default one in its tables, by name."""
+        if self.recipes[0].source != BUNDLED:
+            return {}
+        return {IMAGE_LABELS: replace(self.networks, localizer=IMAGE_LABELS)}
+
+    @cached_property
+    def other_localizers(self) -> dict[str, Localizer]:
+        """Their localizers, scaled alike."""
+        return {name: _scaled(networks) for name, networks in self.others.items()}
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -115,7 +131,8 @@ class Bench:
         without |= {"geotiffs": examples.listed(self.geotiffs)}
         return {
             "geolabel": geolabel.__version__,
-            "networks": {recipe.role: recipe.sha256 for recipe in self.recipes},
+            "networks": {recipe.role: recipe.sha256 for recipe in self.recipes}
+            | {name: networks.recipes()[0].sha256 for name, networks in self.others.items()},
             "parameters": decide(self.networks, self.parameters)[0].as_dict(),
             "split": self.split,
             "limit": self.limit,
@@ -125,3 +142,7 @@ class Bench:
     def missing(self) -> list[str]:
         """Names of the folders that are not available."""
         return [FOLDERS[name] for name, folder in asdict(self.data).items() if folder is None]
+
+
+def _scaled(networks: Networks) -> Localizer:
+    return cast("Localizer", loading.load(replace(networks.recipes()[0], normalisation="maximum")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -148,7 +148,9 @@ def outliners(segmenter: Segmenter) -> dict[str, tuple[Outliner, int]]:
 # --- maps ------------------------------------------------------------------------------------------------------------
 
 
-def map_hits(examples: Iterable[Example], localizer: Localizer, index: int = 0) -> tuple[list[Measurement], list[Case]]:
+def map_hits(
+    examples: Iterable[Example], localizer: Localizer, index: int = 0, others: Mapping[str, Localizer] | None = None
+) -> tuple[list[Measurement], list[Case]]:
     """Share of images with landslides in which the maximum of a map is on one.
 
     Baselines are averaged over cells of the map's stride, so that all choose among the same places: the centres of
@@ -157,24 +159,27 @@ def map_hits(examples: Iterable[Example], localizer: Localizer, index: int = 0) 
     Parameters
     ----------
     index
-        Class of the localizer.
+        Class of the localizers.
+    others
+        Localizers to compare it with, by name.
     """
     hits: dict[str, list[float]] = defaultdict(list)
     cases: list[Case] = []
     for example in examples:
         if not example.truth.any():
             continue
-        (activation,) = localizer([stretch(example.rgb)])
-        stride = activation.stride
+        shown = stretch(example.rgb)
+        found = {name: ask([shown])[0] for name, ask in {OURS: localizer, **(others or {})}.items()}
+        stride = found[OURS].stride
         brightness = example.rgb.mean(axis=2, dtype=np.float32)
-        maps: dict[str, Float32Array] = {
-            OURS: activation.values[index],
-            "brightest cell": baselines.cell_means(brightness, stride),
-            "lowest excess green": -baselines.cell_means(baselines.excess_green(example.rgb), stride),
+        maps: dict[str, tuple[Float32Array, int]] = {
+            **{name: (one.values[index], one.stride) for name, one in found.items()},
+            "brightest cell": (baselines.cell_means(brightness, stride), stride),
+            "lowest excess green": (-baselines.cell_means(baselines.excess_green(example.rgb), stride), stride),
         }
         case: Case = {"name": example.name}
-        for name, values in maps.items():
-            hit = float(_at_centres(example.truth, stride)[values == values.max()].mean())
+        for name, (values, side) in maps.items():
+            hit = float(_at_centres(example.truth, side)[values == values.max()].mean())
             hits[name].append(hit)
             case[name] = round(hit, 4)
         hits["random pixel"].append(float(example.truth.mean()))
@@ -211,7 +216,11 @@ class GateScores:
         return rows
 
 
-def gate_scores(examples: Iterable[Example], ask: Callable[[Example], float]) -> GateScores:
+def gate_scores(
+    examples: Iterable[Example],
+    ask: Callable[[Example], float],
+    others: Mapping[str, Callable[[Example], float]] | None = None,
+) -> GateScores:
     """Score images at their own size by the gate and by its baselines.
 
     The baselines are what a data set gives away: its landslide chips are small, bare, and barest in the middle.
@@ -220,12 +229,15 @@ def gate_scores(examples: Iterable[Example], ask: Callable[[Example], float]) ->
     ----------
     ask
         Probability that an image shows a landslide.
+    others
+        The same of other localizers, by name.
     """
     scores: dict[str, list[float]] = defaultdict(list)
     truth = []
     for example in examples:
         green = baselines.excess_green(example.rgb)
-        scores[OURS].append(ask(example))
+        for name, one in {OURS: ask, **(others or {})}.items():
+            scores[name].append(one(example))
         scores["small image"].append(-min(example.rgb.shape[:2]))
         scores["surround minus centre in excess green"].append(baselines.surround_minus_centre(green))
         scores["low excess green"].append(-float(green.mean()))

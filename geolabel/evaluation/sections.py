@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from geolabel.evaluation.scenes import (
 from geolabel.evaluation.steps import OURS, Case, Measurement, Section
 from geolabel.extraction.pipeline import find_landslides
 from geolabel.extraction.plan import PromptedWindow, assign
-from geolabel.extraction.request import Reading
+from geolabel.extraction.request import Networks, Reading
 from geolabel.extraction.scene_groups import prepare
 from geolabel.extraction.work import in_scratch
 from geolabel.io.read.opening import reading
@@ -93,7 +94,7 @@ def _maps(bench: Bench) -> Section:
             tracked: Iterable[Example] = bench.track(items, f"maps, {name}")
             if cropped:
                 tracked = (examples.off_centre(example) for example in tracked if example.truth.any())
-            found, cases[name] = network_scores.map_hits(tracked, bench.localizer)
+            found, cases[name] = network_scores.map_hits(tracked, bench.localizer, others=bench.other_localizers)
             measured += [measurement.on(name) for measurement in found]
     question = "Share of maps whose maximum is on a landslide"
     return Section("map", question, measured, ["Images keep their own pixel size."], cases)
@@ -106,11 +107,12 @@ def _gate(bench: Bench) -> Section:
         return Section("gate", question, [], ["Not measured: no folder of bijie was given."])
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
 
-        def ask(example: Example) -> float:
+        def gate_of(networks: Networks, example: Example) -> float:
             path = write_scene(Path(folder) / "scene.tif", example, examples.CHIP_GSD)
-            return gate_probability(path, bench.networks, bench.parameters)
+            return gate_probability(path, networks, bench.parameters)
 
-        found = network_scores.gate_scores(bench.track(bench.bijie, "gate"), ask)
+        others = {name: partial(gate_of, networks) for name, networks in bench.others.items()}
+        found = network_scores.gate_scores(bench.track(bench.bijie, "gate"), partial(gate_of, bench.networks), others)
     pairs = zip(found.scores[OURS].tolist(), found.truth.tolist(), strict=True)
     return Section(
         "gate",

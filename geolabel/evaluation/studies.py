@@ -155,6 +155,8 @@ class Study:
     networks: Networks
     localizer: str = "bundled"
     """Localizer of studies of pseudo-labels."""
+    pamr: bool = False
+    """Whether its maps are refined; see `geolabel.models.refined.PamrLocalizer`."""
     epochs: float | None = None
     """Epochs of studies of training."""
     size: int | None = None
@@ -224,7 +226,7 @@ class Study:
 
     def _key(self) -> dict[str, Any]:
         """Everything that the figures depend on."""
-        kept = ("localizer", "epochs", "size", "points_per_side", "init", "preset", "seeds", "single_scale")
+        kept = ("localizer", "pamr", "epochs", "size", "points_per_side", "init", "preset", "seeds", "single_scale")
         key = {name: getattr(self, name) for name in kept} | self._place()
         key["init_weights"] = self.init_weights and str(self.init_weights)
         return key | {"segmenter": self.networks.recipes()[1].sha256, "chips": list(self.chips.names)}
@@ -236,7 +238,7 @@ class Study:
         """Figures of pseudo-labels of the chips that show something."""
         recipe = loading.recipe("localizer", self.localizer, batch=1, **self._place())
         segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
-        locate = chip_localizer(recipe, multiscale=not self.single_scale)
+        locate = chip_localizer(recipe, multiscale=not self.single_scale, pamr=self.pamr)
         label = ActivatedLabels(locate, lambda of: apsam.pipeline(of, segmenter, settings))
         shown = self.chips.part(np.any(self.chips.labels, axis=1))
         found = label_scores(lambda chip: label(chip.rgb, chip.labels).values, shown)

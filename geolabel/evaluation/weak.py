@@ -144,7 +144,7 @@ class WeakBench:
     preset: PresetName = "cpu"
     seeds: int = 3
     networks: Networks = field(default_factory=Networks)
-    init: str = "none"
+    init: str = "imagenet"
     """Initial weights of localizers; see `geolabel.training.localizers.LocalizerRequest`."""
     epochs: float | None = None
     """Epochs of each training, for a quick look; None for the preset's."""

@@ -7,7 +7,7 @@ with Foundation Models", Remote Sensing 16, 2004. No code of the authors is know
 * eq. 1 and 3, cross-attention: `geolabel.models.diffusion.AttentionRecorder`
 * eq. 4, the pyramid and Norm: `geolabel.models.diffusion.combined` and `stretched`
 * eq. 5 to 9, LSAD: `geolabel.models.diffusion.noisy` and `DiffusionLocalizer`
-* eq. 10, the threshold, and the dense CRF where it is asked for: `geolabel.models.refined`, `geolabel.models.refined`
+* eq. 10, the threshold and the dense CRF: `geolabel.models.refined`
 * box and centroid of every component: `geolabel.prompters.ContourPrompter`
 * eq. 2, the segmenter: `geolabel.models.everything`, which keeps all its candidates
 * the mask of the highest IoU with the map: `geolabel.labelers.most_alike`

@@ -76,7 +76,13 @@ def _sam_hq(size: str, parameters: int) -> Published:
 
 
 PUBLISHED = (
-    Published("bundled", "localizer", "localizer.safetensors", "class activation of landslides", "Apache-2.0"),
+    Published(
+        "bundled",
+        "localizer",
+        "localizer.safetensors",
+        "class activation, learned from masks and land cover",
+        "Apache-2.0",
+    ),
     Published(
         "bundled-weak",
         "localizer",
@@ -84,7 +90,14 @@ PUBLISHED = (
         "class activation, learned from labels of whole images",
         "Apache-2.0",
     ),
-    Published("bundled", "segmenter", "segmenter.safetensors", "a small Segment Anything", "Apache-2.0", window=512),
+    Published(
+        "bundled",
+        "segmenter",
+        "segmenter.safetensors",
+        "a small Segment Anything, learned from masks",
+        "Apache-2.0",
+        window=512,
+    ),
     _official(
         "vit_b", "sam_vit_b_01ec64.pth", 375042383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
     ),

@@ -64,7 +64,15 @@ _Pamr = Annotated[
     ),
 ]
 _ClassName = Annotated[str, Setting("What label 1 of the chips means.", "input")]
-_Crf = Annotated[bool, Setting("Draw the maps along the edges of the image with a dense CRF.", "method", rare=True)]
+_Crf = Annotated[
+    bool,
+    Setting(
+        "Draw the maps along the edges of the image with a dense CRF. Default: of diffuprompter, as in its paper.",
+        "method",
+        rare=True,
+        flag="--crf/--no-crf",
+    ),
+]
 _Seed = Annotated[int, Setting("Random seed.", "method", low=0)]
 
 
@@ -96,7 +104,7 @@ class Words:
         int, Setting("Step of the noise schedule that noise is added at, of 1000.", "method", rare=True, low=0)
     ] = 40
     draws: Annotated[int, Setting("Maps of independent noise that are averaged.", "method", rare=True, low=1)] = 50
-    crf: _Crf = False
+    crf: _Crf = True  # eq. 10
 
 
 # --- over scenes -----------------------------------------------------------------------------------------------------
@@ -305,7 +313,7 @@ class CismChips:
 
     localizer: _Localizer = None
     activation_threshold: _Threshold = 102  # 0.4 of the maximum
-    crf: _Crf = False  # the paper has one
+    crf: _Crf = False  # the paper has one, and on landslides it lost
     pamr: _Pamr = None
     single_scale: _SingleScale = False
     class_name: _ClassName = "landslide"

@@ -14,7 +14,8 @@ _PURPOSE = {
     "and the probability of a landslide in any window, which is the gate. It learned from outlines of landslides and, "
     "in synthetic scenes, from the land cover of every pixel: not from labels of whole images alone, as localizers of "
     "the published methods do and `geolabel train localizer` makes them.",
-    "segmenter": "Outlines what a box, a point or both ask for: a small network of the Segment Anything shape.",
+    "segmenter": "Outlines what a box, a point or both ask for: a small network of the Segment Anything shape. It "
+    "learned from masks: of landslides, and in synthetic scenes of other ground too.",
 }
 
 _LIMITS = {

@@ -69,8 +69,8 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
 
     method: Method = "cam"
     preset: PresetName = "cpu"
-    init: str = "bundled"
-    """``bundled``, ``imagenet``, a localizer's file, a network of timm whose weights are fetched, or ``none``."""
+    init: str = "imagenet"
+    """``imagenet``, ``bundled``, a localizer's file, a network of timm whose weights are fetched, or ``none``."""
     init_weights: Path | None = None
     """File of the ImageNet weights of a backbone whose weights do not ship; see `first_weights.load_backbone`."""
     backbone: str | None = None
