@@ -1,4 +1,4 @@
-"""``geolabel adapt``: networks that learn from what was reviewed."""
+"""``geolabel adapt``: adapt the networks to reviewed polygons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geolabel.adaptation.adapt import Adaptation
 
 NO_GAIN = 4
-"""Exit code where nothing gains, and nothing was written."""
+"""Exit code where no level gains, and nothing was written."""
 
 READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 
@@ -32,14 +32,14 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     multiple=True,
     type=VECTORS,
     metavar="FILE",
-    help="An output of extract that was reviewed, or another file of polygons of landslides; repeatable.",
+    help="A reviewed output of extract, or another file of landslide polygons; repeatable.",
 )
 @option(
     "--accept-unreviewed",
     group="input",
     is_flag=True,
-    help="Count landslides that nobody reviewed as accepted, in every file: for a truth that needs no review, such as "
-    "a mask that polygonize has traced.",
+    help="Count landslides without a review as accepted, in every file: for a truth that needs no review, such as a "
+    "mask from polygonize.",
 )
 @option(
     "-o",
@@ -47,7 +47,7 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write, for --networks.",
+    help="Folder to write, for --networks of other commands.",
 )
 @option(
     "--level",
@@ -55,9 +55,9 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     type=click.Choice(["auto", "threshold", "head", "all"]),
     default="auto",
     show_default=True,
-    help="What is adapted: threshold, where the activation is cut; head, the last layers too; all, most layers; auto, "
-    "the simplest that gains 0.02 F1 over all simpler ones; layers are tried where an area was looked at whole, all on "
-    "a GPU only.",
+    help="What to adapt. threshold: the threshold of the activation; head: also the last layers; all: most layers; "
+    "auto: the simplest level that gains 0.02 F1 over all simpler ones. auto tries layers only where an area was "
+    "reviewed as a whole, and all only on a GPU.",
 )
 @option(
     "--seed", group="method", rare=True, type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
@@ -82,12 +82,12 @@ def adapt(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Adapt the networks to the region of one SCENE or of many, from what was reviewed there.
+    """Adapt the networks to the region of one or several SCENEs, from reviewed polygons.
 
     Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground, and so is a ring
-    around each reviewed polygon. Areas that were looked at whole (a layer "reviewed", or windows of the layer "review"
-    with the status reviewed) are other ground wherever nothing is drawn. What is gained is validated on parts of the
-    ground that were not learned from; where nothing gains, nothing is written, and the exit code is 4.
+    around each reviewed polygon. Areas that were reviewed as a whole (a layer "reviewed", or windows of the layer
+    "review" with the status reviewed) are other ground outside their polygons. The gain is validated on blocks that
+    were held out of the training; without a gain nothing is written, and the exit code is 4.
 
     \b
     geolabel extract scene.tif --out first.gpkg

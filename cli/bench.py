@@ -19,7 +19,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @group()
 def bench() -> None:
-    """Measure the networks beside simple baselines."""
+    """Measure the networks against simple baselines."""
 
 
 class Names(click.ParamType):  # type: ignore[type-arg]
@@ -46,13 +46,13 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for quality.md, quality.json and the reliability curves.",
+    help="Folder to write: quality.md, quality.json and reliability curves.",
 )
 @option(
     "--data",
     group="input",
     type=FOLDER,
-    help="A folder that holds any of sichuan, bijie, hokkaido_planet_3m, l4s_rgb_10m, negatives and geotiffs.",
+    help="Folder with any of sichuan, bijie, hokkaido_planet_3m, l4s_rgb_10m, negatives and geotiffs.",
 )
 @option("--sichuan", group="input", type=FOLDER, help="Orthophotos with careful outlines: images/ and masks/.")
 @option(
@@ -91,8 +91,13 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     metavar="N",
     help="Maximum number of images of each folder, for a quick look.",
 )
-@option("--speed", group="method", is_flag=True, help="Also time a scene of 4096 px beside segment-anything's ViT-B.")
-@option("--overwrite", group="output", is_flag=True, help="Measure sections again that --out holds.")
+@option(
+    "--speed",
+    group="method",
+    is_flag=True,
+    help="Also time a scene of 4096 px, compared with ViT-B of segment-anything.",
+)
+@option("--overwrite", group="output", is_flag=True, help="Measure sections again that are in --out.")
 @options.network_options
 @options.as_json
 @options.terminal
@@ -164,7 +169,7 @@ def quality(
     group="output",
     required=True,
     type=FOLDER,
-    help="Folder for localizer.md, segmenter.md, measured.json and pictures of failures.",
+    help="Folder to write: localizer.md, segmenter.md, measured.json and pictures of failures.",
 )
 @options.network_options
 @options.overwrite
@@ -209,21 +214,21 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     default=3,
     show_default=True,
     metavar="N",
-    help="How often all steps are done, each time with another random seed.",
+    help="Number of random seeds to run all steps with.",
 )
 @option(
     "--minutes",
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Start no step after that; the same command resumes.",
+    help="Minutes after which no step is started; the same command resumes.",
 )
 @option(
     "--only",
     group="method",
     multiple=True,
     type=click.Choice(["maps", "labels", "students"]),
-    help="Measure maps of localizers, pseudo-labels or students alone; repeat it for two.",
+    help="Measure only the maps of localizers, pseudo-labels or students; repeatable.",
 )
 @option(
     "--method",
@@ -231,7 +236,7 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     group="method",
     multiple=True,
     type=click.Choice(["cam", "s2c", "cism"]),
-    help="Measure this localizer and what is made of it; repeat it for two. Default: all three.",
+    help="Localizer to measure, with its pseudo-labels and student; repeatable. Default: all three.",
 )
 @option(
     "--init",
@@ -239,7 +244,7 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     default="imagenet",
     show_default=True,
     metavar="imagenet|bundled|FILE|NAME|none",
-    help="Initial weights of localizers, as in train localizer; imagenet and bundled are for students too.",
+    help="Initial weights of localizers, as in train localizer; imagenet and bundled also apply to students.",
 )
 @option(
     "--limit",
@@ -267,7 +272,7 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     group="output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Measure nothing; pack DATA into one file, to use as DATA on another machine.",
+    help="Only pack DATA into one file, to use as DATA on another machine.",
 )
 @option(
     "--quality",
@@ -283,7 +288,7 @@ def card(quality: Path, out: Path, overwrite: bool, as_json: bool, **given: Any)
     "--overwrite",
     group="output",
     is_flag=True,
-    help="Measure again, and replace the figures of earlier calls with this --out.",
+    help="Measure again and replace the figures of earlier calls with this --out.",
 )
 @options.as_json
 @options.terminal
@@ -373,7 +378,7 @@ def weak(
     group="method",
     multiple=True,
     type=click.Choice(["vit_b", "vit_l", "vit_h"]),
-    help="An encoder of Segment Anything, with random weights; repeat it for several. Default: all three.",
+    help="Encoder of Segment Anything, with random weights; repeatable. Default: all three.",
 )
 @option(
     "--side",
@@ -385,7 +390,12 @@ def weak(
     help="Side of a tile, a multiple of 16.",
 )
 @option(
-    "--prompts", group="method", type=click.IntRange(min=1), default=32, show_default=True, help="Points in a tile."
+    "--prompts",
+    group="method",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Number of points in a tile.",
 )
 @option(
     "--seconds",
@@ -394,7 +404,7 @@ def weak(
     default=2.0,
     show_default=True,
     metavar="N",
-    help="Minimum time of each row.",
+    help="Minimum duration of each row, in seconds.",
 )
 @option(
     "--profile",

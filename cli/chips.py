@@ -26,9 +26,9 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
     group="input",
     type=VECTORS,
     metavar="FILE",
-    help="Polygons, labelled points, or a raster of classes.",
+    help="Inventory: polygons, labelled points, or a raster of classes.",
 )
-@option("-o", "--out", group="output", type=click.Path(), help="Folder to make.")
+@option("-o", "--out", group="output", type=click.Path(), help="Folder to write.")
 @option(
     "--size",
     group="output",
@@ -43,25 +43,23 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
     group="output",
     type=click.IntRange(min=0),
     metavar="PX",
-    help="Pixels that neighbouring chips share; default a quarter of the side.",
+    help="Overlap of neighbouring chips. Default: a quarter of the side.",
 )
-@option("--layer", group="input", help="Layer of the inventory; default landslides, or the only one.")
+@option("--layer", group="input", help="Layer of the inventory. Default: landslides, or the only one.")
 @option(
     "--class-column",
     group="input",
     metavar="NAME",
-    help="Attribute that names the class of a feature, or is 1 or 0; default label or class, if any.",
+    help="Attribute with the class of a feature, or 1 or 0. Default: label or class, if present.",
 )
-@option(
-    "--class-name", group="input", default="landslide", show_default=True, help="What features without a class are."
-)
+@option("--class-name", group="input", default="landslide", show_default=True, help="Class of features without one.")
 @option(
     "--class",
     "classes",
     group="output",
     multiple=True,
     metavar="NAME",
-    help="Label by this class only; give it several times for several.",
+    help="Class to label by; repeatable. Default: all.",
 )
 @options.reading_options
 @packing_options
@@ -81,13 +79,12 @@ def chips(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Cut SCENE into chips and label each as a whole, by what the inventory shows in it.
+    """Cut SCENE into chips, each with a label for the whole chip from an inventory.
 
-    The folder then holds images/, masks/ (where the inventory says what every pixel is) and labels.csv. Chips keep the
-    scene's own pixels; points get one chip each, polygons and rasters label every window of the scene.
+    The output folder has images/, labels.csv and, if the inventory covers every pixel, masks/. Chips keep the pixels of
+    the scene. Points give one chip each; polygons and rasters give chips of the whole scene.
 
-    With --pack, and without SCENE, pictures are packed into one file for a machine that has torch and no raster
-    library.
+    With --pack, and without SCENE, images are packed into one file for a machine with torch and no raster library.
 
     \b
     geolabel chips scene.tif --inventory slides.gpkg --out chips/

@@ -1,4 +1,4 @@
-"""``geolabel clusters``: look at clusters, and say what they are."""
+"""``geolabel clusters``: show clusters, and name them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .terminal import announce, progress_bar
 PSEUDO = click.argument("pseudo", type=click.Path(file_okay=False, path_type=Path))
 
 
-@group(short_help="Look at what was found without labels, and name it.")
+@group(short_help="Show clusters found without labels, and name them.")
 def clusters() -> None:
-    """Look at the clusters that label --method alps made, and name them."""
+    """Show the clusters of label --method alps, and name them."""
 
 
 @clusters.command()
@@ -27,16 +27,23 @@ def clusters() -> None:
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for one PNG of every cluster.",
+    help="Folder to write, one PNG for each cluster.",
 )
-@option("--each", group="output", type=click.IntRange(min=1), default=24, show_default=True, help="Regions on a sheet.")
+@option(
+    "--each",
+    group="output",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    help="Number of regions on a sheet.",
+)
 @option("--seed", group="output", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @options.overwrite
 @options.as_json
 @options.terminal
 @click.pass_context
 def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, overwrite: bool, as_json: bool) -> None:
-    """Write a contact sheet of every cluster of PSEUDO: some of its regions, outlined, for a person to name it by.
+    """Write a contact sheet of every cluster of PSEUDO: some of its regions, outlined, as a help to name it.
 
     \b
     geolabel clusters show pseudo/ --out sheets/
@@ -65,19 +72,20 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
     group="method",
     multiple=True,
     metavar="K=NAME",
-    help="Call cluster K so; several may have one name.",
+    help="Name of cluster K; several clusters may share one.",
 )
 @option(
     "--chips",
     group="method",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Name what fits the masks of these labelled chips best; PSEUDO holds some of them.",
+    help="Name the clusters that fit the masks of these labelled chips best; PSEUDO holds some of the chips.",
 )
 @option(
     "--localizer",
     group="method",
     metavar="NAME|FILE",
-    help="Name what fits this network's activation best; bundled is the one that ships.",
+    help="Name the clusters that fit the activation of this localizer best; bundled is the one that comes with "
+    "geolabel.",
 )
 @option(
     "--class",
@@ -85,14 +93,14 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
     group="method",
     default="landslide",
     show_default=True,
-    help="What --chips or --localizer show.",
+    help="Name to give.",
 )
 @option(
     "--device",
     group="machine",
     default="auto",
     show_default=True,
-    help="Of the localizer: auto, cpu, cuda, cuda:N or mps.",
+    help="Device of the localizer: auto, cpu, cuda, cuda:N or mps.",
 )
 @options.as_json
 @options.terminal
@@ -108,9 +116,9 @@ def name(
     device: str,
     as_json: bool,
 ) -> None:
-    """Name clusters of PSEUDO: by hand, from labelled chips, or by a localizer's activation.
+    """Name clusters of PSEUDO by hand, from labelled chips, or by the activation of a localizer.
 
-    The names are kept in PSEUDO/clusters.json, for label --clusters and extract --clusters.
+    The names are written to PSEUDO/clusters.json, for label --clusters and extract --clusters.
 
     \b
     geolabel clusters name pseudo/ --name 3=landslide --name 7=river

@@ -1,4 +1,4 @@
-"""``geolabel completion``: the script by which a shell completes commands, options and values."""
+"""``geolabel completion``: completion scripts for shells."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from . import options
 from .commands import command
 
 VARIABLE = "_GEOLABEL_COMPLETE"
-"""By which the shell asks geolabel for completions, as click names it."""
+"""Environment variable of the completion protocol of click."""
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@command(short_help="Print the script by which bash, zsh or fish completes commands.")
+@command(short_help="Print the completion script for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @options.terminal
 @click.pass_context
 def completion(ctx: click.Context, /, shell: str) -> None:
-    """Print the script by which SHELL completes commands, options and their values with the tab key.
+    """Print the completion script of SHELL for commands, options and values.
 
     \b
     bash, in ~/.bashrc:                      eval "$(geolabel completion bash)"

@@ -1,4 +1,4 @@
-"""``geolabel doctor``: what of this machine keeps geolabel from working well."""
+"""``geolabel doctor``: check the machine and the environment."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from geolabel.doctor import Finding
 
 TO_DO = 1
-"""Exit code where something is to be done."""
+"""Exit code where something is wrong."""
 
 
-@command(short_help="Say what of this machine is in the way, and what to do.")
+@command(short_help="Check this machine and environment, and advise.")
 @options.as_json
 @options.terminal
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool) -> int:
-    """Look at this machine and this environment, and say what to do where something is wrong.
+    """Check this machine and environment, and advise how to mend what is wrong.
 
-    Tried are GDAL, each PROJ with its database, PyTorch, ONNX Runtime, the GPUs, the bundled networks, memory, caches
-    and the plugin of QGIS. The exit code is 0 where all is well, and 1 where something is to be done.
+    The checks cover GDAL, each PROJ with its database, PyTorch, ONNX Runtime, GPUs, bundled networks, memory, caches
+    and the QGIS plugin. The exit code is 0 if all is well, and 1 otherwise.
 
     \b
     geolabel doctor

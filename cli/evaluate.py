@@ -41,25 +41,25 @@ SECTIONS = {
 """The figures, in the order of the table."""
 
 
-@command(short_help="Score polygons, or classes of pixels, against the truth.")
+@command(short_help="Score polygons or label maps against a truth.")
 @click.argument("slides", type=Input(VectorError))
 @click.argument("truth", type=Input(VectorError))
-@option("--layer", group="input", help="Layer of SLIDES; default landslides, or the only one.")
+@option("--layer", group="input", help="Layer of SLIDES. Default: landslides, or the only one.")
 @option(
-    "--truth-layer", group="input", help="Layer of TRUTH, where it holds polygons; default landslides, or the only one."
+    "--truth-layer", group="input", help="Layer of TRUTH, if it holds polygons. Default: landslides, or the only one."
 )
 @option(
     "--scene",
     group="input",
     type=SCENE,
-    help="Raster whose outline was judged, where TRUTH holds polygons; accuracy and kappa need it or --aoi. Of a "
-    "TRUTH without georeference: the raster of the same size that it was made for.",
+    help="With a TRUTH of polygons: raster whose extent is scored; accuracy and kappa need it or --aoi. With a TRUTH "
+    "without georeference: the raster of the same size that it belongs to.",
 )
 @option(
     "--aoi",
     group="input",
     type=VECTORS,
-    help="Judge only what lies inside the polygons of this file.",
+    help="Score only inside the polygons of this file.",
 )
 @aoi_layer
 @option(
@@ -68,9 +68,9 @@ SECTIONS = {
     group="input",
     multiple=True,
     metavar="NAME",
-    help="Compare this class; may be repeated. Default: all, one by one where both sides name several.",
+    help="Class to score; repeatable. Default: all, each by itself where both files name several.",
 )
-@option("--class-name", group="input", default="landslide", show_default=True, help="Of chips: what label 1 means.")
+@option("--class-name", group="input", default="landslide", show_default=True, help="Name of label 1 of chips.")
 @as_json
 @terminal
 @click.pass_context
@@ -90,13 +90,13 @@ def evaluate(
 ) -> None:
     """Score the polygons of SLIDES against TRUTH.
 
-    TRUTH is a raster (1 landslide, 255 or nodata not judged, all else background; or 0 and 255) or a file of polygons.
-    What lies outside the raster, the scene or the area of interest counts nowhere. True landslides are connected
-    regions, whether they are pixels or polygons. Classes, in a column "class" or in band tags class_K, have figures of
-    their own, and a mean.
+    TRUTH is a file of polygons or a raster: 1 is landslide, 255 or nodata is ignored, other values are background; or 0
+    and 255. Ground outside the raster, the scene or the area of interest is ignored. True landslides are connected
+    regions of pixels or polygons. Classes, in a column "class" or in band tags class_K, are scored each by itself, with
+    their mean.
 
-    Where TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of the same chips, as "geolabel label"
-    writes it, or the file of a student. Figures come with intervals of 95 %, from drawing chips again.
+    If TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of these chips, as "geolabel label"
+    writes it, or the file of a student. The figures then have 95 % intervals, by resampling the chips.
 
     \b
     geolabel evaluate slides.gpkg truth.gpkg --scene scene.tif

@@ -1,4 +1,4 @@
-"""``geolabel explain``: why a place is a landslide, or is none."""
+"""``geolabel explain``: why a place is a landslide or not."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .inputs import check_inputs, check_outputs, check_scenes, parse_place
 from .terminal import announce, progress_bar
 
 
-@command(short_help="Say why a place is a landslide, or is none.")
+@command(short_help="Explain why a place is a landslide or not.")
 @click.argument("scenes", nargs=-1, required=True, metavar="SCENE...", shell_complete=complete_files)
-@option("--at", group="input", required=True, metavar="X,Y", help="The place, in the CRS of the scene.")
+@option("--at", group="input", required=True, metavar="X,Y", help="Coordinates of the place, in the CRS of the scene.")
 @option(
     "--at-crs",
     group="input",
     metavar="CRS",
-    help="CRS of the place, such as EPSG:4326 for longitude,latitude.",
+    help="CRS of --at, such as EPSG:4326 for longitude,latitude.",
 )
 @option(
     "-o",
@@ -57,10 +57,10 @@ def explain(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Say what every step of geolabel extract finds at one place of SCENE, and which of them decides.
+    """Show what each step of geolabel extract finds at one place of SCENE, and which step decides.
 
-    The options are those of geolabel extract: give the same ones. Prompts and masks are numbered in the part of the
-    scene around the place.
+    Give the options of the extract run to explain. Prompts and masks are numbered within the part of the scene around
+    the place.
 
     \b
     geolabel explain scene.tif --at 500120,2999850 --out place.png

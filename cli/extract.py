@@ -34,7 +34,7 @@ _WRITTEN = (
 """Options that are arguments of `geolabel.extract` as they are."""
 
 GAPS = 3
-"""Exit code of a run that finished without a part of the scene."""
+"""Exit code of a run that finished with gaps."""
 
 
 def _quality() -> str:
@@ -54,7 +54,8 @@ def evidence_options(command: F) -> F:
             rare=True,
             default=True,
             show_default=True,
-            help="With --before or --dem: cut ground that they speak against out of polygons; or judge whole polygons.",
+            help="With --before or --dem: cut ground that is no landslide out of the polygons; or judge polygons as "
+            "a whole.",
         ),
         option(
             "--register/--no-register",
@@ -62,21 +63,21 @@ def evidence_options(command: F) -> F:
             rare=True,
             default=True,
             show_default=True,
-            help="With --before: measure how far it is displaced, up to 32 px; or trust its position.",
+            help="With --before: register it to the scene, up to 32 px; or trust its position.",
         ),
         option(
             "--event-before",
             group="evidence",
             rare=True,
             metavar="DATE",
-            help="Latest date of the event, instead of that of the scene: for the column event_before.",
+            help="Latest date of the event, for the column event_before. Default: the date of the scene.",
         ),
         option(
             "--event-after",
             group="evidence",
             rare=True,
             metavar="DATE",
-            help="Earliest date of the event, instead of that of the image before it: for the column event_after.",
+            help="Earliest date of the event, for the column event_after. Default: the date of --before.",
         ),
         option(
             "--before-mask",
@@ -84,8 +85,8 @@ def evidence_options(command: F) -> F:
             type=MASK,
             metavar="FILE|URI",
             multiple=True,
-            help="With --before: as --mask, for the image from before the event. Repeatable; of several images one for "
-            "each, or none.",
+            help="With --before: as --mask, for the image from before the event. Repeatable: one for each of several "
+            "images, or none.",
         ),
         option(
             "--before",
@@ -93,28 +94,29 @@ def evidence_options(command: F) -> F:
             type=SCENE,
             metavar="FILE|URI",
             multiple=True,
-            help="An image from before the event, on any grid and in any CRS: what was bare then and has not changed "
-            "goes to the layer candidates. Repeatable: where the first is not valid, the next one shows.",
+            help="Image from before the event, on any grid and in any CRS: polygons that were bare then and have not "
+            "changed become candidates. Repeatable: the next image fills where the first is not valid.",
         ),
         option(
             "--exclude",
             group="evidence",
             type=VECTORS,
             metavar="FILE",
-            help="Polygons, such as water: landslides of which at least half is on them go to the layer candidates.",
+            help="Polygons of ground without landslides, such as water: landslides with at least half of their area "
+            "on it become candidates.",
         ),
         option(
             "--min-slope",
             group="evidence",
             type=MeasureType("deg"),
-            help="With --dem: minimum mean slope of a landslide; what is gentler goes to the layer candidates.",
+            help="With --dem: minimum mean slope of a landslide; gentler polygons become candidates.",
         ),
         option(
             "--dem",
             group="evidence",
             type=SCENE,
             metavar="FILE|URI",
-            help="Heights in metres, on any grid and in any CRS: polygons then have slope, aspect and relief.",
+            help="Height model in metres, on any grid and in any CRS: adds slope, aspect and relief to the polygons.",
         ),
     ):
         command = decorate(command)
@@ -147,21 +149,21 @@ def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
     "--preview",
     group="output",
     type=click.Path(dir_okay=False),
-    help="Also draw a picture, .png or .jpg: the scene, outlines by confidence, a scale bar, an arrow to the north.",
+    help="Also draw a picture, .png or .jpg: the scene, outlines by confidence, a scale bar and a north arrow.",
 )
 @option(
     "--dst-crs",
     group="output",
     metavar="CRS",
-    help="CRS of the polygons, such as EPSG:32648; needed where scenes differ.",
+    help="CRS of the polygons, such as EPSG:32648; required where scenes have different CRSs.",
 )
 @option(
     "--keep-reviewed",
     group="input",
     type=VECTORS,
     metavar="FILE",
-    help="An output of extract, reviewed: what was accepted, edited or added comes back as it is, and what was "
-    "rejected or deleted does not. It may be the output itself, with --overwrite.",
+    help="A reviewed output of extract: accepted, edited and added polygons are kept as they are; rejected and "
+    "deleted ones are left out. It may be the output itself, with --overwrite.",
 )
 @options.asset
 @options.scene_options
@@ -173,9 +175,7 @@ def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
 @options.network_options
 @cluster_options
 @options.run_options
-@option(
-    "--dry-run", group="output", is_flag=True, help="Say what would be done and how long it would take; write nothing."
-)
+@option("--dry-run", group="output", is_flag=True, help="Print an estimate of tiles, memory and time; write nothing.")
 @options.overwrite
 @options.discard_review
 @options.as_json
@@ -192,14 +192,13 @@ def extract(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Find the landslides of one SCENE or of many and write them as polygons.
+    """Find the landslides of one or several SCENEs and write them as polygons.
 
     SCENE is a raster (a GeoTIFF, a VRT, a URL), a folder or archive of Sentinel-2, Landsat or PlanetScope, a layer of
     map tiles, a pattern in quotes, a text file with one scene per line, a table of pairs (pairs.csv:
-    scene,before,before_mask,mask), or a JSON file of STAC items. Scenes on one grid are worked on as one, the first on
-    top; polygons of scenes on other grids are merged where they overlap. The GeoPackage (OUTPUT, or --out) holds the
-    landslides, what may be one but is less likely to be (candidates), the prompts behind them and the tiles, each with
-    a style that QGIS applies.
+    scene,before,before_mask,mask), or a JSON file of STAC items. Scenes on one grid are processed as one mosaic, the
+    first on top; polygons of scenes on different grids are merged where they overlap. The GeoPackage (OUTPUT, or --out)
+    has layers of landslides, candidates (less likely to be landslides), prompts and tiles, each with a QGIS style.
 
     \b
     geolabel extract scene.tif --out slides.gpkg

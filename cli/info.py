@@ -1,4 +1,4 @@
-"""``geolabel info``: what geolabel understood of a scene, and what is in an inventory."""
+"""``geolabel info``: a scene as geolabel reads it, or the contents of an inventory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EITHER = (".gpkg", ".zip")
 OF_INVENTORIES = ("plot", "overwrite")
 
 
-@command(short_help="Say what geolabel understands of a scene, or what is in an inventory.")
+@command(short_help="Describe a scene or an inventory.")
 @click.argument("scene", type=SCENE, metavar="FILE")
 @options.reading_options
 @option(
@@ -45,10 +45,10 @@ OF_INVENTORIES = ("plot", "overwrite")
 @options.terminal
 @click.pass_context
 def info(ctx: click.Context, /, scene: str, as_json: bool, **given: Any) -> None:
-    """Say what geolabel understands of a scene, or what is in an inventory of polygons.
+    """Describe a scene as geolabel reads it, or an inventory of polygons.
 
-    Of a scene: its grid, bands, validity, stretch, and the grid that it would be worked on. Of an inventory: counts and
-    areas by layer, class and review, and the size-frequency distribution with the power law that fits its tail.
+    For a scene: grid, bands, valid pixels, stretch and working grid. For an inventory: counts and areas by layer, class
+    and review status, and the size-frequency distribution with a power law fitted to its tail.
 
     \b
     geolabel info scene.tif

@@ -26,7 +26,7 @@ def _summaries() -> str:
     return "\b\n" + "\n".join(f"{name:<14}{method.summary}" for name, method in LABELLING.items())
 
 
-@command(short_help="Make pseudo-labels of a folder of images.", epilog=_summaries())
+@command(short_help="Make pseudo-labels for a folder of images.", epilog=_summaries())
 @click.argument("chips", type=CHIPS_PATH)
 @option(
     "-o",
@@ -41,7 +41,7 @@ def _summaries() -> str:
     group="method",
     required=True,
     type=click.Choice(list(LABELLING)),
-    help="The published system to follow.",
+    help="Published method.",
 )
 @method_options("for_chips")
 @options.networks_folder
@@ -54,10 +54,10 @@ def _summaries() -> str:
 def label(
     ctx: click.Context, /, chips: Path, out: Path, method: str, overwrite: bool, as_json: bool, **given: Any
 ) -> None:
-    """Make pseudo-labels of the images in CHIPS.
+    """Make pseudo-labels for the images in CHIPS.
 
-    The folder that is written holds the images, a label map for each, their closed regions as COCO instances, and how
-    they were made. A run that was stopped resumes with the same command.
+    The output folder has the images, a label map for each, their connected regions as COCO instances, and a record of
+    how they were made. The same command resumes an interrupted run.
     """
     from geolabel.folders import check_work
 

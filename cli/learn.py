@@ -28,14 +28,14 @@ _epochs = option(
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="How often every image is seen; default the preset's.",
+    help="Number of epochs. Default: that of the preset.",
 )
 _minutes = option(
     "--minutes",
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="End by then; the weights then depend on the machine's speed.",
+    help="Maximum duration in minutes; the weights then depend on the speed of the machine.",
 )
 _size = option(
     "--size", group="method", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32."
@@ -46,10 +46,14 @@ _crops = option(
     group="method",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Crops of a step; default the preset's.",
+    help="Number of crops in a batch. Default: that of the preset.",
 )
 _gsd = option(
-    "--gsd", group="input", type=float, metavar="METRES", help="Pixel size of images that carry none, such as PNGs."
+    "--gsd",
+    group="input",
+    type=float,
+    metavar="METRES",
+    help="Pixel size of images without georeference, such as PNGs.",
 )
 _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 
@@ -62,7 +66,7 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for localizer.safetensors and the curves.",
+    help="Folder to write: localizer.safetensors and training curves.",
 )
 @option(
     "--method",
@@ -70,7 +74,8 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     type=click.Choice(["cam", "s2c", "cism"]),
     default="cam",
     show_default=True,
-    help="cam: image labels alone, as APSAM; s2c: with a segmenter's knowledge; cism: in pairs of chips.",
+    help="Training method. cam: from image labels alone, as in APSAM; s2c: also from segments of a segmenter; cism: "
+    "from pairs of chips.",
 )
 @option(
     "--init",
@@ -78,8 +83,8 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     default="imagenet",
     show_default=True,
     metavar="imagenet|bundled|FILE|TIMM-NAME|none",
-    help="First weights: a trunk pretrained on ImageNet, which ships; the bundled localizer, which learned from masks; "
-    "your own localizer; timm's by name (downloaded); or none.",
+    help="Initial weights: a trunk pretrained on ImageNet, which comes with geolabel; the bundled localizer, which "
+    "learned from masks; a localizer of your own; a network of timm (downloaded); or none.",
 )
 @option(
     "--init-weights",
@@ -95,19 +100,19 @@ _seed = option("--seed", group="method", type=click.IntRange(min=0), default=0, 
     type=click.Choice(["cpu", "paper", "code"]),
     default="cpu",
     show_default=True,
-    help="Numbers of the training: of a small machine, of the paper, or of the authors' released code.",
+    help="Hyperparameters: for a small machine, of the paper, or of the released code of the authors.",
 )
 @option(
     "--backbone",
     group="method",
     metavar="TIMM-NAME|wrn38",
-    help="Network with --init none, or with --init imagenet and --init-weights; default the preset's.",
+    help="Backbone, with --init none, or with --init imagenet and --init-weights. Default: that of the preset.",
 )
 @_epochs
 @_minutes
 @_size
 @_crops
-@option("--class-name", group="input", default="landslide", show_default=True, help="What label 1 means.")
+@option("--class-name", group="input", default="landslide", show_default=True, help="Name of label 1.")
 @_gsd
 @_seed
 @options.training_options
@@ -125,9 +130,9 @@ def localizer(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Train a localizer on CHIPS, of which only labels of whole chips are read.
+    """Train a localizer on CHIPS, from labels of whole chips.
 
-    CHIPS is a folder or table as "geolabel chips" writes it. The localizer runs over scenes:
+    CHIPS is a folder or table as "geolabel chips" writes it. The localizer is for scenes:
 
     \b
     geolabel train localizer chips/ --method cam --out trained/
@@ -171,7 +176,7 @@ def localizer(
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for student.safetensors, or detector.safetensors, and the curves.",
+    help="Folder to write: student.safetensors or detector.safetensors, and training curves.",
 )
 @option(
     "--model",
@@ -179,9 +184,9 @@ def localizer(
     type=click.Choice(["resunet", "bundled", "imagenet", *SMP, "maskrcnn"]),
     default="resunet",
     show_default=True,
-    help="The network: APSAM's ResUNet; one on the trunk of the bundled localizer, or on one pretrained on "
-    "ImageNet, for few images or a small machine; one of segmentation-models-pytorch; or Mask R-CNN, which finds "
-    "single objects.",
+    help="Network: ResUNet of APSAM; bundled or imagenet, on the trunk of the bundled localizer or one pretrained on "
+    "ImageNet, for few images or a small machine; a network of segmentation-models-pytorch; or Mask R-CNN, which "
+    "finds single objects.",
 )
 @option(
     "--preset",
@@ -189,21 +194,21 @@ def localizer(
     type=click.Choice(["cpu", "paper"]),
     default="cpu",
     show_default=True,
-    help="Numbers of the training: of a small machine, or of APSAM and DiffuPrompter.",
+    help="Hyperparameters: for a small machine, or of the papers of APSAM and DiffuPrompter.",
 )
 @option(
     "--init",
     group="method",
     type=(click.Choice(["overall", "backbone", "head"]), click.Path(dir_okay=False, path_type=Path)),
     metavar="overall|backbone|head FILE",
-    help="First weights: of the whole network, its backbone or its head, from the file of another one.",
+    help="Initial weights from another student: of the whole network, its backbone or its head.",
 )
 @option(
     "--init-weights",
     group="method",
     metavar="imagenet|FILE",
-    help="ImageNet weights of the encoder of a network of segmentation-models-pytorch: imagenet downloads the "
-    "library's; FILE is one of timm or torchvision.",
+    help="ImageNet weights for the encoder of a network of segmentation-models-pytorch: imagenet downloads those of "
+    "the library; FILE is one of timm or torchvision.",
 )
 @option(
     "--share",
@@ -211,14 +216,14 @@ def localizer(
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Share of the images to learn from; a smaller share is part of a larger one.",
+    help="Share of the images to learn from; a smaller share is a subset of a larger one.",
 )
 @option(
     "--test",
     group="input",
     type=CHIPS_PATH,
     metavar="FOLDER|FILE",
-    help="Masks, or objects, to report on; default one in five of LABELS, kept aside.",
+    help="Masks or objects to test on. Default: one in five of LABELS.",
 )
 @_epochs
 @_minutes
@@ -228,15 +233,15 @@ def localizer(
     "--plain",
     group="method",
     is_flag=True,
-    help="Learn from crops anywhere in all images alike, by cross-entropy alone. Otherwise half of the crops of preset "
-    "cpu show a class, and overlaps are learned too.",
+    help="Sample crops uniformly and use cross-entropy alone. Otherwise half of the crops of preset cpu show a "
+    "class, and the loss includes the overlap.",
 )
 @option(
     "--class-name",
     group="input",
     default="landslide",
     show_default=True,
-    help="What label 1 of chips with masks means.",
+    help="Name of label 1 of chips with masks.",
 )
 @_gsd
 @_seed
@@ -256,15 +261,15 @@ def student(
 ) -> None:
     """Train a student on LABELS: pseudo-labels, or chips with masks.
 
-    LABELS is a folder as "geolabel label" or "geolabel chips" writes it. The student outlines scenes by itself:
+    LABELS is a folder as "geolabel label" or "geolabel chips" writes it. The student segments scenes by itself:
 
     \b
     geolabel train student pseudo/ --out trained/
     geolabel train student masks/ --init overall trained/student.safetensors --out tuned/
     geolabel extract scene.tif --student trained/student.safetensors --out slides.gpkg
 
-    Mask R-CNN learns objects, from the same folders or from a COCO file, and reports average precision as COCO defines
-    it. As DiffuPrompter was evaluated:
+    Mask R-CNN learns objects, from such a folder or from a COCO file, and reports average precision as COCO does. As in
+    the evaluation of DiffuPrompter:
 
     \b
     geolabel train student pseudo/ --model maskrcnn --out first/ --test real.json

@@ -1,4 +1,4 @@
-"""The ``geolabel`` command: finds the subcommand, and turns errors into one line and an exit code."""
+"""The ``geolabel`` command: import the subcommand, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ COMMANDS = (
     "doctor",
     "completion",
 )
-"""Subcommands in the order in which ``geolabel --help`` lists them; each lives in the file of its name."""
+"""Subcommands in the order of ``geolabel --help``; each is in the module of its name."""
 
 INTERRUPTED = 130
 
 
 class LazyGroup(Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Name the subcommands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import one subcommand; None when there is none of that name."""
+        """Import one subcommand; None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(import_module(f"geolabel.cli.{cmd_name}"), cmd_name)
@@ -69,8 +69,8 @@ def cli() -> None:
     geolabel extract scene.tif --out slides.gpkg
     geolabel COMMAND --help
 
-    Every option of a subcommand can also be given in the environment: GEOLABEL_EXTRACT_TILE_SIZE is
-    --tile-size of extract.
+    Every option can also be set by an environment variable: GEOLABEL_EXTRACT_TILE_SIZE is --tile-size of
+    extract.
     """
 
 
@@ -94,21 +94,21 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        reason = str(error.__cause__ or error)  # click puts its own in the place of what was raised
+        reason = str(error.__cause__ or error)  # click replaces the exception that was raised
         click.echo(f"geolabel: {reason or 'interrupted; no output was written'}", err=True)
         return INTERRUPTED
     except GeolabelError as error:
-        _say(session, "; ".join([str(error), *getattr(error, "__notes__", [])]))
+        _print_error(session, "; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2 if isinstance(error, OptionError) else 1
-    except Exception as error:  # noqa: BLE001  # the last resort: no traceback for users who did not ask for one
+    except Exception as error:  # noqa: BLE001  # the last resort: a traceback only with --debug
         reason = str(error).splitlines()[0] if str(error) else "no message"
-        _say(session, f"unexpected {type(error).__name__}: {reason} (--debug shows where)")
+        _print_error(session, f"unexpected {type(error).__name__}: {reason} (--debug shows where)")
         return 1
     return code if isinstance(code, int) else 0
 
 
-def _say(session: Session, message: str) -> None:
-    """Print one line about the error at hand; after its traceback with ``--debug``."""
+def _print_error(session: Session, message: str) -> None:
+    """Print one line on the current exception; with ``--debug``, its traceback first."""
     if session.debug:
         click.echo(without_secrets(traceback.format_exc()), err=True)
     click.echo(f"geolabel: {without_secrets(message)}", err=True)

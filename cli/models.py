@@ -119,7 +119,7 @@ def info(name: str, as_json: bool) -> None:
     flag_value="landslides.onnx",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="[FILE]",
-    help="File to write, in the form of Deepness and GeoDeep. Without a name: landslides.onnx.",
+    help="File to write, in the format of Deepness and GeoDeep. Without a name: landslides.onnx.",
 )
 @option(
     "--tile-size",
@@ -128,7 +128,7 @@ def info(name: str, as_json: bool) -> None:
     default=512,
     show_default=True,
     metavar="PX",
-    help="Side of the tiles that the other program cuts.",
+    help="Side of the tiles of the other program.",
 )
 @option(
     "--gsd",
@@ -137,7 +137,7 @@ def info(name: str, as_json: bool) -> None:
     default=0.5,
     show_default=True,
     metavar="M",
-    help="Metres per pixel that it resamples to.",
+    help="Pixel size that the other program resamples to.",
 )
 @options.overwrite
 @options.as_json
@@ -145,9 +145,9 @@ def info(name: str, as_json: bool) -> None:
 def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as_json: bool) -> None:
     """Write the localizer NAME, or that of FILE, for other programs: Deepness in QGIS, GeoDeep and WebODM.
 
-    They get its map alone, cut at the same height: no segmenter that draws the edges, no gate, no confidence, and no
-    stretch of the scene, so give them 8 bits of red, green and blue that look well. Polygons are better with geolabel
-    extract.
+    The exported network gives the map of the localizer with its threshold, without segmenter, gate, confidence and
+    stretch of the scene: give the other program a well-stretched 8-bit RGB image. geolabel extract gives better
+    polygons.
 
     \b
     geolabel models export --onnx
@@ -173,15 +173,15 @@ def export(name: str, out: Path, tile_size: int, gsd: float, overwrite: bool, as
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write to, a new one or one that is there.",
+    help="Folder to write to; it may exist.",
 )
 @options.overwrite
 @options.as_json
 @options.terminal
 def stac(name: str, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a STAC item of each network of NAME, or of that of FILE, with a copy of its weights beside it.
+    """Write a STAC item for each network of NAME, or for that of FILE, with a copy of its weights.
 
-    The items have the extension for machine learning models (MLM). geolabel review stac links to them.
+    The items have the machine learning model extension (MLM). geolabel review stac links to them.
 
     \b
     geolabel models stac bundled --out handover

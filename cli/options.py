@@ -75,7 +75,7 @@ def terminal(command: F) -> F:
             is_flag=True,
             expose_value=False,
             callback=_remember("debug"),
-            help="Show tracebacks and every log line.",
+            help="Print tracebacks and all log messages.",
         ),
         option(
             "-q",
@@ -84,7 +84,7 @@ def terminal(command: F) -> F:
             is_flag=True,
             expose_value=False,
             callback=_remember("quiet"),
-            help="No progress, no warnings.",
+            help="Print neither progress nor warnings.",
         ),
         option(
             "-v",
@@ -93,7 +93,7 @@ def terminal(command: F) -> F:
             count=True,
             expose_value=False,
             callback=_remember("verbose"),
-            help="Say what happens; twice for more.",
+            help="Print log messages; -vv for more.",
         ),
     ):
         command = decorate(command)
@@ -132,7 +132,7 @@ asset = option(
     group="input",
     rare=True,
     metavar="NAME",
-    help="Which asset of STAC items is the scene, where that is not clear.",
+    help="Asset of STAC items to read, where several could be the scene.",
 )
 
 
@@ -161,7 +161,7 @@ discard_review = option(
     "--discard-review",
     group="output",
     is_flag=True,
-    help="With --overwrite: replace the output even if a person has reviewed or edited something in it.",
+    help="With --overwrite: replace the output even if it holds reviews or edits.",
 )
 as_json = option("--json", "as_json", group="output", is_flag=True, help="Print the result as JSON.")
 
@@ -169,14 +169,14 @@ as_json = option("--json", "as_json", group="output", is_flag=True, help="Print 
 def run_options(command: F) -> F:
     """Add the options that say where the records of a run are kept, and for how long."""
     for decorate in (
-        option("--keep", group="machine", rare=True, is_flag=True, help="Keep the records when the run has succeeded."),
+        option("--keep", group="machine", rare=True, is_flag=True, help="Keep the run folder after success."),
         option(
             "--run-dir",
             group="machine",
             rare=True,
             metavar="FOLDER|URL",
-            help="Where the records are kept from which an interrupted run resumes; all workers have to see "
-            "it. Default: a folder beside the output.",
+            help="Run folder: records from which an interrupted run resumes. All workers need access to it. Default: "
+            "beside the output.",
         ),
     ):
         command = decorate(command)
@@ -188,7 +188,7 @@ aoi_layer = option(
     group="input",
     rare=True,
     metavar="NAME",
-    help="Layer of --aoi; default the only one that holds polygons.",
+    help="Layer of --aoi. Default: the only one with polygons.",
 )
 
 
@@ -200,7 +200,7 @@ def scene_options(command: F) -> F:
             group="input",
             type=str,
             metavar="LEFT,BOTTOM,RIGHT,TOP",
-            help="Work on this rectangle only, in the scene's CRS.",
+            help="Restrict the run to this rectangle, in the CRS of the scene.",
         ),
         option(
             "--mask",
@@ -208,11 +208,11 @@ def scene_options(command: F) -> F:
             type=SCENE,
             metavar="FILE|URI",
             multiple=True,
-            help="A raster on any grid and in any CRS, such as clouds: pixels that are not 0 are left out; or a folder "
-            "or archive of Sentinel-2, Landsat or PlanetScope, whose own clouds are. Repeatable.",
+            help="Raster of pixels to leave out, such as clouds, on any grid and in any CRS: all that are not 0. Or "
+            "a folder or archive of Sentinel-2, Landsat or PlanetScope, for its own cloud mask. Repeatable.",
         ),
         aoi_layer,
-        option("--aoi", group="input", type=VECTORS, help="Work inside the polygons of this file only."),
+        option("--aoi", group="input", type=VECTORS, help="Restrict the run to the polygons of this file."),
     ):
         command = decorate(command)
     return reading_options(command)
@@ -227,7 +227,7 @@ def reading_options(command: F) -> F:
             rare=True,
             default="p2-98",
             show_default=True,
-            help="Radiometric stretch of the whole scene: pLOW-HIGH percentiles, LOW,HIGH values, or none.",
+            help="Radiometric stretch of the whole scene: percentiles pLOW-HIGH, values LOW,HIGH, or none.",
         ),
         option(
             "--working-gsd",
@@ -235,30 +235,33 @@ def reading_options(command: F) -> F:
             rare=True,
             type=float,
             metavar="METRES",
-            help="Pixel size to work at; the default is the scene's own, within the networks' range.",
+            help="Pixel size to work at. Default: that of the scene, within the range of the networks.",
         ),
         option(
             "--gsd",
             group="input",
             type=float,
             metavar="METRES",
-            help="Pixel size of a scene without CRS, such as a plain PNG, or to read of a layer of map tiles.",
+            help="Pixel size of a scene without CRS, such as a plain PNG, or of a layer of map tiles.",
         ),
         option(
             "--nodata",
             group="input",
             type=float,
-            help="Value that marks pixels without data, instead of the file's own.",
+            help="Nodata value, instead of the file's own.",
         ),
         option(
             "--time",
             group="input",
             rare=True,
             metavar="DATE",
-            help="Which time of a file with several is the scene, such as 2024-05-01 or 2024-05-01T10:30.",
+            help="Time to read of a file with several, such as 2024-05-01 or 2024-05-01T10:30.",
         ),
         option(
-            "-b", "--bands", group="input", help="Red, green and blue: band numbers (3,2,1), descriptions or colours."
+            "-b",
+            "--bands",
+            group="input",
+            help="Bands for red, green and blue: numbers (3,2,1), descriptions or colours.",
         ),
     ):
         command = decorate(command)
@@ -271,20 +274,22 @@ score_threshold = option(
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Minimum score of a landslide's pixels.",
+    help="Minimum score of the pixels of a landslide.",
 )
 
 min_confidence = option(
     "--min-confidence",
     group="sensitivity",
     type=click.FloatRange(0, 1),
-    help="Minimum confidence of a landslide; what is less sure goes to the layer candidates. "
-    "What has no confidence counts, as what answers a prompt that a person drew. Default: 0.2 with the "
-    "bundled networks; others have no confidence.",
+    help="Minimum confidence of a landslide; polygons below it become candidates. Polygons without a confidence, "
+    "such as those of prompts drawn by a person, are landslides. Default: 0.2 with the bundled networks; others have "
+    "no confidence.",
 )
 
 
-_threads = option("--threads", group="machine", type=click.IntRange(min=1), help="Threads; all cores by default.")
+_threads = option(
+    "--threads", group="machine", type=click.IntRange(min=1), help="Number of threads. Default: all cores."
+)
 _precision = option(
     "--precision",
     group="machine",
@@ -292,7 +297,7 @@ _precision = option(
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
-    help="auto is bf16 on CUDA and fp32 elsewhere.",
+    help="auto is bf16 on CUDA and fp32 otherwise.",
 )
 _device = option("--device", group="machine", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 _sam_checkpoint = option("--sam-checkpoint", group="method", type=WEIGHTS, help="Weights file for --sam.")
@@ -301,8 +306,8 @@ _sam = option(
     group="method",
     type=SEGMENTER,
     metavar="NAME|FOLDER",
-    help="The segmenter: a network of geolabel models list, a file or folder, or OWNER/NAME[@REVISION] of the "
-    "Hugging Face hub. Default: bundled.",
+    help="Segmenter: a name from geolabel models list, a file or folder, or OWNER/NAME[@REVISION] on the Hugging "
+    "Face hub. Default: bundled.",
 )
 
 CHOSEN = ("localizer", "sam", "sam_checkpoint", "confidence_model")
@@ -314,7 +319,7 @@ networks_folder = option(
     group="method",
     type=FOLDER,
     metavar="FOLDER",
-    help="Localizer, segmenter and confidence of a folder that geolabel adapt wrote.",
+    help="Folder of geolabel adapt with localizer, segmenter and confidence.",
 )
 
 
@@ -327,14 +332,14 @@ def network_options(command: F) -> F:
             rare=True,
             type=WEIGHTS,
             metavar="FILE",
-            help="Confidence of polygons, as geolabel train confidence fits it to networks of your own.",
+            help="Confidence model of your own networks, from geolabel train confidence.",
         ),
         option(
             "--localizer",
             group="method",
             type=NETWORK,
             metavar="NAME|FILE",
-            help="The network that makes the activation maps. Default: bundled.",
+            help="Network that makes the activation maps. Default: bundled.",
         ),
         networks_folder,
     ):
@@ -387,8 +392,8 @@ def segmenter_options(command: F) -> F:
         type=click.Choice(["auto", "torch", "onnx"]),
         default="auto",
         show_default=True,
-        help="What runs networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the bundled networks, "
-        "and what was adapted from them, over a scene on a CPU, and torch elsewhere.",
+        help="Library that runs the networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the "
+        "bundled networks, and those adapted from them, on a CPU, and torch otherwise.",
     )
     for decorate in (_threads, batch, engine, _precision, _device, _sam_checkpoint, _sam):
         command = decorate(command)
@@ -405,7 +410,7 @@ def machine_options(command: F) -> F:
 def place_options(command: F) -> F:
     """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
     resume = option(
-        "--resume", group="machine", is_flag=True, help="Resume the training in --out from where it was saved."
+        "--resume", group="machine", is_flag=True, help="Resume an interrupted training from the state in --out."
     )
     for decorate in (as_json, overwrite, resume, _threads, _precision, _device):
         command = decorate(command)

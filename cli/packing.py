@@ -43,14 +43,14 @@ def packing_options(command: F) -> F:
             type=click.IntRange(1, 95),
             default=92,
             show_default=True,
-            help="Packing: JPEG quality of images that are no JPEGs yet.",
+            help="Packing: JPEG quality of images in other formats.",
         ),
         option(
             "--exclude",
             group="input",
             multiple=True,
             metavar="END",
-            help="Packing: leave out images whose names end so; give it several times for several.",
+            help="Packing: leave out images whose names end so; repeatable.",
         ),
         option("--seeds", group="input", type=Seeds(), default=(), help="Packing: synthetic scenes to add."),
         option(

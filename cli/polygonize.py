@@ -20,7 +20,7 @@ from .terminal import announce, loading, progress_bar
     "--band",
     group="input",
     type=click.IntRange(min=1),
-    help="Number of the band to read; by default the only one, or all bands of predict.",
+    help="Number of the band to read. Default: the only one, or all bands of predict.",
 )
 @option(
     "--class",
@@ -28,8 +28,8 @@ from .terminal import announce, loading, progress_bar
     group="input",
     multiple=True,
     metavar="NAME",
-    help="Polygons of this class; may be repeated. A class is a band by its description, or a value that a band tag "
-    "class_K names. Default: all that are in the raster.",
+    help="Class to write; repeatable. A class is a band, by its description, or a value, by its band tag class_K. "
+    "Default: all.",
 )
 @option(
     "--threshold",
@@ -37,9 +37,9 @@ from .terminal import announce, loading, progress_bar
     type=float,
     default=0.5,
     show_default=True,
-    help="Minimum value of a landslide's pixels.",
+    help="Minimum value of the pixels of a landslide.",
 )
-@option("--nodata", group="input", type=float, help="Value of pixels without data, instead of the file's own.")
+@option("--nodata", group="input", type=float, help="Nodata value, instead of the file's own.")
 @option(
     "--gsd",
     group="input",
@@ -55,7 +55,7 @@ from .terminal import announce, loading, progress_bar
     default=2048,
     show_default=True,
     metavar="PX",
-    help="Side of the blocks that are read at a time; no result depends on it.",
+    help="Side of the blocks to read at a time; results do not depend on it.",
 )
 @prediction.polygon_options
 @options.dst_crs
@@ -67,11 +67,11 @@ from .terminal import announce, loading, progress_bar
 def polygonize(
     ctx: click.Context, /, raster: str, output: str | None, out: str | None, as_json: bool, **given: Any
 ) -> None:
-    """Turn RASTER, a mask or scores of any origin, into the GeoPackage that extract writes.
+    """Turn RASTER, a mask or scores from any source, into polygons, as geolabel extract writes them.
 
-    Bands of floating-point numbers, and those with a scale, hold scores from 0 to 1. Bands of integers are masks or
-    labels: with the default threshold all values above zero are landslide, and labels that touch become one. Bands of
-    several classes that predict wrote, and labels that the file names (band tags class_K), give polygons of each class.
+    Floating-point bands, and bands with a scale, hold scores from 0 to 1. Integer bands are masks or labels: with the
+    default threshold all values above 0 are landslide, and touching labels are joined. Several classes, as bands of
+    geolabel predict or as values named by band tags class_K, give polygons of each class.
 
     \b
     geolabel polygonize mask.tif --out slides.gpkg

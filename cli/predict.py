@@ -41,10 +41,10 @@ def predict(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Score every pixel: a Cloud Optimized GeoTIFF of 0 to 254, 255 outside, 127 at the edge of a landslide.
+    """Write the score of every pixel: a Cloud Optimized GeoTIFF of 0 to 254, nodata 255, threshold 127.
 
-    geolabel polygonize turns the scores into polygons, with another threshold if need be. Several scenes, with --out,
-    have to lie on one grid; they are named as for geolabel extract.
+    geolabel polygonize turns the scores into polygons, with another threshold if needed. Several scenes need --out, and
+    have to share one grid. SCENE is as for geolabel extract.
 
     \b
     geolabel predict scene.tif --out scores.tif

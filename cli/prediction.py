@@ -16,7 +16,7 @@ class_names = option(
     group="method",
     multiple=True,
     metavar="NAME",
-    help="Class to find, of those that the network knows; repeat it for several. Default: all.",
+    help="Class to find, of those that the network knows; repeatable. Default: all.",
 )
 
 
@@ -28,9 +28,9 @@ def scene_method(command: F) -> F:
             "--method",
             group="method",
             type=click.Choice(list(METHODS)),
-            help="The published system to follow. Default: apsam, or student with --student. apsam: contours of the "
-            "map ask the segmenter; s2c: peaks do; cism: the map draws alone; these two need a --localizer of their "
-            "own. alps needs none, but --clusters; diffuprompter needs none, but classes in words.",
+            help="Published method. Default: apsam, or student with --student. apsam prompts the segmenter with "
+            "regions of the activation map, s2c with its peaks; cism uses the map alone. s2c and cism need a "
+            "--localizer of their own, alps needs --clusters, diffuprompter takes classes in words.",
         ),
     ):
         command = decorate(command)
@@ -48,7 +48,7 @@ def prediction_options(command: F) -> F:
             default=2048,
             show_default=True,
             metavar="PX",
-            help="Side of the blocks that the mosaic is kept in; no result depends on it.",
+            help="Side of the blocks that the mosaic is stored in; results do not depend on it.",
         ),
         tile_options,
         option(
@@ -56,8 +56,8 @@ def prediction_options(command: F) -> F:
             group="input",
             type=VECTORS,
             metavar="FILE",
-            help="Points and boxes to ask about instead of those of the localizer, such as an edited output of "
-            "extract, which keeps the review of that file too.",
+            help="Points and boxes to prompt the segmenter with, instead of those of the localizer, such as an "
+            "edited output of extract, whose review is kept too.",
         ),
         scene_method,
         class_names,
@@ -75,7 +75,7 @@ def tile_options(command: F) -> F:
             type=click.Choice(["fail", "skip"]),
             default="fail",
             show_default=True,
-            help="What a tile that cannot be read does: end the run, or leave a gap and exit code 3.",
+            help="Where a tile cannot be read: end the run, or leave a gap and exit with 3.",
         ),
         option(
             "--overlap",
@@ -83,7 +83,7 @@ def tile_options(command: F) -> F:
             rare=True,
             type=click.IntRange(min=0),
             metavar="PX",
-            help="Pixels that neighbouring tiles share; default a quarter of the tile.",
+            help="Overlap of neighbouring tiles. Default: a quarter of the tile.",
         ),
         option(
             "--tile-size",
@@ -91,7 +91,7 @@ def tile_options(command: F) -> F:
             rare=True,
             type=click.IntRange(min=32),
             metavar="PX",
-            help="Side of the tiles; default 512 for the bundled segmenter, 1024 for the official ones.",
+            help="Side of the tiles. Default: 512 for the bundled segmenter, 1024 for the official ones.",
         ),
     ):
         command = decorate(command)
@@ -107,7 +107,8 @@ def polygon_options(command: F) -> F:
             group="shape",
             type=click.FloatRange(0, 1),
             metavar="N",
-            help="Cut landslides that touch where they are narrower than this share of the narrower one, such as 0.4.",
+            help="Separate touching landslides at necks narrower than this share of the narrower landslide, such as "
+            "0.4.",
         ),
         option(
             "--max-hole",
@@ -115,7 +116,7 @@ def polygon_options(command: F) -> F:
             type=MeasureType("m2", "px"),
             default="50px",
             show_default=True,
-            help="Fill holes of up to this.",
+            help="Fill holes up to this size.",
         ),
         option(
             "--min-area",
@@ -138,7 +139,7 @@ def outline_options(command: F) -> F:
             group="shape",
             type=MeasureType("m", "px"),
             default=None,
-            help="Round corners: cut every corner back by at most this length.",
+            help="Round the corners of outlines, each by at most this length.",
         ),
         option(
             "--simplify",
@@ -146,7 +147,7 @@ def outline_options(command: F) -> F:
             type=MeasureType("m", "px"),
             default="0.75px",
             show_default=True,
-            help="Leave out corners of an outline that matter less than this.",
+            help="Tolerance of the simplification of outlines.",
         ),
     ):
         command = decorate(command)

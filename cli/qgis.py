@@ -15,9 +15,9 @@ from .inputs import INVENTORY, SCENE, check_outputs
 from .terminal import announce, loading
 
 
-@group(short_help="Write a project for QGIS, or install its plugin.")
+@group(short_help="Write a QGIS project, or install the QGIS plugin.")
 def qgis() -> None:
-    """Write a project that QGIS opens, or put the plugin of geolabel into QGIS."""
+    """Write a QGIS project, or install the plugin of geolabel in QGIS."""
 
 
 @qgis.command()
@@ -28,17 +28,19 @@ def qgis() -> None:
     group="input",
     type=SCENE,
     multiple=True,
-    help="File of the scene that SLIDES were found in; may be repeated, the first is on top.",
+    help="File of the scene of SLIDES; repeatable, the first is on top.",
 )
 @option(
     "--before",
     group="input",
     type=SCENE,
     multiple=True,
-    help="File of the time before, not ticked at first; may be repeated.",
+    help="File of an image from before the event, hidden at first; repeatable.",
 )
-@option("-b", "--bands", group="input", help="Red, green and blue of --scene: band numbers, descriptions or colours.")
-@option("--before-bands", group="input", help="The same of --before.")
+@option(
+    "-b", "--bands", group="input", help="Bands of --scene for red, green and blue: numbers, descriptions or colours."
+)
+@option("--before-bands", group="input", help="Bands of --before for red, green and blue.")
 @option("--gsd", group="input", type=float, metavar="METRES", help="Pixel size of scenes without CRS.")
 @option(
     "--stretch",
@@ -46,7 +48,7 @@ def qgis() -> None:
     rare=True,
     default="p2-98",
     show_default=True,
-    help="Radiometric stretch of each scene: pLOW-HIGH percentiles, LOW,HIGH values, or none.",
+    help="Radiometric stretch of each scene: percentiles pLOW-HIGH, values LOW,HIGH, or none.",
 )
 @option(
     "-o",
@@ -55,17 +57,19 @@ def qgis() -> None:
     type=click.Path(dir_okay=False),
     help="Project to write, .qgz. Default: beside SLIDES, with the same name.",
 )
-@option("--overwrite", group="output", is_flag=True, help="Replace the project if it is as geolabel wrote it.")
+@option(
+    "--overwrite", group="output", is_flag=True, help="Replace a project that was not changed since geolabel wrote it."
+)
 @options.as_json
 @options.terminal
 @click.pass_context
 def project(
     ctx: click.Context, /, slides: str, scenes: tuple[str, ...], out: str | None, as_json: bool, **how: Any
 ) -> None:
-    """Write a project of QGIS that shows the layers of SLIDES on the scene, in one group with their styles.
+    """Write a QGIS project with the layers of SLIDES on the scene, in one group with their styles.
 
-    Paths in the project are relative, so that a folder that holds the project, SLIDES and the scene can be moved. A
-    project that was saved in QGIS is never replaced.
+    Paths in the project are relative, so a folder with the project, SLIDES and the scene can be moved. A project that
+    was saved in QGIS is never replaced.
 
     \b
     geolabel qgis project slides.gpkg --scene scene.tif
@@ -97,10 +101,10 @@ _profile = option(
 @options.as_json
 @options.terminal
 def install(*, profile: str, as_json: bool) -> None:
-    """Put the plugin of geolabel into a profile of QGIS: algorithms of the Processing toolbox.
+    """Install the plugin of geolabel in a QGIS profile: algorithms of the Processing toolbox.
 
-    They call the command line of this environment; another one can be named in QGIS, in Settings, Options, Processing,
-    Providers, geolabel. Only files that this command wrote are replaced.
+    The plugin calls the command line of this environment; to use another one, name it in QGIS under Settings, Options,
+    Processing, Providers, geolabel. Only files that this command wrote are replaced.
 
     \b
     geolabel qgis install
@@ -118,7 +122,7 @@ def install(*, profile: str, as_json: bool) -> None:
 @options.as_json
 @options.terminal
 def uninstall(*, profile: str, as_json: bool) -> None:
-    """Remove the plugin of geolabel from a profile of QGIS.
+    """Remove the plugin of geolabel from a QGIS profile.
 
     \b
     geolabel qgis uninstall

@@ -1,4 +1,4 @@
-"""``geolabel review``: compare and merge inventories, say where to look, and what a review says of the rest."""
+"""``geolabel review``: compare, merge and export inventories, and sample them for a review."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DIFFERENT = 4
 """Exit code where something differs, or people disagree."""
 
 
-@group(short_help="Use what a person decided about polygons.")
+@group(short_help="Work with the review of an inventory.")
 def review() -> None:
-    """Use what a person decided about the polygons of an inventory."""
+    """Compare, merge and export reviewed inventories, and choose what to review."""
 
 
 @review.command()
@@ -35,7 +35,7 @@ def review() -> None:
     "--out",
     group="output",
     type=click.Path(dir_okay=False),
-    help="Also write the changes as a layer, in the format that the suffix names.",
+    help="Also write the changes as a layer; the suffix names the format.",
 )
 @option(
     "--min-iou",
@@ -43,7 +43,7 @@ def review() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     default=0.1,
     show_default=True,
-    help="Minimum intersection over union of two polygons that are one landslide.",
+    help="Minimum intersection over union of two polygons that count as one landslide.",
 )
 @options.overwrite
 @options.as_json
@@ -59,10 +59,10 @@ def diff(
     overwrite: bool,
     as_json: bool,
 ) -> int:
-    """Say what changed from the inventory OLD to NEW: polygons added, removed, or changed in outline, status or class.
+    """List the changes from the inventory OLD to NEW: polygons added, removed, or changed in outline, status or class.
 
-    The exit code is 0 where nothing changed and 4 where something did. Polygons are paired by their outlines; what a
-    person deleted counts as rejected.
+    The exit code is 0 without changes and 4 with changes. Polygons are matched by their outlines; deleted polygons
+    count as rejected.
 
     \b
     geolabel review diff first.gpkg second.gpkg
@@ -98,7 +98,7 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
     type=click.FloatRange(0, 1, min_open=True),
     default=0.1,
     show_default=True,
-    help="Minimum intersection over union of two polygons that are one landslide.",
+    help="Minimum intersection over union of two polygons that count as one landslide.",
 )
 @options.dst_crs
 @options.overwrite
@@ -107,10 +107,10 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
 @options.terminal
 @click.pass_context
 def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json: bool, **how: Any) -> int:
-    """Merge inventories of one place, such as those of several reviewers, into one.
+    """Merge inventories of one area, such as those of several reviewers.
 
-    A person's work comes before polygons that nobody has looked at. Where people disagree, the first INVENTORY counts,
-    the column disagreement has what the others say, and the exit code is 4.
+    Reviewed polygons take precedence over unreviewed ones. Where reviewers disagree, the first INVENTORY is used, the
+    column disagreement records the others, and the exit code is 4.
 
     \b
     geolabel review merge hers.gpkg his.gpkg --out both.gpkg
@@ -140,18 +140,20 @@ def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json
     type=SCENE,
     required=True,
     multiple=True,
-    help="The scene that SLIDES were found in; may be repeated, the first is on top.",
+    help="Scene of SLIDES; repeatable, the first is on top.",
 )
 @option(
     "--before",
     group="input",
     type=SCENE,
     multiple=True,
-    help="A scene of the time before, of any grid and CRS, to swipe between both; may be repeated.",
+    help="Image from before the event, on any grid and in any CRS, to swipe to; repeatable.",
 )
-@option("-b", "--bands", group="input", help="Red, green and blue of --scene: band numbers, descriptions or colours.")
-@option("--before-bands", group="input", help="The same of --before.")
-@option("--nodata", group="input", type=float, help="Value that marks pixels without data, instead of the files' own.")
+@option(
+    "-b", "--bands", group="input", help="Bands of --scene for red, green and blue: numbers, descriptions or colours."
+)
+@option("--before-bands", group="input", help="Bands of --before for red, green and blue.")
+@option("--nodata", group="input", type=float, help="Nodata value, instead of the files' own.")
 @option("--gsd", group="input", type=float, metavar="METRES", help="Pixel size of scenes without CRS.")
 @option(
     "--stretch",
@@ -159,7 +161,7 @@ def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json
     rare=True,
     default="p2-98",
     show_default=True,
-    help="Radiometric stretch of each scene: pLOW-HIGH percentiles, LOW,HIGH values, or none.",
+    help="Radiometric stretch of each scene: percentiles pLOW-HIGH, values LOW,HIGH, or none.",
 )
 @option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="Page to write, .html.")
 @option(
@@ -168,7 +170,7 @@ def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json
     type=click.FloatRange(0, 60, min_open=True),
     default=12.0,
     show_default=True,
-    help="Maximum size of each picture; more shows large scenes finer, and makes a larger file.",
+    help="Maximum size of each picture in megapixels; more shows large scenes in finer detail, in a larger file.",
 )
 @options.overwrite
 @options.as_json
@@ -177,10 +179,10 @@ def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json
 def view(
     ctx: click.Context, /, slides: str, scenes: tuple[str, ...], out: str, megapixels: float, as_json: bool, **how: Any
 ) -> None:
-    """Write a page on which a person reviews the polygons of SLIDES in a browser, without a network.
+    """Write a web page for reviewing the polygons of SLIDES in a browser, offline.
 
-    The page shows the scene, outlines coloured by confidence, and a table; keys accept and reject. It downloads the
-    reviewed file, which extract reads with --keep-reviewed.
+    The page shows the scene, outlines coloured by confidence, and a table; keys accept and reject. It saves a reviewed
+    file for --keep-reviewed of geolabel extract.
 
     \b
     geolabel review view slides.gpkg --scene scene.tif --out slides.html
@@ -213,7 +215,7 @@ def view(
     "--reviewed-only",
     group="output",
     is_flag=True,
-    help="Leave out what nobody has accepted, edited or added, and with it all candidates.",
+    help="Write only polygons that were accepted, edited or added.",
 )
 @options.overwrite
 @options.discard_review
@@ -221,9 +223,9 @@ def view(
 @options.terminal
 @click.pass_context
 def export(ctx: click.Context, /, slides: str, out: str, as_json: bool, **how: Any) -> None:
-    """Write SLIDES in another format or CRS, as it is after its review.
+    """Write SLIDES as it is after its review, in another format or CRS.
 
-    A candidate that was accepted is a landslide, and what was rejected or deleted is none. Prompts and tiles are left
+    Accepted candidates become landslides; rejected and deleted polygons are no landslides. Prompts and tiles are left
     out.
 
     \b
@@ -255,23 +257,23 @@ def export(ctx: click.Context, /, slides: str, out: str, as_json: bool, **how: A
     type=INVENTORY,
     multiple=True,
     metavar="ITEM",
-    help="An item of geolabel models stac to link to; may be repeated.",
+    help="Item of geolabel models stac to link to; repeatable.",
 )
 @option(
     "--date",
     group="input",
     metavar="YYYY-MM-DD",
-    help="Date of the scene, or FIRST/LAST of several. Default: what SLIDES says.",
+    help="Date of the scene, or FIRST/LAST of several scenes. Default: that recorded in SLIDES.",
 )
 @options.overwrite
 @options.as_json
 @options.terminal
 @click.pass_context
 def stac(ctx: click.Context, /, slides: str, files: tuple[str, ...], out: str, as_json: bool, **how: Any) -> None:
-    """Write a STAC item of SLIDES and of each FILE that belongs to it: other formats, rasters, pictures, pages.
+    """Write a STAC item of SLIDES and of each FILE that belongs to it, such as other formats, rasters and pictures.
 
-    The item has the ground and the date of the scene, versions and networks, and the size and checksum of every file,
-    which are named relative to the item.
+    The item has footprint and date of the scene, versions and networks, and the size and checksum of every file. Paths
+    are relative to the item.
 
     \b
     geolabel review stac slides.gpkg slides.parquet preview.png --out slides.json
@@ -293,7 +295,7 @@ def stac(ctx: click.Context, /, slides: str, files: tuple[str, ...], out: str, a
     "--count",
     group="output",
     type=click.IntRange(min=1),
-    help="Maximum number of windows. Default: 20; 60 with --estimate, those of earlier calls included.",
+    help="Maximum number of windows. Default: 20; 60 with --estimate, including those of earlier calls.",
 )
 @option(
     "--estimate",
@@ -314,20 +316,19 @@ def stac(ctx: click.Context, /, slides: str, files: tuple[str, ...], out: str, a
     group="input",
     type=VECTORS,
     metavar="FILE",
-    help="With --estimate: polygons of the area that was searched. Default: the tiles that the localizer saw.",
+    help="With --estimate: polygons of the area that was searched. Default: the tiles of the localizer.",
 )
 @options.as_json
 @options.terminal
 @click.pass_context
 def next_(ctx: click.Context, /, slides: str, count: int | None, estimate: bool, as_json: bool, **given: Any) -> None:
-    """Say where in SLIDES to look first: what is uncertain, large and unlike the rest.
+    """Choose windows of SLIDES to review first: around polygons that are uncertain, large and unlike the others.
 
-    The windows are written into SLIDES, a GeoPackage of geolabel extract, as the layer review, in the order in which to
-    look: around polygons that are uncertain, large, and unlike those that were seen before. Called again, the command
-    replaces the windows that nobody has looked at. Nothing else in the file changes.
+    The windows are written to the layer review of SLIDES, a GeoPackage of geolabel extract, in the order of review.
+    Called again, the command replaces windows that were not reviewed. Nothing else in the file changes.
 
-    With --estimate the layer review_sample holds a random sample instead: polygons to accept or reject, and windows
-    outside polygons in which to draw what was missed. Called again with a larger --count, it grows.
+    With --estimate, the layer review_sample holds a random sample: polygons to accept or reject, and windows outside
+    polygons in which to draw missed landslides. Called again with a larger --count, the sample grows.
 
     \b
     geolabel review next slides.gpkg --count 20
@@ -366,16 +367,16 @@ def _windows(slides: str, layer: str, figures: dict[str, Any]) -> dict[str, str]
     group="input",
     type=VECTORS,
     metavar="FILE",
-    help="Polygons of the area that was searched. Default: the tiles that the localizer saw.",
+    help="Polygons of the area that was searched. Default: the tiles of the localizer.",
 )
 @options.as_json
 @options.terminal
 @click.pass_context
 def estimate(ctx: click.Context, /, slides: str, aoi: str | None, as_json: bool) -> None:
-    """Say how many of the polygons of SLIDES that nobody has looked at are right, and how many landslides were missed.
+    """Estimate how many unreviewed polygons of SLIDES are correct, and how many landslides were missed.
 
-    Figures come with intervals of 95 %. They rest on the sample that geolabel review next --estimate drew, as far as it
-    was reviewed; without one, on whatever was reviewed. What was missed is known from windows outside polygons alone.
+    Figures have 95 % intervals. They are based on the reviewed part of the sample of geolabel review next --estimate;
+    without a sample, on all reviewed polygons. Missed landslides are estimated from windows outside polygons only.
 
     \b
     geolabel review estimate slides.gpkg

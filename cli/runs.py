@@ -16,10 +16,10 @@ from .terminal import announce
 
 @group()
 def runs() -> None:
-    """List, describe and delete the folders of unfinished work.
+    """List, describe and delete run folders.
 
-    A run keeps its records in a folder beside its output (or in --run-dir) until it succeeds. One that was interrupted
-    resumes from there when the same command is given again.
+    A run keeps its records in a folder beside its output (or in --run-dir) until it succeeds. The same command resumes
+    an interrupted run from there.
     """
 
 
@@ -28,7 +28,7 @@ def runs() -> None:
 @options.as_json
 @options.terminal
 def list_runs(folder: Path, as_json: bool) -> None:
-    """List the runs that have their folders in FOLDER; by default the current one."""
+    """List the run folders in FOLDER, by default the current one."""
     from geolabel.engine.run_folder import find_runs, summarize
     from geolabel.errors import RunError
 
@@ -66,7 +66,7 @@ def list_runs(folder: Path, as_json: bool) -> None:
 @options.as_json
 @options.terminal
 def show(run: str, as_json: bool) -> None:
-    """Say how far RUN, the folder of a run, has come, and what it is a run of."""
+    """Show the progress and the scenes of the run folder RUN."""
     from geolabel.engine.run_folder import summarize
     from geolabel.extraction.work import scenes_of
 
@@ -86,7 +86,7 @@ def show(run: str, as_json: bool) -> None:
 @click.argument("run", nargs=-1, required=True, shell_complete=complete_files)
 @options.terminal
 def clean(run: tuple[str, ...]) -> None:
-    """Delete the folder of each RUN that no process works on."""
+    """Delete each run folder RUN that no process uses."""
     from geolabel.engine.run_folder import clean as clean_run
 
     for root in run:

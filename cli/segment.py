@@ -55,10 +55,10 @@ def segment(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Outline everything in SCENE that the segmenter takes for an object, whatever it is.
+    """Outline every object that the segmenter finds in SCENE.
 
-    A grid of points is asked about in every tile. Segments keep one identity across tiles, and may overlap: a part and
-    the whole are both there. They have no class.
+    The prompts are a grid of points in every tile. Segments are joined across tiles and have no class; they may
+    overlap, as a part and its whole are both written.
 
     \b
     geolabel segment scene.tif --out segments.gpkg

@@ -1,4 +1,4 @@
-"""``geolabel study``: a method without one of its parts, or with other numbers."""
+"""``geolabel study``: ablations and parameter sweeps of the methods."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from geolabel.evaluation.steps import Section
 
 
-@group(short_help="Leave out parts of a method, or change its numbers.")
+@group(short_help="Run ablations and parameter sweeps of the methods.")
 def study() -> None:
-    """Leave out parts of a method, or change its numbers, and compare: a table and a plot.
+    """Run ablations and parameter sweeps of a method: a table and a plot.
 
-    Any chips with labels and masks will do. Masks are compared with; the study of alps alone also trains on some.
+    Chips need labels and masks. Masks are the reference; only the study of alps also trains on some.
     """
 
 
@@ -37,14 +37,14 @@ _out = option(
     group="output",
     required=True,
     type=FOLDER,
-    help="Folder for the table, the plot and the figures; a stopped study resumes there.",
+    help="Folder to write: table, plot and figures; an interrupted study resumes there.",
 )
 _only = option(
     "--only",
     group="method",
     multiple=True,
     metavar="ROW",
-    help="Only this row of the table; repeat it for several.",
+    help="Row of the table to measure; repeatable. Default: all.",
 )
 
 
@@ -65,7 +65,7 @@ def _study_options(command: F) -> F:
             group="input",
             default="landslide",
             show_default=True,
-            help="What label 1 of the chips means.",
+            help="Name of label 1 of the chips.",
         ),
         _only,
         _out,
@@ -82,7 +82,7 @@ _localizer = option(
     default="bundled",
     show_default=True,
     metavar="NAME|FILE",
-    help="The network that makes the activation maps.",
+    help="Network that makes the activation maps.",
 )
 _pamr = option(
     "--pamr",
@@ -95,14 +95,14 @@ _epochs = option(
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="Epochs of each training; default the preset's, 8 with cpu.",
+    help="Epochs of each training. Default: that of the preset, 8 with cpu.",
 )
 _size = option(
     "--size",
     group="method",
     type=click.IntRange(min=32),
     metavar="PX",
-    help="Side of the crops of each training; default the preset's, 160 with cpu.",
+    help="Side of the crops of each training. Default: that of the preset, 160 with cpu.",
 )
 _init = option(
     "--init",
@@ -128,7 +128,7 @@ def _preset(*names: str) -> Callable[[F], F]:
         type=click.Choice(names),
         default="cpu",
         show_default=True,
-        help="Numbers of each training, but for what its row is about; as in train localizer.",
+        help="Hyperparameters of each training, except those that its row varies; as in train localizer.",
     )
 
 
@@ -139,7 +139,7 @@ _seeds = option(
     default=1,
     show_default=True,
     metavar="N",
-    help="How often each row is trained, each time with another random seed.",
+    help="Number of random seeds to train each row with.",
 )
 
 
@@ -169,7 +169,7 @@ def prompts(ctx: click.Context, /, **given: Any) -> None:
 @_pamr
 @click.pass_context
 def everything(ctx: click.Context, /, **given: Any) -> None:
-    """Masks of a grid of eight by eight points without a map, beside APSAM."""
+    """Masks from a grid of eight by eight points without a map, compared with APSAM."""
     _run(ctx, "everything", given)
 
 
@@ -182,7 +182,7 @@ def everything(ctx: click.Context, /, **given: Any) -> None:
     group="method",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Points of the grid that segments come from, along each side of a chip; default the preset's, 12 with cpu.",
+    help="Points of the grid of prompts along each side of a chip. Default: that of the preset, 12 with cpu.",
 )
 @_init
 @_init_weights
@@ -237,15 +237,15 @@ def _announce(found: Section, out: Path, *, as_json: bool) -> None:
     "--classes",
     group="method",
     metavar="NAME[/SYNONYM...],...",
-    help="Words for the classes of LABELS, in their order. Default: their own names.",
+    help="Words for the classes of LABELS, in order. Default: their names.",
 )
 @option(
     "--diffusion",
     group="method",
     metavar="FOLDER|OWNER/NAME",
-    help="A Stable Diffusion 1.x, from a folder or from the Hugging Face hub.",
+    help="Model of Stable Diffusion 1.x, a folder or a name on the Hugging Face hub.",
 )
-@option("--template", group="method", rare=True, help="Text around the word of a class. Default: Photo of a {}.")
+@option("--template", group="method", rare=True, help="Text around the name of the class. Default: Photo of a {}.")
 @option(
     "--timesteps",
     group="method",
@@ -312,13 +312,9 @@ def diffuprompter(
 @click.argument("chips", type=Input(ChipError, file_okay=False, path_type=Path))
 @_out
 @_only
-@option(
-    "--test", group="input", type=FOLDER, help="Chips with masks to test on; default one in five of CHIPS, kept aside."
-)
-@option("--images", group="input", type=FOLDER, help="Images that pseudo-labels are made of; default those of CHIPS.")
-@option(
-    "--before", group="input", type=FOLDER, help="Images of another set, which the row chained is pre-trained on first."
-)
+@option("--test", group="input", type=FOLDER, help="Chips with masks to test on. Default: one in five of CHIPS.")
+@option("--images", group="input", type=FOLDER, help="Images to make pseudo-labels of. Default: those of CHIPS.")
+@option("--before", group="input", type=FOLDER, help="Images of another set, to pre-train the row chained on first.")
 @option(
     "--masks",
     group="method",
@@ -326,7 +322,7 @@ def diffuprompter(
     show_default=True,
     callback=numbers(int),
     metavar="N,...",
-    help="Numbers of masks to tune on, with as many chips that show nothing.",
+    help="Numbers of masks to tune on, with as many chips without a landslide.",
 )
 @option(
     "--seeds",
@@ -335,7 +331,7 @@ def diffuprompter(
     default=1,
     show_default=True,
     metavar="N",
-    help="How often students are tuned, each time on other chips.",
+    help="Number of times that students are tuned, each on other chips.",
 )
 @option(
     "--steps",
@@ -366,7 +362,11 @@ def diffuprompter(
     "--size", group="method", type=click.IntRange(min=64), metavar="PX", help="Side of the crops, a multiple of 32."
 )
 @option(
-    "--crops", group="method", type=click.IntRange(min=2), metavar="N", help="Crops of a step; default the preset's."
+    "--crops",
+    group="method",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Number of crops in a batch. Default: that of the preset.",
 )
 @option(
     "--seed",

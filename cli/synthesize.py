@@ -1,4 +1,4 @@
-"""``geolabel synthesize``: a landslide scene with truth, drawn from a seed."""
+"""``geolabel synthesize``: a synthetic landslide scene with its truth, from a seed."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from .terminal import announce, loading
     type=int,
     default=32648,
     show_default=True,
-    help="CRS, projected in metres; the place in it is invented.",
+    help="Projected CRS in metres; the location in it is invented.",
 )
 @option(
     "--pair",
     group="output",
     is_flag=True,
-    help="Also make scene_before.tif, the place before its landslides: another season and light, displaced by up to "
-    "3 px. The scene then has new roads, pits and fields too.",
+    help="Also write scene_before.tif, the place before its landslides, in another season and light, displaced by up "
+    "to 3 px. The scene then also has new roads, pits and fields.",
 )
 @options.overwrite
 @options.discard_review
@@ -53,7 +53,7 @@ from .terminal import announce, loading
 @options.terminal
 @click.pass_context
 def synthesize(ctx: click.Context, /, scene: str, size: str, as_json: bool, **given: Any) -> None:
-    """Make a landscape with landslides and write it to SCENE, a GeoTIFF, with everything that is true of it.
+    """Write a synthetic landscape with landslides to SCENE, a GeoTIFF, and its truth beside it.
 
     \b
     scene.tif           the picture

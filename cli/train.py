@@ -32,7 +32,7 @@ train.add_command(learn.student)
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the weights, their model cards and the curves.",
+    help="Folder to write: weights, model cards and training curves.",
 )
 @option("--seed", group="method", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @option(
@@ -41,15 +41,15 @@ train.add_command(learn.student)
     type=click.Choice(["full", "refine", "short"]),
     default="full",
     show_default=True,
-    help="full: one to two hours a network on one core; refine: under an hour, for what --init gives; "
-    "short: seconds, to see that it runs.",
+    help="Length of the training. full: one to two hours a network on one core; refine: under an hour, from --init; "
+    "short: seconds, as a test.",
 )
 @option(
     "--minutes",
     group="method",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="End by then; the weights then depend on the machine's speed.",
+    help="Maximum duration in minutes; the weights then depend on the speed of the machine.",
 )
 @option(
     "--network",
@@ -59,54 +59,56 @@ train.add_command(learn.student)
     multiple=True,
     default=KINDS,
     show_default=True,
-    help="What to train; give it twice for both.",
+    help="Network to train; repeatable.",
 )
 @option(
     "--data",
     group="input",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Real landslides to learn from besides: a folder with images/ and masks/.",
+    help="Folder of real landslides to learn from as well: images/ and masks/.",
 )
 @option(
     "--negatives",
     group="input",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with images that show no landslide, or a folder of such; repeatable.",
+    help="Folder of images without landslides, or of several such folders; repeatable.",
 )
 @option(
     "--coarse",
     group="input",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Landslides in images of 10 m, images/ and masks/: most to learn from, a fifth to calibrate the localizer.",
+    help="Folder of landslides in images of 10 m: images/ and masks/. A fifth calibrates the localizer.",
 )
 @option(
     "--pack",
     group="input",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Both of these in one file, as chips --pack writes it.",
+    help="One file with --data and --negatives, from chips --pack.",
 )
 @option(
     "--credit",
     group="input",
     multiple=True,
     metavar="TEXT",
-    help="Source and licence of such images, for the model cards.",
+    help="Source and licence of the real images, for the model cards.",
 )
 @option(
     "--init",
     group="method",
     metavar="bundled|FOLDER",
-    help="First weights: of the networks that ship with geolabel, or of those of a folder; random by default.",
+    help="Initial weights: the bundled networks, or those of a folder. Default: random.",
 )
 @option(
     "--scenes",
     group="method",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps the synthetic scenes for another run.",
+    help="Folder that keeps the synthetic scenes for later runs.",
 )
-@option("--threads", group="machine", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
+@option(
+    "--threads", group="machine", type=click.IntRange(min=1), metavar="N", help="Number of threads. Default: all cores."
+)
 @option("--device", group="machine", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @option(
     "--precision",
@@ -115,14 +117,14 @@ train.add_command(learn.student)
     type=click.Choice(["auto", "fp32", "bf16"]),
     default="auto",
     show_default=True,
-    help="Of the training steps. auto: bf16 on a GPU that has it; bf16 halves the time on processors with "
-    "instructions for it too.",
+    help="Precision of the training steps. auto: bf16 on a GPU that has it. bf16 also halves the time on CPUs with "
+    "instructions for it.",
 )
 @option(
     "--resume",
     group="machine",
     is_flag=True,
-    help="Resume from the last state that an interrupted training saved in --out.",
+    help="Resume an interrupted training from the state in --out.",
 )
 @options.overwrite
 @options.as_json
@@ -141,7 +143,7 @@ def bundled(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Make the networks that ship with geolabel again, from a seed and synthetic scenes."""
+    """Train the bundled networks from a seed and synthetic scenes."""
     files = {kind: out / f"{kind}.safetensors" for kind in dict.fromkeys(networks)}
     for file in files.values():
         options.check_training(file, overwrite=overwrite)
@@ -189,25 +191,27 @@ def bundled(
     group="output",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for localizer.safetensors and its model card.",
+    help="Folder to write: localizer.safetensors and its model card.",
 )
 @option(
     "--scenes",
     group="method",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps the synthetic scenes for another run.",
+    help="Folder that keeps the synthetic scenes for later runs.",
 )
-@option("--threads", group="machine", type=click.IntRange(min=1), metavar="N", help="Threads; all cores by default.")
+@option(
+    "--threads", group="machine", type=click.IntRange(min=1), metavar="N", help="Number of threads. Default: all cores."
+)
 @options.overwrite
 @options.as_json
 @options.terminal
 def average(
     files: tuple[Path, ...], out: Path, scenes: Path | None, threads: int | None, overwrite: bool, as_json: bool
 ) -> None:
-    """Write the mean of the weights of localizers that train bundled made, calibrated again.
+    """Average the weights of localizers from train bundled, and calibrate the mean.
 
-    The mean of trainings with the same first weights and different changes of their samples is often better than each.
-    A FILE that is named twice counts twice.
+    The mean of trainings with the same initial weights and different augmentations is often better than each of them. A
+    FILE that is named twice counts twice.
     """
     from geolabel.errors import OutputError
 
@@ -241,7 +245,7 @@ def _first(init: str | None) -> Path | None:
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="JSON to write; the one that ships is geolabel/weights/confidence.json.",
+    help="JSON file to write; the bundled one is geolabel/weights/confidence.json.",
 )
 @option(
     "--scenes",
@@ -250,13 +254,13 @@ def _first(init: str | None) -> Path | None:
     default=32,
     show_default=True,
     metavar="N",
-    help="Synthetic scenes to extract.",
+    help="Number of synthetic scenes to extract.",
 )
 @option(
     "--data",
     group="input",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Real images to extract besides, but for those for reports: a folder as bench quality takes it.",
+    help="Folder of real images to extract as well, as for bench quality; images kept for reports are not used.",
 )
 @options.network_options
 @options.overwrite
@@ -273,10 +277,10 @@ def confidence(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Fit the confidence of polygons to the networks; repeat it when these change.
+    """Fit the confidence of polygons to the networks; repeat it after training them.
 
-    Scenes that are kept for selection are extracted; a logistic model learns from the attributes of the polygons which
-    of them are at least half landslide. Takes some minutes.
+    Extracts the scenes kept for selection, and fits a logistic model that predicts from the attributes of a polygon
+    whether at least half of it is landslide. Takes some minutes.
 
     \b
     geolabel train confidence --out geolabel/weights/confidence.json --overwrite
@@ -303,10 +307,10 @@ def confidence(
 @options.as_json
 @options.terminal
 def graphs(files: tuple[Path, ...], as_json: bool) -> None:
-    """Write the graphs of networks beside the FILEs of their weights, with which --engine onnx runs them.
+    """Write ONNX graphs beside the FILEs of weights, for --engine onnx.
 
-    FILE holds a localizer or a segmenter of geolabel. A graph has no weights in it and follows from the architecture
-    alone; those that are there are replaced. geolabel models export makes one file for other programs.
+    FILE holds a localizer or a segmenter of geolabel. A graph has no weights and depends on the architecture only;
+    existing graphs are replaced. geolabel models export writes one file for other programs.
 
     \b
     geolabel train graphs my-localizer.safetensors

@@ -79,20 +79,20 @@ def cluster_options(command: F) -> F:
             default="auto",
             show_default=True,
             metavar="SIZE",
-            help="Memory of each of the --workers, such as 4GB; auto shares out the machine's.",
+            help="Memory limit of each of the --workers, such as 4GB; auto divides the memory of the machine.",
         ),
         option(
             "--scheduler",
             group="machine",
             metavar="ADDRESS|FILE",
-            help="Work on a dask cluster: tcp://HOST:8786, tls://HOST:8786, or a scheduler file.",
+            help="Dask scheduler to run on: tcp://HOST:8786, tls://HOST:8786, or a scheduler file.",
         ),
         option(
             "--workers",
             group="machine",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Work in N processes of this machine; one per core, or one per GPU.",
+            help="Number of local worker processes: one per core, or one per GPU.",
         ),
     ):
         command = decorate(command)

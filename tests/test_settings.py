@@ -83,15 +83,13 @@ def help_of(command: click.Command, name: str) -> str | None:
 
 def test_the_help_says_which_methods_have_an_option_and_their_defaults() -> None:
     assert help_of(extract, "activation_threshold") == (
-        "apsam, s2c, diffuprompter: grey value that the activation has to exceed. Default: 120; 102 with diffuprompter."
+        "apsam, s2c, diffuprompter: threshold of the activation, a grey value. Default: 120; 102 with diffuprompter."
     )
     assert help_of(label, "activation_threshold") == (
-        "apsam, cism: grey value that the activation has to exceed. Default: 120; 102 with cism."
+        "apsam, cism: threshold of the activation, a grey value. Default: 120; 102 with cism."
     )
-    assert help_of(extract, "cluster_names") == (
-        "alps: name of the clusters to find; repeat it for several. Default: landslide."
-    )
-    assert str(help_of(extract, "student")).startswith("A student of geolabel train student")
+    assert help_of(extract, "cluster_names") == ("alps: name of the clusters to find; repeatable. Default: landslide.")
+    assert str(help_of(extract, "student")).startswith("Student of geolabel train student")
 
 
 @dataclass(frozen=True)

@@ -15,35 +15,31 @@ one of the highest IoU with the activation that the prompt came from (DiffuPromp
 
 _Localizer = Annotated[
     str | None,
-    Setting(
-        "The network that makes the activation maps. Default: bundled.", "method", kind="network", metavar="NAME|FILE"
-    ),
+    Setting("Network that makes the activation maps. Default: bundled.", "method", kind="network", metavar="NAME|FILE"),
 ]
 _Gate = Annotated[
     float,
-    Setting("Minimum class probability around an activation that is followed up.", "sensitivity", low=0, high=1),
+    Setting("Minimum class probability of a window whose activation is used.", "sensitivity", low=0, high=1),
 ]
 _Threshold = Annotated[
-    int, Setting("Grey value that the activation has to exceed.", "sensitivity", rare=True, low=0, high=255)
+    int, Setting("Threshold of the activation, a grey value.", "sensitivity", rare=True, low=0, high=255)
 ]
-_Prompts = Annotated[
-    Literal["box", "point", "both"], Setting("What the segmenter is given of each object.", "method", rare=True)
-]
+_Prompts = Annotated[Literal["box", "point", "both"], Setting("Kind of prompts for each object.", "method", rare=True)]
 _Answer = Annotated[
     Selection,
     Setting(
-        "Which of the segmenter's candidates answers a prompt; overlap is the one most like the activation.",
+        "Choice among the masks that the segmenter proposes; overlap is the one most like the activation.",
         "method",
         rare=True,
     ),
 ]
 _MinQuality = Annotated[
-    float, Setting("Minimum predicted IoU x stability of a mask that counts.", "sensitivity", rare=True, low=0, high=1)
+    float, Setting("Minimum predicted IoU x stability of a mask.", "sensitivity", rare=True, low=0, high=1)
 ]
 _Confidence = Annotated[
     float | None,
     Setting(
-        "Minimum stability x activation of a mask that counts. Default: 0.5; 0 with the bundled segmenter.",
+        "Minimum stability x activation of a mask. Default: 0.5; 0 with the bundled segmenter.",
         "sensitivity",
         rare=True,
         low=0,
@@ -52,22 +48,23 @@ _Confidence = Annotated[
 ]
 _CANDIDATES = "best_iou", "first", "whole", "single"
 _SingleScale = Annotated[
-    bool, Setting("One view of a chip instead of four scales and mirrored ones.", "method", rare=True)
+    bool, Setting("Use one view of a chip instead of four scales and mirrored ones.", "method", rare=True)
 ]
 _Pamr = Annotated[
     bool | None,
     Setting(
-        "Move the maps to the edges of the image, by the colours of the pixels around each (PAMR). Default: of apsam "
-        "and cism, with a localizer that learned from labels of whole images.",
+        "Refine the maps along the edges of the image by pixel-adaptive refinement (PAMR). Default: on for apsam and "
+        "cism with a localizer that learned from labels of whole images.",
         "method",
         flag="--pamr/--no-pamr",
     ),
 ]
-_ClassName = Annotated[str, Setting("What label 1 of the chips means.", "input")]
+_ClassName = Annotated[str, Setting("Name of label 1 of the chips.", "input")]
 _Crf = Annotated[
     bool,
     Setting(
-        "Draw the maps along the edges of the image with a dense CRF. Default: of diffuprompter, as in its paper.",
+        "Refine the maps along the edges of the image with a dense CRF. Default: on for diffuprompter, as in its "
+        "paper.",
         "method",
         rare=True,
         flag="--crf/--no-crf",
@@ -83,7 +80,7 @@ class Words:
     classes: Annotated[
         str,
         Setting(
-            "What to look for, in words, such as landslide/mudslide,airplane.",
+            "Classes to find, in words, such as landslide/mudslide,airplane.",
             "method",
             rare=True,
             metavar="NAME[/SYNONYM...],...",
@@ -92,18 +89,18 @@ class Words:
     diffusion: Annotated[
         str,
         Setting(
-            "A Stable Diffusion 1.x, from a folder or from the Hugging Face hub. Default: "
+            "Model of Stable Diffusion 1.x, a folder or a name on the Hugging Face hub. Default: "
             "stable-diffusion-v1-5/stable-diffusion-v1-5, 4 GB.",
             "method",
             rare=True,
             metavar="FOLDER|OWNER/NAME",
         ),
     ] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    template: Annotated[str, Setting("The text that the class stands in.", "method", rare=True)] = "Photo of a {}"
+    template: Annotated[str, Setting("Text around the name of the class.", "method", rare=True)] = "Photo of a {}"
     timestep: Annotated[
-        int, Setting("Step of the noise schedule that noise is added at, of 1000.", "method", rare=True, low=0)
+        int, Setting("Step of the noise schedule to add noise at, of 1000.", "method", rare=True, low=0)
     ] = 40
-    draws: Annotated[int, Setting("Maps of independent noise that are averaged.", "method", rare=True, low=1)] = 50
+    draws: Annotated[int, Setting("Number of maps of independent noise to average.", "method", rare=True, low=1)] = 50
     crf: _Crf = True  # eq. 10
 
 
@@ -119,8 +116,8 @@ class ApsamScenes:
     activation_floor: Annotated[
         int | None,
         Setting(
-            "Grey value that the activation of every pixel of a landslide has to exceed, but for what a prompt of a "
-            "person asks for. Default: 100 with the bundled localizer, else 0.",
+            "Threshold of the activation under every pixel of a landslide, except for prompts drawn by a person. "
+            "Default: 100 with the bundled localizer, else 0.",
             "sensitivity",
             rare=True,
             low=0,
@@ -158,7 +155,7 @@ class AlpsScenes:
     clusters: Annotated[
         str | Path | None,
         Setting(
-            "Named clusters, or the folder of pseudo-labels that holds them.",
+            "Named clusters, or the folder of pseudo-labels with them.",
             "method",
             rare=True,
             kind="path",
@@ -168,7 +165,7 @@ class AlpsScenes:
     cluster_names: Annotated[
         tuple[str, ...],
         Setting(
-            "Name of the clusters to find; repeat it for several.",
+            "Name of the clusters to find; repeatable.",
             "method",
             rare=True,
             metavar="NAME",
@@ -185,8 +182,8 @@ class DiffuprompterScenes(Words):
     gate: Annotated[
         float,
         Setting(
-            "Minimum raw attention to a class in a tile that is searched for it, 0 to 1; 0 searches every tile. What "
-            "is high depends on the diffusion network.",
+            "Minimum raw attention to a class in a tile to search, 0 to 1; 0 searches every tile. Its range depends "
+            "on the diffusion model.",
             "sensitivity",
             low=0,
             high=1,
@@ -205,7 +202,7 @@ class StudentScenes:
     student: Annotated[
         str | Path | None,
         Setting(
-            "A student of geolabel train student, which draws by itself: no localizer, no segmenter.",
+            "Student of geolabel train student, which runs without localizer and segmenter.",
             "method",
             kind="weights",
             metavar="FILE",
@@ -219,12 +216,12 @@ class GridSettings:
 
     points_per_side: Annotated[
         int,
-        Setting("Points of the grid along each side of a tile; the segmenter is asked about each.", "method", low=1),
+        Setting("Points of the grid along each side of a tile, each of which is a prompt.", "method", low=1),
     ] = 32
     predicted_iou: Annotated[
         float | None,
         Setting(
-            "Predicted IoU that a mask has to exceed; default 0.88, less for the bundled network.",
+            "Minimum predicted IoU of a mask. Default: 0.88, less for the bundled network.",
             "sensitivity",
             low=0,
             high=1,
@@ -233,13 +230,13 @@ class GridSettings:
     stability: Annotated[
         float | None,
         Setting(
-            "Minimum stability of a mask; default 0.95, less for the bundled network.", "sensitivity", low=0, high=1
+            "Minimum stability of a mask. Default: 0.95, less for the bundled network.", "sensitivity", low=0, high=1
         ),
     ] = None
     duplicate: Annotated[
         float,
         Setting(
-            "Of masks of a tile whose boxes have a larger IoU, only the best is kept.",
+            "Maximum IoU of the boxes of two masks in a tile; of masks above it, only the best is kept.",
             "sensitivity",
             rare=True,
             low=0,
@@ -249,7 +246,7 @@ class GridSettings:
     same: Annotated[
         float,
         Setting(
-            "Minimum IoU, where two tiles overlap, of two masks of one object.",
+            "Minimum IoU of two masks of one object, in the overlap of two tiles.",
             "sensitivity",
             rare=True,
             above=0,
@@ -271,8 +268,8 @@ class ApsamChips:
     selection: Annotated[
         Selection | None,
         Setting(
-            "Which of the segmenter's candidates answers. Default: whole; of apsam with another segmenter than the "
-            "bundled one best_iou.",
+            "Choice among the masks that the segmenter proposes. Default: whole; best_iou for apsam with other "
+            "segmenters than the bundled one.",
             "method",
             rare=True,
             choices=_CANDIDATES,
@@ -281,7 +278,7 @@ class ApsamChips:
     agreed: Annotated[  # not in the paper
         bool | None,
         Setting(
-            "Ignore pixels where mask and activation disagree. Default: with the bundled segmenter.",
+            "Ignore pixels where mask and activation disagree. Default: on with the bundled segmenter.",
             "method",
             flag="--agreed/--not-agreed",
         ),
@@ -297,10 +294,10 @@ class S2cChips:
 
     localizer: _Localizer = None
     confidence: _Confidence = None  # the tau of eq. 11
-    single_peak: Annotated[bool, Setting("Ask about the highest place only.", "method", rare=True)] = False
+    single_peak: Annotated[bool, Setting("Prompt with the highest peak only.", "method", rare=True)] = False
     selection: Annotated[
         Selection,
-        Setting("Which of the segmenter's candidates answers.", "method", rare=True, choices=_CANDIDATES),
+        Setting("Choice among the masks that the segmenter proposes.", "method", rare=True, choices=_CANDIDATES),
     ] = "whole"
     pamr: _Pamr = False
     single_scale: _SingleScale = False
@@ -325,15 +322,13 @@ class AlpsChips:
 
     clusters: Annotated[
         str,
-        Setting(
-            "How many clusters, auto to find out, or clusters that were made before.", "method", metavar="K|auto|FILE"
-        ),
+        Setting("Number of clusters, auto, or a file of existing clusters.", "method", metavar="K|auto|FILE"),
     ] = "auto"
     max_share: Annotated[
         float | None,
         Setting(
-            "Leave out what covers more of an image, as background; a landslide that fills a chip goes with it. "
-            "Default: 0.3; 0.7 of the bundled network, whose tiles are small.",
+            "Maximum share of an image that a region covers; larger ones are background, also a landslide that fills "
+            "a chip. Default: 0.3; 0.7 with the bundled network, whose tiles are small.",
             "sensitivity",
             above=0,
             high=1,
@@ -345,7 +340,7 @@ class AlpsChips:
     predicted_iou: Annotated[
         float | None,
         Setting(
-            "Predicted IoU that a mask has to exceed. Default: 0.88, less for the bundled network.",
+            "Minimum predicted IoU of a mask. Default: 0.88, less for the bundled network.",
             "sensitivity",
             low=0,
             high=1,
@@ -357,15 +352,14 @@ class AlpsChips:
             "Minimum stability of a mask. Default: 0.95, less for the bundled network.", "sensitivity", low=0, high=1
         ),
     ] = None
-    passes: Annotated[int, Setting("How often k-means sees all masks.", "method", rare=True, low=1)] = 3
+    passes: Annotated[int, Setting("Number of passes of k-means over all masks.", "method", rare=True, low=1)] = 3
     seed: _Seed = 0
-    normalised: Annotated[
-        bool, Setting("Cluster the directions of features, whatever their lengths.", "method", rare=True)
-    ] = False
+    normalised: Annotated[bool, Setting("Cluster features scaled to unit length.", "method", rare=True)] = False
     regions: Annotated[
         Path | None,
         Setting(
-            "Keep here what the segmenter finds, for another number of clusters or another share.",
+            "Folder that keeps the regions of the segmenter, for a run with another number of clusters or another "
+            "share.",
             "output",
             kind="folder",
             metavar="FOLDER",
@@ -377,8 +371,10 @@ class AlpsChips:
 class DiffuprompterChips(Words):
     """Settings of DiffuPrompter; the defaults are the paper's."""
 
-    threshold: Annotated[float, Setting("Activation that counts.", "sensitivity", above=0, below=1)] = 0.4  # eq. 10
-    attention_only: Annotated[bool, Setting("Take the thresholded maps for labels and ask no segmenter.", "method")] = (
+    threshold: Annotated[float, Setting("Threshold of the activation.", "sensitivity", above=0, below=1)] = (
+        0.4  # eq. 10
+    )
+    attention_only: Annotated[bool, Setting("Use the thresholded maps as labels, without a segmenter.", "method")] = (
         False
     )
     seed: _Seed = 0
