@@ -55,9 +55,9 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     type=click.Choice(["auto", "threshold", "head", "all"]),
     default="auto",
     show_default=True,
-    help="What to adapt. threshold: the threshold of the activation; head: also the last layers; all: most layers; "
-    "auto: the simplest level that gains 0.02 F1 over all simpler ones. auto tries layers only where an area was "
-    "reviewed as a whole, and all only on a GPU.",
+    help="What to adapt of the localizer. threshold: the threshold of the activation; head: also the last layers; all: "
+    "most layers; auto: the simplest level that gains 0.02 F1 over all simpler ones. auto tries layers only where an "
+    "area was reviewed as a whole, and all only on a GPU. The decoder of the segmenter is tried with each level.",
 )
 @option(
     "--seed", group="method", rare=True, type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
@@ -86,8 +86,9 @@ def adapt(
 
     Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground, and so is a ring
     around each reviewed polygon. Areas that were reviewed as a whole (a layer "reviewed", or windows of the layer
-    "review" with the status reviewed) are other ground outside their polygons. The gain is validated on blocks that
-    were held out of the training; without a gain nothing is written, and the exit code is 4.
+    "review" with the status reviewed) are other ground outside their polygons. The segmenter learns from five outlines
+    or more that were drawn or corrected. The gain is validated on blocks that were held out of the training; without a
+    gain nothing is written, and the exit code is 4.
 
     \b
     geolabel extract scene.tif --out first.gpkg
@@ -118,7 +119,7 @@ def adapt(
             progress=progress,
         )
     announce(_figures(found) if as_json else _summary(found), as_json=as_json)
-    return 0 if found.level else NO_GAIN
+    return 0 if found.gains else NO_GAIN
 
 
 def _figures(found: Adaptation) -> dict[str, Any]:
@@ -127,17 +128,23 @@ def _figures(found: Adaptation) -> dict[str, Any]:
 
 
 def _summary(found: Adaptation) -> dict[str, Any]:
-    before, *levels = found.scores.items()
+    as_it_is, *levels = found.scores.items()
     lines = {
         "learned from": f"{found.landslides} landslides, {found.rejected} rejected; areas seen whole: {found.areas}; "
         f"tiles: {found.tiles}",
-        "F1 as it is": f"{before[1]:.2f}, of cells of the map that were reviewed",
+        "F1 as it is": f"{as_it_is[1]:.2f}, of cells of the map that were reviewed",
     }
     lines |= {f"F1 of {name}": f"{score:.2f}, validated on {found.blocks} places in turn" for name, score in levels}
-    if found.level is None:
+    if found.masks is not None:
+        mean, fitted = found.masks
+        lines["IoU of masks"] = f"{mean:.2f}, of {found.drawn} outlines; of a fitted decoder {fitted:.2f}, validated"
+    if not found.gains:
         return lines | {"output": "none: no level gains enough to be sure of; review more, or areas as a whole"}
-    return lines | {
-        "chosen": f"{found.level}, + {found.gain:.2f}",
-        "activation": f"cut at {found.cut[1]:.2f}, gate at {found.gate[1] / found.gate[0]:.2f} times the value before",
-        "output": f"{found.folder}, for --networks",
-    }
+    if found.level is not None:
+        lines |= {
+            "chosen": f"{found.level}, + {found.gain:.2f}",
+            "activation": f"cut at {found.cut[1]:.2f}, gate at {found.gate[1] / found.gate[0]:.2f} times the value "
+            "before",
+        }
+    segmenter = "with the fitted decoder" if found.decoder else "as it was"
+    return lines | {"segmenter": segmenter, "output": f"{found.folder}, for --networks"}

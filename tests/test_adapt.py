@@ -22,9 +22,8 @@ from affine import Affine
 from scipy.special import logit
 
 import geolabel
-from geolabel.adaptation import confidence, levels
+from geolabel.adaptation import confidence, decoder, levels
 from geolabel.adaptation import whole as whole_layers
-from geolabel.adaptation.adapt import Begun, write_localizer
 from geolabel.adaptation.confidence import _moved, _platt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE, UNJUDGED, Ground, Reviewed
 from geolabel.adaptation.head import Head, OctaveMaps
@@ -41,17 +40,19 @@ from geolabel.adaptation.levels import (
     f1,
     tally,
 )
+from geolabel.adaptation.networks import Begun, write_localizer
 from geolabel.adaptation.whole import Whole
 from geolabel.cli.main import run
 from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.extraction.scene_groups import prepare
 from geolabel.models import registry
-from geolabel.models.checkpoint import load_checkpoint, load_localizer, read_info, save_checkpoint
+from geolabel.models.checkpoint import load_checkpoint, load_localizer, load_own, read_info, save_checkpoint
 from geolabel.models.confidence import load_confidence, save_confidence, shipped
 from geolabel.models.loading import recipe
 from geolabel.models.on_onnx import OnnxMaps
-from geolabel.models.on_torch import TorchMaps
+from geolabel.models.on_torch import TorchMaps, TorchSam
+from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 
@@ -479,7 +480,11 @@ def mapped(place: Path, out: Path, networks: geolabel.Networks) -> float:
     return geolabel.evaluate(out, place / "scene_truth.tif").areas.f1
 
 
-def test_review_and_adaptation_find_more(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_review_and_adaptation_find_more(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("STEPS", 2), ("OUTLINES", 2), ("MINIMUM_GAIN", -1.0)):
+        monkeypatch.setattr(decoder, name, value)
     begun = geolabel.Networks.from_folder(place / "off", device="cpu")
     before = mapped(place, tmp_path / "first.gpkg", begun)
     truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")
@@ -500,6 +505,15 @@ def test_review_and_adaptation_find_more(place: Path, tmp_path: Path, capsys: py
     fitted = load_confidence(out / "confidence.json").fitted["adapted"]
     assert fitted["polygons"] >= 5
     assert (info.floor, info.trained["adapted"]["scenes"]) == (100, ["scene.tif"])
+    assert (said["drawn"], said["decoder"], len(said["masks"])) == (len(added), True, 2)
+    drawing = read_info(out / "segmenter.safetensors").trained["adapted"]
+    assert (drawing["drawn"], drawing["from"]) == (len(added), recipe("segmenter").sha256)
+    new = geolabel.Networks.from_folder(out, device="cpu").for_images()
+    assert [(one.source, one.engine) for one in new] == [
+        (str(out / "localizer.safetensors"), "torch"),  # that of the fixture has no graph
+        (str(out / "segmenter.safetensors"), "onnx"),
+    ]
+    assert load_confidence(out / "confidence.json").networks == {one.role: one.sha256 for one in new}
     after = mapped(place, tmp_path / "second.gpkg", geolabel.Networks.from_folder(out, device="cpu"))
     assert after > before + 0.05
     with pytest.raises(OutputError, match="overwrite"):
@@ -511,6 +525,114 @@ def test_too_few_landslides_are_refused(place: Path, tmp_path: Path) -> None:
     truth[:2].to_file(tmp_path / "few.gpkg", layer="few")
     with pytest.raises(VectorError, match="2 reviewed landslides on the scenes, at least 3 are needed"):
         geolabel.adapt(place / "scene.tif", tmp_path / "few.gpkg")
+
+
+@pytest.mark.parametrize("name", ["aoi", "mask"])
+def test_an_area_or_a_mask_is_no_folder_to_write(place: Path, tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "valley.gpkg", "a", [square(0, 0, 9)])
+    with pytest.raises(OutputError, match="is an input of this run"):
+        geolabel.adapt(
+            place / "scene.tif", place / "scene_truth.gpkg", out=path, reading=geolabel.Reading(**{name: path})
+        )
+
+
+# The decoder
+
+
+def lessons(count: int, seed: int) -> decoder.Lessons:
+    """Windows that show a bright square, asked for by a box twice as large."""
+    random = np.random.default_rng(seed)
+    images, boxes, points, covers = [], [], [], []
+    for _ in range(count):
+        image = random.integers(60, 90, (128, 128, 3)).astype(np.uint8)
+        row, col = 16 * random.integers(2, 5, 2)
+        image[row : row + 32, col : col + 32] += 120
+        truth = np.zeros((512, 512), bool)
+        truth[row : row + 32, col : col + 16] = True  # a person means the left half alone
+        images.append(image)
+        boxes.append((col - 8, row - 8, col + 39, row + 39))
+        points.append((col + 16, row + 16))
+        covers.append(by_cell(truth, 4).astype(np.float16))
+    embeddings = TorchSam(SEGMENTER, resize=False).encode(images).half()
+    places = np.array([(0, 300 * k, 0) for k in range(count)])
+    return decoder.Lessons(
+        embeddings,
+        torch.arange(count),
+        torch.tensor(points).float(),
+        torch.tensor(boxes).float(),
+        torch.from_numpy(np.stack(covers)),
+        places,
+    )
+
+
+SEGMENTER: Any = load_own(registry.lookup("bundled", "segmenter")[0].path, "segmenter")[0]
+
+
+def test_a_decoder_learns_what_outlines_mean_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("STEPS", 30), ("OUTLINES", 4), ("RATE", 1e-3), ("SHARE", 1.0)):
+        monkeypatch.setattr(decoder, name, value)
+    shown, others = lessons(6, 0), lessons(4, 1)
+    before = {name: tensor.clone() for name, tensor in SEGMENTER.state_dict().items()}
+    found = decoder.fitted(SEGMENTER, shown, seed=0)
+    state = found.state_dict()
+    moved = {name for name, tensor in state.items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("mask_decoder.") for name in moved)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in SEGMENTER.state_dict().items())
+    assert decoder.ious(found, others).mean() > decoder.ious(SEGMENTER, others).mean() + 0.1
+
+
+def test_the_mean_of_both_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "STEPS", 2)
+    shown, name = lessons(2, 0), "mask_decoder.mask_tokens.weight"
+    monkeypatch.setattr(decoder, "SHARE", 1.0)
+    whole_way = decoder.fitted(SEGMENTER, shown, seed=0).state_dict()[name]
+    monkeypatch.setattr(decoder, "SHARE", 0.5)
+    half_way = decoder.fitted(SEGMENTER, shown, seed=0).state_dict()[name]
+    assert torch.allclose(half_way, (whole_way + SEGMENTER.state_dict()[name]) / 2, atol=1e-7)
+
+
+def test_regions_of_a_map_ask_with_box_and_centroid_by_hand() -> None:
+    raw = np.zeros((8, 8), np.float32)
+    raw[1:3, 2:6], raw[6, 6] = 3.0, 1.2
+    found = decoder.regions(raw, OperatingPoint(1.0, 1.5), 1, 8, (10, 20))
+    assert found.boxes.tolist() == [[8 * 22, 8 * 11, 8 * 26, 8 * 13]]  # the other is below the gate
+    assert found.points.tolist() == [[[8 * 24 - 0.5, 8 * 12 - 0.5]]]
+    assert len(decoder.regions(raw - 9, OperatingPoint(1.0, 1.5), 1, 8, (0, 0))) == 0
+
+
+def test_outlines_are_asked_for_as_the_localizer_found_them_or_by_their_own_box() -> None:
+    outlines = np.array([shapely.box(10, 20, 50, 60), shapely.box(200, 200, 240.5, 220)], object)
+    found = prompts_of([[12, 16, 52, 64], [100, 100, 140, 140]], [[30, 41], [120, 120]])
+    asked = decoder.prompts_for(outlines, found)
+    assert asked.boxes.tolist() == [[12, 16, 52, 64], [200, 200, 241, 220]]
+    assert asked.points[:, 0].tolist() == [[30, 41], [219.75, 209.5]]
+    assert decoder.prompts_for(outlines, Prompts.build()).boxes[0].tolist() == [10, 20, 50, 60]
+
+
+def prompts_of(boxes: list[list[float]], points: list[list[float]]) -> Prompts:
+    return Prompts.build(boxes=np.array(boxes, float), points=np.array(points, float))
+
+
+def test_outlines_of_one_place_are_in_one_fold_and_one_place_alone_has_none() -> None:
+    places = np.array([(0, 10, 10), (0, 20, 20), (0, 3000, 0), (0, 3000, 3000), (1, 0, 0)])
+    found = decoder.folds_of(places)
+    assert found is not None
+    assert found[0] == found[1]
+    assert len(set(found.tolist())) == 4
+    assert decoder.folds_of(places[:2]) is None
+
+
+def test_drawn_outlines_are_counted_and_accepted_ones_are_not(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.gpkg"
+    geolabel.polygonize(place / "scene_truth.tif", out=path)
+    table = gpd.read_file(path, layer="landslides")
+    table.loc[0, "geometry"] = table.geometry.iloc[0].buffer(4)
+    table.loc[1, "status"] = "accepted"
+    table.to_file(path, layer="landslides", driver="GPKG")
+    found = Reviewed.read(path)
+    assert (len(found.landslides), len(found.drawn)) == (2, 1)
+    assert len(Reviewed.read(path, accept_unreviewed=True).drawn) == len(table) - 1
 
 
 def test_where_nothing_gains_nothing_is_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

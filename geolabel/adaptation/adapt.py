@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geolabel.adaptation.confidence import fit_again
 from geolabel.adaptation.ground import LANDSLIDE, UNJUDGED, Ground, Reviewed
-from geolabel.adaptation.levels import Blocks, Cells, Choice, Fit, Level, Mapper, OperatingPoint, by_cell, choose
+from geolabel.adaptation.levels import Blocks, Cells, Choice, Level, choose
+from geolabel.adaptation.networks import Begun, Layers, check_segmenter, write_localizer, write_segmenter
 from geolabel.engine.tasks import Progress, Silent
-from geolabel.errors import OptionError, VectorError
+from geolabel.errors import VectorError
 from geolabel.extraction.plan import Plan
 from geolabel.extraction.request import FOLDER_FILES, Networks, Parameters, Reading, decide
 from geolabel.extraction.scene_groups import prepare_scenes
 from geolabel.folders import check_folder, claim, replacing_folder
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.models import loading
-from geolabel.models.cam import CamLocalizer
-from geolabel.models.checkpoint import NetworkInfo, load_checkpoint, load_localizer, read_info, save_checkpoint
-from geolabel.models.confidence import METHOD, FittedConfidence, knows, load_confidence, save_confidence, shipped
-from geolabel.models.defaults import localizer_defaults
-from geolabel.models.engines import MapNetwork, graph_files
-from geolabel.parts import LocalizerRecipe
+from geolabel.models.confidence import save_confidence
+from geolabel.prompts import Prompts
 from geolabel.types import UInt8Array
 from geolabel.urls import without_secrets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from geolabel.adaptation.head import Head
-    from geolabel.adaptation.whole import Whole
+    from geolabel.adaptation.decoder import Redrawn
     from geolabel.io.read.scene_inputs import SceneInput, Scenes
 
 log = logging.getLogger(__name__)
@@ -47,9 +38,6 @@ MINIMUM = 3
 
 MAX_TILES = 128
 """Tiles that are looked at; where more are reviewed, those with landslides come first, and then as many others."""
-
-GREY_CUT = 120 / 255
-"""Activation at the cut, see `geolabel.models.checkpoint.NetworkInfo.constant`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +60,13 @@ class Adaptation:
     """Operating point as it was and as it is, in units of the network's own: 1 is as it was."""
     gate: tuple[float, float]
     """Mean activation, in the same units, that some window of a landslide has to reach."""
+    drawn: int = 0
+    """Landslides whose outline a person drew or corrected."""
+    masks: tuple[float, float] | None = None
+    """Mean IoU of the segmenter's masks with these outlines, as it is and with its decoder fitted to them, by
+    cross-validation over spatial blocks; None where they are too few, or in one place."""
+    decoder: bool = False
+    """Whether the decoder gains, and is written."""
     folder: Path | None = None
     """Where the networks are."""
 
@@ -79,6 +74,11 @@ class Adaptation:
     def gain(self) -> float:
         """F1 that the level gains by cross-validation; 0 where nothing gains."""
         return self.scores[self.level] - self.scores["none"] if self.level else 0.0
+
+    @property
+    def gains(self) -> bool:
+        """Whether anything gains: a level of the localizer, or the decoder of the segmenter."""
+        return self.level is not None or self.decoder
 
 
 def adapt(
@@ -94,9 +94,11 @@ def adapt(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Adaptation:
-    """Adapt the localizer to a region from what a person reviewed there.
+    """Adapt the networks to a region from what a person reviewed there.
 
-    Levels are compared by cross-validation over spatial blocks, and where none gains, nothing is written.
+    Levels of the localizer are compared by cross-validation over spatial blocks. Where five outlines or more were drawn
+    or corrected, the mask decoder of the segmenter is fitted to them, and judged in the same way. Where nothing gains,
+    nothing is written.
 
     Parameters
     ----------
@@ -113,8 +115,9 @@ def adapt(
         all simpler ones; layers are tried then only where somebody has looked at an area whole, and ``all`` only on a
         GPU, since it takes minutes on a CPU.
     reading, networks
-        How scenes are read, and the networks to begin with. What ``head`` and ``all`` are fitted to is computed by
-        torch in single precision, one tile at a time, whatever engine, precision and batch the networks have.
+        How scenes are read, and the networks to begin with; the segmenter has to be one of geolabel's own. What
+        ``head`` and ``all`` are fitted to is computed by torch in single precision, one tile at a time, whatever
+        engine, precision and batch the networks have.
     accept_unreviewed
         Whether landslides that nobody reviewed count as accepted, in all files: for a truth that needs no review, such
         as a mask that `geolabel.polygonize` has traced. Candidates do not.
@@ -135,7 +138,7 @@ def adapt(
     VectorError
         If a file cannot be read, or holds too few reviewed landslides on the scenes, or all in one place.
     OptionError
-        If the localizer is none that can be adapted.
+        If the localizer or the segmenter is none that can be adapted.
     GeolabelError
         See `geolabel.errors`.
 
@@ -146,30 +149,38 @@ def adapt(
     >>> networks = geolabel.Networks.from_folder("valley")  # doctest: +SKIP
     """
     reading, networks, progress = reading or Reading(), Networks.of(networks), progress or Silent()
-    networks.refuse("adapt changes the localizer alone", "sam", "sam_checkpoint")
     paths = [Path(one) for one in ([reviewed] if isinstance(reviewed, str | Path) else reviewed)]
     scenes = list_scenes(scene, asset=reading.asset)
     if out is not None:
-        check_folder(Path(out), [*paths, *(one.source for one in scenes if isinstance(one.source, str))])
+        beside = [*paths, *reading.masks, *([] if reading.aoi is None else [reading.aoi])]
+        check_folder(Path(out), [*beside, *(one.source for one in scenes if isinstance(one.source, str))])
         claim(Path(out), overwrite=overwrite)
     files = [Reviewed.read(path, accept_unreviewed=accept_unreviewed) for path in paths]
     groups = prepare_scenes(scenes, reading, networks, Parameters())
     for text in groups.warnings:
         log.warning("%s", text)
-    begun = Begun.of(groups.plans[0], level)
+    begun, segmenter = Begun.of(groups.plans[0], level), groups.plans[0].segmenter
+    check_segmenter(segmenter)
     grounds = [Ground.on(plan.grid, files) for plan in groups.plans]
-    adaptation, choice = _choose(begun, groups.plans, grounds, paths, level, seed, progress)
-    if choice.level is None or out is None:
+    adaptation, choice, cells = _choose(begun, groups.plans, grounds, paths, level, seed, progress)
+    redrawn = _redrawn(begun, choice, cells, groups.plans, grounds, seed, progress)
+    if redrawn is not None:
+        masks = round(redrawn.before, 4), round(redrawn.after, 4)
+        adaptation = replace(adaptation, masks=masks, decoder=redrawn.network is not None)
+    if out is None or not adaptation.gains:
         return adaptation
     made = asdict(adaptation) | {
         "scenes": [_name(one) for one in scenes],
         "reviewed": [path.name for path in paths],
-        "from": begun.recipe.sha256,
     }
     with replacing_folder(Path(out), overwrite=overwrite) as folder:
-        localizer = write_localizer(folder, begun, choice, made)
+        written = {
+            "localizer": write_localizer(folder, begun, choice, made),
+            "sam_checkpoint": write_segmenter(folder, segmenter, redrawn, made),
+        }
         if begun.confidence is not None:
-            recipes = decide(replace(networks, localizer=str(localizer), confidence_model=None), Parameters())[1]
+            given: dict[str, Any] = {name: str(path) for name, path in written.items() if path is not None}
+            recipes = decide(replace(networks, **given, sam=None, confidence_model=None), Parameters())[1]
             fitted = fit_again(begun.confidence, recipes, groups.plans, grounds, progress)
             save_confidence(folder / FOLDER_FILES["confidence_model"], fitted, overwrite=False)
     return replace(adaptation, folder=Path(out))
@@ -183,8 +194,8 @@ def _choose(
     level: Level | None,
     seed: int,
     progress: Progress,
-) -> tuple[Adaptation, Choice[Layers]]:
-    """Choose a level on the ground that was reviewed; raises as `adapt`."""
+) -> tuple[Adaptation, Choice[Layers], list[Cells]]:
+    """Choose a level on the ground that was reviewed, the tiles of which come back too; raises as `adapt`."""
     landslides, rejected, areas, waiting = (
         sum(len(getattr(one, name)) for one in grounds) for name in ("landslides", "rejected", "areas", "waiting")
     )
@@ -218,8 +229,34 @@ def _choose(
         blocks=blocks.shown,
         cut=(1.0, round(choice.point.cut / begun.point.cut, 4)),
         gate=(round(begun.point.gate / begun.point.cut, 4), round(choice.point.gate / begun.point.cut, 4)),
+        drawn=sum(len(ground.drawn) for ground in grounds),
     )
-    return adaptation, choice
+    return adaptation, choice, cells
+
+
+def _redrawn(
+    begun: Begun,
+    choice: Choice[Layers],
+    cells: Sequence[Cells],
+    plans: Sequence[Plan],
+    grounds: Sequence[Ground],
+    seed: int,
+    progress: Progress,
+) -> Redrawn | None:
+    """What outlines teach the decoder that is asked as the chosen localizer asks; None where they are too few."""
+    if not any(len(ground.drawn) for ground in grounds):
+        return None
+    from geolabel.adaptation.decoder import fit_decoder, regions
+
+    stride = begun.info.stride
+    found: list[list[Prompts]] = [[] for _ in plans]
+    for one in cells:
+        if (one.cover * one.judged).any():
+            raw = one.raw if choice.layers is None else choice.layers.map(one)
+            number, *first = one.place
+            found[number].append(regions(raw, choice.point, begun.window, stride, (first[0], first[1])))
+    prompts = [Prompts.concatenate(parts) for parts in found]
+    return fit_decoder(plans[0].segmenter, plans, grounds, prompts, seed, progress)
 
 
 def _name(scene: SceneInput) -> str:
@@ -228,113 +265,7 @@ def _name(scene: SceneInput) -> str:
     return Path(without_secrets(scene.name or source)).name
 
 
-# --- the localizer ---------------------------------------------------------------------------------------------------
-
-
-class Layers(Mapper, Protocol):
-    """Layers of a localizer that were fitted."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By their names in the network."""
-        ...
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The localizer to begin with."""
-
-    recipe: LocalizerRecipe
-    confidence: FittedConfidence | None
-    """Of polygons that it finds, with the segmenter; None where none is known."""
-    path: Path
-    info: NetworkInfo
-    point: OperatingPoint
-    maps: CamLocalizer
-    """Gives raw maps, or features where layers are fitted."""
-    head: Head | None
-    """None where no layers are fitted."""
-    whole: Whole | None
-    """None where those of the trunk stay."""
-
-    @classmethod
-    def of(cls, plan: Plan, level: Level | None) -> Begun:
-        """The localizer of a plan; raises as `adapt`."""
-        recipe = plan.localizer
-        path = loading.file_of(recipe)
-        info = read_info(path)
-        if not isinstance(recipe, LocalizerRecipe) or info.kind != "localizer" or len(info.classes) != 1:
-            raise OptionError(
-                f"--localizer {recipe.source}: adapt knows localizers of one class, and this is a {info.kind} of "
-                f"{len(info.classes)}: give another"
-            )
-        assert info.constant is not None, "a localizer without a constant was refused before"
-        network, head, whole = cls._network(recipe, path, info, level)
-        point = OperatingPoint(info.constant * GREY_CUT, -float(network.bias[0]), info.sharpness)
-        return cls(
-            recipe, confidence_before(plan), path, info, point, CamLocalizer(network, info, batch=1), head, whole
-        )
-
-    @staticmethod
-    def _network(
-        recipe: LocalizerRecipe, path: Path, info: NetworkInfo, level: Level | None
-    ) -> tuple[MapNetwork, Head | None, Whole | None]:
-        if level != "threshold":
-            from geolabel.adaptation.head import Head, OctaveMaps
-            from geolabel.adaptation.whole import Whole
-            from geolabel.models.nets.localizer import PyramidLocalizer
-
-            network, _ = load_localizer(path)
-            head = Head.of(network)
-            wanted = level == "all" or (level is None and recipe.device != "cpu")
-            whole = Whole.of(network, info, recipe.device) if head is not None and wanted else None
-            if level == "all" and whole is None:
-                raise OptionError(
-                    f"--level all: {recipe.source} is no localizer of two octaves on EfficientNet-Lite, whose layers "
-                    "can be fitted: take --level threshold"
-                )
-            if head is not None and isinstance(network, PyramidLocalizer):
-                return OctaveMaps(network, device=recipe.device), head, whole
-            if level == "head":
-                raise OptionError(
-                    f"--level head: {recipe.source} is no localizer of two octaves, whose last layers can be fitted: "
-                    "take --level threshold"
-                )
-        return loading.maps_of(recipe, path)[0], None, None
-
-    @property
-    def window(self) -> int:
-        """Side of the gate's window in cells."""
-        return max(1, self.info.window // self.info.stride)
-
-    def fits(self, seed: int, level: Level | None) -> dict[Level, Fit[Layers]]:
-        """What fits the layers of each level that is tried; ``head`` is not, where another is asked for."""
-        layers: dict[Level, Head | Whole | None] = {"head": self.head, "all": self.whole}
-        return {
-            name: partial(one.fitted, cut=self.point.cut, seed=seed)
-            for name, one in layers.items()
-            if one is not None and level in (None, name)
-        }
-
-    def cells(self, rgb: UInt8Array, truth: UInt8Array, place: tuple[int, int, int]) -> Cells:
-        """The map of an image (H, W, 3), and what was said (H, W) of it by cell."""
-        maps, stride = self.maps.raw_maps([rgb])[0], self.info.stride
-        missing = [(0, n * stride - side) for n, side in zip(maps.shape[1:], truth.shape, strict=True)]
-        truth = np.pad(truth, missing, constant_values=UNJUDGED)
-        judged, slides = by_cell(truth != UNJUDGED, stride), by_cell(truth == LANDSLIDE, stride)
-        cover = np.divide(slides, judged, out=np.zeros_like(slides), where=judged > 0)
-        if self.head is None:
-            return Cells(maps[0], cover, judged, place)
-        features = np.moveaxis(maps, 0, 2).astype(np.float16)
-        found = Cells(maps[0], cover, judged, place, features, None if self.whole is None else rgb)
-        return replace(found, raw=self.head.map(found))
-
-
-def confidence_before(plan: Plan) -> FittedConfidence | None:
-    """The confidence of polygons that the networks of a plan find."""
-    if plan.confidence is not None:
-        return plan.confidence
-    networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
-    return load_confidence(shipped()) if knows(networks, METHOD) else None
+# --- the ground ------------------------------------------------------------------------------------------------------
 
 
 def _tiles(plans: Sequence[Plan], grounds: Sequence[Ground]) -> list[tuple[int, int, UInt8Array]]:
@@ -366,33 +297,3 @@ def _cells(plan: Plan, number: int, index: int, truth: UInt8Array, begun: Begun)
     bands, valid = plan.reader.read(window, plan.grid)
     rgb, stride = plan.stretch.apply(bands, valid), begun.info.stride
     return begun.cells(rgb, np.where(valid, truth, UNJUDGED), (number, window.row // stride, window.col // stride))
-
-
-# --- the folder ------------------------------------------------------------------------------------------------------
-
-
-def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: dict[str, Any]) -> Path:
-    """Write the localizer with what was chosen, and its graph.
-
-    Parameters
-    ----------
-    made
-        What the file says of how it was made.
-    """
-    import torch
-
-    state, info = load_checkpoint(begun.path)
-    state |= {} if choice.layers is None else choice.layers.tensors()
-    state["bias"] = torch.full_like(state["bias"], -choice.point.gate)
-    target = folder / FOLDER_FILES["localizer"]
-    info = replace(
-        info,
-        constant=choice.point.cut / GREY_CUT,
-        floor=localizer_defaults(begun.recipe.source).activation_floor,
-        trained=info.trained | {loading.ADAPTED: made},
-    )
-    save_checkpoint(target, state, info)
-    for old, new in zip(graph_files(begun.path, "localizer"), graph_files(target, "localizer"), strict=True):
-        if old.is_file():
-            shutil.copyfile(old, new)
-    return target

@@ -10,7 +10,7 @@ that nobody reviewed are not judged, wherever they are, and neither are candidat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -60,6 +60,8 @@ class Reviewed:
     """Areas that a person has looked at whole."""
     removed: gpd.GeoDataFrame
     """What was cut off polygons that were redrawn."""
+    drawn: gpd.GeoDataFrame
+    """Of the landslides, those whose outline a person drew, or that come from elsewhere."""
 
     @classmethod
     def read(cls, path: str | Path, *, accept_unreviewed: bool = False) -> Self:
@@ -88,23 +90,30 @@ class Reviewed:
         areas += [_with_status(read_layer(path, name), seen=True) for name in WINDOW_LAYERS if name in names]
         if not layers:
             nothing = areas[0].iloc[:0]
-            return cls(path, nothing, nothing, nothing, _stacked(areas), nothing)
+            return cls(path, nothing, nothing, nothing, _stacked(areas), nothing, nothing)
         record = read_written(path)
         review = read_review(path, layers, record)
         areas.append(_with_status(review.kept, seen=True))
-        landslides, waiting = _decided(review, accept_unreviewed=accept_unreviewed)
-        return cls(path, landslides, review.rejected, waiting, _stacked(areas), _cut_off(review, record))
+        landslides, waiting, drawn = _decided(review, accept_unreviewed=accept_unreviewed)
+        removed = _cut_off(review, record)
+        return cls(path, landslides, review.rejected, waiting, _stacked(areas), removed, drawn)
 
     def __len__(self) -> int:
         return len(self.landslides) + len(self.rejected) + len(self.areas)
 
 
-def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """Polygons that are landslides, and those that are not judged."""
+def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """Polygons that are landslides, those that are not judged, and of the first those whose outline a person drew."""
     kept, waiting = _with_status(review.kept, seen=False), review.waiting
-    candidate = (kept[LAYER] == POLYGON_LAYERS[1]) & ~kept[REDRAWN].astype(bool)
+    redrawn = kept[REDRAWN].astype(bool)
+    candidate = (kept[LAYER] == POLYGON_LAYERS[1]) & ~redrawn
     taken = waiting[LAYER] == POLYGON_LAYERS[0] if accept_unreviewed else np.zeros(len(waiting), bool)
-    return _stacked([kept[~candidate], waiting[taken]]), _stacked([kept[candidate], waiting[~taken]])
+    # a truth that needs no review is a person's, whoever wrote the file
+    return (
+        _stacked([kept[~candidate], waiting[taken]]),
+        _stacked([kept[candidate], waiting[~taken]]),
+        _stacked([kept[redrawn], waiting[taken]]),
+    )
 
 
 def _cut_off(review: Review, record: Record | None) -> gpd.GeoDataFrame:
@@ -138,6 +147,7 @@ class Ground:
     waiting: AnyArray
     areas: AnyArray
     removed: AnyArray
+    drawn: AnyArray
 
     @classmethod
     def on(cls, grid: Grid, files: Sequence[Reviewed]) -> Self:
@@ -156,15 +166,15 @@ class Ground:
             kept: AnyArray = outlines[shapely.intersects(outlines, frame)]
             return kept
 
-        return cls(*(gathered(name) for name in ("landslides", "rejected", "waiting", "areas", "removed")))
+        return cls(*(gathered(one.name) for one in fields(cls)))
 
     @property
     def _ringed(self) -> AnyArray:
         return np.concatenate([self.landslides, self.rejected])
 
     @cached_property
-    def _drawn(self) -> tuple[shapely.STRtree, UInt8Array]:
-        """Geometries in the order in which they are drawn, later ones on top, and their values."""
+    def _painted(self) -> tuple[shapely.STRtree, UInt8Array]:
+        """Geometries in the order in which they are painted, later ones on top, and their values."""
         layers = (
             (_rings(self._ringed), GROUND),
             (self.areas, GROUND),
@@ -185,7 +195,7 @@ class Ground:
 
     def paint(self, window: Window) -> UInt8Array:
         """(H, W) what was said of the pixels of a window."""
-        painted: UInt8Array = rasterize(*self._drawn, window)
+        painted: UInt8Array = rasterize(*self._painted, window)
         return painted
 
 

@@ -93,6 +93,23 @@ def _is_bundled(path: Path) -> bool:
     return same_size and sha256(bundled) == sha256(path)
 
 
-def segmenter_defaults(name: str | None) -> SegmenterDefaults:
-    """What suits a segmenter; None is the bundled one."""
-    return _SEGMENTERS.get(name or BUNDLED, SegmenterDefaults())
+def segmenter_defaults(name: str | Path | None) -> SegmenterDefaults:
+    """What suits a segmenter, by name or file; None is the bundled one.
+
+    A file that `geolabel.adapt` wrote has what suits the bundled one.
+
+    Raises
+    ------
+    WeightsError
+        If a file is damaged.
+    """
+    known = _SEGMENTERS.get(str(name or BUNDLED))
+    if known is not None:
+        return known
+    path = Path(str(name))
+    if path.suffix != ".safetensors" or not path.is_file():
+        return SegmenterDefaults()
+    from geolabel.models.checkpoint import read_info
+    from geolabel.models.loading import ADAPTED
+
+    return _SEGMENTERS[BUNDLED] if ADAPTED in read_info(path).trained else SegmenterDefaults()

@@ -85,12 +85,8 @@ class SegmenterLosses(nn.Module):
         """
         embeddings = self.sam.image_encoder(images)
         logits, quality = self.decode(embeddings, index, origin, points, boxes)
-        true = target[:, None].expand_as(logits)
-        each = 20 * focal_loss(logits, true) + dice_loss(logits, true)
-        masks = best_candidate(each[:, 1:], rest=0.15) + 0.5 * each[:, 0]
-        wrong = functional.mse_loss(quality, mask_iou(logits, true).detach(), reduction="none")
         cover = cover_loss(self.cover(embeddings).float(), classes, LANDSLIDE, UNKNOWN)
-        return {"masks": masks.mean(), "quality": 2 * wrong.mean(), "cover": 0.5 * cover}
+        return mask_losses(logits, quality, target) | {"cover": 0.5 * cover}
 
     def answer(
         self,
@@ -152,6 +148,25 @@ class SegmenterLosses(nn.Module):
         positions = _part(encoder.get_dense_pe(), origin // EMBEDDING_STRIDE, cells)
         sparse, dense = encoder(points=asked_points, boxes=asked_boxes, masks=masks)
         return sparse, dense, positions
+
+
+def mask_losses(logits: Tensor, quality: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Losses of the masks of K objects, of which the best of three candidates counts most, and of predicted IoU.
+
+    Parameters
+    ----------
+    logits : (K, 4, h, w)
+        Of all four mask tokens, the single one first.
+    quality : (K, 4)
+        Predicted IoU.
+    target : (K, h, w)
+        Coverage of the cells by each object.
+    """
+    true = target[:, None].expand_as(logits)
+    each = 20 * focal_loss(logits, true) + dice_loss(logits, true)
+    masks = best_candidate(each[:, 1:], rest=0.15) + 0.5 * each[:, 0]
+    wrong = functional.mse_loss(quality, mask_iou(logits, true).detach(), reduction="none")
+    return {"masks": masks.mean(), "quality": 2 * wrong.mean()}
 
 
 def _part(maps: Tensor, origin: Tensor, cells: int) -> Tensor:

@@ -45,7 +45,7 @@ import shapely
 from affine import Affine
 
 from geolabel.activation import window_logits
-from geolabel.adaptation.adapt import MINIMUM, Begun, Layers, adapt
+from geolabel.adaptation.adapt import MINIMUM, adapt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE
 from geolabel.adaptation.levels import (
     CUTS,
@@ -61,6 +61,7 @@ from geolabel.adaptation.levels import (
     region_peaks,
     tally,
 )
+from geolabel.adaptation.networks import Begun, Layers
 from geolabel.engine.worker import use_threads
 from geolabel.errors import VectorError
 from geolabel.evaluation.examples import Example, Files

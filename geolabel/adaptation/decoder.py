@@ -1,0 +1,314 @@
+"""The mask decoder of a segmenter, fitted to outlines that a person drew.
+
+The encoder stays, so each window is encoded once. A few outlines teach little: the decoder is pulled towards the
+weights that it began with, and what is kept is the mean of both, where it gains on outlines that it was not fitted to.
+
+Sources: Kirillov et al. (2023), "Segment Anything", appendix A, for the losses; Li et al. (2018), "Explicit inductive
+bias for transfer learning with convolutional networks", for the pull (L2-SP); Wortsman et al. (2022), "Robust
+fine-tuning of zero-shot models", for the mean.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import shapely
+import torch
+from scipy import ndimage
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from geolabel.activation import window_logits
+from geolabel.adaptation.ground import Ground
+from geolabel.adaptation.levels import FOLDS, OperatingPoint, by_cell
+from geolabel.engine.tasks import Progress
+from geolabel.extraction.plan import Plan, PromptedWindow, assign, oversized
+from geolabel.io.write.rasters import rasterize
+from geolabel.models import loading
+from geolabel.models.checkpoint import load_own
+from geolabel.models.nets.sam import LOW_RES_STRIDE
+from geolabel.models.on_torch import TorchSam
+from geolabel.models.sam import corner_pixels
+from geolabel.parts import Recipe
+from geolabel.prompts import Prompts
+from geolabel.tiles import TileGrid, Window
+from geolabel.training.losses import mask_iou
+from geolabel.training.segmenter_objective import KINDS, Kind, SegmenterLosses, mask_losses
+from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
+
+MINIMUM = 5
+"""Outlines that a person drew from which on the decoder is fitted."""
+
+MAXIMUM = 256
+"""Outlines that are learned from, evenly taken from all."""
+
+SMALLEST = 24
+"""Pixels of the smallest outline that counts, as in the training of the network."""
+
+MINIMUM_GAIN = 0.01
+"""IoU of masks by cross-validation that the new decoder has to gain."""
+
+MATCH = 0.3
+"""IoU of the boxes from which on a prompt of the localizer asks for an outline."""
+
+SIDES = (2048, 1024, 512, 256, 128)
+"""Sides in pixels of the squares of ground that outlines are left out by: the largest that gives enough counts."""
+
+STEPS, OUTLINES, RATE = 60, 8, 3e-4
+"""Steps, outlines in a step, highest learning rate."""
+
+PULL = 1e-2
+"""Weight of the squared distance from the first weights."""
+
+SHARE = 0.5
+"""Of the trained weights in their mean with those that they began as."""
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """What outlines teach a segmenter."""
+
+    before: float
+    """Mean IoU of its masks with the outlines."""
+    after: float
+    """The same by cross-validation over squares of ground."""
+    network: Sam | None
+    """With the decoder that was fitted to all outlines; None where it gains too little."""
+
+
+def fit_decoder(
+    recipe: Recipe,
+    plans: Sequence[Plan],
+    grounds: Sequence[Ground],
+    found: Sequence[Prompts],
+    seed: int,
+    progress: Progress,
+) -> Redrawn | None:
+    """Fit the decoder of a segmenter to the outlines that a person drew; None where they are too few, or in one place.
+
+    Parameters
+    ----------
+    plans, grounds
+        Scenes, and what was said of their ground.
+    found
+        Prompts of the localizer for each scene, in pixels of its grid.
+    """
+    if sum(len(ground.drawn) for ground in grounds) < MINIMUM:
+        return None
+    sam, _ = load_own(loading.file_of(recipe), "segmenter")
+    assert isinstance(sam, Sam)
+    lessons = _gather(TorchSam(sam, resize=False, device=recipe.device, batch=1), plans, grounds, found, progress)
+    folds = None if lessons is None else folds_of(lessons.places)
+    if lessons is None or folds is None or len(lessons) < MINIMUM:
+        return None
+    before, after = ious(sam, lessons), np.zeros(len(lessons))
+    for fold in progress.track(np.unique(folds), "fit decoder", len(np.unique(folds))):
+        held = folds == fold
+        after[held] = ious(fitted(sam, lessons.only(~held), seed), lessons.only(held))
+    gains = after.mean() >= before.mean() + MINIMUM_GAIN
+    return Redrawn(float(before.mean()), float(after.mean()), fitted(sam, lessons, seed) if gains else None)
+
+
+# --- outlines and their prompts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """K outlines, and how the segmenter is asked for them."""
+
+    embeddings: Tensor
+    """(N, D, h, w) of windows, half precision."""
+    index: Tensor
+    """(K,) window of each outline."""
+    points: Tensor
+    """(K, 2) in pixels of the window."""
+    boxes: Tensor
+    """(K, 4) first and last pixel, in pixels of the window."""
+    covers: Tensor
+    """(K, 4 h, 4 w) share of the decoder's cells that the outline covers, half precision."""
+    places: Int64Array
+    """(K, 3) number of the grid, row and column of the middle of each outline."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def only(self, rows: AnyArray) -> Lessons:
+        """Some of the outlines."""
+        kept = {name: getattr(self, name)[rows] for name in ("index", "points", "boxes", "covers", "places")}
+        return replace(self, **kept)
+
+
+def regions(raw: Float32Array, point: OperatingPoint, window: int, stride: int, first: tuple[int, int]) -> Prompts:
+    """Box and centroid of the regions of a raw map (h, w) that an operating point takes, in pixels of the grid.
+
+    Parameters
+    ----------
+    window
+        Side of the gate's window in cells.
+    stride
+        Pixels per cell.
+    first
+        Row and column of the first cell on the grid.
+    """
+    labels, count = ndimage.label(raw > point.cut, np.ones((3, 3)))
+    numbers = np.arange(1, count + 1)
+    logits = window_logits(raw[None], window, point.sharpness)[0]
+    taken = numbers[np.asarray(ndimage.maximum(logits, labels, numbers)) >= point.gate] if count else numbers
+    if not len(taken):
+        return Prompts.build()
+    places = ndimage.find_objects(labels)
+    corners = [(x.start, y.start, x.stop, y.stop) for y, x in (places[k - 1] for k in taken.tolist())]
+    centres = np.asarray(ndimage.center_of_mass(labels > 0, labels, taken))[:, ::-1]
+    offset = np.asarray(first[::-1], float)
+    return Prompts.build(
+        boxes=stride * (np.asarray(corners, float) + np.tile(offset, 2)),
+        points=stride * (centres + offset + 0.5) - 0.5,
+    )
+
+
+def prompts_for(outlines: AnyArray, found: Prompts) -> Prompts:
+    """What asks for outlines (K,): the prompt whose box is most like theirs, or where none is, box and centroid.
+
+    Parameters
+    ----------
+    outlines
+        Polygons in pixels of the grid.
+    found
+        Prompts of the localizer, in the same pixels.
+    """
+    bounds = shapely.bounds(outlines)
+    boxes = np.concatenate([np.floor(bounds[:, :2]), np.ceil(bounds[:, 2:])], axis=1)
+    points = shapely.get_coordinates(shapely.centroid(outlines)) - 0.5
+    if len(found):
+        ious = _box_ious(boxes, found.boxes)
+        best = ious.argmax(axis=1)
+        alike = (ious.max(axis=1) >= MATCH)[:, None]
+        boxes, points = np.where(alike, found.boxes[best], boxes), np.where(alike, found.points[best, 0], points)
+    return Prompts.build(boxes=boxes, points=points)
+
+
+def _box_ious(ours: Float64Array, others: Float64Array) -> Float64Array:
+    """(K, N) IoU of boxes (K, 4) and (N, 4)."""
+    low = np.maximum(ours[:, None, :2], others[None, :, :2])
+    high = np.minimum(ours[:, None, 2:], others[None, :, 2:])
+    both = np.clip(high - low, 0, None).prod(axis=2)
+    sizes, theirs = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (ours, others))
+    return np.asarray(both / np.maximum(sizes[:, None] + theirs[None] - both, 1e-9))
+
+
+def _gather(
+    network: TorchSam, plans: Sequence[Plan], grounds: Sequence[Ground], found: Sequence[Prompts], progress: Progress
+) -> Lessons | None:
+    """The outlines that a person drew on all scenes; None where there are none that fit a window."""
+    asked: list[tuple[int, PromptedWindow, AnyArray]] = []
+    share = max(1, -(-sum(len(ground.drawn) for ground in grounds) // MAXIMUM))
+    for number, (plan, ground) in enumerate(zip(plans, grounds, strict=True)):
+        outlines = _fitting(ground.drawn[::share], plan.segment_tiles)
+        if len(outlines):
+            windows = assign(prompts_for(outlines, found[number]), plan.segment_tiles)
+            asked += [(number, seen, outlines[seen.prompts.ids]) for seen in windows]
+    if not asked:
+        return None
+    embeddings, covers, places = [], [], []
+    for number, seen, outlines in progress.track(asked, "encode outlines", len(asked)):
+        bands, valid = plans[number].reader.read(seen.window, plans[number].grid)
+        embeddings.append(network.encode([plans[number].stretch.apply(bands, valid)])[0].half())
+        for outline in outlines:
+            covers.append(_cover(outline, seen.window, valid, network.window))
+            left, top, right, bottom = shapely.bounds(outline)
+            places.append((number, (top + bottom) // 2, (left + right) // 2))
+    counts = [len(seen.prompts) for _, seen, _ in asked]
+    inside = [seen.prompts.shift(-seen.window.col, -seen.window.row) for _, seen, _ in asked]
+    device = embeddings[0].device
+    return Lessons(
+        torch.stack(embeddings),
+        torch.arange(len(asked)).repeat_interleave(torch.tensor(counts)).to(device),
+        torch.from_numpy(np.concatenate([part.points[:, 0] for part in inside])).float().to(device),
+        torch.from_numpy(corner_pixels(np.concatenate([part.boxes for part in inside]))).float().to(device),
+        torch.from_numpy(np.stack(covers)).to(device),
+        np.asarray(places, np.int64),
+    )
+
+
+def _fitting(outlines: AnyArray, tiles: TileGrid) -> AnyArray:
+    """Outlines on the grid that are neither specks nor larger than a tile, cut off at its frame."""
+    kept = shapely.intersection(outlines, shapely.box(0, 0, tiles.width, tiles.height))
+    kept = kept[shapely.area(kept) >= SMALLEST]
+    small = ~oversized(prompts_for(kept, Prompts.build()), tiles) if len(kept) else np.zeros(0, bool)
+    return np.asarray(kept[small])
+
+
+def _cover(outline: shapely.Geometry, window: Window, valid: AnyArray, side: int) -> AnyArray:
+    """(side / 4, side / 4) share of each cell of a frame that an outline covers in a window."""
+    drawn = rasterize(shapely.STRtree([outline]), np.ones(1, np.uint8), window) * valid
+    frame = np.zeros((side, side), np.float32)
+    frame[: window.height, : window.width] = drawn
+    return by_cell(frame, LOW_RES_STRIDE).astype(np.float16)
+
+
+def folds_of(places: Int64Array) -> Int64Array | None:
+    """(K,) fold of outlines at places (K, 3), square by square; None where all are in one.
+
+    The largest squares of which each fold has one count; those with most outlines are dealt out first.
+    """
+    for side in SIDES:
+        squares, of, counts = np.unique(
+            places // np.asarray([1, side, side]), axis=0, return_inverse=True, return_counts=True
+        )
+        if len(squares) >= FOLDS:
+            break
+    fold = np.empty(len(squares), np.int64)
+    fold[np.argsort(-counts, kind="stable")] = np.arange(len(squares)) % FOLDS
+    return np.asarray(fold[of.ravel()]) if len(squares) > 1 else None
+
+
+# --- the decoder -----------------------------------------------------------------------------------------------------
+
+
+def fitted(sam: Sam, lessons: Lessons, seed: int) -> Sam:
+    """The mean of a network and of what outlines teach its mask decoder."""
+    sam = copy.deepcopy(sam).requires_grad_(requires_grad=False)
+    losses = SegmenterLosses(sam)
+    weights = list(sam.mask_decoder.requires_grad_(requires_grad=True).parameters())
+    begun = [weight.detach().clone() for weight in weights]
+    optimiser = torch.optim.Adam(weights, RATE)
+    random = np.random.default_rng(seed)
+    for step in range(STEPS):
+        optimiser.param_groups[0]["lr"] = RATE * (1 + np.cos(np.pi * step / STEPS)) / 2 + 1e-7
+        some = lessons.only(random.permutation(len(lessons))[:OUTLINES])
+        logits, quality = _answers(losses, some, KINDS[random.integers(len(KINDS))])
+        terms = mask_losses(logits, quality, some.covers.float())
+        distances = [(new - old).square().sum() for new, old in zip(weights, begun, strict=True)]
+        loss = torch.stack(list(terms.values())).sum() + PULL * torch.stack(distances).sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+    with torch.no_grad():
+        for weight, old in zip(weights, begun, strict=True):
+            weight.copy_(SHARE * weight + (1 - SHARE) * old)
+    return sam.requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def ious(sam: Sam, lessons: Lessons) -> Float64Array:
+    """(K,) IoU of each outline with the mask that the network prefers, in the decoder's cells."""
+    losses, found = SegmenterLosses(sam), []
+    for start in range(0, len(lessons), OUTLINES):
+        some = lessons.only(np.arange(start, min(start + OUTLINES, len(lessons))))
+        logits, quality = _answers(losses, some, "both")
+        each = mask_iou(logits, some.covers.float()[:, None].expand_as(logits))[:, 1:]
+        found.append(each.gather(1, quality[:, 1:].argmax(dim=1, keepdim=True))[:, 0].cpu().numpy())
+    return np.concatenate(found).astype(np.float64)
+
+
+def _answers(losses: SegmenterLosses, some: Lessons, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Logits and predicted IoU of all four mask tokens, see `SegmenterLosses.decode`."""
+    windows, index = torch.unique(some.index, return_inverse=True)
+    points = None if kind == "box" else some.points
+    boxes = None if kind == "point" else some.boxes
+    origin = torch.zeros(2, dtype=torch.long, device=index.device)
+    return losses.decode(some.embeddings[windows].float(), index, origin, points, boxes)

@@ -1,0 +1,230 @@
+"""The networks to begin with, and the files of those that come of them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from geolabel.adaptation.ground import LANDSLIDE, UNJUDGED
+from geolabel.adaptation.levels import Cells, Choice, Fit, Level, Mapper, OperatingPoint, by_cell
+from geolabel.errors import OptionError
+from geolabel.extraction.plan import Plan
+from geolabel.extraction.request import FOLDER_FILES
+from geolabel.models import loading
+from geolabel.models.cam import CamLocalizer
+from geolabel.models.checkpoint import (
+    NetworkInfo,
+    is_safetensors,
+    load_checkpoint,
+    load_localizer,
+    read_info,
+    save_checkpoint,
+)
+from geolabel.models.confidence import METHOD, FittedConfidence, knows, load_confidence, shipped
+from geolabel.models.defaults import BUNDLED, localizer_defaults
+from geolabel.models.engines import MapNetwork, every_graph_file
+from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
+from geolabel.types import UInt8Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from geolabel.adaptation.decoder import Redrawn
+    from geolabel.adaptation.head import Head
+    from geolabel.adaptation.whole import Whole
+
+GREY_CUT = 120 / 255
+"""Activation at the cut, see `geolabel.models.checkpoint.NetworkInfo.constant`."""
+
+
+class Layers(Mapper, Protocol):
+    """Layers of a localizer that were fitted."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By their names in the network."""
+        ...
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The localizer to begin with."""
+
+    recipe: LocalizerRecipe
+    confidence: FittedConfidence | None
+    """Of polygons that it finds, with the segmenter; None where none is known."""
+    path: Path
+    info: NetworkInfo
+    point: OperatingPoint
+    maps: CamLocalizer
+    """Gives raw maps, or features where layers are fitted."""
+    head: Head | None
+    """None where no layers are fitted."""
+    whole: Whole | None
+    """None where those of the trunk stay."""
+
+    @classmethod
+    def of(cls, plan: Plan, level: Level | None) -> Begun:
+        """The localizer of a plan; raises as `adapt`."""
+        recipe = plan.localizer
+        path = loading.file_of(recipe)
+        info = read_info(path)
+        if not isinstance(recipe, LocalizerRecipe) or info.kind != "localizer" or len(info.classes) != 1:
+            raise OptionError(
+                f"--localizer {recipe.source}: adapt knows localizers of one class, and this is a {info.kind} of "
+                f"{len(info.classes)}: give another"
+            )
+        assert info.constant is not None, "a localizer without a constant was refused before"
+        network, head, whole = cls._network(recipe, path, info, level)
+        point = OperatingPoint(info.constant * GREY_CUT, -float(network.bias[0]), info.sharpness)
+        return cls(
+            recipe, confidence_before(plan), path, info, point, CamLocalizer(network, info, batch=1), head, whole
+        )
+
+    @staticmethod
+    def _network(
+        recipe: LocalizerRecipe, path: Path, info: NetworkInfo, level: Level | None
+    ) -> tuple[MapNetwork, Head | None, Whole | None]:
+        if level != "threshold":
+            from geolabel.adaptation.head import Head, OctaveMaps
+            from geolabel.adaptation.whole import Whole
+            from geolabel.models.nets.localizer import PyramidLocalizer
+
+            network, _ = load_localizer(path)
+            head = Head.of(network)
+            wanted = level == "all" or (level is None and recipe.device != "cpu")
+            whole = Whole.of(network, info, recipe.device) if head is not None and wanted else None
+            if level == "all" and whole is None:
+                raise OptionError(
+                    f"--level all: {recipe.source} is no localizer of two octaves on EfficientNet-Lite, whose layers "
+                    "can be fitted: take --level threshold"
+                )
+            if head is not None and isinstance(network, PyramidLocalizer):
+                return OctaveMaps(network, device=recipe.device), head, whole
+            if level == "head":
+                raise OptionError(
+                    f"--level head: {recipe.source} is no localizer of two octaves, whose last layers can be fitted: "
+                    "take --level threshold"
+                )
+        return loading.maps_of(recipe, path)[0], None, None
+
+    @property
+    def window(self) -> int:
+        """Side of the gate's window in cells."""
+        return max(1, self.info.window // self.info.stride)
+
+    def fits(self, seed: int, level: Level | None) -> dict[Level, Fit[Layers]]:
+        """What fits the layers of each level that is tried; ``head`` is not, where another is asked for."""
+        layers: dict[Level, Head | Whole | None] = {"head": self.head, "all": self.whole}
+        return {
+            name: partial(one.fitted, cut=self.point.cut, seed=seed)
+            for name, one in layers.items()
+            if one is not None and level in (None, name)
+        }
+
+    def cells(self, rgb: UInt8Array, truth: UInt8Array, place: tuple[int, int, int]) -> Cells:
+        """The map of an image (H, W, 3), and what was said (H, W) of it by cell."""
+        maps, stride = self.maps.raw_maps([rgb])[0], self.info.stride
+        missing = [(0, n * stride - side) for n, side in zip(maps.shape[1:], truth.shape, strict=True)]
+        truth = np.pad(truth, missing, constant_values=UNJUDGED)
+        judged, slides = by_cell(truth != UNJUDGED, stride), by_cell(truth == LANDSLIDE, stride)
+        cover = np.divide(slides, judged, out=np.zeros_like(slides), where=judged > 0)
+        if self.head is None:
+            return Cells(maps[0], cover, judged, place)
+        features = np.moveaxis(maps, 0, 2).astype(np.float16)
+        found = Cells(maps[0], cover, judged, place, features, None if self.whole is None else rgb)
+        return replace(found, raw=self.head.map(found))
+
+
+def confidence_before(plan: Plan) -> FittedConfidence | None:
+    """The confidence of polygons that the networks of a plan find."""
+    if plan.confidence is not None:
+        return plan.confidence
+    networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
+    return load_confidence(shipped()) if knows(networks, METHOD) else None
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: dict[str, Any]) -> Path | None:
+    """Write the localizer with what was chosen, and its graph; see `_kept` for one that stays as it is.
+
+    Parameters
+    ----------
+    made
+        What the file says of how it was made.
+    """
+    import torch
+
+    target = folder / FOLDER_FILES["localizer"]
+    if choice.level is None:
+        return _kept(begun.recipe, target)
+    state, info = load_checkpoint(begun.path)
+    state |= {} if choice.layers is None else choice.layers.tensors()
+    state["bias"] = torch.full_like(state["bias"], -choice.point.gate)
+    info = replace(
+        info,
+        constant=choice.point.cut / GREY_CUT,
+        floor=localizer_defaults(begun.recipe.source).activation_floor,
+        trained=info.trained | {loading.ADAPTED: made | {"from": begun.recipe.sha256}},
+    )
+    save_checkpoint(target, state, info)
+    _copy_graphs(begun.path, target, "localizer")
+    return target
+
+
+def check_segmenter(recipe: Recipe) -> None:
+    """Refuse a segmenter whose decoder cannot be fitted.
+
+    Raises
+    ------
+    OptionError
+        If it is none of geolabel's own.
+    """
+    path = loading.file_of(recipe)
+    own = isinstance(recipe, SegmenterRecipe) and path.is_file() and is_safetensors(path)
+    if not own or read_info(path).kind != "segmenter":
+        raise OptionError(
+            f"--sam {recipe.source}: adapt fits the decoder of segmenters that geolabel trained, and this is another: "
+            "leave it out"
+        )
+
+
+def write_segmenter(folder: Path, recipe: Recipe, redrawn: Redrawn | None, made: dict[str, Any]) -> Path | None:
+    """Write the segmenter with the decoder that was fitted, and its graphs; see `_kept` for one that stays as it is.
+
+    Parameters
+    ----------
+    made
+        What the file says of how it was made.
+    """
+    path, target = loading.file_of(recipe), folder / FOLDER_FILES["sam_checkpoint"]
+    if redrawn is None or redrawn.network is None:
+        return _kept(recipe, target)
+    info = read_info(path)
+    info = replace(info, trained=info.trained | {loading.ADAPTED: made | {"from": recipe.sha256}})
+    save_checkpoint(target, redrawn.network, info)
+    _copy_graphs(path, target, "segmenter")
+    return target
+
+
+def _kept(recipe: Recipe, target: Path) -> Path | None:
+    """A copy of a network that was given by name or file, which a folder without it would not say; None for bundled."""
+    if recipe.source == BUNDLED:
+        return None
+    path = loading.file_of(recipe)
+    shutil.copyfile(path, target)
+    _copy_graphs(path, target, recipe.role)
+    return target
+
+
+def _copy_graphs(old: Path, new: Path, kind: str) -> None:
+    """Copy the graphs beside a network, which name weights and hold none."""
+    for one, other in zip(every_graph_file(old, kind), every_graph_file(new, kind), strict=True):
+        if one.is_file():
+            shutil.copyfile(one, other)
