@@ -294,10 +294,10 @@ _precision = option(
     "--precision",
     group="machine",
     rare=True,
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
     default="auto",
     show_default=True,
-    help="auto is bf16 on CUDA and fp32 otherwise.",
+    help="auto is bf16 on CUDA and fp32 otherwise; tf32 rounds products of fp32, on CUDA alone.",
 )
 _device = option("--device", group="machine", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 _sam_checkpoint = option("--sam-checkpoint", group="method", type=WEIGHTS, help="Weights file for --sam.")

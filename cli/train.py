@@ -114,7 +114,7 @@ train.add_command(learn.student)
     "--precision",
     group="machine",
     rare=True,
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "tf32", "bf16"]),
     default="auto",
     show_default=True,
     help="Precision of the training steps. auto: bf16 on a GPU that has it. bf16 also halves the time on CPUs with "

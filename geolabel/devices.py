@@ -18,7 +18,8 @@ from typing import Literal, get_args
 
 from geolabel.errors import OptionError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""``tf32`` is single precision whose products take 10 bits of each factor, on the tensor cores of a CUDA device."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt``, as malloc.h of glibc numbers them."""
@@ -102,25 +103,27 @@ def count_cores() -> int:
 
 
 def resolve_precision(name: str, device: str) -> Precision:
-    """Turn ``auto``, ``fp32`` or ``bf16`` into what `device` can do; ``auto`` is bf16 on a CUDA device that has it.
+    """Turn ``auto`` or the name of a precision into one that `device` has; ``auto`` is bf16 on CUDA where it is there.
 
     Raises
     ------
     OptionError
-        If the name is unknown or the device has no bf16.
+        If the name is unknown or the device has no such precision.
     """
     kind = device.partition(":")[0]
-    has_bf16 = kind == "cpu" or (kind == "cuda" and _has_bf16(device))
+    has_both = kind == "cuda" and _has_tensor_cores(device)
     if name == "auto":
-        return "bf16" if kind == "cuda" and has_bf16 else "fp32"
-    if name == "bf16" and not has_bf16:
-        raise OptionError(f"precision bf16: the device {device} has none; use --precision fp32 or auto")
-    if name not in get_args(Precision):
-        raise OptionError(f"precision {name!r} is unknown: give auto, {' or '.join(get_args(Precision))}")
-    return "bf16" if name == "bf16" else "fp32"
+        return "bf16" if has_both else "fp32"
+    known = next((one for one in get_args(Precision) if one == name), None)
+    if known is None:
+        raise OptionError(f"precision {name!r} is unknown: give auto, {', '.join(get_args(Precision))}")
+    if known == "fp32" or has_both or (known == "bf16" and kind == "cpu"):
+        return known  # type: ignore[no-any-return]
+    raise OptionError(f"precision {name}: the device {device} has none; use --precision fp32 or auto")
 
 
-def _has_bf16(device: str) -> bool:
+def _has_tensor_cores(device: str) -> bool:
+    # of Ampere and later, which know bf16 and TF32
     import torch
 
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -128,7 +131,7 @@ def _has_bf16(device: str) -> bool:
 
 @contextmanager
 def forward(device: str, precision: str) -> Iterator[None]:
-    """Run networks without gradients, their products in bf16 where that is the precision.
+    """Run networks without gradients, their products in bf16 or TF32 where that is the precision.
 
     On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32.
     """
@@ -139,8 +142,24 @@ def forward(device: str, precision: str) -> Iterator[None]:
         if precision == "bf16":
             settings.enter_context(torch.autocast(kind, torch.bfloat16))
         if kind == "cuda":
-            settings.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+            rounded = precision == "tf32"
+            settings.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=rounded))
+            settings.enter_context(products(precision))
         yield
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Multiply matrices of single precision in TF32 on CUDA, where that is the precision, and exactly elsewhere."""
+    import torch
+
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    settings.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        settings.allow_tf32 = before
 
 
 @cache

@@ -141,7 +141,7 @@ class Recipe:
     device: str = "cpu"
     """A torch device."""
     precision: str = "fp32"
-    """``fp32`` or ``bf16``."""
+    """See `geolabel.devices.Precision`."""
     batch: int = 8
     """Images per forward call; the last batch is padded, since a network's last digits depend on the batch."""
     engine: str = "torch"

@@ -93,6 +93,16 @@ def test_the_same_bytes_whoever_shares_the_batch(network):
     assert np.array_equal(locate(images)[0].values, locate(images[:1])[0].values)
 
 
+def test_images_that_are_normalised_on_a_device_have_the_same_maps(network):
+    images = [image_of(60, 52, seed) for seed in range(3)]
+    expected = CamLocalizer(TorchMaps(network), INFO, batch=4)(images)
+    maps = TorchMaps(network)
+    maps.apart = True  # a processor as a stand-in
+    for found, other in zip(CamLocalizer(maps, INFO, batch=4)(images), expected, strict=True):
+        assert np.array_equal(found.raw_max, other.raw_max)
+        assert np.array_equal(found.values, other.values)
+
+
 def test_nothing_in_nothing_out(network):
     assert CamLocalizer(TorchMaps(network), INFO)([]) == []
 

@@ -60,6 +60,7 @@ def test_with_gpus_the_first_is_taken_in_bf16_if_it_has_that():
     assert resolve_precision("auto", "cuda") == "bf16"
     assert resolve_precision("auto", "cuda:1") == "fp32"
     assert resolve_precision("fp32", "cuda") == "fp32"
+    assert resolve_precision("tf32", "cuda") == "tf32"
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -85,14 +86,16 @@ def test_a_gpu_beyond_the_last_is_refused():
 
 
 @pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize("device", ["cuda:1", "mps"])
-def test_bf16_is_refused_where_there_is_none(device):
-    with pytest.raises(OptionError, match=f"bf16: the device {device} has none"):
-        resolve_precision("bf16", device)
+@pytest.mark.parametrize(
+    ("precision", "device"), [("bf16", "cuda:1"), ("bf16", "mps"), ("tf32", "cuda:1"), ("tf32", "mps"), ("tf32", "cpu")]
+)
+def test_a_precision_is_refused_where_it_is_not(precision, device):
+    with pytest.raises(OptionError, match=f"{precision}: the device {device} has none"):
+        resolve_precision(precision, device)
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(OptionError, match="precision 'fp16' is unknown: give auto, fp32 or bf16"):
+    with pytest.raises(OptionError, match="precision 'fp16' is unknown: give auto, fp32, tf32, bf16"):
         resolve_precision("fp16", "cpu")
 
 
@@ -113,6 +116,16 @@ def test_cuda_is_deterministic_and_rounds_to_no_tf32():
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.allow_tf32
     assert before == (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
+
+
+def test_tf32_holds_within_a_call_alone():
+    matrices = torch.backends.cuda.matmul
+    with forward("cuda", "tf32"):
+        assert (matrices.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
+        with forward("cuda", "fp32"):
+            assert not matrices.allow_tf32
+        assert matrices.allow_tf32
+    assert not matrices.allow_tf32
 
 
 BUFFERS = """

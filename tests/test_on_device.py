@@ -1,4 +1,4 @@
-"""Masks that are made on a device: those of the path of a processor, and one copy to the host for a batch.
+"""The path over a device: images as they are, weights in bf16, masks that are made there, one copy each way a batch.
 
 The device is a stand-in: a processor whose tensors count what waits for them.
 """
@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import torch
 from segment_anything.modeling import Sam
-from test_folded import SIDE, drawing
+from test_folded import SIDE, drawing, official
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from geolabel.engine import worker
 from geolabel.masks import EVERY_CANDIDATE, Masks, quantise_logits
 from geolabel.models import refined
 from geolabel.models.everything import EverythingSegmenter
-from geolabel.models.on_device import quantise
-from geolabel.models.on_torch import TorchSam
+from geolabel.models.on_device import quantise, upload
+from geolabel.models.on_torch import TorchSam, halve
 from geolabel.models.sam import SamSegmenter
+from geolabel.parts import SegmenterRecipe
 from geolabel.prompts import Prompts
 
 WAITING = ("item", "tolist", "numpy", "cpu", "nonzero", "unique", "__bool__", "__int__", "__float__", "masked_select")
@@ -107,6 +109,78 @@ def test_scores_are_those_of_the_host() -> None:
     found = quantise(torch.from_numpy(logits)).numpy()
     assert (found != quantise_logits(logits)).mean() < 1e-3
     assert (found >= 127).tolist() == (logits >= 0).tolist()
+
+
+class Pinned:
+    """`torch.empty`, which notes what is to be pinned: memory of a processor has to do for it."""
+
+    def __init__(self) -> None:
+        self.bytes: list[int] = []
+        self.empty = torch.empty
+
+    def __call__(self, size: Any, *, pin_memory: bool = False, **given: Any) -> torch.Tensor:
+        if pin_memory:
+            self.bytes.append(size)
+        return self.empty(size, **given)
+
+
+def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
+    random = np.random.default_rng(1)
+    return [random.integers(0, 255, (height, width + 5, 3)).astype(np.uint8)[:, 5:] for height, width in sizes]
+
+
+def test_images_travel_as_they_are_all_at_once() -> None:
+    images = pictures((4, 6), (3, 3))
+    images[1] = images[1][::-1]
+    found = upload(images, "cpu")
+    assert all(np.array_equal(sent.numpy(), image) for sent, image in zip(found, images, strict=True))
+    assert found[0].untyped_storage().data_ptr() == found[1].untyped_storage().data_ptr()
+    assert upload([], "cpu") == []
+
+
+def test_images_wait_for_a_gpu_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, memory = pictures((4, 6), (3, 3)), Pinned()
+    monkeypatch.setattr(torch, "empty", memory)
+    found = worker.waiting(SegmenterRecipe("bundled", device="cuda:1"), images)
+    assert memory.bytes == [3 * (4 * 6 + 3 * 3)]
+    assert all(
+        np.array_equal(copy, image) and copy.flags.c_contiguous for copy, image in zip(found, images, strict=True)
+    )
+    for elsewhere in (SegmenterRecipe("bundled"), SegmenterRecipe("bundled", device="mps")):
+        assert worker.waiting(elsewhere, images) is images
+    assert len(memory.bytes) == 1
+
+
+def test_a_device_resizes_as_a_processor_does_to_a_grey_value(sam: Sam) -> None:
+    images = pictures((SIDE, 40), (100, 30), (20, 31), (SIDE, SIDE))
+    network = TorchSam(sam)
+    expected = list(network._pixels(images))
+    network.apart = True
+    for found, other in zip(network._pixels(images), expected, strict=True):
+        assert found.shape == other.shape
+        assert (found.float() - other.float()).abs().max() <= 1
+
+
+def test_embeddings_are_those_of_images_that_a_processor_prepares(sam: Sam) -> None:
+    images, network = pictures((SIDE, 40), (50, SIDE)), TorchSam(sam, resize=False, batch=2)
+    with network.running():
+        expected = network.encode(images)
+        network.apart = True
+        assert torch.equal(network.encode(images), expected)
+
+
+@pytest.mark.parametrize("kind", [official, drawing])
+def test_weights_in_bf16_answer_as_weights_that_each_call_casts(kind: Callable[[], Sam]) -> None:
+    torch.manual_seed(3)
+    images = pictures((SIDE, SIDE), (50, 40))
+    network = TorchSam(kind().eval(), resize=False, precision="bf16", batch=2)
+    with network.running():
+        expected = network.encode(images)
+        halve(network.sam.image_encoder)
+        assert torch.equal(network.encode(images), expected)
+    kept = {p.dtype for n, p in network.sam.image_encoder.named_parameters() if "norm" not in n and p.ndim > 1}
+    assert torch.bfloat16 in kept
+    assert {p.dtype for p in network.sam.mask_decoder.parameters()} == {torch.float32}
 
 
 RACING = {"bincount", "cumsum", "histc", "index_add", "index_copy", "max_unpool2d", "median", "nll_loss_forward", "put"}

@@ -23,6 +23,7 @@ from geolabel.errors import WeightsError  # noqa: E402
 from geolabel.io.write.geopackage import read_provenance  # noqa: E402
 from geolabel.masks import EVERY_CANDIDATE, FeaturedMasks, Filters, quantise_logits, stability_score  # noqa: E402
 from geolabel.models import hub, loading, registry  # noqa: E402
+from geolabel.models.on_torch import halve  # noqa: E402
 from geolabel.prompts import Prompts  # noqa: E402
 
 DECODER = {
@@ -187,6 +188,19 @@ def processor_of(folder: Path) -> Any:
     if folder.name == "sam3":
         return transformers.Sam3ImageProcessor(size={"height": 56, "width": 56})
     return transformers.Sam2ImageProcessor(size={"height": 64, "width": 64})
+
+
+def test_a_device_is_sent_images_as_they_are_and_keeps_weights_in_bf16(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 255, (40, 56, 3)).astype(np.uint8) for _ in range(2)]
+    network: Any = loading.load(loading.recipe("segmenter", folder, device="cpu", precision="bf16", batch=2))._network
+    with network.running():
+        expected = network.encode(images)
+        network.apart = True
+        halve(network._model.vision_encoder)
+        for found, other in zip(network.encode(images), expected, strict=True):
+            assert torch.equal(found.coarse, other.coarse)
+    assert torch.bfloat16 in {parameter.dtype for parameter in network._model.vision_encoder.parameters()}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from geolabel.devices import Precision, count_cores, resolve_device, resolve_precision
 from geolabel.models.defaults import BUNDLED
 from geolabel.parts import Localizer, Recipe, Segmenter
+from geolabel.types import UInt8Array
 
 P = TypeVar("P")
 
@@ -117,6 +118,15 @@ def networks(recipes: Sequence[Recipe], threads: int | None) -> Iterator[None]:
             if torch.get_num_threads() != each:
                 torch.set_num_threads(each)
         yield
+
+
+def waiting(recipe: Recipe, images: Sequence[UInt8Array]) -> Sequence[UInt8Array]:
+    """Images (H, W, 3) as they wait for their turn in a network: for a CUDA device in pinned memory."""
+    if recipe.engine != "torch" or not recipe.device.startswith("cuda"):
+        return images
+    from geolabel.models.on_device import pinned
+
+    return pinned(images)
 
 
 def _threads(recipe: Recipe, threads: int | None) -> int:

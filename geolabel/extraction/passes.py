@@ -106,7 +106,8 @@ def _localize(run: Run, task: int) -> list[TileReport]:
     return [TileReport(index, status[k], probability.get(k), failures.get(k)) for k, index in enumerate(tiles)]
 
 
-def _locate(plan: Plan, images: list[UInt8Array]) -> list[Activation]:
+def _locate(plan: Plan, images: Sequence[UInt8Array]) -> list[Activation]:
+    images = worker.waiting(plan.localizer, images)
     with worker.network(plan.localizer, plan.parameters.threads):
         return worker.localizer(plan.localizer)(images)
 
@@ -286,7 +287,8 @@ def _without_invalid(item: PromptedWindow, valid: BoolArray) -> PromptedWindow:
     return replace(item, prompts=item.prompts[near[row, col]])
 
 
-def _answer(run: Run, images: list[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
+def _answer(run: Run, images: Sequence[UInt8Array], prompted: list[PromptedWindow]) -> list[Masks]:
+    images = worker.waiting(run.plan.segmenter, images)
     prompts = [item.prompts.shift(-item.window.col, -item.window.row) for item in prompted]
     with worker.network(run.plan.segmenter, run.plan.parameters.threads):
         answers = worker.segmenter(run.plan.segmenter)(images, prompts)

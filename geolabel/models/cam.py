@@ -15,7 +15,7 @@ from geolabel.devices import forward
 from geolabel.errors import WeightsError
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models.checkpoint import NetworkInfo
-from geolabel.models.engines import MapNetwork
+from geolabel.models.engines import ImageMapNetwork, MapNetwork
 from geolabel.types import Float32Array, UInt8Array
 
 
@@ -91,15 +91,23 @@ class CamLocalizer:
     def raw_maps(self, images: Sequence[UInt8Array]) -> Float32Array:
         """Raw maps (n, C, ceil(H / stride), ceil(W / stride)) of up to `batch` images (H, W, 3) of one size."""
         height, width = images[0].shape[:2]
+        network = self._network
+        if isinstance(network, ImageMapNetwork) and network.apart:
+            maps = network.of_images(images, self._mean, self._std, self._batch)
+        else:
+            maps = network(self._normalised(images))
+        return maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
+
+    def _normalised(self, images: Sequence[UInt8Array]) -> Float32Array:
+        height, width = images[0].shape[:2]
         multiple = self._network.multiple
         missing = ((0, self._batch - len(images)), (0, 0), (0, -height % multiple), (0, -width % multiple))
         stack = np.stack([np.moveaxis(image, 2, 0) for image in images])
         if np.any(missing):
             stack = np.pad(stack, missing, mode="edge")
-        pixels = stack - self._mean
+        pixels: Float32Array = stack - self._mean
         pixels /= self._std
-        maps = self._network(pixels)
-        return maps[: len(images), :, : -(-height // self.stride), : -(-width // self.stride)]
+        return pixels
 
     def _activation(self, raw: Float32Array) -> Activation:
         cells = max(1, self.window // self.stride)
@@ -123,7 +131,7 @@ class DenseLocalizer:
         Enlargement before the network; 1 for scenes, whose working grid has the right gsd. For chips see
         `NetworkInfo.zoom`.
     device, precision
-        A torch device; ``fp32`` or ``bf16``.
+        A torch device; see `geolabel.devices.Precision`.
     batch
         Images per forward call. The last batch is padded: a network's last digits depend on the batch.
     """
@@ -172,13 +180,14 @@ class DenseLocalizer:
         import torch
 
         from geolabel.models.nets.student import zoomed_probabilities
+        from geolabel.models.on_device import upload
 
         found: list[Float32Array] = []
         with forward(self._device, self._precision):
             for start in range(0, len(images), self._batch):
                 part = list(images[start : start + self._batch])
                 padded = part + [part[-1]] * (self._batch - len(part))
-                pixels = torch.from_numpy(np.stack(padded)).to(self._device).permute(0, 3, 1, 2).float()
+                pixels = torch.stack(upload(padded, self._device)).permute(0, 3, 1, 2).float()
                 values = zoomed_probabilities(self._network, (pixels - self._mean) / self._std, self._zoom, self.window)
                 found.extend(values[: len(part)].float().cpu().numpy())
         return found

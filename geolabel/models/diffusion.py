@@ -204,7 +204,7 @@ class DiffusionLocalizer:
     grounding
         The classes, and how they are looked for.
     device, precision
-        A torch device; ``fp32`` or ``bf16``.
+        A torch device; see `geolabel.devices.Precision`.
     batch
         Draws of noise per forward call. The last batch is padded: a network's last digits depend on the batch.
 

@@ -98,6 +98,26 @@ class MapNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class ImageMapNetwork(MapNetwork, Protocol):
+    """A network of raw class activation maps that can take images as they are."""
+
+    apart: bool
+    """Whether it runs on a device to which images travel, and where they are then normalised."""
+
+    def of_images(
+        self, images: Sequence[UInt8Array], mean: Float32Array, std: Float32Array, batch: int
+    ) -> Float32Array:
+        """Raw maps (`batch`, C, h, w) of up to `batch` images (H, W, 3) of one size, the last of which is repeated.
+
+        Parameters
+        ----------
+        mean, std : (3, 1, 1)
+            Of red, green and blue, by which images are normalised.
+        """
+        ...
+
+
 class PromptedNetwork(Protocol):
     """A network of the Segment Anything shape."""
 

@@ -20,6 +20,7 @@ from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.engines import MapNetwork
 from geolabel.models.nets.classifier import Classifier, merged_maps
 from geolabel.models.nets.localizer import PyramidLocalizer
+from geolabel.models.on_device import upload
 from geolabel.parts import Localizer
 from geolabel.types import BoolArray, UInt8Array
 
@@ -54,7 +55,7 @@ class MultiscaleLocalizer:
     scales, flip
         Views whose maps are summed.
     device, precision
-        A torch device; ``fp32`` or ``bf16``.
+        A torch device; see `geolabel.devices.Precision`.
     """
 
     stride = 1
@@ -100,7 +101,8 @@ class MultiscaleLocalizer:
     def _activation(self, image: UInt8Array) -> Activation:
         height, width = image.shape[:2]
         multiple = self._network.multiple
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1).float()
+        (sent,) = upload([image], self._device)
+        pixels = sent.permute(2, 0, 1).float()
         sides = [max(1, round(n * self._zoom / multiple)) * multiple for n in (height, width)]
         normal = ((pixels - self._mean) / self._std)[None]
         scaled = interpolate(normal, sides, mode="bilinear", align_corners=False, antialias=True)

@@ -1,4 +1,7 @@
-"""Masks made where a network runs, so that one copy brings those of a whole batch of images to the host.
+"""Images brought to where a network runs, and masks made there, each with one copy for a whole batch of images.
+
+Images travel as they are, 8 bits a value, and are resized and normalised on the device. A CUDA device copies them from
+pinned memory by itself.
 
 Choice, stability and scores are those of `geolabel.models.sam.SamSegmenter`, as operations of tensors that wait for no
 result. Each answer is packed as bytes; the host waits once, for all answers of a batch together.
@@ -21,6 +24,35 @@ from geolabel.types import Int64Array, UInt8Array
 
 ENLARGED = 16
 """Masks that have logits at the size of the image at a time; their scores take a quarter of that."""
+
+
+def pinned(images: Sequence[UInt8Array]) -> list[UInt8Array]:
+    """Copies of images (H, W, 3) in memory that a CUDA device reads by itself.
+
+    They have to outlive the call of the network that is given them.
+    """
+    return [view.numpy() for view in _views(_gathered(images, pin=True), images)]
+
+
+def upload(images: Sequence[UInt8Array], device: str) -> list[Tensor]:
+    """Images (H, W, 3) on a device, as they are; the host does not wait for a CUDA device to have copied them."""
+    cuda = device.startswith("cuda")
+    if cuda and all(image.flags.c_contiguous and torch.from_numpy(image).is_pinned() for image in images):
+        return [torch.from_numpy(image).to(device, non_blocking=True) for image in images]
+    held = _gathered(images, pin=cuda)
+    return _views(held.to(device, non_blocking=True), images)
+
+
+def _gathered(images: Sequence[UInt8Array], *, pin: bool) -> Tensor:
+    held = torch.empty(sum(image.size for image in images), dtype=torch.uint8, pin_memory=pin)
+    for view, image in zip(_views(held, images), images, strict=True):
+        view.copy_(torch.from_numpy(image if min(image.strides) > 0 else image.copy()))  # torch has no negative strides
+    return held
+
+
+def _views(held: Tensor, images: Sequence[UInt8Array]) -> list[Tensor]:
+    parts = torch.split(held, [image.size for image in images])
+    return [part.view(image.shape) for part, image in zip(parts, images, strict=True)]
 
 
 @dataclass(frozen=True)

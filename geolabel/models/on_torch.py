@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from geolabel.devices import forward
 from geolabel.models.engines import (
     NOWHERE,
+    ImageMapNetwork,
     MapNetwork,
     Points,
     PromptedNetwork,
@@ -25,6 +26,7 @@ from geolabel.models.engines import (
     cells_within,
 )
 from geolabel.models.nets import folded, vit
+from geolabel.models.on_device import upload
 from geolabel.types import AnyArray, Float32Array, UInt8Array
 
 if TYPE_CHECKING:
@@ -32,21 +34,29 @@ if TYPE_CHECKING:
     from geolabel.models.nets.localizer import PyramidLocalizer
 
 
+def halve(encoder: nn.Module) -> None:
+    """Keep the weights of an encoder's products in bf16: those that autocast would cast anew at each call."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.to(torch.bfloat16)
+
+
 class TorchMaps:
-    """A classifier whose head is linear, as a `engines.MapNetwork`.
+    """A classifier whose head is linear, as a `engines.ImageMapNetwork`.
 
     Parameters
     ----------
     network
         Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``; is moved to `device` and set to evaluate.
     device, precision
-        A torch device; ``fp32`` or ``bf16``.
+        A torch device; see `geolabel.devices.Precision`.
     """
 
     def __init__(self, network: PyramidLocalizer | Classifier, *, device: str = "cpu", precision: str = "fp32") -> None:
         # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
         self._device, self._precision = device, precision
+        self.apart = torch.device(device).type != "cpu"
         self.stride, self.multiple = network.stride, network.multiple
         self.bias: Float32Array = network.bias.detach().float().cpu().numpy()
 
@@ -56,6 +66,22 @@ class TorchMaps:
             maps: Tensor = self._network(torch.from_numpy(pixels).to(self._device))
             raw: Float32Array = maps.float().cpu().numpy()
             return raw
+
+    def of_images(
+        self, images: Sequence[UInt8Array], mean: Float32Array, std: Float32Array, batch: int
+    ) -> Float32Array:
+        """Raw maps of images (H, W, 3); see `engines.ImageMapNetwork`."""
+        height, width = images[0].shape[:2]
+        with forward(self._device, self._precision):
+            given = torch.stack(upload(images, self._device)).permute(0, 3, 1, 2).float()
+            stack = torch.cat([given, given[-1:].expand(batch - len(given), -1, -1, -1)])
+            stack = pad(stack, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+            stack = (stack - self._tensor(mean)).div_(self._tensor(std))
+            raw: Float32Array = self._network(stack).float().cpu().numpy()
+            return raw
+
+    def _tensor(self, values: Float32Array) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
 
 class TorchSam:
@@ -69,8 +95,8 @@ class TorchSam:
         Whether images are first enlarged until their longest side is the encoder's. If not, they keep their pixels and
         are padded with zeros at the bottom and the right.
     device, precision
-        A torch device; ``fp32`` or ``bf16``. Positions of prompts are always encoded in single precision, since eight
-        bits cannot distinguish neighbouring pixels.
+        A torch device; see `geolabel.devices.Precision`. Positions of prompts are always encoded in single precision,
+        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so.
     batch
         Images per call of the encoder.
     """
@@ -87,6 +113,8 @@ class TorchSam:
         self.stretches, self.batch, self.apart = False, batch, torch.device(device).type != "cpu"
         self.resize = ResizeLongestSide(self.window) if resize else None
         self._device, self._precision = device, precision
+        if self.apart and precision == "bf16":
+            halve(self.sam.image_encoder)
         with torch.inference_mode():
             self._positions = sam.prompt_encoder.get_dense_pe()
 
@@ -109,8 +137,7 @@ class TorchSam:
         count = bucket(len(images), self.batch)
         frames = torch.empty((count, 3, self.window, self.window), device=self._device)
         frames[len(images) :].zero_()
-        for frame, image in zip(frames, images, strict=False):
-            pixels = self._pixels(image)
+        for frame, pixels in zip(frames, self._pixels(images), strict=False):
             height, width = pixels.shape[1:]
             frame[:, :height, :width].copy_(pixels).sub_(self.sam.pixel_mean).div_(self.sam.pixel_std)
             frame[:, height:].zero_()
@@ -123,10 +150,24 @@ class TorchSam:
         """The embedding itself."""
         return embedding
 
-    def _pixels(self, image: UInt8Array) -> Tensor:
+    def _pixels(self, images: Sequence[UInt8Array]) -> Iterator[Tensor]:
         # (3, h, w), 0..255, on the scale of the frame.
-        pixels = self.resize.apply_image(image) if self.resize else np.ascontiguousarray(image)
-        return torch.from_numpy(np.moveaxis(pixels, 2, 0))
+        if self.apart:
+            for sent in upload(images, self._device):
+                yield self._resized(sent.permute(2, 0, 1))
+            return
+        for image in images:
+            pixels = self.resize.apply_image(image) if self.resize else np.ascontiguousarray(image)
+            yield torch.from_numpy(np.moveaxis(pixels, 2, 0))
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        # As Pillow does it for segment-anything, which rounds to whole values too; some differ by one.
+        size = (pixels.shape[1], pixels.shape[2])
+        frame = self.frame_size(size)
+        if frame == size:
+            return pixels
+        resized = interpolate(pixels[None].float(), frame, mode="bilinear", align_corners=False, antialias=True)
+        return resized[0].round().clamp(0, 255)
 
     def decode(
         self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, *, single: bool = False
@@ -182,5 +223,6 @@ class TorchSam:
 
 
 _maps: type[MapNetwork] = TorchMaps
+_image_maps: type[ImageMapNetwork] = TorchMaps
 _prompted: type[PromptedNetwork] = TorchSam
 _selective: type[SelectiveNetwork] = TorchSam

@@ -33,6 +33,8 @@ from geolabel.errors import WeightsError, require
 from geolabel.models import hub
 from geolabel.models.checkpoint import DAMAGE, LARGEST, LEAST
 from geolabel.models.engines import Points, PromptedNetwork, bucket
+from geolabel.models.on_device import upload
+from geolabel.models.on_torch import halve
 from geolabel.parsing import read_json
 from geolabel.parts import SegmenterRecipe
 from geolabel.types import AnyArray, UInt8Array
@@ -132,8 +134,8 @@ class TransformersSam:
     normalisation
         Mean and standard deviation of red, green and blue, 0..1; what is not given is the family's.
     device, precision
-        A torch device; ``fp32`` or ``bf16``. Positions of prompts are always encoded in single precision, since eight
-        bits cannot distinguish neighbouring pixels.
+        A torch device; see `geolabel.devices.Precision`. Positions of prompts are always encoded in single precision,
+        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so.
     batch
         Images per call of the encoder.
     """
@@ -156,6 +158,8 @@ class TransformersSam:
         self.width, self.batch, self.stretches = int(encoder.hidden_size), batch, family.stretches
         self._device, self._precision, self._sorts = device, precision, family.sorts
         self.apart = torch.device(device).type != "cpu"
+        if self.apart and precision == "bf16":
+            halve(model.get_submodule("vision_encoder"))
         frame = {"height": self.window, "width": self.window}
         padded: dict[str, Any] = {"size": {"longest_edge": self.window}, "pad_size": frame}
         sizes = {"size": frame} if family.stretches else padded
@@ -178,9 +182,8 @@ class TransformersSam:
 
     def encode(self, images: Sequence[UInt8Array]) -> list[Embedding]:
         """Embeddings of up to `batch` images (H, W, 3)."""
-        given = self._processor(
-            list(images), return_tensors="pt", device=self._device, input_data_format="channels_last"
-        )
+        sent = upload(images, self._device) if self.apart else list(images)
+        given = self._processor(sent, return_tensors="pt", device=self._device, input_data_format="channels_last")
         frames = torch.zeros((bucket(len(images), self.batch), 3, self.window, self.window), device=self._device)
         frames[: len(images)] = given["pixel_values"]
         maps = self._model.get_image_embeddings(frames)

@@ -19,7 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from geolabel.devices import Precision, keep_freed_memory
+from geolabel.devices import Precision, keep_freed_memory, products
 from geolabel.folders import check_made, note
 from geolabel.outputs import replacing
 
@@ -180,6 +180,13 @@ def fit(
     -------
     figures of the weights kept, how many ``steps`` were taken and how many ``minutes`` they took
     """
+    with products(precision):
+        return _fit(objective, schedule, folder, device, precision, resume=resume)
+
+
+def _fit(
+    objective: Objective, schedule: Schedule, folder: Path, device: str, precision: Precision, *, resume: bool
+) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     state = _start(objective.module, schedule, device, precision)
