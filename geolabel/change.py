@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, UInt8Array
+from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
 FEATURES = ("greenness", "brightness", "texture")
 """What change is measured in."""
@@ -81,51 +81,68 @@ def features(image: UInt8Array) -> Int32Array:
     ----------
     image : (h, w, 3)
     """
+    total = _total(image)
+    greenness = (3 * image[..., 1].astype(np.int32) - total) * UNIT // np.maximum(total, 1)
+    return np.stack([greenness, total * UNIT // 765, _spread(total)])
+
+
+def _total(image: UInt8Array) -> Int32Array:
+    """(h, w) sums of the three bands."""
     red, green, blue = (image[..., band].astype(np.int32) for band in range(3))
-    total = red + green + blue
-    greenness = (2 * green - red - blue) * UNIT // np.maximum(total, 1)
-    return np.stack([greenness, total * UNIT // 765, _spread(total)]).astype(np.int32)
+    return np.asarray(red + green + blue)
 
 
 def _spread(total: Int32Array) -> Int32Array:
     """(h, w) standard deviation of brightness around each pixel: of whole numbers, so it depends on no window."""
     reach = TEXTURE_PX // 2
-    values = total.astype(np.int64)
-    count, sums, squares = (box_sums(v, reach) for v in (np.ones_like(values), values, values * values))
+    count, sums, squares = (box_sums(v, reach) for v in (np.ones_like(total), total, total * total))
     variance = squares * count - sums * sums
     return np.asarray(np.rint(np.sqrt(np.maximum(variance, 0)) / count * (UNIT / 765)), np.int32)
 
 
 def box_sums(values: AnyArray, reach: int) -> AnyArray:
-    """(h, w) exact sums of whole numbers (h, w) over squares around each pixel, cut at the frame."""
-    return _Summed.of(values, reach).over(reach)
+    """(h, w) exact sums of whole numbers (h, w) over squares around each pixel, cut at the frame.
+
+    The sums have the kind of the values, of 32 bits at least, and must fit in it.
+    """
+    return _line_sums(_line_sums(values, reach).T, reach).T
+
+
+def _line_sums(values: AnyArray, reach: int) -> AnyArray:
+    """(h, w) sums along columns; what overflows on the way to a sum that fits does not matter to a difference."""
+    length = len(values)
+    sums = np.zeros((length + 2 * reach + 1, values.shape[1]), np.result_type(values, np.int32))
+    np.cumsum(values, axis=0, out=sums[reach + 1 : reach + 1 + length])
+    sums[reach + 1 + length :] = sums[reach + length]
+    return np.asarray(sums[2 * reach + 1 :] - sums[:length])
+
+
+def _table(values: AnyArray) -> AnyArray:
+    """(h + 1, w + 1) sums of all that is above and to the left (Crow 1984), as `box_sums` has them."""
+    table = np.zeros((values.shape[0] + 1, values.shape[1] + 1), np.result_type(values, np.int32))
+    np.cumsum(values, axis=0, out=table[1:, 1:])
+    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
+    return table
 
 
 @dataclass(frozen=True)
-class _Summed:
-    """Sums of all that is above and to the left, from which those of squares follow (Crow 1984)."""
+class _Squares:
+    """Squares around P pixels, cut at the frame: where the table of sums has their four corners."""
 
-    table: AnyArray
-    """(h + 2 widest + 1, w + 2 widest + 1) of the values with zeros around them."""
-    widest: int
+    corners: tuple[Int64Array, Int64Array, Int64Array, Int64Array]
 
     @classmethod
-    def of(cls, values: AnyArray, widest: int) -> Self:
-        """Of values (h, w), for squares that reach up to `widest` pixels from their centre."""
-        table = np.zeros(tuple(side + 2 * widest + 1 for side in values.shape), np.int64)
-        inner = table[widest + 1 :, widest + 1 :]
-        inner[: values.shape[0], : values.shape[1]] = values
-        np.cumsum(inner, axis=0, out=inner)
-        np.cumsum(inner, axis=1, out=inner)
-        return cls(table, widest)
+    def around(cls, where: BoolArray, reach: int) -> Self:
+        """Of 2 `reach` + 1 pixels a side, around the pixels that `where` (h, w) marks."""
+        (height, width), (rows, cols) = where.shape, np.nonzero(where)
+        top, bottom = (np.clip(rows + step, 0, height) * (width + 1) for step in (-reach, reach + 1))
+        left, right = (np.clip(cols + step, 0, width) for step in (-reach, reach + 1))
+        return cls((bottom + right, top + right, bottom + left, top + left))
 
-    def over(self, reach: int) -> AnyArray:
-        """(h, w) sums over squares of 2 `reach` + 1 pixels a side."""
-        first, side = self.widest - reach, 2 * reach + 1
-        height, width = (length - 2 * self.widest - 1 for length in self.table.shape)
-        rows = self.table[first + side : first + side + height] - self.table[first : first + height]
-        squares: AnyArray = rows[:, first + side : first + side + width] - rows[:, first : first + width]
-        return squares
+    def sums(self, table: AnyArray) -> AnyArray:
+        """(P,) sums of what `_table` was made of."""
+        one, above, beside, both = (table.ravel()[corner] for corner in self.corners)
+        return np.asarray((one - above) - (beside - both))
 
 
 @dataclass(frozen=True)
@@ -171,6 +188,9 @@ NEAR, AROUND, WIDE = 1, 4, 12
 LIKENESS = (5, 10, 24)
 """Pixels on either side of a pixel over which the two images are correlated."""
 
+REACH = max(WIDE + TEXTURE_PX // 2, max(LIKENESS) + NEAR)
+"""Pixels on either side of a pixel that its features depend on."""
+
 NOISE = 12
 """Standard deviation of brightness, in sums of three grey values, below which ground has no pattern to recognise."""
 
@@ -184,9 +204,15 @@ class Seen:
     activation: UInt8Array
     """(h, w) 0..255"""
 
+    def part(self, rows: slice, cols: slice) -> Seen:
+        """A part of the window."""
+        return Seen(self.image[rows, cols], self.activation[rows, cols])
 
-def pixel_features(after: Seen, before: Seen | None, valid: BoolArray, stable: Stable | None) -> dict[str, AnyArray]:
-    """What tells new landslides from other bare ground: (h, w) numbers by name.
+
+def pixel_features(
+    after: Seen, before: Seen | None, valid: BoolArray, stable: Stable | None, where: BoolArray
+) -> dict[str, AnyArray]:
+    """What tells new landslides from other bare ground: (P,) numbers by name.
 
     Means over squares are of valid pixels. With an image before there are also its own features, ``change_*``, robust
     z-scores, and ``likeness_*``, correlations of the brightness of both images (normalised cross-correlation, -1..1),
@@ -202,15 +228,17 @@ def pixel_features(after: Seen, before: Seen | None, valid: BoolArray, stable: S
         Where the images are.
     stable
         What patches of the images differ by.
+    where : (h, w)
+        The P pixels that are looked at. What is more than `REACH` away from all of them does not matter.
     """
     both = {"after": after} if before is None else {"after": after, "before": before}
-    own = {name: (valid * values).astype(np.int64) for when, seen in both.items() for name, values in _of(seen, when)}
-    found: dict[str, AnyArray] = {f"activation_{when}": own[f"activation_{when}"] for when in both}
-    reaches = (NEAR, AROUND, WIDE)
-    ones, sums = _Summed.of(valid, max(reaches)), {k: _Summed.of(values, max(reaches)) for k, values in own.items()}
-    for reach in reaches:
-        count = np.maximum(ones.over(reach), 1)
-        means = {name: values.over(reach) / count for name, values in sums.items()}
+    own = {name: valid * values for when, seen in both.items() for name, values in _of(seen, when)}
+    found: dict[str, AnyArray] = {f"activation_{when}": own[f"activation_{when}"][where] for when in both}
+    ones, tables = _table(valid), {name: _table(values) for name, values in own.items()}
+    for reach in (NEAR, AROUND, WIDE):
+        squares = _Squares.around(where, reach)
+        count = np.maximum(squares.sums(ones), 1)
+        means = {name: squares.sums(table) / count for name, table in tables.items()}
         if stable is not None and before is not None:
             steps = [means[f"{name}_after"] - means[f"{name}_before"] for name in FEATURES]
             scores = [(d - m) / s for d, m, s in zip(steps, stable.median, stable.spread, strict=True)]
@@ -218,7 +246,7 @@ def pixel_features(after: Seen, before: Seen | None, valid: BoolArray, stable: S
             found[f"change_{reach}"] = np.sqrt(sum(score * score for score in scores) / len(scores))
         if reach != NEAR:
             found |= {f"{name}_{reach}": values for name, values in means.items()}
-    return found if before is None else found | _likeness(after.image, before.image, valid)
+    return found if before is None else found | _likeness(after.image, before.image, valid, where)
 
 
 def _of(seen: Seen, when: str) -> list[tuple[str, AnyArray]]:
@@ -227,14 +255,14 @@ def _of(seen: Seen, when: str) -> list[tuple[str, AnyArray]]:
     return [*((f"{name}_{when}", values) for name, values in layers), (f"activation_{when}", seen.activation)]
 
 
-def _likeness(after: UInt8Array, before: UInt8Array, valid: BoolArray) -> dict[str, AnyArray]:
-    """(h, w) correlation of the brightness of both images around each pixel, of which 3 by 3 pixels are one sum."""
-    one, other = (box_sums(valid * image.sum(axis=2, dtype=np.int64), NEAR) // 9 for image in (after, before))
-    layers = np.ones_like(one), one, other, one * one, other * other, one * other
-    sums = [_Summed.of(values, max(LIKENESS)) for values in layers]
+def _likeness(after: UInt8Array, before: UInt8Array, valid: BoolArray, where: BoolArray) -> dict[str, AnyArray]:
+    """(P,) correlation of the brightness of both images around pixels, of which 3 by 3 pixels are one sum."""
+    one, other = (box_sums(valid * _total(image), NEAR) // 9 for image in (after, before))
+    tables = [_table(values) for values in (np.ones_like(one), one, other, one * one, other * other, one * other)]
     found = {}
     for reach in LIKENESS:
-        count, a, b, aa, bb, ab = (values.over(reach) for values in sums)
+        squares = _Squares.around(where, reach)
+        count, a, b, aa, bb, ab = (squares.sums(table).astype(np.int64) for table in tables)
         noise = (NOISE * count) ** 2
         spread = np.sqrt((count * aa - a * a + noise).astype(float)) * np.sqrt(
             (count * bb - b * b + noise).astype(float)

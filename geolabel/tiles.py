@@ -79,6 +79,10 @@ class Window:
         row, col = min(self.row, other.row), min(self.col, other.col)
         return Window(row, col, max(self.bottom, other.bottom) - row, max(self.right, other.right) - col)
 
+    def grown(self, margin: int) -> Window:
+        """Return the window with a margin on all sides."""
+        return Window(self.row - margin, self.col - margin, self.height + 2 * margin, self.width + 2 * margin)
+
     def contains(self, other: Window) -> bool:
         """Whether every pixel of `other` is in this window."""
         return (

@@ -319,6 +319,17 @@ def test_without_a_localizer_there_is_a_change_and_no_activation(tmp_path: Path,
     assert np.isnan(columns["activation_before"]).tolist() == [True]
 
 
+def test_a_window_is_compared_alike_whether_or_not_its_whole_tile_is_read(tmp_path: Path, after: Path) -> None:
+    plan = make_plan(SceneReader(after), *RECIPES, GIVEN, stretch="0,255")
+    (known,) = open_before([earlier(tmp_path / "before.tif", 1.3, 0.6)], [plan])
+    assert known is not None
+    tile = plan.localize_tiles[0]
+    for window in (Window(0, 0, 20, 30), Window(40, 50, 9, 11), tile):
+        whole = compare(plan, known, tile, window)
+        seen = whole[LAYERS.index("activation")].astype(np.uint8)
+        assert np.array_equal(compare(plan, known, tile, window, seen), whole)
+
+
 def test_a_scene_that_cannot_be_registered_is_refused_or_trusted(tmp_path: Path, after: Path) -> None:
     noise = np.random.default_rng(9).uniform(0, 255, (3, SIDE, SIDE))
     other = write(tmp_path / "other.tif", noise)

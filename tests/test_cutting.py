@@ -212,15 +212,22 @@ def test_no_cut_needs_something_to_cut_by(after: Path) -> None:
 # --- features --------------------------------------------------------------------------------------------------------
 
 
+def features(after: Seen, before: Seen | None, valid: np.ndarray, where: np.ndarray | None = None) -> dict:
+    """Of a pair that is stable, at all pixels if not said otherwise."""
+    stable = None if before is None else Stable((0.0,) * 3, change.MIN_SPREAD)
+    return pixel_features(after, before, valid, stable, np.ones(valid.shape, bool) if where is None else where)
+
+
 def test_the_same_image_twice_has_not_changed_and_is_alike() -> None:
     image = ground(OLD)[:, :64, :64].astype(np.uint8).transpose(1, 2, 0)
     seen = Seen(image, np.full((64, 64), 9, np.uint8))
-    found = pixel_features(seen, seen, np.ones((64, 64), bool), Stable((0.0,) * 3, change.MIN_SPREAD))
+    found = features(seen, seen, np.ones((64, 64), bool))
     for reach in (1, 4, 12):
         assert np.abs(found[f"change_{reach}"]).max() == 0
-    assert found["likeness_10"][45:55, 45:55].min() > 0.85  # on the edge of the box; dark ground has less to recognise
-    assert found["activation_after_4"].tolist() == np.full((64, 64), 9.0).tolist()
-    alone = pixel_features(seen, None, np.ones((64, 64), bool), None)
+    alike = found["likeness_10"].reshape(64, 64)[45:55, 45:55]
+    assert alike.min() > 0.85  # on the edge of the box; dark ground has less to recognise
+    assert set(found["activation_after_4"]) == {9.0}
+    alone = features(seen, None, np.ones((64, 64), bool))
     assert sorted(alone) == sorted(name for name in found if "after" in name)
 
 
@@ -230,11 +237,69 @@ def test_what_is_not_valid_has_no_say_in_means() -> None:
     valid[:, :20] = False
     other = image.copy()
     other[:, :20] = 255
-    found, again = (
-        pixel_features(Seen(one * valid[..., None], one[..., 0] * valid), None, valid, None) for one in (image, other)
-    )
+    found, again = (features(Seen(one * valid[..., None], one[..., 0] * valid), None, valid) for one in (image, other))
     assert all(np.array_equal(found[name], again[name]) for name in found)
-    assert found["activation_after_4"][20, 22] == pytest.approx(image[16:25, 20:27, 0].mean())
+    mean = found["activation_after_4"].reshape(40, 40)[20, 22]
+    assert mean == pytest.approx(image[16:25, 20:27, 0].mean())
+
+
+def pair_of_noise(side: int) -> tuple[Seen, Seen, np.ndarray]:
+    rng = np.random.default_rng(5)
+    one, other = (
+        Seen(*(rng.integers(0, 256, shape).astype(np.uint8) for shape in ((side, side, 3), (side, side))))
+        for _ in range(2)
+    )
+    return one, other, rng.random((side, side)) > 0.1
+
+
+def test_features_are_means_and_correlations_over_squares() -> None:
+    """Against sums that are added up pixel by pixel, in the middle and at the frame."""
+    after, before, valid = pair_of_noise(60)
+    where = np.zeros((60, 60), bool)
+    where[[0, 30, 59], [3, 31, 59]] = True
+    found = features(after, before, valid, where)
+    totals = [(seen.image.sum(axis=2).astype(int) * valid) for seen in (after, before)]
+    blurred = [np.array([[square(t, r, c, 1).sum() // 9 for c in range(60)] for r in range(60)]) for t in totals]
+    for number, (row, col) in enumerate(np.argwhere(where)):
+        near = square(valid, row, col, 12)
+        for name, seen in (("after", after), ("before", before)):
+            for layer, values in zip(change.FEATURES, change.features(seen.image), strict=True):
+                mean = square(values * valid, row, col, 12).sum() / near.sum()
+                assert found[f"{layer}_{name}_12"][number] == pytest.approx(mean, rel=1e-12)
+            assert found[f"activation_{name}"][number] == (seen.activation * valid)[row, col]
+        one, other = (square(values, row, col, 24).astype(float) for values in blurred)
+        shared = ((one - one.mean()) * (other - other.mean())).mean()
+        spread = np.sqrt((one.var() + change.NOISE**2) * (other.var() + change.NOISE**2))
+        assert found["likeness_24"][number] == pytest.approx(shared / spread, rel=1e-9)
+
+
+def square(values: np.ndarray, row: int, col: int, reach: int) -> np.ndarray:
+    """The square around a pixel, cut at the frame."""
+    return values[max(0, row - reach) : row + reach + 1, max(0, col - reach) : col + reach + 1]
+
+
+def test_features_depend_on_nothing_further_away() -> None:
+    """So that only the surroundings of what is looked at are worked on."""
+    after, before, valid = pair_of_noise(120)
+    where = np.zeros((120, 120), bool)
+    where[50:60, 3:9] = True  # the frame is nearer than the reach
+    rows, cols = slice(50 - change.REACH, 60 + change.REACH), slice(0, 9 + change.REACH)
+    whole = features(after, before, valid, where)
+    part = features(after.part(rows, cols), before.part(rows, cols), valid[rows, cols], where[rows, cols])
+    assert all(np.array_equal(whole[name], part[name]) for name in whole)
+    less = features(
+        after.part(slice(30, 80), cols), before.part(slice(30, 80), cols), valid[30:80, cols], where[30:80, cols]
+    )
+    assert not all(np.array_equal(whole[name], less[name]) for name in whole)
+
+
+def test_sums_that_fit_are_exact_though_those_of_all_pixels_do_not() -> None:
+    values = np.full((300, 300), 765**2, np.int32)  # 5e10 in all
+    assert set(change.box_sums(values, 24)[24:-24, 24:-24].ravel()) == {49 * 49 * 765**2}
+    where = np.zeros((300, 300), bool)
+    where[280, 280] = True
+    squares = change._Squares.around(where, 24)
+    assert squares.sums(change._table(values)).tolist() == [44 * 44 * 765**2]
 
 
 def test_forms_of_a_plane_and_of_a_ridge() -> None:
@@ -268,6 +333,59 @@ def test_trees_add_up_the_leaves_that_a_pixel_reaches() -> None:
     assert found == pytest.approx(1 / (1 + np.exp(-np.array([1.0, -2.0, 0.5]))))
 
 
+def walked(trees: Trees, columns: dict[str, np.ndarray]) -> list[float]:
+    """Probabilities by a walk from the root to a leaf, pixel by pixel."""
+    found = []
+    for pixel in range(len(next(iter(columns.values())))):
+        logit = trees.start
+        for node in trees.roots:
+            while trees.feature[node] != evidence_head.LEAF:
+                above = columns[trees.names[trees.feature[node]]][pixel] > trees.threshold[node]
+                node = (trees.right if above else trees.left)[node]
+            logit += trees.value[node]
+        found.append(1 / (1 + np.exp(-logit / evidence_head.LOGIT_UNIT)))
+    return found
+
+
+@pytest.mark.parametrize("kind", evidence_head.KINDS)
+def test_the_leaf_of_a_pixel_is_that_of_a_walk(kind: evidence_head.Kind) -> None:
+    trees = load_heads(shipped()).heads[kind].trees
+    rng = np.random.default_rng(0)
+    own: dict[int, list[float]] = {number: [0.0] for number in range(len(trees.names))}
+    for number, threshold in zip(trees.feature, trees.threshold, strict=True):
+        own.get(number, []).append(threshold)
+    near = {name: rng.choice(own[k], 60) + rng.choice([-1e-9, 0, 1e-9], 60) for k, name in enumerate(trees.names)}
+    near[trees.names[0]][0] = np.nan
+    assert trees(near).tolist() == pytest.approx(walked(trees, near), rel=1e-12)
+
+
+def chain(leaves: int) -> Trees:
+    """Each comparison leads to a leaf on its left, or on to the next one."""
+    feature = tuple([0, evidence_head.LEAF] * (leaves - 1) + [evidence_head.LEAF])
+    places = range(len(feature))
+    return Trees(
+        ("a",),
+        (0,),
+        feature,
+        threshold=tuple(float(k // 2) for k in places),
+        left=tuple(k + 1 for k in places),
+        right=tuple(k + 2 for k in places),
+        value=tuple(100 * (k // 2) * (f == evidence_head.LEAF) for k, f in zip(places, feature, strict=True)),
+        start=0,
+    )
+
+
+@pytest.mark.parametrize("leaves", [2, 8, 9, 16, 17, 33, 64])
+def test_trees_may_have_up_to_64_leaves(leaves: int) -> None:
+    columns = {"a": np.arange(-1.0, leaves + 1, 0.5)}
+    assert chain(leaves)(columns).tolist() == pytest.approx(walked(chain(leaves), columns), rel=1e-12)
+
+
+def test_trees_of_more_leaves_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 64 leaves"):
+        chain(65)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"left": (0, 0, 0)}, {"right": (9, 0, 0)}, {"roots": ()}, {"feature": (4, -1, -1)}, {"threshold": (np.inf, 0, 0)}],
@@ -295,7 +413,7 @@ def test_the_heads_that_ship_are_of_the_bundled_localizer(monkeypatch: pytest.Mo
     assert found is not None
     names = [set(found.heads[kind].trees.names) for kind in evidence_head.KINDS]
     seen = Seen(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
-    pair = set(pixel_features(seen, seen, np.ones((8, 8), bool), Stable((0.0,) * 3, change.MIN_SPREAD)))
+    pair = set(features(seen, seen, np.ones((8, 8), bool)))
     after = {name for name in pair if "after" in name}
     ground_names = {f"{form}_{k}" for form in ("slope", "rise") for k in (1, 2, 3)}
     assert names == [pair, after | ground_names, pair | ground_names]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from geolabel.change import Stable, features, match_greys, patch_means
+from geolabel.change import TEXTURE_PX, Stable, features, match_greys, patch_means
 from geolabel.engine import executors, worker
 from geolabel.errors import SceneError, TileError
 from geolabel.extraction.plan import Plan, examined
@@ -344,19 +344,20 @@ def compare(
     Parameters
     ----------
     activation : (H, W)
-        Of the scene before in the window, where it is known already.
+        Of the scene before in the window, where it is known already: then only the window is read, and the pixels
+        around it that its texture depends on.
 
     Raises
     ------
     TileError
         If one of the scenes cannot be read.
     """
-    bands, valid = plan.reader.read(tile, plan.grid)
-    earlier, known = before.reader.read(tile, plan.grid)
-    both = valid & known
+    around = tile if activation is None else window.grown(TEXTURE_PX // 2).shared(tile)
+    bands, valid = plan.reader.read(around, plan.grid)
+    earlier, known = before.reader.read(around, plan.grid)
+    both, here = valid & known, window.within(around)
     after, image = plan.stretch.apply(bands, both), before.stretch.apply(earlier, both)
     difference = features(after) - features(matched(image, before.tables))
-    here = window.within(tile)
     seen = activation_of(plan, image)[here] if activation is None else activation
     layers = [both[here].astype(np.int32), *difference[:, *here], seen]
     return np.stack([layer * both[here] for layer in layers]).astype(np.int32)

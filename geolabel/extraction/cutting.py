@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from geolabel import terrain
-from geolabel.change import Seen, box_sums, pixel_features
+from geolabel.change import REACH as FEATURE_REACH
+from geolabel.change import Seen, Stable, box_sums, pixel_features
 from geolabel.engine.tasks import Pass
 from geolabel.errors import TileError
 from geolabel.extraction.activation_maps import blend_activation
@@ -25,7 +26,7 @@ from geolabel.extraction.vectorize import Objects, with_ground
 from geolabel.extraction.work import Work
 from geolabel.models.evidence_head import EvidenceHeads, Kind, Trees, heads_for
 from geolabel.seams import Spans, drop_small, join
-from geolabel.tiles import TileGrid, Window
+from geolabel.tiles import TileGrid, Window, extent
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 log = logging.getLogger(__name__)
@@ -109,9 +110,7 @@ def _settled(kept: Spans, away: Spans, min_area_px: float) -> tuple[Spans, Spans
 
 def _around(tiles: TileGrid, index: int) -> Window:
     """The core of a tile and the pixels next to it that decide with those in it."""
-    core, tile = tiles.core(index), tiles[index]
-    grown = Window(core.row - REACH, core.col - REACH, core.height + 2 * REACH, core.width + 2 * REACH)
-    return grown.shared(tile)
+    return tiles.core(index).grown(REACH).shared(tiles[index])
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
@@ -143,53 +142,108 @@ def _probabilities(
     run: Run, known: Known, tile: Window, window: Window, mask: BoolArray
 ) -> tuple[UInt8Array, BoolArray, UInt8Array]:
     """(H, W) levels of probability, what is cut, and the activation before, of a window in a tile."""
-    levels, excess = np.zeros(mask.shape, np.uint8), np.zeros(mask.shape, np.int64)
-    activation, left = np.zeros(mask.shape, np.uint8), mask.copy()
-    for kind, there, columns in looked_at(run, known.before, known.heights, tile, window):
-        if kind != "dem":
-            activation = columns["activation_before"].astype(np.uint8)
-        where = left & there
-        if where.any():
+    sight = see(run.plan, known.before, tile)
+    found, cuts = np.zeros(int(mask.sum()), np.uint8), np.zeros(int(mask.sum()), np.int32)
+    left = np.ones(len(found), bool)
+    for kind, there, columns in looked_at(run, known.before, known.heights, sight, window, mask):
+        new = left & there
+        if new.any():
             head = known.heads.heads[kind]
-            levels[where] = _levels(head.trees, columns, where)
-            excess[where] = levels[where].astype(np.int64) - (1 + round(head.cut * LEVELS))
-            left &= ~where
+            found[new] = _levels(head.trees, columns, new)
+            cuts[new] = 1 + round(head.cut * LEVELS)
+            left &= ~new
         if not left.any():
             break
-    looked = levels > 0
-    return levels, looked & (box_sums(excess * looked, REACH) < 0), activation
+    levels, excess = np.zeros(mask.shape, np.uint8), np.zeros(mask.shape, np.int32)
+    levels[mask], excess[mask] = found, found - cuts
+    activation = sight.activation[window.within(tile)]
+    return levels, (levels > 0) & (box_sums(excess, REACH) < 0), activation
 
 
-def looked_at(
-    run: Run, before: Before | None, heights: Heights | None, tile: Window, window: Window
-) -> Iterator[tuple[Kind, BoolArray, dict[str, AnyArray]]]:
-    """Yield kinds of evidence in a window inside a tile of the localizer, the one with most first.
+@dataclass(frozen=True)
+class Sight:
+    """What a tile of the localizer shows of the scene and of the scene before."""
 
-    Each comes with where (H, W) it is known, and with the features (H, W) that a head of its kind looks at, by name.
+    tile: Window
+    bands: AnyArray
+    """(3, h, w) of the scene."""
+    valid: BoolArray
+    """(h, w) where the scene is."""
+    both: BoolArray
+    """(h, w) where both scenes are."""
+    image: UInt8Array | None
+    """(h, w, 3) the scene before as networks see it; None where there is none."""
+    activation: UInt8Array
+    """(h, w) of the scene before, 0..255; 0 where not both are."""
+
+
+def see(plan: Plan, before: Before | None, tile: Window) -> Sight:
+    """Read both scenes in a tile of the localizer, and look at the one before.
 
     Raises
     ------
     TileError
         If a raster cannot be read.
     """
-    plan, here = run.plan, window.within(tile)
     bands, valid = plan.reader.read(tile, plan.grid)
-    grey = blend_activation(run, tile, 0, lambda patch, _: patch)
-    ground = {} if heights is None else _forms(plan, heights, window)
-    on_ground = ground.pop("known", np.zeros((window.height, window.width), bool))
-    if before is not None:
-        moved, known = before.reader.read(tile, plan.grid)
-        both = valid & known
-        image = before.stretch.apply(moved, both)
-        earlier = Seen(matched(image, before.tables), activation_of(plan, image))
-        seen = pixel_features(Seen(plan.stretch.apply(bands, both), grey), earlier, both, before.stable)
-        pair = {name: values[here] for name, values in seen.items()}
-        if heights is not None:
-            yield "both", both[here] & on_ground, pair | ground
-        yield "before", both[here], pair
+    if before is None:
+        return Sight(tile, bands, valid, np.zeros_like(valid), None, np.zeros(valid.shape, np.uint8))
+    moved, known = before.reader.read(tile, plan.grid)
+    both = valid & known
+    image = before.stretch.apply(moved, both)
+    return Sight(tile, bands, valid, both, image, activation_of(plan, image) * both)
+
+
+def looked_at(
+    run: Run, before: Before | None, heights: Heights | None, sight: Sight, window: Window, where: BoolArray
+) -> Iterator[tuple[Kind, BoolArray, dict[str, AnyArray]]]:
+    """Yield kinds of evidence about P pixels in a tile of the localizer, the one with most first.
+
+    Each comes with where (P,) it is known, and with the features (P,) that a head of its kind looks at, by name.
+
+    Parameters
+    ----------
+    sight
+        Of the tile, see `see`.
+    window
+        In the tile.
+    where : (H, W)
+        The pixels of the window.
+
+    Raises
+    ------
+    TileError
+        If a raster cannot be read.
+    """
+    hull = extent(where)
+    if hull is None:
+        return
+    plan, spot = run.plan, window.part(hull)
+    around = spot.grown(FEATURE_REACH).shared(sight.tile)
+    part, place = around.within(sight.tile), np.zeros((around.height, around.width), bool)
+    place[spot.within(around)] = where[hull]
+    grey = blend_activation(run, around, 0, lambda patch, _: patch)
+    ground, on_ground = {}, np.zeros(int(where.sum()), bool)
     if heights is not None:
-        seen = pixel_features(Seen(plan.stretch.apply(bands, valid), grey), None, valid, None)
-        yield "dem", valid[here] & on_ground, {name: values[here] for name, values in seen.items()} | ground
+        ground = {name: values[where[hull]] for name, values in _forms(plan, heights, spot).items()}
+        on_ground = ground.pop("known")
+
+    def features(valid: BoolArray, earlier: Seen | None, stable: Stable | None) -> dict[str, AnyArray]:
+        later = Seen(plan.stretch.apply(sight.bands[:, *part], valid[part]), grey)
+        return pixel_features(later, earlier, valid[part], stable, place)
+
+    if before is not None and sight.image is not None:
+        earlier = Seen(matched(sight.image[part], before.tables), sight.activation[part])
+        pair, known = features(sight.both, earlier, before.stable), sight.both[window.within(sight.tile)][where]
+        if heights is not None:
+            yield "both", known & on_ground, pair | ground
+        yield "before", known, pair
+    if heights is not None:
+        yield (
+            "dem",
+            sight.valid[window.within(sight.tile)][where] & on_ground,
+            features(sight.valid, None, None) | ground,
+        )
 
 
 def _forms(plan: Plan, heights: Heights, window: Window) -> dict[str, AnyArray]:
@@ -197,12 +251,11 @@ def _forms(plan: Plan, heights: Heights, window: Window) -> dict[str, AnyArray]:
     sizes = terrain.pixel_sizes(plan.grid, range(window.row, window.bottom))
     steps = terrain.form_steps(plan.grid.gsd, heights.step, MAX_STEP_PX)
     margin = max(steps)
-    around = Window(window.row - margin, window.col - margin, window.height + 2 * margin, window.width + 2 * margin)
-    return terrain.forms(*heights.read(around, plan), sizes, plan.grid, steps)
+    return terrain.forms(*heights.read(window.grown(margin), plan), sizes, plan.grid, steps)
 
 
 def _levels(trees: Trees, columns: Mapping[str, AnyArray], where: BoolArray) -> UInt8Array:
-    """(P,) levels of probability of the pixels that `where` (H, W) marks."""
+    """(P,) levels of probability of the pixels that `where` (N,) marks."""
     picked = {name: columns[name][where] for name in trees.names}
     parts = [
         trees({name: values[first : first + CHUNK_PX] for name, values in picked.items()})

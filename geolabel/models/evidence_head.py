@@ -36,8 +36,8 @@ LOGIT_UNIT = 1000
 LEAF = -1
 """In the place of a feature, of a node that has no further ones."""
 
-MAX_DEPTH, MAX_NODES = 12, 1 << 16
-"""Of trees that a file may hold."""
+MAX_LEAVES, MAX_NODES = 64, 1 << 16
+"""Of a tree, and of all trees that a file may hold."""
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,58 @@ class Trees:
             raise ValueError("roots are nodes, and thresholds are finite")
         if np.any(np.asarray(self.feature)[inner] < 0) or np.any(np.asarray(self.feature) >= len(self.names)):
             raise ValueError(f"nodes compare features 0 to {len(self.names) - 1}")
+        _leaves(self)
 
     def __call__(self, features: Mapping[str, AnyArray]) -> Float64Array:
         """(P,) probability, 0..1, that each of P pixels is landslide; features are (P,) each."""
-        table = np.stack([np.asarray(features[name], np.float64) for name in self.names])
-        pixels = np.arange(table.shape[1])
-        feature, threshold, value = np.asarray(self.feature), np.asarray(self.threshold), np.asarray(self.value)
-        children = np.stack([np.asarray(self.left), np.asarray(self.right)])
-        children = np.where(feature == LEAF, np.arange(len(feature)), children)
-        compared = np.maximum(feature, 0)
-        logit: Int64Array = np.full(len(pixels), self.start, np.int64)
-        for root in self.roots:
-            node = np.full(len(pixels), root)
-            for _ in range(MAX_DEPTH):
-                if (feature[node] == LEAF).all():
-                    break
-                node = children[(table[compared[node], pixels] > threshold[node]).astype(np.intp), node]
-            logit += value[node]
+        columns = [np.asarray(features[name], np.float64) for name in self.names]
+        logit: Int64Array = np.full(len(columns[0]), self.start, np.int64)
+        for tests, values in _leaves(self):
+            kind = np.min_scalar_type((1 << len(values)) - 1).type
+            passed = np.zeros(len(logit), kind)
+            for feature, threshold, left in tests:
+                passed |= (columns[feature] > threshold) * kind(left)
+            reached = ~passed & (passed + kind(1))  # the lowest bit that no test has set
+            logit += values[np.frexp(reached.astype(np.float64))[1] - 1]
         return np.asarray(1 / (1 + np.exp(-np.clip(logit / LOGIT_UNIT, -60, 60))))
+
+
+_Test = tuple[int, float, int]
+"""A feature, a threshold, and the leaves, as bits, that a value above it rules out."""
+
+
+@lru_cache(maxsize=2 * len(KINDS))
+def _leaves(trees: Trees) -> list[tuple[list[_Test], Int64Array]]:
+    """Tests and leaves of each tree, which find the leaf of a pixel without a walk (QuickScorer; Lucchese et al. 2015).
+
+    Leaves are numbered from left to right. A value above the threshold of a node rules out all leaves to its left; of
+    those that no test rules out, a pixel reaches the first.
+
+    Raises
+    ------
+    ValueError
+        If a tree has more than `MAX_LEAVES`.
+    """
+    found = []
+    for root in trees.roots:
+        tests: list[_Test] = []
+        values: list[int] = []
+        _walk(trees, root, 0, tests, values)
+        found.append((tests, np.asarray(values, np.int64)))
+    return found
+
+
+def _walk(trees: Trees, node: int, depth: int, tests: list[_Test], values: list[int]) -> None:
+    """Append the tests and leaves at and below a node, from left to right."""
+    if max(depth, len(values)) >= MAX_LEAVES:
+        raise ValueError(f"a tree has at most {MAX_LEAVES} leaves")
+    if trees.feature[node] == LEAF:
+        values.append(trees.value[node])
+        return
+    first = len(values)
+    _walk(trees, trees.left[node], depth + 1, tests, values)
+    tests.append((trees.feature[node], trees.threshold[node], (1 << len(values)) - (1 << first)))
+    _walk(trees, trees.right[node], depth + 1, tests, values)
 
 
 @dataclass(frozen=True)

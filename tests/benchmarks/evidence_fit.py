@@ -32,7 +32,7 @@ import geolabel
 from geolabel.errors import SceneError
 from geolabel.evaluation.calibration import expected_calibration_error, reliability
 from geolabel.extraction import pipeline
-from geolabel.extraction.cutting import looked_at
+from geolabel.extraction.cutting import looked_at, see
 from geolabel.extraction.evidence import Evidence
 from geolabel.extraction.request import Networks
 from geolabel.extraction.vectorize import Objects
@@ -111,11 +111,12 @@ def _sampled(work: Work, objects: Objects, evidence: Evidence, truth: np.ndarray
             rng.random((core.height, core.width)) < share
         )
         if picked.any():
-            kinds = list(looked_at(work.run, evidence.before, evidence.heights, tile, core))
-            picked &= np.logical_and.reduce([there for _, there, _ in kinds])
-            row: dict[str, np.ndarray] = {"truth": truth[core.slices][picked]}
+            sight = see(plan, evidence.before, tile)
+            kinds = list(looked_at(work.run, evidence.before, evidence.heights, sight, core, picked))
+            known = np.logical_and.reduce([there for _, there, _ in kinds])
+            row: dict[str, np.ndarray] = {"truth": truth[core.slices][picked][known]}
             for kind, _, columns in kinds:
-                row |= {f"{kind}/{name}": values[picked].astype(np.float32) for name, values in columns.items()}
+                row |= {f"{kind}/{name}": values[known].astype(np.float32) for name, values in columns.items()}
             rows.append(row)
     found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} if rows else {}
     return found | {"weight": np.full(len(found.get("truth", [])), 1 / share)}

@@ -130,17 +130,18 @@ def _between(
 ) -> tuple[Float64Array, BoolArray]:
     """Bilinear values of (3, h', w') pixels at a corner and a fraction beyond it, over what is good."""
     (top, left), (down, right) = corner, beyond
-    values = np.where(good, stored, 0).astype(np.float64)
-    sums, weight = np.zeros((len(stored), *inside.shape)), np.zeros(inside.shape)
+    whole = bool(good.all())
+    values = stored if whole else np.where(good, stored, np.zeros((), stored.dtype))
+    sums, weight, product = np.zeros((len(stored), *inside.shape)), np.zeros(inside.shape), np.empty(inside.shape)
     for below in (0, 1):
         for beside in (0, 1):
             rows, cols = np.clip(top + below, 0, good.shape[0] - 1), np.clip(left + beside, 0, good.shape[1] - 1)
-            part = (down if below else 1 - down) * (right if beside else 1 - right)
-            if part.any():
-                share = part * _picked(good, rows, cols)
+            share = (down if below else 1 - down) * (right if beside else 1 - right)
+            if share.any():
+                share = share if whole else share * _picked(good, rows, cols)
                 weight += share
                 for total, band in zip(sums, values, strict=True):
-                    total += share * _picked(band, rows, cols)
+                    total += np.multiply(share, _picked(band, rows, cols), out=product)
     valid = inside & (weight >= 0.5)
     return np.where(valid, sums / np.where(valid, weight, 1.0), 0.0), valid
 
@@ -148,8 +149,14 @@ def _between(
 def _picked(values: AnyArray, rows: AnyArray, cols: AnyArray) -> AnyArray:
     """(h, w) values at rows and columns: whole rows and columns of values where these are (h, 1) and (1, w)."""
     if rows.shape[1] == cols.shape[0] == 1:
-        return values[rows[:, 0]][:, cols[0]]
+        return values[_line(rows[:, 0])][:, _line(cols[0])]
     return np.asarray(values[rows, cols])
+
+
+def _line(places: AnyArray) -> slice | AnyArray:
+    """Places as a slice, where one follows the other: what it picks is not copied."""
+    first = int(places[0])
+    return slice(first, first + len(places)) if (np.diff(places) == 1).all() else places
 
 
 # --- where pixels are ------------------------------------------------------------------------------------------------
