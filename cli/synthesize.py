@@ -47,6 +47,15 @@ from .terminal import announce, loading
     help="Also write scene_before.tif, the place before its landslides, in another season and light, displaced by up "
     "to 3 px. The scene then also has new roads, pits and fields.",
 )
+@option(
+    "--reactivated",
+    group="output",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="With --pair: how likely a landslide was there before, older and often shorter, 0 to 1; the truth then has a "
+    "column activity.",
+)
 @options.overwrite
 @options.discard_review
 @options.as_json

@@ -282,6 +282,16 @@ def test_a_landslide_that_is_active_again_is_none_that_was_bare_before(tmp_path:
     assert found["id"].tolist() == [1, 2]
     assert found["activation_before"][0] > 0.5
     assert found["change_z"][0] > 2
+    assert found["activity"].tolist() == ["reactivated", "new"]
+    assert extract(after)["activity"].isna().all()
+
+
+def test_activity_is_said_where_the_scene_before_is_clear() -> None:
+    """Bare and changed, green and changed, in between, bare and the same, green and the same, not known."""
+    activation = np.array([0.9, 0.1, 0.4, 0.9, 0.1, np.nan, np.nan])
+    change_z = np.array([3.0, 3.0, 3.0, 1.0, 1.0, 3.0, np.nan])
+    expected = ["reactivated", "new", None, None, None, None, None]
+    assert before_of_run.activity(change_z, activation).tolist() == expected
 
 
 def test_blocks_change_nothing(tmp_path: Path, after: Path) -> None:

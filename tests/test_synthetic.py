@@ -345,3 +345,28 @@ def test_a_pair_is_written_as_a_scene_and_the_scene_before(tmp_path):
         assert not np.array_equal(before.read(), after.read())
     call(tmp_path / "alone.tif", "--size", 64)
     assert not (tmp_path / "alone_before.tif").exists()
+
+
+def test_a_landslide_that_moves_again_was_there_before():
+    """What is after the event is the same; before it, only the ground of these landslides differs."""
+    new, found = pair(1), synthesize_pair(256, seed=1, reactivated=0.5)
+    assert np.array_equal(found.after.rgb, new.after.rgb)
+    assert np.array_equal(found.after.ids, new.after.ids)
+    assert 0 < len(found.reactivated) < new.after.count
+    moved = np.abs(found.before.astype(int) - new.before).sum(axis=2) > 60
+    near = ndimage.binary_dilation(np.isin(found.after.ids, found.reactivated), iterations=8)
+    assert moved[near].mean() > 0.1
+    assert moved[~near].mean() < 0.01
+    assert new.reactivated == synthesize_pair(256, seed=1, reactivated=0).reactivated == ()
+
+
+def test_the_truth_of_a_pair_says_which_landslides_were_there_before(tmp_path):
+    assert call(tmp_path / "scene.tif", "--size", 256, "--seed", 1, "--pair", "--reactivated", 0.5).exit_code == 0
+    table = gpd.read_file(tmp_path / "scene_truth.gpkg", layer="landslides")
+    again = synthesize_pair(256, seed=1, reactivated=0.5).reactivated
+    assert table["id"][table["activity"] == "reactivated"].tolist() == [n for n in table["id"] if n in again]
+    assert set(table["activity"]) == {"new", "reactivated"}
+    with pytest.raises(OptionError, match=r"--reactivated 0\.5 needs a scene before"):
+        run.synthesize(tmp_path / "alone.tif", size=64, reactivated=0.5)
+    with pytest.raises(OptionError, match="give a share of 0 to 1"):
+        synthesize_pair(64, reactivated=1.5)

@@ -23,6 +23,7 @@ from geolabel.change import TEXTURE_PX, Stable, features, match_greys, patch_mea
 from geolabel.engine import executors, worker
 from geolabel.errors import SceneError, TileError
 from geolabel.extraction.plan import Plan, examined
+from geolabel.io.columns import ACTIVITIES
 from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.headers import check_image
 from geolabel.io.read.masks import hidden_share, open_masks
@@ -327,6 +328,18 @@ def shown_by(plan: Plan, before: Before, window: Window) -> Int32Array:
             break
         shown[number] = layer.reader.read(window, plan.grid)[1] & ~shown.any(axis=0)
     return shown
+
+
+ACTIVE_BEFORE, QUIET_BEFORE, CHANGED = 0.5, 0.25, 1.5
+"""Minimum activation before of a landslide that moved again, maximum of a new one, and what both have to change by."""
+
+
+def activity(change: Float64Array, activation: Float64Array) -> AnyArray:
+    """(K,) one of `geolabel.io.columns.ACTIVITIES` of objects by their columns of `change_columns`, or None."""
+    said = np.full(len(change), None, object)
+    for name, there in zip(ACTIVITIES, (activation >= ACTIVE_BEFORE, activation <= QUIET_BEFORE), strict=True):
+        said[there & (change > CHANGED)] = name
+    return said
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

@@ -228,12 +228,13 @@ LEVELS = 254
 def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, AnyArray]:
     """Columns of `geolabel.io.columns` that follow from evidence and masks, of objects; NaN where nothing is known.
 
-    Also ``event_after``, None where it is not known.
+    Also ``event_after`` and ``activity``, None where they are not known.
     """
     plan = work.run.plan
     names = (*TERRAIN, *CHANGE, *SEEN, *MASKED)
     columns: dict[str, AnyArray] = {name: np.full(objects.count, np.nan) for name in names}
     columns["event_after"] = np.full(objects.count, evidence.event_after, object)
+    columns["activity"] = np.full(objects.count, None, object)
     if plan.reader.masks:
         tiles = list(BlockGrid(plan.grid.height, plan.grid.width, TILE_PX))
         sums, _ = _summed(work, objects, _CUT.bind(plan), _shares(tiles, tiles, objects), ("cut",))
@@ -264,6 +265,7 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, AnyAr
         networks = [plan.localizer] if plan.localized else []
         sums, _ = _summed(work, objects, step, _shares(tiles, cores, objects), before.LAYERS, networks=networks)
         columns |= before.change_columns(sums, objects.areas, evidence.before, SHARE, localized=plan.localized)
+        columns["activity"] = before.activity(columns["change_z"], columns["activation_before"])
         if evidence.event_after is None and any(evidence.before.dates):
             shown = [sums["seen"]]
             if len(evidence.before.layers) > 1:

@@ -237,6 +237,15 @@ LANDSLIDES = (
         "mean",
     ),
     Column(
+        "activity",
+        "text",
+        "Activity",
+        "new: its ground changed and did not look like a landslide before; reactivated: it changed and did; null where "
+        "the scene before does not say",
+        page="Evidence",
+        merged="shared",
+    ),
+    Column(
         "masked_edge",
         "real",
         "Outline along a mask (0-1)",
@@ -372,6 +381,9 @@ TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg", "h_over_
 
 CHANGE = ("change_z", "activation_before")
 """Columns that follow from a scene before the event."""
+
+ACTIVITIES = ("reactivated", "new")
+"""Values of the column ``activity``."""
 
 SEEN = ("evidence",)
 """Column that the evidence head gives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,7 +18,7 @@ from rasterio.features import shapes
 import geolabel
 from geolabel.errors import OptionError, SceneError
 from geolabel.geodesy import measure
-from geolabel.io.columns import TRUTH_COLUMNS
+from geolabel.io.columns import ACTIVITIES, TRUTH_COLUMNS, kinds
 from geolabel.io.read.review import Carried, check_work
 from geolabel.io.styles import style_of
 from geolabel.io.write import rasters, vectors
@@ -100,6 +101,7 @@ def synthesize(
     seed: int = 0,
     epsg: int = 32648,
     pair: bool = False,
+    reactivated: float = 0.0,
     overwrite: bool = False,
     discard_review: bool = False,
 ) -> SyntheticScene:
@@ -122,6 +124,8 @@ def synthesize(
     pair
         Whether to make the place before its landslides too, on another day and displaced by a few pixels. The scene
         then also has new roads, pits and fields; see `geolabel.synthetic.synthesize_pair`.
+    reactivated
+        How likely a landslide of a pair was there before, 0..1. The truth then has the column ``activity``.
     overwrite
         Whether files that are there may be replaced, if no person has edited the truth.
     discard_review
@@ -130,28 +134,35 @@ def synthesize(
     Raises
     ------
     OptionError
-        If the size, gsd, seed or CRS cannot be used.
+        If the size, gsd, seed or CRS cannot be used, or landslides are reactivated without a pair.
     OutputError
         If a file cannot be written, or exists and must not be replaced.
     """
+    if reactivated and not pair:
+        raise OptionError(
+            f"--reactivated {reactivated:g} needs a scene before, on which the landslides are: add --pair"
+        )
     files = SceneFiles.beside(scene, pair=pair)
     files.check(overwrite=overwrite)
     carried = Carried(discard=discard_review)
     check_work(files.truth, carried)
     crs = _metric(epsg)
-    both = synthesize_pair(size, gsd, seed) if pair else None
+    both = synthesize_pair(size, gsd, seed, reactivated=reactivated) if pair else None
     drawn = draw(size, gsd, seed) if both is None else both.after
     height, width = drawn.truth.shape
     grid = Grid(crs, Affine(gsd, 0, PLACE[0], 0, -gsd, PLACE[1]), height, width)
     made = {
         "software": {"geolabel": geolabel.__version__},
         "synthetic": {"height": height, "width": width, "gsd": gsd, "seed": seed, "epsg": epsg}
-        | ({} if both is None else {"before": {"shift_px": [round(v, 6) for v in both.shift]}}),
+        | ({} if both is None else {"before": {"shift_px": [round(v, 6) for v in both.shift]}})
+        | ({"reactivated": reactivated} if reactivated else {}),
     }
     truth = {"other": (255, 255, 255), "landslide": COLOURS[-1]}
     cover = dict(zip(CLASSES, COLOURS, strict=True))
     with together(files.truth, *files.rasters):
-        truths = VectorFile([_landslides(drawn.ids, grid)], crs, made)
+        truths = VectorFile(
+            [_landslides(drawn.ids, grid, both.reactivated if both and reactivated else None)], crs, made
+        )
         vectors.write_vectors(files.truth, truths, overwrite=overwrite, carried=carried)
         write_geotiff(files.mask, drawn.truth, grid, description="landslide", classes=truth, overwrite=overwrite)
         write_geotiff(files.classes, drawn.classes, grid, description="land cover", classes=cover, overwrite=overwrite)
@@ -183,13 +194,18 @@ def _metric(epsg: int) -> pyproj.CRS:
     return crs
 
 
-def _landslides(ids: Int32Array, grid: Grid) -> Layer:
+def _landslides(ids: Int32Array, grid: Grid, reactivated: Sequence[int] | None) -> Layer:
     numbers, polygons = _outlines(ids, grid.transform)
     areas = measure(polygons, grid.crs).area_m2
+    columns = TRUTH_COLUMNS if reactivated is None else TRUTH_COLUMNS | kinds("activity")
     features = gpd.GeoDataFrame({"id": numbers, "area_m2": areas}, geometry=polygons, crs=grid.crs)
-    style = style_of("truth", features, TRUTH_COLUMNS)
+    if reactivated is not None:
+        features["activity"] = np.where(np.isin(numbers, reactivated), *ACTIVITIES)
+    style = style_of("truth", features, columns)
     description = "Landslides as they were drawn, one row each"
-    return Layer("landslides", "MultiPolygon", description, TRUTH_COLUMNS, features, style.qml(), key="id")
+    return Layer(
+        "landslides", "MultiPolygon", description, columns, features[[*columns, "geometry"]], style.qml(), key="id"
+    )
 
 
 def _outlines(ids: Int32Array, transform: Affine) -> tuple[list[int], Geometries]:

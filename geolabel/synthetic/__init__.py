@@ -7,7 +7,7 @@ colour alone does not tell them apart; shape, texture and the place on the slope
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -26,6 +26,9 @@ SHARE = (0.03, 0.12)
 
 BARE_RATIO = 2.05
 """Bare ground that is no landslide covers at least this many times the landslides' area."""
+
+OLDER, GROWN = (0.35, 0.75), (0.6, 1.0)
+"""How fresh a landslide was before it moved again, and how far down its way it reached, both 0..1."""
 
 MAX_SHIFT = 3.0
 """Maximum displacement of a scene before along either axis, pixels."""
@@ -93,14 +96,25 @@ class SyntheticPair:
     """(H, W, 3) of another day: other light, another season, another camera."""
     shift: tuple[float, float]
     """Rows and columns by which the content of `before` is displaced, pixels."""
+    reactivated: tuple[int, ...] = ()
+    """Numbers of the landslides that are on `before` too, older and shorter."""
 
 
-def synthesize_pair(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0) -> SyntheticPair:
+def synthesize_pair(
+    size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0, *, reactivated: float = 0.0
+) -> SyntheticPair:
     """Make a scene with landslides, and the same place before them; see `synthesize`.
 
     What was bare before stays bare: quarries, banks of gravel, old roads, fallow fields. What is new and no landslide
     covers about as much as the landslides.
+
+    Parameters
+    ----------
+    reactivated
+        How likely a landslide was there before, 0..1: partly overgrown, and often shorter. The scene after is the same.
     """
+    if not 0 <= reactivated <= 1:
+        raise OptionError(f"{reactivated:g} of the landslides reactivated: give a share of 0 to 1")
     shape = _checked(size, gsd, seed)
     relief, ground, fall, light, camera, work, day, other = (np.random.default_rng((seed, k)) for k in range(8))
     terrain = make_terrain(shape, gsd, relief)
@@ -108,14 +122,25 @@ def synthesize_pair(size: int | tuple[int, int], gsd: float = 0.5, seed: int = 0
     land = altered(old, terrain, gsd, work)
     ids, found = _make_slides(land, terrain, fall)
     shift = (float(day.uniform(-MAX_SHIFT, MAX_SHIFT)), float(day.uniform(-MAX_SHIFT, MAX_SHIFT)))
-    earlier = reflect(old, [], terrain, gsd, np.random.default_rng((seed, 3)), day)
+    again = _older(found, reactivated, np.random.default_rng((seed, 8)))
+    earlier = reflect(old, list(again.values()), terrain, gsd, np.random.default_rng((seed, 3)), day)
     for band in range(3):
         earlier[..., band] = ndimage.shift(earlier[..., band], shift, order=1, mode="nearest", prefilter=False)
     before = photograph(earlier, other)
     rgb = photograph(reflect(land, found, terrain, gsd, light), camera)
     land.classes[ids > 0] = LANDSLIDE
     after = SyntheticScene(rgb, (ids > 0).astype(np.uint8), ids, land.classes, terrain.dem, gsd, seed)
-    return SyntheticPair(after, before, shift)
+    return SyntheticPair(after, before, shift, tuple(again))
+
+
+def _older(slides: list[Slide], share: float, rng: np.random.Generator) -> dict[int, Slide]:
+    """Some of the landslides as they were before they moved again, by their numbers."""
+    again = {}
+    for number, slide in enumerate(slides, 1):
+        moved, freshness, reach = rng.random(), float(rng.uniform(*OLDER)), rng.uniform(*GROWN)
+        if moved < share:
+            again[number] = replace(slide, mask=slide.mask & (slide.along < reach), freshness=freshness)
+    return again
 
 
 def _checked(size: int | tuple[int, int], gsd: float, seed: int) -> tuple[int, int]:
