@@ -9,14 +9,79 @@ from typing import Any
 import click
 
 from . import options
-from .commands import command, option
+from .commands import F, command, option
 from .inputs import SCENE, VECTORS
-from .packing import packing_options, run_packing
 from .terminal import announce, progress_bar
 from .workers import at_work, cluster_options
 
 PACKING = ("data", "negatives", "seeds", "exclude", "quality")
 """Options of `packing_options` beside ``--pack`` itself."""
+
+
+class _Seeds(click.ParamType):  # type: ignore[type-arg]
+    """Seeds such as 0-9 or 3,5,8."""
+
+    name = "seeds"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Show the form in the help."""
+        return "N[-N][,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split at commas; two numbers with a dash between them are a range, its end included."""
+        if not isinstance(value, str):
+            return value
+        seeds: list[int] = []
+        for part in value.split(","):
+            first, dash, last = part.strip().partition("-")
+            if not (first.isdecimal() and (last.isdecimal() or not dash)):
+                self.fail(f"{value!r}: give seeds such as 0-9 or 3,5,8", param, ctx)
+            seeds += range(int(first), int(last or first) + 1)
+        return tuple(seeds)
+
+
+def _packing_options(command: F) -> F:
+    """Add the options of packing."""
+    for decorate in (
+        option(
+            "--quality",
+            group="output",
+            rare=True,
+            type=click.IntRange(1, 95),
+            default=92,
+            show_default=True,
+            help="Packing: JPEG quality of images in other formats.",
+        ),
+        option(
+            "--exclude",
+            group="input",
+            multiple=True,
+            metavar="END",
+            help="Packing: leave out images whose names end so; repeatable.",
+        ),
+        option("--seeds", group="input", type=_Seeds(), default=(), help="Packing: synthetic scenes to add."),
+        option(
+            "--negatives",
+            group="input",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Packing: a folder with images that show no landslide.",
+        ),
+        option(
+            "--data",
+            group="input",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Packing: a folder with images/ and masks/ of landslides.",
+        ),
+        option(
+            "--pack",
+            group="output",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Pack pictures for train bundled --pack into one ZIP file of at most 30 MB.",
+        ),
+    ):
+        command = decorate(command)
+    return command
 
 
 @command(short_help="Cut labelled images from a scene, or pack pictures into a file.")
@@ -62,7 +127,7 @@ PACKING = ("data", "negatives", "seeds", "exclude", "quality")
     help="Class to label by; repeatable. Default: all.",
 )
 @options.reading_options
-@packing_options
+@_packing_options
 @cluster_options
 @options.run_options
 @options.overwrite
@@ -96,7 +161,7 @@ def chips(
             raise click.UsageError(
                 "--workers, --scheduler, --run-dir and --keep are for SCENE: leave them out of --pack"
             )
-        run_packing(pack, overwrite=overwrite, as_json=as_json, **packing)
+        _pack(pack, overwrite=overwrite, as_json=as_json, **packing)
         return
     scene, inventory, out = (given.pop(name) for name in ("scene", "inventory", "out"))
     if scene is None or inventory is None or out is None:
@@ -122,3 +187,12 @@ def chips(
     shown = dict(zip(cut.classes, cut.shown, strict=True))
     facts = {"chips": cut.chips, **{f"with {name}": count for name, count in shown.items()}, "left out": cut.unclear}
     announce({"output": str(cut.folder), **facts}, as_json=as_json)
+
+
+def _pack(pack: Path, *, overwrite: bool, as_json: bool, **given: Any) -> None:
+    """Write the pack and print its contents."""
+    from geolabel.outputs import check_target
+    from geolabel.training.pictures import write_pack
+
+    check_target(pack, overwrite=overwrite, suffixes=(".zip",))
+    announce({"pack": str(pack)} | write_pack(pack, overwrite=overwrite, **given), as_json=as_json)

@@ -11,7 +11,8 @@ from geolabel.errors import OptionError
 
 from . import options
 from .commands import group, option
-from .inputs import INVENTORY, SCENE, check_outputs
+from .inputs import INVENTORY, check_outputs
+from .review import pictures
 from .terminal import announce, loading
 
 
@@ -22,34 +23,7 @@ def qgis() -> None:
 
 @qgis.command()
 @click.argument("slides", type=INVENTORY)
-@option(
-    "--scene",
-    "scenes",
-    group="input",
-    type=SCENE,
-    multiple=True,
-    help="File of the scene of SLIDES; repeatable, the first is on top.",
-)
-@option(
-    "--before",
-    group="input",
-    type=SCENE,
-    multiple=True,
-    help="File of an image from before the event, hidden at first; repeatable.",
-)
-@option(
-    "-b", "--bands", group="input", help="Bands of --scene for red, green and blue: numbers, descriptions or colours."
-)
-@option("--before-bands", group="input", help="Bands of --before for red, green and blue.")
-@option("--gsd", group="input", type=float, metavar="METRES", help="Pixel size of scenes without CRS.")
-@option(
-    "--stretch",
-    group="input",
-    rare=True,
-    default="p2-98",
-    show_default=True,
-    help="Radiometric stretch of each scene: percentiles pLOW-HIGH, values LOW,HIGH, or none.",
-)
+@pictures()
 @option(
     "-o",
     "--out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ import click
 from geolabel.errors import OptionError
 
 from . import options
-from .commands import group, option
+from .commands import F, group, option
 from .inputs import INVENTORY, SCENE, VECTORS, check_outputs
 from .terminal import announce, extent, loading, megabytes
 
@@ -20,6 +21,60 @@ if TYPE_CHECKING:
 
 DIFFERENT = 4
 """Exit code where something differs, or people disagree."""
+
+
+_min_iou = option(
+    "--min-iou",
+    group="sensitivity",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Minimum intersection over union of two polygons that count as one landslide.",
+)
+
+
+def pictures(*, scene_required: bool = False) -> Callable[[F], F]:
+    """Add the options for the images that an inventory is shown on."""
+
+    def decorate(command: F) -> F:
+        for add in (
+            option(
+                "--stretch",
+                group="input",
+                rare=True,
+                default="p2-98",
+                show_default=True,
+                help="Radiometric stretch of each scene: percentiles pLOW-HIGH, values LOW,HIGH, or none.",
+            ),
+            option("--gsd", group="input", type=float, metavar="METRES", help="Pixel size of scenes without CRS."),
+            option("--before-bands", group="input", help="Bands of --before for red, green and blue, as --bands."),
+            option(
+                "-b",
+                "--bands",
+                group="input",
+                help="Bands of --scene for red, green and blue: numbers, descriptions or colours.",
+            ),
+            option(
+                "--before",
+                group="input",
+                type=SCENE,
+                multiple=True,
+                help="Image from before the event, on any grid and in any CRS, to compare; repeatable.",
+            ),
+            option(
+                "--scene",
+                "scenes",
+                group="input",
+                type=SCENE,
+                required=scene_required,
+                multiple=True,
+                help="Scene of SLIDES; repeatable, the first is on top.",
+            ),
+        ):
+            command = add(command)
+        return command
+
+    return decorate
 
 
 @group(short_help="Work with the review of an inventory.")
@@ -37,14 +92,7 @@ def review() -> None:
     type=click.Path(dir_okay=False),
     help="Also write the changes as a layer; the suffix names the format.",
 )
-@option(
-    "--min-iou",
-    group="sensitivity",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="Minimum intersection over union of two polygons that count as one landslide.",
-)
+@_min_iou
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -92,14 +140,7 @@ def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
 @review.command()
 @click.argument("inventories", type=INVENTORY, nargs=-1, required=True, metavar="INVENTORY INVENTORY...")
 @options.vectors_out(required=True)
-@option(
-    "--min-iou",
-    group="sensitivity",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="Minimum intersection over union of two polygons that count as one landslide.",
-)
+@_min_iou
 @options.dst_crs
 @options.overwrite
 @options.discard_review
@@ -133,36 +174,8 @@ def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json
 
 @review.command()
 @click.argument("slides", type=INVENTORY)
-@option(
-    "--scene",
-    "scenes",
-    group="input",
-    type=SCENE,
-    required=True,
-    multiple=True,
-    help="Scene of SLIDES; repeatable, the first is on top.",
-)
-@option(
-    "--before",
-    group="input",
-    type=SCENE,
-    multiple=True,
-    help="Image from before the event, on any grid and in any CRS, to swipe to; repeatable.",
-)
-@option(
-    "-b", "--bands", group="input", help="Bands of --scene for red, green and blue: numbers, descriptions or colours."
-)
-@option("--before-bands", group="input", help="Bands of --before for red, green and blue.")
+@pictures(scene_required=True)
 @option("--nodata", group="input", type=float, help="Nodata value, instead of the files' own.")
-@option("--gsd", group="input", type=float, metavar="METRES", help="Pixel size of scenes without CRS.")
-@option(
-    "--stretch",
-    group="input",
-    rare=True,
-    default="p2-98",
-    show_default=True,
-    help="Radiometric stretch of each scene: percentiles pLOW-HIGH, values LOW,HIGH, or none.",
-)
 @option("-o", "--out", group="output", required=True, type=click.Path(dir_okay=False), help="Page to write, .html.")
 @option(
     "--megapixels",

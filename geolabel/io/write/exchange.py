@@ -1,7 +1,7 @@
-"""Formats to hand an inventory on to other programs: GeoJSON, Shapefiles, and KMZ for virtual globes.
+"""Formats for other programs: Shapefiles, GeoJSON, FlatGeobuf for web maps, and KMZ for virtual globes.
 
-None holds everything, and each names in a warning what it leaves out. Archives have no dates, so that the same layers
-give the same bytes.
+None holds everything; each writer names in a warning what it leaves out. Archives have no dates, so that the same
+layers give the same bytes.
 """
 
 from __future__ import annotations
@@ -167,6 +167,29 @@ def _json_values(layer: Layer, name: str, kind: Kind) -> list[Any]:
     if kind == "real":
         null = null | ~np.isfinite(values)
     return [None if n else value for value, n in zip(values.tolist(), null, strict=True)]
+
+
+def write_flatgeobuf(path: Path, file: VectorFile) -> None:
+    """Write the first layer as FlatGeobuf, with the provenance as JSON in its metadata; name what is left out.
+
+    Features come in the order of the spatial index. Dates become times at midnight, as the format has no dates.
+    """
+    layer = file.layers[0]
+    log.warning(
+        "%s holds the layer %s alone, without styles and without what recognises a person's review%s: "
+        "for these give a name that ends with .gpkg",
+        path.name,
+        layer.name,
+        others_of(file),
+    )
+    write_layer(
+        path,
+        layer,
+        file.crs,
+        driver="FlatGeobuf",
+        layer_options={"SPATIAL_INDEX": "YES", "TITLE": layer.description},
+        layer_metadata={"provenance": file.record},
+    )
 
 
 def check_lonlat(path: Path, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None = None) -> None:

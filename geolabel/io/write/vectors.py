@@ -31,8 +31,7 @@ from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
 from geolabel.io.read.review import NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
 from geolabel.io.styles import style_of
-from geolabel.io.write.exchange import write_geojson, write_kmz, write_shapefile, write_shapefiles
-from geolabel.io.write.flatgeobuf import write_flatgeobuf
+from geolabel.io.write.exchange import write_flatgeobuf, write_geojson, write_kmz, write_shapefile, write_shapefiles
 from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
 from geolabel.io.write.geoparquet import write_geoparquet
 from geolabel.io.written import written_prompts
