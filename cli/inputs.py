@@ -126,7 +126,7 @@ SCENE = Input(SceneError)
 MASK = Input(SceneError, names="none")
 VECTORS = INVENTORY = Input(VectorError, dir_okay=False)
 WEIGHTS = Input(WeightsError, dir_okay=False)
-NETWORK = Input(WeightsError, dir_okay=False, role="localizer")
+NETWORK = Input(WeightsError, names=HUB_ID.pattern, role="localizer")
 SEGMENTER = Input(
     WeightsError,
     names=rf"{'|'.join(map(re.escape, registry.names('segmenter')))}|{HUB_ID.pattern}",

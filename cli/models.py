@@ -206,7 +206,7 @@ def _describe(network: Published) -> dict[str, Any]:
         return values | {"state": _state(network), "bytes": network.size, "sha256": network.sha256}
     if network.hub is not None:
         values["hub"] = hub.named(network.hub, path)
-    return values | {"state": _state(network)} | loading.describe(path)
+    return values | {"state": _state(network)} | loading.describe(path, words=network.words)
 
 
 def _row(network: Published) -> dict[str, Any]:

@@ -338,8 +338,9 @@ def network_options(command: F) -> F:
             "--localizer",
             group="method",
             type=NETWORK,
-            metavar="NAME|FILE",
-            help="Network that makes the activation maps. Default: bundled.",
+            metavar="NAME|FILE|FOLDER",
+            help="Network that makes the activation maps; with --method sam3 a folder, or OWNER/NAME[@REVISION] of the "
+            "Hugging Face hub. Default: bundled; sam3 with --method sam3.",
         ),
         networks_folder,
     ):

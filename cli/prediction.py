@@ -30,7 +30,7 @@ def scene_method(command: F) -> F:
             type=click.Choice(list(METHODS)),
             help="Published method. Default: apsam, or student with --student. apsam prompts the segmenter with "
             "regions of the activation map, s2c with its peaks; cism uses the map alone. s2c and cism need a "
-            "--localizer of their own, alps needs --clusters, diffuprompter takes classes in words.",
+            "--localizer of their own, alps needs --clusters, diffuprompter and sam3 take classes in words.",
         ),
     ):
         command = decorate(command)

@@ -10,7 +10,7 @@ Source: Li et al. (2024), "DiffuPrompter", sections 2.2.1 and 2.2.2. What the pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from geolabel.errors import OptionError
 
@@ -69,7 +69,19 @@ def parse_concepts(text: str) -> tuple[Concept, ...]:
 
 
 @dataclass(frozen=True)
-class Grounding:
+class Asked:
+    """Classes that a network is asked for in words."""
+
+    concepts: tuple[Concept, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(concept.name for concept in self.concepts)
+
+
+@dataclass(frozen=True)
+class Grounding(Asked):
     """How classes are looked for by a text-to-image network. The defaults are the paper's.
 
     Raises
@@ -78,7 +90,6 @@ class Grounding:
         If a number cannot be, or the template has no place for the class or several.
     """
 
-    concepts: tuple[Concept, ...]
     template: str = TEMPLATE
     timestep: int = 40
     """Absolute, of the noise schedule; what the noise is at."""
@@ -100,14 +111,28 @@ class Grounding:
         if self.crf is not None and not 0 < self.crf < 1:
             raise OptionError(f"threshold {self.crf}: it has to lie between 0 and 1")
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return tuple(concept.name for concept in self.concepts)
-
     def prompt(self, word: str) -> str:
         """The text that stands for a word."""
         before, after = self.template.split("{}")
         if word[0] in "aeiou" and (before == "a " or before.endswith(" a ")):
             before = f"{before[:-1]}n "
         return f"{before}{word}{after}"
+
+
+def word_pieces(tokenizer: Any, word: str) -> list[int]:
+    """The tokens of a word, as a tokenizer of transformers has them.
+
+    Raises
+    ------
+    OptionError
+        If the tokenizer does not know the word, or spells it letter by letter.
+    """
+    pieces = list(tokenizer(word, add_special_tokens=False).input_ids)
+    way_out = "give another word for it, as NAME/SYNONYM"
+    if not pieces or tokenizer.unk_token_id in pieces:
+        raise OptionError(f"the network's tokenizer does not know {word!r}: {way_out}")
+    if len(pieces) > 1 and len(pieces) >= len(word.replace(" ", "")):
+        raise OptionError(
+            f"the network's tokenizer knows no part of {word!r} and spells it in {len(pieces)}: {way_out}"
+        )
+    return pieces

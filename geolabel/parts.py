@@ -14,7 +14,7 @@ import numpy as np
 
 from geolabel.activation import Activation, Normalisation
 from geolabel.clusters import ClusterChoice
-from geolabel.concepts import Grounding
+from geolabel.concepts import Asked, Grounding
 from geolabel.labels import LabelMap
 from geolabel.masks import Filters, Masks, Selection
 from geolabel.prompts import Prompts
@@ -161,12 +161,25 @@ class LocalizerRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class DiffusionRecipe(Recipe):
-    """A diffusion network that is told the classes in words; the source is the folder of its model."""
+class WordsRecipe(Recipe):
+    """A network that is told the classes in words. It sees no image larger than its window, and runs with PyTorch."""
 
     role = "localizer"
 
+
+@dataclass(frozen=True)
+class DiffusionRecipe(WordsRecipe):
+    """A diffusion network; the source is the folder of its model."""
+
     grounding: Grounding = field(kw_only=True)
+    """What it is asked."""
+
+
+@dataclass(frozen=True)
+class ConceptRecipe(WordsRecipe):
+    """A network that segments concepts; see `models.concept_maps`."""
+
+    asked: Asked = field(kw_only=True)
     """What it is asked."""
 
 

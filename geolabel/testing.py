@@ -157,7 +157,7 @@ def write_diffusion(folder: Path, words: Sequence[str] = DIFFUSION_WORDS, *, see
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    vocabulary = _write_tokenizer(folder / "tokenizer", words)
+    vocabulary = write_tokenizer(folder / "tokenizer", words)
     blocks = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
     text = CLIPTextConfig(
         vocab_size=vocabulary,
@@ -186,8 +186,9 @@ def write_diffusion(folder: Path, words: Sequence[str] = DIFFUSION_WORDS, *, see
     return folder
 
 
-def _write_tokenizer(folder: Path, words: Sequence[str]) -> int:
-    # CLIP's kind: pairs of pieces that are merged, in order; every word merges what earlier words leave of it.
+def write_tokenizer(folder: Path, words: Sequence[str]) -> int:
+    """Write a tokenizer of CLIP's kind, which knows words as `write_diffusion` says; return its number of tokens."""
+    # Pairs of pieces are merged, in order; every word merges what earlier words leave of it.
     letters = "abcdefghijklmnopqrstuvwxyz"
     merges: dict[tuple[str, str], None] = {}
     for word in words:

@@ -238,7 +238,7 @@ def test_dask_is_named_in_one_file_and_clients_are_opened_by_the_command_line():
     assert {name for name in naming if home_of(name) != "cli"} == {"engine.executors"}
 
 
-METHOD_NAMES = {"apsam", "s2c", "cism", "alps", "diffuprompter"}
+METHOD_NAMES = {"apsam", "s2c", "cism", "alps", "diffuprompter", "sam3"}
 """Methods; ``bundled`` is a network, and among first weights a choice beside files."""
 
 COMPARED = {"training": METHOD_NAMES} | dict.fromkeys(

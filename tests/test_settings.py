@@ -83,7 +83,8 @@ def help_of(command: click.Command, name: str) -> str | None:
 
 def test_the_help_says_which_methods_have_an_option_and_their_defaults() -> None:
     assert help_of(extract, "activation_threshold") == (
-        "apsam, s2c, diffuprompter: threshold of the activation, a grey value. Default: 120; 102 with diffuprompter."
+        "apsam, s2c, diffuprompter, sam3: threshold of the activation, a grey value. Default: 120; 102 with "
+        "diffuprompter; 127 with sam3."
     )
     assert help_of(label, "activation_threshold") == (
         "apsam, cism: threshold of the activation, a grey value. Default: 120; 102 with cism."

@@ -169,7 +169,7 @@ def test_a_name_may_stand_for_two_roles():
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(
-        WeightsError, match="no localizer is called 'vit_b': known are bundled, bundled-weak; or give a file"
+        WeightsError, match="no localizer is called 'vit_b': known are bundled, bundled-weak, sam3; or give a file"
     ):
         registry.lookup("vit_b", "localizer")
 

@@ -15,7 +15,7 @@ from geolabel.extraction.request import Parameters, SceneMethod
 from geolabel.labels import choose_classes
 from geolabel.models.confidence import FittedConfidence
 from geolabel.parsing import check_metres
-from geolabel.parts import DiffusionRecipe, EverywhereRecipe, Recipe
+from geolabel.parts import EverywhereRecipe, Recipe, WordsRecipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
 from geolabel.scene import MOST_ENLARGED, SAME_GSD, Grid
@@ -180,8 +180,8 @@ def make_plan(
             f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
-    # convolutions see tiles of any size, a diffusion network none larger than its own
-    smaller = min(tile, locate.window if isinstance(localizer, DiffusionRecipe) else LOCALIZER_TILE)
+    # convolutions see tiles of any size, networks that are told words none larger than their own
+    smaller = min(tile, locate.window if isinstance(localizer, WordsRecipe) else LOCALIZER_TILE)
     # before a pixel is read: a header may claim more than can be worked on
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)

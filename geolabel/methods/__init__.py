@@ -162,6 +162,12 @@ METHODS: dict[str, Method] = {
         settings.DiffuprompterScenes,
         settings.DiffuprompterChips,
     ),
+    "sam3": Method(
+        "classes in words, no training: Segment Anything 3 finds what they name",
+        "geolabel.methods.sam3",
+        settings.Sam3Scenes,
+        settings.Sam3Chips,
+    ),
     "student": Method("a student of your own", "geolabel.methods.student", settings.StudentScenes),
 }
 """By the name that ``--method`` takes."""

@@ -21,12 +21,12 @@ found somewhere nevertheless.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from geolabel.activation import LEVELS
-from geolabel.concepts import Grounding, parse_concepts
+from geolabel.concepts import Asked, Grounding, parse_concepts
 from geolabel.datasets.chips import read_chips
 from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabelWriter
@@ -39,6 +39,7 @@ from geolabel.labeling.label import label_images, label_provenance
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.masks import Selection
 from geolabel.models import diffusion_files
+from geolabel.models.concept_maps import ConceptLocalizer
 from geolabel.models.diffusion import DiffusionLocalizer
 from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import (
@@ -111,60 +112,71 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
-    images, grounding = ImageFolder(chips), settings.grounding
-    recipes = recipes_of(networks, settings.diffusion, grounding)
-    known = shown_classes(images, grounding)
-    provenance = label_provenance("diffuprompter", settings, recipes, images) | {"classes_known_of": len(known)}
-    writer = PseudoLabelWriter(out, (BACKGROUND, *grounding.classes), provenance)
-    of_image = _LabelImages(settings, recipes, known)
-    figures = label_images(images, of_image, writer, networks=recipes, overwrite=overwrite, progress=progress)
-    return figures | {"classes_known_of": len(known)}
+    recipes = recipes_of(networks, settings.diffusion, settings.grounding)
+    asked = LabelAsked(settings.grounding, recipes, settings.threshold, settings.attention_only)
+    return label_asked("diffuprompter", chips, out, settings, asked, overwrite=overwrite, progress=progress)
+
+
+def label_asked(
+    method: str, chips: Path, out: Path, settings: Any, asked: LabelAsked, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Label a folder of images with a method that is told the classes in words."""
+    images = ImageFolder(chips)
+    of_images = replace(asked, known=shown_classes(images, asked.asked))
+    counted = {"classes_known_of": len(of_images.known)}
+    provenance = label_provenance(method, settings, asked.recipes, images) | counted
+    writer = PseudoLabelWriter(out, (BACKGROUND, *asked.asked.classes), provenance)
+    figures = label_images(images, of_images, writer, networks=asked.recipes, overwrite=overwrite, progress=progress)
+    return figures | counted
 
 
 @dataclass(frozen=True)
-class _LabelImages:
-    """The method, in whatever process it labels."""
+class LabelAsked:
+    """A method that is told the classes in words, in whatever process it labels."""
 
-    settings: Settings
+    asked: Asked
     recipes: tuple[Recipe, Recipe]
-    known: Mapping[str, tuple[str, ...]]
-    """Classes that images are known to show."""
+    threshold: float
+    attention_only: bool
+    """See `compose`."""
+    known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Classes that images are known to show, by name of the image."""
 
     def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
+        """Label images of these names."""
         return [self._label(name, image) for name, image in zip(names, images, strict=True)]
 
     def _label(self, name: str, image: UInt8Array) -> LabelMap:
-        classes, settings = self.settings.grounding.classes, self.settings
+        classes = self.asked.classes
         shown = self.known.get(name, classes)
         if not shown:
             return LabelMap.background(image.shape[0], image.shape[1], (BACKGROUND, *classes))
         locate, segmenter = worker.localizer(self.recipes[0]), worker.segmenter(self.recipes[1])
-        method = compose(
-            asked_only(locate, shown), segmenter, settings.threshold, attention_only=settings.attention_only
-        )
+        localizer = asked_only(locate, shown)
+        method = compose(localizer, segmenter, self.threshold, attention_only=self.attention_only)
         return label_image(method, image, min(locate.window, segmenter.window))
 
 
 def asked_only(localizer: Localizer, classes: Collection[str]) -> Localizer:
-    """A localizer of this method for an image that shows these classes only."""
+    """A localizer that is told words, for an image that shows these classes only."""
     if isinstance(localizer, RefinedLocalizer):
         inner = asked_only(localizer.localizer, classes)
         return RefinedLocalizer(inner, localizer.threshold, localizer.crf, localizer.device)
-    assert isinstance(localizer, DiffusionLocalizer)
+    assert isinstance(localizer, DiffusionLocalizer | ConceptLocalizer)
     return localizer.only(classes)
 
 
-def shown_classes(images: ImageFolder, grounding: Grounding) -> Mapping[str, tuple[str, ...]]:
+def shown_classes(images: ImageFolder, asked: Asked) -> Mapping[str, tuple[str, ...]]:
     """The classes that images are known to show, by the name of the image; empty where nothing says so.
 
-    What folders or a table call an image counts where it means one of the classes of `grounding`: by its name or by a
-    synonym, in any case, with underscores for spaces. An image that is called something else shows none of them.
+    What folders or a table call an image counts where it means one of the classes that are asked for: by its name or by
+    a synonym, in any case, with underscores for spaces. An image that is called something else shows none of them.
     """
     try:
         chips = read_chips(images.root)
     except ChipError:
         return {}
-    meant = {word: concept.name for concept in grounding.concepts for word in concept.words}
+    meant = {word: concept.name for concept in asked.concepts for word in concept.words}
     classes = [meant.get(name.lower().replace("_", " ")) for name in chips.classes]
     if not any(classes):
         return {}

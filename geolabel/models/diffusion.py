@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad
 
 from geolabel.activation import Activation
-from geolabel.concepts import Grounding
+from geolabel.concepts import Grounding, word_pieces
 from geolabel.devices import forward
 from geolabel.errors import OptionError
 from geolabel.parts import Localizer
@@ -160,15 +160,7 @@ def token_columns(tokenizer: Any, prompt: str, word: str) -> list[int]:
     OptionError
         If the tokenizer does not know the word, spells it letter by letter, or the prompt is too long for it.
     """
-    pieces = list(tokenizer(word, add_special_tokens=False).input_ids)
-    ids = list(tokenizer(prompt).input_ids)
-    way_out = "give another word for it, as NAME/SYNONYM"
-    if not pieces or tokenizer.unk_token_id in pieces:
-        raise OptionError(f"the network's tokenizer does not know {word!r}: {way_out}")
-    if len(pieces) > 1 and len(pieces) >= len(word.replace(" ", "")):
-        raise OptionError(
-            f"the network's tokenizer knows no part of {word!r} and spells it in {len(pieces)}: {way_out}"
-        )
+    pieces, ids = word_pieces(tokenizer, word), list(tokenizer(prompt).input_ids)
     if len(ids) > tokenizer.model_max_length:
         raise OptionError(
             f"the prompt for {word!r} has {len(ids)} tokens, the network reads {tokenizer.model_max_length}: "

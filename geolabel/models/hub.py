@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,9 @@ PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 
 FILES = (CONFIG, *WEIGHTS, *PROCESSOR)
 """What is read of a folder of one network."""
+
+VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
+"""What the tokenizer of a network that reads words is made of: the first alone, or the others."""
 
 
 def parse_id(source: str | Path) -> tuple[str, str | None] | None:
@@ -186,26 +190,40 @@ def weights_of(folder: Path) -> list[Path]:
     return next(filter(None, held), [])
 
 
-def missing(folder: Path) -> list[str]:
-    """Files without which a folder holds no network."""
+def missing(folder: Path, *, words: bool = False) -> list[str]:
+    """Files without which a folder holds no network.
+
+    Parameters
+    ----------
+    words
+        Whether it has to read words, here and below.
+    """
     lacking = [] if (folder / CONFIG).is_file() else [CONFIG]
     parts = weights_of(folder)
     count = re.fullmatch(r"model-\d+-of-0*(\d+)\.safetensors", parts[0].name) if parts else None
     if not parts or (count and int(count[1]) != len(parts)):
         lacking.append(WEIGHTS[0])
+    whole, *parts_of_it = ((folder / name).is_file() for name in VOCABULARY)
+    if words and not (whole or all(parts_of_it)):
+        lacking.append(VOCABULARY[0])
     return lacking
 
 
-def find(source: str) -> Path | None:
+def find(source: str, *, words: bool = False) -> Path | None:
     """The folder of ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` if it is in the hub's cache."""
     model, revision = parse_id(source) or (source, None)
-    return cached(model, revision, FILES, missing)
+    return cached(model, revision, _files(words), partial(missing, words=words))
 
 
-def fetch(source: str, *, size: int = 0) -> Path:
+def fetch(source: str, *, words: bool = False, size: int = 0) -> Path:
     """The folder of ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, downloaded if need be; raises as `snapshot`."""
     model, revision = parse_id(source) or (source, None)
-    return snapshot(model, revision, FILES, missing, size=size, extra="sam", option="--sam")
+    lacking, option = partial(missing, words=words), "--localizer" if words else "--sam"
+    return snapshot(model, revision, _files(words), lacking, size=size, extra="sam", option=option)
+
+
+def _files(words: bool) -> tuple[str, ...]:
+    return (*FILES, *VOCABULARY) if words else FILES
 
 
 def named(source: str, folder: Path) -> str:
@@ -214,7 +232,7 @@ def named(source: str, folder: Path) -> str:
     return f"{model}@{folder.name}" if COMMIT.fullmatch(folder.name) else source
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, *, words: bool = False) -> str:
     """SHA-256 of a file of weights, or over the files of a folder of one network.
 
     Raises
@@ -224,16 +242,17 @@ def digest(path: Path) -> str:
     """
     if not path.is_dir():
         return sha256(path)
-    lacking = missing(path)
+    lacking = missing(path, words=words)
     if lacking:
         raise WeightsError(
             f"{path} holds no network as transformers writes it: {', '.join(lacking)} missing; give such a folder, "
             "with weights as safetensors"
         )
-    return fingerprint(path, [CONFIG, *PROCESSOR, *(file.name for file in weights_of(path))])
+    names = [CONFIG, *PROCESSOR, *(file.name for file in weights_of(path)), *(VOCABULARY if words else ())]
+    return fingerprint(path, names)
 
 
-def verify(folder: Path) -> str:
+def verify(folder: Path, *, words: bool = False) -> str:
     """Check a folder of the hub's cache and return its `digest`.
 
     The cache names files of weights by the SHA-256 that the hub gave with them: each is computed again. A cache without
@@ -244,7 +263,7 @@ def verify(folder: Path) -> str:
     WeightsError
         If a file is damaged.
     """
-    total = digest(folder)
+    total = digest(folder, words=words)
     for file in weights_of(folder):
         stated = file.resolve().name
         if re.fullmatch(r"[0-9a-f]{64}", stated) and sha256(file) != stated:
@@ -292,13 +311,13 @@ def count_parameters(folder: Path) -> int:
     return held
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, *, words: bool = False) -> dict[str, Any]:
     """What a folder says of its network: SHA-256, bytes, number of parameters, type; raises as `digest`."""
     return {
         "file": str(folder),
-        "sha256": digest(folder),
+        "sha256": digest(folder, words=words),
         "bytes": sum(file.stat().st_size for file in weights_of(folder)),
         "parameters": count_parameters(folder),
-        "kind": "segmenter",
+        "kind": "localizer" if words else "segmenter",
         "architecture": read_config(folder)["model_type"],
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from geolabel.activation import Normalisation
 from geolabel.clusters import ClusterChoice
+from geolabel.concepts import Asked
 from geolabel.devices import keep_freed_memory
 from geolabel.errors import OptionError, WeightsError
 from geolabel.io.downloads import sha256
@@ -20,6 +21,7 @@ from geolabel.models import hub, registry
 from geolabel.models.engines import Engine, every_graph_file, graph_files
 from geolabel.parsing import parse_json
 from geolabel.parts import (
+    ConceptRecipe,
     DiffusionRecipe,
     EverythingRecipe,
     Everywhere,
@@ -31,6 +33,7 @@ from geolabel.parts import (
     Recipe,
     Segmenter,
     SegmenterRecipe,
+    WordsRecipe,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +121,7 @@ def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
             f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
             f"{recipe.precision}: give --device cpu --precision fp32, or --engine torch"
         )
-    files = [] if isinstance(recipe, DiffusionRecipe) else graph_files(file_of(recipe), _kind_of_graphs(recipe))
+    files = [] if isinstance(recipe, WordsRecipe) else graph_files(file_of(recipe), _kind_of_graphs(recipe))
     if not files or not all(file.is_file() for file in files):
         raise OptionError(
             f"engine onnx: there is no graph of the {recipe.role} {recipe.source} for ONNX Runtime: give --engine auto "
@@ -173,21 +176,76 @@ def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None
         if network.hub is not None:
             raise OptionError(f"--sam-checkpoint {checkpoint}: {name} is kept in a folder: give --sam FOLDER alone")
         return str(path), sha256(path), "" if network.bundled else str(name)
-    if any(p.name == name and p.role == role for p in registry.PUBLISHED):
-        network = registry.lookup(str(name), role)[0]
-        file = registry.fetch(network)
-        if network.hub is not None:
-            return hub.named(network.hub, file), hub.digest(file), ""
-        return network.name, registry.verify(network) if network.sha256 else sha256(network.path), ""
+    if _is_folder(role, name):
+        if role == "localizer":
+            raise OptionError(
+                f"localizer {name}: what is kept in a folder is asked in words: give --method sam3 and --classes with "
+                "it, or give a file of geolabel train localizer"
+            )
+        return *_in_folder(role, name), ""
+    published = _published(role, name)
+    if published is not None:
+        registry.fetch(published)
+        return published.name, registry.verify(published) if published.sha256 else sha256(published.path), ""
     path = Path(name).absolute()
-    if role == "segmenter" and path.is_dir():
-        return str(path), hub.digest(path), ""
-    if role == "segmenter" and not path.is_file() and hub.parse_id(name):
-        folder = hub.fetch(str(name))
-        return hub.named(str(name), folder), hub.digest(folder), ""
     if not path.is_file():
         registry.lookup(str(name), role)  # raises, and names what is known
     return str(path), sha256(path), ""
+
+
+def _published(role: str, name: str | Path) -> registry.Published | None:
+    return next((p for p in registry.PUBLISHED if (p.name, p.role) == (str(name), role)), None)
+
+
+def _is_folder(role: registry.Role, name: str | Path) -> bool:
+    # Whether a network is kept in a folder, here or on the hub.
+    network = _published(role, name)
+    if network is not None:
+        return network.hub is not None
+    path = Path(name).absolute()
+    return path.is_dir() or (not path.is_file() and hub.parse_id(name) is not None)
+
+
+def _in_folder(role: registry.Role, name: str | Path) -> tuple[str, str]:
+    # Source and SHA-256 of a network that is kept in a folder; fetched where it is not here.
+    words, network = role == "localizer", _published(role, name)
+    path = Path(name).absolute()
+    if network is None and path.is_dir():
+        return str(path), hub.digest(path, words=words)
+    model = str(name) if network is None else str(network.hub)
+    folder = hub.fetch(model, words=words) if network is None else registry.fetch(network)
+    return hub.named(model, folder), hub.digest(folder, words=words)
+
+
+CONCEPTS = "sam3"
+"""The network that is asked in words where none is chosen."""
+
+
+def concept_recipe(name: str | Path | None, asked: Asked, like: Recipe) -> ConceptRecipe:
+    """Decide how a network that segments concepts will be made, wherever that is; downloads it if need be.
+
+    Parameters
+    ----------
+    name
+        A published network, a folder, or ``OWNER/NAME[@REVISION]`` of the hub; None for `CONCEPTS`.
+    like
+        Of the segmenter: both run on the same device, in the same precision and batches.
+
+    Raises
+    ------
+    OptionError
+        If it is a file, or no name of a network that is asked in words.
+    WeightsError
+        If it cannot be had.
+    """
+    name = CONCEPTS if name is None else name
+    if not _is_folder("localizer", name):
+        raise OptionError(
+            f"localizer {name}: it is not asked in words: give {CONCEPTS}, the folder of such a network, or "
+            "OWNER/NAME[@REVISION] of the Hugging Face hub"
+        )
+    source, digest = _in_folder("localizer", name)
+    return ConceptRecipe(source, digest, like.device, like.precision, like.batch, asked=asked)
 
 
 def bundled_gsd_range() -> tuple[float, float]:
@@ -219,9 +277,10 @@ def file_of(recipe: Recipe) -> Path:
     WeightsError
         If it cannot be fetched.
     """
-    if recipe.role == "segmenter" and hub.parse_id(recipe.source):
-        return hub.fetch(recipe.source)
-    published = next((p for p in registry.PUBLISHED if (p.name, p.role) == (recipe.source, recipe.role)), None)
+    words = isinstance(recipe, ConceptRecipe)
+    if (words or recipe.role == "segmenter") and hub.parse_id(recipe.source):
+        return hub.fetch(recipe.source, words=words)
+    published = _published(recipe.role, recipe.source)
     return registry.fetch(published) if published else Path(recipe.source)
 
 
@@ -247,11 +306,15 @@ def load(recipe: Recipe) -> Localizer | Segmenter:
     if recipe.engine == "onnx":
         expected += zip(graph_files(path, _kind_of_graphs(recipe)), recipe.graphs, strict=True)
     for file, digest in expected:
-        found = hub.digest(file)
+        found = hub.digest(file, words=isinstance(recipe, ConceptRecipe))
         if found != digest:
             raise WeightsError(f"{file} has SHA-256 {found}, the run was planned with {digest}: plan it again")
     if isinstance(recipe, SegmenterRecipe):
         return _segmenter(recipe, path)
+    if isinstance(recipe, ConceptRecipe):
+        from geolabel.models.concept_maps import load_concepts
+
+        return load_concepts(recipe, path)
     assert isinstance(recipe, LocalizerRecipe)
     return _localizer(recipe, path)
 
@@ -353,13 +416,15 @@ def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
     return ClusterSegmenter(segmenter, content.clusters, choice.class_names, content.source.max_share)
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, *, words: bool = False) -> dict[str, Any]:
     """What weights say of themselves: SHA-256, bytes, number of parameters, description, and graphs beside the file.
 
     Parameters
     ----------
     path
         A file, or the folder of a network.
+    words
+        Whether it is the network of a folder that reads words.
 
     Raises
     ------
@@ -369,7 +434,7 @@ def describe(path: Path) -> dict[str, Any]:
     from geolabel.models.checkpoint import is_safetensors, load_checkpoint, official_name, official_state
 
     if path.is_dir():
-        return hub.describe(path)
+        return hub.describe(path, words=words)
     digest = sha256(path)
     if is_safetensors(path):
         state, info = load_checkpoint(path)

@@ -6,8 +6,8 @@ other class, no code and no pickle is loaded.
 
 Sources: Kirillov et al. (2023), "Segment Anything"; Ke et al. (2023), "Segment Anything in High Quality"; Ravi et al.
 (2024), "SAM 2: Segment Anything in Images and Videos"; Zhou et al. (2025), "EdgeTAM: On-Device Track Anything Model";
-Carion et al. (2025), "SAM 3: Segment Anything with Concepts", of which the tracker is run, not the words. From SAM 2 on
-an image fills the frame, and masks go to its pixels at once.
+Carion et al. (2025), "SAM 3: Segment Anything with Concepts", whose tracker is run here, and whose words are in
+`geolabel.models.concept_maps`. From SAM 2 on an image fills the frame, and masks go to its pixels at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,12 @@ from geolabel.types import AnyArray, UInt8Array
 
 MAX_NUMBER, MAX_VALUES, MAX_LAYERS = 1 << 14, 256, 128
 """What a description may ask for: channels and pixels, values in a list, layers."""
+
+MAX_QUERIES = 1024
+"""Objects that a detector looks for; SAM 3 looks for 200."""
+
+MAX_WORDS = 1 << 17
+"""Tokens of a vocabulary; CLIP's has 49,408."""
 
 MAX_CELLS = 256
 """Cells along a side of the frame; positions of all of them are kept."""
@@ -182,10 +188,7 @@ class TransformersSam:
 
     def encode(self, images: Sequence[UInt8Array]) -> list[Embedding]:
         """Embeddings of up to `batch` images (H, W, 3)."""
-        sent = upload(images, self._device) if self.apart else list(images)
-        given = self._processor(sent, return_tensors="pt", device=self._device, input_data_format="channels_last")
-        frames = torch.zeros((bucket(len(images), self.batch), 3, self.window, self.window), device=self._device)
-        frames[: len(images)] = given["pixel_values"]
+        frames = frames_of(images, self._processor, self.window, self.batch, self._device)
         maps = self._model.get_image_embeddings(frames)
         return [self._embedding(maps, k) for k in range(len(images))]
 
@@ -250,6 +253,15 @@ class TransformersSam:
 _prompted: type[PromptedNetwork] = TransformersSam
 
 
+def frames_of(images: Sequence[UInt8Array], processor: Any, side: int, batch: int, device: str) -> Tensor:
+    """(N, 3, side, side) of images (H, W, 3), as a processor of transformers makes them, filled up to a `bucket`."""
+    sent = upload(images, device) if torch.device(device).type != "cpu" else list(images)
+    given = processor(sent, return_tensors="pt", device=device, input_data_format="channels_last")
+    frames = torch.zeros((bucket(len(images), batch), 3, side, side), device=device)
+    frames[: len(images)] = given["pixel_values"]
+    return frames
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,23 +284,38 @@ def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
         )
     require("sam", "transformers", purpose=f"the segmenter of {folder}")
     return TransformersSam(
-        _model(family, given, folder),
+        load_model(family, given, folder, check_masks),
         family,
-        normalisation=_normalisation(folder),
+        normalisation=normalisation(folder),
         device=recipe.device,
         precision=recipe.precision,
         batch=recipe.batch,
     )
 
 
-def _model(family: Family, given: dict[str, Any], folder: Path) -> nn.Module:
+def load_model(family: Family, given: dict[str, Any], folder: Path, check: Callable[[Any], None]) -> nn.Module:
+    """Make the model of a folder, in single precision and on the CPU, with its weights.
+
+    Parameters
+    ----------
+    given
+        What ``config.json`` says.
+    check
+        Is given the model without weights, on torch's device ``meta``; runs it once, and raises a ValueError where it
+        is none that can be run.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be.
+    """
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
     kind = getattr(transformers, family.model)
     try:
         config = _config(family, given[family.inside] if family.inside else given)
-        _check_size(kind, config, folder)
+        _check_size(kind, config, folder, check)
         state = {name: tensor for file in hub.weights_of(folder) for name, tensor in _tensors(file, family.unread)}
         with hub.without_bars("transformers"), _quiet():
             model, report = kind.from_pretrained(
@@ -355,32 +382,48 @@ def _plausible(value: Any, name: str) -> Any:
         return [_plausible(one, name) for one in value]
     if isinstance(value, dict) or (isinstance(value, str) and len(value) > 64):
         raise TypeError(f"{name} is {str(value)[:40]}")
-    if isinstance(value, int | float):
-        counts = any(word in name for word in ("layers", "blocks", "depth", "num_", "levels"))
-        if not math.isfinite(value) or abs(value) > (MAX_LAYERS if counts else MAX_NUMBER):
-            raise ValueError(f"{name} is {value}")
+    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= _largest(name)):
+        raise ValueError(f"{name} is {value}")
     return value
 
 
-def _check_size(kind: Any, config: Any, folder: Path) -> None:
-    """Refuse what asks for another number of pixels than a network can see, or for more weights than there are.
+def _largest(name: str) -> int:
+    if name == "num_queries":
+        return MAX_QUERIES
+    if name == "vocab_size" or name.endswith("token_id"):
+        return MAX_WORDS
+    return MAX_LAYERS if any(word in name for word in ("layers", "blocks", "depth", "num_", "levels")) else MAX_NUMBER
+
+
+def _check_size(kind: Any, config: Any, folder: Path, check: Callable[[Any], None]) -> None:
+    """Refuse what asks for more weights than there are, or for a computation that would not end.
 
     One pass without numbers shows whether the parts fit each other.
     """
     with torch.device("meta"), _quiet():  # a description may ask for more memory than the files hold tensors
         model = kind(config)
-    side, cells = int(model.prompt_encoder.input_image_size), int(model.prompt_encoder.image_embedding_size[0])
-    if not (LEAST <= side <= LARGEST // 4 and 1 <= cells <= MAX_CELLS):
-        raise ValueError(f"its images have {side} px a side, {cells} cells")
     held, wanted = hub.count_parameters(folder), sum(parameter.numel() for parameter in model.parameters())
     if wanted > held:
         raise ValueError(f"it has {wanted} weights, and the files hold {held}")
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counted:
-        found = model(pixel_values=torch.empty(1, 3, side, side), input_boxes=torch.empty(1, 1, 4))
-    if found.pred_masks.shape[:3] != (1, 1, 3) or found.pred_masks.shape[3:] != (4 * cells, 4 * cells):
-        raise ValueError(f"its masks have the shape {tuple(found.pred_masks.shape)}")
+        check(model)
     if counted.get_total_flops() > MAX_OPERATIONS:
         raise ValueError(f"an image takes {counted.get_total_flops():.0e} operations, more than {MAX_OPERATIONS:.0e}")
+
+
+def check_masks(model: Any) -> None:
+    """See `load_model`: a segmenter answers with three masks, four cells to one of its embedding along each side."""
+    side, cells = int(model.prompt_encoder.input_image_size), int(model.prompt_encoder.image_embedding_size[0])
+    check_frame(side, cells)
+    found = model(pixel_values=torch.empty(1, 3, side, side), input_boxes=torch.empty(1, 1, 4)).pred_masks
+    if found.shape[:3] != (1, 1, 3) or found.shape[3:] != (4 * cells, 4 * cells):
+        raise ValueError(f"its masks have the shape {tuple(found.shape)}")
+
+
+def check_frame(side: int, cells: int) -> None:
+    """Raise a ValueError where no network sees images of `side` pixels in `cells` cells along a side."""
+    if not (LEAST <= side <= LARGEST // 4 and 1 <= cells <= MAX_CELLS):
+        raise ValueError(f"its images have {side} px a side, {cells} cells")
 
 
 @contextmanager
@@ -398,7 +441,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _normalisation(folder: Path) -> dict[str, list[float]]:
+def normalisation(folder: Path) -> dict[str, list[float]]:
     """Mean and standard deviation that a folder gives; empty where it leaves them to the family."""
     for name in hub.PROCESSOR:
         if not (folder / name).is_file():

@@ -46,10 +46,15 @@ class Published:
         return self.url is None and self.hub is None
 
     @property
+    def words(self) -> bool:
+        """Whether the network is asked in words, as are all localizers of the hub."""
+        return self.hub is not None and self.role == "localizer"
+
+    @property
     def path(self) -> Path:
         """Where the file or the folder is, or would be."""
         if self.hub is not None:
-            return hub.find(self.hub) or hub.cache_of(self.hub)
+            return hub.find(self.hub, words=self.words) or hub.cache_of(self.hub)
         if self.bundled:
             return Path(str(resources.files("geolabel.weights") / self.filename))
         return cache_folder() / self.filename
@@ -60,10 +65,13 @@ def _official(name: str, filename: str, size: int, digest: str) -> Published:
     return Published(name, "segmenter", filename, summary, "Apache-2.0", SAM_URL + filename, size, digest, window=1024)
 
 
-def _hub(
-    name: str, model: str, parameters: int, summary: str, licence: str = "Apache-2.0", window: int = 1024
-) -> Published:
-    return Published(name, "segmenter", "", summary, licence, size=4 * parameters, hub=model, window=window)
+def _hub(name: str, model: str, parameters: int, summary: str) -> Published:
+    return Published(name, "segmenter", "", summary, "Apache-2.0", size=4 * parameters, hub=model, window=1024)
+
+
+def _sam3(role: Role, summary: str) -> Published:
+    model, licence = "facebook/sam3", "SAM License, on request"
+    return Published("sam3", role, "", summary, licence, size=4 * 859_921_848, hub=model, window=1008)
 
 
 def _sam2(size: str, parameters: int) -> Published:
@@ -115,9 +123,8 @@ PUBLISHED = (
     _sam_hq("large", 313_676_336),
     _sam_hq("huge", 642_686_256),
     _hub("edgetam", "yonigozlan/EdgeTAM-hf", 13_912_306, "EdgeTAM, RepViT encoder"),
-    _hub(
-        "sam3", "facebook/sam3", 859_921_848, "Segment Anything 3, the tracker", "SAM License, on request", window=1008
-    ),
+    _sam3("localizer", "Segment Anything 3, the detector: what words say"),
+    _sam3("segmenter", "Segment Anything 3, the tracker"),
 )
 
 
@@ -146,7 +153,7 @@ def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
 def find(network: Published) -> Path | None:
     """Return the path of a published network if its file is here and of the right size, or its folder is whole."""
     if network.hub is not None:
-        return hub.find(network.hub)
+        return hub.find(network.hub, words=network.words)
     path = network.path
     if not path.is_file() or (network.size is not None and path.stat().st_size != network.size):
         return None
@@ -172,7 +179,7 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
     if path is not None:
         return path
     if network.hub is not None:
-        return hub.fetch(network.hub, size=network.size or 0)
+        return hub.fetch(network.hub, words=network.words, size=network.size or 0)
     if network.url is None or network.size is None or network.sha256 is None:
         raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
     by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
@@ -206,8 +213,8 @@ def verify(network: Published) -> str:
     from geolabel.io.downloads import sha256
 
     path = network.path
-    if network.hub is not None and hub.find(network.hub):
-        return hub.verify(path)
+    if network.hub is not None and find(network):
+        return hub.verify(path, words=network.words)
     if not path.is_file():
         raise WeightsError(f"{network.name} is not in {path.parent}: run geolabel models fetch {network.name}")
     digest = sha256(path)

@@ -15,7 +15,13 @@ one of the highest IoU with the activation that the prompt came from (DiffuPromp
 
 _Localizer = Annotated[
     str | None,
-    Setting("Network that makes the activation maps. Default: bundled.", "method", kind="network", metavar="NAME|FILE"),
+    Setting(
+        "Network that makes the activation maps; with sam3 a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub. "
+        "Default: bundled; sam3 with sam3.",
+        "method",
+        kind="network",
+        metavar="NAME|FILE|FOLDER",
+    ),
 ]
 _Gate = Annotated[
     float,
@@ -73,19 +79,24 @@ _Crf = Annotated[
 _Seed = Annotated[int, Setting("Random seed.", "method", low=0)]
 
 
+_Classes = Annotated[
+    str,
+    Setting(
+        "Classes to find, in words, such as landslide/mudslide,airplane.",
+        "method",
+        rare=True,
+        metavar="NAME[/SYNONYM...],...",
+    ),
+]
+_MapThreshold = Annotated[float, Setting("Threshold of the activation.", "sensitivity", above=0, below=1)]
+_AttentionOnly = Annotated[bool, Setting("Use the thresholded maps as labels, without a segmenter.", "method")]
+
+
 @dataclass(frozen=True)
 class Words:
     """What a diffusion network is asked."""
 
-    classes: Annotated[
-        str,
-        Setting(
-            "Classes to find, in words, such as landslide/mudslide,airplane.",
-            "method",
-            rare=True,
-            metavar="NAME[/SYNONYM...],...",
-        ),
-    ] = "landslide"
+    classes: _Classes = "landslide"
     diffusion: Annotated[
         str,
         Setting(
@@ -190,6 +201,18 @@ class DiffuprompterScenes(Words):
         ),
     ] = 0.0
     activation_threshold: _Threshold = 102  # the paper's gamma of eq. 10, 0.4
+    prompts: _Prompts = "both"
+    selection: _Answer = "overlap"
+    min_quality: _MinQuality = 0.0
+
+
+@dataclass(frozen=True)
+class Sam3Scenes:
+    """Settings of SAM 3's concepts over scenes."""
+
+    classes: _Classes = "landslide"
+    gate: _Gate = 0.5
+    activation_threshold: _Threshold = 127  # 0.5, that of the released code
     prompts: _Prompts = "both"
     selection: _Answer = "overlap"
     min_quality: _MinQuality = 0.0
@@ -371,10 +394,16 @@ class AlpsChips:
 class DiffuprompterChips(Words):
     """Settings of DiffuPrompter; the defaults are the paper's."""
 
-    threshold: Annotated[float, Setting("Threshold of the activation.", "sensitivity", above=0, below=1)] = (
-        0.4  # eq. 10
-    )
-    attention_only: Annotated[bool, Setting("Use the thresholded maps as labels, without a segmenter.", "method")] = (
-        False
-    )
+    threshold: _MapThreshold = 0.4  # eq. 10
+    attention_only: _AttentionOnly = False
     seed: _Seed = 0
+
+
+@dataclass(frozen=True)
+class Sam3Chips:
+    """Settings of SAM 3's concepts; the threshold is that of the released code."""
+
+    classes: _Classes = "landslide"
+    localizer: _Localizer = None
+    threshold: _MapThreshold = 0.5
+    attention_only: _AttentionOnly = False

@@ -1,0 +1,112 @@
+"""Concepts of SAM 3: its detector says what the words name and where, a segmenter draws it. Nothing is trained.
+
+Source: Carion et al. (2025), "SAM 3: Segment Anything with Concepts". The map of its instances takes the place of the
+cross-attention of `geolabel.methods.diffuprompter`; what is done with it is the same. Its steps and where they are:
+
+* instances, their scores, and the presence of a concept: `geolabel.models.concept_maps`
+* the threshold; box and centroid of every component: `geolabel.prompters.ContourPrompter`
+* the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
+
+Unlike a diffusion network it says whether a class is there: over scenes, the presence of a concept in a tile is
+compared with the gate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from geolabel.concepts import Asked, parse_concepts
+from geolabel.engine.tasks import Progress
+from geolabel.errors import OptionError, require
+from geolabel.extraction.request import Networks, SceneMethod
+from geolabel.masks import Selection
+from geolabel.methods.diffuprompter import LabelAsked, label_asked
+from geolabel.models import loading
+from geolabel.parts import ConceptRecipe, Recipe, SegmenterRecipe
+from geolabel.settings.methods import Sam3Chips, Sam3Scenes
+
+
+@dataclass(frozen=True)
+class Settings(Sam3Chips):
+    """Settings for a folder of images.
+
+    Raises
+    ------
+    OptionError
+        If a number or a class cannot be.
+    """
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise OptionError(f"threshold {self.threshold}: it has to lie between 0 and 1")
+        assert self.asked
+
+    @property
+    def asked(self) -> Asked:
+        """The classes."""
+        return Asked(parse_concepts(self.classes))
+
+
+def label(
+    chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """Label a folder of images; see `geolabel.methods.Label`."""
+    chosen = replace(networks, localizer=settings.localizer or networks.localizer)
+    recipes = recipes_of(chosen, settings.asked)
+    asked = LabelAsked(settings.asked, recipes, settings.threshold, settings.attention_only)
+    return label_asked("sam3", chips, out, settings, asked, overwrite=overwrite, progress=progress)
+
+
+def recipes_of(
+    networks: Networks, asked: Asked, selection: Selection = "overlap"
+) -> tuple[ConceptRecipe, SegmenterRecipe]:
+    """Recipes of the network that is asked in words, and of a segmenter.
+
+    Raises
+    ------
+    OptionError
+        If a localizer is chosen that is not asked in words, or ONNX Runtime, which runs none.
+    WeightsError
+        If a network cannot be had.
+    """
+    _require()  # before a segmenter is downloaded
+    if networks.engine == "onnx":
+        raise OptionError("engine onnx: what is asked in words runs with torch alone; give --engine auto or torch")
+    _, segmenter = replace(networks, localizer=None).recipes(selection)
+    return loading.concept_recipe(networks.localizer, asked, segmenter), segmenter
+
+
+def _require() -> None:
+    require("sam", "transformers", "huggingface_hub", purpose="sam3")
+
+
+@dataclass(frozen=True)
+class Scenes(Sam3Scenes, SceneMethod):
+    """The method over scenes: the instances of concepts ask the segmenter, whose mask most like them answers.
+
+    Raises
+    ------
+    OptionError
+        If a number or a class cannot be.
+    """
+
+    name = "sam3"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.asked
+
+    def require(self) -> None:
+        """Ask for the library that runs the network."""
+        _require()
+
+    @property
+    def asked(self) -> Asked:
+        """The classes."""
+        return Asked(parse_concepts(self.classes))
+
+    def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
+        """A network that is asked in words, and a segmenter."""
+        return recipes_of(networks, self.asked, self.selection)
