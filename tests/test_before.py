@@ -288,7 +288,7 @@ def test_a_landslide_that_is_active_again_is_none_that_was_bare_before(tmp_path:
 
 def test_activity_is_said_where_the_scene_before_is_clear() -> None:
     """Bare and changed, green and changed, in between, bare and the same, green and the same, not known."""
-    activation = np.array([0.9, 0.1, 0.4, 0.9, 0.1, np.nan, np.nan])
+    activation = np.array([0.9, 0.05, 0.2, 0.9, 0.05, np.nan, np.nan])
     change_z = np.array([3.0, 3.0, 3.0, 1.0, 1.0, 3.0, np.nan])
     expected = ["reactivated", "new", None, None, None, None, None]
     assert before_of_run.activity(change_z, activation).tolist() == expected

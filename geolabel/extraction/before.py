@@ -330,7 +330,7 @@ def shown_by(plan: Plan, before: Before, window: Window) -> Int32Array:
     return shown
 
 
-ACTIVE_BEFORE, QUIET_BEFORE, CHANGED = 0.5, 0.25, 1.5
+ACTIVE_BEFORE, QUIET_BEFORE, CHANGED = 0.3, 0.1, 1.5
 """Minimum activation before of a landslide that moved again, maximum of a new one, and what both have to change by."""
 
 

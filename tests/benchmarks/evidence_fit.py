@@ -13,8 +13,11 @@ which the heads have cut. DIR keeps scenes and tables: a second call resumes.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,6 +42,7 @@ from geolabel.extraction.request import Networks
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Work
 from geolabel.models.evidence_head import KINDS, LEAF, LOGIT_UNIT, EvidenceHeads, Head, Kind, Trees, logit, save_heads
+from geolabel.outputs import replacing
 
 PIXELS = 2000
 """Of a scene that a fit sees."""
@@ -55,18 +59,17 @@ COARSE_PX = 40
 """Side of the cells of coarse heights, pixels."""
 
 
-def synthetic(folder: Path, first: int, count: int, reactivated: float = 0.0) -> list[tuple[Path, bool]]:
-    """Scenes of synthetic pairs, and whether their heights are coarse."""
-    scenes = []
-    for seed in range(first, first + count):
-        scene = folder / f"{seed}.tif"
-        if not scene.exists():
-            geolabel.synthesize(scene, size=1024, seed=seed, pair=True, reactivated=reactivated)
-        coarse = seed % 3 == 0
-        if coarse and not (folder / f"{seed}_coarse.tif").exists():
-            _coarsen(folder / f"{seed}_dem.tif", folder / f"{seed}_coarse.tif")
-        scenes.append((scene, coarse))
-    return scenes
+def synthetic(folder: Path, seed: int, reactivated: float = 0.0) -> tuple[Path, Path]:
+    """The scene of a synthetic pair and its heights; every third has coarse ones."""
+    scene, coarse = folder / f"{seed}.tif", folder / f"{seed}_coarse.tif"
+    dem = folder / f"{seed}_dem.tif"
+    if not scene.exists():
+        geolabel.synthesize(scene, size=1024, seed=seed, pair=True, reactivated=reactivated)
+    if seed % 3:
+        return scene, dem
+    if not coarse.exists():
+        _coarsen(dem, coarse)
+    return scene, coarse
 
 
 def _coarsen(path: Path, out: Path) -> None:
@@ -126,23 +129,45 @@ def _sampled(work: Work, objects: Objects, evidence: Evidence, truth: np.ndarray
     return found | {"weight": np.full(len(found.get("truth", [])), 1 / share)}
 
 
-def tables(data: Path, folder: Path, count: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+@dataclass(frozen=True)
+class _Scene:
+    """A scene to look at: of a seed, or of a path without heights."""
+
+    name: str
+    folder: Path
+    number: int
+    seed: int | None = None
+    reactivated: float = 0.0
+    path: Path | None = None
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / f"{self.seed if self.path is None else self.path.stem}_pixels.npz"
+
+
+def _keep_pixels(one: _Scene) -> None:
+    if one.kept.exists():
+        return
+    scene, dem = (one.path, None) if one.path is not None else synthetic(one.folder, int(one.seed), one.reactivated)
+    with rasterio.open(scene.with_name(f"{scene.stem}_truth.tif")) as source:
+        truth = source.read(1) > 0
+    with replacing(one.kept, overwrite=True) as part, part.open("wb") as file:
+        np.savez_compressed(file, **look(scene, dem, truth, one.number))
+    print(one.kept.name, flush=True)
+
+
+def tables(data: Path, folder: Path, count: int, workers: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield the pixels of each scene."""
-    scenes = [*synthetic(folder, 930_000, count), *synthetic(folder, 936_000, AGAIN, MOVED)]
     real = write_pairs(data, folder / "pasted", "select", vary=True)[::2]
-    jobs: list[tuple[str, Path, Path | None]] = [
-        (f"synthetic {scene.stem}", scene, folder / f"{scene.stem}_{'coarse' if coarse else 'dem'}.tif")
-        for scene, coarse in scenes
-    ]
-    for number, (name, scene, dem) in enumerate([*jobs, *((f"pasted {path.stem}", path, None) for path in real)]):
-        kept = folder / f"{scene.stem}_pixels.npz"
-        if not kept.exists():
-            with rasterio.open(scene.with_name(f"{scene.stem}_truth.tif")) as source:
-                truth = source.read(1) > 0
-            np.savez_compressed(kept, **look(scene, dem, truth, number))
-            print(kept.name, flush=True)
-        with np.load(kept) as stored:
-            yield name, dict(stored)
+    wanted = [*((seed, 0.0) for seed in range(930_000, 930_000 + count))]
+    wanted += [(seed, MOVED) for seed in range(936_000, 936_000 + AGAIN)]
+    scenes = [_Scene(f"synthetic {seed}", folder, k, seed, again) for k, (seed, again) in enumerate(wanted)]
+    scenes += [_Scene(f"pasted {path.stem}", folder, len(scenes) + k, path=path) for k, path in enumerate(real)]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        list(pool.map(_keep_pixels, scenes))
+    for one in scenes:
+        with np.load(one.kept) as stored:
+            yield one.name, dict(stored)
 
 
 def _columns(found: dict[str, dict[str, np.ndarray]], kind: Kind) -> tuple[np.ndarray, ...]:
@@ -210,12 +235,16 @@ def polygons(scene: Path, kind: Kind) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def fit_confidence(folder: Path, heads: EvidenceHeads, count: int) -> tuple[EvidenceHeads, dict[str, Any]]:
+def fit_confidence(
+    folder: Path, heads: EvidenceHeads, count: int, workers: int
+) -> tuple[EvidenceHeads, dict[str, Any]]:
     """Fit the confidence of each kind to the polygons of synthetic pairs that the heads were not fitted to."""
     fitted, figures = dict(heads.heads), {}
-    scenes = [scene for scene, _ in synthetic(folder, 938_000, count)]
+    seeds = range(938_000, 938_000 + count)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        found = list(pool.map(_tried, *zip(*((folder, seed, heads) for seed in seeds), strict=True)))
     for kind in KINDS:
-        parts = [_tried(scene, kind, heads) for scene in scenes]
+        parts = [part[kind] for part in found]
         rows = np.concatenate(parts)
         number = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
         known = np.isfinite(rows).all(axis=1)
@@ -233,16 +262,28 @@ def fit_confidence(folder: Path, heads: EvidenceHeads, count: int) -> tuple[Evid
     return replace(heads, heads=fitted), figures
 
 
-def _tried(scene: Path, kind: Kind, heads: EvidenceHeads) -> np.ndarray:
-    with (
-        mock.patch("geolabel.extraction.cutting.heads_for", return_value=heads),
-        mock.patch("geolabel.extraction.result.with_evidence", side_effect=lambda confidence, *_: confidence),
-    ):
-        try:
-            return polygons(scene, kind)
-        except SceneError as refused:
-            print(f"{scene.name}: {refused}")
-            return np.zeros((0, 3))
+def _tried(folder: Path, seed: int, heads: EvidenceHeads) -> dict[Kind, np.ndarray]:
+    """Polygons of a pair by kind of evidence, kept by what the heads are."""
+    digest = hashlib.sha256(repr(heads.heads).encode()).hexdigest()[:12]
+    kept = folder / f"{seed}_polygons_{digest}.npz"
+    if not kept.exists():
+        scene, _ = synthetic(folder, seed)
+        found = {}
+        for kind in KINDS:
+            with (
+                mock.patch("geolabel.extraction.cutting.heads_for", return_value=heads),
+                mock.patch("geolabel.extraction.result.with_evidence", side_effect=lambda confidence, *_: confidence),
+            ):
+                try:
+                    found[kind] = polygons(scene, kind)
+                except SceneError as refused:
+                    print(f"{scene.name}: {refused}")
+                    found[kind] = np.zeros((0, 3))
+        with replacing(kept, overwrite=True) as part, part.open("wb") as file:
+            np.savez_compressed(file, **found)
+        print(kept.name, flush=True)
+    with np.load(kept) as stored:
+        return {kind: stored[kind] for kind in KINDS}
 
 
 def main() -> None:
@@ -254,9 +295,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24, help="synthetic pairs")
     parser.add_argument("--confidence-count", type=int, default=12)
     parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the result is the same")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    found = dict(tables(given.data, given.folder, given.count))
+    found = dict(tables(given.data, given.folder, given.count, given.workers))
     heads: dict[Kind, Head] = {}
     fitted: dict[str, Any] = {"scenes": {"synthetic": given.count, "reactivated": AGAIN}}
     fitted["scenes"]["pasted"] = sum(name.startswith("pasted") for name in found)
@@ -265,7 +307,7 @@ def main() -> None:
         print(kind, fitted[kind], flush=True)
     localizer = Networks().recipes()[0].sha256
     whole = EvidenceHeads(heads, localizer, fitted)
-    whole, figures = fit_confidence(given.folder, whole, given.confidence_count)
+    whole, figures = fit_confidence(given.folder, whole, given.confidence_count, given.workers)
     print("confidence", figures)
     save_heads(given.out, replace(whole, fitted=fitted | {"confidence": figures}), overwrite=given.overwrite)
 
