@@ -182,11 +182,9 @@ def localizer(
     "--model",
     group="method",
     type=click.Choice(["resunet", "bundled", "imagenet", *SMP, "maskrcnn"]),
-    default="resunet",
-    show_default=True,
-    help="Network: ResUNet of APSAM; bundled or imagenet, on the trunk of the bundled localizer or one pretrained on "
-    "ImageNet, for few images or a small machine; a network of segmentation-models-pytorch; or Mask R-CNN, which "
-    "finds single objects.",
+    help="Network: ResUNet of APSAM; bundled or imagenet, on the trunk of the bundled localizer, which learned from "
+    "masks, or one pretrained on ImageNet; a network of segmentation-models-pytorch; or Mask R-CNN, which finds "
+    "single objects. Default: imagenet; resunet with --preset paper.",
 )
 @option(
     "--preset",
@@ -250,7 +248,7 @@ def localizer(
 def student(
     labels: str,
     out: Path,
-    model: str,
+    model: str | None,
     test: Path | None,
     plain: bool,
     class_name: str,
@@ -280,7 +278,7 @@ def student(
     file = out / f"{kind}.safetensors"
     from geolabel.folders import check_folder
 
-    options.check_training(file, *LIBRARIES.get(model, ()), overwrite=overwrite)
+    options.check_training(file, *LIBRARIES.get(model or "", ()), overwrite=overwrite)
     check_folder(out, [labels, *([] if test is None else [test])], shared=True)
     networks = options.training_networks(given)
     from geolabel.training.train import train

@@ -345,10 +345,9 @@ def diffuprompter(
 @option(
     "--model",
     group="method",
-    type=click.Choice(["resunet", *SMP]),
-    default="resunet",
-    show_default=True,
-    help="Network of the student.",
+    type=click.Choice(["imagenet", "resunet", *SMP]),
+    help="Network of the student. Default: imagenet, a ResUNet on a trunk pretrained on ImageNet, where the row "
+    "scratch begins too; resunet, from random weights, with --preset paper.",
 )
 @option(
     "--preset",
@@ -397,7 +396,7 @@ def alps(
     geolabel study alps data/train --test data/val --masks 50,200 --seeds 3 --only overall --out study/
     geolabel study alps data/train --test data/val --before other/ --out study/
     """
-    options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"], ()), overwrite=True)
+    options.check_training(out / "nothing", "sklearn", *LIBRARIES.get(given["model"] or "", ()), overwrite=True)
     with loading(ctx):
         from geolabel.datasets.chips import read_chips
         from geolabel.evaluation.study_alps import AlpsStudy

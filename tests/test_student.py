@@ -18,7 +18,7 @@ from geolabel.extraction.request import Networks
 from geolabel.labels import IGNORE, LabelMap
 from geolabel.models import registry
 from geolabel.models.cam import DenseLocalizer
-from geolabel.models.checkpoint import load_own, read_info
+from geolabel.models.checkpoint import load_checkpoint, load_own, read_info
 from geolabel.models.nets import build
 from geolabel.models.nets.student import ResUNet, zoomed_probabilities
 from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, load_trunk
@@ -104,7 +104,7 @@ def write_pseudo_labels(folder: Path, painted: Painted) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("student")
-    figures = train(Painted(), out, StudentRequest(gsd=0.5), networks=CPU, preset=SMALL)
+    figures = train(Painted(), out, StudentRequest("resunet", gsd=0.5), networks=CPU, preset=SMALL)
     assert figures["score"] > 0.8
     return out / FILE
 
@@ -201,6 +201,25 @@ def test_a_student_begins_with_a_trunk_that_saw_photographs(tmp_path: Path):
     load_imagenet_trunk(network, "lite0")
     assert all(torch.equal(tensor, trunk[name]) for name, tensor in network.down.state_dict().items())
     assert network.eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 64, 96)
+
+
+def test_students_begin_with_imagenet_unless_the_paper_is_followed():
+    assert StudentRequest().architecture == "imagenet"
+    assert StudentRequest(preset="paper").architecture == "resunet"
+    assert StudentRequest("unet", preset="paper").architecture == "unet"
+
+
+def test_a_head_that_is_taken_over_lies_on_the_trunk_of_the_model(tmp_path: Path):
+    first = StudentRequest("imagenet", steps=2, batch=2, size=64)
+    train(Painted(), tmp_path, first, networks=CPU)
+    request = replace(first, init=("head", tmp_path / FILE))
+    architecture = request.numbers.architectures["imagenet"] | {"classes": 2}
+    network, _ = request._network(architecture)
+    told = request._load_first_weights(network, architecture, tuple(Painted().classes))
+    assert told["init"]["trunk"]["weights"] == "ImageNet, lite0"
+    trunk, taken = load_trunk("lite0"), load_checkpoint(tmp_path / FILE)[0]
+    assert all(torch.equal(tensor, trunk[name]) for name, tensor in network.down.state_dict().items())
+    assert torch.equal(network.head.weight.half(), taken["head.weight"].half())
 
 
 @pytest.mark.parametrize("model", ["unet", "upernet"])
@@ -406,4 +425,4 @@ def test_students_that_cannot_be(tmp_path: Path, trained: Path):
         train(Painted(), tmp_path, StudentRequest(), test=other_classes, networks=CPU)
     other = replace(SMALL, architectures={"resunet": {"name": "resunet", "widths": [16, 48]}}, epochs=1)
     with pytest.raises(WeightsError, match="state of another training"):
-        train(Painted(), trained.parent, StudentRequest(), networks=CPU, preset=other, resume=True)
+        train(Painted(), trained.parent, StudentRequest("resunet"), networks=CPU, preset=other, resume=True)

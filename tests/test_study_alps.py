@@ -106,6 +106,8 @@ def study(data: Path, *more: str) -> int:
             str(data / "train"),
             "--test",
             str(data / "val"),
+            "--model",
+            "resunet",
             "--clusters",
             "2",
             "-q",
@@ -177,8 +179,9 @@ def test_the_gate_decides_what_is_learned(data: Path, tmp_path: Path, finder: Fi
 
 
 def study_of(data: Path, tmp_path: Path, **more: object) -> AlpsStudy:
-    networks = Networks(device="cpu")
-    return AlpsStudy(read_chips(data / "train"), data / "train", tmp_path / "out", networks, **more)  # type: ignore[arg-type]
+    networks, student = Networks(device="cpu"), students.StudentRequest("resunet")
+    chips = read_chips(data / "train")
+    return AlpsStudy(chips, data / "train", tmp_path / "out", networks, student=student, **more)  # type: ignore[arg-type]
 
 
 def test_what_is_judged_is_not_learned_from(data: Path, tmp_path: Path, finder: Finder) -> None:

@@ -64,7 +64,9 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
 
     file = FILE
 
-    model: str = "resunet"
+    model: str | None = None
+    """A name of the preset's architectures; None for a ResUNet on the trunk that saw ImageNet, or for that of the paper
+    with its preset."""
     preset: Literal["cpu", "paper"] = "cpu"
     steps: int | None = None
     """Instead of epochs, however many images there are."""
@@ -77,6 +79,11 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
     """Part of the images that are learned from."""
     plain: bool = False
     """Cross-entropy of crops anywhere in all images alike, whatever the preset has besides."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the architecture."""
+        return self.model or (IMAGENET if self.preset == "cpu" else "resunet")
 
     @property
     def numbers(self) -> StudentPreset:
@@ -97,7 +104,7 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
         asked = PaintedSubset(examples, share_of(examples.names, self.share))
         learn, select = (PaintedSubset(asked, part) for part in split(asked.names))
         torch.manual_seed(self.seed)
-        architecture = {**numbers.architectures[self.model], "classes": len(examples.classes)}
+        architecture = {**numbers.architectures[self.architecture], "classes": len(examples.classes)}
         network, norm = self._network(architecture)
         pretrained = self._load_first_weights(network, architecture, tuple(examples.classes))
         batch = max(2, min(numbers.batch, len(learn)))
@@ -110,7 +117,7 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
             return StudentObjective(losses, learn, select, learning, numbers.shown)
 
         def describe(_: nn.Module, figures: Figures, __: Figures) -> NetworkInfo:
-            trained = {"model": self.model, "preset": self.preset, "seed": self.seed, "images": len(learn)}
+            trained = {"model": self.architecture, "preset": self.preset, "seed": self.seed, "images": len(learn)}
             trained |= {"share": self.share, "steps": int(figures["steps"]), "zooms": list(numbers.cropping.zooms)}
             trained |= {"selection": figures, "labels": _origin(examples)}
             return replace(info, trained=trained | pretrained)
@@ -129,7 +136,7 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
         if self.init_weights is None:
             return build(architecture), norm_of(architecture)
         if architecture["name"] != "smp" or self.init is not None:
-            other = f"the model {self.model}" if self.init is None else f"--init {self.init[0]}"
+            other = f"the model {self.architecture}" if self.init is None else f"--init {self.init[0]}"
             raise OptionError(
                 f"--init-weights {self.init_weights}: {other} has first weights of its own; leave it out, or choose a "
                 "model of segmentation-models-pytorch, such as unet"
@@ -155,13 +162,18 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
     def _load_first_weights(
         self, network: nn.Module, architecture: Mapping[str, Any], classes: tuple[str, ...]
     ) -> dict[str, Any]:
-        if self.init is not None:
-            return load_share(network, architecture, classes, *self.init)
         if self.init_weights is not None:
             return {"init": {"share": "backbone", "weights": f"ImageNet, {architecture['encoder']}"}}
-        if self.model == BUNDLED:
-            return load_bundled_trunk(network)
-        return load_imagenet_trunk(network, LITE_STUDENT["trunk"]) if self.model == IMAGENET else {}
+        begun: dict[str, Any] = {}
+        if self.architecture == BUNDLED:
+            begun = load_bundled_trunk(network)
+        elif self.architecture == IMAGENET:
+            begun = load_imagenet_trunk(network, LITE_STUDENT["trunk"])
+        if self.init is None:
+            return begun
+        taken = load_share(network, architecture, classes, *self.init)
+        # a head alone lies on the trunk of the model
+        return {"init": taken["init"] | {"trunk": begun["init"]}} if begun and self.init[0] == "head" else taken
 
 
 def _opened(data: str | Path | PaintedExamples) -> PaintedExamples:
