@@ -182,6 +182,31 @@ def test_a_strip_along_a_mask_is_a_candidate_with_its_reason(tmp_path: Path, sce
     assert extract(scene)["masked_edge"].isna().all()
 
 
+def test_what_masks_leave_out_is_a_layer_of_its_own(tmp_path: Path, scene: Path) -> None:
+    """A quarter of a square metre a pixel: 900 and 2,500 m2."""
+    out, mask = tmp_path / "s.gpkg", write(tmp_path / "mask.tif", flags(WEST) | flags(Window(100, 0, 100, 100)))
+    extract(scene, mask, out=out)
+    masked = gpd.read_file(out, layer="masked")
+    assert masked["id"].tolist() == [1, 2]
+    assert sorted(masked.area.tolist()) == [900, 2500]
+    other = tmp_path / "other.gpkg"
+    extract(scene, write(tmp_path / "none.tif", flags(WEST, 0)), out=other)
+    assert "masked" not in gpd.list_layers(other)["name"].tolist()
+
+
+def test_ground_that_another_scene_shows_is_not_left_out(tmp_path: Path, scene: Path) -> None:
+    """The other scene is on another grid, 40 m further south, and has no mask: 20 m of what is hidden are its own."""
+    with rasterio.open(scene) as source:
+        grid = replace(GRID, transform=PLACE * Affine.translation(0.5, 80))
+        write(tmp_path / "south.tif", source.read(), grid, photometric="rgb")
+    write(tmp_path / "mask.tif", flags(Window(40, 0, 80, 200)))
+    (tmp_path / "pairs.csv").write_text("scene,mask\nscene.tif,mask.tif\nsouth.tif,\n")
+    out = tmp_path / "s.gpkg"
+    geolabel.extract(tmp_path / "pairs.csv", reading=Reading(stretch="0,255"), parameters=GIVEN, out=out)
+    masked = gpd.read_file(out, layer="masked")
+    assert masked.area.sum() == pytest.approx(20 * 100 + 20 * 0.25)  # which begins a half pixel further east
+
+
 def test_blocks_and_tiles_change_no_share_of_an_outline(
     tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import geopandas as gpd
 import numpy as np
 import pyproj
 import shapely
@@ -21,7 +22,8 @@ from geolabel.errors import OptionError
 from geolabel.extraction.cutting import heads_of
 from geolabel.extraction.passes import MosaicSource
 from geolabel.extraction.plan import Plan, Run
-from geolabel.extraction.result import Part, Result
+from geolabel.extraction.result import Part, Result, reprojected
+from geolabel.io.read.masks import hidden_ground
 from geolabel.io.read.review import (
     NOTHING,
     REJECTED,
@@ -158,11 +160,28 @@ def write_result(result: Result, targets: Targets, folder: Folder | None = None)
                 _provenance(result),
                 crs=result.landslides.crs,
                 candidates=result.candidates,
+                masked=_masked(result),
                 reviewed=result.reviewed,
                 overwrite=targets.may_replace(targets.inventory),
                 carried=targets.carried,
             )
         _write_picture(result, targets)
+
+
+def _masked(result: Result) -> gpd.GeoDataFrame | None:
+    """Ground that masks leave out and no other scene shows, in polygons; None where there is no mask."""
+    plans, crs = [part.plan for part in result.parts], result.landslides.crs
+    if not any(plan.reader.masks for plan in plans):
+        return None
+    hidden = [shapely.union_all(hidden_ground(plan.reader, plan.grid)) for plan in plans]
+    shown = [shapely.difference(plan.grid.outline, ground) for plan, ground in zip(plans, hidden, strict=True)]
+    both = []
+    for grounds in (hidden, shown):
+        tables = [gpd.GeoDataFrame(geometry=[g], crs=p.grid.crs) for g, p in zip(grounds, plans, strict=True)]
+        both.append(shapely.union_all(np.concatenate([reprojected(table, crs) for table in tables])))
+    left = both[0] if len(plans) == 1 else shapely.difference(*both)
+    parts = [part for part in shapely.get_parts(left) if part.area]
+    return gpd.GeoDataFrame({"id": np.arange(1, len(parts) + 1)}, geometry=parts, crs=crs)
 
 
 def _write_picture(result: Result, targets: Targets) -> None:

@@ -407,6 +407,9 @@ CHANGE_COLUMNS = kinds(*(column.name for column in CHANGES))
 TRUTH_COLUMNS = kinds("id", "area_m2")
 """Of the landslides that a synthetic scene was made with."""
 
+MASKED_COLUMNS = kinds("id")
+"""Of the layer ``masked``: ground that masks leave out."""
+
 DERIVED = frozenset(column.name for column in LANDSLIDES if not column.edited) | {"n_tiles"}
 """Columns of polygons that follow from the outline and the run. All others are for a person to fill in or to add."""
 

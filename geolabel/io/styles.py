@@ -394,6 +394,7 @@ _LAYERS: Mapping[str, Callable[[pd.DataFrame], tuple[Rule, ...]]] = {
         ),
     ),
     "tiles": _tiles,
+    "masked": lambda _: (Rule("left out by masks", _hatched(MIDDLE)),),
     "segments": _segments,
     "changes": _changes,
     "review": _windows,

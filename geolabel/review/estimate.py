@@ -104,7 +104,7 @@ def estimate_review(path: str | Path, *, aoi: str | Path | None = None) -> Estim
         A GeoPackage that geolabel wrote, reviewed in part.
     aoi
         Polygons of the area that was searched, as for `geolabel.sample_review`; by default the tiles that the localizer
-        saw.
+        saw. Ground that masks left out is no part of it.
 
     Raises
     ------
@@ -279,7 +279,8 @@ class _Review:
         union = shapely.union_all(self.mapped.outlines)
         ground = shapely.difference(shapely.intersection(looked, self.frame), union)
         new = self.inventory.outlines(crs)[self.inventory.added]
-        one, _ = shapely.STRtree(shapely.point_on_surface(new)).query(looked, predicate="intersects")
+        beyond = shapely.point_on_surface(shapely.difference(new, union))  # what is drawn may reach over a polygon
+        one, _ = shapely.STRtree(beyond).query(ground, predicate="intersects")
         return {
             "area": areas(_polygons(ground), crs),
             "missed": np.bincount(one, minlength=len(looked)).astype(float),

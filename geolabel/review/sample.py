@@ -24,7 +24,8 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError, VectorError
-from geolabel.io.read.review import SAMPLE, UNREVIEWED
+from geolabel.io.read.features import spatial_layers
+from geolabel.io.read.review import MASKED, SAMPLE, UNREVIEWED
 from geolabel.io.write.geopackage import parts_of
 from geolabel.review.estimate import OUTSIDE, MappedPolygons
 from geolabel.review.inventories import provenance_of, read_inventory
@@ -82,7 +83,8 @@ def sample_review(
     window
         Side in metres of the windows outside polygons; None for half a tile of the localizer.
     aoi
-        Polygons of the area to sample; by default the tiles that the localizer saw.
+        Polygons of the area to sample; by default the tiles that the localizer saw. Ground that masks left out is no
+        part of it.
 
     Raises
     ------
@@ -109,10 +111,13 @@ def sample_review(
         frame = frame_of(path, inventory.crs, aoi)
         if frame is None:
             raise VectorError(f"{path} has no layer tiles, so the area that was searched is not known: give --aoi FILE")
-        if aoi is None and any("masks" in part for part in parts_of(provenance_of(path))):
+        if frame.is_empty:
+            raise VectorError(f"{path} has no searched ground in the area to sample: give another --aoi FILE")
+        hidden = sum(part["masks"]["share"] for part in parts_of(provenance_of(path)) if "masks" in part)
+        if aoi is None and hidden and MASKED not in spatial_layers(path):
             log.warning(
-                "%s was made with --mask, and windows may be on what was left out, where landslides would count as "
-                "missed: give the area that was searched with --aoi",
+                "%s was made with --mask by an earlier version, which did not keep what was left out: windows may be "
+                "on it, where landslides would count as missed; extract again, or give the area searched with --aoi",
                 path,
             )
         held = layer.held
@@ -150,9 +155,10 @@ class _Drawer:
         outside = held[held["polygon"].isna()] if len(held) else held
         if not len(outside):
             return
-        bounds = shapely.bounds(outside.geometry.iloc[0])
-        centre = ((bounds[:2] + bounds[2:]) / 2)[None]
-        side = float(((bounds[2:] - bounds[:2]) * metres_per_unit(self.crs, centre)[0]).mean())
+        bounds = shapely.bounds(outside.geometry.to_numpy())
+        metres = metres_per_unit(self.crs, (bounds[:, :2] + bounds[:, 2:]) / 2)
+        longer = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)  # what is cut off most windows leaves one side
+        side = float(np.median(longer))
         if abs(side / self.side - 1) > SAME_SIDE:
             raise OptionError(
                 f"window {self.side:g} m: the sample that was drawn before has windows of {side:.0f} m; give --window "
@@ -195,19 +201,20 @@ class _Drawer:
         return {"polygon": number, "stratum": name, "reason": reason, "geometry": frames[0]}
 
     def _outside(self, held: gpd.GeoDataFrame) -> Iterator[dict[str, Any]]:
-        """Windows that hold ground outside polygons, in random order."""
+        """Windows that hold ground outside polygons, in random order, without what else they hold."""
         tree = shapely.STRtree(self.mapped.outlines)
-        before = shapely.STRtree(held.geometry.to_numpy()[held["polygon"].isna().to_numpy(bool)] if len(held) else [])
+        drawn = held.geometry.to_numpy()[held["polygon"].isna().to_numpy(bool)] if len(held) else []
+        before = shapely.STRtree(shapely.point_on_surface(drawn))
         frame = self.frame
         shapely.prepare(frame)
         for cell in self._cells():
-            if len(before.query(cell.centroid, predicate="intersects")):
+            if len(before.query(cell, predicate="contains")):
                 continue
             near = tree.query(cell, predicate="intersects")
             ground = cell.intersection(frame).difference(shapely.union_all(self.mapped.outlines[near]))
             if ground.area >= FREE * cell.area:
                 reason = "draw every landslide that is missed here, then set the status to reviewed"
-                yield {"polygon": None, "stratum": OUTSIDE, "reason": reason, "geometry": cell}
+                yield {"polygon": None, "stratum": OUTSIDE, "reason": reason, "geometry": _areal(ground)}
 
     def _cells(self) -> Iterator[shapely.Polygon]:
         """Squares whose centre is in the frame, in random order."""
@@ -227,6 +234,12 @@ class _Drawer:
         for k in np.argsort(hashed(self.seed, col, row), kind="stable"):
             left, bottom = col[k] * step[0], row[k] * step[1]
             yield shapely.box(left, bottom, left + step[0], bottom + step[1])
+
+
+def _areal(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Polygons of a geometry, without the lines and points that a difference may leave."""
+    parts = shapely.get_parts(geometry)
+    return shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
 
 
 def hashed(seed: int, one: Int64Array, other: Int64Array) -> AnyArray:

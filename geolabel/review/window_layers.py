@@ -19,7 +19,7 @@ from geolabel.extraction.passes import CLEAR, FOUND
 from geolabel.extraction.result import stacked
 from geolabel.io.columns import WINDOW_COLUMNS
 from geolabel.io.read.features import layer_info, read_aoi, read_layer, spatial_layers
-from geolabel.io.read.review import POLYGON_LAYERS, TOUCHED, read_windows
+from geolabel.io.read.review import MASKED, POLYGON_LAYERS, TOUCHED, read_windows
 from geolabel.io.write.geopackage import Update, drop_layer, replace_layer, updating
 from geolabel.io.write.vectors import window_layer
 from geolabel.io.written import read_written
@@ -112,15 +112,21 @@ def window_table(rows: Sequence[Mapping[str, Any]], crs: pyproj.CRS | None) -> g
 def frame_of(path: str | Path, crs: pyproj.CRS | None, aoi: str | Path | None) -> shapely.Geometry | None:
     """The area that was searched, in a CRS: that of a file, or the tiles that the localizer saw; None without either.
 
+    Ground that masks left out is no part of it.
+
     Raises
     ------
     VectorError
         If a file cannot be read.
     """
-    if aoi is not None:
-        return read_aoi(aoi, crs)
-    tiles = _seen_tiles(path)
-    return None if tiles is None else shapely.union_all(tiles)
+    if aoi is None:
+        tiles = _seen_tiles(path)
+        area = None if tiles is None else shapely.union_all(tiles)
+    else:
+        area = read_aoi(aoi, crs)
+    if area is None or MASKED not in spatial_layers(path):
+        return area
+    return shapely.difference(area, shapely.union_all(read_layer(path, MASKED).geometry.to_numpy()))
 
 
 def tile_side(path: str | Path) -> float | None:

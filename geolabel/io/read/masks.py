@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
+from rasterio.features import shapes
 
 from geolabel.errors import SceneError
 from geolabel.io.read import files
@@ -139,8 +141,7 @@ def hidden_share(reader: SceneReader, grid: Grid, option: str) -> float:
     """
     if not reader.masks:
         return 0.0
-    step = max(1.0, math.sqrt(grid.height * grid.width / LOOK_PX))
-    coarse = grid.resized(max(1, int(grid.height / step)), max(1, int(grid.width / step)))
+    coarse = _coarse(grid)
     share = float(reader.hidden(coarse.window, coarse).mean())
     names = ", ".join(mask.name for mask in reader.masks)
     if share == 1:
@@ -150,3 +151,17 @@ def hidden_share(reader: SceneReader, grid: Grid, option: str) -> float:
         )
     log.info("%s: %.1f %% of %s is left out", names, 100 * share, reader.scene.name)
     return share
+
+
+def hidden_ground(reader: SceneReader, grid: Grid) -> AnyArray:
+    """(N,) polygons, in the CRS of a grid, of what the masks of a scene hide, on at most `LOOK_PX` pixels."""
+    coarse = _coarse(grid)
+    hidden = reader.hidden(coarse.window, coarse)
+    found = shapes(hidden.astype(np.uint8), mask=hidden, transform=coarse.transform)
+    return np.array([*(shapely.geometry.shape(part) for part, _ in found), None], object)[:-1]
+
+
+def _coarse(grid: Grid) -> Grid:
+    """A grid of at most `LOOK_PX` pixels over the same ground."""
+    step = max(1.0, math.sqrt(grid.height * grid.width / LOOK_PX))
+    return grid.resized(max(1, int(grid.height / step)), max(1, int(grid.width / step)))

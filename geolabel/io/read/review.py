@@ -45,7 +45,10 @@ LAYER_OF = "layer"
 REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
 """Layers of windows to look at: those to look at first, and a random sample."""
 
-OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", "segments")
+MASKED = "masked"
+"""Layer of the ground that masks leave out."""
+
+OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", MASKED, "segments")
 
 OWN_TABLES = ("layer_styles", "geolabel_written", "sqlite_sequence")
 

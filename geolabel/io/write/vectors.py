@@ -21,6 +21,7 @@ from geolabel.errors import OutputError
 from geolabel.io.columns import (
     BOX_COLUMNS,
     LANDSLIDE_COLUMNS,
+    MASKED_COLUMNS,
     POINT_COLUMNS,
     SEGMENT_COLUMNS,
     TILE_COLUMNS,
@@ -29,7 +30,7 @@ from geolabel.io.columns import (
 )
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
-from geolabel.io.read.review import NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
+from geolabel.io.read.review import MASKED, NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
 from geolabel.io.styles import style_of
 from geolabel.io.write.exchange import write_flatgeobuf, write_geojson, write_kmz, write_shapefile, write_shapefiles
 from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
@@ -172,6 +173,7 @@ def write_layers(
     *,
     crs: pyproj.CRS | None,
     candidates: gpd.GeoDataFrame | None = None,
+    masked: gpd.GeoDataFrame | None = None,
     reviewed: Reviewed | None = None,
     overwrite: bool = False,
     carried: Carried = NOTHING,
@@ -182,6 +184,8 @@ def write_layers(
     ----------
     prompts
         See `prompt_features`.
+    masked
+        Ground that masks leave out: the layer ``masked``, if there is any.
     """
     polygons = partial(_polygons, reviewed=reviewed)
     layers = [polygons("landslides", "Landslides, one row each", landslides)]
@@ -200,6 +204,8 @@ def write_layers(
         ]
     if tiles is not None:
         layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
+    if masked is not None and len(masked):
+        layers.append(_layer(MASKED, "Polygon", "Ground that masks leave out", MASKED_COLUMNS, masked))
     if reviewed is not None and len(reviewed.looked):
         layers.append(window_layer(REVIEW, reviewed.looked))
     file = VectorFile(layers, crs, provenance, written, highest=0 if reviewed is None else reviewed.highest)
