@@ -61,7 +61,7 @@ def test_all_candidates_are_those_of_the_unfolded_decoder(sam: Sam, points, boxe
     assert candidates.tolist() == [0, 1, 2] * 7
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected.flatten(0, 1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(likely, quality.flatten(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(likely, quality.flatten(), rtol=1e-4, atol=1e-4)
 
 
 def test_unlikely_candidates_have_no_masks(sam: Sam) -> None:
@@ -70,12 +70,12 @@ def test_unlikely_candidates_have_no_masks(sam: Sam) -> None:
     with network.running():
         embedding = torch.randn(WIDTH, CELLS, CELLS)
         every, quality, *_ = network.decode_likely(embedding, points, None, -np.inf, (SIDE, SIDE))
-        cut = float(quality.median())
+        cut = float(np.median(quality))
         some, likely, prompts, candidates = network.decode_likely(embedding, points, None, cut, (SIDE, SIDE))
         none, *_ = network.decode_likely(embedding, points, None, np.inf, (SIDE, SIDE))
-    rows = torch.nonzero(quality > cut)[:, 0]
+    rows = np.flatnonzero(quality > cut)
     assert 0 < len(rows) < len(quality)
-    torch.testing.assert_close(likely, quality[rows])
+    np.testing.assert_allclose(likely, quality[rows], rtol=1e-5)
     torch.testing.assert_close(some, every[rows])
     assert (prompts * 3 + candidates).tolist() == rows.tolist()
     assert none.shape == (0, *every.shape[1:])

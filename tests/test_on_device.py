@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from segment_anything.modeling import Sam
 from test_folded import SIDE, drawing, official
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from geolabel.engine import worker
-from geolabel.masks import EVERY_CANDIDATE, Masks, quantise_logits
-from geolabel.models import refined
+from geolabel.extraction.request import Networks
+from geolabel.masks import EVERY_CANDIDATE, FULL, FeaturedMasks, Filters, Masks, quantise_logits
+from geolabel.models import loading, refined
+from geolabel.models.defaults import segmenter_defaults
+from geolabel.models.engines import SelectiveNetwork
 from geolabel.models.everything import EverythingSegmenter
-from geolabel.models.on_device import quantise, upload
+from geolabel.models.on_device import Crops, boxes_of, quantise, upload
 from geolabel.models.on_torch import TorchSam, halve
 from geolabel.models.sam import SamSegmenter
 from geolabel.parts import SegmenterRecipe
+from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 
 WAITING = ("item", "tolist", "numpy", "cpu", "nonzero", "unique", "__bool__", "__int__", "__float__", "masked_select")
@@ -44,10 +49,18 @@ class Waits(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(function, "__name__", "")
+        if name in ("__getitem__", "__setitem__") and chosen_by_flags(args[1]):
+            name = "nonzero"  # how many are true has to be known
         if name in WAITING:
             self.calls[name] += 1
             self.bytes += args[0].nbytes if name == "cpu" else 0
         return function(*args, **(kwargs or {}))
+
+
+def chosen_by_flags(index: Any) -> bool:
+    """Whether an index of a tensor has a boolean tensor in it."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +255,93 @@ def test_sums_of_a_field_on_a_processor_would_race_on_a_gpu() -> None:
     with Operations() as run:
         refined.sums([(torch.zeros(3, dtype=torch.long), torch.ones(3))], 2)(torch.ones(1, 3))
     assert run.names & RACING == {"index_add"}
+
+
+# --- everything mode -------------------------------------------------------------------------------------------------
+
+
+def ask_everything(network: TorchSam, apart: bool, filters: Filters, **options: Any) -> tuple[list[Masks], Waits]:
+    network.apart = apart
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 255, (SIDE - 9 * k, SIDE, 3)).astype(np.uint8) for k in range(3)]
+    prompts = [GridPrompter(6).over(*image.shape[:2]) for image in images]
+    segment = EverythingSegmenter(network, gsd_range=(0.1, 10), filters=filters, prompts_per_batch=16, **options)
+    with counted() as waits:
+        return segment(images, prompts), waits
+
+
+class Unselective(TorchSam):
+    """A network that makes all masks first, as those of transformers do."""
+
+    decode_likely = None  # type: ignore[assignment]
+
+
+KEPT = Filters(predicted_iou=0, stability=0.2, duplicate=0.9)
+
+
+@pytest.mark.parametrize("resize", [False, True])
+@pytest.mark.parametrize("scores", [False, True])
+def test_everything_is_what_a_processor_finds(sam: Sam, scores: bool, resize: bool) -> None:
+    """Bits are the edge of the same masks; features are those under them."""
+    network = TorchSam(sam, resize=resize, batch=2)
+    found, _ = ask_everything(network, True, KEPT, features=True, scores=scores)
+    expected, _ = ask_everything(network, False, KEPT, features=True)
+    assert sum(map(len, expected)) > 20
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, FeaturedMasks)
+        assert isinstance(other, FeaturedMasks)
+        assert np.array_equal(one.prompt_ids, other.prompt_ids)
+        assert np.array_equal(one.candidates, other.candidates)
+        assert (one.binary != other.binary).mean() < 1e-3
+        assert set(np.unique(one.scores)) <= {0, FULL} or scores
+        if scores:
+            assert abs(one.scores.astype(int) - other.scores).max() <= 1
+        np.testing.assert_allclose(one.stability, other.stability, atol=2e-3)
+        np.testing.assert_allclose(one.features, other.features, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [TorchSam, Unselective])
+def test_everything_waits_once_for_each_call_and_twice_for_an_image(sam: Sam, kind: type[TorchSam]) -> None:
+    network = kind(sam, resize=False, batch=2)
+    assert isinstance(network, SelectiveNetwork) == (kind is TorchSam)
+    found, waits = ask_everything(network, True, KEPT, features=True, scores=False)
+    calls, images, batches = 9, 3, 2  # 36 points in calls of 16
+    assert waits.calls == {"cpu": calls + images + batches, "numpy": calls + images + batches}
+    candidates = 3 * 36 * images
+    figures = 4 * candidates + 5 * 4 * candidates  # predicted IoU of all; stability and box of those that are likely
+    assert waits.bytes < figures + sum(4 * masks.features.size + masks.scores.size / 8 + 1 for masks in found)
+
+
+def test_nothing_that_passes_is_no_mask(sam: Sam) -> None:
+    never = Filters(predicted_iou=1, stability=1)
+    for scores in (False, True):
+        found, _ = ask_everything(TorchSam(sam, resize=False), True, never, features=True, scores=scores)
+        assert [(len(masks), masks.scores.shape[1]) for masks in found] == [(0, 64), (0, 55), (0, 46)]
+
+
+def test_bits_are_those_of_numpy() -> None:
+    masks = torch.from_numpy(np.random.default_rng(1).uniform(size=(3, 9, 7)) < 0.4)
+    crops = Crops(boxes_of(masks).numpy(), scores=False)
+    content = crops.pack([crops.of(masks.float() - 0.5, slice(0, 3))]).numpy()
+    inside = [mask[crops._within(k)].ravel() for k, mask in enumerate(masks.numpy())]
+    assert np.array_equal(content, np.packbits(np.concatenate(inside)))
+    drawn = np.zeros((3, 9, 7), np.uint8)
+    crops.draw(content, drawn)
+    assert np.array_equal(drawn, masks.numpy() * FULL)
+
+
+def test_a_tile_of_the_bundled_segmenter_brings_less_than_ten_megabytes() -> None:
+    """A grid of 8 x 8 points is a sixteenth of the usual one, and so is its share of the limit."""
+    recipe = Networks(device="cpu", engine="torch").recipes()[1]
+    segment = loading.load(loading.everything(recipe, segmenter_defaults(None).filters, features=True))
+    assert isinstance(segment, EverythingSegmenter)
+    segment._network.apart = True
+    image = (ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(512, 512, 3)), (9, 9, 0)) * 2000 + 110).clip(
+        0, 255
+    )
+    with counted() as waits:
+        (found,) = segment([image.astype(np.uint8)], [GridPrompter(8).over(512, 512)])
+    assert len(found) > 10
+    assert waits.calls["cpu"] == 8 + 2
+    assert waits.bytes < 10e6 / 16
+    assert found.scores.nbytes > 10e6 / 16

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from geolabel.prompts import CORNERS, PADDING
-from geolabel.types import AnyArray, Float32Array, Int32Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 Engine = Literal["torch", "onnx"]
 
@@ -183,7 +183,7 @@ class SelectiveNetwork(PromptedNetwork, Protocol):
 
     def decode_likely(
         self, embedding: Any, points: Points | None, boxes: AnyArray | None, least: float, size: tuple[int, int]
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> tuple[Any, Float32Array, Int64Array, Int64Array]:
         """The candidates, of K prompts of one kind, whose predicted IoU exceeds `least`, prompt by prompt.
 
         Parameters
@@ -193,6 +193,7 @@ class SelectiveNetwork(PromptedNetwork, Protocol):
 
         Returns
         -------
-        Logits (M, h, w), predicted IoU (M,), and which prompt (M,) and which of its candidates (M,) each is of.
+        Logits (M, h, w), the engine's own; predicted IoU (M,), and which prompt (M,) and which of its candidates (M,)
+        each is of, on the host.
         """
         ...

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -26,12 +25,12 @@ from geolabel.labels import smallest_wins
 from geolabel.masks import EDGE, ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.models import low_res as low_res_masks
 from geolabel.models.engines import Points, PromptedNetwork, SelectiveNetwork
-from geolabel.models.on_device import enlarge
+from geolabel.models.on_device import Crops, Packed, boxes_of, enlarge, quantise
 from geolabel.models.sam import answer, corner_pixels, enlarged
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
-from geolabel.types import AnyArray, Int32Array, UInt8Array
+from geolabel.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 ENLARGED = 64
 """Masks that are held at the size of the image at a time."""
@@ -43,17 +42,29 @@ a GPU takes more at a time."""
 
 @dataclass(frozen=True)
 class _Candidates:
-    """M masks that passed the filters, at low resolution."""
+    """M masks of a high enough predicted IoU, at low resolution."""
 
-    low_res: Tensor
-    """(M, h, w) logits"""
-    quality: Tensor
-    stability: Tensor
-    boxes: Tensor
-    """(M, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1."""
-    prompt: Tensor
+    low_res: Any
+    """(M, h, w) logits, the engine's own."""
+    judged: Any
+    """(M, J) of `_judge`, where the logits are."""
+    quality: Float32Array
+    prompt: Int64Array
     """(M,) row of the prompt."""
-    token: Tensor
+    token: Int64Array
+
+    def __getitem__(self, index: AnyArray) -> _Candidates:
+        return _Candidates(**{name: part[index] for name, part in vars(self).items()})
+
+    @classmethod
+    def of(cls, parts: Sequence[_Candidates]) -> _Candidates:
+        """Those of several calls."""
+        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        joined: dict[str, Any] = {
+            name: torch.cat(some) if isinstance(some[0], Tensor) else np.concatenate(some)
+            for name, some in columns.items()
+        }
+        return cls(**joined)
 
 
 class EverythingSegmenter:
@@ -69,6 +80,9 @@ class EverythingSegmenter:
         Prompts per call of the decoder; `PROMPTS_CPU` or `PROMPTS_GPU`.
     features
         Whether masks come with what the encoder saw inside them, as `FeaturedMasks`.
+    scores
+        Whether more is asked of a mask than its edge. If not, masks that a device makes come to the host as bits, and
+        score `FULL` inside and 0 elsewhere.
     """
 
     def __init__(
@@ -79,12 +93,14 @@ class EverythingSegmenter:
         filters: Filters | None = None,
         prompts_per_batch: int = PROMPTS_CPU,
         features: bool = False,
+        scores: bool = True,
     ) -> None:
         self._network = network
         self._gsd_range = gsd_range
         self._filters = filters or Filters()
         self._prompts_per_batch = prompts_per_batch
         self._features = features
+        self._scores = scores
 
     @property
     def window(self) -> int:
@@ -112,64 +128,93 @@ class EverythingSegmenter:
         width = self._network.width
         return FeaturedMasks(**vars(none), features=np.empty((0, width), np.float32)) if self._features else none
 
-    def _answer(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks:
+    def _answer(self, embedding: Any, image: UInt8Array, prompts: Prompts) -> Masks | Packed:
         size: tuple[int, int] = image.shape[:2]
         calls = range(0, len(prompts), self._prompts_per_batch)
-        parts = [self._candidates(embedding, size, prompts, start) for start in calls]
-        names = list(vars(parts[0]))
-        every = _Candidates(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-        best = nms(every.boxes.float(), every.quality, self._filters.duplicate)
-        kept = _Candidates(*(getattr(every, name)[best] for name in names))
-        masks = Masks(
+        every = _Candidates.of([self._candidates(embedding, size, prompts, start) for start in calls])
+        judged = self._network.host(every.judged)
+        passed = np.flatnonzero(self._passes(judged))
+        boxes, quality = torch.from_numpy(judged[passed, 1:5]), torch.from_numpy(every.quality[passed])
+        best = passed[nms(boxes, quality, self._filters.duplicate).numpy()]
+        kept = every[best]
+        found = Masks(
             scores=np.zeros((len(best), *size), np.uint8),
-            predicted_iou=kept.quality.clamp(0, 1).cpu().numpy(),
-            stability=kept.stability.cpu().numpy(),
-            prompt_ids=prompts.ids[kept.prompt.cpu().numpy()],
-            candidates=kept.token.cpu().numpy() + 1,
+            predicted_iou=kept.quality.clip(0, 1),
+            stability=judged[best, 0],
+            prompt_ids=prompts.ids[kept.prompt],
+            candidates=kept.token + 1,
         )
+        if self._network.apart:
+            return self._pack(embedding, kept.low_res, judged[best], found)
+        return self._drawn(embedding, kept.low_res, found)
+
+    def _drawn(self, embedding: Any, low_res: Any, masks: Masks) -> Masks:
+        # The masks with their scores and features, made on the host.
+        size: tuple[int, int] = masks.scores.shape[1:]
         seen = self._network.features(embedding)
         if isinstance(seen, np.ndarray):
-            for scores, part in zip(masks.scores, enlarged(self._network, kept.low_res.numpy(), size), strict=True):
+            for scores, part in zip(masks.scores, enlarged(self._network, low_res, size), strict=True):
                 scores[part.slices] = quantise_logits(part.logits)
         else:
-            for rows in _chunks(len(best)):
-                masks.scores[rows] = quantise_logits(enlarge(self._network, kept.low_res[rows], size).cpu().numpy())
+            for rows in _chunks(len(masks)):
+                masks.scores[rows] = quantise_logits(enlarge(self._network, low_res[rows], size).numpy())
         if not self._features:
             return masks
         cells = torch.as_tensor(seen)
-        chunks = (torch.as_tensor(masks.scores[rows] >= EDGE).to(cells.device) for rows in _chunks(len(best)))
-        pooled = [pool(cells, inside, self._step(size)).cpu() for inside in chunks]
+        chunks = (torch.as_tensor(masks.scores[rows] >= EDGE) for rows in _chunks(len(masks)))
+        pooled = [pool(cells, inside, self._step(size)) for inside in chunks]
         features = torch.cat([torch.zeros((0, self._network.width)), *pooled])
         return FeaturedMasks(**vars(masks), features=features.numpy())
 
+    def _pack(self, embedding: Any, low_res: Tensor, judged: Float32Array, masks: Masks) -> Packed:
+        # The same on a device, for which nothing waits.
+        size: tuple[int, int] = masks.scores.shape[1:]
+        cells, crops, pooled = self._network.features(embedding), Crops(judged[:, -4:], self._scores), []
+        content = [low_res.new_zeros(0, dtype=torch.uint8 if self._scores else torch.bool)]
+        for rows in _chunks(len(masks)):
+            logits = enlarge(self._network, low_res[rows], size)
+            content.append(crops.of(logits, rows))
+            if self._features:
+                pooled.append(pool(cells, logits >= 0, self._step(size)))
+        shape = (len(masks), self._network.width if self._features else 0)
+        features = torch.cat([torch.zeros((0, shape[1]), device=low_res.device), *pooled])
+
+        def unpack(given: UInt8Array) -> Masks:
+            seen, drawn = np.split(given, [4 * shape[0] * shape[1]])
+            crops.draw(drawn, masks.scores)
+            if not self._features:
+                return masks
+            return FeaturedMasks(**vars(masks), features=seen.copy().view(np.float32).reshape(shape))
+
+        return Packed(torch.cat([features.contiguous().view(torch.uint8).flatten(), crops.pack(content)]), unpack)
+
     def _candidates(self, embedding: Any, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
-        # What is left of the three candidates of one call's prompts.
+        # Candidates of one call's prompts; those that pass, where nothing has to wait to know them.
         asked = self._to_sam(prompts[start : start + self._prompts_per_batch], size)
         frame = self._network.frame_size(size)
         low_res, quality, prompt, token = _likely(self._network, embedding, asked, self._filters.predicted_iou, frame)
-        firm, boxes = self._judge(low_res, size)
-        good = torch.nonzero((firm >= self._filters.stability) & (boxes[:, 2] >= 0))[:, 0]
-        parts = (low_res, quality, firm, boxes, prompt + start, token)
-        return _Candidates(*(torch.as_tensor(part)[good] for part in parts))
+        every = _Candidates(low_res, self._judge(low_res, size), quality, prompt + start, token)
+        return every if self._network.apart else every[np.flatnonzero(self._passes(self._network.host(every.judged)))]
 
-    def _judge(self, low_res: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        # Stability (M,) and box (M, 4) of masks; an empty mask has a box that ends before it begins.
+    def _passes(self, judged: Float32Array) -> BoolArray:
+        return np.asarray((judged[:, 0] >= self._filters.stability) & (judged[:, 3] >= 0))
+
+    def _judge(self, low_res: Any, size: tuple[int, int]) -> Any:
+        # (M, 5) stability and box of masks, x0, y0, x1, y1; an empty mask has a box that ends before it begins. On a
+        # device (M, 9), with the box of what scores, if scores are asked for.
         if isinstance(low_res, np.ndarray):
             step = self._network.window // low_res.shape[-1]
             judged = low_res_masks.judge(low_res, step, size, self._filters.offset)
-            return torch.from_numpy(judged.stability), torch.from_numpy(judged.boxes)
-        chunks = [self._judge_chunk(low_res[rows], size) for rows in _chunks(len(low_res))]
-        none = torch.zeros((0, 4), dtype=torch.long, device=low_res.device)
-        firm = torch.cat([low_res.new_zeros(0), *(part for part, _ in chunks)])
-        return firm, torch.cat([none, *(part for _, part in chunks)])
+            return np.concatenate([judged.stability[:, None], judged.boxes.astype(np.float32)], axis=1)
+        scored = self._network.apart and self._scores
+        chunks = [self._judge_chunk(low_res[rows], size, scored) for rows in _chunks(len(low_res))]
+        return torch.cat([low_res.new_zeros((0, 9 if scored else 5)), *chunks])
 
-    def _judge_chunk(self, low_res: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _judge_chunk(self, low_res: Tensor, size: tuple[int, int], scored: bool) -> Tensor:
         logits = enlarge(self._network, low_res, size)
-        inside = logits > 0
-        boxes = batched_mask_to_box(inside)
-        boxes[~inside.flatten(1).any(dim=1), 2] = -1
         inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
-        return inner / outer.clamp(min=1), boxes
+        shown = [logits > 0, quantise(logits) > 0] if scored else [logits > 0]
+        return torch.cat([(inner / outer.clamp(min=1))[:, None], *map(boxes_of, shown)], dim=1)
 
     def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
@@ -198,12 +243,13 @@ def _likely(
     asked: tuple[Points | None, AnyArray | None],
     least: float,
     frame: tuple[int, int],
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Any, Float32Array, Int64Array, Int64Array]:
     # See `SelectiveNetwork.decode_likely`; a network of another kind makes all masks first.
     if isinstance(network, SelectiveNetwork):
         return network.decode_likely(embedding, *asked, least, frame)
-    low_res, quality = map(torch.as_tensor, network.decode(embedding, *asked))
-    prompt, token = torch.nonzero(quality > least, as_tuple=True)
+    low_res, given = network.decode(embedding, *asked)
+    quality: Float32Array = network.host(given)
+    prompt, token = np.nonzero(quality > least)
     return low_res[prompt, token], quality[prompt, token], prompt, token
 
 

@@ -371,6 +371,8 @@ def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
         gsd_range=gsd_range,
         filters=recipe.filters,
         features=recipe.features,
+        # What chooses among candidates, and mosaics of clusters, look at scores.
+        scores=recipe.clusters is not None or recipe.filters == EVERY_CANDIDATE,
         prompts_per_batch=PROMPTS_CPU if recipe.device == "cpu" else PROMPTS_GPU,
     )
     return everything if recipe.clusters is None else _of_clusters(everything, recipe.clusters)

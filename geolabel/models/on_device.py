@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from geolabel.masks import EDGE, FAINT, FULL, Masks
 from geolabel.models.engines import PromptedNetwork
 from geolabel.prompts import Prompts
-from geolabel.types import Int64Array, UInt8Array
+from geolabel.types import Float32Array, Int64Array, UInt8Array
 
 ENLARGED = 16
 """Masks that have logits at the size of the image at a time; their scores take a quarter of that."""
@@ -159,3 +160,52 @@ def quantise(logits: Tensor) -> Tensor:
     scores = torch.where(scores < FAINT, 0, scores)
     scores = scores - ((scores == EDGE) & (logits < 0)).float()  # rounded over the edge
     return scores.to(torch.uint8)
+
+
+# --- crops of masks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Masks of an image, each within its box: what everything mode brings to the host."""
+
+    boxes: Float32Array
+    """(M, 4) first and last column and row, as x0, y0, x1, y1; see `boxes_of`."""
+    scores: bool
+    """Whether scores are brought, a byte each. If not, it is bits, whether the pixels are inside."""
+
+    def of(self, logits: Tensor, rows: slice) -> Tensor:
+        """(n,) scores or flags of the masks (K, H, W) of some rows."""
+        values = quantise(logits) if self.scores else logits >= 0
+        crops = [mask[self._within(k)].flatten() for k, mask in enumerate(values, rows.start)]
+        return torch.cat(crops)
+
+    def pack(self, parts: Sequence[Tensor]) -> Tensor:
+        """Bytes of all masks; the first pixel is the highest bit, as ``numpy.packbits`` has it."""
+        flags = torch.cat(list(parts))
+        if self.scores:
+            return flags
+        flags = pad(flags.to(torch.uint8), (0, -len(flags) % 8)).reshape(-1, 8)
+        places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=flags.device)
+        return (flags * places).sum(dim=1, dtype=torch.uint8)
+
+    def draw(self, content: UInt8Array, masks: UInt8Array) -> None:
+        """Write the bytes of `pack` as scores into masks (M, H, W) of zeros."""
+        values = content if self.scores else np.unpackbits(content) * np.uint8(FULL)
+        first = 0
+        for k, mask in enumerate(masks):
+            crop = mask[self._within(k)]
+            crop[:] = values[first : first + crop.size].reshape(crop.shape)
+            first += crop.size
+
+    def _within(self, k: int) -> tuple[slice, slice]:
+        x0, y0, x1, y1 = self.boxes[k].astype(int).tolist()
+        return slice(y0, y1 + 1), slice(x0, x1 + 1)
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """(K, 4) first and last column and row of boolean masks (K, H, W); of an empty one, a last column of -1."""
+    boxes = batched_mask_to_box(masks).float()
+    some = masks.flatten(1).any(dim=1)
+    last = torch.where(some, boxes[:, 2], -1.0)
+    return torch.stack([boxes[:, 0], boxes[:, 1], last, boxes[:, 3]], dim=1)

@@ -27,7 +27,7 @@ from geolabel.models.engines import (
 )
 from geolabel.models.nets import folded, vit
 from geolabel.models.on_device import upload
-from geolabel.types import AnyArray, Float32Array, UInt8Array
+from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 if TYPE_CHECKING:
     from geolabel.models.nets.classifier import Classifier
@@ -173,12 +173,12 @@ class TorchSam:
         self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, *, single: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
+        coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
+        encoder = self.sam.prompt_encoder
         with torch.autocast(torch.device(self._device).type, enabled=False):
-            sparse, dense = self.sam.prompt_encoder(
-                points=None if points is None else (self._tensor(points[0]), self._tensor(points[1])),
-                boxes=None if boxes is None else self._tensor(boxes),
-                masks=None,
-            )
+            # PromptEncoder picks points by flags, for which a device is waited for.
+            sparse = folded.prompt_tokens(encoder, coords, labels)
+            dense = folded.dense_prompts(encoder, coords, labels)
         low_res, quality = self.sam.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=self._positions,
@@ -190,7 +190,7 @@ class TorchSam:
 
     def decode_likely(
         self, embedding: Tensor, points: Points | None, boxes: AnyArray | None, least: float, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Float32Array, Int64Array, Int64Array]:
         """Candidates whose predicted IoU exceeds `least`; see `engines.SelectiveNetwork`."""
         coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
         encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
@@ -199,15 +199,16 @@ class TorchSam:
             prompted = folded.prompted_cells(encoder, coords, labels)
         positions = self._positions.flatten(2).transpose(1, 2)
         cells, weights, quality = folded.decode_tokens(decoder, embedding[None], positions, tokens, prompted)
-        quality = quality[:, 1:].float()
-        prompts, candidates = torch.nonzero(quality > least, as_tuple=True)
-        some, of_some = torch.unique(prompts, return_inverse=True)
+        likely = self.host(quality[:, 1:].float())  # how much is made follows from it: a device is waited for here
+        prompts, candidates = np.nonzero(likely > least)
+        some, of_some = np.unique(prompts, return_inverse=True)
         rows, cols = within = cells_within(size, self.window, self.cells)
-        parts = cells[some].reshape(len(some), self.cells, self.cells, self.width)[:, :rows, :cols].flatten(1, 2)
-        masks = folded.make_masks(decoder, parts, weights[some, 1:])[of_some, candidates]
+        of_cells, of_mask, token = (self._tensor(index) for index in (some, of_some, candidates))
+        parts = cells[of_cells].reshape(len(some), self.cells, self.cells, self.width)[:, :rows, :cols].flatten(1, 2)
+        masks = folded.make_masks(decoder, parts, weights[of_cells, 1:])[of_mask, token]
         rest = (0, 4 * (self.cells - cols), 0, 4 * (self.cells - rows))
         low_res = pad(folded.unfold_masks(masks.float(), within), rest, value=NOWHERE)
-        return low_res, quality[prompts, candidates], prompts, candidates
+        return low_res, likely[prompts, candidates], prompts, candidates
 
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (h, w) at another size, bilinearly."""

@@ -25,7 +25,7 @@ from geolabel.errors import WeightsError
 from geolabel.models.checkpoint import NetworkInfo, read_info
 from geolabel.models.engines import every_graph_file
 from geolabel.models.nets import build, folded
-from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE, DrawingPromptEncoder
+from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
 from geolabel.models.on_onnx import KEY
 from geolabel.outputs import replacing
 
@@ -75,18 +75,9 @@ class _PromptDecoder(_Decoder):
             image_embeddings=embedding,
             image_pe=self.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=folded.prompt_tokens(self.prompt_encoder, coords, labels),
-            dense_prompt_embeddings=self._dense(coords, labels),
+            dense_prompt_embeddings=folded.dense_prompts(self.prompt_encoder, coords, labels),
         )
         return masks, quality
-
-    def _dense(self, coords: Tensor, labels: Tensor) -> Tensor:
-        encoder = self.prompt_encoder
-        if not isinstance(encoder, DrawingPromptEncoder):
-            cells = encoder.image_embedding_size
-            none: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(coords), -1, *cells)
-            return none
-        dense: Tensor = encoder._embed_masks(folded.drawn_prompts(encoder, coords, labels))
-        return dense
 
 
 class _TokenDecoder(_Decoder):

@@ -57,6 +57,15 @@ def drawn_prompts(encoder: DrawingPromptEncoder, coords: Tensor, labels: Tensor)
     return drawn + boxed * encoder.draw(None, torch.cat([first, last], dim=1))
 
 
+def dense_prompts(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
+    """(K, D, h, w) what prompts add to the cells of an embedding, as PromptEncoder makes it; see `prompt_tokens`."""
+    if not isinstance(encoder, DrawingPromptEncoder):
+        none: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        return none.expand(len(coords), -1, *encoder.image_embedding_size)
+    dense: Tensor = encoder._embed_masks(drawn_prompts(encoder, coords, labels))
+    return dense
+
+
 @dataclass(frozen=True)
 class Prompted:
     """What K prompts add to the cells of an embedding: ``same + drawn^T @ spread``, of which only `drawn` is large."""
