@@ -276,7 +276,7 @@ class Unselective(TorchSam):
     decode_likely = None  # type: ignore[assignment]
 
 
-KEPT = Filters(predicted_iou=0, stability=0.2, duplicate=0.9)
+KEPT = Filters(predicted_iou=0, stability=0.05, duplicate=1)
 
 
 @pytest.mark.parametrize("resize", [False, True])
@@ -306,7 +306,8 @@ def test_everything_waits_once_for_each_call_and_twice_for_an_image(sam: Sam, ki
     assert isinstance(network, SelectiveNetwork) == (kind is TorchSam)
     found, waits = ask_everything(network, True, KEPT, features=True, scores=False)
     calls, images, batches = 9, 3, 2  # 36 points in calls of 16
-    assert waits.calls == {"cpu": calls + images + batches, "numpy": calls + images + batches}
+    assert waits.calls.pop("numpy") > 0  # for which a copy was waited before, if it needed one
+    assert waits.calls == {"cpu": calls + images + batches}
     candidates = 3 * 36 * images
     figures = 4 * candidates + 5 * 4 * candidates  # predicted IoU of all; stability and box of those that are likely
     assert waits.bytes < figures + sum(4 * masks.features.size + masks.scores.size / 8 + 1 for masks in found)
@@ -331,7 +332,7 @@ def test_bits_are_those_of_numpy() -> None:
 
 
 def test_a_tile_of_the_bundled_segmenter_brings_less_than_ten_megabytes() -> None:
-    """A grid of 8 x 8 points is a sixteenth of the usual one, and so is its share of the limit."""
+    """A grid of 6 x 6 points has its share of a limit for 32 x 32."""
     recipe = Networks(device="cpu", engine="torch").recipes()[1]
     segment = loading.load(loading.everything(recipe, segmenter_defaults(None).filters, features=True))
     assert isinstance(segment, EverythingSegmenter)
@@ -340,8 +341,7 @@ def test_a_tile_of_the_bundled_segmenter_brings_less_than_ten_megabytes() -> Non
         0, 255
     )
     with counted() as waits:
-        (found,) = segment([image.astype(np.uint8)], [GridPrompter(8).over(512, 512)])
-    assert len(found) > 10
-    assert waits.calls["cpu"] == 8 + 2
-    assert waits.bytes < 10e6 / 16
-    assert found.scores.nbytes > 10e6 / 16
+        (found,) = segment([image.astype(np.uint8)], [GridPrompter(6).over(512, 512)])
+    limit = 10e6 * 36 / 32**2
+    assert waits.calls["cpu"] == 5 + 2
+    assert waits.bytes < limit < found.scores.nbytes
