@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import geopandas as gpd
 import numpy as np
@@ -55,6 +55,9 @@ from geolabel.models.on_torch import TorchMaps, TorchSam
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 from geolabel.tiles import Window
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
 
 BUNDLED = registry.lookup("bundled", "localizer")[0].path
 
@@ -539,57 +542,71 @@ def test_an_area_or_a_mask_is_no_folder_to_write(place: Path, tmp_path: Path, na
 # The decoder
 
 
+NETWORK = TorchSam(cast("Sam", load_own(registry.lookup("bundled", "segmenter")[0].path, "segmenter")[0]), resize=False)
+DECODER = NETWORK.sam.mask_decoder
+
+
 def lessons(count: int, seed: int) -> decoder.Lessons:
-    """Windows that show a bright square, asked for by a box twice as large."""
+    """Images with a bright square, of which a person means the left half alone."""
     random = np.random.default_rng(seed)
-    images, boxes, points, covers = [], [], [], []
+    seen, covers = [], []
     for _ in range(count):
         image = random.integers(60, 90, (128, 128, 3)).astype(np.uint8)
         row, col = 16 * random.integers(2, 5, 2)
         image[row : row + 32, col : col + 32] += 120
         truth = np.zeros((512, 512), bool)
-        truth[row : row + 32, col : col + 16] = True  # a person means the left half alone
-        images.append(image)
-        boxes.append((col - 8, row - 8, col + 39, row + 39))
-        points.append((col + 16, row + 16))
+        truth[row : row + 32, col : col + 16] = True
+        box = [[col - 8, row - 8, col + 40, row + 40]]
+        seen += decoder.attended(NETWORK, image, prompts_of(box, [[col + 16, row + 16]]))
         covers.append(by_cell(truth, 4).astype(np.float16))
-    embeddings = TorchSam(SEGMENTER, resize=False).encode(images).half()
+    cells, tokens = (torch.cat(parts) for parts in zip(*seen, strict=True))
     places = np.array([(0, 300 * k, 0) for k in range(count)])
-    return decoder.Lessons(
-        embeddings,
-        torch.arange(count),
-        torch.tensor(points).float(),
-        torch.tensor(boxes).float(),
-        torch.from_numpy(np.stack(covers)),
-        places,
-    )
+    return decoder.Lessons(cells, tokens, torch.from_numpy(np.stack(covers)), places)
 
 
-SEGMENTER: Any = load_own(registry.lookup("bundled", "segmenter")[0].path, "segmenter")[0]
+def test_what_the_last_layers_see_gives_the_masks_of_the_network() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (200, 160, 3)).astype(np.uint8)
+    asked = prompts_of([[10, 20, 60, 90], [30, 30, 150, 190]], [[30, 50], [100, 99]])
+    (cells, tokens), *_ = decoder.attended(NETWORK, image, asked)
+    found = decoder.answers(DECODER, decoder.Lessons(cells, tokens, torch.zeros(2), np.zeros((2, 3), np.int64)))
+    with NETWORK.running():
+        points = asked.points.astype(np.float32), asked.labels.astype(np.int32)
+        boxes = (asked.boxes - [0, 0, 1, 1]).astype(np.float32)
+        masks, quality = NETWORK.decode(NETWORK.encode([image])[0], points, boxes)
+    assert torch.allclose(found[0][:, 1:], masks, atol=0.05)  # cells are kept in half precision
+    assert torch.allclose(found[1][:, 1:], quality, atol=1e-4)
 
 
 def test_a_decoder_learns_what_outlines_mean_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("STEPS", 30), ("OUTLINES", 4), ("RATE", 1e-3), ("SHARE", 1.0)):
-        monkeypatch.setattr(decoder, name, value)
+    monkeypatch.setattr(decoder, "SHARE", 1.0)
     shown, others = lessons(6, 0), lessons(4, 1)
-    before = {name: tensor.clone() for name, tensor in SEGMENTER.state_dict().items()}
-    found = decoder.fitted(SEGMENTER, shown, seed=0)
-    state = found.state_dict()
-    moved = {name for name, tensor in state.items() if not torch.equal(tensor, before[name])}
+    before = {name: tensor.clone() for name, tensor in DECODER.state_dict().items()}
+    found = decoder.fitted(DECODER, shown, seed=0)
+    moved = {name for name, tensor in found.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved
-    assert all(name.startswith("mask_decoder.") for name in moved)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in SEGMENTER.state_dict().items())
-    assert decoder.ious(found, others).mean() > decoder.ious(SEGMENTER, others).mean() + 0.1
+    assert all(name.startswith(("output_upscaling.", "output_hypernetworks_mlps.", "iou_prediction")) for name in moved)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in DECODER.state_dict().items())
+    assert decoder.ious(found, others).mean() > decoder.ious(DECODER, others).mean() + 0.1
+    assert torch.equal(decoder.fitted(DECODER, shown, seed=0).state_dict()[min(moved)], found.state_dict()[min(moved)])
 
 
 def test_the_mean_of_both_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "STEPS", 2)
-    shown, name = lessons(2, 0), "mask_decoder.mask_tokens.weight"
+    shown, name = lessons(2, 0), "output_upscaling.0.weight"
     monkeypatch.setattr(decoder, "SHARE", 1.0)
-    whole_way = decoder.fitted(SEGMENTER, shown, seed=0).state_dict()[name]
+    whole_way = decoder.fitted(DECODER, shown, seed=0).state_dict()[name]
     monkeypatch.setattr(decoder, "SHARE", 0.5)
-    half_way = decoder.fitted(SEGMENTER, shown, seed=0).state_dict()[name]
-    assert torch.allclose(half_way, (whole_way + SEGMENTER.state_dict()[name]) / 2, atol=1e-7)
+    half_way = decoder.fitted(DECODER, shown, seed=0).state_dict()[name]
+    assert torch.allclose(half_way, (whole_way + DECODER.state_dict()[name]) / 2, atol=1e-7)
+
+
+def test_a_gain_has_to_be_large_and_sure() -> None:
+    before = np.full(10, 0.5)
+    assert decoder.gains(before, before + 0.02)
+    assert not decoder.gains(before, before + 0.005)
+    uneven = np.array([0.5, -0.1, -0.1, -0.1, -0.1] * 2)
+    assert uneven.mean() > 0.01
+    assert not decoder.gains(before, before + uneven)
 
 
 def test_regions_of_a_map_ask_with_box_and_centroid_by_hand() -> None:

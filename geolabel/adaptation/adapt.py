@@ -166,7 +166,7 @@ def adapt(
     redrawn = _redrawn(begun, choice, cells, groups.plans, grounds, seed, progress)
     if redrawn is not None:
         masks = round(redrawn.before, 4), round(redrawn.after, 4)
-        adaptation = replace(adaptation, masks=masks, decoder=redrawn.network is not None)
+        adaptation = replace(adaptation, masks=masks, decoder=redrawn.decoder is not None)
     if out is None or not adaptation.gains:
         return adaptation
     made = asdict(adaptation) | {

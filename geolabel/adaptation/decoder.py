@@ -1,7 +1,8 @@
-"""The mask decoder of a segmenter, fitted to outlines that a person drew.
+"""The last layers of a segmenter's mask decoder, fitted to outlines that a person drew.
 
-The encoder stays, so each window is encoded once. A few outlines teach little: the decoder is pulled towards the
-weights that it began with, and what is kept is the mean of both, where it gains on outlines that it was not fitted to.
+These are the layers after its transformer: those that enlarge the cells, those that make masks of the tokens, and the
+predicted IoU. What they see is computed once for each outline. A few outlines teach little: the layers are pulled
+towards the weights that they began with, and what is kept is the mean of both, where it gains on other outlines.
 
 Sources: Kirillov et al. (2023), "Segment Anything", appendix A, for the losses; Li et al. (2018), "Explicit inductive
 bias for transfer learning with convolutional networks", for the pull (L2-SP); Wortsman et al. (2022), "Robust
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
 import torch
 from scipy import ndimage
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor
 
 from geolabel.activation import window_logits
@@ -36,8 +37,8 @@ from geolabel.parts import Recipe
 from geolabel.prompts import Prompts
 from geolabel.tiles import TileGrid, Window
 from geolabel.training.losses import mask_iou
-from geolabel.training.segmenter_objective import KINDS, Kind, SegmenterLosses, mask_losses
-from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array
+from geolabel.training.segmenter_objective import mask_losses
+from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
 MINIMUM = 5
 """Outlines that a person drew from which on the decoder is fitted."""
@@ -57,7 +58,7 @@ MATCH = 0.3
 SIDES = (2048, 1024, 512, 256, 128)
 """Sides in pixels of the squares of ground that outlines are left out by: the largest that gives enough counts."""
 
-STEPS, OUTLINES, RATE = 60, 8, 3e-4
+STEPS, OUTLINES, RATE = 40, 8, 1e-3
 """Steps, outlines in a step, highest learning rate."""
 
 PULL = 1e-2
@@ -75,8 +76,8 @@ class Redrawn:
     """Mean IoU of its masks with the outlines."""
     after: float
     """The same by cross-validation over squares of ground."""
-    network: Sam | None
-    """With the decoder that was fitted to all outlines; None where it gains too little."""
+    decoder: MaskDecoder | None
+    """Fitted to all outlines; None where it gains too little."""
 
 
 def fit_decoder(
@@ -104,12 +105,18 @@ def fit_decoder(
     folds = None if lessons is None else folds_of(lessons.places)
     if lessons is None or folds is None or len(lessons) < MINIMUM:
         return None
-    before, after = ious(sam, lessons), np.zeros(len(lessons))
+    before, after = ious(sam.mask_decoder, lessons), np.zeros(len(lessons))
     for fold in progress.track(np.unique(folds), "fit decoder", len(np.unique(folds))):
         held = folds == fold
-        after[held] = ious(fitted(sam, lessons.only(~held), seed), lessons.only(held))
-    gains = after.mean() >= before.mean() + MINIMUM_GAIN
-    return Redrawn(float(before.mean()), float(after.mean()), fitted(sam, lessons, seed) if gains else None)
+        after[held] = ious(fitted(sam.mask_decoder, lessons.only(~held), seed), lessons.only(held))
+    decoder = fitted(sam.mask_decoder, lessons, seed) if gains(before, after) else None
+    return Redrawn(float(before.mean()), float(after.mean()), decoder)
+
+
+def gains(before: Float64Array, after: Float64Array) -> bool:
+    """Whether IoU of outlines (K,) rises by `MINIMUM_GAIN` in the mean, and by more than its standard error."""
+    rise = after - before
+    return bool(rise.mean() >= max(MINIMUM_GAIN, rise.std(ddof=1) / np.sqrt(len(rise))))
 
 
 # --- outlines and their prompts --------------------------------------------------------------------------------------
@@ -117,28 +124,23 @@ def fit_decoder(
 
 @dataclass(frozen=True)
 class Lessons:
-    """K outlines, and how the segmenter is asked for them."""
+    """K outlines, and what the last layers see of them when the segmenter is asked for them."""
 
-    embeddings: Tensor
-    """(N, D, h, w) of windows, half precision."""
-    index: Tensor
-    """(K,) window of each outline."""
-    points: Tensor
-    """(K, 2) in pixels of the window."""
-    boxes: Tensor
-    """(K, 4) first and last pixel, in pixels of the window."""
+    cells: Tensor
+    """(K, D, h, w) of the image, as the transformer leaves them, half precision."""
+    tokens: Tensor
+    """(K, 1 + M, D) of the predicted IoU and of each mask, as the transformer leaves them."""
     covers: Tensor
     """(K, 4 h, 4 w) share of the decoder's cells that the outline covers, half precision."""
     places: Int64Array
     """(K, 3) number of the grid, row and column of the middle of each outline."""
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.covers)
 
     def only(self, rows: AnyArray) -> Lessons:
         """Some of the outlines."""
-        kept = {name: getattr(self, name)[rows] for name in ("index", "points", "boxes", "covers", "places")}
-        return replace(self, **kept)
+        return Lessons(self.cells[rows], self.tokens[rows], self.covers[rows], self.places[rows])
 
 
 def regions(raw: Float32Array, point: OperatingPoint, window: int, stride: int, first: tuple[int, int]) -> Prompts:
@@ -212,25 +214,37 @@ def _gather(
             asked += [(number, seen, outlines[seen.prompts.ids]) for seen in windows]
     if not asked:
         return None
-    embeddings, covers, places = [], [], []
+    seen_of: list[tuple[Tensor, Tensor]] = []
+    covers, places = [], []
     for number, seen, outlines in progress.track(asked, "encode outlines", len(asked)):
         bands, valid = plans[number].reader.read(seen.window, plans[number].grid)
-        embeddings.append(network.encode([plans[number].stretch.apply(bands, valid)])[0].half())
+        image = plans[number].stretch.apply(bands, valid)
+        seen_of += attended(network, image, seen.prompts.shift(-seen.window.col, -seen.window.row))
         for outline in outlines:
             covers.append(_cover(outline, seen.window, valid, network.window))
             left, top, right, bottom = shapely.bounds(outline)
             places.append((number, (top + bottom) // 2, (left + right) // 2))
-    counts = [len(seen.prompts) for _, seen, _ in asked]
-    inside = [seen.prompts.shift(-seen.window.col, -seen.window.row) for _, seen, _ in asked]
-    device = embeddings[0].device
-    return Lessons(
-        torch.stack(embeddings),
-        torch.arange(len(asked)).repeat_interleave(torch.tensor(counts)).to(device),
-        torch.from_numpy(np.concatenate([part.points[:, 0] for part in inside])).float().to(device),
-        torch.from_numpy(corner_pixels(np.concatenate([part.boxes for part in inside]))).float().to(device),
-        torch.from_numpy(np.stack(covers)).to(device),
-        np.asarray(places, np.int64),
-    )
+    cells, tokens = (torch.cat(parts) for parts in zip(*seen_of, strict=True))
+    return Lessons(cells, tokens, torch.from_numpy(np.stack(covers)).to(cells.device), np.asarray(places, np.int64))
+
+
+@torch.no_grad()
+def attended(network: TorchSam, image: UInt8Array, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+    """Cells and tokens of prompts (K,) with box and point of an image (H, W, 3), some at a time; see `Lessons`."""
+    encoder, decoder, device = network.sam.prompt_encoder, network.sam.mask_decoder, network.sam.device
+    embedding, positions = network.encode([image]), encoder.get_dense_pe()
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    points = torch.from_numpy(prompts.points[:, :1]).float().to(device)
+    boxes = torch.from_numpy(corner_pixels(prompts.boxes)).float().to(device)
+    found = []
+    for start in range(0, len(prompts), OUTLINES):
+        some = slice(start, start + OUTLINES)
+        labels = torch.ones(points[some].shape[:2], device=device)
+        sparse, dense = encoder(points=(points[some], labels), boxes=boxes[some], masks=None)
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        hidden, cells = decoder.transformer(embedding + dense, positions.expand(len(sparse), -1, -1, -1), tokens)
+        found.append((cells.transpose(1, 2).reshape(dense.shape).half(), hidden[:, : len(own)].clone()))
+    return found
 
 
 def _fitting(outlines: AnyArray, tiles: TileGrid) -> AnyArray:
@@ -265,22 +279,21 @@ def folds_of(places: Int64Array) -> Int64Array | None:
     return np.asarray(fold[of.ravel()]) if len(squares) > 1 else None
 
 
-# --- the decoder -----------------------------------------------------------------------------------------------------
+# --- the last layers -------------------------------------------------------------------------------------------------
 
 
-def fitted(sam: Sam, lessons: Lessons, seed: int) -> Sam:
-    """The mean of a network and of what outlines teach its mask decoder."""
-    sam = copy.deepcopy(sam).requires_grad_(requires_grad=False)
-    losses = SegmenterLosses(sam)
-    weights = list(sam.mask_decoder.requires_grad_(requires_grad=True).parameters())
+def fitted(decoder: MaskDecoder, lessons: Lessons, seed: int) -> MaskDecoder:
+    """The mean of a mask decoder and of what outlines teach its last layers."""
+    decoder = copy.deepcopy(decoder).requires_grad_(requires_grad=False)
+    last = decoder.output_upscaling, decoder.output_hypernetworks_mlps, decoder.iou_prediction_head
+    weights = [weight for module in last for weight in module.requires_grad_(requires_grad=True).parameters()]
     begun = [weight.detach().clone() for weight in weights]
     optimiser = torch.optim.Adam(weights, RATE)
     random = np.random.default_rng(seed)
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = RATE * (1 + np.cos(np.pi * step / STEPS)) / 2 + 1e-7
         some = lessons.only(random.permutation(len(lessons))[:OUTLINES])
-        logits, quality = _answers(losses, some, KINDS[random.integers(len(KINDS))])
-        terms = mask_losses(logits, quality, some.covers.float())
+        terms = mask_losses(*answers(decoder, some), some.covers.float())
         distances = [(new - old).square().sum() for new, old in zip(weights, begun, strict=True)]
         loss = torch.stack(list(terms.values())).sum() + PULL * torch.stack(distances).sum()
         optimiser.zero_grad()
@@ -290,25 +303,24 @@ def fitted(sam: Sam, lessons: Lessons, seed: int) -> Sam:
     with torch.no_grad():
         for weight, old in zip(weights, begun, strict=True):
             weight.copy_(SHARE * weight + (1 - SHARE) * old)
-    return sam.requires_grad_(requires_grad=False)
+    return decoder.requires_grad_(requires_grad=False)
+
+
+def answers(decoder: MaskDecoder, lessons: Lessons) -> tuple[Tensor, Tensor]:
+    """Logits (K, M, 4 h, 4 w) and predicted IoU (K, M) of all mask tokens, the single one first."""
+    fine = decoder.output_upscaling(lessons.cells.float())
+    layers = enumerate(decoder.output_hypernetworks_mlps, 1)
+    shares = torch.stack([layer(lessons.tokens[:, token]) for token, layer in layers], dim=1)
+    return torch.einsum("kmc,kchw->kmhw", shares, fine), decoder.iou_prediction_head(lessons.tokens[:, 0])
 
 
 @torch.no_grad()
-def ious(sam: Sam, lessons: Lessons) -> Float64Array:
+def ious(decoder: MaskDecoder, lessons: Lessons) -> Float64Array:
     """(K,) IoU of each outline with the mask that the network prefers, in the decoder's cells."""
-    losses, found = SegmenterLosses(sam), []
+    found = []
     for start in range(0, len(lessons), OUTLINES):
         some = lessons.only(np.arange(start, min(start + OUTLINES, len(lessons))))
-        logits, quality = _answers(losses, some, "both")
+        logits, quality = answers(decoder, some)
         each = mask_iou(logits, some.covers.float()[:, None].expand_as(logits))[:, 1:]
         found.append(each.gather(1, quality[:, 1:].argmax(dim=1, keepdim=True))[:, 0].cpu().numpy())
     return np.concatenate(found).astype(np.float64)
-
-
-def _answers(losses: SegmenterLosses, some: Lessons, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Logits and predicted IoU of all four mask tokens, see `SegmenterLosses.decode`."""
-    windows, index = torch.unique(some.index, return_inverse=True)
-    points = None if kind == "box" else some.points
-    boxes = None if kind == "point" else some.boxes
-    origin = torch.zeros(2, dtype=torch.long, device=index.device)
-    return losses.decode(some.embeddings[windows].float(), index, origin, points, boxes)

@@ -204,11 +204,12 @@ def write_segmenter(folder: Path, recipe: Recipe, redrawn: Redrawn | None, made:
         What the file says of how it was made.
     """
     path, target = loading.file_of(recipe), folder / FOLDER_FILES["sam_checkpoint"]
-    if redrawn is None or redrawn.network is None:
+    if redrawn is None or redrawn.decoder is None:
         return _kept(recipe, target)
-    info = read_info(path)
+    state, info = load_checkpoint(path)
+    state |= {f"mask_decoder.{name}": tensor for name, tensor in redrawn.decoder.state_dict().items()}
     info = replace(info, trained=info.trained | {loading.ADAPTED: made | {"from": recipe.sha256}})
-    save_checkpoint(target, redrawn.network, info)
+    save_checkpoint(target, state, info)
     _copy_graphs(path, target, "segmenter")
     return target
 
