@@ -486,8 +486,8 @@ def mapped(place: Path, out: Path, networks: geolabel.Networks) -> float:
 def test_review_and_adaptation_find_more(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("STEPS", 2), ("OUTLINES", 2), ("MINIMUM_GAIN", -1.0)):
-        monkeypatch.setattr(decoder, name, value)
+    monkeypatch.setattr(decoder, "STEPS", 2)
+    monkeypatch.setattr(decoder, "gains", lambda *_: True)
     begun = geolabel.Networks.from_folder(place / "off", device="cpu")
     before = mapped(place, tmp_path / "first.gpkg", begun)
     truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")

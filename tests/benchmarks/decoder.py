@@ -84,7 +84,7 @@ def lessons_of(bench: adapt.Bench, network: TorchSam, image: Path, gsd: float, n
             with in_scratch(plan) as work:
                 localize(work)
                 found = find_prompts(work)
-            outlines = outlines_of(adapt.onto_larger(bench.example(image).ids, plan.grid.shape))
+            outlines = outlines_of(adapt.onto_larger(bench.example(image).ids, (plan.grid.height, plan.grid.width)))
             nothing = outlines[:0]
             ground = Ground(outlines, nothing, nothing, nothing, nothing, outlines)
             made = decoder._gather(network, [plan], [ground], [found], Silent())
