@@ -151,7 +151,7 @@ def name(
             )
         best = counted.best()
         if not best:
-            raise OptionError(f"no cluster meets {class_name!r} in the {counted.images} images where it is known")
+            raise OptionError(f"no cluster overlaps {class_name!r} in the {counted.images} images where it is known")
         chosen = dict.fromkeys(best, class_name)
         scores = counted.confusion(best)
         facts = {"images": counted.images, "precision": scores.precision, "recall": scores.recall, "f1": scores.f1}

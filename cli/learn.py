@@ -142,7 +142,7 @@ def localizer(
 
     if given["method"] != "s2c" and (given["workers"] or given["scheduler"]):
         raise click.UsageError(
-            f"--workers and --scheduler segment the chips of --method s2c; {given['method']} learns in this process"
+            f"--workers and --scheduler are for the segments of --method s2c; {given['method']} trains in this process"
         )
     options.check_training(out / "localizer.safetensors", overwrite=overwrite)
     check_folder(out, [chips], shared=True)

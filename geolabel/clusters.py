@@ -156,7 +156,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if not 0 < self.max_share <= 1:
-            raise OptionError(f"share {self.max_share} of an image that a mask covers: it has to lie above 0, up to 1")
+            raise OptionError(f"share {self.max_share} of an image that a mask covers: it has to be above 0, up to 1")
         if not (1 <= self.points_per_side <= MAX_POINTS and 1 <= self.tile <= MAX_TILE):
             raise OptionError(
                 f"{self.points_per_side} points a side of a tile of {self.tile} px: give 1 to {MAX_POINTS} points, and "

@@ -109,7 +109,7 @@ class Grounding(Asked):
         if len(after) != 1 or before[-1:].isalnum() or after[0][:1].isalnum():
             raise OptionError(f"template {self.template!r}: it needs one {{}} where the class goes, a word of its own")
         if self.crf is not None and not 0 < self.crf < 1:
-            raise OptionError(f"threshold {self.crf}: it has to lie between 0 and 1")
+            raise OptionError(f"threshold {self.crf}: it has to be between 0 and 1")
 
     def prompt(self, word: str) -> str:
         """The text that stands for a word."""

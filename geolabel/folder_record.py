@@ -206,7 +206,7 @@ class FolderRecord:
                 (self.root / parent).rmdir()
 
 
-NOT_OURS = "is not as geolabel wrote it, or was never written by it, so it stays: move it away, or give another folder"
+NOT_OURS = "was changed, or not written by geolabel, and is not replaced: move it away, or give another folder"
 
 
 def write_record(path: Path, files: Iterable[tuple[str, Mark]]) -> None:

@@ -415,7 +415,7 @@ def check_rewritten(path: Path, work: Path, *, overwrite: bool, suffixes: tuple[
     """
     outputs.check_target(path, overwrite=True, suffixes=suffixes)
     if path.exists() and not overwrite and list(mark_of(path)) not in _rewritten(work).get(path.name, []):
-        raise OutputError(f"{path} exists, and is not as an earlier run wrote it: give --overwrite, or another name")
+        raise OutputError(f"{path} exists, and is not the output of an earlier run: give --overwrite, or another name")
 
 
 def remember(path: Path, work: Path) -> None:

@@ -103,7 +103,7 @@ class Filters:
     def __post_init__(self) -> None:
         for name in ("predicted_iou", "stability", "duplicate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name.replace('_', ' ')} {getattr(self, name)}: it has to lie between 0 and 1")
+                raise OptionError(f"{name.replace('_', ' ')} {getattr(self, name)}: it has to be between 0 and 1")
         if not self.offset >= 0:
             raise OptionError(f"stability offset {self.offset}: it must not be negative")
 

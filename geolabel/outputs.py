@@ -93,7 +93,9 @@ def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inpu
     """
     check_name(path.absolute())
     if path.suffix.lower() not in suffixes:
-        raise OutputError(f"{path}: the name of this output has to end with {' or '.join(suffixes)}")
+        *others, last = suffixes
+        named = f"{', '.join(others)} or {last}" if others else last
+        raise OutputError(f"{path}: the name of this output has to end with {named}")
     settle(path.parent)
     for source in inputs:
         if same_file(path, source):
@@ -234,8 +236,8 @@ def _together(*paths: Path) -> Iterator[_Together]:
         except OSError as error:
             place = error.filename2 or error.filename or work.moves[0].final
             raise OutputError(
-                f"{place} could not be put in its place ({error.strerror or error}): what was there is still there; "
-                "close it where it is open, or give another name"
+                f"{place} could not be written ({error.strerror or error}): the old file is unchanged; close it in "
+                f"other programs, or give another name"
             ) from error
     finally:
         _under_way.reset(token)

@@ -104,7 +104,7 @@ class Everywhere:
 
 @dataclass(frozen=True)
 class NoPrompts:
-    """The prompter of a method that asks no segmenter."""
+    """The prompter of a method that uses no segmenter."""
 
     def __call__(self, activation: Activation) -> Prompts:  # noqa: ARG002
         """No prompts."""

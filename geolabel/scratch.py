@@ -196,7 +196,7 @@ def _undo(path: Path) -> bool:
             log.warning("%s could not be put back: %s", place, error)
             lost.append(place)
     if lost:
-        log.warning("%s holds what stood at %s before: move it back by hand", path / OLD, lost[0])
+        log.warning("%s is the earlier content of %s: move it back by hand", path / OLD, lost[0])
         return False
     (path / JOURNAL).unlink(missing_ok=True)
     return True

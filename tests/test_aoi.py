@@ -64,9 +64,7 @@ def test_other_geometry_beside_polygons_is_counted(tmp_path: Path, caplog: pytes
 def test_an_area_elsewhere_is_refused_with_both_extents(tmp_path: Path):
     grid = Grid(UTM, Affine(1, 0, 500_000, 0, -1, 3_000_000), 100, 100)
     path = drawn(tmp_path / "aoi.gpkg", [box(600_000, 0, 600_010, 10)])
-    message = (
-        r"layer .* of .*aoi\.gpkg misses the scene: it reaches over x 600000 to 600010, y 0 to 10, the scene over x"
-    )
+    message = r"layer .* of .*aoi\.gpkg misses the scene: it covers x 600000 to 600010, y 0 to 10, the scene covers x"
     with pytest.raises(VectorError, match=message):
         read_aoi(path, UTM, grid=grid)
     # the frame around two polygons meets the scene, and neither of them does
@@ -104,7 +102,7 @@ def test_an_area_may_be_larger_than_what_the_scenes_crs_can_map(tmp_path: Path, 
     half = gpd.GeoSeries([box(x, y - 100 * unit, x + 50 * unit, y)], crs=crs).to_crs(4326)
     area = read_aoi(drawn(tmp_path / "half.gpkg", list(half), crs=4326), grid.crs, grid=grid)
     assert area.intersection(grid.outline).area == pytest.approx(grid.outline.area / 2, rel=1e-3)
-    with pytest.raises(VectorError, match=r"misses the scene: .*it reaches over x -60 to -50, y -30 to -20, the scene"):
+    with pytest.raises(VectorError, match=r"misses the scene: .*it covers x -60 to -50, y -30 to -20, the scene"):
         read_aoi(drawn(tmp_path / "brazil.gpkg", [box(-60, -30, -50, -20)], crs=4326), grid.crs, grid=grid)
 
 

@@ -177,7 +177,7 @@ def test_what_cannot_be_named_is_an_error(pseudo: Path, capsys, more: list[str],
 def test_a_class_that_no_cluster_meets_is_an_error(pseudo: Path, tmp_path: Path, capsys) -> None:
     mask(tmp_path / "chips" / "masks" / "a.png", np.zeros((40, 40), bool))
     assert command(["clusters", "name", str(pseudo), "--chips", str(tmp_path / "chips")]) == 2
-    assert "no cluster meets 'landslide' in the 1 images" in capsys.readouterr().err
+    assert "no cluster overlaps 'landslide' in the 1 images" in capsys.readouterr().err
 
 
 def test_labels_of_other_clusters_are_refused(pseudo: Path, tmp_path: Path, capsys) -> None:

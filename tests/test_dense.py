@@ -146,7 +146,7 @@ def test_what_a_student_cannot_do(scene: Path, student: Path, tmp_path: Path):
     asked = {"networks": Networks(device="cpu"), "parameters": Parameters(method=Student(student=student))}
     out = tmp_path / "slides.gpkg"
     extract(scene, out=out, **asked)
-    with pytest.raises(OptionError, match="student asks no segmenter"):
+    with pytest.raises(OptionError, match="student uses no segmenter"):
         extract(scene, out=tmp_path / "again.gpkg", **asked, prompts_from=out)
 
 

@@ -222,7 +222,7 @@ def test_what_lies_outside_the_truth_counts_nowhere(tmp_path: Path):
     result = evaluate(slides, write_truth(tmp_path / "t.tif", values))
     assert (result.areas.tp, result.areas.fp, result.areas.total) == (16, 4, 231)
     assert (result.objects.polygons, result.objects.right, result.objects.matched) == (3, 1, 1)
-    with pytest.raises(SceneError, match=r"do not meet: the raster reaches over x 500000 to 500040, y 2999976 to"):
+    with pytest.raises(SceneError, match=r"do not meet: the raster covers x 500000 to 500040, y 2999976 to"):
         evaluate(write_slides(tmp_path / "far.gpkg", [pixel_box(1000, 0, 2, 2)]), tmp_path / "t.tif")
 
 

@@ -417,7 +417,7 @@ def test_what_is_given_is_checked_before_the_run(tmp_path: Path, scene: Path) ->
         extract(scene, dem=scene)
     far = Grid(UTM, PLACE * Affine.translation(5000, 0), 20, 20)
     dem = write(tmp_path / "far.tif", np.zeros((20, 20), np.float32), far)
-    with pytest.raises(SceneError, match=r"--dem .*far.tif misses the scene: it reaches over"):
+    with pytest.raises(SceneError, match=r"--dem .*far.tif misses the scene: it covers"):
         extract(scene, dem=dem)
     dem = write(tmp_path / "dem.tif", hillside(GRID))
     with pytest.raises(OutputError, match="is an input of this run"):

@@ -173,9 +173,7 @@ def test_a_place_in_another_crs_is_the_same(scene: Path, slide: tuple[float, flo
 
 
 def test_a_place_beside_the_scene_is_refused(scene: Path) -> None:
-    with pytest.raises(
-        OptionError, match=r"5,6 is not on .*scene.tif, which reaches over x 500000 to 500370.*--at-crs"
-    ):
+    with pytest.raises(OptionError, match=r"5,6 is not on .*scene.tif, which covers x 500000 to 500370.*--at-crs"):
         explain(scene, (5, 6))
 
 

@@ -41,7 +41,7 @@ def test_what_workers_write_is_on_the_record_of_the_folder(tmp_path: Path) -> No
         promise([tmp_path / "a", tmp_path / "b"])
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(write, "ab"))
-        with pytest.raises(OutputError, match="mine is not as geolabel wrote it"):
+        with pytest.raises(OutputError, match="mine was changed, or not written by geolabel"):
             promise([tmp_path / "mine"])
     made = FolderRecord.read(tmp_path)
     assert made is not None
@@ -100,7 +100,7 @@ def test_a_folder_that_looks_like_one_of_ours_is_not_ours(tmp_path: Path, name: 
 def test_what_a_person_changed_is_not_replaced(tmp_path: Path) -> None:
     build(tmp_path / "chips", SET, "old")
     (tmp_path / "chips/labels.csv").write_text("odd")  # as many bytes
-    with pytest.raises(OutputError, match=r"labels\.csv is not as geolabel wrote it"):
+    with pytest.raises(OutputError, match=r"labels\.csv was changed, or not written by geolabel"):
         build(tmp_path / "chips", SET, "new", overwrite=True)
     assert contents(tmp_path / "chips") == dict.fromkeys(SET[:2], b"old") | {"labels.csv": b"odd"}
 
@@ -111,7 +111,7 @@ def test_a_file_of_a_person_is_not_in_the_way_of_anything(tmp_path: Path) -> Non
     (out / "masks").mkdir()
     (out / "masks/b.png").write_text("mine")
     before = contents(out)
-    with pytest.raises(OutputError, match=r"b\.png is not as geolabel wrote it"):
+    with pytest.raises(OutputError, match=r"b\.png was changed, or not written by geolabel"):
         build(out, (*SET, "masks/b.png"), "new", overwrite=True)
     assert contents(out) == before
 
@@ -126,7 +126,7 @@ def test_what_took_the_place_of_a_file_of_ours_is_not_followed_or_deleted(tmp_pa
         (out / SET[0]).symlink_to(tmp_path / "theirs")
     else:
         (out / SET[0]).mkdir()
-    with pytest.raises(OutputError, match=r"a\.tif is not as geolabel wrote it"):
+    with pytest.raises(OutputError, match=r"a\.tif was changed, or not written by geolabel"):
         build(out, SET, "new", overwrite=True)
     assert (tmp_path / "theirs").read_text() == "old"
 
@@ -564,7 +564,9 @@ def test_a_training_stands_until_the_next_one_has_ended(tmp_path: Path) -> None:
 def test_a_training_takes_no_file_of_that_name_for_its_own(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(OutputError, match=rf"{name} (is not as geolabel wrote it|of an earlier training)"):
+        with pytest.raises(
+            OutputError, match=rf"{name} (was changed, or not written by geolabel|of an earlier training)"
+        ):
             trained(tmp_path, "new", **options)
         assert (tmp_path / name).read_text() == "mine"
 

@@ -79,7 +79,7 @@ def test_the_text_is_plain(scene):
     [
         (["--working-gsd", "0"], OptionError, "positive number of metres"),
         (["--stretch", "wide"], OptionError, "give percentiles"),
-        (["--gsd", "0.5"], SceneError, "leave --gsd"),
+        (["--gsd", "0.5"], SceneError, "leave out --gsd"),
         (["--bands", "1,2"], OptionError, "one band or three"),
     ],
 )

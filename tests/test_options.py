@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -128,8 +129,8 @@ def test_options_of_another_method_are_refused(
     [
         (student.Scenes(student="s.safetensors"), Networks(localizer="bundled"), "--localizer bundled: a student"),
         (student.Scenes(student="s.safetensors"), Networks(sam="vit_b"), "--sam vit_b: a student draws by itself"),
-        (cism.Scenes(), Networks(sam="vit_b"), "--sam vit_b: --method cism asks no segmenter; leave it out"),
-        (cism.Scenes(), Networks(sam_checkpoint="a.pth"), "--sam-checkpoint a.pth: --method cism asks no segmenter"),
+        (cism.Scenes(), Networks(sam="vit_b"), "--sam vit_b: --method cism uses no segmenter; leave it out"),
+        (cism.Scenes(), Networks(sam_checkpoint="a.pth"), "--sam-checkpoint a.pth: --method cism uses no segmenter"),
         (alps.Scenes(clusters="c.json"), Networks(localizer="a"), "--localizer a: --method alps has no localizer"),
     ],
 )
@@ -156,3 +157,17 @@ def test_classes_and_clusters_are_named_one_by_one(tmp_path: Path) -> None:
     found = given(*words, "--class", "fan").parameters
     assert found.class_names == ("fan",)
     assert found.method == alps.Scenes(clusters="c.json", cluster_names=("scar", "fan"))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Reading(gsd=-1), "^gsd -1 m: give a positive number of metres$"),
+        (lambda: Reading(working_gsd=float("nan")), "^working gsd nan m: give a positive"),
+        (lambda: Reading(stretch="wide"), "give percentiles"),
+        (lambda: Networks(device="gpu"), "^device 'gpu' is unknown: give auto, cpu, cuda"),
+    ],
+)
+def test_records_refuse_what_cannot_be(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        make()

@@ -115,7 +115,7 @@ def test_what_describes_the_old_file_stays_with_it_after_an_error(tmp_path: Path
         return rename(source, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OutputError, match=r"in use.*what was there is still there"), saving(path) as part:
+    with pytest.raises(OutputError, match=r"in use.*the old file is unchanged"), saving(path) as part:
         part.write_text("new")
     assert sorted(tmp_path.iterdir()) == [path, sidecar]
     assert {file.read_text() for file in (path, sidecar)} == {"old"}

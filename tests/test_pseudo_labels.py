@@ -146,7 +146,7 @@ def test_the_old_labels_stand_until_the_new_ones_are_finished(tmp_path: Path) ->
 def test_what_a_person_changed_is_not_replaced(tmp_path: Path) -> None:
     finish(tmp_path)
     (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text() + " ")
-    with pytest.raises(OutputError, match=r"manifest\.json is not as geolabel wrote it"):
+    with pytest.raises(OutputError, match=r"manifest\.json was changed, or not written by geolabel"):
         finish(tmp_path, overwrite=True)
 
 

@@ -185,7 +185,7 @@ def test_a_project_of_a_person_is_never_replaced(tmp_path: Path, slides: Path):
         archive.comment = comment
     for content in (out.read_bytes(), b"", b"geolabel " + b"0" * 64):
         out.write_bytes(content)
-        with pytest.raises(OutputError, match=r"so it stays: give another name, or delete it"):
+        with pytest.raises(OutputError, match=r"is not replaced: give another name, or delete it"):
             geolabel.write_project(slides, out, overwrite=True)
         assert out.read_bytes() == content
 

@@ -97,9 +97,7 @@ def test_inventories_of_another_place_are_refused_with_both_extents(tmp_path: Pa
         tmp_path / "t.gpkg"
     )
     for path in (far, tmp_path / "t.gpkg"):
-        message = (
-            r"misses the scene: it reaches over x (600|599).* to 60.*, the scene over x 500000 to 500064, y 4999936"
-        )
+        message = r"misses the scene: it covers x (600|599).* to 60.*, the scene covers x 500000 to 500064, y 4999936"
         with pytest.raises(VectorError, match=message):
             read_truth(path, GRID)
 

@@ -439,7 +439,7 @@ def test_an_export_without_the_record_is_read_by_its_status(scene: Path, tmp_pat
     found = extract(scene, tmp_path / "again.gpkg", keep_reviewed=export)
     assert found.set_index("id")["notes"][1] == "yes"
     assert len(found) == 5
-    assert "whether 4 polygons that are unreviewed were edited cannot be known" in caplog.text
+    assert "edits of 4 unreviewed polygons cannot be recognised" in caplog.text
 
 
 def test_polygons_of_another_program_are_all_a_persons(scene: Path, tmp_path: Path) -> None:

@@ -684,7 +684,7 @@ def test_a_transform_without_crs_is_kept(tmp_path):
 
 
 def test_a_crs_knows_its_gsd(tmp_path):
-    with pytest.raises(SceneError, match=r"leave --gsd 0\.5 away"):
+    with pytest.raises(SceneError, match=r"leave out --gsd 0\.5"):
         _ = SceneReader(write(tmp_path / "scene.tif", noise()), gsd=0.5).scene
 
 

@@ -304,8 +304,8 @@ def test_a_flatgeobuf_keeps_the_provenance_and_names_what_it_leaves_out(
     assert json.loads(info["layer_metadata"]["provenance"]) == {"version": "1.0"}
     assert [name for name, _ in pyogrio.list_layers(tmp_path / "slides.fgb")] == ["landslides"]
     (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert "slides.fgb holds the layer landslides alone, without styles" in said
-    assert "left out: prompts (2), prompt_points (4), tiles (1): for these give a name that ends with .gpkg" in said
+    assert "slides.fgb holds the layer landslides, without styles" in said
+    assert "left out: prompts (2), prompt_points (4), tiles (1): write a .gpkg to keep them" in said
 
 
 def test_an_empty_flatgeobuf_has_its_columns(tmp_path: Path):
@@ -349,7 +349,7 @@ def test_a_file_is_replaced_only_when_asked_and_only_by_a_finished_one(tmp_path:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("slides.kml", r"has to end with \.gpkg or \.fgb"),
+        ("slides.kml", r"has to end with \.gpkg, \.fgb"),
         ("nowhere/slides.gpkg", "does not exist"),
         ("f.gpkg", "is a folder"),
     ],

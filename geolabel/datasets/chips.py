@@ -143,8 +143,8 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
         unknown = sorted(set(np.unique(values).tolist()) - {*range(len(self.classes) + 1), IGNORE})
         if unknown:
             raise ChipError(
-                f"the mask {file} holds the value {unknown[0]}: it may hold 0 where nothing is, 1 to "
-                f"{len(self.classes)} where a class is, and {IGNORE} where nobody knows"
+                f"the mask {file} holds the value {unknown[0]}: masks hold 0 for background, 1 to {len(self.classes)} "
+                f"for classes, and {IGNORE} for pixels to ignore"
             )
         return values.astype(np.uint8)
 

@@ -80,13 +80,12 @@ def read_table(path: Path, class_name: str) -> tuple[tuple[str, ...], list[Row]]
     images = [(line, cells[columns.index("image")]) for line, cells in lines]
     for line, image in images:
         if not image:
-            raise ChipError(f"line {line} of {path} names no image: take it out, or add the path of a chip")
+            raise ChipError(f"line {line} of {path} names no image: delete the line, or add the path of a chip")
     labels = [(line, [plain(cells[place]) for place in places]) for line, cells in lines]
     for line, row in labels:
         if any(label.lower() in NOT_KNOWN for label in row):
             raise ChipError(
-                f"line {line} of {path} has no label: write 0 or none where nothing is shown, or take the "
-                "line out where nobody has looked"
+                f"line {line} of {path} has no label: write 0 or none if it shows no class, or delete the line"
             )
     if all(is_yes(label) is not None for _, row in labels for label in row):
         classes = (class_name,) if named == ["label"] else tuple(header[place] for place in places)

@@ -361,8 +361,8 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> _Polygon
     here = np.asarray(shapely.area(shapely.intersection(polygons, grid.outline)) > 0)
     if len(here) and not here.any():
         raise SceneError(
-            f"{truth.path} and the polygons of {path} do not meet: the raster reaches over "
-            f"{span(grid.outline.bounds)}, the polygons over {span(features.total_bounds)}; a CRS or the coordinates "
+            f"{truth.path} and the polygons of {path} do not meet: the raster covers "
+            f"{span(grid.outline.bounds)}, the polygons cover {span(features.total_bounds)}; a CRS or the coordinates "
             "may be wrong"
         )
     return table[here].with_outlines(in_pixels(polygons[here], grid))
@@ -478,7 +478,7 @@ def _check_meet(predicted: AnyArray, true: AnyArray, slides: str | Path, truth: 
         spans = [shapely.total_bounds(polygons) for polygons in (predicted, true)]
         if not shapely.box(*spans[0]).intersects(shapely.box(*spans[1])):
             log.warning(
-                "no polygon of %s meets one of %s: in metres from the middle they reach over %s, and over %s",
+                "no polygon of %s meets one of %s: in metres from the middle they cover %s, and %s",
                 slides,
                 truth,
                 *map(span, spans),

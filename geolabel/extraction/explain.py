@@ -162,7 +162,7 @@ def _placed(plan: Plan, at: tuple[float, float], at_crs: str | None) -> tuple[in
         return int(row), int(col)
     crs = "its pixels" if grid.crs is None else grid.crs.name
     raise OptionError(
-        f"the place {at[0]:.10g},{at[1]:.10g} is not on {name}, which reaches over {span(grid.outline.bounds)} in "
+        f"the place {at[0]:.10g},{at[1]:.10g} is not on {name}, which covers {span(grid.outline.bounds)} in "
         f"{crs}: give a place there, or its CRS with --at-crs, such as EPSG:4326 for longitude,latitude"
     )
 

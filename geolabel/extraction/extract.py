@@ -196,7 +196,7 @@ def _warn_of_other_evidence(path: str | Path | None, now: Set[str]) -> None:
     lost += ["mask"] if "mask" not in now and any("masks" in part for part in parts_of(made)) else []
     if lost:
         options = ", ".join("--" + name.replace("_", "-") for name in lost)
-        log.warning("%s was made with %s, and this run is not: give what still holds again", path, options)
+        log.warning("%s was made with %s, and this run is not: give them again where they still apply", path, options)
 
 
 def run_extract(
@@ -243,6 +243,8 @@ def read_drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts |
 
 def _check_prompted(path: str | Path, plan: Plan) -> None:
     if not plan.localized:
-        raise OptionError(f"prompts from {path}: a method without a localizer asks everywhere; use --method apsam")
+        raise OptionError(
+            f"prompts from {path}: a method without a localizer has prompts of its own; use --method apsam"
+        )
     if plan.dense:
-        raise OptionError(f"prompts from {path}: {plan.method.name} asks no segmenter; use --method apsam")
+        raise OptionError(f"prompts from {path}: {plan.method.name} uses no segmenter; use --method apsam")

@@ -362,7 +362,7 @@ class Parameters:
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
-                raise OptionError(f"{name} {value}: it has to lie between {low} and {high}")
+                raise OptionError(f"{name} {value}: it has to be between {low} and {high}")
         for name in ("min_area", "max_hole", "simplify", "smooth"):
             Measure.check(name, getattr(self, name))
         if self.tile_size is not None and self.tile_size < 32:

@@ -56,8 +56,8 @@ def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None
     review = read_review(Path(keep_reviewed or prompts_from or ""))
     if review.unsure:
         log.warning(
-            "%s does not say what geolabel wrote into it, as exports do not: whether %d polygons that are unreviewed "
-            "were edited cannot be known, and they are not kept; set their status to accepted to keep them",
+            "%s has no record of what geolabel wrote, as exports have none: edits of %d unreviewed polygons cannot be "
+            "recognised, so these are not kept; set their status to accepted to keep them",
             review.path,
             review.unsure,
         )

@@ -143,7 +143,7 @@ def prepare_scenes(
     ]
     if not inside:
         raise VectorError(
-            f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} reaches over "
+            f"{reading.aoi} misses all {len(scenes)} scenes; {opened[0].scene.name} covers "
             f"{span(opened[0].scene.grid.outline.bounds)}: the CRS or the coordinates may be wrong"
         )
     beside = [_beside(group, supplements) for group, _ in inside]
@@ -371,7 +371,7 @@ def _common_crs(opened: Sequence[_Opened]) -> pyproj.CRS | None:
     first, other = opened[0], _differing(opened)
     if other is not None:
         names = [f"{one.scene.name} in {getattr(one.scene.grid.crs, 'name', None)}" for one in (first, other)]
-        raise OptionError(f"the scenes have different CRSs ({', '.join(names)}): say with --dst-crs which is wanted")
+        raise OptionError(f"the scenes have different CRSs ({', '.join(names)}): choose one with --dst-crs")
     return first.scene.grid.crs
 
 

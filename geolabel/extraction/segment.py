@@ -78,7 +78,7 @@ class GridPrompts(GridSettings, SceneMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.same <= 1:
-            raise OptionError(f"IoU of one object {self.same}: it has to lie above 0, up to 1")
+            raise OptionError(f"IoU of one object {self.same}: it has to be above 0, up to 1")
         self.filters(BUNDLED)
         GridPrompter(self.points_per_side)
 

@@ -127,8 +127,8 @@ def _labels(path: Path, values: pd.Series[Any], class_name: str) -> list[str]:
     unknown = sum(text.lower() in NOT_KNOWN for text in texts)
     if unknown:
         raise ChipError(
-            f"{unknown} of {len(texts)} features of {path} have no class in column {values.name}: write 0 or none "
-            "where nothing is shown, take out what nobody has looked at, or name another column (--class-column)"
+            f"{unknown} of {len(texts)} features of {path} have no class in column {values.name}: write 0 or none if "
+            f"they show no class, delete features that were not checked, or name another column (--class-column)"
         )
     return [_class(text, class_name) for text in texts]
 

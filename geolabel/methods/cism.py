@@ -68,7 +68,7 @@ def label(
     return label_chips(chips, out, "cism", settings, [recipe], method, overwrite=overwrite, progress=progress)
 
 
-NO_SEGMENTER = "--method cism asks no segmenter"
+NO_SEGMENTER = "--method cism uses no segmenter"
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Settings(DiffuprompterChips):
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise OptionError(f"threshold {self.threshold}: it has to lie between 0 and 1")
+            raise OptionError(f"threshold {self.threshold}: it has to be between 0 and 1")
         assert self.grounding
 
     @property

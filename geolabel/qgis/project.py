@@ -164,7 +164,8 @@ def _check_ours(path: Path) -> None:
     """Refuse to replace a project that is not as geolabel wrote it."""
     if path.exists() and not _is_ours(path):
         raise OutputError(
-            f"{path} was saved in QGIS, or geolabel never wrote it, so it stays: give another name, or delete it"
+            f"{path} was saved in QGIS, or not written by geolabel, and is not replaced: give another name, or delete "
+            f"it"
         )
 
 

@@ -120,7 +120,7 @@ def estimate_review(path: str | Path, *, aoi: str | Path | None = None) -> Estim
     """
     if read_written(path) is None:
         raise OutputError(
-            f"{path} does not say what geolabel wrote into it, so what was added or deleted is not known: give an "
+            f"{path} has no record of what geolabel wrote, so added and deleted polygons are not known: give an "
             "output of geolabel extract or polygonize that ends with .gpkg"
         )
     inventory = read_inventory(path)

@@ -74,4 +74,4 @@ def check_limits(record: Any) -> None:
     for name, one in settings_of(type(record)).items():
         value = getattr(record, name)
         if value is not None and one.low is not None and one.high is not None and not one.low <= value <= one.high:
-            raise OptionError(f"{name.replace('_', ' ')} {value}: it has to lie between {one.low:g} and {one.high:g}")
+            raise OptionError(f"{name.replace('_', ' ')} {value}: it has to be between {one.low:g} and {one.high:g}")

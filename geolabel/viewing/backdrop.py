@@ -242,7 +242,7 @@ def _read(source: Source, grid: Grid, window: Window) -> tuple[UInt8Array, BoolA
 
 
 def _under(grid: Grid, frame: Grid) -> Window | None:
-    """The window of a grid that a frame in any CRS reaches over."""
+    """The window of a grid that a frame in any CRS covers."""
     outline = shapely.transform(_outline_in(frame, grid.crs), lambda xy: np.stack((~grid.transform) * xy.T, axis=1))
     left, top, right, bottom = shapely.bounds(outline)
     row, col = max(0, math.floor(top) - 1), max(0, math.floor(left) - 1)

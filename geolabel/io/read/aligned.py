@@ -279,8 +279,8 @@ def overlaps(aligned: AlignedReader, grids: Sequence[Grid], option: str) -> list
     if not any(shares):
         own, grid = aligned.grid, grids[0]
         raise SceneError(
-            f"{option} {aligned.reader.scene.name} misses the scene: it reaches over {span(own.outline.bounds)}"
-            f"{'' if own.crs is None else f' in {own.crs.name}'}, the scene over {span(grid.outline.bounds)}"
+            f"{option} {aligned.reader.scene.name} misses the scene: it covers {span(own.outline.bounds)}"
+            f"{'' if own.crs is None else f' in {own.crs.name}'}, the scene covers {span(grid.outline.bounds)}"
             f"{'' if grid.crs is None else f' in {grid.crs.name}'}: give one that covers the scene, or correct its CRS"
         )
     return shares

@@ -318,8 +318,8 @@ def refuse_local(name: str, named_by: str) -> None:
     """
     if _FROM_NETWORK.match(files.chained(name)) is None or "file:" in name.lower():
         raise SceneError(
-            f"{named_by} comes from a network and names {name!r}, which does not: what others publish may not read "
-            "files of this machine; if you trust it, download it and give the copy"
+            f"{named_by} comes from a network and names {name!r}, which does not: files from a network may not read "
+            f"files of this machine; if you trust it, download it and give the copy"
         )
 
 

@@ -251,7 +251,7 @@ def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
     """
     if not outlines.geometry.intersects(grid.outline).any():
         raise VectorError(
-            f"{what} misses the scene: it reaches over {span(outlines.total_bounds)}, the scene over "
+            f"{what} misses the scene: it covers {span(outlines.total_bounds)}, the scene covers "
             f"{span(grid.outline.bounds)}; its CRS or its coordinates may be wrong"
         )
 
@@ -413,7 +413,7 @@ def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str, *, required: bool
     cut = _polygon_parts(shapely.intersection(valid.geometry.to_numpy(), surroundings))
     if required and len(valid) and not len(cut):
         raise VectorError(
-            f"{what} misses the scene: in {own.name} it reaches over {span(valid.total_bounds)}, the scene over "
+            f"{what} misses the scene: in {own.name} it covers {span(valid.total_bounds)}, the scene covers "
             f"{span(frame.bounds)}; its CRS or its coordinates may be wrong"
         )
     return gpd.GeoDataFrame(geometry=cut, crs=own)

@@ -144,7 +144,7 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
     height, width = header.height, header.width
     if header.approximate:
         raise SceneError(
-            f"{header.name} is placed by {header.approximate}, not by a transform: "
+            f"{header.name} is georeferenced by {header.approximate}, not by a transform: "
             "rectify it first (gdalwarp IN OUT), then give the result"
         )
     if header.crs is None:
@@ -158,11 +158,11 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
         return Grid(None, header.transform, height, width, unit_m=gsd / side)
     if header.transform is None:
         raise SceneError(
-            f"{header.name} has a CRS but no transform, so it has no place: "
-            "place it first (gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM IN OUT)"
+            f"{header.name} has a CRS but no transform, so its position is unknown: georeference it first "
+            f"(gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM IN OUT)"
         )
     if gsd is not None:
-        raise SceneError(f"{header.name} has a CRS, which says how large its pixels are: leave --gsd {gsd:g} away")
+        raise SceneError(f"{header.name} has a CRS, which gives the size of its pixels: leave out --gsd {gsd:g}")
     return Grid(header.crs, header.transform, height, width)
 
 

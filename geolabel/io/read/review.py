@@ -429,16 +429,14 @@ def check_work(path: str | Path, carried: Carried = NOTHING) -> None:
         work = replace(work, prompts=0)
     if work:
         raise OutputError(
-            f"{path} holds {work}: extract keeps reviewed polygons with --keep-reviewed {path} and answers prompts "
-            f"with --prompts-from {path}; or give another output, or --discard-review to lose it"
+            f"{path} holds {work}: keep reviewed polygons with --keep-reviewed {path}, and edited prompts with "
+            f"--prompts-from {path}; or give another output, or --discard-review to lose it"
         )
 
 
 def _check_still(path: Path, *, same: bool) -> None:
     if not same:
-        raise OutputError(
-            f"{path} was edited after its review was read: run the same command again, and this is kept too"
-        )
+        raise OutputError(f"{path} was edited after its review was read: run the same command again to keep the edits")
 
 
 def mark_of_prompts(path: Path) -> str:

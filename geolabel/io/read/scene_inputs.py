@@ -209,7 +209,7 @@ def _resolve(entry: str, home: str) -> str:
     else:
         full = entry if entry.startswith("/") else f"{home.rpartition('/')[0]}/{entry}"
     if not REMOTE.match(full):
-        raise SceneError(f"{home} names {entry}: a list that came over a network may name no files of this machine")
+        raise SceneError(f"{home} names {entry}: a list from a network may not name files of this machine")
     return full
 
 

@@ -123,7 +123,7 @@ class FileSource:
             try:
                 header = _file_header(dataset, self.uri)
             except CPLE_BaseError as cause:  # what GDAL found in a file beside, which rasterio passes on as it stands
-                raise SceneError(f"{self.uri} cannot be read, or what describes it: {in_words(cause)}") from cause
+                raise SceneError(f"{self.uri} or a file that describes it cannot be read: {in_words(cause)}") from cause
         return header if self.time is None else _bands_of_time(header, self.time)
 
     @cached_property

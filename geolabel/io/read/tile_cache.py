@@ -77,7 +77,7 @@ def _asked(url: str, limit: int) -> bytes:
             return b""
         raise
     if len(data) > limit:
-        raise SceneError(f"{url} is larger than {limit >> 20} MB: that is no tile, and no description of any")
+        raise SceneError(f"{url} is larger than {limit >> 20} MB: too large for a map tile or its description")
     return data
 
 

@@ -7,7 +7,6 @@ layers give the same bytes.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tempfile
 import warnings
@@ -26,12 +25,18 @@ from geolabel.errors import OptionError, OutputError
 from geolabel.geodesy import reproject
 from geolabel.io.columns import COLUMNS, NAME_LENGTH, Kind, short_names
 from geolabel.io.styles import GREEN, LIMITS, MIDDLE, WARM
-from geolabel.io.write.geopackage import Layer, VectorFile, column_values, others_of, shapes_of, write_layer
+from geolabel.io.write.geopackage import (
+    Layer,
+    VectorFile,
+    column_values,
+    others_of,
+    shapes_of,
+    warn_left_out,
+    write_layer,
+)
 from geolabel.io.written import plain
 from geolabel.types import AnyArray
 from geolabel.urls import clean
-
-log = logging.getLogger(__name__)
 
 BEGINNING = (1980, 1, 1, 0, 0, 0)
 """The first date that an archive can hold."""
@@ -59,25 +64,14 @@ def write_shapefiles(path: Path, file: VectorFile) -> None:
         lost = [_write_shapefile(Path(folder) / f"{layer.name}.shp", layer, file.crs) for layer in file.layers]
         members = {one.name: one.read_bytes() for one in sorted(Path(folder).iterdir())}
     _archive(path, members | {"provenance.json": file.record.encode()})
-    log.warning(
-        "%s holds Shapefiles, without styles and without what recognises a person's review%s: for these give a name "
-        "that ends with .gpkg",
-        path.name,
-        _said_of(lost),
-    )
+    warn_left_out(path, "Shapefiles", f"styles and the record of the review{_said_of(lost)}")
 
 
 def write_shapefile(path: Path, file: VectorFile) -> None:
     """Write the first layer as a Shapefile, which is several files; name what cannot be held."""
     lost = _write_shapefile(path, file.layers[0], file.crs)
-    log.warning(
-        "%s and the files beside it hold the layer %s alone, without styles, provenance and what recognises a person's "
-        "review%s%s: for these give a name that ends with .gpkg",
-        path.name,
-        file.layers[0].name,
-        _said_of([lost]),
-        others_of(file),
-    )
+    left_out = f"styles, provenance and the record of the review{_said_of([lost])}{others_of(file)}"
+    warn_left_out(path, f"the layer {file.layers[0].name}", left_out)
 
 
 @dataclass(frozen=True)
@@ -146,13 +140,8 @@ def write_geojson(path: Path, file: VectorFile) -> None:
             text = _as_json(feature | {"properties": properties})
             target.write(f'{"," if row else ""}\n{text[:-1]},"geometry":{shape}}}')
         target.write("\n]}\n")
-    log.warning(
-        "%s holds the layer %s alone, in longitudes and latitudes, without styles and without what recognises a "
-        "person's review%s: for these give a name that ends with .gpkg",
-        path.name,
-        layer.name,
-        others_of(file),
-    )
+    left_out = f"styles and the record of the review{others_of(file)}"
+    warn_left_out(path, f"the layer {layer.name} in longitudes and latitudes", left_out)
 
 
 def _as_json(value: object) -> str:
@@ -175,13 +164,7 @@ def write_flatgeobuf(path: Path, file: VectorFile) -> None:
     Features come in the order of the spatial index. Dates become times at midnight, as the format has no dates.
     """
     layer = file.layers[0]
-    log.warning(
-        "%s holds the layer %s alone, without styles and without what recognises a person's review%s: "
-        "for these give a name that ends with .gpkg",
-        path.name,
-        layer.name,
-        others_of(file),
-    )
+    warn_left_out(path, f"the layer {layer.name}", f"styles and the record of the review{others_of(file)}")
     write_layer(
         path,
         layer,
@@ -262,12 +245,8 @@ def write_kmz(path: Path, file: VectorFile) -> None:
             folder.append(place)
     _archive(path, {"doc.kml": ET.tostring(root, encoding="utf-8", xml_declaration=True)})
     others = ", ".join(layer.name for layer in file.layers if layer.name not in {one.name for one in shown})
-    log.warning(
-        "%s holds polygons in longitudes and latitudes, without QGIS styles, provenance and what recognises a person's "
-        "review%s: for these give a name that ends with .gpkg",
-        path.name,
-        f"; left out: {others}" if others else "",
-    )
+    left_out = f"QGIS styles, provenance and the record of the review{f'; left out: {others}' if others else ''}"
+    warn_left_out(path, "polygons in longitudes and latitudes", left_out)
 
 
 def _places(layer: Layer, shapes: AnyArray) -> Iterator[ET.Element]:

@@ -7,6 +7,7 @@ was made stands in its metadata or nowhere.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import tempfile
@@ -35,6 +36,8 @@ from geolabel.io.written import Written, add_written, insert_written, plain
 from geolabel.parsing import check_regular, parse_json
 from geolabel.types import AnyArray, BoolArray
 from geolabel.urls import clean
+
+log = logging.getLogger(__name__)
 
 GEOMETRY = "geom"
 """Name of the geometry column; ``layer_styles`` has to repeat it or QGIS ignores the style."""
@@ -122,8 +125,13 @@ class VectorFile:
         return json.dumps(clean(self.provenance), indent=1, ensure_ascii=False, allow_nan=False)
 
 
+def warn_left_out(path: Path, contents: str, left_out: str) -> None:
+    """Warn of what a format leaves out that a GeoPackage has."""
+    log.warning("%s holds %s, without %s: write a .gpkg to keep them", path.name, contents, left_out)
+
+
 def others_of(file: VectorFile) -> str:
-    """For a warning: the layers that a format of one layer leaves out."""
+    """The layers that a format of one layer leaves out, to follow what else it does in `warn_left_out`."""
     left_out = [f"{layer.name} ({len(layer.features)})" for layer in file.layers[1:]]
     return f"; left out: {', '.join(left_out)}" if left_out else ""
 

@@ -8,7 +8,6 @@ has, beside that of the standard, the provenance (``geolabel:provenance``), the 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ import shapely
 
 from geolabel.io.columns import COLUMNS, Kind
 from geolabel.io.read.geoparquet import GEO, LAYER, PROVENANCE, QML
-from geolabel.io.write.geopackage import Layer, VectorFile, column_values, others_of, shapes_of
+from geolabel.io.write.geopackage import Layer, VectorFile, column_values, others_of, shapes_of, warn_left_out
 from geolabel.types import AnyArray
-
-log = logging.getLogger(__name__)
 
 VERSION = "1.1.0"
 
@@ -39,13 +36,7 @@ def write_geoparquet(path: Path, file: VectorFile) -> None:
     import pyarrow.parquet as pq
 
     layer = file.layers[0]
-    log.warning(
-        "%s holds the layer %s alone, without what recognises a person's review%s: for these give a name that ends "
-        "with .gpkg",
-        path.name,
-        layer.name,
-        others_of(file),
-    )
+    warn_left_out(path, f"the layer {layer.name}", f"the record of the review{others_of(file)}")
     own = [name if name not in layer.columns else f"{name}_" for name in (GEOMETRY, BBOX)]
     table = _table(layer, *own)
     metadata = {
