@@ -431,6 +431,13 @@ def test_four_polygons_move_the_confidence_and_fewer_or_of_one_kind_do_not(
     assert (moved == stated) != fitted
 
 
+def test_ground_between_places_far_apart_is_not_extracted_again() -> None:
+    judged = shapely.union_all([square(10, 10, 20), square(300, 300, 20), square(320, 310, 5)])
+    around = confidence.ground_around(judged, 16)
+    assert around.equals(shapely.union_all([square(-6, -6, 52), shapely.box(284, 64, 341, 116)]))
+    assert confidence.ground_around(square(10, 10, 20), 16).equals(square(-6, -6, 52))
+
+
 def test_confidence_moves_towards_what_was_reviewed_and_stays_where_nothing_is_known() -> None:
     stated = np.linspace(0.1, 0.9, 40)
     calibrated = np.random.default_rng(0).random(40) < stated

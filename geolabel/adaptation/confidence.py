@@ -76,8 +76,8 @@ def _polygons(
 ) -> tuple[pd.DataFrame, BoolArray]:
     """Attributes of the polygons that networks find on reviewed ground, and which of them are landslides."""
     judged = ground.judged
-    around = shapely.box(*shapely.total_bounds(shapely.buffer(judged, plan.segment_tiles.size / 2)))
     a, b, c, d, e, f = tuple(plan.grid.transform)[:6]
+    around = ground_around(judged, plan.segment_tiles.size / 2)
     area = shapely.transform(around, lambda points: points @ [[a, d], [b, e]] + [c, f])
     reader = plan.reader.within(area if plan.reader.aoi is None else area.intersection(plan.reader.aoi))
     here = make_plan(reader, *recipes, plan.parameters, working_gsd=plan.grid.gsd, stretch=plan.stretch)
@@ -91,6 +91,13 @@ def _polygons(
     counts = known >= HALF * sizes
     right: BoolArray = slides[counts] >= HALF * known[counts]
     return polygons[counts].reset_index(drop=True), right
+
+
+def ground_around(judged: shapely.Geometry, distance: float) -> shapely.Geometry:
+    """Rectangles around each part of what was judged: ground between places far apart takes time and says nothing."""
+    left, top, right, bottom = shapely.bounds(shapely.get_parts(judged)).T
+    boxes = shapely.box(left - distance, top - distance, right + distance, bottom + distance)
+    return shapely.union_all(boxes)
 
 
 def _platt(stated: Float64Array, right: BoolArray) -> tuple[float, float]:
