@@ -51,13 +51,17 @@ def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
     """Download the network NAME, check it, and keep it in the cache folder."""
     from geolabel.models import registry
 
+    rows = []
     for network in registry.lookup(name):
         show = sys.stderr.isatty() and not ctx.ensure_object(options.Session).quiet
         with closing(_DownloadBar(name)) if show and not registry.find(network) else nullcontext() as bar:
             path = registry.fetch(network, progress=bar)
-        announce(
-            {"name": name, "role": network.role, "file": path, "sha256": registry.verify(network)}, as_json=as_json
-        )
+        rows.append({"name": name, "role": network.role, "file": str(path), "sha256": registry.verify(network)})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            announce(row, as_json=False)
 
 
 @models.command()

@@ -116,6 +116,8 @@ def diff(
     geolabel review diff first.gpkg second.gpkg
     geolabel review diff first.gpkg second.gpkg --out changes.gpkg
     """
+    if overwrite and out is None:
+        raise OptionError("--overwrite replaces the layer of changes: give its name with --out, or leave it out")
     with loading(ctx, "comparing"):
         import geolabel
 

@@ -160,6 +160,18 @@ def test_the_layers_of_an_inventory_come_together(files, tmp_path):
     assert data["status"] == ["unreviewed", "unreviewed", "accepted", "unreviewed", "rejected"]
 
 
+def test_the_table_says_why_a_polygon_is_a_candidate(files, tmp_path):
+    slides_, scene = files
+    view(slides_, scene, tmp_path / "none.html")
+    assert "reason" not in [one["name"] for one in data_of(tmp_path / "none.html")["table"]]
+    slides().assign(reason=[None, "slope", None]).to_file(slides_, layer="landslides")
+    view(slides_, scene, tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    names = [one["name"] for one in data["table"]]
+    assert names == ["id", "class", "confidence", "area_m2", "reason", "status"]
+    assert data["values"][[one["name"] for one in data["columns"]].index("reason")] == [None, "slope", None]
+
+
 def test_an_empty_inventory_has_a_page(files, tmp_path):
     slides().iloc[:0].to_file(files[0], layer="landslides")
     assert view(*files, tmp_path / "page.html")["polygons"] == 0

@@ -20,6 +20,7 @@ from geolabel.viewing.backdrop import Source, frame_of
 from geolabel.viewing.preview import (
     ACCEPTED_LINE,
     CANDIDATE,
+    MASKED_GROUND,
     REJECTED_LINE,
     UNKNOWN,
     bar_of,
@@ -127,6 +128,48 @@ def test_outlines_are_drawn_where_they_are(scene, tmp_path):
     assert (cols[drawn].min() / scale, cols[drawn].max() / scale) == pytest.approx((5, 15), abs=0.8)
     top = np.nonzero((np.abs(picture - 60) < 3).all(axis=2).mean(axis=1) > 0.3)[0].min()
     assert ((rows[drawn].min() - top) / scale, (rows[drawn].max() - top) / scale) == pytest.approx((30, 70), abs=0.8)
+
+
+def read(path):
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
+
+
+def test_the_bar_is_seen_on_dark_and_on_bright_ground(tmp_path):
+    """Both halves and what is around them: none is as bright as the ground on all sides."""
+    for grey in (0, 255):
+        path = tmp_path / f"{grey}.tif"
+        size = {"count": 3, "height": 400, "width": 400, "transform": Affine(1, 0, 0, 0, -1, 400)}
+        with rasterio.open(path, "w", driver="GTiff", dtype="uint8", crs="EPSG:32648", **size) as file:
+            file.write(np.full((3, 400, 400), grey, np.uint8))
+        source = Source.open(path, stretch="none")
+        picture = tmp_path / f"{grey}.png"
+        write_preview(picture, polygons(confidence=[0.9]), [source], title="one")
+        shown = read(picture)[-110:-44, :300].mean(axis=2)
+        _, length = bar_of(source.grid, 80, 390)
+        line = (np.abs(shown - grey) > 128).sum(axis=1).max()  # pixels of a row that stand out from the ground
+        assert line >= 0.95 * length * 700 / 400
+
+
+def test_masked_and_excluded_ground_is_hatched_and_named(scene, tmp_path):
+    source = Source.open(scene, stretch="none")
+    ring = shapely.box(110, 20, 190, 80).difference(shapely.box(130, 35, 170, 65))
+    grounds = {MASKED_GROUND: gpd.GeoDataFrame(geometry=[ring], crs="EPSG:32648")}
+    write_preview(tmp_path / "a.png", polygons(confidence=[0.9]), [source], title="one")
+    write_preview(tmp_path / "b.png", polygons(confidence=[0.9]), [source], title="one", grounds=grounds)
+    one, other = read(tmp_path / "a.png"), read(tmp_path / "b.png")
+    scale = one.shape[1] / 200
+    changed = (np.abs(one - other).max(axis=2) > 20)[44:]
+    rows, cols = np.mgrid[: changed.shape[0], : changed.shape[1]] / scale
+    x, y = cols, 100 - rows
+    inner = (np.abs(x - 150) < 18) & (np.abs(y - 50) < 13)
+    around = (np.abs(x - 150) < 39) & (np.abs(y - 50) < 29) & ~((np.abs(x - 150) < 21) & (np.abs(y - 50) < 16))
+    assert changed[around].mean() > 0.85  # not where a line is as bright as the ground
+    assert not changed[inner].any()
+    assert changed[int(100 * scale) :].any()  # the legend
+    nothing = {MASKED_GROUND: grounds[MASKED_GROUND].iloc[:0]}
+    write_preview(tmp_path / "c.png", polygons(confidence=[0.9]), [source], title="one", grounds=nothing)
+    assert np.array_equal(read(tmp_path / "c.png"), one)
 
 
 def test_a_picture_needs_a_scene_or_polygons(tmp_path):

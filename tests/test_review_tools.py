@@ -26,6 +26,7 @@ from geolabel.io.read.review import LAYER, Carried, check_work, read_review, rea
 from geolabel.io.write import geopackage
 from geolabel.io.write.vectors import write_layers
 from geolabel.review import next_windows, sample
+from geolabel.review.inventories import provenance_of
 from geolabel.review.merging import Merged
 from geolabel.review.next_windows import choose_windows
 
@@ -343,6 +344,31 @@ def test_the_layers_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["kept"] == 0
     assert command(["review", "estimate", str(path)]) == 0
     assert "0 windows outside polygons were looked at" in capsys.readouterr().out
+
+
+def test_an_archive_of_shapefiles_says_how_it_was_made(tmp_path: Path) -> None:
+    made = {"scene": {"name": "valley"}, "software": {"geolabel": "9"}}
+    archive = write(tmp_path / "a.zip", FIVE, made=made)
+    assert {name: provenance_of(archive)[name] for name in made} == made
+    out = tmp_path / "merged.gpkg"
+    geolabel.merge([archive, write(tmp_path / "b.gpkg", FIVE)], out)
+    said = [source["provenance"] for source in provenance_of(out)["merged"]]
+    assert said[0]["scene"] == {"name": "valley"}
+
+
+@pytest.mark.parametrize("text", [b"no JSON", b" " * 20_000_000 + b"{}", b"[1]"], ids=["text", "long", "list"])
+def test_an_archive_that_says_it_wrongly_says_nothing(tmp_path: Path, text: bytes) -> None:
+    whole, wrong = write(tmp_path / "a.zip", FIVE), tmp_path / "wrong.zip"
+    with zipfile.ZipFile(whole) as one, zipfile.ZipFile(wrong, "w", zipfile.ZIP_DEFLATED) as other:
+        for name in one.namelist():
+            other.writestr(name, text if name == "provenance.json" else one.read(name))
+    assert provenance_of(wrong) == {}
+
+
+def test_nothing_is_overwritten_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(write(tmp_path / name, FIVE)) for name in ("a.gpkg", "b.gpkg")]
+    assert command(["review", "diff", *paths, "--overwrite"]) == 2
+    assert "--overwrite replaces the layer of changes: give its name with --out" in capsys.readouterr().err
 
 
 # sample and estimate

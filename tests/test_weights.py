@@ -510,6 +510,9 @@ def test_models_list_shows_what_is_here(published, capsys):
 def test_models_fetch_and_verify(published, capsys):
     assert run(["models", "fetch", "vit_b"]) == 0
     assert str(published.path) in capsys.readouterr().out
+    assert run(["models", "fetch", "vit_b", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row == {"name": "vit_b", "role": published.role, "file": str(published.path), "sha256": published.sha256}
     assert run(["models", "verify", "vit_b", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["ok"], row["sha256"]) == (True, published.sha256)

@@ -39,8 +39,8 @@ from geolabel.masks import OUTSIDE
 from geolabel.models.defaults import BUNDLED
 from geolabel.outputs import check_target, same_file, together
 from geolabel.viewing.backdrop import Source
+from geolabel.viewing.preview import EXCLUDED_GROUND, MASKED_GROUND, together_of, write_preview
 from geolabel.viewing.preview import SUFFIXES as SUFFIXES_OF_PICTURES
-from geolabel.viewing.preview import together_of, write_preview
 
 if TYPE_CHECKING:
     from geolabel.extraction.result import Result
@@ -148,6 +148,7 @@ def writing(targets: Targets, folder: Folder | None) -> Iterator[None]:
 
 def write_result(result: Result, targets: Targets, folder: Folder | None = None) -> None:
     """Write what was asked for; the files appear together, when all are whole."""
+    masked = _masked(result)
     with writing(targets, folder):
         write_scores(result.parts[0].run, targets)
         _write_mask(result, targets)
@@ -160,12 +161,12 @@ def write_result(result: Result, targets: Targets, folder: Folder | None = None)
                 _provenance(result),
                 crs=result.landslides.crs,
                 candidates=result.candidates,
-                masked=_masked(result),
+                masked=masked,
                 reviewed=result.reviewed,
                 overwrite=targets.may_replace(targets.inventory),
                 carried=targets.carried,
             )
-        _write_picture(result, targets)
+        _write_picture(result, targets, masked)
 
 
 def _masked(result: Result) -> gpd.GeoDataFrame | None:
@@ -184,7 +185,7 @@ def _masked(result: Result) -> gpd.GeoDataFrame | None:
     return gpd.GeoDataFrame({"id": np.arange(1, len(parts) + 1)}, geometry=parts, crs=crs)
 
 
-def _write_picture(result: Result, targets: Targets) -> None:
+def _write_picture(result: Result, targets: Targets, masked: gpd.GeoDataFrame | None) -> None:
     """Draw the result on its scenes, if a picture was asked for."""
     if targets.preview is not None:
         sources = [Source(part.plan.reader, part.plan.stretch) for part in result.parts]
@@ -194,7 +195,16 @@ def _write_picture(result: Result, targets: Targets) -> None:
         polygons = together_of(layers, result.landslides.crs)
         area = float(result.landslides["area_m2"].sum()) / 1e4
         title = f"{len(result.landslides)} landslides, {area:.3g} ha; {len(result.candidates)} candidates"
-        write_preview(targets.preview, polygons, sources, title=title, overwrite=targets.may_replace(targets.preview))
+        grounds = {EXCLUDED_GROUND: _excluded(result)} | ({} if masked is None else {MASKED_GROUND: masked})
+        overwrite = targets.may_replace(targets.preview)
+        write_preview(targets.preview, polygons, sources, title=title, grounds=grounds, overwrite=overwrite)
+
+
+def _excluded(result: Result) -> gpd.GeoDataFrame:
+    """Ground of ``--exclude``."""
+    crs = result.landslides.crs
+    tables = [gpd.GeoDataFrame(geometry=part.evidence.excluded, crs=part.plan.grid.crs) for part in result.parts]
+    return gpd.GeoDataFrame(geometry=np.concatenate([reprojected(table, crs) for table in tables]), crs=crs)
 
 
 def write_scores(run: Run, targets: Targets) -> None:

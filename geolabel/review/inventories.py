@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ from geolabel.polygons import valid_multipolygons
 from geolabel.types import AnyArray, BoolArray, Float64Array
 
 LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
+
+MAX_RECORD = 1 << 24
+"""Bytes of the provenance in an archive."""
 
 RIGHT = (ACCEPTED, EDITED, ADDED)
 """States of polygons that a person takes for landslides."""
@@ -119,6 +124,8 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
             made = parse_json(metadata_of(path).get(PROVENANCE, "null"))
         elif suffix == ".geojson":
             made = read_json(path, limit=MAX_BYTES).get("provenance")
+        elif suffix == ".zip":
+            made = _in_archive(path)
         elif suffix == ".fgb":
             made = parse_json(
                 (layer_info(path, spatial_layers(path)[0])["layer_metadata"] or {}).get("provenance", "null")
@@ -128,6 +135,15 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         return {}
     return made if isinstance(made, dict) else {}
+
+
+def _in_archive(path: Path) -> Any:
+    """The provenance in an archive of Shapefiles, of which at most `MAX_RECORD` is unpacked; None without."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("provenance.json") as part:
+            return parse_json(part.read(MAX_RECORD + 1), limit=MAX_RECORD)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError):
+        return None
 
 
 def areas(outlines: AnyArray, crs: pyproj.CRS | None) -> Float64Array:

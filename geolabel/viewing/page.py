@@ -54,8 +54,8 @@ MAX_PIXELS = 12_000_000
 QUALITY = 80
 """Of the pictures, of 0 to 100."""
 
-TABLE = ("id", "class", "confidence", "area_m2", "status")
-"""Columns of the table, as far as they are there and, of a class, differ."""
+TABLE = ("id", "class", "confidence", "area_m2", "reason", "status")
+"""Columns of the table, as far as they are there and, of a class or the reason of a candidate, differ."""
 
 LONLAT = "OGC:CRS84"
 
@@ -354,4 +354,4 @@ def _column(name: str) -> dict[str, Any]:
 
 
 def _is_telling(name: str, values: Sequence[Any]) -> bool:
-    return name != "class" or len(set(values)) > 1
+    return name not in ("class", "reason") or len(set(values)) > 1

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
@@ -75,8 +76,28 @@ class Line:
         return red, green, blue
 
 
+@dataclass(frozen=True)
+class Ground:
+    """How ground that has no say in a result is drawn, and what the legend calls it."""
+
+    label: str
+    hatch: str
+    """As matplotlib has it."""
+    colour: str
+
+
+MASKED_GROUND = Ground("masked", "////", "white")
+EXCLUDED_GROUND = Ground("excluded", "....", "#9ecae1")
+
+
 def write_preview(
-    path: str | Path, polygons: gpd.GeoDataFrame, sources: Sequence[Source], *, title: str, overwrite: bool = False
+    path: str | Path,
+    polygons: gpd.GeoDataFrame,
+    sources: Sequence[Source],
+    *,
+    title: str,
+    grounds: Mapping[Ground, gpd.GeoDataFrame] = MappingProxyType({}),
+    overwrite: bool = False,
 ) -> None:
     """Draw an inventory and write the picture; the same input gives the same bytes.
 
@@ -90,6 +111,8 @@ def write_preview(
         Scenes to draw on, the first on top; none for a plain ground.
     title
         Stands above the picture.
+    grounds
+        Polygons of ground that was masked or excluded, in the CRS of `polygons`.
 
     Raises
     ------
@@ -102,7 +125,8 @@ def write_preview(
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     grids = [source.grid for source in sources]
     frame = frame_of(grids, polygons.crs, MAX_PIXELS) if grids else frame_around(polygons)
-    figure = draw(paint(sources, frame) if grids else None, frame, polygons, title)
+    shown = {ground: table for ground, table in grounds.items() if len(table)}
+    figure = draw(paint(sources, frame) if grids else None, frame, polygons, title, shown)
     save_figure(figure, path)
 
 
@@ -164,7 +188,13 @@ def frame_around(polygons: gpd.GeoDataFrame) -> Grid:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def draw(backdrop: Backdrop | None, frame: Grid, polygons: gpd.GeoDataFrame, title: str) -> Figure:
+def draw(
+    backdrop: Backdrop | None,
+    frame: Grid,
+    polygons: gpd.GeoDataFrame,
+    title: str,
+    grounds: Mapping[Ground, gpd.GeoDataFrame],
+) -> Figure:
     """Draw the picture.
 
     Parameters
@@ -180,7 +210,7 @@ def draw(backdrop: Backdrop | None, frame: Grid, polygons: gpd.GeoDataFrame, tit
     wide, tall = max(frame.width * scale, 420), frame.height * scale
     lines = lines_of(polygons)
     columns = max(1, int(wide // 150))
-    below = BELOW_PX / 2 * (1 + math.ceil(max(1, len(lines)) / columns))
+    below = BELOW_PX / 2 * (1 + math.ceil(max(1, len(lines) + len(grounds)) / columns))
     height = tall + BELOW_PX + below
     figure = Figure(figsize=(wide / DPI, height / DPI), dpi=DPI)
     axes = figure.add_axes((0, below / height, 1, tall / height))
@@ -191,11 +221,12 @@ def draw(backdrop: Backdrop | None, frame: Grid, polygons: gpd.GeoDataFrame, tit
         axes.imshow(shown, extent=(0, frame.width, frame.height, 0), interpolation="auto")
     else:
         axes.add_patch(Rectangle((0, 0), frame.width, frame.height, fc=GROUND, ec="none"))
+    _add_grounds(axes, frame, grounds)
     add_outlines(axes, frame, polygons, list(lines))
     add_scale(axes, frame, wide / scale)
     _add_north(axes, frame)
     figure.text(8 / wide, 1 - 14 / height, title, fontsize=12, va="top")
-    _add_legend(figure, lines, columns)
+    _add_legend(figure, lines, list(grounds), columns)
     return figure
 
 
@@ -255,6 +286,15 @@ def add_outlines(axes: Axes, frame: Grid, polygons: gpd.GeoDataFrame, lines: Seq
         axes.add_patch(PathPatch(outline, fill=False, lw=line.width, ec=line.rgb, ls=style, joinstyle="round"))
 
 
+def _add_grounds(axes: Axes, frame: Grid, grounds: Mapping[Ground, gpd.GeoDataFrame]) -> None:
+    """Hatch ground on axes in pixels of a grid, so that what is below it is still seen."""
+    from matplotlib.patches import PathPatch
+
+    for ground, table in grounds.items():
+        outline = outline_of(shapely.normalize(table.geometry.to_numpy()), ~frame.transform)  # holes run the other way
+        axes.add_patch(PathPatch(outline, fc=(0, 0, 0, 0.25), ec=ground.colour, hatch=ground.hatch, lw=0.6))
+
+
 def outline_of(shapes: AnyArray, to_pixels: Affine) -> Outline:
     """All rings of polygons as one path, through a transform."""
     from matplotlib.path import Path as Outline
@@ -284,7 +324,9 @@ def add_scale(axes: Axes, frame: Grid, width: float) -> None:
     margin = width / 60
     metres, length = bar_of(frame, width / 5, int(frame.height - margin))
     text = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
-    bottom, thick = frame.height - margin, width / 220
+    bottom, thick, rim = frame.height - margin, width / 220, width / 700
+    casing = (margin - rim, bottom - thick - rim), length + 2 * rim, thick + 2 * rim  # dark ground hides the black half
+    axes.add_patch(Rectangle(*casing, fc="white", ec="none"))
     for start, colour in ((0.0, "black"), (0.5, "white")):
         place = (margin + start * length, bottom - thick)
         axes.add_patch(Rectangle(place, length / 2, thick, fc=colour, ec="black", lw=1))
@@ -328,15 +370,18 @@ def _write(axes: Axes, x: float, y: float, text: str, *, va: str) -> None:
     axes.text(x, y, text, color="white", fontsize=10, weight="bold", ha="center", va=va, path_effects=casing)
 
 
-def _add_legend(figure: Figure, lines: dict[Line, int], columns: int) -> None:
+def _add_legend(figure: Figure, lines: dict[Line, int], grounds: Sequence[Ground], columns: int) -> None:
     from matplotlib import patheffects
+    from matplotlib.artist import Artist
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     casing = [patheffects.Stroke(linewidth=3.4, foreground="black", alpha=0.7), patheffects.Normal()]
-    handles = []
+    handles: list[Artist] = []
     for line, count in lines.items():
         handle = Line2D([], [], color=line.rgb, label=f"{line.label} ({count})", linewidth=line.width + 0.6)
         handle.set(linestyle=DASHES if line.dashed else "solid", path_effects=casing)
         handles.append(handle)
+    handles += [Patch(fc="0.35", ec=one.colour, hatch=one.hatch, lw=0.6, label=one.label) for one in grounds]
     if handles:
         figure.legend(handles=handles, loc="lower left", ncols=columns, fontsize=9, frameon=False, borderaxespad=0.3)
