@@ -202,7 +202,7 @@ class SegmenterRecipe(Recipe):
     selection: Selection = "best_iou"
     """Which candidate mask answers a prompt."""
     architecture: str = ""
-    """What a SAM file is said to hold: ``vit_b``, ``vit_l`` or ``vit_h``; empty to believe the file."""
+    """What a SAM file is said to hold: ``vit_b``, ``vit_l``, ``vit_h`` or ``mobile-sam``; empty to believe the file."""
 
     def everything(
         self, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None

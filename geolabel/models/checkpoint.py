@@ -216,6 +216,9 @@ def _half(tensor: Tensor) -> Tensor:
 SAM_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Channels of the official encoders, which distinguish their files."""
 
+MOBILE, MOBILE_TENSOR = "mobile-sam", "image_encoder.patch_embed.seq.0.c.weight"
+"""MobileSAM, and the name of a tensor that only its file has."""
+
 
 DAMAGE = (
     pickle.UnpicklingError,
@@ -286,7 +289,7 @@ def load_official(path: Path, expected: str = "") -> Sam:
     Parameters
     ----------
     expected
-        ``vit_b``, ``vit_l`` or ``vit_h`` if the file is said to hold it; empty to believe the file.
+        Which network the file is said to hold, see `official_name`; empty to believe the file.
 
     Raises
     ------
@@ -300,8 +303,13 @@ def load_official(path: Path, expected: str = "") -> Sam:
     name = official_name(state, path)
     if expected not in ("", name):
         raise WeightsError(f"{path} holds {name}, {expected} was asked for: give --sam {name}")
-    with torch.device("meta"):  # millions of random numbers that the file replaces anyway
-        sam = sam_model_registry[name]()
+    if name == MOBILE:
+        from geolabel.models.nets.mobile import build_mobile_sam, renamed
+
+        sam, state = build_mobile_sam(), renamed(state)
+    else:
+        with torch.device("meta"):  # millions of random numbers that the file replaces anyway
+            sam = sam_model_registry[name]()
     _fill(sam, state, path)
     return sam
 
@@ -365,19 +373,20 @@ def _check_stored(path: Path) -> None:
 
 
 def official_name(state: dict[str, Tensor], path: Path) -> str:
-    """Which of the official networks some tensors are.
+    """Which of the official networks some tensors are: ``vit_b``, ``vit_l``, ``vit_h`` or ``mobile-sam``.
 
     Raises
     ------
     WeightsError
         If they are none of them.
     """
+    if MOBILE_TENSOR in state:
+        return MOBILE
     positions = state.get("image_encoder.pos_embed")
     width = positions.shape[-1] if positions is not None and positions.ndim else None
     if width not in SAM_WIDTHS:
-        raise WeightsError(
-            f"{path} holds no Segment Anything network of {', '.join(SAM_WIDTHS.values())}: give one of these"
-        )
+        known = ", ".join((*SAM_WIDTHS.values(), MOBILE))
+        raise WeightsError(f"{path} holds no Segment Anything network of {known}: give one of these")
     return SAM_WIDTHS[width]
 
 

@@ -115,6 +115,17 @@ PUBLISHED = (
     _official(
         "vit_h", "sam_vit_h_4b8939.pth", 2564550879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
     ),
+    Published(
+        "mobile-sam",
+        "segmenter",
+        "mobile_sam.pt",
+        "MobileSAM, TinyViT encoder",
+        "Apache-2.0",
+        "https://github.com/ChaoningZhang/MobileSAM/raw/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+        40_728_226,
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        window=1024,
+    ),
     _sam2("tiny", 38_962_498),
     _sam2("small", 46_060_354),
     _sam2("base-plus", 80_850_178),
