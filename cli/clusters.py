@@ -14,7 +14,7 @@ from .terminal import announce, progress_bar
 PSEUDO = click.argument("pseudo", type=click.Path(file_okay=False, path_type=Path))
 
 
-@group(short_help="Show clusters found without labels, and name them.")
+@group(short_help="Show and name groups of regions found without labels.")
 def clusters() -> None:
     """Show the clusters of label --method alps, and name them."""
 

@@ -1,6 +1,6 @@
-"""Commands whose help comes in groups, and that know what was meant where a word is spelled otherwise.
+"""Commands with their options in groups, and with suggestions for misspelled words.
 
-Every option names its group; what is seldom needed is `rare` and stands under ``--help-all`` only::
+Every option has a group; `rare` ones are shown by ``--help-all`` only::
 
     @command()
     @option("--tile-size", group="machine", rare=True, help="Side of the tiles.")
@@ -40,7 +40,7 @@ EVERY_OPTION = "geolabel.every_option"
 """Key in a context's ``meta``: whether the help shows rare options too."""
 
 TERM_COLUMN = 26
-"""Widest term that its explanation stands beside; the explanation of a wider one begins below it."""
+"""Maximum width of a term with its help on the same line; the help of a wider one begins below it."""
 
 
 FILES = re.compile("FILE|FOLDER")
@@ -60,7 +60,7 @@ class Option(click.Option):
         self.group = group
         self.rare = rare
         if self.metavar is None and isinstance(self.type, click.IntRange | click.FloatRange) and not self.count:
-            self.metavar = "N"  # click's own is INTEGER RANGE, and the range stands in the help besides
+            self.metavar = "N"  # click's own is INTEGER RANGE, and the help shows the range as well
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete values, and names of files where one is a value among others."""

@@ -1,4 +1,4 @@
-"""``geolabel evaluate``: score an inventory against the truth."""
+"""``geolabel evaluate``: score an inventory or label maps against a truth."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECTIONS = {
 """The figures, in the order of the table."""
 
 
-@command(short_help="Score polygons or label maps against a truth.")
+@command(short_help="Score polygons or predicted labels against a truth.")
 @click.argument("slides", type=Input(VectorError))
 @click.argument("truth", type=Input(VectorError))
 @option("--layer", group="input", help="Layer of SLIDES. Default: landslides, or the only one.")

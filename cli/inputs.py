@@ -1,4 +1,4 @@
-"""Files and measures that a command is given: what cannot be is named at once, before anything heavy is imported."""
+"""Types of arguments: files, networks and measures, checked before large libraries are imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geolabel.io.read.scene_inputs import SceneInput
 
 ELSEWHERE = re.compile(r"/vsi|\w[\w+.-]+:|\s*[<{]|.*[*?\[]", re.DOTALL)
-"""What is no plain path: URLs, names of GDAL's drivers and file systems, whole descriptions, and patterns."""
+"""Texts that are no plain paths: URLs, GDAL drivers and file systems, inline descriptions, and patterns."""
 
 WORD = re.compile(r"[\w-]+")
 """What names a published network where there is no file of that name."""
@@ -85,7 +85,7 @@ def _similar(text: str) -> str:
 
 
 class Input(click.Path):
-    """A file or folder to read, which has to be there, or a name that leads elsewhere.
+    """An existing file or folder to read, or a URL or name.
 
     Parameters
     ----------

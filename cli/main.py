@@ -44,7 +44,7 @@ COMMANDS = (
 INTERRUPTED = 130
 
 
-class LazyGroup(Group):
+class _LazyGroup(Group):
     """A group whose commands are imported on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -60,7 +60,7 @@ class LazyGroup(Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"auto_envvar_prefix": "GEOLABEL", "help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"auto_envvar_prefix": "GEOLABEL", "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="geolabel")
 def cli() -> None:
     """Find landslides in georeferenced scenes and write them as polygons.

@@ -409,7 +409,7 @@ def machine_options(command: F) -> F:
 
 
 def place_options(command: F) -> F:
-    """Add the options that all trainings on chips share: where they run, and what becomes of what is there."""
+    """Add the options that all trainings on chips share: device, and resuming or replacing an output."""
     resume = option(
         "--resume", group="machine", is_flag=True, help="Resume an interrupted training from the state in --out."
     )

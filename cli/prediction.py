@@ -1,4 +1,4 @@
-"""Options of what is done with a scene: the method with its settings, the tiles, and the shape of the polygons."""
+"""Options of processing a scene: the method with its settings, the tiles, and the shape of the polygons."""
 
 from __future__ import annotations
 

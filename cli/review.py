@@ -77,7 +77,7 @@ def pictures(*, scene_required: bool = False) -> Callable[[F], F]:
     return decorate
 
 
-@group(short_help="Work with the review of an inventory.")
+@group(short_help="Compare, merge and export reviewed inventories.")
 def review() -> None:
     """Compare, merge and export reviewed inventories, and choose what to review."""
 

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or without a reader: no reason for a run to end."""
+"""Standard streams that are closed, full, or without a reader do not end a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class _Forgiving(io.FileIO):
     """A descriptor to write to. What cannot be written is dropped, so that what was begun is finished."""
 
     failure: OSError | None = None
-    """Why, unless it is that nobody reads any more, as behind ``| head -1``."""
+    """The error, unless the reader has closed the pipe, as ``| head -1`` does."""
 
     def write(self, data: Any, /) -> int:
         """Write, or seem to."""

@@ -1,4 +1,4 @@
-"""What a run says at its end, in the units of a person; with ``--json`` the figures themselves are printed instead."""
+"""Summaries of runs as text; with ``--json`` the figures are printed instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user sees: progress on stderr, results on stdout."""
+"""Output of commands: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LINE_EVERY = 10.0
 
 
 def _ended(name: str, done: int, total: int, start: float) -> str:
-    """The line that stays when a pass has ended."""
+    """Line that remains after a pass."""
     return f"{name}: {done} of {_tasks(total)} in {time.monotonic() - start:.1f} s"
 
 
@@ -162,7 +162,7 @@ def _silent(ctx: click.Context) -> bool:
 
 @contextmanager
 def loading(ctx: click.Context, what: str = "preparing") -> Iterator[None]:
-    """Say at once what takes its time before there is progress to show; on a terminal, for as long as it takes."""
+    """Say what is under way until there is progress to show; on a terminal, only while it lasts."""
     if _silent(ctx):
         yield
     elif _wants_records():
@@ -178,14 +178,12 @@ def loading(ctx: click.Context, what: str = "preparing") -> Iterator[None]:
 
 @contextmanager
 def progress_bar(ctx: click.Context, before: str | None = None) -> Iterator[Bars | Lines | Records | Nothing]:
-    """Progress fit for who reads stderr: a bar on a terminal, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS.
-
-    A program asks for `Records`.
+    """Progress: a bar on a terminal, JSON for programs, else lines; none with ``-q`` or GEOLABEL_NO_PROGRESS.
 
     Parameters
     ----------
     before
-        What is done until the first pass begins, see `loading`.
+        What is under way until the first pass begins, see `loading`.
     """
     with ExitStack() as waiting:
         if before is not None:
@@ -226,7 +224,7 @@ def announce(values: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def readable(value: Any) -> str:
-    """A value as a person writes it: no quotes, brackets or braces of Python."""
+    """A value as text, without quotes, brackets or braces of Python."""
     if isinstance(value, Mapping):
         return _joined([f"{key} {readable(one)}" for key, one in value.items()])
     if isinstance(value, list | tuple):
@@ -242,19 +240,19 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
+    """Seconds in a readable unit."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def megabytes(size: int) -> str:
-    """A size in bytes as a person would say it."""
+    """A size in bytes in a readable unit."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def extent(square_metres: float, whole: float | None = None) -> str:
-    """An area in the unit that a person would use: that of the `whole` that it is part of, unless it is tiny there."""
+    """An area in a readable unit: that of the `whole` that it is part of, unless its share is tiny."""
     for unit, size, least in (("km2", 1e6, 1e7), ("ha", 1e4, 1e3)):
         if square_metres >= least or (whole is not None and whole >= least and square_metres >= size / 100):
             return f"{_three_digits(square_metres / size)} {unit}"
@@ -266,7 +264,7 @@ def _three_digits(number: float) -> str:
 
 
 def see(output: str) -> str:
-    """What to do with an inventory."""
+    """Next step with an inventory."""
     if not output.lower().endswith(".gpkg"):
         return f"open {output} in QGIS or on a web map; to review landslides, give a name that ends with .gpkg"
     return f"open {output} in QGIS, and set status to accepted or rejected as you look"

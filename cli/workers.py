@@ -1,4 +1,4 @@
-"""The workers of a run: processes of this machine, or those of a scheduler that is there."""
+"""Workers of a run: local processes, or those of a dask scheduler."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Who is to work, as the command line says it."""
+    """Workers, as given on the command line."""
 
     workers: int | None = None
     scheduler: str | None = None
@@ -49,7 +49,7 @@ class ExecutorOptions:
 
 
 def cluster_options(command: F) -> F:
-    """Add the options that say who works."""
+    """Add the options for workers."""
     for decorate in (
         option(
             "--tls-key",
@@ -101,12 +101,12 @@ def cluster_options(command: F) -> F:
 
 @contextmanager
 def at_work(given: dict[str, Any]) -> Iterator[None]:
-    """Have the workers that were asked for; without any, the run works in this process.
+    """Start or connect the workers of a command; without options for them, the run works in this process.
 
     Parameters
     ----------
     given
-        Options of the command, of which those of `ExecutorOptions` are taken out, and ``device`` is looked at.
+        Options of the command; those of `ExecutorOptions` are taken out, and ``device`` is read.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def _remote(scheduler: str, tls: dict[str, str], threads: int | None) -> Iterato
 
 
 def _warm_up(client: Any) -> None:
-    """Have every worker import what tasks need while the run is planned."""
+    """Import the modules that tasks need in every worker, while the run is planned."""
     import distributed
 
     from geolabel.engine import worker
@@ -210,7 +210,7 @@ def _gpus(device: str) -> int:
 
 
 def _check_versions(client: Any) -> None:
-    """Refuse workers whose versions are not all the same: their results would not be either."""
+    """Refuse workers with different versions, whose results would differ."""
     from geolabel.engine import executors, worker
     from geolabel.errors import ClusterError
 
@@ -232,7 +232,7 @@ def _check_versions(client: Any) -> None:
 
 
 def _settle(client: Any, gpus: int, *, local: bool, threads: int | None) -> None:
-    """Fit out every worker that is there, and every one that will come."""
+    """Configure every worker, present and future."""
     import distributed
 
     class Settle(distributed.WorkerPlugin):

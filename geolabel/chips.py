@@ -32,7 +32,7 @@ class Chip:
 
 
 class Chips(Protocol):
-    """A set of chips. Names and labels are at hand; images are read one by one, when they are asked for."""
+    """A set of chips. Names and labels are in memory; images are read one by one, on access."""
 
     @property
     def classes(self) -> tuple[str, ...]:

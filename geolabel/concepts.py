@@ -1,4 +1,4 @@
-"""Concepts: what a network that reads text is asked to find, and how often it is asked.
+"""Classes in words, for networks that read text: synonyms, template, number of draws.
 
 Source: Li et al. (2024), "DiffuPrompter", sections 2.2.1 and 2.2.2. What the paper leaves open is decided as follows.
 
@@ -112,7 +112,7 @@ class Grounding(Asked):
             raise OptionError(f"threshold {self.crf}: it has to be between 0 and 1")
 
     def prompt(self, word: str) -> str:
-        """The text that stands for a word."""
+        """The prompt for a word."""
         before, after = self.template.split("{}")
         if word[0] in "aeiou" and (before == "a " or before.endswith(" a ")):
             before = f"{before[:-1]}n "

@@ -28,9 +28,9 @@ class Part:
 
 
 def agreements(
-    first: Sequence[Part], second: Sequence[Part], shared: Window, least: float
+    first: Sequence[Part], second: Sequence[Part], shared: Window, minimum: float
 ) -> tuple[Int64Array, Float64Array]:
-    """Pair the parts of two tiles whose IoU inside the window that both see is `least` or more.
+    """Pair the parts of two tiles whose IoU inside the window that both see is `minimum` or more.
 
     A part belongs to at most one pair: each of the two is the other's best, ties to the lower index. What does not
     reach into the window has no pair.
@@ -48,7 +48,7 @@ def agreements(
     iou = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
     rows = np.arange(len(a))
     best = iou.argmax(axis=1)
-    mutual = (iou.argmax(axis=0)[best] == rows) & (iou[rows, best] >= least)
+    mutual = (iou.argmax(axis=0)[best] == rows) & (iou[rows, best] >= minimum)
     pairs = np.stack([rows[mutual], best[mutual]], axis=1).astype(np.int64)
     return pairs, iou[pairs[:, 0], pairs[:, 1]]
 

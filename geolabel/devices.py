@@ -46,7 +46,7 @@ def check_device(name: str) -> None:
 def resolve_device(name: str = "auto") -> str:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
 
-    ``auto`` is CUDA where torch sees a GPU and the CPU elsewhere; never ``mps``, whose results nobody has checked.
+    ``auto`` is CUDA where torch sees a GPU and the CPU elsewhere; never ``mps``, whose results are not tested.
 
     Raises
     ------

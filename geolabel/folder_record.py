@@ -2,8 +2,8 @@
 
 A folder that geolabel fills has a file `RECORD`, with the name, size and SHA-256 of everything that was written there.
 A folder that looks like one of ours is not ours, a file that a person has changed is that person's, and whatever else
-is in a folder stays. A line is written before its file takes its place, so no file of ours is without one, however a
-run ends.
+is in a folder stays. A line is written before its file is moved into place, so no file of geolabel is without one,
+however a run ends.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class FolderRecord:
             raise OutputError(f"{path} {NOT_OURS}")
 
     def note(self, path: Path, content: Path | None = None) -> None:
-        """Write down that geolabel makes a file, before it takes its place.
+        """Record that geolabel makes a file, before it is moved into place.
 
         Parameters
         ----------

@@ -367,7 +367,7 @@ def _swap(
     Raises
     ------
     OutputError
-        If a file cannot take its place. The new ones are then in a folder beside, which the message names.
+        If a file cannot be moved into place. The message names a folder with the new files.
     """
     files = sorted(path for path in new.rglob("*") if path.is_file() and path != new / RECORD)
     names = [path.relative_to(new).as_posix() for path in files]

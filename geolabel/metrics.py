@@ -42,7 +42,7 @@ def ratio(numerator: float, denominator: float) -> float:
 class Confusion:
     """Areas by what they are and what they were taken for, in pixels or in square metres.
 
-    Parts of a scene add up. A NaN in `tn` says that nobody knows where the scene ends; what needs it is NaN then.
+    Parts of a scene add up. `tn` is NaN where the extent of the scene is not known, and so are figures that need it.
     """
 
     tp: float = 0
@@ -281,7 +281,7 @@ class Boundary:
 def edge_pixels(mask: BoolArray, valid: BoolArray) -> Int64Array:
     """(N, 2) row and column of the pixels of a mask (H, W) beside a valid pixel outside it, of four neighbours.
 
-    The frame of the image, and of its valid part, is no edge: nobody knows where an object ends that it cuts.
+    The frame of the image, and of its valid part, is no edge: where an object ends that it cuts is not known.
     """
     inside, outside = mask & valid, valid & ~mask
     beside = np.zeros(mask.shape, bool)

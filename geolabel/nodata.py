@@ -1,6 +1,7 @@
-"""Values that stand for no data though nothing says so: margins of black or white, -9999, and numbers out of all reach.
+"""Undeclared nodata: margins of black or white, -9999, and implausible numbers.
 
-They are looked for in a sample of the scene. What cannot be a measurement is left out; what may be one is only told.
+They are looked for in a sample of the scene. Values that cannot be measurements are left out; values that may be are
+reported.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MARGIN_SHARE, FILL_SHARE = 0.01, 0.001
 """Minimum share of the sample that a margin, or a fill, takes."""
 
 SPARSE = 0.01
-"""A scene with a smaller share of valid pixels is worth a word."""
+"""Minimum share of valid pixels of a scene without a warning."""
 
 FEW_VALUES = 16
 """One band of integers with no more different values looks like labels."""
@@ -64,7 +65,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a sample says of values that nothing declares."""
+    """Undeclared nodata found in a sample."""
 
     margins: tuple[Margin, ...] = ()
     fill: float | None = None
@@ -73,7 +74,7 @@ class Findings:
 
 
 def examine(bands: AnyArray, valid: BoolArray, *, single: bool, stated: bool = False) -> Findings:
-    """Look for values that stand for no data.
+    """Look for undeclared nodata.
 
     Parameters
     ----------
@@ -185,7 +186,7 @@ def _cells(region: BoolArray) -> BoolArray:
 
 
 def _doubtful(bands: AnyArray, valid: BoolArray) -> list[str]:
-    """The highest number that 16 bits hold, where it stands apart: a fill, or light that was too bright."""
+    """The maximum of 16 bits, if far above all other values: a fill value, or saturation."""
     top = {"u2": 65535, "i2": 32767}.get(bands.dtype.str[1:])
     if top is None or not valid.any():
         return []
@@ -193,7 +194,7 @@ def _doubtful(bands: AnyArray, valid: BoolArray) -> list[str]:
     rest = bands[:, valid & ~same]
     if same.mean() < FILL_SHARE or not rest.size or rest.max() > 0.8 * top:
         return []
-    return [f"the value {top}, in {_share(same)} of the scene, may stand for no data: give --nodata {top} if it does"]
+    return [f"the value {top}, in {_share(same)} of the scene, may be nodata: give --nodata {top} if it is"]
 
 
 def _share(pixels: BoolArray) -> str:

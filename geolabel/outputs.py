@@ -1,7 +1,7 @@
 """Outputs appear whole, those of one command together, or not at all; and no output is an input.
 
-A file is written in a `geolabel.scratch.Scratch` beside its place and moved there when it is whole. Writers need know
-nothing of each other: what they write inside `together` takes its place when the block ends.
+A file is written in a `geolabel.scratch.Scratch` beside its place and moved there when it is whole. Writers are
+independent: files written inside `together` are moved into place when the block ends.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Keeper(Protocol):
         ...
 
     def note(self, path: Path, content: Path) -> None:
-        """Write down that geolabel makes a file, before it takes its place; `content` is where it is until then."""
+        """Record that geolabel makes a file, before it is moved into place; `content` is where it is until then."""
         ...
 
 
@@ -72,9 +72,9 @@ keepers: ContextVar[tuple[_Keeper, ...]] = ContextVar("keepers", default=())
 
 
 def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse, before any work is done, a place where an output could not or should not be written.
+    """Refuse, before any work is done, an output that cannot or should not be written.
 
-    A symbolic link is no place for an output: what it points to may be anything of anyone's.
+    A symbolic link is refused: it may point to any file.
 
     Parameters
     ----------
@@ -88,8 +88,7 @@ def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inpu
     Raises
     ------
     OutputError
-        If the name, the folder, the file that is there, or an input stands in the way, or another program has the file
-        open.
+        If the name or the folder does not fit, the file exists or is an input, or another program has it open.
     """
     check_name(path.absolute())
     if path.suffix.lower() not in suffixes:
@@ -212,7 +211,7 @@ def together(*paths: Path) -> Iterator[None]:
     Raises
     ------
     OutputError
-        If a file cannot take its place; those that were there before stay.
+        If a file cannot be moved into place; earlier files are then unchanged.
     """
     with _together(*paths):
         yield
@@ -246,7 +245,7 @@ def _together(*paths: Path) -> Iterator[_Together]:
 
 @contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield the name of a file to write to, which takes its place at `path` if the block ends without an error.
+    """Yield the name of a file to write to, which is moved to `path` if the block ends without an error.
 
     The name is that of `path`, in a new folder of `Scratch`, where the other files of a format of several are written
     too (`PARTS`). What describes the old file goes with it. After an error nothing is left but what was there before.

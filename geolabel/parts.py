@@ -162,7 +162,7 @@ class LocalizerRecipe(Recipe):
 
 @dataclass(frozen=True)
 class WordsRecipe(Recipe):
-    """A network that is told the classes in words. It sees no image larger than its window, and runs with PyTorch."""
+    """A network that takes the classes in words. It sees no image larger than its window, and runs with PyTorch."""
 
     role = "localizer"
 

@@ -9,7 +9,7 @@ What the first paper leaves open is decided as follows.
 * Components are 8-connected and only their outer extent counts: a hole asks for nothing.
 * Moments are sums over pixels, as eq. 5 reads. Every component has a pixel, so its zeroth moment is positive and its
   centroid defined: the box and the point of an object never part, down to a single pixel or a line.
-* The centroid of a bow or a ring lies outside it and is asked for all the same, as in the paper; ``point="inside"``
+* The centroid of a bow or a ring is outside of it and is used all the same, as in the paper; ``point="inside"``
   takes the pixel farthest from the edge instead.
 * Boxes are half-open here and become the inclusive corners that SAM expects in the segmenter.
 """

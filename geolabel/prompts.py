@@ -1,4 +1,4 @@
-"""Prompts: what the segmenter is asked for, one record per object.
+"""Prompts of the segmenter, one record per object.
 
 Coordinates are pixels of the image at hand. A box ``(x0, y0, x1, y1)`` is half-open: it covers columns ``[x0, x1)`` and
 rows ``[y0, y1)``. A point ``(x, y)`` is a pixel index: the centre of the pixel in column 3 is at ``x = 3``.

@@ -1,8 +1,8 @@
 """Scratch folders: where outputs are written before they take their places, all of them or none.
 
-A scratch folder is made beside the outputs, on their file system, under a name that nobody can guess, and no link that
-stands in a folder is ever followed. What it holds moves into place by renaming. A journal in it says what moves where,
-so that a run which is killed in between is undone by the next one: what was there before is there again.
+A scratch folder is made beside the outputs, on their file system, under a random name, and links in a folder are never
+followed. What it holds moves into place by renaming. A journal in it says what moves where, so that a run which is
+killed in between is undone by the next one: what was there before is there again.
 
 A folder counts as scratch only where it holds a file that names the folder's own inode, as no copy of one does. While
 its run lives the file is locked, which ends with the process however that dies.
@@ -42,11 +42,11 @@ WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 @dataclass(frozen=True)
 class Move:
-    """A file that takes its place, or one that leaves it."""
+    """A file to move into place, or one to remove."""
 
     final: Path
     staged: Path | None = None
-    """None where the file at `final` goes and nothing takes its place."""
+    """None where the file at `final` is removed."""
     exclusive: bool = False
     """Whether nothing may stand at `final`."""
 
@@ -78,7 +78,7 @@ class Scratch:
             raise
 
     def room(self) -> Path:
-        """Make an empty folder in which something can be written that takes its place later."""
+        """Make an empty folder to write something in that is moved into place later."""
         self._count += 1
         folder = self.path / NEW / f"{self._count}"
         folder.mkdir()

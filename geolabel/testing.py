@@ -1,7 +1,7 @@
 """Stand-ins for the networks, and hypothesis strategies: for the tests of geolabel and of programs that build on it.
 
 The stand-ins are real implementations of the Protocols in `parts`, fast and predictable to the pixel. The strategies
-need hypothesis, which is imported when one is asked for.
+need hypothesis, which is imported on use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def brightness(image: UInt8Array) -> Float32Array:
 
 @dataclass(frozen=True)
 class FakeLocalizer:
-    """Finds what a function of the image marks; brightness unless told otherwise.
+    """Finds what a function of the image marks; by default what is bright.
 
     The activation of a cell is the mean of the function over its pixels; the class probability around it is the largest
     activation in a window of the training size.
@@ -105,7 +105,7 @@ class FakeSegmenter:
 
 
 DIFFUSION_WORDS = ("photo", "of", "a", "an", "landslide", "mud|slide", "airplane", "storage", "tank")
-"""What the tokenizer of `write_diffusion` knows unless told otherwise."""
+"""Default vocabulary of the tokenizer of `write_diffusion`."""
 
 RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=1), SegmenterRecipe("stand-in", "0" * 64, batch=1)
 """Recipes of stand-ins, for runs whose tasks go to other processes."""

@@ -175,7 +175,7 @@ def test_masked_and_excluded_ground_is_hatched_and_named(scene, tmp_path):
 def test_a_picture_needs_a_scene_or_polygons(tmp_path):
     with pytest.raises(SceneError, match="give --scene"):
         write_preview(tmp_path / "a.png", polygons(confidence=[0.9]).iloc[:0], [], title="none")
-    with pytest.raises(OutputError, match=r"end with \.png or \.jpg"):
+    with pytest.raises(OutputError, match=r"end with \.png, \.jpg"):
         write_preview(tmp_path / "a.pdf", polygons(confidence=[0.9]), [], title="none")
     write_preview(tmp_path / "a.jpg", polygons(confidence=[0.9]), [], title="no scene")
     with Image.open(tmp_path / "a.jpg") as picture:

@@ -8,7 +8,7 @@ Three layouts are understood::
     chips/CLASS/*.png               one folder per class; background, negative, none, other or no_CLASS is no class
 
 The mask of ``images/NAME.jpg`` is ``masks/NAME.png`` beside the folder ``images``. In a folder with ``chips.json``, as
-`geolabel chips` writes it, or with more than one class, masks hold numbers of classes and 255 where nobody has judged;
+`geolabel chips` writes it, or with more than one class, masks hold numbers of classes and 255 for pixels to ignore;
 in any other, what is not 0 is the one class that there is.
 """
 
@@ -62,7 +62,7 @@ class _Row:
 
 @dataclass(frozen=True, eq=False)
 class ChipDataset(Dataset):  # type: ignore[type-arg]
-    """Chips on disk; images are read when they are asked for. See `read_chips`."""
+    """Chips on disk; images are read on access. See `read_chips`."""
 
     classes: tuple[str, ...]
     paths: tuple[Path, ...]

@@ -115,7 +115,7 @@ PLAIN = Stretch((0.0,) * 3, (255.0,) * 3, "none")
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images below a folder, in the order of their paths; each is read when it is asked for.
+    """Images below a folder, in the order of their paths; each is read on access.
 
     Where the folder has a folder ``images``, as labelled chips do, only that is looked into.
 
@@ -195,6 +195,6 @@ class ImageFolder:
 
 
 def _reader(path: Path) -> SceneReader:
-    # Where an image lies is of no account here, nor how large its pixels are; a plain picture has to be told some size.
+    # position and pixel size do not matter here; a plain picture needs some gsd
     placed = SceneReader(path)
     return placed if placed.header.crs is not None else SceneReader(path, gsd=1.0)

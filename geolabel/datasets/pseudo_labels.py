@@ -199,7 +199,7 @@ def _annotation(objects: Instances, index: int) -> dict[str, Any]:
 
 
 class PseudoLabels(Sequence["PseudoLabel"]):
-    """A finished folder of pseudo-labels; images are read when they are asked for.
+    """A finished folder of pseudo-labels; images are read on access.
 
     Raises
     ------

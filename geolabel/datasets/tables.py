@@ -23,7 +23,7 @@ NO_CLASS = ("background", "negative", "none", "other")
 """Names that mean the absence of every class; so does ``no_`` or ``not_`` before a name."""
 
 NOT_KNOWN = ("", "nan", "na", "<na>", "n/a", "null")
-"""Cells that nobody filled, lower case."""
+"""Texts of empty cells, lower case."""
 
 DELIMITERS = ",;\t|"
 

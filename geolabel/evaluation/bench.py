@@ -51,7 +51,7 @@ class Bench:
 
     @cached_property
     def others(self) -> dict[str, Networks]:
-        """Networks with localizers that stand beside the default one in its tables, by name."""
+        """Networks with localizers to compare with the default one in its tables, by name."""
         if self.recipes[0].source != BUNDLED:
             return {}
         return {IMAGE_LABELS: replace(self.networks, localizer=IMAGE_LABELS)}

@@ -39,7 +39,7 @@ class Of:
     """``score``, or one of `geolabel.mosaic.Layers.attributes`."""
     statistic: Statistic
     unit: int
-    """Value of the layer that stands for 1 of the column."""
+    """Value of the layer that is 1 in the column."""
 
 
 @dataclass(frozen=True)
@@ -396,7 +396,7 @@ SEGMENT_COLUMNS = kinds("id", *MEASURED, "predicted_iou", "stability", "n_tiles"
 BOX_COLUMNS = kinds("prompt", "landslides", "origin", "class", "score", "status")
 
 POINT_COLUMNS = kinds("prompt", "landslides", "label", "origin", "class", "score")
-"""A point repeats what is said of its prompt, which may have no box."""
+"""A point repeats the attributes of its prompt, which may have no box."""
 
 TILE_COLUMNS = kinds("tile", "status", "probability", "message")
 

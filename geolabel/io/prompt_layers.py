@@ -277,7 +277,7 @@ def _assemble(
     boxes: pd.DataFrame, corners: Float64Array, box_ids: Int64Array, points: pd.DataFrame, point_ids: Int64Array
 ) -> Prompts:
     ids, first = np.unique(np.concatenate([box_ids, point_ids]), return_index=True)
-    # the first to speak of an object, a box where there is one, says its class and score
+    # the first feature of an object, a box if there is one, gives its class and score
     spoken = pd.concat([boxes[["class_id", "score"]], points[["class_id", "score"]]])
     all_corners = np.full((len(ids), 4), np.nan)
     all_corners[np.searchsorted(ids, box_ids)] = corners

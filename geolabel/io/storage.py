@@ -50,7 +50,7 @@ class Storage(Protocol):
         ...
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
-        """Write a file with what `fill` puts into it, whole or not at all; replaces what is there."""
+        """Write a file by `fill`, whole or not at all; an existing one is replaced."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
@@ -165,7 +165,7 @@ class FolderStorage:
 
 
 def _create(path: Path) -> BufferedWriter:
-    """Open a file that is not there yet, in a folder that may not be there either."""
+    """Create a file, and its folder if needed."""
     try:
         return path.open("xb")
     except FileNotFoundError:

@@ -267,7 +267,7 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = Fals
     return PamrLocalizer(localizer, device=recipe.device) if pamr else localizer
 
 
-def learned_from_labels(localizer: Recipe) -> bool:
+def _learned_from_labels(localizer: Recipe) -> bool:
     """Whether a localizer learned from labels of whole images alone: its maps are coarse, and PAMR mends them."""
     return read_info(loading.file_of(localizer)).trained.get("supervision") == IMAGE_LABELS
 
@@ -304,7 +304,7 @@ def label_chips(
     known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
     known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
     if settings.pamr is None:
-        settings = replace(settings, pamr=learned_from_labels(recipes[0]))
+        settings = replace(settings, pamr=_learned_from_labels(recipes[0]))
     images, multiscale = _ChipImages(known), not settings.single_scale
     localizer = worker.once(chip_localizer, recipes[0], multiscale=multiscale, pamr=settings.pamr)
     if localizer.classes != known.classes:

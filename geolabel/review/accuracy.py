@@ -112,7 +112,7 @@ def ratio(parts: Float64Array, wholes: Float64Array, total: float) -> tuple[floa
     Parameters
     ----------
     parts, wholes : (n,)
-        Of each unit, with n of 2 at least for a variance, which is NaN otherwise; 0 where all units are known.
+        Of each unit; the variance is NaN for n below 2, and 0 where all units are known.
     total
         Of the wholes in the population.
     """
@@ -129,7 +129,7 @@ def ratio(parts: Float64Array, wholes: Float64Array, total: float) -> tuple[floa
 
 
 def right_of_rest(rest: ArrayLike, reviewed: ArrayLike, right: ArrayLike) -> Estimated:
-    """How many of those that nobody has looked at are right, from those of the same strata that were looked at.
+    """Estimate how many unreviewed polygons are correct, from the reviewed ones of the same strata.
 
     Sum of the strata's shares of right ones times their rest, with the variance of stratified sampling without
     replacement. The interval is that of Wilson (1927) for the number of looks that has this variance, after Korn and
@@ -139,7 +139,7 @@ def right_of_rest(rest: ArrayLike, reviewed: ArrayLike, right: ArrayLike) -> Est
     Parameters
     ----------
     rest, reviewed, right : (H,)
-        Of each stratum; `reviewed` is 2 at least where `rest` is not 0.
+        Of each stratum; `reviewed` is at least 2 where `rest` is not 0.
     """
     m, n, r = (np.asarray(values, float)[np.asarray(rest) > 0] for values in (rest, reviewed, right))
     total = float(m.sum())

@@ -1,7 +1,7 @@
-"""What a review says of the rest: how many polygons are right, how many landslides were missed, and how much area.
+"""Estimates from a review: how many unreviewed polygons are correct, how many landslides were missed, and the area.
 
 The map has strata: landslides by their confidence, candidates, and the ground outside polygons. An estimate rests on a
-stratified random sample of each (`geolabel.sample_review`); without one, whatever was reviewed stands for its stratum,
+stratified random sample of each (`geolabel.sample_review`); without one, all reviewed polygons represent their stratum,
 which is true only if it was not chosen for what it looked like. Landslides that were missed are known from windows
 outside polygons alone, which a person has looked at whole.
 
@@ -47,7 +47,7 @@ class Stratum:
     name: str
     mapped: int
     rest: int
-    """Polygons that nobody has looked at."""
+    """Unreviewed polygons."""
     reviewed: int
     """Polygons that the estimate rests on."""
     right: int
@@ -56,7 +56,7 @@ class Stratum:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a review says of an inventory. A figure that cannot be known is None, and `notes` says why."""
+    """Estimates from the review of an inventory. A figure that is not known is None, and `notes` gives the reason."""
 
     sampled: bool
     """Whether it rests on a stratified random sample."""
@@ -96,7 +96,7 @@ class Estimate:
 
 
 def estimate_review(path: str | Path, *, aoi: str | Path | None = None) -> Estimate:
-    """Say how many of the polygons that nobody has looked at are right, and how many landslides were missed.
+    """Estimate how many unreviewed polygons are correct, and how many landslides were missed.
 
     Parameters
     ----------

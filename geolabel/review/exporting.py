@@ -1,4 +1,4 @@
-"""An inventory as it is after a review, in another format or CRS, to hand on."""
+"""Export an inventory after its review to another format or CRS."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def export(
 ) -> Exported:
     """Write an inventory in another format or CRS, as it is after its review.
 
-    A candidate that was accepted is a landslide, what was rejected or deleted is none, and outlines that a person drew
-    have their sizes. Prompts and tiles are left out.
+    Accepted candidates are landslides, rejected and deleted polygons are not, and the sizes of redrawn outlines are
+    measured. Prompts and tiles are left out.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def export(
     dst_crs
         CRS of the polygons; None for that of the inventory.
     reviewed_only
-        Whether what nobody has looked at is left out, and with it all candidates.
+        Whether to write accepted, edited and added polygons only.
     overwrite
         Whether `out` may be replaced, if no person has reviewed or edited something in it.
     discard_review

@@ -1,4 +1,4 @@
-"""An inventory with what a person decided about each of its polygons, as one table."""
+"""An inventory and its review as one table."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ MAX_RECORD = 1 << 24
 """Bytes of the provenance in an archive."""
 
 RIGHT = (ACCEPTED, EDITED, ADDED)
-"""States of polygons that a person takes for landslides."""
+"""States of polygons reviewed as landslides."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every polygon of a file, those that a person deleted included, in the order of their numbers."""
+    """Every polygon of a file, including deleted ones, in the order of their numbers."""
 
     crs: pyproj.CRS | None
     polygons: gpd.GeoDataFrame
@@ -55,23 +55,23 @@ class Inventory:
     state: AnyArray
     """(N,) ``unreviewed``, ``accepted``, ``rejected``, ``edited``, ``added`` or ``deleted``."""
     record: Record | None
-    """What geolabel wrote; None for a file of another format or program, whose ``status`` alone says what was done."""
+    """Record of what geolabel wrote; None for other formats or programs, where only ``status`` counts."""
 
     @property
     def right(self) -> BoolArray:
-        """(N,) which polygons a person takes for landslides."""
+        """(N,) which polygons were reviewed as landslides."""
         return np.isin(self.state, RIGHT)
 
     @property
     def added(self) -> BoolArray:
-        """(N,) which polygons a person drew and takes for landslides: those that were not written."""
+        """(N,) which polygons a person added: landslides that geolabel did not write."""
         known = {} if self.record is None else self.record.of(*POLYGON_LAYERS)
         numbers = pd.to_numeric(self.polygons["id"]).to_numpy(float) if "id" in self.polygons else np.zeros(0)
         return self.right & ~np.isin(numbers, list(known)) if len(numbers) else self.right
 
     @property
     def waiting(self) -> BoolArray:
-        """(N,) which polygons nobody has looked at."""
+        """(N,) which polygons are unreviewed."""
         return np.asarray(self.state == UNREVIEWED)
 
     def outlines(self, crs: pyproj.CRS | None) -> AnyArray:
@@ -86,9 +86,9 @@ class Inventory:
 
 
 def read_inventory(path: str | Path) -> Inventory:
-    """Read the polygons of an inventory and what a person decided about them.
+    """Read the polygons of an inventory and their review.
 
-    Of a file without the record of what was written, such as an export, ``status`` alone says what was decided; see
+    In a file without the record of what was written, such as an export, only ``status`` counts; see
     `geolabel.io.read.review.read_review`.
 
     Raises
@@ -109,12 +109,12 @@ def read_inventory(path: str | Path) -> Inventory:
 
 
 def provenance_of(path: str | Path) -> dict[str, Any]:
-    """How an inventory was made, as it says itself; nothing where it does not, as Shapefiles and KMZ do not.
+    """Provenance of an inventory; empty for formats without it, such as Shapefile and KMZ.
 
     Raises
     ------
     VectorError
-        If the file is none that may be read.
+        If the file may not be read.
     """
     path = Path(path)
     vector_file(path)  # refuses what is not to be opened

@@ -1,13 +1,13 @@
-"""Several inventories of one place as one file, with what each of them says of a polygon.
+"""Merge inventories of one area into one file, and record where their reviews differ.
 
-Polygons are taken in the order: a person's work, landslides that nobody has looked at, candidates that nobody has
-looked at; within each of these the inventories in the order in which they are given. A polygon becomes a part of one
-that was taken before it, from another inventory, where
+Polygons are taken in the order: a person's work, unreviewed landslides, unreviewed candidates; within each of these the
+inventories in the order in which they are given. A polygon becomes a part of one that was taken before it, from another
+inventory, where
 
 * both are one landslide: the intersection over union of their outlines reaches a minimum; or
 * at least half of it is on the other, unless people decided differently about the two.
 
-What nobody has looked at and covers at least half of a polygon that a person takes for a landslide is a candidate, as
+An unreviewed polygon that covers at least half of an accepted one is a candidate, as
 where ``extract --keep-reviewed`` finds it.
 """
 

@@ -53,7 +53,7 @@ class NextWindows:
     kept: int
     """Windows of earlier calls that a person has looked at, which stay as they are."""
     waiting: int
-    """Polygons that nobody has looked at."""
+    """Unreviewed polygons."""
     shown: int
     """Those of them that the windows show."""
 
@@ -65,7 +65,7 @@ class NextWindows:
 def next_windows(path: str | Path, *, count: int = 20) -> NextWindows:
     """Choose windows to look at first, and write them into an inventory as the layer ``review``.
 
-    Nothing else in the file changes. Called again, it replaces the windows that nobody has looked at; those that were
+    Nothing else in the file changes. Called again, it replaces unreviewed windows; those that were
     reviewed, moved, drawn or have notes stay.
 
     Parameters

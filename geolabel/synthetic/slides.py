@@ -14,7 +14,7 @@ SMALLEST, LARGEST = 30.0, 560.0
 """Length of a landslide from crown to toe, pixels."""
 
 LEAST_AREA = 120
-"""Pixels. What is smaller cannot be told from a gap between trees."""
+"""Pixels. Smaller ones look like gaps between trees."""
 
 SISTERS = 0.35
 """How likely a landslide starts beside the one before, so that some run together."""

@@ -334,7 +334,7 @@ def add_scale(axes: Axes, frame: Grid, width: float) -> None:
 
 
 def north_of(frame: Grid) -> tuple[float, float] | None:
-    """Where the north is from the middle of a grid: columns and rows of a step of length 1; None where nobody knows."""
+    """Where the north is from the middle of a grid: columns and rows of a step of length 1; None if it is not known."""
     if frame.crs is None or frame.crs.geodetic_crs is None:
         return None
     to_degrees = pyproj.Transformer.from_crs(frame.crs, frame.crs.geodetic_crs, always_xy=True)

@@ -50,7 +50,7 @@ class ArraySource:
 
     @cached_property
     def header(self) -> Header:
-        """What the array says of itself."""
+        """Header of the array."""
         first = self._parts[0]
         height, width = first.shape[1:]
         names = _band_names(first) if self._names is None else self._variable_names()

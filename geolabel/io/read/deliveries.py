@@ -75,7 +75,7 @@ _METADATA = re.compile(
     r"(?P<planet>\d{8}_\d{6}\w*?)_(?:3B_\w+_)?metadata(?:_clip)?\.(?:xml|json)",
     re.IGNORECASE,
 )
-"""Names of the metadata of a delivery, which stand for it."""
+"""Names of metadata files that may be given instead of the delivery."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def find_delivery(path: str) -> Delivery | None:
 
 
 def is_metadata(path: str) -> bool:
-    """Whether a file is named as the metadata of a delivery, and stands for the images beside it."""
+    """Whether a file has the name of the metadata of a delivery, for the images beside it."""
     return _METADATA.fullmatch(Path(path).name) is not None and find_delivery(str(Path(path).absolute())) is not None
 
 

@@ -183,7 +183,7 @@ def with_whole_names(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 
 def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
-    """What pyogrio says of a layer, with its bounds.
+    """Description of a layer by pyogrio, with its bounds.
 
     Raises
     ------

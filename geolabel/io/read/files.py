@@ -1,4 +1,4 @@
-"""Files on web servers, in object stores and in archives: how GDAL reaches them, and what is asked again.
+"""Files on web servers, in object stores and in archives: settings of GDAL, retries and caches.
 
 GDAL repeats a request that a server refuses for the moment, and geolabel repeats what still fails then: an answer that
 breaks off, or a server that is away for longer. Credentials are GDAL's own: ``AWS_ACCESS_KEY_ID`` and its like, its
@@ -215,7 +215,7 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 
 
 def tag_of(uri: str) -> str | None:
-    """What the server says of the version of a scene."""
+    """Version of a scene, as the server states it."""
     url = uri.removeprefix("/vsicurl/")
     if url.startswith(("http://", "https://")):
         with suppress(OSError, ValueError):

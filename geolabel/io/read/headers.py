@@ -1,4 +1,4 @@
-"""What a raster says of itself, and what that means: where it lies, and when it was taken."""
+"""Headers of rasters: bands, nodata, georeference and date, and what follows from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MAX_PRJ_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Header:
-    """What a raster says of itself."""
+    """Header of a raster."""
 
     name: str
     height: int
@@ -70,7 +70,7 @@ class Header:
     masked: tuple[bool, ...]
     """Whether a band comes with a mask, inside the file or beside it."""
     scaling: tuple[tuple[float, float], ...] = ()
-    """Factor and offset per band that turn stored values into what they stand for; empty for an array."""
+    """Factor and offset per band from stored to physical values; empty for an array."""
     approximate: str | None = None
     """How the raster is placed where that is no transform: ``ground control points`` or ``RPCs``."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
     Raises
     ------
     SceneError
-        If it has no place, or `gsd` is missing or one too many.
+        If it is not georeferenced, or `gsd` is missing, or given for a raster with a CRS.
     """
     height, width = header.height, header.width
     if header.approximate:

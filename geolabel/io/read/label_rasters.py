@@ -53,7 +53,7 @@ def _translated(path: str | Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LabelRaster:
-    """A raster whose values stand for classes. It is opened for every access.
+    """A raster whose values are classes. It is opened for every access.
 
     A band tag ``class_K`` names the class of value K. Without, 1 is the class that is asked for if no other value is
     there, and class_K any other. A mask of 0 and white (255, or 65535 of 16 bits) shows the class in white; 255 beside

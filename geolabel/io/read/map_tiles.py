@@ -49,7 +49,7 @@ CONNECTIONS = 4
 """Tiles that are fetched at once."""
 
 PROBES = 9
-"""Tiles that are asked for to find out how large they are."""
+"""Tiles to fetch to find out their size."""
 
 KEPT_TILES = 128
 """Decoded tiles that a process holds, for windows that overlap."""

@@ -31,7 +31,7 @@ from geolabel.types import AnyArray, BoolArray
 log = logging.getLogger(__name__)
 
 FLAG = 100
-"""What stands for a value that is not zero: it fits all kinds of numbers, and means of it are accurate to 1 %."""
+"""Replaces values that are not zero: it fits all dtypes, and means of it are accurate to 1 %."""
 
 SHARE = 0.5
 """Minimum share of what is known of a pixel that has to be flagged for the pixel to be hidden."""
@@ -90,7 +90,7 @@ class _Flags(SceneReader):
         if self._quality is None:
             return np.asarray(bands != 0)
         if bands.dtype.kind not in "iu":
-            raise SceneError(f"{self.scene.name} holds {bands.dtype}, and integers stand for clouds: download it again")
+            raise SceneError(f"{self.scene.name} holds {bands.dtype}, and cloud masks hold integers: download it again")
         return np.asarray(np.isin(bands, self._quality.values) | ((bands & self._quality.bits) != 0))
 
 

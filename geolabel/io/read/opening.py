@@ -1,10 +1,9 @@
-"""Open rasters that come from strangers.
+"""Open untrusted rasters: no code runs, memory is bounded, and no other files are read than those named.
 
-They run no code, take no memory that was not asked for, and reach no further than they say. Nothing else opens a raster
-to read it: one that holds its own pixels is opened by the driver of its format (`geolabel.io.read.formats`), one that
-describes others from a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of bands as
-a virtual raster over them (`geolabel.io.read.deliveries`). How much memory one block takes, and how many bands there
-are, is checked of all of them.
+All rasters are opened here for reading. One that holds its own pixels is opened by the driver of its format
+(`geolabel.io.read.formats`), a VRT from a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of
+bands as a virtual raster over them (`geolabel.io.read.deliveries`). The size of blocks and the number of bands are
+checked for all of them.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def _leads_to_network(path: str) -> bool:
 
 
 def _description(path: str) -> Checked | None:
-    """The virtual raster that a path is, or stands for; None for a raster that holds its own pixels."""
+    """The virtual raster of a VRT or a delivery; None for a raster that holds its own pixels."""
     if is_vrt(path) and not Path(path).is_dir():
         return checked_vrt(path)
     delivery = find_delivery(path)

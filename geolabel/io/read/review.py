@@ -67,7 +67,7 @@ class Review:
     rejected: gpd.GeoDataFrame
     """Polygons that are not to come back. Those that were deleted are as they were written."""
     waiting: gpd.GeoDataFrame
-    """Polygons that nobody has looked at."""
+    """Unreviewed polygons."""
     looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
     """Windows that the person has looked at, drew or wrote notes on; see `read_windows`."""
     columns: Mapping[str, Kind] = field(default_factory=dict)

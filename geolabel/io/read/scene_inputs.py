@@ -43,7 +43,7 @@ RASTERS = ("image/tiff", "image/jp2", "image/png", "image/jpeg", "image/vnd.stac
 
 @dataclass(frozen=True)
 class SceneInput:
-    """A scene to work on, and what its list says of it."""
+    """A scene to process, and the columns of its list."""
 
     source: str | Labelled
     name: str | None = None
@@ -156,7 +156,7 @@ def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("scene", "before", "before_mask", "mask")
-"""Columns of a table of pairs; the first has to be there. A cell holds a path or URL, or several with | between."""
+"""Columns of a table of pairs; the first is required. A cell holds a path or URL, or several with | between."""
 
 
 def _table(name: str) -> Iterator[SceneInput]:

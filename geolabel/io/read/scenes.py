@@ -199,7 +199,7 @@ class SceneReader:
 
     @property
     def header(self) -> Header:
-        """What the raster says of itself, read with north up; see `geolabel.io.read.sources`."""
+        """Header of the raster, read with north up; see `geolabel.io.read.sources`."""
         return self._source.header
 
     @cached_property

@@ -204,7 +204,7 @@ def class_rasters(
 
 
 def _labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None, gsd: float | None = None) -> int:
-    """Which band of a raster holds its labels or scores, where nobody says.
+    """Band of a raster with its labels or scores, if none is given.
 
     Raises
     ------

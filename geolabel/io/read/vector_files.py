@@ -366,7 +366,7 @@ def _geoparquet(path: Path, _: str, folder: Path) -> Path:
 
 
 def _unpacked(path: Path, inner: str, folder: Path) -> Path:
-    """The one vector file of an archive, or the one that is asked for."""
+    """The only vector file of an archive, or the one that is named."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MAX_MEMBERS:

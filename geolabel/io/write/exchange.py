@@ -176,7 +176,7 @@ def write_flatgeobuf(path: Path, file: VectorFile) -> None:
 
 
 def check_lonlat(path: Path, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None = None) -> None:
-    """Refuse a format of longitudes and latitudes where there are none, or others are asked for.
+    """Refuse a format in longitudes and latitudes for polygons without them, or with another `dst_crs`.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """GeoPackages as QGIS, GDAL and the standard want them: typed layers, styles, metadata, one finished file.
 
 The same layers give the same bytes: the times of last change that the format asks for are a constant, so when a file
-was made stands in its metadata or nowhere.
+was made is in its metadata or nowhere.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class VectorFile:
     """Everything that a file of layers is to hold; a format that cannot hold all of it names what it leaves out."""
 
     layers: Sequence[Layer]
-    """In order, at least one."""
+    """In order; not empty."""
     crs: pyproj.CRS | None
     provenance: Mapping[str, Any]
     """What the layers were made of and with; plain values that JSON knows."""
@@ -146,7 +146,7 @@ def shapes_of(layer: Layer) -> AnyArray:
 
 
 def write_geopackage(path: Path, file: VectorFile) -> None:
-    """Write all layers with their styles, what recognises a review, and the provenance in ``gpkg_metadata``."""
+    """Write all layers with their styles, the record of the review, and the provenance in ``gpkg_metadata``."""
     rows = [*file.written, *(row for layer in file.layers for row in _written_features(layer))]
     numbered = {layer.name for layer in file.layers if layer.key == "id"}
     highest = max([file.highest, *(row.key for row in rows if row.layer in numbered)])
@@ -159,7 +159,7 @@ def write_geopackage(path: Path, file: VectorFile) -> None:
             append=number > 0,
             dataset_options={} if number else {"VERSION": VERSION},
             layer_options={"GEOMETRY_NAME": GEOMETRY, "SPATIAL_INDEX": "YES", "DESCRIPTION": layer.description},
-            # any entry makes GDAL create the tables of gpkg_metadata; the provenance takes its place
+            # any entry makes GDAL create the tables of gpkg_metadata; the provenance replaces it
             **({} if number else {"dataset_metadata": {"provenance": ""}}),
         )
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -293,7 +293,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
 
 
 def drop_layer(connection: sqlite3.Connection, name: str) -> None:
-    """Forget a layer, with its style and what recognises changes in it."""
+    """Remove a layer, with its style and the record of its features."""
     for table, column in _CATALOGUES.items():
         if _has_table(connection, table):
             connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608

@@ -68,7 +68,7 @@ def write_cog(
     nodata
         Value that marks pixels outside, or None.
     kind
-        ``score``: grey values 0..254 that stand for 0..1, which the band's scale says to those who ask.
+        ``score``: grey values 0..254 for 0..1; the band has the scale.
         ``mask``: labels, which no overview may mix.
     classes
         Names of several classes: those of the bands of scores, or of the labels from 1, as tags ``class_K`` of the

@@ -61,15 +61,15 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
     about = ""
 
     def name(self) -> str:
-        """By which the algorithm is called."""
+        """Identifier of the algorithm."""
         return self.command
 
     def displayName(self) -> str:
-        """For people."""
+        """Title in the toolbox."""
         return self.title
 
     def shortHelpString(self) -> str:
-        """What stands beside the dialog."""
+        """Text beside the dialog."""
         return self.about
 
     def icon(self) -> Any:
