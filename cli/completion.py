@@ -14,7 +14,7 @@ VARIABLE = "_GEOLABEL_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 
 
-@command(short_help="Print the completion script for bash, zsh or fish.")
+@command(short_help="Print the script that completes commands in bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @options.terminal
 @click.pass_context
