@@ -25,6 +25,10 @@ FAINT = 13
 """Scores below this, one in twenty, are 0: a mask then ends somewhere, and nothing is to be done where it is not."""
 
 
+STABILITY_OFFSET = 1.0
+"""Logits by which the cuts of the stability are above and below the edge, as in segment-anything."""
+
+
 @dataclass(frozen=True)
 class Masks:
     """M masks of one image, each the answer to a prompt."""
@@ -95,7 +99,7 @@ class Filters:
     """A candidate's predicted IoU has to exceed this."""
     stability: float = 0.95
     """Minimum stability, see `stability_score`; an empty mask is never an answer."""
-    offset: float = 1.0
+    offset: float = STABILITY_OFFSET
     """Of the stability, logits."""
     duplicate: float = 0.7
     """Of candidates whose boxes have a larger IoU only the one of the highest predicted IoU is kept."""
@@ -125,7 +129,7 @@ def quantise_logits(logits: Float32Array) -> UInt8Array:
     return scores
 
 
-def stability_score(logits: Float32Array, offset: float = 1.0) -> Float32Array:
+def stability_score(logits: Float32Array, offset: float = STABILITY_OFFSET) -> Float32Array:
     """IoU of the masks cut at ``+offset`` and ``-offset``, over the last two axes; 0 for an empty mask.
 
     Source: segment-anything, ``calculate_stability_score`` (threshold 0).

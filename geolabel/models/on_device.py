@@ -18,7 +18,7 @@ from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from geolabel.masks import EDGE, FAINT, FULL, Masks
+from geolabel.masks import EDGE, FAINT, FULL, STABILITY_OFFSET, Masks
 from geolabel.models.engines import PromptedNetwork
 from geolabel.prompts import Prompts
 from geolabel.types import Float32Array, Int64Array, UInt8Array
@@ -114,7 +114,7 @@ def answered(
     scores, stability = [], []
     for start in range(0, len(low_res), ENLARGED):
         logits = enlarge(network, low_res[start : start + ENLARGED], size)
-        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (1.0, -1.0))
+        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (STABILITY_OFFSET, -STABILITY_OFFSET))
         stability.append(inner / outer.clamp(min=1))
         scores.append(quantise(logits))
     figures = torch.stack([quality.clamp(0, 1), torch.cat(stability), (best + first_token).float()], dim=1)

@@ -84,7 +84,31 @@ class TorchMaps:
         return torch.from_numpy(values).to(self._device)
 
 
-class TorchSam:
+class OnDevice:
+    """What all networks of the Segment Anything shape have that PyTorch runs on some device in some precision."""
+
+    def __init__(self, device: str, precision: str) -> None:
+        self.apart = torch.device(device).type != "cpu"
+        self._device, self._precision = device, precision
+
+    def running(self) -> AbstractContextManager[None]:
+        """Without gradients, in the precision asked for."""
+        return forward(self._device, self._precision)
+
+    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (h, w) at another size, bilinearly."""
+        return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+    def host(self, array: Tensor) -> AnyArray:
+        """The same as a NumPy array."""
+        values: AnyArray = array.cpu().numpy()
+        return values
+
+    def _tensor(self, values: AnyArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+
+class TorchSam(OnDevice):
     """A SAM-shaped network, as a `engines.PromptedNetwork`.
 
     Parameters
@@ -104,23 +128,19 @@ class TorchSam:
     def __init__(
         self, sam: Sam, *, resize: bool = True, device: str = "cpu", precision: str = "fp32", batch: int = 8
     ) -> None:
+        super().__init__(device, precision)
         self.sam = sam.to(device).eval()
         # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
         self.sam.image_encoder.to(memory_format=torch.channels_last)
         self.window = int(sam.image_encoder.img_size)
         self.cells = int(sam.prompt_encoder.image_embedding_size[0])
         self.width = int(sam.prompt_encoder.embed_dim)
-        self.stretches, self.batch, self.apart = False, batch, torch.device(device).type != "cpu"
+        self.stretches, self.batch = False, batch
         self.resize = ResizeLongestSide(self.window) if resize else None
-        self._device, self._precision = device, precision
         if self.apart and precision == "bf16":
             halve(self.sam.image_encoder)
         with torch.inference_mode():
             self._positions = sam.prompt_encoder.get_dense_pe()
-
-    def running(self) -> AbstractContextManager[None]:
-        """Without gradients, in the precision asked for."""
-        return forward(self._device, self._precision)
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that an image of some height and width has in the encoder's frame."""
@@ -209,18 +229,6 @@ class TorchSam:
         rest = (0, 4 * (self.cells - cols), 0, 4 * (self.cells - rows))
         low_res = pad(folded.unfold_masks(masks.float(), within), rest, value=NOWHERE)
         return low_res, likely[prompts, candidates], prompts, candidates
-
-    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (h, w) at another size, bilinearly."""
-        return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-
-    def host(self, array: Tensor) -> AnyArray:
-        """The same as a NumPy array."""
-        values: AnyArray = array.cpu().numpy()
-        return values
-
-    def _tensor(self, values: AnyArray) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
 
 
 _maps: type[MapNetwork] = TorchMaps

@@ -17,24 +17,21 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
-from geolabel.devices import forward
 from geolabel.errors import WeightsError, require
 from geolabel.models import hub
 from geolabel.models.checkpoint import DAMAGE, LARGEST, LEAST
 from geolabel.models.engines import Points, PromptedNetwork, bucket
 from geolabel.models.on_device import upload
-from geolabel.models.on_torch import halve
+from geolabel.models.on_torch import OnDevice, halve
 from geolabel.parsing import read_json
 from geolabel.parts import SegmenterRecipe
 from geolabel.types import AnyArray, UInt8Array
@@ -128,7 +125,7 @@ class Embedding:
     """(D, h, w)"""
 
 
-class TransformersSam:
+class TransformersSam(OnDevice):
     """A network of transformers as a `geolabel.models.engines.PromptedNetwork`.
 
     Parameters
@@ -158,12 +155,12 @@ class TransformersSam:
     ) -> None:
         import transformers
 
+        super().__init__(device, precision)
         self._model: Any = model.to(device).eval()
         encoder: Any = self._model.prompt_encoder
         self.window, self.cells = int(encoder.input_image_size), int(encoder.image_embedding_size[0])
         self.width, self.batch, self.stretches = int(encoder.hidden_size), batch, family.stretches
-        self._device, self._precision, self._sorts = device, precision, family.sorts
-        self.apart = torch.device(device).type != "cpu"
+        self._sorts = family.sorts
         if self.apart and precision == "bf16":
             halve(model.get_submodule("vision_encoder"))
         frame = {"height": self.window, "width": self.window}
@@ -174,10 +171,6 @@ class TransformersSam:
             if type(module).__name__.endswith("PositionalEmbedding"):
                 exact = torch.autocast(torch.device(device).type, enabled=False)
                 module.forward = exact(module.forward)
-
-    def running(self) -> AbstractContextManager[None]:
-        """Without gradients, in the precision asked for."""
-        return forward(self._device, self._precision)
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that an image of some height and width has in the encoder's frame."""
@@ -212,9 +205,10 @@ class TransformersSam:
         """Candidates of K prompts of one kind; see `geolabel.models.engines.PromptedNetwork`."""
         asked: dict[str, Tensor] = {}
         if points is not None:
-            asked = {"input_points": self._tensor(points[0]).float(), "input_labels": self._tensor(points[1]).long()}
+            coords, labels = (self._tensor(given)[None] for given in points)
+            asked = {"input_points": coords.float(), "input_labels": labels.long()}
         if boxes is not None:
-            asked["input_boxes"] = self._tensor(boxes).float()
+            asked["input_boxes"] = self._tensor(boxes)[None].float()
         with self._unsorted() as given:
             found = self._model(**embedding.inputs, **asked, multimask_output=not single)
         masks, quality = found.pred_masks[0].float(), found.iou_scores[0].float()
@@ -236,18 +230,6 @@ class TransformersSam:
             yield given
         finally:
             hook.remove()
-
-    def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (h, w) at another size, bilinearly."""
-        return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-
-    def host(self, array: Tensor) -> AnyArray:
-        """The same as a NumPy array."""
-        values: AnyArray = array.cpu().numpy()
-        return values
-
-    def _tensor(self, values: AnyArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values))[None].to(self._device)
 
 
 _prompted: type[PromptedNetwork] = TransformersSam

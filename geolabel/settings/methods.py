@@ -52,6 +52,16 @@ _Confidence = Annotated[
         high=1,
     ),
 ]
+_PredictedIou = Annotated[
+    float | None,
+    Setting(
+        "Minimum predicted IoU of a mask. Default: 0.88, less for the bundled network.", "sensitivity", low=0, high=1
+    ),
+]
+_Stability = Annotated[
+    float | None,
+    Setting("Minimum stability of a mask. Default: 0.95, less for the bundled network.", "sensitivity", low=0, high=1),
+]
 _CANDIDATES = "best_iou", "first", "whole", "single"
 _SingleScale = Annotated[
     bool, Setting("Use one view of a chip instead of four scales and mirrored ones.", "method", rare=True)
@@ -241,21 +251,8 @@ class GridSettings:
         int,
         Setting("Points of the grid along each side of a tile, each of which is a prompt.", "method", low=1),
     ] = 32
-    predicted_iou: Annotated[
-        float | None,
-        Setting(
-            "Minimum predicted IoU of a mask. Default: 0.88, less for the bundled network.",
-            "sensitivity",
-            low=0,
-            high=1,
-        ),
-    ] = None
-    stability: Annotated[
-        float | None,
-        Setting(
-            "Minimum stability of a mask. Default: 0.95, less for the bundled network.", "sensitivity", low=0, high=1
-        ),
-    ] = None
+    predicted_iou: _PredictedIou = None
+    stability: _Stability = None
     duplicate: Annotated[
         float,
         Setting(
@@ -360,21 +357,8 @@ class AlpsChips:
     points_per_side: Annotated[
         int | None, Setting("Points of the grid along each side of an image. Default: 32.", "method", low=1)
     ] = None
-    predicted_iou: Annotated[
-        float | None,
-        Setting(
-            "Minimum predicted IoU of a mask. Default: 0.88, less for the bundled network.",
-            "sensitivity",
-            low=0,
-            high=1,
-        ),
-    ] = None
-    stability: Annotated[
-        float | None,
-        Setting(
-            "Minimum stability of a mask. Default: 0.95, less for the bundled network.", "sensitivity", low=0, high=1
-        ),
-    ] = None
+    predicted_iou: _PredictedIou = None
+    stability: _Stability = None
     passes: Annotated[int, Setting("Number of passes of k-means over all masks.", "method", rare=True, low=1)] = 3
     seed: _Seed = 0
     normalised: Annotated[bool, Setting("Cluster features scaled to unit length.", "method", rare=True)] = False
