@@ -126,6 +126,7 @@ def _packing_options(command: F) -> F:
     metavar="NAME",
     help="Class to label by; repeatable. Default: all.",
 )
+@options.mask
 @options.reading_options
 @_packing_options
 @cluster_options
@@ -161,6 +162,8 @@ def chips(
             raise click.UsageError(
                 "--workers, --scheduler, --run-dir and --keep are for SCENE: leave them out of --pack"
             )
+        if given["mask"]:
+            raise click.UsageError("--mask is of SCENE: leave it out of --pack")
         _pack(pack, overwrite=overwrite, as_json=as_json, **packing)
         return
     scene, inventory, out = (given.pop(name) for name in ("scene", "inventory", "out"))

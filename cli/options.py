@@ -192,6 +192,17 @@ aoi_layer = option(
 )
 
 
+mask = option(
+    "--mask",
+    group="input",
+    type=SCENE,
+    metavar="FILE|URI",
+    multiple=True,
+    help="Raster of pixels to leave out, such as clouds, on any grid and in any CRS: all that are not 0. Or "
+    "a folder or archive of Sentinel-2, Landsat or PlanetScope, for its own cloud mask. Repeatable.",
+)
+
+
 def scene_options(command: F) -> F:
     """Add the options that say how a scene is read, and which part of it."""
     for decorate in (
@@ -202,15 +213,7 @@ def scene_options(command: F) -> F:
             metavar="LEFT,BOTTOM,RIGHT,TOP",
             help="Restrict the run to this rectangle, in the CRS of the scene.",
         ),
-        option(
-            "--mask",
-            group="input",
-            type=SCENE,
-            metavar="FILE|URI",
-            multiple=True,
-            help="Raster of pixels to leave out, such as clouds, on any grid and in any CRS: all that are not 0. Or "
-            "a folder or archive of Sentinel-2, Landsat or PlanetScope, for its own cloud mask. Repeatable.",
-        ),
+        mask,
         aoi_layer,
         option("--aoi", group="input", type=VECTORS, help="Restrict the run to the polygons of this file."),
     ):

@@ -17,9 +17,11 @@ from geolabel.chips import Chip, ChipList, check_learnable, is_held_out, split
 from geolabel.cli.main import run
 from geolabel.datasets.chips import read_chips
 from geolabel.errors import ChipError, GeolabelError, OptionError, OutputError
+from geolabel.extraction.request import Reading
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.labeling.cut_chips import cut_chips
 from geolabel.labeling.synthesize import synthesize
+from geolabel.labels import IGNORE
 from geolabel.scene import Grid
 from geolabel.tiles import TileGrid
 
@@ -296,6 +298,30 @@ def test_ground_that_nobody_judged_makes_no_chip_without_landslide(tmp_path: Pat
         "s_000064_000000": True,
     }
     assert cut.unclear == 3  # nothing in what is judged of them, but a landslide may be beside it
+
+
+def test_ground_that_a_mask_hides_is_not_labelled(tmp_path: Path):
+    grid = Grid(gpd.GeoSeries(crs="EPSG:32632").crs, Affine(1, 0, 5e5, 0, -1, 5e6), 128, 128)
+    write_geotiff(tmp_path / "s.tif", RNG.integers(1, 255, (128, 128, 3), np.uint8), grid, description="")
+    judged, clouds = np.zeros((128, 128), np.uint8), np.zeros((128, 128), np.uint8)
+    judged[80:100, 10:30] = 255
+    clouds[:, 64:] = 1
+    clouds[80:90, 10:30] = 1
+    write_geotiff(tmp_path / "t.tif", judged, grid, description="")
+    write_geotiff(tmp_path / "m.tif", clouds, grid, description="")
+    reading = Reading(mask=tmp_path / "m.tif", stretch="0,255")
+    cut = cut_chips(tmp_path / "s.tif", tmp_path / "t.tif", tmp_path / "chips", size=64, overlap=0, reading=reading)
+    chips = read_chips(cut.folder)
+    assert dict(zip(chips.names, chips.labels[:, 0].tolist(), strict=True)) == {
+        "s_000000_000000": False,
+        "s_000064_000000": True,
+    }
+    mask = chips.chip(1).mask
+    assert (mask[16:26, 10:30] == IGNORE).all()
+    assert (mask[26:36, 10:30] == 1).all()
+    assert not chips.chip(1).rgb[16:26, 10:30].any()
+    with pytest.raises(OptionError, match=r"bounds \(0, 0, 1, 1\): chips are cut from the whole of one scene"):
+        cut_chips(tmp_path / "s.tif", tmp_path / "t.tif", tmp_path / "c", reading=Reading(bounds=(0, 0, 1, 1)))
 
 
 def test_points_get_a_chip_each(tmp_path: Path):

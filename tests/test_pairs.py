@@ -112,6 +112,30 @@ def test_the_mask_of_a_row_hides_ground_of_its_scene_alone(places: Path) -> None
     assert len(extract(given)) == 3
 
 
+def test_what_trusts_positions_and_leaves_polygons_whole_applies_to_a_table(places: Path) -> None:
+    """Without registration no displacement is reported; without --no-cut nothing is cut out of a polygon."""
+    report = geolabel.Report()
+    given = table(places, PAIRS)
+    found = geolabel.extract(
+        given,
+        reading=Reading(stretch="0,255"),
+        parameters=GIVEN,
+        register=False,
+        cut=False,
+        report=report,
+        out=places / "s.gpkg",
+    )
+    assert len(found) == 2
+    assert "displacements_px" not in report.found
+    with closing(sqlite3.connect(places / "s.gpkg")) as database:
+        texts = [json.loads(row[0]) for row in database.execute("SELECT metadata FROM gpkg_metadata")]
+    parts = next(made for made in texts if "software" in made)["parts"]
+    assert [(part["evidence"]["register"], part["evidence"]["cut"]) for part in parts] == [(False, False)] * 2
+    alone = table(places, "scene\nafter0.tif\nafter1.tif\n")
+    with pytest.raises(OptionError, match="--no-register trusts the position"):
+        extract(alone, register=False)
+
+
 def test_tables_that_cannot_be_meant_are_refused(places: Path) -> None:
     with pytest.raises(SceneError, match="has a column 'earlier': give a header and rows of scene, before"):
         extract(table(places, "scene,earlier\nafter0.tif,before0.tif\n"))

@@ -120,6 +120,7 @@ def prepare_scenes(
     """
     crs = parse_crs(dst_crs)
     parameters.method.require()
+    (supplements or NO_SUPPLEMENTS).check_used(in_table=any(one.before for one in scenes))
     opened, left_out = _images(_open(scenes, reading))
     _refuse_bands(opened)
     alone = len(scenes) == 1

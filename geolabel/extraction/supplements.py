@@ -20,7 +20,7 @@ class Supplements:
     Raises
     ------
     OptionError
-        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to trust or mask.
+        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to mask.
     """
 
     dem: str | Path | None = None
@@ -42,10 +42,6 @@ class Supplements:
     """ISO 8601 dates that the event was between, instead of those of the images."""
 
     def __post_init__(self) -> None:
-        if not self.befores and not self.register:
-            raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
-        if not self.cut and not self.befores and self.dem is None:
-            raise OptionError("--no-cut leaves polygons whole that evidence would cut: give --before or --dem")
         self._check_masks()
         self._check_dates()
         if self.min_slope is not None:
@@ -54,6 +50,25 @@ class Supplements:
                 raise OptionError(f"--min-slope {self.min_slope} needs heights: give a height model with --dem")
             if self.min_slope.unit != "deg" or not self.min_slope.value < 90:
                 raise OptionError(f"--min-slope {self.min_slope}: give degrees below 90, such as 10deg")
+
+    def check_used(self, *, in_table: bool) -> None:
+        """Refuse what applies to nothing.
+
+        Parameters
+        ----------
+        in_table
+            Whether a table of scenes names images from before.
+
+        Raises
+        ------
+        OptionError
+            If there is no image whose position could be trusted, or no evidence that would cut.
+        """
+        compared = bool(self.befores) or in_table
+        if not compared and not self.register:
+            raise OptionError("--no-register trusts the position of a scene from before: give one with --before")
+        if not self.cut and not compared and self.dem is None:
+            raise OptionError("--no-cut leaves polygons whole that evidence would cut: give --before or --dem")
 
     @property
     def inputs(self) -> list[str | Path]:

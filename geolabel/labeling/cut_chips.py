@@ -20,6 +20,8 @@ from geolabel.errors import ChipError, OptionError
 from geolabel.extraction.request import Reading
 from geolabel.extraction.work import scene_mark
 from geolabel.folders import check_folder, claim, replacing_folder
+from geolabel.io.read.fingerprints import fingerprint
+from geolabel.io.read.masks import hidden_share, open_masks
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.store import Store
 from geolabel.io.write.rasters import write_geotiff
@@ -76,6 +78,9 @@ def cut_chips(
 
     Parameters
     ----------
+    reading
+        How the scene is read; what its masks hide is not valid, and unlabelled in the masks of chips. An area, bounds
+        or an asset are refused.
     inventory
         See `geolabel.labeling.reference_labels.read_truth`. Polygons and rasters label every window, and become masks;
         the ground
@@ -108,13 +113,20 @@ def cut_chips(
     if size < 32 or not 0 <= overlap < size:
         raise OptionError(f"chips of {size} px that share {overlap} px: give at least 32 px, and share less than that")
     run_folder = run_folder or RunFolderOptions()
-    check_folder(out, (scene, inventory))
+    unused = [name for name in ("aoi", "bounds", "asset") if getattr(reading, name) is not None]
+    if unused:
+        raise OptionError(f"{unused[0]} {getattr(reading, unused[0])}: chips are cut from the whole of one scene")
+    check_folder(out, (scene, inventory, *reading.masks))
     claim(out, overwrite=overwrite)
     asked = {"layer": layer, "class_column": class_column, "class_name": class_name, "classes": list(classes)}
     with SceneReader(
         str(scene), bands=reading.bands, nodata=reading.nodata, gsd=reading.gsd, time=reading.time
-    ) as reader:
-        grid = reader.scene.grid if reading.working_gsd is None else reader.scene.grid.at_gsd(reading.working_gsd)
+    ) as opened_scene:
+        grid = opened_scene.scene.grid
+        grid = grid if reading.working_gsd is None else grid.at_gsd(reading.working_gsd)
+        masks = open_masks(reading.masks, [grid], "--mask", gsd=grid.unit_m)
+        reader = opened_scene.without(masks) if masks else opened_scene
+        hidden_share(reader, grid, "--mask")
         truth = read_truth(
             Path(inventory),
             grid,
@@ -135,7 +147,7 @@ def cut_chips(
             found = list(work.each(CHIPS, list(enumerate(batches))))
             rows: list[tuple[str, tuple[bool, ...]]] = []
             if any(isinstance(shows, tuple) for batch in found for shows in batch):
-                with replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory)) as folder:
+                with replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory, *reading.masks)) as folder:
                     source = {"scene": str(scene), "inventory": str(inventory)}
                     pairs = [list(zip(*both, strict=True)) for both in zip(batches, found, strict=True)]
                     rows = _write(work, folder, source, pairs)
@@ -151,7 +163,9 @@ def _run_key(reader: SceneReader, inventory: Path, reading: Reading, asked: dict
     beside = [path for path in inventory.parent.iterdir() if path.stem == inventory.stem]
     marks = sorted([path.name, status.st_size, status.st_mtime_ns] for path in beside for status in [path.stat()])
     values = {
-        "scene": (scene_mark(reader) or {}) | {"bands": list(reader.scene.bands), "nodata": reader.nodata},
+        "scene": (scene_mark(reader) or {})
+        | {"bands": list(reader.scene.bands), "nodata": reader.nodata}
+        | ({"masks": [fingerprint(mask.reader.reader) for mask in reader.masks]} if reader.masks else {}),
         "inventory": {"path": str(inventory.absolute()), "files": marks},
         "reading": {name: getattr(reading, name) for name in ("gsd", "working_gsd", "stretch")},
         "chips": asked,
