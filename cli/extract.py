@@ -14,7 +14,7 @@ from geolabel.models.measured import of_bundled
 
 from . import options, prediction
 from .commands import F, command, complete_files, option
-from .inputs import MASK, SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes
+from .inputs import MASK, SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes, one_output
 from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
@@ -260,13 +260,9 @@ def _split(scenes: tuple[str, ...], out: str | None, *, needed: bool) -> tuple[t
     OptionError
         If two outputs are given, or none that is needed.
     """
-    from geolabel.errors import OptionError
-
     *others, last = scenes
     output = last if others and last.lower().endswith(_OUTPUTS) else None
-    if out and output:
-        raise OptionError(f"two outputs, {output} and {out}: give one")
-    if not (out or output) and needed:
+    if needed or (output and out):
         other = others and last.lower().endswith((".geojson", ".kml"))
-        raise OptionError(f"no output: give --out FILE.gpkg{f' instead of {last}' if other else ''}")
+        one_output(output, out, f"FILE.gpkg instead of {last}" if other else "FILE.gpkg")
     return (tuple(others), output) if output else (scenes, out)

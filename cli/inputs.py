@@ -68,6 +68,25 @@ def check_outputs(*targets: str | None, overwrite: bool, run_dir: str | None = N
         check_target(path, overwrite=overwrite or resumed, suffixes=(path.suffix.lower(),))
 
 
+def one_output(named: str | None, out: str | None, example: str) -> str:
+    """The output of a command, which may be among its arguments or given with --out.
+
+    Parameters
+    ----------
+    named
+        Output among the arguments.
+    example
+        What to write after --out, for the message.
+    """
+    from geolabel.errors import OptionError
+
+    if named and out:
+        raise OptionError(f"two outputs, {named} and {out}: give one")
+    if not (named or out):
+        raise OptionError(f"no output: give --out {example}")
+    return named or out or ""
+
+
 def _shown(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 

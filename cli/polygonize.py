@@ -8,7 +8,7 @@ import click
 
 from . import options, prediction
 from .commands import command, option
-from .inputs import SCENE, check_outputs
+from .inputs import SCENE, check_outputs, one_output
 from .terminal import announce, loading, progress_bar
 
 
@@ -77,13 +77,7 @@ def polygonize(
     geolabel polygonize mask.tif --out slides.gpkg
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.4 --min-area 400m2
     """
-    from geolabel.errors import OptionError
-
-    if out and output:
-        raise OptionError(f"two outputs, {output} and {out}: give one")
-    target = out or output
-    if target is None:
-        raise OptionError("no output: give --out FILE.gpkg")
+    target = one_output(output, out, "FILE.gpkg")
     check_outputs(target, overwrite=given["overwrite"])
     with loading(ctx, "loading libraries"):
         from geolabel.extraction.polygonize import polygonize as run_polygonize

@@ -11,7 +11,7 @@ import geolabel
 from . import options, prediction
 from .commands import command, complete_files, option
 from .extract import GAPS
-from .inputs import check_inputs, check_outputs, check_scenes
+from .inputs import check_inputs, check_outputs, check_scenes, one_output
 from .terminal import announce, progress_bar, warn
 from .workers import at_work, cluster_options
 
@@ -50,12 +50,8 @@ def predict(
     geolabel predict scene.tif --out scores.tif
     geolabel polygonize scores.tif --out slides.gpkg --threshold 0.6
     """
-    from geolabel.errors import OptionError
-
     output = scenes[1] if len(scenes) == 2 and not out else None
-    target = out or output
-    if target is None:
-        raise OptionError("no output: give --out FILE.tif")
+    target = one_output(output, out, "FILE.tif")
     check_scenes(scenes[:1] if output else scenes)
     check_outputs(target, overwrite=overwrite, run_dir=run_dir)
     from geolabel.io.read.scene_inputs import list_scenes

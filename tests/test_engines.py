@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import rasterio
 import torch
 from onnx import TensorProto
 from PIL import Image
+from scenes import write_raster
 
 from geolabel.cli.main import run
 from geolabel.engine import worker
@@ -374,19 +374,7 @@ def test_a_diffusion_network_is_refused_for_onnx_runtime() -> None:
 
 def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:
     scene = tmp_path / "scene.tif"
-    with rasterio.open(
-        scene,
-        "w",
-        driver="GTiff",
-        dtype="uint8",
-        count=3,
-        height=64,
-        width=64,
-        photometric="rgb",
-        crs="EPSG:32648",
-        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-    ) as target:
-        target.write(np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8))
+    write_raster(scene, np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8), photometric="rgb")
     plans = [prepare(scene, Reading(), Networks(device="cpu", engine=engine), Parameters()) for engine in ENGINES]
     keys = [run_key([plan], [None]) for plan in plans]
     assert "networks.localizer.engine was onnx and is torch now" in difference(*keys)

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import rasterio
-from affine import Affine
+from scenes import write_raster
 
 from geolabel.engine import worker
 from geolabel.extraction.estimate import NETWORK_BYTES_PER_PX, TORCH_BYTES, estimate_plan
@@ -28,19 +27,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SceneReader:
     )
     path = tmp_path / "scene.tif"
     image = np.random.default_rng(0).integers(1, 255, (3, 300, 420), np.uint8)
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        dtype="uint8",
-        count=3,
-        height=300,
-        width=420,
-        crs="EPSG:32648",
-        photometric="rgb",
-        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as target:
-        target.write(image)
+    write_raster(path, image, photometric="rgb")
     return SceneReader(path)
 
 

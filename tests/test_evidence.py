@@ -13,6 +13,7 @@ import rasterio
 import shapely
 from affine import Affine
 from rasterio.warp import Resampling, reproject
+from scenes import GRID, PLACE, UTM, around, bright_scene, write_raster
 
 import geolabel
 from geolabel import terrain
@@ -29,16 +30,10 @@ from geolabel.scene import Grid
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 
-UTM = pyproj.CRS.from_epsg(32648)
-PLACE = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
-GRID = Grid(UTM, PLACE, 200, 200)
 NONE = Measure(0, "px")
 GIVEN = geolabel.Parameters(tile_size=64, overlap=16, block_size=100, threads=1, min_area=NONE, max_hole=NONE)
 READING = Reading(stretch="0,255")
 TEN = Measure(10, "deg")
-
-WEST, EAST = (20, 20, 60, 60), (100, 120, 60, 60)
-"""Bright boxes: row, column, height, width."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,29 +43,12 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, values: np.ndarray, grid: Grid = GRID, **profile: object) -> Path:
-    bands = values if values.ndim == 3 else values[None]
-    settings = {"driver": "GTiff", "dtype": bands.dtype, "count": len(bands), "crs": grid.crs}
-    size = {"height": grid.height, "width": grid.width, "transform": grid.transform}
-    with rasterio.open(path, "w", **(settings | size | profile)) as target:
-        target.write(bands)
-    return path
+    return write_raster(path, values, crs=grid.crs, transform=grid.transform, **profile)
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    image = np.random.default_rng(0).integers(20, 60, (3, 200, 200)).astype(np.uint8)
-    for row, col, height, width in (WEST, EAST):
-        image[:, row : row + height, col : col + width] = 230
-    return write(tmp_path / "scene.tif", image, photometric="rgb")
-
-
-def around(gsd: float, crs: pyproj.CRS = UTM, margin: float = 20.0) -> Grid:
-    """A grid of another gsd in another CRS that covers the scene."""
-    there = pyproj.Transformer.from_crs(UTM, crs, always_xy=True)
-    left, bottom, right, top = there.transform_bounds(*shapely.buffer(GRID.outline, margin).bounds)
-    step = gsd / 111_000 if crs.is_geographic else gsd
-    height, width = int(np.ceil((top - bottom) / step)), int(np.ceil((right - left) / step))
-    return Grid(crs, Affine(step, 0, left, 0, -step, top), height, width)
+    return bright_scene(tmp_path / "scene.tif")
 
 
 def hillside(grid: Grid) -> np.ndarray:

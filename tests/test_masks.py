@@ -13,8 +13,8 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
-import shapely
 from affine import Affine
+from scenes import EAST, GRID, PLACE, UTM, WEST, around, bright_scene, write_raster
 
 import geolabel
 from geolabel.cli.main import run as command
@@ -28,13 +28,8 @@ from geolabel.scene import Grid
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 
-UTM = pyproj.CRS.from_epsg(32648)
-PLACE = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
-GRID = Grid(UTM, PLACE, 200, 200)
 NONE = Measure(0, "px")
 GIVEN = geolabel.Parameters(tile_size=64, overlap=16, block_size=100, threads=1, min_area=NONE, max_hole=NONE)
-WEST, EAST = Window(20, 20, 60, 60), Window(100, 120, 60, 60)
-"""Bright boxes."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +39,12 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, values: np.ndarray, grid: Grid = GRID, **profile: object) -> Path:
-    bands = values if values.ndim == 3 else values[None]
-    settings = {"driver": "GTiff", "dtype": bands.dtype, "count": len(bands), "crs": grid.crs}
-    size = {"height": grid.height, "width": grid.width, "transform": grid.transform}
-    with rasterio.open(path, "w", **(settings | size | profile)) as target:
-        target.write(bands)
-    return path
+    return write_raster(path, values, crs=grid.crs, transform=grid.transform, **profile)
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    image = np.random.default_rng(0).integers(20, 60, (3, 200, 200)).astype(np.uint8)
-    for box in (WEST, EAST):
-        image[:, box.row : box.bottom, box.col : box.right] = 230
-    return write(tmp_path / "scene.tif", image, photometric="rgb")
+    return bright_scene(tmp_path / "scene.tif")
 
 
 def flags(where: Window, value: float = 1, kind: type = np.uint8, grid: Grid = GRID) -> np.ndarray:
@@ -69,14 +56,6 @@ def flags(where: Window, value: float = 1, kind: type = np.uint8, grid: Grid = G
     col, row = ~PLACE * (x, y)
     inside = (row >= where.row) & (row < where.bottom) & (col >= where.col) & (col < where.right)
     return np.where(inside, value, 0).astype(kind)
-
-
-def around(gsd: float, crs: pyproj.CRS = UTM) -> Grid:
-    """A grid of another gsd in another CRS that covers the scene."""
-    there = pyproj.Transformer.from_crs(UTM, crs, always_xy=True)
-    left, bottom, right, top = there.transform_bounds(*shapely.buffer(GRID.outline, 20).bounds)
-    step = gsd / 111_000 if crs.is_geographic else gsd
-    return Grid(crs, Affine(step, 0, left, 0, -step, top), int((top - bottom) / step), int((right - left) / step))
 
 
 def extract(scene: Path, mask: object = (), **given: object) -> gpd.GeoDataFrame:

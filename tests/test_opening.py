@@ -26,6 +26,7 @@ from PIL import Image
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
+from scenes import write_raster
 
 from geolabel.errors import GeolabelError, OutputError, SceneError, VectorError, WeightsError
 from geolabel.evaluation.evaluate import evaluate
@@ -77,20 +78,7 @@ def no_waits(monkeypatch):
 @pytest.fixture
 def tiff(tmp_path: Path) -> Path:
     path = tmp_path / "scene.tif"
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        dtype="uint8",
-        count=3,
-        height=64,
-        width=64,
-        crs="EPSG:32648",
-        photometric="rgb",
-        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as file:
-        file.write(np.full((3, 64, 64), 200, np.uint8))
-    return path
+    return write_raster(path, np.full((3, 64, 64), 200, np.uint8), photometric="rgb")
 
 
 # Code

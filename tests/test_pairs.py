@@ -11,8 +11,8 @@ import geopandas as gpd
 import numpy as np
 import pyproj
 import pytest
-import rasterio
 from affine import Affine
+from scenes import PLACE, write_raster
 from scipy import ndimage
 
 import geolabel
@@ -40,11 +40,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, image: np.ndarray, east: float = 0.0) -> Path:
-    size = {"count": len(image), "height": SIDE, "width": SIDE, "dtype": "uint8", "crs": UTM}
-    place = Affine(0.5, 0, 500_000 + east, 0, -0.5, 3_000_000)
-    with rasterio.open(path, "w", driver="GTiff", transform=place, **size) as target:
-        target.write(image.astype(np.uint8))
-    return path
+    return write_raster(path, image.astype(np.uint8), transform=Affine.translation(east, 0) * PLACE)
 
 
 def ground(seed: int, *boxes: tuple[int, int, int, int]) -> np.ndarray:

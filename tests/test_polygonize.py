@@ -12,6 +12,7 @@ import shapely
 from affine import Affine
 from click.testing import CliRunner
 from PIL import Image
+from scenes import write_raster
 
 from geolabel.cli.polygonize import polygonize as command
 from geolabel.errors import GeolabelError, OptionError, OutputError, SceneError
@@ -208,21 +209,7 @@ def test_the_command_needs_one_output(tmp_path, mask):
 
 
 def picture(path: Path, bands, **profile) -> Path:
-    bands = np.asarray(bands)
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        dtype=bands.dtype,
-        count=len(bands),
-        height=bands.shape[1],
-        width=bands.shape[2],
-        crs="EPSG:32648",
-        transform=Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-        **profile,
-    ) as file:
-        file.write(bands)
-    return path
+    return write_raster(path, bands, **profile)
 
 
 def test_a_picture_is_refused_unless_a_band_is_named(tmp_path: Path) -> None:

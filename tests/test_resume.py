@@ -17,8 +17,8 @@ import fsspec
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from safetensors.numpy import save_file
+from scenes import write_raster
 
 from geolabel.cli.main import run as command
 from geolabel.engine import run_state
@@ -366,20 +366,7 @@ def test_whoever_loses_the_lock_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     path = tmp_path / "scene.tif"
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        dtype="uint8",
-        count=3,
-        height=80,
-        width=90,
-        crs="EPSG:32648",
-        photometric="rgb",
-        transform=Affine(0.5, 0, 5e5, 0, -0.5, 3e6),
-    ) as target:
-        target.write(np.random.default_rng(0).integers(0, 255, (3, 80, 90), np.uint8))
-    return path
+    return write_raster(path, np.random.default_rng(0).integers(0, 255, (3, 80, 90), np.uint8), photometric="rgb")
 
 
 def key_of(scene: Path, **parameters: object) -> dict[str, object]:

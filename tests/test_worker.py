@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from scenes import write_raster
 
 from geolabel.devices import count_cores
 from geolabel.engine import worker
@@ -103,19 +104,7 @@ def test_one_is_in_a_large_network_on_all_threads() -> None:
 def test_the_number_of_threads_changes_no_byte(tmp_path: Path, engine: Literal["onnx", "torch"]) -> None:
     drawn = synthesize(640, seed=900_100)
     scene = tmp_path / "scene.tif"
-    with rasterio.open(
-        scene,
-        "w",
-        driver="GTiff",
-        dtype="uint8",
-        count=3,
-        height=640,
-        width=640,
-        photometric="rgb",
-        crs="EPSG:32648",
-        transform=rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000),
-    ) as target:
-        target.write(np.moveaxis(drawn.rgb, 2, 0))
+    write_raster(scene, np.moveaxis(drawn.rgb, 2, 0), photometric="rgb")
     for threads in (1, 3):
         parameters = Parameters(threads=threads, tile_size=256)
         networks = Networks(engine=engine)

@@ -107,11 +107,11 @@ def extract(
         ISO 8601 dates that the event was between; None for those of the images.
     prompts_from
         A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
-        review is kept too, as with `keep_reviewed`, and prompts that nobody changed are answered as they were.
+        review is kept too, as with `keep_reviewed`, and unchanged prompts give the same masks.
     keep_reviewed
-        A GeoPackage that this function wrote, or another file of polygons: what a person accepted, edited or added in
-        it comes back as it is, and what was rejected or deleted does not; see `geolabel.extraction.reviewed`. It may
-        be `out`.
+        A reviewed GeoPackage that this function wrote, or another file of polygons: accepted, edited and added polygons
+        are kept as they are, rejected and deleted ones are left out; see `geolabel.extraction.reviewed`. It may be
+        `out`.
     score_out, mask_out
         Cloud Optimized GeoTIFFs to write on the working grid, where there is only one.
     preview
@@ -119,23 +119,23 @@ def extract(
     dst_crs
         CRS of the inventory, such as EPSG:32648; by default that of the scenes, which then have to share one.
     overwrite
-        Whether files that exist may be replaced. A GeoPackage in which a person has reviewed or edited something is
-        replaced only if this comes into the new file.
+        Whether existing files may be replaced. A GeoPackage with reviews or edits is replaced only if these are carried
+        over to the new file.
     discard_review
-        Whether such a file may be replaced all the same.
+        Whether to replace such a file and lose its reviews and edits.
     run_folder
         Where the records of the run are kept, from which the same call resumes when this one ends early; by default in
         a folder beside the first output, which is deleted when the run succeeds.
     progress
         Follows the run.
     report
-        Is filled in with what the run does: counts, gaps, seconds.
+        Receives counts, gaps and seconds of the run.
 
     Returns
     -------
     geopandas.GeoDataFrame
-        One row per landslide, as in the layer ``landslides`` of the GeoPackage. What is less sure than
-        `Parameters.min_confidence` is in its layer ``candidates`` alone.
+        One row per landslide, as in the layer ``landslides`` of the GeoPackage. Polygons below
+        `Parameters.min_confidence` are only in its layer ``candidates``.
 
     Raises
     ------
@@ -208,7 +208,7 @@ def run_extract(
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Result:
-    """Do what was planned and write what was asked for; the records of the run are gone at the end."""
+    """Run a plan and write its outputs; the records of the run are deleted at the end."""
     drawn = read_drawn(prompts_from, groups.plans)
     evidence = groups.evidence or (NO_EVIDENCE,) * len(groups.plans)
     asked = check_evidence(evidence, targets.paths)

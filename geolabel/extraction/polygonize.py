@@ -65,9 +65,9 @@ def polygonize(
     dst_crs
         CRS of the polygons; None for that of the raster.
     overwrite
-        Whether `out` may be replaced, if no person has reviewed or edited something in it.
+        Whether `out` may be replaced, unless it holds reviews or edits.
     discard_review
-        Whether it may be replaced all the same.
+        Whether to replace such a file and lose its reviews and edits.
     progress
         Follows the run.
 

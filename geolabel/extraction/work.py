@@ -168,7 +168,7 @@ def under_way(
     drawn
         For each plan, prompts that replace the activation.
     report
-        Is filled in with what the run does.
+        Receives counts, gaps and seconds of the run.
     asked
         What the records depend on beside the plans and the prompts, as plain values.
     """

@@ -310,7 +310,7 @@ class _Review:
             return None
         if not windows["missed"].any():
             notes.append(
-                "no landslide was missed in the windows: the upper end of missed says what may be there all the same; "
+                "no landslide was missed in the windows: the upper end of missed still counts possible ones; "
                 "the producer's accuracy takes it for none"
             )
         whole = np.array([sum(row[0] for row in part) for part in parts.values()])

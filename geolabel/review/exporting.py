@@ -70,9 +70,9 @@ def export(
     reviewed_only
         Whether to write accepted, edited and added polygons only.
     overwrite
-        Whether `out` may be replaced, if no person has reviewed or edited something in it.
+        Whether `out` may be replaced, unless it holds reviews or edits.
     discard_review
-        Whether it may be replaced all the same.
+        Whether to replace such a file and lose its reviews and edits.
 
     Raises
     ------

@@ -101,9 +101,9 @@ def merge(
     dst_crs
         CRS of the result; None for that of the first inventory.
     overwrite
-        Whether `out` may be replaced, if no person has reviewed or edited something in it.
+        Whether `out` may be replaced, unless it holds reviews or edits.
     discard_review
-        Whether it may be replaced all the same.
+        Whether to replace such a file and lose its reviews and edits.
 
     Raises
     ------
