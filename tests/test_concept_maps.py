@@ -24,6 +24,7 @@ from geolabel.datasets.pseudo_labels import PseudoLabels  # noqa: E402
 from geolabel.errors import OptionError, WeightsError  # noqa: E402
 from geolabel.io.write.geopackage import read_provenance  # noqa: E402
 from geolabel.models import hub, loading  # noqa: E402
+from geolabel.models.on_torch import halve  # noqa: E402
 from geolabel.parts import SegmenterRecipe  # noqa: E402
 from geolabel.testing import write_tokenizer  # noqa: E402
 
@@ -185,6 +186,13 @@ def test_brain_floats_answer_nearly_the_same(folder: Path) -> None:
     (exact,), (rounded,) = (localizer_of(folder, precision=given)([image]) for given in ("fp32", "bf16"))
     assert rounded.probability == pytest.approx(exact.probability, abs=0.1)
     assert rounded.raw_max == pytest.approx(exact.raw_max, abs=0.1)
+    halved = loading.load(loading.concept_recipe(folder, Asked(parse_concepts("tank")), SegmenterRecipe("x", batch=1)))
+    halve(halved._model.get_submodule("vision_encoder"))  # as on a GPU
+    halved._precision = "bf16"
+    (one,) = halved([image])
+    (other,) = localizer_of(folder, "tank")([image])
+    assert one.probability == pytest.approx(other.probability, abs=0.1)
+    assert one.raw_max == pytest.approx(other.raw_max, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +414,7 @@ def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.Captur
     [
         ("--method apsam --localizer sam3", "sam3: what is kept in a folder is asked in words: give --method sam3"),
         ("--method apsam --localizer {folder}", "is asked in words: give --method sam3 and --classes with it"),
+        ("--method apsam --localizer no/file", "localizer no/file: there is no such file, and a network of the hub is"),
         ("--method apsam --classes tank", "--classes is an option of --method diffuprompter and sam3, not of apsam"),
         ("--localizer bundled", "localizer bundled: it is not asked in words: give sam3, the folder of such a network"),
         ("--localizer {folder} --classes tank,", "class '' has an empty name"),

@@ -13,9 +13,10 @@ from segment_anything import SamPredictor
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, linear, pad
 
+from geolabel.devices import forward
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import EVERY_CANDIDATE, quantise_logits
-from geolabel.models import checkpoint, loading, registry
+from geolabel.models import checkpoint, loading, on_torch, registry
 from geolabel.models.nets import mobile
 from geolabel.prompts import Prompts
 
@@ -173,6 +174,10 @@ def test_the_encoder_is_the_forward_pass_of_the_published_names(state: State, fi
     assert found.shape == (1, 256, 10, 15)
     assert expected.std() > 0.1
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    on_torch.halve(network.image_encoder)  # as on a GPU
+    with forward("cpu", "bf16"):
+        rounded = network.image_encoder(frame).float()
+    assert (rounded - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from torch.nn.functional import interpolate
 
 from geolabel.activation import LEVELS, Activation
 from geolabel.concepts import Asked, word_pieces
-from geolabel.devices import forward
 from geolabel.errors import OptionError, WeightsError, require
 from geolabel.models import hub
+from geolabel.models.on_torch import OnDevice, halve
 from geolabel.models.on_transformers import Family, check_frame, frames_of, load_model, normalisation
 from geolabel.parsing import check_regular, read_json
 from geolabel.parts import ConceptRecipe, Localizer
@@ -80,7 +80,7 @@ class _Word:
     """(1, tokens) 1 where a token is no filling."""
 
 
-class ConceptLocalizer:
+class ConceptLocalizer(OnDevice):
     """The detector of SAM 3 as a `parts.Localizer`; see the module.
 
     An image fills the frame of the network along both sides. It is encoded once, whatever is asked.
@@ -96,7 +96,7 @@ class ConceptLocalizer:
     processed
         Mean and standard deviation of red, green and blue, 0..1; what is not given is that of SAM 3.
     device, precision
-        A torch device; ``fp32`` or ``bf16``.
+        A torch device; see `geolabel.devices.Precision`. On a GPU in ``bf16`` the encoder keeps its weights so.
     batch
         Images per call of the encoder.
 
@@ -119,13 +119,16 @@ class ConceptLocalizer:
     ) -> None:
         import transformers
 
+        super().__init__(device, precision)
         self._model = model.to(device).eval()
+        if self.apart and precision == "bf16":
+            halve(model.get_submodule("vision_encoder"))
         self._asked = self._only = asked
-        self._device, self._precision, self._batch = device, precision, batch
+        self._batch = batch
         self._side = int(model.config.image_size)
         size = {"size": {"height": self._side, "width": self._side}}
         self._processor = getattr(transformers, DETECTOR.processor)(**size, **(processed or {}))
-        with forward(device, precision):
+        with self.running():
             self._words = {word: self._read(tokenizer, word) for one in asked.concepts for word in one.words}
 
     @property
@@ -157,7 +160,7 @@ class ConceptLocalizer:
             If an image is larger.
         """
         found: list[Activation] = []
-        with forward(self._device, self._precision):
+        with self.running():
             for start in range(0, len(images), self._batch):
                 group = images[start : start + self._batch]
                 for image in group:
@@ -182,8 +185,8 @@ class ConceptLocalizer:
                 scores, masks, present = self._instances(seen, self._words[word])
                 presence[k] = torch.maximum(presence[k], present)
                 maps[k] = torch.maximum(maps[k], _surest(scores, masks, size))
-        values: Float32Array = maps.cpu().numpy()
-        shown = np.broadcast_to(presence.cpu().numpy()[:, None, None], values.shape)
+        values: Float32Array = self.host(maps)
+        shown = np.broadcast_to(self.host(presence)[:, None, None], values.shape)
         return Activation(values, shown, values.max(axis=(1, 2)), self.stride, self.classes)
 
     def _instances(self, seen: Any, word: _Word) -> tuple[Tensor, Tensor, Tensor]:

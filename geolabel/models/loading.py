@@ -176,18 +176,20 @@ def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None
         if network.hub is not None:
             raise OptionError(f"--sam-checkpoint {checkpoint}: {name} is kept in a folder: give --sam FOLDER alone")
         return str(path), sha256(path), "" if network.bundled else str(name)
+    path = Path(name).absolute()
     if _is_folder(role, name):
         if role == "localizer":
+            held = _published(role, name) or path.is_dir()
+            what = "what is kept in a folder" if held else "there is no such file, and a network of the hub"
             raise OptionError(
-                f"localizer {name}: what is kept in a folder is asked in words: give --method sam3 and --classes with "
-                "it, or give a file of geolabel train localizer"
+                f"localizer {name}: {what} is asked in words: give --method sam3 and --classes with it, or give a file "
+                "of geolabel train localizer"
             )
         return *_in_folder(role, name), ""
     published = _published(role, name)
     if published is not None:
         registry.fetch(published)
         return published.name, registry.verify(published) if published.sha256 else sha256(published.path), ""
-    path = Path(name).absolute()
     if not path.is_file():
         registry.lookup(str(name), role)  # raises, and names what is known
     return str(path), sha256(path), ""
