@@ -364,6 +364,7 @@ class Adapt(CommandAlgorithm):
     about = (
         "Adapts the networks to the region of a scene, from what was reviewed there: accepted, redrawn and added "
         "polygons are landslides, rejected and deleted ones other ground. Save the edits of the layers first."
+        " Outlines that were drawn or corrected teach the segmenter too."
         "\n\nWhere nothing gains, nothing is written. Give the folder as Networks to Extract landslides."
     )
 
@@ -371,10 +372,14 @@ class Adapt(CommandAlgorithm):
         """Name the parameters."""
         self.add_raster("SCENE", "Scene")
         self.add_inventory("REVIEWED", "Reviewed landslides")
-        self.addParameter(QgsProcessingParameterEnum("LEVEL", "What is adapted", list(LEVELS), defaultValue=0))
+        self.addParameter(
+            QgsProcessingParameterEnum("LEVEL", "What is adapted of the localizer", list(LEVELS), defaultValue=0)
+        )
         self.add_common()
         self.addParameter(QgsProcessingParameterFolderDestination("OUTPUT", "Networks"))
-        self.addOutput(QgsProcessingOutputString("CHOSEN", "What was adapted; empty where nothing gains"))
+        self.addOutput(
+            QgsProcessingOutputString("CHOSEN", "What was adapted: a level, decoder; empty where nothing gains")
+        )
         self.addOutput(QgsProcessingOutputNumber("GAIN", "Gain in F1, validated"))
 
     def processAlgorithm(self, parameters: Any, context: Any, feedback: Any) -> dict[str, Any]:
@@ -385,7 +390,8 @@ class Adapt(CommandAlgorithm):
         done = self.call(self.common(parameters, context, words), [scene], feedback)
         if done.code == NOTHING:
             feedback.pushWarning("Nothing gains enough to be sure of, and nothing was written: review more")
-        return {"OUTPUT": output, "CHOSEN": done.result["level"] or "", "GAIN": done.result["gain"]}
+        chosen = [done.result["level"], "decoder" if done.result.get("decoder") else None]
+        return {"OUTPUT": output, "CHOSEN": ", ".join(filter(None, chosen)), "GAIN": done.result["gain"]}
 
 
 class Evaluate(CommandAlgorithm):
