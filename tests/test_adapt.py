@@ -40,7 +40,7 @@ from geolabel.adaptation.levels import (
     f1,
     tally,
 )
-from geolabel.adaptation.networks import Begun, write_localizer
+from geolabel.adaptation.networks import Begun, write_localizer, write_segmenter
 from geolabel.adaptation.whole import Whole
 from geolabel.cli.main import run
 from geolabel.engine.tasks import Silent
@@ -585,7 +585,8 @@ def test_what_the_last_layers_see_gives_the_masks_of_the_network() -> None:
 
 
 def test_a_decoder_learns_what_outlines_mean_and_nothing_else_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "SHARE", 1.0)
+    for name, value in (("SHARE", 1.0), ("STEPS", 20), ("OUTLINES", 4)):
+        monkeypatch.setattr(decoder, name, value)
     shown, others = lessons(6, 0), lessons(4, 1)
     before = {name: tensor.clone() for name, tensor in DECODER.state_dict().items()}
     found = decoder.fitted(DECODER, shown, seed=0)
@@ -661,6 +662,8 @@ def test_drawn_outlines_are_counted_and_accepted_ones_are_not(place: Path, tmp_p
 
 def test_where_nothing_gains_nothing_is_written(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "MINIMUM_GAIN", 0.5)
+    monkeypatch.setattr(decoder, "STEPS", 1)
+    monkeypatch.setattr(decoder, "gains", lambda *_: False)
     truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")[["geometry"]]
     truth.to_file(tmp_path / "all.gpkg", layer="all")
     words = ["adapt", str(place / "scene.tif"), "--reviewed", str(tmp_path / "all.gpkg"), "--out", str(tmp_path / "v")]
@@ -676,6 +679,25 @@ def test_a_localizer_of_another_kind_is_refused(place: Path, tmp_path: Path) -> 
     save_checkpoint(two, state, replace(info, architecture=more, classes=("landslide", "rock")))
     with pytest.raises(OptionError, match="adapt knows localizers of one class"):
         geolabel.adapt(place / "scene.tif", place / "scene_truth.gpkg", networks=geolabel.Networks(localizer=str(two)))
+
+
+def test_a_segmenter_of_another_kind_is_refused(place: Path) -> None:
+    for given in ({"sam": "vit_b"}, {"sam_checkpoint": BUNDLED}):  # a network that would be fetched; a localizer
+        with pytest.raises(OptionError, match="adapt fits the decoder of segmenters that geolabel trained"):
+            geolabel.adapt(place / "scene.tif", place / "scene_truth.gpkg", networks=geolabel.Networks(**given))
+
+
+def test_a_network_that_stays_is_copied_unless_it_is_the_bundled_one(place: Path, tmp_path: Path) -> None:
+    choice: Choice[Any] = Choice(None, {"none": 0.5}, POINT)
+    given = geolabel.Networks(device="cpu"), geolabel.Networks.from_folder(place / "off", device="cpu")
+    for networks, folder in zip(given, (tmp_path / "a", tmp_path / "b"), strict=True):
+        plan = prepare(place / "scene.tif", geolabel.Reading(), networks, geolabel.Parameters())
+        folder.mkdir()
+        write_localizer(folder, Begun.of(plan, "threshold"), choice, {})
+        write_segmenter(folder, plan.segmenter, None, {})
+    assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["localizer.safetensors"]
+    begun = (place / "off" / "localizer.safetensors").read_bytes()
+    assert (tmp_path / "b" / "localizer.safetensors").read_bytes() == begun
 
 
 @pytest.mark.qgis

@@ -149,6 +149,7 @@ def adapt(
     >>> networks = geolabel.Networks.from_folder("valley")  # doctest: +SKIP
     """
     reading, networks, progress = reading or Reading(), Networks.of(networks), progress or Silent()
+    check_segmenter(networks)
     paths = [Path(one) for one in ([reviewed] if isinstance(reviewed, str | Path) else reviewed)]
     scenes = list_scenes(scene, asset=reading.asset)
     if out is not None:
@@ -160,7 +161,6 @@ def adapt(
     for text in groups.warnings:
         log.warning("%s", text)
     begun, segmenter = Begun.of(groups.plans[0], level), groups.plans[0].segmenter
-    check_segmenter(segmenter)
     grounds = [Ground.on(plan.grid, files) for plan in groups.plans]
     adaptation, choice, cells = _choose(begun, groups.plans, grounds, paths, level, seed, progress)
     redrawn = _redrawn(begun, choice, cells, groups.plans, grounds, seed, progress)

@@ -14,7 +14,7 @@ from geolabel.adaptation.ground import LANDSLIDE, UNJUDGED
 from geolabel.adaptation.levels import Cells, Choice, Fit, Level, Mapper, OperatingPoint, by_cell
 from geolabel.errors import OptionError
 from geolabel.extraction.plan import Plan
-from geolabel.extraction.request import FOLDER_FILES
+from geolabel.extraction.request import FOLDER_FILES, Networks
 from geolabel.models import loading
 from geolabel.models.cam import CamLocalizer
 from geolabel.models.checkpoint import (
@@ -28,7 +28,7 @@ from geolabel.models.checkpoint import (
 from geolabel.models.confidence import METHOD, FittedConfidence, knows, load_confidence, shipped
 from geolabel.models.defaults import BUNDLED, localizer_defaults
 from geolabel.models.engines import MapNetwork, every_graph_file
-from geolabel.parts import LocalizerRecipe, Recipe, SegmenterRecipe
+from geolabel.parts import LocalizerRecipe, Recipe
 from geolabel.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -178,20 +178,22 @@ def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: di
     return target
 
 
-def check_segmenter(recipe: Recipe) -> None:
-    """Refuse a segmenter whose decoder cannot be fitted.
+def check_segmenter(networks: Networks) -> None:
+    """Refuse a segmenter whose decoder cannot be fitted, before one is fetched.
 
     Raises
     ------
     OptionError
         If it is none of geolabel's own.
     """
-    path = loading.file_of(recipe)
-    own = isinstance(recipe, SegmenterRecipe) and path.is_file() and is_safetensors(path)
-    if not own or read_info(path).kind != "segmenter":
+    given = networks.sam_checkpoint or networks.sam or BUNDLED
+    if given == BUNDLED:
+        return
+    path = Path(given)
+    if not (path.is_file() and is_safetensors(path) and read_info(path).kind == "segmenter"):
         raise OptionError(
-            f"--sam {recipe.source}: adapt fits the decoder of segmenters that geolabel trained, and this is another: "
-            "leave it out"
+            f"--sam {given}: adapt fits the decoder of segmenters that geolabel trained, and this is another: leave it "
+            "out"
         )
 
 
