@@ -156,6 +156,24 @@ CHIPS = Input(ChipError)
 CHIPS_PATH = Input(ChipError, path_type=Path)
 
 
+class BatchSize(click.ParamType):  # type: ignore[type-arg]
+    """A number of images, or ``auto``."""
+
+    name = "batch"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Show the choice in the help."""
+        return "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Take ``auto`` or a positive number."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not (value.isdecimal() and int(value)):
+            self.fail(f"{value!r}: give a number from 1, or auto", param, ctx)
+        return int(value)
+
+
 class MeasureType(click.ParamType):  # type: ignore[type-arg]
     """A length or an area with its unit, such as 2px, 1.5m or 400m2."""
 

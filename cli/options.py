@@ -13,7 +13,7 @@ import click
 from geolabel.urls import without_secrets
 
 from .commands import F, option
-from .inputs import FOLDER, NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS, parse_bounds
+from .inputs import FOLDER, NETWORK, SCENE, SEGMENTER, VECTORS, WEIGHTS, BatchSize, parse_bounds
 from .settings import owners_of
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ _sam = option(
 )
 
 CHOSEN = ("localizer", "sam", "sam_checkpoint", "confidence_model")
-PLACED = ("device", "precision", "engine", "batch")
+PLACED = ("device", "precision", "engine", "batch", "compile")
 """Options of `network_options` that are fields of `geolabel.extraction.request.Networks`: which run, and where."""
 
 networks_folder = option(
@@ -386,8 +386,16 @@ def segmenter_options(command: F) -> F:
         "--batch",
         group="machine",
         rare=True,
-        type=click.IntRange(min=1),
-        help="Images per network call; default 1 on the CPU, 8 on a GPU.",
+        type=BatchSize(),
+        help="Images per network call; default 1 on the CPU, 8 on a GPU. auto: what a GPU's memory takes, up to 32.",
+    )
+    compiled = option(
+        "--compile",
+        group="machine",
+        rare=True,
+        type=click.Choice(["auto", "on", "off"]),
+        help="Compile the segmenter's image encoder with torch.compile, which takes a minute or two. auto: on a GPU, "
+        "over scenes of 20000 windows or more. Default: off.",
     )
     engine = option(
         "--engine",
@@ -399,7 +407,7 @@ def segmenter_options(command: F) -> F:
         help="Library that runs the networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the "
         "bundled networks, and those adapted from them, on a CPU, and torch otherwise.",
     )
-    for decorate in (_threads, batch, engine, _precision, _device, _sam_checkpoint, _sam):
+    for decorate in (_threads, compiled, batch, engine, _precision, _device, _sam_checkpoint, _sam):
         command = decorate(command)
     return command
 

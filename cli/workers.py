@@ -120,6 +120,11 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
     asked = ExecutorOptions(**{field.name: given.pop(field.name) for field in fields(ExecutorOptions)})
     if asked.workers and asked.scheduler:
         raise OptionError("--workers starts processes here and --scheduler uses those of a cluster: give one of them")
+    if asked.workers and ":" in str(given.get("device")):
+        raise OptionError(
+            f"--workers gives each process a GPU of its own, and --device {given['device']} is one of them: give "
+            "--device cuda, with CUDA_VISIBLE_DEVICES for some of the GPUs; or leave --workers out"
+        )
     if asked.tls and not asked.scheduler:
         raise OptionError("--tls-ca-file, --tls-cert and --tls-key are for a --scheduler")
     with ExitStack() as stack:

@@ -10,16 +10,23 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from geolabel.errors import OptionError
 
+R = TypeVar("R")
+
 Precision = Literal["fp32", "tf32", "bf16"]
 """``tf32`` is single precision whose products take 10 bits of each factor, on the tensor cores of a CUDA device."""
+
+Compile = Literal["auto", "on", "off"]
+
+COMPILER = "inductor"
+"""What makes programs for ``torch.compile``."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of ``mallopt``, as malloc.h of glibc numbers them."""
@@ -133,7 +140,8 @@ def _has_tensor_cores(device: str) -> bool:
 def forward(device: str, precision: str) -> Iterator[None]:
     """Run networks without gradients, their products in bf16 or TF32 where that is the precision.
 
-    On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32.
+    On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32. What is
+    left in single precision beside bf16 is multiplied in TF32; see `exact`.
     """
     import torch
 
@@ -142,9 +150,9 @@ def forward(device: str, precision: str) -> Iterator[None]:
         if precision == "bf16":
             settings.enter_context(torch.autocast(kind, torch.bfloat16))
         if kind == "cuda":
-            rounded = precision == "tf32"
+            rounded = precision != "fp32"
             settings.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=rounded))
-            settings.enter_context(products(precision))
+            settings.enter_context(products("tf32" if rounded else "fp32"))
         yield
 
 
@@ -160,6 +168,28 @@ def products(precision: str) -> Iterator[None]:
         yield
     finally:
         settings.allow_tf32 = before
+
+
+@contextmanager
+def exact(device: str) -> Iterator[None]:
+    """Compute in single precision, whatever `forward` asks for: places in an image need more than ten bits."""
+    import torch
+
+    with torch.autocast(torch.device(device).type, enabled=False), products("fp32"):
+        yield
+
+
+def compiled(function: Callable[..., R]) -> Callable[..., R]:
+    """The same function of tensors of one shape, compiled by torch at its first call.
+
+    No kernel is chosen by its time, which would change last digits from run to run. CUDA graphs are left out, since
+    one belongs to a thread, and tasks run in several.
+    """
+    import torch
+
+    options: dict[str, Any] | None = {"deterministic": True} if COMPILER == "inductor" else None
+    made: Callable[..., R] = torch.compile(function, dynamic=False, backend=COMPILER, options=options)
+    return made
 
 
 @cache

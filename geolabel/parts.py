@@ -203,6 +203,8 @@ class SegmenterRecipe(Recipe):
     """Which candidate mask answers a prompt."""
     architecture: str = ""
     """What a SAM file is said to hold: ``vit_b``, ``vit_l``, ``vit_h`` or ``mobile-sam``; empty to believe the file."""
+    compile: str = "off"
+    """``on`` where torch.compile makes the image encoder; ``auto`` until a plan decides, see `tuning.compile_for`."""
 
     def everything(
         self, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from geolabel import devices
-from geolabel.devices import count_cores, forward, resolve_device, resolve_precision
+from geolabel.devices import count_cores, exact, forward, resolve_device, resolve_precision
 from geolabel.errors import OptionError
 
 
@@ -124,6 +124,10 @@ def test_tf32_holds_within_a_call_alone():
         assert (matrices.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
         with forward("cuda", "fp32"):
             assert not matrices.allow_tf32
+        assert matrices.allow_tf32
+        with exact("cuda"):
+            assert not matrices.allow_tf32
+    with forward("cuda", "bf16"):
         assert matrices.allow_tf32
     assert not matrices.allow_tf32
 

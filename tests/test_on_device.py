@@ -182,6 +182,20 @@ def test_embeddings_are_those_of_images_that_a_processor_prepares(sam: Sam) -> N
         assert torch.equal(network.encode(images), expected)
 
 
+def test_on_a_device_in_bf16_decoders_choose_in_single_precision(sam: Sam) -> None:
+    exact, rough = (TorchSam(sam, resize=False, precision=precision, batch=1) for precision in ("fp32", "bf16"))
+    rough.apart = True
+    with exact.running():
+        embedding = exact.encode(pictures((SIDE, SIDE)))[0]
+    asked = np.array([[[9.0, 9]], [[40, 30]]], np.float32), np.ones((2, 1), np.int32)
+    found = []
+    for network in (exact, rough):
+        with network.running():
+            likely = network.decode_likely(embedding, asked, None, -np.inf, (SIDE, SIDE))
+            found.append([*network.decode(embedding, asked, None), *likely])
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("kind", [official, drawing])
 def test_weights_in_bf16_answer_as_weights_that_each_call_casts(kind: Callable[[], Sam]) -> None:
     torch.manual_seed(3)

@@ -178,7 +178,8 @@ def settle(number: int, *, gpus: int, local: bool, threads: int | None = None) -
     use_threads(threads)
     os.environ.setdefault("GDAL_CACHEMAX", str(_CACHE_MB))
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        names = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)].strip()
     if local and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

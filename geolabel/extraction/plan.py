@@ -166,6 +166,7 @@ def make_plan(
         If the bounds or the area of interest miss the scene.
     """
     from geolabel.engine import executors, worker
+    from geolabel.models.tuning import compile_for
 
     # What is asked of the networks here is the same on every device, and a cluster's client may lack the workers'.
     here: dict[str, Any] = {"device": "cpu", "precision": "fp32"} if executors.clustered() else {}
@@ -185,6 +186,7 @@ def make_plan(
     # before a pixel is read: a header may claim more than can be worked on
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)
+    segmenter = compile_for(segmenter, len(segment_tiles))
     blocks = BlockGrid(grid.height, grid.width, parameters.block_size)
     if not isinstance(stretch, Stretch):
         reader, stretch = examined(reader, stretch, parameters.on_error)

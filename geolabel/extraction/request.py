@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
-from geolabel.devices import check_device
+from geolabel.devices import Compile, check_device
 from geolabel.engine import worker
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import Selection
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,11 @@ class Networks:
     engine: Literal["auto", "torch", "onnx"] = "auto"
     """``onnx`` is ONNX Runtime; ``auto`` is that for the bundled networks, and what was adapted from them, over a scene
     on a CPU in fp32, and torch elsewhere."""
-    batch: int | None = None
-    """Images per network call; None for 1 on the CPU and 8 on a GPU."""
+    batch: int | Literal["auto"] | None = None
+    """Images per network call; None for 1 on the CPU and 8 on a GPU, ``auto`` for as many as its memory takes."""
+    compile: Compile | None = None
+    """Whether torch.compile makes the segmenter's encoder; ``auto`` does so on a GPU over large scenes. None is
+    ``off``."""
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -138,7 +146,7 @@ class Networks:
             Holds ``localizer.safetensors``, ``segmenter.safetensors`` and ``confidence.json``, or some of them; what is
             missing is that of the bundled networks.
         **where
-            Fields of this record that say where networks run: device, precision, engine, batch.
+            Fields of this record that say where networks run: device, precision, engine, batch, compile.
 
         Raises
         ------
@@ -159,8 +167,8 @@ class Networks:
         from geolabel.models import loading
 
         # Decided where the networks will run: the client of a cluster may have no GPU.
-        device, precision = _device_and_precision(self.device, self.precision)
-        batch = loading.default_batch(device) if self.batch is None else self.batch
+        device, precision = _where_networks_run(worker.device_and_precision, self.device, self.precision)
+        batch = self.batch if isinstance(self.batch, int) else loading.default_batch(device)
         engine = "torch" if self.engine == "auto" else self.engine
         localizer = loading.recipe("localizer", self.localizer or BUNDLED, device="cpu")
         segmenter = loading.recipe(
@@ -169,10 +177,19 @@ class Networks:
         assert isinstance(localizer, LocalizerRecipe)
         assert isinstance(segmenter, SegmenterRecipe)
         where: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
+        if self.compile == "on":
+            from geolabel.models import tuning
+
+            _where_networks_run(tuning.check_compiler, device)
+        asked = replace(segmenter, compile=self.compile or "off", **where)
         return (
-            loading.with_engine(replace(localizer, **where), engine),
-            loading.with_engine(replace(segmenter, **where), engine),
+            self.fitted(loading.with_engine(replace(localizer, **where), engine)),
+            self.fitted(loading.with_engine(asked, engine)),
         )
+
+    def fitted(self, recipe: AnyRecipe) -> AnyRecipe:
+        """The same recipe, where the batch is ``auto`` with as many images as the memory of its GPU takes."""
+        return replace(recipe, batch=_largest_batch(recipe)) if self.batch == "auto" else recipe
 
     def for_images(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Recipes for folders of images; see `fastest`."""
@@ -187,7 +204,8 @@ class Networks:
         """
         from geolabel.models import loading
 
-        fits = self.engine == "auto" and recipe.device == "cpu" and recipe.precision == "fp32"
+        compiles = isinstance(recipe, SegmenterRecipe) and recipe.compile == "on"
+        fits = self.engine == "auto" and recipe.device == "cpu" and recipe.precision == "fp32" and not compiles
         faster = fits and (worker.is_small(recipe) or loading.is_adapted(recipe))
         return loading.with_engine(recipe, "onnx") if faster else recipe
 
@@ -444,9 +462,19 @@ def check_trained(localizer: Recipe, method: str) -> None:
         )
 
 
-def _device_and_precision(device: str, precision: str) -> tuple[str, str]:
+def _where_networks_run(function: Callable[..., R], *arguments: Any) -> R:
     try:
         from geolabel.engine import executors
     except ModuleNotFoundError:  # a machine that only trains may have no dask, and then has no cluster either
-        return worker.device_and_precision(device, precision)
-    return executors.where_networks_run(worker.device_and_precision, device, precision)
+        return function(*arguments)
+    return executors.where_networks_run(function, *arguments)
+
+
+@cache
+def _largest_batch(recipe: Recipe) -> int:
+    # Once in a process: the free memory may be other each time, and a run is of one batch.
+    from geolabel.models import tuning
+
+    batch = _where_networks_run(tuning.largest_batch, recipe)
+    log.info("--batch auto: the %s takes %d images at a time on %s", recipe.role, batch, recipe.device)
+    return batch

@@ -61,7 +61,7 @@ def label(
     """Label a folder of chips; see `geolabel.methods.Label`."""
     from geolabel.labeling.label import label_chips
 
-    networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
+    networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint", "compile")
     recipe, _ = replace(networks, localizer=settings.localizer or networks.localizer).for_images()
     request.check_trained(recipe, "cism")
     method = partial(pipeline, settings=settings, device=recipe.device)
@@ -83,7 +83,7 @@ class Scenes(CismScenes, SceneMethod):
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
         """A localizer that was trained for the method, and no segmenter."""
-        networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
+        networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint", "compile")
         localizer, _ = networks.recipes()
         request.check_trained(localizer, self.name)
         return localizer, NoSegmenterRecipe()

@@ -205,7 +205,7 @@ def recipes_of(
     if networks.engine == "onnx":
         raise OptionError("engine onnx: the diffusion network runs with torch alone; give --engine auto or torch")
     _, segmenter = networks.recipes(selection)
-    return diffusion_files.recipe(diffusion, grounding, segmenter), segmenter
+    return networks.fitted(diffusion_files.recipe(diffusion, grounding, segmenter)), segmenter
 
 
 @dataclass(frozen=True)

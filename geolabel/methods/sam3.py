@@ -75,7 +75,7 @@ def recipes_of(
     if networks.engine == "onnx":
         raise OptionError("engine onnx: what is asked in words runs with torch alone; give --engine auto or torch")
     _, segmenter = replace(networks, localizer=None).recipes(selection)
-    return loading.concept_recipe(networks.localizer, asked, segmenter), segmenter
+    return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter)), segmenter
 
 
 def _require() -> None:

@@ -40,7 +40,7 @@ class Scenes(StudentScenes, SceneMethod):
         """The student as the localizer, and no segmenter."""
         from geolabel.models.checkpoint import read_info
 
-        networks.refuse("a student draws by itself", "localizer", "sam", "sam_checkpoint")
+        networks.refuse("a student draws by itself", "localizer", "sam", "sam_checkpoint", "compile")
         assert self.student is not None  # see __post_init__
         kind = read_info(self.student).kind
         if kind != "student":

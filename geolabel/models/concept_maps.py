@@ -27,6 +27,7 @@ from geolabel.activation import LEVELS, Activation
 from geolabel.concepts import Asked, word_pieces
 from geolabel.errors import OptionError, WeightsError, require
 from geolabel.models import hub
+from geolabel.models.engines import bucket
 from geolabel.models.on_torch import OnDevice, halve
 from geolabel.models.on_transformers import Family, check_frame, frames_of, load_model, normalisation
 from geolabel.parsing import check_regular, read_json
@@ -166,7 +167,7 @@ class ConceptLocalizer(OnDevice):
                 for image in group:
                     if max(image.shape[:2]) > self.window:
                         raise ValueError(f"an image of {image.shape[:2]} px exceeds the window of {self.window} px")
-                frames = frames_of(group, self._processor, self._side, self._batch, self._device)
+                frames = frames_of(group, self._processor, self._side, bucket(len(group), self._batch), self._device)
                 seen = self._model.get_vision_features(frames)
                 found += [self._activation(_of_image(seen, k), image.shape[:2]) for k, image in enumerate(group)]
         return found

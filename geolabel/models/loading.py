@@ -116,6 +116,8 @@ def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
     """
     if engine == "torch":
         return replace(recipe, engine=engine, graphs=())
+    if isinstance(recipe, SegmenterRecipe) and recipe.compile == "on":
+        raise OptionError("--compile on: PyTorch compiles, and --engine onnx runs ONNX Runtime; leave one of them out")
     if recipe.device != "cpu" or recipe.precision != "fp32":
         raise OptionError(
             f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
@@ -406,7 +408,7 @@ def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tup
     else:
         sam = load_official(path, recipe.architecture)
     place: dict[str, Any] = {"device": recipe.device, "precision": recipe.precision, "batch": recipe.batch}
-    return TorchSam(sam, resize=resize, **place), gsd_range
+    return TorchSam(sam, resize=resize, compile_encoder=recipe.compile == "on", **place), gsd_range
 
 
 def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:

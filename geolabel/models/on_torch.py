@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from geolabel.devices import forward
+from geolabel.devices import compiled, exact, forward
 from geolabel.models.engines import (
     NOWHERE,
     ImageMapNetwork,
@@ -95,6 +96,12 @@ class OnDevice:
         """Without gradients, in the precision asked for."""
         return forward(self._device, self._precision)
 
+    def _decoding(self) -> AbstractContextManager[Any]:
+        # In bf16 the predicted IoU of candidates is too coarse to choose by: on a GPU the decoder is left in single
+        # precision, whose products are TF32 there.
+        rounded = self.apart and self._precision == "bf16"
+        return torch.autocast(torch.device(self._device).type, enabled=False) if rounded else nullcontext()
+
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (h, w) at another size, bilinearly."""
         return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
@@ -120,13 +127,23 @@ class TorchSam(OnDevice):
         are padded with zeros at the bottom and the right.
     device, precision
         A torch device; see `geolabel.devices.Precision`. Positions of prompts are always encoded in single precision,
-        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so.
+        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so,
+        and the decoder computes in TF32.
     batch
         Images per call of the encoder.
+    compile_encoder
+        Whether torch.compile makes the encoder, for calls of one shape: all are then of `batch` images.
     """
 
     def __init__(
-        self, sam: Sam, *, resize: bool = True, device: str = "cpu", precision: str = "fp32", batch: int = 8
+        self,
+        sam: Sam,
+        *,
+        resize: bool = True,
+        device: str = "cpu",
+        precision: str = "fp32",
+        batch: int = 8,
+        compile_encoder: bool = False,
     ) -> None:
         super().__init__(device, precision)
         self.sam = sam.to(device).eval()
@@ -139,6 +156,10 @@ class TorchSam(OnDevice):
         self.resize = ResizeLongestSide(self.window) if resize else None
         if self.apart and precision == "bf16":
             halve(self.sam.image_encoder)
+        encoder = self.sam.image_encoder
+        encode = partial(vit.encode, encoder) if isinstance(encoder, ImageEncoderViT) else encoder
+        self._encode = compiled(encode) if compile_encoder else encode
+        self._one_shape = compile_encoder
         with torch.inference_mode():
             self._positions = sam.prompt_encoder.get_dense_pe()
 
@@ -154,7 +175,7 @@ class TorchSam(OnDevice):
 
         As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
         """
-        count = bucket(len(images), self.batch)
+        count = self.batch if self._one_shape else bucket(len(images), self.batch)
         frames = torch.empty((count, 3, self.window, self.window), device=self._device)
         frames[len(images) :].zero_()
         for frame, pixels in zip(frames, self._pixels(images), strict=False):
@@ -162,8 +183,7 @@ class TorchSam(OnDevice):
             frame[:, :height, :width].copy_(pixels).sub_(self.sam.pixel_mean).div_(self.sam.pixel_std)
             frame[:, height:].zero_()
             frame[:, :height, width:].zero_()
-        encoder = self.sam.image_encoder
-        embeddings: Tensor = vit.encode(encoder, frames) if isinstance(encoder, ImageEncoderViT) else encoder(frames)
+        embeddings: Tensor = self._encode(frames)
         return embeddings[: len(images)].float()
 
     def features(self, embedding: Tensor) -> Tensor:
@@ -195,17 +215,18 @@ class TorchSam(OnDevice):
         """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
         coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
         encoder = self.sam.prompt_encoder
-        with torch.autocast(torch.device(self._device).type, enabled=False):
+        with exact(self._device):
             # PromptEncoder picks points by flags, for which a device is waited for.
             sparse = folded.prompt_tokens(encoder, coords, labels)
             dense = folded.dense_prompts(encoder, coords, labels)
-        low_res, quality = self.sam.mask_decoder(
-            image_embeddings=embedding[None],
-            image_pe=self._positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=not single,
-        )
+        with self._decoding():
+            low_res, quality = self.sam.mask_decoder(
+                image_embeddings=embedding[None],
+                image_pe=self._positions,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=not single,
+            )
         return low_res.float(), quality.float()
 
     def decode_likely(
@@ -214,18 +235,20 @@ class TorchSam(OnDevice):
         """Candidates whose predicted IoU exceeds `least`; see `engines.SelectiveNetwork`."""
         coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
         encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
-        with torch.autocast(torch.device(self._device).type, enabled=False):
+        with exact(self._device):
             tokens = folded.prompt_tokens(encoder, coords, labels)
             prompted = folded.prompted_cells(encoder, coords, labels)
         positions = self._positions.flatten(2).transpose(1, 2)
-        cells, weights, quality = folded.decode_tokens(decoder, embedding[None], positions, tokens, prompted)
+        with self._decoding():
+            cells, weights, quality = folded.decode_tokens(decoder, embedding[None], positions, tokens, prompted)
         likely = self.host(quality[:, 1:].float())  # how much is made follows from it: a device is waited for here
         prompts, candidates = np.nonzero(likely > least)
         some, of_some = np.unique(prompts, return_inverse=True)
         rows, cols = within = cells_within(size, self.window, self.cells)
         of_cells, of_mask, token = (self._tensor(index) for index in (some, of_some, candidates))
         parts = cells[of_cells].reshape(len(some), self.cells, self.cells, self.width)[:, :rows, :cols].flatten(1, 2)
-        masks = folded.make_masks(decoder, parts, weights[of_cells, 1:])[of_mask, token]
+        with self._decoding():
+            masks = folded.make_masks(decoder, parts, weights[of_cells, 1:])[of_mask, token]
         rest = (0, 4 * (self.cells - cols), 0, 4 * (self.cells - rows))
         low_res = pad(folded.unfold_masks(masks.float(), within), rest, value=NOWHERE)
         return low_res, likely[prompts, candidates], prompts, candidates

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from geolabel.devices import compiled, exact
 from geolabel.errors import WeightsError, require
 from geolabel.models import hub
 from geolabel.models.checkpoint import DAMAGE, LARGEST, LEAST
@@ -138,9 +139,12 @@ class TransformersSam(OnDevice):
         Mean and standard deviation of red, green and blue, 0..1; what is not given is the family's.
     device, precision
         A torch device; see `geolabel.devices.Precision`. Positions of prompts are always encoded in single precision,
-        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so.
+        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so,
+        and the decoder computes in TF32.
     batch
         Images per call of the encoder.
+    compile_encoder
+        Whether torch.compile makes the encoder, for calls of one shape: all are then of `batch` images.
     """
 
     def __init__(
@@ -152,6 +156,7 @@ class TransformersSam(OnDevice):
         device: str = "cpu",
         precision: str = "fp32",
         batch: int = 8,
+        compile_encoder: bool = False,
     ) -> None:
         import transformers
 
@@ -163,14 +168,16 @@ class TransformersSam(OnDevice):
         self._sorts = family.sorts
         if self.apart and precision == "bf16":
             halve(model.get_submodule("vision_encoder"))
+        encode = cast("Callable[[Tensor], Any]", self._model.get_image_embeddings)
+        self._encode = compiled(encode) if compile_encoder else encode
+        self._one_shape = compile_encoder
         frame = {"height": self.window, "width": self.window}
         padded: dict[str, Any] = {"size": {"longest_edge": self.window}, "pad_size": frame}
         sizes = {"size": frame} if family.stretches else padded
         self._processor = getattr(transformers, family.processor)(**sizes, **(normalisation or {}))
         for module in self._model.modules():
             if type(module).__name__.endswith("PositionalEmbedding"):
-                exact = torch.autocast(torch.device(device).type, enabled=False)
-                module.forward = exact(module.forward)
+                module.forward = exact(device)(module.forward)
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that an image of some height and width has in the encoder's frame."""
@@ -181,8 +188,9 @@ class TransformersSam(OnDevice):
 
     def encode(self, images: Sequence[UInt8Array]) -> list[Embedding]:
         """Embeddings of up to `batch` images (H, W, 3)."""
-        frames = frames_of(images, self._processor, self.window, self.batch, self._device)
-        maps = self._model.get_image_embeddings(frames)
+        size = self.batch if self._one_shape else bucket(len(images), self.batch)
+        frames = frames_of(images, self._processor, self.window, size, self._device)
+        maps = self._encode(frames)
         return [self._embedding(maps, k) for k in range(len(images))]
 
     def _embedding(self, maps: Any, k: int) -> Embedding:
@@ -209,7 +217,7 @@ class TransformersSam(OnDevice):
             asked = {"input_points": coords.float(), "input_labels": labels.long()}
         if boxes is not None:
             asked["input_boxes"] = self._tensor(boxes)[None].float()
-        with self._unsorted() as given:
+        with self._decoding(), self._unsorted() as given:
             found = self._model(**embedding.inputs, **asked, multimask_output=not single)
         masks, quality = found.pred_masks[0].float(), found.iou_scores[0].float()
         if not given or single:
@@ -235,11 +243,11 @@ class TransformersSam(OnDevice):
 _prompted: type[PromptedNetwork] = TransformersSam
 
 
-def frames_of(images: Sequence[UInt8Array], processor: Any, side: int, batch: int, device: str) -> Tensor:
-    """(N, 3, side, side) of images (H, W, 3), as a processor of transformers makes them, filled up to a `bucket`."""
+def frames_of(images: Sequence[UInt8Array], processor: Any, side: int, count: int, device: str) -> Tensor:
+    """(count, 3, side, side) of images (H, W, 3), as a processor of transformers makes them, filled up with zeros."""
     sent = upload(images, device) if torch.device(device).type != "cpu" else list(images)
     given = processor(sent, return_tensors="pt", device=device, input_data_format="channels_last")
-    frames = torch.zeros((bucket(len(images), batch), 3, side, side), device=device)
+    frames = torch.zeros((count, 3, side, side), device=device)
     frames[: len(images)] = given["pixel_values"]
     return frames
 
@@ -272,6 +280,7 @@ def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
         device=recipe.device,
         precision=recipe.precision,
         batch=recipe.batch,
+        compile_encoder=recipe.compile == "on",
     )
 
 

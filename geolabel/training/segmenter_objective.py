@@ -17,6 +17,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geolabel.devices import exact
 from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
 from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
@@ -120,7 +121,7 @@ class SegmenterLosses(nn.Module):
         self, embeddings: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Answer as `answer` does, from embeddings (N, D, S / 16, S / 16)."""
-        with torch.autocast(embeddings.device.type, enabled=False):  # eight bits do not distinguish pixels
+        with exact(str(embeddings.device)):  # eight bits do not distinguish pixels
             sparse, dense, positions = self._ask(embeddings.shape[-1], origin, points, boxes)
         # The decoder takes one image and adds the dense prompts to it: objects of many images share a call when their
         # image comes as part of the prompt.
