@@ -13,6 +13,7 @@ import numpy as np
 import pyproj
 import pystac
 import pytest
+import rasterio
 import referencing
 import shapely
 from affine import Affine
@@ -97,6 +98,27 @@ def test_an_item_says_where_when_and_what(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(item)
     assert "secret" not in json.dumps(item)
     assert found.properties["title"] == "Landslides of scene.tif"
+
+
+def test_a_raster_is_described_band_by_band(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, place = write(tmp_path / "slides.gpkg"), Affine(2, 0, 500_000, 0, -2, 4_000_000)
+    profile = {"driver": "GTiff", "dtype": "float32", "count": 3, "width": 5, "height": 4, "nodata": np.nan}
+    with rasterio.open(tmp_path / "a.tif", "w", crs=UTM, transform=place, **profile) as file:
+        file.write(np.zeros((3, 4, 5), np.float32))
+        file.descriptions = ("landslide", "water", "water")
+    with rasterio.open(tmp_path / "b.tif", "w", **(profile | {"dtype": "uint8", "count": 1, "nodata": 255})) as file:
+        file.write(np.zeros((1, 4, 5), np.uint8))
+    (tmp_path / "c.tif").write_bytes(b"no raster")
+    given = [tmp_path / f"{name}.tif" for name in "abc"]
+    item = geolabel.stac_item(path, given, out=tmp_path / "item.json")
+    assets = check(item).to_dict()["assets"]
+    kinds = {"data_type": "float32", "nodata": "nan"}
+    assert assets["a.tif"]["bands"] == [{"name": name} | kinds for name in ("landslide", "water 2", "water 3")]
+    assert (assets["a.tif"]["proj:shape"], assets["a.tif"]["proj:transform"]) == ([4, 5], list(place)[:6])
+    assert assets["b.tif"]["bands"] == [{"name": "band 1", "data_type": "uint8", "nodata": 255}]
+    assert "bands" not in assets["c.tif"]
+    assert "c.tif is named without its bands" in caplog.text
+    assert "bands" not in assets["slides.gpkg"]
 
 
 def test_the_same_files_give_the_same_item(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ import shapely
 from affine import Affine
 
 import geolabel
-from geolabel.errors import OptionError, VectorError
+from geolabel.errors import OptionError, SceneError, VectorError
+from geolabel.io.read.scenes import SceneReader
 from geolabel.io.write.geopackage import parts_of
 from geolabel.io.write.stac import EXTENSIONS, GEOJSON, asset_of, footprint, href_of, item_of, multihash, write_item
 from geolabel.io.written import plain
@@ -22,6 +25,8 @@ from geolabel.outputs import check_target, other_files
 from geolabel.parsing import read_json
 from geolabel.review.inventories import LANDSLIDES, Inventory, areas, provenance_of, read_inventory
 from geolabel.urls import without_secrets
+
+log = logging.getLogger(__name__)
 
 MAX_ITEM_BYTES = 16 << 20
 """Of an item of a network."""
@@ -98,9 +103,32 @@ def _assets(given: Sequence[Path], out: Path) -> dict[str, Any]:
         raise OptionError(f"two files have one name ({', '.join(names)}): give each once, or rename one")
     first, *others = given
     assets = {first.name: asset_of(first, out, "Inventory of landslides", ["data"])}
-    assets |= {path.name: asset_of(path, out, path.name) for path in others}
+    assets |= {path.name: asset_of(path, out, path.name, **_raster(path)) for path in others}
     beside = [file for path in given for file in other_files(path) if file.exists()]
     return assets | {file.name: asset_of(file, out, file.name) for file in beside}
+
+
+KINDS = {"complex64": "cfloat32", "complex128": "cfloat64", "complex_int16": "cint16"}
+"""What STAC calls types of numbers that have another name in rasterio; see its common metadata, ``data_type``."""
+
+
+def _raster(path: Path) -> dict[str, Any]:
+    """Size, place and bands of a GeoTIFF (STAC 1.1, common metadata); nothing of what is none, or cannot be read."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return {}
+    try:
+        header = SceneReader(path, gsd=1.0).header
+    except SceneError as error:
+        log.warning("%s is named without its bands: %s", path, error)
+        return {}
+    named = [text or f"band {number}" for number, text in enumerate(header.descriptions, 1)]
+    bands = [
+        {"name": name if named.count(name) == 1 else f"{name} {number}", "data_type": KINDS.get(kind, kind)}
+        | ({} if nodata is None else {"nodata": nodata if math.isfinite(nodata) else str(nodata)})
+        for number, (name, kind, nodata) in enumerate(zip(named, header.dtypes, header.nodata, strict=True), 1)
+    ]
+    place = {} if header.transform is None else {"proj:transform": list(header.transform)[:6]}
+    return {"bands": bands, "proj:shape": [header.height, header.width]} | place
 
 
 # --- when ------------------------------------------------------------------------------------------------------------
