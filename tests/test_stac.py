@@ -100,6 +100,7 @@ def test_an_item_says_where_when_and_what(tmp_path: Path) -> None:
     assert found.properties["title"] == "Landslides of scene.tif"
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_raster_is_described_band_by_band(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, place = write(tmp_path / "slides.gpkg"), Affine(2, 0, 500_000, 0, -2, 4_000_000)
     profile = {"driver": "GTiff", "dtype": "float32", "count": 3, "width": 5, "height": 4, "nodata": np.nan}

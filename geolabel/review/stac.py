@@ -122,11 +122,12 @@ def _raster(path: Path) -> dict[str, Any]:
         log.warning("%s is named without its bands: %s", path, error)
         return {}
     named = [text or f"band {number}" for number, text in enumerate(header.descriptions, 1)]
-    bands = [
-        {"name": name if named.count(name) == 1 else f"{name} {number}", "data_type": KINDS.get(kind, kind)}
-        | ({} if nodata is None else {"nodata": nodata if math.isfinite(nodata) else str(nodata)})
-        for number, (name, kind, nodata) in enumerate(zip(named, header.dtypes, header.nodata, strict=True), 1)
-    ]
+    bands: list[dict[str, Any]] = []
+    for number, (name, kind, nodata) in enumerate(zip(named, header.dtypes, header.nodata, strict=True), 1):
+        own = name if named.count(name) == 1 else f"{name} {number}"
+        bands.append({"name": own, "data_type": KINDS.get(kind, kind)})
+        if nodata is not None:
+            bands[-1]["nodata"] = nodata if math.isfinite(nodata) else str(nodata)
     place = {} if header.transform is None else {"proj:transform": list(header.transform)[:6]}
     return {"bands": bands, "proj:shape": [header.height, header.width]} | place
 
