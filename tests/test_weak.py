@@ -412,7 +412,7 @@ def test_segment_maps_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_workers_are_for_the_method_that_segments_chips(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["train", "localizer", str(tmp_path), "--out", str(tmp_path / "out"), "--workers", "2"]
     assert run([*words, "--method", "cam"]) == 2
-    assert "--workers and --scheduler segment the chips of --method s2c" in capsys.readouterr().err
+    assert "--workers and --scheduler are for the segments of --method s2c" in capsys.readouterr().err
 
 
 # Whole trainings
