@@ -1,4 +1,4 @@
-"""``geolabel bench``: measure the networks beside simple baselines."""
+"""``geolabel bench``: measure the networks against simple baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``geolabel chips``: pictures to learn from, cut from a scene or packed into one file."""
+"""``geolabel chips``: training images, cut from a scene or packed into one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``geolabel extract``: a scene to landslide polygons."""
+"""``geolabel extract``: landslide polygons from scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``geolabel label``: images to pseudo-labels, with any of the methods."""
+"""``geolabel label``: images to pseudo-labels, by any of the methods."""
 
 from __future__ import annotations
 

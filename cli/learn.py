@@ -1,4 +1,4 @@
-"""``geolabel train localizer`` and ``geolabel train student``: networks from chips."""
+"""``geolabel train localizer`` and ``geolabel train student``: train networks on chips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``geolabel models``: the networks that geolabel knows by name, and what a weights file holds."""
+"""``geolabel models``: published networks, and the contents of weights files."""
 
 from __future__ import annotations
 

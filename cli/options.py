@@ -1,4 +1,4 @@
-"""Options that several commands share, each named once, and how a command talks to the terminal."""
+"""Options that several commands share, and the settings of messages."""
 
 from __future__ import annotations
 

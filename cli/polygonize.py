@@ -1,4 +1,4 @@
-"""``geolabel polygonize``: any mask or score raster to landslide polygons."""
+"""``geolabel polygonize``: landslide polygons from a mask or score raster."""
 
 from __future__ import annotations
 

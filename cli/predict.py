@@ -1,4 +1,4 @@
-"""``geolabel predict``: a scene to a raster of scores."""
+"""``geolabel predict``: a raster of scores from a scene."""
 
 from __future__ import annotations
 

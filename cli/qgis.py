@@ -1,4 +1,4 @@
-"""``geolabel qgis``: a project for QGIS, and its plugin."""
+"""``geolabel qgis``: a QGIS project, and the QGIS plugin."""
 
 from __future__ import annotations
 

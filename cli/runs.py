@@ -1,4 +1,4 @@
-"""``geolabel runs``: the folders of runs that ended early, or were kept."""
+"""``geolabel runs``: folders of interrupted runs, and of runs that were kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``geolabel segment``: everything in a scene, without classes."""
+"""``geolabel segment``: outlines of everything in a scene, without classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options made from settings: the fields of the library's records, see `geolabel.settings`."""
+"""Options made from the settings of the methods, see `geolabel.settings`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``geolabel train``: make networks."""
+"""``geolabel train``: train networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chips: small images of which it is known, as a whole, which classes they show."""
+"""Chips: small images with known classes, each labelled as a whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clusters of mask features, and the names that a person gives them.
+"""Clusters of mask features, and their names.
 
 Source: ALPS (Zhang et al.), section "Mask Class Association". A cluster is no class; it becomes one by its name.
 """

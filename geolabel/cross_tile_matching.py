@@ -1,8 +1,8 @@
-"""One object, one identity: masks that several tiles have of the same thing.
+"""Match masks of one object across tiles.
 
 Tiles overlap, so an object near a seam is seen by two or more of them: whole by one, in parts by all where it is longer
 than the overlap. Masks of two tiles are compared where both tiles see, and paired when they agree there. Pairs make
-groups, by union-find; a group is one object. Touching is no reason to be one: neighbours stay neighbours.
+groups, by union-find; a group is one object. Masks that only touch are not joined.
 """
 
 from __future__ import annotations

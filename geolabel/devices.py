@@ -1,6 +1,6 @@
-"""Where networks run, and in which precision.
+"""Devices and precisions of networks.
 
-torch is imported where it has to be asked, which is not the case of a machine without a GPU: it takes seconds.
+torch is imported only where it is needed, since the import takes seconds; a machine without a GPU does not need it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of this machine and this environment keeps geolabel from working well, and what to do about it."""
+"""Checks of the machine and the environment, with advice."""
 
 from __future__ import annotations
 

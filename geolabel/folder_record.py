@@ -1,9 +1,8 @@
-"""What geolabel made in a folder: the record of it, and nothing else is ever deleted or replaced.
+"""Record of the files that geolabel made in a folder; no other file is deleted or replaced.
 
-A folder that geolabel fills has a file `RECORD`, with the name, size and SHA-256 of everything that was written there.
-A folder that looks like one of ours is not ours, a file that a person has changed is that person's, and whatever else
-is in a folder stays. A line is written before its file is moved into place, so no file of geolabel is without one,
-however a run ends.
+A folder that geolabel fills has a file `RECORD`, with the name, size and SHA-256 of every file that was written there.
+Folders without a record, files that a person changed, and all other files are left alone. A line is written before its
+file is moved into place, so no file of geolabel is without one, however a run ends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Output folders: where a run works in them, and how a new set takes the place of an old one.
+"""Output folders: working in them, and replacing an old set of files by a new one.
 
-What geolabel made in a folder is on its record, `geolabel.folder_record`. While a new set is made the old one stands;
-then all files take their places together, and what geolabel did not make stays where it is.
+`geolabel.folder_record` lists what geolabel made in a folder. The old set of files stays until the new one is complete;
+then all of them are replaced together, and other files are left alone.
 """
 
 from __future__ import annotations

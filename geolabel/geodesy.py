@@ -1,4 +1,4 @@
-"""Geometries from one CRS to another, and sizes of polygons on the ground in metres, whatever their CRS.
+"""Reprojection of geometries, and sizes of polygons on the ground in metres, in any CRS.
 
 Longitudes jump at the antimeridian, and so do the coordinates of maps of the world, at their edge. A polygon on both
 sides would reach round the Earth; it is cut there instead, as GeoJSON has it (RFC 7946, section 3.1.9).

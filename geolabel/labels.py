@@ -1,4 +1,4 @@
-"""Label maps: one class per pixel of an image, the rules by which masks that overlap share it, and its closed regions.
+"""Label maps: one class per pixel of an image, rules for overlapping masks, and connected regions.
 
 A rule says which mask owns each pixel, as an index into the masks; what the mask means is looked up afterwards. So the
 same rules serve classes (a prompt's), clusters (a feature's) and segments (the mask's own number).

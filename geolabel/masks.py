@@ -1,4 +1,4 @@
-"""Masks: what the segmenter answers, and how candidates are judged and chosen."""
+"""Masks of the segmenter: how candidates are judged and chosen."""
 
 from __future__ import annotations
 

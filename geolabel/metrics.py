@@ -1,4 +1,4 @@
-"""How well a prediction agrees with the truth: by area, object, width of objects, outline, and class of pixels.
+"""Agreement of a prediction with a truth: by area, object, width of objects, outline, and class of pixels.
 
 A ratio without a denominator is NaN: a class that neither side has is no success and no failure, and means leave it
 out. Between the F1 score and the intersection over union holds IoU = F1 / (2 - F1).

@@ -1,4 +1,4 @@
-"""One mosaic from overlapping tiles: dense maps are blended, masks meet by the maximum of their score.
+"""One mosaic from overlapping tiles: dense maps are blended, masks are merged by their maximum score.
 
 A tile without a prompt for an object has no vote on it, so a mask is never averaged with its absence. Every
 function fills one window of the mosaic from the tiles or masks that reach into it. Weights are integers that depend on

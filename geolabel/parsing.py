@@ -1,4 +1,4 @@
-"""What anyone may have written: JSON, XML, names of files, numbers with units; all bounded in size and depth.
+"""Parsing of untrusted text: JSON, XML, file names, numbers with units; all bounded in size and depth.
 
 Nothing in them is followed or expanded.
 """

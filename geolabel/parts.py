@@ -1,4 +1,4 @@
-"""The roles that a method is composed of, the recipes of their networks, and the four steps that they make.
+"""Roles of the parts of a method, recipes of their networks, and the four steps.
 
 A method is a choice of the four parts. The pipeline knows neither networks nor files, so a training objective may hold
 one as well as a command does.

@@ -1,4 +1,4 @@
-"""Pictures in PNG, JPEG and TIFF, opened by no other decoder and only while they are small enough for memory."""
+"""Pictures in PNG, JPEG and TIFF, of bounded size, and without other decoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From spans to polygons: exact outlines, then simpler or smoother ones, then the scene's coordinates.
+"""From spans to polygons: exact outlines, simplified or smoothed, in the coordinates of the scene.
 
 The order is fixed: outlines without collinear vertices and with a canonical start, simplify, smooth, make valid, and
 the affine transform once, at the end. Up to the last step coordinates are x (columns) and y (rows) of pixel edges, so

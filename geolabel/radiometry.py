@@ -1,4 +1,4 @@
-"""One radiometric stretch for a whole scene: from whatever the sensor wrote to the 8-bit RGB that networks see.
+"""One radiometric stretch for a whole scene: from the values of the sensor to the 8-bit RGB of the networks.
 
 A stretch per tile would make the same ground look different on either side of a seam, so the numbers are taken
 once, from a sample of the scene, and travel with the run.

@@ -1,4 +1,4 @@
-"""What is known of a scene before a pixel is read: its grid, its bands, and the grid that work happens on."""
+"""A scene before pixels are read: its grid, its bands, and the working grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scratch folders: where outputs are written before they take their places, all of them or none.
+"""Scratch folders: outputs are written here before they are moved into place, all or none.
 
 A scratch folder is made beside the outputs, on their file system, under a random name, and links in a folder are never
 followed. What it holds moves into place by renaming. A journal in it says what moves where, so that a run which is

@@ -1,4 +1,4 @@
-"""Objects that do not know of seams: masks as spans, joined wherever they touch.
+"""Objects without seams: masks as spans, joined wherever they touch.
 
 A span is a run of mask pixels in one row. Spans are found block by block; a span that ends at a seam is joined to the
 one that begins there, and then nothing is left of the blocks: components, holes, bounding boxes, moments and outlines

@@ -1,7 +1,7 @@
-"""Where the work happens: windows, overlapping tiles and the blocks that partition a scene.
+"""Windows, overlapping tiles, and the blocks that partition a scene.
 
-Everything here is plain integer geometry on the working grid. Nothing holds a pixel, so a plan of a million
-tiles costs as much memory as a plan of one.
+Everything here is plain integer geometry on the working grid. Nothing holds pixels, so the memory of a plan does not
+depend on the number of tiles.
 """
 
 from __future__ import annotations

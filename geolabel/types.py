@@ -1,4 +1,4 @@
-"""Array types that cross module borders, and whether a value is of the type that an annotation names."""
+"""Array types, and whether a value is of an annotated type."""
 
 from __future__ import annotations
 

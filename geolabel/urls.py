@@ -1,4 +1,4 @@
-"""URLs of files, and URLs that are fit to be written: without user, password, query string and fragment."""
+"""URLs of files, and URLs without secrets: user, password, query string and fragment."""
 
 from __future__ import annotations
 

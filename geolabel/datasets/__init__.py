@@ -1,1 +1,1 @@
-"""Images with labels on disk: what is learned from, and what is made to be learned from."""
+"""Labelled images on disk: training data and pseudo-labels."""

@@ -1,4 +1,4 @@
-"""Images that a network learns from, alone or with their label maps or objects, read one by one, when asked for."""
+"""Training images, alone or with label maps or objects, read one by one on access."""
 
 from __future__ import annotations
 

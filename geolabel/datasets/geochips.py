@@ -1,4 +1,4 @@
-"""Chips as torchgeo has data sets, so that its samplers, intersections and trainers take them; needs torchgeo.
+"""Chips as datasets of torchgeo, for its samplers, intersections and trainers; needs torchgeo.
 
 A sampler of torchgeo cuts windows of any size from a `GeoChips`, and ``chips & other`` lays them over elevation or
 images of other dates. `geolabel.training.train.train` and the labels of `geolabel.methods` take one as they take the

@@ -1,4 +1,4 @@
-"""Images with their objects: pseudo-labels, chips with masks, or a file of COCO."""
+"""Images with objects: pseudo-labels, chips with masks, or a COCO file."""
 
 from __future__ import annotations
 

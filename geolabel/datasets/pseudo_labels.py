@@ -1,4 +1,4 @@
-"""Pseudo-labels and clusters on disk: one folder that any training reads, and that the same run resumes after a stop.
+"""Pseudo-labels and clusters on disk: one folder for all trainings, which the same run resumes.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Tables of labels, as people, spreadsheets and data frames write them.
+"""Tables of labels, as written by people, spreadsheets and data frames.
 
 A label says yes or no in one of the words below, or names classes. It is read the same whether it is in a CSV file or
 in an attribute of a vector file.

@@ -1,1 +1,1 @@
-"""How good inventories, label maps and networks are: figures in tables, beside simple baselines of the same run."""
+"""Accuracy of inventories, label maps and networks: tables of figures with simple baselines of the same run."""

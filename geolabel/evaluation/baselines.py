@@ -1,4 +1,4 @@
-"""Baselines: methods that know nothing of landslides, or next to nothing."""
+"""Baselines: simple methods without knowledge of landslides."""
 
 from __future__ import annotations
 

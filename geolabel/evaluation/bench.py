@@ -1,4 +1,4 @@
-"""What ``bench quality`` measures: the networks, and the data that is available."""
+"""Subjects of ``bench quality``: the networks, and the available data."""
 
 from __future__ import annotations
 

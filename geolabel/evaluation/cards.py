@@ -1,4 +1,4 @@
-"""Model cards of networks: tables of ``bench quality``, pictures of failures, and the figures that a run warns by."""
+"""Model cards of networks: tables of ``bench quality``, pictures of failures, and the figures of warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit the confidence of polygons: extract scenes that are kept for selection, and see which polygons are right."""
+"""Fit the confidence of polygons: extract scenes kept for selection, and check which polygons are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score an inventory against the truth: a raster of labels, or another inventory."""
+"""Score an inventory against a truth: a raster of labels, or another inventory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bench quality``: measure its sections or keep those measured before, derive tables from them, write the page."""
+"""``bench quality``: measure sections or reuse those measured before, derive tables, write the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How polygons agree with the landslides of scenes: counts that add up over scenes, measured on equal-area planes."""
+"""Agreement of polygons with the landslides of scenes: counts that add up over scenes, on equal-area planes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes made from images without georeference, and the polygons that the product and the baselines find in them."""
+"""Scenes made from images without georeference, and the polygons of geolabel and of the baselines on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of ``bench quality``: what is measured to answer each question, one table a question."""
+"""Sections of ``bench quality``, each with a table that answers one question."""
 
 from __future__ import annotations
 

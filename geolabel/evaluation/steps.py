@@ -1,4 +1,4 @@
-"""Measurements in named steps, and their tables: the figures of each step are kept, so that a stopped one resumes."""
+"""Measurements in named steps, and their tables; the figures of each step are saved, so that a run resumes."""
 
 from __future__ import annotations
 

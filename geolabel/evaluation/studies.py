@@ -1,7 +1,7 @@
-"""Studies: a method without one of its parts, or with other numbers, as table and plot beside the paper's figures.
+"""Studies: ablations and parameter sweeps of a method, as table and plot beside the figures of the paper.
 
 Studies of pseudo-labels use an existing localizer, those of training train one for each row. Chips need masks, which
-are compared with and never trained on.
+are the reference and never trained on.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The world outside: scenes, vectors, rasters, weights files."""
+"""Input and output: scenes, vectors, rasters, records of runs."""

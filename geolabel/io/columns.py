@@ -1,4 +1,4 @@
-"""The columns of the layers that geolabel writes: one row a column, and all that is known of it.
+"""Columns of the layers that geolabel writes, one row each, with all their properties.
 
 A new attribute of landslides is a row of `LANDSLIDES`, and the function that measures it.
 """

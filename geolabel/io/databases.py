@@ -1,4 +1,4 @@
-"""SQLite files of others: nothing in them takes longer than it may."""
+"""SQLite files from untrusted sources, with a limit on the work of a query."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from the web appear whole, with the hash that they should have, or not at all."""
+"""Downloads that are complete and have the expected hash, or fail."""
 
 from __future__ import annotations
 

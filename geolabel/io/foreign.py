@@ -1,4 +1,4 @@
-"""What other libraries say of a failure, in words that help.
+"""Error messages of other libraries in plain words.
 
 Messages of GDAL, SQLite and urllib3 are shown nowhere else.
 """

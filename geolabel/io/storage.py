@@ -1,4 +1,4 @@
-"""Where the records of a run are kept: a folder of this machine, or one of any store that fsspec knows.
+"""Storage for the records of a run: a local folder, or any store of fsspec.
 
 A file is written whole or not at all, so that no reader needs a lock: beside its place and renamed in a folder, as one
 object in a store. What fails for a while is tried again.

@@ -1,4 +1,4 @@
-"""How QGIS shows the layers that geolabel writes: QML with symbols, names of fields and a form for the review.
+"""QGIS styles (QML) of the layers that geolabel writes: symbols, field names and a form for the review.
 
 QGIS reads them from the table ``layer_styles`` of a GeoPackage. Outlines run from pale to dark with the confidence, so
 that they read in print and to the colour-blind, on a dark line that stands out from any ground; fills let the image

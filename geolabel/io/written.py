@@ -1,4 +1,4 @@
-"""What geolabel wrote into a GeoPackage, kept in the file beside its layers, so that a person's work can be recognised.
+"""A copy of what geolabel wrote, kept in the GeoPackage beside its layers, by which edits are recognised.
 
 A table ``geolabel_written`` holds the outline and the attributes of every feature as they were written. Editors such as
 QGIS change layers and leave other tables alone: a feature that differs from its row was edited, one without a row was

@@ -1,1 +1,1 @@
-"""What QGIS opens: a project with a scene and its layers, and the plugin that calls geolabel from there."""
+"""QGIS: a project with a scene and its layers, and the plugin that calls geolabel."""

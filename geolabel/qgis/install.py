@@ -1,4 +1,4 @@
-"""The plugin in a person's profile of QGIS: copied there, replaced, removed.
+"""Install the plugin in a QGIS profile, replace it and remove it.
 
 A record beside the copy says which files geolabel put there (`geolabel.folder_record`): only those are replaced or
 deleted, and only as long as they are as geolabel wrote them.

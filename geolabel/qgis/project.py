@@ -1,7 +1,7 @@
-"""A project of QGIS beside a result: the scene and the layers in one group, with their styles and relative paths.
+"""A QGIS project beside a result: the scene and the layers in one group, with styles and relative paths.
 
 The project is written without QGIS, in the words of its version 3.22, which later versions read. Nothing in it comes
-from a style or a form that stands in a file: a stranger's may hold code.
+from a style or a form of a file, which may hold code.
 """
 
 from __future__ import annotations

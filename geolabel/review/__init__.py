@@ -1,1 +1,1 @@
-"""Inventories that a person reviewed, and what changed from one to another."""
+"""Reviewed inventories: comparing, merging, exporting, and sampling for a review."""

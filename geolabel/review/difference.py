@@ -1,4 +1,4 @@
-"""What changed between two inventories of one place."""
+"""Changes between two inventories of one area."""
 
 from __future__ import annotations
 

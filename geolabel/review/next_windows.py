@@ -1,7 +1,6 @@
-"""Where to look next: windows around polygons that are uncertain, large and unlike what was seen.
+"""Windows to review next: around polygons that are uncertain, large and unlike those reviewed before.
 
-A polygon is worth a look if it is uncertain, large, and unlike those that were reviewed or are to be looked at before
-it. The value of a look is the product of three terms from 0 to 1:
+The value of reviewing a polygon is the product of three terms from 0 to 1:
 
 * uncertainty: the entropy of the confidence, in bits, ``-c log2 c - (1 - c) log2(1 - c)``; 1 where none is known
   (uncertainty sampling by entropy: Settles 2009, "Active Learning Literature Survey", section 3.1)

@@ -1,4 +1,4 @@
-"""A STAC item of a result: where and when, which files, and what they were made with."""
+"""A STAC item of a result: place and date, files, and how they were made."""
 
 from __future__ import annotations
 

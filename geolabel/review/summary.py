@@ -1,4 +1,4 @@
-"""What is in an inventory: counts and areas by layer, class and status, and the size-frequency distribution.
+"""Summary of an inventory: counts and areas by layer, class and status, and the size-frequency distribution.
 
 Areas of landslides follow a power law above some minimum, in many inventories with an exponent of 2.2 to 2.6 (Malamud
 et al. 2004, "Landslide inventories and their statistical properties"). Exponent, minimum, and whether a power law is

@@ -1,4 +1,4 @@
-"""Layers of windows for a person to look at, in the GeoPackage of an inventory; nothing else in the file changes."""
+"""Layers of windows to review, in the GeoPackage of an inventory; nothing else in the file changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ground reflects, and what a camera makes of that light."""
+"""Reflectance of the ground, and the image that a camera makes of it."""
 
 from __future__ import annotations
 

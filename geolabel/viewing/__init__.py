@@ -1,1 +1,1 @@
-"""What a person looks at: pages for a review, pictures, and the figures of an inventory."""
+"""Pages and pictures for people: the page of a review, previews, backdrops."""

@@ -1,4 +1,4 @@
-"""The page of a review: one file of HTML that shows an inventory on its scene, opens anywhere, and fetches nothing.
+"""The page of a review: one HTML file that shows an inventory on its scene, without external resources.
 
 A person accepts and rejects in it and downloads the reviewed file, which ``extract --keep-reviewed`` reads.
 The page holds pictures of the scene, the outlines with all their digits, and a script of its

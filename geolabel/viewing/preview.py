@@ -1,4 +1,4 @@
-"""A picture of an inventory: the scene, outlines by confidence, a scale bar, an arrow to the north and a legend."""
+"""A picture of an inventory: the scene, outlines by confidence, a scale bar, a north arrow and a legend."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Read scenes, features and whatever else comes from outside."""
+"""Read scenes, features and other inputs."""

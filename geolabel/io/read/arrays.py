@@ -1,4 +1,4 @@
-"""Scenes that are xarray's: arrays of bands, and datasets of named bands, in memory or behind dask."""
+"""Scenes from xarray: arrays of bands, and datasets of named bands, in memory or behind dask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders and archives as satellite data is delivered in, whose images are found by their names.
+"""Deliveries of satellite data: folders and archives whose images are recognised by their names.
 
 Sentinel-2 (``.SAFE``), Landsat and PlanetScope name their images in one way, so that red, green and blue are known
 before a file is opened. The metadata beside the images, which anyone may have written, is never read, and GDAL's own

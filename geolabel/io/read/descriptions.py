@@ -1,4 +1,4 @@
-"""GDAL's virtual rasters (VRT), checked before GDAL sees them and opened from a copy that holds what was checked.
+"""Virtual rasters (VRT), checked before GDAL opens a copy of what was checked.
 
 A VRT can name any file, any URL and any driver with any option, and hold code. Here it is read by geolabel's own
 parser; what `RASTER` lists is written again, and anything else is an error. Each source has to be an image by itself

@@ -1,4 +1,4 @@
-"""By what a scene is known again: where it is, how large and how old its files are, and a look at its pixels."""
+"""Fingerprints of scenes: URI, size and date of the files, and a hash of some pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rasters that hold their own pixels: recognised by their first bytes and opened by the driver of their format alone.
+"""Rasters that hold their own pixels: recognised by their first bytes and opened by the driver of that format only.
 
 Left to itself, GDAL asks some 150 drivers whose file it is; many of them read instructions, not pixels: where else to
 look, what to download, what to run. Only the formats of `FORMATS` are opened, each by its name, and what GDAL opens by

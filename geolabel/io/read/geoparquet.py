@@ -1,4 +1,4 @@
-"""GeoParquet, read within bounds: features as plain columns and WKB, for GDAL to judge.
+"""GeoParquet, read with limits: features as plain columns and WKB, for GDAL.
 
 A file of a few kilobytes can claim to be many gigabytes, since its pages are compressed and its texts are numbers of
 entries in a dictionary. So sizes are summed before anything is decoded: those of the footer, those that the header of

@@ -1,4 +1,4 @@
-"""Rasters of labels, as people and programs make them: which value means what, and where nothing is known."""
+"""Rasters of labels: the meaning of their values, and where nothing is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person did in a GeoPackage that geolabel wrote: read here, and nowhere else.
+"""The review of a GeoPackage that geolabel wrote: decisions and edits of a person.
 
 A polygon is a person's work if its ``status`` is not ``unreviewed``, if its outline, its class, notes, date or a column
 that geolabel does not know differ from what was written, if it was moved to another layer, or if it has no number that

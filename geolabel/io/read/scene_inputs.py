@@ -1,4 +1,4 @@
-"""Which scenes a user means: paths and URLs, patterns, lists in text files, and collections of STAC items."""
+"""Inputs of scenes: paths and URLs, patterns, lists in text files, tables of pairs, and STAC items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several scenes on one grid as one source of pixels, so that a tile may lie across them and no seam is left.
+"""Several scenes on one grid as one source of pixels, so that tiles extend across scenes without seams.
 
 Each scene is stretched by itself: what comes out are 8-bit red, green and blue. Where scenes overlap, the first one
 that has a valid pixel shows. Only the scenes under a window are opened.

@@ -1,4 +1,4 @@
-"""Masks and scores of any origin, read as a mosaic."""
+"""Masks and scores from any source, read as a mosaic."""
 
 from __future__ import annotations
 

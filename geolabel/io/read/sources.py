@@ -1,4 +1,4 @@
-"""Where the pixels of a scene come from: what every source answers, and files that GDAL opens."""
+"""Sources of the pixels of a scene: their common protocol, and files opened by GDAL."""
 
 from __future__ import annotations
 

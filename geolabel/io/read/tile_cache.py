@@ -1,4 +1,4 @@
-"""Files of map tiles: from the server that has them, or from a folder of bounded size where they were kept.
+"""Map tiles from their server, kept in a cache folder of bounded size.
 
 The folder is ``tiles`` in the cache folder (``GEOLABEL_CACHE``). Names in it are hashes, so that no URL, and no key in
 one, is written.

@@ -1,6 +1,6 @@
-"""Which tiles a layer has: the URL of one, with places for zoom, column and row, or the capabilities of a WMTS.
+"""URLs of map tiles: templates with zoom, column and row, and capabilities of a WMTS.
 
-Capabilities come from a stranger: they are parsed with limits, and lead to tiles of the same server only.
+Capabilities are untrusted: they are parsed with limits, and may name tiles of the same server only.
 
 Standard: OGC Web Map Tile Service 1.0.0 (07-057r7).
 """

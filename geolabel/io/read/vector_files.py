@@ -1,4 +1,4 @@
-"""Vector files that hold their own features: recognised by how they begin, checked, and only then given to GDAL.
+"""Vector files that hold their own features: recognised by their first bytes and checked before GDAL opens them.
 
 GDAL's drivers cannot be chosen where features are read, and many of them read instructions: other files to open, SQL
 to run, URLs to fetch. So the format is decided here. GeoPackages, Shapefiles, FlatGeobufs and file geodatabases begin

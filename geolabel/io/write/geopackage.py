@@ -1,4 +1,4 @@
-"""GeoPackages as QGIS, GDAL and the standard want them: typed layers, styles, metadata, one finished file.
+"""GeoPackages for QGIS and GDAL: typed layers, styles and metadata in one complete file.
 
 The same layers give the same bytes: the times of last change that the format asks for are a constant, so when a file
 was made is in its metadata or nowhere.

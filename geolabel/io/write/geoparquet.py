@@ -1,4 +1,4 @@
-"""GeoParquet 1.1: one layer for tables in the cloud and programs such as DuckDB, typed and with its provenance.
+"""GeoParquet 1.1: one typed layer with its provenance, for cloud tables and programs such as DuckDB.
 
 Geometries are WKB, and a column ``bbox`` covers them, by which readers skip what is elsewhere. The metadata of the file
 has, beside that of the standard, the provenance (``geolabel:provenance``), the style that QGIS reads

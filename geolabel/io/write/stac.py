@@ -1,7 +1,7 @@
-"""STAC items (version 1.1.0): what files are, where they are, and by which checksum they are known.
+"""STAC items (version 1.1.0): files with their media types, roles and checksums.
 
 https://github.com/radiantearth/stac-spec, and the extensions that `EXTENSIONS` names. Files are named relative to the
-item, so that a folder can be moved as a whole, and no name says where on a machine it was.
+item, so that a folder can be moved as a whole, and no absolute path is written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of layers: what an inventory and its like hold, and the formats that they are written in.
+"""Files of layers: the contents of an inventory, and its formats.
 
 A format is a function that fills a file, and a row of `WRITERS`.
 """

@@ -1,4 +1,4 @@
-"""The plugin of QGIS: algorithms of Processing that call the command line of geolabel.
+"""The QGIS plugin: Processing algorithms that call the command line of geolabel.
 
 A copy of this folder is what QGIS loads, with its own Python, so nothing here imports geolabel or any of its libraries.
 """

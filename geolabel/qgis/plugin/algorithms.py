@@ -1,4 +1,4 @@
-"""Algorithms of Processing, one for each command that they call."""
+"""Processing algorithms, one for each command that they call."""
 
 from __future__ import annotations
 

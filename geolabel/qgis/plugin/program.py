@@ -1,4 +1,4 @@
-"""The command line of geolabel as another program: its version, its progress, its result, and how it is ended.
+"""Run the command line of geolabel as a subprocess: version, progress, result and cancellation.
 
 Needs the standard library alone. With ``GEOLABEL_PROGRESS=json`` geolabel writes its progress to stderr as JSON
 objects, one a line; other lines are for people. With ``--json`` it writes its result to stdout.

@@ -1,4 +1,4 @@
-"""The plugin, the provider of its algorithms, and the one setting: which command is called."""
+"""The plugin, the provider of its algorithms, and its setting: the command to call."""
 
 from __future__ import annotations
 
