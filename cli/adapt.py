@@ -130,9 +130,9 @@ def _figures(found: Adaptation) -> dict[str, Any]:
 def _summary(found: Adaptation) -> dict[str, Any]:
     as_it_is, *levels = found.scores.items()
     lines = {
-        "learned from": f"{found.landslides} landslides, {found.rejected} rejected; areas seen whole: {found.areas}; "
-        f"tiles: {found.tiles}",
-        "F1 as it is": f"{as_it_is[1]:.2f}, of cells of the map that were reviewed",
+        "learned from": f"{found.landslides} landslides, {found.rejected} rejected; "
+        f"areas reviewed as a whole: {found.areas}; tiles: {found.tiles}",
+        "F1 as it is": f"{as_it_is[1]:.2f}, on the reviewed cells of the map",
     }
     lines |= {f"F1 of {name}": f"{score:.2f}, validated on {found.blocks} places in turn" for name, score in levels}
     if found.masks is not None:

@@ -167,7 +167,7 @@ def merge(ctx: click.Context, /, inventories: tuple[str, ...], out: str, as_json
         announce(figures | {"output": out}, as_json=True)
     else:
         rows = {name: str(figures[name]) for name in ("landslides", "candidates", "rejected")}
-        joined = f"{figures['joined']} polygons became a part of one of another inventory"
+        joined = f"{figures['joined']} polygons became part of a polygon of another inventory"
         announce(
             rows | {"joined": joined, "disagreements": str(figures["disagreements"]), "output": out}, as_json=False
         )
@@ -368,11 +368,11 @@ def _windows(slides: str, layer: str, figures: dict[str, Any]) -> dict[str, str]
     # Rows for a person: what was written, and what to do with it.
     rows = {"windows": f"{figures['windows']} new, {figures['kept']} kept, in the layer {layer}"}
     if "waiting" in figures:
-        rows["show"] = f"{figures['shown']} of the {figures['waiting']} polygons that nobody has looked at"
+        rows["show"] = f"{figures['shown']} of the {figures['waiting']} unreviewed polygons"
     else:
         rows["strata"] = "\n".join(f"{name}: {number}" for name, number in figures["strata"].items()) or "none"
     then = "; then geolabel review estimate" if layer == "review_sample" else ""
-    return rows | {"next": f"open {slides} in QGIS, and follow the layer {layer} in the order of rank{then}"}
+    return rows | {"next": f"open {slides} in QGIS, and review the layer {layer} in the order of rank{then}"}
 
 
 @review.command()
@@ -405,12 +405,12 @@ def estimate(ctx: click.Context, /, slides: str, aoi: str | None, as_json: bool)
 
 def _estimate(found: Estimate) -> dict[str, str]:
     # Rows for a person.
-    strata = [f"{one.name}: {one.right} right of {one.reviewed}; {one.rest} wait" for one in found.strata]
+    strata = [f"{one.name}: {one.right} of {one.reviewed} right; {one.rest} unreviewed" for one in found.strata]
     rows = {
         "reviewed": "\n".join(strata) or "no polygons",
-        "from": "a stratified random sample" if found.sampled else "what was reviewed, no random sample",
-        "right": _counted(found.right, "landslides that wait"),
-        "candidates": _counted(found.candidates, "candidates that wait and are landslides"),
+        "from": "a stratified random sample" if found.sampled else "all reviewed polygons, without a random sample",
+        "right": _counted(found.right, "unreviewed landslides"),
+        "candidates": _counted(found.candidates, "unreviewed candidates that are landslides"),
         "missed": _counted(found.missed, f"landslides outside polygons, {found.added} of them added"),
     }
     if found.matrix is not None:

@@ -54,7 +54,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
         rows["before"] = f"displaced by {farthest:.2f} px of the working grid, which is corrected"
     if "kept" in figures:
         reviewed = "{kept} kept, {rejected} rejected; {left_out} found on that ground are left out".format(**figures)
-        rows["review"] = reviewed if figures["kept"] or figures["rejected"] else "nothing was reviewed or edited"
+        rows["review"] = reviewed if figures["kept"] or figures["rejected"] else "no reviews and no edits"
     rows |= _effort(figures)
     if output:
         rows["output"] = output
@@ -107,7 +107,7 @@ def of_scores(output: str, figures: Figures) -> dict[str, str]:
 def of_polygons(output: str, figures: Figures) -> dict[str, str]:
     """Rows on the polygons of a raster: how many `landslides`, and their `area_m2`."""
     if not figures["landslides"]:
-        way = "a lower --threshold keeps what is less clear, --min-area 1px what is small; is landslide in --band?"
+        way = "a lower --threshold keeps less certain ones, --min-area 1px smaller ones; check --band"
         return {"landslides": "none", "output": output, "try": way}
     found = f"{figures['landslides']}, {extent(figures['area_m2'])}"
     return {"landslides": found, "output": output, "next": see(output)}
@@ -135,7 +135,7 @@ def of_estimate(figures: Figures) -> dict[str, str]:
     rows |= {
         "area": extent(figures["area_km2"] * 1e6),
         "tiles": str(figures["localizer_tiles"]),
-        "time": f"{low} without a landslide, {high} with landslides everywhere; and some seconds to start",
+        "time": f"{low} without a landslide, {high} with landslides everywhere; plus some seconds to start",
         "time per km2": f"{per_low} to {per_high}",
         "memory": _memory(figures["memory_mb"]),
     }
@@ -151,12 +151,12 @@ def _masked(figures: Figures) -> dict[str, str]:
 def _effort(figures: Figures) -> dict[str, str]:
     rows = {}
     if figures["gaps"]:
-        rows["gaps"] = f"{figures['gaps']}: these parts of the scene were left out, see the warnings"
+        rows["gaps"] = f"{figures['gaps']}: parts of the scene that were left out, see the warnings"
     if empty := figures.get("tiles_without_data"):
         rows["no data"] = f"{empty} of {figures['tiles']} tiles"
     spent = duration(sum(figures["seconds"].values()))
     if figures["tasks_kept"]:
-        rows["time"] = f"{spent}; {figures['tasks_kept']} of {figures['tasks']} tasks were done before"
+        rows["time"] = f"{spent}; {figures['tasks_kept']} of {figures['tasks']} tasks are from the earlier run"
     elif figures["seconds_per_km2"]:
         rows["time"] = f"{spent}, {duration(figures['seconds_per_km2'])} per km2"
     else:
@@ -174,16 +174,16 @@ def _memory(megabytes: float) -> str:
 
 def _ways_to_more(figures: Figures, *, dense: bool) -> list[str]:
     if figures["tiles"] and figures["tiles_without_data"] == figures["tiles"]:
-        return ["every tile is without data: geolabel info says what counts as nodata, --nodata sets it"]
-    ways = ["geolabel info says which bands were taken for red, green and blue: --bands sets them"]
+        return ["no tile has valid pixels: geolabel info shows the nodata value, --nodata sets it"]
+    ways = ["geolabel info shows the bands used as red, green and blue: --bands sets them"]
     unlikely = figures.get("reasons", {"confidence": figures["candidates"]}).get("confidence", 0)
     if unlikely:
-        ways.append(f"--min-confidence 0 makes landslides of the {unlikely} candidates that are less likely")
+        ways.append(f"--min-confidence 0 makes landslides of the {unlikely} candidates of low confidence")
     elif figures["candidates"]:
-        ways.append("the column reason of the layer candidates says why they are no landslides")
+        ways.append("the column reason of the layer candidates explains why they are no landslides")
     elif dense or figures["prompts"]:
-        ways.append("--score-threshold 0.3 and --min-area 10px keep what is less clear, and smaller")
+        ways.append("--score-threshold 0.3 and --min-area 10px keep less certain and smaller ones")
     else:
-        ways.append("--gate 0.2 follows up what is less likely; the layer tiles says how likely each tile was")
-    ways.append("--working-gsd: landslides that fill a tile, or have few pixels, are seen better at another pixel size")
+        ways.append("--gate 0.2 searches less likely places; the layer tiles has the probability of each tile")
+    ways.append("--working-gsd: landslides that fill a tile or have few pixels are found better at another pixel size")
     return ways

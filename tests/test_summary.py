@@ -77,7 +77,7 @@ def test_gaps_and_tiles_without_data_are_told_and_so_is_what_was_kept() -> None:
     )
     assert rows["gaps"].startswith("2: these parts")
     assert rows["no data"] == "4 of 36 tiles"
-    assert rows["time"] == "15 s; 60 of 80 tasks were done before"
+    assert rows["time"] == "15 s; 60 of 80 tasks are from the earlier run"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_raster_without_landslides_says_what_to_try_and_nothing_of_a_review() 
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ((0, 0, 0), "nothing was reviewed or edited"),
+        ((0, 0, 0), "no reviews and no edits"),
         ((1, 0, 2), "1 kept, 0 rejected; 2 found on that ground are left out"),
     ],
 )
@@ -134,8 +134,8 @@ def test_several_processes_share_the_memory() -> None:
         ({"prompts": 0}, True, "--score-threshold 0.3"),
         ({"candidates": 5}, False, "--min-confidence 0 makes landslides of the 5 candidates"),
         ({"candidates": 5, "reasons": {"slope": 2, "confidence": 3}}, False, "makes landslides of the 3 candidates"),
-        ({"candidates": 5, "reasons": {"slope": 5}}, False, "the column reason of the layer candidates says why"),
-        ({"tiles_without_data": 36}, False, "every tile is without data"),
+        ({"candidates": 5, "reasons": {"slope": 5}}, False, "the column reason of the layer candidates explains why"),
+        ({"tiles_without_data": 36}, False, "no tile has valid pixels"),
     ],
 )
 def test_where_nothing_was_found_it_says_what_to_try(figures: dict[str, Any], dense: bool, says: str) -> None:

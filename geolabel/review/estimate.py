@@ -62,9 +62,9 @@ class Estimate:
     """Whether it rests on a stratified random sample."""
     strata: tuple[Stratum, ...]
     right: Estimated | None
-    """Landslides that wait for a review and are right."""
+    """Unreviewed landslides that are correct."""
     candidates: Estimated | None
-    """Candidates that wait for a review and are landslides."""
+    """Unreviewed candidates that are landslides."""
     missed: Estimated | None
     """Landslides outside polygons, those that were added among them."""
     added: int
@@ -230,8 +230,8 @@ class _Review:
         windows = self._windows(notes)
         if self.sample is None and (units & ~mapped.before).any():
             notes.append(
-                "no random sample was drawn: the polygons that were reviewed stand for the rest, which holds only if "
-                "they were not chosen for what they look like; geolabel review next --estimate draws a sample"
+                "no random sample was drawn: the reviewed polygons represent the others, which holds only if they "
+                "were not selected by their look; geolabel review next --estimate draws a sample"
             )
         return Estimate(
             sampled=self.sample is not None,
@@ -246,7 +246,7 @@ class _Review:
         )
 
     def _rest(self, layer: str, strata: list[Stratum], notes: list[str]) -> Estimated | None:
-        """How many of a layer that wait are landslides; None where too few were reviewed."""
+        """How many unreviewed polygons of a layer are landslides; None where too few were reviewed."""
         few = [one for one in strata if one.rest and one.reviewed < MINIMUM]
         if few:
             rest = sum(one.rest for one in few)
@@ -311,7 +311,7 @@ class _Review:
         if not windows["missed"].any():
             notes.append(
                 "no landslide was missed in the windows: the upper end of missed still counts possible ones; "
-                "the producer's accuracy takes it for none"
+                "the producer's accuracy assumes none"
             )
         whole = np.array([sum(row[0] for row in part) for part in parts.values()])
         share = [sum(a * r for a, r, _ in part) / total for part, total in zip(parts.values(), whole, strict=True)]
