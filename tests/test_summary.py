@@ -75,7 +75,7 @@ def test_gaps_and_tiles_without_data_are_told_and_so_is_what_was_kept() -> None:
     rows = of_extraction(
         "a.gpkg", FIGURES | {"gaps": 2, "tiles_without_data": 4, "tasks_kept": 60, "seconds_per_km2": None}, dense=False
     )
-    assert rows["gaps"].startswith("2: these parts")
+    assert rows["gaps"].startswith("2: parts of the scene")
     assert rows["no data"] == "4 of 36 tiles"
     assert rows["time"] == "15 s; 60 of 80 tasks are from the earlier run"
 
