@@ -413,6 +413,13 @@ def weak(
     metavar="FILE.json",
     help="Also write a trace of the last model, for Perfetto or chrome://tracing.",
 )
+@option(
+    "--compile",
+    "compiled",
+    group="method",
+    is_flag=True,
+    help="Measure the encoders compiled by torch.compile, too, which takes minutes.",
+)
 @options.machine_options
 @option(
     "--batch",

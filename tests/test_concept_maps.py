@@ -24,7 +24,7 @@ from geolabel.datasets.pseudo_labels import PseudoLabels  # noqa: E402
 from geolabel.errors import OptionError, WeightsError  # noqa: E402
 from geolabel.io.write.geopackage import read_provenance  # noqa: E402
 from geolabel.models import hub, loading  # noqa: E402
-from geolabel.models.on_torch import halve  # noqa: E402
+from geolabel.models.nets.vit import halve  # noqa: E402
 from geolabel.parts import SegmenterRecipe  # noqa: E402
 from geolabel.testing import write_tokenizer  # noqa: E402
 

@@ -26,8 +26,9 @@ from geolabel.models import loading, refined
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.engines import SelectiveNetwork
 from geolabel.models.everything import EverythingSegmenter
+from geolabel.models.nets.vit import halve
 from geolabel.models.on_device import Crops, boxes_of, quantise, upload
-from geolabel.models.on_torch import TorchSam, halve
+from geolabel.models.on_torch import TorchSam
 from geolabel.models.sam import SamSegmenter
 from geolabel.parts import SegmenterRecipe
 from geolabel.prompters import GridPrompter

@@ -23,7 +23,7 @@ from geolabel.errors import WeightsError  # noqa: E402
 from geolabel.io.write.geopackage import read_provenance  # noqa: E402
 from geolabel.masks import EVERY_CANDIDATE, FeaturedMasks, Filters, quantise_logits, stability_score  # noqa: E402
 from geolabel.models import hub, loading, registry  # noqa: E402
-from geolabel.models.on_torch import halve  # noqa: E402
+from geolabel.models.nets.vit import halve  # noqa: E402
 from geolabel.prompts import Prompts  # noqa: E402
 
 DECODER = {

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from geolabel import devices
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, OutputError
 from geolabel.evaluation import speed
 from geolabel.evaluation.speed import Measure, bench_speed, operations, table
+from geolabel.evaluation.speed import _Clock as Clock
+from geolabel.models import tuning
+from geolabel.models.on_torch import TorchSam
+from geolabel.prompts import Prompts
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +45,10 @@ def test_operations_are_those_that_torch_counts(tiny: str) -> None:
     assert operations(tiny, 256) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-def test_every_row_is_measured_and_a_trace_written(tiny: str, tmp_path: Path) -> None:
+def test_every_row_is_measured_and_a_trace_written(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "COMPILER", "eager")
     trace = tmp_path / "trace.json"
-    found = bench_speed(Measure((tiny,), side=64, prompts=3, seconds=1e-3), profile=trace)
+    found = bench_speed(Measure((tiny,), side=64, prompts=3, seconds=1e-3, compiled=True), profile=trace)
     assert {"matrix product fp32, TFLOP/s", "disk, read, GB/s"} <= found["ceilings"].keys()
     encoder = found["encoders"][tiny]
     assert encoder["km2/h at 0.5 m"] == pytest.approx(encoder["tiles/s"] * 32**2 * 3600 / 1e6)
@@ -50,6 +59,7 @@ def test_every_row_is_measured_and_a_trace_written(tiny: str, tmp_path: Path) ->
     assert list(stages)[1:3] == ["encode", "decode"]
     assert all(0 <= figures["busy"] <= 1 for figures in stages.values())
     assert found["predictor"][tiny]["times as fast"] > 0
+    assert found["encoders"][f"{tiny}, compiled"]["tiles/s"] > 0
     assert found["left_out"] == {}
     assert "| vit_b |" in table(found)
     assert json.loads(json.dumps(found)) == found
@@ -70,6 +80,39 @@ def test_the_command_prints_a_table_or_json(tiny: str, capsys: pytest.CaptureFix
 def test_what_cannot_be_measured_is_refused(wrong: dict, says: str) -> None:
     with pytest.raises(OptionError, match=says):
         Measure(**wrong)
+
+
+def test_what_cannot_be_compiled_is_left_out(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(devices, "COMPILER", fail)
+    found = bench_speed(Measure((tiny,), side=64, prompts=1, seconds=1e-3, compiled=True))
+    assert found["left_out"] == {"vit_b, compiled": "no compiler"}
+    assert found["predictor"][tiny]["times as fast"] > 0
+
+
+def test_the_batch_that_fits_a_gpu_is_measured_too(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fitting(prepare: Any, device: str) -> int:
+        calls.append(device)
+        prepare(2)()
+        return 2
+
+    monkeypatch.setattr(tuning, "fitting_batch", fitting)
+    on_gpu = Measure((tiny,), device="cuda", precision="fp32", batch=1, side=64, prompts=1, seconds=1e-3)
+    monkeypatch.setattr(speed, "_Clock", lambda device, seconds: Clock("cpu", seconds))
+    monkeypatch.setattr(TorchSam, "__init__", partialmethod(as_on_a_processor, TorchSam.__init__))
+    found = speed._fitting(speed.build(tiny, 64), Prompts.build(points=np.array([[3.0, 4]])), on_gpu)
+    assert calls == ["cuda"]
+    assert found["batch auto"] == 2
+    assert found["tiles/s with it"] > 0
+
+
+def as_on_a_processor(self: TorchSam, init: Any, sam: Any, *, device: str, **given: Any) -> None:
+    assert device == "cuda"
+    init(self, sam, device="cpu", **given)
 
 
 BARE = """

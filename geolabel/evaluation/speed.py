@@ -7,16 +7,17 @@ of the path of a scene need geolabel's own dependencies too, and are left out wi
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,10 +25,13 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from geolabel.devices import forward, resolve_device, resolve_precision
+from geolabel.devices import compiled, exact, forward, products, resolve_device, resolve_precision
 from geolabel.errors import OptionError
 from geolabel.models.nets import vit
 from geolabel.types import UInt8Array
+
+if TYPE_CHECKING:
+    from geolabel.prompts import Prompts
 
 ENCODERS = {
     "vit_b": (768, 12, 12, (2, 5, 8, 11)),
@@ -64,6 +68,8 @@ class Measure:
     """Pixels of a tile, a multiple of 16."""
     prompts: int = 32
     """Points in a tile."""
+    compiled: bool = False
+    """Whether encoders are measured compiled, too."""
     seconds: float = 2.0
     """Minimum time of a row, after one call that is not counted."""
 
@@ -161,16 +167,24 @@ def bench_speed(asked: Measure | None = None, *, profile: Path | None = None) ->
     left_out: dict[str, str] = {}
     for name in given.models:
         torch.manual_seed(0)
-        sam = build(name, given.side).to(given.device)
+        exactly = build(name, given.side).to(given.device)
+        sam = _as_it_runs(exactly, given)
         encoders[name] = _encoder(name, sam, given, clock, ceilings)
+        if given.compiled:
+            try:
+                encoders[f"{name}, compiled"] = _encoder(name, sam, given, clock, ceilings, compiles=True)
+            except Exception as error:  # noqa: BLE001  # a compiler that is not there is no reason to lose the rest
+                left_out[f"{name}, compiled"] = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+        if given.device.startswith("cuda"):
+            encoders[f"{name}, tf32"] = _encoder(name, exactly, replace(given, precision="tf32"), clock, ceilings)
         stages[name] = _stages(sam, given, clock)
         try:
-            predictor[name] = _beside_predictor(sam, given, clock)
+            predictor[name] = _beside_predictor(sam, exactly, given, clock)
         except ImportError as error:
             left_out[f"predictor {name}"] = f"geolabel's own path needs {error.name}"
         if profile is not None and name == given.models[-1]:
             _trace(sam, given, profile)
-        del sam
+        del sam, exactly
     return {
         "machine": _machine(given.device),
         "asked": asdict(given) | {"models": list(given.models)},
@@ -212,6 +226,15 @@ def _digits(value: float) -> str:
 def _machine(device: str) -> str:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _as_it_runs(sam: Sam, given: Measure) -> Sam:
+    """A network whose encoder has the weights that geolabel gives it on the device."""
+    if given.device == "cpu" or given.precision != "bf16":
+        return sam
+    halved = copy.deepcopy(sam)
+    vit.halve(halved.image_encoder)
+    return halved
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -284,11 +307,13 @@ def _ceilings(given: Measure, clock: _Clock) -> Figures:
     gpu = clock.on_gpu
     size, copied = (8192, 1 << 30) if gpu else (1024, 1 << 26)
     found: Figures = {}
-    for name, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        if kind is torch.bfloat16 and given.precision != "bf16":
+    cuda = given.device.startswith("cuda")
+    for name, kind in (("bf16", torch.bfloat16), ("tf32", torch.float32), ("fp32", torch.float32)):
+        if (name == "bf16" and given.precision != "bf16") or (name == "tf32" and not cuda):
             continue
         left, right = (torch.randn(size, size, device=given.device, dtype=kind) for _ in range(2))
-        seconds, _ = clock.each(partial(torch.mm, left, right))
+        with products(name):
+            seconds, _ = clock.each(partial(torch.mm, left, right))
         found[f"matrix product {name}, TFLOP/s"] = 2 * size**3 / seconds / 1e12
     source = torch.ones(copied, dtype=torch.uint8, device=given.device)
     seconds, _ = clock.each(partial(torch.empty_like(source).copy_, source))
@@ -322,12 +347,15 @@ def _disk(size: int) -> Figures:
 # --- networks --------------------------------------------------------------------------------------------------------
 
 
-def _encoder(name: str, sam: Sam, given: Measure, clock: _Clock, ceilings: Figures) -> Figures:
+def _encoder(
+    name: str, sam: Sam, given: Measure, clock: _Clock, ceilings: Figures, *, compiles: bool = False
+) -> Figures:
     if given.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(given.device)
     frames = torch.randn(given.batch, 3, given.side, given.side, device=given.device)
+    encode = partial(vit.encode, sam.image_encoder)
     with _running(given):
-        seconds, busy = clock.each(partial(vit.encode, sam.image_encoder, frames))
+        seconds, busy = clock.each(partial(compiled(encode) if compiles else encode, frames))
     tiles, work = given.batch / seconds, operations(name, given.side)
     ceiling = ceilings[f"matrix product {given.precision}, TFLOP/s"]
     return {
@@ -368,9 +396,12 @@ def _stages(sam: Sam, given: Measure, clock: _Clock) -> Table:
         return vit.encode(sam.image_encoder, frames).float()
 
     def decode(embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
-        places = sam.prompt_encoder.get_dense_pe()
-        return [sam.mask_decoder(one[None], places, sparse, dense, multimask_output=True) for one in embeddings]
+        with exact(given.device):
+            sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+            places = sam.prompt_encoder.get_dense_pe()
+        rounded = given.device != "cpu" and given.precision == "bf16"  # as geolabel's decoder then
+        with torch.autocast(torch.device(given.device).type, enabled=False) if rounded else nullcontext():
+            return [sam.mask_decoder(one[None], places, sparse, dense, multimask_output=True) for one in embeddings]
 
     def masks(answers: list[tuple[Tensor, Tensor]]) -> Tensor:
         chosen = [low[torch.arange(len(low)), quality.argmax(dim=1)] for low, quality in answers]
@@ -405,7 +436,7 @@ def _stages(sam: Sam, given: Measure, clock: _Clock) -> Table:
     return found | {"all": {"s a tile": seconds / given.batch, "busy": busy, "tiles/s": given.batch / seconds}}
 
 
-def _beside_predictor(sam: Sam, given: Measure, clock: _Clock) -> Figures:
+def _beside_predictor(sam: Sam, exactly: Sam, given: Measure, clock: _Clock) -> Figures:
     # geolabel's segmenter as it runs over a scene, and SamPredictor tile by tile in fp32, with the same prompts.
     from segment_anything import SamPredictor
 
@@ -420,7 +451,7 @@ def _beside_predictor(sam: Sam, given: Measure, clock: _Clock) -> Figures:
     ours, busy = clock.each(lambda: segment(images, [asked] * len(images)))
     with network.running():
         alone, _ = clock.each(lambda: network.encode(images))
-    predictor = SamPredictor(sam)
+    predictor = SamPredictor(exactly)
     predictor.transform.target_length = given.side
     labels = torch.ones(points.shape[:2], device=given.device)
 
@@ -437,7 +468,23 @@ def _beside_predictor(sam: Sam, given: Measure, clock: _Clock) -> Figures:
         "busy": busy,
         "SamPredictor, fp32, tiles/s": given.batch / theirs,
         "times as fast": theirs / ours,
-    }
+    } | _fitting(sam, asked, given)
+
+
+def _fitting(sam: Sam, asked: Prompts, given: Measure) -> Figures:
+    # What --batch auto finds, and tiles per second in calls of so many.
+    if not given.device.startswith("cuda"):
+        return {}
+    from geolabel.models.on_torch import TorchSam
+    from geolabel.models.sam import SamSegmenter
+    from geolabel.models.tuning import MAX_BATCH, fitting_batch
+
+    where: dict[str, Any] = {"device": given.device, "precision": given.precision, "batch": MAX_BATCH}
+    segment = SamSegmenter(TorchSam(sam, resize=False, **where), gsd_range=(0.1, 10.0))
+    (image,) = _images(replace(given, batch=1))
+    batch = fitting_batch(lambda count: partial(segment, [image] * count, [asked] * count), given.device)
+    seconds, _ = _Clock(given.device, given.seconds).each(partial(segment, [image] * batch, [asked] * batch))
+    return {"batch auto": batch, "tiles/s with it": batch / seconds}
 
 
 def _trace(sam: Sam, given: Measure, path: Path) -> None:

@@ -28,7 +28,8 @@ from geolabel.concepts import Asked, word_pieces
 from geolabel.errors import OptionError, WeightsError, require
 from geolabel.models import hub
 from geolabel.models.engines import bucket
-from geolabel.models.on_torch import OnDevice, halve
+from geolabel.models.nets.vit import halve
+from geolabel.models.on_torch import OnDevice
 from geolabel.models.on_transformers import Family, check_frame, frames_of, load_model, normalisation
 from geolabel.parsing import check_regular, read_json
 from geolabel.parts import ConceptRecipe, Localizer

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from geolabel.devices import compiled, exact, forward
@@ -33,13 +33,6 @@ from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 if TYPE_CHECKING:
     from geolabel.models.nets.classifier import Classifier
     from geolabel.models.nets.localizer import PyramidLocalizer
-
-
-def halve(encoder: nn.Module) -> None:
-    """Keep the weights of an encoder's products in bf16: those that autocast would cast anew at each call."""
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            module.to(torch.bfloat16)
 
 
 class TorchMaps:
@@ -155,7 +148,7 @@ class TorchSam(OnDevice):
         self.stretches, self.batch = False, batch
         self.resize = ResizeLongestSide(self.window) if resize else None
         if self.apart and precision == "bf16":
-            halve(self.sam.image_encoder)
+            vit.halve(self.sam.image_encoder)
         encoder = self.sam.image_encoder
         encode = partial(vit.encode, encoder) if isinstance(encoder, ImageEncoderViT) else encoder
         self._encode = compiled(encode) if compile_encoder else encode

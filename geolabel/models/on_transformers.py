@@ -31,8 +31,9 @@ from geolabel.errors import WeightsError, require
 from geolabel.models import hub
 from geolabel.models.checkpoint import DAMAGE, LARGEST, LEAST
 from geolabel.models.engines import Points, PromptedNetwork, bucket
+from geolabel.models.nets.vit import halve
 from geolabel.models.on_device import upload
-from geolabel.models.on_torch import OnDevice, halve
+from geolabel.models.on_torch import OnDevice
 from geolabel.parsing import read_json
 from geolabel.parts import SegmenterRecipe
 from geolabel.types import AnyArray, UInt8Array

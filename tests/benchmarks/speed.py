@@ -1,7 +1,7 @@
 """``geolabel bench speed`` where only torch, torchvision, segment-anything and NumPy are: one run for gpu.sh.
 
 Usage: python tests/benchmarks/speed.py OUT [--models vit_b,vit_l,vit_h] [--side 1024] [--prompts 32] [--seconds 2]
-       [--device auto] [--precision auto] [--batch 0] [--trace]
+       [--device auto] [--precision auto] [--batch 0] [--compile] [--trace]
 
 Writes OUT/speed.json, OUT/speed.md and, with ``--trace``, OUT/trace.json, and prints the table.
 """
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--compile", dest="compiled", action="store_true")
     parser.add_argument("--trace", action="store_true")
     given = vars(parser.parse_args())
     out, trace = given.pop("out"), given.pop("trace")

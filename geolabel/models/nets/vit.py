@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos, window_partition, window_unpartition
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 BIAS = 1 << 23
@@ -30,6 +30,13 @@ def encode(encoder: ImageEncoderViT, frames: Tensor) -> Tensor:
         cells = _pass(block, cells)
     embeddings: Tensor = encoder.neck(cells.permute(0, 3, 1, 2))
     return embeddings
+
+
+def halve(encoder: nn.Module) -> None:
+    """Keep the weights of an encoder's products in bf16: those that autocast would cast anew at each call."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.to(torch.bfloat16)
 
 
 def _pass(block: Block, cells: Tensor) -> Tensor:
