@@ -391,6 +391,27 @@ def test_scores_are_predicted(folder: Path, scene: Path, tmp_path: Path) -> None
         assert file.read(1).any()
 
 
+def test_the_instances_themselves_may_be_the_answer(folder: Path, tmp_path: Path) -> None:
+    scene, image = tmp_path / "scene.tif", image_of(SIDE, SIDE, 1)
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": SIDE, "width": SIDE, "crs": "EPSG:32648"}
+    with rasterio.open(scene, "w", transform=Affine(0.5, 0, 350_000, 0, -0.5, 3_450_000), **profile) as file:
+        file.write(np.moveaxis(image, 2, 0))
+    options = ["--localizer", folder, "--classes", "airplane", "--stretch", "none", "--attention-only"]
+    assert extract(scene, tmp_path / "scores.tif", *options, command="predict") == 0
+    union, _, presence = by_the_library(folder, image, "airplane")
+    with rasterio.open(tmp_path / "scores.tif") as file:
+        found = file.read(1)
+        assert found.shape == (SIDE, SIDE)
+        assert ((found > 0.5 * (254 if found.dtype == np.uint8 else 1)) == union(0.5)).mean() > 0.99
+    assert extract(scene, tmp_path / "out.gpkg", *options, "--min-area", "1px", "--simplify", "0px") == 0
+    outlines = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
+    assert union(0.5).sum() > 0
+    assert outlines.area.sum() * 4 == pytest.approx(union(0.5).sum(), rel=0.1)  # holes are filled
+    assert "segmenter" in read_provenance(tmp_path / "out.gpkg")["networks"]
+    assert extract(scene, tmp_path / "none.gpkg", *options, "--gate", presence + 0.01) == 0
+    assert len(gpd.read_file(tmp_path / "none.gpkg", layer="landslides")) == 0
+
+
 def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, size in (("airplane/a", (SIDE, SIDE)), ("landslide/b", (90, 130)), ("river/c", (64, 64))):
         (tmp_path / "chips" / name).parent.mkdir(parents=True)
@@ -422,6 +443,12 @@ def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (
             "--localizer {folder} --classes tank --draws 2",
             "--draws is an option of --method diffuprompter, not of sam3",
+        ),
+        ("--localizer {folder} --attention-only --sam bundled", "--sam bundled: --attention-only uses no segmenter"),
+        ("--localizer {folder} --attention-only --prompts box", "--prompts box: --attention-only uses no segmenter"),
+        (
+            "--localizer {folder} --attention-only --activation-threshold 9",
+            "--activation-threshold 9: --attention-only uses no segmenter; give --score-threshold",
         ),
         ("--localizer {folder}/gone --classes tank", "there is no such file"),
     ],

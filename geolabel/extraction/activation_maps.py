@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import TypeAlias
 
 import numpy as np
 
 from geolabel import mosaic
-from geolabel.activation import Enlarged
+from geolabel.activation import LEVELS, Enlarged
 from geolabel.extraction.plan import Run
 from geolabel.io.store import Store
 from geolabel.tiles import Window, extent
@@ -131,3 +131,10 @@ def class_probability(run: Run, window: Window, class_id: int, wanted: BoolArray
                 rows, cols = (np.arange(at.start, at.stop) // tile.stride for at in part.within(tile.window))
                 np.maximum(into, tile.probability[:, cols][rows], out=into)
     return best
+
+
+def likely_activation(run: Run, window: Window, class_id: int, gate: float) -> UInt8Array:
+    """(H, W) blended activation of a class in a window, and 0 where the class is less probable around than `gate`."""
+    grey = blend_activation(run, window, class_id, partial(reach, 0))
+    likely = class_probability(run, window, class_id, grey > 0) >= gate * LEVELS
+    return np.where(likely, grey, np.uint8(0))

@@ -174,15 +174,16 @@ def make_plan(
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
     grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)
-    widest = LOCALIZER_TILE if parameters.method.dense else segment.window
+    # convolutions see tiles of any size, networks that are told words none larger than their own
+    own = locate.window if isinstance(localizer, WordsRecipe) else LOCALIZER_TILE
+    widest = own if parameters.method.dense else segment.window
     tile = widest if parameters.tile_size is None else parameters.tile_size
     if tile > segment.window:
         raise OptionError(
             f"tile size {tile} px: the segmenter {segmenter.source} sees at most {segment.window} px at once"
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
-    # convolutions see tiles of any size, networks that are told words none larger than their own
-    smaller = min(tile, locate.window if isinstance(localizer, WordsRecipe) else LOCALIZER_TILE)
+    smaller = min(tile, own)
     # before a pixel is read: a header may claim more than can be worked on
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)

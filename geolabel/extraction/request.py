@@ -244,9 +244,6 @@ class SceneMethod:
     """
 
     name: ClassVar[str]
-    dense: ClassVar[bool] = False
-    """Whether the localizer's maps are the scores, and no segmenter is asked."""
-
     gate: float = field(default=0.5, init=False)
     """Minimum class probability of an activation that is followed up, in some window of the localizer's size."""
     activation_threshold: int = field(default=120, init=False)
@@ -262,6 +259,11 @@ class SceneMethod:
 
     def __post_init__(self) -> None:
         check_limits(self)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the localizer's maps are the scores, and no segmenter is asked."""
+        return False
 
     @classmethod
     def options(cls) -> tuple[str, ...]:

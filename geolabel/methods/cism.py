@@ -19,13 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geolabel.activation import LEVELS
 from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError
 from geolabel.extraction import request
-from geolabel.extraction.activation_maps import blend_activation, class_probability, reach
+from geolabel.extraction.activation_maps import likely_activation
 from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.labelers import ThresholdLabeler
@@ -90,6 +88,4 @@ class Scenes(CismScenes, SceneMethod):
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
         """(H, W) activation, and 0 where the class is not likely in any window around."""
-        grey = blend_activation(run, window, class_id, partial(reach, 0))
-        likely = class_probability(run, window, class_id, grey > 0) >= self.gate * LEVELS
-        return np.where(likely, grey, np.uint8(0))
+        return likely_activation(run, window, class_id, self.gate)

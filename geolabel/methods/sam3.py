@@ -13,19 +13,23 @@ compared with the gate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from geolabel.concepts import Asked, parse_concepts
 from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, require
+from geolabel.extraction.activation_maps import likely_activation
+from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.masks import Selection
 from geolabel.methods.diffuprompter import LabelAsked, label_asked
 from geolabel.models import loading
-from geolabel.parts import ConceptRecipe, Recipe, SegmenterRecipe
+from geolabel.parts import ConceptRecipe, NoSegmenterRecipe, Recipe, SegmenterRecipe
 from geolabel.settings.methods import Sam3Chips, Sam3Scenes
+from geolabel.tiles import Window
+from geolabel.types import UInt8Array
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ def recipes_of(
     return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter)), segmenter
 
 
+NO_SEGMENTER = "--attention-only uses no segmenter"
+
+
 def _require() -> None:
     require("sam", "transformers", "huggingface_hub", purpose="sam3")
 
@@ -98,6 +105,19 @@ class Scenes(Sam3Scenes, SceneMethod):
         super().__post_init__()
         assert self.asked
 
+        if self.attention_only:
+            usual = {one.name: one.default for one in fields(Sam3Scenes)}
+            for name in ("activation_threshold", "prompts", "selection", "min_quality"):
+                value = getattr(self, name)
+                if value != usual[name]:
+                    instead = "; give --score-threshold" if name == "activation_threshold" else "; leave it out"
+                    raise OptionError(f"--{name.replace('_', '-')} {value}: {NO_SEGMENTER}{instead}")
+
+    @property
+    def dense(self) -> bool:
+        """Whether the instances themselves are the answer."""
+        return self.attention_only
+
     def require(self) -> None:
         """Ask for the library that runs the network."""
         _require()
@@ -108,5 +128,12 @@ class Scenes(Sam3Scenes, SceneMethod):
         return Asked(parse_concepts(self.classes))
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
-        """A network that is asked in words, and a segmenter."""
-        return recipes_of(networks, self.asked, self.selection)
+        """A network that is asked in words, and a segmenter where one draws."""
+        if not self.attention_only:
+            return recipes_of(networks, self.asked, self.selection)
+        networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
+        return recipes_of(networks, self.asked)[0], NoSegmenterRecipe()
+
+    def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
+        """(H, W) scores of instances, and 0 where the class is not present."""
+        return likely_activation(run, window, class_id, self.gate)

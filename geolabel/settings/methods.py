@@ -99,7 +99,7 @@ _Classes = Annotated[
     ),
 ]
 _MapThreshold = Annotated[float, Setting("Threshold of the activation.", "sensitivity", above=0, below=1)]
-_AttentionOnly = Annotated[bool, Setting("Use the thresholded maps as labels, without a segmenter.", "method")]
+_AttentionOnly = Annotated[bool, Setting("Use the maps of the words themselves, without a segmenter.", "method")]
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,7 @@ class Sam3Scenes:
     """Settings of SAM 3's concepts over scenes."""
 
     classes: _Classes = "landslide"
+    attention_only: _AttentionOnly = False
     gate: _Gate = 0.5
     activation_threshold: _Threshold = 127  # 0.5, that of the released code
     prompts: _Prompts = "both"
