@@ -608,10 +608,10 @@ def test_the_mean_of_both_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(half_way, (whole_way + DECODER.state_dict()[name]) / 2, atol=1e-7)
 
 
-def test_a_gain_of_a_hundredth_counts() -> None:
+def test_a_gain_of_two_hundredths_counts() -> None:
     before = np.array([0.4, 0.6])
-    assert decoder.gains(before, np.array([0.5, 0.521]))
-    assert not decoder.gains(before, np.array([0.5, 0.519]))
+    assert decoder.gains(before, np.array([0.5, 0.541]))
+    assert not decoder.gains(before, np.array([0.5, 0.539]))
 
 
 def test_regions_of_a_map_ask_with_box_and_centroid_by_hand() -> None:

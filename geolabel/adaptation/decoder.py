@@ -46,11 +46,11 @@ MINIMUM = 5
 MAXIMUM = 256
 """Outlines that are learned from, evenly taken from all."""
 
-SMALLEST = 24
-"""Pixels of the smallest outline that counts, as in the training of the network."""
+SMALLEST = 200
+"""Pixels of the smallest outline that counts: a dozen of the decoder's cells."""
 
-MINIMUM_GAIN = 0.01
-"""IoU of masks by cross-validation that the new decoder has to gain."""
+MINIMUM_GAIN = 0.02
+"""IoU of masks by cross-validation that the new decoder has to gain: less is within the noise of a few outlines."""
 
 MATCH = 0.3
 """IoU of the boxes from which on a prompt of the localizer asks for an outline."""
