@@ -165,25 +165,25 @@ def test_boxes_and_points_are_answered_too_but_not_mixed(sam: Sam) -> None:
 
 
 def test_a_constant_feature_is_the_feature_of_any_mask() -> None:
-    masks = torch.zeros((2, 8, 8), dtype=torch.bool)
+    masks = np.zeros((2, 8, 8), bool)
     masks[0, 3, 5] = True  # smaller than a cell
     masks[1, :, 2:] = True
-    features = pool(torch.tensor([2.0, 0.0])[:, None, None].expand(2, 2, 2), masks, 4)
+    features = pool(np.broadcast_to(np.array([2.0, 0], np.float32)[:, None, None], (2, 2, 2)), masks, 4)
     assert features.tolist() == [[2, 0], [2, 0]]
 
 
 def test_two_halves_of_one_and_three_average_to_two() -> None:
-    embedding = torch.tensor([[[1.0, 3.0]]])
-    masks = torch.ones((1, 4, 8), dtype=torch.bool)
+    embedding = np.array([[[1, 3]]], np.float32)
+    masks = np.ones((1, 4, 8), bool)
     assert pool(embedding, masks, 4).tolist() == [[2]]
     masks[..., 6:] = False  # four columns of one, two of three
     assert pool(embedding, masks, 4)[0, 0].item() == pytest.approx(10 / 6)
 
 
 def test_cells_that_end_inside_a_pixel_share_it() -> None:
-    masks = torch.zeros((1, 1, 3), dtype=torch.bool)
+    masks = np.zeros((1, 1, 3), bool)
     masks[0, 0, 1] = True  # half in the first cell of 1.5 pixels, half in the second
-    assert pool(torch.tensor([[[1.0, 3.0]]]), masks, 1.5).tolist() == [[2]]
+    assert pool(np.array([[[1, 3]]], np.float32), masks, 1.5).tolist() == [[2]]
 
 
 # --- grid --------------------------------------------------------------------------------------------------------

@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 import geolabel
-from geolabel.datasets.chips import ChipDataset, read_chips
 from geolabel.datasets.pseudo_labels import RUN, PseudoLabelWriter, labels_folder
 from geolabel.engine import executors, worker
 from geolabel.engine.tasks import Effort, Pass, Progress, Work
@@ -28,12 +27,14 @@ from geolabel.folders import promise, written_elsewhere
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models import loading
 from geolabel.models.checkpoint import IMAGE_LABELS, load_localizer, read_info
-from geolabel.models.multiscale import SCALES, LabelledLocalizer, MapModule, MultiscaleLocalizer
-from geolabel.models.nets.classifier import Classifier
-from geolabel.models.nets.localizer import PyramidLocalizer
-from geolabel.models.refined import PamrLocalizer
 from geolabel.parts import Localizer, Pipeline, Recipe
 from geolabel.types import BoolArray, UInt8Array
+
+if TYPE_CHECKING:
+    from geolabel.datasets.chips import ChipDataset
+    from geolabel.models.multiscale import MapModule
+    from geolabel.models.nets.classifier import Classifier
+    from geolabel.models.nets.localizer import PyramidLocalizer
 
 
 class Images(Protocol):
@@ -215,6 +216,8 @@ class ActivatedLabels:
 
     def many(self, images: Sequence[UInt8Array], shows: BoolArray) -> list[LabelMap]:
         """Label images (H, W, 3), given which classes (N, C) each shows; one that shows none is not looked at."""
+        from geolabel.models.multiscale import LabelledLocalizer  # PyTorch, which takes seconds
+
         asked = np.flatnonzero(shows.any(axis=1)).tolist()
         labelled = LabelledLocalizer(self.localizer, shows[asked])
         found = dict(zip(asked, self.compose(labelled).many([images[k] for k in asked]) if asked else (), strict=True))
@@ -255,6 +258,9 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = Fals
     WeightsError
         If its file holds something else.
     """
+    from geolabel.models.multiscale import SCALES, MapModule, MultiscaleLocalizer
+    from geolabel.models.refined import PamrLocalizer
+
     path = loading.file_of(recipe)
     network: PyramidLocalizer | Classifier | MapModule
     if recipe.engine == "onnx":
@@ -301,6 +307,8 @@ def label_chips(
     WeightsError
         If the localizer does not know the classes that the chips show.
     """
+    from geolabel.datasets.chips import read_chips
+
     known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
     known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
     if settings.pamr is None:

@@ -12,28 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchvision.ops import nms
 
 from geolabel.clusters import Clusters
 from geolabel.labelers import gate
 from geolabel.labels import smallest_wins
-from geolabel.masks import EDGE, ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
+from geolabel.masks import ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.models import low_res as low_res_masks
 from geolabel.models.engines import Points, PromptedNetwork, SelectiveNetwork
-from geolabel.models.on_device import Crops, Packed, boxes_of, enlarge, quantise
 from geolabel.models.sam import answer, corner_pixels, enlarged
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
 from geolabel.prompts import Prompts
+from geolabel.tiles import extent
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
-ENLARGED = 64
-"""Masks that are held at the size of the image at a time."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from geolabel.models.on_device import Packed
 
 PROMPTS_CPU, PROMPTS_GPU = 8, 64
 """Prompts per call of the decoder. The cells of 8 stay nearer to a processor than those of 64, segment-anything's own;
@@ -59,12 +58,15 @@ class _Candidates:
     @classmethod
     def of(cls, parts: Sequence[_Candidates]) -> _Candidates:
         """Those of several calls."""
-        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-        joined: dict[str, Any] = {
-            name: torch.cat(some) if isinstance(some[0], Tensor) else np.concatenate(some)
-            for name, some in columns.items()
-        }
-        return cls(**joined)
+        return cls(**{name: _joined([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch  # what is no array was made by it
+
+    return torch.cat(list(parts))
 
 
 class EverythingSegmenter:
@@ -134,8 +136,7 @@ class EverythingSegmenter:
         every = _Candidates.of([self._candidates(embedding, size, prompts, start) for start in calls])
         judged = self._network.host(every.judged)
         passed = np.flatnonzero(self._passes(judged))
-        boxes, quality = torch.from_numpy(judged[passed, 1:5]), torch.from_numpy(every.quality[passed])
-        best = passed[nms(boxes, quality, self._filters.duplicate).numpy()]
+        best = passed[_distinct(judged[passed, 1:5], every.quality[passed], self._filters.duplicate)]
         kept = every[best]
         found = Masks(
             scores=np.zeros((len(best), *size), np.uint8),
@@ -150,43 +151,29 @@ class EverythingSegmenter:
 
     def _drawn(self, embedding: Any, low_res: Any, masks: Masks) -> Masks:
         # The masks with their scores and features, made on the host.
-        size: tuple[int, int] = masks.scores.shape[1:]
-        seen = self._network.features(embedding)
-        if isinstance(seen, np.ndarray):
-            for scores, part in zip(masks.scores, enlarged(self._network, low_res, size), strict=True):
+        height, width = masks.scores.shape[1:]
+        if isinstance(low_res, np.ndarray):
+            for scores, part in zip(masks.scores, enlarged(self._network, low_res, (height, width)), strict=True):
                 scores[part.slices] = quantise_logits(part.logits)
         else:
-            for rows in _chunks(len(masks)):
-                masks.scores[rows] = quantise_logits(enlarge(self._network, low_res[rows], size).numpy())
+            from geolabel.models import on_device
+
+            for rows, logits in on_device.enlarged(self._network, low_res, (height, width)):
+                masks.scores[rows] = quantise_logits(logits.numpy())
         if not self._features:
             return masks
-        cells = torch.as_tensor(seen)
-        chunks = (torch.as_tensor(masks.scores[rows] >= EDGE) for rows in _chunks(len(masks)))
-        pooled = [pool(cells, inside, self._step(size)) for inside in chunks]
-        features = torch.cat([torch.zeros((0, self._network.width)), *pooled])
-        return FeaturedMasks(**vars(masks), features=features.numpy())
+        cells = np.asarray(self._network.features(embedding))
+        return FeaturedMasks(**vars(masks), features=pool(cells, masks.binary, self._step((height, width))))
 
     def _pack(self, embedding: Any, low_res: Tensor, judged: Float32Array, masks: Masks) -> Packed:
         # The same on a device, for which nothing waits.
-        size: tuple[int, int] = masks.scores.shape[1:]
-        cells, crops, pooled = self._network.features(embedding), Crops(judged[:, -4:], self._scores), []
-        content = [low_res.new_zeros(0, dtype=torch.uint8 if self._scores else torch.bool)]
-        for rows in _chunks(len(masks)):
-            logits = enlarge(self._network, low_res[rows], size)
-            content.append(crops.of(logits, rows))
-            if self._features:
-                pooled.append(pool(cells, logits >= 0, self._step(size)))
-        shape = (len(masks), self._network.width if self._features else 0)
-        features = torch.cat([torch.zeros((0, shape[1]), device=low_res.device), *pooled])
+        from geolabel.models import on_device
 
-        def unpack(given: UInt8Array) -> Masks:
-            seen, drawn = np.split(given, [4 * shape[0] * shape[1]])
-            crops.draw(drawn, masks.scores)
-            if not self._features:
-                return masks
-            return FeaturedMasks(**vars(masks), features=seen.copy().view(np.float32).reshape(shape))
-
-        return Packed(torch.cat([features.contiguous().view(torch.uint8).flatten(), crops.pack(content)]), unpack)
+        height, width = masks.scores.shape[1:]
+        crops = on_device.Crops(judged[:, -4:], self._scores)
+        cells = self._network.features(embedding) if self._features else None
+        step = self._step((height, width))
+        return on_device.pack_everything(self._network, low_res, masks, crops, cells=cells, step=step)
 
     def _candidates(self, embedding: Any, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
         # Candidates of one call's prompts; those that pass, where nothing has to wait to know them.
@@ -206,15 +193,10 @@ class EverythingSegmenter:
             step = self._network.window // low_res.shape[-1]
             judged = low_res_masks.judge(low_res, step, size, self._filters.offset)
             return np.concatenate([judged.stability[:, None], judged.boxes.astype(np.float32)], axis=1)
-        scored = self._network.apart and self._scores
-        chunks = [self._judge_chunk(low_res[rows], size, scored) for rows in _chunks(len(low_res))]
-        return torch.cat([low_res.new_zeros((0, 9 if scored else 5)), *chunks])
+        from geolabel.models import on_device
 
-    def _judge_chunk(self, low_res: Tensor, size: tuple[int, int], scored: bool) -> Tensor:
-        logits = enlarge(self._network, low_res, size)
-        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (self._filters.offset, -self._filters.offset))
-        shown = [logits > 0, quantise(logits) > 0] if scored else [logits > 0]
-        return torch.cat([(inner / outer.clamp(min=1))[:, None], *map(boxes_of, shown)], dim=1)
+        scored = self._network.apart and self._scores
+        return on_device.judge(self._network, low_res, size, self._filters.offset, scored=scored)
 
     def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
         one_point = prompts.points.shape[1] <= 1 and len(set(prompts.has_point.tolist())) == 1
@@ -253,7 +235,26 @@ def _likely(
     return low_res[prompt, token], quality[prompt, token], prompt, token
 
 
-def pool(embedding: Tensor, masks: Tensor, step: float | tuple[float, float]) -> Tensor:
+def _distinct(boxes: Float32Array, quality: Float32Array, most: float) -> Int64Array:
+    # Rows of those that are no duplicate of a better one, by falling quality: torchvision's non-maximum suppression.
+    order = np.argsort(-quality, kind="stable")
+    boxes = boxes[order]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    open_, kept = np.ones(len(boxes), bool), []
+    for k in range(len(boxes)):
+        if open_[k]:
+            kept.append(k)
+            others = boxes[k + 1 :]
+            sides = np.minimum(boxes[k, 2:], others[:, 2:]) - np.maximum(boxes[k, :2], others[:, :2])
+            shared = np.maximum(sides, 0).prod(axis=1)
+            with np.errstate(invalid="ignore"):  # of two boxes without an area
+                iou = shared / (areas[k] + areas[k + 1 :] - shared)
+            open_[k + 1 :] &= ~(iou.astype(np.float64) > most)
+    best: Int64Array = order[kept]
+    return best
+
+
+def pool(embedding: Float32Array, masks: BoolArray, step: float | tuple[float, float]) -> Float32Array:
     """Mean of an embedding over masks, each cell weighted by the share of it that the mask covers (ALPS, eq. 4).
 
     ALPS enlarges the embedding to the mask; averaging the mask down to the embedding gives the same weighted mean but
@@ -262,7 +263,7 @@ def pool(embedding: Tensor, masks: Tensor, step: float | tuple[float, float]) ->
     Parameters
     ----------
     embedding : (D, h, w)
-    masks : (M, H, W) boolean, none of them empty
+    masks : (M, H, W), none of them empty
     step
         Image pixels per cell, where they differ along rows and along columns; cell ``i`` covers pixels
         ``[i * step, (i + 1) * step)``.
@@ -271,27 +272,17 @@ def pool(embedding: Tensor, masks: Tensor, step: float | tuple[float, float]) ->
     -------
     (M, D)
     """
+    steps = step if isinstance(step, tuple) else (step, step)
     rows, cols = (
-        _shares(cells, pixels, along).to(masks.device)
-        for cells, pixels, along in zip(
-            embedding.shape[1:], masks.shape[1:], step if isinstance(step, tuple) else (step, step), strict=True
-        )
+        low_res_masks.cell_shares(*each) for each in zip(embedding.shape[1:], masks.shape[1:], steps, strict=True)
     )
-    weights = torch.einsum("ih,mhw,jw->mij", rows, masks.float(), cols)
-    total = weights.sum(dim=(1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.einsum("mij,dij->md", weights, embedding.float()) / total[:, None]
-
-
-def _shares(cells: int, pixels: int, step: float) -> Tensor:
-    # (cells, pixels) how much of each pixel is in each cell
-    edges = torch.arange(cells + 1, dtype=torch.float64) * step
-    low = torch.arange(pixels, dtype=torch.float64)
-    shared = torch.minimum(edges[1:, None], low + 1) - torch.maximum(edges[:-1, None], low)
-    return shared.clamp(min=0).float()
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + ENLARGED, count)) for start in range(0, count, ENLARGED)]
+    weights = np.zeros((len(masks), len(rows), len(cols)), np.float32)
+    for weight, mask in zip(weights, masks, strict=True):
+        if (near := extent(mask)) is not None:
+            weight[:] = rows[:, near[0]] @ mask[near].astype(np.float32) @ cols[:, near[1]].T
+    total = np.maximum(weights.sum(axis=(1, 2)), np.finfo(np.float32).tiny)
+    pooled: Float32Array = weights.reshape(len(masks), -1) @ embedding.reshape(len(embedding), -1).T
+    return pooled / total[:, None]
 
 
 # --- one class of clusters -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from geolabel.types import BoolArray, Float32Array, Int64Array
+from geolabel.types import BoolArray, Float32Array, Float64Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,21 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
     """
     cells = np.pad(logits, ((0, 0), (1, 1), (1, 1)), mode="edge")  # as bilinear interpolation does
     places = _Places.of(step, size, (logits.shape[1] + 2, logits.shape[2] + 2))
+    near = _near(cells, -offset)
+    cells, places = cells[:, near[0], near[1]], places.part(*near)
     inner, outer = (_count(cells, cut, places) for cut in (offset, -offset))
     stability = (inner / np.maximum(outer, 1)).astype(np.float32)
-    return Judged(stability, _boxes(cells, places, size))
+    return Judged(stability, _boxes(cells, places))
+
+
+def _near(cells: Float32Array, cut: float) -> tuple[slice, slice]:
+    # Rows and columns of cells (K, h, w) that hold all places between cells of which any mask exceeds a cut somewhere,
+    # and one more at the end, which has no place: beyond, none exceeds it.
+    spans = []
+    for axis in (2, 1):
+        some = np.flatnonzero((cells.max(axis=axis, initial=-np.inf) > cut).any(axis=0))
+        spans.append(slice(max(0, some[0] - 1), some[-1] + 2) if len(some) else slice(0, 1))
+    return spans[0], spans[1]
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,17 @@ class _Places:
     cols: BoolArray
     area: Float32Array
     """(h, w) pixels of each place that are in the image."""
+    first: tuple[int, int] = (0, 0)
+    """Row and column, in the image, of the first pixel of the first place."""
+
+    def part(self, rows: slice, cols: slice) -> _Places:
+        """The places of some rows and columns of cells; the last of each has none."""
+        tall, wide = self.rows[rows].copy(), self.cols[cols].copy()
+        tall[-1], wide[-1] = False, False
+        first = self.first[0] + rows.start * self.step, self.first[1] + cols.start * self.step
+        area = self.area[rows, cols].copy()
+        area[-1], area[:, -1] = 0, 0
+        return _Places(self.step, self.weights, tall, wide, area, first)
 
     @staticmethod
     @lru_cache(maxsize=8)
@@ -69,7 +92,8 @@ class _Places:
         pixels = [np.arange(n * step).reshape(n, step) - step // 2 for n in count]
         rows, cols = ((at >= 0) & (at < side) for at, side in zip(pixels, size, strict=True))
         rows[-1], cols[-1] = False, False
-        return _Places(step, weights, rows, cols, np.outer(rows.sum(axis=1), cols.sum(axis=1)).astype(np.float32))
+        area = np.outer(rows.sum(axis=1), cols.sum(axis=1)).astype(np.float32)
+        return _Places(step, weights, rows, cols, area, (-(step // 2), -(step // 2)))
 
     def found(self, cells: Float32Array, cut: float) -> tuple[BoolArray, Int64Array, BoolArray]:
         """Where all pixels exceed the cut (K, h, w), the places where some may (N,), and which (N, step, step)."""
@@ -102,15 +126,28 @@ def _count(cells: Float32Array, cut: float, places: _Places) -> Int64Array:
     return found
 
 
-def _boxes(cells: Float32Array, places: _Places, size: tuple[int, int]) -> Int64Array:
+def _boxes(cells: Float32Array, places: _Places) -> Int64Array:
     every, edge, inside = places.found(cells, 0.0)
     mask, row, col = np.unravel_index(edge, every.shape)
     ends = []
-    for axis, place, valid, side in ((1, row, places.rows, size[0]), (2, col, places.cols, size[1])):
+    for axis, place, valid, first in ((1, row, places.rows, places.first[0]), (2, col, places.cols, places.first[1])):
         held = np.asarray(every.any(axis=3 - axis))[..., None] & valid
         which, pixel = np.nonzero(inside.any(axis=3 - axis))
         held[mask[which], place[which], pixel] = True
-        line = held.reshape(len(cells), valid.size)[:, places.step // 2 :][:, :side]
-        ends.append((line.argmax(axis=1), side - 1 - line[:, ::-1].argmax(axis=1), line.any(axis=1)))
+        line = held.reshape(len(cells), valid.size)
+        ends.append(
+            (first + line.argmax(axis=1), first + valid.size - 1 - line[:, ::-1].argmax(axis=1), line.any(axis=1))
+        )
     (top, bottom, some), (left, right, _) = ends
-    return np.stack([left, top, np.where(some, right, -1), np.where(some, bottom, 0)], axis=1).astype(np.int64)
+    found = np.stack([left, top, np.where(some, right, -1), np.where(some, bottom, 0)], axis=1).astype(np.int64)
+    found[~some, :2] = 0
+    return found
+
+
+def cell_shares(cells: int, pixels: int, step: float) -> Float32Array:
+    """(cells, pixels) how much of each pixel is in each cell of `step` pixels."""
+    edges: Float64Array = np.arange(cells + 1) * step
+    low = np.arange(pixels, dtype=np.float64)
+    shared = np.minimum(edges[1:, None], low + 1) - np.maximum(edges[:-1, None], low)
+    shares: Float32Array = shared.clip(min=0).astype(np.float32)
+    return shares

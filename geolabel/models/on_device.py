@@ -9,7 +9,7 @@ result. Each answer is packed as bytes; the host waits once, for all answers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,9 @@ from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from geolabel.masks import EDGE, FAINT, FULL, STABILITY_OFFSET, Masks
+from geolabel.masks import EDGE, FAINT, FULL, STABILITY_OFFSET, FeaturedMasks, Masks
 from geolabel.models.engines import PromptedNetwork
+from geolabel.models.low_res import cell_shares
 from geolabel.prompts import Prompts
 from geolabel.types import Float32Array, Int64Array, UInt8Array
 
@@ -162,7 +163,80 @@ def quantise(logits: Tensor) -> Tensor:
     return scores.to(torch.uint8)
 
 
-# --- crops of masks --------------------------------------------------------------------------------------------------
+# --- everything mode -------------------------------------------------------------------------------------------------
+
+
+EVERYTHING = 64
+"""Masks of everything mode that have logits at the size of the image at a time."""
+
+
+def enlarged(network: PromptedNetwork, low_res: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of `EVERYTHING` masks at a time at the size of their image, and which they are."""
+    for start in range(0, len(low_res), EVERYTHING):
+        rows = slice(start, min(start + EVERYTHING, len(low_res)))
+        yield rows, enlarge(network, low_res[rows], size)
+
+
+def judge(
+    network: PromptedNetwork, low_res: Tensor, size: tuple[int, int], offset: float, *, scored: bool = False
+) -> Tensor:
+    """(M, 5) stability and box of coarse masks (M, h, w), see `boxes_of`; (M, 9) with the box of what scores."""
+    found = [low_res.new_zeros((0, 9 if scored else 5))]
+    for _, logits in enlarged(network, low_res, size):
+        inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (offset, -offset))
+        shown = [logits > 0, quantise(logits) > 0] if scored else [logits > 0]
+        found.append(torch.cat([(inner / outer.clamp(min=1))[:, None], *map(boxes_of, shown)], dim=1))
+    return torch.cat(found)
+
+
+def pack_everything(
+    network: PromptedNetwork,
+    low_res: Tensor,
+    masks: Masks,
+    crops: Crops,
+    *,
+    cells: Tensor | None,
+    step: tuple[float, float],
+) -> Packed:
+    """Masks of everything mode with their pixels, and with features where `cells` are given.
+
+    Parameters
+    ----------
+    low_res : (M, h, w)
+    masks
+        M masks with scores of 0, which are drawn on the host.
+    cells, step
+        See `geolabel.models.everything.pool`.
+    """
+    size: tuple[int, int] = masks.scores.shape[1:]
+    width = 0 if cells is None else len(cells)
+    content = [low_res.new_zeros(0, dtype=torch.uint8 if crops.scores else torch.bool)]
+    features = [low_res.new_zeros((0, width))]
+    for rows, logits in enlarged(network, low_res, size):
+        content.append(crops.of(logits, rows))
+        if cells is not None:
+            features.append(_pool(cells, logits >= 0, step))
+
+    def unpack(given: UInt8Array) -> Masks:
+        seen, drawn = np.split(given, [4 * len(masks) * width])
+        crops.draw(drawn, masks.scores)
+        if cells is None:
+            return masks
+        return FeaturedMasks(**vars(masks), features=seen.copy().view(np.float32).reshape(len(masks), width))
+
+    pooled = torch.cat(features).contiguous().view(torch.uint8).flatten()
+    return Packed(torch.cat([pooled, crops.pack(content)]), unpack)
+
+
+def _pool(embedding: Tensor, masks: Tensor, step: tuple[float, float]) -> Tensor:
+    # As `geolabel.models.everything.pool`.
+    rows, cols = (
+        torch.from_numpy(cell_shares(*each)).to(masks.device)
+        for each in zip(embedding.shape[1:], masks.shape[1:], step, strict=True)
+    )
+    weights = torch.einsum("ih,mhw,jw->mij", rows, masks.float(), cols)
+    total = weights.sum(dim=(1, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.einsum("mij,dij->md", weights, embedding.float()) / total[:, None]
 
 
 @dataclass(frozen=True)
