@@ -464,12 +464,12 @@ def training_networks(given: dict[str, Any]) -> Networks:
 
 def set_threads(threads: int | None) -> None:
     """Have networks of this process run on a number of threads; None for all cores."""
-    import torch
-
     from geolabel.engine.worker import use_threads
 
     use_threads(threads)
     if threads:
+        import torch  # which takes seconds, and may not be needed
+
         torch.set_num_threads(threads)
 
 
