@@ -382,7 +382,7 @@ def test_a_run_is_known_by_its_engine(tmp_path: Path) -> None:
     assert {"onnxruntime", "torch"} <= set(keys[0]["versions"]) & set(plan_provenance(plans[0])["software"])
 
 
-def test_extract_with_the_bundled_networks_imports_no_torch(tmp_path: Path) -> None:
+def test_extract_and_segment_with_the_bundled_networks_import_no_torch(tmp_path: Path) -> None:
     script = f"""
 import sys
 import numpy as np, rasterio
@@ -393,6 +393,8 @@ with rasterio.open({str(tmp_path / "scene.tif")!r}, "w", driver="GTiff", dtype="
     target.write(np.moveaxis(synthesize(256, seed=900_100).rgb, 2, 0))
 from geolabel.cli.main import run
 assert run(["extract", {str(tmp_path / "scene.tif")!r}, "--out", {str(tmp_path / "x.gpkg")!r}, "--device", "cpu"]) == 0
+assert run(["segment", {str(tmp_path / "scene.tif")!r}, "--out", {str(tmp_path / "s.gpkg")!r}, "--device", "cpu",
+            "--points-per-side", "4"]) == 0
 print("imported:", *sorted({{"torch", "torchvision", "timm", "segment_anything"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torchvision.ops import nms
 
 from geolabel.errors import OptionError
 from geolabel.masks import EVERY_CANDIDATE, FeaturedMasks, Filters
-from geolabel.models.everything import EverythingSegmenter, pool
+from geolabel.models.everything import EverythingSegmenter, _distinct, pool
 from geolabel.models.on_torch import TorchSam
 from geolabel.parts import Everywhere, Segmenter
 from geolabel.prompters import GridPrompter
@@ -159,6 +160,18 @@ def test_boxes_and_points_are_answered_too_but_not_mixed(sam: Sam) -> None:
         everything(sam)([image], [mixed])
     with pytest.raises(ValueError, match="exceeds the segmenter's window of 64 px"):
         everything(sam)([image_of(65, 20)], [both])
+
+
+@pytest.mark.parametrize("most", [0.0, 0.3, 0.7, 1.0])
+def test_duplicates_are_those_of_torchvision(most: float) -> None:
+    random = np.random.default_rng(0)
+    first = random.integers(0, 20, (300, 2))
+    boxes = np.concatenate([first, first + random.integers(0, 12, (300, 2))], axis=1).astype(np.float32)
+    quality = random.integers(0, 40, 300).astype(np.float32)  # some are equal, and some boxes have no area
+    expected = nms(torch.from_numpy(boxes), torch.from_numpy(quality), most).tolist()
+    assert _distinct(boxes, quality, most).tolist() == expected
+    assert len(expected) > (3 if most < 1 else 250)
+    assert _distinct(boxes[:0], quality[:0], most).tolist() == []
 
 
 # --- features by hand --------------------------------------------------------------------------------------------

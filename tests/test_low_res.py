@@ -39,6 +39,21 @@ def test_judges_as_counting_all_pixels_does(size: tuple[int, int], step: int) ->
         assert len({tuple(box) for box in found.boxes.tolist()}) > 3
 
 
+@pytest.mark.parametrize("place", [(0, 0), (5, 9), (13, 2), (12, 12)])
+def test_small_masks_are_judged_where_they_are(place: tuple[int, int]) -> None:
+    """All others are far below the cuts, so that most of the image holds nothing."""
+    logits = np.full((3, 16, 16), -50, np.float32)
+    row, col = place
+    logits[:2, row : row + 3, col : col + 4] = smooth(2, 20, seed=row)[:, :3, :4] + 4
+    pixels = interpolate(torch.from_numpy(logits)[None], (64, 64), mode="bilinear", align_corners=False)[0].numpy()
+    found = judge(logits, 4, (62, 61), 1.0)
+    np.testing.assert_array_equal(found.stability, stability_score(pixels[:, :62, :61], 1.0))
+    for box, mask in zip(found.boxes[:2].tolist(), pixels[:2, :62, :61] > 0, strict=True):
+        rows, cols = extent(mask)
+        assert box == [cols.start, rows.start, cols.stop - 1, rows.stop - 1]
+    assert found.boxes[2].tolist() == [0, 0, -1, 0]
+
+
 def test_masks_that_are_full_empty_or_no_numbers_are_judged() -> None:
     logits = np.stack([np.full((4, 4), value, np.float32) for value in (5, -5, np.nan)])
     found = judge(logits, 4, (16, 12), 1.0)

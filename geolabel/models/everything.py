@@ -250,7 +250,7 @@ def _distinct(boxes: Float32Array, quality: Float32Array, most: float) -> Int64A
             with np.errstate(invalid="ignore"):  # of two boxes without an area
                 iou = shared / (areas[k] + areas[k + 1 :] - shared)
             open_[k + 1 :] &= ~(iou.astype(np.float64) > most)
-    best: Int64Array = order[kept]
+    best: Int64Array = order[np.asarray(kept, np.int64)]
     return best
 
 

@@ -51,9 +51,9 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
 def _near(cells: Float32Array, cut: float) -> tuple[slice, slice]:
     # Rows and columns of cells (K, h, w) that hold all places between cells of which any mask exceeds a cut somewhere,
     # and one more at the end, which has no place: beyond, none exceeds it.
-    spans = []
-    for axis in (2, 1):
-        some = np.flatnonzero((cells.max(axis=axis, initial=-np.inf) > cut).any(axis=0))
+    above, spans = (cells > cut).any(axis=0), []
+    for axis in (1, 0):
+        some = np.flatnonzero(above.any(axis=axis))
         spans.append(slice(max(0, some[0] - 1), some[-1] + 2) if len(some) else slice(0, 1))
     return spans[0], spans[1]
 
