@@ -282,7 +282,8 @@ def pool(embedding: Float32Array, masks: BoolArray, step: float | tuple[float, f
             weight[:] = rows[:, near[0]] @ mask[near].astype(np.float32) @ cols[:, near[1]].T
     total = np.maximum(weights.sum(axis=(1, 2)), np.finfo(np.float32).tiny)
     pooled: Float32Array = weights.reshape(len(masks), -1) @ embedding.reshape(len(embedding), -1).T
-    return pooled / total[:, None]
+    pooled /= total[:, None]
+    return pooled
 
 
 # --- one class of clusters -------------------------------------------------------------------------------------------

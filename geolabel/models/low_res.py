@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from geolabel.types import BoolArray, Float32Array, Float64Array, Int64Array
+from geolabel.types import BoolArray, Float32Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ def _boxes(cells: Float32Array, places: _Places) -> Int64Array:
 
 def cell_shares(cells: int, pixels: int, step: float) -> Float32Array:
     """(cells, pixels) how much of each pixel is in each cell of `step` pixels."""
-    edges: Float64Array = np.arange(cells + 1) * step
-    low = np.arange(pixels, dtype=np.float64)
+    edges, low = np.arange(cells + 1) * step, np.arange(pixels)
     shared = np.minimum(edges[1:, None], low + 1) - np.maximum(edges[:-1, None], low)
     shares: Float32Array = shared.clip(min=0).astype(np.float32)
     return shares
