@@ -51,7 +51,8 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
 def _near(cells: Float32Array, cut: float) -> tuple[slice, slice]:
     # Rows and columns of cells (K, h, w) that hold all places between cells of which any mask exceeds a cut somewhere,
     # and one more at the end, which has no place: beyond, none exceeds it.
-    above, spans = (cells > cut).any(axis=0), []
+    above: BoolArray = np.asarray((cells > cut).any(axis=0))
+    spans = []
     for axis in (1, 0):
         some = np.flatnonzero(above.any(axis=axis))
         spans.append(slice(max(0, some[0] - 1), some[-1] + 2) if len(some) else slice(0, 1))
