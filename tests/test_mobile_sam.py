@@ -16,8 +16,9 @@ from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, linear, pa
 from geolabel.devices import forward
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import EVERY_CANDIDATE, quantise_logits
-from geolabel.models import checkpoint, loading, on_torch, registry
+from geolabel.models import checkpoint, loading, registry
 from geolabel.models.nets import mobile
+from geolabel.models.nets.vit import halve
 from geolabel.prompts import Prompts
 
 State = dict[str, Tensor]
@@ -174,7 +175,7 @@ def test_the_encoder_is_the_forward_pass_of_the_published_names(state: State, fi
     assert found.shape == (1, 256, 10, 15)
     assert expected.std() > 0.1
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-    on_torch.halve(network.image_encoder)  # as on a GPU
+    halve(network.image_encoder)  # as on a GPU
     with forward("cpu", "bf16"):
         rounded = network.image_encoder(frame).float()
     assert (rounded - expected).abs().mean() < 0.05 * expected.abs().mean()
