@@ -421,6 +421,9 @@ def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.Captur
         given = ["label", tmp_path / "chips", "--out", tmp_path / out, *options, *more]
         assert run([str(argument) for argument in given]) == 0
         assert json.loads(capsys.readouterr().out)["classes_known_of"] == 3
+    given = ["label", tmp_path / "chips", "--out", tmp_path / "no", *options, "--attention-only", "--sam", "bundled"]
+    assert run([str(argument) for argument in given]) == 2
+    assert "--sam bundled: --attention-only uses no segmenter; leave it out" in capsys.readouterr().err
     labels = PseudoLabels(tmp_path / "maps")
     of = dict(zip(labels.names, (labels[k].values for k in range(3)), strict=True))
     union, *_ = by_the_library(folder, image_of(SIDE, SIDE), "airplane")

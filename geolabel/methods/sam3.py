@@ -57,6 +57,8 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
+    if settings.attention_only:
+        networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
     chosen = replace(networks, localizer=settings.localizer or networks.localizer)
     recipes = recipes_of(chosen, settings.asked)
     asked = LabelAsked(settings.asked, recipes, settings.threshold, settings.attention_only)
@@ -83,6 +85,9 @@ def recipes_of(
 
 
 NO_SEGMENTER = "--attention-only uses no segmenter"
+
+OF_SEGMENTER = ("sam", "sam_checkpoint", "compile")
+"""Fields of `Networks` that are about a segmenter."""
 
 
 def _require() -> None:
@@ -131,7 +136,7 @@ class Scenes(Sam3Scenes, SceneMethod):
         """A network that is asked in words, and a segmenter where one draws."""
         if not self.attention_only:
             return recipes_of(networks, self.asked, self.selection)
-        networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint")
+        networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
         return recipes_of(networks, self.asked)[0], NoSegmenterRecipe()
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
