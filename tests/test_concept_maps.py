@@ -167,6 +167,17 @@ def test_only_what_is_asked_is_active(folder: Path) -> None:
     assert none.values.max() == 0
 
 
+def test_a_word_that_finds_nothing_is_active_nowhere(folder: Path) -> None:
+    localizer = loading.load(
+        loading.concept_recipe(folder, Asked(parse_concepts("tank")), SegmenterRecipe("x", batch=1))
+    )
+    localizer._model.detr_decoder.presence_head.layer3.bias -= 1e4
+    (found,) = localizer([image_of(SIDE, SIDE)])
+    assert found.values.shape == (1, SIDE, SIDE)
+    assert found.values.max() == found.raw_max[0] == 0
+    assert found.probability[0] < 1e-3
+
+
 def test_a_map_depends_on_no_other_image(folder: Path) -> None:
     images = [image_of(SIDE, SIDE, seed) for seed in range(3)]
     localizer = localizer_of(folder)

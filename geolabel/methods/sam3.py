@@ -44,7 +44,7 @@ class Settings(Sam3Chips):
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise OptionError(f"threshold {self.threshold}: it has to lie between 0 and 1")
+            raise OptionError(f"threshold {self.threshold}: it has to be between 0 and 1")
         assert self.asked
 
     @property

@@ -217,9 +217,11 @@ def _surest(scores: Tensor, masks: Tensor, size: tuple[int, ...]) -> Tensor:
     # (H, W) the score of the surest instance that covers a pixel; what no grey value shows is left out.
     surest = torch.zeros(size, device=scores.device)
     shown = scores > 0.5 / LEVELS
-    for some, own in zip(torch.split(masks[shown], AT_ONCE), torch.split(scores[shown], AT_ONCE), strict=True):
-        enlarged = interpolate(some[None], size, mode="bilinear", align_corners=False)[0]
-        surest = torch.maximum(surest, torch.where(enlarged > EDGE, own[:, None, None], 0.0).amax(dim=0))
+    masks, scores = masks[shown], scores[shown]
+    for start in range(0, len(scores), AT_ONCE):  # of none there is nothing to enlarge
+        some = slice(start, start + AT_ONCE)
+        enlarged = interpolate(masks[some][None], size, mode="bilinear", align_corners=False)[0]
+        surest = torch.maximum(surest, torch.where(enlarged > EDGE, scores[some, None, None], 0.0).amax(dim=0))
     return surest
 
 
