@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geolabel.adaptation.adapt import Adaptation
 
 NO_GAIN = 4
-"""Exit code where no level gains, and nothing was written."""
+"""Exit code where nothing gains, and nothing was written."""
 
 READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 
@@ -139,7 +139,7 @@ def _summary(found: Adaptation) -> dict[str, Any]:
         mean, fitted = found.masks
         lines["IoU of masks"] = f"{mean:.2f}, of {found.drawn} outlines; of a fitted decoder {fitted:.2f}, validated"
     if not found.gains:
-        return lines | {"output": "none: no level gains enough to be sure of; review more, or areas as a whole"}
+        return lines | {"output": "none: nothing gains enough to be sure of; review more, or areas as a whole"}
     if found.level is not None:
         lines |= {
             "chosen": f"{found.level}, + {found.gain:.2f}",

@@ -64,8 +64,8 @@ def _sample(side: int, count: int) -> tuple[list[UInt8Array], list[Prompts]]:
 def fitting_batch(prepare: Callable[[int], Callable[[], Any]], device: str) -> int:
     """How many images a GPU takes in one call: a power of two, at most `MAX_BATCH`.
 
-    One image shows what a call takes, the free memory how many it holds. They are tried, and half of them again as
-    long as memory runs out.
+    One image shows what a call takes, the free memory how many it holds. They are tried, and their
+    number is halved while memory runs out.
 
     Parameters
     ----------
