@@ -557,6 +557,13 @@ def test_masks_of_an_earlier_version_are_warned_of(tmp_path: Path, caplog: Any) 
     assert not caplog.records
 
 
+@pytest.mark.parametrize("masks", [["clouds.tif"], {"names": ["clouds.tif"]}, None])
+def test_masks_that_another_program_wrote_otherwise_are_passed_over(tmp_path: Path, caplog: Any, masks: object) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE, (), tiles(), {"masks": masks})
+    assert len(geolabel.sample_review(path, count=9, window=50).windows) == 9
+    assert "earlier version" not in caplog.text
+
+
 def test_an_area_that_masks_left_out_is_refused(tmp_path: Path) -> None:
     path = masked_half(tmp_path / "a.gpkg")
     gpd.GeoDataFrame(geometry=[square(0, 0, 250)], crs=UTM).to_file(tmp_path / "aoi.geojson")

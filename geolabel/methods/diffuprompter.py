@@ -112,9 +112,17 @@ def label(
     chips: Path, out: Path, settings: Settings, networks: Networks, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
     """Label a folder of images; see `geolabel.methods.Label`."""
+    if settings.attention_only:
+        networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
     recipes = recipes_of(networks, settings.diffusion, settings.grounding)
     asked = LabelAsked(settings.grounding, recipes, settings.threshold, settings.attention_only)
     return label_asked("diffuprompter", chips, out, settings, asked, overwrite=overwrite, progress=progress)
+
+
+NO_SEGMENTER = "--attention-only uses no segmenter"
+
+OF_SEGMENTER = ("sam", "sam_checkpoint", "compile")
+"""Fields of `Networks` that are about a segmenter."""
 
 
 def label_asked(

@@ -24,7 +24,7 @@ from geolabel.extraction.activation_maps import likely_activation
 from geolabel.extraction.plan import Run
 from geolabel.extraction.request import Networks, SceneMethod
 from geolabel.masks import Selection
-from geolabel.methods.diffuprompter import LabelAsked, label_asked
+from geolabel.methods.diffuprompter import NO_SEGMENTER, OF_SEGMENTER, LabelAsked, label_asked
 from geolabel.models import loading
 from geolabel.parts import ConceptRecipe, NoSegmenterRecipe, Recipe, SegmenterRecipe
 from geolabel.settings.methods import Sam3Chips, Sam3Scenes
@@ -82,12 +82,6 @@ def recipes_of(
         raise OptionError("engine onnx: what is asked in words runs with torch alone; give --engine auto or torch")
     _, segmenter = replace(networks, localizer=None).recipes(selection)
     return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter)), segmenter
-
-
-NO_SEGMENTER = "--attention-only uses no segmenter"
-
-OF_SEGMENTER = ("sam", "sam_checkpoint", "compile")
-"""Fields of `Networks` that are about a segmenter."""
 
 
 def _require() -> None:

@@ -113,7 +113,8 @@ def sample_review(
             raise VectorError(f"{path} has no layer tiles, so the area that was searched is not known: give --aoi FILE")
         if frame.is_empty:
             raise VectorError(f"{path} has no searched ground in the area to sample: give another --aoi FILE")
-        hidden = sum(part["masks"]["share"] for part in parts_of(provenance_of(path)) if "masks" in part)
+        masks = [part.get("masks") for part in parts_of(provenance_of(path))]
+        hidden = any(isinstance(one, dict) and one.get("share") for one in masks)
         if aoi is None and hidden and MASKED not in spatial_layers(path):
             log.warning(
                 "%s was made with --mask by an earlier version, which did not keep what was left out: windows may be "
