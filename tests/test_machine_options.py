@@ -207,6 +207,15 @@ def test_a_machine_without_a_compiler_is_told_so(eager: None, monkeypatch: pytes
         Networks(compile="on", device="cpu").recipes()
 
 
+def test_a_compiler_that_times_kernels_is_told_so(eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_as_before(function: Any, **given: Any) -> Any:
+        raise RuntimeError("Unexpected optimization option deterministic, known options are ['debug']")
+
+    monkeypatch.setattr(torch, "compile", compile_as_before)
+    with pytest.raises(OptionError, match=r"option deterministic.*needs a newer PyTorch"):
+        tuning.check_compiler("cpu")
+
+
 @pytest.mark.parametrize(
     ("device", "windows", "chosen"),
     [("cuda", tuning.LONG, "on"), ("cuda:1", tuning.LONG - 1, "off"), ("cpu", 10**6, "off")],

@@ -132,6 +132,8 @@ def check_compiler(device: str) -> None:
             compiled(lambda values: values.exp() + 1)(torch.ones(8, device=device))
     except Exception as error:
         needs = "triton" if kind == "cuda" else "a C++ compiler and the headers of Python"
+        if "optimization option" in str(error):  # of `compiled`, which versions before do not know
+            needs = "a newer PyTorch, whose compiler can choose kernels without timing them"
         reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0] or type(error).__name__
         raise OptionError(
             f"compile on: torch.compile does not work on {device} ({reason[:200]}): it needs {needs}; install that, or "
