@@ -17,9 +17,6 @@ from geolabel.errors import OptionError
 TEMPLATE = "Photo of a {}"
 """The paper's; its article becomes "an" before a vowel, as in the paper's figures."""
 
-GAMMA = 0.4
-"""Activation that counts (eq. 10), on 0..1."""
-
 RESERVED = ("background",)
 """Names that no class can have."""
 

@@ -74,7 +74,7 @@ def test_defaults_are_the_constants_of_the_methods() -> None:
     for words in (DiffuprompterChips(), DiffuprompterScenes()):
         assert words.diffusion == diffusion_files.DEFAULT
         assert words.template == concepts.TEMPLATE
-    assert DiffuprompterChips().threshold == concepts.GAMMA
+    assert DiffuprompterChips().threshold == 0.4  # eq. 10
 
 
 def help_of(command: click.Command, name: str) -> str | None:

@@ -108,7 +108,7 @@ def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFra
     redrawn = kept[REDRAWN].astype(bool)
     candidate = (kept[LAYER] == POLYGON_LAYERS[1]) & ~redrawn
     taken = waiting[LAYER] == POLYGON_LAYERS[0] if accept_unreviewed else np.zeros(len(waiting), bool)
-    # a truth that needs no review is a person's, whoever wrote the file
+    # a truth that needs no review is a person's, even in a file that geolabel wrote
     return (
         _stacked([kept[~candidate], waiting[taken]]),
         _stacked([kept[candidate], waiting[~taken]]),
