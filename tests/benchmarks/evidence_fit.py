@@ -47,8 +47,8 @@ from geolabel.outputs import replacing
 PIXELS = 2000
 """Of a scene that a fit sees."""
 
-CUTS: dict[Kind, float] = {"before": 0.3, "dem": 0.2, "both": 0.3}
-"""What is less likely landslide is cut out; chosen on the pairs of the confidence, see docs/experiments.md."""
+CUT = 0.2
+"""What is less likely landslide is cut out; the value is that of `--min-confidence`."""
 
 TREES = {"max_depth": 4, "max_iter": 80, "learning_rate": 0.12, "min_samples_leaf": 300, "l2_regularization": 10}
 
@@ -190,11 +190,11 @@ def fit_head(found: dict[str, dict[str, np.ndarray]], kind: Kind, *, validate: b
         given = {"groups": scene, "cv": GroupKFold(3), "method": "predict_proba", "params": {"sample_weight": weight}}
         held = cross_val_predict(model, features, truth, **given)[:, 1]
         for which, part in (("synthetic", drawn), ("pasted", ~drawn)):
-            stays, other, slides = held >= CUTS[kind], part & ~truth, part & truth
+            stays, other, slides = held >= CUT, part & ~truth, part & truth
             figures[f"{which}/left"] = round(float(weight[other & stays].sum() / weight[other].sum()), 4)
             figures[f"{which}/kept"] = round(float(weight[slides & stays].sum() / weight[slides].sum()), 4)
     model.fit(features, truth, sample_weight=weight)
-    return Head(_trees(model, tuple(names.tolist())), CUTS[kind], (0.0, 1.0, 0.0, 0.0)), figures
+    return Head(_trees(model, tuple(names.tolist())), CUT, (0.0, 1.0, 0.0, 0.0)), figures
 
 
 def _trees(model: HistGradientBoostingClassifier, names: tuple[str, ...]) -> Trees:
@@ -248,7 +248,7 @@ def fit_confidence(
         rows = np.concatenate(parts)
         number = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
         known = np.isfinite(rows).all(axis=1)
-        below = (rows[known, 1] < CUTS[kind]).astype(float)
+        below = (rows[known, 1] < CUT).astype(float)
         logits = np.column_stack([logit(rows[known, :2]), below])
         right, number = rows[known, 2] > 0, number[known]
         model = LogisticRegression(C=1.0)
