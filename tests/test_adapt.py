@@ -49,6 +49,7 @@ from geolabel.extraction.scene_groups import prepare
 from geolabel.models import registry
 from geolabel.models.checkpoint import load_checkpoint, load_localizer, load_own, read_info, save_checkpoint
 from geolabel.models.confidence import load_confidence, save_confidence, shipped
+from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.loading import recipe
 from geolabel.models.on_onnx import OnnxMaps
 from geolabel.models.on_torch import TorchMaps, TorchSam
@@ -518,6 +519,7 @@ def test_review_and_adaptation_find_more(
     assert (said["drawn"], said["decoder"], len(said["masks"])) == (len(added), True, 2)
     drawing = read_info(out / "segmenter.safetensors").trained["adapted"]
     assert (drawing["drawn"], drawing["from"]) == (len(added), recipe("segmenter").sha256)
+    assert segmenter_defaults(out / "segmenter.safetensors") == segmenter_defaults("bundled")
     new = geolabel.Networks.from_folder(out, device="cpu").for_images()
     assert [(one.source, one.engine) for one in new] == [
         (str(out / "localizer.safetensors"), "torch"),  # that of the fixture has no graph

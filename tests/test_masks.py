@@ -173,6 +173,17 @@ def test_what_masks_leave_out_is_a_layer_of_its_own(tmp_path: Path, scene: Path)
     assert "masked" not in gpd.list_layers(other)["name"].tolist()
 
 
+def test_a_layer_masked_of_a_person_is_not_replaced(tmp_path: Path, scene: Path) -> None:
+    """Where geolabel wrote none, a layer of that name is somebody's; one that geolabel wrote is made again."""
+    out, mask = tmp_path / "s.gpkg", write(tmp_path / "mask.tif", flags(WEST))
+    for _ in range(2):
+        extract(scene, mask, out=out, overwrite=True)
+    extract(scene, out=out, overwrite=True)
+    gpd.GeoDataFrame(geometry=[GRID.outline], crs=UTM).to_file(out, layer="masked", driver="GPKG")
+    with pytest.raises(OutputError, match="masked"):
+        extract(scene, mask, out=out, overwrite=True)
+
+
 def test_ground_that_another_scene_shows_is_not_left_out(tmp_path: Path, scene: Path) -> None:
     """The other scene is on another grid, 40 m further south, and has no mask: 20 m of what is hidden are its own."""
     with rasterio.open(scene) as source:

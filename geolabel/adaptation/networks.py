@@ -210,8 +210,9 @@ def write_segmenter(folder: Path, recipe: Recipe, redrawn: Redrawn | None, made:
         return _kept(recipe, target)
     state, info = load_checkpoint(path)
     state |= {f"mask_decoder.{name}": tensor for name, tensor in redrawn.decoder.state_dict().items()}
-    info = replace(info, trained=info.trained | {loading.ADAPTED: made | {"from": recipe.sha256}})
-    save_checkpoint(target, state, info)
+    of_bundled = info.trained.get(loading.ADAPTED, {}).get("of_bundled", recipe.source == BUNDLED)
+    adapted = made | {"from": recipe.sha256, "of_bundled": of_bundled}
+    save_checkpoint(target, state, replace(info, trained=info.trained | {loading.ADAPTED: adapted}))
     _copy_graphs(path, target, "segmenter")
     return target
 

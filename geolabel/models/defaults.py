@@ -96,7 +96,7 @@ def _is_bundled(path: Path) -> bool:
 def segmenter_defaults(name: str | Path | None) -> SegmenterDefaults:
     """What suits a segmenter, by name or file; None is the bundled one.
 
-    A file that `geolabel.adapt` wrote has what suits the bundled one.
+    What `geolabel.adapt` made of the bundled one, in one step or several, has what suits that.
 
     Raises
     ------
@@ -112,4 +112,6 @@ def segmenter_defaults(name: str | Path | None) -> SegmenterDefaults:
     from geolabel.models.checkpoint import read_info
     from geolabel.models.loading import ADAPTED
 
-    return _SEGMENTERS[BUNDLED] if ADAPTED in read_info(path).trained else SegmenterDefaults()
+    adapted = read_info(path).trained.get(ADAPTED)
+    of_bundled = isinstance(adapted, dict) and adapted.get("of_bundled") is True
+    return _SEGMENTERS[BUNDLED] if of_bundled else SegmenterDefaults()

@@ -45,8 +45,8 @@ LAYER_OF = "layer"
 REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
 """Layers of windows to look at: those to look at first, and a random sample."""
 
-MASKED = "masked"
-"""Layer of the ground that masks leave out."""
+MASKED, MASKED_ABOUT = "masked", "Ground that masks leave out"
+"""Layer of the ground that masks leave out, and its description: a layer of this name without it is a person's."""
 
 OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", MASKED, "segments")
 
@@ -489,6 +489,7 @@ def _other_tables(path: Path, record: Record | None) -> tuple[str, ...]:
     """Tables of a GeoPackage that neither geolabel, nor the standard, nor SQLite made."""
     with reading_database(path) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        masked = connection.execute("SELECT description FROM gpkg_contents WHERE table_name = ?", (MASKED,)).fetchone()
     windows = [name for name in WINDOW_LAYERS if record is not None and record.of(name)]
-    own = (*OWN_LAYERS, *OWN_TABLES, *windows)
+    own = {*OWN_LAYERS, *OWN_TABLES, *windows} - (set() if masked == (MASKED_ABOUT,) else {MASKED})
     return tuple(sorted(n for n in names if n not in own and not n.startswith(("gpkg_", "rtree_", "sqlite_"))))

@@ -30,7 +30,17 @@ from geolabel.io.columns import (
 )
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
-from geolabel.io.read.review import MASKED, NOTHING, REJECTED, REVIEW, SAMPLE, UNREVIEWED, Carried, check_work
+from geolabel.io.read.review import (
+    MASKED,
+    MASKED_ABOUT,
+    NOTHING,
+    REJECTED,
+    REVIEW,
+    SAMPLE,
+    UNREVIEWED,
+    Carried,
+    check_work,
+)
 from geolabel.io.styles import style_of
 from geolabel.io.write.exchange import write_flatgeobuf, write_geojson, write_kmz, write_shapefile, write_shapefiles
 from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
@@ -205,7 +215,7 @@ def write_layers(
     if tiles is not None:
         layers.append(_layer("tiles", "Polygon", "Windows that the localizer saw", TILE_COLUMNS, tiles))
     if masked is not None and len(masked):
-        layers.append(_layer(MASKED, "Polygon", "Ground that masks leave out", MASKED_COLUMNS, masked))
+        layers.append(_layer(MASKED, "Polygon", MASKED_ABOUT, MASKED_COLUMNS, masked))
     if reviewed is not None and len(reviewed.looked):
         layers.append(window_layer(REVIEW, reviewed.looked))
     file = VectorFile(layers, crs, provenance, written, highest=0 if reviewed is None else reviewed.highest)
