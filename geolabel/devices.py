@@ -6,6 +6,7 @@ torch is imported only where it is needed, since the import takes seconds; a mac
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import re
@@ -187,6 +188,8 @@ def compiled(function: Callable[..., R]) -> Callable[..., R]:
     """
     import torch
 
+    # On a CPU it warns that there is no CUDA, which nobody asked about.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     options: dict[str, Any] | None = {"deterministic": True} if COMPILER == "inductor" else None
     made: Callable[..., R] = torch.compile(function, dynamic=False, backend=COMPILER, options=options)
     return made

@@ -106,7 +106,7 @@ def examine(bands: AnyArray, valid: BoolArray, *, single: bool, stated: bool = F
     for margin in margins:
         hidden = margin.hidden(bands, Window(0, 0, *valid.shape), valid.shape) & valid
         warnings.append(
-            f"a margin of {margin.value:g} in all bands, {_share(hidden)} of the scene, is left out; if it is ground "
+            f"a margin of {margin.value:g} in all bands, {_share(hidden)} of the scene, is left out; if it is ground, "
             "give a --nodata that the scene does not hold, such as -1"
         )
         valid = valid & ~hidden

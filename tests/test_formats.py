@@ -336,6 +336,11 @@ def test_another_gdal_reads_the_formats(tmp_path: Path, suffix: str) -> None:
     assert "ERROR" not in said.stderr
 
 
+def test_a_layer_without_polygons_is_not_said_to_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "slides.shp", candidates=slides().iloc[:0])
+    assert "left out: " not in caplog.records[-1].getMessage()
+
+
 # --- Shapefiles ------------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +350,11 @@ def test_a_shapefile_is_written_with_its_other_files_and_says_what_it_loses(
     write(tmp_path / "slides.shp", candidates=slides().iloc[:2])
     assert {one.name for one in tmp_path.iterdir()} == {f"slides.{end}" for end in ("shp", "shx", "dbf", "prj", "cpg")}
     said = caplog.records[-1].getMessage()
-    for part in ("the layer landslides alone", "activation_share is actvtn_shr", "left out: candidates (2)"):
+    for part in (
+        "holds the layer landslides, without styles",
+        "activation_share is actvtn_shr",
+        "left out: candidates (2)",
+    ):
         assert part in said
     found = gpd.read_file(tmp_path / "slides.shp")
     assert found.crs == UTM

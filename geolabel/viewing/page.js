@@ -370,6 +370,7 @@ function makeTable() {
     cell.classList.toggle("text", one.text);
     button.type = "button";
     button.textContent = one.title;
+    button.title = one.meaning;
     button.addEventListener("click", () => sort(one.name));
     cell.append(button);
     $("heading").append(cell);
@@ -496,6 +497,7 @@ function fillAttributes() {
   for (const one of data.columns) {
     const term = document.createElement("dt"), value = document.createElement("dd");
     term.textContent = one.title;
+    term.title = one.meaning;
     value.textContent = textOf(one, selected);
     if (value.textContent) $("attributes").append(term, value);
   }

@@ -348,6 +348,7 @@ def _column(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "title": name if known is None else known.alias,
+        "meaning": "" if known is None else known.meaning,
         "decimals": None if known is None else known.decimals,
         "text": known is not None and known.kind == "text",
     }

@@ -132,7 +132,7 @@ def warn_left_out(path: Path, contents: str, left_out: str) -> None:
 
 def others_of(file: VectorFile) -> str:
     """The layers that a format of one layer leaves out, to follow what else it does in `warn_left_out`."""
-    left_out = [f"{layer.name} ({len(layer.features)})" for layer in file.layers[1:]]
+    left_out = [f"{layer.name} ({len(layer.features)})" for layer in file.layers[1:] if len(layer.features)]
     return f"; left out: {', '.join(left_out)}" if left_out else ""
 
 
