@@ -172,6 +172,10 @@ def test_an_unknown_name_lists_the_known_ones():
         WeightsError, match="no localizer is called 'vit_b': known are bundled, bundled-weak, sam3; or give a file"
     ):
         registry.lookup("vit_b", "localizer")
+    with pytest.raises(
+        WeightsError, match=r"is called 'mobilesam': did you mean mobile-sam\? Known are bundled, vit_b"
+    ):
+        registry.lookup("mobilesam", "segmenter")
 
 
 def test_the_cache_is_the_users_unless_told_otherwise(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ Downloads of files stay in a cache folder (`cache_folder`), those of folders in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -155,8 +156,10 @@ def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
     found = tuple(p for p in PUBLISHED if p.name == name and role in (None, p.role))
     if not found:
         known = dict.fromkeys(p.name for p in PUBLISHED if role in (None, p.role))
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? Known" if close else "known"
         raise WeightsError(
-            f"no {role or 'network'} is called {name!r}: known are {', '.join(known)}; or give a file or a folder"
+            f"no {role or 'network'} is called {name!r}: {hint} are {', '.join(known)}; or give a file or a folder"
         )
     return found
 
