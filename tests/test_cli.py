@@ -157,7 +157,6 @@ def test_commands_are_the_files_of_the_folder():
         "main",
         "options",
         "learn",
-        "packing",
         "prediction",
         "settings",
         "streams",

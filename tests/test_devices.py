@@ -118,6 +118,7 @@ def test_cuda_is_deterministic_and_rounds_to_no_tf32():
     assert before == (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")  # the settings are there without one
 def test_tf32_holds_within_a_call_alone():
     matrices = torch.backends.cuda.matmul
     with forward("cuda", "tf32"):

@@ -246,7 +246,7 @@ def test_a_study_names_its_rows_and_its_numbers(folder: Path, tmp_path: Path):
     with pytest.raises(OptionError, match="no row is called 'baseline '"):
         studies.Study("cism", chips, tmp_path / "out", CPU, only=("baseline ",)).run()
     with work_folder(tmp_path / "out", overwrite=False) as out, saving(out / "numbers.json") as part:
-        part.write_text(json.dumps({"epochs": 3, "localizer": "bundled"}))
+        part.write_text(json.dumps({"epochs": 3, "localizer": "bundled", "pamr": False}))
     with pytest.raises(OptionError, match="out was measured with epochs 3, this is None"):
         studies.Study("cism", chips, tmp_path / "out", CPU).run()
 
