@@ -64,7 +64,7 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 )
 @options.asset
 @options.reading_options
-@options.network_options
+@options.own_network_options
 @options.overwrite
 @options.as_json
 @options.terminal

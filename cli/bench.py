@@ -98,7 +98,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
     help="Also time a scene of 4096 px, compared with ViT-B of segment-anything.",
 )
 @option("--overwrite", group="output", is_flag=True, help="Measure sections again that are in --out.")
-@options.network_options
+@options.own_network_options
 @options.as_json
 @options.terminal
 @click.pass_context
@@ -171,7 +171,7 @@ def quality(
     type=FOLDER,
     help="Folder to write: localizer.md, segmenter.md, measured.json and pictures of failures.",
 )
-@options.network_options
+@options.own_network_options
 @options.overwrite
 @options.as_json
 @options.terminal

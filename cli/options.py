@@ -317,6 +317,11 @@ CHOSEN = ("localizer", "sam", "sam_checkpoint", "confidence_model")
 PLACED = ("device", "precision", "engine", "batch", "compile")
 """Options of `network_options` that are fields of `geolabel.extraction.request.Networks`: which run, and where."""
 
+_LOCALIZERS_OF_METHODS = (
+    "Network that makes the activation maps; with --method sam3 a folder, or OWNER/NAME[@REVISION] of the Hugging Face "
+    "hub. Default: bundled; sam3 with --method sam3."
+)
+
 networks_folder = option(
     "--networks",
     group="method",
@@ -326,8 +331,14 @@ networks_folder = option(
 )
 
 
-def network_options(command: F) -> F:
-    """Add the options that choose the networks and where they run."""
+def network_options(command: F, localizers: str = _LOCALIZERS_OF_METHODS) -> F:
+    """Add the options that choose the networks and where they run.
+
+    Parameters
+    ----------
+    localizers
+        The help of ``--localizer``.
+    """
     for decorate in (
         option(
             "--confidence-model",
@@ -342,13 +353,17 @@ def network_options(command: F) -> F:
             group="method",
             type=NETWORK,
             metavar="NAME|FILE|FOLDER",
-            help="Network that makes the activation maps; with --method sam3 a folder, or OWNER/NAME[@REVISION] of the "
-            "Hugging Face hub. Default: bundled; sam3 with --method sam3.",
+            help=localizers,
         ),
         networks_folder,
     ):
         command = decorate(command)
     return segmenter_options(command)
+
+
+def own_network_options(command: F) -> F:
+    """Add `network_options` to a command without ``--method``, whose networks are geolabel's own."""
+    return network_options(command, "Network that makes the activation maps. Default: bundled.")
 
 
 def _chosen_networks(given: Mapping[str, Any], names: Sequence[str] = (*CHOSEN, *PLACED)) -> Networks:

@@ -262,7 +262,7 @@ def _first(init: str | None) -> Path | None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of real images to extract as well, as for bench quality; images kept for reports are not used.",
 )
-@options.network_options
+@options.own_network_options
 @options.overwrite
 @options.as_json
 @options.terminal

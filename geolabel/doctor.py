@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 DRIVERS, VECTOR_DRIVERS = ("GTiff", "COG", "VRT"), ("GPKG", "FlatGeobuf")
 """Formats of GDAL that a run writes in any case."""
 
-DATA_VARIABLES = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH")
-"""Variables that lead libraries to files of another installation, as those of QGIS, OSGeo4W and conda do."""
-
 LON_LAT, UTM = "EPSG:4326", "EPSG:32648"
 
 MERIDIAN = 105.0, 27.0, 500_000.0

@@ -28,7 +28,7 @@ def of(check, name: str) -> Finding:
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without a cache, a profile of QGIS, and misleading variables."""
-    for name in doctor.DATA_VARIABLES:
+    for name in ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GEOLABEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(install.CUSTOM, str(tmp_path / "qgis"))

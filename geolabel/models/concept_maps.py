@@ -30,7 +30,7 @@ from geolabel.models import hub
 from geolabel.models.engines import bucket
 from geolabel.models.nets.vit import halve
 from geolabel.models.on_torch import OnDevice
-from geolabel.models.on_transformers import Family, check_frame, frames_of, load_model, normalisation
+from geolabel.models.on_transformers import Family, check_frame, family_of, frames_of, load_model, normalisation
 from geolabel.parsing import check_regular, read_json
 from geolabel.parts import ConceptRecipe, Localizer
 from geolabel.types import Float32Array, UInt8Array
@@ -244,12 +244,7 @@ def load_concepts(recipe: ConceptRecipe, folder: Path) -> Localizer:
         If the folder is damaged, or holds something else.
     """
     given = hub.read_config(folder)
-    family = FAMILIES.get(given["model_type"])
-    if family is None:
-        raise WeightsError(
-            f"{folder} holds a network of type {given['model_type'][:40]!r}, which reads no words: known are "
-            f"{', '.join(FAMILIES)}; give one of these"
-        )
+    family = family_of(folder, given, FAMILIES, "reads no words")
     require("sam", "transformers", purpose=f"the localizer of {folder}")
     model: Any = load_model(family, given, folder, _check_detector)
     return ConceptLocalizer(

@@ -1,4 +1,4 @@
-"""Images brought to where a network runs, and masks made there, each with one copy for a whole batch of images.
+"""Images copied to the device of a network, and masks made there, each with one copy for a whole batch of images.
 
 Images travel as they are, 8 bits a value, and are resized and normalised on the device. A CUDA device copies them from
 pinned memory by itself.
@@ -246,7 +246,7 @@ class Crops:
     boxes: Float32Array
     """(M, 4) first and last column and row, as x0, y0, x1, y1; see `boxes_of`."""
     scores: bool
-    """Whether scores are brought, a byte each. If not, it is bits, whether the pixels are inside."""
+    """Whether scores are copied, a byte each. If not, bits: whether the pixels are inside."""
 
     def of(self, logits: Tensor, rows: slice) -> Tensor:
         """(n,) scores or flags of the masks (K, H, W) of some rows."""

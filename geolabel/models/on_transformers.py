@@ -256,6 +256,28 @@ def frames_of(images: Sequence[UInt8Array], processor: Any, side: int, count: in
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
+def family_of(folder: Path, given: Mapping[str, Any], families: Mapping[str, Family], why: str) -> Family:
+    """The family of a folder's network by the type that its configuration gives.
+
+    Parameters
+    ----------
+    why
+        What a network of another type is or does not.
+
+    Raises
+    ------
+    WeightsError
+        If it is of none.
+    """
+    family = families.get(given["model_type"])
+    if family is None:
+        raise WeightsError(
+            f"{folder} holds a network of type {given['model_type'][:40]!r}, which {why}: known are "
+            f"{', '.join(families)}; give one of these"
+        )
+    return family
+
+
 def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
     """Make the network of a folder.
 
@@ -267,12 +289,7 @@ def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
         If the folder is damaged, or holds something else.
     """
     given = hub.read_config(folder)
-    family = FAMILIES.get(given["model_type"])
-    if family is None:
-        raise WeightsError(
-            f"{folder} holds a network of type {given['model_type'][:40]!r}, which geolabel does not run: known are "
-            f"{', '.join(FAMILIES)}; give one of these"
-        )
+    family = family_of(folder, given, FAMILIES, "geolabel does not run")
     require("sam", "transformers", purpose=f"the segmenter of {folder}")
     return TransformersSam(
         load_model(family, given, folder, check_masks),

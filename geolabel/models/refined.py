@@ -168,7 +168,7 @@ def sums(corners: Corners, cells: int) -> Filter:
 
 
 def sorted_sums(corners: Corners, cells: int) -> Filter:
-    """As `sums`, cell by cell: what lands in a cell is brought together once, in the order in which `sums` adds it."""
+    """As `sums`, cell by cell: the values of a cell are gathered once, in the order in which `sums` adds them."""
     at, order = torch.sort(torch.cat([at for at, _ in corners]), stable=True)
     starts = torch.searchsorted(at, torch.arange(cells + 1, device=at.device))
     weight, pixel = torch.cat([weight for _, weight in corners])[order], order % len(corners[0][0])
