@@ -437,6 +437,16 @@ def test_classes_are_compared_one_by_one(tmp_path: Path, classes: Path, form: st
     assert "polygons" not in figures["mean"]
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".zip", ".parquet"])
+def test_a_class_that_was_searched_and_not_found_counts(tmp_path: Path, classes: Path, suffix: str):
+    """Of the road nothing is said, since nobody looked for it."""
+    path, names = tmp_path / f"s{suffix}", ["landslide", "rockfall"]
+    slides = gpd.GeoDataFrame({"id": [1], "class": "landslide"}, geometry=[pixel_box(2, 2, 4, 4)], crs=UTM)
+    write_inventory(path, slides, None, None, {"classes": names}, grid=Grid(UTM, TRANSFORM, 12, 20))
+    found = evaluate(path, classes).as_dict()["classes"]
+    assert {name: figures["recall"] for name, figures in found.items()} == {"landslide": 1, "rockfall": 0}
+
+
 def test_a_class_that_is_named_counts_alone(tmp_path: Path, classes: Path):
     slides = write_classes(tmp_path / "s.gpkg", TWO)
     alone = evaluate(slides, classes, classes=["rockfall"]).as_dict()

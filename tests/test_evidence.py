@@ -272,6 +272,16 @@ def test_a_run_that_continues_another_without_its_evidence_is_warned(
         assert "s.gpkg was made with --dem, --min-slope, and this run is not" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".parquet", ".geojson", ".fgb"])
+def test_other_formats_say_what_they_were_made_with_too(
+    tmp_path: Path, scene: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dem, out = write(tmp_path / "dem.tif", hillside(GRID)), tmp_path / f"s{suffix}"
+    extract(scene, out=out, dem=dem, min_slope=TEN)
+    extract(scene, keep_reviewed=out)
+    assert f"s{suffix} was made with --dem, --min-slope, and this run is not" in caplog.text
+
+
 def test_what_is_on_excluded_ground_is_a_candidate_with_its_reason(tmp_path: Path, scene: Path) -> None:
     """In another CRS; a polygon of which less than half is on it stays."""
     left, top = PLACE * (100, 100)

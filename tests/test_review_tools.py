@@ -24,9 +24,8 @@ from geolabel.errors import OptionError, OutputError, VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.review import LAYER, Carried, check_work, read_review, read_work
 from geolabel.io.write import geopackage
-from geolabel.io.write.vectors import write_layers
+from geolabel.io.write.vectors import provenance_of, write_layers
 from geolabel.review import next_windows, sample
-from geolabel.review.inventories import provenance_of
 from geolabel.review.merging import Merged
 from geolabel.review.next_windows import choose_windows
 
@@ -735,6 +734,23 @@ def test_windows_that_people_looked_at_come_along(tmp_path: Path) -> None:
     about = gpd.read_file(out, layer="landslides").set_index("id").loc[windows["polygon"]]
     assert windows["window"].tolist() == [1, 2]
     assert shapely.contains(windows.geometry.to_numpy(), about.geometry.to_numpy()).all()
+
+
+def test_a_merge_keeps_the_ground_that_masks_left_out_of_all_inventories(tmp_path: Path) -> None:
+    """The west, 400 x 800 m, is masked in one; another saw its south, 400 x 400 m."""
+    hers = masked_half(tmp_path / "hers.gpkg")
+    his = write(tmp_path / "his.gpkg", FIVE, tiles=tiles().iloc[:1])
+    unseen = write(tmp_path / "unseen.gpkg", FIVE)
+    for others, area in (((unseen,), 320_000), ((masked_half(tmp_path / "copy.gpkg"),), 320_000), ((his,), 160_000)):
+        _, out = merged(hers, *others, discard_review=True)
+        left_out = gpd.read_file(out, layer="masked")
+        assert left_out["id"].tolist() == [1]
+        assert left_out.area.sum() == pytest.approx(area)
+        assert read_work(out).tables == ()
+    _, out = merged(hers, his, dst_crs="EPSG:4326", discard_review=True)
+    assert gpd.read_file(out, layer="masked").to_crs(UTM).area.sum() == pytest.approx(160_000, rel=1e-4)
+    _, out = merged(his, unseen, discard_review=True)
+    assert "masked" not in gpd.list_layers(out)["name"].tolist()
 
 
 def test_a_merge_gives_the_same_bytes_again(tmp_path: Path) -> None:

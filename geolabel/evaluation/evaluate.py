@@ -19,8 +19,8 @@ from geolabel.evaluation.scene_scores import covered, extent_of, plane_of, regio
 from geolabel.geodesy import near
 from geolabel.io.read.features import choose_layer, layer_info, read_aoi, read_polygons, spatial_layers
 from geolabel.io.read.label_rasters import LabelRaster, grid_of, is_raster, is_unplaced
-from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.rasters import in_pixels, rasterize
+from geolabel.io.write.vectors import provenance_of
 from geolabel.labels import BACKGROUND, IGNORE, choose_classes
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.scene import span
@@ -266,8 +266,7 @@ def _against_raster(
     slides: tuple[str | Path, str], truth: LabelRaster, aoi: _Source | None, wanted: Sequence[str]
 ) -> Evaluation:
     polygons = _polygons_on(slides, truth)
-    made = read_provenance(slides[0]) if polygons.names is not None else None
-    searched = made.get("classes") if isinstance(made, dict) else None
+    searched = None if polygons.names is None else provenance_of(slides[0]).get("classes")
     predicted = polygons.classes | set(map(str, searched if isinstance(searched, list) else []))
     known = {name: value for value, name in truth.classes.items() if name != BACKGROUND} if truth.named else {}
     classes = _compared(slides[0], predicted, truth.path, set(known), wanted, raster=True)

@@ -26,7 +26,8 @@ from geolabel.extraction.work import Report, under_way
 from geolabel.io.prompt_layers import grid_key
 from geolabel.io.read.features import read_prompts
 from geolabel.io.read.scene_inputs import list_scenes
-from geolabel.io.write.geopackage import parts_of, read_provenance
+from geolabel.io.write.geopackage import parts_of
+from geolabel.io.write.vectors import provenance_of
 from geolabel.parsing import Measure
 from geolabel.prompts import Prompts
 
@@ -186,11 +187,9 @@ def extract(
 
 def _warn_of_other_evidence(path: str | Path | None, now: Set[str]) -> None:
     """Name what an inventory was made with beside the scene, where this run, which continues it, is not given it."""
-    if path is None or not str(path).lower().endswith(".gpkg"):
+    if path is None:
         return
-    made = read_provenance(path)
-    if not isinstance(made, dict):
-        return
+    made = provenance_of(path)
     given = made.get("evidence")
     lost = [name for name in BESIDE if isinstance(given, dict) and name in given and name not in now]
     lost += ["mask"] if "mask" not in now and any("masks" in part for part in parts_of(made)) else []

@@ -18,9 +18,9 @@ from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS
 from geolabel.io.read.review import LAYER, WHY, Carried, Review, check_work, read_review
 from geolabel.io.write.exchange import check_lonlat
-from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
+from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.outputs import check_target
-from geolabel.review.inventories import CANDIDATES, LANDSLIDES, provenance_of
+from geolabel.review.inventories import CANDIDATES, LANDSLIDES
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -15,8 +12,6 @@ import pyproj
 
 from geolabel import geodesy
 from geolabel.extraction.result import reprojected
-from geolabel.io.read.features import layer_info, spatial_layers
-from geolabel.io.read.geoparquet import PROVENANCE, metadata_of
 from geolabel.io.read.review import (
     ACCEPTED,
     ADDED,
@@ -27,17 +22,11 @@ from geolabel.io.read.review import (
     WHY,
     read_review,
 )
-from geolabel.io.read.vector_files import MAX_BYTES, vector_file
-from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.written import Record, read_written
-from geolabel.parsing import parse_json, read_json
 from geolabel.polygons import valid_multipolygons
 from geolabel.types import AnyArray, BoolArray, Float64Array
 
 LANDSLIDES, CANDIDATES = POLYGON_LAYERS[:2]
-
-MAX_RECORD = 1 << 24
-"""Bytes of the provenance in an archive."""
 
 RIGHT = (ACCEPTED, EDITED, ADDED)
 """States of polygons reviewed as landslides."""
@@ -106,44 +95,6 @@ def read_inventory(path: str | Path) -> Inventory:
     own = [name for name in rows.columns if not str(name).endswith(" ")]
     polygons = gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs)
     return Inventory(review.crs, polygons, rows[LAYER].to_numpy(object), state, record)
-
-
-def provenance_of(path: str | Path) -> dict[str, Any]:
-    """Provenance of an inventory; empty for formats without it, such as Shapefile and KMZ.
-
-    Raises
-    ------
-    VectorError
-        If the file may not be read.
-    """
-    path = Path(path)
-    vector_file(path)  # refuses what is not to be opened
-    try:
-        suffix = path.suffix.lower()
-        if suffix == ".parquet":
-            made = parse_json(metadata_of(path).get(PROVENANCE, "null"))
-        elif suffix == ".geojson":
-            made = read_json(path, limit=MAX_BYTES).get("provenance")
-        elif suffix == ".zip":
-            made = _in_archive(path)
-        elif suffix == ".fgb":
-            made = parse_json(
-                (layer_info(path, spatial_layers(path)[0])["layer_metadata"] or {}).get("provenance", "null")
-            )
-        else:
-            made = read_provenance(path)
-    except (OSError, ValueError, AttributeError):
-        return {}
-    return made if isinstance(made, dict) else {}
-
-
-def _in_archive(path: Path) -> Any:
-    """The provenance in an archive of Shapefiles, of which at most `MAX_RECORD` is unpacked; None without."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("provenance.json") as part:
-            return parse_json(part.read(MAX_RECORD + 1), limit=MAX_RECORD)
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError):
-        return None
 
 
 def areas(outlines: AnyArray, crs: pyproj.CRS | None) -> Float64Array:

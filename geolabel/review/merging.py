@@ -25,7 +25,7 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError, VectorError
-from geolabel.extraction.result import stacked
+from geolabel.extraction.result import reprojected, stacked
 from geolabel.extraction.reviewed import SHARE, reviewed_in
 from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
@@ -40,11 +40,12 @@ from geolabel.io.read.review import (
     read_review,
 )
 from geolabel.io.write.exchange import check_lonlat
-from geolabel.io.write.vectors import SUFFIXES, Reviewed, write_layers
+from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
 from geolabel.outputs import check_target
 from geolabel.polygons import valid_multipolygons
-from geolabel.review.inventories import CANDIDATES, provenance_of
+from geolabel.review.inventories import CANDIDATES
+from geolabel.review.window_layers import frame_of, masked_ground
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
 SOURCES, DISAGREEMENT = "sources", "disagreement"
@@ -88,7 +89,8 @@ def merge(
 
     Where people decided differently about a polygon, the first inventory counts, and the column ``disagreement`` has
     what the others say. The column ``sources`` names the files and numbers that a polygon comes from. Numbers of the
-    first inventory stay. Prompts and tiles are left out.
+    first inventory stay. Ground that masks left out of one inventory, and no other one saw, is the layer ``masked``.
+    Prompts and tiles are left out.
 
     Parameters
     ----------
@@ -148,11 +150,28 @@ def merge(
         {"merged": made, "min_iou": min_iou},
         crs=joint.crs,
         candidates=found.candidates,
+        masked=_masked(inventories, reviews, joint.crs),
         reviewed=reviewed,
         overwrite=overwrite,
         carried=carried,
     )
     return found
+
+
+def _masked(paths: Sequence[str | Path], reviews: Sequence[Review], crs: pyproj.CRS | None) -> gpd.GeoDataFrame | None:
+    """Ground that masks left out of an inventory, and that no other one saw, by its layer ``tiles``, in polygons."""
+
+    def union(grounds: Sequence[shapely.Geometry | None]) -> shapely.Geometry:
+        pairs = [(ground, review.crs) for ground, review in zip(grounds, reviews, strict=True) if ground is not None]
+        parts = [reprojected(gpd.GeoDataFrame(geometry=[ground], crs=own), crs) for ground, own in pairs]
+        return shapely.union_all(np.concatenate([np.zeros(0, object), *parts]))
+
+    left_out = union([masked_ground(path) for path in paths])
+    if left_out.is_empty:
+        return None
+    seen = union([frame_of(path, review.crs, None) for path, review in zip(paths, reviews, strict=True)])
+    parts = [part for part in shapely.get_parts(shapely.difference(left_out, seen)) if part.area]
+    return gpd.GeoDataFrame({"id": np.arange(1, len(parts) + 1)}, geometry=parts, crs=crs)
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:

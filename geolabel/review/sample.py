@@ -24,13 +24,20 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError, VectorError
-from geolabel.io.read.features import spatial_layers
-from geolabel.io.read.review import MASKED, SAMPLE, UNREVIEWED
+from geolabel.io.read.review import SAMPLE, UNREVIEWED
 from geolabel.io.write.geopackage import parts_of
+from geolabel.io.write.vectors import provenance_of
 from geolabel.review.estimate import OUTSIDE, MappedPolygons
-from geolabel.review.inventories import provenance_of, read_inventory
+from geolabel.review.inventories import read_inventory
 from geolabel.review.next_windows import frames_around
-from geolabel.review.window_layers import frame_of, metres_per_unit, replacing_windows, tile_side, window_table
+from geolabel.review.window_layers import (
+    frame_of,
+    masked_ground,
+    metres_per_unit,
+    replacing_windows,
+    tile_side,
+    window_table,
+)
 from geolabel.types import AnyArray, BoolArray, Int64Array
 
 log = logging.getLogger(__name__)
@@ -115,7 +122,7 @@ def sample_review(
             raise VectorError(f"{path} has no searched ground in the area to sample: give another --aoi FILE")
         masks = [part.get("masks") for part in parts_of(provenance_of(path))]
         hidden = any(isinstance(one, dict) and one.get("share") for one in masks)
-        if aoi is None and hidden and MASKED not in spatial_layers(path):
+        if aoi is None and hidden and masked_ground(path) is None:
             log.warning(
                 "%s was made with --mask by an earlier version, which did not keep what was left out: windows may be "
                 "on it, where landslides would count as missed; extract again, or give the area searched with --aoi",

@@ -20,10 +20,11 @@ from geolabel.errors import OptionError, SceneError, VectorError
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.write.geopackage import parts_of
 from geolabel.io.write.stac import EXTENSIONS, GEOJSON, asset_of, footprint, href_of, item_of, multihash, write_item
+from geolabel.io.write.vectors import provenance_of
 from geolabel.io.written import plain
 from geolabel.outputs import check_target, other_files
 from geolabel.parsing import read_json
-from geolabel.review.inventories import LANDSLIDES, Inventory, areas, provenance_of, read_inventory
+from geolabel.review.inventories import LANDSLIDES, Inventory, areas, read_inventory
 from geolabel.urls import without_secrets
 
 log = logging.getLogger(__name__)

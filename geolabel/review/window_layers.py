@@ -124,9 +124,21 @@ def frame_of(path: str | Path, crs: pyproj.CRS | None, aoi: str | Path | None) -
         area = None if tiles is None else shapely.union_all(tiles)
     else:
         area = read_aoi(aoi, crs)
-    if area is None or MASKED not in spatial_layers(path):
-        return area
-    return shapely.difference(area, shapely.union_all(read_layer(path, MASKED).geometry.to_numpy()))
+    masked = masked_ground(path)
+    return area if area is None or masked is None else shapely.difference(area, masked)
+
+
+def masked_ground(path: str | Path) -> shapely.Geometry | None:
+    """The ground that masks left out of an inventory, in its CRS; None where it says of none.
+
+    Raises
+    ------
+    VectorError
+        If the file cannot be read.
+    """
+    if MASKED not in spatial_layers(path):
+        return None
+    return shapely.union_all(shapely.make_valid(read_layer(path, MASKED).geometry.to_numpy()))
 
 
 def tile_side(path: str | Path) -> float | None:

@@ -1,12 +1,14 @@
 """Files of layers: the contents of an inventory, and its formats.
 
-A format is a function that fills a file, and a row of `WRITERS`.
+A format is a function that fills a file, and a row of `WRITERS`. `provenance_of` reads what it says of how it was made.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +32,8 @@ from geolabel.io.columns import (
 )
 from geolabel.io.foreign import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
+from geolabel.io.read.features import layer_info, spatial_layers
+from geolabel.io.read.geoparquet import PROVENANCE, metadata_of
 from geolabel.io.read.review import (
     MASKED,
     MASKED_ABOUT,
@@ -41,13 +45,14 @@ from geolabel.io.read.review import (
     Carried,
     check_work,
 )
+from geolabel.io.read.vector_files import MAX_BYTES, vector_file
 from geolabel.io.styles import style_of
 from geolabel.io.write.exchange import write_flatgeobuf, write_geojson, write_kmz, write_shapefile, write_shapefiles
-from geolabel.io.write.geopackage import Layer, VectorFile, write_geopackage
+from geolabel.io.write.geopackage import Layer, VectorFile, read_provenance, write_geopackage
 from geolabel.io.write.geoparquet import write_geoparquet
 from geolabel.io.written import written_prompts
 from geolabel.outputs import check_target, replacing
-from geolabel.parsing import parse_json
+from geolabel.parsing import parse_json, read_json
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid
 
@@ -63,6 +68,9 @@ WRITERS: Mapping[str, Callable[[Path, VectorFile], None]] = {
 """Formats of layers: the suffix of a file, and the function that fills it, the one that holds everything first."""
 
 SUFFIXES = tuple(WRITERS)
+
+MAX_RECORD = 1 << 24
+"""Bytes of the provenance in an archive."""
 
 
 def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False, carried: Carried = NOTHING) -> None:
@@ -299,3 +307,44 @@ def write_segments(
         key="id",
     )
     write_vectors(path, VectorFile([layer], crs, provenance), overwrite=overwrite, carried=carried)
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def provenance_of(path: str | Path) -> dict[str, Any]:
+    """Provenance of a file of layers; empty for URLs, and for formats without it, such as Shapefile and KMZ.
+
+    Raises
+    ------
+    VectorError
+        If the file may not be read.
+    """
+    vector_file(path)  # refuses what is not to be opened
+    path = Path(path)
+    try:
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            made = parse_json(metadata_of(path).get(PROVENANCE, "null"))
+        elif suffix == ".geojson":
+            made = read_json(path, limit=MAX_BYTES).get("provenance")
+        elif suffix == ".zip":
+            made = _in_archive(path)
+        elif suffix == ".fgb":
+            made = parse_json(
+                (layer_info(path, spatial_layers(path)[0])["layer_metadata"] or {}).get("provenance", "null")
+            )
+        else:
+            made = read_provenance(path)
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def _in_archive(path: Path) -> Any:
+    """The provenance in an archive of Shapefiles, of which at most `MAX_RECORD` is unpacked; None without."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("provenance.json") as part:
+            return parse_json(part.read(MAX_RECORD + 1), limit=MAX_RECORD)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError):
+        return None
