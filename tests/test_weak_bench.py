@@ -312,6 +312,10 @@ def test_studies_of_pseudo_labels(name: str, folder: Path, tmp_path: Path, monke
         assert figures["both"]["IoU in the paper"] == 0.49
         assert figures["point"]["mIoU"] > figures["point"]["IoU"]  # the background is the larger class
         assert 0 < figures["both"]["OA"] <= 1
+        over = figures["both"]["mean IoU of chips"] - figures["point"]["mean IoU of chips"]
+        assert figures["both"]["over point"] == pytest.approx(over)
+        assert figures["both"]["from"] <= over <= figures["both"]["to"]
+        assert "over point" not in figures["point"]
     if name == "everything":
         assert figures["everything"]["masks"] == 64
         assert figures["both"]["IoU"] > figures["everything"]["IoU"]
@@ -366,6 +370,8 @@ def test_a_study_of_training(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert all(0 <= row.figures["map IoU"] <= 1 for row in found.measured)
     assert all(row.figures["mIoU"] <= row.figures["OA"] <= 1 for row in found.measured)
     assert found.measured[0].figures["mIoU in the paper"] == 0.239
+    over = found.measured[1].figures["map IoU"] - found.measured[0].figures["map IoU"]
+    assert found.measured[1].figures["over baseline"] == pytest.approx(over)
     marks = sorted(path.name for path in (tmp_path / "out/trained").iterdir())
     assert len(marks) == 2
     assert study.run() == found

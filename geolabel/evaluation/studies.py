@@ -20,6 +20,7 @@ from geolabel.datasets.chips import ChipDataset
 from geolabel.engine import worker
 from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import ChipError
+from geolabel.evaluation.chip_scores import paired_interval
 from geolabel.evaluation.network_scores import THRESHOLDS, MapScores, image_scores, iou, label_scores
 from geolabel.evaluation.steps import (
     Measurement,
@@ -140,6 +141,12 @@ PAPER: dict[StudyName, dict[str, float]] = {
 """IoU that APSAM prints, and mean IoU with the background that S2C and CISM print, on their own data (Hong Kong, VOC,
 iSAID): compare the order."""
 
+BASELINE: dict[StudyName, str] = {"prompts": "point", "s2c": "none", "cism": "baseline"}
+"""Row that the others are compared with, chip by chip."""
+
+_CHIPS = "ious"
+"""What a row keeps beside its figures: the IoU of each chip."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -179,7 +186,7 @@ class Study:
     """Whether to measure again; the figures of an earlier study are replaced once this one is complete."""
     progress: Progress = field(default_factory=Silent)
 
-    def rows(self) -> dict[str, Callable[[], Figures]]:
+    def rows(self) -> dict[str, Callable[[], dict[str, Any]]]:
         """What each row measures, by its name."""
         if self.name == "s2c":
             return {name: partial(self._trained, "s2c", {"s2c": terms}) for name, terms in S2C.items()}
@@ -214,7 +221,10 @@ class Study:
             rows = replace(self, out=folder).rows()
             steps = {number: partial(_named, name, rows[name]) for name, number in numbers.items()}
             done = run_steps(folder, steps, title=self.name, progress=self.progress)
-            measured = [self._measurement(**values) for values in done.values()]
+            chips = {values["variant"]: values.pop(_CHIPS, None) for values in done.values()}
+            measured = [
+                self._measurement(**values | self._over_baseline(values["variant"], chips)) for values in done.values()
+            ]
             section = Section(self.name, QUESTIONS[self.name], measured)
             write_study(section, folder, figure="map IoU" if self.name in ("s2c", "cism") else "IoU")
         return section
@@ -223,6 +233,14 @@ class Study:
         printed = PAPER[self.name].get(variant)
         name = "mIoU in the paper" if self.name in ("s2c", "cism") else "IoU in the paper"
         return Measurement("", variant, figures_of(values) | ({} if printed is None else {name: printed}))
+
+    def _over_baseline(self, variant: str, chips: Mapping[str, Any]) -> Figures:
+        """Mean difference to the IoU of the baseline on the same chips, and its interval of 95 %; see `BASELINE`."""
+        baseline = BASELINE.get(self.name, variant)
+        own, other = chips[variant], chips.get(baseline)
+        if variant == baseline or own is None or other is None:  # a row of an earlier version keeps no chips
+            return {}
+        return dict(zip((f"over {baseline}", "from", "to"), paired_interval(own, other), strict=True))
 
     def _key(self) -> dict[str, Any]:
         """Everything that the figures depend on."""
@@ -234,7 +252,7 @@ class Study:
     def _shown(self) -> Iterator[Any]:
         return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))
 
-    def _labelled(self, settings: apsam.Settings) -> Figures:
+    def _labelled(self, settings: apsam.Settings) -> dict[str, Any]:
         """Figures of pseudo-labels of the chips that show something."""
         recipe = loading.recipe("localizer", self.localizer, batch=1, **self._place())
         segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
@@ -242,7 +260,7 @@ class Study:
         label = ActivatedLabels(locate, lambda of: apsam.pipeline(of, segmenter, settings))
         shown = self.chips.part(np.any(self.chips.labels, axis=1))
         found = label_scores(lambda chip: label(chip.rgb, chip.labels).values, shown)
-        return _figures(found)
+        return _figures(found) | {_CHIPS: found["ious"]}
 
     def _everything(self) -> Figures:
         """Masks of a grid of points: how many, all of them together, and the best of each chip by its true mask."""
@@ -262,14 +280,15 @@ class Study:
         found = {name: float(np.mean(values)) for name, values in means.items()}
         return {"IoU": float(pixels[0] / max(1, pixels[1]))} | found | {"chips": len(means["masks"])}
 
-    def _trained(self, method: Method, terms: Mapping[str, Any]) -> Figures:
-        """Figures of the maps of a localizer that is trained with some terms."""
+    def _trained(self, method: Method, terms: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures of the maps of a localizer that is trained with some terms, means over the seeds."""
         found = [self._train(method, terms, seed) for seed in range(self.seeds)]
+        chips = np.mean([one.pop(_CHIPS) for one in found], axis=0)
         means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
         spread = {"spread": float(np.ptp([one["map IoU"] for one in found]))} if len(found) > 1 else {}
-        return means | spread
+        return means | spread | {_CHIPS: chips.tolist()}
 
-    def _train(self, method: Method, terms: Mapping[str, Any], seed: int) -> Figures:
+    def _train(self, method: Method, terms: Mapping[str, Any], seed: int) -> dict[str, Any]:
         request = localizers.LocalizerRequest(
             method,
             self.preset,
@@ -300,7 +319,7 @@ class Study:
         pixels = label_scores(lambda chip: label(chip.rgb, chip.labels).values, judged)["all"]
         figures |= {"mIoU": pixels["miou"], "OA": pixels["overall_accuracy"]}
         images = image_scores(chip_localizer(recipe, multiscale=False), judged)
-        return figures | {"cut at": THRESHOLDS[best]} | images
+        return figures | {"cut at": THRESHOLDS[best]} | images | {_CHIPS: maps.at(best).tolist()}
 
     def _place(self) -> dict[str, Any]:
         device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)
@@ -333,7 +352,7 @@ def _columns(figures: Mapping[str, float]) -> list[tuple[str, str]]:
     return [*held, *both] if held else [("IoU", "miou"), *both]
 
 
-def _named(variant: str, measure: Callable[[], Figures]) -> dict[str, Any]:
+def _named(variant: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return {"variant": variant} | measure()
 
 
