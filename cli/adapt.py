@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import geolabel
+from geolabel.errors import OptionError
 
 from . import options
 from .commands import command, complete_files, option
 from .inputs import VECTORS, check_inputs, check_scenes
-from .terminal import announce, progress_bar
+from .terminal import announce, duration, extent, loading, progress_bar
 
 if TYPE_CHECKING:
     from geolabel.adaptation.adapt import Adaptation
@@ -45,9 +46,8 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
     "-o",
     "--out",
     group="output",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write, for --networks of other commands.",
+    help="Folder to write, for --networks of other commands; required without --dry-run.",
 )
 @option(
     "--level",
@@ -65,6 +65,12 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 @options.asset
 @options.reading_options
 @options.own_network_options
+@option(
+    "--dry-run",
+    group="output",
+    is_flag=True,
+    help="Print what would be learned from, which levels are tried, and an estimate of the time; write nothing.",
+)
 @options.overwrite
 @options.as_json
 @options.terminal
@@ -74,10 +80,11 @@ def adapt(
     /,
     scenes: tuple[str, ...],
     reviewed: tuple[str, ...],
-    out: Path,
+    out: Path | None,
     level: Literal["auto", "threshold", "head", "all"],
     accept_unreviewed: bool,
     seed: int,
+    dry_run: bool,
     overwrite: bool,
     as_json: bool,
     **given: Any,
@@ -92,6 +99,7 @@ def adapt(
 
     \b
     geolabel extract scene.tif --out first.gpkg
+    geolabel adapt scene.tif --reviewed first.gpkg --dry-run
     geolabel adapt scene.tif --reviewed first.gpkg --out valley/
     geolabel extract scene.tif --networks valley/ --keep-reviewed first.gpkg --out second.gpkg
     """
@@ -99,27 +107,66 @@ def adapt(
     from geolabel.folders import check_folder, claim
     from geolabel.io.read.scene_inputs import list_scenes
 
-    check_folder(out, reviewed)
-    claim(out, overwrite=overwrite)
+    if out is None and not dry_run:
+        raise OptionError("no output: give --out FOLDER")
+    if out is not None:
+        check_folder(out, reviewed)
+        claim(out, overwrite=overwrite)
     listed = list_scenes(scenes, asset=given["asset"])
     check_inputs(listed)
     reading = geolabel.Reading(**{name: given[name] for name in READING if given[name] is not None})
+    chosen: Any = {
+        "level": None if level == "auto" else level,
+        "reading": reading,
+        "accept_unreviewed": accept_unreviewed,
+    }
+    if dry_run:
+        with loading(ctx, "estimating"):
+            networks = options.networks_of(given, localizer=True)
+            figures = geolabel.estimate_adaptation(listed, reviewed, networks=networks, **chosen)
+        announce(figures if as_json else _prospect(figures), as_json=as_json)
+        return 0 if None in figures["levels"].values() else NO_GAIN
     with progress_bar(ctx, "preparing") as progress:
         networks = options.networks_of(given, localizer=True)
         found = geolabel.adapt(
             listed,
             reviewed,
             out=out,
-            level=None if level == "auto" else level,
-            reading=reading,
             networks=networks,
-            accept_unreviewed=accept_unreviewed,
+            **chosen,
             seed=seed,
             overwrite=overwrite,
             progress=progress,
         )
     announce(_figures(found) if as_json else _summary(found), as_json=as_json)
     return 0 if found.gains else NO_GAIN
+
+
+def _prospect(figures: dict[str, Any]) -> dict[str, str]:
+    """Rows on what would be learned; `figures` are those of `geolabel.estimate_adaptation`."""
+    from geolabel.adaptation.estimate import NOTHING, SOMETHING
+
+    def counted(of: dict[str, Any]) -> str:
+        return (
+            f"{of['landslides']} landslides, of which {of['drawn']} drawn or redrawn; {of['rejected']} rejected; areas "
+            f"reviewed as a whole: {of['areas']}"
+        )
+
+    rows = {"learns from": counted(figures)}
+    if len(figures["files"]) > 1:
+        rows["files"] = "\n".join(f"{one['file']}: {counted(one)}" for one in figures["files"])
+    rows |= {
+        "ground": f"{extent(figures['landslide_km2'] * 1e6)} of landslides and "
+        f"{extent(figures['other_ground_km2'] * 1e6)} of other ground, in {figures['tiles']} tiles",
+        "unreviewed": f"{figures['unreviewed']} polygons, which teach nothing",
+        "places": f"{figures['blocks']} with landslides, which a gain is validated on",
+        "device": figures["device"],
+    }
+    rows |= {name: "is tried" if why is None else f"no: {why}" for name, why in figures["levels"].items()}
+    low, high = (duration(figures[name]) for name in (NOTHING, SOMETHING))
+    if figures[SOMETHING]:
+        rows["time"] = f"{low} where nothing gains, up to {high} where something does; plus some seconds to start"
+    return rows
 
 
 def _figures(found: Adaptation) -> dict[str, Any]:

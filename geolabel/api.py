@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geolabel.adaptation.adapt import Adaptation as Adaptation
     from geolabel.adaptation.adapt import adapt as adapt
+    from geolabel.adaptation.estimate import estimate_adaptation as estimate_adaptation
     from geolabel.datasets.chips import ChipDataset as ChipDataset
     from geolabel.datasets.chips import read_chips as read_chips
     from geolabel.datasets.pseudo_labels import PseudoLabels as PseudoLabels
@@ -67,6 +68,7 @@ _HOMES = {
     "diagnose": "geolabel.doctor",
     "diff": "geolabel.review.difference",
     "estimate": "geolabel.extraction.estimate",
+    "estimate_adaptation": "geolabel.adaptation.estimate",
     "estimate_review": "geolabel.review.estimate",
     "export": "geolabel.review.exporting",
     "evaluate": "geolabel.evaluation.evaluate",
@@ -108,6 +110,7 @@ __all__ = [
     "diagnose",
     "diff",
     "estimate",
+    "estimate_adaptation",
     "estimate_review",
     "evaluate",
     "explain",

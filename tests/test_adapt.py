@@ -539,6 +539,64 @@ def test_too_few_landslides_are_refused(place: Path, tmp_path: Path) -> None:
         geolabel.adapt(place / "scene.tif", tmp_path / "few.gpkg")
 
 
+def prospect(place: Path, path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and figures of a dry run."""
+    words = ["adapt", str(place / "scene.tif"), "--reviewed", str(path), "--networks", str(place / "off"), "--dry-run"]
+    code = run([*words, "--device", "cpu", "--json", "-q", *more])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_dry_run_counts_what_adapting_would_learn_from_and_writes_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "STEPS", 1)
+    path = tmp_path / "all.gpkg"
+    gpd.read_file(place / "scene_truth.gpkg", layer="landslides")[["geometry"]].to_file(path, layer="all")
+    gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs=CRS).to_file(path, layer="reviewed")  # off the scene
+    before = sorted(place.rglob("*")), sorted(tmp_path.rglob("*"))
+    code, figures = prospect(place, path, capsys)
+    assert code == 0
+    assert (sorted(place.rglob("*")), sorted(tmp_path.rglob("*"))) == before
+    off = geolabel.Networks.from_folder(place / "off", device="cpu")
+    found = geolabel.adapt(place / "scene.tif", path, level="threshold", networks=off)
+    names = ("landslides", "rejected", "areas", "tiles", "blocks", "drawn")
+    assert {name: figures[name] for name in names} == {name: getattr(found, name) for name in names}
+    assert figures["files"] == [
+        {"file": "all.gpkg", "landslides": found.landslides, "drawn": found.drawn, "rejected": 0, "unreviewed": 0}
+        | {"areas": 1}
+    ]
+    with rasterio.open(place / "scene_truth.tif") as truth:
+        assert figures["landslide_km2"] == pytest.approx((truth.read(1) == 1).sum() * 0.25e-6, rel=0.02)
+    assert figures["levels"] == {
+        "threshold": None,
+        "head": "no area was reviewed as a whole; --level head tries it all the same",
+        "all": "it takes minutes on a CPU; --level all tries it",
+        "decoder": None,
+    }
+    assert 0 < figures["seconds_without_gain"] < figures["seconds_with_gain"]
+
+
+def test_a_dry_run_says_what_is_missing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "few.gpkg"
+    truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")[["geometry"]]
+    truth[:2].to_file(path, layer="few")
+    code, figures = prospect(place, path, capsys)
+    assert code == 4
+    assert {why.partition(",")[0] for why in figures["levels"].values()} == {"2 reviewed landslides on the scenes"}
+    truth[:4].to_file(path, layer="few")
+    code, figures = prospect(place, path, capsys, "--level", "head")
+    assert code == 0
+    assert figures["levels"] == {
+        "threshold": "--level head is asked for",
+        "head": None,
+        "all": "--level head is asked for",
+        "decoder": "4 outlines were drawn or redrawn, at least 5 are needed",
+    }
+    words = ["adapt", str(place / "scene.tif"), "--reviewed", str(path)]
+    assert run(words) == 2
+    assert "no output: give --out FOLDER" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["aoi", "mask"])
 def test_an_area_or_a_mask_is_no_folder_to_write(place: Path, tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "valley.gpkg", "a", [square(0, 0, 9)])

@@ -28,6 +28,7 @@ CALLS = {
     "segment": "segment scene.tif --out segments.gpkg --points-per-side 4",
     "predict": "predict scene.tif --out scores.tif",
     "polygonize": "polygonize scene_truth.tif --out truth.gpkg",
+    "adapt --dry-run": "adapt scene.tif --reviewed truth.gpkg --accept-unreviewed --level threshold --dry-run",
     "evaluate": "evaluate truth.gpkg scene_truth.tif",
     "info SCENE": "info scene.tif",
     "info SLIDES": "info truth.gpkg",

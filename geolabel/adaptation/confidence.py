@@ -76,12 +76,7 @@ def _polygons(
 ) -> tuple[pd.DataFrame, BoolArray]:
     """Attributes of the polygons that networks find on reviewed ground, and which of them are landslides."""
     judged = ground.judged
-    a, b, c, d, e, f = tuple(plan.grid.transform)[:6]
-    around = ground_around(judged, plan.segment_tiles.size / 2)
-    area = shapely.transform(around, lambda points: points @ [[a, d], [b, e]] + [c, f])
-    reader = plan.reader.within(area if plan.reader.aoi is None else area.intersection(plan.reader.aoi))
-    here = make_plan(reader, *recipes, plan.parameters, working_gsd=plan.grid.gsd, stretch=plan.stretch)
-    with in_scratch(here, progress) as work:
+    with in_scratch(plan_around(plan, judged, recipes), progress) as work:
         polygons = find_landslides(work).polygons
     outlines = in_pixels(polygons.geometry.to_numpy(), plan.grid)
     landslides = shapely.union_all(ground.landslides)
@@ -91,6 +86,15 @@ def _polygons(
     counts = known >= HALF * sizes
     right: BoolArray = slides[counts] >= HALF * known[counts]
     return polygons[counts].reset_index(drop=True), right
+
+
+def plan_around(plan: Plan, judged: shapely.Geometry, recipes: tuple[Recipe, Recipe]) -> Plan:
+    """The run of networks on judged ground, in pixels of the grid of a plan, and half a tile around it."""
+    a, b, c, d, e, f = tuple(plan.grid.transform)[:6]
+    around = ground_around(judged, plan.segment_tiles.size / 2)
+    area = shapely.transform(around, lambda points: points @ [[a, d], [b, e]] + [c, f])
+    reader = plan.reader.within(area if plan.reader.aoi is None else area.intersection(plan.reader.aoi))
+    return make_plan(reader, *recipes, plan.parameters, working_gsd=plan.grid.gsd, stretch=plan.stretch)
 
 
 def ground_around(judged: shapely.Geometry, distance: float) -> shapely.Geometry:

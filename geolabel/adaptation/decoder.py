@@ -12,6 +12,7 @@ fine-tuning of zero-shot models", for the mean.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from geolabel.activation import window_logits
 from geolabel.adaptation.ground import Ground
 from geolabel.adaptation.levels import FOLDS, OperatingPoint, by_cell
 from geolabel.engine.tasks import Progress
+from geolabel.extraction.estimate import warm_seconds
 from geolabel.extraction.plan import Plan, PromptedWindow, assign, oversized
 from geolabel.io.write.rasters import rasterize
 from geolabel.models import loading
@@ -118,6 +120,44 @@ def gains(before: Float64Array, after: Float64Array) -> bool:
     return bool(after.mean() >= before.mean() + MINIMUM_GAIN)
 
 
+# --- before a fit ----------------------------------------------------------------------------------------------------
+
+
+def lacking(plans: Sequence[Plan], grounds: Sequence[Ground]) -> str | None:
+    """Why no decoder can be fitted to the outlines that a person drew; None where one can."""
+    drawn = sum(len(ground.drawn) for ground in grounds)
+    if drawn < MINIMUM:
+        return f"{drawn} outlines were drawn or redrawn, at least {MINIMUM} are needed"
+    asked = _asked(plans, grounds, [Prompts.build()] * len(plans))
+    count = sum(len(outlines) for _, _, outlines in asked)
+    if count < MINIMUM:
+        return (
+            f"{count} of {drawn} outlines drawn or redrawn have {SMALLEST} px or more and fit a window of the "
+            f"segmenter, at least {MINIMUM} are needed"
+        )
+    return "all drawn or redrawn outlines are in one place" if folds_of(_places(asked)) is None else None
+
+
+def seconds_to_fit(recipe: Recipe, plans: Sequence[Plan], grounds: Sequence[Ground], fits: int) -> float:
+    """Seconds to encode the outlines that a person drew, and to fit the decoder to them a number of times."""
+    sam, _ = load_own(loading.file_of(recipe), "segmenter")
+    assert isinstance(sam, Sam)
+    network = TorchSam(sam, resize=False, device=recipe.device, batch=1)
+    asked = _asked(plans, grounds, [Prompts.build()] * len(plans))
+    number, seen, outlines = asked[0]
+    bands, valid = plans[number].reader.read(seen.window, plans[number].grid)
+    image = plans[number].stretch.apply(bands, valid)
+    prompts = seen.prompts.shift(-seen.window.col, -seen.window.row)
+    encode_s = warm_seconds(lambda: attended(network, image, prompts))
+    cells, tokens = (torch.cat(parts) for parts in zip(*attended(network, image, prompts), strict=True))
+    covers = np.stack([_cover(outline, seen.window, valid, network.window) for outline in outlines])
+    lessons = Lessons(cells, tokens, torch.from_numpy(covers).to(cells.device), _places(asked[:1]))
+    lessons = lessons.only(np.resize(np.arange(len(lessons)), OUTLINES))  # as many as a step takes
+    start = time.perf_counter()
+    fitted(sam.mask_decoder, lessons, 0)
+    return len(asked) * encode_s + fits * (time.perf_counter() - start)
+
+
 # --- outlines and their prompts --------------------------------------------------------------------------------------
 
 
@@ -204,27 +244,43 @@ def _gather(
     network: TorchSam, plans: Sequence[Plan], grounds: Sequence[Ground], found: Sequence[Prompts], progress: Progress
 ) -> Lessons | None:
     """The outlines that a person drew on all scenes; None where there are none that fit a window."""
-    asked: list[tuple[int, PromptedWindow, AnyArray]] = []
+    asked = _asked(plans, grounds, found)
+    if not asked:
+        return None
+    seen_of: list[tuple[Tensor, Tensor]] = []
+    covers = []
+    for number, seen, outlines in progress.track(asked, "encode outlines", len(asked)):
+        bands, valid = plans[number].reader.read(seen.window, plans[number].grid)
+        image = plans[number].stretch.apply(bands, valid)
+        seen_of += attended(network, image, seen.prompts.shift(-seen.window.col, -seen.window.row))
+        covers += [_cover(outline, seen.window, valid, network.window) for outline in outlines]
+    cells, tokens = (torch.cat(parts) for parts in zip(*seen_of, strict=True))
+    return Lessons(cells, tokens, torch.from_numpy(np.stack(covers)).to(cells.device), _places(asked))
+
+
+_Asked = tuple[int, PromptedWindow, AnyArray]
+"""Number of a plan, a window with the prompts that ask for outlines, and these outlines in the order of the prompts."""
+
+
+def _asked(plans: Sequence[Plan], grounds: Sequence[Ground], found: Sequence[Prompts]) -> list[_Asked]:
+    """The windows that show the outlines that a person drew."""
+    asked: list[_Asked] = []
     share = max(1, -(-sum(len(ground.drawn) for ground in grounds) // MAXIMUM))
     for number, (plan, ground) in enumerate(zip(plans, grounds, strict=True)):
         outlines = _fitting(ground.drawn[::share], plan.segment_tiles)
         if len(outlines):
             windows = assign(prompts_for(outlines, found[number]), plan.segment_tiles)
             asked += [(number, seen, outlines[seen.prompts.ids]) for seen in windows]
-    if not asked:
-        return None
-    seen_of: list[tuple[Tensor, Tensor]] = []
-    covers, places = [], []
-    for number, seen, outlines in progress.track(asked, "encode outlines", len(asked)):
-        bands, valid = plans[number].reader.read(seen.window, plans[number].grid)
-        image = plans[number].stretch.apply(bands, valid)
-        seen_of += attended(network, image, seen.prompts.shift(-seen.window.col, -seen.window.row))
-        for outline in outlines:
-            covers.append(_cover(outline, seen.window, valid, network.window))
-            left, top, right, bottom = shapely.bounds(outline)
-            places.append((number, (top + bottom) // 2, (left + right) // 2))
-    cells, tokens = (torch.cat(parts) for parts in zip(*seen_of, strict=True))
-    return Lessons(cells, tokens, torch.from_numpy(np.stack(covers)).to(cells.device), np.asarray(places, np.int64))
+    return asked
+
+
+def _places(asked: Sequence[_Asked]) -> Int64Array:
+    """(K, 3) number of the grid, row and column of the middle of each outline."""
+    places = []
+    for number, _, outlines in asked:
+        left, top, right, bottom = shapely.bounds(outlines).T
+        places.append(np.stack([np.full(len(outlines), number), (top + bottom) // 2, (left + right) // 2], axis=1))
+    return np.concatenate(places).astype(np.int64)
 
 
 @torch.no_grad()

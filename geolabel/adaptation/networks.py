@@ -128,16 +128,20 @@ class Begun:
 
     def cells(self, rgb: UInt8Array, truth: UInt8Array, place: tuple[int, int, int]) -> Cells:
         """The map of an image (H, W, 3), and what was said (H, W) of it by cell."""
-        maps, stride = self.maps.raw_maps([rgb])[0], self.info.stride
-        missing = [(0, n * stride - side) for n, side in zip(maps.shape[1:], truth.shape, strict=True)]
-        truth = np.pad(truth, missing, constant_values=UNJUDGED)
-        judged, slides = by_cell(truth != UNJUDGED, stride), by_cell(truth == LANDSLIDE, stride)
-        cover = np.divide(slides, judged, out=np.zeros_like(slides), where=judged > 0)
+        maps, said = self.maps.raw_maps([rgb])[0], said_of_cells(truth, place, self.info.stride)
         if self.head is None:
-            return Cells(maps[0], cover, judged, place)
+            return replace(said, raw=maps[0])
         features = np.moveaxis(maps, 0, 2).astype(np.float16)
-        found = Cells(maps[0], cover, judged, place, features, None if self.whole is None else rgb)
+        found = replace(said, features=features, image=None if self.whole is None else rgb)
         return replace(found, raw=self.head.map(found))
+
+
+def said_of_cells(truth: UInt8Array, place: tuple[int, int, int], stride: int) -> Cells:
+    """What was said (H, W) of an image by cell of `stride` pixels, with an empty map."""
+    truth = np.pad(truth, [(0, -side % stride) for side in truth.shape], constant_values=UNJUDGED)
+    judged, slides = by_cell(truth != UNJUDGED, stride), by_cell(truth == LANDSLIDE, stride)
+    cover = np.divide(slides, judged, out=np.zeros_like(slides), where=judged > 0)
+    return Cells(np.zeros_like(cover), cover, judged, place)
 
 
 def confidence_before(plan: Plan) -> FittedConfidence | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +106,12 @@ def estimate_plan(plan: Plan) -> dict[str, Any]:
     threads = plan.parameters.threads
     calls = {recipe: worker.calls_at_once(recipe, threads) for recipe in (plan.localizer, plan.segmenter)}
     with worker.network(plan.localizer, threads):
-        alone_s = _warm(lambda: locate([image] * plan.localizer.batch))
+        alone_s = warm_seconds(lambda: locate([image] * plan.localizer.batch))
     localize_s = alone_s / plan.localizer.batch / calls[plan.localizer]
     window = _read(plan, plan.segment_tiles[len(plan.segment_tiles) // 2])
     with worker.network(plan.segmenter, threads):
-        segment_s = _warm(lambda: segment([window], [asked])) / calls[plan.segmenter]
-    read_s = _warm(lambda: _read(plan, tile))
+        segment_s = warm_seconds(lambda: segment([window], [asked])) / calls[plan.segmenter]
+    read_s = warm_seconds(lambda: _read(plan, tile))
     tiles, windows = len(plan.localize_tiles), len(plan.segment_tiles)
     per_tile = max(localize_s, read_s)
     tile_px, block_px = tile.height * tile.width, min(plan.blocks.size**2, plan.grid.height * plan.grid.width)
@@ -170,7 +170,8 @@ def _inside(recipe: Recipe, pixels: int) -> int:
     return recipe.batch * pixels * (SMALL_BYTES_PER_PX if worker.is_small(recipe) else NETWORK_BYTES_PER_PX)
 
 
-def _warm(call: Any) -> float:
+def warm_seconds(call: Callable[[], object]) -> float:
+    """Seconds of the second call of a function."""
     call()
     start = time.perf_counter()
     call()

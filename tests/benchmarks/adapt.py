@@ -45,7 +45,7 @@ import shapely
 from affine import Affine
 
 from geolabel.activation import window_logits
-from geolabel.adaptation.adapt import MINIMUM, adapt
+from geolabel.adaptation.adapt import adapt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE
 from geolabel.adaptation.levels import (
     CUTS,
@@ -62,6 +62,7 @@ from geolabel.adaptation.levels import (
     tally,
 )
 from geolabel.adaptation.networks import Begun, Layers
+from geolabel.adaptation.region import MINIMUM
 from geolabel.engine.worker import use_threads
 from geolabel.errors import VectorError
 from geolabel.evaluation.examples import Example, Files
