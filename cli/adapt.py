@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from geolabel.errors import OptionError
 
 from . import options
 from .commands import command, complete_files, option
-from .inputs import VECTORS, check_inputs, check_scenes
+from .inputs import SEGMENTER, VECTORS, check_inputs, check_scenes
 from .terminal import announce, duration, extent, loading, progress_bar
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ NO_GAIN = 4
 """Exit code where nothing gains, and nothing was written."""
 
 READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
+
+
+_SAM = option(
+    "--sam",
+    group="method",
+    type=SEGMENTER,
+    metavar="FILE",
+    help="Segmenter of geolabel's own, whose decoder can be fitted. Default: bundled.",
+)
 
 
 @command(short_help="Adapt the networks to a region, from a few reviewed places.")
@@ -64,7 +74,7 @@ READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 )
 @options.asset
 @options.reading_options
-@options.own_network_options
+@partial(options.own_network_options, sam=_SAM)
 @option(
     "--dry-run",
     group="output",

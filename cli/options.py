@@ -331,13 +331,13 @@ networks_folder = option(
 )
 
 
-def network_options(command: F, localizers: str = _LOCALIZERS_OF_METHODS) -> F:
+def network_options(command: F, localizers: str = _LOCALIZERS_OF_METHODS, sam: Callable[[F], F] = _sam) -> F:
     """Add the options that choose the networks and where they run.
 
     Parameters
     ----------
-    localizers
-        The help of ``--localizer``.
+    localizers, sam
+        The help of ``--localizer``, and the option ``--sam``.
     """
     for decorate in (
         option(
@@ -358,12 +358,12 @@ def network_options(command: F, localizers: str = _LOCALIZERS_OF_METHODS) -> F:
         networks_folder,
     ):
         command = decorate(command)
-    return segmenter_options(command)
+    return segmenter_options(command, sam)
 
 
-def own_network_options(command: F) -> F:
+def own_network_options(command: F, sam: Callable[[F], F] = _sam) -> F:
     """Add `network_options` to a command without ``--method``, whose networks are geolabel's own."""
-    return network_options(command, "Network that makes the activation maps. Default: bundled.")
+    return network_options(command, "Network that makes the activation maps. Default: bundled.", sam)
 
 
 def _chosen_networks(given: Mapping[str, Any], names: Sequence[str] = (*CHOSEN, *PLACED)) -> Networks:
@@ -395,7 +395,7 @@ def _chosen_networks(given: Mapping[str, Any], names: Sequence[str] = (*CHOSEN, 
     return Networks.from_folder(folder, **fields)
 
 
-def segmenter_options(command: F) -> F:
+def segmenter_options(command: F, sam: Callable[[F], F] = _sam) -> F:
     """Add the options that choose the segmenter and where networks run."""
     batch = option(
         "--batch",
@@ -422,7 +422,7 @@ def segmenter_options(command: F) -> F:
         help="Library that runs the networks: PyTorch, or ONNX Runtime on a CPU in fp32. auto is onnx for the "
         "bundled networks, and those adapted from them, on a CPU, and torch otherwise.",
     )
-    for decorate in (_threads, compiled, batch, engine, _precision, _device, _sam_checkpoint, _sam):
+    for decorate in (_threads, compiled, batch, engine, _precision, _device, _sam_checkpoint, sam):
         command = decorate(command)
     return command
 

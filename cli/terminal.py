@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -39,6 +40,12 @@ def _ended(name: str, done: int, total: int, start: float) -> str:
     return f"{name}: {done} of {_tasks(total)} in {time.monotonic() - start:.1f} s"
 
 
+def _work_of(results: Iterable[Any], total: int) -> tuple[Iterator[float], float]:
+    """About how long each of the tasks takes, and all of them; see `geolabel.engine.tasks.Weighed`."""
+    weights: Sequence[float] | None = getattr(results, "weights", None)
+    return (repeat(1.0), float(total)) if weights is None else (iter(weights), sum(weights))
+
+
 def _tasks(total: int) -> str:
     return f"{total} task" if total == 1 else f"{total} tasks"
 
@@ -49,14 +56,16 @@ class Lines:
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
         """Pass `results` through and say how far they are."""
         start = last = time.monotonic()
-        done = 0
+        done, worked = 0, 0.0
+        weights, whole = _work_of(results, total)
         click.echo(f"{name}: {_tasks(total)}", err=True)
         for result in results:
             yield result
             done += 1
+            worked += next(weights)
             now = time.monotonic()
             if now - last >= LINE_EVERY and done < total:
-                left = (now - start) / done * (total - done)
+                left = (now - start) / worked * (whole - worked)
                 click.echo(f"{name}: {done} of {total} tasks, about {duration(left)} left", err=True)
                 last = now
         click.echo(_ended(name, done, total, start), err=True)
@@ -116,7 +125,6 @@ class Bars:
     def __init__(self, waiting: ExitStack) -> None:
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeElapsedColumn,
@@ -128,7 +136,7 @@ class Bars:
         self.display = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[done]}/{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -140,11 +148,13 @@ class Bars:
         self.waiting.close()
         self.display.start()
         start, done = time.monotonic(), 0
-        task = self.display.add_task(name, total=total)
+        weights, whole = _work_of(results, total)
+        # the bar and the time left follow the work, the numbers the tasks
+        task = self.display.add_task(name, total=whole, done=0, count=total)
         for result in results:
             yield result
             done += 1
-            self.display.advance(task)
+            self.display.update(task, advance=next(weights), done=done)
         # only what is at work is drawn again: runs over many scenes have more passes than a terminal has lines
         self.display.remove_task(task)
         self.display.console.print(_ended(name, done, total, start), highlight=False, markup=False)

@@ -18,6 +18,15 @@ MAX_PIXELS = 1 << 26
 """Of a picture, 8192 x 8192; Pillow itself warns at about as many."""
 
 
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of a picture, from its header; None where that cannot be read so."""
+    try:
+        with open_picture(path) as picture:
+            return picture.height, picture.width
+    except OSError:
+        return None
+
+
 @contextmanager
 def open_picture(path: Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open a picture of some of Pillow's formats; decoding it inside the block raises OSError as well.

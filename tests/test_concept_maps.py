@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers", reason="needs the extra geola
 from geolabel.cli.main import run  # noqa: E402
 from geolabel.concepts import Asked, parse_concepts  # noqa: E402
 from geolabel.datasets.pseudo_labels import PseudoLabels  # noqa: E402
+from geolabel.engine import worker  # noqa: E402
 from geolabel.errors import OptionError, WeightsError  # noqa: E402
 from geolabel.io.write.geopackage import read_provenance  # noqa: E402
 from geolabel.models import hub, loading  # noqa: E402
@@ -428,10 +429,12 @@ def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (tmp_path / "chips" / name).parent.mkdir(parents=True)
         Image.fromarray(image_of(*size)).save(tmp_path / "chips" / f"{name}.png")
     options = ["--method", "sam3", "--classes", "landslide,airplane", "--localizer", folder, "--threads", 1, "--json"]
+    worker._load.cache_clear()
     for out, more in (("maps", ["--attention-only"]), ("masks", [])):
         given = ["label", tmp_path / "chips", "--out", tmp_path / out, *options, *more]
         assert run([str(argument) for argument in given]) == 0
         assert json.loads(capsys.readouterr().out)["classes_known_of"] == 3
+        assert worker._load.cache_info().misses == (1 if more else 2)  # no segmenter where none draws
     given = ["label", tmp_path / "chips", "--out", tmp_path / "no", *options, "--attention-only", "--sam", "bundled"]
     assert run([str(argument) for argument in given]) == 2
     assert "--sam bundled: --attention-only uses no segmenter; leave it out" in capsys.readouterr().err
@@ -441,7 +444,10 @@ def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert ((of["airplane__a"] == 2) == union(0.5)).mean() > 0.99  # grey values are 1/255 apart
     assert set(np.unique(of["landslide__b"])) <= {0, 1}
     assert not of["river__c"].any()
-    assert PseudoLabels(tmp_path / "masks").provenance["networks"]["localizer"]["source"] == str(folder)
+    recorded = {out: PseudoLabels(tmp_path / out).provenance["networks"] for out in ("maps", "masks")}
+    assert recorded["masks"]["localizer"]["source"] == str(folder)
+    assert recorded["maps"].keys() == {"localizer"}
+    assert recorded["masks"].keys() == {"localizer", "segmenter"}
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import dask
 import numpy as np
 import pytest
 from PIL import Image
 
+from geolabel.datasets.chips import read_chips
 from geolabel.datasets.examples import ImageFolder
 from geolabel.datasets.pseudo_labels import PseudoLabels, PseudoLabelWriter
-from geolabel.engine.tasks import Silent
+from geolabel.engine.tasks import Silent, Weighed
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.labelers import UnionLabeler
-from geolabel.labeling.label import label_images, label_provenance
+from geolabel.labeling.label import _ChipImages, label_images, label_provenance
 from geolabel.labels import LabelMap
 from geolabel.methods import METHODS
 from geolabel.parts import Pipeline, SegmenterRecipe, label_image
 from geolabel.prompters import ContourPrompter
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 from geolabel.types import UInt8Array
+
+T = TypeVar("T")
 
 CLASSES = ("background", "landslide")
 
@@ -83,6 +87,40 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(chips: ImageFolder, tm
 class Settings:
     threshold: float = 0.5
     model: Path = Path("a.json")
+
+
+@dataclass
+class Weights(Silent):
+    """Keeps what progress is told of the time that tasks take."""
+
+    told: dict[str, Sequence[float]] = field(default_factory=dict)
+
+    def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
+        """Pass `results` through."""
+        self.told[name] = results.weights if isinstance(results, Weighed) else [1.0] * total
+        return iter(results)
+
+
+def test_progress_knows_how_long_images_take(chips: ImageFolder, tmp_path: Path) -> None:
+    assert [chips.tiles(index, 100) for index in range(3)] == [1, 1, 4]
+    (chips.root / "0.png").write_bytes(b"no header")
+    assert chips.tiles(0, 100) == 1
+    told, writer = Weights(), PseudoLabelWriter(tmp_path / "out", CLASSES, {"method": "test"})
+    two = [SegmenterRecipe("none", batch=2)]
+    (chips.root / "0.png").write_bytes((chips.root / "1.png").read_bytes())
+    label_images(chips, pipeline, writer, networks=two, weigh=lambda k: chips.tiles(k, 100), progress=told)
+    assert told.told == {"label": [2, 4]}
+
+
+def test_a_chip_takes_as_long_as_it_is_large_and_one_that_shows_nothing_no_time(tmp_path: Path) -> None:
+    for name, side in (("a/1", 100), ("a/2", 300), ("none/3", 300)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    found = read_chips(tmp_path)
+    shown = replace(found, classes=("a",), labels=found.labels[:, :1])
+    small, large, none = map(_ChipImages(shown).weigh, range(3))
+    assert large - small == 80_000
+    assert none < small / 20
 
 
 def test_provenance_is_plain_and_changes_with_everything(chips: ImageFolder) -> None:

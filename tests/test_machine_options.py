@@ -15,22 +15,29 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import rasterio
 import torch
+from affine import Affine
 from test_on_device import drawing, official, pictures
 
 from geolabel import devices
 from geolabel.cli.inputs import BatchSize
 from geolabel.cli.workers import at_work
+from geolabel.concepts import Asked
 from geolabel.engine import worker
 from geolabel.errors import OptionError
 from geolabel.extraction import request
-from geolabel.extraction.request import Networks
-from geolabel.methods import cism, student
+from geolabel.extraction.plan import make_plan
+from geolabel.extraction.request import Networks, Parameters
+from geolabel.io.read.scenes import SceneReader
+from geolabel.methods import alps, cism, student
+from geolabel.methods.diffuprompter import LabelAsked
 from geolabel.models import loading, tuning
 from geolabel.models.on_torch import TorchSam
 from geolabel.models.sam import SamSegmenter
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe
 from geolabel.prompts import Prompts
+from geolabel.settings.methods import Sam3Chips
 
 WEIGHTS = 40
 
@@ -125,11 +132,28 @@ def test_each_network_is_tried_on_its_gpu(recipe: Any, monkeypatch: pytest.Monke
     assert tuning.largest_batch(replace(recipe, device="cpu")) == 1
 
 
+def test_a_network_is_tried_with_the_other_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, loaded = Memory(200, lambda count: 10 * count).install(monkeypatch), []
+
+    def load(one: Any) -> Part:
+        loaded.append(one)
+        if one.role == "localizer":
+            memory.total -= 100  # what its weights take
+        return Part(memory, one.batch)
+
+    monkeypatch.setattr(tuning, "load", load)
+    asked = SegmenterRecipe("b", device="cuda")
+    assert tuning.largest_batch(asked) == 8
+    assert tuning.largest_batch(asked, LocalizerRecipe("a", device="cuda")) == 4
+    assert [one.role for one in loaded] == ["segmenter", "localizer", "segmenter"]
+
+
 def test_what_auto_chose_is_logged_and_recorded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     request._largest_batch.cache_clear()
-    monkeypatch.setattr(tuning, "largest_batch", lambda recipe: 4 if recipe.role == "localizer" else 16)
+    batches = {("localizer", "segmenter"): 4, ("segmenter", "localizer"): 16}
+    monkeypatch.setattr(tuning, "largest_batch", lambda recipe, beside: batches[recipe.role, beside.role])
     with caplog.at_level(logging.INFO, "geolabel"):
         localizer, segmenter = Networks(batch="auto", device="cpu", engine="torch").recipes()
     request._largest_batch.cache_clear()
@@ -185,6 +209,27 @@ def test_the_segmenter_is_compiled_and_its_recipe_says_so() -> None:
         assert localizer.engine == ("onnx" if engine == "auto" else "torch")
     assert loading.load(segmenter)._network._one_shape  # type: ignore[attr-defined]
     assert Networks(device="cpu").for_images()[1].compile == "off"
+
+
+def test_over_images_auto_compiles_nothing_and_is_recorded_so() -> None:
+    asked = Networks(compile="auto", device="cpu")
+    assert [recipe.compile for recipe in (asked.recipes()[1], asked.for_images()[1])] == ["auto", "off"]
+    assert alps.source_of(alps.Settings(), asked)[1].compile == "off"
+    words = LabelAsked.of(Sam3Chips(classes="landslide"), Asked(()), asked.recipes())
+    assert words.recipes[1].compile == "off"  # type: ignore[attr-defined]
+
+
+def test_a_plan_loads_the_segmenter_that_the_run_loads(tmp_path: Path) -> None:
+    scene = tmp_path / "scene.tif"
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": 64, "width": 64, "crs": "EPSG:32648"}
+    with rasterio.open(scene, "w", transform=Affine(0.5, 0, 350_000, 0, -0.5, 3_450_000), **profile) as file:
+        file.write(np.full((3, 64, 64), 90, np.uint8))
+    localizer, segmenter = Networks(compile="auto", device="cpu").recipes()
+    worker._load.cache_clear()
+    plan = make_plan(SceneReader(scene), localizer, segmenter, Parameters(), stretch="0,255")
+    assert plan.segmenter.compile == "off"  # type: ignore[attr-defined]
+    worker.segmenter(plan.segmenter)
+    assert worker._load.cache_info().misses == 2
 
 
 @pytest.mark.usefixtures("eager")

@@ -11,6 +11,7 @@ import pytest
 
 from geolabel.cli.extract import extract
 from geolabel.cli.inputs import parse_bounds
+from geolabel.cli.main import run
 from geolabel.cli.options import Request
 from geolabel.cli.predict import predict
 from geolabel.errors import OptionError
@@ -171,3 +172,12 @@ def test_classes_and_clusters_are_named_one_by_one(tmp_path: Path) -> None:
 def test_records_refuse_what_cannot_be(make: Callable[[], object], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         make()
+
+
+def test_adapt_names_only_segmenters_whose_decoder_it_can_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for command in ("adapt", "extract"):
+        assert run([command, "--help"]) == 0
+        said[command] = " ".join(capsys.readouterr().out.partition("--sam ")[2].split())
+    assert said["adapt"].startswith("FILE Segmenter of geolabel's own, whose decoder can be fitted. Default: bundled.")
+    assert said["extract"].startswith("NAME|FOLDER Segmenter: a name from geolabel models list")

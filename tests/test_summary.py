@@ -15,6 +15,7 @@ import pytest
 from geolabel.cli.options import Session
 from geolabel.cli.summary import of_estimate, of_extraction, of_polygons, of_scores, of_segments
 from geolabel.cli.terminal import Bars, Lines, announce, duration, extent, loading, progress_bar, readable
+from geolabel.engine.tasks import Weighed
 from geolabel.errors import OptionError
 
 FIGURES: dict[str, Any] = {
@@ -230,6 +231,32 @@ def test_without_a_terminal_progress_is_lines(context: click.Context, capsys: py
     first, last = capsys.readouterr().err.splitlines()
     assert first == "prompt: 1 task"
     assert last.startswith("prompt: 1 of 1 task in ")
+
+
+def test_the_time_left_follows_the_work_and_not_the_number_of_tasks(
+    context: click.Context, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with progress_bar(context) as progress:
+        assert list(progress.track(Weighed(iter("abc"), [1, 1, 6]), "label", 3)) == ["a", "b", "c"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:3] == [
+        "label: 1 of 3 tasks, about 2 minutes left",  # 7 of 8 parts, after 20 s for one
+        "label: 2 of 3 tasks, about 2 minutes left",  # 6 of 8, after 40 s for two
+    ]
+
+
+def test_a_bar_follows_the_work(context: click.Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar(context) as progress:
+        assert isinstance(progress, Bars)
+        shares = []
+        for _ in progress.track(Weighed(iter("abc"), [1, 1, 6]), "label", 3):
+            (task,) = progress.display.tasks
+            shares.append((task.completed, task.total, task.fields["done"], task.fields["count"]))
+    assert shares == [(0, 8, 0, 3), (1, 8, 1, 3), (2, 8, 2, 3)]
 
 
 def test_a_program_reads_progress_as_json(

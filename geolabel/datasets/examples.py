@@ -15,7 +15,9 @@ from geolabel.datasets.pseudo_labels import unique_names
 from geolabel.errors import SceneError
 from geolabel.io.read.scenes import SceneReader
 from geolabel.labels import Instances
+from geolabel.pictures import picture_size
 from geolabel.radiometry import Stretch
+from geolabel.tiles import TileGrid
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 Example = TypeVar("Example", covariant=True)
@@ -181,6 +183,11 @@ class ImageFolder:
             grid = reader.scene.grid
             stretch = PLAIN if reader.scene.dtype == "uint8" else self._stretch
             return stretch.apply(*reader.read(grid.window, grid))
+
+    def tiles(self, index: int, side: int) -> int:
+        """Tiles of up to `side` pixels that an image is seen in, by its header; 1 where that cannot be read."""
+        size = picture_size(self.paths[index])
+        return 1 if size is None else len(TileGrid(*size, side, side // 4))
 
     @cached_property
     def _stretch(self) -> Stretch:

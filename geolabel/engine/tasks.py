@@ -48,8 +48,23 @@ class Progress(Protocol):
     """Follows a run."""
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
-        """Pass `results` through, one for each of `total` tasks of the pass `name`."""
+        """Pass `results` through, one for each of `total` tasks of the pass `name`.
+
+        They are `Weighed` where tasks differ in the time that they take.
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Weighed(Generic[T]):
+    """Results of tasks that differ in the time that they take, so that what is left can be estimated."""
+
+    results: Iterator[T]
+    weights: Sequence[float]
+    """About how long each task takes, in any unit."""
+
+    def __iter__(self) -> Iterator[T]:
+        return self.results
 
 
 class Silent:
@@ -269,17 +284,27 @@ class Work(Generic[C, E]):
         """The same work, which leaves its records in a folder and stops when the folder says so."""
         return replace(self, folder=folder, part=part, stopping=folder.stopping)
 
-    def each(self, step: Pass[R], jobs: Sequence[Any], *, networks: Sequence[Recipe] = ()) -> Iterator[R]:
+    def each(
+        self,
+        step: Pass[R],
+        jobs: Sequence[Any],
+        *,
+        networks: Sequence[Recipe] = (),
+        weights: Sequence[float] | None = None,
+    ) -> Iterator[R]:
         """Yield the results of a pass, one per job, in order.
 
         Parameters
         ----------
         networks
             Networks that the pass runs.
+        weights
+            About how long each job takes, in any unit; None where all take equally long.
         """
         with self.report.timed(step.name):
             results = self._results(step.bind(self.run), jobs, networks)
-            yield from self.progress.track(results, step.name, len(jobs))
+            tracked = results if weights is None else Weighed(results, weights)
+            yield from self.progress.track(tracked, step.name, len(jobs))
 
     def apply(self, step: Bound[R], jobs: Iterable[Any], *, networks: Sequence[Recipe] = ()) -> Iterator[R]:
         """Apply a pass to jobs, as `map` does; `networks` are those that it runs."""

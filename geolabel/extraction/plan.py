@@ -166,11 +166,15 @@ def make_plan(
         If the bounds or the area of interest miss the scene.
     """
     from geolabel.engine import executors, worker
-    from geolabel.models.tuning import compile_for
+    from geolabel.models.tuning import compile_for, uncompiled
 
     # What is asked of the networks here is the same on every device, and a cluster's client may lack the workers'.
     here: dict[str, Any] = {"device": "cpu", "precision": "fp32"} if executors.clustered() else {}
-    locate, segment = worker.localizer(replace(localizer, **here)), worker.segmenter(replace(segmenter, **here))
+    # The number of tiles decides below what auto means, most often off: the segmenter is then loaded once.
+    locate, segment = (
+        worker.localizer(replace(localizer, **here)),
+        worker.segmenter(replace(uncompiled(segmenter), **here)),
+    )
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
     grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)

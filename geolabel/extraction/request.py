@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+OtherRecipe = TypeVar("OtherRecipe", bound=Recipe)
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
@@ -182,19 +183,21 @@ class Networks:
 
             _where_networks_run(tuning.check_compiler, device)
         asked = replace(segmenter, compile=self.compile or "off", **where)
-        return (
-            self.fitted(loading.with_engine(replace(localizer, **where), engine)),
-            self.fitted(loading.with_engine(asked, engine)),
-        )
+        return self.fitted(loading.with_engine(replace(localizer, **where), engine), loading.with_engine(asked, engine))
 
-    def fitted(self, recipe: AnyRecipe) -> AnyRecipe:
-        """The same recipe, where the batch is ``auto`` with as many images as the memory of its GPU takes."""
-        return replace(recipe, batch=_largest_batch(recipe)) if self.batch == "auto" else recipe
+    def fitted(self, localizer: AnyRecipe, segmenter: OtherRecipe) -> tuple[AnyRecipe, OtherRecipe]:
+        """The same recipes, where the batch is ``auto`` with as many images as their GPU takes with both in memory."""
+        if self.batch != "auto":
+            return localizer, segmenter
+        one, other = _largest_batch(localizer, segmenter), _largest_batch(segmenter, localizer)
+        return replace(localizer, batch=one), replace(segmenter, batch=other)
 
     def for_images(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Recipes for folders of images; see `fastest`."""
+        from geolabel.models.tuning import uncompiled
+
         localizer, segmenter = self.recipes(selection)
-        return self.fastest(localizer), self.fastest(segmenter)
+        return self.fastest(localizer), self.fastest(uncompiled(segmenter))
 
     def fastest(self, recipe: AnyRecipe) -> AnyRecipe:
         """The same recipe for the engine that is faster, where calls of small networks run side by side.
@@ -473,10 +476,10 @@ def _where_networks_run(function: Callable[..., R], *arguments: Any) -> R:
 
 
 @cache
-def _largest_batch(recipe: Recipe) -> int:
+def _largest_batch(recipe: Recipe, beside: Recipe) -> int:
     # Once in a process: the free memory may be other each time, and a run is of one batch.
     from geolabel.models import tuning
 
-    batch = _where_networks_run(tuning.largest_batch, recipe)
+    batch = _where_networks_run(tuning.largest_batch, recipe, beside)
     log.info("--batch auto: the %s takes %d images at a time on %s", recipe.role, batch, recipe.device)
     return batch

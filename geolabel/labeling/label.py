@@ -28,6 +28,7 @@ from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models import loading
 from geolabel.models.checkpoint import IMAGE_LABELS, load_localizer, read_info
 from geolabel.parts import Localizer, Pipeline, Recipe
+from geolabel.pictures import picture_size
 from geolabel.types import BoolArray, UInt8Array
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class Images(Protocol):
 LabelImages = Callable[[Sequence[str], Sequence[UInt8Array]], Sequence[LabelMap]]
 """Labels images (H, W, 3), red first, known by their names."""
 
+Weigh = Callable[[int], float]
+"""About how long an image takes, by its number, in any unit."""
+
 
 def label_images(
     images: Images,
@@ -72,6 +76,7 @@ def label_images(
     writer: PseudoLabelWriter,
     *,
     networks: Sequence[Recipe] = (),
+    weigh: Weigh | None = None,
     overwrite: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -83,6 +88,8 @@ def label_images(
         Is asked about each image once; its maps have the classes of `writer`.
     networks
         Networks that it runs. It is asked about as many images at a time as the largest of their batches.
+    weigh
+        For the time that is left; None where all images take equally long.
     overwrite
         Whether what geolabel made in the folder before may be replaced, when the new labels are finished.
 
@@ -98,11 +105,16 @@ def label_images(
         If the folder holds something else or cannot be written to.
     """
     with labels_folder(writer.root, writer.provenance, overwrite=overwrite, inputs=images.sources) as folder:
-        return label_within(images, label, replace(writer, root=folder), progress, networks)
+        return label_within(images, label, replace(writer, root=folder), progress, networks, weigh)
 
 
 def label_within(
-    images: Images, label: LabelImages, writer: PseudoLabelWriter, progress: Progress, networks: Sequence[Recipe] = ()
+    images: Images,
+    label: LabelImages,
+    writer: PseudoLabelWriter,
+    progress: Progress,
+    networks: Sequence[Recipe] = (),
+    weigh: Weigh | None = None,
 ) -> dict[str, Any]:
     """As `label_images`, in a folder of `labels_folder`."""
     names = images.names
@@ -114,7 +126,8 @@ def label_within(
     batches = [range(first, min(first + batch, len(names))) for first in range(0, len(names), batch)]
     jobs = [tuple(some) for some in batches if not missing.isdisjoint(some)]
     work = Work(_Labelling(images, label, writer, tuple(networks)), Effort(), progress)
-    for _ in work.each(LABEL, jobs, networks=networks):
+    weights = None if weigh is None else [sum(map(weigh, job)) for job in jobs]
+    for _ in work.each(LABEL, jobs, networks=networks, weights=weights):
         pass
     writer.finish(names, {"images": len(names)})
     return {"images": len(names), "kept": len(names) - len(missing), "classes": len(writer.classes)}
@@ -201,6 +214,18 @@ class _ChipImages:
     def read(self, index: int) -> UInt8Array:
         """Read one chip (H, W, 3); its mask is never opened."""
         return self.chips.rgb(index)
+
+    def weigh(self, index: int) -> float:
+        """About how long a chip takes, in pixels that a localizer sees: a chip that shows nothing is written alone."""
+        if not self.chips.labels[index].any():
+            return WRITTEN
+        height, width = picture_size(self.chips.paths[index]) or (0, 0)
+        return WRITTEN + SEGMENTED + height * width
+
+
+WRITTEN, SEGMENTED = 1000, 20_000
+"""Pixels that the bundled localizer sees at all scales in the time in which a chip is read and written, and in which
+the bundled segmenter encodes it, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -326,5 +351,7 @@ def label_chips(
     provenance = label_provenance(method, settings, recipes, images)
     provenance["images"] |= {"gsd_m": known.gsd}
     writer = PseudoLabelWriter(out, (BACKGROUND, *localizer.classes), provenance)
-    figures = label_images(images, label, writer, networks=recipes, overwrite=overwrite, progress=progress)
+    figures = label_images(
+        images, label, writer, networks=recipes, weigh=images.weigh, overwrite=overwrite, progress=progress
+    )
     return figures | {"without labels": int((~known.labels.any(axis=1)).sum())}

@@ -135,7 +135,8 @@ class RegionFolder:
         executors.check_seen(path)
         promise(self.root / self._store.name("regions", index) for index in missing)
         work = Work(_Search(self, segmenter, source), Effort(), progress)
-        for _ in work.each(SEGMENT, missing, networks=[segmenter]):
+        tiles = [self.images.tiles(index, source.tile) for index in missing]
+        for _ in work.each(SEGMENT, missing, networks=[segmenter], weights=tiles):
             pass
 
     @property

@@ -47,6 +47,7 @@ from geolabel.labeling.regions import RegionFolder, find_regions
 from geolabel.labels import LabelMap
 from geolabel.models import loading
 from geolabel.models.defaults import segmenter_defaults
+from geolabel.models.tuning import uncompiled
 from geolabel.parts import EverythingRecipe, EverywhereRecipe, Recipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
@@ -101,7 +102,15 @@ def label(
         provenance["clusters"] = known.clusters.as_dict()
         writer = PseudoLabelWriter(out, known.clusters.classes, provenance)
         by_pipeline = _Known(known, recipe)
-        return label_images(images, by_pipeline, writer, networks=[recipe], overwrite=overwrite, progress=progress)
+        return label_images(
+            images,
+            by_pipeline,
+            writer,
+            networks=[recipe],
+            weigh=lambda index: images.tiles(index, source.tile),
+            overwrite=overwrite,
+            progress=progress,
+        )
     with labels_folder(out, provenance, overwrite=overwrite, inputs=images.sources) as folder:
         found = RegionFolder(settings.regions or folder / "regions", images)
         found.find(recipe, source, progress)
@@ -121,7 +130,7 @@ def source_of(settings: Settings, networks: Networks) -> tuple[Source, Everythin
         predicted_iou=settings.predicted_iou,
         stability=settings.stability,
     )
-    _, segmenter = networks.recipes()
+    segmenter = uncompiled(networks.recipes()[1])
     recipe = networks.fastest(loading.everything(segmenter, asked.filters(segmenter.source), features=True))
     source = Source(
         segmenter=recipe.sha256,
@@ -164,7 +173,7 @@ def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
     OptionError
         If the networks have another one.
     """
-    _, segmenter = networks.recipes()
+    segmenter = uncompiled(networks.recipes()[1])
     content.check(segmenter)
     return networks.fastest(loading.everything(segmenter, content.source.filters, features=True))
 

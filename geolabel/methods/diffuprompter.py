@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from geolabel.activation import LEVELS
 from geolabel.concepts import Asked, Grounding, parse_concepts
@@ -42,6 +42,7 @@ from geolabel.models import diffusion_files
 from geolabel.models.concept_maps import ConceptLocalizer
 from geolabel.models.diffusion import DiffusionLocalizer
 from geolabel.models.refined import RefinedLocalizer
+from geolabel.models.tuning import SCENE_TILE, uncompiled
 from geolabel.parts import (
     DiffusionRecipe,
     Localizer,
@@ -54,7 +55,7 @@ from geolabel.parts import (
     label_image,
 )
 from geolabel.prompters import ContourPrompter
-from geolabel.settings.methods import DiffuprompterChips, DiffuprompterScenes
+from geolabel.settings.methods import DiffuprompterChips, DiffuprompterScenes, Sam3Chips
 from geolabel.types import UInt8Array
 
 
@@ -115,9 +116,12 @@ def label(
     if settings.attention_only:
         networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
     recipes = recipes_of(networks, settings.diffusion, settings.grounding)
-    asked = LabelAsked(settings.grounding, recipes, settings.threshold, settings.attention_only)
+    asked = LabelAsked.of(settings, settings.grounding, recipes)
     return label_asked("diffuprompter", chips, out, settings, asked, overwrite=overwrite, progress=progress)
 
+
+WRITTEN = 0.01
+"""Tiles that are labelled in the time in which an image is read and written."""
 
 NO_SEGMENTER = "--attention-only uses no segmenter"
 
@@ -134,7 +138,15 @@ def label_asked(
     counted = {"classes_known_of": len(of_images.known)}
     provenance = label_provenance(method, settings, asked.recipes, images) | counted
     writer = PseudoLabelWriter(out, (BACKGROUND, *asked.asked.classes), provenance)
-    figures = label_images(images, of_images, writer, networks=asked.recipes, overwrite=overwrite, progress=progress)
+    figures = label_images(
+        images,
+        of_images,
+        writer,
+        networks=asked.recipes,
+        weigh=lambda index: of_images.weigh(images, index),
+        overwrite=overwrite,
+        progress=progress,
+    )
     return figures | counted
 
 
@@ -143,12 +155,25 @@ class LabelAsked:
     """A method that is told the classes in words, in whatever process it labels."""
 
     asked: Asked
-    recipes: tuple[Recipe, Recipe]
+    recipes: tuple[Recipe, ...]
+    """Of the localizer, and of the segmenter where one draws; see `compose`."""
     threshold: float
-    attention_only: bool
-    """See `compose`."""
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Classes that images are known to show, by name of the image."""
+
+    @classmethod
+    def of(
+        cls, settings: DiffuprompterChips | Sam3Chips, asked: Asked, recipes: tuple[Recipe, SegmenterRecipe]
+    ) -> Self:
+        """The method with its settings; the segmenter is left out where it draws nothing."""
+        localizer, segmenter = recipes
+        chosen = (localizer,) if settings.attention_only else (localizer, uncompiled(segmenter))
+        return cls(asked, chosen, settings.threshold)
+
+    def weigh(self, images: ImageFolder, index: int) -> float:
+        """About how long an image takes, in tiles; one that shows none of the classes is written alone."""
+        shown = self.known.get(images.names[index], self.asked.classes)
+        return images.tiles(index, SCENE_TILE) if shown else WRITTEN
 
     def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
         """Label images of these names."""
@@ -159,9 +184,9 @@ class LabelAsked:
         shown = self.known.get(name, classes)
         if not shown:
             return LabelMap.background(image.shape[0], image.shape[1], (BACKGROUND, *classes))
-        locate, segmenter = worker.localizer(self.recipes[0]), worker.segmenter(self.recipes[1])
-        localizer = asked_only(locate, shown)
-        method = compose(localizer, segmenter, self.threshold, attention_only=self.attention_only)
+        locate, drawn = worker.localizer(self.recipes[0]), self.recipes[1:]
+        segmenter = worker.segmenter(drawn[0]) if drawn else NoMasks()
+        method = compose(asked_only(locate, shown), segmenter, self.threshold, attention_only=not drawn)
         return label_image(method, image, min(locate.window, segmenter.window))
 
 
@@ -213,7 +238,7 @@ def recipes_of(
     if networks.engine == "onnx":
         raise OptionError("engine onnx: the diffusion network runs with torch alone; give --engine auto or torch")
     _, segmenter = networks.recipes(selection)
-    return networks.fitted(diffusion_files.recipe(diffusion, grounding, segmenter)), segmenter
+    return networks.fitted(diffusion_files.recipe(diffusion, grounding, segmenter), segmenter)
 
 
 @dataclass(frozen=True)

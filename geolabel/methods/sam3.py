@@ -60,8 +60,7 @@ def label(
     if settings.attention_only:
         networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
     chosen = replace(networks, localizer=settings.localizer or networks.localizer)
-    recipes = recipes_of(chosen, settings.asked)
-    asked = LabelAsked(settings.asked, recipes, settings.threshold, settings.attention_only)
+    asked = LabelAsked.of(settings, settings.asked, recipes_of(chosen, settings.asked))
     return label_asked("sam3", chips, out, settings, asked, overwrite=overwrite, progress=progress)
 
 
@@ -81,7 +80,7 @@ def recipes_of(
     if networks.engine == "onnx":
         raise OptionError("engine onnx: what is asked in words runs with torch alone; give --engine auto or torch")
     _, segmenter = replace(networks, localizer=None).recipes(selection)
-    return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter)), segmenter
+    return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter), segmenter)
 
 
 def _require() -> None:

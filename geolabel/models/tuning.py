@@ -31,8 +31,13 @@ TRIED_PROMPTS = 64
 """Boxes in each image of a call whose memory is measured: as many as a decoder takes at a time."""
 
 
-def largest_batch(recipe: Recipe) -> int:
+def largest_batch(recipe: Recipe, beside: Recipe | None = None) -> int:
     """How many images the memory of a recipe's GPU takes in a call, by trial; `default_batch` on other devices.
+
+    Parameters
+    ----------
+    beside
+        Of another network whose weights stay in the same memory.
 
     Raises
     ------
@@ -41,6 +46,13 @@ def largest_batch(recipe: Recipe) -> int:
     """
     if not recipe.device.startswith("cuda"):
         return default_batch(recipe.device)
+    held = None if beside is None else load(beside)
+    batch = _tried_batch(recipe)
+    del held
+    return batch
+
+
+def _tried_batch(recipe: Recipe) -> int:
     if isinstance(recipe, SegmenterRecipe):
         segmenter = cast("Segmenter", load(replace(recipe, batch=MAX_BATCH, compile="off")))
         return fitting_batch(lambda count: partial(segmenter, *_sample(segmenter.window, count)), recipe.device)
@@ -111,6 +123,13 @@ def compile_for(recipe: AnyRecipe, windows: int) -> AnyRecipe:
     on = recipe.device.startswith("cuda") and recipe.engine == "torch" and windows >= LONG
     log.info("--compile auto: %s, for %d windows on %s", "on" if on else "off", windows, recipe.device)
     return replace(recipe, compile="on" if on else "off")
+
+
+def uncompiled(recipe: AnyRecipe) -> AnyRecipe:
+    """The same recipe, where ``compile`` is ``auto`` with ``off``: what it means where windows are not counted."""
+    if not isinstance(recipe, SegmenterRecipe) or recipe.compile != "auto":
+        return recipe
+    return replace(recipe, compile="off")
 
 
 @cache
