@@ -1,4 +1,4 @@
-"""Landslide polygons from georeferenced scenes, and the networks that find them.
+"""Landslide polygons from georeferenced scenes, and the networks that detect them.
 
 The public functions and records are those of `geolabel.api`. They resolve on first use, so that ``import geolabel``
 loads neither torch nor a raster library.

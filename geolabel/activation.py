@@ -1,6 +1,6 @@
 """Activation maps: normalise, upsample, quantise.
 
-They are cut in `geolabel.extraction.passes.find_regions`, those of chips in `geolabel.prompters`.
+They are thresholded in `geolabel.extraction.passes.find_regions`, those of chips in `geolabel.prompters`.
 
 Sources: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction" (APSAM), eq. 1 and 2;
 Zhou et al. (2016), "Learning Deep Features for Discriminative Localization".
@@ -18,19 +18,19 @@ from geolabel.tiles import extent
 from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
 Normalisation = Literal["constant", "maximum"]
-"""What becomes activation 1: the constant stored with the weights, so that the tiles of a scene compare, or the maximum
-of each image, as eq. 1 of APSAM has it for chips."""
+"""What is scaled to activation 1: the constant stored with the weights, so that tiles of a scene are comparable, or the
+maximum of each image, as in eq. 1 of APSAM for chips."""
 
 LEVELS = 255
-"""Activations are thresholded and stored as grey values 0..255, as eq. 2 of APSAM has them."""
+"""Activations are thresholded and stored as grey values 0..255, as in eq. 2 of APSAM."""
 
 
 @dataclass(frozen=True)
 class Activation:
     """Class activation maps of one image, at the stride of the network that made them.
 
-    The map alone cannot say that a class is absent (its maximum may have been scaled to one), so the raw maximum
-    and the class probability travel with it.
+    The map alone cannot show that a class is absent, as its maximum may have been scaled to one. The raw maximum and
+    the class probability are therefore kept with it.
     """
 
     values: Float32Array
@@ -50,12 +50,12 @@ class Activation:
         return largest
 
     def grey(self, class_id: int, size: tuple[int, int] | None = None) -> UInt8Array:
-        """(H, W) map of a class in the pixels of the image, 0..255.
+        """Map (H, W) of a class at the resolution of the image, 0..255.
 
         Parameters
         ----------
         size
-            Of the image; None where it is a multiple of the stride.
+            Size of the image; None if it is a multiple of the stride.
         """
         values = self.values[class_id]
         height, width = size or (values.shape[0] * self.stride, values.shape[1] * self.stride)
@@ -63,17 +63,17 @@ class Activation:
 
 
 def normalise(raw: Float32Array, constant: float | None = None) -> Float32Array:
-    """Scale a linear activation map to 0..1, negative values to 0.
+    """Scale a linear activation map to 0..1; negative values become 0.
 
-    With `constant`, a given raw value becomes 1 (and what exceeds it is cut), so maps of many tiles compare. Without,
-    the map's own maximum becomes 1: eq. 1 of APSAM, right for a chip that is known to show the class. A map
-    without a positive value becomes all zeros, never inverted.
+    With `constant`, that raw value becomes 1 and larger values are clipped, so maps of different tiles are comparable.
+    Without, the map's own maximum becomes 1: eq. 1 of APSAM, suited to a chip that is known to show the class. A map
+    without positive values becomes all zeros.
 
     Parameters
     ----------
     raw : (..., h, w)
     constant
-        Positive raw value that maps to 1.
+        Positive raw value that is scaled to 1.
     """
     positive: Float32Array = np.maximum(raw, 0, dtype=np.float32)
     if constant is not None:
@@ -89,8 +89,8 @@ def local_probability(
 ) -> Float32Array:
     """Class probability of the window of `cells` x `cells` around each cell.
 
-    The head of the network is linear, so the logit of any window is the pooled raw map over it plus the bias. Windows
-    lie inside the map: a cell near its frame takes the window nearest to it.
+    The head of the network is linear, so the logit of a window is the pooled raw map over it plus the bias. Windows
+    stay inside the map: a cell near the frame uses the nearest window.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def local_probability(
 
 
 def window_logits(raw: Float32Array, cells: int, sharpness: float | None = None) -> Float64Array:
-    """Logit, without the bias, of the window of `cells` x `cells` around each cell; see `local_probability`.
+    """Logit, without bias, of the window of `cells` x `cells` around each cell; see `local_probability`.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def window_logits(raw: Float32Array, cells: int, sharpness: float | None = None)
     """
     if sharpness is None:
         return _window_means(raw.astype(np.float64), cells)
-    # What exp() cannot hold beside the highest of the map has a probability of 0 all the same.
+    # Terms that underflow in exp() relative to the maximum have probability 0 anyway.
     highest = raw.max(axis=(1, 2), keepdims=True).astype(np.float64)
     means = _window_means(np.exp(sharpness * (raw - highest)), cells)
     pooled: Float64Array = np.log(np.maximum(means, np.finfo(np.float64).tiny)) / sharpness + highest
@@ -133,8 +133,8 @@ def window_logits(raw: Float32Array, cells: int, sharpness: float | None = None)
 def _window_means(values: Float64Array, cells: int) -> Float64Array:
     _, height, width = values.shape
     kh, kw = min(cells, height), min(cells, width)
-    # Sums over every window that fits, from an integral image. Double precision keeps the rounding of the running sums
-    # far below what single-precision results can show.
+    # Sums over all windows from an integral image. Double precision keeps the rounding errors of the running sums far
+    # below single precision.
     integral = np.pad(values.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     sums = integral[:, kh:, kw:] - integral[:, :-kh, kw:] - integral[:, kh:, :-kw] + integral[:, :-kh, :-kw]
     means = sums / (kh * kw)
@@ -145,15 +145,15 @@ def _window_means(values: Float64Array, cells: int) -> Float64Array:
 
 
 def quantise(values: Float32Array) -> UInt8Array:
-    """Map 0..1, of any shape, to grey values 0..255, to nearest."""
+    """Quantise values 0..1 of any shape to grey values 0..255, rounding to nearest."""
     grey: UInt8Array = np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
     return grey
 
 
 def upsample(values: UInt8Array, stride: int, height: int, width: int) -> UInt8Array:
-    """Enlarge a grey map by `stride` with bilinear interpolation and cut it to (height, width).
+    """Enlarge a grey map by `stride` with bilinear interpolation and crop it to (height, width).
 
-    Cell centres keep their place (the ``align_corners=False`` convention) and the frame repeats the outermost cells.
+    Cell centres keep their position (``align_corners=False``), and the outermost cells are repeated at the frame.
 
     Parameters
     ----------
@@ -164,33 +164,33 @@ def upsample(values: UInt8Array, stride: int, height: int, width: int) -> UInt8A
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A grey map that is enlarged as `upsample` does it, but only where it is sliced."""
+    """A grey map enlarged like `upsample`, but only where it is sliced."""
 
     values: UInt8Array
     """(h, w)"""
     stride: int
 
     def __getitem__(self, part: tuple[slice, slice]) -> UInt8Array:
-        """Pixels of a part of the enlarged map; the same wherever the part begins and ends."""
+        """Pixels of a part of the enlarged map; values do not depend on the part."""
         if self.stride == 1:
             return self.values[part]
         unit = (2 * self.stride) ** 2
         rows, cols = (
             _taps(n, self.stride, *s.indices(n * self.stride)[:2]) for n, s in zip(self.values.shape, part, strict=True)
         )
-        # Columns first: the few rows of cells then become rows of pixels by copies of whole lines.
+        # Columns first: the few rows of cells then become rows of pixels by copying whole lines.
         scaled = _along(_along(self.values[rows.cells, cols.cells].T, cols).T, rows)
         scaled += unit // 2
         scaled //= unit
         return scaled.astype(np.uint8)
 
     def reach(self, level: int, part: tuple[slice, slice]) -> tuple[slice, slice] | None:
-        """A part of a part outside of which no pixel exceeds `level`; None where none does."""
+        """A sub-part outside of which no pixel exceeds `level`; None if no pixel does."""
         near = [slice(max(0, s.start // self.stride - 1), -(-s.stop // self.stride) + 1) for s in part]
         cells = extent(self.values[near[0], near[1]] > level)
         if cells is None:
             return None
-        # A cell has a share in the pixels of half a cell more on either side, which may all lie outside the part.
+        # A cell influences pixels up to half a cell beyond its edges, which may all be outside the part.
         rows, cols = (
             slice(
                 max(s.start, (2 * (n.start + c.start) - 1) * self.stride // 2),
@@ -202,13 +202,13 @@ class Enlarged:
 
 
 class _Taps(NamedTuple):
-    # What the pixels of a part of an axis are made of.
+    # Interpolation taps for the pixels of one axis of a part.
     cells: slice
     before: Int64Array
-    """Of `cells`, the one whose centre is the last before the pixel's."""
+    """Index of the last cell whose centre is not after the pixel's."""
     after: Int64Array
     share: AnyArray
-    """Of the cell before, in 2 * stride."""
+    """Weight of that cell, in units of 1 / (2 * stride)."""
     rest: AnyArray
 
 
@@ -220,12 +220,12 @@ def _taps(length: int, stride: int, start: int, stop: int) -> _Taps:
 
 @lru_cache(maxsize=16)
 def _axis(length: int, stride: int) -> tuple[Int64Array, Int64Array, AnyArray, AnyArray]:
-    # All are integers: a pixel is the same in whichever part it is asked for.
+    # All integers: a pixel does not depend on the part it is computed in.
     twice = 2 * np.arange(length * stride) + 1 - stride  # the pixel's centre, in units of 1 / (2 * stride) cells
     low = twice // (2 * stride)
     weight = twice - low * 2 * stride
     before, after = np.clip(low, 0, length - 1), np.clip(low + 1, 0, length - 1)
-    # Scaled on both axes, and half a unit added to round, grey values fit 16 bits up to a stride of 8.
+    # Scaled on both axes, plus half a unit for rounding, grey values fit 16 bits up to a stride of 8.
     kind = np.uint16 if LEVELS * (2 * stride) ** 2 + 2 * stride**2 < 1 << 16 else np.uint32
     return before, after, (2 * stride - weight).astype(kind)[:, None], weight.astype(kind)[:, None]
 

@@ -1,7 +1,7 @@
-"""The public functions, one per command of the command line, and the records that they take and give.
+"""The public functions, one per command of the command line, and their argument and result records.
 
-Names resolve on first use, so that importing this module loads neither torch nor a raster library. ``geolabel`` has the
-same names.
+Names resolve on first use, so importing this module loads neither torch nor a raster library. ``geolabel`` has the same
+names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which bands of a scene serve as red, green and blue."""
+"""Choose the bands of a scene that are used as red, green and blue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALPHA = "alpha"
 _ALPHA_NAMES = re.compile(r"a|alpha( channel| band)?|transparency|opacity|mask")
 
 _NO_NAME = re.compile(r"((band|channel|layer|ch) ?)?\d*|b[1-5]|unknown|undefined|gray|grey|alpha \d+")
-"""Descriptions that say nothing of what a band is, such as "Band 4"."""
+"""Descriptions without information, such as "Band 4"."""
 
 _WORDS = {colour: re.compile(rf"\b{colour}\b") for colour in COLOURS}
 
@@ -22,7 +22,7 @@ _OTHERS = re.compile(
     r"\b(coastal|deep|ultra|far|infra|near|red|green|blue)[ -]?(infra[ -]?red|blue|red|edge)\b|\bgreen i\b"
     r"|\b(qa|mask|quality|std|stdev|sigma|error|uncertainty|count|offset|noise)\b"
 )
-"""Bands beside the main red, green and blue, or about them: of SuperDove, WorldView, Landsat and MicaSense."""
+"""Bands that are not the main red, green or blue, or describe them: of SuperDove, WorldView, Landsat and MicaSense."""
 
 _LETTERS = {"red": re.compile(r"(band )?r"), "green": re.compile(r"(band )?g"), "blue": re.compile(r"(band )?b")}
 
@@ -31,18 +31,18 @@ _NUMBERED = re.compile(r"(?:^|\b)(?:sr |toa |boa )?b(\d{1,2}a?)(?:$|\b)")
 CENTRES_NM = {"red": 660.0, "green": 555.0, "blue": 480.0}
 
 RANGES_NM = {"red": (600.0, 700.0), "green": (510.0, 600.0), "blue": (440.0, 515.0)}
-"""Wavelengths in nanometres that may serve as each colour, and those that suit it best."""
+"""Acceptable and optimal wavelengths of each colour, in nanometres."""
 
 _STATED_NM = re.compile(r"(\d+(?:\.\d+)?) ?(nm|nanomet\w*|um|µm|μm|micromet\w*|micron\w*)\b")
 
 _SPECTRAL = re.compile(r"red|green|blue|infra|\b[ns]w?ir|\bvnir|coastal|yellow|thermal|pan|\bb\d|\bn\b|ndvi|\d ?nm\b")
-"""What a description has that says what a band sees."""
+"""Keys of a description that contain the name of the band."""
 
 _NUMBERING = re.compile(r"landsat|sentinel|(^|[^a-z])(l[coet]0\d|s2[abc]?|hls)[_.]", re.IGNORECASE)
-"""Sensors whose bands are known by their numbers."""
+"""Sensors whose bands are identified by number."""
 
 _EARLY_LANDSAT = re.compile(r"landsat[ _-]?[457]\b|(^|[^a-z])l[te]0[457]_|\betm\b", re.IGNORECASE)
-"""Sensors whose bands 1, 2, 3 are blue, green, red; from Landsat 8 on, and of Sentinel-2, 2, 3, 4 are."""
+"""Sensors whose bands 1, 2, 3 are blue, green, red; since Landsat 8, and on Sentinel-2, these are 2, 3, 4."""
 
 
 PLANET = re.compile(
@@ -50,7 +50,7 @@ PLANET = re.compile(
     r"(?:_harmonized)?(?:_clip)?\.tif",
     re.IGNORECASE,
 )
-"""Name of an image of PlanetScope: acquisition, and kind."""
+"""Name of a PlanetScope image: acquisition and kind."""
 
 PLANET_BANDS = {
     "analyticms_sr_8b": (6, 4, 2),
@@ -60,7 +60,7 @@ PLANET_BANDS = {
     "visual": (1, 2, 3),
     "analytic": (1, 2, 3),
 }
-"""Red, green and blue by the kind of an image of PlanetScope, the kind that serves best first."""
+"""Red, green and blue by kind of PlanetScope image, the best kind first."""
 
 
 def choose_bands(
@@ -73,31 +73,30 @@ def choose_bands(
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """Choose red, green and blue.
 
-    A given choice is taken as it is. Otherwise the bands whose description says so, then those of fitting wavelengths,
-    then those of fitting colour interpretation: a program that writes three or four bands of bytes calls them red,
-    green, blue and alpha unasked, but no program invents a description. Then those that the name of an image of
-    PlanetScope stands for. Else the first three that are not alpha, which is a guess and comes with a warning. One band
-    serves as all three.
+    An explicit choice is used unchanged. Otherwise, in this order: bands described as red, green and blue; bands of
+    suitable wavelengths; bands with these colour interpretations (after descriptions, since programs label three or
+    four byte bands red, green, blue and alpha by default); the bands that a PlanetScope file name implies; and finally,
+    with a warning, the first three that are not alpha. A single band is used as all three.
 
     Parameters
     ----------
     names
         Description of each band, or None.
     colours
-        Colour interpretation of each band, lower case, as GDAL names them.
+        Colour interpretation of each band, lower case, as named by GDAL.
     spec
-        One-based numbers, or a text of one or three numbers, descriptions or colours with commas between.
+        One-based numbers, or a comma-separated text of one or three numbers, descriptions or colours.
     wavelengths
-        Of the centre of each band in nanometres, where it is known.
+        Centre wavelength of each band in nanometres, if known.
     sensor
-        What names the sensor: the scene's name and what its metadata say of it.
+        Text that may name the sensor: the scene's name and metadata.
 
     Returns
     -------
     bands
         One-based numbers.
     warnings
-        What had to be guessed.
+        Assumptions for the user to check.
 
     Raises
     ------
@@ -114,7 +113,7 @@ def choose_bands(
             return known
     plain = [i for i, pair in enumerate(zip(names, colours, strict=True), 1) if not is_alpha(*pair)]
     if not plain:
-        raise SceneError(f"none of the {len(colours)} bands holds an image: every one is alpha")
+        raise SceneError(f"none of the {len(colours)} bands holds an image: all are alpha")
     if len(plain) == 1:
         indexed = colours[plain[0] - 1] == "palette"
         return (plain[0],) * 3, (_PALETTE,) if indexed else ()
@@ -137,7 +136,7 @@ _IN_NAME = re.compile(
 
 
 def band_in_name(name: str) -> tuple[str, str | None]:
-    """The name of a file without the band that it names, and that band, if it names one.
+    """The name of a file without the band it contains, and that band, if any.
 
     Examples
     --------
@@ -155,9 +154,9 @@ def band_in_name(name: str) -> tuple[str, str | None]:
 
 
 def is_alpha(name: str | None, colour: str) -> bool:
-    """Whether a band says which pixels are visible.
+    """Whether a band marks which pixels are visible.
 
-    GDAL calls the fourth of four bands alpha unasked; one that is described as something else is none.
+    GDAL reports the fourth of four bands as alpha by default; one with another description is not alpha.
     """
     plain = _plain(name)
     if _ALPHA_NAMES.fullmatch(plain) and (colour == ALPHA or plain.startswith(ALPHA)):
@@ -165,10 +164,7 @@ def is_alpha(name: str | None, colour: str) -> bool:
     return colour == ALPHA and _NO_NAME.fullmatch(plain) is not None
 
 
-_PALETTE = (
-    "the band holds indices into a palette, not brightness: make colours of them first "
-    "(gdal_translate -expand rgb IN OUT)"
-)
+_PALETTE = "the band holds palette indices, not brightness: expand it to RGB first (gdal_translate -expand rgb IN OUT)"
 
 _Found = tuple[tuple[int, int, int], tuple[str, ...]]
 
@@ -182,14 +178,14 @@ def _by_colour(names: Sequence[str | None], colours: Sequence[str]) -> _Found | 
     if not said:
         return (red, green, blue), ()
     doubt = (
-        f"bands {red}, {green}, {blue} are marked as red, green, blue, as many programs do unasked; descriptions say "
+        f"bands {red}, {green}, {blue} are marked as red, green, blue, a default of many programs; descriptions say "
         f"{', '.join(said)}: choose with --bands"
     )
     return (red, green, blue), (doubt,)
 
 
 def _by_kind(names: Sequence[str | None], sensor: str) -> _Found | None:
-    """The bands of an image of PlanetScope, whose name is the first word of what names the sensor."""
+    """The bands of a PlanetScope image, whose file name is the first word of the sensor text."""
     match = PLANET.match(sensor)
     bands = PLANET_BANDS[match["kind"].lower()] if match else None
     fits = bands is not None and len(names) == {6: 8, 3: 4, 1: 3}[bands[0]]
@@ -208,7 +204,7 @@ def _by_wavelength(lengths: Sequence[float | None]) -> _Found | None:
 
 
 def _by_name(names: Sequence[str | None], sensor: str) -> _Found | None:
-    """The bands that are described as red, green and blue: in words, by letters, or as sensors number them."""
+    """The bands described as red, green and blue: in words, by letters, or by sensor band numbers."""
     plain = [_plain(name) for name in names]
     numbers = _numbers(plain, sensor)
     found, warnings = [], []
@@ -231,12 +227,12 @@ def _by_name(names: Sequence[str | None], sensor: str) -> _Found | None:
 
 
 def _numbers(plain: Sequence[str], sensor: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Names of numbered bands and the colours that they are, and what is doubtful of that."""
+    """Names of numbered bands by colour, and warnings about them."""
     numbered = {name: match[1].lstrip("0") for name in plain if (match := _NUMBERED.search(name))}
     there = set(numbered.values())
     in_a_row = there == {str(n) for n in range(1, len(there) + 1)} and all(f"b{n}" in plain for n in there)
     unknown = in_a_row and not _NUMBERING.search(sensor)
-    if unknown and len(there) in (1, 2, 3, 4, 5, 6, 8):  # the bands of anything, counted
+    if unknown and len(there) in (1, 2, 3, 4, 5, 6, 8):  # a plain count of bands
         return {}, ()
     if any(name.startswith("sur refl") for name in plain):  # MODIS
         colours = {"1": "red", "4": "green", "3": "blue"}
@@ -245,14 +241,14 @@ def _numbers(plain: Sequence[str], sensor: str) -> tuple[dict[str, str], tuple[s
     else:
         colours = {"4": "red", "3": "green", "2": "blue"}
     doubt = (
-        "bands B4, B3, B2 taken as red, green, blue, as Landsat 8 and 9 and Sentinel-2 number them; those of Landsat 4 "
-        "to 7 are B3, B2, B1: choose with --bands"
+        "bands B4, B3, B2 are used as red, green, blue, as for Landsat 8 and 9 and Sentinel-2; Landsat 4 "
+        "to 7 need B3, B2, B1: choose with --bands"
     )
     return {name: colours[n] for name, n in numbered.items() if n in colours}, (doubt,) if unknown else ()
 
 
 def _stated(name: str | None) -> float | None:
-    """The wavelength in nanometres that a description states."""
+    """The wavelength in nanometres given in a description."""
     match = _STATED_NM.search(_plain(name))
     if match is None:
         return None
@@ -260,7 +256,7 @@ def _stated(name: str | None) -> float | None:
 
 
 def _plain(name: str | None) -> str:
-    """A description in lower case, with single spaces for all that separates its words."""
+    """A description in lower case, with words separated by single spaces."""
     return re.sub(r"[\s_:;,/()\[\]-]+", " ", name or "").strip().lower()
 
 

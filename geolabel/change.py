@@ -1,7 +1,7 @@
-"""Two images of one place in register: what changed between them.
+"""Change between two registered images of the same place.
 
-Change is measured in greenness, brightness and texture, after the grey values of one image are matched
-to those of the other, and is given in units of the spread that the scene itself shows.
+Change is measured in greenness, brightness and texture, after the grey values of one image have been matched to those
+of the other, in units of the scene's own variation.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ import numpy as np
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 
 FEATURES = ("greenness", "brightness", "texture")
-"""What change is measured in."""
+"""Features in which change is measured."""
 
 UNIT = 10_000
-"""Value of a feature that stands for 1: features are integers, whose sums depend on no order."""
+"""Integer value that represents 1: features are integers, so that sums do not depend on order."""
 
 TEXTURE_PX = 7
-"""Side in pixels of the squares that texture is measured in."""
+"""Side in pixels of the squares in which texture is measured."""
 
 PATCH_PX = 24
-"""Side in pixels of the squares whose mean changes say what the scene itself shows."""
+"""Side in pixels of the squares whose mean changes estimate the scene's own variation."""
 
 MIN_SPREAD = (300.0, 300.0, 100.0)
-"""Minimum spread of the three features: in a pair of nearly equal images the smallest difference is no change."""
+"""Minimum spread of the three features; it avoids dividing by nearly 0 if the images are nearly equal."""
 
 MAD_TO_SIGMA = 1.4826
-"""Of the median absolute deviation, to be the standard deviation of normal values."""
+"""Factor from median absolute deviation to the standard deviation of a normal distribution."""
 
 
 # --- radiometry ------------------------------------------------------------------------------------------------------
 
 
 NEAR_LEVELS, MIN_PIXELS = 4, 50
-"""Grey values on either side that count with a value, and the minimum number of pixels that tell what they become."""
+"""Grey values on either side that contribute to a value's match, and the minimum number of pixels for a match."""
 
 
 def match_greys(before: UInt8Array, after: UInt8Array) -> UInt8Array:
-    """(3, 256) what each grey value of each band becomes so that ground that did not change looks as it does later.
+    """Table (3, 256) that maps grey values so that unchanged ground looks as it does in the later image.
 
-    That is the median of what the same pixels are later, made ascending: ground that changed has no say where it is the
-    smaller part of what had a grey value. Matching of histograms would move all bright ground with every landslide.
+    Each value is mapped to the median later value of its pixels, made ascending. Changed ground has no influence while
+    it is the smaller part of a grey value; histogram matching would shift all bright ground with every landslide.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _medians(before: UInt8Array, after: UInt8Array) -> UInt8Array:
     if len(known) < 2:
         return np.arange(256, dtype=np.uint8)
     medians = np.maximum.accumulate([np.median(groups[v]) for v in known])
-    gain = (medians[-1] - medians[0]) / (known[-1] - known[0])  # beyond what is known
+    gain = (medians[-1] - medians[0]) / (known[-1] - known[0])  # for values outside the known range
     ends = medians[0] - gain * known[0], medians[-1] + gain * (255 - known[-1])
     levels = np.interp(np.arange(256), [-1, *known, 256], [ends[0], *medians, ends[1]])
     return np.asarray(np.rint(np.clip(levels, 0, 255)), np.uint8)
@@ -71,11 +71,11 @@ def _medians(before: UInt8Array, after: UInt8Array) -> UInt8Array:
 
 
 def features(image: UInt8Array) -> Int32Array:
-    """(3, h, w) greenness, brightness and texture of an image, in whole numbers of 1 / `UNIT`.
+    """Greenness, brightness and texture (3, h, w) of an image, as integers in units of 1 / `UNIT`.
 
-    Greenness is excess green (Woebbecke et al., 1995) of chromatic coordinates, -1..2; brightness the mean of the
-    bands, 0..1; texture the standard deviation of brightness in squares of `TEXTURE_PX` pixels. The outermost
-    ``TEXTURE_PX // 2`` pixels have the texture of fewer pixels.
+    Greenness is excess green (Woebbecke et al., 1995) of chromatic coordinates, -1..2; brightness is the mean of the
+    bands, 0..1; texture is the standard deviation of brightness in squares of `TEXTURE_PX` pixels, which are clipped in
+    the outermost ``TEXTURE_PX // 2`` pixels.
 
     Parameters
     ----------
@@ -87,13 +87,13 @@ def features(image: UInt8Array) -> Int32Array:
 
 
 def _total(image: UInt8Array) -> Int32Array:
-    """(h, w) sums of the three bands."""
+    """Sum (h, w) of the three bands."""
     red, green, blue = (image[..., band].astype(np.int32) for band in range(3))
     return np.asarray(red + green + blue)
 
 
 def _spread(total: Int32Array) -> Int32Array:
-    """(h, w) standard deviation of brightness around each pixel: of whole numbers, so it depends on no window."""
+    """Standard deviation (h, w) of brightness around each pixel, from integers, so it does not depend on the window."""
     reach = TEXTURE_PX // 2
     count, sums, squares = (box_sums(v, reach) for v in (np.ones_like(total), total, total * total))
     variance = squares * count - sums * sums
@@ -101,15 +101,15 @@ def _spread(total: Int32Array) -> Int32Array:
 
 
 def box_sums(values: AnyArray, reach: int) -> AnyArray:
-    """(h, w) exact sums of whole numbers (h, w) over squares around each pixel, cut at the frame.
+    """Exact sums (h, w) of integers (h, w) over squares around each pixel, clipped at the frame.
 
-    The sums have the kind of the values, of 32 bits at least, and must fit in it.
+    The sums have the dtype of the values, at least 32 bits, and must fit.
     """
     return _line_sums(_line_sums(values, reach).T, reach).T
 
 
 def _line_sums(values: AnyArray, reach: int) -> AnyArray:
-    """(h, w) sums along columns; what overflows on the way to a sum that fits does not matter to a difference."""
+    """Sums (h, w) along columns; intermediate overflow cancels in the difference."""
     length = len(values)
     sums = np.zeros((length + 2 * reach + 1, values.shape[1]), np.result_type(values, np.int32))
     np.cumsum(values, axis=0, out=sums[reach + 1 : reach + 1 + length])
@@ -118,7 +118,7 @@ def _line_sums(values: AnyArray, reach: int) -> AnyArray:
 
 
 def _table(values: AnyArray) -> AnyArray:
-    """(h + 1, w + 1) sums of all that is above and to the left (Crow 1984), as `box_sums` has them."""
+    """Integral image (h + 1, w + 1) (Crow 1984), with the dtype of `box_sums`."""
     table = np.zeros((values.shape[0] + 1, values.shape[1] + 1), np.result_type(values, np.int32))
     np.cumsum(values, axis=0, out=table[1:, 1:])
     np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
@@ -127,35 +127,35 @@ def _table(values: AnyArray) -> AnyArray:
 
 @dataclass(frozen=True)
 class _Squares:
-    """Squares around P pixels, cut at the frame: where the table of sums has their four corners."""
+    """Squares around P pixels, clipped at the frame: indices of their four corners in an integral image."""
 
     corners: tuple[Int64Array, Int64Array, Int64Array, Int64Array]
 
     @classmethod
     def around(cls, where: BoolArray, reach: int) -> Self:
-        """Of 2 `reach` + 1 pixels a side, around the pixels that `where` (h, w) marks."""
+        """Squares with a side of 2 `reach` + 1 pixels, around the pixels where `where` (h, w) is true."""
         (height, width), (rows, cols) = where.shape, np.nonzero(where)
         top, bottom = (np.clip(rows + step, 0, height) * (width + 1) for step in (-reach, reach + 1))
         left, right = (np.clip(cols + step, 0, width) for step in (-reach, reach + 1))
         return cls((bottom + right, top + right, bottom + left, top + left))
 
     def sums(self, table: AnyArray) -> AnyArray:
-        """(P,) sums of what `_table` was made of."""
+        """Sums (P,) over the squares, from an integral image by `_table`."""
         one, above, beside, both = (table.ravel()[corner] for corner in self.corners)
         return np.asarray((one - above) - (beside - both))
 
 
 @dataclass(frozen=True)
 class Stable:
-    """How much the mean features of patches differ between the images: light, season, and what is left of noise."""
+    """Distribution of the mean features of patches between the images: light, season and noise."""
 
     median: tuple[float, float, float]
     spread: tuple[float, float, float]
-    """Standard deviation, estimated by the median absolute deviation; at least `MIN_SPREAD`."""
+    """Standard deviation, estimated from the median absolute deviation; at least `MIN_SPREAD`."""
 
     @classmethod
     def of(cls, differences: AnyArray) -> Stable:
-        """Estimate it from mean differences (3, N) of patches, of which fewer than half may be true changes."""
+        """Estimate from mean differences (3, N) of patches; fewer than half may be true changes."""
         if not differences.shape[1]:
             return cls((0.0,) * 3, MIN_SPREAD)
         median = np.median(differences, axis=1)
@@ -165,13 +165,13 @@ class Stable:
         return cls((first, second, third), (one, two, three))
 
     def change(self, means: Float64Array) -> Float64Array:
-        """(K,) root mean square of the robust z-scores of mean differences (3, K): 1 is what the scene itself shows."""
+        """Root mean square (K,) of the robust z-scores of mean differences (3, K): 1 is the scene's own variation."""
         scores = (means - np.asarray(self.median)[:, None]) / np.asarray(self.spread)[:, None]
         return np.asarray(np.sqrt((scores * scores).mean(axis=0)))
 
 
 def patch_means(differences: Int32Array, valid: BoolArray) -> Float64Array:
-    """(3, N) means of differences (3, h, w) over the whole patches that are valid (h, w) everywhere."""
+    """Means (3, N) of differences (3, h, w) over the patches that are valid (h, w) everywhere."""
     down, right = valid.shape[0] // PATCH_PX, valid.shape[1] // PATCH_PX
     cut = slice(down * PATCH_PX), slice(right * PATCH_PX)
     squares = differences[:, *cut].reshape(3, down, PATCH_PX, right, PATCH_PX)
@@ -179,25 +179,25 @@ def patch_means(differences: Int32Array, valid: BoolArray) -> Float64Array:
     return np.asarray(squares.mean(axis=(2, 4))[:, whole])
 
 
-# --- what a pixel and its surroundings say ---------------------------------------------------------------------------
+# --- features of a pixel and its surroundings ------------------------------------------------------------------------
 
 
 NEAR, AROUND, WIDE = 1, 4, 12
-"""Pixels on either side of a pixel that means are taken over: of its neighbours, and of two sizes of surroundings."""
+"""Radii in pixels of the squares for means: neighbours, and two sizes of surroundings."""
 
 LIKENESS = (5, 10, 24)
-"""Pixels on either side of a pixel over which the two images are correlated."""
+"""Radius in pixels of the squares for correlations of the two images."""
 
 REACH = max(WIDE + TEXTURE_PX // 2, max(LIKENESS) + NEAR)
-"""Pixels on either side of a pixel that its features depend on."""
+"""Radius in pixels of the area that a pixel's features depend on."""
 
 NOISE = 12
-"""Standard deviation of brightness, in sums of three grey values, below which ground has no pattern to recognise."""
+"""Standard deviation of brightness, in sums of three grey values, below which ground has no recognisable pattern."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A window of an image, and what the localizer makes of it."""
+    """A window of an image and its activation."""
 
     image: UInt8Array
     """(h, w, 3)"""
@@ -212,24 +212,24 @@ class Seen:
 def pixel_features(
     after: Seen, before: Seen | None, valid: BoolArray, stable: Stable | None, where: BoolArray
 ) -> dict[str, AnyArray]:
-    """What tells new landslides from other bare ground: (P,) numbers by name.
+    """Features (P,) by name, which distinguish new landslides from other bare ground.
 
-    Means over squares are of valid pixels. With an image before there are also its own features, ``change_*``, robust
-    z-scores, and ``likeness_*``, correlations of the brightness of both images (normalised cross-correlation, -1..1),
-    which other light and another season leave high.
+    Means over squares use valid pixels only. With an earlier image, there are also its features, ``change_*`` (robust
+    z-scores) and ``likeness_*`` (normalised cross-correlation of the brightness of both images, -1..1, which is
+    insensitive to light and season).
 
     Parameters
     ----------
     after
-        After the event.
+        Image after the event.
     before
-        Before it, its grey values matched to those after it; or None.
+        Image before the event, its grey values matched to `after`; or None.
     valid : (h, w)
-        Where the images are.
+        Where both images are valid.
     stable
-        What patches of the images differ by.
+        Variation of patches between the images.
     where : (h, w)
-        The P pixels that are looked at. What is more than `REACH` away from all of them does not matter.
+        The P pixels to compute. Pixels more than `REACH` away from all of them have no influence.
     """
     both = {"after": after} if before is None else {"after": after, "before": before}
     own = {name: valid * values for when, seen in both.items() for name, values in _of(seen, when)}
@@ -250,13 +250,13 @@ def pixel_features(
 
 
 def _of(seen: Seen, when: str) -> list[tuple[str, AnyArray]]:
-    """(h, w) layers of whole numbers and their names."""
+    """Integer layers (h, w) and their names."""
     layers = zip(FEATURES, features(seen.image), strict=True)
     return [*((f"{name}_{when}", values) for name, values in layers), (f"activation_{when}", seen.activation)]
 
 
 def _likeness(after: UInt8Array, before: UInt8Array, valid: BoolArray, where: BoolArray) -> dict[str, AnyArray]:
-    """(P,) correlation of the brightness of both images around pixels, of which 3 by 3 pixels are one sum."""
+    """Correlation (P,) of the brightness of both images around pixels, sampled as sums of 3 by 3 pixels."""
     one, other = (box_sums(valid * _total(image), NEAR) // 9 for image in (after, before))
     tables = [_table(values) for values in (np.ones_like(one), one, other, one * one, other * other, one * other)]
     found = {}

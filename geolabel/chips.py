@@ -14,7 +14,7 @@ from geolabel.errors import ChipError
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 FOLDS = 5
-"""One chip in so many is kept to select by; see `is_held_out`."""
+"""One chip in this many is held out for model selection; see `is_held_out`."""
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,31 @@ class Chip:
     """One image, its image-level labels and, where known, its mask."""
 
     name: str
-    """The stem of its file; results are named after it."""
+    """Stem of its file name; results are named after it."""
     rgb: UInt8Array
     """(H, W, 3), red first."""
     labels: BoolArray
-    """(C,) which classes it shows."""
+    """(C,) whether it shows each class."""
     mask: UInt8Array | None = None
-    """(H, W) 0 background, k the k-th class from 1, `geolabel.labels.IGNORE` where unknown; None without a mask."""
+    """(H, W) 0 background, k the k-th class from 1, `geolabel.labels.IGNORE` if unknown; None without a mask."""
 
 
 class Chips(Protocol):
-    """A set of chips. Names and labels are in memory; images are read one by one, on access."""
+    """A set of chips. Names and labels are in memory; images are read on access."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, the background left out."""
+        """Names of the classes, without background."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name of every chip, each once."""
+        """Unique names of the chips."""
         ...
 
     @property
     def labels(self) -> BoolArray:
-        """(N, C) which chip shows which class."""
+        """(N, C) whether each chip shows each class."""
         ...
 
     def __len__(self) -> int: ...
@@ -56,13 +56,13 @@ class Chips(Protocol):
         ...
 
     def rgb(self, index: int) -> UInt8Array:
-        """Read the image (H, W, 3) of one chip, and not its mask: what learns from labels looks at no mask."""
+        """Read only the image (H, W, 3) of a chip: training on labels never reads masks."""
         ...
 
 
 @dataclass(frozen=True)
 class ChipList:
-    """Chips that are in memory anyway."""
+    """Chips in memory."""
 
     classes: tuple[str, ...]
     chips: Sequence[Chip]
@@ -74,14 +74,14 @@ class ChipList:
 
     @cached_property
     def labels(self) -> BoolArray:
-        """(N, C) which chip shows which class."""
+        """(N, C) whether each chip shows each class."""
         return np.stack([chip.labels for chip in self.chips])
 
     def __len__(self) -> int:
         return len(self.chips)
 
     def chip(self, index: int) -> Chip:
-        """One of the chips."""
+        """Return one chip."""
         return self.chips[index]
 
     def rgb(self, index: int) -> UInt8Array:
@@ -91,7 +91,7 @@ class ChipList:
 
 @dataclass(frozen=True)
 class ChipSubset:
-    """Some of a set of chips, in the order of `index`."""
+    """A subset of chips, in the order of `index`."""
 
     whole: Chips
     index: Int64Array
@@ -108,7 +108,7 @@ class ChipSubset:
 
     @cached_property
     def labels(self) -> BoolArray:
-        """(N, C) which chip shows which class."""
+        """(N, C) whether each chip shows each class."""
         part: BoolArray = self.whole.labels[self.index]
         return part
 
@@ -125,37 +125,35 @@ class ChipSubset:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a chip is kept to select by: the SHA-1 of its name is 0 modulo `FOLDS`.
+    """Whether a chip is held out for model selection: the SHA-1 of its name is 0 modulo `FOLDS`.
 
-    The rule looks at nothing but the name, so a chip stays on its side when others are added.
+    The rule depends on the name only, so a chip stays on its side when others are added.
     """
     return int(hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS == 0
 
 
 def split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
-    """Chips to learn from, and those to select by."""
+    """Training chips, and those held out for model selection."""
     kept = np.fromiter((is_held_out(name) for name in chips.names), bool, len(chips))
     return ChipSubset(chips, np.flatnonzero(~kept)), ChipSubset(chips, np.flatnonzero(kept))
 
 
 def check_learnable(chips: Chips) -> None:
-    """Refuse labels from which no classifier can learn.
+    """Refuse labels that a classifier cannot be trained on.
 
     Raises
     ------
     ChipError
-        If there is no chip, or a class that all chips show, or none does.
+        If there are no chips, or a class is shown by all chips or by none.
     """
     if not len(chips):
         raise ChipError("there are no chips: give a folder with labels.csv, or one folder of images per class")
     for name, shown in zip(chips.classes, chips.labels.T, strict=True):
         count = int(shown.sum())
         if count == 0:
-            raise ChipError(
-                f"none of the {len(shown)} chips shows the class {name!r}: add some that do, or leave it out"
-            )
+            raise ChipError(f"none of the {len(shown)} chips shows the class {name!r}: add some that do, or omit it")
         if count == len(shown):
             raise ChipError(
                 f"all {count} chips show the class {name!r}: a classifier also needs chips without it; "
-                "cut some from ground where there is none"
+                "cut some from ground without it"
             )

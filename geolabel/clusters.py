@@ -1,6 +1,6 @@
 """Clusters of mask features, and their names.
 
-Source: ALPS (Zhang et al.), section "Mask Class Association". A cluster is no class; it becomes one by its name.
+Source: ALPS (Zhang et al.), section "Mask Class Association". A cluster becomes a class when it is named.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from geolabel.parsing import parse_name
 from geolabel.types import Float32Array, Int32Array, Int64Array
 
 MOST = 255
-"""Clusters that a label map can tell apart; 255 itself is what no mask covers."""
+"""Maximum number of clusters in a label map; 255 marks pixels without a mask."""
 
 
 def check_count(clusters: int) -> None:
-    """Refuse numbers of clusters that a label map has no values for.
+    """Refuse a number of clusters that a label map cannot hold.
 
     Raises
     ------
@@ -34,22 +34,22 @@ def check_count(clusters: int) -> None:
 
 @dataclass(frozen=True)
 class Clusters:
-    """K centres in the space of features.
+    """K centres in the feature space.
 
     Raises
     ------
     OptionError
-        If there are more than a label map can hold, or not as many names and sizes as centres.
+        If there are more than a label map can hold, or the numbers of centres, names and sizes differ.
     """
 
     centres: Float32Array
     """(K, D)"""
     sizes: Int64Array
-    """(K,) masks of the training images; 0 for a cluster that none is nearest to."""
+    """(K,) number of training masks nearest to each centre."""
     names: tuple[str, ...]
-    """(K,) ``cluster_k`` until someone names it; several may have one name."""
+    """(K,) ``cluster_k`` until it is named; several may share a name."""
     normalised: bool = False
-    """Whether features are scaled to length one first, so that directions are compared."""
+    """Whether features are normalised to unit length, so that directions are compared."""
 
     def __post_init__(self) -> None:
         check_count(len(self.centres))
@@ -73,7 +73,7 @@ class Clusters:
         return nearest
 
     def named(self, names: dict[int, str]) -> Self:
-        """The same clusters, some of them named.
+        """The same clusters with some renamed.
 
         Raises
         ------
@@ -84,11 +84,11 @@ class Clusters:
         if wrong:
             raise OptionError(f"there is no cluster {wrong[0]}: they are numbered 0 to {len(self) - 1}")
         if any(not name.strip() for name in names.values()):
-            raise OptionError("a cluster needs a name that is not empty")
+            raise OptionError("a cluster name must not be empty")
         return replace(self, names=tuple(names.get(k, name) for k, name in enumerate(self.names)))
 
     def of_class(self, name: str) -> Int64Array:
-        """(N,) numbers of the clusters of a name.
+        """(N,) numbers of the clusters with a name.
 
         Raises
         ------
@@ -106,7 +106,7 @@ class Clusters:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes of label maps of these clusters: the clusters, or once some have names, background and the names."""
+        """Classes of label maps: the clusters, or, once some are named, background and the names."""
         given = dict.fromkeys(name for k, name in enumerate(self.names) if name != unnamed(k))
         return (BACKGROUND, *(name for name in given if name != BACKGROUND)) if given else self.names
 
@@ -128,7 +128,7 @@ class Clusters:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        """Read what `as_dict` wrote."""
+        """Read the result of `as_dict`."""
         return cls(
             np.asarray(record["centres"], np.float32),
             np.asarray(record["sizes"], np.int64),
@@ -138,25 +138,25 @@ class Clusters:
 
 
 MAX_POINTS, MAX_TILE = 512, 1 << 14
-"""Points along a side of a tile, and its side in pixels, that any segmenter is asked about."""
+"""Maximum points along a side of a tile, and maximum side in pixels, for any segmenter."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the features of clusters come from: those of other networks, or of other masks, lie elsewhere."""
+    """Origin of the features of clusters; features of other networks or masks are not comparable."""
 
     segmenter: str
     """SHA-256 of its weights."""
     tile: int
-    """Largest side of what the segmenter sees at once, pixels."""
+    """Maximum side in pixels of what the segmenter processes at once."""
     points_per_side: int = 32
     filters: Filters = field(default_factory=Filters)
     max_share: float = 0.3
-    """A mask that covers more of a tile is background and left out (ALPS, eq. 2 and 3)."""
+    """Masks that cover a larger share of a tile are background and dropped (ALPS, eq. 2 and 3)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_share <= 1:
-            raise OptionError(f"share {self.max_share} of an image that a mask covers: it has to be above 0, up to 1")
+            raise OptionError(f"share {self.max_share} of an image that a mask covers: it must be above 0, up to 1")
         if not (1 <= self.points_per_side <= MAX_POINTS and 1 <= self.tile <= MAX_TILE):
             raise OptionError(
                 f"{self.points_per_side} points a side of a tile of {self.tile} px: give 1 to {MAX_POINTS} points, and "
@@ -169,29 +169,29 @@ class Source:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        """Read what `as_dict` wrote."""
+        """Read the result of `as_dict`."""
         return cls(**record | {"filters": Filters(**record["filters"])})
 
 
 @dataclass(frozen=True)
 class ClusterChoice:
-    """Which clusters a segmenter answers with, as a recipe carries it."""
+    """The clusters that a segmenter returns, as part of a recipe."""
 
     path: str
-    """Of the file of clusters."""
+    """Path of the file of clusters."""
     sha256: str
-    """Of the file; checked when it is loaded."""
+    """SHA-256 of the file; checked when it is loaded."""
     class_names: tuple[str, ...]
-    """Names of clusters, which are the classes of the answers."""
+    """Names of clusters, which become the classes of the masks."""
 
 
 def unnamed(k: int) -> str:
-    """What a cluster is called before it has a name."""
+    """Name of a cluster before it is named by a person."""
     return f"cluster_{k}"
 
 
 def prepared(features: Float32Array, normalised: bool) -> Float32Array:
-    """Features (M, D) as they are compared; a feature of length zero stays."""
+    """Features (M, D) as they are compared; zero vectors stay zero."""
     if not normalised:
         return features
     length = np.linalg.norm(features, axis=1, keepdims=True)

@@ -1,10 +1,10 @@
-"""Classes in words, for networks that read text: synonyms, template, number of draws.
+"""Classes in words, for networks that read text: synonyms, template, number of samples.
 
-Source: Li et al. (2024), "DiffuPrompter", sections 2.2.1 and 2.2.2. What the paper leaves open is decided as follows.
+Source: Li et al. (2024), "DiffuPrompter", sections 2.2.1 and 2.2.2. The paper leaves two things open:
 
-* A class may have synonyms, whose maps are averaged: "landslide" is a rare word in what such networks learned from.
-* The time step is an absolute one of the network's own noise schedule, 40 of 1000. The noise is then a fifth of the
-  signal's size, which is what the source of the averaging (SmoothGrad) advises.
+* A class may have synonyms, whose maps are averaged: "landslide" is rare in the training texts of such networks.
+* The time step is an absolute one of the network's noise schedule, 40 of 1000. The noise is then a fifth of the size
+  of the signal, as advised by the source of the averaging (SmoothGrad).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, Self
 from geolabel.errors import OptionError
 
 TEMPLATE = "Photo of a {}"
-"""The paper's; its article becomes "an" before a vowel, as in the paper's figures."""
+"""The paper's template; its article becomes "an" before a vowel, as in the paper's figures."""
 
 RESERVED = ("background",)
-"""Names that no class can have."""
+"""Names that a class cannot have."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A class, and the words that mean it."""
+    """A class and the words for it."""
 
     name: str
     words: tuple[str, ...]
@@ -31,7 +31,7 @@ class Concept:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``NAME``, or ``NAME/SYNONYM/...``; each may be of several words.
+        """Parse ``NAME``, or ``NAME/SYNONYM/...``; each may consist of several words.
 
         Raises
         ------
@@ -45,23 +45,23 @@ class Concept:
         if twice:
             raise OptionError(f"class {text!r} names {', '.join(twice)} twice: give every word once")
         if words[0] in RESERVED:
-            raise OptionError(f"a class cannot be called {words[0]}: that is what no class covers")
+            raise OptionError(f"a class cannot be called {words[0]}: that name is used for pixels without a class")
         return cls(words[0], words)
 
 
 def parse_concepts(text: str) -> tuple[Concept, ...]:
-    """Read classes that commas part, such as ``landslide/mudslide,airplane``.
+    """Parse comma-separated classes, such as ``landslide/mudslide,airplane``.
 
     Raises
     ------
     OptionError
-        If there is none, one has an empty name, or two share a word.
+        If there is none, a name is empty, or two classes share a word.
     """
     concepts = tuple(Concept.parse(part) for part in text.split(","))
     words = [word for concept in concepts for word in concept.words]
     twice = sorted({word for word in words if words.count(word) > 1})
     if twice:
-        raise OptionError(f"{', '.join(twice)} is given for two classes: every class needs words of its own")
+        raise OptionError(f"{', '.join(twice)} is given for two classes: use different words for each class")
     return concepts
 
 
@@ -79,34 +79,34 @@ class Asked:
 
 @dataclass(frozen=True)
 class Grounding(Asked):
-    """How classes are looked for by a text-to-image network. The defaults are the paper's.
+    """How a text-to-image network is asked for classes. The defaults are the paper's.
 
     Raises
     ------
     OptionError
-        If a number cannot be, or the template has no place for the class or several.
+        If a number is out of range, or the template does not have exactly one placeholder.
     """
 
     template: str = TEMPLATE
     timestep: int = 40
-    """Absolute, of the noise schedule; what the noise is at."""
+    """Absolute time step of the noise schedule, which sets the noise level."""
     draws: int = 50
-    """L of eq. 6 to 9: how many maps of independent noise are averaged."""
+    """L of eq. 6 to 9: number of maps with independent noise that are averaged."""
     seed: int = 0
-    """Of the noise, which is the same for every image."""
+    """Random seed of the noise, which is the same for every image."""
     crf: float | None = None
-    """The threshold gamma at which a dense CRF refines the maps (eq. 10); None for maps as they are."""
+    """The threshold gamma of the dense CRF that refines the maps (eq. 10); None for unrefined maps."""
 
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise OptionError(f"draws {self.draws}: at least one is needed")
         if self.timestep < 0:
-            raise OptionError(f"time step {self.timestep}: 0 is no noise, and less cannot be")
+            raise OptionError(f"time step {self.timestep}: give 1 or more (0 is no noise)")
         before, *after = self.template.split("{}")
         if len(after) != 1 or before[-1:].isalnum() or after[0][:1].isalnum():
-            raise OptionError(f"template {self.template!r}: it needs one {{}} where the class goes, a word of its own")
+            raise OptionError(f"template {self.template!r}: it needs one {{}} in place of the class, as a whole word")
         if self.crf is not None and not 0 < self.crf < 1:
-            raise OptionError(f"threshold {self.crf}: it has to be between 0 and 1")
+            raise OptionError(f"threshold {self.crf}: it must be between 0 and 1")
 
     def prompt(self, word: str) -> str:
         """The prompt for a word."""
@@ -117,12 +117,12 @@ class Grounding(Asked):
 
 
 def word_pieces(tokenizer: Any, word: str) -> list[int]:
-    """The tokens of a word, as a tokenizer of transformers has them.
+    """The tokens of a word, from a tokenizer of transformers.
 
     Raises
     ------
     OptionError
-        If the tokenizer does not know the word, or spells it letter by letter.
+        If the tokenizer does not know the word, or splits it into single letters.
     """
     pieces = list(tokenizer(word, add_special_tokens=False).input_ids)
     way_out = "give another word for it, as NAME/SYNONYM"
@@ -130,6 +130,6 @@ def word_pieces(tokenizer: Any, word: str) -> list[int]:
         raise OptionError(f"the network's tokenizer does not know {word!r}: {way_out}")
     if len(pieces) > 1 and len(pieces) >= len(word.replace(" ", "")):
         raise OptionError(
-            f"the network's tokenizer knows no part of {word!r} and spells it in {len(pieces)}: {way_out}"
+            f"the network's tokenizer knows no part of {word!r} and splits it into {len(pieces)}: {way_out}"
         )
     return pieces

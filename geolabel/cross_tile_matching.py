@@ -1,8 +1,8 @@
-"""Match masks of one object across tiles.
+"""Match masks of the same object across tiles.
 
-Tiles overlap, so an object near a seam is seen by two or more of them: whole by one, in parts by all where it is longer
-than the overlap. Masks of two tiles are compared where both tiles see, and paired when they agree there. Pairs make
-groups, by union-find; a group is one object. Masks that only touch are not joined.
+Tiles overlap, so two or more of them see an object near a seam: one sees it whole, or, if it is longer than the
+overlap, each sees a part. Masks of two tiles are compared in the area that both see, and paired if they agree there.
+Pairs are grouped with union-find; a group is one object. Masks that only touch are not joined.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, In
 
 @dataclass(frozen=True)
 class Part:
-    """What one tile sees of an object."""
+    """The part of an object that one tile sees."""
 
     window: Window
-    """Of the grid."""
+    """Window on the grid."""
     mask: BoolArray
-    """(window.height, window.width), its first and last row and column not empty."""
+    """(window.height, window.width); first and last row and column are not empty."""
 
 
 def agreements(
     first: Sequence[Part], second: Sequence[Part], shared: Window, minimum: float
 ) -> tuple[Int64Array, Float64Array]:
-    """Pair the parts of two tiles whose IoU inside the window that both see is `minimum` or more.
+    """Pair the parts of two tiles whose IoU in the window that both tiles see is at least `minimum`.
 
-    A part belongs to at most one pair: each of the two is the other's best, ties to the lower index. What does not
-    reach into the window has no pair.
+    A part is in at most one pair: each of the two is the other's best match, ties to the lower index. Parts outside the
+    window have no pair.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def agreements(
 
 
 def _flat(parts: Sequence[Part], shared: Window) -> Float32Array:
-    # (n, pixels of the window); products of ones and zeros count pixels exactly up to 2**24
+    # (n, pixels of the window); products of zeros and ones count pixels exactly up to 2**24
     flat = np.zeros((len(parts), shared.height, shared.width), np.float32)
     for image, part in zip(flat, parts, strict=True):
         common = part.window.intersection(shared)
@@ -64,7 +64,7 @@ def _flat(parts: Sequence[Part], shared: Window) -> Float32Array:
 
 
 def is_cut(part: Part, tile: Window, grid: Window) -> bool:
-    """Whether a part reaches a side of its tile that is no side of the grid: the object may continue beyond."""
+    """Whether a part touches a side of its tile that is not a side of the grid: the object may continue beyond."""
     window = part.window
     return (
         (window.row == tile.row > grid.row)
@@ -83,10 +83,10 @@ def representative_point(part: Part) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Sightings:
-    """M parts of all tiles, as small numbers."""
+    """M parts of all tiles, in compact form."""
 
     tile: Int64Array
-    """(M,) tile that saw it."""
+    """(M,) number of the tile."""
     window: Int64Array
     """(M, 4) row, col, height, width."""
     cut: BoolArray
@@ -94,21 +94,21 @@ class Sightings:
     point: Int64Array
     """(M, 2) see `representative_point`."""
     quality: Float64Array
-    """(M,) how good the mask is."""
+    """(M,) quality of the mask."""
 
     def __len__(self) -> int:
         return len(self.tile)
 
 
 def identify(seen: Sightings, pairs: Int64Array, iou: Float64Array) -> Int32Array:
-    """Put parts of one object into one group, the surest pairs first.
+    """Group the parts of each object, the best pairs first.
 
-    Two parts of one tile are joined only where each is cut off and they lie apart, as the arms of a bow are: whatever
-    else a tile tells apart stays apart, however the other tiles see it.
+    Two parts of one tile are joined only if both are cut off and apart, such as the arms of a bow. Other parts that a
+    tile separates stay separate, however other tiles see them.
 
     Returns
     -------
-    (M,) number of each part's group, from 0 in the order of the parts
+    (M,) group number of each part, from 0 in the order of the parts
     """
     parent = np.arange(len(seen))
     members: dict[int, list[int]] = {k: [k] for k in range(len(seen))}
@@ -118,7 +118,7 @@ def identify(seen: Sightings, pairs: Int64Array, iou: Float64Array) -> Int32Arra
             parent[b] = a
             members[a] += members.pop(b)
     roots = np.asarray([_root(parent, k) for k in range(len(seen))], np.int64)
-    return np.unique(roots, return_inverse=True)[1].astype(np.int32)  # a root is the first of its group
+    return np.unique(roots, return_inverse=True)[1].astype(np.int32)  # the root of a group is its first part
 
 
 def _root(parent: Int64Array, k: int) -> int:
@@ -129,7 +129,7 @@ def _root(parent: Int64Array, k: int) -> int:
 
 
 def _apart(seen: Sightings, x: int, y: int) -> bool:
-    # whether one tile holds two parts for different objects
+    # whether one tile has two parts for different objects
     if seen.tile[x] != seen.tile[y]:
         return False
     if not (seen.cut[x] and seen.cut[y]):
@@ -138,11 +138,11 @@ def _apart(seen: Sightings, x: int, y: int) -> bool:
 
 
 def choose(seen: Sightings, groups: Int32Array, tiles: TileGrid) -> list[list[int]]:
-    """Say which parts each object is made of; an object without parts here is left out.
+    """Select the parts that each object is made of; objects without parts here are omitted.
 
-    An object that some tile sees whole is taken from one tile alone: the one that owns it, by its representative point
-    in the core of the tile, else that of the best quality. An object that no tile sees whole is the union of its parts.
-    A part that no other tile agrees with counts only in the tile that owns it, so nothing is found twice.
+    An object that some tile sees whole is taken from one tile: the one that has its representative point in its core,
+    otherwise the one with the best quality. Any other object is the union of its parts. A part without a match in other
+    tiles is used only if its tile's core has its point, so nothing is found twice.
     """
     cores = {tile: tiles.core(tile) for tile in np.unique(seen.tile).tolist()}
     owned = [_inside(point, cores[tile]) for point, tile in zip(seen.point, seen.tile.tolist(), strict=True)]
@@ -166,7 +166,7 @@ def _inside(point: Int64Array, core: Window) -> bool:
 
 
 def unite(parts: Sequence[Spans]) -> Spans:
-    """The union of spans that may overlap each other."""
+    """The union of possibly overlapping spans."""
     row, start, stop = (np.concatenate([getattr(part, name) for part in parts]) for name in ("row", "start", "stop"))
     if not len(row):
         return Spans.empty()

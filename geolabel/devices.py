@@ -1,6 +1,6 @@
-"""Devices and precisions of networks.
+"""Devices and numeric precisions of networks.
 
-torch is imported only where it is needed, since the import takes seconds; a machine without a GPU does not need it.
+torch is imported only where needed, since the import takes seconds.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from geolabel.errors import OptionError
 R = TypeVar("R")
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""``tf32`` is single precision whose products take 10 bits of each factor, on the tensor cores of a CUDA device."""
+"""``tf32`` is single precision with products rounded to 10 bits of each factor, on the tensor cores of CUDA devices."""
 
 Compile = Literal["auto", "on", "off"]
 
 COMPILER = "inductor"
-"""What makes programs for ``torch.compile``."""
+"""Backend of ``torch.compile``."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of ``mallopt``, as malloc.h of glibc numbers them."""
+"""Parameters of ``mallopt``, numbered as in malloc.h of glibc."""
 
 KEPT_BYTES, SMALL_BYTES = 512 << 20, 32 << 20
-"""Freed memory that a process keeps, and the size up to which a buffer is made of it: the largest that glibc allows."""
+"""Bytes of freed memory that a process keeps, and maximum buffer size served from it: the largest that glibc allows."""
 
 
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
 def check_device(name: str) -> None:
-    """Refuse a name that means no device, without importing torch.
+    """Refuse an invalid device name, without importing torch.
 
     Raises
     ------
@@ -52,14 +52,14 @@ def check_device(name: str) -> None:
 
 
 def resolve_device(name: str = "auto") -> str:
-    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a device that is there.
+    """Resolve ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` to an available device.
 
-    ``auto`` is CUDA where torch sees a GPU and the CPU elsewhere; never ``mps``, whose results are not tested.
+    ``auto`` is CUDA if torch sees a GPU, otherwise the CPU; never ``mps``, whose results are not tested.
 
     Raises
     ------
     OptionError
-        If the name means no device, or one that this machine lacks.
+        If the name is invalid, or the machine does not have the device.
     """
     check_device(name)
     if name == "auto":
@@ -79,7 +79,7 @@ def resolve_device(name: str = "auto") -> str:
 
 
 def count_gpus() -> int:
-    """How many CUDA devices torch sees; 0, without asking it, on a machine that has no driver of any."""
+    """Number of CUDA devices that torch sees; 0, without importing torch, if no driver is installed."""
     if not _has_driver():
         return 0
     import torch
@@ -89,7 +89,7 @@ def count_gpus() -> int:
 
 @cache
 def _has_driver() -> bool:
-    # torch takes AMD's GPUs for CUDA devices too; their driver is part of the Linux kernel.
+    # torch reports AMD GPUs as CUDA devices too; their driver is part of the Linux kernel.
     if Path("/dev/kfd").exists():
         return True
     try:
@@ -100,7 +100,7 @@ def _has_driver() -> bool:
 
 
 def count_cores() -> int:
-    """Cores that this process may use: what its affinity allows, or as many as ``OMP_NUM_THREADS`` says."""
+    """Cores that this process may use, from its affinity or ``OMP_NUM_THREADS``."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)
@@ -111,12 +111,12 @@ def count_cores() -> int:
 
 
 def resolve_precision(name: str, device: str) -> Precision:
-    """Turn ``auto`` or the name of a precision into one that `device` has; ``auto`` is bf16 on CUDA where it is there.
+    """Resolve ``auto`` or a precision to one that `device` supports; ``auto`` is bf16 on CUDA if supported.
 
     Raises
     ------
     OptionError
-        If the name is unknown or the device has no such precision.
+        If the name is unknown or the device does not support it.
     """
     kind = device.partition(":")[0]
     has_both = kind == "cuda" and _has_tensor_cores(device)
@@ -127,11 +127,11 @@ def resolve_precision(name: str, device: str) -> Precision:
         raise OptionError(f"precision {name!r} is unknown: give auto, {', '.join(get_args(Precision))}")
     if known == "fp32" or has_both or (known == "bf16" and kind == "cpu"):
         return known  # type: ignore[no-any-return]
-    raise OptionError(f"precision {name}: the device {device} has none; use --precision fp32 or auto")
+    raise OptionError(f"precision {name}: not supported by {device}; use --precision fp32 or auto")
 
 
 def _has_tensor_cores(device: str) -> bool:
-    # of Ampere and later, which know bf16 and TF32
+    # since Ampere, which introduced bf16 and TF32
     import torch
 
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -139,10 +139,10 @@ def _has_tensor_cores(device: str) -> bool:
 
 @contextmanager
 def forward(device: str, precision: str) -> Iterator[None]:
-    """Run networks without gradients, their products in bf16 or TF32 where that is the precision.
+    """Run networks without gradients, with products in bf16 or TF32 if that is the precision.
 
-    On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32. What is
-    left in single precision beside bf16 is multiplied in TF32; see `exact`.
+    On CUDA, convolutions are deterministic, and fp32 means fp32: by default torch rounds their inputs to TF32. With
+    bf16, remaining single-precision products use TF32; see `exact`.
     """
     import torch
 
@@ -159,7 +159,7 @@ def forward(device: str, precision: str) -> Iterator[None]:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Multiply matrices of single precision in TF32 on CUDA, where that is the precision, and exactly elsewhere."""
+    """Multiply single-precision matrices in TF32 on CUDA if that is the precision, and exactly otherwise."""
     import torch
 
     settings = torch.backends.cuda.matmul
@@ -173,7 +173,7 @@ def products(precision: str) -> Iterator[None]:
 
 @contextmanager
 def exact(device: str) -> Iterator[None]:
-    """Compute in single precision, whatever `forward` asks for: places in an image need more than ten bits."""
+    """Compute in single precision whatever `forward` sets: image coordinates need more than ten bits."""
     import torch
 
     with torch.autocast(torch.device(device).type, enabled=False), products("fp32"):
@@ -181,14 +181,14 @@ def exact(device: str) -> Iterator[None]:
 
 
 def compiled(function: Callable[..., R]) -> Callable[..., R]:
-    """The same function of tensors of one shape, compiled by torch at its first call.
+    """A function of tensors of fixed shape, compiled by torch at its first call.
 
-    No kernel is chosen by its time, which would change last digits from run to run. CUDA graphs are left out, since
-    one belongs to a thread, and tasks run in several.
+    Kernels are not selected by timing, which would change the last digits from run to run. CUDA graphs are disabled,
+    since a graph belongs to one thread, and tasks run in several.
     """
     import torch
 
-    # On a CPU it warns that there is no CUDA, which nobody asked about.
+    # On a CPU, torch warns that there is no CUDA.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     options: dict[str, Any] | None = {"deterministic": True} if COMPILER == "inductor" else None
     made: Callable[..., R] = torch.compile(function, dynamic=False, backend=COMPILER, options=options)
@@ -197,16 +197,16 @@ def compiled(function: Callable[..., R]) -> Callable[..., R]:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have the C library keep what networks free for what they ask for next; False where it offers no such choice.
+    """Let the C library reuse the memory that networks free; False if it cannot.
 
-    On a CPU a network asks for the same buffers at each call. glibc gives large ones back to the system, which fills
-    every page with zeros when they are asked for again. It learns from that up to a point, but not where the variable
-    ``MALLOC_TRIM_THRESHOLD_`` is set, as dask sets it for its workers: there networks take 1.7 times as long.
+    On a CPU, a network allocates the same buffers at each call. glibc returns large ones to the system, which fills
+    every page with zeros when they are allocated again. glibc adapts to this up to a limit, but not if
+    ``MALLOC_TRIM_THRESHOLD_`` is set, as dask does for its workers: there, networks would take 1.7 times as long.
     """
     if platform.system() != "Linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # a C library other than glibc
+    except AttributeError:  # not glibc
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(M_MMAP_THRESHOLD, SMALL_BYTES))

@@ -29,47 +29,46 @@ from geolabel.qgis.install import installed_plugins
 log = logging.getLogger(__name__)
 
 DRIVERS, VECTOR_DRIVERS = ("GTiff", "COG", "VRT"), ("GPKG", "FlatGeobuf")
-"""Formats of GDAL that a run writes in any case."""
+"""GDAL formats that every run writes."""
 
 LON_LAT, UTM = "EPSG:4326", "EPSG:32648"
 
 MERIDIAN = 105.0, 27.0, 500_000.0
-"""Longitude and latitude of a place on the middle meridian of `UTM`, and its easting in metres."""
+"""Longitude and latitude of a point on the central meridian of `UTM`, and its easting in metres."""
 
 NEAR_M = 0.01
-"""Metres by which two versions of PROJ may differ."""
+"""Tolerance in metres between two versions of PROJ."""
 
 EXTRAS = {"train": "lightning", "sam": "transformers", "diffusion": "diffusers"}
-"""Extras of the package, each with a module that only it brings."""
+"""Extras of the package, each with a module that only it installs."""
 
 MIN_MEMORY, MIN_DISK = 4 << 30, 2 << 30
-"""Bytes that are free where a run of a common scene has room."""
+"""Free bytes needed by a run of a typical scene."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
-    """What was looked at, such as ``PROJ``."""
+    """Name of the check, such as ``PROJ``."""
     ok: bool
-    """Whether it is as it should be."""
+    """Whether it passed."""
     found: str
-    """What there is, in words."""
+    """What was found."""
     advice: str = ""
-    """What to do where it is not."""
+    """What to do if it failed."""
 
 
 def diagnose() -> list[Finding]:
-    """Look at this machine and this environment.
+    """Check this machine and environment.
 
-    The libraries are tried, not only asked for their versions: a coordinate is transformed by each PROJ, and the
-    bundled networks are loaded by each engine.
+    Libraries are exercised, not only asked for their version: each PROJ transforms a coordinate, and each engine loads
+    the bundled networks.
 
     Returns
     -------
-    What was found, in an order that does not depend on what it is. A check that fails in an unforeseen way is a
-    finding too.
+    The findings, in a fixed order. A check that fails with an unexpected error is a finding too.
     """
     return [finding for name, check in _CHECKS.items() for finding in _tried(name, check)]
 
@@ -78,8 +77,8 @@ def _tried(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     found: list[Finding] = []
     try:
         for finding in check():
-            found.append(finding)  # noqa: PERF402 - what was found before an error counts
-    except Exception as error:  # a broken library may raise anything, and is what is looked for
+            found.append(finding)  # noqa: PERF402 - findings before an error are kept
+    except Exception as error:  # a broken library may raise anything, which is what this looks for
         log.debug("check of %s", name, exc_info=True)
         text = str(error).splitlines()[0] if str(error) else "no message"
         advice = "install geolabel again, into a new environment"
@@ -94,7 +93,7 @@ def _python() -> Iterator[Finding]:
     bits = "64" if sys.maxsize > 2**32 else "32"
     found = f"{platform.python_version()}, {bits} bits, {platform.system()} {platform.machine()}, {sys.executable}"
     ok = bits == "64"
-    yield Finding("Python", ok, found, "" if ok else "install a Python of 64 bits: PyTorch has no other")
+    yield Finding("Python", ok, found, "" if ok else "install a 64-bit Python: PyTorch needs it")
 
 
 def _package() -> Iterator[Finding]:
@@ -105,11 +104,11 @@ def _package() -> Iterator[Finding]:
     yield Finding("geolabel", same, f"{geolabel.__version__}, {home}", advice)
     command = shutil.which("geolabel")
     if command is None:
-        yield Finding("command", True, "not on the PATH: activate the environment, or call it by its whole path")
+        yield Finding("command", True, "not on the PATH: activate the environment, or call it by its absolute path")
     else:
         scripts = {Path(sys.executable).parent, Path(sys.prefix) / "bin", Path(sys.prefix) / "Scripts"}
         own = any(_same(Path(command).parent, folder) for folder in scripts) or _leads_into(Path(command), scripts)
-        advice = "" if own else f"this is {sys.prefix}: activate the environment that you mean, or call it by its path"
+        advice = "" if own else f"this is {sys.prefix}: activate the intended environment, or call it by its path"
         yield Finding("command", own, command, advice)
 
 
@@ -118,7 +117,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _leads_into(path: Path, folders: set[Path]) -> bool:
-    """Whether a link, as tools make them for commands, leads to a file in one of the folders."""
+    """Whether a symbolic link leads to a file in one of the folders."""
     return any(_same(path.resolve().parent, folder) for folder in folders)
 
 
@@ -159,10 +158,10 @@ def _proj() -> Iterator[Finding]:
         given = [name for name in ("PROJ_DATA", "PROJ_LIB") if os.environ.get(name)]
         way = f"unset {' and '.join(given)}" if given else "install rasterio again"
         text = str(error).splitlines()[0]
-        yield Finding("PROJ", False, f"{version}: {text}", f"another installation's database is read: {way}")
+        yield Finding("PROJ", False, f"{version}: {text}", f"it reads another installation's database: {way}")
     else:
         same = abs(with_pyproj - with_rasterio) <= NEAR_M
-        advice = "" if same else "the two do not agree on coordinates: install both again, into a new environment"
+        advice = "" if same else "the two disagree on coordinates: install both again, into a new environment"
         yield Finding("PROJ", same, version, advice)
     yield from _variables(("PROJ_DATA", "PROJ_LIB"))
 
@@ -191,13 +190,13 @@ def _checked(x: float, y: float, easting: float) -> float:
 
 
 def _variables(names: tuple[str, ...]) -> Iterator[Finding]:
-    """Variables that lead to files of another installation, where they are set."""
+    """Variables that lead to files of another installation, if set."""
     for name in names:
         value = os.environ.get(name)
         if value:
             there = any(Path(part).exists() for part in value.split(os.pathsep))
             advice = "" if there else f"it does not exist: unset {name}"
-            note = ": the files of another installation count" if there else ""
+            note = ": files of another installation are used" if there else ""
             yield Finding(name, there, f"{value}{note}", advice)
 
 
@@ -214,7 +213,7 @@ def _torch() -> Iterator[Finding]:
         card = torch.cuda.get_device_properties(number)
         size = f"{card.total_memory / 2**30:.0f} GiB"
         works = torch.ones(4, device=f"cuda:{number}").sum().item() == 4
-        advice = "" if works else "it adds wrongly: update the driver of the GPU, or give --device cpu"
+        advice = "" if works else "its sums are wrong: update the driver of the GPU, or give --device cpu"
         yield Finding(f"cuda:{number}", works, f"{card.name}, {size}", advice)
     if torch.version.cuda and not cards:
         yield Finding("GPU", True, "none that PyTorch sees: networks run on the CPU")
@@ -241,7 +240,7 @@ def _networks() -> Iterator[Finding]:
             yield Finding(name, False, str(error), "install geolabel again")
             continue
         same = digest == expected.get(network.role)
-        advice = "" if same else "it is not the one that was measured: install geolabel again, unless you made it"
+        advice = "" if same else "it is not the released file: install geolabel again, unless you replaced it"
         yield Finding(name, same, f"SHA-256 {digest[:16]}..., loaded by PyTorch and by ONNX Runtime", advice)
 
 
@@ -267,19 +266,19 @@ def _folders() -> Iterator[Finding]:
 
 
 def _folder(name: str, path: Path, advice: str) -> Finding:
-    """Whether a folder, or the one that it would be made in, can be written to, and has room."""
+    """Whether a folder, or the one it would be created in, is writable and has enough space."""
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
         return Finding(name, False, f"{path} cannot be written to", advice)
     free = shutil.disk_usage(there).free
     held = f", holds {_size(path) / 1e6:.0f} MB" if path == there and "cache" in name else ""
-    missing = "" if path == there else ", not made yet"
+    missing = "" if path == there else ", not created yet"
     found = f"{path}{missing}{held}, {free / 2**30:.0f} GiB free"
     return Finding(name, free >= MIN_DISK, found, f"make room, or {advice}" if free < MIN_DISK else "")
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, each once, links left out."""
+    """Bytes of the files in a folder, each counted once, without links."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -309,4 +308,4 @@ _CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "folders": _folders,
     "QGIS plugin": _qgis,
 }
-"""Checks by what they are of."""
+"""Checks by the name of their subject."""

@@ -12,7 +12,7 @@
     ├── WeightsError    a network file that is missing, damaged, or not what it claims to be
     ├── OutputError     a result that cannot be written
     ├── RunError        a run folder that is in use, or belongs to another run
-    ├── ClusterError    workers or a scheduler that cannot be had, or are gone
+    ├── ClusterError    workers or a scheduler that cannot be reached or are gone
     └── MemoryLimitError  memory that ran out
 
 A message names the value, the limit and the way out. The command line maps `OptionError` to exit code 2
@@ -29,7 +29,7 @@ from geolabel.urls import without_secrets
 
 
 class GeolabelError(Exception):
-    """Base of every error that geolabel raises on purpose. URLs in its message lose what gives access."""
+    """Base of all errors that geolabel raises on purpose. Credentials in URLs are removed from the message."""
 
     def __init__(self, *parts: object) -> None:
         super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
@@ -52,7 +52,7 @@ class ChipError(GeolabelError):
 
 
 class TrainingError(GeolabelError):
-    """A training cannot continue, such as one whose loss is no number."""
+    """A training cannot continue, such as one whose loss is not finite."""
 
 
 class VectorError(GeolabelError):
@@ -72,20 +72,20 @@ class RunError(GeolabelError):
 
 
 class ClusterError(GeolabelError):
-    """Workers or a scheduler cannot be had, or are gone."""
+    """Workers or a scheduler cannot be reached, or are gone."""
 
 
 class MemoryLimitError(GeolabelError):
-    """Memory ran out: of this process, of a worker, or of a GPU. Smaller tiles, blocks or batches take less."""
+    """Memory ran out: of this process, of a worker, or of a GPU. Smaller tiles, blocks or batches need less."""
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error of Python, NumPy, PyTorch or GDAL, or what led to it, means that there was not enough memory."""
+    """Whether an error of Python, NumPy, PyTorch or GDAL, or one of its causes, means that memory ran out."""
     while error is not None:
-        # by name: torch's for a GPU, and GDAL's
+        # by name: torch's error for a GPU, and GDAL's
         if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "CPLE_OutOfMemoryError"):
             return True
-        # torch says it so of a CPU, on Linux and macOS, and on Windows
+        # torch's messages for a CPU, on Linux and macOS, and on Windows
         if isinstance(error, RuntimeError) and re.search(r"can't allocate memory|not enough memory", str(error)):
             return True
         error = error.__cause__
@@ -93,7 +93,7 @@ def ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def memory_wanted(error: BaseException) -> str:
-    """How much memory an error says was asked for, in words; empty where it does not say."""
+    """The amount of memory that an error asked for, as text; empty if not stated."""
     found = re.search(r"allocate (\d[\d.]*) ?(bytes|[KMGT]i?B)", str(error))
     if found is None:
         return ""
@@ -108,12 +108,12 @@ PACKAGES = {"sklearn": "scikit-learn", "segmentation_models_pytorch": "segmentat
 
 
 def require(extra: Extra, *modules: str, purpose: str) -> None:
-    """Make sure that libraries are installed, without importing them.
+    """Check that libraries are installed, without importing them.
 
     Parameters
     ----------
     extra
-        Which extra of geolabel brings them.
+        Extra of geolabel that installs them.
     modules
         Names of their top modules.
     purpose
@@ -122,7 +122,7 @@ def require(extra: Extra, *modules: str, purpose: str) -> None:
     Raises
     ------
     GeolabelError
-        If one is not installed; names all of them and the way to install them.
+        If any is not installed; the message names all of them and how to install them.
     """
     missing = [PACKAGES.get(name, name) for name in modules if find_spec(name) is None]
     if missing:

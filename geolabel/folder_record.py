@@ -1,8 +1,8 @@
-"""Record of the files that geolabel made in a folder; no other file is deleted or replaced.
+"""Record of the files that geolabel wrote to a folder; no other file is deleted or replaced.
 
-A folder that geolabel fills has a file `RECORD`, with the name, size and SHA-256 of every file that was written there.
-Folders without a record, files that a person changed, and all other files are left alone. A line is written before its
-file is moved into place, so no file of geolabel is without one, however a run ends.
+A folder filled by geolabel has a file `RECORD` with the name, size and SHA-256 of every file written there. Folders
+without a record, files changed by a person, and all other files are left alone. The line of a file is written before
+the file is moved into place, so every file of geolabel has one, however a run ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from geolabel.errors import OutputError
 from geolabel.parsing import parse_json
 
 RECORD = ".geolabel.jsonl"
-"""Name of the record, and of its parts in folders below."""
+"""Name of the record, also in subfolders."""
 
 FORMAT = 1
 
@@ -29,17 +29,17 @@ HEADER = {"geolabel": FORMAT, "about": "What geolabel made here; only that is ev
 """First line of a record."""
 
 READ_BYTES = 16 << 20
-"""Of a file, at most, that its SHA-256 is taken of: what people edit is smaller."""
+"""Maximum bytes of a file that are hashed; files that people edit are smaller."""
 
 MOST_LINE = 1 << 16
-"""Bytes of a line of a record."""
+"""Maximum bytes of a line of a record."""
 
 Mark = tuple[int, str]
 """Size and SHA-256 of a file."""
 
 
 def mark_of(path: Path) -> Mark:
-    """Size of a file, and SHA-256 of it, or of its first `READ_BYTES`."""
+    """Size of a file, and the SHA-256 of its first `READ_BYTES` bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size, left = os.fstat(file.fileno()).st_size, READ_BYTES
@@ -51,7 +51,7 @@ def mark_of(path: Path) -> Mark:
 
 @dataclass(eq=False)
 class FolderRecord:
-    """What geolabel made in a folder: its record, which new lines are added to.
+    """The record of the files that geolabel wrote to a folder; new lines are appended.
 
     Parameters
     ----------
@@ -61,13 +61,13 @@ class FolderRecord:
 
     root: Path
     marks: dict[str, set[Mark]] = field(default_factory=dict)
-    """Of each file, by its name with slashes: as it was written, once or more often."""
+    """Marks of each file as it was written, possibly several times, by name with slashes."""
     growing: set[str] = field(default_factory=set)
-    """Files that are ours whatever they hold, since they were still being written to."""
+    """Files that are ours whatever they contain, since they were still being written."""
 
     @classmethod
     def read(cls, root: Path) -> Self | None:
-        """Read the record of a folder; None where it has none."""
+        """Read the record of a folder; None if it has none."""
         path, made = root / RECORD, cls(root)
         try:
             if path.is_symlink() or not path.is_file():
@@ -83,7 +83,7 @@ class FolderRecord:
 
     @classmethod
     def begin(cls, root: Path) -> Self:
-        """The record of a folder, which is made where there is none."""
+        """The record of a folder, created if missing."""
         made = cls.read(root)
         if made is None:
             made = cls(root)
@@ -91,7 +91,7 @@ class FolderRecord:
                 with (root / RECORD).open("xb") as file:
                     file.write(_line(HEADER))
             except FileExistsError as error:
-                raise OutputError(f"{root / RECORD} is no record of geolabel: move it away") from error
+                raise OutputError(f"{root / RECORD} is not a record of geolabel: move it away") from error
             except OSError:
                 (root / RECORD).unlink(missing_ok=True)
                 raise
@@ -100,7 +100,7 @@ class FolderRecord:
     def _add(self, line: bytes) -> None:
         try:
             name, size, digest = parse_json(line)
-        except (ValueError, TypeError):  # the end of a record on a full disk
+        except (ValueError, TypeError):  # a line truncated by a full disk
             return
         if not (isinstance(name, str) and _is_inner(name)):
             return
@@ -115,11 +115,11 @@ class FolderRecord:
         return self.root in path.parents
 
     def name(self, path: Path) -> str:
-        """What the record calls a file in the folder."""
+        """Name of a file of the folder in the record."""
         return path.relative_to(self.root).as_posix()
 
     def owns(self, name: str) -> bool:
-        """Whether a file is there as geolabel wrote it."""
+        """Whether a file exists as geolabel wrote it."""
         path = self.root / name
         try:
             status = path.lstat()
@@ -137,31 +137,31 @@ class FolderRecord:
 
     @property
     def names(self) -> list[str]:
-        """Every file that was ever written there, the record of a folder below after what is in that."""
+        """Every file ever written; the record of a subfolder comes after the files in it."""
         return sorted(self.marks.keys() | self.growing, key=lambda name: (PurePosixPath(name).name == RECORD, name))
 
     def changed(self) -> list[str]:
-        """Files that geolabel wrote and that are something else now."""
+        """Files written by geolabel that have been changed since."""
         return [name for name in self.names if os.path.lexists(self.root / name) and not self.owns(name)]
 
     def check(self, path: Path) -> None:
-        """Refuse to replace a file that is not as geolabel wrote it.
+        """Refuse to replace a file that geolabel did not write, or that was changed.
 
         Raises
         ------
         OutputError
-            If it is there, and is not.
+            If it exists and is not as geolabel wrote it.
         """
         if os.path.lexists(path) and not self.owns(self.name(path)):
             raise OutputError(f"{path} {NOT_OURS}")
 
     def note(self, path: Path, content: Path | None = None) -> None:
-        """Record that geolabel makes a file, before it is moved into place.
+        """Record that geolabel writes a file, before it is moved into place.
 
         Parameters
         ----------
         content
-            Where the file is until then; None for one that is written to as it stands, or is already there.
+            Path of the file until then; None if it is written in place or already exists.
         """
         name, mark = self.name(path), None
         if content is not None:
@@ -172,11 +172,11 @@ class FolderRecord:
             return
         line = _line([name, *(mark or (None, None))])
         with (self.root / RECORD).open("ab") as file:
-            file.write(b"\n" + line)  # on its own also after one that a full disk has cut off
+            file.write(b"\n" + line)  # a leading newline ends a line truncated by a full disk
         self._add(line)
 
     def conclude(self) -> None:
-        """Write the record again, of what is still there: files that grew are whole now."""
+        """Rewrite the record with the existing files, at their final sizes."""
         there = [name for name in self.names if os.path.lexists(self.root / name)]
         marks = [
             (name, mark)
@@ -191,14 +191,14 @@ class FolderRecord:
             part.unlink(missing_ok=True)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete files that are as geolabel wrote them, and the folders that are empty then."""
+        """Delete files that are as geolabel wrote them, then empty folders."""
         for name in names:
             if self.owns(name):
                 (self.root / name).unlink(missing_ok=True)
         self.prune()
 
     def prune(self) -> None:
-        """Delete the folders of recorded files that are empty, but not the folder itself."""
+        """Delete empty folders of recorded files, but not the folder itself."""
         inner = {parent for name in self.names for parent in PurePosixPath(name).parents if parent.parts}
         for parent in sorted(inner, key=lambda parent: len(parent.parts), reverse=True):
             with suppress(OSError):
@@ -216,7 +216,8 @@ def write_record(path: Path, files: Iterable[tuple[str, Mark]]) -> None:
 
 
 def _line(values: object) -> bytes:
-    # names may hold bytes that are no UTF-8, which ASCII with escapes keeps; a line begins on its own after a torn one
+    # names may hold invalid UTF-8, which escaped ASCII preserves; a line starts with a newline in case one was
+    # truncated
     return json.dumps(values).encode() + b"\n"
 
 
@@ -229,7 +230,7 @@ def _is_header(line: bytes) -> bool:
 
 
 def _is_inner(name: str) -> bool:
-    """Whether a name is that of a file below a folder."""
+    """Whether a name is that of a file in a subfolder."""
     path = PurePosixPath(name)
     return (
         bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name

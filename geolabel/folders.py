@@ -1,7 +1,7 @@
 """Output folders: working in them, and replacing an old set of files by a new one.
 
-`geolabel.folder_record` lists what geolabel made in a folder. The old set of files stays until the new one is complete;
-then all of them are replaced together, and other files are left alone.
+`geolabel.folder_record` lists the files that geolabel wrote to a folder. The old files stay until the new ones are
+complete; then all are replaced together, and other files are left alone.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from geolabel.parsing import check_name, read_json
 from geolabel.scratch import WITHOUT_LOCKS, Move, Scratch, commit, is_scratch, lock_open, settle
 
 REWRITTEN = "written.json"
-"""How files outside a folder were last written by the runs that work in it."""
+"""Record of files outside the folder, as last written by runs that work in it."""
 
 WORK = ".geolabel-work"
-"""Folder in an output folder where a new set is made while an old one stands."""
+"""Subfolder of an output folder where new files are written while the old ones stay."""
 
 
 def _every(_: object) -> bool:
-    """Whether an old file goes, or a new set is whole: always."""
+    """Always true: every old file is replaced, every new set is complete."""
     return True
 
 
 def _none(_: Path) -> bool:
-    """Whether a run resumes from a folder: from none."""
+    """Always false: no folder is resumed from."""
     return False
 
 
 def check_made(path: Path) -> None:
-    """Refuse to write to a file that is there and that geolabel did not make, in the folders that are worked in.
+    """Refuse to write to an existing file that geolabel did not write, in the folders being worked in.
 
     Raises
     ------
@@ -51,19 +51,19 @@ def check_made(path: Path) -> None:
 
 
 def note(path: Path) -> None:
-    """Put a file that grows where it stands, or was written by other means, on the record of each folder worked in."""
+    """Record a file that is written in place, or by other means, in each folder being worked in."""
     for keeper in outputs.keepers.get():
         if isinstance(keeper, FolderRecord) and keeper.holds(path):
             keeper.note(path)
 
 
 def promise(paths: Iterable[Path]) -> None:
-    """Put files that workers will write on the record of each folder worked in, see `written_elsewhere`.
+    """Record files that workers will write in each folder being worked in, see `written_elsewhere`.
 
     Raises
     ------
     OutputError
-        If a file is there that geolabel did not make.
+        If a file exists that geolabel did not write.
     """
     for path in paths:
         check_made(path)
@@ -72,7 +72,7 @@ def promise(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def written_elsewhere(root: Path) -> Iterator[None]:
-    """Write, in a worker, files in a folder that another process works in and has promised."""
+    """Write files, in a worker, to a folder that another process works in and has recorded with `promise`."""
     token = outputs.keepers.set((_Promised(root),))
     try:
         yield
@@ -82,7 +82,7 @@ def written_elsewhere(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Promised:
-    """Keeps nothing: the record of the folder is kept by the process that works in it."""
+    """A record that does nothing: the process that works in the folder keeps the real one."""
 
     root: Path
 
@@ -97,17 +97,17 @@ class _Promised:
 
 
 def check_folder(out: Path, inputs: Iterable[str | Path] = (), *, shared: bool = False) -> None:
-    """Refuse, before any work is done, a folder that cannot be one of outputs.
+    """Refuse an unsuitable output folder before any work is done.
 
     Parameters
     ----------
     shared
-        Whether it may hold other things, such as a folder of inputs.
+        Whether it may contain other files, such as a folder of inputs.
 
     Raises
     ------
     OutputError
-        If a file is there, or the folder is, holds, or is in an input.
+        If it is a file, or the folder is, contains or is inside an input.
     """
     check_name(out.absolute())
     for source in map(str, inputs):
@@ -115,13 +115,13 @@ def check_folder(out: Path, inputs: Iterable[str | Path] = (), *, shared: bool =
             continue
         if outputs.same_file(out, source):
             raise OutputError(f"{out} is an input of this run ({source}): give another folder for the output")
-        if not Path(source).is_dir():  # a file in the folder stays there, unless geolabel made it
+        if not Path(source).is_dir():  # a file in the folder stays there, unless geolabel wrote it
             made = FolderRecord.read(out) if _is_below(source, out) else None
             if made is not None and _name_in(out, source) in made.names:
-                raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
+                raise OutputError(f"{out} contains an input of this run ({source}): give another folder for the output")
             continue
         if _is_below(source, out) and not shared:
-            raise OutputError(f"{out} holds an input of this run ({source}): give another folder for the output")
+            raise OutputError(f"{out} contains an input of this run ({source}): give another folder for the output")
         if _is_below(out, source):
             raise OutputError(f"{out} is inside an input of this run ({source}): give another folder for the output")
     if os.path.lexists(out) and not out.is_dir():
@@ -141,12 +141,12 @@ def _is_below(inner: str | Path, outer: str | Path) -> bool:
 
 @contextmanager
 def making(root: Path) -> Iterator[FolderRecord]:
-    """Write down in the record of a folder whatever is written in it inside the block; one run at a time.
+    """Record every file written to a folder inside the block; one run at a time.
 
     Raises
     ------
     OutputError
-        If another run is at work in the folder.
+        If another run works in the folder.
     """
     made = FolderRecord.begin(root)
     with (root / RECORD).open("rb+") as file:
@@ -178,28 +178,28 @@ def work_folder(
     goes_on: Callable[[Path], bool] = _none,
     whole: Callable[[Path], bool] = _every,
 ) -> Iterator[Path]:
-    """Yield the folder to work in, where a run that ends early leaves what the same command resumes from.
+    """Yield the folder to work in, which keeps the files of an interrupted run for the same command to resume.
 
-    That is `out` itself, or, with `overwrite` where geolabel made something in it before, a folder in it: what is made
-    there takes the place of the old when the block ends without an error.
+    That is `out` itself, or, with `overwrite` if geolabel wrote files there before, a subfolder, whose files replace
+    the old ones when the block ends without an error.
 
     Parameters
     ----------
     shared
-        Whether `out` may hold other things, which are never touched.
+        Whether `out` may contain other files, which are never touched.
     named
-        Files that `overwrite` replaces although geolabel does not know them, since the user named them.
+        Files that `overwrite` replaces although geolabel has no record of them, since the user named them.
     leaving
         Which of the old files the new ones replace, by name.
     goes_on
-        Whether what an interrupted run with `overwrite` left in a folder is what this one begins with.
+        Whether this run resumes from the files that an interrupted run with `overwrite` left in a folder.
     whole
-        Whether what is in a folder at the end may take the place of the old; otherwise it waits for the next run.
+        Whether the files in a folder may replace the old ones at the end; otherwise they wait for the next run.
 
     Raises
     ------
     OutputError
-        If `out` cannot be a folder of outputs, or holds what may not be replaced.
+        If `out` is unsuitable, or contains files that may not be replaced.
     """
     old = check_work(out, overwrite=overwrite, inputs=inputs, shared=shared)
     known = [] if old is None else [name for name in old.names if os.path.lexists(out / name)]
@@ -222,7 +222,7 @@ def work_folder(
 def check_work(
     out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = (), shared: bool = False
 ) -> FolderRecord | None:
-    """What geolabel made in a folder that is to be worked in; refuses, before any work is done, as `work_folder`."""
+    """The record of a folder to work in; refuses unsuitable ones before any work is done, like `work_folder`."""
     check_folder(out, inputs, shared=shared)
     if overwrite:
         return claim(out, overwrite=True, shared=shared)
@@ -260,7 +260,7 @@ def _move_in(
 
 
 def _leave_empty(folder: Path, out: Path, *, fresh: bool) -> None:
-    """Take away the record of a run that has made nothing, and the folders that were made for it."""
+    """Delete the record of a run that wrote nothing, and the folders created for it."""
     with suppress(OSError):
         made = FolderRecord.read(folder)
         if made is not None and not made.names:
@@ -276,20 +276,20 @@ def _leave_empty(folder: Path, out: Path, *, fresh: bool) -> None:
 def replacing_folder(
     out: Path, *, overwrite: bool, inputs: Iterable[str | Path] = (), shared: bool = False
 ) -> Iterator[Path]:
-    """Yield an empty folder; what is in it when the block ends without an error takes the place of what is in `out`.
+    """Yield an empty folder; its files replace those in `out` when the block ends without an error.
 
-    Nothing goes before everything is there. What geolabel did not make stays where it is.
+    Nothing is deleted before all files are complete. Files that geolabel did not write stay.
 
     Parameters
     ----------
     shared
-        Whether `out` may hold other things although geolabel has made nothing in it.
+        Whether `out` may contain other files although geolabel wrote nothing there.
 
     Raises
     ------
     OutputError
-        If `out` cannot be a folder of outputs, holds what geolabel did not make, or holds what it made and `overwrite`
-        is not given.
+        If `out` is unsuitable, contains files that geolabel did not write, or contains files that it wrote and
+        `overwrite` is not set.
     """
     check_folder(out, inputs, shared=shared)
     old = claim(out, overwrite=overwrite, shared=shared)
@@ -307,30 +307,30 @@ def replacing_folder(
         raise OutputError(f"{out} could not be written: {error.strerror or error}; is the disk full?") from error
     finally:
         if fresh:
-            with suppress(OSError):  # nothing came of it
+            with suppress(OSError):  # not empty, or already gone
                 out.rmdir()
 
 
 def claim(out: Path, *, overwrite: bool, shared: bool = False) -> FolderRecord | None:
-    """What geolabel made in a folder before, if it may be replaced.
+    """The record of a folder whose files may be replaced.
 
     Parameters
     ----------
     shared
-        Whether a folder may hold other things too.
+        Whether the folder may also contain other files.
 
     Raises
     ------
     OutputError
-        If there is something else, or something that may not be replaced.
+        If it contains other files, or files that may not be replaced.
     """
     made = FolderRecord.read(out)
     if made is None:
         other = next((entry.name for entry in _entries(out)), None)
         if other is not None and not shared:
             raise OutputError(
-                f"{out} holds {other}, and no record that geolabel made what is in it: give another folder, or move "
-                "away what is there"
+                f"{out} contains {other}, but no record that geolabel wrote its files: give another folder, or move "
+                "its files away"
             )
         return None
     if any(os.path.lexists(out / name) for name in made.names):
@@ -342,7 +342,7 @@ def claim(out: Path, *, overwrite: bool, shared: bool = False) -> FolderRecord |
 
 
 def _entries(out: Path) -> list[Path]:
-    """What is in a folder, but for what runs leave that have ended early."""
+    """Entries of a folder, except those left by interrupted runs."""
     return sorted(path for path in out.iterdir() if not is_scratch(path) and path.name != WORK) if out.is_dir() else []
 
 
@@ -355,19 +355,19 @@ def _swap(
     leaving: Callable[[str], bool] = _every,
     named: Sequence[str] = (),
 ) -> None:
-    """Let the files of one folder take the places of those that geolabel made in another before; all or none.
+    """Replace the files that geolabel wrote to a folder by those of another folder; all or none.
 
     Parameters
     ----------
     leaving
-        Which of the old files go.
+        Which of the old files are replaced.
     named
-        Files that are replaced although geolabel does not know them, since the user named them.
+        Files that are replaced although geolabel has no record of them, since the user named them.
 
     Raises
     ------
     OutputError
-        If a file cannot be moved into place. The message names a folder with the new files.
+        If a file cannot be moved into place. The message names the folder with the new files.
     """
     files = sorted(path for path in new.rglob("*") if path.is_file() and path != new / RECORD)
     names = [path.relative_to(new).as_posix() for path in files]
@@ -388,7 +388,7 @@ def _swap(
         place = error.filename2 or error.filename or out
         saved = new if new.name == WORK else _save(new, out)
         raise OutputError(
-            f"{place} could not be replaced ({error.strerror or error}): {out} is as it was"
+            f"{place} could not be replaced ({error.strerror or error}): {out} is unchanged"
             + (f", and the new files are in {saved}" if saved else "")
         ) from error
     if old is not None:
@@ -396,7 +396,7 @@ def _swap(
 
 
 def _save(new: Path, out: Path) -> Path | None:
-    """Keep a set of files that could not take their places beside these; None where that cannot be either."""
+    """Keep files that could not be moved into place beside them; None if that fails too."""
     saved = next(p for n in range(1000) if not os.path.lexists(p := out.with_name(f"{out.name}.new{n or ''}")))
     try:
         shutil.move(new, saved)
@@ -406,12 +406,12 @@ def _save(new: Path, out: Path) -> Path | None:
 
 
 def check_rewritten(path: Path, work: Path, *, overwrite: bool, suffixes: tuple[str, ...]) -> None:
-    """Refuse to replace a file, unless `overwrite` says so, or it is as an earlier run of the same folder wrote it.
+    """Refuse to replace a file, unless with `overwrite`, or if it is unchanged since an earlier run of the same folder.
 
     Raises
     ------
     OutputError
-        If it must not be replaced.
+        If it may not be replaced.
     """
     outputs.check_target(path, overwrite=True, suffixes=suffixes)
     if path.exists() and not overwrite and list(mark_of(path)) not in _rewritten(work).get(path.name, []):
@@ -419,7 +419,7 @@ def check_rewritten(path: Path, work: Path, *, overwrite: bool, suffixes: tuple[
 
 
 def remember(path: Path, work: Path) -> None:
-    """Write down in a folder of `work_folder` how a file elsewhere is now, for `check_rewritten`."""
+    """Record the state of a file outside `work_folder`, for `check_rewritten`."""
     marks = _rewritten(work) | {path.name: [*_rewritten(work).get(path.name, []), list(mark_of(path))][-2:]}
     with making(work), outputs.saving(work / REWRITTEN) as part:
         part.write_text(json.dumps(marks), encoding="utf-8")

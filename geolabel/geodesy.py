@@ -1,7 +1,7 @@
 """Reprojection of geometries, and sizes of polygons on the ground in metres, in any CRS.
 
-Longitudes jump at the antimeridian, and so do the coordinates of maps of the world, at their edge. A polygon on both
-sides would reach round the Earth; it is cut there instead, as GeoJSON has it (RFC 7946, section 3.1.9).
+Longitudes jump at the antimeridian, and so do the coordinates of world maps at their edge. A polygon that crosses it
+would span the whole Earth; it is split there instead, as in GeoJSON (RFC 7946, section 3.1.9).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from geolabel.types import BoolArray, Float64Array, Int64Array
 
 @dataclass(frozen=True)
 class Sizes:
-    """What K polygons measure on the ground; NaN where their CRS cannot tell."""
+    """Sizes of K polygons on the ground; NaN if their CRS has no metres."""
 
     area_m2: Float64Array
-    """(K,) geodesic area, holes left out."""
+    """(K,) geodesic area without holes."""
     perimeter_m: Float64Array
-    """(K,) geodesic length of all rings, holes too."""
+    """(K,) geodesic length of all rings, including holes."""
     length_m: Float64Array
-    """(K,) long side of the smallest rectangle, of any direction, around the polygon."""
+    """(K,) long side of the minimum rotated rectangle."""
     width_m: Float64Array
     """(K,) its short side."""
     lon: Float64Array
@@ -40,23 +40,23 @@ class Sizes:
 
     @property
     def elongation(self) -> Float64Array:
-        """(K,) length over width, 1 or more."""
+        """(K,) length over width, at least 1."""
         return self.length_m / self.width_m
 
 
 def measure(polygons: Geometries, crs: pyproj.CRS | None, unit_m: float = 1.0) -> Sizes:
-    """Measure multipolygons on the ellipsoid of their CRS, or on the plane where it has none.
+    """Measure multipolygons on the ellipsoid of their CRS, or in the plane without one.
 
-    Rectangles are fitted in the azimuthal equidistant projection around a point inside each polygon. What the edge of
-    the CRS cuts apart, see `geolabel.geodesy`, is measured as a whole.
+    Rectangles are fitted in the azimuthal equidistant projection centred on a point of each polygon. Polygons split at
+    the edge of the CRS, see `geolabel.geodesy`, are measured as a whole.
 
     Parameters
     ----------
     polygons : (K,) multipolygons
     crs
-        None for a picture that lies nowhere on Earth.
+        None for an image without georeference.
     unit_m
-        Metres per unit of the coordinates where `crs` is None.
+        Metres per unit of the coordinates if `crs` is None.
     """
     if not len(polygons):
         return Sizes(*(np.zeros(0) for _ in range(6)))
@@ -92,7 +92,7 @@ def _on_ellipsoid(polygons: Geometries, crs: pyproj.CRS) -> Sizes:
     assert ellipsoid is not None
     a, b = ellipsoid.semi_major_metre, ellipsoid.semi_minor_metre
     geod = pyproj.Geod(a=a, b=b)
-    # Degrees from Greenwich on the same ellipsoid: no datum shift, whatever meridian and unit the CRS counts in.
+    # Degrees from Greenwich on the same ellipsoid: no datum shift, whatever prime meridian and unit the CRS has.
     graticule = pyproj.CRS.from_dict({"proj": "longlat", "a": a, "b": b})
     degrees = pyproj.Transformer.from_crs(crs, graticule, always_xy=True)
     area, perimeter = _areas(polygons, geod, degrees)
@@ -104,12 +104,12 @@ def _on_ellipsoid(polygons: Geometries, crs: pyproj.CRS) -> Sizes:
     local = np.stack([distance * np.sin(azimuth), distance * np.cos(azimuth)], axis=1)
     sides = _rectangles(local, owner, len(polygons))
     lon, lat = (np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))
-    lon = np.where(np.abs(lon) > 180, np.mod(lon + 180, 360) - 180, lon)  # of scenes that count on beyond 180 degrees
+    lon = np.where(np.abs(lon) > 180, np.mod(lon + 180, 360) - 180, lon)  # scenes that extend beyond 180 degrees
     return Sizes(area_m2=area, perimeter_m=perimeter, length_m=sides[:, 0], width_m=sides[:, 1], lon=lon, lat=lat)
 
 
 def _areas(polygons: Geometries, geod: pyproj.Geod, degrees: pyproj.Transformer) -> tuple[Float64Array, Float64Array]:
-    """Area and perimeter of every multipolygon from those of its rings (Karney 2013, "Algorithms for geodesics")."""
+    """Area and perimeter of every multipolygon, from its rings (Karney 2013, "Algorithms for geodesics")."""
     _, coordinates, (rings, parts, wholes) = shapely.to_ragged_array(polygons, include_z=False)
     lon, lat = degrees.transform(coordinates[:, 0], coordinates[:, 1])
     measured = [geod.polygon_area_perimeter(lon[a:b], lat[a:b]) for a, b in pairwise(rings)]
@@ -121,13 +121,13 @@ def _areas(polygons: Geometries, geod: pyproj.Geod, degrees: pyproj.Transformer)
 
 
 def _hulls(polygons: Geometries) -> tuple[Float64Array, Int64Array]:
-    """Vertices of the convex hulls, closed, and the polygon that each belongs to, ascending."""
+    """Closed vertices of the convex hulls, and the index of the polygon of each, ascending."""
     coordinates, owner = shapely.get_coordinates(shapely.convex_hull(polygons), return_index=True)
     return coordinates, owner
 
 
 def _rectangles(vertices: Float64Array, owner: Int64Array, count: int) -> Float64Array:
-    """(count, 2) long and short side of the smallest rectangle around each hull; it shares a side with the hull."""
+    """(count, 2) long and short side of the minimum rectangle around each hull; it shares a side with the hull."""
     bounds = np.searchsorted(owner, np.arange(count + 1))
     return np.asarray([_rectangle(vertices[a:b]) for a, b in pairwise(bounds)])
 
@@ -145,10 +145,10 @@ def _rectangle(hull: Float64Array) -> tuple[float, float]:
 
 
 ORIGINS = ("Longitude of natural origin", "Longitude of false origin", "Longitude of projection centre")
-"""Parameters of projections that say which meridian is in the middle of the map."""
+"""Projection parameters that name the central meridian."""
 
 HAIR = 1e-9
-"""Degrees between a cut and the edge of a map, 0.1 mm, so that it is known on which edge it is."""
+"""Degrees between a cut and the edge of a map, 0.1 mm, so that the side of a point is unambiguous."""
 
 
 def reproject(geometries: Geometries, source: pyproj.CRS, target: pyproj.CRS) -> Geometries:
@@ -156,7 +156,7 @@ def reproject(geometries: Geometries, source: pyproj.CRS, target: pyproj.CRS) ->
 
     Returns
     -------
-    (N,) geometries; infinite where `target` has no place for them, and multipolygons where they are cut
+    (N,) geometries; infinite where `target` is undefined, multipolygons where they are split
     """
     transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
     moved: Geometries = shapely.transform(geometries, transformer.transform, interleaved=False)
@@ -178,13 +178,13 @@ class Seam:
     geodetic: pyproj.CRS
     """The CRS of its longitudes and latitudes."""
     middle: float
-    """Longitude of the meridian opposite, in units of `geodetic`."""
+    """Longitude of the opposite meridian, in units of `geodetic`."""
     turn: float
-    """Once round the Earth, in these units."""
+    """A full circle in these units."""
 
     @classmethod
     def of(cls, crs: pyproj.CRS) -> Seam | None:
-        """Find the seam of a CRS; None where it has none, or no place on Earth."""
+        """Find the seam of a CRS; None if it has none, or is not georeferenced."""
         crs = _horizontal(crs)
         geodetic = crs.geodetic_crs
         if geodetic is None or geodetic.is_geocentric:
@@ -201,11 +201,11 @@ class Seam:
 
     @property
     def geographic(self) -> bool:
-        """Whether the coordinates are longitudes themselves."""
+        """Whether the coordinates are longitudes."""
         return bool(self.target.is_geographic)
 
     def cut(self, moved: Geometries, lonlat: Geometries) -> Geometries:
-        """Cut the polygons that the seam runs through.
+        """Split the polygons that cross the seam.
 
         Parameters
         ----------
@@ -222,20 +222,20 @@ class Seam:
         return result
 
     def _from_seam(self, lon: Float64Array) -> Float64Array:
-        """Angle east of the seam, from minus half a turn."""
-        with np.errstate(invalid="ignore"):  # of places that the CRS does not have
+        """Angle east of the seam, from minus half a circle."""
+        with np.errstate(invalid="ignore"):  # points where the CRS is undefined
             wrapped: Float64Array = np.mod(lon - self.middle, self.turn) - self.turn / 2
         return wrapped
 
     def through(self, lonlat: Geometries) -> BoolArray:
-        """(N,) whether the seam runs through a polygon, or along its side, so that longitudes are of both edges."""
+        """(N,) whether the seam crosses or touches a polygon, so that its longitudes are at both edges."""
         points, owner = shapely.get_coordinates(lonlat, return_index=True)
         short = _extents(self._from_seam(points[:, 0]), owner, len(lonlat)) < self.turn / 2
         wide = _extents(self._from_seam(points[:, 0] + self.turn / 2), owner, len(lonlat)) > self.turn / 2
         return np.asarray(short & wide & (shapely.get_dimensions(lonlat) == 2))
 
     def unrolled(self, points: Float64Array) -> Float64Array:
-        """Points (N, 2) of `geodetic` with angles from the seam; what is a hair from it is on it."""
+        """Points (N, 2) of `geodetic` with angles from the seam; points very close to it are moved onto it."""
         angle = self._from_seam(points[:, 0])
         return np.stack([np.where(np.abs(angle) < 2 * HAIR, 0.0, angle), points[:, 1]], axis=1)
 
@@ -249,7 +249,7 @@ class Seam:
         return shapely.MultiPolygon([shapely.geometry.polygon.orient(part) for part in parts])
 
     def _on_edge(self, part: shapely.Polygon, edge: float) -> shapely.Polygon:
-        """A part on one side of the seam, in the CRS; `edge` is the angle of the seam on that side of the map."""
+        """A part on one side of the seam, in the CRS; `edge` is the angle of the seam on that side."""
         if self.geographic:
             return shapely.transform(part, lambda points: points + np.array([edge, 0.0]))
         back = pyproj.Transformer.from_crs(self.geodetic, self.target, always_xy=True)
@@ -266,9 +266,9 @@ class Seam:
 
 
 def unwrapped(geometries: Geometries, crs: pyproj.CRS) -> Geometries:
-    """Polygons in longitudes that jump inside them, as from 179.9 to -179.9, with longitudes that do not.
+    """Polygons whose longitudes jump, as from 179.9 to -179.9, with continuous longitudes.
 
-    What reaches from edge to edge, such as the outline of the world, is left as it is.
+    Polygons from edge to edge, such as the outline of the world, are returned unchanged.
     """
     seam = Seam.of(crs)
     if seam is None or not seam.geographic or not len(geometries):
@@ -287,7 +287,7 @@ def unwrapped(geometries: Geometries, crs: pyproj.CRS) -> Geometries:
 
 
 def _cut_apart(polygons: Geometries, crs: pyproj.CRS) -> BoolArray:
-    """(N,) whether polygons have parts on both edges of a CRS, as `reproject` cuts them."""
+    """(N,) whether polygons have parts at both edges of a CRS, as split by `reproject`."""
     seam = Seam.of(crs)
     parts = np.asarray(shapely.get_num_geometries(polygons) > 1)
     if seam is None or not parts.any():
@@ -300,7 +300,7 @@ def _cut_apart(polygons: Geometries, crs: pyproj.CRS) -> BoolArray:
 
 
 def _put_together(polygon: shapely.MultiPolygon, crs: pyproj.CRS) -> tuple[shapely.MultiPolygon, pyproj.CRS]:
-    """A polygon that `_cut_apart` names, as a whole, in an equal-area projection around it."""
+    """A polygon that `_cut_apart` reports, merged, in an equal-area projection around it."""
     seam = Seam.of(crs)
     assert seam is not None
     to_lonlat = pyproj.Transformer.from_crs(crs, seam.geodetic, always_xy=True)
@@ -319,9 +319,9 @@ def _put_together(polygon: shapely.MultiPolygon, crs: pyproj.CRS) -> tuple[shape
 
 
 def near(geometries: Geometries, crs: pyproj.CRS | None, frame: shapely.Polygon) -> Geometries:
-    """Geometries in longitudes, turned round the Earth to where a frame is: 180.1 east is 179.9 west.
+    """Geometries shifted by full circles of longitude to where a frame is: 180.1 east is 179.9 west.
 
-    A geometry of which more than one turn meets the frame becomes all of these; one that meets it in none is as it was.
+    If several shifts intersect the frame, the result is their union; if none does, the geometry is unchanged.
     """
     seam = None if crs is None else Seam.of(crs)
     if seam is None or not seam.geographic or not len(geometries):
@@ -345,14 +345,14 @@ def near(geometries: Geometries, crs: pyproj.CRS | None, frame: shapely.Polygon)
 
 
 def _horizontal(crs: pyproj.CRS) -> pyproj.CRS:
-    """The part of a CRS that says where something is on the ground."""
+    """The horizontal part of a CRS."""
     if crs.is_bound and crs.source_crs is not None:
         return _horizontal(crs.source_crs)
     return _horizontal(crs.sub_crs_list[0]) if crs.is_compound else crs
 
 
 def _jumps(crs: pyproj.CRS, geodetic: pyproj.CRS, lon: float, turn: float) -> bool:
-    """Whether the coordinates of a CRS are others on either side of a meridian: not so around the pole of a map."""
+    """Whether the coordinates of a CRS jump at a meridian; they do not around the pole of a polar map."""
     lat = np.repeat(np.array([10.0, 60.0, -60.0]) * turn / 360, 2)
     sides = np.tile([lon - HAIR, lon + HAIR], 3)
     x, y = pyproj.Transformer.from_crs(geodetic, crs, always_xy=True).transform(sides, lat)
@@ -361,7 +361,7 @@ def _jumps(crs: pyproj.CRS, geodetic: pyproj.CRS, lon: float, turn: float) -> bo
 
 
 def _extents(values: Float64Array, owner: Int64Array, count: int) -> Float64Array:
-    """(count,) range of the values of each owner; owners ascend."""
+    """(count,) range of the values of each owner; owners are sorted."""
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(low, owner, values)
     np.maximum.at(high, owner, values)

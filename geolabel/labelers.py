@@ -17,14 +17,14 @@ from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, In
 
 @dataclass(frozen=True)
 class UnionLabeler:
-    """A pixel inside any mask has the class of its prompt: APSAM, and the last step of DiffuPrompter.
+    """A pixel inside any mask gets the class of its prompt: APSAM, and the last step of DiffuPrompter.
 
-    Masks of one class are united. Where those of several classes overlap, the highest score decides; where that ties,
-    the first prompt. What no mask covers is background.
+    Masks of one class are united. Where masks of several classes overlap, the highest score wins, ties to the first
+    prompt. Pixels without a mask are background.
     """
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
-        """Label the image that the masks are of."""
+        """Label the image of the masks."""
         scores = np.where(masks.binary, masks.scores, np.uint8(0))
         owner = highest_wins(scores)
         covered = owner != NO_MASK
@@ -37,24 +37,24 @@ class UnionLabeler:
 
 @dataclass(frozen=True)
 class ConfidenceLabeler:
-    """S2C, eq. 8 to 11: the class whose masks are most stable and most active at a pixel, if they are so enough.
+    """S2C, eq. 8 to 11: the class whose masks are most stable and active at a pixel, if above a threshold.
 
     Every mask of a class c has the confidence ``alpha = stability x mean of A^c over the mask`` (eq. 9 and 10), where
     the stability is a map: how sure the segmenter is of each pixel, 0.5 to 1 inside the mask. At a pixel the highest
-    alpha decides, and a pixel whose highest is below `threshold` is background (eq. 11). The released code of S2C has
-    no such threshold: 0 does as it does.
+    alpha wins, and pixels whose highest alpha is below `threshold` are background (eq. 11). The released code of S2C
+    has no such threshold, which corresponds to 0.
     """
 
     threshold: float = 0.5
     """The tau of eq. 11."""
     by_stability: bool = True
     by_activation: bool = True
-    """Factors of alpha, 1 where left out, as in the ablation of the paper's Table 2."""
+    """Factors of alpha; omitted ones are 1, as in the ablation of the paper's Table 2."""
     by_logits: bool = False
-    """Whether the stability is the logit of a pixel instead of its probability, as in the released code."""
+    """Whether the stability is a pixel's logit instead of its probability, as in the released code."""
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
-        """Label the image that the masks are of."""
+        """Label the image of the masks."""
         inside, class_ids = masks.binary, classes_of(masks, prompts)
         maps = enlarged(activation, *masks.scores.shape[1:])
         active = np.asarray(
@@ -73,7 +73,7 @@ class ConfidenceLabeler:
 
 
 def _stability_map(masks: Masks, *, logits: bool = False) -> Float32Array:
-    """(M, H, W) the probability of every pixel of masks, 0..1, or its logit; that of `FULL` is one step less."""
+    """(M, H, W) probability (0..1) or logit of every pixel of masks; `FULL` is lowered by one step."""
     probability = masks.scores.astype(np.float32) / np.float32(FULL)
     if not logits:
         return probability
@@ -84,16 +84,16 @@ def _stability_map(masks: Masks, *, logits: bool = False) -> Float32Array:
 
 @dataclass(frozen=True)
 class ThresholdLabeler:
-    """The most active class of a pixel, or background where none is as active as `threshold`; no mask takes part.
+    """The most active class of a pixel, or background if none exceeds `threshold`; masks are ignored.
 
-    CISM's last step, and eq. 10 of DiffuPrompter without its dense CRF: the threshold is the activation of a background
-    class that is the same everywhere. Activation at the threshold itself is background.
+    CISM's last step, and eq. 10 of DiffuPrompter without its dense CRF: the threshold is the activation of a uniform
+    background class. Activation equal to the threshold is background.
     """
 
     threshold: float = 0.4
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:  # noqa: ARG002
-        """Label the image that the activation is of, which has the size of the masks, which may be none."""
+        """Label the image of the activation, at the size of the masks (possibly none)."""
         maps = enlarged(activation, *masks.scores.shape[1:])
         highest: Float32Array = maps.max(axis=0)
         active = highest > self.threshold
@@ -103,18 +103,18 @@ class ThresholdLabeler:
 
 @dataclass(frozen=True)
 class AgreedLabeler:
-    """Another labeler, whose word counts where the activation says the same; what they disagree about is ignored.
+    """Another labeler, restricted to where the activation agrees; other pixels are ignored.
 
-    A mask that reaches far beyond the activation, and activation that no mask covers, are wrong about as often as they
-    are right: what learns from labels does better without them.
+    Masks far beyond the activation, and activation without a mask, are wrong about as often as right: networks train
+    better without them.
     """
 
     labeler: Labeler = UnionLabeler()
     threshold: float = 0.4
-    """Activation above it says the class."""
+    """Activation above it indicates the class."""
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
-        """Label the image that the masks are of."""
+        """Label the image of the masks."""
         found = self.labeler(masks, prompts, activation)
         active = enlarged(activation, *found.values.shape) > self.threshold
         said = np.concatenate([~active.any(axis=0, keepdims=True), active])
@@ -126,20 +126,20 @@ class AgreedLabeler:
 
 @dataclass(frozen=True)
 class OverlapLabeler:
-    """DiffuPrompter, section 2.2.3: of the masks that answer a prompt, the one most like the activation it came from.
+    """DiffuPrompter, section 2.2.3: for each prompt, the mask most similar to the activation it came from.
 
-    The segmenter has to answer with all its candidates; see `geolabel.masks.EVERY_CANDIDATE`. A pixel is labelled as
-    surely as it is active: the paper gives its objects no score, and the segmenter's own says how firm an edge is,
-    which that of a speck of activation is too.
+    The segmenter must return all its candidates; see `geolabel.masks.EVERY_CANDIDATE`. A pixel's confidence is its
+    activation: the paper gives objects no score, and the segmenter's own score measures how sharp an edge is, which is
+    also high for specks.
     """
 
     threshold: float = 0.4
-    """The gamma of eq. 10: activation above it is what masks are compared with."""
+    """The gamma of eq. 10: masks are compared with activation above it."""
     labeler: Labeler = UnionLabeler()
-    """What becomes of the chosen masks."""
+    """Turns the chosen masks into labels."""
 
     def __call__(self, masks: Masks, prompts: Prompts, activation: Activation) -> LabelMap:
-        """Label the image that the masks are of."""
+        """Label the image of the masks."""
         maps = enlarged(activation, *masks.scores.shape[1:])
         labels = self.labeler(masks[most_alike(masks, prompts, maps > self.threshold)], prompts, activation)
         sure = np.concatenate([1 - maps.max(axis=0, keepdims=True), maps])
@@ -149,7 +149,7 @@ class OverlapLabeler:
 
 
 def paint(owner: Int32Array, values: Int32Array, quality: Float32Array, classes: tuple[str, ...]) -> LabelMap:
-    """Give the pixels of each mask its value and its quality; what no mask owns is ignored.
+    """Give the pixels of each mask its value and quality; pixels without a mask are ignored.
 
     Parameters
     ----------
@@ -166,10 +166,10 @@ def paint(owner: Int32Array, values: Int32Array, quality: Float32Array, classes:
 
 
 def most_alike(masks: Masks, prompts: Prompts, active: BoolArray) -> Int64Array:
-    """(N,) which masks to take: for every prompt that any answers, that of the highest IoU with what it is asked about.
+    """(N,) masks to use: for every answered prompt, the one with the highest IoU with the prompt's activation.
 
-    A prompt asks about the active pixels (C, H, W) of its class inside its box, or about all of them where it has no
-    box. Where two masks are equally alike, the one of the lower number is taken.
+    A prompt's activation is the active pixels (C, H, W) of its class inside its box, or all of them without a box. Ties
+    go to the lower number.
     """
     rows = {int(prompt): row for row, prompt in enumerate(prompts.ids)}
     best: dict[int, tuple[float, int]] = {}
@@ -185,15 +185,15 @@ def most_alike(masks: Masks, prompts: Prompts, active: BoolArray) -> Int64Array:
 
 
 AGREED = 0.7
-"""IoU with the region of the activation that it answers, below which a mask is the worse outline. Chosen on images for
-choices: see docs/experiments.md."""
+"""Minimum IoU of a mask with its activation region; below it, the region replaces the mask. Chosen on images reserved
+for such choices: see docs/experiments.md."""
 
 
 def follow_activation(masks: Masks, prompts: Prompts, grey: UInt8Array, threshold: int) -> tuple[Masks, BoolArray]:
-    """Put the region of the activation in the place of each mask that agrees with it by less than `AGREED`.
+    """Replace each mask whose IoU with its activation region is below `AGREED` by that region.
 
-    The region is what exceeds the threshold inside the prompt's box; its scores rise from `EDGE` with the activation.
-    Prompts without a box, and those of a person, keep their masks.
+    The region consists of the pixels above the threshold inside the prompt's box; scores rise from `EDGE` with the
+    activation. Masks of prompts without a box, and of prompts drawn by a person, are kept.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def follow_activation(masks: Masks, prompts: Prompts, grey: UInt8Array, threshol
 
     Returns
     -------
-    The masks, and (M,) which of them follow the activation.
+    The masks, and (M,) whether each was replaced.
     """
     rows = {int(prompt): row for row, prompt in enumerate(prompts.ids)}
     scores, followed = masks.scores.copy(), np.zeros(len(masks), bool)
@@ -221,7 +221,7 @@ def follow_activation(masks: Masks, prompts: Prompts, grey: UInt8Array, threshol
 
 
 def _inside(mask: BoolArray, box: Float64Array) -> BoolArray:
-    # a pixel is in the box when its centre is
+    # a pixel is in the box if its centre is
     rows, cols = np.ogrid[: mask.shape[0], : mask.shape[1]]
     x0, y0, x1, y1 = box - 0.5
     inside: BoolArray = mask & (cols > x0) & (cols < x1) & (rows > y0) & (rows < y1)
@@ -229,13 +229,13 @@ def _inside(mask: BoolArray, box: Float64Array) -> BoolArray:
 
 
 def gate(masks: BoolArray, max_share: float) -> BoolArray:
-    """(M,) which masks (M, H, W) are objects: not empty, and at most `max_share` of the image (ALPS, eq. 2 and 3)."""
+    """(M,) whether masks (M, H, W) are objects: not empty, and at most `max_share` of the image (ALPS, eq. 2 and 3)."""
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     return passes_gate(areas, np.full(len(areas), masks.shape[1] * masks.shape[2]), max_share)
 
 
 def passes_gate(areas: Int64Array, pixels: Int64Array, max_share: float) -> BoolArray:
-    """(M,) which masks of `areas` pixels, in images of `pixels`, are objects; see `gate`."""
+    """(M,) whether masks of `areas` pixels, in images of `pixels`, are objects; see `gate`."""
     return np.asarray((areas > 0) & (areas <= max_share * pixels))
 
 
@@ -245,7 +245,7 @@ def classes_of(masks: Masks, prompts: Prompts) -> Int32Array:
     Raises
     ------
     ValueError
-        If a mask answers none of the prompts.
+        If a mask answers an unknown prompt.
     """
     order = np.argsort(prompts.ids, kind="stable")
     at = np.searchsorted(prompts.ids, masks.prompt_ids, sorter=order)
@@ -257,6 +257,6 @@ def classes_of(masks: Masks, prompts: Prompts) -> Int32Array:
 
 
 def enlarged(activation: Activation, height: int, width: int) -> Float32Array:
-    """(C, height, width) the activation at the size of its image, in the steps of a grey value that it is stored in."""
+    """(C, height, width) activation enlarged to the image, in the grey-value steps in which it is stored."""
     grey = [activation.grey(c, (height, width)) for c in range(len(activation.values))]
     return np.stack(grey).astype(np.float32) / np.float32(255)

@@ -1,7 +1,7 @@
 """Label maps: one class per pixel of an image, rules for overlapping masks, and connected regions.
 
-A rule says which mask owns each pixel, as an index into the masks; what the mask means is looked up afterwards. So the
-same rules serve classes (a prompt's), clusters (a feature's) and segments (the mask's own number).
+An overlap rule gives the owner of each pixel as an index into the masks; what a mask means is looked up afterwards. So
+the same rules serve classes (of prompts), clusters (of features) and segments (the mask's number).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from geolabel.mosaic import NO_MASK
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 IGNORE = 255
-"""Value of a pixel that no label covers: it takes part in no training and in no score."""
+"""Value of unlabelled pixels: excluded from training and scores."""
 
 BACKGROUND = "background"
-"""Name of the class of pixels that show none of the others; it has no instances."""
+"""Name of the class of all other pixels; it has no instances."""
 
 
 def choose_classes(known: Sequence[str], wanted: Collection[str], owner: str) -> tuple[str, ...]:
-    """Classes of a network or a file that are wanted, in its own order; all where none is named.
+    """Select classes of a network or file, in its own order; all if none is requested.
 
     Parameters
     ----------
     owner
-        What knows the classes, for the message.
+        What has the classes, for the message.
 
     Raises
     ------
     OptionError
-        If one is not known.
+        If a class is not known.
 
     Examples
     --------
@@ -53,20 +53,20 @@ def choose_classes(known: Sequence[str], wanted: Collection[str], owner: str) ->
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What each pixel of an image shows, and how sure its source was.
+    """The class of each pixel of an image, and the confidence of its source.
 
     Raises
     ------
     ValueError
-        If the shapes differ, there are more classes than values, or a value names no class.
+        If the shapes differ, there are too many classes, or a value has no class.
     """
 
     values: UInt8Array
     """(H, W) index into `classes`, or `IGNORE`."""
     confidence: Float32Array
-    """(H, W) 0..1; of background and of ignored pixels too."""
+    """(H, W) 0..1; also for background and ignored pixels."""
     classes: tuple[str, ...]
-    """Name of every value from 0, at most 255."""
+    """Name of every value from 0; at most 255."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.confidence.shape != self.values.shape:
@@ -81,12 +81,12 @@ class LabelMap:
 
     @classmethod
     def background(cls, height: int, width: int, classes: tuple[str, ...]) -> Self:
-        """A map of the first class everywhere: an image of which it is known that it shows nothing else."""
+        """A map of the first class everywhere, for an image that is known to show nothing else."""
         return cls(np.zeros((height, width), np.uint8), np.ones((height, width), np.float32), classes)
 
     @property
     def labelled(self) -> BoolArray:
-        """(H, W) where a class is known."""
+        """(H, W) where the class is known."""
         return np.asarray(self.values != IGNORE)
 
 
@@ -94,9 +94,9 @@ class LabelMap:
 
 
 def smallest_wins(masks: BoolArray) -> Int32Array:
-    """The smallest of the masks (M, H, W) that cover a pixel owns it, so that parts show on top of wholes.
+    """Each pixel belongs to the smallest of the masks (M, H, W) that cover it, so parts show on top of wholes.
 
-    Masks of one size are ranked by their number, the lower first; the order of the masks then changes nothing else.
+    Among masks of equal size, the lower number wins.
 
     Returns
     -------
@@ -104,17 +104,17 @@ def smallest_wins(masks: BoolArray) -> Int32Array:
     """
     owner = np.full(masks.shape[1:], NO_MASK, np.int32)
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
-    for index in np.lexsort((np.arange(len(masks)), areas))[::-1]:  # largest first, the others are painted over it
+    for index in np.lexsort((np.arange(len(masks)), areas))[::-1]:  # largest first; smaller ones are painted over it
         owner[masks[index]] = index
     return owner
 
 
 def highest_wins(scores: UInt8Array | Float32Array) -> Int32Array:
-    """The mask of the highest score (M, H, W) at a pixel owns it; where scores tie, the lower number.
+    """Each pixel belongs to the mask with the highest score (M, H, W); ties to the lower number.
 
     Returns
     -------
-    (H, W) index of the owner, or `geolabel.mosaic.NO_MASK` where every score is 0
+    (H, W) index of the owner, or `geolabel.mosaic.NO_MASK` if every score is 0
     """
     if not len(scores):
         return np.full(scores.shape[1:], NO_MASK, np.int32)
@@ -127,12 +127,12 @@ def highest_wins(scores: UInt8Array | Float32Array) -> Int32Array:
 
 @dataclass(frozen=True)
 class Instances:
-    """N objects of an image that do not overlap, numbered from 1 in a map."""
+    """N disjoint objects of an image, numbered from 1 in a map."""
 
     ids: Int32Array
-    """(H, W) number of the object, 0 where there is none."""
+    """(H, W) number of the object, 0 if none."""
     class_ids: Int32Array
-    """(N,) index into the classes of the label map that they come from."""
+    """(N,) index into the classes of the source label map."""
     scores: Float32Array
     """(N,) 0..1."""
     areas: Int64Array
@@ -147,10 +147,10 @@ class Instances:
 
 
 def closed_regions(labels: LabelMap, min_area: int = 1) -> Instances:
-    """Every closed region of a class becomes an object, as DiffuPrompter counts them (its section 2.2.3).
+    """Every closed region of a class is an object, as in DiffuPrompter (section 2.2.3).
 
-    Regions are 4-connected; one of fewer than `min_area` pixels is left out. The score of an object is the mean
-    confidence of its pixels. Background and ignored pixels belong to none.
+    Regions are 4-connected; smaller ones than `min_area` pixels are dropped. An object's score is the mean confidence
+    of its pixels. Background and ignored pixels have no object.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def closed_regions(labels: LabelMap, min_area: int = 1) -> Instances:
 
 
 def run_lengths(mask: BoolArray) -> list[int]:
-    """COCO's run lengths of a mask (H, W): down the columns, outside and inside in turn, beginning outside."""
+    """COCO's run lengths of a mask (H, W): down the columns, alternating outside and inside, starting outside."""
     flat = mask.T.ravel()
     ends = np.flatnonzero(np.diff(flat)) + 1
     counts: list[int] = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
@@ -198,20 +198,20 @@ def from_run_lengths(counts: list[int], height: int, width: int) -> BoolArray:
 
 
 def expand_run_lengths(counts: str | bytes) -> list[int]:
-    """COCO's run lengths of their compressed text, as ``rleFrString`` of cocoapi reads it.
+    """COCO's run lengths from their compressed text, like ``rleFrString`` of cocoapi.
 
-    A run takes as many characters of 6 bits as it needs, the lowest bits first: bit 6 says that another one follows,
-    bit 5 of the last is the sign. From the fourth on, a run is the difference to the one before the last.
+    A run is stored in characters of 6 bits, lowest bits first: bit 6 says that another one follows, bit 5 of the last
+    is the sign. From the fourth on, a run is stored as the difference to the run two before.
     https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
 
     Raises
     ------
     ValueError
-        If the text ends within a run or holds other characters.
+        If the text ends within a run or has invalid characters.
     """
     codes = [ord(c) - 48 for c in (counts.decode("latin-1") if isinstance(counts, bytes) else counts)]
     if any(not 0 <= code < 64 for code in codes) or (codes and codes[-1] & 32):
-        raise ValueError("a compressed mask is cut off or damaged")
+        raise ValueError("a compressed mask is truncated or damaged")
     runs: list[int] = []
     value = bits = 0
     for code in codes:

@@ -1,7 +1,7 @@
-"""Agreement of a prediction with a truth: by area, object, width of objects, outline, and class of pixels.
+"""Agreement of a prediction with the truth: by area, object, object width, outline, and pixel class.
 
-A ratio without a denominator is NaN: a class that neither side has is no success and no failure, and means leave it
-out. Between the F1 score and the intersection over union holds IoU = F1 / (2 - F1).
+A ratio without a denominator is NaN: a class that neither side has is neither success nor failure, and means skip it.
+F1 and IoU are related by IoU = F1 / (2 - F1).
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array, UInt
 Areas: TypeAlias = Float64Array | Int64Array
 
 HALF = 0.5
-"""Share of an object that has to be covered, and IoU that a pair has to reach, to count."""
+"""Minimum covered share of an object, and minimum IoU of a pair, to count."""
 
 WIDTH_LIMITS = (8, 24, 64)
-"""Pixels that separate the bands of width: below the first, from one to the next, from the last on."""
+"""Limits in pixels between the bands of object width."""
 
 TOLERANCE = 3.0
-"""Pixels that an outline may be off: reference outlines drawn by hand are no better than that."""
+"""Tolerance of outlines in pixels; reference outlines drawn by hand are no more accurate."""
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """Divide; NaN where there is nothing to divide by."""
+    """Divide; NaN if the denominator is 0."""
     return numerator / denominator if denominator else math.nan
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Areas by what they are and what they were taken for, in pixels or in square metres.
+    """Areas by truth and prediction, in pixels or square metres.
 
-    Parts of a scene add up. `tn` is NaN where the extent of the scene is not known, and so are figures that need it.
+    Parts of a scene can be added. `tn` and figures based on it are NaN if the extent of the scene is unknown.
     """
 
     tp: float = 0
-    """Landslide, found."""
+    """Landslide, predicted."""
     fp: float = 0
-    """No landslide, but predicted."""
+    """Background, but predicted."""
     fn: float = 0
     """Landslide, missed."""
     tn: float = 0
-    """Neither."""
+    """Background, not predicted."""
 
     @classmethod
     def of(cls, predicted: BoolArray, truth: BoolArray, valid: BoolArray) -> Self:
-        """Count pixels of boolean arrays of one shape; those that are not valid count nowhere."""
+        """Count pixels of boolean arrays of one shape; pixels that are not valid are skipped."""
         both, either = predicted & truth & valid, (predicted | truth) & valid
         tp, p, t = (int(np.count_nonzero(mask)) for mask in (both, predicted & valid, truth & valid))
         return cls(tp=tp, fp=p - tp, fn=t - tp, tn=int(np.count_nonzero(valid) - np.count_nonzero(either)))
@@ -66,22 +66,22 @@ class Confusion:
 
     @property
     def total(self) -> float:
-        """Everything that was judged."""
+        """Total area."""
         return self.tp + self.fp + self.fn + self.tn
 
     @property
     def overall_accuracy(self) -> float:
-        """Share of the scene that is right."""
+        """Share of the scene that is correct."""
         return ratio(self.tp + self.tn, self.total)
 
     @property
     def precision(self) -> float:
-        """Share of the predicted landslides that is landslide."""
+        """Share of the predicted area that is landslide."""
         return ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float:
-        """Share of the landslides that was predicted."""
+        """Share of the landslide area that is predicted."""
         return ratio(self.tp, self.tp + self.fn)
 
     @property
@@ -96,7 +96,7 @@ class Confusion:
 
     @property
     def miou(self) -> float:
-        """Mean intersection over union of landslide and background, without a class that neither side has."""
+        """Mean IoU of landslide and background, without a class that neither side has."""
         if math.isnan(self.tn):
             return math.nan
         classes = [self.iou, ratio(self.tn, self.tn + self.fp + self.fn)]
@@ -105,7 +105,7 @@ class Confusion:
 
     @property
     def kappa(self) -> float:
-        """Cohen's kappa: agreement beyond that of chance (Cohen 1960, doi:10.1177/001316446002000104)."""
+        """Cohen's kappa: agreement beyond chance (Cohen 1960, doi:10.1177/001316446002000104)."""
         n = self.total
         chance = (self.tp + self.fp) * (self.tp + self.fn) + (self.fn + self.tn) * (self.fp + self.tn)
         return ratio((self.tp + self.tn) * n - chance, n * n - chance)
@@ -113,16 +113,16 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ObjectScores:
-    """Landslides counted one by one."""
+    """Object-wise counts of landslides."""
 
     true_objects: int
     found: int
-    """True landslides of which predictions cover at least half."""
+    """True landslides at least half covered by predictions."""
     polygons: int
     right: int
-    """Predicted polygons of which at least half lies on true landslides."""
+    """Predicted polygons at least half on true landslides."""
     matched: int
-    """Pairs of a true landslide and a polygon with an IoU of at least one half, each in one pair at most."""
+    """Disjoint pairs of a true landslide and a polygon with an IoU of at least one half."""
 
     @property
     def found_share(self) -> float:
@@ -131,7 +131,7 @@ class ObjectScores:
 
     @property
     def right_share(self) -> float:
-        """Share of the polygons that are right."""
+        """Share of the polygons that are correct."""
         return ratio(self.right, self.polygons)
 
     @property
@@ -152,23 +152,23 @@ class ObjectScores:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What N pairs of a true landslide and a predicted polygon share; areas in any one unit."""
+    """Overlaps of N pairs of a true landslide and a predicted polygon; areas in any unit."""
 
     true_area: Areas
     """(T,)"""
     true_covered: Areas
-    """(T,) area that any prediction covers."""
+    """(T,) area covered by any prediction."""
     polygon_area: Areas
     """(P,)"""
     polygon_correct: Areas
-    """(P,) area that lies on any true landslide."""
+    """(P,) area on any true landslide."""
     pairs: Int64Array
-    """(N, 2) true landslide and polygon, each pair once."""
+    """(N, 2) indices of true landslide and polygon, each pair once."""
     shared: Areas
-    """(N,) area that the pair has in common."""
+    """(N,) shared area of the pair."""
 
     def scores(self) -> ObjectScores:
-        """Count what was found, what is right, and what matches."""
+        """Count found, correct and matched objects."""
         return ObjectScores(
             true_objects=len(self.true_area),
             found=_at_least_half(self.true_covered, self.true_area),
@@ -181,7 +181,7 @@ class Overlaps:
         true, polygon = self.pairs.T
         union = self.true_area[true] + self.polygon_area[polygon] - self.shared
         good = (self.shared >= HALF * union) & (self.shared > 0)
-        # one landslide can have two such polygons when it is halved exactly, or when polygons overlap
+        # ambiguous if a landslide is halved exactly, or if polygons overlap
         graph = coo_array(
             (np.ones(good.sum(), bool), (true[good], polygon[good])),
             shape=(len(self.true_area), len(self.polygon_area)),
@@ -198,14 +198,14 @@ def _at_least_half(part: Areas, whole: Areas) -> int:
 
 @dataclass(frozen=True)
 class WidthCounts:
-    """True landslides, and those that were found, in the bands of width that `WIDTH_LIMITS` separates."""
+    """True and found landslides in the width bands separated by `WIDTH_LIMITS`."""
 
     objects: tuple[int, ...] = (0,) * (len(WIDTH_LIMITS) + 1)
     found: tuple[int, ...] = (0,) * (len(WIDTH_LIMITS) + 1)
 
     @classmethod
     def of(cls, widths: Float64Array, found: BoolArray) -> Self:
-        """Sort N landslides into bands by their width in pixels (N,), and count those found (N,)."""
+        """Sort N landslides into bands by their width in pixels (N,), and count the found ones (N,)."""
         bands = np.searchsorted(WIDTH_LIMITS, widths, side="right")
         counts = (np.bincount(part, minlength=len(WIDTH_LIMITS) + 1) for part in (bands, bands[found]))
         return cls(*(tuple(part.tolist()) for part in counts))
@@ -217,15 +217,15 @@ class WidthCounts:
         )
 
     def recalls(self) -> tuple[float, ...]:
-        """Share found in each band; NaN in a band without landslides."""
+        """Share found in each band; NaN in an empty band."""
         return tuple(ratio(found, objects) for found, objects in zip(self.found, self.objects, strict=True))
 
 
 def object_widths(ids: Int32Array) -> Float64Array:
-    """(N,) short side in pixels of the minimum rotated rectangle round each numbered object of (H, W).
+    """(N,) short side in pixels of the minimum rotated rectangle around each numbered object of (H, W).
 
-    The rectangle holds the pixels' squares, so that a row of pixels is 1 px wide. The order is that of the numbers that
-    occur, from 1.
+    The rectangle contains the pixels' squares, so a row of pixels is 1 px wide. Objects are in the order of their
+    numbers, from 1.
     """
     widths = []
     for number, place in enumerate(ndimage.find_objects(ids), 1):
@@ -237,7 +237,7 @@ def object_widths(ids: Int32Array) -> Float64Array:
 
 
 def _hull_candidates(mask: BoolArray) -> Int64Array:
-    """(N, 2) x, y of corners of pixels, among them all corners of the convex hull of a mask (H, W)."""
+    """(N, 2) x, y of pixel corners that include all corners of the convex hull of a mask (H, W)."""
     rows = np.flatnonzero(mask.any(axis=1))
     left, right = mask[rows].argmax(axis=1), mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
     corners = [np.stack([x, rows + below], axis=1) for x in (left, right) for below in (0, 1)]
@@ -249,7 +249,7 @@ def _hull_candidates(mask: BoolArray) -> Int64Array:
 
 @dataclass(frozen=True)
 class Boundary:
-    """Pixels along outlines, and those that have one of the other side's within a tolerance. Parts of a scene add up.
+    """Outline pixels of both sides, and those near an outline of the other side. Parts of a scene can be added.
 
     Source: Csurka, Larlus, Perronnin (2013), "What is a good evaluation measure for semantic segmentation?",
     doi:10.5244/C.27.32; here over all objects of a scene at once.
@@ -262,7 +262,7 @@ class Boundary:
 
     @classmethod
     def of(cls, predicted: BoolArray, truth: BoolArray, valid: BoolArray, tolerance: float = TOLERANCE) -> Self:
-        """Compare boolean arrays of one shape; distances lie between centres of pixels, in pixels."""
+        """Compare boolean arrays of one shape; distances are between pixel centres, in pixels."""
         found, true = edge_pixels(predicted, valid), edge_pixels(truth, valid)
         return cls(len(found), _count_near(found, true, tolerance), len(true), _count_near(true, found, tolerance))
 
@@ -271,7 +271,7 @@ class Boundary:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of the shares that are near; NaN where neither side has an outline."""
+        """Harmonic mean of the near shares; NaN if neither side has an outline."""
         if not self.predicted and not self.true:
             return math.nan
         precision, recall = self.predicted_near / max(1, self.predicted), self.true_near / max(1, self.true)
@@ -279,9 +279,9 @@ class Boundary:
 
 
 def edge_pixels(mask: BoolArray, valid: BoolArray) -> Int64Array:
-    """(N, 2) row and column of the pixels of a mask (H, W) beside a valid pixel outside it, of four neighbours.
+    """(N, 2) row and column of the pixels of a mask (H, W) with a valid 4-neighbour outside it.
 
-    The frame of the image, and of its valid part, is no edge: where an object ends that it cuts is not known.
+    The frame of the image, and of its valid part, is not an edge: the true end of an object cut there is unknown.
     """
     inside, outside = mask & valid, valid & ~mask
     beside = np.zeros(mask.shape, bool)
@@ -295,12 +295,12 @@ def edge_pixels(mask: BoolArray, valid: BoolArray) -> Int64Array:
 def _count_near(points: Int64Array, others: Int64Array, tolerance: float) -> int:
     if not len(points) or not len(others):
         return 0
-    # the tree finds what is nearer than its bound, and the tolerance itself is near
+    # the tree finds distances below its bound, and the tolerance itself counts as near
     distance, _ = KDTree(others).query(points, distance_upper_bound=np.nextafter(tolerance, np.inf))
     return int(np.isfinite(distance).sum())
 
 
-# --- classes of pixels -----------------------------------------------------------------------------------------------
+# --- pixel classes ---------------------------------------------------------------------------------------------------
 
 
 def count_pixels(predicted: UInt8Array, truth: UInt8Array, classes: int) -> Int64Array:
@@ -309,7 +309,7 @@ def count_pixels(predicted: UInt8Array, truth: UInt8Array, classes: int) -> Int6
     Parameters
     ----------
     predicted, truth : (H, W)
-        0 to ``classes - 1``, or `IGNORE`; pixels that either side ignores are not counted.
+        0 to ``classes - 1``, or `IGNORE`; pixels ignored on either side are not counted.
     """
     judged = (predicted != IGNORE) & (truth != IGNORE)
     pairs = truth[judged].astype(np.int64) * classes + predicted[judged]
@@ -324,12 +324,12 @@ def class_figures(counts: Int64Array, classes: Sequence[str]) -> dict[str, float
     counts : (K, K)
         See `count_pixels`.
     classes
-        Names of all K classes; the first is the background, which has no figures of its own.
+        Names of all K classes; the first is the background, which has no separate figures.
 
     Returns
     -------
-    by name, with the class in front where there are several; NaN without a denominator, and the mean leaves such
-    classes out
+    By name, prefixed by the class if there are several; NaN without a denominator, and means skip such
+    classes
     """
     matrix = counts.astype(np.float64)
     hit, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)

@@ -1,8 +1,8 @@
-"""One mosaic from overlapping tiles: dense maps are blended, masks are merged by their maximum score.
+"""Merge overlapping tiles into one mosaic: dense maps are blended, masks are merged by maximum score.
 
-A tile without a prompt for an object has no vote on it, so a mask is never averaged with its absence. Every
-function fills one window of the mosaic from the tiles or masks that reach into it. Weights are integers that depend on
-a tile alone, and sums of integers do not depend on their order: a pixel has the same value in any window.
+A tile without a prompt for an object has no vote on it, so a mask is never averaged with its absence. Every function
+fills one window of the mosaic from the tiles or masks that intersect it. Weights are integers that depend on a tile
+only, and integer sums do not depend on order: a pixel has the same value in any window.
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray, Int32Array, UInt8Array
 
 NO_MASK = -1
-"""Winner of a pixel that no mask covers."""
+"""Owner of a pixel without a mask."""
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A window of the finished mosaic, and what lies beside it."""
+    """A window of the finished mosaic, with its other layers."""
 
     scores: UInt8Array
     """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
     winner: Int32Array | None = None
-    """(H, W) number of the mask that gave a pixel its score, or `NO_MASK`; None for a mosaic that has no masks."""
+    """(H, W) number of the mask that gave a pixel its score, or `NO_MASK`; None for a mosaic without masks."""
     attributes: Mapping[str, AnyArray] = field(default_factory=dict)
-    """(H, W) integers by the name of a layer: what polygons are described by beside their scores, such as
-    ``activation``, 0..255."""
+    """Further integer layers (H, W) by name, which describe polygons, such as ``activation``, 0..255."""
 
 
 STEPS = 128
-"""Most steps of a feather along an axis: weights, and sums of grey values under them, then fit 32 bits."""
+"""Maximum steps of a feather along an axis: weights, and weighted sums of grey values, then fit 32 bits."""
 
 
 class Sliceable(Protocol):
-    """Grey values of a tile, given or made where they are asked for."""
+    """Grey values of a tile, stored or computed on slicing."""
 
     def __getitem__(self, part: tuple[slice, slice]) -> UInt8Array:
         """Pixels of a part of the tile."""
@@ -48,10 +47,10 @@ class Sliceable(Protocol):
 
 
 def feather(height: int, width: int, floor: int = 1) -> Int32Array:
-    """(height, width) weights of a tile: `floor` along its frame, rising inward along each axis in up to `STEPS` steps.
+    """(height, width) weights of a tile: `floor` at the frame, rising inwards along each axis in up to `STEPS` steps.
 
-    The weights of the two axes are multiplied. They are nowhere 0, so the frame of a scene, which has
-    no second tile, keeps its values.
+    The weights of the two axes are multiplied. They are positive everywhere, so the frame of a scene, where there is
+    only one tile, keeps its values.
     """
     inward = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (height, width))
     rows, cols = (floor + steps // -(-(int(steps.max()) + 1) // STEPS) for steps in inward)
@@ -71,13 +70,13 @@ def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Arr
     Parameters
     ----------
     window
-        What to fill.
+        Window to fill.
     parts
-        Tiles in any order: where they lie, and their values (h, w). What reaches out of `window` is ignored.
+        Window and values (h, w) of tiles, in any order. Pixels outside `window` are ignored.
 
     Returns
     -------
-    (H, W), 0 where no tile is
+    (H, W), 0 without a tile
     """
     parts = list(parts)
     if len(parts) == 1 and parts[0][0].contains(window):
@@ -92,7 +91,7 @@ def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Arr
         share = _weights(tile.height, tile.width)[source]
         total[target] += share * values[source]
         weight[target] += share
-    # In double precision a quotient of such integers, and half of one more, lies on the right side of whole numbers.
+    # In double precision, quotients of such integers, plus a half, are on the correct side of whole numbers.
     mean = np.divide(total, np.maximum(weight, 1, out=weight))
     mean += 0.5
     grey: UInt8Array = mean.astype(np.uint8)
@@ -102,22 +101,22 @@ def blend(window: Window, parts: Iterable[tuple[Window, Sliceable]]) -> UInt8Arr
 def merge_scores(
     window: Window, parts: Iterable[tuple[Window, UInt8Array, int]], kind: type[np.unsignedinteger[Any]] = np.uint32
 ) -> tuple[UInt8Array, AnyArray]:
-    """Maximum of the scores of masks, and which mask it came from.
+    """Maximum score of masks, and which mask it came from.
 
     Parameters
     ----------
     window
-        What to fill.
+        Window to fill.
     parts
-        Masks in any order: the window of the crop, its scores (h, w), 0 where the mask is not, and the mask's number,
-        from 1. What reaches out of `window` is ignored.
+        Masks in any order: window of the crop, scores (h, w), 0 outside the mask, and the mask's number, from 1.
+        Pixels outside `window` are ignored.
     kind
-        Holds the numbers; a window is large, and the masks that reach into it are few.
+        Integer type for the numbers, small if few masks intersect a large window.
 
     Returns
     -------
-    scores : (H, W), 0 where no mask is
-    winner : (H, W), of type `kind`, 0 where no mask is; where scores tie, the mask of the lowest number
+    scores : (H, W), 0 without a mask
+    winner : (H, W), of type `kind`, 0 without a mask; ties to the lowest number
     """
     scores = np.zeros((window.height, window.width), np.uint8)
     winner = np.zeros((window.height, window.width), kind)
@@ -127,7 +126,7 @@ def merge_scores(
             continue
         new, target = values[shared.within(crop)], shared.within(window)
         best, by = scores[target], winner[target]
-        better = (new > best) | ((new == best) & (number < by))  # 0, no mask, is less than any number: it is not beaten
+        better = (new > best) | ((new == best) & (number < by))  # never true where both are 0, as no number is below 0
         np.maximum(best, new, out=best)
         np.copyto(by, kind(number), where=better)
     return scores, winner

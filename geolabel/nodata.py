@@ -1,7 +1,7 @@
 """Undeclared nodata: margins of black or white, -9999, and implausible numbers.
 
-They are looked for in a sample of the scene. Values that cannot be measurements are left out; values that may be are
-reported.
+They are searched for in a sample of the scene. Values that cannot be measurements are excluded; values that could be
+are reported.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 
 BEYOND = 1e18
-"""No sensor measures as much: numbers from here on, such as -3.4e38, 9.97e36 and 1e20, fill what was not measured."""
+"""Larger numbers are fill values, not measurements, such as -3.4e38, 9.97e36 and 1e20."""
 
 LOWEST = -99.0
-"""A constant from here down, alone below all other values, is a fill, such as -9999 or -32768."""
+"""A constant this low, far below all other values, is a fill value, such as -9999 or -32768."""
 
 MARGIN_SHARE, FILL_SHARE = 0.01, 0.001
-"""Minimum share of the sample that a margin, or a fill, takes."""
+"""Minimum share of the sample for a margin or a fill value."""
 
 SPARSE = 0.01
-"""Minimum share of valid pixels of a scene without a warning."""
+"""Minimum share of valid pixels; below it, a warning is given."""
 
 FEW_VALUES = 16
-"""One band of integers with no more different values looks like labels."""
+"""A single integer band with at most this many distinct values looks like labels."""
 
 MIXED = 0.5
-"""An alpha band is neither clear nor opaque in a smaller share of the scene."""
+"""Maximum share of an alpha band that is neither transparent nor opaque."""
 
 POOL = 4
-"""Pixels of the sample, along each axis, of one cell of a margin."""
+"""Side in sample pixels of one cell of a margin."""
 
 WHITE = (1.0, 255.0, 65535.0)
-"""Values of white, besides the highest of a type of integers."""
+"""White values, besides the maximum of an integer type."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """A region along the border where all bands have one value. A pixel belongs to it if it lies there and has it."""
+    """A region along the border where all bands have one value. A pixel is in it by position and value."""
 
     value: float
     cells: BoolArray
-    """(h, w) cells that cover the scene, with those beside the region."""
+    """(h, w) cells that cover the scene: the region and its neighbours."""
 
     def hidden(self, bands: AnyArray, window: Window, shape: tuple[int, int]) -> BoolArray:
-        """(height, width) pixels of the margin in a window of the scene at one of its sizes.
+        """(height, width) pixels of the margin in a window of the scene at some resolution.
 
         Parameters
         ----------
         bands : (3, height, width)
         shape
-            Height and width of the whole scene at that size.
+            Height and width of the whole scene at that resolution.
         """
         height, width = self.cells.shape
         rows = (window.row + np.arange(window.height)) * height // shape[0]
@@ -69,36 +69,36 @@ class Findings:
 
     margins: tuple[Margin, ...] = ()
     fill: float | None = None
-    """A value that no band measures, to be taken for nodata."""
+    """A fill value in any band, to be treated as nodata."""
     warnings: tuple[str, ...] = ()
 
 
 def examine(bands: AnyArray, valid: BoolArray, *, single: bool, stated: bool = False) -> Findings:
-    """Look for undeclared nodata.
+    """Search for undeclared nodata.
 
     Parameters
     ----------
     bands : (3, h, w)
         The whole scene at a smaller size.
     valid : (h, w)
-        Pixels that hold data as far as is declared.
+        Pixels that hold data according to the file.
     single
-        Whether one band serves as all three.
+        Whether one band is used as all three.
     stated
-        Whether the user said which value is nodata; nothing is then left out.
+        Whether the user gave the nodata value; then nothing is excluded.
     """
     warnings = []
     far = np.asarray(beyond(bands).any(axis=0))
     if far.any():
         value = bands[:, far].reshape(-1)[np.argmax(np.abs(bands[:, far].astype(np.float64)))]
         warnings.append(
-            f"values such as {value:g}, in {_share(far)} of the scene, are no measurement: taken for nodata"
+            f"values such as {value:g}, in {_share(far)} of the scene, cannot be measurements: treated as nodata"
         )
     fill = None if stated else _fill(bands, valid)
     if fill is not None:
         filled = np.asarray((bands == fill).any(axis=0)) & valid
         warnings.append(
-            f"the value {fill:g}, in {_share(filled)} of the scene, is far from all others: taken for nodata, as "
+            f"the value {fill:g}, in {_share(filled)} of the scene, is far from all others: treated as nodata, as "
             f"with --nodata {fill:g}"
         )
         valid = valid & ~filled
@@ -117,28 +117,28 @@ def examine(bands: AnyArray, valid: BoolArray, *, single: bool, stated: bool = F
     if single and bands.dtype.kind in "iu" and 0 < len(values := np.unique(bands[0][valid])) <= FEW_VALUES:
         shown = ", ".join([*map(str, values[:4].tolist()), *(["..."] if len(values) > 4 else [])])
         warnings.append(
-            f"the band holds nothing but {shown}, as masks and labels do: geolabel polygonize makes polygons of these, "
-            "and an image is wanted here"
+            f"the band holds nothing but {shown}, like masks and labels: polygonize turns these into polygons; "
+            "an image is needed here"
         )
     return Findings(margins, fill, tuple(warnings))
 
 
 def is_opacity(values: AnyArray) -> bool:
-    """Whether values may say how opaque pixels are: all or nothing nearly everywhere, as no infrared band is."""
+    """Whether values may be opacity: all or nothing nearly everywhere, unlike infrared."""
     top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
     between = (values > 0) & (values < top)
     return bool(between.mean() < MIXED or len(np.unique(values)) <= FEW_VALUES)
 
 
 def beyond(bands: AnyArray) -> BoolArray:
-    """Where values are finite and out of all reach."""
+    """Where values are finite but implausibly large."""
     if bands.dtype.kind != "f":
         return np.zeros(bands.shape, bool)
     return np.asarray(np.isfinite(bands) & (np.abs(bands) >= BEYOND))
 
 
 def _fill(bands: AnyArray, valid: BoolArray) -> float | None:
-    """A lowest value that all bands share in places and that nothing comes near."""
+    """A lowest value that all bands share, far below all others."""
     values = bands[:, valid]
     if not values.size or values.min() > LOWEST:
         return None
@@ -151,7 +151,7 @@ def _fill(bands: AnyArray, valid: BoolArray) -> float | None:
 
 
 def _margins(bands: AnyArray, valid: BoolArray) -> tuple[Margin, ...]:
-    """Regions along the border that are black or white throughout, beside others that are not."""
+    """Regions along the border that are uniformly black or white, beside others that are not."""
     top = float(np.iinfo(bands.dtype).max) if bands.dtype.kind in "iu" else np.inf
     highest = float(bands[:, valid].max(initial=0))
     white = [value for value in {*WHITE, top} if value == highest]
@@ -165,7 +165,7 @@ def _margins(bands: AnyArray, valid: BoolArray) -> tuple[Margin, ...]:
 
 
 def _along_border(same: BoolArray) -> BoolArray:
-    """The connected parts, large enough for a margin, that touch the border."""
+    """The connected parts that touch the border and are large enough for a margin."""
     labels, count = ndimage.label(same, np.ones((3, 3)))
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     touching = np.zeros(count + 1, bool)
@@ -176,7 +176,7 @@ def _along_border(same: BoolArray) -> BoolArray:
 
 
 def _cells(region: BoolArray) -> BoolArray:
-    """A region in coarser cells, with those around it."""
+    """A region in coarser cells, with its neighbours."""
     height, width = (-(-size // POOL) for size in region.shape)
     rows, cols = (np.arange(size) * cells // size for size, cells in zip(region.shape, (height, width), strict=True))
     cells = np.zeros((height, width), bool)

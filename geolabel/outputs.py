@@ -1,6 +1,6 @@
-"""Outputs appear whole, those of one command together, or not at all; and no output is an input.
+"""Outputs appear completely and together, or not at all; and no output is an input.
 
-A file is written in a `geolabel.scratch.Scratch` beside its place and moved there when it is whole. Writers are
+A file is written in a `geolabel.scratch.Scratch` beside its destination and moved there when complete. Writers are
 independent: files written inside `together` are moved into place when the block ends.
 """
 
@@ -21,7 +21,7 @@ from geolabel.scratch import Move, Scratch, commit, settle
 from geolabel.urls import database_uri
 
 RASTER_SIDECARS = (".aux.xml", ".msk", ".ovr", ".msk.ovr", ".ovr.aux.xml", ".vat.dbf", ".vat.cpg")
-"""Files that describe a raster, named after the whole of its name: statistics and nodata, mask, pyramids, table."""
+"""Suffixes appended to the full name of a raster for files that describe it: statistics, mask, overviews, table."""
 
 DESCRIBED_BY = {
     **dict.fromkeys((".tif", ".tiff"), (*RASTER_SIDECARS, "tfw", "tifw", "tiffw", "tfwx", "aux", "rrd")),
@@ -29,25 +29,25 @@ DESCRIBED_BY = {
     ".gpkg": (".aux.xml",),
     ".shp": (".xml", "qix", "qpj", "sbn", "sbx", "ain", "aih", "fbn", "fbx"),
 }
-"""What GDAL, QGIS and ArcGIS leave beside a finished file of each format and read with it: what describes the old file
-would be believed of the new one. With a dot the ending follows the whole name, without one it replaces the suffix.
+"""Files that GDAL, QGIS and ArcGIS leave beside a finished file of each format and read with it; stale ones would
+describe the new file wrongly. With a dot the ending is appended to the full name, without one it replaces the suffix.
 
-A ``.prj`` or ``.wld`` of the same stem may belong to another file, and a ``.qml`` is a style that a person made: a
-GeoTIFF needs none of them, and they stay."""
+A ``.prj`` or ``.wld`` of the same stem may belong to another file, and a ``.qml`` is a style made by a person: a
+GeoTIFF needs none of them, so they are kept."""
 
 
 PARTS = {".shp": (".shx", ".dbf", ".prj", ".cpg")}
-"""Formats of several files, which take their places together: the suffixes of the others."""
+"""Formats of several files, which are replaced together: the suffixes of the others."""
 
 SQLITE = (".gpkg", ".sqlite", ".db")
-"""Formats that are SQLite's, which keeps what is not yet in the file in files beside it."""
+"""SQLite formats; SQLite keeps uncommitted data in files beside them."""
 
 UNSAVED = ("-wal", "-journal")
-"""Such files."""
+"""Suffixes of such files."""
 
 
 class _Keeper(Protocol):
-    """What records which files of a folder geolabel made; see `geolabel.folders`."""
+    """The record of the files that geolabel wrote to a folder; see `geolabel.folders`."""
 
     @property
     def root(self) -> Path:
@@ -59,59 +59,59 @@ class _Keeper(Protocol):
         ...
 
     def check(self, path: Path) -> None:
-        """Refuse to replace a file that geolabel did not make."""
+        """Refuse to replace a file that geolabel did not write."""
         ...
 
     def note(self, path: Path, content: Path) -> None:
-        """Record that geolabel makes a file, before it is moved into place; `content` is where it is until then."""
+        """Record that geolabel writes a file, before it is moved into place; `content` is its path until then."""
         ...
 
 
 keepers: ContextVar[tuple[_Keeper, ...]] = ContextVar("keepers", default=())
-"""Of the folders that are worked in, the innermost last."""
+"""Records of the folders being worked in, the innermost last."""
 
 
 def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse, before any work is done, an output that cannot or should not be written.
+    """Refuse an unsuitable output before any work is done.
 
-    A symbolic link is refused: it may point to any file.
+    A symbolic link is refused, since it may point to any file.
 
     Parameters
     ----------
     overwrite
-        Whether a file that is there already may be replaced.
+        Whether an existing file may be replaced.
     suffixes
-        File name extensions that fit the format, lower case.
+        Valid suffixes, lower case.
     inputs
-        Files that the run reads, none of which may be its output too.
+        Files that the run reads, which may not be its output.
 
     Raises
     ------
     OutputError
-        If the name or the folder does not fit, the file exists or is an input, or another program has it open.
+        If the name or folder is unsuitable, the file exists or is an input, or another program has it open.
     """
     check_name(path.absolute())
     if path.suffix.lower() not in suffixes:
         *others, last = suffixes
         named = f"{', '.join(others)} or {last}" if others else last
-        raise OutputError(f"{path}: the name of this output has to end with {named}")
+        raise OutputError(f"{path}: the name of this output must end with {named}")
     settle(path.parent)
     for source in inputs:
         if same_file(path, source):
             raise OutputError(f"{path} is an input of this run ({source}): give the output another name")
     for file in (path, *other_files(path)):
         if file.is_symlink():
-            raise OutputError(f"{file} is a symbolic link to {file.readlink()}: give the name of a file itself")
+            raise OutputError(f"{file} is a symbolic link to {file.readlink()}: give the file itself")
         _check_place(file, overwrite=overwrite)
 
 
 def other_files(path: Path) -> list[Path]:
-    """Files that a format has besides the one that is named; see `PARTS`."""
+    """The further files of a format; see `PARTS`."""
     return [path.with_suffix(suffix) for suffix in PARTS.get(path.suffix.lower(), ())]
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:
-    """As `check_target`, at any moment of a run."""
+    """Like `check_target`, at any moment of a run."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file")
     if path.exists():
@@ -122,23 +122,23 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: the folder {path.parent} cannot be written to; choose another")
+        raise OutputError(f"{path}: the folder {path.parent} is not writable; choose another")
     if path.suffix.lower() in SQLITE:
         _check_closed(path)
 
 
 def same_file(path: Path, source: str | Path) -> bool:
-    """Whether two names are of one file or folder: through links, and through hard links too."""
+    """Whether two names refer to one file or folder, through symbolic or hard links."""
     try:
         return path.samefile(source)
-    except (OSError, ValueError):  # one of them is no file: a URI, or not there yet
+    except (OSError, ValueError):  # one of them is not a file: a URI, or missing
         return os.path.realpath(path) == os.path.realpath(Path(source))
 
 
 def _check_closed(path: Path) -> None:
-    """Refuse to replace a database that has unsaved edits beside it, or that another program has open.
+    """Refuse to replace a database with uncommitted edits, or that another program has open.
 
-    The edits would be lost, and the new file could not be read: SQLite would take them for its own.
+    The edits would be lost, and the new file would be unreadable, since SQLite would apply them to it.
     """
     for ending in UNSAVED:
         beside = path.with_name(path.name + ending)
@@ -146,7 +146,7 @@ def _check_closed(path: Path) -> None:
             if beside.stat().st_size:
                 raise OutputError(
                     f"{beside} holds edits that are not yet in {path.name}: close {path.name} in QGIS or the program "
-                    f"that has it open; where that program has died, open {path.name} once more and close it. Or give "
+                    f"that has it open; if that program has crashed, open {path.name} once more and close it. Or give "
                     "the output another name"
                 )
     if path.exists() and _is_open_elsewhere(path):
@@ -156,7 +156,7 @@ def _check_closed(path: Path) -> None:
 
 
 def _is_open_elsewhere(path: Path) -> bool:
-    """Whether another process has a lock on a database; nothing in it is changed."""
+    """Whether another process has locked a database; nothing is changed."""
     try:
         with closing(
             sqlite3.connect(database_uri(path.absolute(), "rw"), uri=True, timeout=0, isolation_level=None)
@@ -166,13 +166,13 @@ def _is_open_elsewhere(path: Path) -> bool:
             connection.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         return "locked" in str(error) or "busy" in str(error)
-    except (sqlite3.Error, UnicodeError):  # no database: nobody has it open as one
+    except (sqlite3.Error, UnicodeError):  # not a database, so not open as one
         return False
     return False
 
 
 class _Together:
-    """Outputs on their way."""
+    """Outputs of one block."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self.paths = {path.absolute() for path in paths}
@@ -180,7 +180,7 @@ class _Together:
         self.scratches: list[Scratch] = []
 
     def room(self, parent: Path) -> Path:
-        """An empty folder on the file system of a place."""
+        """An empty folder on the file system of a path."""
         found = next((scratch for scratch in self.scratches if scratch.parent == parent), None)
         if found is None:
             found = Scratch(parent)
@@ -206,12 +206,12 @@ _under_way: ContextVar[_Together | None] = ContextVar("_under_way", default=None
 
 @contextmanager
 def together(*paths: Path) -> Iterator[None]:
-    """Let files that are written inside the block take their places at the end, all of them or none.
+    """Move files written inside the block into place at its end, all of them or none.
 
     Raises
     ------
     OutputError
-        If a file cannot be moved into place; earlier files are then unchanged.
+        If a file cannot be moved into place; the other files are then unchanged.
     """
     with _together(*paths):
         yield
@@ -245,15 +245,15 @@ def _together(*paths: Path) -> Iterator[_Together]:
 
 @contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield the name of a file to write to, which is moved to `path` if the block ends without an error.
+    """Yield the path of a temporary file, which is moved to `path` if the block ends without an error.
 
-    The name is that of `path`, in a new folder of `Scratch`, where the other files of a format of several are written
-    too (`PARTS`). What describes the old file goes with it. After an error nothing is left but what was there before.
+    It has the name of `path`, in a new folder of `Scratch`, which also takes the other files of the format (`PARTS`).
+    Files that describe the old file are deleted with it. After an error, everything is as before.
 
     Raises
     ------
     OutputError
-        If `path` exists and must not be replaced.
+        If `path` exists and may not be replaced.
     """
     held = [keeper for keeper in keepers.get() if keeper.holds(path)]
     _check_place(path, overwrite=overwrite)
@@ -264,7 +264,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield part
         others = [(place, part.with_name(place.name)) for place in other_files(path)]
         for place in (path, *(place for place, _ in others)):
-            _check_place(place, overwrite=overwrite)  # a second run may have finished in the meantime
+            _check_place(place, overwrite=overwrite)  # another run may have finished in the meantime
         work.moves += [Move(sidecar) for sidecar in (() if held else _sidecars_of(path))]
         work.moves += [Move(place, file, exclusive=not overwrite) for place, file in others if file.exists()]
         work.moves += [Move(place) for place, file in others if place.exists() and not file.exists()]
@@ -273,7 +273,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def saving(path: Path) -> Iterator[Path]:
-    """Write a file again, as `replacing` does; what the disk refuses becomes an error of ours.
+    """Rewrite a file like `replacing`; errors of the disk become an `OutputError`.
 
     Raises
     ------
@@ -288,7 +288,7 @@ def saving(path: Path) -> Iterator[Path]:
 
 
 def _sidecars_of(path: Path) -> list[Path]:
-    """Files beside a file that describe it, as far as they are there; upper case counts too."""
+    """Existing files beside a file that describe it; case is ignored."""
     endings = DESCRIBED_BY.get(path.suffix.lower(), ())
     names = {(path.name + end if end.startswith(".") else f"{path.stem}.{end}").lower() for end in endings}
     stem = path.stem.lower()

@@ -1,6 +1,6 @@
-"""Parsing of untrusted text: JSON, XML, file names, numbers with units; all bounded in size and depth.
+"""Parsing of untrusted text: JSON, XML, file names, numbers with units; with limits of size and depth.
 
-Nothing in them is followed or expanded.
+References in it are neither followed nor expanded.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from xml.parsers import expat
 from geolabel.errors import OptionError
 
 MAX_JSON_BYTES = 256 << 20
-"""Of a file of JSON that a person gives."""
+"""Maximum size of a user's JSON file."""
 
 MAX_XML_BYTES = 64 << 20
-"""A mosaic of 50,000 sources takes as much."""
+"""Maximum number of elements; a mosaic of 50,000 sources has about as many."""
 
 MAX_DEPTH = 64
-"""Values in values, or elements in elements."""
+"""Maximum nesting of values or elements."""
 
 MAX_NAME = 200
 
@@ -35,12 +35,12 @@ MAX_ELEMENTS = 2_000_000
 
 
 def parse_json(text: bytes | str, *, limit: int = MAX_JSON_BYTES, depth: int = MAX_DEPTH) -> Any:
-    """Parse JSON of at most `limit` bytes, in which values are nested at most `depth` deep.
+    """Parse JSON of at most `limit` bytes and at most `depth` levels.
 
     Raises
     ------
     ValueError
-        If it is larger, nested deeper, or no JSON; the message says which and can follow a file name and a colon.
+        If it is larger, deeper or invalid; the message can follow a file name and a colon.
     """
     if len(text) > limit:
         raise ValueError(f"it is larger than {_size(limit)}")
@@ -62,7 +62,7 @@ def parse_json(text: bytes | str, *, limit: int = MAX_JSON_BYTES, depth: int = M
 
 
 def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, depth: int = MAX_DEPTH) -> Any:
-    """Parse a file of JSON in UTF-8, see `parse_json`.
+    """Parse a UTF-8 JSON file, see `parse_json`.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, depth: int = MAX_DEPTH
 
 
 def parse_xml(text: bytes, *, limit: int = MAX_XML_BYTES, depth: int = MAX_DEPTH) -> ET.Element:
-    """Parse XML of at most `limit` bytes without a document type, so that it declares no entities.
+    """Parse XML of at most `limit` bytes without a document type, and thus without entities.
 
     Raises
     ------
     ValueError
-        If it is larger, nested deeper, declares a document type, or is no XML.
+        If it is larger, deeper, declares a document type, or is invalid.
     """
     if len(text) > limit:
         raise ValueError(f"it is larger than {_size(limit)}")
@@ -113,13 +113,13 @@ def parse_xml(text: bytes, *, limit: int = MAX_XML_BYTES, depth: int = MAX_DEPTH
     parser.buffer_text = True
     try:
         parser.Parse(text, True)
-    except (expat.ExpatError, LookupError) as error:  # LookupError: of an encoding that Python does not know
-        raise ValueError(f"it is no XML ({error})") from error
+    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding unknown to Python
+        raise ValueError(f"it is not XML ({error})") from error
     return builder.close()
 
 
 def parse_name(value: Any) -> str:
-    """The name of a class: a line of 1 to 200 characters.
+    """Validate a class name: one line of 1 to 200 characters.
 
     Raises
     ------
@@ -127,12 +127,12 @@ def parse_name(value: Any) -> str:
         If it is anything else.
     """
     if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_NAME or not value.isprintable():
-        raise ValueError(f"{str(value)[:40]!r} is no name: a name is a line of up to {MAX_NAME} characters")
+        raise ValueError(f"{str(value)[:40]!r} is not a name: a name is a line of up to {MAX_NAME} characters")
     return value
 
 
 def parse_file_name(value: Any) -> str:
-    """The name of a file in a folder: a `parse_name` that leads nowhere else.
+    """Validate the name of a file in a folder: a `parse_name` that does not lead elsewhere.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def parse_file_name(value: Any) -> str:
         If it is anything else.
     """
     if parse_name(value).startswith(".") or any(mark in value for mark in "/\\:"):
-        raise ValueError(f"{value!r} is no name of a file: it leads out of its folder")
+        raise ValueError(f"{value!r} is not a file name: it leads out of its folder")
     return str(value)
 
 
@@ -154,12 +154,12 @@ def parse_length(value: Any) -> float:
     """
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{str(value)[:40]} is no positive number of metres")
+        raise ValueError(f"{str(value)[:40]} is not a positive number of metres")
     return number
 
 
 def check_metres(name: str, value: float | None) -> None:
-    """Refuse a length, named `name` in the message, that is not a positive, finite number of metres; None passes.
+    """Refuse a length, called `name` in the message, that is not a positive, finite number of metres; None passes.
 
     Raises
     ------
@@ -175,26 +175,26 @@ def _size(limit: int) -> str:
 
 
 MAX_PART_BYTES = 255
-"""Of a name without its folders, on the file systems in use."""
+"""Maximum bytes of a file name on common file systems."""
 
 
 def check_name(name: str | os.PathLike[str]) -> None:
-    """Refuse a name that GDAL, GeoPackage and JSON cannot hold, before any work is done.
+    """Refuse a name that GDAL, GeoPackage and JSON cannot store, before any work is done.
 
     Raises
     ------
     OptionError
-        If it is not text in UTF-8, as on disks that old systems wrote, or longer than any file can be called.
+        If it is not UTF-8, as on disks written by old systems, or longer than a file name can be.
     """
     text = os.fspath(name)
     try:
         text.encode()
     except UnicodeEncodeError:
-        # The bytes of a name on disk; of one in a JSON file, which no disk has, the characters.
+        # Bytes of a name on disk; for a name from a JSON file, which no disk has, its characters.
         shown = re.sub("[\ud800-\udbff]", lambda half: f"\\u{ord(half[0]):x}", text)
         shown = os.fsencode(shown).decode("utf-8", "backslashreplace")
         raise OptionError(
-            f"the name {shown} is not text in UTF-8 (bytes with a backslash are of another encoding): rename the file"
+            f"the name {shown} is not UTF-8 text (backslashes show bytes of another encoding): rename the file"
         ) from None
     file = "://" not in text and not text.startswith("/vsi")
     longest = max((len(part.encode()) for part in re.split(r"[/\\]", text)), default=0)
@@ -203,12 +203,12 @@ def check_name(name: str | os.PathLike[str]) -> None:
 
 
 def check_regular(name: str | os.PathLike[str]) -> None:
-    """Refuse what is no file, but is opened like one: reading a pipe waits for ever, and a device has no end.
+    """Refuse special files, which open like files: reading a pipe waits for ever, and a device has no end.
 
     Raises
     ------
     OSError
-        If it is a pipe, a socket or a device. What is not there passes, as do files and folders.
+        If it is a pipe, a socket or a device. Missing paths, files and folders pass.
     """
     try:
         mode = Path(name).stat().st_mode
@@ -219,22 +219,22 @@ def check_regular(name: str | os.PathLike[str]) -> None:
 
 
 def exists(name: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or folder of a name; not where it cannot be, or cannot be seen."""
+    """Whether a file or folder of that name exists and is visible."""
     try:
         return Path(name).exists()
-    except (OSError, ValueError):  # the latter of what no file system can hold
+    except (OSError, ValueError):  # ValueError: names that no file system can hold
         return False
 
 
 Unit = Literal["m", "m2", "px", "deg"]
-"""Metres, square metres, or pixels of the working grid: their sides where a length is meant, else their number."""
+"""Metres, square metres, degrees, or pixels of the working grid (their side for lengths, their number for areas)."""
 
 MEASURE = re.compile(r"\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z][a-zA-Z0-9]*|)\s*")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A length, an area or a slope that is not negative, such as ``2px``, ``1.5m``, ``400m2`` or ``10deg``.
+    """A non-negative length, area or slope, such as ``2px``, ``1.5m``, ``400m2`` or ``10deg``.
 
     Raises
     ------
@@ -247,11 +247,11 @@ class Measure:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value) and self.value >= 0):
-            raise OptionError(f"{self}: it has to be a number that is not negative")
+            raise OptionError(f"{self}: it must be a number that is not negative")
 
     @classmethod
     def check(cls, name: str, value: object) -> None:
-        """Make sure that a value is a measure.
+        """Check that a value is a measure.
 
         Raises
         ------
@@ -263,12 +263,12 @@ class Measure:
 
     @classmethod
     def parse(cls, text: str, units: Collection[str] = ("m", "m2", "px")) -> Self:
-        """Read a number with one of `units`, in any case and with or without a space between.
+        """Parse a number with one of `units`, case-insensitive, with or without a space.
 
         Raises
         ------
         OptionError
-            If the text is no number, lacks its unit, or has one that does not fit.
+            If it is not a number, or its unit is missing or not allowed.
 
         Examples
         --------
@@ -286,7 +286,7 @@ class Measure:
         return cls(float(number), unit)
 
     def pixels(self, gsd: float) -> float:
-        """Sides of pixels, or a number of pixels where the measure is an area, at `gsd` metres per pixel."""
+        """The measure in pixels (sides for a length, number for an area), at `gsd` metres per pixel."""
         if self.unit == "px":
             return self.value
         return self.value / (gsd if self.unit == "m" else gsd**2)

@@ -1,7 +1,7 @@
-"""Roles of the parts of a method, recipes of their networks, and the four steps.
+"""Roles of the parts of a method, recipes for their networks, and the four steps.
 
-A method is a choice of the four parts. The pipeline knows neither networks nor files, so a training objective may hold
-one as well as a command does.
+A method is a choice of four parts. The pipeline knows neither networks nor files, so training objectives can use one as
+well as commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from geolabel.types import UInt8Array
 
 
 class Localizer(Protocol):
-    """Says where in an image its classes are likely."""
+    """Locates classes in an image."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ class Localizer(Protocol):
 
     @property
     def window(self) -> int:
-        """Side in pixels of the images that it was trained on: the window of the gate."""
+        """Side in pixels of its training images: the window of the gate."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class Localizer(Protocol):
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         ...
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
@@ -51,7 +51,7 @@ class Localizer(Protocol):
 
 
 class Prompter(Protocol):
-    """Turns one activation into prompts, in pixels of the image."""
+    """Turns an activation into prompts, in pixels of the image."""
 
     def __call__(self, activation: Activation) -> Prompts:
         """Prompts of one image."""
@@ -59,16 +59,16 @@ class Prompter(Protocol):
 
 
 class Segmenter(Protocol):
-    """Answers prompts with masks. Calls are stateless: the image comes with its prompts."""
+    """Answers prompts with masks. Calls are stateless: each passes images and their prompts."""
 
     @property
     def window(self) -> int:
-        """Side in pixels of the largest image it takes."""
+        """Maximum side in pixels of an image."""
         ...
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         ...
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
@@ -77,16 +77,16 @@ class Segmenter(Protocol):
 
 
 class Labeler(Protocol):
-    """Turns the masks of one image into its label map."""
+    """Turns the masks of an image into a label map."""
 
     def __call__(self, masks: Any, prompts: Prompts, activation: Activation) -> LabelMap:
-        """Label an image; `masks` are `Masks`, or of the kind that the segmenter beside it makes."""
+        """Label an image; `masks` are `Masks`, or the subclass that the method's segmenter returns."""
         ...
 
 
 @dataclass(frozen=True)
 class Everywhere:
-    """The localizer of a method that has none: everything is equally likely everywhere."""
+    """The localizer of a method without one: full activation everywhere."""
 
     classes: tuple[str, ...] = ("anything",)
     window: int = 1
@@ -104,7 +104,7 @@ class Everywhere:
 
 @dataclass(frozen=True)
 class NoPrompts:
-    """The prompter of a method that uses no segmenter."""
+    """The prompter of a method without a segmenter."""
 
     def __call__(self, activation: Activation) -> Prompts:  # noqa: ARG002
         """No prompts."""
@@ -113,7 +113,7 @@ class NoPrompts:
 
 @dataclass(frozen=True)
 class NoMasks:
-    """The segmenter of a method that has none; what it answers has the size of the image and no mask in it."""
+    """The segmenter of a method without one; its answers have the size of the image and no masks."""
 
     window: int = 1 << 30
     gsd_range: tuple[float, float] = (0.0, float("inf"))
@@ -125,44 +125,44 @@ class NoMasks:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a part where it is needed. Recipes are small, hashable and pickle; networks stay out of tasks.
+    """How to create a part where it is needed. Recipes are small, hashable and picklable; networks stay out of tasks.
 
-    Each kind of part has a record of its own below.
+    Each kind of part has its own record below.
     """
 
     role: ClassVar[str]
     """``localizer`` or ``segmenter``."""
 
     source: str
-    """``bundled``, the name of a published network, the path of a weights file or of the folder of a network, or
-    ``OWNER/NAME@REVISION`` of one from the Hugging Face hub."""
+    """``bundled``, the name of a published network, the path of a weights file or network folder, or
+    ``OWNER/NAME@REVISION`` on the Hugging Face hub."""
     sha256: str = ""
-    """Of the weights file, or over the files of the folder; checked when they are loaded."""
+    """SHA-256 of the weights file, or over the files of the folder; checked on loading."""
     device: str = "cpu"
     """A torch device."""
     precision: str = "fp32"
     """See `geolabel.devices.Precision`."""
     batch: int = 8
-    """Images per forward call; the last batch is padded, since a network's last digits depend on the batch."""
+    """Images per forward call; the last batch is padded, since the last digits of a result depend on batch size."""
     engine: str = "torch"
     """``torch``, or ``onnx`` for ONNX Runtime, on a CPU in fp32."""
     graphs: tuple[str, ...] = ()
-    """SHA-256 of the files of graphs that ONNX Runtime reads beside the weights; checked when they are loaded."""
+    """SHA-256 of the ONNX graphs beside the weights; checked on loading."""
 
 
 @dataclass(frozen=True)
 class LocalizerRecipe(Recipe):
-    """A network of class activation maps, or a student, whose maps are scores; its file says which."""
+    """A network of class activation maps, or a student, whose maps are scores; determined by its file."""
 
     role = "localizer"
 
     normalisation: Normalisation = "constant"
-    """What becomes activation 1."""
+    """What is scaled to activation 1."""
 
 
 @dataclass(frozen=True)
 class WordsRecipe(Recipe):
-    """A network that takes the classes in words. It sees no image larger than its window, and runs with PyTorch."""
+    """A network that takes classes in words. Images are limited to its window, and it runs in PyTorch."""
 
     role = "localizer"
 
@@ -172,7 +172,7 @@ class DiffusionRecipe(WordsRecipe):
     """A diffusion network; the source is the folder of its model."""
 
     grounding: Grounding = field(kw_only=True)
-    """What it is asked."""
+    """What to ask for."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class ConceptRecipe(WordsRecipe):
     """A network that segments concepts; see `models.concept_maps`."""
 
     asked: Asked = field(kw_only=True)
-    """What it is asked."""
+    """What to ask for."""
 
 
 @dataclass(frozen=True)
@@ -195,34 +195,35 @@ class EverywhereRecipe(Recipe):
 
 @dataclass(frozen=True)
 class SegmenterRecipe(Recipe):
-    """A segmenter that answers a prompt with one mask."""
+    """A segmenter that answers each prompt with one mask."""
 
     role = "segmenter"
 
     selection: Selection = "best_iou"
-    """Which candidate mask answers a prompt."""
+    """Which candidate mask is the answer."""
     architecture: str = ""
-    """What a SAM file is said to hold: ``vit_b``, ``vit_l``, ``vit_h`` or ``mobile-sam``; empty to believe the file."""
+    """Declared content of a SAM file: ``vit_b``, ``vit_l``, ``vit_h`` or ``mobile-sam``; empty to detect it."""
     compile: str = "off"
-    """``on`` where torch.compile makes the image encoder; ``auto`` until a plan decides, see `tuning.compile_for`."""
+    """``on`` if torch.compile is used for the image encoder; ``auto`` until a plan decides, see
+    `tuning.compile_for`."""
 
     def everything(
         self, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None
     ) -> EverythingRecipe:
-        """The same network in PyTorch, which answers with everything that passes `filters`."""
+        """The same network in PyTorch, returning every candidate that passes `filters`."""
         chosen = {"filters": filters, "features": features, "clusters": clusters, "engine": "torch", "graphs": ()}
         return EverythingRecipe(**{**vars(self), **chosen})
 
 
 @dataclass(frozen=True)
 class EverythingRecipe(SegmenterRecipe):
-    """A segmenter that answers with every candidate that passes; see `models.everything`."""
+    """A segmenter that returns every candidate that passes; see `models.everything`."""
 
     filters: Filters = field(default_factory=Filters)
     features: bool = False
     """Whether masks come with features."""
     clusters: ClusterChoice | None = None
-    """Of these features, the only ones that are answers."""
+    """Clusters that masks are restricted to."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class NoSegmenterRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Four parts that label an image (H, W, 3) of a size that all of them take."""
+    """Four parts that label an image (H, W, 3) of a size that all of them accept."""
 
     localizer: Localizer
     prompter: Prompter
@@ -248,7 +249,7 @@ class Pipeline:
         return self.many([image])[0]
 
     def many(self, images: Sequence[UInt8Array]) -> list[LabelMap]:
-        """Label images, each of which every part sees once."""
+        """Label images; every part sees each image once."""
         activations = self.localizer(images)
         prompts = [self.prompter(activation) for activation in activations]
         found = zip(self.segmenter(images, prompts), prompts, activations, strict=True)
@@ -256,14 +257,14 @@ class Pipeline:
 
 
 def label_image(pipeline: Pipeline, image: UInt8Array, size: int, overlap: int | None = None) -> LabelMap:
-    """Label an image of any size: tile by tile, every pixel by the tile whose centre is nearest.
+    """Label an image of any size in tiles; each pixel is taken from the tile with the nearest centre.
 
     Parameters
     ----------
     size
-        Largest side of a tile, pixels; an image up to that size is one tile.
+        Maximum side of a tile, pixels; smaller images are one tile.
     overlap
-        Pixels that neighbouring tiles share; by default a quarter of the tile.
+        Pixels shared by neighbouring tiles; by default a quarter of the tile.
     """
     height, width = image.shape[:2]
     tiles = TileGrid(height, width, size, size // 4 if overlap is None else overlap)

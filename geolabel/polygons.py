@@ -1,8 +1,8 @@
 """From spans to polygons: exact outlines, simplified or smoothed, in the coordinates of the scene.
 
-The order is fixed: outlines without collinear vertices and with a canonical start, simplify, smooth, make valid, and
-the affine transform once, at the end. Up to the last step coordinates are x (columns) and y (rows) of pixel edges, so
-outlines are exact integers and no two of them can miss each other by a rounding error.
+The order is fixed: exact outlines without collinear vertices and with a canonical start, simplify, smooth, make valid,
+and finally the affine transform. Until then coordinates are x (columns) and y (rows) of pixel edges: exact integers, so
+neighbouring outlines match without rounding errors.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Geometries = NDArray[np.object_]
 """(K,) shapely geometries."""
 
 SMOOTHING_ROUNDS = 4
-"""Corner cuttings of `smooth`; each doubles the number of vertices and halves what is cut."""
+"""Iterations of `smooth`; each doubles the number of vertices and halves the cut."""
 
 
 def trace(spans: Spans, labels: Int32Array, count: int) -> Geometries:
-    """Outline the objects that spans are labelled with.
+    """Outline labelled spans.
 
-    Pixels belong together over their edges. A ring has no collinear vertices, begins with its first vertical edge in
-    raster order, and has its pixels on the left of its way over the picture: a shell runs down first. A ring never
-    touches itself: where an object meets itself at a corner, the background that it encloses there becomes a hole that
-    touches the shell in that point, as ``rasterio.features.shapes`` has it.
+    Pixels are connected over their edges. A ring has no collinear vertices, starts with its first vertical edge in
+    raster order, and has its pixels on the left: a shell starts downwards. A ring never touches itself: where an object
+    meets itself at a corner, the enclosed background becomes a hole that touches the shell in that point, as in
+    ``rasterio.features.shapes``.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ def trace(spans: Spans, labels: Int32Array, count: int) -> Geometries:
         return np.zeros(0, object)
     sides = _Sides.of(spans, labels)
     order = sides.corners_by_line()
-    # A corner where two pixels of an object meet diagonally is passed twice. If one ring passes it twice, exchanging
-    # the neighbours cuts the ring in two there. All such corners go at once, since no ring crosses itself.
+    # A corner where two pixels of an object meet diagonally is visited twice. If one ring visits it twice, swapping the
+    # successors splits the ring there. All such corners are handled at once, since rings do not cross themselves.
     ring = _cycles(_following(order))[2]
     left, right = order[1:-1:2], order[2::2]
     twice = (sides.corners[left] == sides.corners[right]).all(axis=1) & (ring[left // 2] == ring[right // 2])
@@ -65,7 +65,7 @@ class _Sides:
 
     x: Int64Array
     tail: Int64Array
-    """(E,) row where the walk along the edge begins."""
+    """(E,) row where the walk along the edge starts."""
     head: Int64Array
     """(E,) row where it ends."""
     owner: Int32Array
@@ -77,7 +77,7 @@ class _Sides:
         x = np.concatenate([spans.start, spans.stop]).astype(np.int64)
         y = np.tile(spans.row.astype(np.int64), 2)
         right = np.repeat([False, True], len(spans))
-        # one ascending number per end; ends above each other follow each other
+        # one ascending number per end; ends above each other are consecutive
         key = (2 * x + right) * (y.max() + 2) + y
         order = np.argsort(key)
         new = np.append(True, np.diff(key[order]) != 1)
@@ -95,8 +95,8 @@ class _Sides:
     def corners_by_line(self) -> Int64Array:
         """(2 E,) corners from left to right along every line between rows.
 
-        Every corner ends one horizontal edge, so the first and second, third and fourth, ... belong together. Where
-        pixels meet diagonally two corners share a place; the one of a right side ends the edge from the left.
+        Every corner ends one horizontal edge, so the first and second, third and fourth, ... are paired. Where pixels
+        meet diagonally, two corners coincide; the one of a right side ends the edge from the left.
         """
         x, y = self.corners.T
         return np.lexsort((np.repeat(self.tail < self.head, 2), x, y))
@@ -115,11 +115,11 @@ def _cycles(following: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
 
     Returns
     -------
-    members : (E,) the R cycles one after the other
-    offsets : (R + 1,) where each begins
+    members : (E,) the R cycles, concatenated
+    offsets : (R + 1,) start of each cycle
     cycle : (E,) number of the cycle of every member
     """
-    step = following.tolist()  # single items of a list come ten times as fast as those of an array
+    step = following.tolist()  # list items are accessed ten times faster than array items
     cycle = [-1] * len(step)
     members: list[int] = []
     offsets = [0]
@@ -136,7 +136,7 @@ def _cycles(following: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
 
 
 def _assemble(sides: _Sides, members: Int64Array, offsets: Int64Array, count: int) -> Geometries:
-    """Polygons of rings. The first ring of an object in raster order is its shell, which goes around all its holes."""
+    """Polygons of rings. The first ring of an object in raster order is its shell."""
     owner = sides.owner[members[offsets[:-1]]]
     by_object = np.argsort(owner, kind="stable")
     sizes = np.diff(offsets)[by_object]
@@ -157,9 +157,9 @@ def _polygons(vertices: Float64Array, offsets: Int64Array, rings: Int64Array) ->
 
 
 def simplify(polygons: Geometries, tolerance: float) -> Geometries:
-    """Drop vertices, moving outlines by at most `tolerance` (Douglas and Peucker 1973) and keeping their topology.
+    """Drop vertices, moving outlines by at most `tolerance` (Douglas and Peucker 1973), preserving topology.
 
-    Where a ring begins it may move by up to twice as much, since GEOS looks at that vertex last and by itself.
+    The start of a ring may move by up to twice as much, since GEOS treats that vertex separately.
     """
     if tolerance == 0:
         return polygons
@@ -168,10 +168,10 @@ def simplify(polygons: Geometries, tolerance: float) -> Geometries:
 
 
 def smooth(polygons: Geometries, reach: float) -> Geometries:
-    """Round corners by cutting them, at most `reach` from where they were along either side.
+    """Round corners by cutting them, at most `reach` from the corner along either side.
 
     Chaikin (1974), "An algorithm for high-speed curve generation": every corner is cut at a quarter of its two sides,
-    but at no more than half of what is left of `reach`, so that long straight sides stay where they are.
+    but at no more than half of the remaining `reach`, so long straight sides are kept.
 
     Parameters
     ----------
@@ -199,20 +199,20 @@ def _cut_corners(vertices: Float64Array, offsets: Int64Array, reach: float) -> F
 
 
 def multipolygons(polygons: Geometries) -> Geometries:
-    """Make polygons valid where they are not, keep what has an area, and make all of them multipolygons."""
+    """Make polygons valid, drop those without area, and convert all to multipolygons."""
     mended = polygons.copy()
     for index in np.flatnonzero(~shapely.is_valid(polygons)):
-        # lines and points may be left over, and the collection that holds them may hold multipolygons
+        # lines and points may remain, in a collection that may contain multipolygons
         parts = shapely.get_parts(shapely.get_parts([shapely.make_valid(polygons[index])]))
         mended[index] = shapely.MultiPolygon([part for part in parts if part.geom_type == "Polygon"])
     parts, owner = shapely.get_parts(mended, return_index=True)
     result: Geometries = shapely.multipolygons(parts, indices=owner)
-    assert len(result) == len(polygons), "an outline encloses nothing"
+    assert len(result) == len(polygons), "an outline without area"
     return result
 
 
 def place(polygons: Geometries, transform: Affine) -> Geometries:
-    """Move polygons from pixel coordinates to those of a raster's transform, shells counterclockwise in either."""
+    """Move polygons from pixel coordinates to those of a raster's transform, with counterclockwise shells."""
     a, b, c, d, e, f = tuple(transform)[:6]
 
     def move(points: Float64Array) -> Float64Array:
@@ -220,14 +220,14 @@ def place(polygons: Geometries, transform: Affine) -> Geometries:
         return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
 
     moved: Geometries = shapely.transform(polygons, move)
-    # the transform of a south-up raster has no mirror in it
+    # the transform of a south-up raster does not mirror
     return shapely.reverse(moved) if transform.determinant > 0 else moved
 
 
 def outlines(
     spans: Spans, labels: Int32Array, count: int, transform: Affine, *, tolerance: float = 0, reach: float = 0
 ) -> Geometries:
-    """Polygons of labelled spans in the coordinates of `transform`: every step of this module, in order.
+    """Polygons of labelled spans in the coordinates of `transform`: all steps of this module, in order.
 
     Parameters
     ----------
@@ -236,21 +236,21 @@ def outlines(
     transform
         Pixel to CRS coordinates.
     tolerance
-        Of `simplify`, pixels; 0 for exact outlines.
+        Tolerance of `simplify`, pixels; 0 for exact outlines.
     reach
-        Of `smooth`, pixels; 0 for sharp corners.
+        Reach of `smooth`, pixels; 0 for sharp corners.
 
     Returns
     -------
     (count,) valid multipolygons
     """
     polygons = smooth(simplify(trace(spans, labels, count), tolerance), reach)
-    # rounding in the transform can make rings that touch cross by a hair
+    # rounding in the transform can make touching rings cross slightly
     return multipolygons(place(multipolygons(polygons), transform))
 
 
 def valid_multipolygons(outlines: Geometries) -> Geometries:
-    """(N,) outlines as multipolygons that can be measured; what a person drew may cross itself."""
+    """(N,) outlines as valid multipolygons; outlines drawn by a person may cross themselves."""
     mended = shapely.make_valid(outlines, method="structure", keep_collapsed=False)
     parts, owner = shapely.get_parts(mended, return_index=True)
     bounds = np.searchsorted(owner, np.arange(len(outlines) + 1))
@@ -258,12 +258,12 @@ def valid_multipolygons(outlines: Geometries) -> Geometries:
 
 
 def covered_areas(parts: Geometries, owner: Int64Array, count: int) -> Float64Array:
-    """(count,) area that the parts of each owner cover together; NaN where it has none.
+    """(count,) area that the parts of each owner cover together; NaN without parts.
 
     Parameters
     ----------
     parts : (N,)
-        They may overlap.
+        Polygons; they may overlap.
     owner : (N,) from 0 to `count` - 1
     """
     areas = np.full(count, np.nan)

@@ -3,14 +3,14 @@
 Sources: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction", eq. 2 to 8; Kweon and
 Yoon (2024), "From SAM to CAMs", eq. 7.
 
-What the first paper leaves open is decided as follows.
+Decisions that the first paper leaves open:
 
-* The grey value has to exceed the threshold (eq. 2), so 120 itself is background.
-* Components are 8-connected and only their outer extent counts: a hole asks for nothing.
-* Moments are sums over pixels, as eq. 5 reads. Every component has a pixel, so its zeroth moment is positive and its
-  centroid defined: the box and the point of an object never part, down to a single pixel or a line.
-* The centroid of a bow or a ring is outside of it and is used all the same, as in the paper; ``point="inside"``
-  takes the pixel farthest from the edge instead.
+* The grey value must exceed the threshold (eq. 2), so 120 itself is background.
+* Components are 8-connected, and holes are ignored.
+* Moments are sums over pixels, as in eq. 5. Every component has a pixel, so its zeroth moment is positive and its
+  centroid defined: every object has a box and a point, even a single pixel or a line.
+* The centroid of a bow or a ring is outside of it and is used nevertheless, as in the paper; ``point="inside"``
+  uses the pixel farthest from the edge instead.
 * Boxes are half-open here and become the inclusive corners that SAM expects in the segmenter.
 """
 
@@ -31,7 +31,7 @@ from geolabel.tiles import Window
 from geolabel.types import Float32Array, Float64Array, Int32Array
 
 THRESHOLD = 120
-"""Grey value of eq. 2: the paper's choice."""
+"""Grey value of eq. 2, as in the paper."""
 
 
 def shape_prompts(shapes: Shapes, scores: Float32Array, class_ids: Int32Array | None = None) -> Prompts:
@@ -41,7 +41,7 @@ def shape_prompts(shapes: Shapes, scores: Float32Array, class_ids: Int32Array | 
 
 
 def centroid_outside(spans: Spans, labels: Int32Array, shapes: Shapes) -> int:
-    """Count the objects, `labels` (N,) of N spans, whose centroid, to the nearest pixel, is none of their own."""
+    """Count the objects, `labels` (N,) of N spans, whose rounded centroid is outside the object."""
     x, y = np.rint(shapes.centroids).astype(np.int64).T
     found = spans.holding(y, x)
     return int(((found < 0) | (labels[found] != np.arange(len(x)))).sum()) if len(spans) else len(x)
@@ -54,16 +54,16 @@ class ContourPrompter:
     Parameters
     ----------
     threshold
-        Grey value 0..255 that the activation has to exceed.
+        Grey value 0..255 that the activation must exceed.
     point
-        ``centroid`` as in eq. 6, or ``inside``: the pixel of the component that is farthest from its edge.
+        ``centroid`` as in eq. 6, or ``inside``: the pixel of the component farthest from its edge.
     """
 
     threshold: int = THRESHOLD
     point: Literal["centroid", "inside"] = "centroid"
 
     def __call__(self, activation: Activation) -> Prompts:
-        """Prompts of every class, in the order of the classes and then of each component's first pixel."""
+        """Prompts of every class, ordered by class, then by the component's first pixel."""
         prompts = Prompts.concatenate([self._of_class(activation, c) for c in range(len(activation.classes))])
         return replace(prompts, ids=np.arange(len(prompts), dtype=np.int64))
 
@@ -90,20 +90,20 @@ class ContourPrompter:
 
 @dataclass(frozen=True)
 class PeakPrompter:
-    """One prompt per class with a point on every local peak of its activation (S2C, eq. 7).
+    """One prompt per class with a point at every local peak of its activation (S2C, eq. 7).
 
-    The points of a class ask for one mask together, since one object has several peaks as often as not. The paper
-    leaves the search to a supplement that is not to be had; here the highest point of a neighbourhood is a peak, at the
-    frame too, and the highest of all is the first.
+    The points of a class ask for one mask together, since an object often has several peaks. The paper leaves the
+    search to an unavailable supplement; here the maximum of a neighbourhood is a peak, also at the frame, and the
+    highest peak comes first.
 
     Parameters
     ----------
     threshold
-        Activation 0..1 that a peak has to reach: the paper's tau.
+        Minimum activation 0..1 of a peak: the paper's tau.
     distance
-        Least distance of two peaks, as a share of the image's smaller side; 20 of 256 pixels in the released code.
+        Minimum distance of two peaks, as a share of the image's smaller side; 20 of 256 pixels in the released code.
     single
-        Whether only the highest peak counts, as in the paper's ablation.
+        Whether only the highest peak is used, as in the paper's ablation.
     """
 
     threshold: float = 0.5
@@ -124,7 +124,7 @@ class PeakPrompter:
         peaks = peak_local_max(  # type: ignore[no-untyped-call]
             grey, min_distance=apart, threshold_abs=self.threshold * LEVELS, exclude_border=False
         )
-        if not len(peaks):  # the search finds none on a map that is the same everywhere, or just at the threshold
+        if not len(peaks):  # the search finds none on a uniform map, or one equal to the threshold
             peaks = np.argwhere(grey == grey.max())[:1]
         points = peaks[: 1 if self.single else None, ::-1].astype(np.float64)
         score = np.full(1, grey.max() / LEVELS, np.float32)
@@ -133,12 +133,12 @@ class PeakPrompter:
 
 @dataclass(frozen=True)
 class GridPrompter:
-    """A regular grid of points over an image, whatever it shows: what everything mode asks.
+    """A regular grid of points over an image, independent of its content: the prompts of everything mode.
 
     Parameters
     ----------
     points_per_side
-        Along each axis; 32 as in segment-anything's mask generator.
+        Number along each axis; 32 as in segment-anything's mask generator.
 
     Raises
     ------
@@ -153,12 +153,12 @@ class GridPrompter:
             raise OptionError(f"points per side {self.points_per_side}: at least one is needed")
 
     def __call__(self, activation: Activation) -> Prompts:
-        """Points of the image that the activation is of, row by row."""
+        """Points over the image of the activation, row by row."""
         _, rows, cols = activation.values.shape
         return self.over(rows * activation.stride, cols * activation.stride)
 
     def over(self, height: int, width: int) -> Prompts:
-        """Points of an image of that size, row by row."""
+        """Points over an image of that size, row by row."""
         steps = (np.arange(self.points_per_side) + 0.5) / self.points_per_side
         y, x = np.meshgrid(steps * height, steps * width, indexing="ij")
         return Prompts.build(points=np.stack([x.ravel(), y.ravel()], axis=1))

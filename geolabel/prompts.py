@@ -14,21 +14,21 @@ import numpy as np
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int8Array, Int32Array, Int64Array
 
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
-"""Labels of a point, as SAM numbers them; padding stands where an object has fewer points than its neighbours."""
+"""Labels of a point, as numbered by SAM; padding fills up objects with fewer points."""
 
 CORNERS = (2, 3)
-"""Labels of the first and the last pixel of a box, where it is given as two points."""
+"""Labels of the first and the last pixel of a box given as two points."""
 
 LOCALIZER, DRAWN, FRESH = 0, 1, 2
-"""Who asks: the localizer; a person, in an earlier run; a person, since the file was written."""
+"""Origin of a prompt: the localizer; a person, in an earlier run; a person, since the file was written."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """K objects to segment. The box and the points of one object share a row, so they cannot part."""
+    """K objects to segment. The box and the points of an object share a row, so they stay together."""
 
     boxes: Float64Array
-    """(K, 4) x0, y0, x1, y1; NaN where the object has no box."""
+    """(K, 4) x0, y0, x1, y1; NaN if the object has no box."""
     points: Float64Array
     """(K, P, 2) x, y."""
     labels: Int8Array
@@ -36,11 +36,11 @@ class Prompts:
     class_ids: Int32Array
     """(K,) index into the run's classes."""
     scores: Float32Array
-    """(K,) 0..1, how sure the source of the prompt was."""
+    """(K,) 0..1, confidence of the source of the prompt."""
     ids: Int64Array
-    """(K,) identity that a prompt keeps through every window."""
+    """(K,) identity of the prompt, the same in every window."""
     origins: Int8Array
-    """(K,) who asks: `LOCALIZER`, `DRAWN` or `FRESH`."""
+    """(K,) origin: `LOCALIZER`, `DRAWN` or `FRESH`."""
 
     def __post_init__(self) -> None:
         k = len(self.boxes)
@@ -61,7 +61,7 @@ class Prompts:
         ids: Int64Array | None = None,
         origins: Int8Array | None = None,
     ) -> Self:
-        """Fill in what is not given: no boxes, no points, foreground, class 0, score 1, ids 0, 1, ..., the localizer.
+        """Fill in defaults: no boxes, no points, foreground, class 0, score 1, ids 0, 1, ..., the localizer.
 
         `points` may be (K, 2): one for each object.
         """
@@ -87,7 +87,7 @@ class Prompts:
         return len(self.boxes)
 
     def __getitem__(self, index: BoolArray | Int64Array | slice) -> Self:
-        """Objects chosen by mask, indices or slice."""
+        """Objects selected by mask, indices or slice."""
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     @property
@@ -97,7 +97,7 @@ class Prompts:
 
     @property
     def has_point(self) -> BoolArray:
-        """(K,) whether an object has at least one point that is not padding."""
+        """(K,) whether an object has at least one point other than padding."""
         real: BoolArray = (self.labels != PADDING).any(axis=1)
         return real
 
@@ -108,7 +108,7 @@ class Prompts:
 
     @property
     def extents(self) -> Float64Array:
-        """(K, 4) the box of each object, or the pixels under its points where it has none."""
+        """(K, 4) the box of each object, or the bounding box of its points if it has none."""
         lacking = ~self.has_box
         if not lacking.any():
             return self.boxes
@@ -122,7 +122,7 @@ class Prompts:
         return replace(self, boxes=np.add(self.boxes, (dx, dy, dx, dy)), points=np.add(self.points, (dx, dy)))
 
     def only(self, kind: str) -> Self:
-        """Keep ``box``, ``point`` or ``both``; an object that has only the other kind keeps what it has."""
+        """Keep ``box``, ``point`` or ``both``; an object that has only the other kind is unchanged."""
         if kind == "box":
             labels = np.where(self.has_box[:, None], np.int8(PADDING), self.labels)
             return replace(self, labels=labels)
@@ -132,7 +132,7 @@ class Prompts:
 
     @classmethod
     def concatenate(cls, parts: list[Prompts]) -> Self:
-        """Put the objects of `parts` one after the other; ids are kept."""
+        """Concatenate the objects of `parts`; ids are kept."""
         width = max((p.points.shape[1] for p in parts), default=0)
         padded = [p._padded(width) for p in parts] or [cls.build()]
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in padded]) for f in fields(cls)})

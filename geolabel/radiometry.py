@@ -1,7 +1,7 @@
 """One radiometric stretch for a whole scene: from the values of the sensor to the 8-bit RGB of the networks.
 
-A stretch per tile would make the same ground look different on either side of a seam, so the numbers are taken
-once, from a sample of the scene, and travel with the run.
+A stretch per tile would change the appearance of the same ground across a seam, so the numbers are computed once, from
+a sample of the scene, and stored with the run.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from geolabel.types import AnyArray, BoolArray, Float64Array, UInt8Array
 DEFAULT = "p2-98"
 
 MID_GREY = 127
-"""What a band without contrast becomes."""
+"""Grey value of a band without contrast."""
 
 _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A linear stretch per band: `low` becomes 0 and `high` 255, what lies beyond is cut."""
+    """A linear stretch per band: `low` becomes 0 and `high` 255, values beyond are clipped."""
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
     """A band whose `high` is not above its `low` has no contrast and becomes mid-grey."""
     spec: str = DEFAULT
-    """What the numbers come from."""
+    """Origin of the numbers."""
     empty: bool = False
-    """Whether the sample had no valid pixel; the numbers then mean nothing."""
+    """Whether the sample had no valid pixel; the numbers are then meaningless."""
 
     @classmethod
     def from_sample(cls, bands: AnyArray, valid: BoolArray, spec: str = DEFAULT) -> Self:
-        """Find the stretch of a scene.
+        """Compute the stretch of a scene.
 
         Parameters
         ----------
@@ -46,20 +46,20 @@ class Stretch:
             Sample of the scene.
         valid : (h, w)
         spec
-            ``pLOW-HIGH`` takes percentiles over the valid pixels of each band, or a band's extremes where both
-            percentiles agree; ``LOW,HIGH`` are values for all bands; ``none`` leaves 8-bit values as they are.
+            ``pLOW-HIGH`` uses percentiles of the valid pixels of each band, or a band's extremes if both percentiles
+            are equal; ``LOW,HIGH`` are values for all bands; ``none`` keeps 8-bit values.
 
         Raises
         ------
         OptionError
-            If `spec` is none of these, or is ``none`` for data that are not uint8.
+            If `spec` is none of these, or is ``none`` for data other than uint8.
         """
         percentiles = parse_stretch(spec)
         empty = not valid.any()
         if spec == "none":
             if bands.dtype != np.uint8:
                 raise OptionError(
-                    f"stretch 'none' is for uint8 scenes, and this one is {bands.dtype}: give p2-98 or LOW,HIGH"
+                    f"stretch 'none' is for uint8 scenes, but this one is {bands.dtype}: give p2-98 or LOW,HIGH"
                 )
             return cls((0.0,) * 3, (255.0,) * 3, spec, empty)
         if not spec.startswith("p"):
@@ -82,7 +82,7 @@ class Stretch:
         Returns
         -------
         (h, w, 3), red first
-            0 where not valid. Each band is contiguous, as in `bands`: networks take them so.
+            0 if not valid. Each band is contiguous, as in `bands` and as networks expect.
         """
         out = np.empty((3, *valid.shape), np.uint8)
         for band, low, high, grey in zip(bands, self.low, self.high, out, strict=True):
@@ -93,7 +93,7 @@ class Stretch:
             if band.dtype.itemsize == 1:
                 grey.reshape(-1)[...] = np.frombuffer(band.tobytes().translate(table.tobytes()), np.uint8)
             else:
-                np.take(table, band.view(np.uint16), out=grey, mode="clip")  # which checks no index: all are in range
+                np.take(table, band.view(np.uint16), out=grey, mode="clip")  # clip skips the bounds check
         if not valid.all():
             out *= valid
         return np.moveaxis(out, 0, 2)
@@ -124,13 +124,13 @@ def parse_stretch(spec: str) -> tuple[float, float]:
 
 def _range(values: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float]:
     low, high = _percentiles(values, percentiles) if values.dtype == np.uint8 else np.percentile(values, percentiles)
-    if low == high:  # nearly all pixels are one value; the few others are what there is to see
+    if low == high:  # nearly all pixels are equal; the few others are the content
         low, high = values.min(), values.max()
     return float(low), float(high)
 
 
 def _percentiles(values: UInt8Array, percentiles: tuple[float, float]) -> Float64Array:
-    """What `numpy.percentile` gives, from a histogram instead of sorting."""
+    """The result of `numpy.percentile`, from a histogram instead of sorting."""
     ends = np.cumsum(np.bincount(values.reshape(-1), minlength=256))
     place = np.asarray(percentiles) / 100 * (ends[-1] - 1)
     share = place - np.floor(place)
@@ -145,14 +145,14 @@ def _percentiles(values: UInt8Array, percentiles: tuple[float, float]) -> Float6
 def _levels(values: AnyArray, low: float, high: float) -> UInt8Array:
     if not high > low:
         return np.full(values.shape, MID_GREY, np.uint8)
-    with np.errstate(over="ignore", invalid="ignore"):  # the far ends of float64 are nobody's brightness
+    with np.errstate(over="ignore", invalid="ignore"):  # extremes of float64 are not brightness
         levels = (np.clip(values.astype(np.float64), low, high) - low) * 255 / (high - low)
     return np.rint(np.nan_to_num(levels, posinf=255)).astype(np.uint8)
 
 
 @lru_cache(maxsize=16)
 def _table(low: float, high: float, dtype: str) -> UInt8Array:
-    """Grey value of every value that an 8- or 16-bit type can hold, in order of its bits read as unsigned."""
+    """Grey value of every value of an 8- or 16-bit type, ordered by its bits read as unsigned."""
     kind = np.dtype(dtype)
     every = np.arange(1 << (8 * kind.itemsize), dtype=f"u{kind.itemsize}").view(kind)
     return _levels(every, low, high)

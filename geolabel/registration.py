@@ -1,10 +1,10 @@
-"""How far one image is displaced against another of the same place: phase correlation of edges in many blocks.
+"""Displacement between two images of the same place: phase correlation of edges in many blocks.
 
-Each block has the cross-power spectrum of the edges of both images (Kuglin and Hines, 1975), whitened in part
-(rho-PHAT: Donohue et al., 2007), and the peak of its inverse, in parts of a pixel by a parabola through the logarithm.
-Edges are taken of the ratio of red and green first: shadows point elsewhere at another hour, and shift edges of
-brightness along by several pixels, while they leave that ratio nearly as it is. Where an image has no colour, or blocks
-do not agree on its displacement, brightness serves.
+For each block, the cross-power spectrum of the edges of both images (Kuglin and Hines, 1975) is partly whitened
+(rho-PHAT: Donohue et al., 2007), and the peak of its inverse is located to a fraction of a pixel by a parabola through
+the logarithm. Edges of the ratio of red and green are used first: shadows move with the time of day and shift edges of
+brightness by several pixels, but hardly affect that ratio. If an image has no colour, or blocks disagree on its
+displacement, brightness is used.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from geolabel.types import AnyArray, BoolArray, Float64Array
 log = logging.getLogger(__name__)
 
 SMOOTH = 1.0
-"""Sigma, in pixels, of the blur before edges are found, and of the peak that two blocks in register make."""
+"""Sigma, in pixels, of the blur before edge detection, and of the peak of two blocks in register."""
 
 WHITENING = 0.6
-"""Power of the magnitude that a cross-power spectrum is divided by: 1 is phase alone, and lets the pixels of coarser
-colour, as pansharpening leaves it, count like edges."""
+"""Exponent of the magnitude that a cross-power spectrum is divided by: 1 is phase only, which would give the pixels of
+coarser colour, such as after pansharpening, the weight of edges."""
 
 AGREE_PX = 1.0
-"""Maximum distance between the displacement of a block and that of the whole."""
+"""Maximum distance between the displacement of a block and the common one."""
 
 MIN_AGREEING = 0.25
-"""Minimum share of blocks that agree. Of blocks that show different places, about one in a thousand does by chance."""
+"""Minimum share of blocks that agree. Among blocks of different places, about one in a thousand agrees by chance."""
 
 MIN_CONTRAST = 7.0
-"""Minimum height of the peak of one or two blocks alone, in standard deviations of what is around."""
+"""Minimum height of the peak of one or two blocks, in standard deviations of its surroundings."""
 
 MIN_BLOCKS = 3
-"""With fewer blocks agreement says little, so the height of the peak counts too."""
+"""With fewer blocks, agreement is weak evidence, so the height of the peak is checked too."""
 
 MAX_ERROR_PX = 0.2
-"""Maximum standard error of the displacement that blocks agree on."""
+"""Maximum standard error of the common displacement."""
 
 MAX_REST_PX = 0.5
-"""Maximum displacement that may be left where the first is corrected."""
+"""Maximum displacement left after correction."""
 
 WAY_OUT = "give orthorectified scenes of the same place, or --no-register to trust their positions"
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """How far the content of one image is displaced against another."""
+    """Displacement of the content of one image against another."""
 
     rows: float
     cols: float
-    """Pixels from where a place is in the one to where it is in the other."""
+    """Pixels from a place in the first image to the same place in the second."""
     blocks: int = 0
-    """Number of blocks that were compared."""
+    """Number of compared blocks."""
     agreeing: int = 0
-    """Number of blocks whose own displacement is within `AGREE_PX` of the whole."""
+    """Number of blocks within `AGREE_PX` of the common displacement."""
     spread: float = 0.0
     """Median distance, in pixels, of the agreeing blocks from their median."""
     by: str = ""
-    """What it was measured by, ``colour`` or ``brightness``; empty where it was not measured."""
+    """Measured by ``colour`` or ``brightness``; empty if not measured."""
 
     @property
     def error(self) -> float:
@@ -73,7 +73,7 @@ class Displacement:
 
 
 Peaks = dict[str, Float64Array]
-"""Correlation of a block around no displacement (2 r + 1, 2 r + 1), by what was compared, one of `VIEWS`."""
+"""Correlation (2 r + 1, 2 r + 1) of a block around zero displacement, by entry of `VIEWS`."""
 
 
 def correlate(one: AnyArray, other: AnyArray, valid: BoolArray, limit: int) -> Peaks:
@@ -82,15 +82,15 @@ def correlate(one: AnyArray, other: AnyArray, valid: BoolArray, limit: int) -> P
     Parameters
     ----------
     one, other : (3, h, w)
-        Red, green and blue. Zero stands for no light, about 255 for the brightest ground.
+        Red, green and blue. Zero is no light, about 255 the brightest ground.
     valid : (h, w)
-        Where both are.
+        Where both images are valid.
     limit
-        Maximum displacement along either axis that is looked for, pixels.
+        Maximum displacement along either axis, pixels.
 
     Returns
     -------
-    What can be compared; nothing where less than half is valid, or one of the images has no edges.
+    Correlations by entry of `VIEWS`; empty if less than half is valid, or an image has no edges.
     """
     if valid.mean() < 0.5:
         return {}
@@ -99,14 +99,14 @@ def correlate(one: AnyArray, other: AnyArray, valid: BoolArray, limit: int) -> P
 
 
 def displacement(blocks: Iterable[Peaks], limit: int) -> Displacement:
-    """Displacement that blocks agree on.
+    """The displacement that blocks agree on.
 
     Parameters
     ----------
     blocks
-        As `correlate` gives them.
+        Results of `correlate`.
     limit
-        As there.
+        The `limit` given there.
 
     Raises
     ------
@@ -129,12 +129,12 @@ def displacement(blocks: Iterable[Peaks], limit: int) -> Displacement:
         )
     raise SceneError(
         f"--before cannot be registered: {agreed[0]} of {agreed[1]} blocks agree on a displacement of up to {limit} px "
-        f"({agreed[0] / agreed[1]:.0%}; {MIN_AGREEING:.0%} have to, within {AGREE_PX:g} px): {WAY_OUT}"
+        f"({agreed[0] / agreed[1]:.0%}; at least {MIN_AGREEING:.0%} must, within {AGREE_PX:g} px): {WAY_OUT}"
     )
 
 
 def _agreed(peaks: Sequence[Float64Array], name: str) -> tuple[Displacement, bool]:
-    """The displacement of the mean of those blocks that agree with the mean of all, and whether they are enough."""
+    """The displacement of the mean of the blocks that agree with the overall mean, and whether they are enough."""
     whole, contrast = _peak(np.mean(peaks, axis=0))
     own = np.asarray([_peak(peak)[0] for peak in peaks])
     near = np.hypot(*(own - whole).T) <= AGREE_PX
@@ -148,40 +148,40 @@ def _agreed(peaks: Sequence[Float64Array], name: str) -> tuple[Displacement, boo
 
 
 def confirmed(moved: Displacement, rest: Displacement) -> Displacement:
-    """A displacement together with what is left of it where it is corrected.
+    """Confirm a displacement with the one measured after correction.
 
     Raises
     ------
     SceneError
-        If more than `MAX_REST_PX` is left, so that the blocks agreed on something else, or they differ too much.
+        If more than `MAX_REST_PX` remains, so that the first was wrong, or the blocks differ too much.
     """
     if math.hypot(rest.rows, rest.cols) > MAX_REST_PX:
         raise SceneError(
             f"--before cannot be registered: it seems displaced by {math.hypot(moved.rows, moved.cols):.2f} px, and by "
-            f"another {math.hypot(rest.rows, rest.cols):.2f} px where that is corrected, where at most {MAX_REST_PX:g} "
-            f"px is due: {WAY_OUT}"
+            f"another {math.hypot(rest.rows, rest.cols):.2f} px after correction; the limit is {MAX_REST_PX:g} "
+            f"px: {WAY_OUT}"
         )
     if rest.error > MAX_ERROR_PX:
         raise SceneError(
             f"--before cannot be registered: {rest.agreeing} of {rest.blocks} blocks agree on a displacement with a "
-            f"standard error of {rest.error:.2f} px, and at most {MAX_ERROR_PX:g} px is trusted: {WAY_OUT}"
+            f"standard error of {rest.error:.2f} px; the limit is {MAX_ERROR_PX:g} px: {WAY_OUT}"
         )
     if rest.by == "brightness":
         log.warning(
             "--before is registered by brightness, since its colours and those of the scene do not agree, or there are "
-            "none: shadows that point elsewhere can shift the displacement by up to 3 px"
+            "none: shadows of another time of day can shift the displacement by up to 3 px"
         )
     return replace(rest, rows=moved.rows + rest.rows, cols=moved.cols + rest.cols)
 
 
-# --- what is compared ------------------------------------------------------------------------------------------------
+# --- compared quantities ---------------------------------------------------------------------------------------------
 
 DARK, STEEP = 4.0, 60.0
-"""Added to the bands so that the noise of dark pixels is no colour, and the scale of their ratio."""
+"""Offset added to the bands so that noise of dark pixels does not count as colour, and scale of their ratio."""
 
 
 def _colour(image: AnyArray) -> Float64Array:
-    """(h, w) logarithm of red over green: blue is left out, since the sky lights shadows with it."""
+    """(h, w) logarithm of red over green; blue is excluded, since skylight colours shadows."""
     red, green = (np.maximum(band, 0).astype(np.float64) + DARK for band in image[:2])
     return np.asarray(STEEP * np.log(red / green))
 
@@ -191,18 +191,18 @@ def _brightness(image: AnyArray) -> Float64Array:
 
 
 VIEWS: dict[str, Callable[[AnyArray], Float64Array]] = {"colour": _colour, "brightness": _brightness}
-"""What is compared of two images; the first that blocks agree on counts."""
+"""Compared quantities in order of preference; the first that blocks agree on is used."""
 
 
 # --- correlation -----------------------------------------------------------------------------------------------------
 
 
 def _correlation(one: Float64Array, other: Float64Array, valid: BoolArray, limit: int) -> Float64Array | None:
-    """Correlation of the edges of two blocks, blurred, up to a displacement; None where there is too little to compare.
+    """Blurred correlation of the edges of two blocks, up to a displacement; None if there is too little to compare.
 
     Returns
     -------
-    (2 r + 1, 2 r + 1), where r is the limit and one, or less in a small block; its maximum is about 1.
+    (2 r + 1, 2 r + 1), where r is the limit plus one, or less in a small block; its maximum is about 1.
     """
     waves = []
     for view in (one, other):
@@ -210,7 +210,7 @@ def _correlation(one: Float64Array, other: Float64Array, valid: BoolArray, limit
         edges = np.where(ndimage.binary_erosion(valid, iterations=4, border_value=1), edges, 0.0)
         if edges.std() < 1e-3:
             return None
-        edges = np.minimum(edges, np.quantile(edges, 0.98))  # a few bright roofs do not decide
+        edges = np.minimum(edges, np.quantile(edges, 0.98))  # limits the weight of a few bright roofs
         waves.append(fft.rfft2((edges - edges.mean()) * _hann(view.shape)))
     cross = waves[1] * np.conj(waves[0])
     rows, cols = fft.fftfreq(one.shape[0])[:, None], fft.rfftfreq(one.shape[1])[None]
@@ -231,7 +231,7 @@ def _hann(shape: tuple[int, ...]) -> Float64Array:
 
 
 def _peak(correlation: Float64Array) -> tuple[Float64Array, float]:
-    """(2,) rows and columns of the highest place inside the rim, and its height in standard deviations."""
+    """(2,) row and column of the maximum inside the rim, and its height in standard deviations."""
     inner = correlation[1:-1, 1:-1]
     top = np.unravel_index(int(np.argmax(inner)), inner.shape)
     row, col = int(top[0]) + 1, int(top[1]) + 1

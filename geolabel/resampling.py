@@ -1,10 +1,10 @@
-"""Resample a raster to another grid of the same orientation; a pixel does not depend on the window it is read in.
+"""Resample a raster to a scaled grid; a pixel does not depend on the window it is read in.
 
-Along each axis a pixel of the new grid covers an interval of source pixels whose ends are fractions, kept exact. Where
-the grid shrinks, the pixel is the mean over that interval, each source pixel weighted by its share; where it grows,
-the pixel is interpolated between the two nearest source centres (bilinear). Source pixels that are not valid have
-weight zero. GDAL does the same arithmetic for whole rasters, but rounds the source window of a partial read to whole
-pixels, which makes a pixel's value depend on the tile it is read in.
+Along each axis, a pixel of the new grid covers an interval of source pixels whose ends are exact fractions. Where the
+grid is coarser, the pixel is the mean over that interval, weighted by share; where it is finer, it is interpolated
+between the two nearest source centres (bilinear). Source pixels that are not valid have weight zero. GDAL does the same
+arithmetic for whole rasters, but rounds the source window of a partial read to whole pixels, so a pixel would depend on
+its tile.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from geolabel.scene import Grid
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
 MAX_DENOMINATOR = 1 << 20
-"""Scales are ratios of sizes in pixels; this bound finds the ratio again in a transform's floating-point numbers."""
+"""Scales are ratios of sizes in pixels; this bound recovers the ratio from a transform's floating-point numbers."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a grid on a source's pixels. Pixel ``i`` is ``[offset + i * scale, offset + (i + 1) * scale)``."""
+    """One axis of a grid in pixels of a source. Pixel ``i`` is ``[offset + i * scale, offset + (i + 1) * scale)``."""
 
     scale: Fraction
     """Source pixels per pixel."""
     offset: Fraction
-    """Where the grid begins, in source pixels."""
+    """Start of the grid, in source pixels."""
     length: int
-    """Pixels of the source."""
+    """Size of the source in pixels."""
 
     @property
     def aligned(self) -> bool:
-        """Whether every pixel is exactly one pixel of the source."""
+        """Whether every pixel is exactly one source pixel."""
         return self.scale == 1 and self.offset.denominator == 1
 
     def resized(self, length: int) -> Self:
-        """The same axis on a source of another `length` with the same extent, such as an overview."""
+        """The same axis on a source of the same extent with another `length`, such as an overview."""
         ratio = Fraction(length, self.length)
         return type(self)(self.scale * ratio, self.offset * ratio, length)
 
@@ -53,10 +53,10 @@ class Axis:
         span
             Source pixels to read.
         shares : (stop - start, span)
-            Whole numbers with the same sum in every row, so that sums of integers stay exact.
+            Integers with the same sum in every row, so that sums of integers are exact.
         """
         taps, shares = self._mean(start, stop) if self.scale > 1 else self._between(start, stop)
-        taps = np.clip(taps, 0, self.length - 1)  # the frame repeats the outermost pixels
+        taps = np.clip(taps, 0, self.length - 1)  # outermost pixels are repeated at the frame
         used = shares > 0
         first, last = int(taps[used].min()), int(taps[used].max())
         rows = np.broadcast_to(np.arange(len(taps))[:, None], taps.shape)
@@ -66,7 +66,7 @@ class Axis:
         return slice(first, last + 1), matrix.tocsr()
 
     def _mean(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
-        # In units of 1 / unit source pixels, both grids have whole numbers.
+        # In units of 1 / unit source pixels, both grids are integers.
         unit, begin, step = self._units()
         low = begin + np.arange(start, stop, dtype=np.int64) * step
         high = low + step
@@ -77,7 +77,7 @@ class Axis:
 
     def _between(self, start: int, stop: int) -> tuple[Int64Array, Int64Array]:
         unit, begin, step = self._units()
-        # Twice the units: the middle of a pixel is a whole number too.
+        # Twice the units: the centre of a pixel is an integer too.
         centre = 2 * begin + (2 * np.arange(start, stop, dtype=np.int64) + 1) * step - unit
         low = centre // (2 * unit)
         beyond = centre - low * 2 * unit
@@ -89,7 +89,7 @@ class Axis:
 
 
 def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
-    """Rows and columns of `grid` on the pixels of `source`.
+    """Rows and columns of `grid` in pixels of `source`.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
     if m.a <= 0 or m.e <= 0 or astray > 0.01 or not inside:
         if max(source.height, source.width) > MAX_DENOMINATOR:
             raise SceneError(
-                f"a scene of {source.height} x {source.width} px, of which a side is over {MAX_DENOMINATOR} px, is too "
+                f"a scene of {source.height} x {source.width} px, with a side over {MAX_DENOMINATOR} px, is too "
                 f"large to be resampled: work at its own pixel size (--working-gsd {source.gsd:.4g}), or cut it into "
                 "parts (gdal_translate -projwin)"
             )
@@ -116,8 +116,8 @@ def axes(source: Grid, grid: Grid) -> tuple[Axis, Axis]:
 
 
 def _axis(scale: float, offset: float, length: int) -> Axis:
-    # Floating-point transforms hold the ratio of two sizes to about fifteen digits, and an offset that is a multiple of
-    # its last unit to about seven: both are found again exactly, so a cropped grid weighs pixels as the whole one does.
+    # Floating-point transforms store the ratio of two sizes to about fifteen digits, and an offset in units of its last
+    # digit to about seven: both are recovered exactly, so a cropped grid has the same weights as the whole one.
     exact = Fraction(scale).limit_denominator(MAX_DENOMINATOR)
     return Axis(exact, Fraction(round(offset * exact.denominator), exact.denominator), length)
 
@@ -138,9 +138,9 @@ def resample(
     Returns
     -------
     values : (B, h, w)
-        Of the dtype of `values`, integers rounded to nearest; 0 where not valid.
+        Of the dtype of `values`, integers rounded to nearest; 0 if not valid.
     valid : (h, w)
-        Where at least half of the weight falls on valid pixels.
+        Where at least half of the weight is on valid pixels.
     """
     total = rows.sum(axis=1)[:, None] * cols.sum(axis=1)[None, :]
     weight = total if valid.all() else _apply(valid, rows, cols)
@@ -154,6 +154,6 @@ def resample(
 
 
 def _apply(plane: AnyArray, rows: sparse.csr_array, cols: sparse.csr_array) -> Float64Array:
-    # Sparse products sum one row's terms in order of column: the same digits whatever else is in the window.
+    # Sparse products add terms in column order: the same digits whatever else is in the window.
     result: Float64Array = (cols @ (rows @ plane.astype(np.float64)).T).T
     return result

@@ -58,7 +58,7 @@ def test_other_geometry_beside_polygons_is_counted(tmp_path: Path, caplog: pytes
     collection = shapely.GeometryCollection([Point(0, 0), shapely.MultiPolygon([box(0, 0, 2, 2)])])
     path = drawn(tmp_path / "aoi.gpkg", [Point(1, 1), shapely.force_3d(box(5, 5, 6, 6), 100), collection])
     assert read_aoi(path, UTM).area == 5
-    assert "of 3 features 2 are no polygons, of which nothing else is used" in caplog.text
+    assert "3 features, of which 2 are not polygons and are ignored" in caplog.text
 
 
 def test_an_area_elsewhere_is_refused_with_both_extents(tmp_path: Path):
@@ -75,7 +75,9 @@ def test_an_area_elsewhere_is_refused_with_both_extents(tmp_path: Path):
         read_aoi(sides, UTM, grid=grid)
     lost = drawn(tmp_path / "lost.shp", [box(99, 27, 100, 28)])
     lost.with_suffix(".prj").unlink()
-    with pytest.raises(VectorError, match=r"has no CRS and is taken to be in WGS 84 / UTM zone 48N, misses the scene"):
+    with pytest.raises(
+        VectorError, match=r"has no CRS and is assumed to be in WGS 84 / UTM zone 48N, misses the scene"
+    ):
         read_aoi(lost, UTM, grid=grid)
 
 

@@ -154,5 +154,5 @@ def test_one_band_or_three(spec):
 
 
 def test_alpha_alone_is_no_image():
-    with pytest.raises(SceneError, match="every one is alpha"):
+    with pytest.raises(SceneError, match="all are alpha"):
         choose_bands([None], ["alpha"])

@@ -166,12 +166,12 @@ def test_blocks_that_agree_roughly_are_refused() -> None:
     image = coloured()
     parts = [blocks(image, displaced(image, (0.9 * k, 0)))[k + 1] for k in (-1, 0, 1)]
     found = registration.displacement(parts, 32)
-    with pytest.raises(SceneError, match=r"standard error of 0\.\d\d px, and at most 0\.2 px is trusted"):
+    with pytest.raises(SceneError, match=r"standard error of 0\.\d\d px; the limit is 0\.2 px"):
         registration.confirmed(found, found)
 
 
 def test_what_is_left_of_a_displacement_has_to_be_little() -> None:
-    with pytest.raises(SceneError, match=r"displaced by 5\.00 px, and by another 0\.60 px where that is corrected"):
+    with pytest.raises(SceneError, match=r"displaced by 5\.00 px, and by another 0\.60 px after correction"):
         registration.confirmed(registration.Displacement(3, 4, 9, 9), registration.Displacement(0.6, 0, 9, 9))
     found = registration.confirmed(
         registration.Displacement(3, 4, 9, 9), registration.Displacement(0.25, -0.25, 9, 8, 0.1, "colour")

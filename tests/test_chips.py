@@ -344,7 +344,7 @@ def test_a_folder_that_exists_and_sizes_that_cannot_be(scene: Path, tmp_path: Pa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/chips.json").write_text("{}")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"holds chips\.json, and no record that geolabel made"):
+        with pytest.raises(OutputError, match=r"contains chips\.json, but no record that geolabel wrote"):
             cut_chips(scene, inventory, tmp_path / "mine", overwrite=overwrite)
     with pytest.raises(OptionError, match="at least 32 px"):
         cut_chips(scene, inventory, tmp_path / "c", size=64, overlap=64)

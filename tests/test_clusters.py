@@ -63,7 +63,7 @@ def test_a_wrong_name_is_an_error() -> None:
     found = clusters([0], [1])
     with pytest.raises(OptionError, match="no cluster 2: they are numbered 0 to 1"):
         found.named({2: "river"})
-    with pytest.raises(OptionError, match="not empty"):
+    with pytest.raises(OptionError, match="must not be empty"):
         found.named({0: " "})
     with pytest.raises(OptionError, match=r"no cluster is called 'landslide' \(named are none\)"):
         found.of_class("landslide")

@@ -211,7 +211,7 @@ def test_brain_floats_answer_nearly_the_same(folder: Path) -> None:
     ("classes", "message"),
     [
         ("滑坡", "tokenizer does not know '滑坡'"),
-        ("xyz", "knows no part of 'xyz' and spells it in 3"),
+        ("xyz", "knows no part of 'xyz' and splits it into 3"),
         (" ".join(["tank"] * 31), "has 33 tokens, the network reads 32: give a shorter name"),
     ],
 )

@@ -51,8 +51,8 @@ def test_the_article_fits_the_word(template: str, word: str, prompt: str) -> Non
         ({"timestep": -1}, "time step -1"),
         ({"template": "Photo"}, "one {}"),
         ({"template": "{} {}"}, "one {}"),
-        ({"template": "a{}"}, "a word of its own"),
-        ({"template": "a {}s"}, "a word of its own"),
+        ({"template": "a{}"}, "a whole word"),
+        ({"template": "a {}s"}, "a whole word"),
         ({"crf": 1.0}, "threshold 1"),
     ],
 )

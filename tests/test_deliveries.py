@@ -342,9 +342,7 @@ def test_clouds_come_out_of_archives_too(tmp_path: Path) -> None:
 
 def test_a_product_without_classes_hides_nothing_silently(tmp_path: Path) -> None:
     home = safe(tmp_path, "1C")
-    with pytest.raises(
-        SceneError, match=r"holds no raster of clouds of T32TQM_20230501T101559 \(SCL of Sentinel-2 L2A"
-    ):
+    with pytest.raises(SceneError, match=r"has no cloud raster for T32TQM_20230501T101559 \(SCL of Sentinel-2 L2A"):
         clear_of(home, home)
 
 
@@ -365,7 +363,7 @@ def test_images_on_other_grids_or_with_too_few_bands_are_refused(tmp_path: Path)
     raster(next(home.rglob("*B02_10m.jp2")), ground(1, 80), driver="JP2OpenJPEG")
     with pytest.raises(SceneError, match=r"B02_10m.jp2 is not on the grid"):
         pixels(home)
-    with pytest.raises(SceneError, match=r"has 4 bands, and an image of its name has its red in band 6"):
+    with pytest.raises(SceneError, match=r"has 4 bands, but by its name red should be band 6"):
         pixels(planet(tmp_path, "AnalyticMS_8b", ground(4)))
 
 
@@ -373,7 +371,7 @@ def test_folders_and_archives_of_anything_else_are_no_scene(tmp_path: Path) -> N
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "scene.txt").write_text("")
     assert find_delivery(str(tmp_path / "folder")) is None
-    with pytest.raises(SceneError, match="is a folder, and no delivery of Sentinel-2, Landsat or Planet"):
+    with pytest.raises(SceneError, match="is a folder, but not a delivery of Sentinel-2, Landsat or Planet"):
         pixels(tmp_path / "folder")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("scene.tif", b"II*\0")
@@ -397,7 +395,7 @@ def test_a_link_out_of_a_product_is_refused(tmp_path: Path) -> None:
     image = next(home.rglob("*B04_10m.jp2"))
     secret = image.rename(tmp_path / "secret.jp2")
     image.symlink_to(secret)
-    with pytest.raises(SceneError, match=r"is a link to .*secret\.jp2, out of its delivery"):
+    with pytest.raises(SceneError, match=r"is a link to .*secret\.jp2, outside its delivery"):
         pixels(home)
     image.unlink()
     image.symlink_to(secret.rename(home / "inside.jp2"))
@@ -425,17 +423,17 @@ IMAGES = {B.format(band): b"\0\0\0\x0cjP  " + bytes(99) for band in ("B04", "B03
 @pytest.mark.parametrize("lead", ["../", "/", "a/../../", "C:", "a\\..\\", "{/etc}/"])
 def test_names_that_lead_out_of_an_archive_are_refused(tmp_path: Path, lead: str) -> None:
     packed = zipped(tmp_path / "S2.zip", {f"{lead}{name}": data for name, data in IMAGES.items()})
-    with pytest.raises(SceneError, match=r"names '.*', which is no plain file in it: unpack it"):
+    with pytest.raises(SceneError, match=r"names '.*', which is not a plain file in it: unpack it"):
         pixels(packed)
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = {name: data + bytes(4_000_000) for name, data in IMAGES.items()}
-    with pytest.raises(SceneError, match=r"times larger unpacked, and images are at most 200 times"):
+    with pytest.raises(SceneError, match=r"times larger unpacked; the limit is 200 times"):
         pixels(zipped(tmp_path / "S2.zip", bomb))
     monkeypatch.setattr(deliveries, "MAX_RATIO", 1 << 20)
     monkeypatch.setattr(deliveries, "MAX_IMAGE_BYTES", 1 << 20)
-    with pytest.raises(SceneError, match=r"takes 0 GB unpacked, and at most 0 GB are read"):
+    with pytest.raises(SceneError, match=r"takes 0 GB unpacked; the limit for images is 0 GB"):
         pixels(tmp_path / "S2.zip")
 
 
@@ -443,7 +441,7 @@ def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
     packed = zipped(
         tmp_path / "S2.zip", IMAGES, lambda data: data.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0")
     )
-    with pytest.raises(SceneError, match="no plain file"):
+    with pytest.raises(SceneError, match="not a plain file"):
         pixels(packed)
 
 
@@ -454,7 +452,7 @@ def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
     image.symlink_to(tmp_path / "secret.tif")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(home, "scene")
-    with pytest.raises(SceneError, match="no plain file"):
+    with pytest.raises(SceneError, match="not a plain file"):
         pixels(tmp_path / "a.tar")
 
 
@@ -477,7 +475,7 @@ def test_a_description_named_as_an_image_leads_nowhere(tmp_path: Path) -> None:
         f"<SourceFilename>{inside}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
     )
     next(home.rglob("*B03_10m.jp2")).write_text(text)
-    with pytest.raises(SceneError, match="is no image, but is named as the green band"):
+    with pytest.raises(SceneError, match=r"is named as the green band of .*, but is not an image"):
         pixels(home)
 
 

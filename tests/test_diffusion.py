@@ -175,7 +175,7 @@ def test_tokens_of_a_word_are_found_after_the_start_token(
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("滑坡", "does not know '滑坡'"), ("zyzzyva", "spells it in 7"), ("é", "does not know")]
+    ("word", "message"), [("滑坡", "does not know '滑坡'"), ("zyzzyva", "splits it into 7"), ("é", "does not know")]
 )
 def test_words_that_the_tokenizer_does_not_know(networks: DiffusionNetworks, word: str, message: str) -> None:
     with pytest.raises(OptionError, match=f"{message}.*give another word"):

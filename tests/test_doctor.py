@@ -44,7 +44,7 @@ def test_all_is_well_where_the_tests_run(nowhere: Path, capsys: pytest.CaptureFi
     assert said["ok"]
     found = {one["name"]: one for one in said["findings"]}
     assert {"GDAL", "PROJ", "PyTorch", "ONNX Runtime", "bundled localizer", "bundled segmenter", "cache"} <= {*found}
-    assert found["cache"]["found"].startswith(f"{nowhere / 'cache'}, not made yet, ")
+    assert found["cache"]["found"].startswith(f"{nowhere / 'cache'}, not created yet, ")
     assert not [one for one in said["findings"] if one["advice"]]
 
 
@@ -70,12 +70,12 @@ def test_a_database_of_another_proj_is_found(nowhere: Path):
     )
     (warned,) = [line for line in done.stdout.splitlines() if "False" in line]
     assert "proj.db" in warned
-    assert "another installation's database is read: unset PROJ_DATA" in warned
+    assert "it reads another installation's database: unset PROJ_DATA" in warned
 
 
 def test_versions_of_proj_that_disagree_are_found(nowhere: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_northing_of_rasterio", lambda: 0.0)
-    assert [one.advice for one in doctor._proj()][-1].startswith("the two do not agree on coordinates")
+    assert [one.advice for one in doctor._proj()][-1].startswith("the two disagree on coordinates")
     with pytest.raises(ValueError, match=r"gives an easting of 400000\.00 m instead of 500000\.00 m"):
         doctor._checked(4e5, 0, 5e5)
 
@@ -100,7 +100,7 @@ def test_networks_that_are_damaged_or_others_are_found(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(doctor.registry, "verify", damaged)
     localizer, segmenter = doctor._networks()
-    assert localizer.advice.startswith("it is not the one that was measured")
+    assert localizer.advice.startswith("it is not the released file")
     assert (segmenter.found, segmenter.advice) == ("segmenter.safetensors is damaged", "install geolabel again")
 
 
@@ -140,7 +140,7 @@ def test_a_command_of_another_environment_is_found(nowhere: Path):
     other = nowhere / "geolabel"
     other.write_text("#!/bin/sh\n")
     other.chmod(other.stat().st_mode | stat.S_IXUSR)
-    assert "activate the environment that you mean" in of(doctor._package, "command").advice
+    assert "activate the intended environment" in of(doctor._package, "command").advice
     other.unlink()
     own = Path(sys.executable).with_name("geolabel")
     if own.exists():

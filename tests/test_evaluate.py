@@ -193,7 +193,7 @@ def test_classes_that_a_raster_names(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(0.37, r"0\.37, and labels are whole"), (-9, "-9, .*declare it as nodata")]
+    ("value", "message"), [(0.37, r"0\.37, but labels are integers"), (-9, "-9, .*declare it as nodata")]
 )
 def test_values_that_are_no_labels(tmp_path: Path, value: float, message: str):
     slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
@@ -205,7 +205,7 @@ def test_values_that_are_no_labels(tmp_path: Path, value: float, message: str):
 
 def test_rasters_that_cannot_be_labels(tmp_path: Path):
     slides = write_slides(tmp_path / "s.gpkg", [ON_MASK])
-    with pytest.raises(SceneError, match="nothing but the value 1 is known, the rest is nodata or transparent"):
+    with pytest.raises(SceneError, match=r"the only known value of .* is 1, the rest is nodata or transparent"):
         evaluate(slides, write_truth(tmp_path / "a.tif", np.where(MASK > 0, MASK, 9), nodata=9))
     with pytest.raises(SceneError, match="holds 298 values: give a raster of classes, not of objects"):
         evaluate(slides, write_truth(tmp_path / "b.tif", np.arange(300, dtype=np.int32).reshape(15, 20)))
@@ -234,7 +234,7 @@ def test_a_mask_without_georeference_needs_its_scene(tmp_path: Path):
         evaluate(slides, plain)
     assert evaluate(slides, plain, scene=write_truth(tmp_path / "scene.tif", MASK)).areas.f1 == 1
     other = write_truth(tmp_path / "other.tif", MASK[:11])
-    with pytest.raises(SceneError, match="12 x 20 px, where the scene has 11 x 20 px: give a raster of"):
+    with pytest.raises(SceneError, match="12 x 20 px, but the scene has 11 x 20 px: give a raster of"):
         evaluate(slides, plain, scene=other)
 
 

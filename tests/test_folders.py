@@ -92,7 +92,7 @@ def test_a_folder_that_looks_like_one_of_ours_is_not_ours(tmp_path: Path, name: 
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")
     before = contents(tmp_path)
-    with pytest.raises(OutputError, match="no record that geolabel made"):
+    with pytest.raises(OutputError, match="no record that geolabel wrote"):
         build(tmp_path, SET, "new", overwrite=overwrite)
     assert contents(tmp_path) == before
 
@@ -161,7 +161,7 @@ def test_one_file_that_cannot_be_moved_costs_neither_set(tmp_path: Path, monkeyp
         return rename(source, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OutputError, match=r"is as it was, and the new files are in .*chips\.new"):
+    with pytest.raises(OutputError, match=r"is unchanged, and the new files are in .*chips\.new"):
         build(out, SET, "new", overwrite=True)
     assert contents(out) == dict.fromkeys(SET, b"old")
     assert contents(tmp_path / "chips.new") == dict.fromkeys(SET, b"new")
@@ -230,7 +230,7 @@ def test_an_output_folder_is_apart_from_every_input(tmp_path: Path) -> None:
     for out in ("chips", "link", "chips/../chips", "chips/images", "chips/new", "link/new"):
         with pytest.raises(OutputError, match=r"input of this run \(.*chips\)"):
             check_folder(tmp_path / out, ["s3://bucket/chips", tmp_path / "chips"])
-    with pytest.raises(OutputError, match="holds an input"):
+    with pytest.raises(OutputError, match="contains an input"):
         check_folder(tmp_path, [tmp_path / "link/images"])
     check_folder(tmp_path, [tmp_path / "link/images"], shared=True)
     check_folder(tmp_path / "other", [tmp_path / "chips", scene])
@@ -486,7 +486,7 @@ def test_chips_are_not_cut_from_one_of_the_set_that_is_replaced(
     chip = sorted((tmp_path / "chips/images").iterdir())[0]
     before = contents(tmp_path / "chips")
     assert command([*chips(scene, tmp_path)[:1], str(chip), *chips(scene, tmp_path)[2:], "--overwrite", "-q"]) == 1
-    assert f"holds an input of this run ({chip})" in capsys.readouterr().err
+    assert f"contains an input of this run ({chip})" in capsys.readouterr().err
     assert contents(tmp_path / "chips") == before
 
 

@@ -79,12 +79,13 @@ def test_own_products_are_known_left_out_and_refused_alone(tmp_path: Path) -> No
         values = np.zeros((96, 96), np.uint8)
         write_cog(tmp_path / f"{kind}.tif", [(grid.window, values)], grid, nodata=255, kind=kind)
         assert product_of(FileSource(str(tmp_path / f"{kind}.tif")).header) == kind
-        with pytest.raises(SceneError, match=rf"own \({kind}\), not an image; geolabel polygonize"):
+        with pytest.raises(SceneError, match=rf"by geolabel \({kind}\) and is not an image; geolabel polygonize"):
             survey(tmp_path / f"{kind}.tif")
     found = survey(str(tmp_path / "*.tif"))
     assert found.plans[0].reader.scene.name == str(scene)
     assert [text for text in found.warnings if "left out" in text] == [
-        f"{tmp_path / kind}.tif is a raster of geolabel's own ({kind}): left out" for kind in ("mask", "score")
+        f"{tmp_path / kind}.tif was written by geolabel ({kind}) and is not an image: left out"
+        for kind in ("mask", "score")
     ]
     with pytest.raises(SceneError, match="not an image"):
         survey(tmp_path / "mask.tif", tmp_path / "score.tif")
@@ -159,7 +160,7 @@ def test_a_fill_gives_what_nodata_gives(tmp_path: Path, value: float) -> None:
 def test_an_alpha_band_that_looks_like_infrared_is_told(tmp_path: Path) -> None:
     bands = noise(4)
     infrared, _ = examined(SceneReader(write(tmp_path / "a.tif", bands, photometric="rgb", alpha="yes")), "p2-98")
-    assert any("band 4 is marked as alpha but changes" in text for text in infrared.warnings)
+    assert any("band 4 is marked as alpha but varies" in text for text in infrared.warnings)
     bands[3] = 255
     bands[3, :20] = 0
     bands[3, 20:22] = np.arange(96)  # a soft edge

@@ -194,7 +194,7 @@ def test_options_of_the_other_kind_of_file_are_refused(scene, tmp_path):
 def test_segments_are_no_landslides(tmp_path):
     outlines = gpd.GeoDataFrame({"id": [1]}, geometry=[shapely.box(0, 0, 9, 9)], crs="EPSG:32648")
     outlines.to_file(tmp_path / "segments.gpkg", layer="segments", driver="GPKG")
-    with pytest.raises(VectorError, match="holds segments, and no landslides"):
+    with pytest.raises(VectorError, match="holds segments, but no landslides"):
         run(str(tmp_path / "segments.gpkg"))
 
 

@@ -254,7 +254,7 @@ def test_no_change_is_judged_where_either_image_is_masked(tmp_path: Path, scene:
 def test_masks_that_cannot_be_meant_are_refused(tmp_path: Path, scene: Path) -> None:
     with pytest.raises(SceneError, match="has 3 bands: give a raster of one band"):
         extract(scene, scene)
-    with pytest.raises(SceneError, match=r"leaves out all of .*: pixels that are not zero are left out"):
+    with pytest.raises(SceneError, match=r"hides all of .*: non-zero pixels are hidden"):
         extract(scene, write(tmp_path / "all.tif", np.full((200, 200), 255, np.uint8)))
     far = Grid(UTM, PLACE * Affine.translation(5000, 0), 20, 20)
     with pytest.raises(SceneError, match=r"--mask .*far.tif misses the scene"):

@@ -90,7 +90,7 @@ def test_names_that_are_no_text_are_refused_in_one_line(tmp_path: Path, capfd: p
         said = capfd.readouterr().err
         assert said.count("\n") == 1
         assert r"hang_\xe4" in said
-        assert "not text in UTF-8" in said
+        assert "not UTF-8 text" in said
     left = [os.fsencode(file) for file in names_in(tmp_path)]
     assert left == [b"hang_\xe4.geojson", b"hang_\xe4.tif", b"plain.tif"]
 
@@ -103,6 +103,6 @@ def test_any_text_is_a_name() -> None:
 
 
 def test_half_a_character_is_no_name():
-    with pytest.raises(OptionError, match=r"the name a\\ud800\.tif is not text in UTF-8"):
+    with pytest.raises(OptionError, match=r"the name a\\ud800\.tif is not UTF-8 text"):
         check_name("a\ud800.tif")
     assert not exists("a\ud800.tif")

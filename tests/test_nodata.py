@@ -116,7 +116,7 @@ def test_labels_and_nearly_nothing_are_told():
     valid = labels[0] > 0
     told = examine(labels, valid, single=True).warnings
     assert [text for text in told if "only 0.27 % of the scene holds data" in text]
-    assert [text for text in told if "the band holds nothing but 1, 2, as masks and labels do" in text]
+    assert [text for text in told if "the band holds nothing but 1, 2, like masks and labels" in text]
     assert examine(noise(), everything(labels), single=True).warnings == ()
 
 

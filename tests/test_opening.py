@@ -130,11 +130,11 @@ def test_pieces_are_counted_before_they_are_listed(size: int):
 def test_a_header_may_not_claim_any_number_of_bands(tmp_path: Path):
     path = tmp_path / "bands.vrt"
     path.write_text(vrt('<VRTRasterBand dataType="Byte"/>' * 100_000))
-    with pytest.raises(SceneError, match="100000 bands, and at most 4096"):
+    with pytest.raises(SceneError, match="100000 bands, the limit is 4096"):
         _ = SceneReader(path).scene
 
 
-@pytest.mark.parametrize(("width", "height", "count", "says"), [(2**30, 8, 3, "1024 MB"), (256, 256, 4000, "pieces")])
+@pytest.mark.parametrize(("width", "height", "count", "says"), [(2**30, 8, 3, "1024 MB"), (256, 256, 4000, "blocks")])
 def test_a_piece_of_a_file_may_not_take_all_memory(tmp_path: Path, width: int, height: int, count: int, says: str):
     path = tmp_path / "pieces.tif"
     with rasterio.open(
@@ -153,7 +153,7 @@ def test_a_piece_of_a_file_may_not_take_all_memory(tmp_path: Path, width: int, h
         **({"tiled": True, "blockxsize": 512, "blockysize": 512} if width < 1000 else {"blockysize": 1}),
     ):
         pass
-    with pytest.raises(SceneError, match=r"pieces of .*TILED=YES"):
+    with pytest.raises(SceneError, match=r"blocks of .*TILED=YES"):
         _ = SceneReader(path).scene
 
 
@@ -275,7 +275,7 @@ def test_a_vrt_from_a_network_may_not_name_files_of_this_machine(
     tiff: Path, tmp_path: Path, server: str, named: str, relative: int
 ):
     (tmp_path / "local.vrt").write_text(vrt(band(named.format(folder=tmp_path), relative) * 3))
-    with pytest.raises(SceneError, match=r"comes from a network and names .*download it"):
+    with pytest.raises(SceneError, match=r"comes from a network but names .*download it"):
         _ = SceneReader(f"{server}/local.vrt").scene
 
 
@@ -298,7 +298,7 @@ def test_nor_do_more_than_lay_images_side_by_side(tiff: Path, tmp_path: Path, se
         ("warped", text),
     ):
         (tmp_path / f"{name}.vrt").write_text(changed)
-        with pytest.raises(SceneError, match=r"more than lay images|cannot be opened"):
+        with pytest.raises(SceneError, match=r"more than mosaic images|cannot be opened"):
             _ = SceneReader(f"{server}/{name}.vrt").scene
 
 
@@ -392,7 +392,7 @@ def test_what_lies_beside_an_image_is_an_image(tiff: Path, tmp_path: Path, end: 
     (tmp_path / f"scene.tif{end}").write_text(description(tiff))
     for name in ("scene.tif", "case.vrt"):
         (tmp_path / "case.vrt").write_text(description(tiff))
-        with pytest.raises(SceneError, match="as its overviews or mask, and it is no image"):
+        with pytest.raises(SceneError, match="as its overviews or mask, but it is not an image"):
             _ = SceneReader(tmp_path / name).scene
 
 
@@ -528,7 +528,7 @@ def test_a_view_of_a_geopackage_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(f"CREATE VIEW v AS {view}")
     if fails:
-        with pytest.raises(VectorError, match="its view 'v' cannot be read within reason"):
+        with pytest.raises(VectorError, match="its view 'v' takes too long to read"):
             read_aoi(path, pyproj.CRS(32648))
     else:
         assert read_aoi(path, pyproj.CRS(32648)).area == 81
@@ -614,7 +614,7 @@ def test_what_leads_to_this_machine(name: str, remote: bool):
         refuse_local(name, "https://a.org/scene.vrt")
         assert is_remote(name)
     else:
-        with pytest.raises(SceneError, match="files of this machine"):
+        with pytest.raises(SceneError, match="local files"):
             refuse_local(name, "https://a.org/scene.vrt")
 
 
@@ -645,8 +645,8 @@ def test_pieces_that_do_not_fit_into_memory_are_refused_of_what_a_raster_leads_t
     source_beside = tmp_path / "b.tif"
     source_beside.write_bytes(tiff.read_bytes())
     for scene in (source, tmp_path / "a.vrt"):
-        with pytest.raises(SceneError, match=r"huge\.tif is stored in pieces of 40000 x 40000 px, 1525 MB each"):
+        with pytest.raises(SceneError, match=r"huge\.tif is stored in blocks of 40000 x 40000 px, 1525 MB each"):
             SceneReader(scene).sample()
     source.rename(tmp_path / "b.tif.ovr")
-    with pytest.raises(SceneError, match=r"b\.tif\.ovr is stored in pieces"):
+    with pytest.raises(SceneError, match=r"b\.tif\.ovr is stored in blocks"):
         SceneReader(source_beside).sample()

@@ -20,7 +20,7 @@ def test_an_input_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_suffixes_are_compared_without_case(tmp_path: Path):
     check_target(tmp_path / "OUT.GPKG", overwrite=False, suffixes=(".gpkg",))
-    with pytest.raises(OutputError, match=r"has to end with \.tif or \.tiff"):
+    with pytest.raises(OutputError, match=r"must end with \.tif or \.tiff"):
         check_target(tmp_path / "out.gpkg", overwrite=False, suffixes=(".tif", ".tiff"))
 
 
@@ -79,7 +79,7 @@ def test_a_study_replaces_no_folder_of_other_things(tmp_path: Path, study: str, 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     assert run(["study", study, str(tmp_path / "chips"), "--out", str(tmp_path / "out"), "--overwrite", "-q"]) == 1
-    assert "holds thesis.tex" in capsys.readouterr().err
+    assert "contains thesis.tex" in capsys.readouterr().err
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 

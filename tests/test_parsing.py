@@ -44,7 +44,7 @@ def test_a_bare_number_is_told_the_units_that_fit():
         ("much", "is not a number with a unit, such as 10m2 or 10px"),
         ("", "is not a number with a unit"),
         ("nanm2", "is not a number with a unit"),
-        ("-5m2", "-5m2: it has to be a number that is not negative"),
+        ("-5m2", "-5m2: it must be a number that is not negative"),
         ("1e999px", "not negative"),
     ],
 )

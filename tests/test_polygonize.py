@@ -160,8 +160,8 @@ def test_any_band(tmp_path, mask):
 @pytest.mark.parametrize(
     ("value", "threshold", "error", "message"),
     [
-        (3.7, 0.5, SceneError, "holds 3.7, and scores lie between 0 and 1"),
-        (-1.0, 0.5, SceneError, "holds -1, and scores"),
+        (3.7, 0.5, SceneError, "holds 3.7, but scores are between 0 and 1"),
+        (-1.0, 0.5, SceneError, "holds -1, but scores"),
         (0.7, 2.0, OptionError, "threshold 2: .* holds scores, so give 0 to 1"),
         (0.7, 0.0, OptionError, "threshold 0"),
     ],
@@ -216,7 +216,7 @@ def test_a_picture_is_refused_unless_a_band_is_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (4, 40, 50), dtype=np.uint8)
     for count in (3, 4):
         path = picture(tmp_path / "scene.tif", noise[:count])
-        with pytest.raises(SceneError, match=r"is a picture of 3 bands: .*geolabel extract finds"):
+        with pytest.raises(SceneError, match=r"is an image of 3 bands: .*geolabel extract detects"):
             polygonize(path)
     noise[1] = noise[1] > 200
     assert len(polygonize(picture(tmp_path / "scene.tif", noise[:3]), band=2))

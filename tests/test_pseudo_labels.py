@@ -118,7 +118,7 @@ def test_finished_labels_and_other_things_stay(tmp_path: Path) -> None:
         (tmp_path / "photos" / name).write_text("mine")
     before = contents(tmp_path / "photos")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="no record that geolabel made"):
+        with pytest.raises(OutputError, match="no record that geolabel wrote"):
             finish(tmp_path / "photos", overwrite=overwrite)
     assert contents(tmp_path / "photos") == before
 

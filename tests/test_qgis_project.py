@@ -215,7 +215,7 @@ def test_columns_of_a_person_are_in_the_form(tmp_path: Path, slides: Path):
     [
         ({"scene": "https://example.com/a.tif"}, OptionError, "^https://example.com/a.tif: a project needs a file of"),
         ({"before": ["missing.tif"]}, OptionError, "missing.tif: a project needs a file"),
-        ({"out": "slides.qgs"}, OutputError, "has to end with .qgz"),
+        ({"out": "slides.qgs"}, OutputError, "must end with .qgz"),
         ({"slides": "slides.kmz"}, OptionError, r"slides.kmz: a project shows files that end with \.gpkg"),
         ({"slides": "a|b.gpkg"}, OptionError, "QGIS takes what follows | for options"),
     ],

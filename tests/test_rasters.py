@@ -143,7 +143,7 @@ def test_a_file_is_replaced_only_when_asked(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("score.jpg", r"has to end with \.tif or \.tiff"),
+        ("score.jpg", r"must end with \.tif or \.tiff"),
         ("nowhere/score.tif", "the folder .* does not exist"),
         ("folder.tif", "is a folder"),
     ],

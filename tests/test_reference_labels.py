@@ -87,7 +87,7 @@ def test_a_mask_without_georeference_is_on_the_grid_of_its_scene(tmp_path: Path,
         mask = read_truth(tmp_path / "t.png", grid, scene=GRID).mask(grid.window)
         step = 64 // grid.height
         assert np.array_equal(mask, values[::step, ::step] > 0)
-    with pytest.raises(SceneError, match="64 x 64 px, where the scene has 32 x 32 px"):
+    with pytest.raises(SceneError, match="64 x 64 px, but the scene has 32 x 32 px"):
         read_truth(tmp_path / "t.png", coarse)
 
 

@@ -626,11 +626,11 @@ def test_one_of_several_times_is_chosen():
             np.testing.assert_array_equal(whole(reader)[0], values[2])
             assert reader.scene.event_date == "2024-05-01"
         assert SceneReader(data, gsd=1, time="2024-04").scene.event_date == "2024-04-30"
-        with pytest.raises(SceneError, match=r"has 2024-04-30T10:30:00, .* and 2 of its times begin"):
+        with pytest.raises(SceneError, match=r"has 2024-04-30T10:30:00, .*; 2 of its times start"):
             _ = SceneReader(data, gsd=1, time="2024-05-01").scene
-        with pytest.raises(SceneError, match=r"3 times along 'time'.* choose one, such as time='2024-04-30T10:30:00'"):
+        with pytest.raises(SceneError, match=r"3 times along 'time'.* select one, such as time='2024-04-30T10:30:00'"):
             _ = SceneReader(data, gsd=1).scene
-    with pytest.raises(SceneError, match="no axis of times"):
+    with pytest.raises(SceneError, match="no time axis"):
         _ = SceneReader(array[0], gsd=1, time="2024").scene
 
 
@@ -647,9 +647,9 @@ def test_one_of_several_times_of_a_file_is_chosen(tmp_path):
     with pickle.loads(pickle.dumps(SceneReader(tmp_path / "scene.nc", time="2024-05-01"))) as reader:
         np.testing.assert_array_equal(whole(reader)[0], values[1])
         assert reader.scene.event_date == "2024-05-01"
-    with pytest.raises(SceneError, match="has 2024-04-30T00:00:00, 2024-05-01T00:00:00, and none of its times begins"):
+    with pytest.raises(SceneError, match="has 2024-04-30T00:00:00, 2024-05-01T00:00:00; none of its times starts"):
         _ = SceneReader(tmp_path / "scene.nc", time="2023").scene
-    with pytest.raises(SceneError, match="has no times that bands differ in"):
+    with pytest.raises(SceneError, match=r"the bands of .* have no times"):
         _ = SceneReader(write(tmp_path / "plain.tif", noise()), time="2023").scene
 
 
@@ -858,8 +858,8 @@ def test_a_reader_opens_nothing_before_it_is_asked():
         ("slides.shp", b"\x00\x00\x27\x0a" + bytes(252), "holds vectors or tables, not a raster"),
         ("slides.fgb", b"fgb\x03fgb\x01" + bytes(252), "holds vectors or tables, not a raster"),
         ("slides.geojson", b'{"type": "FeatureCollection", "features": []}', "holds vectors or tables, not a raster"),
-        ("garbage.tif", bytes(range(256)) * 4, r"damaged, or in no format that GDAL reads here$"),
-        ("header.tif", b"II*\x00\x08\x00\x00\x00", "damaged, or in no format"),
+        ("garbage.tif", bytes(range(256)) * 4, r"damaged or in an unsupported format$"),
+        ("header.tif", b"II*\x00\x08\x00\x00\x00", "damaged or in an unsupported format"),
     ],
 )
 def test_a_file_that_is_no_raster_says_why(tmp_path, name, content, message):
@@ -958,7 +958,7 @@ def test_absurd_windows_take_no_memory(tmp_path):
         with pytest.raises(TileError, match="use smaller tiles"):
             reader.read(grid.window, grid)
         assert (reader.read(Window(1_999_999_000, 5, 10, 10), grid)[0] == 0).all()
-    with pytest.raises(SceneError, match="row 1999999999, col 5, 10 x 10 px reaches out of the grid"):
+    with pytest.raises(SceneError, match="row 1999999999, col 5, 10 x 10 px extends beyond the grid"):
         reader.read(Window(1_999_999_999, 5, 10, 10), grid)
 
 

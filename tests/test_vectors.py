@@ -349,7 +349,7 @@ def test_a_file_is_replaced_only_when_asked_and_only_by_a_finished_one(tmp_path:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("slides.kml", r"has to end with \.gpkg, \.fgb"),
+        ("slides.kml", r"must end with \.gpkg, \.fgb"),
         ("nowhere/slides.gpkg", "does not exist"),
         ("f.gpkg", "is a folder"),
     ],
@@ -579,7 +579,7 @@ def test_crossed_outlines_are_mended(tmp_path: Path):
 
 def test_coordinates_without_a_place_in_the_scenes_crs_are_refused(tmp_path: Path):
     path = drawn(tmp_path / "aoi.gpkg", [box(5e5, 3e6, 6e5, 4e6)], crs=4326)
-    with pytest.raises(VectorError, match="have no place in WGS 84 / UTM zone 48N"):
+    with pytest.raises(VectorError, match="cannot be transformed to WGS 84 / UTM zone 48N"):
         read_aoi(path, UTM)
 
 

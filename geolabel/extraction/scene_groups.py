@@ -326,7 +326,9 @@ def _images(opened: Sequence[_Opened]) -> tuple[list[_Opened], list[str]]:
     if not images:
         check_image(opened[0].reader.header)
     others = [one for one in opened if one.product is not None]
-    return images, [f"{one.scene.name} is a raster of geolabel's own ({one.product}): left out" for one in others]
+    return images, [
+        f"{one.scene.name} was written by geolabel ({one.product}) and is not an image: left out" for one in others
+    ]
 
 
 def _refuse_bands(opened: Sequence[_Opened]) -> None:

@@ -1,9 +1,9 @@
 """A raster of any grid and CRS, read on the pixels of a working grid.
 
-`SceneReader` reads a scene on its own grid, cropped or scaled. What supplements a scene, such as a height model or a
-scene from before, has a grid and a CRS of its own. The centre of each pixel of the working grid is reprojected to the
-raster, which is sampled there. The value of a pixel depends on no window: coordinates are exact at the nodes of a
-lattice that is fixed on the working grid, linear between them, and rounded to a fraction of a pixel.
+`SceneReader` reads a scene on its own grid, cropped or scaled. A raster that supplements a scene, such as a height
+model or an earlier scene, has another grid and another CRS. The centre of each pixel of the working grid is
+transformed to the raster's CRS, and the raster is sampled there. A pixel has the same value in every window:
+coordinates are exact at the nodes of a lattice fixed to the working grid, interpolated linearly, and rounded.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ if TYPE_CHECKING:
     from geolabel.io.read.scenes import SceneReader
 
 NODES = 16
-"""Pixels of the working grid between the nodes at which coordinates are exact. Over them, the curvature of a map
-projection moves no pixel by a hundredth of its side at any gsd below 100 m."""
+"""Pixels of the working grid between nodes with exact coordinates. At any gsd below 100 m, linear interpolation between
+them is wrong by less than a hundredth of a pixel."""
 
 FRACTIONS = 1024
-"""Coordinates are rounded to this part of a source pixel, so that grids that agree are read pixel for pixel."""
+"""Coordinates are rounded to this fraction of a source pixel, so that rasters on the same grid are read exactly."""
 
 LOOKS = 64
-"""Points along each axis at which the overlap with a working grid is looked at."""
+"""Points along each axis at which the overlap with a working grid is measured."""
 
 PART_PX = 1 << 22
-"""Pixels of the source that are read at a time."""
+"""Maximum number of source pixels read at a time."""
 
 
 @dataclass(frozen=True)
 class AlignedReader:
-    """A raster on the pixels of other grids. It travels as its arguments.
+    """A raster read on the grids of other rasters. Pickled by its arguments.
 
     Parameters
     ----------
     reader
-        The raster, as `geolabel.io.read.scenes.SceneReader` reads it.
+        The raster to read.
     bands
-        How many of red, green and blue are read; 1 for a raster of a single band.
+        Number of bands to read: 3 for red, green and blue, 1 for a raster with a single band.
     shift
-        Rows and columns, in pixels of the working grid, from where a pixel is to where its content is in the raster.
+        Offset (rows, columns) in pixels of the working grid from a pixel to the same content in the raster.
     """
 
     reader: SceneReader
@@ -63,14 +63,14 @@ class AlignedReader:
         return self.reader.scene.grid
 
     def moved(self, shift: tuple[float, float]) -> AlignedReader:
-        """The same raster, read with another shift."""
+        """Return the same raster, read with another shift."""
         return replace(self, shift=shift)
 
     def read(self, window: Window, grid: Grid) -> tuple[Float64Array, BoolArray]:
-        """Read a window of a working grid; it may reach out of that grid.
+        """Read a window of a working grid; the window may extend beyond the grid.
 
-        A raster that is at least twice as fine is averaged over whole numbers of its pixels first. A pixel is valid
-        where at least half of what it is made of is.
+        A raster that is at least twice as fine is first averaged over whole numbers of its pixels. A pixel is valid
+        if at least half of the pixels it is computed from are valid.
 
         Returns
         -------
@@ -81,7 +81,7 @@ class AlignedReader:
         Raises
         ------
         SceneError
-            If the raster and the grid cannot be placed on each other.
+            If only one of the raster and the grid has a CRS.
         TileError
             If the raster cannot be read.
         """
@@ -95,14 +95,14 @@ class AlignedReader:
         return bands, valid
 
     def overlap(self, grid: Grid) -> float:
-        """Share of a working grid, 0..1, that lies inside the raster's frame, by a lattice of points."""
+        """Share of a working grid (0..1) inside the raster's frame, estimated on a lattice of points."""
         rows, cols = (np.linspace(0, side - 1, min(side, LOOKS)).astype(int) for side in (grid.height, grid.width))
         y, x = place(rows[:, None], cols[None, :], grid, self.grid)
         inside = (y >= 0) & (y < self.grid.height) & (x >= 0) & (x < self.grid.width)
         return float(inside.mean())
 
     def _sample(self, rows: Float64Array, cols: Float64Array, coarse: Grid) -> tuple[Float64Array, BoolArray]:
-        """Values at coordinates in pixels of a grid of the raster, where a centre is at a half; see `_coordinates`."""
+        """Values at pixel coordinates of the `coarse` grid (pixel centres at .5); see `_coordinates`."""
         within = (rows >= 0) & (rows < coarse.height), (cols >= 0) & (cols < coarse.width)  # False where not finite
         inside = within[0] & within[1]
         if not inside.any():
@@ -128,7 +128,7 @@ def _between(
     corner: tuple[AnyArray, AnyArray],
     beyond: tuple[AnyArray, AnyArray],
 ) -> tuple[Float64Array, BoolArray]:
-    """Bilinear values of (3, h', w') pixels at a corner and a fraction beyond it, over what is good."""
+    """Bilinear interpolation of (3, h', w') pixels, using valid pixels only."""
     (top, left), (down, right) = corner, beyond
     whole = bool(good.all())
     values = stored if whole else np.where(good, stored, np.zeros((), stored.dtype))
@@ -147,14 +147,14 @@ def _between(
 
 
 def _picked(values: AnyArray, rows: AnyArray, cols: AnyArray) -> AnyArray:
-    """(h, w) values at rows and columns: whole rows and columns of values where these are (h, 1) and (1, w)."""
+    """Values (h, w) at rows and columns; a single slice if these are (h, 1) and (1, w)."""
     if rows.shape[1] == cols.shape[0] == 1:
         return values[_line(rows[:, 0])][:, _line(cols[0])]
     return np.asarray(values[rows, cols])
 
 
 def _line(places: AnyArray) -> slice | AnyArray:
-    """Places as a slice, where one follows the other: what it picks is not copied."""
+    """Indices as a slice if they are consecutive, which avoids a copy."""
     first = int(places[0])
     return slice(first, first + len(places)) if (np.diff(places) == 1).all() else places
 
@@ -165,12 +165,12 @@ def _line(places: AnyArray) -> slice | AnyArray:
 def place(
     rows: AnyArray, cols: AnyArray, grid: Grid, source: Grid, shift: tuple[float, float] = (0.0, 0.0)
 ) -> tuple[Float64Array, Float64Array]:
-    """Rows and columns on `source`, where a centre is at a half, of the centres of pixels of `grid`.
+    """Rows and columns on `source` (pixel centres at .5) of the pixel centres of `grid`.
 
     Raises
     ------
     SceneError
-        If one of the two has a CRS and the other none.
+        If only one of the two has a CRS.
     """
     a, b, c, d, e, f = tuple(grid.transform)[:6]
     row, col = np.broadcast_arrays(rows + (0.5 + shift[0]), cols + (0.5 + shift[1]))
@@ -188,7 +188,7 @@ def _transformer(own: pyproj.CRS | None, other: pyproj.CRS | None) -> pyproj.Tra
         return None
     if own is None or other is None:
         raise SceneError(
-            "only one of the two rasters has a CRS, so neither has a place on the other: give both one "
+            "only one of the two rasters has a CRS, so they cannot be aligned: assign one to the other "
             "(gdal_edit.py -a_srs EPSG:CODE FILE)"
         )
     if own.equals(other, ignore_axis_order=True) or own.geodetic_crs is None or other.geodetic_crs is None:
@@ -202,7 +202,7 @@ def _between_crs(own: str, other: str) -> pyproj.Transformer:
 
 
 def source_pixels(grid: Grid, source: Grid) -> float:
-    """How many pixels of `source` a pixel in the middle of `grid` is wide: the geometric mean of both axes."""
+    """Width of the middle pixel of `grid` in pixels of `source`: the geometric mean of both axes."""
     row, col = grid.height / 2, grid.width / 2
     y, x = place(np.asarray([row, row, row + 1]), np.asarray([col, col + 1, col]), grid, source)
     area = abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0]))
@@ -210,7 +210,7 @@ def source_pixels(grid: Grid, source: Grid) -> float:
 
 
 def _coarser(source: Grid, wide: float) -> Grid:
-    """The grid of a source on which a pixel of the working grid is less than two pixels wide."""
+    """The grid of a source, coarsened until a pixel of the working grid is less than two pixels wide."""
     factor = int(wide + 1e-6)
     if factor < 2:
         return source
@@ -220,11 +220,11 @@ def _coarser(source: Grid, wide: float) -> Grid:
 def _coordinates(
     window: Window, grid: Grid, source: Grid, shift: tuple[float, float]
 ) -> tuple[Float64Array, Float64Array]:
-    """Rows and columns on `source` of the pixels of a window, linear between nodes and rounded.
+    """Rows and columns on `source` of the pixels of a window, interpolated between nodes and rounded.
 
     Returns
     -------
-    (h, w) each; (h, 1) and (1, w) where a row of one is a row of the other, which is faster and the same.
+    Arrays (h, w), or (h, 1) and (1, w) if the axes are parallel: the same values, faster.
     """
     nodes = [
         np.arange(first // NODES, -(-last // NODES) + 1) * NODES
@@ -244,7 +244,7 @@ def _coordinates(
 
 
 def _lines(nodes: Float64Array, steps: AnyArray) -> Float64Array:
-    """(len(steps), n) values between the rows of (m, n) nodes."""
+    """Values (len(steps), n) interpolated between the rows of (m, n) nodes."""
     node, part = np.divmod(steps, NODES)
     share = (part / NODES)[:, None]
     after = np.minimum(node + 1, len(nodes) - 1)
@@ -253,7 +253,7 @@ def _lines(nodes: Float64Array, steps: AnyArray) -> Float64Array:
 
 
 def _parts(window: Window, grid: Grid, source: Grid) -> list[Window]:
-    """Cut a window so that the pixels behind each part stay few."""
+    """Split a window so that each part reads few source pixels."""
     side = max(NODES, int(math.isqrt(PART_PX) / max(1.0, source_pixels(grid, source))))
     return [
         Window(row, col, min(side, window.bottom - row), min(side, window.right - col))
@@ -268,12 +268,12 @@ def overlaps(aligned: AlignedReader, grids: Sequence[Grid], option: str) -> list
     Parameters
     ----------
     option
-        What the user gave the raster with, for the error.
+        Name of the user's option, for the error.
 
     Raises
     ------
     SceneError
-        If it covers nothing of any.
+        If it covers no pixel of any grid.
     """
     shares = [aligned.overlap(grid) for grid in grids]
     if not any(shares):

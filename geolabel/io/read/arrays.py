@@ -1,4 +1,4 @@
-"""Scenes from xarray: arrays of bands, and datasets of named bands, in memory or behind dask."""
+"""Scenes from xarray: arrays of bands and datasets of named bands, in memory or lazy (dask)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     Labelled: TypeAlias = xarray.DataArray | xarray.Dataset
 
 PLACES = (("lat", "lon"), ("northing", "easting"), ("row", "col"))
-"""Names of rows and columns that rioxarray does not know itself."""
+"""Names of row and column dimensions that rioxarray does not recognise."""
 
 TIMES = ("time", "times", "date", "datetime", "t")
 
 
 class ArraySource:
-    """A DataArray or Dataset with rioxarray's conventions, computed in the thread that reads.
+    """A DataArray or Dataset with rioxarray's conventions, computed in the thread that reads it.
 
-    Bands are an axis of the array, or the variables of the dataset that have rows and columns. An axis of one time is
-    left out, and its date is the scene's. Of several times `time` chooses one: an ISO 8601 date, or date and time, as
-    far as it takes to tell it from the others.
+    Bands are an axis of the array, or the variables of the dataset that have rows and columns. A time axis of length 1
+    is dropped, and its date becomes the scene's. If there are several times, `time` selects one: an ISO 8601 date or
+    date and time, or a prefix of one that is unique.
 
     Raises
     ------
     SceneError
-        If rows and columns cannot be found, or several times or other axes are left to choose from.
+        If rows and columns cannot be found, or other axes or several times remain.
     """
 
     def __init__(self, data: Labelled, time: str | None = None) -> None:
@@ -74,12 +74,12 @@ class ArraySource:
         return ((self.header.height, self.header.width),)
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
-        """Values (B, h, w); an array has no mask, so everything is valid."""
+        """Values (B, h, w); an array has no mask, so all of them are valid."""
         assert level == 0, "an array has no overviews"
         return self._compute([band - 1 for band in bands], *window.slices)
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[AnyArray, BoolArray]:
-        """The whole array at another size, each pixel picked from the nearest one, as GDAL picks it."""
+        """The whole array at another size, by nearest neighbour, as GDAL decimates."""
         rows = (2 * np.arange(height) + 1) * self.header.height // (2 * height)
         cols = (2 * np.arange(width) + 1) * self.header.width // (2 * width)
         return self._compute([band - 1 for band in bands], rows, cols)
@@ -91,7 +91,7 @@ class ArraySource:
         self, bands: Sequence[int], rows: slice | AnyArray, cols: slice | AnyArray
     ) -> tuple[AnyArray, BoolArray]:
         wanted = [*bands, *(band - 1 for band in self.header.alpha)]
-        # In this thread: a pool of its own inside a task of the run would take cores that others count on.
+        # Synchronous: a thread pool inside a task would use cores assigned to other tasks.
         if len(self._parts) == 1:
             values = np.asarray(self._parts[0][wanted, rows, cols].compute(scheduler="synchronous").values)
         else:
@@ -100,7 +100,7 @@ class ArraySource:
         return values[: len(bands)], np.all(values[len(bands) :] > 0, axis=0)
 
     def _variable_names(self) -> tuple[str | None, ...]:
-        """Names of variables, or what they are called in words where the names only count, as rioxarray's do."""
+        """Names of variables, or their long names if rioxarray only numbered them."""
         assert self._names is not None
         counted = all(str(name).startswith("band_") for name in self._names)
         words = [part.attrs.get("long_name") for part in self._parts]
@@ -113,32 +113,32 @@ class ArraySource:
 
 
 def _at_time(data: Labelled, wanted: str) -> Labelled:
-    """One time of an array or dataset.
+    """Select one time of an array or dataset.
 
     Raises
     ------
     SceneError
-        If it has no axis of times, or the time asked for is none of them.
+        If it has no time axis, or no such time.
     """
     dim = next((dim for dim in data.dims if _is_time(data, dim)), None)
     if dim is None or dim not in data.coords:
         raise SceneError(
-            f"time {wanted}: the array has no axis of times with a coordinate, but {tuple(data.dims)}; leave it out, "
-            "or choose by place, such as array.isel(time=0)"
+            f"time {wanted}: the array has no time axis with coordinates, only {tuple(data.dims)}; omit the time, "
+            "or select by index, such as array.isel(time=0)"
         )
     times = _times(data, dim)
     return data.isel({dim: times.index(chosen_time(wanted, times, "the array"))})
 
 
 def _times(data: Labelled, dim: Hashable) -> list[str]:
-    """What the places along an axis of times are called: ISO 8601 to the second."""
+    """Labels of a time axis: ISO 8601 to the second."""
     values = data.coords[dim].values
     named = np.datetime_as_string(values, unit="s") if values.dtype.kind == "M" else values
     return [str(value) for value in named.reshape(-1)]
 
 
 def _variables(data: Labelled) -> dict[Hashable, xarray.DataArray]:
-    """The arrays of rows and columns that bands are in: one array of several, or one per variable."""
+    """The two-dimensional band arrays: one array with several bands, or one array per variable."""
     import xarray
 
     if isinstance(data, xarray.DataArray):
@@ -158,28 +158,28 @@ def _variables(data: Labelled) -> dict[Hashable, xarray.DataArray]:
         for name, array in arrays.items():
             if len(_extra(_in_plane(array))) > 0:
                 raise SceneError(
-                    f"variable {name} of the dataset has dimensions {array.dims}, and is one of {len(arrays)}: choose "
-                    f"one variable, such as dataset[{name!r}], or one place of each other dimension"
+                    f"variable {name} of the dataset has dimensions {array.dims}, and is one of {len(arrays)}: select "
+                    f"one variable, such as dataset[{name!r}], or one index of each other dimension"
                 )
     return arrays
 
 
 def _placed(array: xarray.DataArray) -> xarray.DataArray:
-    """The array with rows and columns that rioxarray finds."""
+    """The array with spatial dimensions that rioxarray finds."""
     known = next((pair for pair in PLACES if set(pair) <= set(array.dims) and not {"y", "x"} & set(array.coords)), None)
     return array if known is None else array.rename(dict(zip(known, ("y", "x"), strict=True)))
 
 
 def _plane(array: xarray.DataArray) -> tuple[Hashable, Hashable] | None:
-    """Dimensions of rows and columns, if there are such."""
+    """Row and column dimensions, or None."""
     try:
         return array.rio.y_dim, array.rio.x_dim
-    except Exception:  # noqa: BLE001  # rioxarray has several, all of them about dimensions
+    except Exception:  # noqa: BLE001  # rioxarray raises several classes, all about dimensions
         return None
 
 
 def _in_plane(array: xarray.DataArray) -> xarray.DataArray:
-    """The array without axes that hold one place, such as one time; at most bands, rows and columns are left."""
+    """The array without axes of length 1, such as a single time; bands, rows and columns remain."""
     plane = _plane(array)
     if plane is None:
         raise SceneError(f"the array's dimensions {array.dims} are not rows and columns: name them y and x")
@@ -190,8 +190,8 @@ def _in_plane(array: xarray.DataArray) -> xarray.DataArray:
             first = _times(array, dim)[0] if dim in array.coords else None
             way = f"array.isel({dim}=0)" if first is None else f"time={first!r}"
             raise SceneError(
-                f"the array has {array.sizes[dim]} times along {dim!r}, and a scene has one: choose one, such as {way}"
-                ", or work on each in turn"
+                f"the array has {array.sizes[dim]} times along {dim!r}, but a scene has one: select one, such as {way}"
+                ", or process them one by one"
             )
     single = times + [dim for dim in others if dim not in times and array.sizes[dim] == 1]
     while len(others) > 1 and single:
@@ -220,10 +220,10 @@ def _bands_first(array: xarray.DataArray) -> xarray.DataArray:
 
 
 def _band_names(stack: xarray.DataArray) -> tuple[str | None, ...]:
-    """Names of the bands along the first axis: its labels, or what the array says."""
+    """Names of the bands along the first axis, from its labels or the array's attributes."""
     count = len(stack)
     labels = stack[stack.dims[0]].values if stack.dims[0] in stack.coords else np.arange(count)
-    if labels.dtype.kind in "UO" and labels.shape == (count,):  # band names as coordinates, as STAC readers give them
+    if labels.dtype.kind in "UO" and labels.shape == (count,):  # band names as coordinates, as in STAC readers
         return tuple(map(str, labels))
     names = stack.attrs.get("long_name", stack.attrs.get("descriptions"))
     if isinstance(names, str) and count == 1:
@@ -236,13 +236,13 @@ def _band_names(stack: xarray.DataArray) -> tuple[str | None, ...]:
 def _nodata(array: xarray.DataArray) -> float | None:
     try:
         nodata = array.rio.nodata
-    except OverflowError:  # left over from another dtype, which this one cannot hold
+    except OverflowError:  # inherited from another dtype; this one cannot hold it
         return None
     return None if nodata is None else float(nodata)
 
 
 def _date(data: Labelled) -> dict[str, str]:
-    """The date of the one time that an array has."""
+    """Date of an array with a single time."""
     for name in data.coords:
         coordinate = data.coords[name]
         if coordinate.dtype.kind == "M" and coordinate.size == 1:
@@ -252,11 +252,11 @@ def _date(data: Labelled) -> dict[str, str]:
 
 
 def _array_transform(array: xarray.DataArray) -> Affine | None:
-    """The transform that the array carries, unless its coordinates say that it was cut or thinned since."""
+    """The transform stored in the array, unless its coordinates show that it was cropped or thinned since."""
     mapping = array.coords.get(array.rio.grid_mapping)
     text = "" if mapping is None else str(mapping.attrs.get("GeoTransform", ""))
     stored = Affine.from_gdal(*map(float, text.split())) if text else None
-    known = dict(array.coords)  # asked itself, xarray counts along axes without coordinates, which are no places
+    known = dict(array.coords)  # without default coordinates, which xarray counts from 0
     axes = [known.get(dim) for dim in (array.rio.x_dim, array.rio.y_dim)]
     if any(axis is None or axis.size < 2 for axis in axes):
         transform = stored
@@ -264,7 +264,7 @@ def _array_transform(array: xarray.DataArray) -> Affine | None:
         xs, ys = (np.asarray(axis.values, float) for axis in axes if axis is not None)
         transform = _spaced(xs, ys)
         if stored is not None and transform.almost_equals(stored, 1e-3 * abs(transform.determinant) ** 0.5):
-            transform = stored  # the coordinates are rounded, the stored numbers are the file's own
+            transform = stored  # the coordinates are rounded, the stored transform is exact
     return None if transform is None or transform.is_identity else transform
 
 
@@ -273,6 +273,6 @@ def _spaced(xs: AnyArray, ys: AnyArray) -> Affine:
     for dim, axis, step in (("x", xs, step_x), ("y", ys, step_y)):
         if step == 0 or np.abs(np.diff(axis) - step).max() > 0.1 * abs(step):
             raise SceneError(
-                f"the coordinates along {dim} are not evenly spaced: bring the array to a regular grid first"
+                f"the coordinates along {dim} are not evenly spaced: interpolate the array to a regular grid first"
             )
     return Affine(step_x, 0, xs[0] - step_x / 2, 0, step_y, ys[0] - step_y / 2)

@@ -1,8 +1,8 @@
-"""Deliveries of satellite data: folders and archives whose images are recognised by their names.
+"""Deliveries of satellite data: folders and archives whose images are recognised by name.
 
-Sentinel-2 (``.SAFE``), Landsat and PlanetScope name their images in one way, so that red, green and blue are known
-before a file is opened. The metadata beside the images, which anyone may have written, is never read, and GDAL's own
-drivers for these folders never run: a virtual raster is written here, over images that are checked as all others are.
+Sentinel-2 (``.SAFE``), Landsat and PlanetScope use fixed names, so red, green and blue are known before a file is
+opened. The metadata beside the images is untrusted and never read, and GDAL's own drivers for these products never
+run: geolabel writes a virtual raster over the images, which are checked like any other raster.
 
 Names: https://sentiwiki.copernicus.eu/web/s2-products, https://www.usgs.gov/landsat-missions (Collection 2),
 https://docs.planet.com/data/imagery/planetscope.
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 MAX_NAMES = 20_000
-"""Names in a folder or archive that are looked through; a Sentinel-2 product has some hundred."""
+"""Maximum number of names examined in a folder or archive; a Sentinel-2 product has several hundred."""
 
 MAX_DEPTH = 5
-"""Folders in folders: the images of Sentinel-2 are in ``GRANULE/NAME/IMG_DATA/R10m``."""
+"""Maximum folder depth: the images of Sentinel-2 are in ``GRANULE/NAME/IMG_DATA/R10m``."""
 
 MAX_IMAGE_BYTES = 16 << 30
-"""Of an image in an archive when it is unpacked; those of the missions have up to some gigabytes."""
+"""Maximum unpacked size of an image in an archive; images of these missions have up to a few gigabytes."""
 
 MAX_RATIO = 200
-"""An image of an archive has at most so many times the bytes that it takes in the archive; images barely shrink."""
+"""Maximum ratio of unpacked to packed size of an image in an archive; images hardly compress further."""
 
 _SENTINEL_ID = r"(?:L2A_)?T\d\d[A-Z]{3}_(?P<date>\d{8})T\d{6}|S2[A-Z]_\w+_T\d\d[A-Z]{3}"
 _LANDSAT_ID = r"L(?P<sensor>[COTEM])0\d_L\w{3}_\d{6}_(?P<date>\d{8})_\d{8}_\d\d_\w\w"
 _PLANET_ID = r"(?P<date>\d{8})_\d{6}(?:_\d+)?_[0-9a-z]{4}"
-"""One acquisition, as the names of its images begin."""
+"""One acquisition, identified by how the names of its images begin."""
 
 _SENTINEL = re.compile(rf"(?P<id>{_SENTINEL_ID})_B(?P<band>0[234])(?P<kind>(?:_[126]0m)?)\.jp2", re.IGNORECASE)
 
@@ -59,14 +59,14 @@ _QUALITY: Mapping[re.Pattern[str], dict[str, Any]] = {
     re.compile(rf"(?P<id>{_LANDSAT_ID})_QA_PIXEL\.tif", re.IGNORECASE): {"bits": 0b11110},
     re.compile(rf"(?P<id>{_PLANET_ID})_3B_udm2(?:_clip)?\.tif", re.IGNORECASE): {"values": (0,)},
 }
-"""Rasters about the quality of pixels, and what hides ground in them. Of Sentinel-2 these are cloud shadow, cloud of
-medium and of high probability, and cirrus; of Landsat dilated cloud, cirrus, cloud and cloud shadow; of PlanetScope all
-that is not clear, as the first band says."""
+"""Quality rasters and the values that mark hidden ground. Sentinel-2: cloud shadow, cloud of medium and high
+probability, cirrus. Landsat: dilated cloud, cirrus, cloud, cloud shadow. PlanetScope: everything not marked clear
+in the first band."""
 
 _OLI, _TM = {"4": "red", "3": "green", "2": "blue"}, {"3": "red", "2": "green", "1": "blue"}
 
 _LANDSAT_BANDS = {"C": _OLI, "O": _OLI, "T": _TM, "E": _TM, "M": {}}
-"""Numbers of the bands by the letter of the sensor: OLI, TM, ETM+, and MSS, which sees no blue."""
+"""Band numbers by sensor letter: OLI, TM, ETM+, and MSS, which has no blue band."""
 
 _SENTINEL_KINDS = ("_10m", "", "_20m", "_60m")
 
@@ -75,26 +75,26 @@ _METADATA = re.compile(
     r"(?P<planet>\d{8}_\d{6}\w*?)_(?:3B_\w+_)?metadata(?:_clip)?\.(?:xml|json)",
     re.IGNORECASE,
 )
-"""Names of metadata files that may be given instead of the delivery."""
+"""Names of metadata files that are accepted as an input instead of their delivery."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A band of an image that serves as a colour."""
+    """One band of an image, used as a colour."""
 
     path: str
-    """As GDAL opens it."""
+    """Path for GDAL."""
     band: int = 1
 
     @property
     def name(self) -> str:
-        """What to call it: the file, and which of several bands."""
+        """File name, with the band number if the image has several."""
         return PurePosixPath(self.path.replace("\\", "/")).name
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A folder or archive that holds one image of red, green and blue."""
+    """A folder or archive with one image in red, green and blue."""
 
     name: str
     images: tuple[Image, Image, Image]
@@ -102,30 +102,30 @@ class Delivery:
     date: str | None
     """ISO 8601 date of acquisition."""
     fill: float | None
-    """Nodata, where the images do not say."""
+    """Nodata of images that do not declare one."""
     files: tuple[str, ...]
-    """Files of this machine that it is read from."""
+    """Local files it is read from."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The raster of a delivery that says which pixels are hidden, by clouds and their shadows."""
+    """The quality raster of a delivery: which pixels clouds and their shadows hide."""
 
     path: str
-    """As GDAL opens it; its first band counts."""
+    """Path for GDAL; the first band is read."""
     values: tuple[int, ...] = ()
-    """Values that hide ground."""
+    """Values that mark hidden ground."""
     bits: int = 0
-    """Bits of a value that hide ground, where one is set."""
+    """Bits that mark hidden ground; any of them suffices."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Red, green and blue of one acquisition, by the names of the images."""
+    """Red, green and blue of one acquisition, found by file name."""
 
     id: str
     rank: int
-    """Which of several images of one acquisition is taken: the lowest."""
+    """Rank among several images of one acquisition; the lowest is used."""
     images: Mapping[str, tuple[str, int]]
     """Name and band by colour."""
     date: str | None
@@ -136,7 +136,7 @@ class _Found:
 
 
 def _known(names: Iterable[str]) -> list[_Found]:
-    """What the names of files show, complete or not."""
+    """Acquisitions that the file names show, complete or not."""
     bands: dict[tuple[str, str, int], _Found] = {}
     planet = []
     for name in sorted(names):
@@ -160,7 +160,7 @@ def _known(names: Iterable[str]) -> list[_Found]:
 def _of_planet(match: re.Match[str], name: str) -> _Found:
     kind = match["kind"].lower()
     numbers = dict(zip(COLOURS, ((name, band) for band in PLANET_BANDS[kind]), strict=True))
-    fill = None if kind == "visual" else 0.0  # a visual image has an alpha band, and black ground
+    fill = None if kind == "visual" else 0.0  # a visual image has an alpha band, and 0 is a valid value
     return _Found(match["id"], list(PLANET_BANDS).index(kind), numbers, _iso(match["date"]), fill)
 
 
@@ -169,12 +169,12 @@ def _iso(date: str | None) -> str | None:
 
 
 def _chosen(found: Sequence[_Found], home: str, wanted: str | None) -> _Found | None:
-    """The one acquisition of a delivery, in the best of its forms; None where the names show none.
+    """The one acquisition of a delivery, from its best images; None if the names show none.
 
     Raises
     ------
     SceneError
-        If there are several, or none with all three colours.
+        If there are several acquisitions, or none with all three colours.
     """
     found = [one for one in found if wanted is None or one.id.lower().startswith(wanted.lower())]
     whole = [one for one in found if set(one.images) == set(COLOURS)]
@@ -183,7 +183,7 @@ def _chosen(found: Sequence[_Found], home: str, wanted: str | None) -> _Found | 
     if not whole:
         there = ", ".join(sorted(found[0].images)) or "none of them (MSS sees no blue)"
         raise SceneError(
-            f"{home} holds images of {found[0].id}, but of red, green and blue only {there}: landslides are found in "
+            f"{home} holds images of {found[0].id}, but of red, green and blue only {there}: detection needs "
             "all three, so download the missing bands"
         )
     names = sorted({one.id for one in whole})
@@ -201,17 +201,17 @@ def _chosen(found: Sequence[_Found], home: str, wanted: str | None) -> _Found | 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What is in a folder or an archive, by name."""
+    """Names of the files in a folder or an archive."""
 
     names: Collection[str]
     locate: Callable[[str], str]
-    """A name as GDAL opens it; an error for one that leads out."""
+    """Path of a name for GDAL; names that lead outside are refused."""
     wanted: str | None = None
-    """How the acquisition begins that is meant."""
+    """Start of the names of the wanted acquisition."""
 
 
 def _contents(path: str) -> _Contents | None:
-    """What may be a delivery: a folder, a zip or tar, or the metadata file of one."""
+    """Contents of a possible delivery: a folder, a zip or tar, or the metadata file of one."""
     if path.startswith("/vsi") or not Path(path).exists():
         return None
     home, wanted = Path(path), None
@@ -233,17 +233,17 @@ def _contents(path: str) -> _Contents | None:
 
 
 def find_delivery(path: str) -> Delivery | None:
-    """The delivery at a path: a folder, a zip or tar, or the metadata file of one; None where there is none.
+    """The delivery at a path: a folder, a zip or tar, or the metadata file of one; None if it is not a delivery.
 
     Parameters
     ----------
     path
-        As `files.vsi_path` gives it.
+        As returned by `files.vsi_path`.
 
     Raises
     ------
     SceneError
-        If it holds several scenes, lacks a colour, or names files that are not in it.
+        If it holds several scenes, lacks a colour, or names files that it does not contain.
     """
     inside = _contents(path)
     found = None if inside is None else _chosen(_known(inside.names), path, inside.wanted)
@@ -251,12 +251,12 @@ def find_delivery(path: str) -> Delivery | None:
 
 
 def is_metadata(path: str) -> bool:
-    """Whether a file has the name of the metadata of a delivery, for the images beside it."""
+    """Whether a path is named like a delivery's metadata file."""
     return _METADATA.fullmatch(Path(path).name) is not None and find_delivery(str(Path(path).absolute())) is not None
 
 
 def is_delivery(path: str) -> bool:
-    """Whether a path is a delivery that can be opened."""
+    """Whether a path is a readable delivery."""
     try:
         return find_delivery(path) is not None
     except SceneError:
@@ -264,12 +264,12 @@ def is_delivery(path: str) -> bool:
 
 
 def find_quality(path: str) -> Quality | None:
-    """The raster of a delivery's clouds; None where there is no delivery.
+    """The quality raster of a delivery; None if the path is not a delivery.
 
     Raises
     ------
     SceneError
-        As `find_delivery`, and if it holds no such raster.
+        As `find_delivery`, or if the delivery has no quality raster.
     """
     inside = _contents(path)
     found = None if inside is None else _chosen(_known(inside.names), path, inside.wanted)
@@ -281,8 +281,8 @@ def find_quality(path: str) -> Quality | None:
             if match is not None and match["id"] == found.id:
                 return Quality(inside.locate(name), **hides)
     raise SceneError(
-        f"{path} holds no raster of clouds of {found.id} (SCL of Sentinel-2 L2A, QA_PIXEL of Landsat, udm2 of "
-        "PlanetScope): give a mask of another source"
+        f"{path} has no cloud raster for {found.id} (SCL of Sentinel-2 L2A, QA_PIXEL of Landsat, udm2 of "
+        "PlanetScope): give a mask from another source"
     )
 
 
@@ -294,42 +294,42 @@ def _delivery(path: str, found: _Found, locate: Callable[[str], str]) -> Deliver
 
 
 def _names_in(home: Path) -> list[str]:
-    """Names of the files in a folder and in its folders, with slashes; links to folders are not followed."""
+    """Names of the files in a folder and its subfolders, with slashes; links to folders are not followed."""
     names: list[str] = []
     for folder, inner, files in os.walk(home):
         depth = len(Path(folder).relative_to(home).parts)
         inner[:] = sorted(inner) if depth < MAX_DEPTH else []
         names += [(Path(folder).relative_to(home) / file).as_posix() for file in files]
         if len(names) > MAX_NAMES:
-            return []  # of anything else
+            return []  # neither a folder nor an archive
     return names
 
 
 def _inside(home: Path, name: str) -> str:
-    """The file of a name in a folder.
+    """Path of a named file in a folder.
 
     Raises
     ------
     SceneError
-        If it is a link that leads out of the folder.
+        If it is a link that leads outside the folder.
     """
     file = home / name
     target = file.resolve()
     if not target.is_relative_to(home.resolve()):
         raise SceneError(
-            f"{file} is a link to {target}, out of its delivery: copy the image there, if you trust what put the link"
+            f"{file} is a link to {target}, outside its delivery: if you trust the link, copy the image there"
         )
     return str(file.absolute())
 
 
 @dataclass(frozen=True)
 class _Member:
-    """How large a file of an archive is, unpacked and in the archive."""
+    """Size of a file in an archive, unpacked and packed."""
 
     size: int
     packed: int
     plain: bool = True
-    """Neither encrypted nor a link."""
+    """False for encrypted files and links."""
 
 
 def _zipped(path: Path) -> dict[str, _Member]:
@@ -357,32 +357,32 @@ def _tarred(path: Path) -> dict[str, _Member]:
 
 
 def _check_member(name: str, member: _Member, path: str) -> None:
-    """Refuse an image of an archive that is no plain file in it, or takes more than an image does.
+    """Refuse an archive member that is not a plain file or is too large.
 
     Raises
     ------
     SceneError
-        If it is so.
+        If it is refused.
     """
     unpack = "unpack it, if you trust it, and give the folder"
     if name.startswith("/") or ".." in name.split("/") or re.search(r"[\\:{}\0]", name) or not member.plain:
-        raise SceneError(f"{path} names {name[:200]!r}, which is no plain file in it: {unpack}")
+        raise SceneError(f"{path} names {name[:200]!r}, which is not a plain file in it: {unpack}")
     if member.size > MAX_IMAGE_BYTES:
         raise SceneError(
-            f"{path} holds {name}, which takes {member.size >> 30} GB unpacked, and at most {MAX_IMAGE_BYTES >> 30} GB "
-            f"are read from an archive: {unpack}"
+            f"{path} holds {name}, which takes {member.size >> 30} GB unpacked; the limit for images is "
+            f"{MAX_IMAGE_BYTES >> 30} GB: {unpack}"
         )
     if member.size > MAX_RATIO * max(1, member.packed):
         raise SceneError(
-            f"{path} holds {name}, which is {member.size // max(1, member.packed)} times larger unpacked, and images "
-            f"are at most {MAX_RATIO} times: {unpack}"
+            f"{path} holds {name}, which is {member.size // max(1, member.packed)} times larger unpacked; the limit "
+            f"is {MAX_RATIO} times: {unpack}"
         )
 
 
 # --- as a virtual raster ---------------------------------------------------------------------------------------------
 
 _CHECKED: dict[tuple[Delivery, tuple[tuple[int, int], ...]], Checked] = {}
-"""By the delivery, and the time and size of its files."""
+"""Cached by delivery and by time and size of its files."""
 
 
 def as_vrt(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> Checked:
@@ -391,12 +391,12 @@ def as_vrt(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> Checke
     Parameters
     ----------
     opened
-        Opens an image and checks its size, as `opening.open_raster` does.
+        Opens an image and checks its size, like `opening.open_raster`.
 
     Raises
     ------
     SceneError
-        If an image is none, or the three do not share a grid.
+        If a file is not an image, or the three do not share a grid.
     rasterio.errors.RasterioError
         If one cannot be opened.
     """
@@ -406,7 +406,7 @@ def as_vrt(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> Checke
         folder = f"geolabel-{uuid4().hex}"
         text = ET.tostring(_described(delivery, opened), "utf-8")
         held = MemoryFile(text, dirname=folder, filename="delivery.vrt")
-        # of two threads that describe it at once, the first one counts
+        # if two threads describe it at once, the first result is kept
         _CHECKED.setdefault(version, Checked(f"/vsimem/{folder}/delivery.vrt", False, delivery.files, (held,)))
     return _CHECKED[version]
 
@@ -415,12 +415,12 @@ def _described(delivery: Delivery, opened: Callable[[str], DatasetReader]) -> ET
     first, root = None, ET.Element("VRTDataset")
     for colour, image in zip(COLOURS, delivery.images, strict=True):
         if not formats.is_image(image.path):
-            raise SceneError(f"{image.path} is no image, but is named as the {colour} band of {delivery.name}")
+            raise SceneError(f"{image.path} is named as the {colour} band of {delivery.name}, but is not an image")
         with opened(image.path) as dataset:
             if dataset.count < image.band:
                 raise SceneError(
-                    f"{image.path} has {dataset.count} bands, and an image of its name has its {colour} in band "
-                    f"{image.band}: say with --bands which bands of the file are red, green and blue, and give the file"
+                    f"{image.path} has {dataset.count} bands, but by its name {colour} should be band "
+                    f"{image.band}: give the file itself, and its red, green and blue bands with --bands"
                 )
             grid = (dataset.width, dataset.height, dataset.transform, dataset.crs)
             if first is None:

@@ -1,11 +1,11 @@
-"""Virtual rasters (VRT), checked before GDAL opens a copy of what was checked.
+"""Virtual rasters (VRT), parsed and checked; GDAL opens a copy of what was checked.
 
-A VRT can name any file, any URL and any driver with any option, and hold code. Here it is read by geolabel's own
-parser; what `RASTER` lists is written again, and anything else is an error. Each source has to be an image by itself
-(`geolabel.io.read.formats`), or, on this machine, another VRT that is checked likewise. What comes from a network may
-only name what is reached over a network.
+A VRT can name any file, URL and driver with any option, and contain code. It is read by geolabel's own parser;
+elements listed in `RASTER` are copied, and anything else is an error. Each source must be an image
+(`geolabel.io.read.formats`) or, on this machine, another VRT, which is checked in the same way. A VRT from a network
+may only name sources reached over a network.
 
-The grammar is that of https://gdal.org/en/stable/drivers/raster/vrt.html.
+Grammar: https://gdal.org/en/stable/drivers/raster/vrt.html.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from geolabel.io.read import files, formats
 from geolabel.parsing import MAX_XML_BYTES, check_name, exists, parse_xml
 
 MAX_NESTED = 4
-"""VRTs in VRTs."""
+"""Maximum nesting of VRTs in VRTs."""
 
 SNIFFERS = 16
-"""Sources that are looked at at once."""
+"""Sources checked in parallel."""
 
 _FROM_NETWORK = re.compile(rf"(/vsi(zip|tar|gzip|7z|rar)/\{{?)*({files.NETWORK}(_streaming)?/|(https?|ftp)://)")
 _ARCHIVE = re.compile(r"(/vsi(zip|tar|gzip|7z|rar)/)+\{?/?(?!vsi)")
@@ -39,13 +39,13 @@ _ARCHIVE = re.compile(r"(/vsi(zip|tar|gzip|7z|rar)/)+\{?/?(?!vsi)")
 
 @dataclass(frozen=True)
 class _Element:
-    """What an element of a description may hold."""
+    """What an element of a VRT may contain."""
 
     inner: str = ""
     """Names of elements, separated by spaces."""
     attributes: str = ""
     text: str | None = None
-    """Regular expression of its text; None for no text at all."""
+    """Regular expression of its text; None if it may have no text."""
 
 
 ANY = r"[^\0]*"
@@ -53,7 +53,7 @@ NUMBER = r"[-+.#\w\s]{0,100}"
 NUMBERS = r"[-+.#\w\s,:;]*"
 WORD = r"[-+\w\s,]*(\.\d+)?"
 CRS = r"\s*((EPSG|ESRI|IGNF|OGC):[\w.:+]+|urn:ogc:def:crs:[\w.:+-]+|\+proj=[^/\\]*|[A-Z]\w+\s*\[[^\0]*\]|)\s*"
-"""By code, as WKT, or as a PROJ string without grids in files: not by a URL or a file that would be read."""
+"""A code, WKT, or a PROJ string without grid files: never a URL or file that would be read."""
 
 SOURCES = "SimpleSource ComplexSource AveragedSource NoDataFromMaskSource KernelFilteredSource"
 _SOURCE = "SourceFilename SourceBand SourceProperties SrcRect DstRect "
@@ -189,13 +189,13 @@ RASTER: Mapping[str, _Element] = {
 """Every element that a VRT may hold, by its name."""
 
 UNREAD = frozenset({"Histograms", "GDALRasterAttributeTable"})
-"""Elements that say nothing about pixels: left out of the copy."""
+"""Elements without effect on pixels: omitted from the copy."""
 
 DOMAINS = frozenset({"", "IMAGE_STRUCTURE", "IMAGERY", "RPC"})
-"""Domains of metadata that are kept."""
+"""Metadata domains that are kept."""
 
 LEADING = frozenset({"OVERVIEWS", "GEOLOCATION"})
-"""Domains of metadata that name files."""
+"""Metadata domains that name files."""
 
 SUBCLASSES = frozenset(
     {
@@ -230,7 +230,7 @@ OPTIONS = frozenset(
         "AREA_OF_INTEREST",
     }
 )
-"""Options of a warp that are numbers and words: none of them names a file or a geometry."""
+"""Warp options with numbers or keywords as values: none of them names a file or a geometry."""
 
 DTYPES = {
     "uint8": "Byte",
@@ -245,18 +245,18 @@ DTYPES = {
     "float64": "Float64",
 }
 
-_CANONICAL = {name.lower(): name for name in RASTER}  # GDAL's own look-up ignores case
+_CANONICAL = {name.lower(): name for name in RASTER}  # GDAL's lookup ignores case
 
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """A description that was checked, as a copy in GDAL's memory."""
+    """A checked copy of a VRT, in GDAL's memory."""
 
     path: str
     network: bool
-    """Whether it, or any source of it, is reached over a network."""
+    """Whether the VRT or any of its sources is reached over a network."""
     files: tuple[str, ...]
-    """Files of this machine that it is made of, itself among them."""
+    """Local files it is read from, including itself."""
     held: tuple[MemoryFile, ...]
     """Keeps the copy in memory."""
 
@@ -265,11 +265,11 @@ _CHECKED: dict[tuple[str, int, int], Checked] = {}
 
 
 def is_vrt(path: str) -> bool:
-    """Whether GDAL would take a file for a VRT: by its name, or by how it begins."""
+    """Whether GDAL would take a file for a VRT: by its name or its first bytes."""
     if path.lower().partition("?")[0].endswith(".vrt"):
         return True
     if files.is_remote(path):
-        return False  # one that is no image is looked at when no driver opens it
+        return False  # unreadable files are reported when no driver opens them
     try:
         return b"<VRTDataset" in files.head(path, 1024).partition(b"\0")[0]
     except OSError:
@@ -279,12 +279,12 @@ def is_vrt(path: str) -> bool:
 def checked_vrt(path: str, nested: int = 0) -> Checked:
     """Read a VRT, check everything in it, and keep a copy of what was checked.
 
-    One from a network is fetched once in a process; one of this machine again when it has changed.
+    A VRT from a network is fetched once per process, a local one again after it has changed.
 
     Raises
     ------
     SceneError
-        If anything in it is not on the lists of this module, or a source is no image, or lies where it may not.
+        If it contains anything that is not allowed, or a source is not an image or not in an allowed place.
     OSError
         If it cannot be read.
     """
@@ -293,33 +293,33 @@ def checked_vrt(path: str, nested: int = 0) -> Checked:
         status = Path(path).stat()
         version = (path, status.st_mtime_ns, status.st_size)
     if version not in _CHECKED:
-        # Without a lock: what is nested is checked in other threads. Of two that check at once, the first one counts.
+        # Without a lock, as nested VRTs are checked in other threads. If two check it at once, the first is kept.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # overviews and masks have no place
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # overviews and masks are not georeferenced
             checked = _check(path, nested)
         _CHECKED.setdefault(version, checked)
     return _CHECKED[version]
 
 
 def refuse_local(name: str, named_by: str) -> None:
-    """Refuse a file that something from a network names, unless that file is reached over a network too.
+    """Refuse a file named by something from a network, unless that file is reached over a network too.
 
     Parameters
     ----------
     name
-        As GDAL would open it.
+        Path for GDAL.
     named_by
-        What names it, for the message.
+        What names the file, for the message.
 
     Raises
     ------
     SceneError
-        If the file is none, or if it lies on this machine or inside the process.
+        If the file is local or in memory.
     """
     if _FROM_NETWORK.match(files.chained(name)) is None or "file:" in name.lower():
         raise SceneError(
-            f"{named_by} comes from a network and names {name!r}, which does not: files from a network may not read "
-            f"files of this machine; if you trust it, download it and give the copy"
+            f"{named_by} comes from a network but names {name!r}, which does not: files from a network may not name "
+            f"local files; if you trust it, download it and give the copy"
         )
 
 
@@ -359,13 +359,11 @@ def _parsed(path: str) -> ET.Element:
         why = f"its root is {root.tag[:40]!r}"
     except ValueError as error:
         why = str(error)
-    raise SceneError(
-        f"{path} is no VRT that can be understood ({why}): write it again (gdalbuildvrt), or give the images themselves"
-    )
+    raise SceneError(f"{path} is not a valid VRT ({why}): write it again (gdalbuildvrt), or give the images themselves")
 
 
 def _copied(given: ET.Element, path: str) -> ET.Element:
-    """A copy of an element that holds nothing but what is listed."""
+    """A copy of an element with only the allowed content."""
     name = _CANONICAL.get(given.tag.lower(), "")
     if not name:
         raise _refusal(path, f"the element {given.tag[:80]!r}")
@@ -410,7 +408,7 @@ def _is_unread_metadata(element: ET.Element) -> bool:
 
 
 def _by_source(copy: ET.Element, path: str) -> dict[str, list[ET.Element]]:
-    """The elements that name each source, which lose what they say of how to find it."""
+    """The elements that name each source, without attributes that say how to find it."""
     named: dict[str, list[ET.Element]] = {}
     for element in copy.iter():
         if element.tag in ("SourceFilename", "SourceDataset"):
@@ -422,22 +420,22 @@ def _by_source(copy: ET.Element, path: str) -> dict[str, list[ET.Element]]:
 
 
 def _source(named: str, relative: bool, home: str) -> str:
-    """Where a source is, as GDAL opens it.
+    """Path of a source for GDAL.
 
     Raises
     ------
     SceneError
-        If it is not where it may be.
+        If it is not in an allowed place.
     """
     check_name(named)
     refusal = _refusal(home, f"the source {named[:200]!r}")
     if home.startswith("/vsi"):
-        beside = relative and re.match(r"[^:/\\<{][^:<{]*$", named) is not None  # else it is taken as it stands
+        beside = relative and re.match(r"[^:/\\<{][^:<{]*$", named) is not None  # otherwise used as is
         source = f"{home.rpartition('/')[0]}/{named}" if beside else named
         if files.is_remote(home):
             refuse_local(source, home)
         elif not (beside or _FROM_NETWORK.match(source)):
-            raise refusal  # what comes in an archive names what is in it
+            raise refusal  # a VRT in an archive may only name members of that archive
         if ".." in re.split(r"[/\\]", source) and not source.startswith("/vsicurl"):
             raise refusal
         return files.vsi_path(source)
@@ -449,12 +447,12 @@ def _source(named: str, relative: bool, home: str) -> str:
         return named
     source = str((Path(home).parent if relative else Path()) / named.removeprefix("file://"))
     if not exists(source) and re.search(r"^\w\w+:|[<{\n]", named):
-        raise refusal  # words that only some driver understands
+        raise refusal  # a string that only some driver understands
     return str(Path(source).absolute())
 
 
 def _looked_at(source: str, home: str, nested: int) -> Checked | None:
-    """Check that a source is an image; a VRT of this machine is checked and returned as its copy.
+    """Check that a source is an image; a local VRT is checked, and its copy returned.
 
     Raises
     ------
@@ -462,7 +460,7 @@ def _looked_at(source: str, home: str, nested: int) -> Checked | None:
         If it is neither.
     """
     if not source.startswith("/vsi") and not exists(source):
-        return None  # reading it will be an error
+        return None  # the error is raised when it is read
     with rasterio.Env(**formats.options_of(source)):
         if formats.is_image(source):
             formats.check_pixels(source)
@@ -471,13 +469,13 @@ def _looked_at(source: str, home: str, nested: int) -> Checked | None:
         return checked_vrt(source, nested + 1)
     where = "comes from a network and " if files.is_remote(home) else ""
     raise SceneError(
-        f"{home} {where}leads to {source}, which is no image but may lead on to others: give that one, or "
-        "write it into an image first (gdal_translate IN OUT.tif)"
+        f"{home} {where}leads to {source}, which is not an image and may lead to other files: give that one, or "
+        "convert it to an image first (gdal_translate IN OUT.tif)"
     )
 
 
 def _whole(path: str) -> bytes:
-    """A VRT that shows an image and its overviews as they are: GDAL takes it for the overviews or mask of a copy."""
+    """A VRT that shows an image and its overviews unchanged: GDAL uses it as the overviews or mask of a copy."""
     with rasterio.Env(**formats.options_of(path)), formats.open_pixels(path) as image:
         root = ET.Element("VRTDataset", rasterXSize=str(image.width), rasterYSize=str(image.height))
         for number, dtype in enumerate(image.dtypes, 1):
@@ -487,14 +485,14 @@ def _whole(path: str) -> bytes:
             ET.SubElement(source, "SourceBand").text = str(number)
         if image.tags():
             metadata = ET.SubElement(root, "Metadata")
-            for key, value in image.tags().items():  # what the bands of a mask mean
+            for key, value in image.tags().items():  # the meaning of mask bands
                 ET.SubElement(metadata, "MDI", key=key).text = value
     return bytes(ET.tostring(root, "utf-8"))
 
 
 def _refusal(path: str, what: str) -> SceneError:
-    """The error about a thing that is not allowed."""
+    """The error for something that is not allowed."""
     return SceneError(
-        f"{path} is a VRT that does more than lay images side by side: {what} is not allowed there; if you trust it, "
-        "write what it shows into an image (gdal_translate IN OUT.tif)"
+        f"{path} is a VRT that does more than mosaic images: {what} is not allowed there; if you trust it, "
+        "convert it to an image (gdal_translate IN OUT.tif)"
     )

@@ -30,17 +30,17 @@ from geolabel.types import AnyArray
 log = logging.getLogger(__name__)
 
 SEGMENTS = 32
-"""Pieces that the longest side of a polygon is cut into before it changes its CRS, where straight lines bend."""
+"""Segments that the longest side of a polygon is split into before reprojection, since straight lines bend."""
 
 MAX_CORNERS, MAX_HALVINGS = 256, 40
-"""Of the parts that large polygons are cut into, and how often they are cut in half for it."""
+"""Maximum number of vertices of the parts of large polygons, and of times that they are halved."""
 
 CUT_AT = "!;"
-"""Characters at which pyogrio cuts the name of a file: for it one precedes a file in an archive."""
+"""Characters at which pyogrio splits a file name: it takes the rest for a file in an archive."""
 
 
 def _opened_as(path: str | Path) -> str:
-    """How GDAL opens a file that was checked, so that pyogrio leaves its name as it is; raises as `vector_file`."""
+    """Path for GDAL of a checked file, quoted so that pyogrio does not split it; raises as `vector_file`."""
     check_name(str(path))
     file = vector_file(path)
     if not any(character in str(file) for character in CUT_AT):
@@ -49,12 +49,12 @@ def _opened_as(path: str | Path) -> str:
 
 
 def spatial_layers(path: str | Path) -> list[str]:
-    """Names of the layers of a vector file that have a geometry, in the file's order.
+    """Names of the layers of a vector file that have geometries, in the file's order.
 
     Raises
     ------
     VectorError
-        If the file cannot be read or has none.
+        If the file cannot be read or has no such layer.
     """
     file = _opened_as(path)
     try:
@@ -62,30 +62,30 @@ def spatial_layers(path: str | Path) -> list[str]:
     except (RuntimeError, ValueError) as error:
         raise VectorError(f"{path} cannot be read as a vector file: {in_words(error)}") from error
     if not names:
-        raise VectorError(f"{path} holds no layer with a geometry: give a file of points or polygons")
+        raise VectorError(f"{path} has no layer with geometries: give a file of points or polygons")
     return names
 
 
 def choose_layer(
     path: str | Path, layer: str | None, option: str, *, preferred: str = "", polygons: bool = False
 ) -> str:
-    """The layer to read of a file that may have several: of those with features the only one.
+    """The layer to read: the named one, the preferred one, or the only one with features.
 
     Parameters
     ----------
     layer
-        As the user names it, or None.
+        The user's choice, or None.
     option
-        By which the user names it, for the error.
+        Name of the user's option, for the error.
     preferred
-        Taken where the user names none and the file has it.
+        Used if the user names no layer and the file has it.
     polygons
-        Whether other geometry does not count.
+        Whether only layers of polygons are considered.
 
     Raises
     ------
     VectorError
-        If the file cannot be read, has no such layer, or several hold what is wanted and none is named.
+        If the file cannot be read, has no such layer, or several candidates and none is named.
     """
     names = spatial_layers(path)
     if layer is not None or preferred in names:
@@ -106,7 +106,7 @@ def _check_layer(path: str | Path, names: list[str], layer: str) -> str:
 
 
 def _holds(path: str | Path, layer: str, *, polygons: bool) -> bool:
-    """Whether a layer has a feature, or one of polygons."""
+    """Whether a layer has a feature, or one with polygons."""
     kind = layer_info(path, layer)["geometry_type"]
     if polygons and kind is not None and ("Point" in kind or "LineString" in kind):
         return False
@@ -115,7 +115,7 @@ def _holds(path: str | Path, layer: str, *, polygons: bool) -> bool:
 
 
 def _polygon_parts(geometries: AnyArray) -> AnyArray:
-    """(N,) the polygons of geometries, those of multipolygons and collections one by one."""
+    """The polygons (N,) of geometries; multipolygons and collections are split."""
     parts: AnyArray = np.asarray(geometries, object)
     while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
         parts = shapely.get_parts(parts)
@@ -124,15 +124,15 @@ def _polygon_parts(geometries: AnyArray) -> AnyArray:
 
 
 def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
-    """Read one layer, reprojected to `crs`, without features that have no geometry and without heights.
+    """Read one layer reprojected to `crs`, without Z values and without features that lack a geometry.
 
-    A file without CRS is taken to be in `crs`; with `crs` None, or where either CRS has no place on Earth, coordinates
-    are taken as they are.
+    A file without CRS is assumed to be in `crs`. If `crs` is None, or either CRS is local (engineering), coordinates
+    are not transformed.
 
     Parameters
     ----------
     layer
-        None for the file's first.
+        None for the file's first layer.
 
     Raises
     ------
@@ -143,12 +143,12 @@ def read_features(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
 
 
 def read_layer(path: str | Path, layer: str | None = None, columns: Sequence[str] | None = None) -> gpd.GeoDataFrame:
-    """Read one layer in its own CRS, without features that have no geometry and without heights.
+    """Read one layer in its own CRS, without Z values and without features that lack a geometry.
 
     Parameters
     ----------
     layer
-        None for the file's first.
+        None for the file's first layer.
     columns
         Attributes to read; None for all.
 
@@ -171,12 +171,12 @@ def _read(file: str, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFr
     wanted = {"layer": layer, "force_2d": True, "columns": columns}
     try:
         return pyogrio.read_dataframe(file, **wanted)
-    except UnicodeDecodeError:  # a DBF that says it is UTF-8, or that says nothing, and was written by older Windows
+    except UnicodeDecodeError:  # a DBF with a wrong or no encoding declaration, from older Windows programs
         return pyogrio.read_dataframe(file, **wanted, encoding="ISO-8859-1")
 
 
 def with_whole_names(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Undo the short names of columns that a Shapefile of geolabel has."""
+    """Undo the short column names of Shapefiles written by geolabel."""
     short = {other: name for name, other in short_names(list(LANDSLIDE_COLUMNS)).items() if other != name}
     known = {other: name for other, name in short.items() if other in table and name not in table}
     return table.rename(columns=known) if len(known) == len(short) else table
@@ -199,19 +199,19 @@ def layer_info(path: str | Path, layer: str) -> dict[str, Any]:
 
 
 def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Path) -> gpd.GeoDataFrame:
-    """Reproject features; the long sides of polygons bend as they should.
+    """Reproject features; long sides of polygons are densified first.
 
-    Without a CRS on either side, or where one has no place on Earth, coordinates are taken as they are.
+    If either side has no CRS, or a local (engineering) one, coordinates are not transformed.
 
     Parameters
     ----------
     source
-        Where the features come from, for the error and the warning.
+        Origin of the features, for the error and the warning.
 
     Raises
     ------
     VectorError
-        If coordinates have no place in `crs`.
+        If coordinates cannot be transformed to `crs`.
     """
     own = features.crs
     if own is None and crs is not None:
@@ -228,14 +228,14 @@ def in_crs(features: gpd.GeoDataFrame, crs: pyproj.CRS | None, source: str | Pat
     features = features.set_geometry(gpd.GeoSeries(moved, index=features.index, crs=crs))
     if not np.isfinite(features.geometry.bounds.to_numpy()).all():
         raise VectorError(
-            f"{source}: coordinates in {own.name} have no place in {crs.name}, the scene's CRS: "
+            f"{source}: coordinates in {own.name} cannot be transformed to {crs.name}, the scene's CRS: "
             "the CRS or the coordinates of the file are wrong"
         )
     return features
 
 
 def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
-    """Refuse outlines that do not meet a scene, about which they would say nothing.
+    """Refuse outlines that do not intersect a scene.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
     Raises
     ------
     VectorError
-        If no outline meets the grid.
+        If no outline intersects the grid.
     """
     if not outlines.geometry.intersects(grid.outline).any():
         raise VectorError(
@@ -257,12 +257,12 @@ def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
 
 
 def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
-    """Read a layer of polygons, see `read_features`; outlines that cross themselves are mended.
+    """Read a layer of polygons, see `read_features`; self-intersecting outlines are repaired.
 
     Raises
     ------
     VectorError
-        If the file cannot be read or holds anything but polygons.
+        If the file cannot be read or holds other geometries.
     """
     features = read_features(path, crs, layer)
     kinds = set(features.geometry.geom_type) - {"Polygon", "MultiPolygon"}
@@ -272,12 +272,12 @@ def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = 
 
 
 def _mended(polygons: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Polygons whose outlines cross themselves made valid, and those left out that enclose nothing."""
+    """Polygons made valid; those without area are dropped."""
     valid = polygons.geometry.make_valid(method="structure", keep_collapsed=False)
     return polygons.set_geometry(valid)[~valid.is_empty].reset_index(drop=True)
 
 
-# --- what a person gives to a run ------------------------------------------------------------------------------------
+# --- inputs drawn by a person ----------------------------------------------------------------------------------------
 
 
 def read_prompts(
@@ -290,35 +290,33 @@ def read_prompts(
 ) -> Prompts:
     """Read the prompts that a person drew or corrected.
 
-    Any vector file of points and polygons will do, in any CRS. Of a file with the layers ``prompts`` or
-    ``prompt_points`` these are read, of another all layers. A polygon becomes its bounding box on the grid. Columns are
-    optional:
+    Any vector file of points and polygons, in any CRS. If it has the layers ``prompts`` or ``prompt_points``, only
+    these are read, otherwise all. A polygon becomes its bounding box on the grid. Columns are optional:
 
     ``prompt``
-        Number of the object. A point joins the box of the same number; a point without a number joins the smallest box
-        that it is in, else it is an object of its own. A box without a number, or with one that is taken, gets a new
-        one.
+        Object number. A point joins the box of the same number; a point without a number joins the smallest box that
+        contains it, else it is a separate object. A box without a number, or with a duplicate one, gets a new number.
     ``label``
-        Of a point: 1 inside the landslide (the default), 0 outside.
+        Of a point: 1 inside the landslide (default), 0 outside.
     ``class``, ``score``
-        Name of the class, by default the first, and 0..1, by default 1.
+        Class name, by default the first, and score 0..1, by default 1.
     ``status``
-        Of a box: what is ``rejected`` is left out, with its points.
+        Of a box: ``rejected`` boxes are skipped, with their points.
 
-    Of a file that `geolabel.extract` wrote it is known which prompts are as they were written: these are the
-    localizer's, if it asked for them, and exactly those of that run if the grid is the same. All others are a person's.
-    A box that was deleted takes its points with it, if these were not moved.
+    In a file written by `geolabel.extract`, unchanged prompts are recognised: they count as the localizer's if it
+    asked for them, and are exactly those of that run if the grid is the same. All others count as a person's. If a
+    box was deleted, its points are skipped too, unless they were moved.
 
-    Boxes are cut to the scene. What lies outside, and points labelled 0 whose object has nothing else, is left out with
-    a warning. Objects come in the order of their numbers.
+    Boxes are clipped to the scene. Prompts outside, and points with label 0 whose object has nothing else, are skipped
+    with a warning. Objects are sorted by number.
 
     Parameters
     ----------
     partly
-        Whether the grid is one of several: then nothing is wrong with prompts that lie outside it, even if all do.
+        Whether the grid is one of several: then prompts may all be outside it.
     others
-        Keys of the other grids of the run, see `geolabel.io.prompt_layers.grid_key`: what was asked on one of
-        these, and was not changed, is asked there.
+        Keys of the other grids of the run, see `geolabel.io.prompt_layers.grid_key`: unchanged prompts of these grids
+        are skipped here.
 
     Returns
     -------
@@ -327,7 +325,7 @@ def read_prompts(
     Raises
     ------
     VectorError
-        If the file cannot be read, holds other geometry, a column holds what it cannot, or all prompts lie outside.
+        If the file cannot be read, a geometry or column value is invalid, or all prompts are outside.
     """
     names = spatial_layers(path)
     ours = [name for name in names if name in PROMPT_LAYERS]
@@ -345,20 +343,20 @@ def read_prompts(
 def read_aoi(
     path: str | Path, crs: pyproj.CRS | None, layer: str | None = None, *, grid: Grid | None = None
 ) -> shapely.Geometry:
-    """Read the area of interest: all polygons of a layer as one, in the CRS of the scene.
+    """Read the area of interest: the union of a layer's polygons, in the CRS of the scene.
 
     Parameters
     ----------
     layer
-        None for the only one that holds polygons. What else it holds is left out with a warning.
+        None for the only layer with polygons. Features that are not polygons are skipped with a warning.
     grid
-        Of the scene, which the area has to meet; None where it need not.
+        Grid of the scene, which the area must intersect; None to skip that check.
 
     Raises
     ------
     VectorError
-        If the file cannot be read, holds no area, has several layers of polygons and none is named, or misses
-        the scene.
+        If the file cannot be read, holds no area, has several layers of polygons and none is named, or does not
+        intersect the scene.
     """
     layer = choose_layer(path, layer, "--aoi-layer", polygons=True)
     features, what = read_layer(path, layer, columns=()), f"layer {layer} of {path}"
@@ -369,10 +367,10 @@ def read_aoi(
         raise VectorError(f"{what} encloses no area, since it {held}: draw a polygon around the area")
     other = int((~kinds.isin(["Polygon", "MultiPolygon"])).sum())
     if other:
-        log.warning("%s: of %d features %d are no polygons, of which nothing else is used", what, len(kinds), other)
+        log.warning("%s: %d features, of which %d are not polygons and are ignored", what, len(kinds), other)
     if grid is not None:
         if features.crs is None and grid.crs is not None:
-            what = f"{what}, which has no CRS and is taken to be in {grid.crs.name},"
+            what = f"{what}, which has no CRS and is assumed to be in {grid.crs.name},"
         polygons = _around(polygons, grid, what)
     try:
         polygons = _mended(in_crs(polygons, crs, path))
@@ -390,12 +388,12 @@ def read_aoi(
 
 
 def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str, *, required: bool = True) -> gpd.GeoDataFrame:
-    """Polygons cut to the surroundings of a scene, in their own CRS: few can map a continent into a UTM zone.
+    """Polygons clipped to the surroundings of a scene, in their own CRS: UTM cannot project a whole continent.
 
     Raises
     ------
     VectorError
-        If none is there and one is `required`.
+        If none remains and at least one is `required`.
     """
     own, crs = polygons.crs, grid.crs
     if (
@@ -420,17 +418,17 @@ def _around(polygons: gpd.GeoDataFrame, grid: Grid, what: str, *, required: bool
 
 
 def read_exclusions(path: str | Path, grid: Grid) -> AnyArray:
-    """Read the ground on which nothing counts as a landslide: the polygons of all layers that meet a scene.
+    """Read ground where nothing counts as a landslide: the polygons of all layers that intersect a scene.
 
     Returns
     -------
-    (N,) polygons in the CRS of `grid`, large ones cut into parts; none where the file has no polygon there, as of water
-    where there is no water
+    Polygons (N,) in the CRS of `grid`, large ones split into parts; empty if the file has no polygon there, such as
+    water bodies in a dry area
 
     Raises
     ------
     VectorError
-        If the file cannot be read, or holds no polygon at all.
+        If the file cannot be read, or has no polygon at all.
     """
     tables = [(f"layer {name} of {path}", read_layer(path, name, columns=())) for name in spatial_layers(path)]
     parts = [(what, _polygon_parts(table.geometry.to_numpy()), table.crs) for what, table in tables]
@@ -447,7 +445,7 @@ def read_exclusions(path: str | Path, grid: Grid) -> AnyArray:
 
 
 def _subdivided(polygons: AnyArray) -> AnyArray:
-    """(M,) parts of polygons with few corners each: a coast is slow to overlay with every polygon that meets it."""
+    """Polygons split into parts (M,) with few vertices: overlays with a whole coastline are slow."""
     parts: list[AnyArray] = [np.zeros(0, object)]
     for _ in range(MAX_HALVINGS):
         few = shapely.get_num_coordinates(polygons) <= MAX_CORNERS

@@ -1,12 +1,12 @@
 """Files on web servers, in object stores and in archives: settings of GDAL, retries and caches.
 
-GDAL repeats a request that a server refuses for the moment, and geolabel repeats what still fails then: an answer that
-breaks off, or a server that is away for longer. Credentials are GDAL's own: ``AWS_ACCESS_KEY_ID`` and its like, its
-configuration files, or the role of the machine.
+GDAL repeats a request that a server temporarily refuses, and geolabel repeats what still fails: truncated answers and
+servers that are away for longer. Credentials are GDAL's own: ``AWS_ACCESS_KEY_ID`` and the like, its configuration
+files, or the role of the machine.
 
-What describes other files is read here, checked, and handed to GDAL as a copy; what holds pixels is recognised by its
-first bytes. GDAL fetches these itself, so a store needs no second client, and the answer that is checked is the one
-that is used.
+Files that describe other files are read and checked here, and handed to GDAL as a copy; files with pixels are
+recognised by their first bytes. GDAL fetches both, so no second client is needed, and the answer that is checked is the
+one that is used.
 """
 
 from __future__ import annotations
@@ -40,57 +40,57 @@ T = TypeVar("T")
 
 SETTINGS: dict[str, object] = {
     "GDAL_HTTP_CONNECTTIMEOUT": 15,
-    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes per second: a timeout of the whole answer would punish slow lines
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,  # bytes per second: a timeout of the whole answer would penalise slow lines
     "GDAL_HTTP_LOW_SPEED_TIME": 30,
-    "GDAL_HTTP_MAX_RETRY": 3,  # of 429, 502, 503, 504 and timeouts, each wait about twice the one before
+    "GDAL_HTTP_MAX_RETRY": 3,  # for 429, 502, 503, 504 and timeouts, with about twice the wait each time
     "GDAL_HTTP_RETRY_DELAY": 0.5,
     "GDAL_INGESTED_BYTES_AT_OPEN": 1 << 15,  # the header of a COG of 10^5 px comes with the first request
 }
-"""Of GDAL, in seconds where they are times. What the environment sets is respected."""
+"""GDAL settings, times in seconds. Values set in the environment take precedence."""
 
 ANSWER_S = 30.0
-"""Seconds without a byte after which a server is given up for the moment."""
+"""Seconds without a byte before a request fails."""
 
 FETCH_S = 1800.0
-"""Seconds that a whole file may take: one that trickles in is never whole."""
+"""Maximum seconds for a whole file, so that a server that trickles bytes cannot block a run."""
 
 CHUNK = 1 << 20
-"""Bytes that are read at once."""
+"""Bytes read at once."""
 
 STORES = ("curl", "s3", "gs", "az", "adls", "oss", "swift")
 
 ASK_ANEW = {"CPL_VSIL_CURL_NON_CACHED": ":".join(f"/vsi{kind}/" for kind in STORES)}
-"""So that GDAL forgets what a server said of a file before."""
+"""Clears GDAL's memory of what a server said about a file."""
 
 LOCAL_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-"""How names of machines of a local network end."""
+"""Suffixes of host names in a local network."""
 
 ANSWERS = re.compile(
     r"(response code:|HTTP error) 4(?!08|25|29)\d\d|access ?denied|no ?such ?(key|bucket)|does not exist"
     r"|redirection to url|invalid ?access ?key|signature|credentials|not recognized as|permission denied|no such file",
     re.IGNORECASE,
 )
-"""What a server says that it will say again: 404, 403, and that what it sent is no raster."""
+"""Final answers of a server, which are not retried: 404, 403, and content that is not a raster."""
 
 
 def _network_settings() -> dict[str, object]:
-    """Settings for files behind a network, but for those that the environment has."""
+    """Settings for files on a network, except those set in the environment."""
     return {name: value for name, value in SETTINGS.items() if name not in os.environ}
 
 
 def insist(action: Callable[[bool], T], what: str) -> T:
-    """Do what may fail for a while, again and again with longer waits; an error that is an answer stands.
+    """Call `action`, and retry temporary failures with increasing waits; final answers are raised at once.
 
     Parameters
     ----------
     action
-        Told whether it has been tried before.
+        Receives whether it was called before.
     """
     for tried, wait in enumerate((*storage.WAITS, None)):
         try:
             return action(tried > 0)
         except (RasterioError, OSError, SceneError) as error:
-            ours = isinstance(error, SceneError) and error.__cause__ is None  # a judgement, not a failure
+            ours = isinstance(error, SceneError) and error.__cause__ is None  # raised by a check, not by a failure
             said = list(_said(error))
             if wait is None or ours or any(map(ANSWERS.search, said)):
                 raise
@@ -100,7 +100,7 @@ def insist(action: Callable[[bool], T], what: str) -> T:
 
 
 def url_of(path: str) -> str:
-    """The URL behind a name of GDAL's, such as ``/vsicurl/https://host/a.gpkg`` or ``/vsis3/bucket/a.gpkg``."""
+    """The URL behind a GDAL path, such as ``/vsicurl/https://host/a.gpkg`` or ``/vsis3/bucket/a.gpkg``."""
     if path.startswith("/vsicurl?"):
         return unquote(next((o[4:] for o in path[9:].split("&") if o.startswith("url=")), ""))
     kind, _, place = path.removeprefix("/vsi").partition("/")
@@ -110,12 +110,12 @@ def url_of(path: str) -> str:
 
 
 def fetch(path: str, limit: int) -> bytes:
-    """All bytes of a file on a web server or in an object store, with patience.
+    """All bytes of a file on a web server or in an object store, with retries.
 
     Parameters
     ----------
     path
-        Its URL, or its name in GDAL. User and password in the URL of a web server are sent as such.
+        Its URL or GDAL path. User and password in the URL of a web server are sent as credentials.
     limit
         Maximum size in bytes.
 
@@ -146,14 +146,14 @@ def _fetched(url: str, limit: int) -> bytes:
 
 
 def get(url: str, limit: int, headers: Mapping[str, str] | None = None) -> bytes:
-    """Ask a web server for a file once; at most one byte more than `limit` is read.
+    """Request a file from a web server once; at most one byte more than `limit` is read.
 
     Raises
     ------
     OSError
         If the server cannot be reached, refuses, or sends too slowly.
     SceneError
-        If it redirects to where it may not.
+        If it redirects to a server that is not allowed.
     """
     asked = request(url)
     for name, value in (headers or {}).items():
@@ -163,12 +163,12 @@ def get(url: str, limit: int, headers: Mapping[str, str] | None = None) -> bytes
         while len(data) <= limit and (part := answer.read1(CHUNK)):
             data += part
             if time.monotonic() > end:
-                raise TimeoutError(f"{len(data)} bytes came in {FETCH_S:.0f} s, and then time ran out")
+                raise TimeoutError(f"only {len(data)} bytes came in {FETCH_S:.0f} s")
         return bytes(data)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects on the same server, and to names of other servers over https."""
+    """Follow redirects on the same server, and to other public names over https."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -181,14 +181,14 @@ _OPENER = urllib.request.build_opener(_Redirects)
 
 
 def check_redirect(asked: str, target: str) -> None:
-    """Refuse a redirect that could lead into the network of this machine, whose servers a stranger may not choose.
+    """Refuse a redirect that could reach a server in the local network.
 
-    Object stores and download services redirect to other names over https, which is followed.
+    Redirects to other names over https are followed, as object stores and download services use them.
 
     Raises
     ------
     SceneError
-        If the target is another server without https, or one that is given by its address or a local name.
+        If the target is another server without https, or is given by its IP address or a local name.
     """
     old, new = urlsplit(asked), urlsplit(target)
     host = (new.hostname or "").rstrip(".")
@@ -198,24 +198,24 @@ def check_redirect(asked: str, target: str) -> None:
     if new.scheme == "https" and "." in host and not is_address and not host.endswith(LOCAL_NAMES):
         return
     raise SceneError(
-        f"{asked} redirects to {target}, and redirects are followed on the same server or to a public name over https: "
+        f"{asked} redirects to {target}; redirects are followed on the same server or to a public name over https: "
         "give that URL itself, if you trust it"
     )
 
 
 def request(url: str, method: str = "GET") -> urllib.request.Request:
-    """A request for the URL of a web server, which may hold user and password."""
+    """A request for a URL of a web server, which may contain user and password."""
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     asked = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")), method=method)  # noqa: S310
     if user:
-        # not for the server that this one may redirect to
+        # not for a server that this one redirects to
         asked.add_unredirected_header("Authorization", "Basic " + b64encode(unquote(user).encode()).decode())
     return asked
 
 
 def tag_of(uri: str) -> str | None:
-    """Version of a scene, as the server states it."""
+    """Version of a scene (ETag or date), as stated by its server."""
     url = uri.removeprefix("/vsicurl/")
     if url.startswith(("http://", "https://")):
         with suppress(OSError, ValueError):
@@ -233,7 +233,7 @@ def _header_tag(url: str) -> str | None:
 def _store_tag(url: str) -> str | None:
     import fsspec
 
-    # whatever a store's package raises: its word is a help, and header and pixels do without
+    # any error of the store's package: the version is optional, header and pixels are enough
     with suppress(Exception):
         files, path = fsspec.core.url_to_fs(url)
         facts = files.info(path)
@@ -243,7 +243,7 @@ def _store_tag(url: str) -> str | None:
 
 
 def _said(error: BaseException | None) -> Iterator[str]:
-    """Yield the messages of an error and of all that led to it."""
+    """Yield the messages of an error and of its causes."""
     while error is not None:
         yield " ".join(str(error).split())
         error = error.__cause__
@@ -269,7 +269,7 @@ SCHEMES = {
     "tar": "tar",
     "gzip": "gzip",
 }
-"""URL schemes, and the file systems of GDAL that serve them."""
+"""URL schemes and the GDAL file systems that serve them."""
 
 NETWORK = r"/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs|hdfs)"
 
@@ -280,24 +280,23 @@ _REMOTE = re.compile(
 _CHAINED = re.compile(rf"(/vsi(?:zip|tar|gzip|7z|rar)/\{{?)(?={NETWORK[1:]}[_/?])")
 
 GDAL_CHUNK = 1 << 14
-"""Bytes that are read at once, as GDAL asks servers for them."""
+"""Bytes read at once, equal to GDAL's request size."""
 
 
 CACHE_BYTES = 256 << 20
-"""GDAL's cache of decoded blocks; by default it takes 5 % of the machine's memory. ``GDAL_CACHEMAX`` is respected."""
+"""GDAL's cache of decoded blocks; its default is 5 % of the memory. ``GDAL_CACHEMAX`` takes precedence."""
 
 
 def settings(*, network: bool) -> dict[str, object]:
-    """GDAL's settings for every access to a raster, over a network or not.
+    """GDAL's settings for every access to a raster, local or on a network.
 
-    Nothing that is opened runs code or names bytes to read as pixels. Files beside a raster count on this machine,
-    where they are looked at first; their names are asked for one by one, so that all of them are known. Over a network
-    none are.
+    Nothing that is opened may run code or name bytes to read as pixels. On this machine, files beside a raster are
+    allowed and checked first; they are requested by name, so all of them are known. On a network there are none.
     """
     chosen: dict[str, object] = {
         "GDAL_VRT_ENABLE_PYTHON": False,
         "GDAL_VRT_ENABLE_RAWRASTERBAND": False,
-        "VRT_NUM_THREADS": 1,  # threads of GDAL's own would not know these settings
+        "VRT_NUM_THREADS": 1,  # threads started by GDAL would not have these settings
     }
     if "GDAL_CACHEMAX" not in os.environ:
         chosen["GDAL_CACHEMAX"] = CACHE_BYTES
@@ -307,17 +306,17 @@ def settings(*, network: bool) -> dict[str, object]:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI leads over a network, through archives or not."""
+    """Whether a path leads over a network, also through an archive."""
     return _REMOTE.match(chained(uri)) is not None
 
 
 def chained(uri: str) -> str:
-    """An archive on a network in the one form of its two: ``/vsizip//vsicurl/...`` for ``/vsizip/vsicurl/...``."""
+    """The canonical path of an archive on a network: ``/vsizip//vsicurl/...``, not ``/vsizip/vsicurl/...``."""
     return _CHAINED.sub(r"\1/", uri) if uri.startswith("/vsi") else uri
 
 
 def vsi_path(uri: str) -> str:
-    """A path or URL as GDAL opens it: ``s3://bucket/a.tif`` is ``/vsis3/bucket/a.tif``, a file its absolute path."""
+    """The GDAL path of a path or URL: ``/vsis3/bucket/a.tif`` for ``s3://bucket/a.tif``, absolute for a local file."""
     if uri.startswith("/vsi"):
         return chained(uri)
     scheme, _, rest = uri.partition("://")
@@ -335,7 +334,7 @@ def vsi_path(uri: str) -> str:
 
 
 def head(path: str, size: int = 64) -> bytes:
-    """The first bytes of a file that `vsi_path` names; zeros follow where it is smaller.
+    """The first bytes of a file named by `vsi_path`, padded with zeros.
 
     Raises
     ------
@@ -350,7 +349,7 @@ def head(path: str, size: int = 64) -> bytes:
 
 
 def text(path: str, limit: int) -> bytes:
-    """A file of text, of at most `limit` bytes; a zero ends it, as it does for GDAL.
+    """The content of a text file of at most `limit` bytes; a zero byte ends it, as in GDAL.
 
     Raises
     ------
@@ -374,8 +373,8 @@ def text(path: str, limit: int) -> bytes:
 
 
 def _read(path: str, offset: int, size: int) -> bytes:
-    """Bytes of a file, at most `GDAL_CHUNK` of them, with zeros after its end."""
-    # rasterio does not lend GDAL's VSIFReadL: a raw band over the bytes of a file is what comes nearest.
+    """Bytes of a file, at most `GDAL_CHUNK`, padded with zeros."""
+    # rasterio does not expose VSIFReadL; a raw band over the bytes of a file is the closest substitute.
     band = (
         f'<VRTDataset rasterXSize="{size}" rasterYSize="1"><GeoTransform>0,1,0,1,0,-1</GeoTransform>'
         '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">'

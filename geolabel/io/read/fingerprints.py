@@ -24,14 +24,14 @@ from geolabel.tiles import Window
 from geolabel.urls import without_secrets
 
 LOOK = 512
-"""Side in pixels of what is looked at: the middle of the coarsest overview, or of the scene itself."""
+"""Side in pixels of the hashed window: the middle of the coarsest overview, or of the scene."""
 
 ANSWER_S = 10.0
-"""Seconds that a server has to say how old a scene is; without an answer its header and pixels have to do."""
+"""Seconds to wait for a server's date of a scene; after that, header and pixels suffice."""
 
 
 def fingerprint(reader: SceneReader) -> dict[str, Any] | None:
-    """Plain values that change when the scene does; None for an array, which has no name to be known by.
+    """Plain values that change when the scene does; None for an array, which has no path.
 
     Raises
     ------
@@ -61,12 +61,12 @@ def _hidden(uri: str) -> dict[str, str]:
 
 
 def check_apart(outputs: Iterable[Path], reader: SceneReader) -> None:
-    """Refuse outputs that a scene is read from, as a VRT reads the files that it names.
+    """Refuse outputs that a scene is read from, such as the sources of a VRT.
 
     Raises
     ------
     OutputError
-        If an output is such a file.
+        If an output is one of these files.
     """
     scene_mosaic = scene_mosaic_of(reader)
     readers = [reader] if scene_mosaic is None else [layer.reader for layer in scene_mosaic.layers]
@@ -80,7 +80,7 @@ def check_apart(outputs: Iterable[Path], reader: SceneReader) -> None:
 
 
 def _files(uri: str) -> list[list[Any]]:
-    """Name, size and modification time of every file behind a scene: a VRT has many, a TIFF may have sidecars."""
+    """Name, size and modification time of every file behind a scene: VRTs have many, TIFFs may have sidecars."""
     if is_remote(uri):
         return []
     try:

@@ -1,8 +1,8 @@
-"""Rasters that hold their own pixels: recognised by their first bytes and opened by the driver of that format only.
+"""Raster formats that contain their own pixels, recognised by first bytes and opened with that format's driver only.
 
-Left to itself, GDAL asks some 150 drivers whose file it is; many of them read instructions, not pixels: where else to
-look, what to download, what to run. Only the formats of `FORMATS` are opened, each by its name, and what GDAL opens by
-itself beside a raster (overviews and masks in files of their own) is looked at before.
+By default GDAL tries about 150 drivers, and many of them read instructions instead of pixels: files to open, URLs to
+download, code to run. Only the formats in `FORMATS` are opened, each with its named driver, and files that GDAL opens
+automatically beside a raster (external overviews and masks) are checked first.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Format:
-    """A format that holds its own pixels."""
+    """A raster format that contains its own pixels."""
 
     drivers: tuple[str, ...]
-    """Of GDAL; the first that this build has and that opens the file is taken."""
+    """Names of GDAL drivers; the first that this build has and that opens the file is used."""
     signature: bytes = b""
-    """Regular expression of how its files begin; empty where suffixes have to tell."""
+    """Regular expression of its first bytes; empty if only suffixes identify it."""
     suffixes: tuple[str, ...] = ()
     network: bool = False
-    """Whether it is read over a network too: one file, and a part of it is enough."""
+    """Whether it may be read over a network: a single file that can be read in part."""
     inner: str = ""
-    """How the name of one image of several begins, such as ``GTIFF_DIR:2:scene.tif``."""
+    """Prefix of the name of one image of several, such as ``GTIFF_DIR:2:scene.tif``."""
 
 
 FORMATS = (
@@ -72,18 +72,18 @@ FORMATS = (
 )
 
 MAX_BANDS = 4096
-"""A time series of a hyperspectral sensor has as many; a header that claims more is wrong or means harm."""
+"""Maximum number of bands, enough for a hyperspectral time series; a larger number is a damaged or hostile header."""
 
 MAX_BLOCK_BYTES = 1 << 30
-"""Maximum size of one block as GDAL decodes it: to read a pixel is to decode its whole block."""
+"""Maximum decoded size of one block: reading a pixel decodes its whole block."""
 
 SQLITE = b"SQLite format 3\0"
 
 MAX_BESIDE = 4
-"""Overviews of masks of overviews: files beside files beside a raster."""
+"""Maximum nesting of files beside a raster, such as overviews of a mask of overviews."""
 
 IMAGE_BYTES = 16
-"""Of the first bytes of an image one is zero. Drivers of formats of words, VRT among them, stop reading there."""
+"""The first bytes of an image include a zero. Drivers of text formats, such as VRT, stop reading there."""
 
 _INNER = re.compile(rf"({'|'.join(f.inner for f in FORMATS if f.inner)}):(?:\d+:|\w+:\d+:)?(.+)", re.IGNORECASE)
 
@@ -95,7 +95,7 @@ def _known_drivers() -> frozenset[str]:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file begins as an image does, so that GDAL cannot take it for a description of others.
+    """Whether the first bytes of a file are an image's, so that GDAL cannot take it for a text format.
 
     Raises
     ------
@@ -104,26 +104,26 @@ def is_image(path: str) -> bool:
     """
     start = files.head(path)
     known = any(f.signature and re.match(f.signature, start, re.DOTALL) for f in FORMATS)
-    named = ".gti." in path.lower()  # an index of tiles, by its name
+    named = ".gti." in path.lower()  # a tile index is recognised by name
     return known and b"\0" in start[:IMAGE_BYTES] and not named
 
 
 def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
-    """Open a raster that holds its own pixels, by the driver of its format; call inside `settings`.
+    """Open a raster that contains its own pixels, with the driver of its format; call inside `settings`.
 
     Parameters
     ----------
     path
-        As `vsi.vsi_path` gives it.
+        As returned by `files.vsi_path`.
     level
         Overview to open instead; 0 for the raster itself.
 
     Raises
     ------
     SceneError
-        If it names overviews elsewhere, or a file beside it, its overviews or mask, is no image.
+        If it names overviews elsewhere, or its overviews or mask in a separate file are not images.
     rasterio.errors.RasterioError
-        If it cannot be opened, or is in no format of `FORMATS`.
+        If it cannot be opened, or its format is not in `FORMATS`.
     """
     network = files.is_remote(path)
     if not network:
@@ -136,7 +136,7 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
         _check_overviews(dataset, path, network=network, beside=beside)
         if level == 0:
             return dataset
-        # Only now: to open an overview is to open the file that holds it.
+        # After the checks: opening an overview also opens the file that contains it.
         overview = rasterio.open(path, driver=dataset.driver, OVERVIEW_LEVEL=level - 1)
     except BaseException:
         dataset.close()
@@ -146,13 +146,13 @@ def open_pixels(path: str, *, level: int = 0, beside: int = 0) -> DatasetReader:
 
 
 def _check_database(file: str) -> None:
-    """Refuse a database of tiles with tables that are read from elsewhere, or that end never: GDAL reads them first."""
+    """Refuse a tile database with tables that read other files or never end: GDAL reads those first."""
     if _head(file)[: len(SQLITE)] != SQLITE:
         return
     if not Path(file).is_file():
         raise SceneError(f"{file} is a database in an archive: unpack it, and give the database")
     try:
-        # The tiles of MBTiles are a view of all of them, so that to run it would be to read the whole file.
+        # The tiles of MBTiles are a view over all tiles: running it would read the whole file.
         views = not file.lower().endswith(".mbtiles")
         check_tables(Path(file), views=views, way_out="if you trust it, give a copy as GeoTIFF (gdal_translate)")
     except ValueError as error:
@@ -176,7 +176,7 @@ def _open(path: str, *, network: bool) -> DatasetReader:
         suffix = Path(urlsplit(path).path if network else path).suffix.lower()
         likely = [f for f in formats if suffix in f.suffixes]
         if network and likely:
-            try:  # what is named as an image is asked for once only
+            try:  # the file named as an image is requested only once
                 return _by_driver(path, [d for f in likely for d in f.drivers])
             except RasterioIOError as error:
                 if "not recognized" not in str(error):
@@ -184,7 +184,7 @@ def _open(path: str, *, network: bool) -> DatasetReader:
         try:
             start = b"" if Path(path).is_dir() else files.head(path)
         except (OSError, RasterioError):
-            start = b"II*\0"  # there is none: GDAL has the better words for that when it opens
+            start = b"II*\0"  # the file is missing: opening it raises GDAL's own message
         signed = [f for f in formats if f.signature and re.match(f.signature, start, re.DOTALL)]
         silent = [f for f in likely if not f.signature]
         drivers = [d for f in sorted(signed, key=lambda f: suffix not in f.suffixes) or silent for d in f.drivers]
@@ -222,12 +222,12 @@ def _file_of(path: str) -> str:
 
 
 def check_beside(path: str, beside: int = 0) -> None:
-    """Check what GDAL takes for overviews or the mask of a raster, since it opens these by any driver.
+    """Check the files that GDAL uses as overviews or mask of a raster, since it opens these with any driver.
 
     Raises
     ------
     SceneError
-        If such a file is no image.
+        If such a file is not an image.
     """
     if not path.startswith("/vsi"):
         _check_pipes(path)
@@ -237,12 +237,12 @@ def check_beside(path: str, beside: int = 0) -> None:
         except OSError:
             continue
         if name.lower().endswith(".aux") and not start.startswith(b"EHFA_HEADER_TAG"):
-            continue  # GDAL leaves it alone too
+            continue  # ignored by GDAL too
         _check_image(name, "", f"{name} lies beside {path} as its overviews or mask", beside)
 
 
 def _check_pipes(path: str) -> None:
-    """Refuse pipes beside a raster: GDAL opens what describes one, and waits for ever."""
+    """Refuse named pipes beside a raster: opening one blocks for ever."""
     stem = path.rpartition(".")[0] or path
     whole = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".AUX.XML")
     suffix = Path(path).suffix[1:]
@@ -255,7 +255,7 @@ def _check_pipes(path: str) -> None:
 
 
 def beside_of(path: str) -> Iterator[str]:
-    """Names of the files that may hold overviews or the mask of a raster, and are there."""
+    """Existing files that may contain overviews or the mask of a raster."""
     stem = path.rpartition(".")[0] or path
     names = [path + end for end in (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX")] + [stem + ".aux", stem + ".AUX"]
     yield from (name for name in names if (_is_in_archive(name) if path.startswith("/vsi") else Path(name).is_file()))
@@ -270,19 +270,19 @@ def _is_in_archive(name: str) -> bool:
 
 
 def _check_overviews(dataset: DatasetReader, path: str, *, network: bool, beside: int = 0) -> None:
-    """Check the file that a raster, or the ``.aux.xml`` beside it, names as that of its overviews.
+    """Check the overview file that a raster, or the ``.aux.xml`` beside it, names.
 
     Raises
     ------
     SceneError
-        If a raster from a network names any, or another one that is no image.
+        If a raster from a network names one, or the named file is not an image.
     """
     named = dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
     if named is None:
         return
     if network:
         raise SceneError(
-            f"{path} comes from a network and names {named!r} as the file of its overviews: download it, remove that "
+            f"{path} comes from a network but names {named!r} as the file of its overviews: download it, remove that "
             "entry (gdal_edit.py -unsetmd), and give the copy"
         )
     base = ":::BASE:::"
@@ -296,12 +296,12 @@ def _check_image(file: str, named: str, why: str, beside: int) -> None:
     except OSError:
         plain = False
     if not plain:
-        raise SceneError(f"{why}, and it is no image: remove it, or build the overviews again (gdaladdo)")
+        raise SceneError(f"{why}, but it is not an image: remove it, or build the overviews again (gdaladdo)")
     check_pixels(file, beside=beside + 1)
 
 
 def options_of(path: str) -> dict[str, Any]:
-    """GDAL's settings for a raster that holds its own pixels."""
+    """GDAL's settings for a raster that contains its own pixels."""
     return files.settings(network=files.is_remote(path))
 
 
@@ -309,13 +309,13 @@ def options_of(path: str) -> dict[str, Any]:
 
 
 def check_pixels(path: str, *, beside: int = 0) -> None:
-    """Check that a raster that another one leads to opens, and its size; raises as `open_pixels` and `check_size`."""
+    """Check that a raster that another one refers to opens, and its size; raises as `open_pixels` and `check_size`."""
     with open_pixels(path, beside=beside) as image:
         check_size(image, path)
 
 
 def check_size(dataset: DatasetReader, uri: str) -> None:
-    """Refuse a raster whose header claims more than can be true, or more than fits into memory.
+    """Refuse a raster whose header is implausible, or whose blocks do not fit in memory.
 
     Raises
     ------
@@ -324,8 +324,8 @@ def check_size(dataset: DatasetReader, uri: str) -> None:
     """
     if dataset.count > MAX_BANDS:
         raise SceneError(
-            f"{uri} says that it has {dataset.count} bands, and at most {MAX_BANDS} are opened: the file is damaged, "
-            "or take the three that are wanted out of it (gdal_translate -b 1 -b 2 -b 3 IN OUT)"
+            f"{uri} claims {dataset.count} bands, the limit is {MAX_BANDS}: the file is damaged, "
+            "or extract the three wanted bands (gdal_translate -b 1 -b 2 -b 3 IN OUT)"
         )
     together = dataset.count if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL" else 1
     pairs = zip(dataset.block_shapes, dataset.dtypes, strict=True)
@@ -333,11 +333,11 @@ def check_size(dataset: DatasetReader, uri: str) -> None:
         size = height * width * together * _bytes(dtype)
         if size > MAX_BLOCK_BYTES:
             raise SceneError(
-                f"{uri} is stored in pieces of {height} x {width} px, {size >> 20} MB each, and at most "
-                f"{MAX_BLOCK_BYTES >> 20} MB are read at once: the file is damaged, or write it in tiles "
+                f"{uri} is stored in blocks of {height} x {width} px, {size >> 20} MB each; the limit is "
+                f"{MAX_BLOCK_BYTES >> 20} MB: the file is damaged, or write it in tiles "
                 "(gdal_translate -co TILED=YES IN OUT)"
             )
 
 
 def _bytes(dtype: str) -> int:
-    return 4 if dtype == "complex_int16" else np.dtype(dtype).itemsize  # which is GDAL's own
+    return 4 if dtype == "complex_int16" else np.dtype(dtype).itemsize  # complex_int16 exists only in GDAL

@@ -1,8 +1,8 @@
 """GeoParquet, read with limits: features as plain columns and WKB, for GDAL.
 
-A file of a few kilobytes can claim to be many gigabytes, since its pages are compressed and its texts are numbers of
-entries in a dictionary. So sizes are summed before anything is decoded: those of the footer, those that the header of
-every page has, and those of texts before they are taken from their dictionary.
+A file of a few kilobytes can expand to many gigabytes, since its pages are compressed and its strings are indices into
+a dictionary. Sizes are therefore summed before anything is decoded: from the footer, from the header of every page, and
+for strings before they are looked up in their dictionary.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from geolabel.parsing import MAX_NAME, parse_json
 from geolabel.types import AnyArray, BoolArray
 
 GEO, LAYER, PROVENANCE, QML = "geo", "geolabel:layer", "geolabel:provenance", "geolabel:qml"
-"""Keys of the metadata: the standard's, and geolabel's own."""
+"""Metadata keys: the standard's and geolabel's."""
 
 MAX_GEO_BYTES = 1 << 20
-"""Of the metadata of the standard."""
+"""Maximum size of the standard's metadata."""
 
 MAX_COLUMNS, MAX_ROWS, MAX_PAGES = 1000, 50_000_000, 1_000_000
 
 MAX_THRIFT = 16 << 20
-"""Bytes of a footer."""
+"""Maximum size of a footer."""
 
 MAX_HEADER = 1 << 16
-"""Bytes of the header of a page, whose statistics have two values of the column."""
+"""Maximum size of a page header, whose statistics contain two values of the column."""
 
 MAX_NESTED = 8
-"""Structs and lists in each other, in footers and the headers of pages."""
+"""Maximum nesting of structs and lists in footers and page headers."""
 
 BATCH = 1 << 14
-"""Rows that are decoded at once."""
+"""Rows decoded at once."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,26 @@ class Features:
     """The features of a file."""
 
     name: str
-    """Of the layer."""
+    """CRS of the layer."""
     wkb: list[bytes | None]
-    """(N,) geometries, as they are in the file."""
+    """Geometries (N,) as stored."""
     columns: dict[str, tuple[AnyArray, BoolArray]]
-    """(N,) attributes and where they are null: bool, int64, float64, datetime64, or object of texts."""
+    """Attributes (N,) and their null masks: bool, int64, float64, datetime64, or object arrays of strings."""
     crs: pyproj.CRS | None
 
 
 def read_geoparquet(path: Path, limit: int) -> Features:
-    """Read the geometries and the plain attributes of a file, those of its primary column.
+    """Read the primary geometry column and the plain attributes of a file.
 
     Parameters
     ----------
     limit
-        Maximum bytes of what is decoded.
+        Maximum decoded size in bytes.
 
     Raises
     ------
     ValueError
-        If it is no GeoParquet with geometries in WKB, damaged, or larger than `limit`.
+        If it is not GeoParquet with WKB geometries, damaged, or larger than `limit`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -76,14 +76,14 @@ def read_geoparquet(path: Path, limit: int) -> Features:
             fields = [file.schema_arrow.field(i) for i in range(len(file.schema_arrow.names))]
         geometry = next((field for field in fields if field.name == primary), None)
         if geometry is None or not _is_bytes(geometry.type):
-            raise ValueError(f"its column {primary[:80]!r} of geometries is not there, or holds no WKB")
+            raise ValueError(f"its geometry column {primary[:80]!r} is missing or does not hold WKB")
         plain = [field for field in fields if field.name != primary and _target(field.type) is not None]
         texts = [field.name for field in (geometry, *plain) if _is_bytes(field.type) or _is_text(field.type)]
         with pq.ParquetFile(path, **limits, read_dictionary=texts) as file:
             given = (file.metadata.metadata or {}).get(LAYER.encode(), b"").decode(errors="replace")
             batches = list(_bounded(file, [primary, *(field.name for field in plain)], limit))
     except pa.ArrowException as error:
-        raise ValueError(f"it is damaged, or no Parquet ({str(error).splitlines()[0][:200]})") from error
+        raise ValueError(f"it is damaged or not Parquet ({str(error).splitlines()[0][:200]})") from error
     except (OSError, NotImplementedError, OverflowError) as error:
         raise ValueError(f"it cannot be decoded ({str(error)[:200]})") from error
     name = given if given.isprintable() and 0 < len(given) <= MAX_NAME else path.stem
@@ -93,7 +93,7 @@ def read_geoparquet(path: Path, limit: int) -> Features:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a file, which is text by names.
+    """The key-value metadata of a file.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def _geo(metadata: dict[bytes, bytes]) -> tuple[str, pyproj.CRS | None]:
-    """Name of the primary column, and its CRS, of the metadata of the standard."""
+    """Name of the primary column and its CRS, from the standard's metadata."""
     text = metadata.get(GEO.encode())
     if text is None:
         raise ValueError("it is a table without the metadata of GeoParquet: write it with geopandas, DuckDB or GDAL")
@@ -130,16 +130,16 @@ def _geo(metadata: dict[bytes, bytes]) -> tuple[str, pyproj.CRS | None]:
     try:
         return str(primary), pyproj.CRS.from_json_dict(given)
     except pyproj.exceptions.CRSError as error:
-        raise ValueError(f"its crs is none that PROJ knows ({str(error)[:120]})") from error
+        raise ValueError(f"its crs is not known to PROJ ({str(error)[:120]})") from error
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
 def _check_sizes(path: Path, limit: int) -> None:
-    """Refuse what would be larger than `limit` once it is decompressed.
+    """Refuse a file that would be larger than `limit` once decompressed.
 
-    The footer is parsed here, too: what pyarrow makes of a damaged one can end the process.
+    The footer is parsed here as well: a damaged one can crash pyarrow's process.
     """
     with path.open("rb") as file:
         footer = _footer(file)
@@ -148,18 +148,18 @@ def _check_sizes(path: Path, limit: int) -> None:
         rows = sum(_number(group.get(3)) for group in groups)
         if rows > MAX_ROWS or len(columns) > MAX_COLUMNS:
             raise ValueError(
-                f"it has {rows} rows and {len(columns)} columns; at most {MAX_ROWS} and {MAX_COLUMNS} are read"
+                f"it has {rows} rows and {len(columns)} columns; the limits are {MAX_ROWS} and {MAX_COLUMNS}"
             )
         chunks = [chunk for group in groups for one in _structs(group.get(1)) for chunk in _structs([one.get(3)])]
         size = sum(_number(chunk.get(6)) for chunk in chunks)
         if size <= limit:
             size = sum(_page_sizes(file, chunks, limit))
     if size > limit:
-        raise ValueError(f"it holds more than {limit >> 20} MB once decompressed: give a part of it")
+        raise ValueError(f"it is larger than {limit >> 20} MB once decompressed: give a part of it")
 
 
 def _footer(file: Any) -> dict[int, Any]:
-    """What describes the row groups and columns of a file, by the numbers that the format gives it."""
+    """Parsed footer: row groups and columns, by Thrift field number."""
     end = file.seek(0, 2)
     file.seek(max(0, end - 8))
     tail = file.read(8)
@@ -167,18 +167,18 @@ def _footer(file: Any) -> dict[int, Any]:
     if tail[4:] != b"PAR1" or size > end - 12:
         raise ValueError("it is damaged: it has no footer")
     if size > MAX_THRIFT:
-        raise ValueError(f"its footer has {size} bytes, and at most {MAX_THRIFT} are read")
+        raise ValueError(f"its footer has {size} bytes; the limit is {MAX_THRIFT}")
     file.seek(end - 8 - size)
     return _Compact(file.read(size)).struct()
 
 
 def _page_sizes(file: Any, chunks: Sequence[dict[int, Any]], limit: int) -> Iterator[int]:
-    """Sizes of all pages once they are decompressed, as their headers have them, by which memory is taken.
+    """Uncompressed sizes of all pages, from their headers, which decide how much memory is allocated.
 
     Parameters
     ----------
     chunks
-        Descriptions of the columns of row groups (``ColumnMetaData``), by the numbers of their fields.
+        Column metadata of the row groups (``ColumnMetaData``), by field number.
     """
     end, count = file.seek(0, 2), 0
     for chunk in chunks:
@@ -207,7 +207,7 @@ def _structs(value: Any) -> list[dict[int, Any]]:
 
 
 class _Compact:
-    """Structs in the compact protocol of Thrift, as footers and the headers of pages are written.
+    """Structs in Thrift's compact protocol, as used by footers and page headers.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
@@ -217,7 +217,7 @@ class _Compact:
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """The fields by their numbers: whole numbers, texts, lists and structs, else None; ends behind the struct."""
+        """Fields by number: integers, strings, lists and structs, else None; the position moves past the struct."""
         found: dict[int, Any] = {}
         field = 0
         while (byte := self._byte()) != 0:
@@ -227,8 +227,8 @@ class _Compact:
 
     def _value(self, kind: int, depth: int) -> Any:
         if depth > MAX_NESTED:
-            raise ValueError("it is damaged: its footer or the header of a page is nested too deep")
-        if kind in (1, 2):  # true and false, which are the kind itself
+            raise ValueError("it is damaged: its footer or a page header is nested too deep")
+        if kind in (1, 2):  # true and false, whose value is the kind
             return None
         if kind in (4, 5, 6):
             return self._zigzag()
@@ -244,12 +244,12 @@ class _Compact:
             return [self._value(3 if inner in (1, 2) else inner, depth + 1) for _ in range(count)]
         if kind == 12:
             return self.struct(depth + 1)
-        raise ValueError("it is damaged: its footer or the header of a page cannot be read")
+        raise ValueError("it is damaged: its footer or a page header cannot be read")
 
     def _skip(self, size: int) -> None:
         self.at += size
         if self.at > len(self.data):
-            raise ValueError("it is damaged: its footer or the header of a page ends too early")
+            raise ValueError("it is damaged: its footer or a page header ends too early")
 
     def _byte(self) -> int:
         self._skip(1)
@@ -263,7 +263,7 @@ class _Compact:
             shift += 7
             if byte < 128:
                 return value
-        raise ValueError("it is damaged: its footer or the header of a page has a number without end")
+        raise ValueError("it is damaged: its footer or a page header has an endless number")
 
     def _zigzag(self) -> int:
         value = self._varint()
@@ -271,7 +271,7 @@ class _Compact:
 
 
 def _bounded(file: Any, names: list[str], limit: int) -> Iterator[Any]:
-    """Yield batches whose texts and geometries are at most `limit` bytes together."""
+    """Yield batches whose strings and geometries take at most `limit` bytes in total."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -285,7 +285,7 @@ def _bounded(file: Any, names: list[str], limit: int) -> Iterator[Any]:
             else:
                 left -= column.nbytes
             if left < 0:
-                raise ValueError(f"it holds more than {limit >> 20} MB: give a part of it")
+                raise ValueError(f"it is larger than {limit >> 20} MB: give a part of it")
             columns.append(column.dictionary_decode() if pa.types.is_dictionary(column.type) else column)
         yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
@@ -308,7 +308,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _target(kind: Any) -> Any:
-    """The type that a column is taken as; None for what is no plain attribute, such as a list."""
+    """The type that a column is converted to; None if it is not a plain attribute, such as a list."""
     import pyarrow as pa
 
     types = pa.types
@@ -324,7 +324,7 @@ def _target(kind: Any) -> Any:
 
 
 def _joined(parts: Sequence[Any], kind: Any) -> tuple[AnyArray, BoolArray]:
-    """Values of a column and where they are null."""
+    """Values of a column and its null mask."""
     import pyarrow as pa
 
     target = _target(kind)

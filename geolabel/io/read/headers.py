@@ -1,4 +1,4 @@
-"""Headers of rasters: bands, nodata, georeference and date, and what follows from them."""
+"""Headers of rasters: bands, nodata, georeference, date, and checks of these."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ DATE_TAGS = (
     "NITF_IDATIM",
     "EXIF_DATETIMEORIGINAL",
 )
-"""Tags that say when the scene was taken, the most telling first; case does not matter.
+"""Tags with the acquisition time, the most specific first; case-insensitive.
 
-TIFFTAG_DATETIME, EXIF_DateTime, NITF_FDT and their like are not among them: programs write these when they save a file.
+TIFFTAG_DATETIME, EXIF_DateTime, NITF_FDT and the like are excluded: programs set these when they save a file.
 """
 
 
 SHOWN_TIMES = 6
-"""Times that an error message lists."""
+"""Maximum number of times listed in an error message."""
 
 MAX_PRJ_BYTES = 1 << 16
-"""A longer ``.prj`` holds no CRS."""
+"""Maximum size of a ``.prj``."""
 
 
 @dataclass(frozen=True)
@@ -60,33 +60,33 @@ class Header:
     width: int
     crs: pyproj.CRS | None
     transform: Affine | None
-    """None where the raster has none."""
+    """None if the raster has none."""
     dtypes: tuple[str, ...]
     nodata: tuple[float | None, ...]
     """Per band."""
     descriptions: tuple[str | None, ...]
     colours: tuple[str, ...]
-    """Colour interpretation per band, lower case, ``undefined`` where there is none."""
+    """Colour interpretation per band, lower case; ``undefined`` if there is none."""
     masked: tuple[bool, ...]
-    """Whether a band comes with a mask, inside the file or beside it."""
+    """Whether a band has a mask, inside the file or beside it."""
     scaling: tuple[tuple[float, float], ...] = ()
-    """Factor and offset per band from stored to physical values; empty for an array."""
+    """Scale and offset per band from stored to physical values; empty for an array."""
     approximate: str | None = None
-    """How the raster is placed where that is no transform: ``ground control points`` or ``RPCs``."""
+    """How the raster is georeferenced if not by a transform: ``ground control points`` or ``RPCs``."""
     tags: Mapping[str, str] = field(default_factory=dict)
     units: tuple[str | None, ...] = ()
-    """Of the values of each band, where it is known."""
+    """Unit of each band, if known."""
     wavelengths: tuple[float | None, ...] = ()
-    """Of the centre of each band in nanometres, where it is known."""
+    """Centre wavelength of each band in nanometres, if known."""
     size_bytes: int | None = None
     modified: str | None = None
     times: tuple[str | None, ...] = ()
-    """ISO 8601 date and time of each band, where the file says so; empty for a raster without times."""
+    """ISO 8601 date and time of each band, if the file has them; empty for a raster without times."""
     stored: tuple[int, ...] = ()
-    """One-based number of each band in the file, where a part of its bands is the raster."""
+    """One-based band numbers in the file, if the raster is a subset of its bands."""
 
     def only(self, numbers: Sequence[int]) -> Header:
-        """The raster of some bands, given by their one-based numbers."""
+        """The header for a subset of bands, given by one-based numbers."""
         per_band = ("dtypes", "nodata", "descriptions", "colours", "masked", "scaling", "units", "wavelengths", "times")
         chosen: dict[str, Any] = {
             name: tuple(values[number - 1] for number in numbers)
@@ -108,7 +108,7 @@ class Header:
 
     @property
     def sensor(self) -> str:
-        """What may name the sensor: the name of the file, and tags about sensor and spacecraft."""
+        """Text that may name the sensor: the file name, and tags about sensor and spacecraft."""
         said = (
             value for key, value in self.tags.items() if re.search(r"sensor|spacecraft|satellite|platform", key, re.I)
         )
@@ -116,30 +116,30 @@ class Header:
 
 
 def chosen_time(wanted: str, times: Sequence[str], name: str) -> str:
-    """The one of several ISO 8601 times that begins as `wanted` does.
+    """The one ISO 8601 time that starts with `wanted`.
 
     Raises
     ------
     SceneError
-        If none does, or several do.
+        If none or several do.
     """
     found = [time for time in times if time.startswith(wanted.strip().replace(" ", "T"))]
     if len(found) != 1:
         some = ", ".join(times[:SHOWN_TIMES]) + (
             f" and {len(times) - SHOWN_TIMES} more" if len(times) > SHOWN_TIMES else ""
         )
-        many = f"{len(found)} of its times begin" if found else "none of its times begins"
-        raise SceneError(f"time {wanted}: {name} has {some}, and {many} so: give one of them")
+        many = f"{len(found)} of its times start" if found else "none of its times starts"
+        raise SceneError(f"time {wanted}: {name} has {some}; {many} with that: give one of them")
     return found[0]
 
 
 def grid_of(header: Header, gsd: float | None) -> Grid:
-    """Where a raster lies; `gsd`, metres per pixel, is for one without CRS.
+    """Grid of a raster; `gsd` (metres per pixel) is for rasters without CRS.
 
     Raises
     ------
     SceneError
-        If it is not georeferenced, or `gsd` is missing, or given for a raster with a CRS.
+        If it is not georeferenced and `gsd` is missing, or `gsd` is given for a raster with a CRS.
     """
     height, width = header.height, header.width
     if header.approximate:
@@ -167,25 +167,25 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
 
 
 def event_date_of(header: Header) -> str | None:
-    """The ISO 8601 date of acquisition that the tags tell, if they do."""
+    """The ISO 8601 acquisition date in the tags, or None."""
     tags = {key.upper(): value for key, value in header.tags.items()}
     for name in DATE_TAGS:
         match = re.match(r"(\d{4})[:/-]?(\d\d)[:/-]?(\d\d)(?=\D|$|\d{4,6}Z?$)", tags.get(name, "").strip())
         if match:
             try:
                 return date(*map(int, match.groups())).isoformat()
-            except ValueError:  # such as 0000:00:00, which some cameras write
+            except ValueError:  # such as 0000:00:00, written by some cameras
                 continue
     return None
 
 
 def crs_beside(path: Path) -> pyproj.CRS | None:
-    """The CRS in a ``.prj`` beside a raster, which GDAL does not read of a GeoTIFF or a picture; None without one.
+    """The CRS in a ``.prj`` beside a raster, which GDAL ignores for GeoTIFFs and pictures; None without one.
 
     Raises
     ------
     SceneError
-        If PROJ does not understand it.
+        If PROJ cannot parse it.
     """
     found = next((path.with_suffix(suffix) for suffix in (".prj", ".PRJ") if path.with_suffix(suffix).is_file()), None)
     if found is None or found.stat().st_size > MAX_PRJ_BYTES:
@@ -194,31 +194,31 @@ def crs_beside(path: Path) -> pyproj.CRS | None:
         return pyproj.CRS.from_user_input(found.read_text(encoding="utf-8", errors="replace").strip())
     except pyproj.exceptions.CRSError as cause:
         raise SceneError(
-            f"PROJ does not understand the CRS in {found}, which is beside {path.name}: correct or remove it"
+            f"PROJ cannot parse the CRS in {found}, which is beside {path.name}: correct or remove it"
         ) from cause
 
 
 def to_pyproj(crs: rasterio.crs.CRS | None, name: str) -> pyproj.CRS | None:
-    """The CRS of a scene of some name, as rasterio has it; None of none.
+    """The CRS of a named scene, converted from rasterio's; None if it has none.
 
     Raises
     ------
     SceneError
-        If PROJ does not understand it.
+        If PROJ cannot parse it.
     """
     if not crs:
         return None
     try:
         return pyproj.CRS.from_wkt(crs.to_wkt())
     except (CRSError, pyproj.exceptions.CRSError) as cause:
-        raise SceneError(f"{name}: PROJ does not understand the CRS of the scene: {in_words(cause)}") from cause
+        raise SceneError(f"{name}: PROJ cannot parse the CRS of the scene: {in_words(cause)}") from cause
 
 
-# --- whether it holds an image ---------------------------------------------------------------------------------------
+# --- whether a raster is an image ------------------------------------------------------------------------------------
 
 
 PRODUCT = "GEOLABEL_PRODUCT"
-"""Tag of the rasters that geolabel writes and that are no images: scores, masks, labels, heights."""
+"""Tag of rasters written by geolabel that are not images: scores, masks, labels, heights."""
 
 _HEIGHTS = re.compile(r"\b(dem|dsm|dtm|dhm|chm|ndsm|elevations?|heights?|altitudes?)\b")
 
@@ -226,38 +226,38 @@ _LENGTHS = ("m", "metre", "metres", "meter", "meters", "ft", "feet", "foot", "us
 
 
 def product_of(header: Header) -> str | None:
-    """What of geolabel's own a raster is, if it is no image."""
+    """Kind of geolabel product that a raster is; None for an image."""
     return {key.upper(): value for key, value in header.tags.items()}.get(PRODUCT)
 
 
 def check_image(header: Header) -> None:
-    """Refuse what is certainly no image.
+    """Refuse a raster that is certainly not an image.
 
     Raises
     ------
     SceneError
-        If a raster is a product of geolabel, or its one band says that it holds heights.
+        If it is a product of geolabel, or its single band is declared as heights.
     """
     product = product_of(header)
     if product is not None:
-        way = "" if product == "heights" else "; geolabel polygonize makes polygons of it"
-        raise SceneError(f"{header.name} is a raster of geolabel's own ({product}), not an image{way}")
+        way = "" if product == "heights" else "; geolabel polygonize converts it to polygons"
+        raise SceneError(f"{header.name} was written by geolabel ({product}) and is not an image{way}")
     if header.count != 1:
         return
     name, unit = (header.descriptions[0] or "").lower(), (header.units[0] or "").lower() if header.units else ""
     if _HEIGHTS.search(re.sub(r"[_\W]+", " ", name)) or unit in _LENGTHS:
         said = f"its band is described as {header.descriptions[0]!r}" if header.descriptions[0] else f"in {unit}"
         raise SceneError(
-            f"{header.name} holds heights, {said}: landslides are found in images of three colours or of grey; give one"
+            f"{header.name} holds heights, {said}: landslides are detected in RGB or grey images; give one"
         )
 
 
 def doubts(header: Header, bands: tuple[int, int, int]) -> tuple[str, ...]:
-    """What is unusual of the bands that serve as an image."""
+    """Warnings about unusual bands of an image."""
     dtype = header.dtypes[bands[0] - 1]
     if len(set(bands)) > 1 or header.count > 1 or dtype.startswith(("uint", "bool")):
         return ()
     text = (
-        f"one band of {dtype} serves as red, green and blue: if it holds heights or an index, the result means nothing"
+        f"one band of {dtype} is used as red, green and blue: if it holds heights or an index, results are meaningless"
     )
     return (text,)

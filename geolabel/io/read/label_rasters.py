@@ -1,4 +1,4 @@
-"""Rasters of labels: the meaning of their values, and where nothing is known."""
+"""Rasters of labels: the meaning of their values, and which pixels are unknown."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray
 
 NAMED = 10
-"""Values of a raster that a message names."""
+"""Maximum number of values listed in a message."""
 
 ANY_CRS = CRS.from_epsg(3857)
-"""Stands for a CRS where one is missing: coordinates are then taken as they are."""
+"""Placeholder for a missing CRS: coordinates are then not transformed."""
 
 
 def is_raster(path: str | Path) -> bool:
-    """Whether GDAL opens a file as a raster."""
+    """Whether GDAL can open a file as a raster."""
     try:
         with reading(str(path)):
             return True
@@ -55,40 +55,40 @@ def _translated(path: str | Path) -> Iterator[None]:
 class LabelRaster:
     """A raster whose values are classes. It is opened for every access.
 
-    A band tag ``class_K`` names the class of value K. Without, 1 is the class that is asked for if no other value is
-    there, and class_K any other. A mask of 0 and white (255, or 65535 of 16 bits) shows the class in white; 255 beside
-    other values is not known, nor is nodata, except a nodata of 0: many masks call their background so, and nobody
-    means by it that the whole background is not known.
+    A band tag ``class_K`` names the class of value K. Without tags, value 1 is the requested class if there is no other
+    value, else value K is class_K. A mask of 0 and white (255, or 65535 in 16 bits) shows the class in white; 255
+    beside other values is unknown. Nodata is unknown too, except a nodata of 0, which many masks declare for their
+    background without meaning that the background is unknown.
     """
 
     path: str
     grid: Grid
-    """Where the raster is: as it says itself, or where the scene is that it was made for."""
+    """Grid of the raster: its own, or that of the scene it was made for."""
     classes: dict[int, str]
-    """Name of every value but those of background, ascending."""
+    """Name of every value except background, ascending."""
     nodata: float | None
-    """As it declares."""
+    """Declared nodata."""
     named: bool
-    """Whether the raster names its classes itself."""
+    """Whether the raster names its classes."""
     white: bool
-    """Whether the one class is white."""
+    """Whether the only class is white."""
 
     @classmethod
     def open(cls, path: str | Path, *, class_name: str = "landslide", scene: Grid | None = None) -> LabelRaster:
-        """Read all values of a raster once, to find out what they mean.
+        """Read all values of a raster once, to determine their meaning.
 
         Parameters
         ----------
         class_name
-            Of a raster that shows one class and does not name it.
+            Name of the class in a raster with one unnamed class.
         scene
-            Grid of the scene that a raster without georeference was made for.
+            Grid of the scene that a raster without georeference belongs to.
 
         Raises
         ------
         SceneError
-            If it cannot be read, its bands differ, a value is negative or no whole number, values are compressed with
-            loss, no background is known, or it has no georeference and another size than the scene.
+            If it cannot be read, its bands differ, a value is negative or not an integer, the compression is lossy,
+            there is no background, or it has no georeference and not the size of the scene.
         """
         with _translated(path), reading(str(path)) as dataset:
             grid = _place(str(path), dataset, scene)
@@ -100,8 +100,8 @@ class LabelRaster:
             return cls(str(path), grid, tags, nodata, named=True, white=False)
         if gaps and len(found) == 1 and 0 not in found:
             raise SceneError(
-                f"of {path} nothing but the value {found.pop()} is known, the rest is nodata or transparent: give its "
-                "background the value 0 and no nodata (gdal_edit.py -unsetnodata)"
+                f"the only known value of {path} is {found.pop()}, the rest is nodata or transparent: set its "
+                "background to 0 without nodata (gdal_edit.py -unsetnodata)"
             )
         found.discard(0)
         if len(found) == 1 and found <= whites:
@@ -111,12 +111,12 @@ class LabelRaster:
         return cls(str(path), grid, dict(zip(values, names, strict=True)), nodata, named=False, white=False)
 
     def listed(self) -> str:
-        """The classes, or their values where they have no names, for a message."""
+        """The classes, or their values if unnamed, for a message."""
         words = list(self.classes.values() if self.named else map(str, self.classes))
         return ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
 
     def read(self, window: Window, grid: Grid | None = None) -> tuple[AnyArray, BoolArray]:
-        """Values (H, W) of a window, and where they are known; of the nearest pixel on a grid that is not the own.
+        """Values (H, W) of a window and where they are known; nearest neighbour on a grid other than its own.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class LabelRaster:
                 kinds = dataset.colorinterp
                 alpha = kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else len(kinds) + 1
                 onto = self._onto(grid, src_nodata=dataset.nodata or None, add_alpha=alpha > len(kinds))
-                # GDAL takes the alpha of signed and of real numbers for a band like others, so it is read as one
+                # GDAL treats the alpha of signed and floating-point rasters as an ordinary band, and so does this
                 with WarpedVRT(dataset, **onto) as warped:
                     values, known = warped.read(1, window=place), warped.read(alpha, window=place) > 0
         if values.dtype.kind == "f":
@@ -140,7 +140,7 @@ class LabelRaster:
         return values, known if self.white else known & (values != IGNORE)
 
     def number(self, values: AnyArray, wanted: Sequence[int]) -> AnyArray:
-        """Place from 1 of each of `values` among those that are wanted; 0 of others."""
+        """One-based position of each of `values` in the requested values; 0 for others."""
         order = np.argsort(wanted)
         ascending = np.asarray(wanted)[order]
         at = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
@@ -169,7 +169,7 @@ def _class_tags(dataset: DatasetReader, band: int) -> dict[int, str]:
 
 
 def named_values(path: str | Path, band: int = 1) -> dict[int, str]:
-    """Values that a band names by tags ``class_K``, ascending, and their names; none where there is no such band.
+    """Values that a band names with tags ``class_K``, ascending, and their names; empty if there is no such band.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def _same(one: Grid, other: Grid) -> bool:
 
 
 def grid_of(path: str | Path) -> Grid:
-    """Where a raster is; pixels counted downwards, as scenes without CRS have them, where it says nothing.
+    """Grid of a raster; without georeference, pixels count downwards, as in scenes without CRS.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def grid_of(path: str | Path) -> Grid:
 
 
 def is_unplaced(grid: Grid) -> bool:
-    """Whether a raster says nothing of where it is."""
+    """Whether a raster has no georeference."""
     return grid.crs is None and grid.transform == Affine(1, 0, 0, 0, -1, 0)
 
 
@@ -215,7 +215,7 @@ def _place(path: str, dataset: DatasetReader, scene: Grid | None) -> Grid:
         return Grid(None, Affine(1, 0, 0, 0, -1, 0), dataset.height, dataset.width)
     if (dataset.height, dataset.width) != (scene.height, scene.width):
         raise SceneError(
-            f"{path} has no georeference and {dataset.height} x {dataset.width} px, where the scene has "
+            f"{path} has no georeference and {dataset.height} x {dataset.width} px, but the scene has "
             f"{scene.height} x {scene.width} px: give a raster of the scene's size, or one with a georeference"
         )
     return scene
@@ -229,7 +229,7 @@ def _read(dataset: DatasetReader, window: RasterWindow | None) -> tuple[AnyArray
 
 
 def _scan(path: str, dataset: DatasetReader) -> tuple[set[int], bool]:
-    """All values that are known, and whether any pixel is not."""
+    """All known values, and whether any pixel is unknown."""
     if "JPEG" in (dataset.driver, dataset.profile.get("compress", "").upper()):
         raise SceneError(f"{path} is compressed as JPEG, which changes values: give labels as PNG or GeoTIFF")
     found: set[int] = set()
@@ -249,7 +249,7 @@ def _scan(path: str, dataset: DatasetReader) -> tuple[set[int], bool]:
         if len(strange):
             way = "declare it as nodata (gdal_edit.py -a_nodata)" if strange[0] < 0 else "make a mask of scores first"
             raise SceneError(
-                f"{path} holds the value {strange[0]:g}, and labels are whole numbers from 0: {way} if it is no label"
+                f"{path} holds the value {strange[0]:g}, but labels are integers from 0: {way} if it is not a label"
             )
         found |= {int(value) for value in distinct}
     return found, gaps

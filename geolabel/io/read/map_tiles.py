@@ -1,9 +1,9 @@
-"""Layers of map tiles on web servers (XYZ, TMS, WMTS in web Mercator) as scenes of one zoom level.
+"""Layers of map tiles on web servers (XYZ, TMS, WMTS in web Mercator) as scenes at one zoom level.
 
-A layer is known by the URL of its tiles, such as ``https://host/{z}/{x}/{y}.png``. GDAL's drivers for such layers are
-not used: they open what a server sends by any driver, a VRT that names files of this machine among them, follow
-redirects into the local network, and make of a missing tile an error or black. Here a tile is PNG, JPEG or WebP of a
-known size or an error, and one that is missing is no data.
+A layer is identified by the URL of its tiles, such as ``https://host/{z}/{x}/{y}.png``. GDAL's drivers for such layers
+are not used: they open the server's answer with any driver, including a VRT that names local files, follow redirects
+into the local network, and turn a missing tile into an error or black. Here a tile is PNG, JPEG or WebP of a known
+size or an error, and a missing tile is nodata.
 
 Grid: OGC Two Dimensional Tile Matrix Set 2.0 (17-083r4), WebMercatorQuad.
 """
@@ -40,29 +40,29 @@ from geolabel.urls import without_secrets
 log = logging.getLogger(__name__)
 
 MAX_ZOOM = 24
-"""Pixels of 1 cm; no layer of a server goes further."""
+"""Pixels of 1 cm; no server offers more."""
 
 MAX_TILES = 1 << 14
-"""Of one scene; 1.07 billion pixels of tiles of 256 px. Providers forbid the download of whole regions."""
+"""Maximum number of tiles of a scene: 1.07 billion pixels in tiles of 256 px. Providers forbid bulk downloads."""
 
 CONNECTIONS = 4
-"""Tiles that are fetched at once."""
+"""Tiles fetched in parallel."""
 
 PROBES = 9
-"""Tiles to fetch to find out their size."""
+"""Maximum number of tiles fetched to determine their size."""
 
 KEPT_TILES = 128
-"""Decoded tiles that a process holds, for windows that overlap."""
+"""Decoded tiles kept in memory, for overlapping windows."""
 
 TELL_AFTER_S = 10.0
-"""Seconds between messages while tiles are fetched."""
+"""Seconds between progress messages."""
 
 
 def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, gsd: float | None) -> MapTiles:
-    """The scene of a layer's tiles that meet a rectangle, of the zoom level that a size of pixels asks for.
+    """Open the tiles of a layer that intersect a rectangle, at the zoom level of a pixel size, as a scene.
 
-    That is the coarsest level whose pixels are as fine as asked for at the centre of the rectangle, to 1 %. One tile or
-    a few are fetched to find out their size.
+    The zoom level is the coarsest whose pixels are at least as fine as `gsd` at the centre of the rectangle, to 1 %. A
+    few tiles are fetched to determine their size.
 
     Parameters
     ----------
@@ -76,12 +76,12 @@ def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, 
     Raises
     ------
     OptionError
-        If the URL is not allowed, or bounds or gsd are missing or cannot be.
+        If the URL is not allowed, or bounds or gsd are missing or invalid.
     SceneError
-        If the rectangle takes more than `MAX_TILES` tiles, or the server has none of it.
+        If the rectangle takes more than `MAX_TILES` tiles, or the server has none of them.
     """
     if bounds is None:
-        raise OptionError(f"{text}: a layer of map tiles has no end: give the area to work on with --aoi or --bounds")
+        raise OptionError(f"{text}: a layer of map tiles is unbounded: give the area to work on with --aoi or --bounds")
     if gsd is None:
         raise OptionError(f"{text}: a layer of map tiles has many zoom levels: give the size of pixels, --gsd METRES")
     template = template_of(text)
@@ -99,16 +99,16 @@ def open_map_tiles(text: str, bounds: tuple[float, float, float, float] | None, 
     count = frame.height * frame.width
     if count > MAX_TILES:
         raise SceneError(
-            f"{text}: the area takes {count} tiles of zoom {zoom}, and at most {MAX_TILES} are one scene: give a "
+            f"{text}: the area takes {count} tiles of zoom {zoom}; the limit for a scene is {MAX_TILES}: give a "
             "smaller area, or a larger --gsd"
         )
     return MapTiles(template, zoom, frame, size)
 
 
 def missing_tiles(layer: MapTiles) -> tuple[str, ...]:
-    """Fetch the tiles of a scene, and say how many are missing, if there are such; raises as `MapTiles.fetch`."""
+    """Fetch the tiles of a scene and describe how many are missing, if any; raises as `MapTiles.fetch`."""
     missing, count = layer.fetch(), layer.frame.height * layer.frame.width
-    text = f"{missing} of {count} map tiles are missing on the server, and are left out as no data"
+    text = f"{missing} of {count} map tiles are missing on the server, and are read as nodata"
     return (text,) if missing else ()
 
 
@@ -117,14 +117,12 @@ def _zoom_for(gsd: float, y: float, text: str) -> int:
     coarsest = 2 * HALF_M / SIZES[0] / math.cosh(y / RADIUS_M)
     zoom = max(0, math.ceil(math.log2(coarsest / (gsd * (1 + SAME_GSD)))))
     if zoom > MAX_ZOOM:
-        raise OptionError(
-            f"{text}: --gsd {gsd:g} asks for zoom {zoom}, and at most {MAX_ZOOM} is read: give a larger one"
-        )
+        raise OptionError(f"{text}: --gsd {gsd:g} needs zoom {zoom}; the limit is {MAX_ZOOM}: give a larger one")
     return zoom
 
 
 def _frame(zoom: int, bounds: tuple[float, float, float, float]) -> Window:
-    """Rows and columns of the tiles that a rectangle meets; an edge that is that of a tile to 1 mm picks no more."""
+    """Rows and columns of the tiles that a rectangle intersects by more than 1 mm."""
     left, bottom, right, top = bounds
     side, last = 2 * HALF_M / (1 << zoom), (1 << zoom) - 1
     row, col = (min(last, math.floor((offset + 1e-3) / side)) for offset in (HALF_M - top, HALF_M + left))
@@ -133,7 +131,7 @@ def _frame(zoom: int, bounds: tuple[float, float, float, float]) -> Window:
 
 
 def _size_of(template: Template, zoom: int, frame: Window) -> int:
-    """Side of the tiles in pixels, asked of those in the middle of the area."""
+    """Side of the tiles in pixels, from tiles in the middle of the area."""
     middle = frame.row + (frame.height - 1) / 2, frame.col + (frame.width - 1) / 2
     reach = range(-(PROBES // 2), PROBES // 2 + 1)
     near = {
@@ -158,12 +156,12 @@ def _size_of(template: Template, zoom: int, frame: Window) -> int:
 
 
 class MapTiles:
-    """The pixels of a layer's tiles of one zoom level. It travels as its arguments.
+    """The pixels of a layer's tiles at one zoom level. Pickled by its arguments.
 
     Parameters
     ----------
     frame
-        Rows and columns of tiles, counted from the north-west of the world.
+        Rows and columns of tiles, counted from the north-west corner of the world.
     size
         Side of a tile in pixels.
     """
@@ -178,7 +176,7 @@ class MapTiles:
 
     @cached_property
     def header(self) -> Header:
-        """What the layer looks like: a picture of three bands of eight bits, with a mask."""
+        """Header of the layer: three 8-bit bands with a mask."""
         pixel = 2 * HALF_M / (self.size << self.zoom)
         left, top = (self.frame.col * self.size * pixel - HALF_M, HALF_M - self.frame.row * self.size * pixel)
         return Header(
@@ -197,24 +195,24 @@ class MapTiles:
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """The tiles of one zoom level: those of others may show another image."""
+        """A single level: tiles of other zoom levels may show another image."""
         return ((self.header.height, self.header.width),)
 
     def fetch(self) -> int:
-        """Fetch the tiles that are not in the cache, and return how many of all the server does not have.
+        """Fetch the tiles that are not in the cache, and return how many tiles the server does not have.
 
         Raises
         ------
         SceneError
-            If the server refuses, or what it sends is no tile. What was fetched stays in the cache.
+            If the server refuses, or an answer is not a tile. Tiles fetched before stay in the cache.
         """
         places = [(row, col) for row in range(self.frame.row, self.frame.bottom) for col in self._columns]
         tile_cache.prune()
         new = sum(not tile_cache.is_kept(self.template.url(self.zoom, *place)) for place in places)
         if new:
             log.warning(
-                "fetching %d map tiles of zoom %d from %s: the terms of its provider say what may be fetched, kept and "
-                "derived from them, and how it is named",
+                "fetching %d map tiles of zoom %d from %s: the terms of its provider say what may be fetched, stored "
+                "and derived, and how it is credited",
                 new,
                 self.zoom,
                 self.template.host,
@@ -230,7 +228,7 @@ class MapTiles:
                     told = time.monotonic()
                     log.warning("%d of %d map tiles are read", done, len(places))
         finally:
-            pool.shutdown(cancel_futures=True)  # at the first error, or the end
+            pool.shutdown(cancel_futures=True)  # at the first error or at the end
         return missing
 
     @property
@@ -244,7 +242,7 @@ class MapTiles:
         return bool(data)
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[UInt8Array, BoolArray]:
-        """Values (B, h, w), and where a tile has them and shows them (h, w)."""
+        """Values (B, h, w), and where a tile exists and is opaque (h, w)."""
         assert level == 0, "a layer of tiles has no overviews"
         values = np.zeros((3, window.height, window.width), np.uint8)
         valid = np.zeros((window.height, window.width), bool)
@@ -259,14 +257,14 @@ class MapTiles:
         return values[[band - 1 for band in bands]], valid
 
     def _over(self, window: Window) -> Iterator[tuple[int, int, Window]]:
-        """Yield row and column of the tiles that a window meets, and their windows."""
+        """Yield row, column and window of the tiles that a window intersects."""
         size = self.size
         for row in range(window.row // size, -(-window.bottom // size)):
             for col in range(window.col // size, -(-window.right // size)):
                 yield self.frame.row + row, self.frame.col + col, Window(row * size, col * size, size, size)
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[UInt8Array, BoolArray]:
-        """The whole scene at another size, each pixel picked from the nearest one."""
+        """The whole scene at another size, by nearest neighbour."""
         tall, wide = self.levels[0]
         rows = (2 * np.arange(height) + 1) * tall // (2 * height)
         cols = (2 * np.arange(width) + 1) * wide // (2 * width)
@@ -281,12 +279,12 @@ class MapTiles:
         return values, valid
 
     def close(self) -> None:
-        """Forget what was decoded; no connection stays open."""
+        """Drop decoded tiles; no connection stays open."""
         with self._holding:
             self._decoded.clear()
 
     def _image(self, row: int, col: int) -> UInt8Array | None:
-        """(size, size, 4) red, green, blue and opacity of a tile; None where the server has none."""
+        """Red, green, blue and opacity (size, size, 4) of a tile; None if the server does not have it."""
         with self._holding:
             if (row, col) in self._decoded:
                 self._decoded.move_to_end((row, col))
@@ -309,7 +307,7 @@ class MapTiles:
 
 
 def _decoded(data: bytes, template: Template, zoom: int, row: int, col: int) -> UInt8Array:
-    """(size, size, 4) red, green, blue and opacity."""
+    """Red, green, blue and opacity (size, size, 4)."""
     try:
         with open_picture(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
             width, height = picture.size
@@ -319,6 +317,6 @@ def _decoded(data: bytes, template: Template, zoom: int, row: int, col: int) -> 
     except OSError as error:
         why = in_words(error)
     raise SceneError(
-        f"{template.url(zoom, row, col)} is no tile ({why}): the server may want a key, or answer in words; open the "
-        "URL in a browser"
+        f"{template.url(zoom, row, col)} is not a tile ({why}): the server may need a key, or have sent a text; open "
+        "the URL in a browser"
     )

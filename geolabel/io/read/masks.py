@@ -1,8 +1,8 @@
-"""Masks: rasters of any grid and CRS whose pixels that are not zero are left out of a scene, such as clouds.
+"""Masks: rasters on any grid and CRS whose non-zero pixels are excluded from a scene, such as clouds.
 
-A pixel of a mask hides ground if its value is neither zero, nor nodata, nor NaN, and no mask or alpha band of the file
-itself hides it. This is the opposite of GDAL's mask bands, where zero hides. Ground beyond the mask is not hidden. Of a
-delivery of Sentinel-2, Landsat or PlanetScope, clouds and their shadows hide ground, as its own raster marks them.
+A pixel of a mask hides ground if its value is not zero, nodata or NaN, and it is not hidden by a mask or alpha band of
+its file. This is the opposite of GDAL's mask bands, where zero hides. Ground outside the mask is not hidden. In a
+delivery of Sentinel-2, Landsat or PlanetScope, the quality raster marks clouds and their shadows as hidden.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from geolabel.types import AnyArray, BoolArray
 log = logging.getLogger(__name__)
 
 FLAG = 100
-"""Replaces values that are not zero: it fits all dtypes, and means of it are accurate to 1 %."""
+"""Replaces values that are not zero: it fits all dtypes, and its means are accurate to 1 %."""
 
 SHARE = 0.5
-"""Minimum share of what is known of a pixel that has to be flagged for the pixel to be hidden."""
+"""Minimum flagged share of the known part of a pixel for the pixel to be hidden."""
 
 LOOK_PX = 1 << 20
 """Maximum number of pixels of the grid on which the hidden share of a scene is measured."""
@@ -42,22 +42,22 @@ LOOK_PX = 1 << 20
 
 @dataclass(frozen=True)
 class Mask:
-    """What a raster hides of scenes of other grids. It travels as its arguments."""
+    """A raster that hides parts of scenes on other grids. Pickled by its arguments."""
 
     reader: AlignedReader
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """The user's name for it."""
         return self.reader.reader.scene.name
 
     def hidden(self, window: Window, grid: Grid) -> BoolArray:
-        """(height, width) which pixels of a window of a grid are hidden; it may reach out of that grid.
+        """Hidden pixels (height, width) of a window of a grid; the window may extend beyond the grid.
 
         Raises
         ------
         SceneError
-            If the mask and the grid cannot be placed on each other.
+            If only one of the mask and the grid has a CRS.
         TileError
             If the mask cannot be read.
         """
@@ -67,14 +67,14 @@ class Mask:
 
 
 class _Flags(SceneReader):
-    """A raster of one band as flags: `FLAG` where its value hides ground, else 0.
+    """A single-band raster as flags: `FLAG` where its value hides ground, else 0.
 
     Parameters
     ----------
     quality
-        Which values hide ground; None for all but zero.
+        Which values hide ground; None for all except zero.
     settings
-        As for `SceneReader`.
+        Passed to `SceneReader`.
     """
 
     def __init__(self, source: Any, *, quality: Quality | None = None, **settings: Any) -> None:
@@ -90,40 +90,40 @@ class _Flags(SceneReader):
         if self._quality is None:
             return np.asarray(bands != 0)
         if bands.dtype.kind not in "iu":
-            raise SceneError(f"{self.scene.name} holds {bands.dtype}, and cloud masks hold integers: download it again")
+            raise SceneError(f"{self.scene.name} holds {bands.dtype}, but cloud masks hold integers: download it again")
         return np.asarray(np.isin(bands, self._quality.values) | ((bands & self._quality.bits) != 0))
 
 
 def open_masks(
     paths: Sequence[str | Path], grids: Sequence[Grid], option: str, *, gsd: float | None = None
 ) -> tuple[Mask, ...]:
-    """Open masks of scenes on some grids.
+    """Open the masks of scenes on some grids.
 
     Parameters
     ----------
     paths
-        Rasters of one band, or deliveries (`geolabel.io.read.deliveries`), whose own raster of clouds is taken.
+        Single-band rasters, or deliveries (`geolabel.io.read.deliveries`), whose quality raster is used.
     option
-        What the user gave them with, for errors.
+        Name of the user's option, for errors.
     gsd
         Metres per pixel of masks without CRS.
 
     Raises
     ------
     SceneError
-        If one cannot be opened, has more than one band, or covers nothing of any grid.
+        If one cannot be opened, has more than one band, or covers no grid.
     """
     masks = []
     for path in paths:
         quality = find_quality(files.vsi_path(str(path)))
         if quality is None:
             reader = _Flags(path, gsd=gsd)
-        else:  # no nodata: zero stands for what is not clear in udm2, and for no data, which hides nothing, in SCL
+        else:  # no nodata: zero means not clear in udm2; in SCL it means no data, which hides nothing
             reader = _Flags(quality.path, quality=quality, bands=(1,), nodata=-1, name=str(path))
         if quality is None and reader.scene.band_count != 1:
             raise SceneError(
                 f"{option} {reader.scene.name} has {reader.scene.band_count} bands: give a raster of one band, which "
-                "is not zero where the scene is left out (gdal_translate -b 1 IN OUT)"
+                "is not zero where the scene is to be excluded (gdal_translate -b 1 IN OUT)"
             )
         mask = Mask(AlignedReader(reader, bands=1))
         overlaps(mask.reader, grids, option)
@@ -132,7 +132,7 @@ def open_masks(
 
 
 def hidden_share(reader: SceneReader, grid: Grid, option: str) -> float:
-    """Share of a grid, 0..1, that the masks of a scene hide, measured on at most `LOOK_PX` pixels.
+    """Share of a grid (0..1) that the masks of a scene hide, measured on at most `LOOK_PX` pixels.
 
     Raises
     ------
@@ -146,15 +146,15 @@ def hidden_share(reader: SceneReader, grid: Grid, option: str) -> float:
     names = ", ".join(mask.name for mask in reader.masks)
     if share == 1:
         raise SceneError(
-            f"{option} {names} leaves out all of {reader.scene.name}: pixels that are not zero are left out, so give a "
+            f"{option} {names} hides all of {reader.scene.name}: non-zero pixels are hidden, so give a "
             "mask that is zero where the scene is clear (gdal_calc.py -A IN --outfile OUT --calc 'A==0')"
         )
-    log.info("%s: %.1f %% of %s is left out", names, 100 * share, reader.scene.name)
+    log.info("%s: %.1f %% of %s is hidden", names, 100 * share, reader.scene.name)
     return share
 
 
 def hidden_ground(reader: SceneReader, grid: Grid) -> AnyArray:
-    """(N,) polygons, in the CRS of a grid, of what the masks of a scene hide, on at most `LOOK_PX` pixels."""
+    """Ground hidden by the masks of a scene, as polygons (N,) in the CRS of a grid, on at most `LOOK_PX` pixels."""
     coarse = _coarse(grid)
     hidden = reader.hidden(coarse.window, coarse)
     found = shapes(hidden.astype(np.uint8), mask=hidden, transform=coarse.transform)

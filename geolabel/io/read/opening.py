@@ -1,9 +1,8 @@
-"""Open untrusted rasters: no code runs, memory is bounded, and no other files are read than those named.
+"""Open untrusted rasters: no code runs, memory is bounded, and only the named files are read.
 
-All rasters are opened here for reading. One that holds its own pixels is opened by the driver of its format
-(`geolabel.io.read.formats`), a VRT from a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of
-bands as a virtual raster over them (`geolabel.io.read.deliveries`). The size of blocks and the number of bands are
-checked for all of them.
+All rasters are opened here. A raster that contains its own pixels is opened with the driver of its format
+(`geolabel.io.read.formats`), a VRT as a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of
+bands as a virtual raster over them (`geolabel.io.read.deliveries`). Block sizes and band counts are checked for all.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 is_remote = files.is_remote
 
 _QUIET = threading.RLock()
-"""Python's warning filters belong to the process, so rasters are opened one after the other."""
+"""Python's warning filters are global to the process, so rasters are opened one at a time."""
 
 
 def settings(uri: str) -> dict[str, object]:
@@ -39,7 +38,7 @@ def settings(uri: str) -> dict[str, object]:
 
 
 def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
-    """Open a raster to read it; call inside ``rasterio.Env(**settings(uri))``.
+    """Open a raster for reading; call inside ``rasterio.Env(**settings(uri))``.
 
     Parameters
     ----------
@@ -49,13 +48,13 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
     Raises
     ------
     SceneError
-        If its header claims more than can be true, or it names what it may not.
+        If its header is implausible, or it names a file that is not allowed.
     rasterio.errors.RasterioError
         If it cannot be opened.
     """
     path = files.vsi_path(uri)
     with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # who reads the header says so, as an error or not
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # reported when the header is read
         described = _description(path)
         dataset = open_pixels(path, level=level) if described is None else _open_described(described, level)
     try:
@@ -69,12 +68,12 @@ def open_raster(uri: str, *, level: int = 0) -> DatasetReader:
 def _leads_to_network(path: str) -> bool:
     try:
         return is_vrt(path) and checked_vrt(path).network
-    except (OSError, RasterioError):  # as opening it will say
+    except (OSError, RasterioError):  # reported when it is opened
         return False
 
 
 def _description(path: str) -> Checked | None:
-    """The virtual raster of a VRT or a delivery; None for a raster that holds its own pixels."""
+    """The virtual raster of a VRT or a delivery; None for a raster that contains its own pixels."""
     if is_vrt(path) and not Path(path).is_dir():
         return checked_vrt(path)
     delivery = find_delivery(path)
@@ -89,13 +88,13 @@ def _open_described(checked: Checked, level: int) -> DatasetReader:
 
 @contextmanager
 def reading(uri: str) -> Iterator[DatasetReader]:
-    """A raster that is open inside the block, with the settings that every access needs; raises as `open_raster`."""
+    """A raster that is open inside the block, with the required settings; raises as `open_raster`."""
     with rasterio.Env(**settings(uri)), open_raster(uri) as dataset:
         yield dataset
 
 
 def files_of(uri: str) -> list[str]:
-    """The files of this machine that a raster is made of: a VRT or a delivery has many, a TIFF may have some beside it.
+    """Local files that a raster is read from: a VRT or a delivery has many, a TIFF may have sidecars.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""The review of a GeoPackage that geolabel wrote: decisions and edits of a person.
+"""The review of a GeoPackage written by geolabel: decisions and edits of a person.
 
-A polygon is a person's work if its ``status`` is not ``unreviewed``, if its outline, its class, notes, date or a column
-that geolabel does not know differ from what was written, if it was moved to another layer, or if it has no number that
-was written. A polygon that is gone was rejected. What was a person's work in the file that this one was made from still
-is, unless its status was set back to ``unreviewed`` since.
+A polygon is a person's work if its ``status`` is not ``unreviewed``, if its outline, class, notes, date or an added
+column differs from what was written, if it was moved to another layer, or if its number was not written by geolabel. A
+missing polygon was rejected. Work that was carried over from an earlier file remains a person's, unless its status has
+been set back to ``unreviewed``.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ log = logging.getLogger(__name__)
 UNREVIEWED, ACCEPTED, REJECTED = REVIEW_STATES
 
 STATES = (*REVIEW_STATES, "reviewed")
-"""Words of the column ``status``; the last one is of areas that were looked at whole."""
+"""Values of the column ``status``; the last one is for windows that were examined completely."""
 
 POLYGON_LAYERS = ("landslides", "candidates", REJECTED)
 """Layers of an inventory that a person reviews."""
 
 LAYER_OF = "layer"
-"""Column that names the layer of a polygon in a file of one layer, such as one that the page of a review gives."""
+"""Column that names the layer of a polygon in a single-layer file, such as one exported by the review page."""
 
 REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
-"""Layers of windows to look at: those to look at first, and a random sample."""
+"""Layers of review windows: those to look at first, and a random sample."""
 
 MASKED, MASKED_ABOUT = "masked", "Ground that masks leave out"
-"""Layer of the ground that masks leave out, and its description: a layer of this name without it is a person's."""
+"""Layer of masked ground and its description; a layer of this name with another description is a person's."""
 
 OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", MASKED, "segments")
 
 OWN_TABLES = ("layer_styles", "geolabel_written", "sqlite_sequence")
 
 MAX_NUMBER = 2**53
-"""A number above is no ``id``: not every program could hold it."""
+"""Maximum ``id``; some programs cannot store larger numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,49 +63,49 @@ class Review:
     path: Path
     crs: pyproj.CRS | None
     kept: gpd.GeoDataFrame
-    """Polygons to come back as they are, of the layer that the column `LAYER` names."""
+    """Polygons to return unchanged, to the layer named by the column `LAYER`."""
     rejected: gpd.GeoDataFrame
-    """Polygons that are not to come back. Those that were deleted are as they were written."""
+    """Polygons not to return. Deleted ones are as they were written."""
     waiting: gpd.GeoDataFrame
     """Unreviewed polygons."""
     looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
-    """Windows that the person has looked at, drew or wrote notes on; see `read_windows`."""
+    """Windows that the person examined, drew or annotated; see `read_windows`."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
-    """Those that the person added."""
+    """Columns that the person added."""
     highest: int = 0
-    """Of the numbers that polygons have had."""
+    """Highest polygon number used so far."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """How many are accepted, rejected, edited, added and deleted."""
+    """Numbers of accepted, rejected, edited, added and deleted polygons."""
     unsure: int = 0
-    """Polygons of a file without a record that may or may not have been edited."""
+    """Polygons that may have been edited, in a file without a record."""
 
     def is_still(self, other: Review) -> bool:
-        """Whether another reading found the same."""
+        """Whether another reading gave the same result."""
         names = ("kept", "rejected", "waiting", "looked")
         return all(getattr(self, name).equals(getattr(other, name)) for name in names)
 
 
 LAYER = "layer "
-"""Column of a `Review` that says which layer a polygon belongs to. The space keeps it apart from a person's columns."""
+"""Column of a `Review` with the layer of a polygon. The space avoids a clash with a person's columns."""
 
 
 def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, record: Record | None = None) -> Review:
-    """Read what a person did to the polygons of a file.
+    """Read a person's changes to the polygons of a file.
 
-    Of a file without the record of what was written, such as an export or a file of another program, what has a
-    ``status`` is taken by it, and what has none, or no number, is a person's.
+    In a file without a record of what was written, such as an export or a file of another program, rows are judged by
+    ``status``; a row without status or number is a person's.
 
     Parameters
     ----------
     layers
-        Those that are read; of a file that has none of them its first layer, as landslides.
+        Layers to read; if the file has none of them, its first layer, as landslides.
     record
-        What was written, where it has been read already.
+        The record of what was written, if already read.
 
     Raises
     ------
     VectorError
-        If the file cannot be read, or holds other geometry than polygons.
+        If the file cannot be read, or has geometries other than polygons.
     """
     path = Path(path)
     record = record or read_written(path)
@@ -113,11 +113,11 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
     tables = polygon_tables(path, layers)
     crs = next((table.crs for table in tables.values()), None)
     rows = pd.concat([_judged(name, table, written) for name, table in tables.items()], ignore_index=True)
-    # copied into another layer as it is: the copy counts, and not what it was copied from
+    # moved to another layer unchanged: the copy is kept, the original ignored
     copied = rows.loc[rows[WHY].notna() & ~rows[REDRAWN].astype(bool), "id"].dropna()
     rows = rows[~(rows[WHY].isna() & rows["id"].isin(copied))].reset_index(drop=True)
     taken = rows["id"].notna() & rows["id"].duplicated()
-    # a feature that was split or copied: the first stays, the others are new
+    # a feature was split or copied: the first part keeps the number, the others are new
     rows.loc[taken, "id"], rows.loc[taken, WHY] = None, ADDED
     gone = _deleted(rows, written or {}, crs)
     asked = rows[rows[WHY].notna()]
@@ -139,34 +139,34 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
 
 
 REDRAWN = "redrawn "
-"""Column of a `Review` that says whether the outline is a person's."""
+"""Column of a `Review`: whether the outline is a person's."""
 
 EDITED, ADDED, DELETED = "edited", "added", "deleted"
 
 WHY = "why "
-"""Column of a `Review` that says why a polygon is a person's work, null where it is not."""
+"""Column of a `Review`: why a polygon is a person's work; null if it is not."""
 
 
 TOUCHED = "touched "
-"""Column of windows that says whether a person looked at one, moved it, drew it, or wrote notes on it."""
+"""Column of windows: whether a person examined, moved, drew or annotated one."""
 
 
 def read_windows(path: str | Path, layer: str, record: Record | None) -> gpd.GeoDataFrame | None:
-    """Read a layer of windows that geolabel wrote, with the column `TOUCHED`; None where the file has none.
+    """Read a layer of windows written by geolabel, with the column `TOUCHED`; None if the file has none.
 
-    A window that was numbered twice, or has no number that was written, is a person's.
+    A window with a duplicate number, or one that was not written by geolabel, is a person's.
 
     Parameters
     ----------
     layer
         One of `WINDOW_LAYERS`.
     record
-        What was written into the file.
+        Record of what was written to the file.
 
     Raises
     ------
     VectorError
-        If the file cannot be read, or holds a layer of that name that is not geolabel's.
+        If the file cannot be read, or has a layer of that name that geolabel did not write.
     """
     if layer not in spatial_layers(path):
         return None
@@ -185,7 +185,7 @@ def read_windows(path: str | Path, layer: str, record: Record | None) -> gpd.Geo
 
 
 def _looked(path: Path, record: Record | None) -> gpd.GeoDataFrame:
-    """Windows of a person in both layers, numbered from 1."""
+    """A person's windows of both layers, numbered from 1."""
     found = [] if record is None else [read_windows(path, name, record) for name in WINDOW_LAYERS if record.of(name)]
     parts = [table[table[TOUCHED]] for table in found if table is not None]
     parts = [part for part in parts if len(part)]
@@ -197,18 +197,18 @@ def _looked(path: Path, record: Record | None) -> gpd.GeoDataFrame:
 
 
 def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict[str, gpd.GeoDataFrame]:
-    """The polygons of a file by their layer: those of `layers` that it has, else its first layer as landslides.
+    """The polygons of a file by layer: those of `layers` that exist, else its first layer as landslides.
 
     Raises
     ------
     VectorError
-        If the file cannot be read, holds other geometry than polygons, or only layers that geolabel writes for
-        something else, such as segments.
+        If the file cannot be read, has geometries other than polygons, or only layers that geolabel writes for
+        other purposes, such as segments.
     """
     names = spatial_layers(path)
     ours = [name for name in layers if name in names]
     if not ours and names[0] in OWN_LAYERS:
-        raise VectorError(f"{path} holds {', '.join(names)}, and no landslides: give an inventory that extract wrote")
+        raise VectorError(f"{path} holds {', '.join(names)}, but no landslides: give an inventory written by extract")
     tables = {name: with_whole_names(read_layer(path, name)) for name in ours or names[:1]}
     if not ours or names == [POLYGON_LAYERS[0]]:
         tables = _split(next(iter(tables.values())))
@@ -220,7 +220,7 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
 
 
 def _split(table: gpd.GeoDataFrame) -> dict[str, gpd.GeoDataFrame]:
-    """The polygons of a file of one layer, by its column `LAYER_OF` where each row names a layer of an inventory."""
+    """The polygons of a single-layer file, split by its column `LAYER_OF` if every row names an inventory layer."""
     if LAYER_OF not in table or not len(table) or not table[LAYER_OF].isin(POLYGON_LAYERS).all():
         return {POLYGON_LAYERS[0]: table}
     return {
@@ -231,7 +231,7 @@ def _split(table: gpd.GeoDataFrame) -> dict[str, gpd.GeoDataFrame]:
 
 
 def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] | None) -> pd.DataFrame:
-    """The rows of a layer with `id` (null where it is none), `LAYER` that they belong to, and `WHY`."""
+    """The rows of a layer with `id` (null if invalid), their `LAYER`, and `WHY`."""
     ids = pd.to_numeric(table["id"], errors="coerce") if "id" in table else pd.Series(np.nan, table.index)
     ids = ids.where((ids % 1 == 0) & (ids > 0) & (ids < MAX_NUMBER))
     was = [None if written is None or np.isnan(number) else written.get(int(number)) for number in ids]
@@ -261,12 +261,12 @@ def _judged(layer: str, table: gpd.GeoDataFrame, written: Mapping[int, Written] 
 
 
 def _warn_of_other_words(layer: str, table: gpd.GeoDataFrame) -> None:
-    """Say which words of ``status`` are no decision: a mistyped one must not pass for a landslide unseen."""
+    """Warn about values of ``status`` that are not decisions, so that a typo does not silently count as a landslide."""
     words = [str(plain(value) or UNREVIEWED).strip() for value in table["status"]] if "status" in table else []
     other = Counter(word for word in words if word.lower() not in STATES)
     if other:
         log.warning(
-            "layer %s: status %s: not one of %s, so that they count as edited landslides",
+            "layer %s: status %s: not one of %s; these polygons count as edited landslides",
             layer,
             ", ".join(f"{word!r} of {count}" for word, count in sorted(other.items())[:5]),
             ", ".join(STATES),
@@ -274,14 +274,14 @@ def _warn_of_other_words(layer: str, table: gpd.GeoDataFrame) -> None:
 
 
 def _state(layer: str, values: Mapping[str, Any], was: Written | None) -> str:
-    """The status of a row, lower case. What a person puts into the layer ``rejected`` is rejected."""
+    """The status of a row, lower case. Rows in the layer ``rejected`` are rejected."""
     state = str(plain(values.get("status")) or UNREVIEWED).strip().lower()
     put_there = layer == REJECTED and (was is None or was.layer != REJECTED)
     return REJECTED if put_there and state == UNREVIEWED else state
 
 
 def _edited(layer: str, values: Mapping[str, Any], state: str, was: Written) -> bool:
-    """Whether a row whose outline is as it was written, and that is unreviewed, is a person's work all the same."""
+    """Whether an unreviewed row with an unchanged outline is a person's work for another reason."""
     names = {name for name in {*values, *was.attributes} if name not in DERIVED and name != "status"}
     if any(plain(values.get(name)) != was.attributes.get(name) for name in names):
         return True
@@ -304,7 +304,7 @@ def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
 
 
 def _added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
-    """Columns that geolabel does not know, and what they hold."""
+    """Columns added by a person, and their kinds."""
     known = {name.lower() for name in (*LANDSLIDE_COLUMNS, "fid", "geom", "geometry")}
     columns: dict[str, Kind] = {}
     for table in tables.values():
@@ -315,7 +315,7 @@ def _added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
 
 
 def kind_of(values: pd.Series) -> Kind:
-    """What a column that geolabel does not know holds."""
+    """The kind of values in an added column."""
     if pd.api.types.is_bool_dtype(values):
         return "bool"
     if pd.api.types.is_integer_dtype(values):
@@ -328,21 +328,21 @@ def kind_of(values: pd.Series) -> Kind:
     return "text"
 
 
-# --- what may be replaced --------------------------------------------------------------------------------------------
+# --- whether a file may be replaced ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PersonsWork:
-    """What a person did in an inventory of geolabel, as far as a command that replaces it has to know."""
+    """A person's work in an inventory, summarised for commands that would replace it."""
 
     polygons: Mapping[str, int] = field(default_factory=dict)
-    """How many are accepted, rejected, edited, added and deleted."""
+    """Numbers of accepted, rejected, edited, added and deleted polygons."""
     prompts: int = 0
-    """How many were drawn, changed, rejected or deleted."""
+    """Number of prompts drawn, changed, rejected or deleted."""
     windows: int = 0
-    """How many windows of a review were looked at, drawn or changed."""
+    """Number of review windows examined, drawn or changed."""
     tables: tuple[str, ...] = ()
-    """Layers and tables that geolabel did not write."""
+    """Layers and tables not written by geolabel."""
 
     def __bool__(self) -> bool:
         return any(self.polygons.values()) or bool(self.prompts) or bool(self.windows) or bool(self.tables)
@@ -360,7 +360,7 @@ class PersonsWork:
 
 
 def read_work(path: str | Path) -> PersonsWork:
-    """Say what a person did in a file that a command is to replace; nothing where it is no inventory of geolabel."""
+    """Summarise a person's work in a file that a command would replace; empty if it is not an inventory."""
     path = Path(path)
     record = read_written(path) if path.is_file() else None
     if record is None and not _is_ours(path):
@@ -380,27 +380,27 @@ def read_work(path: str | Path) -> PersonsWork:
         tables = _other_tables(path, record) if path.suffix.lower() == ".gpkg" else ()
     except VectorError as error:
         raise OutputError(
-            f"{path} may hold the review of a person, and cannot be read: {error}. Give another name, or "
-            "--discard-review to replace it all the same"
+            f"{path} may hold a person's review, and cannot be read: {error}. Give another name, or "
+            "--discard-review to replace it anyway"
         ) from error
     return PersonsWork(polygons, prompts, windows, tables)
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What becomes of a person's work in a file that a command replaces."""
+    """What a command carries over from a file that it replaces."""
 
     discard: bool = False
-    """Whether it may be lost."""
+    """Whether a person's work may be lost."""
     review: Review | None = None
-    """Polygons that come back in the new file; where they are of the file that is replaced, they are not lost."""
+    """Reviewed polygons written to the new file; not lost if they come from the replaced file."""
     prompts_from: Path | None = None
-    """The file whose prompts are answered; where it is the one that is replaced, they are not lost."""
+    """File whose prompts are used; they are not lost if it is the replaced file."""
     prompts_mark: str | None = None
-    """Of these prompts, see `mark_of_prompts`."""
+    """Mark of these prompts, see `mark_of_prompts`."""
 
     def inputs(self, prompts_from: str | Path | None) -> list[str | Path]:
-        """Files that the run reads and may not replace: the one whose review is kept may be."""
+        """Files that the run reads and may not replace; the file whose review is kept may be replaced."""
         kept = prompts_from is None or (self.review is not None and _same_file(Path(prompts_from), self.review.path))
         return [] if kept or prompts_from is None else [prompts_from]
 
@@ -409,12 +409,12 @@ NOTHING = Carried()
 
 
 def check_work(path: str | Path, carried: Carried = NOTHING) -> None:
-    """Refuse to replace a file in which a person has reviewed or edited something that would be lost.
+    """Refuse to replace a file with a person's work that would be lost.
 
     Raises
     ------
     OutputError
-        If that is so, or the file has changed since its review was read.
+        If work would be lost, or the file has changed since its review was read.
     """
     path = Path(path)
     if carried.discard or not path.exists():
@@ -440,7 +440,7 @@ def _check_still(path: Path, *, same: bool) -> None:
 
 
 def mark_of_prompts(path: Path) -> str:
-    """What changes when a person changes a prompt of a file.
+    """A value that changes when a person changes a prompt of a file.
 
     Raises
     ------
@@ -482,11 +482,11 @@ def _is_ours(path: Path) -> bool:
 
 
 _OTHERS, _MARKS = (".fgb", ".parquet", ".geojson", ".shp", ".zip"), ("id", "status", "score_mean")
-"""Formats that an inventory can be reviewed in beside GeoPackages, and columns by which one is known."""
+"""Formats besides GeoPackage in which an inventory can be reviewed, and the columns that identify one."""
 
 
 def _other_tables(path: Path, record: Record | None) -> tuple[str, ...]:
-    """Tables of a GeoPackage that neither geolabel, nor the standard, nor SQLite made."""
+    """Tables of a GeoPackage that were not made by geolabel, the standard or SQLite."""
     with reading_database(path) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         masked = connection.execute("SELECT description FROM gpkg_contents WHERE table_name = ?", (MASKED,)).fetchone()

@@ -1,4 +1,4 @@
-"""Inputs of scenes: paths and URLs, patterns, lists in text files, tables of pairs, and STAC items."""
+"""Scene inputs: paths and URLs, patterns, lists in text files, tables of pairs, and STAC items."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ if TYPE_CHECKING:
     Scenes: TypeAlias = OneScene | Sequence[OneScene]
 
 LIST_BYTES = 256 << 20
-"""A longer list is none, or not one that a run is given by accident."""
+"""Maximum bytes of a list; a larger file is probably not a list."""
 
 MAX_SCENES = 100_000
-"""Of one list; each is opened before work begins."""
+"""Maximum scenes of a list; each is opened before work begins."""
 
 REMOTE = re.compile(r"(/vsicurl/)?https?://|(s3|gs|az|abfss?|adls?|oss|swift)://|/vsi(s3|gs|az|adls|oss|swift)/")
-"""What a list that came over a network may name. All else may lead to files of this machine."""
+"""Schemes allowed in a list from a network. Others may refer to local files."""
 
 PREFERRED = ("visual", "image", "ortho", "rgb", "data", "analytic")
-"""Assets of a STAC item that hold a picture, by the names in use, the most telling first."""
+"""Common names of image assets in STAC items, in order of preference."""
 
 RASTERS = ("image/tiff", "image/jp2", "image/png", "image/jpeg", "image/vnd.stac.geotiff", "application/x-geotiff")
 
 
 @dataclass(frozen=True)
 class SceneInput:
-    """A scene to process, and the columns of its list."""
+    """A scene to process, and the other columns of its table."""
 
     source: str | Labelled
     name: str | None = None
-    """What the user calls it; None for what it calls itself."""
+    """The user's name for it; None for its default name."""
     event_date: str | None = None
     before: tuple[str, ...] = ()
-    """Images of the place before the event, as a table of pairs names them."""
+    """Images of the same place before the event, from a table of pairs."""
     before_mask: tuple[str, ...] = ()
-    """Masks of these, see `geolabel.extraction.supplements`."""
+    """Masks of the images before the event, see `geolabel.extraction.supplements`."""
     mask: tuple[str, ...] = ()
     """Masks of the scene."""
 
     @property
     def in_table(self) -> bool:
-        """Whether a table says something of this scene alone, so that it is worked on by itself."""
+        """Whether a table has entries for this scene only, so that it is processed separately."""
         return bool(self.before or self.mask)
 
 
 def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
-    """Find out which scenes are meant, in the order given; what is named twice is meant once.
+    """Expand inputs to scenes, in the given order; duplicates are dropped.
 
     Parameters
     ----------
@@ -73,14 +73,14 @@ def list_scenes(given: Any, *, asset: str | None = None) -> list[SceneInput]:
         (``.txt``) with one of these per line, a table of pairs (``.csv``, see `COLUMNS`), a file of STAC items
         (``.json``), STAC items as pystac has them, an ``xarray.DataArray`` or an ``xarray.Dataset``.
     asset
-        Which asset of STAC items is meant; by default the one that is a picture.
+        Asset of STAC items to use; by default the only image.
 
     Raises
     ------
     OptionError
-        If nothing is given.
+        If `given` is empty.
     SceneError
-        If a pattern or a list leads to nothing, or a list cannot be read or names what it may not.
+        If a pattern or list is empty, or a list cannot be read or names something that is not allowed.
     """
     several = isinstance(given, Sequence) and not isinstance(given, str)
     scenes = [found for one in (given if several else [given]) for found in _expand(one, asset)]
@@ -102,7 +102,7 @@ def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
             return
         items = one.to_dict() if hasattr(one, "to_dict") else one
         if not isinstance(items, Mapping):
-            raise OptionError(f"{one!r} is no scene: give a path, a URL, STAC items or an array")
+            raise OptionError(f"{one!r} is not a scene: give a path, a URL, STAC items or an array")
         yield from _stac(items, "the STAC items", "", asset)
         return
     text = str(one)
@@ -116,16 +116,16 @@ def _expand(one: Any, asset: str | None) -> Iterator[SceneInput]:
     elif suffix in (".json", ".geojson") and (items := _items(text)) is not None:
         yield from _stac(items, text, text, asset)
     elif re.search(r"[*?\[]", text) and not (is_remote(text) or is_map_tiles(text) or exists(text)):
-        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # it may begin at the root
+        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # the pattern may be absolute
         if not found:
-            raise SceneError(f"{text}: no file has such a name: correct the path or the pattern")
+            raise SceneError(f"{text}: no file matches: correct the path or the pattern")
         yield from map(_scene_input, found)
     else:
         yield _scene_input(text)
 
 
 def _scene_input(text: str) -> SceneInput:
-    """A scene as the user wrote it; workers may have another current folder, so a file is opened by its whole path."""
+    """A scene as the user wrote it; files get absolute paths, as workers may have another current folder."""
     check_name(text)
     return SceneInput(str(Path(text).absolute()), text) if not is_remote(text) and exists(text) else SceneInput(text)
 
@@ -137,7 +137,7 @@ def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
     try:
         lines = _content(name).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise SceneError(f"{name} is no list of scenes: it is not text in UTF-8") from error
+        raise SceneError(f"{name} is not a list of scenes: it is not UTF-8 text") from error
     entries = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
     if not entries:
         raise SceneError(f"{name} lists no scene: write one path or URL per line")
@@ -149,21 +149,21 @@ def _text(name: str, asset: str | None) -> Iterator[SceneInput]:
         check_name(scene)
         plain = not (is_remote(scene) or re.match(r"/vsi|\w{2,}:", scene) or re.search(r"[*?\[]", scene))
         if plain and not exists(scene):
-            raise SceneError(f"{name} is read as a list of scenes, and lists {entry}: there is no such file")
+            raise SceneError(f"{name} is read as a list of scenes, but lists {entry}: there is no such file")
         yield from _expand(scene, asset)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 COLUMNS = ("scene", "before", "before_mask", "mask")
-"""Columns of a table of pairs; the first is required. A cell holds a path or URL, or several with | between."""
+"""Columns of a table of pairs; the first is required. A cell holds one path or URL, or several separated by |."""
 
 
 def _table(name: str) -> Iterator[SceneInput]:
     try:
         rows = list(csv.DictReader(io.StringIO(_content(name).decode("utf-8-sig")), skipinitialspace=True, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SceneError(f"{name} is no table of scenes: give CSV in UTF-8, with commas ({error})") from error
+        raise SceneError(f"{name} is not a table of scenes: give CSV in UTF-8, with commas ({error})") from error
     columns = list(rows[0]) if rows else []
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown or "scene" not in columns:
@@ -173,28 +173,28 @@ def _table(name: str) -> Iterator[SceneInput]:
     for number, row in enumerate(rows, 2):
         scene, before, before_mask, mask = (_cell(row.get(column) or "", name) for column in COLUMNS)
         if len(scene) != 1:
-            raise SceneError(f"{name}, line {number}: {len(scene)} scenes, and a row is of one")
+            raise SceneError(f"{name}, line {number}: {len(scene)} scenes; give one per row")
         yield replace(_scene_input(scene[0]), before=before, before_mask=before_mask, mask=mask)
 
 
 def _cell(text: str, home: str) -> tuple[str, ...]:
-    """The paths and URLs in a cell, as they are opened."""
+    """The paths and URLs in a cell, resolved."""
     entries = [entry for entry in map(str.strip, text.split("|")) if entry]
     return tuple(entry if entry == "none" else str(_scene_input(_resolve(entry, home)).source) for entry in entries)
 
 
 def _check_count(count: int, name: str) -> None:
     if count > MAX_SCENES:
-        raise SceneError(f"{name} lists {count} scenes, and at most {MAX_SCENES} are one run: make several lists of it")
+        raise SceneError(f"{name} lists {count} scenes; the limit for one run is {MAX_SCENES}: split the list")
 
 
 def _resolve(entry: str, home: str) -> str:
-    """An entry of a list, whose relative path counts from the list.
+    """An entry of a list; relative paths are relative to the list.
 
     Raises
     ------
     SceneError
-        If the list came over a network and names something that did not.
+        If a list from a network names a local file.
     """
     if not is_remote(home):
         if is_remote(entry) or is_map_tiles(entry) or entry.startswith("/vsi") or Path(entry).is_absolute():
@@ -209,7 +209,7 @@ def _resolve(entry: str, home: str) -> str:
     else:
         full = entry if entry.startswith("/") else f"{home.rpartition('/')[0]}/{entry}"
     if not REMOTE.match(full):
-        raise SceneError(f"{home} names {entry}: a list from a network may not name files of this machine")
+        raise SceneError(f"{home} names {entry}: a list from a network may not name local files")
     return full
 
 
@@ -220,21 +220,21 @@ def _content(name: str) -> bytes:
         try:
             check_regular(path)
             if path.stat().st_size > LIST_BYTES:
-                raise SceneError(f"{name} is larger than {LIST_BYTES >> 20} MB: that is no list of scenes")
+                raise SceneError(f"{name} is larger than {LIST_BYTES >> 20} MB, too large for a list of scenes")
             return path.read_bytes()
         except OSError as error:
             raise SceneError(f"{name} cannot be read: {error.strerror or error}") from error
     try:
         return files.fetch(name, LIST_BYTES)
     except ValueError as error:
-        raise SceneError(f"{name} is no list of scenes: {error}") from error
+        raise SceneError(f"{name} is not a list of scenes: {error}") from error
 
 
 # --- STAC ------------------------------------------------------------------------------------------------------------
 
 
 def _items(name: str) -> Mapping[str, Any] | None:
-    """The content of a file if it holds STAC items; None for any other, which may be a scene."""
+    """The content of a file if it holds STAC items; None otherwise, as for a scene."""
     try:
         values = parse_json(_content(name), limit=LIST_BYTES)
     except ValueError:
@@ -249,7 +249,7 @@ def _items(name: str) -> Mapping[str, Any] | None:
 def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) -> Iterator[SceneInput]:
     items = values.get("features", [values])
     if not items:
-        raise SceneError(f"no STAC item in {name}: give at least one, or the scenes themselves")
+        raise SceneError(f"no STAC items in {name}: give at least one, or the scenes themselves")
     _check_count(len(items), name)
     for item in items:
         if not isinstance(item, Mapping) or not isinstance(item.get("assets"), Mapping):
@@ -259,12 +259,12 @@ def _stac(values: Mapping[str, Any], name: str, home: str, asset: str | None) ->
 
 
 def _href(item: Mapping[str, Any], name: str, asset: str | None) -> str:
-    """Where the picture of an item is.
+    """URL or path of an item's image asset.
 
     Raises
     ------
     SceneError
-        If it is not clear which of its assets is meant.
+        If several assets, or none, could be meant.
     """
     assets = {str(key): value for key, value in item["assets"].items() if isinstance(value, Mapping)}
     known = ", ".join(sorted(assets)) or "no assets"
@@ -274,7 +274,7 @@ def _href(item: Mapping[str, Any], name: str, asset: str | None) -> str:
         pictures = [key for key in assets if _is_picture(assets[key])]
         chosen = [key for key in PREFERRED if key in pictures][:1] or pictures
     if len(chosen) != 1 or not isinstance(assets[chosen[0]].get("href"), str):
-        what = f"no asset {asset}" if asset is not None else "no single asset that is a picture"
+        what = f"no asset {asset}" if asset is not None else "no single image asset"
         raise SceneError(f"{name}: item {item.get('id')} has {what}, but {known}: choose one with --asset NAME")
     return str(assets[chosen[0]]["href"])
 
@@ -288,7 +288,7 @@ def _is_picture(asset: Mapping[str, Any]) -> bool:
 
 
 def _self(item: Mapping[str, Any]) -> str:
-    """Where an item says that it lies itself; relative names count from there."""
+    """The item's own location (link ``self``); relative names are relative to it."""
     links = item.get("links")
     found = [
         str(link.get("href"))

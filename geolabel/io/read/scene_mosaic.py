@@ -1,7 +1,7 @@
-"""Several scenes on one grid as one source of pixels, so that tiles extend across scenes without seams.
+"""Several scenes on one grid as a single pixel source, so that tiles cross scene borders without seams.
 
-Each scene is stretched by itself: what comes out are 8-bit red, green and blue. Where scenes overlap, the first one
-that has a valid pixel shows. Only the scenes under a window are opened.
+Each scene is stretched separately to 8-bit red, green and blue. Where scenes overlap, the first one with a valid pixel
+is shown. Only scenes under the window are opened.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from geolabel.tiles import Window
 from geolabel.types import BoolArray, Int32Array, Int64Array, UInt8Array
 
 OPEN_SCENES = 64
-"""Scenes that a process keeps open; an operating system allows some hundred files."""
+"""Maximum open scenes per process; operating systems limit open files to several hundred."""
 
 ROWS_PX = 1 << 22
-"""Pixels of the scenes that are looked at together to find out which scene shows."""
+"""Maximum pixels examined at once to find which scene is shown."""
 
 NO_SCENE = -1
-"""Where no scene has a valid pixel."""
+"""Scene number where no scene has a valid pixel."""
 
 
 @dataclass(frozen=True)
 class SceneLayer:
-    """One scene of a mosaic. The name leaves `Layer` to what is written and `Layers` to scores."""
+    """One scene of a mosaic. `Layer` is an output layer, `Layers` are scores."""
 
     reader: SceneReader
     name: str
@@ -46,12 +46,12 @@ class SceneLayer:
 
 
 class SceneMosaic:
-    """Scenes on one grid, the first on top. It travels as its arguments.
+    """Scenes on one grid, the first on top. Pickled by its arguments.
 
     Parameters
     ----------
     grid
-        Holds the windows of all layers.
+        Contains the windows of all layers.
     layers
         In order of precedence.
     """
@@ -68,7 +68,7 @@ class SceneMosaic:
 
     @cached_property
     def header(self) -> Header:
-        """What the mosaic looks like from outside: one picture of three bands of eight bits."""
+        """Header of the mosaic: an image of three 8-bit bands."""
         first, others = self.layers[0].name, len(self.layers) - 1
         date = common_date([layer.event_date for layer in self.layers])
         return Header(
@@ -87,7 +87,7 @@ class SceneMosaic:
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """A mosaic has no overviews: those of its scenes need not share a grid."""
+        """A mosaic has no overviews, as those of its scenes need not share a grid."""
         return ((self.grid.height, self.grid.width),)
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[UInt8Array, BoolArray]:
@@ -102,7 +102,7 @@ class SceneMosaic:
         return (values if list(bands) == [1, 2, 3] else values[[band - 1 for band in bands]]), valid
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[UInt8Array, BoolArray]:
-        """The whole mosaic at another size, each pixel picked from the nearest one."""
+        """The whole mosaic at another size, by nearest neighbour."""
         rows = (2 * np.arange(height) + 1) * self.grid.height // (2 * height)
         cols = (2 * np.arange(width) + 1) * self.grid.width // (2 * width)
         values = np.zeros((len(bands), height, width), np.uint8)
@@ -113,7 +113,7 @@ class SceneMosaic:
         return values, valid
 
     def scene_numbers(self, window: Window) -> Int32Array:
-        """(h, w) number of the scene that shows in each pixel of a window, or `NO_SCENE`."""
+        """Number (h, w) of the scene shown in each pixel of a window, or `NO_SCENE`."""
         shown = np.full((window.height, window.width), NO_SCENE, np.int32)
         covered = np.zeros(shown.shape, bool)
         for index, here in self._beneath(window, covered):
@@ -123,7 +123,7 @@ class SceneMosaic:
         return shown
 
     def scene_numbers_on(self, grid: Grid, window: Window) -> Int32Array:
-        """(h, w) number of the scene that shows in the middle of each pixel of a window of a working grid."""
+        """Number (h, w) of the scene shown at the centre of each pixel of a window of a working grid."""
         tall, wide = axes(self.grid, grid)
         if tall.aligned and wide.aligned:
             moved = Window(window.row + int(tall.offset), window.col + int(wide.offset), window.height, window.width)
@@ -144,7 +144,7 @@ class SceneMosaic:
         return shown
 
     def meeting(self, window: Window) -> Int64Array:
-        """Numbers, ascending, of the scenes whose grids share a pixel with a window."""
+        """Ascending numbers of the scenes that intersect a window."""
         top, left, bottom, right = self._windows.T
         return np.flatnonzero(
             (top < window.bottom) & (bottom > window.row) & (left < window.right) & (right > window.col)
@@ -157,7 +157,7 @@ class SceneMosaic:
 
     @contextmanager
     def opened(self, index: int) -> Iterator[SceneReader]:
-        """Lend the reader of a scene; those that were not used for longest are closed when too many are open."""
+        """Borrow the reader of a scene; the least recently used ones are closed if too many are open."""
         with self._opening:
             self._using[index] = self._using.pop(index, 0) + 1
         try:
@@ -171,7 +171,7 @@ class SceneMosaic:
                     self.layers[other].reader.close()
 
     def _beneath(self, window: Window, covered: BoolArray) -> Iterator[tuple[int, tuple[slice, slice]]]:
-        """Yield the scenes under a window that may show, from the top, and which part of the window they share."""
+        """Yield the scenes under a window, from the top, with the part of the window they cover."""
         for index in self.meeting(window).tolist():
             shared = self.layers[index].window.shared(window)
             here = shared.within(window)
@@ -179,7 +179,7 @@ class SceneMosaic:
                 yield index, here
 
     def _image(self, index: int, window: Window, here: tuple[slice, slice]) -> tuple[UInt8Array, BoolArray]:
-        """Stretched image (3, h, w) and validity of the part of a scene under a part of a window."""
+        """Stretched image (3, h, w) and validity of a scene under a part of a window."""
         layer = self.layers[index]
         rows, cols = here
         part = Window(
@@ -199,7 +199,7 @@ def scene_mosaic_of(reader: SceneReader) -> SceneMosaic | None:
 
 
 def common_date(dates: Sequence[str | None]) -> str | None:
-    """The date of all, if they share one."""
+    """The common date, or None."""
     return dates[0] if len(set(dates)) == 1 else None
 
 

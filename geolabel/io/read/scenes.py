@@ -1,4 +1,4 @@
-"""Read a scene window by window: three bands and where they are valid, on the scene's own grid or a scaled one."""
+"""Read a scene window by window: three bands and their validity, on the scene's grid or a scaled one."""
 
 from __future__ import annotations
 
@@ -39,51 +39,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW_PX = 1 << 28
-"""A larger window is a mistake of the caller or of the header, not a tile."""
+"""Maximum pixels of a window; a larger one is an error of the caller or the header."""
 
 SOURCE_PX = 1 << 22
-"""Pixels of the source that are resampled at a time."""
+"""Maximum source pixels resampled at once."""
 
 GLANCE_SIDE = 256
-"""Maximum number of pixels along each axis at which an alpha band is sampled."""
+"""Maximum pixels along each axis at which an alpha band is sampled."""
 
 PATCHES_ACROSS, PATCH_PX = 24, 32
-"""Patches along each axis, and their side in pixels, that a damaged scene is sampled by."""
+"""Patches along each axis of a damaged scene's sample, and their side in pixels."""
 
 
 class SceneReader:
-    """A scene, opened when it is first read. It holds its arguments and travels to other processes as these.
+    """A scene, opened on first use. Pickled by its arguments.
 
-    A pixel is valid where the chosen bands hold data and finite values, no mask and no fully transparent alpha hides
-    it, and it is in the area of interest. Values of other pixels mean nothing. No data means that all chosen bands
-    are nodata, as for `dataset_mask` of rasterio: with a nodata of 0, pure red is (255, 0, 0). Where nodata is a value
-    that nothing measures, such as -9999, one band suffices, as one NaN does.
+    A pixel is valid if the chosen bands hold data and finite values, it is not hidden by a mask or a fully transparent
+    alpha, and it is in the area of interest. Values of other pixels are undefined. A pixel is nodata if all chosen
+    bands are nodata, as for `dataset_mask` of rasterio: with a nodata of 0, pure red is (255, 0, 0). If nodata cannot
+    be a measurement, such as -9999 or NaN, one band suffices.
 
     Parameters
     ----------
     source
-        A path, a VRT, any URI that GDAL opens, a delivery (`geolabel.io.read.deliveries`), or a DataArray or Dataset
-        with rioxarray's conventions. An array's bands are named by its band coordinate or its ``long_name``, a
-        dataset's by its variables; one named alpha is used as that. Or a source of pixels itself.
+        A path, a VRT, any URI that GDAL opens, a delivery (`geolabel.io.read.deliveries`), a DataArray or Dataset with
+        rioxarray's conventions, or a `Source`. An array's bands are named by its band coordinate or ``long_name``, a
+        dataset's by its variables; a band named alpha is used as alpha.
     bands
         See `geolabel.bands.choose_bands`.
     nodata
-        Value that marks pixels without data in every band, instead of the file's own.
+        Nodata value of every band, overriding the file's.
     gsd
-        Metres per pixel of a scene without CRS, and only of such.
+        Metres per pixel; only for a scene without CRS.
     aoi
         Area of interest in the scene's CRS.
     name
-        What to call the scene, where that is not how it is opened.
+        Name of the scene, if not its path.
     event_date
-        ISO 8601 date of acquisition, instead of that of the file.
+        ISO 8601 acquisition date, overriding the file's.
     time
-        Which of several times of a file or dataset is the scene: an ISO 8601 date, or date and time, as far as it takes
-        to tell it from the others.
+        Which of several times of a file or dataset to read: an ISO 8601 date or date and time, or a prefix of one that
+        is unique.
     findings
-        What was found of values that nothing declares, see `examined`.
+        Undeclared nodata that was detected, see `examined`.
     masks
-        What is left out beside that, such as clouds; see `geolabel.io.read.masks`.
+        Masks of pixels to exclude, such as clouds; see `geolabel.io.read.masks`.
 
     Raises
     ------
@@ -131,7 +131,7 @@ class SceneReader:
         self._placed: tuple[Grid | None, tuple[Axis, Axis] | None] = (None, None)
 
     def __reduce__(self) -> tuple[partial[SceneReader], tuple[()]]:
-        # a file takes the version that it was pinned to along
+        # pickles of a file include the version it is pinned to
         source = self.source if isinstance(self.source, FileSource) else self._recipe.args[0]
         return partial(self._recipe.func, source, **self._recipe.keywords), ()
 
@@ -146,27 +146,27 @@ class SceneReader:
         return self._recipe(aoi=aoi)
 
     def without(self, masks: Sequence[Mask]) -> SceneReader:
-        """The same scene without what masks hide, instead of what others did."""
+        """The same scene with no masks, or other ones."""
         return self._recipe(masks=masks)
 
     def hidden(self, window: Window, grid: Grid) -> BoolArray:
-        """(height, width) what the masks hide of a window, which may reach out of the grid."""
+        """Pixels (height, width) of a window that the masks hide; the window may extend beyond the grid."""
         hidden = np.zeros((window.height, window.width), bool)
         for mask in self.masks:
             hidden |= mask.hidden(window, grid)
         return hidden
 
     def examined(self, bands: AnyArray, valid: BoolArray) -> tuple[SceneReader, BoolArray]:
-        """The same scene without what a sample says is no data, and which pixels of the sample remain valid.
+        """The same scene with undeclared nodata, detected in a sample, excluded; and the sample's valid pixels.
 
         Parameters
         ----------
         bands : (3, h, w)
         valid : (h, w)
-            As `sample` gives them.
+            As returned by `sample`.
         """
         scene = self.scene
-        if bands.shape[1] == 1 < scene.grid.height:  # patches of a damaged scene have no order
+        if bands.shape[1] == 1 < scene.grid.height:  # patches of a damaged scene are not spatially ordered
             return self, valid
         findings = examine(bands, valid, single=len(self._unique) == 1, stated=self.nodata is not None)
         findings = replace(findings, warnings=(*findings.warnings, *self._doubtful_alpha()))
@@ -174,16 +174,16 @@ class SceneReader:
         return reader, reader._without_findings(bands, valid, Window(0, 0, *valid.shape), valid.shape)
 
     def _doubtful_alpha(self) -> list[str]:
-        """What to say of a band without a description that GDAL calls alpha, as it does the fourth of four unasked."""
+        """Warning about an unlabelled band that GDAL reports as alpha, as it does by default for the fourth of four."""
         header = self.header
         side = min(GLANCE_SIDE, header.height), min(GLANCE_SIDE, header.width)
         told = []
         for band in header.alpha:
             if header.descriptions[band - 1] is None:
-                with suppress(OSError, RuntimeError):  # what cannot be read is told where it is needed
+                with suppress(OSError, RuntimeError):  # reading errors are reported when pixels are needed
                     if not is_opacity(self._source.decimate([band], *side)[0]):
                         told.append(
-                            f"band {band} is marked as alpha but changes as infrared does: pixels where "
+                            f"band {band} is marked as alpha but varies like infrared: pixels where "
                             f"it is 0 are left out; if it is none, gdal_translate -colorinterp_{band} undefined IN OUT"
                         )
         return told
@@ -194,17 +194,17 @@ class SceneReader:
 
     @property
     def source(self) -> Source:
-        """Where the pixels come from, as they are stored."""
+        """The source of stored pixels."""
         return self._stored
 
     @property
     def header(self) -> Header:
-        """Header of the raster, read with north up; see `geolabel.io.read.sources`."""
+        """Header of the raster, with north up; see `geolabel.io.read.sources`."""
         return self._source.header
 
     @cached_property
     def scene(self) -> Scene:
-        """What is known before a pixel is read.
+        """Metadata known before a pixel is read.
 
         Raises
         ------
@@ -232,7 +232,7 @@ class SceneReader:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What had to be guessed, for the user to check."""
+        """Assumptions for the user to check."""
         return (*self._choice[1], *doubts(self.header, self._choice[0]), *self.findings.warnings)
 
     @cached_property
@@ -245,40 +245,40 @@ class SceneReader:
     def read(self, window: Window, grid: Grid) -> tuple[AnyArray, BoolArray]:
         """Read a window of a working grid.
 
-        A pixel has the same value whichever window it is read in. On a coarser grid it is the mean over the valid part
-        of the ground it covers, taken from the finest overview level that is coarse enough to save reading; on a
-        finer grid it is interpolated. It is valid where at least half of what it was made of is.
+        A pixel has the same value in every window. On a coarser grid it is the mean of the valid part of the ground it
+        covers, read from the coarsest overview that is fine enough; on a finer grid it is interpolated. It is valid if
+        at least half of its source pixels are.
 
         Parameters
         ----------
         window
             Pixels of `grid`.
         grid
-            The scene's own grid, scaled or cropped.
+            The scene's grid, scaled or cropped.
 
         Returns
         -------
         bands : (3, height, width)
-            Red, green, blue; integers in the scene's dtype, everything else as float32.
+            Red, green, blue; integers in the scene's dtype, others as float32.
         valid : (height, width)
 
         Raises
         ------
         SceneError
-            If the window reaches out of the grid.
+            If the window extends beyond the grid.
         TileError
             If the window cannot be read, with the original error as its cause.
         """
         scene = self.scene
         if not grid.window.contains(window):
             raise SceneError(
-                f"{scene.name}: the window at {window} reaches out of the grid of {grid.height} x {grid.width} px: "
+                f"{scene.name}: the window at {window} extends beyond the grid of {grid.height} x {grid.width} px: "
                 "read windows of the grid that is given with them"
             )
         if window.height * window.width > MAX_WINDOW_PX:
             raise TileError(
-                f"{scene.name}: a window of {window.height} x {window.width} px is larger than the {MAX_WINDOW_PX} px "
-                "that are read at once: use smaller tiles"
+                f"{scene.name}: a window of {window.height} x {window.width} px has more than the limit of "
+                f"{MAX_WINDOW_PX} px: use smaller tiles"
             )
         try:
             bands, valid = self._on_grid(window, self._axes(grid))
@@ -294,13 +294,13 @@ class SceneReader:
     def sample(self, max_pixels: int = 1 << 20, *, lenient: bool = False) -> tuple[AnyArray, BoolArray]:
         """The whole scene at no more than `max_pixels`, for statistics.
 
-        Pixels are picked, not averaged, from overviews where there are some. The area of interest does not count:
-        the same scene gives the same statistics whatever part of it is worked on.
+        Pixels are decimated by nearest neighbour, from overviews if present. The area of interest is ignored, so
+        statistics do not depend on which part of the scene is processed.
 
         Parameters
         ----------
         lenient
-            If a part of the scene cannot be read, sample small patches all over it and leave out those that fail.
+            If a part of the scene cannot be read, sample small patches all over it and skip those that fail.
 
         Returns
         -------
@@ -325,7 +325,7 @@ class SceneReader:
             patches = self._patches() if lenient else []
             if not patches:
                 raise SceneError(
-                    f"{self.scene.name} cannot be sampled: {in_words(cause)}; --on-error skip works on what can be read"
+                    f"{self.scene.name} cannot be sampled: {in_words(cause)}; --on-error skip uses the readable parts"
                 ) from cause
             logger.warning("%s is damaged: its statistics come from the patches that can be read", self.scene.name)
         bands, valid = zip(*patches, strict=True)
@@ -334,7 +334,7 @@ class SceneReader:
         )
 
     def _patches(self) -> list[tuple[AnyArray, BoolArray]]:
-        """Those of some patches on a regular grid that can be read."""
+        """Readable patches on a regular grid."""
         grid, patches = self.scene.grid, []
         side_h, side_w = min(PATCH_PX, grid.height), min(PATCH_PX, grid.width)
         rows = np.linspace(0, grid.height - side_h, PATCHES_ACROSS).astype(int)
@@ -367,7 +367,7 @@ class SceneReader:
         return bands, valid
 
     def _axes(self, grid: Grid) -> tuple[Axis, Axis]:
-        # Where the grid of the last window lies on the scene: windows come by the thousand, grids one by one.
+        # Cached for the last grid: there are thousands of windows, but grids change rarely.
         known, placing = self._placed
         if placing is None or known is not grid:
             placing = axes(self.scene.grid, grid)
@@ -375,7 +375,7 @@ class SceneReader:
         return placing
 
     def _level(self, *scales: Fraction) -> int:
-        """The coarsest level that is no coarser than the grid; the raster itself unless it shrinks on both axes."""
+        """The coarsest level that is not coarser than the grid; the raster itself unless both axes shrink."""
         if min(scales) <= 1:
             return 0
         height, width = self._source.levels[0]
@@ -391,7 +391,7 @@ class SceneReader:
         return bands, self._without_findings(bands, valid, window, self._source.levels[level])
 
     def _without_findings(self, bands: AnyArray, valid: BoolArray, window: Window, shape: tuple[int, int]) -> BoolArray:
-        """What is valid beside fills and margins that nothing declares."""
+        """Validity without undeclared fill values and margins."""
         if self.findings.fill is not None:
             valid = valid & ~(bands == self.findings.fill).any(axis=0)
         for margin in self.findings.margins:
@@ -399,13 +399,13 @@ class SceneReader:
         return valid
 
     def _finish(self, stored: AnyArray, valid: BoolArray) -> tuple[AnyArray, BoolArray]:
-        """Put the bands in order and find what is valid of the values themselves."""
+        """Reorder the bands and derive validity from their values."""
         unique = self._unique
         nodata = [self.header.nodata[band - 1] if self.nodata is None else self.nodata for band in unique]
         if any(value is not None for value in nodata):
             valid &= ~_missing(stored, nodata)
         if stored.dtype != self.scene.dtype:
-            with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 becomes infinite
+            with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite
                 stored = stored.astype(self.scene.dtype)
         if stored.dtype.kind == "f":
             valid &= (np.isfinite(stored) & ~beyond(stored)).all(axis=0)
@@ -418,14 +418,14 @@ def _source(given: str | os.PathLike[str] | Labelled | Source, time: str | None)
         if is_map_tiles(os.fspath(given)):
             raise SceneError(
                 f"{given} is a layer of map tiles: extract, predict, segment and review view read a part of it as the "
-                "scene (--gsd), and elsewhere a raster is expected"
+                "scene (--gsd); elsewhere give a raster"
             )
         return FileSource(os.fspath(given), time)
     return given if isinstance(given, FileSource | Source) else ArraySource(given, time)
 
 
 def _parts(window: Window, *scales: Fraction) -> list[Window]:
-    """Cut a window so that the pixels behind each part stay few, however much the grid shrinks."""
+    """Split a window so that each part reads few source pixels, whatever the scale."""
     side = max(1, int(math.isqrt(SOURCE_PX) / max(map(float, scales))))
     return [
         Window(row, col, min(side, window.bottom - row), min(side, window.right - col))
@@ -441,7 +441,7 @@ def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _missing(bands: AnyArray, nodata: Sequence[float | None]) -> BoolArray:
-    """(h, w) where bands (B, h, w) hold no data: all of them nodata, or one of them nodata that nothing measures."""
+    """Nodata pixels (h, w) of bands (B, h, w): all bands are nodata, or one is a nodata that cannot be measured."""
     everywhere, somewhere = np.ones(bands.shape[1:], bool), np.zeros(bands.shape[1:], bool)
     for values, value in zip(bands, nodata, strict=True):
         if value is None:
@@ -455,16 +455,16 @@ def _missing(bands: AnyArray, nodata: Sequence[float | None]) -> BoolArray:
 
 
 def _measurable(nodata: float, dtype: np.dtype[Any]) -> bool:
-    """Whether nodata may be a measurement too: 0 and what unsigned numbers hold, but neither -9999 nor 1e20 nor NaN."""
+    """Whether a nodata value could be a measurement: 0 and unsigned integers could; -9999, 1e20 and NaN could not."""
     return nodata == 0 or dtype.kind == "u"
 
 
 def _equals(values: AnyArray, nodata: float) -> BoolArray:
-    """Where a band holds nodata; nowhere when its dtype cannot hold that value, such as -9999 in bytes."""
+    """Where a band equals nodata; nowhere if its dtype cannot hold the value, such as -9999 in bytes."""
     if math.isnan(nodata):
         return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
     if values.dtype.kind == "f":
-        # As GDAL compares them: programs round the lowest float32, -3.4028235e38, in different ways.
+        # Tolerant like GDAL: programs round the lowest float32, -3.4028235e38, differently.
         with np.errstate(over="ignore", invalid="ignore"):
             stated = values.dtype.type(nodata)
             near = np.abs(values - stated) < 2 * np.finfo(np.float32).eps * np.abs(values + stated)

@@ -1,4 +1,4 @@
-"""Masks and scores from any source, read as a mosaic."""
+"""Masks and scores from any raster, read as a mosaic."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from geolabel.types import AnyArray, UInt8Array
 logger = logging.getLogger(__name__)
 
 SAMPLE_PX = 1 << 16
-"""Pixels that are looked at to find out what a raster holds."""
+"""Maximum pixels examined to determine what a raster holds."""
 
 MOST = 0.9
-"""A mask has a smaller share of landslide than this."""
+"""Maximum share of landslide in a mask; above it, a warning is logged."""
 
 TOLERANCE = 1e-3
-"""How far scores may leave 0..1 before the raster is taken for something else; resampling overshoots by less."""
+"""Tolerance for scores outside 0..1, which resampling causes."""
 
 
 class ScoreRaster:
-    """One band of a raster, as a mosaic on its own grid. It opens when first read and travels as its arguments.
+    """One band of a raster, as a mosaic on its own grid. Opened on first use and pickled by its arguments.
 
-    Floating-point bands, and those with a scale such as geolabel's own, hold scores 0..1. Any other band is a mask or
-    holds labels; what reaches the threshold is an object of score 1.
+    Floating-point bands, and bands with a scale such as geolabel's, hold scores 0..1. Any other band is a mask or holds
+    labels; pixels that reach the threshold form objects of score 1.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ class ScoreRaster:
     band
         One-based.
     threshold
-        Minimum value, after the band's scale, of a landslide's pixels.
+        Minimum value of a landslide's pixels, after the band's scale.
     value
-        Of a band of labels: the one value that counts, if it reaches the threshold; None for every value that does.
+        For labels: the only value to use, if it reaches the threshold; None for every value that does.
     nodata
-        Value of pixels that are not valid, instead of the file's own.
+        Value of pixels that are not valid, overriding the file's.
     gsd
         Metres per pixel of a raster without CRS.
     """
@@ -74,19 +74,19 @@ class ScoreRaster:
 
     @property
     def grid(self) -> Grid:
-        """Where the raster lies."""
+        """Grid of the raster."""
         return self.reader.scene.grid
 
     @cached_property
     def scored(self) -> bool:
-        """Whether the band holds scores 0..1, which objects have a mean and a maximum of.
+        """Whether the band holds scores 0..1, so that objects have a mean and a maximum score.
 
         Raises
         ------
         OptionError
-            If so, and the threshold is outside that range.
+            If it does, and the threshold is outside that range.
         """
-        _ = self.reader.scene  # the band is there
+        _ = self.reader.scene  # raises if the band is missing
         factor, offset = self._scaling
         scored = self._dtype.startswith("float") or factor != 1 or offset != 0
         if scored and not 0 < self.threshold <= 1:
@@ -95,15 +95,15 @@ class ScoreRaster:
 
     @property
     def level(self) -> int:
-        """Minimum score, 1..254, of a landslide's pixels in what `scores` returns."""
+        """Minimum score (1..254) of a landslide's pixels in what `scores` returns."""
         return max(1, math.ceil(self.threshold * FULL)) if self.scored else FULL
 
     def read(self, window: Window, spans: Spans) -> Layers:  # noqa: ARG002
-        """The scores; a raster has nothing beside them."""
+        """The scores; a raster has no other layers."""
         return Layers(self.scores(window))
 
     def scores(self, window: Window) -> UInt8Array:
-        """(H, W) 0..254, or `geolabel.masks.OUTSIDE`; exact on either side of the threshold.
+        """Scores (H, W), 0..254 or `geolabel.masks.OUTSIDE`; exact on either side of the threshold.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class ScoreRaster:
         bands, valid = self.reader.read(window, self.grid)
         values = bands[0]
         if not self.scored:
-            if self._nodata == 0:  # many a mask calls its background nodata
+            if self._nodata == 0:  # many masks declare their background as nodata
                 valid = valid | (values == 0)
             found = values >= self.threshold
             if self.value is not None:
@@ -131,16 +131,16 @@ class ScoreRaster:
         low, high = probability.min(initial=0), probability.max(initial=0)
         if low < -TOLERANCE or high > 1 + TOLERANCE:
             raise SceneError(
-                f"band {self.band} of {self.reader.header.name} holds {low if low < 0 else high:g}, and scores lie "
+                f"band {self.band} of {self.reader.header.name} holds {low if low < 0 else high:g}, but scores are "
                 "between 0 and 1: give a raster of scores, or a mask or labels as integers"
             )
         scores = np.rint(np.clip(probability, 0, 1) * FULL).astype(np.uint8)
-        above = probability >= self.threshold  # rounding takes no pixel across
+        above = probability >= self.threshold  # rounding must not move a pixel across the threshold
         return np.where(above, np.maximum(scores, self.level), np.minimum(scores, self.level - 1)).astype(np.uint8)
 
     @property
     def _own(self) -> bool:
-        """Whether the band is as geolabel writes scores; taken as they are, they give the same polygons again."""
+        """Whether the band was written by geolabel; its scores are used unchanged, so polygons are reproduced."""
         factor, offset = self._scaling
         return self._dtype == "uint8" and factor == 1 / FULL and offset == 0
 
@@ -166,15 +166,15 @@ def class_rasters(
     nodata: float | None = None,
     gsd: float | None = None,
 ) -> dict[str, ScoreRaster]:
-    """The classes of a raster by name: bands of scores with descriptions, or values that a band of labels names.
+    """The classes of a raster by name: score bands with descriptions, or named values of a label band.
 
     Parameters
     ----------
     band
-        The only one to read; None for all bands of scores of several classes that geolabel wrote, and of any other
-        raster for those that `classes` describe, else for `_labelled_band`.
+        The only band to read; None for all score bands of several classes written by geolabel, and otherwise for the
+        band that `classes` describes, else for `_labelled_band`.
     classes
-        Those that are wanted; none for all.
+        Classes to read; none for all.
     threshold, nodata, gsd
         See `ScoreRaster`.
 
@@ -183,7 +183,7 @@ def class_rasters(
     OptionError
         If one of the classes is not in the raster.
     SceneError
-        If the raster cannot be read, or is a picture.
+        If the raster cannot be read, or is an image.
     """
 
     def raster(number: int, value: int | None = None) -> ScoreRaster:
@@ -204,12 +204,12 @@ def class_rasters(
 
 
 def _labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None, gsd: float | None = None) -> int:
-    """Band of a raster with its labels or scores, if none is given.
+    """Default band of a raster with its labels or scores.
 
     Raises
     ------
     SceneError
-        If the raster is a picture. One whose bands are all the same, as painting programs save masks, is none.
+        If the raster is an image. Identical bands, as painting programs save masks, are not an image.
     """
     with SceneReader(path, nodata=nodata, gsd=gsd) as reader:
         header, scene = reader.header, reader.scene
@@ -221,8 +221,8 @@ def _labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None,
     various = bands.dtype.kind in "iu" and len(np.unique(bands[:, valid])) > FEW_VALUES
     if len(plain) > 2 and various and not same:
         raise SceneError(
-            f"{header.name} is a picture of {len(plain)} bands: polygonize takes a mask, labels or scores, and "
-            "geolabel extract finds landslides in pictures; if one band holds labels, name it with --band"
+            f"{header.name} is an image of {len(plain)} bands: polygonize takes a mask, labels or scores, and "
+            "geolabel extract detects landslides in images; if one band holds labels, name it with --band"
         )
     band = scene.bands[0] if same else plain[0]
     if not same:
@@ -231,7 +231,7 @@ def _labelled_band(path: str | os.PathLike[str], *, nodata: float | None = None,
 
 
 def check_share(raster: ScoreRaster) -> None:
-    """Say so if nearly all of a raster of integers is landslide, as when it is a grey image and no mask."""
+    """Warn if nearly all of an integer raster is landslide, as when it is a grey image instead of a mask."""
     if raster.scored:
         return
     bands, valid = raster.reader.sample(SAMPLE_PX)

@@ -1,4 +1,4 @@
-"""Sources of the pixels of a scene: their common protocol, and files opened by GDAL."""
+"""Pixel sources of scenes: their protocol, and files opened by GDAL."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ CONFIRM_S = 10.0
 """Seconds after which a server is asked again for the version of a raster."""
 
 _CONFIRMED: dict[str, float] = {}
-"""When the version of a URL was last confirmed in this process."""
+"""Time at which the version of each URL was last confirmed in this process."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Pixels of a raster, as they are stored. Level 0 is the raster itself, the next ones are coarser overviews."""
+    """Pixels of a raster as stored. Level 0 is the raster itself, higher levels are coarser overviews."""
 
     @property
     def header(self) -> Header:
-        """What the raster says of itself."""
+        """Header of the raster."""
         ...
 
     @property
@@ -66,20 +66,20 @@ class Source(Protocol):
         ...
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
-        """Values (B, h, w) and where no mask and no alpha band hides them (h, w)."""
+        """Values (B, h, w), and where no mask or alpha band hides them (h, w)."""
         ...
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[AnyArray, BoolArray]:
-        """The whole raster at another size, each pixel picked from the nearest one stored."""
+        """The whole raster at another size, by nearest neighbour."""
         ...
 
     def close(self) -> None:
-        """Give back what was opened; reading again opens again."""
+        """Release open files; reading again reopens them."""
         ...
 
 
 class FileSource:
-    """A path, a VRT or any URI that GDAL opens. Each thread has a handle of its own, opened when it first reads."""
+    """A path, a VRT or any URI that GDAL opens. Each thread opens its own handle on first use."""
 
     def __init__(self, uri: str, time: str | None = None) -> None:
         check_name(uri)
@@ -88,16 +88,16 @@ class FileSource:
         self._tag: str | None = None
         self._local = threading.local()
         self._opening = threading.Lock()
-        # Weak: the handles of a thread that ended are closed with it.
+        # Weak: a thread's handles are closed when it ends.
         self._opened: weakref.WeakSet[DatasetReader] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _pinned, (self.uri, self.time, self._tag)
 
     def pin(self) -> str | None:
-        """What the server says of the version of the raster; reading another one is an error from now on.
+        """Pin the raster to the version that its server states; reading another version is then an error.
 
-        None for a raster of this machine, and where the server does not say.
+        None for a local raster, or if the server states no version.
         """
         if is_remote(self.uri) and self._tag is None:
             self._tag = files.tag_of(self.uri)
@@ -105,30 +105,30 @@ class FileSource:
         return self._tag
 
     def _confirm(self) -> None:
-        """Ask now and then whether the server still has the version that is read: ranges of two make no image."""
+        """Check now and then that the server still has the pinned version: mixed versions are not an image."""
         if self._tag is None or time.monotonic() - _CONFIRMED.get(self.uri, -CONFIRM_S) < CONFIRM_S:
             return
         found = files.tag_of(self.uri)
         if found is not None and found != self._tag:
             raise SceneError(
-                f"{without_secrets(self.uri)} was replaced on its server while it was read (it was {self._tag}, and is "
+                f"{without_secrets(self.uri)} was replaced on its server while being read (it was {self._tag}, and is "
                 f"{found}): run again, or download it first"
             )
         _CONFIRMED[self.uri] = time.monotonic()
 
     @cached_property
     def header(self) -> Header:
-        """What the raster says of itself."""
+        """Header of the raster."""
         with self._dataset() as dataset:
             try:
                 header = _file_header(dataset, self.uri)
-            except CPLE_BaseError as cause:  # what GDAL found in a file beside, which rasterio passes on as it stands
+            except CPLE_BaseError as cause:  # GDAL's error about a sidecar, which rasterio does not wrap
                 raise SceneError(f"{self.uri} or a file that describes it cannot be read: {in_words(cause)}") from cause
         return header if self.time is None else _bands_of_time(header, self.time)
 
     @cached_property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of the raster and of the overviews that kept its masks."""
+        """Height and width of the raster and of the overviews that kept its mask."""
         base = (self.header.height, self.header.width)
         probe = (min(base[0], PROBE), min(base[1], PROBE))
         with self._dataset() as dataset:
@@ -137,7 +137,7 @@ class FileSource:
         levels = [base]
         for level in range(1, count + 1):
             with self._dataset(level) as dataset:
-                # A mask that came after the overviews has none itself; GDAL then calls all of them valid.
+                # A mask added after the overviews has no overviews; GDAL then reports all their pixels as valid.
                 if hidden and dataset.read_masks(1, out_shape=probe).all():
                     logger.info("%s: its overviews lost the mask and are not used", without_secrets(self.uri))
                     break
@@ -145,16 +145,16 @@ class FileSource:
         return tuple(levels)
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
-        """Values (B, h, w) and where no mask and no alpha band hides them (h, w)."""
+        """Values (B, h, w), and where no mask or alpha band hides them (h, w)."""
         part = RasterWindow(window.col, window.row, window.width, window.height)
         return self._read(bands, (window.height, window.width), level, part)
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[AnyArray, BoolArray]:
-        """The whole raster at another size, each pixel picked from the nearest one stored, overviews included."""
+        """The whole raster at another size, by nearest neighbour, from overviews if present."""
         return self._read(bands, (height, width), 0, None)
 
     def close(self) -> None:
-        """Close the handles of all threads; reading again opens again."""
+        """Close the handles of all threads; reading again reopens them."""
         with self._opening:
             for dataset in self._opened:
                 dataset.close()
@@ -171,11 +171,11 @@ class FileSource:
             return self._read_once(bands, shape, level, part)
 
         self._confirm()
-        with self._dataset(level):  # opened with patience of its own, which would else multiply with that of reading
+        with self._dataset(level):  # opening has its own retries, which would multiply with those of reading
             return files.insist(attempt, without_secrets(self.uri))
 
     def _reopen(self, level: int) -> None:
-        """Replace this thread's handle of a level by one that asks the server whether the file is still there."""
+        """Replace this thread's handle of a level by a new one, which asks the server again."""
         with rasterio.Env(**settings(self.uri) | files.ASK_ANEW):
             handle = self._local.handles.pop(level, None)
             if handle is not None:
@@ -192,7 +192,7 @@ class FileSource:
         with self._dataset(level) as dataset:
             if len(dtypes) == 1:
                 values = dataset.read(numbers, window=part, out_shape=(len(bands), *shape))
-            else:  # as only a VRT has them; rasterio reads one type at a time
+            else:  # mixed types, only in a VRT; rasterio reads one type at a time
                 values = np.stack([dataset.read(number, window=part, out_shape=shape) for number in numbers])
             valid = np.ones(shape, bool)
             for band in header.alpha:
@@ -203,7 +203,7 @@ class FileSource:
 
     @contextmanager
     def _dataset(self, level: int = 0) -> Iterator[DatasetReader]:
-        """A handle of a level that belongs to this thread, inside the GDAL settings that every access needs."""
+        """Return this thread's handle of a level, inside the required GDAL settings."""
         handles: dict[int, DatasetReader] = self._local.__dict__.setdefault("handles", {})
         with rasterio.Env(**settings(self.uri)):
             if level not in handles or handles[level].closed:
@@ -231,7 +231,7 @@ class FileSource:
 
 
 def _pinned(uri: str, time: str | None, tag: str | None) -> FileSource:
-    """A file that was pinned to a version in another process."""
+    """A file pinned to a version in another process."""
     source = FileSource(uri, time)
     source._tag = tag
     return source
@@ -240,7 +240,7 @@ def _pinned(uri: str, time: str | None, tag: str | None) -> FileSource:
 def _file_header(dataset: DatasetReader, uri: str) -> Header:
     if dataset.count == 0:
         inner = ", ".join(dataset.subdatasets) or "no subdatasets either"
-        raise SceneError(f"{uri} holds no image itself: give one of its subdatasets as the scene ({inner})")
+        raise SceneError(f"{uri} contains no image itself: give one of its subdatasets as the scene ({inner})")
     placed = not dataset.transform.is_identity
     approximate = "ground control points" if dataset.gcps[0] else "RPCs" if dataset.tags(ns="RPC") else None
     status = Path(uri).stat() if Path(uri).is_file() else None
@@ -257,7 +257,7 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
         nodata=dataset.nodatavals,
         descriptions=dataset.descriptions,
         colours=tuple(colour.name.lower() for colour in dataset.colorinterp),
-        # Alpha and nodata are looked at apart: a mask beside the file replaces both in GDAL's own flags.
+        # Alpha and nodata are evaluated separately: a mask beside the file replaces both in GDAL's own flags.
         masked=tuple(
             not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha} & set(flags)
             for flags in dataset.mask_flag_enums
@@ -274,9 +274,9 @@ def _file_header(dataset: DatasetReader, uri: str) -> Header:
 
 
 def _times(dataset: DatasetReader) -> tuple[str | None, ...]:
-    """Date and time of each band, as netCDF and Zarr tell them: a number of units since a date (CF conventions, 4.4).
+    """Date and time of each band of netCDF and Zarr: a number of units since a date (CF conventions, 4.4).
 
-    Empty where no band has one.
+    Empty if no band has one.
     """
     since = SINCE.match(str(dataset.tags().get("time#units", "")))
     numbers = [dataset.tags(band).get("NETCDF_DIM_time") for band in dataset.indexes]
@@ -296,7 +296,7 @@ def _since(unit: re.Match[str], number: str) -> str:
     try:
         moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
         moment += timedelta(seconds=float(number) * SECONDS[unit[1]])
-    except (ValueError, OverflowError):  # a calendar of its own
+    except (ValueError, OverflowError):  # another calendar
         return number
     return moment.replace(tzinfo=None).isoformat(timespec="seconds")
 
@@ -307,10 +307,10 @@ def _bands_of_time(header: Header, time: str) -> Header:
     Raises
     ------
     SceneError
-        If no time, or more than one, begins as asked for.
+        If no time, or more than one, starts with the requested one.
     """
     if not header.times:
-        raise SceneError(f"time {time}: {header.name} has no times that bands differ in; leave it out")
+        raise SceneError(f"time {time}: the bands of {header.name} have no times; omit it")
     moment = chosen_time(time, list(dict.fromkeys(one for one in header.times if one is not None)), header.name)
     part = header.only([number for number, one in enumerate(header.times, 1) if one == moment])
     date = {"ACQUISITION_DATE": moment[:10]} if re.match(r"\d{4}-\d\d-\d\dT", moment) else {}
@@ -318,14 +318,14 @@ def _bands_of_time(header: Header, time: str) -> Header:
 
 
 VECTOR = re.compile(rb"SQLite format 3\x00|\x00\x00\x27\x0a|fgb\x03|\s*\{.*\"(FeatureCollection|Feature)\"", re.DOTALL)
-"""How GeoPackages and other databases, Shapefiles, FlatGeobufs and GeoJSON begin."""
+"""First bytes of GeoPackages and other databases, Shapefiles, FlatGeobufs and GeoJSON."""
 
 ARCHIVES = {b"PK\x03\x04": ("ZIP", "/vsizip/"), b"7z\xbc\xaf": ("7z", "/vsi7z/"), b"Rar!": ("RAR", "/vsirar/")}
-"""How archives begin, and GDAL's way into them where it has one."""
+"""First bytes of archives, and GDAL's prefix for them if it has one."""
 
 
 def _archive(path: Path, start: bytes) -> str | None:
-    """What to say of an archive; None of any other file."""
+    """Error message for an archive; None for any other file."""
     if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
         return f"{path} is an archive (tar or gzip), not a raster: unpack it first"
     known = next((kind for begin, kind in ARCHIVES.items() if start.startswith(begin)), None)
@@ -342,7 +342,7 @@ def _archive(path: Path, start: bytes) -> str | None:
 
 
 def rasters_inside(path: Path) -> list[str]:
-    """Names of what may be rasters in a ZIP archive; none where it is no such archive."""
+    """Names of possible rasters in a ZIP archive; empty if it is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -352,7 +352,7 @@ def rasters_inside(path: Path) -> list[str]:
 
 
 def _wavelength(dataset: DatasetReader, band: int) -> float | None:
-    """The centre of a band in nanometres, as GDAL or ENVI files tell it."""
+    """Centre wavelength of a band in nanometres, from GDAL or ENVI metadata."""
     try:
         micrometres = dataset.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
         if micrometres is not None:
@@ -366,14 +366,14 @@ def _wavelength(dataset: DatasetReader, band: int) -> float | None:
 
 
 def _why_not(uri: str, cause: RasterioError) -> str:
-    """Why a file does not open, in words that help."""
+    """Why a file cannot be opened, for the user."""
     path = Path(uri.removeprefix("file://"))
     if is_remote(uri) or re.match(r"/vsi|\w{2,}:", uri):
         return f"{uri} cannot be opened: {in_words(cause)}"
     if not path.exists():
         return f"{uri}: there is no such file"
     if path.is_dir():
-        return f"{uri} is a folder, and no delivery of Sentinel-2, Landsat or Planet: give the raster file inside it"
+        return f"{uri} is a folder, but not a delivery of Sentinel-2, Landsat or Planet: give the raster file inside it"
     try:
         check_regular(path)
     except OSError as error:
@@ -395,7 +395,7 @@ def _why_not(uri: str, cause: RasterioError) -> str:
     if not re.match(rb"\s*<", start) and not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
         return f"{uri} is a text file, not a raster: give a GeoTIFF or another format that GDAL reads"
     reason = in_words(cause)
-    return f"{uri} is damaged, or in no format that GDAL reads here" + ("" if reason == UNREADABLE else f": {reason}")
+    return f"{uri} is damaged or in an unsupported format" + ("" if reason == UNREADABLE else f": {reason}")
 
 
 # --- stored upside down, mirrored or turned --------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def _why_not(uri: str, cause: RasterioError) -> str:
 
 @dataclass(frozen=True)
 class Turn:
-    """How an upright picture becomes the stored one: flipped first, then transposed."""
+    """How the north-up raster becomes the stored one: flipped first, then transposed."""
 
     rows: bool = False
     columns: bool = False
@@ -411,7 +411,7 @@ class Turn:
 
     @classmethod
     def of(cls, transform: Affine | None) -> Turn:
-        """The turn of a picture with this transform; none where it is rotated by less than a quarter."""
+        """The turn of a raster with this transform; none if it is rotated by less than a quarter."""
         if transform is None:
             return cls()
         a, b, _, d, e, _ = tuple(transform)[:6]
@@ -422,11 +422,11 @@ class Turn:
         return cls()
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the upright picture, or of the stored one from those of the upright."""
+        """Height and width of the upright raster from those of the stored one, or vice versa."""
         return (width, height) if self.transposed else (height, width)
 
     def window(self, window: Window, height: int, width: int) -> Window:
-        """Where a window of the upright picture of some size is in the stored one."""
+        """A window of the upright raster (of some size) in the stored one."""
         row = height - window.bottom if self.rows else window.row
         col = width - window.right if self.columns else window.col
         if self.transposed:
@@ -434,7 +434,7 @@ class Turn:
         return Window(row, col, window.height, window.width)
 
     def upright(self, values: AnyArray) -> AnyArray:
-        """Stored values (..., h, w) as the upright picture has them."""
+        """Stored values (..., h, w), turned upright."""
         if self == Turn():
             return values
         if self.transposed:
@@ -443,7 +443,7 @@ class Turn:
         return np.ascontiguousarray(values[..., rows, columns])
 
     def transform(self, stored: Affine, height: int, width: int) -> Affine:
-        """The transform of the upright picture of a height and a width."""
+        """The transform of the upright raster of a height and a width."""
         turned = stored * Affine(0, 1, 0, 1, 0, 0) if self.transposed else stored
         if self.rows:
             turned = turned * Affine(1, 0, 0, 0, -1, height)
@@ -451,7 +451,7 @@ class Turn:
 
 
 class Upright:
-    """A source of pixels with north up and west on the left; it opens its source when it is first read."""
+    """A pixel source turned to north up and west left; it opens its source on first use."""
 
     def __init__(self, stored: Source) -> None:
         self.stored = stored
@@ -460,11 +460,11 @@ class Upright:
     def turn(self) -> Turn:
         """How the source is stored."""
         stored = self.stored.header
-        return Turn.of(stored.transform if stored.crs is not None else None)  # without a CRS there is no north
+        return Turn.of(stored.transform if stored.crs is not None else None)  # without a CRS, north is undefined
 
     @cached_property
     def header(self) -> Header:
-        """What the source says of itself, upright."""
+        """Header of the source, upright."""
         stored = self.stored.header
         if stored.transform is None or self.turn == Turn():
             return stored
@@ -479,16 +479,16 @@ class Upright:
         return tuple(self.turn.size(*level) for level in self.stored.levels)
 
     def read(self, bands: Sequence[int], window: Window, level: int = 0) -> tuple[AnyArray, BoolArray]:
-        """Values (B, h, w) and where no mask and no alpha band hides them (h, w)."""
+        """Values (B, h, w), and where no mask or alpha band hides them (h, w)."""
         where = window if self.turn == Turn() else self.turn.window(window, *self.levels[level])
         values, valid = self.stored.read(bands, where, level)
         return self.turn.upright(values), self.turn.upright(valid)
 
     def decimate(self, bands: Sequence[int], height: int, width: int) -> tuple[AnyArray, BoolArray]:
-        """The whole raster at another size, each pixel picked from the nearest one stored."""
+        """The whole raster at another size, by nearest neighbour."""
         values, valid = self.stored.decimate(bands, *self.turn.size(height, width))
         return self.turn.upright(values), self.turn.upright(valid)
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Release what was opened."""
         self.stored.close()

@@ -1,7 +1,7 @@
 """Map tiles from their server, kept in a cache folder of bounded size.
 
-The folder is ``tiles`` in the cache folder (``GEOLABEL_CACHE``). Names in it are hashes, so that no URL, and no key in
-one, is written.
+The folder is ``tiles`` in the cache folder (``GEOLABEL_CACHE``). File names are hashes, so no URL, and no key in one,
+is written.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ log = logging.getLogger(__name__)
 MAX_TILE_BYTES = 8 << 20
 
 MAX_CACHE_BYTES = 2 << 30
-"""Of tiles on disk; the oldest are deleted."""
+"""Maximum size of the tiles on disk; the oldest are deleted."""
 
 PRUNE_AFTER = 256
-"""Tiles that are written before the size of the cache is looked at again."""
+"""Tiles written before the size of the cache is checked again."""
 
 MAX_AGE_S, MISSING_AGE_S = 7 * 86_400.0, 86_400.0
-"""How long a tile on disk stands for that of the server, and for how long one is known to be missing."""
+"""Seconds for which a tile on disk is used, and for which a missing tile is remembered."""
 
 MISSING = (404, 410)
-"""Statuses of a server that has no such tile; an empty answer says the same."""
+"""HTTP statuses for a missing tile; an empty answer means the same."""
 
 
 def tile_file(url: str, limit: int | None = None) -> bytes:
-    """The file of a tile, from the cache or the server; empty where there is none.
+    """The file of a tile, from the cache or the server; empty if the server does not have it.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _is_fresh(status: os.stat_result) -> bool:
 
 
 def kept(url: str) -> bytes | None:
-    """A tile of the cache, empty for one that is missing; None where it is not there, or too old."""
+    """A tile from the cache, empty if known to be missing; None if absent or too old."""
     path = _place(url)
     try:
         return path.read_bytes() if _is_fresh(path.stat()) else None
@@ -115,13 +115,13 @@ def _keep(url: str, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        log.info("%s cannot be kept: %s", path, in_words(error))  # it is fetched again
+        log.info("%s cannot be kept: %s", path, in_words(error))  # the tile is fetched again
         with suppress(OSError):
             part.unlink()
 
 
 def prune() -> None:
-    """Delete the oldest tiles of the cache until it is no larger than `MAX_CACHE_BYTES`."""
+    """Delete the oldest tiles of the cache until its size is at most `MAX_CACHE_BYTES`."""
     found = []
     for folder in _entries(cache_folder() / "tiles"):
         for one in _entries(folder.path) if folder.is_dir(follow_symlinks=False) else ():

@@ -1,6 +1,6 @@
-"""URLs of map tiles: templates with zoom, column and row, and capabilities of a WMTS.
+"""URLs of map tiles: templates with zoom, column and row, and WMTS capabilities.
 
-Capabilities are untrusted: they are parsed with limits, and may name tiles of the same server only.
+Capabilities are untrusted: they are parsed with limits, and may only name tiles on the same server.
 
 Standard: OGC Web Map Tile Service 1.0.0 (07-057r7).
 """
@@ -21,48 +21,48 @@ from geolabel.parsing import exists, parse_xml
 CRS = "EPSG:3857"
 
 RADIUS_M = 6_378_137.0
-"""Of the sphere of web Mercator."""
+"""Radius of the sphere of web Mercator."""
 
 HALF_M = math.pi * RADIUS_M
 """Half the side of the world in web Mercator."""
 
 SIZES = (256, 512)
-"""Sides of tiles in use, pixels."""
+"""Allowed tile sides in pixels."""
 
 WMTS = re.compile(r"wmts:", re.IGNORECASE)
 
 MAX_CAPABILITIES_BYTES = 32 << 20
-"""Those of a whole country have some megabytes."""
+"""Maximum size of capabilities; those of a whole country take several megabytes."""
 
 PIXEL_M = 0.28e-3
-"""Of a scale denominator of WMTS, by its standard."""
+"""Pixel size in metres of a WMTS scale denominator, from the standard."""
 
 FORMATS = ("image/png", "image/jpeg", "image/webp", "image/jpg")
 
 SHOWN_LAYERS = 8
-"""Layers that an error lists."""
+"""Maximum number of layers listed in an error."""
 
 MAX_LEVELS = 30
 
 _FIELD = re.compile(r"\{(-?\w+)\}")
 
 _NAMES = {"tilematrix": "z", "tilecol": "x", "tilerow": "y"}
-"""What WMTS calls zoom, column and row."""
+"""WMTS's names for zoom, column and row."""
 
 
 def is_map_tiles(text: str) -> bool:
-    """Whether a text is meant as a layer of map tiles: it has a place for their zoom or quadkey, or is one of WMTS."""
+    """Whether a text is a layer of map tiles: it has a placeholder for zoom or quadkey, or is a WMTS layer."""
     named = WMTS.match(text) is not None or {"z", "q"} & set(_fields(_unquoted(text)))
     return bool(named) and not exists(text)
 
 
 def template_of(text: str) -> Template:
-    """The URL of the tiles of a layer, given as such, or as ``WMTS:URL,layer=NAME`` by the capabilities of a server.
+    """The tile URL of a layer, given as a template, or as ``WMTS:URL,layer=NAME`` by a server's capabilities.
 
     Raises
     ------
     OptionError
-        See `Template.parse`; or if the layer of WMTS is not named, or not there.
+        See `Template.parse`; or if the WMTS layer is missing or not named.
     SceneError
         If the capabilities cannot be read, or lead to another server.
     """
@@ -84,11 +84,11 @@ def _fields(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Template:
-    """The URL of a layer's tiles, with places for zoom, column and row."""
+    """The URL of a layer's tiles, with placeholders for zoom, column and row."""
 
     text: str
     matrices: tuple[str, ...] = ()
-    """What WMTS calls each zoom level, empty for one that is not there; () where numbers are their names."""
+    """WMTS's name of each zoom level, empty for a missing one; () if levels are named by number."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -97,7 +97,7 @@ class Template:
         Raises
         ------
         OptionError
-            If it is not reached by https (http on this machine), lacks a place, or has one that is not known.
+            If it does not use https (or http on this machine), or a placeholder is missing or unknown.
         """
         template = _unquoted(text)
         parts = _check_server(template, text)
@@ -110,9 +110,9 @@ class Template:
                 "rows count from the south) or {q}, and the name of one server instead of {s}"
             )
         if "q" not in fields and not {"z", "x"} < set(fields):
-            raise OptionError(f"{text}: the URL of map tiles has places for {{z}}, {{x}} and {{y}}, or for {{q}}")
+            raise OptionError(f"{text}: the URL of map tiles needs placeholders {{z}}, {{x}} and {{y}}, or {{q}}")
         if "q" not in fields and not {"y", "-y"} & set(fields):
-            raise OptionError(f"{text}: the URL of map tiles has no place for the row: give {{y}}, or {{-y}}")
+            raise OptionError(f"{text}: the URL of map tiles has no placeholder for the row: give {{y}}, or {{-y}}")
         return cls(template)
 
     @property
@@ -121,17 +121,17 @@ class Template:
         return urlsplit(self.text).hostname or ""
 
     def check_zoom(self, zoom: int) -> None:
-        """Make sure that a layer has a zoom level.
+        """Check that a layer has a zoom level.
 
         Raises
         ------
         OptionError
-            If it is known to have others only.
+            If it is known not to.
         """
         there = [level for level, name in enumerate(self.matrices) if name]
         if self.matrices and zoom not in there:
             raise OptionError(
-                f"{self.text} has the zoom levels {there[0]} to {there[-1]}, and --gsd asks for {zoom}: give another"
+                f"{self.text} has the zoom levels {there[0]} to {there[-1]}, but --gsd needs {zoom}: give another"
             )
 
     def url(self, zoom: int, row: int, col: int) -> str:
@@ -148,17 +148,17 @@ class Template:
 
 
 def _check_server(url: str, text: str) -> SplitResult:
-    """Make sure that a URL is reached by https, or by http on this machine."""
+    """Check that a URL uses https, or http on this machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
-    except ValueError:  # of brackets in the name of the server
+    except ValueError:  # brackets in the host name
         parts, host = urlsplit(""), None
     here = host in ("localhost", "127.0.0.1", "::1")
     if not (host and (parts.scheme == "https" or (parts.scheme == "http" and here))):
         raise OptionError(
-            f"{text}: map tiles are read over https://, or http:// from this machine; a folder of tiles can be "
-            "written into one file (gdalbuildvrt, gdal_translate)"
+            f"{text}: map tiles are read over https://, or http:// from this machine; merge a folder of tiles "
+            "into one file instead (gdalbuildvrt, gdal_translate)"
         )
     return parts
 
@@ -192,13 +192,13 @@ def _capabilities(url: str) -> ET.Element:
     try:
         root = parse_xml(data, limit=MAX_CAPABILITIES_BYTES)
         for element in root.iter():
-            element.tag = element.tag.rpartition(":")[2]  # prefixes of namespaces are any word
+            element.tag = element.tag.rpartition(":")[2]  # namespace prefixes are arbitrary
         if root.tag == "Capabilities":
             return root
         why = f"its root is {root.tag[:40]!r}"
     except ValueError as error:
         why = str(error) if data else "there is nothing"
-    raise SceneError(f"{url} gives no capabilities of WMTS ({why}): open it in a browser")
+    raise SceneError(f"{url} does not give WMTS capabilities ({why}): open it in a browser")
 
 
 def _text(element: ET.Element, name: str) -> str:
@@ -206,7 +206,7 @@ def _text(element: ET.Element, name: str) -> str:
 
 
 def _matrices(tile_set: ET.Element) -> tuple[str, ...]:
-    """Names of the zoom levels of a matrix set that are those of web Mercator; empty names where it has none."""
+    """Names of the zoom levels of a matrix set that are those of web Mercator; empty names for missing ones."""
     if not re.search(r"EPSG:.*\b(3857|900913)$", _text(tile_set, "SupportedCRS"), re.IGNORECASE):
         return ()
     levels = [""] * MAX_LEVELS
@@ -225,7 +225,7 @@ def _matrices(tile_set: ET.Element) -> tuple[str, ...]:
 
 
 def _tile_url(root: ET.Element, layer: ET.Element, name: str, tile_set: str) -> str:
-    """The URL of a layer's tiles in a matrix set: a template that is given, or the query that the standard names."""
+    """The tile URL of a layer in a matrix set: a given template, or the query defined by the standard."""
     styles = layer.findall("Style")
     style = next((one for one in styles if one.get("isDefault", "").lower() in ("true", "1")), (styles or [layer])[0])
     values = {"tilematrixset": tile_set, "layer": name, "style": _text(style, "Identifier") if styles else "default"}
@@ -262,14 +262,14 @@ def _same_server(url: str, template: str, matrices: tuple[str, ...], layer: str)
     try:
         given = urlsplit(template)
         same = given.hostname == asked.hostname and (given.scheme != asked.scheme or given.port == asked.port)
-    except ValueError:  # of brackets or words where the port stands
+    except ValueError:  # brackets, or text instead of a port
         given, same = urlsplit(""), False
     if not same or given.scheme not in ("http", "https"):
         where = f"those of {template[:80]!r}" if template else "none that are PNG, JPEG or WebP"
         raise SceneError(
-            f"{url} names as the tiles of {layer} {where}: tiles of the same server are read; if you trust another "
-            "one, give the URL of its tiles itself, with {z}, {x} and {y}"
+            f"{url} names as the tiles of {layer} {where}: only tiles of that server are read; if you trust another "
+            "one, give its tile URL, with {z}, {x} and {y}"
         )
-    # a server behind another one may not know that it is reached by https
+    # a server behind a proxy may not know that it is reached by https
     own = given._replace(scheme=asked.scheme, netloc=asked.netloc).geturl()
     return Template(Template.parse(own).text, matrices)

@@ -1,10 +1,10 @@
-"""Vector files that hold their own features: recognised by their first bytes and checked before GDAL opens them.
+"""Vector files that contain their own features: recognised by first bytes and checked before GDAL opens them.
 
-GDAL's drivers cannot be chosen where features are read, and many of them read instructions: other files to open, SQL
-to run, URLs to fetch. So the format is decided here. GeoPackages, Shapefiles, FlatGeobufs and file geodatabases begin
-like no format of words does; GeoJSON, KML and GeoParquet are read by geolabel and written again, with what holds
-features and nothing else, into a copy. What comes from a network or in an archive is fetched or unpacked once and
-checked as a file.
+GDAL's drivers cannot be chosen when features are read, and many of them read instructions: other files to open, SQL to
+run, URLs to fetch. So the format is determined here. GeoPackages, Shapefiles, FlatGeobufs and file geodatabases have
+first bytes that no text format has; GeoJSON, KML and GeoParquet are parsed by geolabel, and a copy with only the
+features is written for GDAL. Files from a network or in an archive are fetched or unpacked once, then checked as local
+files.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from geolabel.parsing import parse_json, parse_xml
 from geolabel.urls import path_of
 
 MAX_BYTES = 1 << 29
-"""Of a file that is fetched, unpacked or written again."""
+"""Maximum size of a file that is fetched, unpacked or rewritten."""
 
 MAX_MEMBERS = 10_000
-"""Files in an archive."""
+"""Maximum number of files in an archive."""
 
 IN_ARCHIVES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".parquet", ".geoparquet")
-"""Suffixes of vector files that archives are searched for."""
+"""Suffixes of vector files that are searched for in archives."""
 
 BESIDE_SHAPES = (".shx", ".dbf", ".prj", ".cpg")
-"""What a Shapefile is made of besides."""
+"""Suffixes of the other files of a Shapefile."""
 
 WAY_OUT = (
     "give a GeoPackage, GeoJSON, Shapefile, FlatGeobuf, GeoParquet, KML or file geodatabase; ogr2ogr and QGIS convert "
@@ -58,14 +58,14 @@ PLAIN_TABLE = re.compile(
     r'|CREATE VIRTUAL TABLE ("([^"]|"")*"|\'([^\']|\'\')*\'|\[[^]]*\]|`[^`]*`|\w+) USING (rtree|rtree_i32|fts[345])\b',
     re.IGNORECASE,
 )
-"""How the tables, indexes, views and triggers of a GeoPackage begin in its schema, as SQLite writes it."""
+"""How schema statements for the tables, indexes, views and triggers of a GeoPackage begin, as SQLite writes them."""
 
 GEOMETRIES = {"Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection"}
 
 CRS_NAME = re.compile(
     r"(urn:ogc:def:crs:[\w.:+-]+|(EPSG|OGC|ESRI|IAU):+[\w.:]+|https?://www\.opengis\.net/def/crs/[\w./]+)"
 )
-"""Names of a CRS in GeoJSON: a code, not a place to fetch it from."""
+"""CRS names in GeoJSON: a code, not a location to fetch it from."""
 
 KML = {
     "kml": "",
@@ -95,25 +95,25 @@ KML = {
     "begin": "",
     "end": "",
 }
-"""Elements of KML that are kept, and their attributes; styles, links, overlays and views are not."""
+"""KML elements that are kept, and their attributes; styles, links, overlays and views are dropped."""
 
 _COPIES: dict[tuple[str, int, int], Path] = {}
 _COPYING = threading.RLock()
 
 
 def vector_file(path: str | Path) -> Path:
-    """A file of this machine that GDAL may read features from: the one given, or a copy of what was checked.
+    """A local file that GDAL may read features from: the given one, or a checked copy.
 
     Parameters
     ----------
     path
-        A file or a URL, an archive, or a file in one (``zip://a.zip!b.shp``). What comes from a network is fetched once
-        in a process.
+        A file or a URL, an archive, or a file in one (``zip://a.zip!b.shp``). Files from a network are fetched once per
+        process.
 
     Raises
     ------
     VectorError
-        If it cannot be read, or is in a format that may lead to other files.
+        If it cannot be read, or its format may refer to other files.
     """
     name = files.chained(str(path))
     try:
@@ -159,7 +159,7 @@ def _of_machine(name: str) -> Path:
     if not path.exists():
         raise ValueError("there is no such file")
     if not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with path.open("rb") as file:
         start = file.read(100)
     if start.startswith(b"SQLite format 3\0"):
@@ -180,7 +180,7 @@ def _of_machine(name: str) -> Path:
 
 
 def _copy(path: Path, kind: str, make: Any) -> Path:
-    """What `make` writes into a folder for a file, once per state of that file."""
+    """The copy of a file that `make` writes to a folder, once per state of that file."""
     status = path.stat()
     key = f"{path} {kind}", status.st_mtime_ns, status.st_size
     with _COPYING:
@@ -190,7 +190,7 @@ def _copy(path: Path, kind: str, make: Any) -> Path:
 
 
 def _new_folder() -> Path:
-    """A folder that is there until the process ends."""
+    """A folder that is deleted when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="geolabel-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -200,16 +200,16 @@ def _new_folder() -> Path:
 
 
 def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> None:
-    """Refuse a database that reads other files, or that never ends.
+    """Refuse a database that reads other files or never ends.
 
-    Of its tables those count that hold rows and those of a spatial index: the modules of virtual tables may read any
-    file, whatever its schema, which anyone can write, calls them. Views are run, if asked for, within
+    Checked are tables with rows and those of a spatial index, since modules of virtual tables can read any file, and
+    the schema, which anyone can write, may hide them. Views are run if `views` is set, for at most
     `geolabel.io.databases.MAX_STEPS`.
 
     Raises
     ------
     ValueError
-        If it is such a database.
+        If it is refused.
     """
     try:
         with reading_database(path) as database:
@@ -222,7 +222,7 @@ def check_tables(path: Path, *, views: bool = True, way_out: str = WAY_OUT) -> N
                 if kind == "view" and views:
                     _run_view(database, str(name))
     except sqlite3.Error:
-        return  # a damaged file is for GDAL to judge: it reads no table of it that SQLite cannot list
+        return  # a damaged file is left to GDAL, which reads no table that SQLite cannot list
 
 
 def _run_view(database: sqlite3.Connection, name: str) -> None:
@@ -231,7 +231,7 @@ def _run_view(database: sqlite3.Connection, name: str) -> None:
             pass
     except (sqlite3.Error, MemoryError) as error:
         raise ValueError(
-            f"its view {name[:80]!r} cannot be read within reason ({in_words(error)}): save what it shows as a layer "
+            f"its view {name[:80]!r} takes too long to read ({in_words(error)}): save it as a layer "
             "of its own (Export in QGIS)"
         ) from error
 
@@ -246,7 +246,7 @@ def _geojson(path: Path, suffix: str, folder: Path) -> Path:
     if kind == "FeatureCollection":
         features = value.get("features")
         if not isinstance(features, list):
-            raise ValueError("its member features is no list")
+            raise ValueError("its member features is not a list")
     elif kind == "Feature":
         features = [value]
     elif kind in GEOMETRIES:
@@ -258,7 +258,7 @@ def _geojson(path: Path, suffix: str, folder: Path) -> Path:
         kept["crs"] = _crs(crs)
     copy = folder / (_plain_name(path.stem) + suffix)
     with copy.open("w", encoding="ascii") as target:
-        # feature by feature: a whole collection would be written in Python, or be in memory once more
+        # one feature at a time: serialising the whole collection would need its memory twice
         target.write(_as_json(kept)[:-1] + ',"features":[')
         target.writelines(("," if row else "") + _as_json(_feature(one)) for row, one in enumerate(features))
         target.write("]}")
@@ -273,16 +273,16 @@ def _crs(crs: Any) -> dict[str, Any]:
     properties = crs.get("properties") if isinstance(crs, dict) and crs.get("type") == "name" else None
     name = properties.get("name") if isinstance(properties, dict) else None
     if not isinstance(name, str) or not CRS_NAME.fullmatch(name):
-        raise ValueError(f"its crs {str(crs)[:80]} is no code of a CRS, such as urn:ogc:def:crs:EPSG::32648")
+        raise ValueError(f"its crs {str(crs)[:80]} is not a CRS code, such as urn:ogc:def:crs:EPSG::32648")
     return {"type": "name", "properties": {"name": name}}
 
 
 def _feature(feature: Any) -> dict[str, Any]:
     if not isinstance(feature, dict):
-        raise ValueError("it holds a feature that is none")  # noqa: TRY004
+        raise ValueError("it holds an invalid feature")  # noqa: TRY004
     properties, geometry = feature.get("properties"), feature.get("geometry")
     if not isinstance(properties, dict | None) or not isinstance(geometry, dict | None):
-        raise ValueError("it holds a feature whose properties or geometry are none")  # noqa: TRY004
+        raise ValueError("it holds a feature with invalid properties or geometry")  # noqa: TRY004
     kept: dict[str, Any] = {"type": "Feature"}
     if isinstance(feature.get("id"), str | int):
         kept["id"] = feature["id"]
@@ -326,7 +326,7 @@ def _elements(given: ET.Element) -> ET.Element:
     names = KML[given.tag].split()
     made = ET.Element(given.tag, {key: value for key, value in given.attrib.items() if key in names})
     if not made.get("schemaUrl", "#").startswith("#"):
-        del made.attrib["schemaUrl"]  # fields that another file declares
+        del made.attrib["schemaUrl"]  # fields declared in another file
     made.text = given.text
     made.extend([_elements(child) for child in given if child.tag in KML])
     return made
@@ -336,13 +336,13 @@ def _elements(given: ET.Element) -> ET.Element:
 
 
 def _geoparquet(path: Path, _: str, folder: Path) -> Path:
-    import pyogrio  # which imports pandas, and scenes need this module too
+    import pyogrio  # imports pandas, which opening a scene does not need
 
     found = read_geoparquet(path, MAX_BYTES)
     names = [name for name in found.columns if name]
     taken = {name.lower() for name in names}
     if len(taken) < len(names):
-        raise ValueError("it has two columns whose names differ in upper and lower case alone: rename one")
+        raise ValueError("it has two columns whose names differ only in case: rename one")
     own = [next(name for name in (word, f"{word}_", f"{word}__") if name not in taken) for word in ("fid", "geom")]
     copy = folder / (_plain_name(path.stem) + ".gpkg")
     with warnings.catch_warnings():
@@ -366,11 +366,11 @@ def _geoparquet(path: Path, _: str, folder: Path) -> Path:
 
 
 def _unpacked(path: Path, inner: str, folder: Path) -> Path:
-    """The only vector file of an archive, or the one that is named."""
+    """The only vector file of an archive, or the named one."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MAX_MEMBERS:
-            raise ValueError(f"its archive holds {len(members)} files, and at most {MAX_MEMBERS} are looked through")
+            raise ValueError(f"its archive holds {len(members)} files; the limit is {MAX_MEMBERS}")
         if path.suffix.lower() == ".kmz":
             return _kmz(archive, [one for one in members if one.filename.lower().endswith(".kml")], path, folder)
         wanted = [one for one in members if _is_vector(one.filename) and (not inner or one.filename == inner)]
@@ -379,7 +379,7 @@ def _unpacked(path: Path, inner: str, folder: Path) -> Path:
         if len(wanted) != 1 and not _are_layers(wanted):
             found = ", ".join(one.filename for one in wanted[:5]) or "none"
             raise ValueError(
-                "one vector file, or the Shapefiles of one folder, are expected in the archive, and it holds "
+                "an archive must hold one vector file, or the Shapefiles of one folder, but it holds "
                 f"{found}: unpack it, give one"
             )
         stems = {one.filename.rpartition(".")[0] for one in wanted}
@@ -394,7 +394,7 @@ def _unpacked(path: Path, inner: str, folder: Path) -> Path:
 
 
 def _are_layers(members: list[zipfile.ZipInfo]) -> bool:
-    """Whether files of an archive are Shapefiles of one folder, each of which is a layer then."""
+    """Whether files of an archive are Shapefiles in one folder, which then are its layers."""
     paths = [PurePosixPath(one.filename) for one in members]
     names = {_plain_name(path.name).lower() for path in paths}
     return (
@@ -405,12 +405,12 @@ def _are_layers(members: list[zipfile.ZipInfo]) -> bool:
 
 
 def _kmz(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], path: Path, folder: Path) -> Path:
-    """All features of an archive of KML, whose files link to each other, in one file."""
+    """All features of a KMZ archive, whose KML files link to each other, in one file."""
     root = ET.Element("kml")
     whole = ET.SubElement(root, "Document")
     for _, data in _contents(archive, members):
         for child in _kml_root(data):
-            if child.find(".//Placemark") is not None:  # else it only links to the others
+            if child.find(".//Placemark") is not None:  # others only contain links
                 child.tag = "Folder" if child.tag == "Document" else child.tag
                 whole.append(child)
     return _write_kml(root, folder / (_plain_name(path.stem) + ".kml"))
@@ -426,7 +426,7 @@ def _contents(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Itera
             raise ValueError(f"its archive is damaged at {member.filename} ({error})") from error
         left -= len(data)
         if left < 0:
-            raise ValueError(f"its archive holds more than {MAX_BYTES >> 20} MB: unpack it, and give the file")
+            raise ValueError(f"its archive is larger than {MAX_BYTES >> 20} MB: unpack it, and give the file")
         yield member, data
 
 
@@ -435,6 +435,6 @@ def _is_vector(name: str) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """A name of at most 100 characters that no library takes for anything but a name."""
+    """A name of at most 100 characters without special meaning for any library."""
     stem, dot, suffix = name.rpartition(".")
     return re.sub(r"[^\w. -]", "_", (stem if dot else suffix)[:100]) + (f".{suffix[:10]}" if dot else "") or "file"
