@@ -7,6 +7,7 @@ independent: files written inside `together` are moved into place when the block
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
@@ -97,7 +98,7 @@ def check_target(path: Path, *, overwrite: bool, suffixes: tuple[str, ...], inpu
         raise OutputError(f"{path}: the name of this output must end with {named}")
     settle(path.parent)
     for source in inputs:
-        if same_file(path, source):
+        if _is_read(path, source):
             raise OutputError(f"{path} is an input of this run ({source}): give the output another name")
     for file in (path, *other_files(path)):
         if file.is_symlink():
@@ -125,6 +126,21 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path}: the folder {path.parent} is not writable; choose another")
     if path.suffix.lower() in SQLITE:
         _check_closed(path)
+
+
+PREFIX = re.compile(r"(/vsi\w+/|\w{2,}:(//)?)+")
+"""What precedes a file in the name of something inside it: ``zip://``, ``/vsizip/``, ``GPKG:``."""
+
+
+def _is_read(path: Path, source: str | Path) -> bool:
+    """Whether a file is what a name is of, or holds it: an archive, or a file of several rasters."""
+    if same_file(path, source):
+        return True
+    prefix = PREFIX.match(str(source))
+    if prefix is None:
+        return False
+    inside = re.sub(r'["{}]', "", str(source)[prefix.end() :])
+    return any(same_file(path, inside[: end.start()]) for end in re.finditer(r"[/!:]|$", inside) if end.start())
 
 
 def same_file(path: Path, source: str | Path) -> bool:

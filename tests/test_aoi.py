@@ -1,5 +1,6 @@
 """Vector files of areas of interest: layers, names, what else is in them, and where they are."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import geopandas as gpd
@@ -9,7 +10,10 @@ import shapely
 from affine import Affine
 from shapely import LineString, Point, box
 
-from geolabel.errors import VectorError
+from geolabel.errors import OutputError, VectorError
+from geolabel.extraction.extract import extract
+from geolabel.extraction.request import Reading
+from geolabel.extraction.segment import segment
 from geolabel.io.read.features import read_aoi, read_features
 from geolabel.scene import Grid
 
@@ -42,6 +46,15 @@ def test_the_only_layer_of_polygons_is_the_area_of_interest(tmp_path: Path):
     assert read_aoi(path, UTM, "other").area == 9
     with pytest.raises(VectorError, match=r"has no layer nowhere: it has empty, pins, paths, area, other"):
         read_aoi(path, UTM, "nowhere")
+
+
+@pytest.mark.parametrize("command", [extract, segment])
+def test_an_area_of_interest_is_no_output(tmp_path: Path, command: Callable[..., object]):
+    area = drawn(tmp_path / "area.gpkg", [box(0, 0, 2, 2)])
+    before = area.read_bytes()
+    with pytest.raises(OutputError, match="is an input of this run"):
+        command(tmp_path / "scene.tif", out=area, reading=Reading(aoi=area), overwrite=True)
+    assert area.read_bytes() == before
 
 
 def test_folders_of_google_earth_are_layers(tmp_path: Path):

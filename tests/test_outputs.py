@@ -18,6 +18,25 @@ def test_an_input_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     check_target(tmp_path / "out.tif", overwrite=False, suffixes=(".tif",), inputs=["s3://bucket/out.tif", scene])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zip://{}!a.tif",
+        "zip://{}",
+        "/vsizip/{}/folder/a.tif",
+        "/vsizip/{{{}}}/a.tif",
+        "GPKG:{}:table",
+        'NETCDF:"{}":red',
+    ],
+)
+def test_a_file_that_holds_an_input_is_no_output(tmp_path: Path, name: str):
+    held = tmp_path / "held.zip"
+    held.write_bytes(b"")
+    with pytest.raises(OutputError, match="is an input of this run"):
+        check_target(held, overwrite=True, suffixes=(".zip",), inputs=[name.format(held)])
+    check_target(held, overwrite=True, suffixes=(".zip",), inputs=[name.format(tmp_path / "other.zip")])
+
+
 def test_suffixes_are_compared_without_case(tmp_path: Path):
     check_target(tmp_path / "OUT.GPKG", overwrite=False, suffixes=(".gpkg",))
     with pytest.raises(OutputError, match=r"must end with \.tif or \.tiff"):

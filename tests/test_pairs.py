@@ -137,6 +137,10 @@ def test_tables_that_cannot_be_meant_are_refused(places: Path) -> None:
         extract(table(places, "scene,earlier\nafter0.tif,before0.tif\n"))
     with pytest.raises(SceneError, match="has no row, or no column scene"):
         extract(table(places, "before\nbefore0.tif\n"))
+    with pytest.raises(SceneError, match="has two columns before: give a header"):
+        extract(table(places, "scene,before,before\nafter0.tif,before0.tif,before1.tif\n"))
+    with pytest.raises(SceneError, match="line 3: more cells than columns; put a path with a comma in quotes"):
+        extract(table(places, "scene,before\nafter0.tif,before0.tif\nafter0.tif,a,b.tif\n"))
     with pytest.raises(SceneError, match="line 3: 0 scenes; give one per row"):
         extract(table(places, "scene,before\nafter0.tif,\n,before0.tif\n"))
     with pytest.raises(SceneError, match=r"--before .*before1.tif misses the scene"):

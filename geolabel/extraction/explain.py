@@ -114,7 +114,7 @@ def explain(
     pictures = [] if out is None else [Path(out)]
     files = [one.source for one in scenes if isinstance(one.source, str | Path)]
     for path in pictures:
-        inputs = [*supplements.inputs, *reading.masks, *files]
+        inputs = [*supplements.inputs, *reading.inputs, *files]
         check_target(path, overwrite=overwrite, suffixes=SUFFIXES, inputs=inputs)
     groups = prepare_scenes(
         scenes,

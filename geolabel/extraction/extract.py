@@ -155,7 +155,7 @@ def extract(
     given = {name for one in scenes for name in ("before", "before_mask", "mask") if getattr(one, name)}
     given |= {*supplements.as_dict()} | ({"mask"} if reading.mask else set())
     _warn_of_other_evidence(keep_reviewed or prompts_from, given)
-    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.masks]
+    inputs = [*carried.inputs(prompts_from), *supplements.inputs, *reading.inputs]
     own = [path for one in scenes for path in (*one.before, *one.before_mask, *one.mask)]
     targets = Targets.of(
         out,

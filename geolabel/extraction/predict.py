@@ -114,7 +114,7 @@ def predict(
         raise OptionError("keep: without a file the records stay in run_dir for as long as the array is used")
     reading = reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
-    inputs = [prompts_from, *reading.masks, *(one.source for one in scenes)]
+    inputs = [prompts_from, *reading.inputs, *(one.source for one in scenes)]
     targets = Targets.of(None, out, overwrite=overwrite, inputs=inputs, run_dir=None if out is None else run_dir)
     asked = (reading, Networks.of(networks), parameters or Parameters())
     groups = prepare_scenes(scenes, *asked, raster=out or "the array")

@@ -82,6 +82,11 @@ class Reading:
         """The masks, one or several."""
         return (self.mask,) if isinstance(self.mask, str | Path) else tuple(self.mask)
 
+    @property
+    def inputs(self) -> tuple[str | Path, ...]:
+        """Files beside the scene, none of which may be an output."""
+        return self.masks if self.aoi is None else (*self.masks, self.aoi)
+
 
 FOLDER_FILES = {
     "localizer": "localizer.safetensors",

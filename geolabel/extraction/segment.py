@@ -147,7 +147,7 @@ def segment(
     """
     asked, reading = everything or GridPrompts(), reading or Reading()
     run_folder, carried = run_folder or RunFolderOptions(), Carried(discard=discard_review)
-    inputs, crs = (scene, *reading.masks), parse_crs(dst_crs)
+    inputs, crs = (scene, *reading.inputs), parse_crs(dst_crs)
     targets = Targets.of(out, overwrite=overwrite, inputs=inputs, run_dir=run_folder.run_dir, carried=carried)
     parameters = replace(parameters or Parameters(), method=asked)
     plan = prepare(scene, reading, Networks.of(networks), parameters)

@@ -116,7 +116,7 @@ def cut_chips(
     unused = [name for name in ("aoi", "bounds", "asset") if getattr(reading, name) is not None]
     if unused:
         raise OptionError(f"{unused[0]} {getattr(reading, unused[0])}: chips are cut from the whole of one scene")
-    check_folder(out, (scene, inventory, *reading.masks))
+    check_folder(out, (scene, inventory, *reading.inputs))
     claim(out, overwrite=overwrite)
     asked = {"layer": layer, "class_column": class_column, "class_name": class_name, "classes": list(classes)}
     with SceneReader(
@@ -147,7 +147,7 @@ def cut_chips(
             found = list(work.each(CHIPS, list(enumerate(batches))))
             rows: list[tuple[str, tuple[bool, ...]]] = []
             if any(isinstance(shows, tuple) for batch in found for shows in batch):
-                with replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory, *reading.masks)) as folder:
+                with replacing_folder(out, overwrite=overwrite, inputs=(scene, inventory, *reading.inputs)) as folder:
                     source = {"scene": str(scene), "inventory": str(inventory)}
                     pairs = [list(zip(*both, strict=True)) for both in zip(batches, found, strict=True)]
                     rows = _write(work, folder, source, pairs)

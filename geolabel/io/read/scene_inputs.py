@@ -161,16 +161,21 @@ COLUMNS = ("scene", "before", "before_mask", "mask")
 
 def _table(name: str) -> Iterator[SceneInput]:
     try:
-        rows = list(csv.DictReader(io.StringIO(_content(name).decode("utf-8-sig")), skipinitialspace=True, strict=True))
+        table = csv.DictReader(io.StringIO(_content(name).decode("utf-8-sig")), skipinitialspace=True, strict=True)
+        columns = table.fieldnames = [column.strip() for column in table.fieldnames or ()]
+        rows = list(table)
     except (UnicodeDecodeError, csv.Error) as error:
         raise SceneError(f"{name} is not a table of scenes: give CSV in UTF-8, with commas ({error})") from error
-    columns = list(rows[0]) if rows else []
     unknown = [column for column in columns if column not in COLUMNS]
-    if unknown or "scene" not in columns:
+    twice = [column for column in columns if columns.count(column) > 1]
+    if unknown or twice or not rows or "scene" not in columns:
         what = f"has a column {unknown[0]!r}" if unknown else "has no row, or no column scene"
+        what = f"has two columns {twice[0]}" if twice and not unknown else what
         raise SceneError(f"{name} {what}: give a header and rows of {', '.join(COLUMNS)}")
     _check_count(len(rows), name)
     for number, row in enumerate(rows, 2):
+        if None in row:
+            raise SceneError(f"{name}, line {number}: more cells than columns; put a path with a comma in quotes")
         scene, before, before_mask, mask = (_cell(row.get(column) or "", name) for column in COLUMNS)
         if len(scene) != 1:
             raise SceneError(f"{name}, line {number}: {len(scene)} scenes; give one per row")
