@@ -66,7 +66,7 @@ class Region:
         paths = [Path(one) for one in ([reviewed] if isinstance(reviewed, str | Path) else reviewed)]
         scenes = list_scenes(scene, asset=reading.asset)
         if out is not None:
-            beside = [*paths, *reading.masks, *([] if reading.aoi is None else [reading.aoi])]
+            beside = [*paths, *reading.inputs]
             check_folder(Path(out), [*beside, *(one.source for one in scenes if isinstance(one.source, str))])
             claim(Path(out), overwrite=overwrite)
         files = [Reviewed.read(path, accept_unreviewed=accept_unreviewed) for path in paths]
