@@ -1,8 +1,8 @@
-"""Average precision of instances, as COCO defines it; pycocotools counts.
+"""Average precision of instances, as defined by COCO and computed by pycocotools.
 
-A found object is right when its IoU with a true one of its class, that no surer one has taken, reaches a threshold. AP
-is the mean over thresholds from 0.50 to 0.95 and over the classes; S, M and L are objects of less than 32^2, of up to
-96^2, and of more pixels. Of an image the 100 surest objects count.
+A found object is correct if its IoU with a true object of its class, not matched by one with a higher score, reaches a
+threshold. AP is the mean over thresholds from 0.50 to 0.95 and over classes; S, M and L are objects of less than 32^2,
+of up to 96^2, and of more pixels. At most 100 objects per image are counted, those with the highest scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass(frozen=True)
 class ScoredMasks:
-    """N objects that a network or a method finds in an image. They may overlap."""
+    """N objects found in an image by a network or a method. They may overlap."""
 
     masks: BoolArray
     """(N, H, W)"""
@@ -36,7 +36,7 @@ class ScoredMasks:
 
     @classmethod
     def of(cls, objects: Instances) -> ScoredMasks:
-        """The objects of a label map, sure as they are."""
+        """The objects of a label map, with their confidence as score."""
         masks = (
             np.stack([objects.mask(k) for k in range(len(objects))])
             if len(objects)
@@ -47,22 +47,22 @@ class ScoredMasks:
 
 @dataclass
 class AveragePrecision:
-    """Counts images one by one. Memory grows with their run lengths only."""
+    """Accumulates images one by one. Memory grows only with the run lengths of masks."""
 
     classes: int
-    """How many there are, the background left out."""
+    """Number of classes, without background."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Of the images."""
+    """Number of images."""
     truth: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, truth: Instances, found: ScoredMasks) -> None:
-        """Take an image."""
+        """Add an image."""
         self.sizes.append((truth.ids.shape[0], truth.ids.shape[1]))
         true = ScoredMasks.of(truth)
         for mask, class_id in zip(true.masks, true.class_ids.tolist(), strict=True):
             if not mask.any():
-                continue  # hidden under others
+                continue  # hidden by other objects
             number = len(self.truth) + 1
             self.truth.append(self._record(mask, class_id) | {"id": number, "area": int(mask.sum()), "iscrowd": 0})
         for mask, class_id, score in zip(found.masks, found.class_ids.tolist(), found.scores.tolist(), strict=True):
@@ -74,12 +74,12 @@ class AveragePrecision:
         return {"image_id": len(self.sizes), "category_id": class_id, "segmentation": encoded}
 
     def figures(self) -> dict[str, float]:
-        """The six figures, 0..1; NaN where there is no true object of that size."""
+        """The six figures, 0..1; NaN if there are no true objects of that size."""
         if not self.truth:
             return dict.fromkeys(NAMES, float("nan"))
         if not self.found:
             return self._none_found()
-        with redirect_stdout(io.StringIO()):  # pycocotools tells what it does
+        with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             whole = COCO()
             whole.dataset = {
                 "info": {},

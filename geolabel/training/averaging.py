@@ -1,7 +1,7 @@
-"""The mean of the weights of several localizers: often better than each of them.
+"""The mean of the weights of several localizers, often better than each of them.
 
-Trainings that begin with the same weights and differ in what they are shown end in places between which the loss is
-low, and their mean is less of a specialist. Source: Wortsman et al. (2022), "Model soups".
+The loss is low between the results of trainings that start with the same weights and differ in their data, and the mean
+is less specialised. Source: Wortsman et al. (2022), "Model soups".
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from geolabel.training.localizer_objective import GATE, Judged, LocalizerLosses
 def average_localizers(
     out: Path, files: Sequence[Path], *, preset: Preset = "full", scenes: Path | None = None, workers: int = 1
 ) -> dict[str, float]:
-    """Write the mean of localizers of one architecture, its map and gate calibrated again, with a model card to `out`.
+    """Average localizers of one architecture, recalibrate map and gate, and write the result with a card to `out`.
 
     Parameters
     ----------
     files
-        Localizers that `train_bundled` made; one that is named twice counts twice.
+        Localizers written by `train_bundled`; a file given twice counts twice.
     preset
-        Whose selection scenes it is calibrated on.
+        Preset with the selection scenes for calibration.
     scenes, workers
         As for `train_bundled`.
 
@@ -47,9 +47,9 @@ def average_localizers(
     Raises
     ------
     OutputError
-        If one of the files is where the mean is to be written, or that cannot be written.
+        If `out` contains one of the files, or cannot be written.
     WeightsError
-        If the files hold networks that differ in more than their weights, or no localizer of a pyramid.
+        If the architectures differ, or are not that of a pyramid localizer.
     """
     target = out / "localizer.safetensors"
     if any(same_file(target, file) for file in files):
@@ -58,14 +58,14 @@ def average_localizers(
     info = infos[0]
     for file, other in zip(files, infos, strict=True):
         if (other.architecture, other.classes) != (info.architecture, info.classes):
-            raise WeightsError(f"{file} is of another architecture than {files[0]}: the mean of both is no network")
+            raise WeightsError(f"{file} has another architecture than {files[0]}: their weights cannot be averaged")
     network = build(info.architecture)
     if not isinstance(network, PyramidLocalizer):
         raise WeightsError(f"{files[0]} holds a {type(network).__name__}: give localizers that train bundled made")
     mean = {name: torch.stack([state[name] for state in states]).double().mean(dim=0).float() for name in states[0]}
     network.load_state_dict({name: value.to(network.state_dict()[name].dtype) for name, value in mean.items()})
     losses = LocalizerLosses(network)
-    torch.nn.init.zeros_(losses.log_gain)  # what trained networks are saved with is folded in
+    torch.nn.init.zeros_(losses.log_gain)  # already folded into the saved weights
     with nullcontext(scenes) if scenes else tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         selection = draw_selection(RECIPES[preset], Path(folder), workers)
     figures = localizer_objective.measure(network, Judged([selection]), info.mean, info.std)
@@ -76,7 +76,7 @@ def average_localizers(
     }
     method = infos[0].trained.get("method")
     if method and all(one.trained.get("method") == method for one in infos):
-        trained["method"] = method  # what all of them were trained for, their mean is for too
+        trained["method"] = method  # valid if all of them were trained for that method
     info = replace(info, window=GATE, constant=localizer_objective.settle(losses, figures), trained=trained)
     out.mkdir(parents=True, exist_ok=True)
     card = out / "localizer.md"

@@ -1,4 +1,4 @@
-"""The networks that ship with geolabel, made again from a seed."""
+"""Train the networks that ship with geolabel, reproducibly from a seed."""
 
 from __future__ import annotations
 
@@ -47,43 +47,43 @@ Preset = Literal["full", "refine", "short"]
 
 MEAN = (110.0, 110.0, 110.0)
 STD = (65.0, 65.0, 65.0)
-"""A stretched scene is centred and spread about like this, whatever its sensor."""
+"""Typical mean and spread of a stretched scene, whatever its sensor."""
 
 GSDS = (0.5, 1.0, 0.5, 0.3, 0.5, 2.0, 0.5, 5.0, 0.5, 0.7, 0.5, 10.0, 0.5, 0.2, 1.0, 30.0)
-"""Ground sample distances of the synthetic scenes, metres, in turn: mostly orthophotos, up to Landsat."""
+"""Ground sample distances of the synthetic scenes in metres, cycled: mostly orthophotos, up to Landsat."""
 
 SELECTION_SEED = 800_000
-"""First seed of the scenes that weights are selected on. Training has those from 0; 900000 and up are for reports."""
+"""First seed of the selection scenes. Training uses seeds from 0; 900000 and up are for reports."""
 
 CLASSES = ("landslide",)
 
 SEGMENTER = "segmenter.safetensors"
-"""Whose trunk a localizer of the same folder begins with."""
+"""Network whose trunk initialises a localizer in the same folder."""
 
 SEEN = ((1, 1), (2, 1), (6, 2), (16, 4))
-"""How much coarser than they are the real images are made for the calibration, and enlarged then: 0.5, 1, 3 and 8 m."""
+"""Factors by which real images are coarsened, and enlarged again, for calibration: 0.5, 1, 3 and 8 m."""
 
 COARSE = 4
-"""Enlargement of the images of 10 m that the map is calibrated on."""
+"""Enlargement of the images of 10 m in calibration."""
 
 COARSE_ZOOMS = (2.0, 5.0)
-"""Enlargement of those that are learned from."""
+"""Enlargement of those used in training."""
 
 JUDGED = 40
-"""Images of a set without landslides that the map is calibrated on, at most."""
+"""Maximum images without landslides of a set used in calibration."""
 
 Range = tuple[float, float]
 
 GSD_RANGES: dict[Kind, Range] = {"localizer": (0.2, 0.6), "segmenter": (min(GSDS), max(GSDS))}
-"""Metres of the pixels that networks see. Coarser scenes are enlarged: small slides are found where they have more."""
+"""Pixel size of the networks in metres. Coarser scenes are enlarged, which helps with small landslides."""
 
 Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation of red, green and blue that images are normalised by."""
+"""Mean and standard deviation of red, green and blue, for normalisation."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, beside the seed and the data given."""
+    """Everything that determines the weights, besides the seed and the data."""
 
     scenes: int
     scene_size: int
@@ -93,27 +93,27 @@ class Recipe:
     """Architecture."""
     localizer_schedule: Schedule
     localizer_samples: tuple[int, int]
-    """Pixels a side, and number, of the samples of a step."""
+    """Side in pixels, and number, of the samples of a step."""
     localizer_real: float
-    """Samples of real landslides for each synthetic sample."""
+    """Samples of real landslides per synthetic sample."""
     localizer_coarse: float
-    """Samples of landslides in images of 10 m for each synthetic sample."""
+    """Samples of landslides in images of 10 m per synthetic sample."""
     localizer_negatives: float
-    """Samples of real images without landslides for each synthetic sample, the same number from every set of them: many
-    real landslides, which fill half of a sample, would teach that all bare ground is one."""
+    """Samples of real images without landslides per synthetic sample, the same number from every set: many real
+    landslides, which fill half of a sample, would teach that all bare ground is a landslide."""
     localizer_zooms: tuple[float, float]
-    """Of the images with landslides: one and the same slide is seen from a few pixels wide to wider than a sample."""
+    """Changes in size of the images with landslides: from a few pixels wide to wider than a sample."""
     localizer_changes: Changes
-    """In colour; the looks are those of the real images that are given. Bright, bluish ground is taken for slides,
-    whatever grows on it, by a localizer that has seen no haze."""
+    """Changes in colour, towards those of the given real images. Without haze in training, a localizer takes bright,
+    bluish ground for landslides, whatever its vegetation."""
     localizer_laid: float
-    """Share of samples over which part of another is laid."""
+    """Share of samples that are partly covered by another one."""
     segmenter: dict[str, Any]
     segmenter_schedule: Schedule
     segmenter_samples: tuple[int, int]
     segmenter_real: float
     judged: int
-    """Samples that the segmenter is selected on."""
+    """Number of samples for the selection of the segmenter."""
 
 
 _PYRAMID = {"name": "pyramid", "classes": 1, "octaves": 2}
@@ -174,40 +174,40 @@ RECIPES: dict[Preset, Recipe] = {
         judged=2,
     ),
 }
-"""``full`` takes 2 hours for the segmenter and 1 for the localizer, in bf16 on a core each; ``short`` takes seconds.
+"""``full`` takes 2 hours for the segmenter and 1 for the localizer, in bf16 on one core each; ``short`` takes seconds.
 
-The segmenter that ships is of earlier recipes: of ``refine`` after 7000 of the 8000 steps of ``full``.
+The bundled segmenter was trained with earlier recipes: ``refine`` after 7000 of the 8000 steps of ``full``.
 """
 
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures to train and to select on, and where they come from."""
+    """Pictures for training and selection, and their sources."""
 
     synthetic: list[Picture]
     selection: list[Picture]
     real: list[Picture]
     negatives: list[list[Picture]]
-    """A list for each set."""
+    """One list per set."""
     coarse: list[Picture]
-    """With landslides, of 10 m."""
+    """With landslides, 10 m pixels."""
     calibration: list[Picture]
-    """The same, enlarged, kept apart: nothing else learns from them."""
+    """The same, enlarged, held out from all training."""
     sources: list[str]
 
     def judged(self) -> Judged:
-        """What a localizer is calibrated on: images that it did not learn from, if there are any.
+        """Pictures for the calibration of a localizer: held-out ones, if there are any.
 
-        It is surer of those that it learned from: on them the best cut is at more than twice the value.
+        Activation is higher on training images: there, the best threshold is more than twice as high.
         """
         outlined = [self.calibration] if self.calibration else [[seen_at(p, *s) for p in self.real] for s in SEEN]
         outlined = [pictures for pictures in outlined if pictures] or [self.selection]
         return Judged(outlined, [pictures[:: -(-len(pictures) // JUDGED)] for pictures in self.negatives])
 
     def mix(self, real: float, negatives: float, coarse: float = 0.0) -> list[Picture]:
-        """All pictures to train on, so many of each kind for each synthetic one: `negatives` show no landslide.
+        """All training pictures, weighted by kind relative to the synthetic ones; `negatives` show no landslide.
 
-        Sets without landslides count the same, however many images each has.
+        Sets without landslides have equal weight, whatever their number of images.
         """
         each = negatives / max(1, len(self.negatives))
         shares = [(self.synthetic, 1.0), (self.real, real), *((pictures, each) for pictures in self.negatives)]
@@ -230,7 +230,7 @@ class Data:
         zooms: Range | None = None,
         norm: Norm = (MEAN, STD),
     ) -> Sampling:
-        """How a training samples these: squares of so many pixels a side, so many a step; `real` as for `mix`."""
+        """Sampling of a training: side of squares in pixels, number per step; `real` as for `mix`."""
         pictures = self.mix(real, negatives, coarse)
         if zooms:
             outlined = {id(p.rgb) for p in self.real}
@@ -257,36 +257,36 @@ def train_bundled(
     overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Train the localizer and the segmenter, and write each to `out` with a model card and its graphs.
+    """Train the localizer and the segmenter, and write each to `out` with a model card and graphs.
 
     Parameters
     ----------
     minutes
-        Wall clock limit of both trainings together; without one the number of steps alone decides, and so the weights
-        depend on seed, data and kind of machine only.
+        Wall clock limit of both trainings together; without it, the weights depend on seed, data and kind of machine
+        only.
     precision
-        Of the steps. On a processor with instructions for bf16 that halves the time.
+        Precision of the steps. On a processor with bf16 instructions, bf16 halves the time.
     data
-        Folder with images/ and masks/ of real landslides to train on besides.
+        Folder with images/ and masks/ of real landslides for training.
     negatives
-        Folders with images without landslides, or with a folder for each set of them.
+        Folders with images without landslides, or with a subfolder for each set of them.
     coarse
         Folder with images/ and masks/ of landslides in images of 10 m: a fifth calibrates the localizer's map and gate,
-        the others are learned from.
+        the others are used in training.
     credit
         Sources and licences of these folders, for the model cards.
     networks
-        Which to train, the segmenter first: a localizer begins with the trunk of a segmenter in `out`.
+        Networks to train, the segmenter first: a localizer starts from the trunk of a segmenter in `out`.
     init
-        Folder with networks of the same architecture to begin with; what it lacks begins as without one.
+        Folder with networks of the same architecture to start from; missing ones start without.
     scenes
-        Folder that keeps the synthetic scenes for another run; a temporary one otherwise.
+        Folder that keeps the synthetic scenes for other runs; by default a temporary one.
     workers
-        Processes that draw synthetic scenes.
+        Processes that generate synthetic scenes.
     overwrite
-        Whether networks of these kinds in `out` may be replaced, when the new ones are trained.
+        Whether existing networks in `out` may be replaced, once the new ones are trained.
     resume
-        Go on from the states that an interrupted run left in `out`.
+        Resume from the states that an interrupted run left in `out`.
 
     Returns
     -------
@@ -312,7 +312,7 @@ def train_bundled(
         results: dict[str, dict[str, float]] = {}
         for kind in sorted(networks, reverse=True):
             schedule = recipe.localizer_schedule if kind == "localizer" else recipe.segmenter_schedule
-            # Outlining is learned more slowly than finding.
+            # Outlining takes longer to learn than finding.
             share = {"localizer": 0.4, "segmenter": 0.6}[kind] if len(networks) > 1 else 1.0
             schedule = replace(schedule, minutes=minutes * share if minutes else math.inf)
             train = _train_localizer if kind == "localizer" else _train_segmenter
@@ -334,7 +334,7 @@ def train_bundled(
             }
             info = replace(info, trained=trained)
             save_checkpoint(work / f"{kind}.safetensors", network, info)
-            if preset != "short":  # which is for a look, and graphs take longer than its seconds
+            if preset != "short":  # for a quick test; writing graphs takes longer
                 from geolabel.training.graphs import write_graphs
 
                 write_graphs(work / f"{kind}.safetensors")
@@ -352,8 +352,8 @@ def _gather(
     coarse: Path | None = None,
     workers: int,
 ) -> Data:
-    """Draw the synthetic scenes and read the real images."""
-    logger.info("drawing %d synthetic scenes", recipe.scenes + recipe.selection)
+    """Generate the synthetic scenes and read the real images."""
+    logger.info("generating %d synthetic scenes", recipe.scenes + recipe.selection)
     selection = draw_selection(recipe, folder, workers)
     synthetic = synthetic_pictures(range(recipe.scenes), recipe.scene_size, GSDS, folder=folder, workers=workers)
     real = read_pictures(data, exclude=REPORTED, zooms=(0.25, 1.0)) if data else []
@@ -380,26 +380,26 @@ def _without_landslides(folder: Path) -> list[list[Picture]]:
 
 
 def draw_selection(recipe: Recipe, folder: Path, workers: int = 1) -> list[Picture]:
-    """Draw the synthetic scenes that weights are selected on."""
+    """Generate the synthetic scenes for selection."""
     kept = range(SELECTION_SEED, SELECTION_SEED + recipe.selection)
     return synthetic_pictures(kept, recipe.selection_size, GSDS, folder=folder, workers=workers)
 
 
 @dataclass(frozen=True)
 class _Course:
-    """How a network is trained, whichever of the two it is."""
+    """How one of the two networks is trained."""
 
     schedule: Schedule
     folder: Path
-    """Gets the curves and the state to go on from."""
+    """Receives the curves and the state to resume from."""
     seed: int
     device: str
     precision: Precision
     resume: bool
     begin: Path | None
-    """First weights."""
+    """Initial weights."""
     trunk: Path | None
-    """A segmenter whose trunk a localizer begins with otherwise."""
+    """Segmenter whose trunk initialises a localizer without other weights."""
 
     def fit(self, objective: Objective) -> dict[str, float]:
         return fit(
@@ -453,30 +453,30 @@ def _train_segmenter(recipe: Recipe, data: Data, course: _Course) -> Trained:
 
 
 def norm_of(architecture: Mapping[str, Any]) -> Norm:
-    """How images are normalised for a network: as its trunk learned to see them, where that saw photographs."""
+    """Normalisation of images for a network: that of its pretrained trunk, if it has one."""
     return (IMAGENET_MEAN, IMAGENET_STD) if architecture.get("trunk") else (MEAN, STD)
 
 
 def _start(network: nn.Module, path: Path) -> None:
     state, _ = load_checkpoint(path)
-    # A localizer of one octave starts one of two, whose mixing begins as a mean.
+    # A localizer with one octave can initialise one with two, which starts by averaging them.
     mixing = {name: value for name, value in network.state_dict().items() if name.startswith("mix.")}
     try:
         network.load_state_dict(mixing | state)
     except RuntimeError as error:
-        raise WeightsError(f"{path} is of another architecture than this training's: begin without it") from error
-    logger.info("beginning with %s", path)
+        raise WeightsError(f"{path} has another architecture than this training: start without it") from error
+    logger.info("starting from %s", path)
 
 
 def _start_from_segmenter(network: PyramidLocalizer, path: Path | None) -> None:
-    """Begin with the trunk of a segmenter in the same folder, which has learned textures and edges of every ground."""
+    """Start from the trunk of a segmenter in the same folder, which has learned textures and edges of all ground."""
     if path is None:
-        logger.info("no segmenter to take a trunk from: the localizer begins with random weights")
+        logger.info("no segmenter to take a trunk from: the localizer starts with random weights")
         return
     prefix = "image_encoder.trunk."
     state, _ = load_checkpoint(path)
     network.trunk.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    logger.info("the localizer begins with the trunk of %s", path)
+    logger.info("the localizer starts with the trunk of %s", path)
 
 
 def _info(

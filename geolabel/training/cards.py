@@ -1,4 +1,4 @@
-"""Model cards: what a network is for, what it learned from, how well it does, what not to expect."""
+"""Model cards: purpose, training data, accuracy and limitations of a network."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def write_card(
     Parameters
     ----------
     parameters
-        How many weights it has.
+        Number of weights.
     measured
-        Sections of Markdown with figures on other data, beside baselines.
+        Sections of Markdown with figures on other data, compared with baselines.
     failures
-        Lines of Markdown that show where it goes wrong.
+        Lines of Markdown that show failures.
     """
     trained = info.trained
     finest, coarsest = info.gsd_range

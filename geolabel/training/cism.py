@@ -59,20 +59,20 @@ _MOMENTUM = 0.02
 """Share of a step in the running mean of the prototypes."""
 
 _FEW_CLASSES = 3
-"""Images with up to so many classes are the low group that samples are generated from."""
+"""Maximum number of classes of an image in the low group, from which samples are generated."""
 
 
 def prototype(features: Tensor, gate: Tensor) -> Tensor:
     """(N, D) means of features (N, D, h, w) over the cells of a gate (N, 1, h, w) (eq. 3 and 4).
 
-    A constant factor of the gate cancels; an image whose gate is closed everywhere has a mean of 0.
+    A constant factor of the gate cancels; if the gate is closed everywhere, the mean is 0.
     """
     open_cells = gate.sum(dim=(2, 3))
     return (features * gate).sum(dim=(2, 3)) / open_cells.clamp(min=EPSILON)
 
 
 class _Similarity(NamedTuple):
-    """How like the other image of a pair each cell is."""
+    """Similarity of each cell to the other image of a pair."""
 
     q: Tensor
     """(N, 1, hq, wq)"""
@@ -81,7 +81,7 @@ class _Similarity(NamedTuple):
 
 
 def cross_similarity(q: Tensor, r: Tensor) -> _Similarity:
-    """Largest cosine of each cell of one image with any cell of the other (eq. 7), -1..1.
+    """Maximum cosine similarity of each cell of one image with any cell of the other (eq. 7), -1..1.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def cross_similarity(q: Tensor, r: Tensor) -> _Similarity:
 
 
 def rescaled(similarity: Tensor) -> Tensor:
-    """_Similarity (N, 1, h, w) spread over 0..1 in each image; 1 where it is constant."""
+    """_Similarity (N, 1, h, w) scaled to 0..1 in each image; 1 if it is constant."""
     low, high = similarity.amin(dim=(2, 3), keepdim=True), similarity.amax(dim=(2, 3), keepdim=True)
     span = high - low
     spread = (similarity - low) / span.clamp(min=EPSILON)
@@ -108,13 +108,13 @@ def enhanced(own: Tensor, other: Tensor, similarity: Tensor) -> Tensor:
 
 
 def class_maps(maps: Tensor) -> Tensor:
-    """M of eq. 12 and 13: linear maps (N, C, h, w), their positive part scaled to a maximum of 1."""
+    """M of eq. 12 and 13: linear maps (N, C, h, w), with the positive part scaled to a maximum of 1."""
     positive = maps.relu()
     return positive / (positive.amax(dim=(2, 3), keepdim=True) + EPSILON)
 
 
 def class_vectors(features: Tensor, maps: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
-    """Eq. 14 to 17: features seen through each class's map and the prototype, averaged under soft labels.
+    """Eq. 14 to 17: features weighted by each class's map and the prototype, averaged under soft labels.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def class_vectors(features: Tensor, maps: Tensor, prototypes: Tensor, weights: T
 
 
 def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """SLSC (eq. 21 and 22): every class vector of a class that an image shows is to be taken for that class alone.
+    """SLSC (eq. 21 and 22): every class vector of a shown class should be classified as that class only.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def single_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns
     -------
-    mean over the classes that an image shows, then over the images that show one; 0 where none does
+    mean over the classes that an image shows, then over the images that show one; 0 if none does
     """
     count = labels.sum(dim=1)
     own = logits.log_softmax(dim=2).diagonal(dim1=1, dim2=2)
@@ -168,7 +168,7 @@ def pair_labels(q: Tensor, r: Tensor) -> _PairLabels:
 
 
 def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> Tensor:
-    """CSM (eq. 23 and 24): what similar cells of both images show together is what both have in common.
+    """CSM (eq. 23 and 24): similar cells of both images should show the common classes.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> 
 
     Returns
     -------
-    sum over the classes, mean over the pairs that have a class in common; 0 where none has
+    sum over the classes, mean over the pairs that have a class in common; 0 if none has
     """
     return _over_pairs(
         functional.binary_cross_entropy_with_logits(logits_q + logits_r, common, reduction="none"), common
@@ -186,7 +186,7 @@ def common_semantic_loss(logits_q: Tensor, logits_r: Tensor, common: Tensor) -> 
 
 
 def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: _PairLabels) -> Tensor:
-    """NSC (eq. 25 to 27): what the other cells of each image show is what only that image has.
+    """NSC (eq. 25 to 27): the other cells of each image should show the classes that only that image has.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: _PairLa
 
     Returns
     -------
-    sum over the classes, mean over the pairs that have a class in common; 0 where none has
+    sum over the classes, mean over the pairs that have a class in common; 0 if none has
     """
     each = functional.binary_cross_entropy_with_logits(logits_q, labels.q_only, reduction="none")
     each = each + functional.binary_cross_entropy_with_logits(logits_r, labels.r_only, reduction="none")
@@ -203,7 +203,7 @@ def non_common_semantic_loss(logits_q: Tensor, logits_r: Tensor, labels: _PairLa
 
 
 def _over_pairs(each: Tensor, common: Tensor) -> Tensor:
-    # A pair that shares nothing teaches nothing here, and is no reason to fail.
+    # Pairs without a common class have no loss.
     partners = (common.sum(dim=1) > 0).to(each.dtype)
     return (each.sum(dim=1) * partners).sum() / partners.sum().clamp(min=1)
 
@@ -212,21 +212,21 @@ def _over_pairs(each: Tensor, common: Tensor) -> Tensor:
 
 
 def low_group(labels: BoolArray) -> BoolArray:
-    """(N,) which images show few classes, 1 to `_FEW_CLASSES`, and are put together into richer ones."""
+    """(N,) images with few classes, 1 to `_FEW_CLASSES`, which are combined into richer ones."""
     count = labels.sum(axis=1)
     return np.asarray((count > 0) & (count <= _FEW_CLASSES))
 
 
 def generated_sample(images: Sequence[UInt8Array], rng: Generator) -> UInt8Array:
-    """MCSG: four images scaled, cropped and arranged at random into one as large as the largest of them.
+    """MCSG: four images, scaled, cropped and arranged at random into one as large as the largest of them.
 
     Parameters
     ----------
     images
-        Four of (H, W, 3). The new image shows all classes that they show.
+        Four of (H, W, 3). The new image shows all their classes.
     """
     if len(images) != 4:
-        raise ValueError(f"a sample is made of four images, not {len(images)}")
+        raise ValueError(f"a sample needs four images, not {len(images)}")
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     row, col = (int(rng.integers(round(0.35 * n), round(0.65 * n) + 1)) for n in (height, width))
     canvas = np.empty((height, width, 3), np.uint8)
@@ -243,7 +243,7 @@ def generated_sample(images: Sequence[UInt8Array], rng: Generator) -> UInt8Array
 
 
 def _scaled_crop(image: UInt8Array, height: int, width: int, rng: Generator) -> UInt8Array:
-    # As much as fills the part, or up to half as large again, cut where it happens.
+    # Scaled to fill the part, or up to half as large again, and cropped at random.
     smallest = max(height / image.shape[0], width / image.shape[1])
     scale = smallest * rng.uniform(1, 1.5)
     size = [max(n, round(side * scale)) for n, side in zip((height, width), image.shape[:2], strict=True)]
@@ -257,12 +257,12 @@ def _scaled_crop(image: UInt8Array, height: int, width: int, rng: Generator) -> 
 
 @dataclass(frozen=True)
 class CismTerms:
-    """Which modules and terms there are, and their numbers; the paper's."""
+    """Modules, loss terms and their numbers; the paper's."""
 
     prototypes: bool = True
-    """PV: class vectors are features seen through a prototype, and are classified too."""
+    """PV: class vectors are features weighted by a prototype, and are classified too."""
     enhancement: bool = True
-    """PIE: prototypes hold what the partner shows alike."""
+    """PIE: prototypes are enriched by similar cells of the partner."""
     eta: float = 0.3
     """Share of cells that the gate of the prototypes closes."""
     secondary: bool = True
@@ -274,23 +274,23 @@ class CismTerms:
     generated: bool = True
     """MCSG."""
     affinity: bool = False
-    """The cross-image affinity of CIAN, the paper's baseline, which CISM has not."""
+    """The cross-image affinity of CIAN, the paper's baseline; not part of CISM."""
     other: bool = True
     """Whether a task with one class gets the second class `OTHER` in training."""
     weight: float = 1.0
-    """Lambda of eq. 18. The paper learns it; a learned weight without a bound falls to 0."""
+    """Lambda of eq. 18. The paper learns it, but a learned weight without a bound falls to 0."""
 
     @property
     def vectors(self) -> bool:
-        """Whether there are class vectors, and with them a second classifier."""
+        """Whether there are class vectors, and thus a second classifier."""
         return self.prototypes or self.enhancement or self.secondary
 
 
 class CrossImageAffinity(nn.Module):
-    """Features with those of the partner, and of the image itself, where they are alike.
+    """Adds features of the partner, and of the image itself, at similar places.
 
     Source: Fan et al. (2020), "CIAN: Cross-Image Affinity Net for Weakly Supervised Semantic Segmentation". Keys and
-    values are pooled by 2; of the image and its partner the stronger answer counts, element by element.
+    values are pooled by 2; the element-wise maximum of the answers of the image and its partner is used.
     """
 
     def __init__(self, channels: int) -> None:
@@ -299,7 +299,7 @@ class CrossImageAffinity(nn.Module):
         self.value = nn.Conv2d(channels, channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(2 N, D, h, w) of features of that shape, whose second half are the partners of the first."""
+        """(2 N, D, h, w) from features of that shape, whose second half are the partners of the first."""
         partners = torch.cat(features.chunk(2)[::-1])
         heard = torch.maximum(self._answer(features, features), self._answer(features, partners))
         found: Tensor = features + heard
@@ -314,7 +314,7 @@ class CrossImageAffinity(nn.Module):
 
 
 class CismLosses(ChipLosses):
-    """Eq. 18. What is beside the network serves the training, but for the second classifier; see `localizer`."""
+    """Eq. 18. Modules besides the network are for training only, except the second classifier; see `localizer`."""
 
     def __init__(self, network: nn.Module, names: Sequence[str], terms: CismTerms, **rest: Any) -> None:
         super().__init__(network, names, **rest)
@@ -377,7 +377,7 @@ class CismLosses(ChipLosses):
         network: Any = copy.deepcopy(self.network)
         classes = network.head.out_channels
         weight = self.secondary.detach()
-        if self._terms.secondary:  # a softmax knows its weights but for a vector that all classes share
+        if self._terms.secondary:  # a softmax determines its weights only up to a vector common to all classes
             weight = weight - weight.mean(dim=0)
         weight = weight * self.typical
         network.projected = WIDTH
@@ -417,12 +417,12 @@ class CismLosses(ChipLosses):
 
     @staticmethod
     def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-        """Binary cross-entropy, summed over the classes as eq. 19 has it, the mean over the images."""
+        """Binary cross-entropy, summed over the classes as in eq. 19, averaged over the images."""
         return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=1).mean()
 
 
 class CismObjective(ChipObjective):
-    """Pairs of crops whose chips share a class, some of them put together from four chips."""
+    """Pairs of crops whose chips share a class; some crops are generated from four chips."""
 
     def __init__(self, losses: CismLosses, learn: Chips, select: Chips, learning: Learning, terms: CismTerms) -> None:
         super().__init__(losses, learn, select, learning)
@@ -452,10 +452,10 @@ class CismObjective(ChipObjective):
         return batch | {"gates": (~dropped).float()}
 
     def _sample(self, i: int, rng: Generator) -> tuple[UInt8Array, BoolArray, list[int]]:
-        """A chip, or a sample generated from it and three others that show few classes, with all of their labels.
+        """A chip, or a sample generated from it and three other chips with few classes, with all of their labels.
 
-        Chips that show nothing are put together as often, with each other: otherwise the seams of a sample would tell
-        that it shows something.
+        Chips without a class are combined as often, with each other: otherwise the seams of a sample would reveal that
+        it shows a class.
         """
         labels = self._learn.labels
         share = len(self._low) / max(1, int(labels.any(axis=1).sum()))
@@ -479,7 +479,7 @@ class CismObjective(ChipObjective):
 
 
 def partner(labels: BoolArray, index: int, rng: Generator) -> int:
-    """Another image that shares a class with one of them; any other where none does, or where it shows nothing.
+    """Another image that shares a class with one of them; any other if none does, or if it shows nothing.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Online k-means over a stream of mask features, and how many clusters there may be.
+"""Online k-means over a stream of mask features, and estimation of the number of clusters.
 
-Sources: ALPS, section "Mask Class Association" (online k-means; the number of clusters from the data where it is not
-known); Sculley (2010), "Web-scale k-means clustering", as scikit-learn's ``MiniBatchKMeans``; Blei and Jordan (2006),
+Sources: ALPS, section "Mask Class Association" (online k-means; the number of clusters from the data if unknown);
+Sculley (2010), "Web-scale k-means clustering", as scikit-learn's ``MiniBatchKMeans``; Blei and Jordan (2006),
 "Variational inference for Dirichlet process mixtures", as its ``BayesianGaussianMixture``; Vitter (1985), "Random
 sampling with a reservoir".
 """
@@ -21,25 +21,25 @@ from geolabel.types import Float32Array, Int64Array
 log = logging.getLogger(__name__)
 
 BATCH = 512
-"""Masks of one step of k-means, as in the released code of ALPS."""
+"""Masks per step of k-means, as in the released code of ALPS."""
 
 SAMPLE = 4000
-"""Masks that the number of clusters is judged by."""
+"""Masks from which the number of clusters is estimated."""
 
 COMPONENTS, DIMENSIONS = 64, 16
-"""Maximum number of clusters, and principal components of the features that they are searched in."""
+"""Maximum number of clusters, and of principal components for the estimate."""
 
 _MIN_SHARE = 0.005
-"""Of the sample, in a component of the mixture that counts."""
+"""Minimum share of the sample in a component of the mixture for it to count."""
 
 _MIN_MEMBERS = 20
-"""Masks per component of the mixture: with fewer it fits each mask on its own."""
+"""Minimum masks per component of the mixture, which otherwise fits single masks."""
 
 _LOWER = "give more images, or accept more masks with a lower --predicted-iou and --stability"
 
 
 def require_clustering() -> None:
-    """Raise a GeolabelError that names what is missing if clusters cannot be fitted here."""
+    """Check that clusters can be fitted here; raises a GeolabelError that names what is missing."""
     require("train", "sklearn", purpose="clustering")
 
 
@@ -56,14 +56,14 @@ def fit_clusters(
     Parameters
     ----------
     stream
-        Features (M, D) of one image after the other, M from 0; its argument is the number of the pass, so that the
-        order may differ from pass to pass.
+        Features (M, D) of one image after another, M from 0; the argument is the number of the pass, so that the order
+        may differ between passes.
     clusters
-        How many.
+        Number of clusters.
     passes
-        How often the stream is read to learn from; once more it is read to count.
+        Number of training passes; one more pass counts the masks.
     seed
-        Of scikit-learn's choices.
+        Seed for scikit-learn.
     normalised
         See `Clusters`.
 
@@ -75,7 +75,7 @@ def fit_clusters(
     Raises
     ------
     OptionError
-        If there are fewer masks than clusters, more clusters than a label map holds, or no pass.
+        If there are fewer masks than clusters, more clusters than a label map can hold, or no passes.
     GeolabelError
         If scikit-learn is not installed.
     """
@@ -89,7 +89,7 @@ def fit_clusters(
     seen = 0
     for number in range(passes):
         for batch in _batches(stream(number), max(BATCH, clusters)):
-            if not seen and len(batch) < clusters:  # the first batch has to hold a mask for every cluster
+            if not seen and len(batch) < clusters:  # the first batch needs at least one mask per cluster
                 raise OptionError(f"{clusters} clusters of {len(batch)} masks: ask for fewer, or {_LOWER}")
             seen += len(batch)
             kmeans.partial_fit(prepared(batch, normalised))
@@ -125,9 +125,9 @@ def _count(clusters: Clusters, parts: Iterable[Float32Array]) -> tuple[Int64Arra
 
 
 def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: bool = False) -> int:
-    """How many clusters features fall into: the components of a Dirichlet process mixture that hold some of them.
+    """Estimate the number of clusters: components of a Dirichlet process mixture with enough features.
 
-    Judged by a sample of up to `SAMPLE` masks that every mask has the same chance to be in.
+    Uses a uniform sample of up to `SAMPLE` masks.
 
     Raises
     ------
@@ -157,12 +157,12 @@ def predict_count(parts: Iterable[Float32Array], *, seed: int = 0, normalised: b
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a mixture that has not converged still has a number of parts
+        warnings.simplefilter("ignore")  # the number of components is usable before convergence
         members = np.bincount(model.fit_predict(reduced))
     count = int((members >= max(1, _MIN_SHARE * len(sample))).sum())
     if count == components:
         log.warning(
-            "%d clusters, as many as are looked for in %d masks: there may be more; give their number with --clusters",
+            "%d clusters, the maximum for %d masks: there may be more; give their number with --clusters",
             count,
             len(sample),
         )

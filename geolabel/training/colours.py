@@ -1,4 +1,4 @@
-"""Changes in colour: what sensors, seasons, weather and processing do to an image, and what marks no landslide."""
+"""Colour augmentation: sensors, seasons, weather and processing, and distractors without landslides."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image, ImageFilter
 from geolabel.types import Float64Array, UInt8Array, UInt16Array
 
 _MIN_REGION = 60
-"""Minimum size of a region that is repainted, pixels."""
+"""Minimum size in pixels of a region that is repainted."""
 
 _MAX_REPAINTED = 4
 """Maximum number of repainted regions of a sample."""
 
 
 def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0, haze: float = 0.2) -> UInt8Array:
-    """Change colours, contrast, sharpness and noise of (H, W, 3) as sensors, seasons, weather and processing do.
+    """Change colours, contrast, sharpness and noise of (H, W, 3) like sensors, seasons, weather and processing.
 
-    The strength scales how far colours go and how often blur, noise and compression come; haze is how often it is hazy.
+    The strength scales the change of colours and the probability of blur, noise and compression; haze is a probability.
     """
     image = Image.fromarray(rgb)
     if rng.random() < 0.7:
@@ -40,7 +40,7 @@ def recolour(rgb: UInt8Array, rng: Generator, strength: float = 1.0, haze: float
 
 
 def _mix(rng: Generator, spread: float) -> tuple[float, ...]:
-    """A colour matrix for Pillow, in rows of four, that keeps grey grey; one in twenty takes all colour away."""
+    """A colour matrix for Pillow, in rows of four, that keeps grey grey; one in twenty removes all colour."""
     matrix = np.eye(3) + rng.normal(0, spread, (3, 3)) if rng.random() < 0.95 else np.ones((3, 3))
     matrix /= matrix.sum(axis=1, keepdims=True)
     return tuple(np.pad(matrix, ((0, 0), (0, 1))).ravel().tolist())
@@ -52,7 +52,7 @@ def _tones(rng: Generator, strength: float, haze: float) -> list[int]:
     gamma, contrast, brightness = rng.normal(0, [0.25, 0.2, 0.06]) * strength
     middle = 0.5 + brightness + rng.normal(0, 0.03 * strength, 3)
     tones = [np.clip(level * np.exp(contrast) + m, 0, 1) ** np.exp(gamma) for m in middle]
-    if rng.random() < haze:  # the air's own light, blue or grey, over less of the ground's
+    if rng.random() < haze:  # path radiance, blue or grey, added to the attenuated light of the ground
         share, air = rng.uniform(0.1, 0.5), rng.uniform(0.4, 0.75) + np.array([-0.1, 0, 0.06]) * rng.random()
         tones = [(1 - share) * tone + share * light for tone, light in zip(tones, air, strict=True)]
     return [round(tone * 255) for tone in np.concatenate(tones).tolist()]
@@ -66,7 +66,7 @@ def jpeg(rgb: UInt8Array, quality: int) -> bytes:
 
 
 def coarsen(rgb: UInt8Array, rng: Generator) -> UInt8Array:
-    """Reduce (H, W, 3) 1.3 to 4 times and enlarge it again, as a coarse image is before a network sees it."""
+    """Reduce (H, W, 3) 1.3 to 4 times and enlarge it again, like a coarse image for a network."""
     height, width = rgb.shape[:2]
     factor = np.exp(rng.uniform(np.log(1.3), np.log(4.0)))
     small = (max(1, round(width / factor)), max(1, round(height / factor)))
@@ -75,9 +75,9 @@ def coarsen(rgb: UInt8Array, rng: Generator) -> UInt8Array:
 
 
 def tint(rgb: UInt8Array, like: UInt8Array, rng: Generator) -> UInt8Array:
-    """Move the colours of (H, W, 3) part of the way to those of a part of another image of about that size.
+    """Shift the colours of (H, W, 3) towards those of a part of another image of about that size.
 
-    Mean and covariance are moved by the linear map that moves them least. Source: Pitie and Kokaram (2007), "The linear
+    The linear map of minimum transport matches mean and covariance. Source: Pitie and Kokaram (2007), "The linear
     Monge-Kantorovitch linear colour mapping for example-based colour transfer".
     """
     side = min(len(rgb), *like.shape[:2])
@@ -85,7 +85,7 @@ def tint(rgb: UInt8Array, like: UInt8Array, rng: Generator) -> UInt8Array:
     own = rgb[::3, ::3].reshape(-1, 3).astype(float)
     other = like[top : top + side : 3, left : left + side : 3].reshape(-1, 3).astype(float)
     share = rng.uniform(0.3, 1)
-    # A little noise in all directions: grey images have none in two of them.
+    # A little noise in all directions: grey images have no variance in two of them.
     mine, theirs = (np.cov(colours.T) + 9 * np.eye(3) for colours in (own, other))
     root = _power(mine, 0.5)
     inverse = _power(mine, -0.5)
@@ -104,16 +104,16 @@ def _power(matrix: Float64Array, exponent: float) -> Float64Array:
 
 
 def repaint(rgb: UInt8Array, regions: UInt16Array, slides: UInt8Array, rng: Generator) -> UInt8Array:
-    """Give up to `_MAX_REPAINTED` regions of a sample another brightness, tone and contrast, with soft edges.
+    """Change brightness, tone and contrast of up to `_MAX_REPAINTED` regions of a sample, with soft edges.
 
-    Bare ground that is no landslide becomes brighter on average and landslides a little darker: that something is
-    bright says less about it than a network assumes.
+    Bare ground without landslide becomes brighter on average and landslides a little darker: networks overestimate the
+    importance of brightness.
 
     Parameters
     ----------
     rgb : (H, W, 3)
     regions : (H, W)
-        Numbered from 1; 0 where there is none.
+        Numbered from 1; 0 outside.
     slides : (H, W)
         1 on landslides.
     """

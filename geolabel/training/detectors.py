@@ -1,7 +1,7 @@
-"""Detectors: Mask R-CNN that learns from instances, of pseudo-labels or outlined by a person.
+"""Detectors: Mask R-CNN trained on instances, from pseudo-labels or outlined by a person.
 
-DiffuPrompter's evaluation (its section 3): a detector learns from pseudo-labels, is tuned further on a share of real
-masks, and its average precision on other real masks measures the pseudo-labels.
+DiffuPrompter's evaluation (its section 3): a detector is trained on pseudo-labels, fine-tuned on a share of real masks,
+and its average precision on other real masks measures the quality of the pseudo-labels.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ Objects = Examples[Outlined]
 """Images with their objects."""
 
 MAX_OBJECTS = 64
-"""Objects of a crop that are learned from; the largest where there are more."""
+"""Maximum objects of a crop in training; the largest are kept."""
 
 _MIN_PIXELS = 9
-"""Pixels that are left of an object in a crop for it to be learned from."""
+"""Minimum pixels of an object in a crop for training."""
 
 
 @dataclass(frozen=True)
 class DetectorRequest(TrainingRequest[Objects, DetectorPreset]):
-    """What a user asks of a training of a detector; figures are AP, AP50, AP75, APs, APm and APl.
+    """Request for a training of a detector; figures are AP, AP50, AP75, APs, APm and APl.
 
     See `geolabel.datasets.instances.read_instances` for the data.
     """
@@ -59,13 +59,13 @@ class DetectorRequest(TrainingRequest[Objects, DetectorPreset]):
 
     preset: Literal["cpu", "paper"] = "cpu"
     init: tuple[Share, str | Path] | None = None
-    """First weights: which share of the network, and the detector's file that they come from."""
+    """First weights: the share of the network, and the detector's file that they come from."""
     share: float = 1.0
-    """Part of the images that are learned from."""
+    """Share of the images used in training."""
 
     @property
     def numbers(self) -> DetectorPreset:
-        """The preset with what was asked for."""
+        """The preset with the requested changes."""
         return self.applied_to(DETECTORS[self.preset])
 
     def prepare(
@@ -124,7 +124,7 @@ def _opened(data: str | Path | Objects) -> Objects:
 
 
 class DetectorLosses(nn.Module):
-    """A detector as the fit loop calls it: tensors of one shape in, losses by name out."""
+    """A detector with the interface of the fit loop: tensors of fixed shape in, losses by name out."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -137,9 +137,9 @@ class DetectorLosses(nn.Module):
         ----------
         images : (B, 3, S, S) uint8
         ids : (B, S, S)
-            Number of the object of a pixel, from 1; 0 where there is none.
+            Number of the object of a pixel, from 1; 0 if none.
         class_ids : (B, K)
-            Of the objects; 0 where there are fewer.
+            Classes of the objects; padded with 0.
         """
         targets = [_target(*pair) for pair in zip(ids, class_ids, strict=True)]
         losses: dict[str, Tensor] = self.detector(list(images.float() / 255), targets)
@@ -162,7 +162,7 @@ def _target(ids: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _DetectorObjective:
-    """What the fit loop trains: a detector on crops, evaluated by its AP on whole images."""
+    """Training objective: a detector on crops, evaluated by its AP on whole images."""
 
     module: DetectorLosses
     learn: Objects
@@ -184,7 +184,7 @@ class _DetectorObjective:
         }
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """AP on the images that are kept to select by."""
+        """AP on the images held out for selection."""
         figures = evaluate(module.detector, self.select)  # type: ignore[arg-type]
         return {"score": float(np.nan_to_num(figures["AP"])), **figures}
 
@@ -192,11 +192,11 @@ class _DetectorObjective:
 def crop_objects(
     image: UInt8Array, objects: Instances, cropping: Cropping, rng: np.random.Generator
 ) -> tuple[UInt8Array, Int32Array, Int32Array]:
-    """Cut, turn and recolour part of an image; what is smaller than a crop is padded, and the padding holds no object.
+    """Crop, turn and recolour part of an image; small images are padded, without objects in the padding.
 
     Returns
     -------
-    image (S, S, 3), ids (S, S) from 1, classes (`MAX_OBJECTS`,) with 0 where there are fewer objects
+    image (S, S, 3), ids (S, S) from 1, classes (`MAX_OBJECTS`,) padded with 0
     """
     short = [(0, max(0, cropping.size - side)) for side in image.shape[:2]]
     padded = np.pad(image, (*short, (0, 0)), constant_values=127)
@@ -213,7 +213,7 @@ def crop_objects(
 
 
 def evaluate(detector: nn.Module, examples: Objects) -> dict[str, float]:
-    """Average precision of a detector on images, which it sees as a whole."""
+    """Average precision of a detector on whole images."""
     counted = AveragePrecision(len(examples.classes))
     for index in range(len(examples)):
         image, truth = examples[index]
@@ -222,7 +222,7 @@ def evaluate(detector: nn.Module, examples: Objects) -> dict[str, float]:
 
 
 def detect(detector: nn.Module, image: UInt8Array) -> ScoredMasks:
-    """Objects that a detector sees in an image (H, W, 3)."""
+    """Objects that a detector finds in an image (H, W, 3)."""
     device = next(detector.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 2, 0))).to(device).float() / 255
     was_training = detector.training

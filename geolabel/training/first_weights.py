@@ -1,7 +1,7 @@
-"""First weights of a network: those of another one, whole or in part, or a pretrained trunk.
+"""First weights of a network: those of another network, whole or in part, or a pretrained trunk.
 
 Source: ALPS, section "Experiments": the weights of the whole network, of its backbone or of its head are loaded before
-fine-tuning. The head is all that is not the backbone.
+fine-tuning. The head is everything that is not the backbone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def take_over(network: nn.Module, state: Mapping[str, Tensor], share: Share, *, 
 
     Returns
     -------
-    names of the tensors that were taken over
+    names of the loaded tensors
 
     Raises
     ------
@@ -81,14 +81,14 @@ def load_share(
     path: str | Path,
     kind: str = "student",
 ) -> dict[str, Any]:
-    """Load a share of the weights in the file of another network, and return what the new file says of it.
+    """Load a share of the weights in the file of another network, and return the record of it for the new file.
 
     Raises
     ------
     WeightsError
         If the file cannot be read, or holds another kind of network.
     OptionError
-        If that is of another architecture.
+        If its architecture differs.
     """
     state, info = load_checkpoint(path)
     if info.kind != kind:
@@ -97,16 +97,16 @@ def load_share(
         {key: value for key, value in of.items() if key != "classes"} for of in (info.architecture, architecture)
     )
     if theirs != ours:
-        raise OptionError(f"{path} holds {theirs}, and {ours} is to be trained: give the same --model and --preset")
+        raise OptionError(f"{path} holds {theirs}, but {ours} is to be trained: give the same --model and --preset")
     try:
         taken = take_over(network, state, share, same_classes=info.classes == classes)
     except ValueError as error:
-        raise WeightsError(f"{path} does not hold what it says ({error}): train it again") from error
+        raise WeightsError(f"{path} does not match its description ({error}): train it again") from error
     return {"init": {"share": share, "sha256": sha256(Path(path)), "tensors": len(taken)}}
 
 
 _WRN38_STAGES = {2: 3, 3: 3, 4: 6, 5: 3, 6: 1, 7: 1}
-"""Blocks of the stages b2 to b7 of the published WRN-38."""
+"""Number of blocks of the stages b2 to b7 of the published WRN-38."""
 
 _WRN38_PARTS = {
     "bn_branch2a": ("norm1", "norms.0"),
@@ -117,33 +117,33 @@ _WRN38_PARTS = {
     "conv_branch2b2": ("", "convs.2"),
     "conv_branch1": ("skip", "skip"),
 }
-"""Names of the layers of a block, and ours: in plain blocks, and in bottlenecks."""
+"""Published and own names of the layers of a block: in plain blocks, and in bottlenecks."""
 
 
 def published_files(backbone: str) -> str:
-    """Which files hold the ImageNet weights of a backbone, for a message."""
+    """Files that contain the ImageNet weights of a backbone, for a message."""
     if backbone == WRN38:
         return "the published state dict of ResNet-38d, ilsvrc-cls_rna-a1_cls1000_ep-0001 converted to PyTorch"
     return f"model.safetensors of timm/{backbone} on the Hugging Face hub, or torchvision's {backbone}-*.pth"
 
 
 def load_backbone(trunk: nn.Module, backbone: str, path: Path) -> None:
-    """Load ImageNet weights of a file into the trunk of a classifier, or the encoder of a student.
+    """Load ImageNet weights from a file into the trunk of a classifier, or the encoder of a student.
 
     Parameters
     ----------
     trunk
-        Of `geolabel.models.nets.classifier.Classifier`, or of a network of segmentation-models-pytorch.
+        That of `geolabel.models.nets.classifier.Classifier`, or of a network of segmentation-models-pytorch.
     backbone
-        Its name. Files of timm and of torchvision have the names of timm's layers, which it flattens in a trunk; those
-        of WRN-38 have the names of the code that published it.
+        Its name. Files of timm and torchvision use timm's layer names, which timm flattens in a trunk; files of WRN-38
+        use the names of the code that published it.
     path
-        Safetensors, or a PyTorch file of tensors alone. What the trunk has not, such as the classifier, is left out.
+        Safetensors, or a PyTorch file of tensors only. Tensors that the trunk does not have are ignored.
 
     Raises
     ------
     WeightsError
-        If the file cannot be read, or lacks a tensor of the trunk, or has it in another shape.
+        If the file cannot be read, or a tensor of the trunk is missing or has another shape.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in read_tensors(path).items()}
     given = _wrn38_names(state) if backbone == WRN38 else state
@@ -160,7 +160,7 @@ def load_backbone(trunk: nn.Module, backbone: str, path: Path) -> None:
 
 
 def _wrn38_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the published WRN-38, by our names; what has another name is left out."""
+    """The tensors of the published WRN-38, by our names; others are dropped."""
     first = 0
     blocks: dict[str, tuple[int, bool]] = {}
     for stage, count in _WRN38_STAGES.items():
@@ -179,14 +179,14 @@ def _wrn38_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_imagenet_trunk(network: nn.Module, variant: str) -> dict[str, Any]:
-    """Load the ImageNet weights that ship into a ResUNet on a trunk of EfficientNet-Lite; return what the file says."""
+    """Load the bundled ImageNet weights into a ResUNet with an EfficientNet-Lite trunk; return the file's record."""
     trunk = {f"down.{name}": tensor for name, tensor in load_trunk(variant).items()}
     _load_part(network, trunk)
     return {"init": {"share": "backbone", "weights": f"ImageNet, {variant}", "tensors": len(trunk)}}
 
 
 def load_bundled_trunk(network: nn.Module) -> dict[str, Any]:
-    """Load the trunk of the bundled localizer into a ResUNet on such a trunk; return what the new file says of it."""
+    """Load the trunk of the bundled localizer into a ResUNet with such a trunk; return the record for the new file."""
     path = registry.fetch(registry.lookup("bundled", "localizer")[0])
     state, _ = load_checkpoint(path)
     trunk = {name.replace("trunk.", "down.", 1): tensor for name, tensor in state.items() if name.startswith("trunk.")}
@@ -195,7 +195,7 @@ def load_bundled_trunk(network: nn.Module) -> dict[str, Any]:
 
 
 def _load_part(network: nn.Module, part: dict[str, Tensor]) -> None:
-    """Load some of a network's tensors, all of which it has to have."""
+    """Load some of a network's tensors; each must exist in the network."""
     unexpected = network.load_state_dict(part, strict=False).unexpected_keys
     if unexpected:
-        raise WeightsError(f"the network has no {unexpected[0]}: its trunk is another than that of the weights")
+        raise WeightsError(f"the network has no {unexpected[0]}: its trunk is not that of the weights")

@@ -1,4 +1,4 @@
-"""The fit loop of every training: schedules, an average of the weights, curves, and a state to resume from."""
+"""The fit loop of every training: schedules, weight averaging, curves, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from geolabel.outputs import replacing
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
-"""State that a stopped training resumes from: plain tensors and numbers, no class of this package."""
+"""State from which an interrupted training resumes: plain tensors and numbers."""
 
 LOSSES, SELECTION, EVENTS = "curves.csv", "selection.csv", "tensorboard"
 """Losses of every step, figures of every evaluation, and the folder of both for ``tensorboard --logdir``."""
 
 
 class Objective(Protocol):
-    """What is trained, on what, and how it is evaluated."""
+    """A training task: the module, its batches, and its evaluation."""
 
     @property
     def module(self) -> nn.Module:
@@ -41,65 +41,66 @@ class Objective(Protocol):
         ...
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Return the samples of one step, the same at every call: a resumed training sees what it would have seen."""
+        """Return the samples of a step, the same at every call, so that a resumed training sees the same samples."""
         ...
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Evaluate a module on data kept for selection; weights of the highest ``score`` are kept."""
+        """Evaluate a module on data held out for selection; weights with the highest ``score`` are kept."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast a training learns."""
+    """Length and learning rate of a training."""
 
     cycles: tuple[int, ...] = ()
-    """Steps of each cycle: the rate rises, falls, and rises again, half as high each time. Empty in presets, which do
-    not know how many images there are; see `lasting`."""
+    """Steps of each cycle: the rate rises, falls, and rises again to half the height. Empty in presets, where the
+    number of images is unknown; see `lasting`."""
     rate: float
-    """Highest learning rate of the first cycle."""
+    """Maximum learning rate of the first cycle."""
     fall: Literal["cosine", "poly", "step"] = "cosine"
-    """How the rate falls; see `rate_at`. ``cosine`` rises first, as high rates need on weights of another training."""
+    """How the rate falls; see `rate_at`. ``cosine`` has a warm-up, which high rates need on pretrained weights."""
     power: float = 0.9
     """Exponent of ``poly``."""
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     """Optimiser."""
     momentum: float = 0.9
-    """Of SGD. Released code of APSAM and of S2C passes its weight decay here, so 1e-4 and 5e-4 do as they do."""
+    """Momentum of SGD. Released code of APSAM and S2C passes its weight decay here; 1e-4 and 5e-4 reproduce that."""
     decay: float = 0.02
     """Weight decay."""
     evaluations: int = 6
-    """How often the averaged weights are evaluated, evenly over the training."""
+    """Number of evaluations of the averaged weights, evenly over the training."""
     warmup: float = 0.05
-    """Share of a cycle in which the rate of ``cosine`` rises."""
+    """Share of a cycle with a rising rate, for ``cosine``."""
     average: float = 0.998
-    """Decay of the moving average of the weights, once enough steps have passed."""
+    """Decay of the moving average of the weights, after enough steps."""
     trunk: float = 1.0
-    """Share of the rate at which the parameters of a ``trunk`` learn: a pretrained one has less to learn."""
+    """Factor of the learning rate for the parameters of a ``trunk``: a pretrained one needs less."""
     keeps_last: int = 0
-    """Instead of the weights that scored highest, keep the mean of those at so many last evaluations: right where the
-    selection says little. What a longer training gains on images like its own it loses elsewhere, and the mean has
-    both. Source: Izmailov et al. (2018), "Averaging Weights Leads to Wider Optima and Better Generalization"."""
+    """Keep the mean of the weights at this many last evaluations instead of those with the highest score, if the
+    selection is not informative. Longer training improves similar images at the expense of others, and the mean
+    balances both. Source: Izmailov et al. (2018), "Averaging Weights Leads to Wider Optima and Better
+    Generalization"."""
     minutes: float | None = None
-    """The schedule is compressed to end by then, resumed runs included. The weights then depend on the machine."""
+    """Time limit: the schedule is compressed to it, including resumed runs. The weights then depend on the machine."""
 
     def lasting(self, steps: int, minutes: float | None = None) -> Self:
-        """Return the schedule of a training of one cycle of so many steps, ended after `minutes` if given."""
+        """Return the schedule of a training with one cycle of that many steps, stopped after `minutes` if given."""
         return replace(self, cycles=(steps,), minutes=minutes)
 
     def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Make the optimiser of groups of parameters."""
+        """Create the optimiser for groups of parameters."""
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
         return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(groups, lr=self.rate)
 
     @property
     def steps(self) -> int:
-        """Steps of all cycles."""
+        """Total steps of all cycles."""
         return sum(self.cycles)
 
     def progress(self, step: int, seconds: float) -> float:
-        """Share of the training that is done, 0..1."""
+        """Completed share of the training, 0..1."""
         return min(1.0, max(step / self.steps, seconds / 60 / (self.minutes or math.inf)))
 
     def rate_at(self, progress: float) -> float:
@@ -165,20 +166,20 @@ def fit(
     precision: Precision = "fp32",
     resume: bool = False,
 ) -> dict[str, float]:
-    """Train ``objective.module`` and leave in it the averaged weights that scored highest.
+    """Train ``objective.module`` and leave in it the averaged weights with the highest score.
 
     Parameters
     ----------
     folder
-        Gets the files of `Curves`, and `STATE`.
+        Receives the files of `Curves`, and `STATE`.
     precision
-        Of the steps; weights are kept, averaged and judged in single precision.
+        Precision of the steps; weights are stored, averaged and evaluated in single precision.
     resume
-        Resume from `STATE` if it exists, as if the training had not been interrupted.
+        Resume from `STATE` if it exists, with the same result as without an interruption.
 
     Returns
     -------
-    figures of the weights kept, how many ``steps`` were taken and how many ``minutes`` they took
+    figures of the kept weights, number of ``steps`` and their ``minutes``
     """
     with products(precision):
         return _fit(objective, schedule, folder, device, precision, resume=resume)
@@ -234,7 +235,7 @@ def _start(module: nn.Module, schedule: Schedule, device: str, precision: Precis
 
 def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
     def group(*, trunk: bool, decayed: bool) -> dict[str, Any]:
-        # Norms and biases have no size to hold down.
+        # No weight decay for norms and biases.
         held = [p for n, p in module.named_parameters() if ("trunk." in n) == trunk and (p.ndim > 1) == decayed]
         share, decay = schedule.trunk if trunk else 1.0, schedule.decay if decayed else 0.0
         return {"params": held, "weight_decay": decay, "share": share, "lr": schedule.rate * share}
@@ -245,7 +246,7 @@ def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
 
 def _moving_average(decay: float) -> Any:
     def blend(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        # A plain mean of a tenth of the steps at first: the random start must not linger in a short training.
+        # A plain mean over the first tenth of the steps, so that random initial weights are forgotten quickly.
         weight = max(1 - decay, 1 / (1 + int(count) / 10))
         return average + (new - average) * weight
 
@@ -271,7 +272,7 @@ def _step(state: _State, batch: Mapping[str, Tensor], rate: float) -> dict[str, 
 
 
 def _evaluate(objective: Objective, state: _State, last: int | None) -> dict[str, float]:
-    """Figures of the averaged weights, kept as the best or, as number `last` of the last, from 1, in their mean."""
+    """Figures of the averaged weights, kept as the best, or as number `last` (from 1) of the last in their mean."""
     averaged = state.average.module
     averaged.eval()
     with torch.inference_mode():
@@ -286,7 +287,7 @@ def _evaluate(objective: Objective, state: _State, last: int | None) -> dict[str
 
 
 def _mean_weights(mean: dict[str, Tensor], new: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The mean of `count` weights, of those before and the new ones; numbers of steps are those of the new ones."""
+    """The running mean of `count` weights; step counters are those of the latest."""
     return {
         name: mean[name] + (tensor - mean[name]) / count if tensor.is_floating_point() else tensor
         for name, tensor in new.items()
@@ -302,9 +303,9 @@ class Curves:
     Parameters
     ----------
     folder
-        Gets `LOSSES`, `SELECTION` and, where the package tensorboard is installed, `EVENTS`.
+        Receives `LOSSES`, `SELECTION` and, if tensorboard is installed, `EVENTS`.
     after
-        Last step that is kept: rows of later steps, which an interrupted run wrote, are dropped and written again.
+        Last step that is kept: later rows of an interrupted run are dropped and written again.
     """
 
     def __init__(self, folder: Path, after: int) -> None:

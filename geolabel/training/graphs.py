@@ -1,7 +1,7 @@
-"""Graphs of networks for ONNX Runtime, written from the modules that torch runs.
+"""Export networks as ONNX graphs, from the PyTorch modules.
 
-What a graph computes follows from the architecture. Its weights are named and left out, so that it stays true whatever
-is trained, and `geolabel.models.on_onnx` puts those of the file beside it in.
+A graph depends on the architecture. Weights are named but omitted, so it stays valid for any training, and
+`geolabel.models.on_onnx` inserts those of the file beside it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from geolabel.outputs import replacing
 logger = logging.getLogger(__name__)
 
 ELSEWHERE = "weights"
-"""What a graph says of where its weights are; the safetensors file beside it may have any name."""
+"""Placeholder for the file of the weights in a graph; the safetensors file beside it may have any name."""
 
 _DynamicAxes = Mapping[str, Mapping[int, str] | None]
 
 
 class _ImageEncoder(nn.Module):
-    """The encoder of a Sam, its weights named as in the whole network."""
+    """The encoder of a Sam, with weights named as in the whole network."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class _ImageEncoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The prompt encoder and the mask decoder of a Sam, their weights named as in the whole network."""
+    """The prompt encoder and mask decoder of a Sam, with weights named as in the whole network."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _PromptDecoder(_Decoder):
 
 
 class _TokenDecoder(_Decoder):
-    """From the same to what masks are made of."""
+    """From the same inputs to those of the mask computation."""
 
     def forward(self, embedding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cells, weights and predicted IoU of `geolabel.models.nets.folded.decode_tokens`."""
@@ -105,25 +105,25 @@ class _MaskMaker(_Decoder):
 
 @dataclass(frozen=True)
 class _Part:
-    """What becomes a graph of its own."""
+    """A part that is exported as a separate graph."""
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     names: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: _DynamicAxes
-    """Of the inputs, those of any size, by name."""
+    """Dynamic axes of the inputs, by name."""
     multiple: int
     stride: int
 
 
 def write_graphs(weights: Path) -> tuple[Path, ...]:
-    """Write the graphs of a network beside the file of its weights; return their files.
+    """Write the graphs of a network beside its weights file; return their paths.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, or holds a network that has no graphs.
+        If the file is missing, damaged, or holds a network without graphs.
     """
     info = read_info(weights)
     files = every_graph_file(weights, info.kind)
@@ -143,7 +143,7 @@ def _parts(info: NetworkInfo) -> Iterator[_Part]:
     network = build(info.architecture).eval().requires_grad_(False)
     if info.kind == "localizer":
         multiple, stride = (int(cast("int", getattr(network, name))) for name in ("multiple", "stride"))
-        # No side is like another, or like the number of channels: the exporter takes equal sizes to be one.
+        # All sizes are distinct, since the exporter treats equal sizes as one.
         images = torch.zeros(2, 3, 3 * multiple, 4 * multiple)
         axes = {"images": {0: "batch", 2: "height", 3: "width"}}
         yield _Part(network, (images,), ("images",), ("maps",), axes, multiple, stride)
@@ -170,7 +170,7 @@ def _parts(info: NetworkInfo) -> Iterator[_Part]:
 
 def _without_weights(part: _Part) -> onnx.ModelProto:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch's exporter says of itself
+        warnings.simplefilter("ignore")  # warnings of torch's exporter
         program = torch.onnx.export(
             part.module,
             part.inputs,
@@ -185,7 +185,7 @@ def _without_weights(part: _Part) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     graph = model.graph
     weights = {name: list(tensor.shape) for name, tensor in part.module.state_dict().items()}
-    # While the graph is simplified a weight is an input: nothing then depends on its values.
+    # Weights are inputs during simplification, so nothing depends on their values.
     named = [tensor for tensor in graph.initializer if tensor.name in weights]
     others = [tensor for tensor in graph.initializer if tensor.name not in weights]
     graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in named)
@@ -208,7 +208,7 @@ def _replace(repeated: Any, values: Sequence[Any]) -> None:
 
 
 def _strip(graph: onnx.GraphProto) -> None:
-    # The traces of where in torch a node comes from are many times the graph.
+    # Stack traces of torch are many times larger than the graph.
     del graph.value_info[:]
     for described in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         described.ClearField("doc_string")

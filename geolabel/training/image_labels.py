@@ -1,7 +1,7 @@
-"""Image-level labels: the objective of a classifier alone, which S2C and CISM extend by their terms.
+"""Image-level labels: the objective of a plain classifier, which S2C and CISM extend.
 
-Each module holds the network and returns losses by name; each objective makes the batches of its module. What comes
-from a segmenter is handed in, so nothing here knows files.
+Each module holds the network and returns losses by name; each objective makes the batches of its module. Results of a
+segmenter are passed in, so nothing here reads files.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from geolabel.training.samples import Cropping, epoch_indices, generator, take_c
 from geolabel.types import Float32Array, Float64Array, Int32Array
 
 Segments = Callable[[int], Int32Array]
-"""(H, W) numbers of the segments of a chip, from 1, 0 where none is."""
+"""(H, W) numbers of the segments of a chip, from 1; 0 outside."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """What all methods need beside the chips."""
+    """Inputs of all methods besides the chips."""
 
     cropping: Cropping
     batch: int
-    """Crops of a step."""
+    """Crops per step."""
     mean: Sequence[float]
     std: Sequence[float]
     seed: int = 0
     judged: int = 128
-    """Maximum number of chips that weights are selected by."""
+    """Maximum number of chips for selection."""
     frozen_norm: bool = False
-    """Whether batch normalisation keeps its statistics, as released code of this family does."""
+    """Whether batch normalisation keeps its statistics, as in released code of these methods."""
 
     def epoch_steps(self, count: int) -> int:
         """Steps of an epoch over `count` chips."""
@@ -49,9 +49,9 @@ class Learning:
 
 
 class ChipLosses(nn.Module):
-    """A network and the loss of its image-level labels; the base of the others.
+    """A network and the loss of its image-level labels; base class of the other methods.
 
-    A loss that is not finite ends the training and names its chips.
+    A loss that is not finite ends the training with an error that names the chips.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], *, frozen_norm: bool = False) -> None:
@@ -61,7 +61,7 @@ class ChipLosses(nn.Module):
         self._frozen_norm = frozen_norm
 
     def forward(self, index: Tensor, **batch: Tensor) -> dict[str, Tensor]:
-        """Losses of the crops of the chips (N,) `index`.
+        """Losses of crops from the chips (N,) `index`.
 
         Raises
         ------
@@ -83,11 +83,11 @@ class ChipLosses(nn.Module):
 
     @property
     def localizer(self) -> Any:
-        """The network whose maps count: what is evaluated, and kept after the training."""
+        """The network to evaluate, and to keep after the training."""
         return self.network
 
     def logits(self, maps: Tensor) -> Tensor:
-        """Logits (N, C) of whole crops from raw maps (N, C, h, w), pooled as the network's are."""
+        """Logits (N, C) of whole crops from raw maps (N, C, h, w), with the network's pooling."""
         return class_logits(maps, self.network.bias, self.network.sharpness)
 
     def classification(self, maps: Tensor, labels: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class ChipLosses(nn.Module):
         return functional.binary_cross_entropy_with_logits(self.logits(maps), labels)
 
     def train(self, mode: bool = True) -> ChipLosses:
-        """Switch to training; frozen normalisation stays as it is."""
+        """Switch to training mode, except frozen normalisation."""
         super().train(mode)
         if mode and self._frozen_norm:
             for module in self.modules():
@@ -105,10 +105,10 @@ class ChipLosses(nn.Module):
 
 
 class ChipObjective:
-    """Batches of crops with the labels of their chips, and figures of held-out chips, evaluated whole.
+    """Batches of crops with the labels of their chips, and figures on whole held-out chips.
 
-    A crop is taken to show what its chip shows. That is wrong now and then for chips much larger than a crop, as in
-    all trainings of this kind.
+    A crop is assumed to show what its chip shows, which is sometimes wrong for chips much larger than a crop, as in all
+    trainings of this kind.
     """
 
     def __init__(self, losses: ChipLosses, learn: Chips, select: Chips, learning: Learning) -> None:
@@ -133,7 +133,7 @@ class ChipObjective:
         }
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Mean AUC and accuracy over the classes, of image-level labels; the AUC is what weights are selected by."""
+        """Mean AUC and accuracy of image-level labels over the classes; weights are selected by AUC."""
         assert isinstance(module, ChipLosses)
         window = self.learning.cropping.size
         chips, network = self._select, module.localizer
@@ -146,7 +146,7 @@ class ChipObjective:
 
 
 def _evenly(chips: Chips, count: int) -> Chips:
-    # Chips come sorted by class as often as not, and every class is to be judged.
+    # Chips are often sorted by class, and every class must be evaluated.
     order = np.argsort(~chips.labels.any(axis=1), kind="stable")
     at = np.unique(np.linspace(0, len(chips) - 1, min(count, len(chips))).astype(int))
     return ChipSubset(chips, np.sort(order[at]))
@@ -154,7 +154,7 @@ def _evenly(chips: Chips, count: int) -> Chips:
 
 @torch.inference_mode()
 def raw_maps(network: Activating, rgb: Any, learning: Learning) -> Float32Array:
-    """(C, h, w) raw maps of a whole chip (H, W, 3), at the middle of the zooms of the training."""
+    """(C, h, w) raw maps of a whole chip (H, W, 3), at the middle of the training's zooms."""
     pixels = to_tensor([rgb], learning.mean, learning.std).to(network.bias.device)
     zoom, multiple = learning.cropping.zoom, network.multiple
     sides = [max(1, round(n * zoom / multiple)) * multiple for n in rgb.shape[:2]]
@@ -164,7 +164,7 @@ def raw_maps(network: Activating, rgb: Any, learning: Learning) -> Float32Array:
 
 
 def probabilities(network: Activating, rgb: Any, window: int, learning: Learning) -> Float32Array:
-    """(C,) largest probability of each class in any window of the training's size."""
+    """(C,) maximum probability of each class in any window of the training's size."""
     maps = raw_maps(network, rgb, learning)
     bias = network.bias.detach().float().cpu().numpy()
     found = local_probability(maps, bias, max(1, window // network.stride), network.sharpness)
@@ -174,11 +174,11 @@ def probabilities(network: Activating, rgb: Any, window: int, learning: Learning
 
 @torch.no_grad()
 def fit_bias(network: Activating, chips: Chips, learning: Learning) -> None:
-    """Give every class the bias with which as many chips are expected to show it as do.
+    """Set the bias of every class so that the expected number of chips that show it is correct.
 
-    For weights that learned elsewhere: their bias may be right for windows full of a class, as is that of a gate. A
-    training would raise the whole map long before it has moved such a bias to where whole chips need it, and a map
-    that is positive everywhere has no contours. The map itself stays as it is.
+    For pretrained weights: their bias may suit windows filled by a class. Training would raise the whole map long
+    before it has moved such a bias to the value that whole chips need, and a map that is positive everywhere has no
+    contours. The map itself is unchanged.
     """
     some = _evenly(chips, learning.judged)
     without, answers = torch.zeros(network.head.out_channels), []
@@ -186,13 +186,13 @@ def fit_bias(network: Activating, chips: Chips, learning: Learning) -> None:
         maps = torch.from_numpy(raw_maps(network, some.rgb(k), learning))
         answers.append(class_logits(maps[None].double(), without, network.sharpness)[0].numpy())
     for c, (means, shows) in enumerate(zip(np.stack(answers).T, some.labels.T, strict=True)):
-        if shows.any() and not shows.all():  # a class that all chips of the sample show, or none, keeps its bias
+        if shows.any() and not shows.all():  # a class shown by all or none of the sample keeps its bias
             network.bias[c] = _bias_of(means, float(shows.mean()))
 
 
 def _bias_of(means: Float64Array, share: float) -> float:
-    # The expected share grows with the bias: it is below the wanted one where the largest logit alone gives that, and
-    # above it where the smallest does.
+    # The expected share grows with the bias: it is too small if the largest logit alone gives the wanted share, and too
+    # large if the smallest does.
     wanted = special.logit(share)
     ends = wanted - means.max(), wanted - means.min()
     bias: float = optimize.brentq(lambda bias: special.expit(means + bias).mean() - share, ends[0] - 1, ends[1] + 1)
@@ -200,14 +200,14 @@ def _bias_of(means: Float64Array, share: float) -> float:
 
 
 def activation_constant(network: Activating, chips: Chips, learning: Learning) -> float:
-    """Raw value that becomes activation 1 on scenes: the median peak of the classes that chips show.
+    """Raw value for activation 1 on scenes: the median peak of the classes that chips show.
 
-    No pixel is known, so this is no operating point; it makes a typical peak as high as a chip's own maximum is.
+    Without pixel labels there is no operating point; this scales a typical peak like the maximum of a chip.
 
     Raises
     ------
     TrainingError
-        If the median peak is not positive: the network has not learned enough.
+        If the median peak is not positive, as after too little training.
     """
     some = _evenly(chips, learning.judged)
     peaks = [
@@ -217,5 +217,5 @@ def activation_constant(network: Activating, chips: Chips, learning: Learning) -
     ]
     constant = float(np.median(peaks)) if peaks else 0.0
     if not constant > 0:
-        raise TrainingError(f"the map's median peak is {constant:.3g} where it should be positive: train for longer")
+        raise TrainingError(f"the map's median peak is {constant:.3g} but must be positive: train for longer")
     return constant

@@ -1,4 +1,4 @@
-"""Training of the bundled localizer by masks: labels of windows, the map held to the slide, land cover of cells."""
+"""Training of the bundled localizer with masks: labels of windows, a dense loss on the map, land cover of cells."""
 
 from __future__ import annotations
 
@@ -21,44 +21,45 @@ from geolabel.training.samples import Changes, Sampling, draw, generator, in_cel
 from geolabel.types import BoolArray, Float32Array, Float64Array, UInt8Array
 
 WINDOW = 128
-"""Side in pixels of the windows whose image-level label is learned. In larger ones a small slide drowns."""
+"""Side in pixels of the windows with image-level labels. In larger ones, small landslides have no effect."""
 
 LEAST = 0.02
-"""Share of a window that a slide must cover to label it."""
+"""Minimum share of a window covered by a landslide for a positive label."""
 
 GATE = 32
-"""Side in pixels of the windows that the gate looks at once it is trained. The logit of any window is a mean of the
-map, and that of a small one is not drowned by what lies around a slide."""
+"""Side in pixels of the gate's windows after training. The logit of a window is a mean of the map, and in a small
+window the surroundings of a landslide do not dilute it."""
 
 CENTRE = 4.0
-"""Raw value at the edge of a slide; ground without slides then lies near 0, slides near twice this."""
+"""Raw value at the edge of a landslide; other ground is then near 0, landslides near twice this."""
 
 SMALL = 2500
-"""Area in pixels under which a landslide weighs more than its pixels."""
+"""Area in pixels below which a landslide has extra weight."""
 
 MOST_WEIGHT = 3.0
 
 DROPPED = 0.1
-"""Share of the features that a step goes without, so that the map leans on no single one.
+"""Dropout rate of feature channels, so that the map does not rely on any single one.
 
 Source: Tompson et al. (2015), "Efficient Object Localization Using Convolutional Networks"."""
 
 STRENGTH = 0.6
-"""Of the changes in colour and sharpness. Slides differ from other bare ground by texture, which strong ones hide."""
+"""Strength of changes in colour and sharpness. Texture distinguishes landslides from other bare ground, and strong
+changes hide it."""
 
 OPERATING_POINT = 120
-"""Grey value at which eq. 2 of APSAM cuts the activation."""
+"""Grey-value threshold of eq. 2 of APSAM."""
 
 
 class LocalizerLosses(nn.Module):
     """The localizer and its losses.
 
-    The map serves two ends. Its mean over a window is the class logit: the gate. Its values are the evidence that
-    prompts are cut from. A classifier left alone puts its evidence on whatever comes with slides, such as the forest
-    around them, so a dense loss holds it to the slide. One gain lets the two differ in scale; `absorb_gain` ends that.
+    The map has two purposes. Its mean over a window is the class logit: the gate. Its values are the evidence for
+    prompts. A classifier alone responds to anything correlated with landslides, such as the forest around them, so a
+    dense loss ties the map to landslides. A gain lets the two differ in scale; `absorb_gain` removes it.
 
-    A head that is thrown away after training reads the land cover of every cell from the features: a quarry is told
-    from a slide sooner by one who has to name both.
+    An auxiliary head, dropped after training, predicts the land cover of every cell: naming both helps to distinguish a
+    quarry from a landslide.
     """
 
     def __init__(self, network: PyramidLocalizer) -> None:
@@ -77,9 +78,9 @@ class LocalizerLosses(nn.Module):
         slides : (N, 1, S, S)
             1 on landslides, else 0.
         classes : (N, S / stride, S / stride)
-            Land cover in the map's cells, `UNKNOWN` where it is only known to be no landslide.
+            Land cover in the map's cells, `UNKNOWN` for unknown cover other than landslides.
         weights : (N, 1, S / stride, S / stride)
-            Of the map's cells.
+            Weights of the map's cells.
         """
         features = functional.dropout2d(self.network.features(images), DROPPED, training=self.training)
         maps = self.network.head(features).float()
@@ -92,14 +93,14 @@ class LocalizerLosses(nn.Module):
         dense = functional.binary_cross_entropy_with_logits(
             logit, coverage, weight=weights, pos_weight=maps.new_tensor(2.0)
         )
-        # Over the whole batch: most samples of ground without a slide would have a Dice overlap of all or nothing.
+        # Over the whole batch: for most samples without a landslide, the Dice overlap would be 0 or 1.
         overlap = 0.5 * dice_loss(logit.flatten(0, 2), coverage.flatten(0, 2))
         gate = 0.3 * gate_loss(logits, share, LEAST)
         return {"dense": dense, "overlap": overlap, "gate": gate, "cover": 0.5 * cover}
 
     @torch.no_grad()
     def absorb_gain(self) -> float:
-        """Fold the gain into the head, so that the class logit is the mean of the map itself; return the gain."""
+        """Fold the gain into the head, so that the class logit is the mean of the map; return the gain."""
         gain = self.log_gain.exp().item()
         self.network.head.weight *= gain
         self.log_gain.zero_()
@@ -112,11 +113,11 @@ class LocalizerObjective:
     Parameters
     ----------
     changes
-        In the samples' colours.
+        Changes in the samples' colours.
     laid
-        Share of samples over which part of another is laid.
+        Share of samples that are partly covered by another one.
     judged
-        What it is judged and calibrated on; by default the selection.
+        Pictures for evaluation and calibration; by default those of the selection.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class LocalizerObjective:
         laid: float = 0.0,
         judged: Judged | None = None,
     ) -> None:
-        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        # Convolutions are fastest in channels-last layout; the first one converts its input.
         self.module = LocalizerLosses(network).to(memory_format=torch.channels_last)
         self._sampling, self._changes, self._laid = sampling, changes, laid
         self._judged = judged or Judged([sampling.selection])
@@ -148,7 +149,7 @@ class LocalizerObjective:
         return {"images": images, "slides": slides, "classes": classes, "weights": weights}
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Figures of `measure` on the selection; the score is the map's F1 and, for a third, the gate's AUC."""
+        """Result of `measure` on the selection; the score combines the map's F1 and, by a third, the gate's AUC."""
         assert isinstance(module, LocalizerLosses)
         asked = self._sampling
         found = measure(module.network, self._judged, asked.mean, asked.std, gain=module.log_gain.exp().item())
@@ -156,7 +157,7 @@ class LocalizerObjective:
 
 
 def weigh_slides(slides: UInt8Array, stride: int) -> Float32Array:
-    """Weights of the cells of a map: more on small landslides, of which a mean over pixels takes no notice.
+    """Weights of the cells of a map: higher on small landslides, which hardly affect a mean over pixels.
 
     Parameters
     ----------
@@ -166,7 +167,7 @@ def weigh_slides(slides: UInt8Array, stride: int) -> Float32Array:
     Returns
     -------
     (H / stride, W / stride)
-        1, on landslides of an area under `SMALL` px the square root of the ratio, at most `MOST_WEIGHT`.
+        1, or on landslides smaller than `SMALL` px the square root of the ratio, at most `MOST_WEIGHT`.
     """
     labels, _ = ndimage.label(slides)
     areas = np.bincount(labels.ravel()).astype(np.float32)
@@ -179,10 +180,10 @@ def weigh_slides(slides: UInt8Array, stride: int) -> Float32Array:
 
 @dataclass(frozen=True)
 class Judged:
-    """Sets of pictures that a localizer is judged and calibrated on, at the size at which extraction would see them."""
+    """Sets of pictures for evaluation and calibration of a localizer, at the resolution of extraction."""
 
     outlined: Sequence[Sequence[Picture]]
-    """With landslides: a set for each kind of image. Every set counts the same."""
+    """With landslides: a set for each kind of image, with equal weights."""
     without: Sequence[Sequence[Picture]] = ()
     """Without landslides."""
 
@@ -191,15 +192,15 @@ class Judged:
 def measure(
     network: PyramidLocalizer, judged: Judged, mean: Sequence[float], std: Sequence[float], *, gain: float = 1.0
 ) -> dict[str, float]:
-    """How well the map lies on the slides, and the gate tells windows with slides from windows without.
+    """Evaluate how well the map matches landslides, and the gate separates windows with and without them.
 
     Returns
     -------
-    ``map/f1`` at ``map/threshold``, the raw value at which the mean over the sets of `balanced_f1` is highest;
-    ``map/hit``, the share of windows of `WINDOW` pixels with slides in which the maximum is on one; ``gate/auc`` of
-    pictures by the highest class logit of their windows of `GATE` pixels, those with slides against those without;
-    ``gate/scale`` and ``gate/shift``, which make that logit a calibrated one where half of the pictures show a slide,
-    every set counting the same.
+    ``map/f1`` at ``map/threshold``, the raw value with the highest mean over the sets of `balanced_f1`; ``map/hit``,
+    the share of windows of `WINDOW` pixels with landslides whose maximum is on one; ``gate/auc`` of pictures, by the
+    highest class logit of their windows of `GATE` pixels, those with landslides against those without;
+    ``gate/scale`` and ``gate/shift``, which calibrate that logit for half of the pictures showing a landslide, with
+    equal weights of the sets.
     """
     network.eval()
     outlined = [_Cells.of(network, pictures, mean, std, gain) for pictures in judged.outlined]
@@ -223,18 +224,18 @@ def measure(
 
 @dataclass(frozen=True)
 class _Cells:
-    """What a localizer answers on the pictures of a set."""
+    """Outputs of a localizer on the pictures of a set."""
 
     values: Float64Array
     """(N,) raw values of all cells."""
     truth: BoolArray
-    """(N,) whether a slide covers half of the cell."""
+    """(N,) whether a landslide covers half of the cell."""
     peaks: Float64Array
-    """(P,) the highest class logit of the windows of `GATE` pixels of each picture."""
+    """(P,) highest class logit of the windows of `GATE` pixels of each picture."""
     shows: BoolArray
-    """(P,) whether the picture shows a slide."""
+    """(P,) whether the picture shows a landslide."""
     hits: BoolArray
-    """(V,) of the windows of `WINDOW` pixels with slides: whether the maximum lies on one."""
+    """(V,) for windows of `WINDOW` pixels with landslides: whether the maximum is on one."""
 
     @classmethod
     def of(
@@ -249,7 +250,7 @@ class _Cells:
         return cls(*(np.concatenate(layers) for layers in zip(*parts, strict=True)))
 
     def weights(self) -> Float64Array:
-        """(P,) of the pictures; those of the pictures with slides sum to 1, as do the others."""
+        """(P,) weights of the pictures; those with landslides sum to 1, as do the others."""
         counts = np.bincount(self.shows, minlength=2)
         weights: Float64Array = 1 / counts[self.shows.astype(int)]
         return weights
@@ -258,7 +259,7 @@ class _Cells:
 def _look(
     network: PyramidLocalizer, picture: Picture, mean: Sequence[float], std: Sequence[float], gain: float
 ) -> tuple[Float64Array, BoolArray, Float64Array, Float64Array, BoolArray]:
-    # The fields of `_Cells`, of one picture.
+    # The fields of `_Cells`, for one picture.
     cells, gate = WINDOW // network.stride, GATE // network.stride
     missing = [(0, -n % network.multiple) for n in picture.slides.shape]
     rgb = np.pad(picture.rgb, (*missing, (0, 0)), mode="edge")
@@ -283,17 +284,17 @@ def _look(
 
 
 PREVALENCE = 0.05
-"""Share of landslide in the scenes that a map is cut for. Sets of images of landslides hold many times more, and a cut
-chosen on them as they are takes much ground for landslides."""
+"""Assumed share of landslide in a scene. Sets of landslide images have many times more, and a threshold chosen on them
+would cause too many false alarms."""
 
 
 def best_threshold(
     outlined: Sequence[tuple[Float64Array, BoolArray]], without: Sequence[Float64Array] = ()
 ) -> tuple[float, float]:
-    """Positive value above which the mean F1 of several sets is highest, and that mean.
+    """Positive threshold with the highest mean F1 over several sets, and that mean.
 
-    The F1 of a set is that of a scene of which landslides cover `PREVALENCE`: recall is that of the set, and the share
-    of other ground that is taken is the mean of the set's own and that of the sets without landslides.
+    F1 is computed for a scene with a share `PREVALENCE` of landslides: recall is that of the set, and the false alarm
+    rate is the mean of the set's own and that of the sets without landslides.
 
     Parameters
     ----------
@@ -327,7 +328,7 @@ def best_threshold(
 
 
 def area_under_curve(values: Float64Array, truth: BoolArray) -> float:
-    """Area under the ROC curve of values (N,): how often a positive ranks above a negative, a tie being half of once.
+    """Area under the ROC curve of values (N,): how often a positive ranks above a negative, ties counting half.
 
     NaN without either.
     """
@@ -342,7 +343,7 @@ def area_under_curve(values: Float64Array, truth: BoolArray) -> float:
 def calibrate(logits: Float64Array, truth: BoolArray, weights: Float64Array | None = None) -> tuple[float, float]:
     """Scale and shift that make ``sigmoid(scale * logit + shift)`` of logits (N,) a probability; 1, 0 for one label.
 
-    Weights (N,) say what each counts for; by default all count the same.
+    Weights (N,) are equal by default.
 
     Source: Platt (1999), "Probabilistic Outputs for Support Vector Machines".
     """
@@ -352,7 +353,7 @@ def calibrate(logits: Float64Array, truth: BoolArray, weights: Float64Array | No
     share = np.full(len(logits), 1 / len(logits)) if weights is None else weights / weights.sum()
 
     def loss(parameters: Float64Array) -> tuple[float, Float64Array]:
-        scaled = np.exp(parameters[0]) * logits  # the logarithm of the scale is sought: it stays positive
+        scaled = np.exp(parameters[0]) * logits  # optimises the logarithm of the scale, which keeps it positive
         margin = scaled + parameters[1]
         excess = special.expit(margin) - truth
         value = (share * (np.logaddexp(0, margin) - margin * truth)).sum()

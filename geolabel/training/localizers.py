@@ -1,4 +1,4 @@
-"""Localizers: networks of class activation maps that learn from image-level labels, by three methods."""
+"""Localizers: networks of class activation maps trained on image-level labels, by three methods."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ _IMAGENET_PYRAMID: dict[str, Any] = {
     "strides": [8, 16],
     "sharpness": 1.0,
 }
-"""The network of ``--init imagenet``, on the trunk that ships. Image labels alone have to tell it where a class is:
-with a mean over the map, or a stride of 32, its map was further from the class (docs/experiments.md)."""
+"""The network of ``--init imagenet``, on the bundled trunk. With image labels only, a mean over the map or a stride of
+32 localises classes worse (docs/experiments.md)."""
 
 FILE = "localizer.safetensors"
 
 
 @dataclass(frozen=True)
 class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
-    """What a user asks of a training of a localizer on image-level labels; masks are never read.
+    """Request for a training of a localizer on image-level labels; masks are never read.
 
     See `geolabel.datasets.chips.read_chips` for the data.
     """
@@ -72,27 +72,27 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
     init: str = "imagenet"
     """``imagenet``, ``bundled``, a localizer's file, a network of timm whose weights are fetched, or ``none``."""
     init_weights: Path | None = None
-    """File of the ImageNet weights of a backbone whose weights do not ship; see `first_weights.load_backbone`."""
+    """File with the ImageNet weights of a backbone that is not bundled; see `first_weights.load_backbone`."""
     backbone: str | None = None
-    """Of a network with random first weights, or with those of `init_weights`; None for the preset's, or for the trunk
-    that ships with the preset ``cpu`` and `init` ``imagenet``."""
+    """Backbone for random first weights, or for those of `init_weights`; None for the preset's, or for the bundled
+    trunk with the preset ``cpu`` and `init` ``imagenet``."""
     segments: Path | None = None
-    """Folder of the segment maps of S2C, which trainings of the same chips may share; None for one in the output."""
+    """Folder of the segment maps of S2C, which trainings of the same chips can share; None for one in the output."""
 
     @property
     def numbers(self) -> LocalizerPreset:
-        """The preset with what was asked for."""
+        """The preset with the requested changes."""
         return self.applied_to(preset_of(self.method, self.preset))
 
     def _timed(self, numbers: LocalizerPreset) -> LocalizerPreset:
-        """The preset, its CPM not later in a shorter training than in one of its own length."""
+        """The preset, with CPM starting at the same share of a shorter training."""
         share = min(1.0, (self.epochs or numbers.epochs) / numbers.epochs)
         return replace(numbers, s2c=replace(numbers.s2c, prompted_from=numbers.s2c.prompted_from * share))
 
     def prepare(self, data: str | Path | Chips, numbers: LocalizerPreset, test: str | Path | Chips | None) -> Training:
         """Read and check the chips, and build the network with its first weights."""
         if test is not None:
-            raise OptionError("a localizer has no test: its labels say nothing of pixels; leave the test out")
+            raise OptionError("a localizer has no test, as its labels say nothing about pixels; omit the test")
         chips = read_chips(data) if isinstance(data, str | Path) else data
         check_learnable(chips)
         learn, select = _split(chips)
@@ -120,10 +120,10 @@ class LocalizerRequest(TrainingRequest[Chips, LocalizerPreset]):
                 return network
             try:
                 activation_constant(localizer.eval(), learn, learning)
-            except TrainingError as error:  # of a short training, which is not lost for it
+            except TrainingError as error:  # after a short training, which is still usable
                 log.warning("the second classifier has learned too little, the map of the first is kept: %s", error)
                 return network
-            fit_bias(localizer, learn, learning)  # its own is not that of whole chips
+            fit_bias(localizer, learn, learning)  # the trained bias does not suit whole chips
             return localizer
 
         def describe(localizer: Any, figures: Figures, _: Figures) -> NetworkInfo:
@@ -150,7 +150,7 @@ class _Teacher:
 
     networks: Networks
     folder: Path
-    """Keeps the segments of chips."""
+    """Store of the segments of chips."""
     progress: Progress
 
     @cached_property
@@ -159,7 +159,7 @@ class _Teacher:
         return self.networks.recipes("whole")[1]
 
     def segments(self, numbers: LocalizerPreset, learn: Chips) -> Segments:
-        """Segments of everything in every chip, which the first term learns from."""
+        """Segments of all objects in every chip, for the first term."""
         return segment_maps(
             learn,
             self.recipe,
@@ -171,7 +171,7 @@ class _Teacher:
         )
 
     def targets(self, numbers: LocalizerPreset, classes: tuple[str, ...]) -> Targets:
-        """Masks of the peaks of a map, which the second term learns from."""
+        """Masks of the peaks of a map, for the second term."""
         prompter = PeakPrompter(single=numbers.s2c.single_peak)
         tau = min(numbers.labeler_threshold, segmenter_defaults(self.networks.sam).confidence)
         terms = numbers.s2c
@@ -208,7 +208,7 @@ class _Supervision(NamedTuple):
 
     objective: Callable[[LocalizerPreset, nn.Module, Chips, Chips, Learning, _Teacher], ChipObjective]
     adds_classifier: bool = False
-    """Whether it puts a second classifier upon the network."""
+    """Whether it adds a second classifier to the network."""
 
 
 _METHODS: dict[Method, _Supervision] = {
@@ -216,7 +216,7 @@ _METHODS: dict[Method, _Supervision] = {
     "s2c": _Supervision(_of_s2c),
     "cism": _Supervision(_of_cism, adds_classifier=True),
 }
-"""By the name that ``--method`` takes."""
+"""Methods by their name in ``--method``."""
 
 
 def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
@@ -224,7 +224,7 @@ def _split(chips: Chips) -> tuple[ChipSubset, ChipSubset]:
     informative = [labels.any(axis=0) & ~labels.all(axis=0) for labels in (learn.labels, select.labels) if len(labels)]
     if len(informative) == 2 and all(of_class.all() for of_class in informative):
         return learn, select
-    log.warning("%d chips are too few to keep some aside: weights are selected by what they learn from", len(chips))
+    log.warning("%d chips are too few to hold some out: weights are selected on the training data", len(chips))
     everything = ChipSubset(chips, np.arange(len(chips)))
     return everything, everything
 
@@ -235,13 +235,13 @@ class _Start(NamedTuple):
     network: Any
     info: NetworkInfo
     numbers: LocalizerPreset
-    """Of its training."""
+    """Record of its training."""
     pretrained: bool
-    """Whether it knows the classes."""
+    """Whether it was trained on the classes."""
 
 
 def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:
-    """Build the network that is asked for, with its first weights."""
+    """Build the requested network with its first weights."""
     _check_together(request, numbers)
     if request.init == "imagenet" and _own_backbone(request, numbers) is None:
         return _shipped_trunk(request, numbers, chips)
@@ -251,12 +251,12 @@ def _start(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) ->
 
 
 def _own_backbone(request: LocalizerRequest, numbers: LocalizerPreset) -> str | None:
-    """The backbone that a name or a published preset asks for; None where the trunk that ships will do."""
+    """The backbone named by the request or a published preset; None for the bundled trunk."""
     return request.backbone or (numbers.backbone if request.preset != "cpu" else None)
 
 
 def _check_together(request: LocalizerRequest, numbers: LocalizerPreset) -> None:
-    """Refuse options that contradict each other.
+    """Refuse contradictory options.
 
     Raises
     ------
@@ -267,15 +267,13 @@ def _check_together(request: LocalizerRequest, numbers: LocalizerPreset) -> None
     known = init == "bundled" or Path(init).is_file()
     if request.init_weights is not None and init != "imagenet":
         raise OptionError(
-            f"--init-weights {request.init_weights} is for --init imagenet, and init is {init}: leave one of them out"
+            f"--init-weights {request.init_weights} is for --init imagenet, but init is {init}: omit one of them"
         )
     if request.backbone is not None and init not in ("none", "imagenet"):
-        raise OptionError(
-            f"backbone {request.backbone} is that of a network with init none or imagenet: init is {init}"
-        )
+        raise OptionError(f"backbone {request.backbone} needs init none or imagenet, but init is {init}")
     if init == "bundled" and request.preset != "cpu":
         raise OptionError(
-            f"--preset {request.preset} trains {numbers.backbone}, and --init bundled is another network: give --init "
+            f"--preset {request.preset} trains {numbers.backbone}, but --init bundled is another network: give --init "
             "imagenet --init-weights FILE, --init none, or --preset cpu"
         )
     if (
@@ -285,18 +283,18 @@ def _check_together(request: LocalizerRequest, numbers: LocalizerPreset) -> None
         and init.partition(".")[0] != backbone
     ):
         raise OptionError(
-            f"--preset {request.preset} trains {backbone}, and --init names {init}: give weights of {backbone}, or "
+            f"--preset {request.preset} trains {backbone}, but --init names {init}: give weights of {backbone}, or "
             "--preset cpu"
         )
     if init == "imagenet" and backbone is None and request.init_weights is not None:
         raise OptionError(
-            f"--init-weights {request.init_weights}: without a --backbone, --init imagenet begins with "
-            "EfficientNet-Lite0, whose weights ship; leave it out, or name its backbone"
+            f"--init-weights {request.init_weights}: without a --backbone, --init imagenet uses "
+            "EfficientNet-Lite0, whose weights are bundled; omit it, or name its backbone"
         )
     if init == "imagenet" and backbone is not None and request.init_weights is None:
         raise OptionError(
-            f"--init imagenet of {backbone}: its ImageNet weights do not ship, give their file with --init-weights "
-            f"({published_files(backbone)}); or begin with --init none"
+            f"--init imagenet of {backbone}: its ImageNet weights are not bundled, give their file with --init-weights "
+            f"({published_files(backbone)}); or use --init none"
         )
 
 
@@ -316,11 +314,11 @@ def _own_file(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips)
     if request.preset != "cpu" and info.architecture.get("backbone") != numbers.backbone:
         held = info.architecture.get("backbone") or info.architecture.get("name")
         raise OptionError(
-            f"--preset {request.preset} trains {numbers.backbone}, and {request.init} holds {held}: give --preset cpu"
+            f"--preset {request.preset} trains {numbers.backbone}, but {request.init} holds {held}: give --preset cpu"
         )
     if _METHODS[request.method].adds_classifier and info.architecture.get("projected"):
         raise OptionError(
-            f"{request.init} holds the second classifier of CISM, which no other can be put upon: begin with a file of "
+            f"{request.init} holds the second classifier of CISM, to which no other can be added: start from a file of "
             "--method cam"
         )
     network.requires_grad_(True)
@@ -337,7 +335,7 @@ def _own_file(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips)
 
 
 def _any_backbone(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> _Start:
-    """A backbone by name: with random weights, those of a file, or those that timm fetches."""
+    """A backbone by name: with random weights, those of a file, or those downloaded by timm."""
     if Path(request.init).suffix == ".safetensors":
         raise WeightsError(
             f"{request.init} does not exist: give a localizer's file, bundled, imagenet, none or a network of timm"
@@ -345,7 +343,7 @@ def _any_backbone(request: LocalizerRequest, numbers: LocalizerPreset, chips: Ch
     fetched = request.init not in ("none", "imagenet")
     if fetched and offline():
         raise WeightsError(
-            f"GEOLABEL_OFFLINE forbids to fetch {request.init}: give --init imagenet, bundled, none or a file"
+            f"GEOLABEL_OFFLINE forbids downloading {request.init}: give --init imagenet, bundled, none or a file"
         )
     backbone = request.init if fetched else request.backbone or numbers.backbone
     stride = 8 if backbone == WRN38 else numbers.output_stride
@@ -359,8 +357,8 @@ def _any_backbone(request: LocalizerRequest, numbers: LocalizerPreset, chips: Ch
         classifier = Classifier(**architecture, pretrained=fetched)
     except (ValueError, OSError) as error:
         raise WeightsError(
-            f"{backbone} cannot start a localizer ({in_words(error)}): give none, bundled, a file of geolabel, or a "
-            "convolutional network of timm"
+            f"{backbone} cannot initialise a localizer ({in_words(error)}): give none, bundled, a file of geolabel or "
+            "a convolutional network of timm"
         ) from error
     if request.init_weights is not None:
         load_backbone(classifier.trunk, backbone, request.init_weights)
@@ -372,7 +370,7 @@ def _any_backbone(request: LocalizerRequest, numbers: LocalizerPreset, chips: Ch
 
 
 def _known(request: LocalizerRequest, numbers: LocalizerPreset, chips: Chips) -> dict[str, Any]:
-    """What a localizer's description says before it is trained, whatever its first weights."""
+    """The part of a localizer's description that is known before training, whatever its first weights."""
     gsd = request.gsd or getattr(chips, "gsd", None)
     return {
         "kind": "localizer",

@@ -23,7 +23,7 @@ def window_logits(maps: Tensor, bias: Tensor, cells: int, step: int) -> Tensor:
 def gate_loss(logits: Tensor, share: Tensor, minimum: float) -> Tensor:
     """Binary cross-entropy of image-level labels, derived from the `share` of each window that the class covers.
 
-    A window with at least `minimum` of it shows the class, one without any does not; those between have no loss.
+    A window with at least `minimum` of it is positive, one without any negative; others have no loss.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def gate_loss(logits: Tensor, share: Tensor, minimum: float) -> Tensor:
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
     """Focal loss of each mask (..., h, w), its mean over the last two axes.
 
-    The target may lie between 0 and 1, as the coverage of a coarse cell does: the weight is the distance from it, which
-    for hard targets is that of Lin et al. (2017), "Focal Loss for Dense Object Detection", without their alpha.
+    The target may be between 0 and 1, like the coverage of a coarse cell: the weight is the distance from it, which for
+    binary targets is that of Lin et al. (2017), "Focal Loss for Dense Object Detection", without their alpha.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """One minus the Dice overlap of each mask (..., h, w), over the last two axes.
 
     Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is added to both sides, so that two
-    empty masks agree.
+    empty masks match.
     """
     probability = logits.sigmoid()
     both = (probability * target).sum(dim=(-2, -1))
@@ -63,7 +63,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def cover_loss(logits: Tensor, classes: Tensor, one: int, unknown: int) -> Tensor:
-    """Mean cross-entropy of land cover; where it is unknown, that of "anything but class `one`".
+    """Mean cross-entropy of land cover; for unknown cover, that of "anything but class `one`".
 
     Parameters
     ----------
@@ -73,14 +73,14 @@ def cover_loss(logits: Tensor, classes: Tensor, one: int, unknown: int) -> Tenso
     """
     open_ = classes == unknown
     each = functional.cross_entropy(logits, classes.masked_fill(open_, 0), reduction="none")
-    # -log(1 - p) of the one class: the log-odds of it against all others are its logit less their log-sum.
+    # -log(1 - p) of the one class: its log-odds against all others are its logit minus their log-sum-exp.
     others = torch.cat([logits[:, :one], logits[:, one + 1 :]], dim=1).logsumexp(dim=1)
     not_one = functional.softplus(logits[:, one] - others)
     return torch.where(open_, not_one, each).mean()
 
 
 def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """IoU of each mask (..., h, w), cut at a logit of 0, with its target, cut at 1/2; 0 where both are empty."""
+    """IoU of each mask (..., h, w), cut at a logit of 0, with its target, cut at 1/2; 0 if both are empty."""
     predicted, true = logits > 0, target >= 0.5
     both = (predicted & true).sum(dim=(-2, -1))
     either = (predicted | true).sum(dim=(-2, -1))
@@ -88,10 +88,10 @@ def mask_iou(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def best_candidate(losses: Tensor, rest: float) -> Tensor:
-    """Loss of a set of candidates: its lowest, and a share `rest` of the mean so that none is left untrained.
+    """Loss of a set of candidates: its minimum, plus a share `rest` of the mean so that all of them are trained.
 
-    Source: Kirillov et al. (2023), "Segment Anything", appendix A: only the lowest loss is backpropagated. A short
-    training cannot wait for every candidate to win.
+    Source: Kirillov et al. (2023), "Segment Anything", appendix A: only the minimum is backpropagated, which needs a
+    long training until every candidate has won.
 
     Parameters
     ----------

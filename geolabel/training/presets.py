@@ -1,4 +1,4 @@
-"""Presets of the trainings on chips: numbers of the papers, of their released code, and for a small machine."""
+"""Presets of trainings on chips: numbers of the papers, of their released code, and for a small machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Method = Literal["cam", "s2c", "cism"]
 PresetName = Literal["paper", "code", "cpu"]
 
 BUNDLED = "bundled"
-"""Student that begins with the trunk of the bundled localizer."""
+"""Student that starts with the trunk of the bundled localizer."""
 
 IMAGENET = "imagenet"
-"""Student that begins with a trunk pretrained on photographs."""
+"""Student that starts with a trunk pretrained on photographs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,12 @@ class TrainingPreset:
     """Numbers of any training on crops."""
 
     epochs: int
-    """How often every image is seen."""
+    """Number of epochs."""
     batch: int
-    """Crops of a step."""
+    """Crops per step."""
     cropping: Cropping
     schedule: Schedule
-    """Without the number of steps."""
+    """Schedule without the number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +40,32 @@ class LocalizerPreset(TrainingPreset):
     """Numbers of a training of a localizer."""
 
     backbone: str
-    """Of a network with random first weights."""
+    """Backbone for random first weights."""
     output_stride: int
     features: int | None
     """See `models.nets.classifier.Classifier`."""
     pretrained_rate: float | None = None
-    """Rate instead of the schedule's if the first weights know the classes; None for the same. Their map is right
-    already, and a fast training spreads it: what surrounds a slide predicts the label of a whole chip as well."""
+    """Learning rate for first weights that know the classes, instead of the schedule's; None for the same. Their map is
+    already good, and fast training blurs it: the surroundings of a landslide predict the label of a chip as well."""
     pretrained_spread: float | None = None
-    """How far from the zoom of their own training crops are reduced and enlarged for such weights; None for the usual
-    zooms. They know the classes at the size at which they saw them: at half of it, the bundled one is half as good."""
+    """Range of scaling around the zoom of such weights' own training; None for the usual zooms. They know the classes
+    at that zoom: at half of it, the bundled network is half as good."""
     shipped_rate: float | None = None
-    """Rate instead of the schedule's on the trunk that ships; None for the same. What is on it has all to learn."""
+    """Learning rate for the bundled trunk, instead of the schedule's; None for the same. The layers on top are new."""
     trunk_share: float = 1.0
-    """Share of that rate at which this trunk learns. Where it learned from image labels as fast as the rest, the
-    maximum of the map was beside the landslide in most chips: docs/experiments.md."""
+    """Factor of that rate for the trunk itself. If it learned from image labels at the full rate, the maximum of the
+    map was beside the landslide in most chips: docs/experiments.md."""
     s2c: S2cTerms
     cism: CismTerms
     points_per_side: int = 32
-    """Of the grid that S2C's segments come from."""
+    """Points per side of the grid for S2C's segments."""
     labeler_threshold: float = 0.5
     """The tau of S2C's eq. 11."""
     frozen_norm: bool = False
-    """Whether batch normalisation keeps pretrained statistics; of no use to random weights."""
+    """Whether batch normalisation keeps pretrained statistics; not for random weights."""
 
     def for_pretrained(self, zoom: float) -> Self:
-        """Return the numbers of a training whose first weights learned the classes at a zoom."""
+        """Return the numbers of a training whose first weights know the classes at a zoom."""
         schedule, cropping = self.schedule, self.cropping
         if self.pretrained_rate is not None:
             schedule = replace(schedule, rate=self.pretrained_rate)
@@ -74,10 +74,10 @@ class LocalizerPreset(TrainingPreset):
         return replace(self, schedule=schedule, cropping=cropping)
 
     def for_shipped_trunk(self) -> Self:
-        """Return the numbers of a training on the trunk that ships.
+        """Return the numbers of a training on the bundled trunk.
 
-        It keeps the last weights, as the papers do: labels are told from this trunk almost at once, while maps improve
-        to the end, so the highest AUC does not select the best map (docs/experiments.md).
+        The last weights are kept, as in the papers: image labels are predicted almost at once, while maps improve until
+        the end, so the highest AUC does not select the best map (docs/experiments.md).
         """
         rate = self.schedule.rate if self.shipped_rate is None else self.shipped_rate
         return replace(self, schedule=replace(self.schedule, rate=rate, trunk=self.trunk_share, keeps_last=1))
@@ -88,9 +88,9 @@ class StudentPreset(TrainingPreset):
     """Numbers of a training of a student."""
 
     architectures: Mapping[str, Mapping[str, Any]]
-    """By the name that ``--model`` takes: what `geolabel.models.nets.build` makes the network from, without classes."""
+    """Architectures by their name in ``--model``: input of `geolabel.models.nets.build`, without classes."""
     overlap: float = 0.0
-    """Weight of `geolabel.training.students.overlap_loss` beside the cross-entropy."""
+    """Weight of `geolabel.training.students.overlap_loss` relative to the cross-entropy."""
     shown: float = 0.0
     """Share of the crops of a step that show a class; see `geolabel.training.students.StudentObjective`."""
 
@@ -100,7 +100,7 @@ class DetectorPreset(TrainingPreset):
     """Numbers of a training of a detector."""
 
     architecture: Mapping[str, Any]
-    """What `geolabel.models.nets.build` makes it from, without classes."""
+    """Input of `geolabel.models.nets.build`, without classes."""
 
 
 # --- localizers ------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ _S2C, _CISM = S2cTerms(), CismTerms()
 _SGD = Schedule(kind="sgd", rate=0.1, average=0.0)
 _ADAMW = Schedule(kind="adamw", fall="poly", rate=5e-4, decay=0.02, average=0.99)
 
-# APSAM gives neither batch nor epochs nor crops: its tiles' size, and its released code's batch and epochs.
+# APSAM states neither batch size, epochs nor crops: these are its tile size, and its released code's batch and epochs.
 _CAM_PAPER = LocalizerPreset(
     backbone="resnet50",
     output_stride=16,
@@ -146,7 +146,7 @@ _CISM_PAPER = LocalizerPreset(
     cism=_CISM,
 )
 
-# Half the scale and 160 px: a crop shows 230 to 450 px of a chip, at a quarter of the cost.
+# Half the scale and 160 px: a crop covers 230 to 450 px of a chip, at a quarter of the cost.
 _CPU = LocalizerPreset(
     backbone="resnet18",
     output_stride=16,
@@ -191,12 +191,12 @@ describes; that network is not part of geolabel. CISM has no released code."""
 
 
 def preset_of(method: Method, name: PresetName) -> LocalizerPreset:
-    """Look up a preset.
+    """Return a preset by name.
 
     Raises
     ------
     OptionError
-        If the method has none of that name.
+        If the method has no such preset.
     """
     if (method, name) not in LOCALIZERS:
         known = ", ".join(preset for of, preset in LOCALIZERS if of == method)
@@ -216,8 +216,8 @@ LITE_STUDENT = {"name": "resunet", "trunk": "lite0"}
 
 
 STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
-    # APSAM's released code: no colours changed, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
-    # stands still; here it falls at a third and two thirds, so that a training's length is known.
+    # APSAM's released code: no colour changes, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
+    # stagnates; here it falls after one and two thirds, so that the length of a training is fixed.
     "paper": StudentPreset(
         architectures={
             "resunet": {"name": "resunet", "widths": [32, 64, 128, 256, 512]},
@@ -259,8 +259,8 @@ MODELS = tuple(STUDENTS["paper"].architectures)
 # --- detectors -------------------------------------------------------------------------------------------------------
 
 DETECTORS: dict[Literal["cpu", "paper"], DetectorPreset] = {
-    # The paper names Mask R-CNN and images of 512 px. Batch and epochs are those of the common schedule from random
-    # weights (He et al., 2019), the rate is AdamW's.
+    # The paper names Mask R-CNN and images of 512 px. Batch size and epochs are those of the common schedule from
+    # random weights (He et al., 2019), the rate is AdamW's.
     "paper": DetectorPreset(
         architecture={"backbone": "resnet50"},
         epochs=72,

@@ -33,10 +33,10 @@ from geolabel.training.samples import epoch_indices, generator, take_crop
 from geolabel.types import UInt8Array
 
 Targets = Callable[[Sequence[UInt8Array], Tensor, Tensor], Tensor]
-"""(N, H, W) label maps of images (H, W, 3), by their maps (N, C, h, w) of 0..1 and labels (N, C)."""
+"""(N, H, W) label maps of images (H, W, 3), from their maps (N, C, h, w) of 0..1 and labels (N, C)."""
 
 EPSILON = 1e-5
-"""Added to a maximum before it divides, as all code of this family does."""
+"""Added to a maximum before dividing by it, as in all code of these methods."""
 
 
 def prototypes(features: Tensor, segments: Tensor, count: int) -> Tensor:
@@ -47,35 +47,35 @@ def prototypes(features: Tensor, segments: Tensor, count: int) -> Tensor:
     features : (P, D)
         Of unit length.
     segments : (P,)
-        Number of each feature's segment, 0 to ``count - 1``, every one of them present.
+        Number of each feature's segment, 0 to ``count - 1``; all must occur.
     """
     sums = features.new_zeros((count, features.shape[1])).index_add(0, segments, features)
-    # the mean has the direction of the sum, and only the direction is left
+    # the mean has the direction of the sum, and is normalised anyway
     return functional.normalize(sums, dim=1)
 
 
 def segment_contrast(
     features: Tensor, segments: Tensor, temperature: float = 0.5, *, detach: bool = True, pixels: int | None = None
 ) -> Tensor:
-    """SSC (eq. 5 and 6): every covered pixel is to be nearer to its own segment's prototype than to the others'.
+    """SSC (eq. 5 and 6): every covered pixel should be nearer to its own segment's prototype than to the others'.
 
     Parameters
     ----------
     features : (N, D, h, w)
-        Enlarged to the segments' size, bilinearly.
+        Enlarged bilinearly to the size of the segments.
     segments : (N, H, W)
-        Number of the segment, any numbers from 1; 0 where none is.
+        Number of the segment, from 1; 0 outside.
     temperature
-        Divides the cosines. The released code multiplies by 1 instead, which is the same as 1 here.
+        Divides the cosines. The released code multiplies by 1 instead, which is the same for 1.
     detach
         Whether prototypes carry no gradient.
     pixels
-        About how many pixels of an image take part, evenly spread; None for all. A large image has more similarities
-        than memory.
+        Approximate number of pixels of an image that are used, evenly spread; None for all. The similarities of all
+        pixels of a large image do not fit in memory.
 
     Returns
     -------
-    mean over the covered pixels of each image, then over the images; 0 where nothing is covered
+    mean over the covered pixels of each image, then over the images; 0 if nothing is covered
     """
     enlarged = functional.interpolate(features, segments.shape[-2:], mode="bilinear", align_corners=False)
     step = 1 if pixels is None else max(1, round((segments[0].numel() / pixels) ** 0.5))
@@ -95,7 +95,7 @@ def segment_contrast(
 
 
 def normalised(maps: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Maps scaled to 0..1 by their own maximum, negative parts and classes that an image does not show set to 0.
+    """Maps scaled to 0..1 by their own maximum; negative values, and classes that an image does not show, become 0.
 
     Parameters
     ----------
@@ -108,28 +108,27 @@ def normalised(maps: Tensor, labels: Tensor | None = None) -> Tensor:
 
 
 def with_background(maps: Tensor) -> Tensor:
-    """(N, 1 + C, h, w): before the classes, a background that is what the strongest of them leaves (eq. 12)."""
+    """(N, 1 + C, h, w): a background channel before the classes, one minus the strongest of them (eq. 12)."""
     return torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
 
 
 def prompted_mask_loss(maps: Tensor, target: Tensor, shows: Tensor, *, background: bool = True) -> Tensor:
-    """CPM (eq. 13): cross-entropy of the maps, with a background channel, and what prompted masks say.
+    """CPM (eq. 13): cross-entropy of the maps, with a background channel, against prompted masks.
 
     Parameters
     ----------
     maps : (N, C, h, w)
-        0..1; enlarged to the target's size, bilinearly.
+        0..1; enlarged bilinearly to the target's size.
     target : (N, H, W)
         0 background, c + 1 the class c, 255 ignored.
     shows : (N,)
-        Which images show a class. The others have no map, and nothing to learn here.
+        Which images show a class. The others have no map and no loss.
     background
-        False compares each map with the mask of its class alone, by their absolute difference, as the paper's ablation
-        does.
+        False compares each map with the mask of its class only, by absolute difference, as in the paper's ablation.
 
     Returns
     -------
-    mean over the pixels of these images that are not ignored; 0 where there is none
+    mean over the pixels of these images that are not ignored; 0 if there are none
     """
     maps, target = maps[shows], target[shows]
     if not len(maps):
@@ -146,7 +145,7 @@ def prompted_mask_loss(maps: Tensor, target: Tensor, shows: Tensor, *, backgroun
 
 @dataclass(frozen=True)
 class S2cTerms:
-    """Which terms there are, and their numbers; the paper's."""
+    """Loss terms and their numbers; the paper's."""
 
     contrast: bool = True
     """SSC."""
@@ -154,12 +153,12 @@ class S2cTerms:
     """SSC on the class maps instead of the features, as in the paper's ablation."""
     temperature: float = 0.5
     pixels: int | None = None
-    """About how many pixels of a crop take part in SSC; None for all, as in the paper."""
+    """Approximate number of pixels of a crop used in SSC; None for all, as in the paper."""
     prompted: bool = True
     """CPM."""
     prompted_from: float = 1.0
-    """Epoch from which CPM counts: the maps of the first are not worth asking about. A training with fewer epochs than
-    its preset waits for the same share of them."""
+    """First epoch with CPM: earlier maps are too poor for prompts. A training with fewer epochs than its preset waits
+    for the same share of them."""
     background: bool = True
     """Whether CPM has a background."""
     single_peak: bool = False
@@ -168,15 +167,15 @@ class S2cTerms:
     by_logits: bool = False
     """See `prompters.PeakPrompter` and `labelers.ConfidenceLabeler`."""
     smallest: bool = True
-    """Whether the smallest segment of those that cover a pixel owns it; otherwise that of the highest predicted IoU, as
-    in the released code."""
+    """Whether a pixel belongs to the smallest segment that covers it; otherwise to that with the highest predicted IoU,
+    as in the released code."""
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    """Of the maps that are asked about."""
+    """Scales of the maps used for prompts."""
 
 
 @dataclass(frozen=True)
 class _Given:
-    """Activations that are known already, as a localizer."""
+    """Known activations as a localizer."""
 
     activations: list[Activation]
     classes: tuple[str, ...] = ()
@@ -189,7 +188,7 @@ class _Given:
 
 
 def prompted_targets(prompter: Prompter, segmenter: Segmenter, labeler: Labeler, classes: tuple[str, ...]) -> Targets:
-    """What a segmenter makes of the peaks of maps (eq. 7 to 11), as a function that trainings can copy."""
+    """Targets from a segmenter prompted by the peaks of maps (eq. 7 to 11), as a function that can be pickled."""
 
     def targets(images: Sequence[UInt8Array], maps: Tensor, labels: Tensor) -> Tensor:
         found = [np.zeros(image.shape[:2], np.uint8) for image in images]
@@ -223,7 +222,7 @@ class S2cLosses(ChipLosses):
             Normalised.
         labels : (N, C)
         pixels : (N, S, S, 3)
-            The same crops as a segmenter takes them.
+            The same crops for a segmenter.
         segments : (N, S, S)
             See `segment_contrast`.
         epoch : ()
@@ -241,11 +240,11 @@ class S2cLosses(ChipLosses):
                 normalised(maps, labels), target, labels.any(dim=1), background=terms.background
             )
         else:
-            losses["prompted"] = maps.sum() * 0  # the curves keep their columns
+            losses["prompted"] = maps.sum() * 0  # keeps the column in the curves
         return losses
 
     def _current(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Maps of the weights as they are, to be asked about."""
+        """Maps of the current weights, for prompts."""
         training = self.training
         self.eval()
         merged = normalised(merged_maps(self.network, images, self._terms.scales), labels)
@@ -254,7 +253,7 @@ class S2cLosses(ChipLosses):
 
 
 class S2cObjective(ChipObjective):
-    """Crops with the segments under them."""
+    """Crops with their segments."""
 
     def __init__(
         self, losses: S2cLosses, learn: Chips, select: Chips, learning: Learning, segments: Segments | None

@@ -1,10 +1,10 @@
 """Square samples: of pictures with outlines, for the bundled networks, and of chips of any size, for all others.
 
-Every draw takes a generator of its own, made from the seed and the step, so that a resumed training sees what an
-uninterrupted one would have seen.
+Every sample has its own random generator, derived from seed and step, so a resumed training sees the same samples as an
+uninterrupted one.
 
-The size of a chip tells what it shows wherever chips were cut around objects. So crops are taken at the chip's own
-scale, or at one drawn without looking at its size, and a chip smaller than a crop may be anywhere in it, its
+If chips were cut around objects, the size of a chip reveals what it shows. So crops are taken at the chip's own scale,
+or at a random one that does not depend on its size, and a chip smaller than a crop may be anywhere in it, with its
 surroundings mirrored.
 """
 
@@ -44,18 +44,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the samples of a training are drawn from, how many, and how they are normalised."""
+    """Source, number and normalisation of a training's samples."""
 
     pictures: Sequence[Picture]
-    """Trained on."""
+    """Pictures for training."""
     selection: Sequence[Picture]
-    """Weights are selected on these."""
+    """Pictures for selection."""
     size: int
-    """Pixels a side."""
+    """Side in pixels."""
     batch: int
-    """Samples of a step."""
+    """Samples per step."""
     mean: Sequence[float]
-    """Of red, green and blue, 0..255; as `std`."""
+    """Mean of red, green and blue, 0..255; likewise `std`."""
     std: Sequence[float]
     seed: int = 0
 
@@ -66,24 +66,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Changes:
-    """How far, and how often, the colours of samples change."""
+    """Strength and frequency of colour changes."""
 
     strength: float = 1.0
-    """Of what `colours.recolour` does."""
+    """Strength for `colours.recolour`."""
     haze: float = 0.2
-    """Share of samples that are hazy."""
+    """Share of samples with haze."""
     tinted: float = 0.0
     """Share of samples that get the colours of a part of another picture."""
     repainted: float = 0.0
-    """Share of samples of which a few regions get another brightness, contrast and tone."""
+    """Share of samples in which a few regions get another brightness, contrast and tone."""
     coarse: float = 0.0
-    """Share of samples that have lost detail, as an image has that was enlarged."""
+    """Share of samples that are blurred like an enlarged image."""
     looks: tuple[UInt8Array, ...] = ()
     """Images (H, W, 3) that samples get their colours from."""
 
 
 def generator(seed: int, *key: int) -> Generator:
-    """Random numbers that depend on the seed and on what they are for, not on what was drawn before."""
+    """Random generator that depends on the seed and its purpose, not on earlier random numbers."""
     return np.random.default_rng([seed, *key])
 
 
@@ -101,10 +101,10 @@ def draw(
     Parameters
     ----------
     whole
-        Probability that a sample near a landslide holds all of it, reduced beyond the picture's range of enlargements
-        if it has to be: as extraction shows a large one.
+        Probability that a sample near a landslide contains all of it, reduced beyond the picture's range of zooms if
+        necessary, as in extraction.
     changes
-        In colour and sharpness.
+        Changes in colour and sharpness.
     """
     weights = np.array([picture.weight for picture in pictures])
     picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
@@ -132,7 +132,7 @@ def _change(sample: Sample, rng: Generator, changes: Changes) -> UInt8Array:
 
 
 def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
-    """Lay a rectangle of the next sample over about a `share` of the samples, at its place in that one.
+    """Cover a random rectangle of about a `share` of the samples by the same rectangle of the next sample.
 
     A mosaic of scenes changes its light and colours along straight lines, and what lies between them is no landslide
     for that. Source: Yun et al. (2019), "CutMix".
@@ -167,7 +167,7 @@ def _centre(picture: Picture, rng: Generator, on_slide: float, reach: float) -> 
 
 def _inside(picture: Picture, centre: Float64Array, reach: float) -> Float64Array:
     """(2,) x and y of the centre, given as y and x, so moved that a sample does not look beyond its picture."""
-    # It does only where the picture is smaller than the sample.
+    # Only necessary if the picture is smaller than the sample.
     shape = np.array(picture.slides.shape)
     margin = np.minimum(reach, shape / 2)
     inside: Float64Array = np.clip(centre, margin, shape - margin)[::-1]
@@ -182,13 +182,13 @@ def _turn(rng: Generator) -> Float64Array:
 
 
 def _resample(picture: Picture, centre: Float64Array, matrix: Float64Array, size: int) -> Sample:
-    # Pixels of the sample, from its centre, times the matrix are pixels of the picture, from `centre`; x before y.
+    # The matrix maps pixels of the sample, from its centre, to pixels of the picture, from `centre`; x before y.
     half = np.abs(matrix).sum(axis=1) * size / 2 + 2
     low, high = np.floor(centre - half).astype(int), np.ceil(centre + half).astype(int)
     offset = centre - low - matrix @ np.full(2, size / 2)
     rgb, classes, regions = (_cut(layer, low, high) for layer in (picture.rgb, picture.classes, picture.regions))
     image = Image.fromarray(rgb)
-    # Pixels are averaged where a picture is made coarser, as a sensor would; Pillow's transform only picks.
+    # Pixels are averaged when a picture is reduced, as by a sensor; Pillow's transform only samples.
     shrink = max(1, int(np.sqrt(abs(np.linalg.det(matrix)))))
     image = image.reduce(shrink) if shrink > 1 else image
     return Sample(
@@ -204,7 +204,7 @@ def _warp(image: Image.Image, matrix: Float64Array, offset: Float64Array, size: 
 
 
 def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
-    # Reflected beyond the picture's frame: no straight black edges to learn.
+    # Reflected beyond the picture's frame, so there are no straight black edges to learn.
     (x0, y0), (x1, y1) = low, high
     if x0 >= 0 and y0 >= 0 and y1 <= layer.shape[0] and x1 <= layer.shape[1]:
         return np.ascontiguousarray(layer[y0:y1, x0:x1])
@@ -212,7 +212,7 @@ def _cut(layer: AnyArray, low: AnyArray, high: AnyArray) -> AnyArray:
 
 
 def in_cells(classes: UInt8Array, stride: int) -> UInt8Array:
-    """(H / stride, W / stride) classes at the middle of the cells of a map."""
+    """(H / stride, W / stride) classes at the centre of the cells of a map."""
     return classes[stride // 2 :: stride, stride // 2 :: stride]
 
 
@@ -228,11 +228,11 @@ class Cropping:
     """How crops are taken."""
 
     size: int
-    """Pixels a side."""
+    """Side in pixels."""
     zooms: tuple[float, float] = (1.0, 1.0)
     """Range of enlargements."""
     strength: float = 1.0
-    """Of the changes in colour and sharpness; 0 for none."""
+    """Strength of the changes in colour and sharpness; 0 for none."""
 
     @property
     def zoom(self) -> float:
@@ -247,7 +247,7 @@ class Crop:
     rgb: UInt8Array
     """(S, S, 3)"""
     layer: AnyArray | None
-    """(S, S) numbers that were cut with it."""
+    """(S, S) the layer of numbers, cropped with it."""
 
 
 def take_crop(
@@ -263,9 +263,9 @@ def take_crop(
     ----------
     rgb : (H, W, 3)
     layer : (H, W)
-        Numbers, uint8 or int32, that go through the same geometry without being mixed.
+        Numbers, uint8 or int32, that are transformed in the same way, by nearest neighbour.
     holding
-        Row and column of a pixel that the crop has to show, anywhere in it; None for any part of the chip.
+        Row and column of a pixel that must be anywhere in the crop; None for any part of the chip.
     """
     size = cropping.size
     zoom = np.exp(rng.uniform(*np.log(cropping.zooms)))
@@ -287,9 +287,9 @@ def take_crop(
 
 
 def _span(length: int, reach: int, rng: Generator, at: int | None = None) -> Int64Array:
-    """Indices of `reach` pixels along a side of `length`: anywhere inside, or anywhere around it, mirrored.
+    """Indices of `reach` pixels along a side of `length`: at a random position inside, or around it, mirrored.
 
-    With `at`, anywhere that includes this pixel.
+    With `at`, including this pixel.
     """
     spare = length - reach
     if spare < 0:
@@ -302,16 +302,16 @@ def _span(length: int, reach: int, rng: Generator, at: int | None = None) -> Int
 
 
 def _along(values: AnyArray, at: Int64Array, axis: int) -> AnyArray:
-    # most spans mirror nothing: their steps are all 1, and a slice costs nothing
+    # most spans mirror nothing: their steps are all 1, and a slice avoids a copy
     if at[-1] - at[0] == len(at) - 1:
         return values[(slice(None),) * axis + (slice(at[0], at[-1] + 1),)]
     return np.take(values, at, axis=axis)
 
 
 def epoch_indices(count: int, batch: int, step: int, seed: int) -> Int32Array:
-    """(batch,) which of `count` samples make up a step: all of them once in every epoch, in an order of its own.
+    """(batch,) which of `count` samples make up a step: all of them once per epoch, in random order.
 
-    The last batch of an epoch is filled up from its beginning.
+    The last batch of an epoch is filled from its start.
     """
     steps = -(-count // batch)
     epoch, at = divmod(step, steps)
@@ -320,9 +320,9 @@ def epoch_indices(count: int, batch: int, step: int, seed: int) -> Int32Array:
 
 
 def balanced_indices(shown: BoolArray, share: float, batch: int, step: int, seed: int) -> Int32Array:
-    """(batch,) as `epoch_indices`, but a `share` of every step is of those samples (N,) that show something.
+    """(batch,) like `epoch_indices`, but with a `share` of samples (N,) that show something in every step.
 
-    Either kind has epochs of its own. Where there is only one kind, they are those of `epoch_indices`.
+    Each kind has its own epochs. If there is only one kind, the result is that of `epoch_indices`.
     """
     kinds = np.flatnonzero(shown), np.flatnonzero(~shown)
     if not share or not all(map(len, kinds)):

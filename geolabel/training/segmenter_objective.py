@@ -1,4 +1,4 @@
-"""Training of the segmenter, as Segment Anything is trained: many objects per image, three candidates, the best counts.
+"""Training of the segmenter like Segment Anything: many objects per image, three candidates, minimum loss.
 
 Source: Kirillov et al. (2023), "Segment Anything", appendix A.
 """
@@ -28,32 +28,33 @@ from geolabel.types import BoolArray, Float64Array
 
 Kind = Literal["both", "box", "point"]
 KINDS: tuple[Kind, ...] = ("both", "both", "both", "box", "box", "point")
-"""What prompts a step consists of; extraction asks with box and point."""
+"""Kinds of prompts in a step; extraction uses box and point."""
 
 OBJECTS = 6
-"""Objects that are asked for per image."""
+"""Objects per image."""
 
 EXACT = 0.25
-"""Share of prompts that are an object's own box and centroid; half of the others on landslides are a localizer's."""
+"""Share of prompts that are an object's exact box and centroid; half of the others on landslides imitate a
+localizer."""
 
 WHOLE = 0.4
-"""Share of samples near a landslide that hold all of it: extraction reduces what is larger than the frame."""
+"""Share of samples near a landslide that contain all of it: extraction reduces images larger than the frame."""
 
 _MIN_OBJECT = 24
-"""Pixels of the smallest object that is asked for."""
+"""Minimum pixels of an object."""
 
 _CELL = 8
-"""Pixels per cell of the activation that is imitated."""
+"""Pixels per cell of the imitated activation."""
 
 _EIGHT = np.ones((3, 3), int)
-"""Neighbours that connect, as contour tracing connects them."""
+"""Connectivity, as in contour tracing."""
 
 
 class SegmenterLosses(nn.Module):
     """The segmenter and its losses.
 
-    Few objects are asked for per step, and each tells the encoder little. So a head that is thrown away after training
-    reads the land cover of every cell from the embedding: what two sides of an edge are is what puts a mask on it.
+    Each step has few objects, which tell the encoder little. So an auxiliary head, dropped after training, predicts the
+    land cover of every cell from the embedding: masks follow edges between different covers.
     """
 
     def __init__(self, sam: Sam) -> None:
@@ -78,7 +79,7 @@ class SegmenterLosses(nn.Module):
         Parameters
         ----------
         classes : (N, h, w)
-            Land cover in the decoder's cells, `UNKNOWN` where it is only known to be no landslide.
+            Land cover in the decoder's cells, `UNKNOWN` for unknown cover other than landslides.
         target : (K, h, w)
             Coverage of the decoder's cells by each object.
 
@@ -99,8 +100,8 @@ class SegmenterLosses(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits (K, 4, h, w) and predicted IoU (K, 4) of all four mask tokens, the single one first.
 
-        An image may be smaller than the encoder's: it then lies somewhere inside the frame that positions refer to.
-        Small ones show more of the data in the same time.
+        An image may be smaller than the encoder's: it is then placed somewhere inside the frame that positions refer
+        to. Small images cover more of the data in the same time.
 
         Parameters
         ----------
@@ -120,11 +121,11 @@ class SegmenterLosses(nn.Module):
     def decode(
         self, embeddings: Tensor, index: Tensor, origin: Tensor, points: Tensor | None, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Answer as `answer` does, from embeddings (N, D, S / 16, S / 16)."""
-        with exact(str(embeddings.device)):  # eight bits do not distinguish pixels
+        """Like `answer`, from embeddings (N, D, S / 16, S / 16)."""
+        with exact(str(embeddings.device)):  # eight bits cannot distinguish pixels
             sparse, dense, positions = self._ask(embeddings.shape[-1], origin, points, boxes)
-        # The decoder takes one image and adds the dense prompts to it: objects of many images share a call when their
-        # image comes as part of the prompt.
+        # The decoder takes one image and adds dense prompts to it: objects of many images can share a call if their
+        # image is passed as part of the prompt.
         logits, quality = self.sam.mask_decoder.predict_masks(
             image_embeddings=torch.zeros_like(embeddings[:1]),
             image_pe=positions,
@@ -136,7 +137,7 @@ class SegmenterLosses(nn.Module):
     def _ask(
         self, cells: int, origin: Tensor, points: Tensor | None, boxes: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Sparse and dense embeddings of prompts, and the positions of the cells of the images.
+        # Sparse and dense embeddings of prompts, and the positions of the image cells.
         encoder = self.sam.prompt_encoder
         shift = origin.float()
         asked_points = None
@@ -152,12 +153,12 @@ class SegmenterLosses(nn.Module):
 
 
 def mask_losses(logits: Tensor, quality: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Losses of the masks of K objects, of which the best of three candidates counts most, and of predicted IoU.
+    """Losses of the masks of K objects, mainly of the best of three candidates, and of predicted IoU.
 
     Parameters
     ----------
     logits : (K, 4, h, w)
-        Of all four mask tokens, the single one first.
+        Logits of all four mask tokens, the single one first.
     quality : (K, 4)
         Predicted IoU.
     target : (K, h, w)
@@ -181,11 +182,11 @@ class SegmenterObjective:
     Parameters
     ----------
     sampling
-        Its size and batch are those of most steps; every fourth step has fewer samples of twice the side.
+        Size and batch of most steps; every fourth step has fewer samples of twice the side.
     slides
         Share of objects that are landslides.
     judged
-        Samples that weights are selected on.
+        Samples for selection.
     """
 
     def __init__(self, sam: Sam, sampling: Sampling, *, slides: float = 0.7, judged: int = 24) -> None:
@@ -233,9 +234,9 @@ class SegmenterObjective:
                 return {"images": images, "index": index, "origin": origin} | _question(prompts, "both")
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Mean IoU with landslides: of the candidate that the network prefers (the score), the best, the single one.
+        """Mean IoU with landslides: of the candidate preferred by the network (the score), the best, and the single.
 
-        And ``logit/scale``, which makes the sigmoid of the preferred masks' logits a probability.
+        Also ``logit/scale``, which calibrates the sigmoid of the preferred masks' logits.
         """
         assert isinstance(module, SegmenterLosses)
         device = module.sam.device
@@ -250,7 +251,7 @@ class SegmenterObjective:
             best.append(iou[:, 1:].max(dim=1).values)
             single.append(iou[:, 0])
             error.append((quality.cpu() - iou).abs().mean(dim=1))
-            # On the right side of a mask's edge the margin is positive.
+            # The margin is positive on the correct side of a mask's edge.
             masks = logits[torch.arange(len(logits), device=device), 1 + preferred[:, 0]]
             margins.append((masks * (2 * (target >= 0.5) - 1)).flatten().cpu())
         means = [float(torch.cat(values).mean()) for values in (chosen, best, single, error)]
@@ -266,7 +267,7 @@ def _ask(mask: BoolArray, is_slide: bool, rng: Generator) -> Prompt:
 
 
 def logit_scale(margins: Float64Array) -> float:
-    """Scale of minimum cross-entropy for logits, given as margins (N,): negated where the truth is 0.
+    """Scale of minimum cross-entropy for logits, given as margins (N,): negated if the truth is 0.
 
     Source: temperature scaling, Guo et al. (2017), "On Calibration of Modern Neural Networks".
     """
@@ -279,7 +280,7 @@ def logit_scale(margins: Float64Array) -> float:
 
 @torch.no_grad()
 def settle(losses: SegmenterLosses, figures: dict[str, float]) -> None:
-    """Fold the scale into the decoder, so that scores are probabilities; masks keep their edge, at a logit of 0."""
+    """Fold the scale into the decoder, so that scores are probabilities; mask edges stay at a logit of 0."""
     for branch in losses.sam.mask_decoder.output_hypernetworks_mlps:
         branch.layers[-1].weight *= figures["logit/scale"]
         branch.layers[-1].bias *= figures["logit/scale"]
@@ -300,21 +301,21 @@ def _question(prompts: Sequence[Prompt], kind: Kind) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One object and the question it is the answer to."""
+    """An object and a prompt for it."""
 
     mask: BoolArray
     """(S, S)"""
     box: Float64Array
-    """(4,) x0, y0, x1, y1: the first and the last pixels, as SAM has boxes."""
+    """(4,) x0, y0, x1, y1: first and last pixels, SAM's convention for boxes."""
     point: Float64Array
     """(2,) x, y of a pixel."""
 
 
 def choose_objects(sample: Sample, count: int, slides: float, rng: Generator) -> list[tuple[BoolArray, bool]]:
-    """Up to `count` masks (S, S) of a sample, each with whether it is a landslide; about a share `slides` of them are.
+    """Up to `count` masks (S, S) of a sample, with whether each is a landslide; about a share `slides` of them are.
 
-    Landslides are connected components: what touches is one object, as extraction sees it. Other objects are regions of
-    land cover that fill no more than half of the sample.
+    Landslides are connected components, as in extraction. Other objects are regions of land cover that fill at most
+    half of the sample.
     """
     components, _ = ndimage.label(sample.slides, _EIGHT)
     own = _numbers(components, minimum=_MIN_OBJECT, maximum=components.size, rng=rng)
@@ -334,13 +335,13 @@ def _numbers(labels: np.ndarray, *, minimum: int, maximum: int, rng: Generator) 
 
 
 def exact_prompt(mask: BoolArray) -> Prompt:
-    """Box and centroid of an object (H, W); that of a crescent lies beside it, and the answer is still the crescent."""
+    """Box and centroid of an object (H, W); the centroid of a crescent is outside, and still means the crescent."""
     rows, cols = np.nonzero(mask)
     return Prompt(mask, _box(mask), np.array([cols.mean(), rows.mean()]))
 
 
 def sloppy_prompt(mask: BoolArray, rng: Generator) -> Prompt:
-    """A person's prompt: a box whose edges miss by about a tenth of its size, a click anywhere inside the object."""
+    """A person's prompt: a box with errors of about a tenth of its size, and a point anywhere inside the object."""
     box = _box(mask)
     sides = np.tile(box[2:] - box[:2] + 1, 2)
     box = box + rng.normal(0, 0.06, 4) * sides + rng.normal(0, 1.5, 4)
@@ -350,7 +351,7 @@ def sloppy_prompt(mask: BoolArray, rng: Generator) -> Prompt:
 
 
 def localizer_prompt(mask: BoolArray, rng: Generator, *, noise: float = 0.25) -> Prompt:
-    """The prompt of a coarse and uneven activation: box and centroid of its component with most of the object."""
+    """The prompt from a coarse and uneven activation: box and centroid of its component with most of the object."""
     size = len(mask)
     coverage = mask.reshape(size // _CELL, _CELL, size // _CELL, _CELL).mean(axis=(1, 3))
     nodes = rng.standard_normal((7, 7))

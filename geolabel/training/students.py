@@ -1,7 +1,7 @@
-"""Students: segmentation networks that learn from label maps, pseudo-labels or masks.
+"""Students: segmentation networks trained on label maps, pseudo-labels or masks.
 
-APSAM's last step (its section II-D), which S2C and CISM share. A student learns what most pseudo-labels say and forgets
-what a few say otherwise; ignored pixels have no loss.
+APSAM's last step (its section II-D), shared by S2C and CISM. A student learns what most pseudo-labels agree on and
+ignores outliers; ignored pixels have no loss.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FILE = "student.safetensors"
 
 @dataclass(frozen=True)
 class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
-    """What a user asks of a training of a student on label maps; where these are pseudo-labels, selection is by them.
+    """Request for a training of a student on label maps; pseudo-labels are also used for selection.
 
     See `geolabel.datasets.chips.read_painted` for the data.
     """
@@ -65,20 +65,20 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
     file = FILE
 
     model: str | None = None
-    """A name of the preset's architectures; None for a ResUNet on the trunk that saw ImageNet, or for that of the paper
-    with its preset."""
+    """One of the preset's architectures; None for a ResUNet on the ImageNet trunk, or for the paper's with its
+    preset."""
     preset: Literal["cpu", "paper"] = "cpu"
     steps: int | None = None
-    """Instead of epochs, however many images there are."""
+    """Number of steps, instead of epochs."""
     init: tuple[Share, str | Path] | None = None
-    """First weights: which share of the network, and the student's file that they come from."""
+    """First weights: the share of the network, and the student's file that they come from."""
     init_weights: str | Path | None = None
-    """ImageNet weights of the encoder of a network of segmentation-models-pytorch: ``imagenet`` to fetch the library's,
-    or a file of timm or torchvision."""
+    """ImageNet weights of the encoder of a network of segmentation-models-pytorch: ``imagenet`` to download the
+    library's, or a file of timm or torchvision."""
     share: float = 1.0
-    """Part of the images that are learned from."""
+    """Share of the images used in training."""
     plain: bool = False
-    """Cross-entropy of crops anywhere in all images alike, whatever the preset has besides."""
+    """Whether to use plain cross-entropy of random crops of all images, whatever else the preset has."""
 
     @property
     def architecture(self) -> str:
@@ -87,10 +87,10 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
 
     @property
     def numbers(self) -> StudentPreset:
-        """The preset with what was asked for."""
+        """The preset with the requested changes."""
         numbers = self.applied_to(STUDENTS[self.preset])
         if numbers.batch < 2:
-            raise OptionError("one crop a step: a network that normalises over its batch needs at least two")
+            raise OptionError("one crop a step: batch normalisation needs at least two")
         return replace(numbers, overlap=0.0, shown=0.0) if self.plain else numbers
 
     def prepare(
@@ -132,27 +132,27 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
         )
 
     def _network(self, architecture: dict[str, Any]) -> tuple[nn.Module, Norm]:
-        """The network, its encoder with ImageNet weights if asked for, and how images are normalised for it."""
+        """The network, with ImageNet weights in its encoder if requested, and the normalisation of its images."""
         if self.init_weights is None:
             return build(architecture), norm_of(architecture)
         if architecture["name"] != "smp" or self.init is not None:
             other = f"the model {self.architecture}" if self.init is None else f"--init {self.init[0]}"
             raise OptionError(
-                f"--init-weights {self.init_weights}: {other} has first weights of its own; leave it out, or choose a "
+                f"--init-weights {self.init_weights}: {other} has other first weights; omit it, or choose a "
                 "model of segmentation-models-pytorch, such as unet"
             )
         fetched = str(self.init_weights) == "imagenet"
         if fetched and offline():
             raise WeightsError(
-                f"GEOLABEL_OFFLINE forbids to fetch the ImageNet weights of {architecture['encoder']}: give their file"
+                f"GEOLABEL_OFFLINE forbids downloading ImageNet weights of {architecture['encoder']}: give their file"
             )
-        # what is written down says nothing of it, so that nobody fetches weights in order to load others
+        # not part of the stored description, so loading the network does not download weights
         try:
             network = build(architecture | {"pretrained": fetched})
         except OSError as error:
             raise WeightsError(
-                f"the ImageNet weights of {architecture['encoder']} could not be fetched ({in_words(error)}): connect "
-                "to the network, or give their file with --init-weights FILE"
+                f"the ImageNet weights of {architecture['encoder']} could not be downloaded ({in_words(error)}): "
+                "connect to the network, or give their file with --init-weights FILE"
             ) from error
         if not fetched:
             encoder = network.get_submodule("network.encoder")
@@ -172,7 +172,7 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
         if self.init is None:
             return begun
         taken = load_share(network, architecture, classes, *self.init)
-        # a head alone lies on the trunk of the model
+        # with only a head, the trunk is that of the model
         return {"init": taken["init"] | {"trunk": begun["init"]}} if begun and self.init[0] == "head" else taken
 
 
@@ -184,7 +184,7 @@ def _opened(data: str | Path | PaintedExamples) -> PaintedExamples:
 
 
 def _check_learnable(examples: PaintedExamples) -> None:
-    """Refuse label maps that nothing can be learned from."""
+    """Refuse label maps that cannot be learned from."""
     if not len(examples):
         raise ChipError("there are no images to learn from: give a folder of geolabel label, or of chips with masks")
     if len(examples.classes) < 2:
@@ -234,9 +234,9 @@ def segmentation_loss(logits: Tensor, values: Tensor) -> Tensor:
 def overlap_loss(logits: Tensor, values: Tensor) -> Tensor:
     """One minus the Dice overlap of every class but the first, over all known pixels of a step; their mean.
 
-    Cross-entropy weighs a pixel of a rare class as any other, so what covers a tenth of the ground is outlined too
-    small; an overlap weighs classes. Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is
-    added to both sides, so that a class that is nowhere and not found anywhere agrees.
+    Cross-entropy weighs pixels equally, so outlines of a class that covers a tenth of the ground become too small; an
+    overlap weighs classes equally. Source: Milletari et al. (2016), "V-Net", with the sum in the denominator; 1 is
+    added to both sides, so that a class that neither side has matches.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def overlap_loss(logits: Tensor, values: Tensor) -> Tensor:
         0 to K - 1, or `IGNORE`.
     """
     known = (values != IGNORE)[:, None]
-    precise = torch.promote_types(logits.dtype, torch.float32)  # sums over a step are too long for half precision
+    precise = torch.promote_types(logits.dtype, torch.float32)  # half precision is too coarse for sums over a step
     probability = logits.softmax(dim=1, dtype=precise) * known
     truth = functional.one_hot(values.masked_fill(values == IGNORE, 0), logits.shape[1]).movedim(-1, 1) * known
     both, total = (part.sum(dim=(0, 2, 3))[1:] for part in (probability * truth, probability + truth))
@@ -253,14 +253,14 @@ def overlap_loss(logits: Tensor, values: Tensor) -> Tensor:
 
 
 class StudentLosses(nn.Module):
-    """A network and its loss; one that is not finite ends the training and names its images.
+    """A network and its loss; a loss that is not finite ends the training with an error that names the images.
 
     Parameters
     ----------
     network
-        Makes logits of every pixel.
+        Computes logits of every pixel.
     names
-        Of the images.
+        Names of the images.
     overlap
         Weight of `overlap_loss`.
     """
@@ -291,13 +291,13 @@ class StudentLosses(nn.Module):
 
 
 class StudentObjective:
-    """Crops with their label maps, and the mean IoU of held-out images, evaluated whole.
+    """Crops with their label maps, and the mean IoU on whole held-out images.
 
     Parameters
     ----------
     shown
-        Share of the crops of a step that are of images which show a class, each around a pixel of it; 0 for crops of
-        all images alike, anywhere in them.
+        Share of the crops of a step from images that show a class, around one of its pixels; 0 for random crops of all
+        images.
     """
 
     def __init__(
@@ -328,7 +328,7 @@ class StudentObjective:
         }
 
     def _place(self, values: UInt8Array, rng: Generator) -> tuple[int, int] | None:
-        # landslides are small in large images: most crops anywhere would show none
+        # landslides are small in large images: most random crops would show none
         of_a_class = np.flatnonzero((values > 0) & (values != IGNORE)) if self._share else ()
         if not len(of_a_class):
             return None
@@ -336,7 +336,7 @@ class StudentObjective:
         return row, col
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Agreement with the label maps of held-out images, which may be pseudo-labels too; the score is mean IoU."""
+        """Agreement with the label maps of held-out images, possibly pseudo-labels too; the score is mean IoU."""
         assert isinstance(module, StudentLosses)
         figures = evaluate(module.network, self._select, self._learning)
         return {"score": figures["miou"], "accuracy": figures["overall_accuracy"]}
@@ -354,7 +354,7 @@ def evaluate(network: Any, examples: Examples[Painted], learning: Learning) -> d
 
 @torch.inference_mode()
 def probabilities(network: Any, rgb: UInt8Array, learning: Learning) -> Float32Array:
-    """(K, H, W) probability of every class in an image (H, W, 3), seen at the middle of the zooms of the training."""
+    """(K, H, W) probability of every class in an image (H, W, 3), at the middle of the training's zooms."""
     device = next(network.parameters()).device
     pixels = to_tensor([rgb], learning.mean, learning.std).to(device)
     return zoomed_probabilities(network, pixels, learning.cropping.zoom, learning.cropping.size)[0].cpu().numpy()

@@ -1,7 +1,7 @@
-"""The one training: from a set of chips to a file that extract runs.
+"""The common training: from a set of chips to a file for extract.
 
-What differs between localizers, students and detectors is in their requests: `TrainingRequest.prepare` turns data into
-a `Training`, which `train` runs in a folder, resumes after a stop, and writes.
+Localizers, students and detectors differ in their requests: `TrainingRequest.prepare` turns data into a `Training`,
+which `train` runs in a folder, resumes after an interruption, and writes.
 """
 
 from __future__ import annotations
@@ -38,53 +38,53 @@ Preset = TypeVar("Preset", bound=TrainingPreset)
 Figures = dict[str, float]
 
 _ANY_GSD = (0.01, 1000.0)
-"""Range of a network that learned from images of unknown gsd, metres per pixel."""
+"""Assumed range of metres per pixel for training images of unknown gsd."""
 
 _WRITERS = ("PytorchStreamWriter", "inline_container")
-"""Where torch's errors come from when a state does not fit on the disk: by the first or the last of its parts."""
+"""Start of torch's messages when a state does not fit on the disk, for its first or last part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, what it learns from, and how its file describes it."""
+    """What is trained, its data, and the description of its file."""
 
     network: Callable[[nn.Module], nn.Module]
-    """What is kept of the trained module of the objective."""
+    """Selects the part of the objective's trained module that is kept."""
     objective: Callable[[Path, Networks, Progress], Objective]
-    """Makes the objective, which may keep files in the folder of the training and ask a segmenter."""
+    """Creates the objective, which may store files in the folder of the training and use a segmenter."""
     schedule: Schedule
     inputs: Sequence[Path]
-    """Files and folders that are learned from."""
+    """Files and folders of training data."""
     describe: Callable[[nn.Module, Figures, Figures], NetworkInfo]
-    """Describes that, given its figures on the images kept for selection and on those of the test."""
+    """Makes the description, from figures on the images held out for selection and on those of the test."""
     test: Callable[[], Figures] | None = None
-    """Evaluates the trained network on data that it has not learned from."""
+    """Evaluates the trained network on data that was not used in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest(ABC, Generic[Data, Preset]):
-    """What a user asks of any training on crops; None leaves a number to the preset.
+    """Request for any training on crops; None uses the preset's number.
 
     Raises
     ------
     OptionError
-        If networks take no crops of that size.
+        If the crop size is not supported.
     """
 
     file: ClassVar[str]
     """Name of the weights in the folder of a training."""
 
     epochs: float | None = None
-    """How often every image is seen."""
+    """Number of epochs."""
     minutes: float | None = None
     """Wall clock limit; the weights then depend on the machine."""
     size: int | None = None
     """Side of the crops, pixels."""
     batch: int | None = None
-    """Crops of a step."""
+    """Crops per step."""
     seed: int = 0
     gsd: float | None = None
-    """Metres per pixel of images that carry none."""
+    """Metres per pixel of images without georeference."""
 
     def __post_init__(self) -> None:
         if self.size is not None and (self.size % 32 or self.size < 32):
@@ -92,18 +92,18 @@ class TrainingRequest(ABC, Generic[Data, Preset]):
             raise OptionError(f"crops of {self.size} px: networks take multiples of 32 px, such as {near}")
 
     def applied_to(self, preset: Preset) -> Preset:
-        """Return the preset with the crops that were asked for."""
+        """Return the preset with the requested crops."""
         cropping = replace(preset.cropping, size=self.size or preset.cropping.size)
         return replace(preset, cropping=cropping, batch=self.batch or preset.batch)
 
     def steps_of(self, preset: Preset, epoch: int) -> int:
-        """Steps of the training, where an epoch has so many."""
+        """Steps of the training, given those of an epoch."""
         return max(2, round((self.epochs or preset.epochs) * epoch))
 
     @property
     @abstractmethod
     def numbers(self) -> Preset:
-        """The preset with what was asked for."""
+        """The preset with the requested changes."""
 
     @abstractmethod
     def prepare(self, data: str | Path | Data, numbers: Preset, test: str | Path | Data | None) -> Training:
@@ -124,47 +124,47 @@ def train(
 ) -> Figures:
     """Train a localizer, a student or a detector, and write its file, curves and state to a folder.
 
-    One image in five, by its name, is kept to select the weights by.
+    One image in five, chosen by name, is held out for selection.
 
     Parameters
     ----------
     data
-        What to learn from: of a `LocalizerRequest` chips with image-level labels, see
-        `geolabel.datasets.chips.read_chips`; of a `StudentRequest` images with label maps, see
-        `geolabel.datasets.chips.read_painted`; of a `DetectorRequest` images with objects, see
+        Training data: for a `LocalizerRequest` chips with image-level labels, see
+        `geolabel.datasets.chips.read_chips`; for a `StudentRequest` images with label maps, see
+        `geolabel.datasets.chips.read_painted`; for a `DetectorRequest` images with objects, see
         `geolabel.datasets.instances.read_instances`. A path is read with these. Chips with image-level labels or label
         maps may be a `geolabel.datasets.geochips.GeoChips`.
     out
-        Folder that gets the weights, the curves, and the state that a stopped training resumes from.
+        Folder for the weights, the curves, and the state from which an interrupted training resumes.
     request
-        Which kind of network, and how it is trained.
+        Kind of network, and how to train it.
     test
-        Data of the same kind to report on besides the kept images; not for localizers.
+        Data of the same kind for a final evaluation besides the held-out images; not for localizers.
     networks
-        Where the training runs, and the segmenter that S2C learns from.
+        Device of the training, and the segmenter for S2C.
     preset
-        Numbers instead of those of the request.
+        Preset that replaces that of the request.
     overwrite
-        Whether an earlier training in `out` may be replaced; it stays until this one has ended.
+        Whether an earlier training in `out` may be replaced; it is kept until this one has ended.
     resume
-        Resume from the state that a stopped training saved in `out`.
+        Resume from the state of an interrupted training in `out`.
 
     Returns
     -------
-    figures of the weights kept; with a test, those on its data
+    figures of the kept weights; with a test, those on its data
 
     Raises
     ------
     ChipError
-        If the data cannot be read, has nothing to learn, or other classes than the test.
+        If the data cannot be read, has nothing to learn, or has other classes than the test.
     OptionError
         If the request contradicts itself or the first weights, a localizer is given a test, or the data has transforms.
     TrainingError
         If a loss is not finite.
     WeightsError
-        If the first weights cannot be read, are of another network, or the state in the folder is.
+        If the first weights cannot be read, or they or the state in the folder are of another network.
     OutputError
-        If the folder holds another training, or cannot be written to.
+        If the folder contains another training, or cannot be written to.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def train(
     >>> train("chips/", "trained/", LocalizerRequest(method="cam"))  # doctest: +SKIP
     """
     if getattr(data, "transforms", None) is not None:
-        raise OptionError("the data has transforms, and trainings change crops themselves: give it without transforms")
+        raise OptionError("the data has transforms, but trainings change crops themselves: give it without transforms")
     networks, out = Networks.of(networks), Path(out)
     numbers = preset or request.numbers
     training = request.prepare(data, numbers, test)
@@ -192,20 +192,20 @@ def train(
 def training_folder(
     out: Path, file: str, *, overwrite: bool, resume: bool, inputs: Iterable[str | Path] = ()
 ) -> Iterator[Path]:
-    """Yield the folder to train in: `out`, or one in it while an earlier training is kept until it is replaced.
+    """Yield the folder to train in: `out`, or a subfolder while an earlier training is kept until it is replaced.
 
     Parameters
     ----------
     file
         Name of the weights.
     inputs
-        What is learned from.
+        Training data.
 
     Raises
     ------
     OutputError
-        If the folder is an input, holds an earlier training and neither `overwrite` nor `resume` is given, holds
-        files of these names that geolabel did not make, or cannot be written to.
+        If the folder is an input, contains an earlier training and neither `overwrite` nor `resume` is given, contains
+        files of these names that geolabel did not write, or cannot be written to.
     """
     earlier = next((name for name in (file, STATE, LOSSES) if (out / name).exists()), None)
     if earlier is not None and not (overwrite or resume):
@@ -226,30 +226,30 @@ def training_folder(
 
 @contextmanager
 def saving_to(folder: Path) -> Iterator[None]:
-    """Translate what stops a training that saves its states to a folder.
+    """Translate errors of a training that saves its states to a folder.
 
     Raises
     ------
     OutputError
         If the disk is full, or cannot be written to.
     WeightsError
-        If the folder holds the state of another network.
+        If the folder contains the state of another network.
     """
     try:
         yield
     except OSError as error:
         raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
-    except RuntimeError as error:  # torch says so when a state does not fit on the disk, or to the network
+    except RuntimeError as error:  # raised by torch if a state does not fit on the disk, or in the network
         if any(writer in str(error) for writer in _WRITERS):
             raise OutputError(f"{folder} could not be written to ({error}): is the disk full?") from error
         if "state_dict" in str(error):
             raise WeightsError(
-                f"{folder} holds the state of another training: give another folder, or its own options to resume"
+                f"{folder} contains the state of another training: give another folder, or its own options to resume"
             ) from error
         raise
 
 
-# --- what requests share -----------------------------------------------------------------------------------------
+# --- helpers for requests --------------------------------------------------------------------------------------
 
 
 def sources_of(data: Any) -> Sequence[Path]:
@@ -258,44 +258,44 @@ def sources_of(data: Any) -> Sequence[Path]:
 
 
 def gsd_range(gsd: float | None, cropping: Cropping) -> tuple[float, float]:
-    """Range of gsd of a network that learned from images of some gsd, enlarged as `cropping` says."""
+    """Supported gsd range of a network trained on images of some gsd, enlarged according to `cropping`."""
     low, high = cropping.zooms
     return _ANY_GSD if gsd is None else (gsd / high, gsd / low)
 
 
 def share_of(names: Sequence[str], share: float) -> Int64Array:
-    """(K,) which images make up a share, ascending, by their names alone: a smaller share is part of a larger one.
+    """(K,) ascending indices of the images of a share, chosen by name: a smaller share is part of a larger one.
 
     Raises
     ------
     OptionError
-        If the share is none.
+        If the share is not above 0 and at most 1.
     ChipError
-        If it holds no image.
+        If it contains no image.
     """
     if not 0 < share <= 1:
         raise OptionError(f"share {share}: give one above 0, up to 1")
     places = [int(hashlib.sha256(name.encode()).hexdigest(), 16) / 2.0**256 for name in names]
     chosen = np.asarray([k for k, place in enumerate(places) if share == 1 or place < share], np.int64)
     if not len(chosen):
-        raise ChipError(f"a share of {share} of {len(names)} images holds none: give a larger one")
+        raise ChipError(f"a share of {share} of {len(names)} images contains none: give a larger one")
     return chosen
 
 
 def split(names: Sequence[str]) -> tuple[Int64Array, Int64Array]:
-    """(K,) which images to learn from, and (L,) which to select the weights by; see `geolabel.chips.is_held_out`.
+    """(K,) indices of training images, and (L,) of held-out ones; see `geolabel.chips.is_held_out`.
 
-    If too few to keep some aside, all of them serve both ends.
+    If there are too few to hold some out, all are used for both.
     """
     kept = np.fromiter(map(is_held_out, names), bool, len(names))
     if kept.any() and not kept.all():
         return np.flatnonzero(~kept), np.flatnonzero(kept)
-    log.warning("images: %d, too few to keep some aside: weights are selected by what they learn from", len(names))
+    log.warning("images: %d, too few to hold some out: weights are selected on the training data", len(names))
     return np.arange(len(names)), np.arange(len(names))
 
 
 def check_same_classes(learned: Sequence[str], tested: Sequence[str]) -> None:
-    """Refuse a test of other classes than those that are learned.
+    """Refuse a test with other classes than the training.
 
     Raises
     ------
@@ -303,4 +303,4 @@ def check_same_classes(learned: Sequence[str], tested: Sequence[str]) -> None:
         If they differ.
     """
     if tuple(tested) != tuple(learned):
-        raise ChipError(f"the test shows {', '.join(tested)}, the training {', '.join(learned)}: they have to agree")
+        raise ChipError(f"the test shows {', '.join(tested)}, the training {', '.join(learned)}: they must agree")
